@@ -1,0 +1,74 @@
+"""`leanconv COMMAND`: one dict from command to module; a module is loaded only when its command is called."""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from leanconv.errors import LeanconvError, UnknownName
+from leanconv.version import __version__
+
+# command -> its line in `leanconv --help`. The command is the function `command` of leanconv/cli/COMMAND.py.
+COMMANDS = {
+    "ops": "List the operators: paper, cost on a reference layer, options, what each replaces.",
+}
+
+_EPILOG = "Every command takes --json (the report for machines) and --debug (tracebacks). Exit 2: usage; 1: failure."
+
+
+def build(asked: str | None) -> typer.Typer:
+    """The command line with the asked command loaded and every other one a name with its line of help."""
+    app = typer.Typer(
+        help="Efficient convolutions that are measurably faster.", epilog=_EPILOG, no_args_is_help=True,
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    )  # fmt: skip
+    app.callback()(_root)
+    for name, line in COMMANDS.items():
+        function: Callable[..., Any] = _listed_only
+        if name == asked:
+            function = import_module(f"leanconv.cli.{name}").command
+        app.command(name, short_help=line, help=function.__doc__ or line, epilog=_EPILOG)(function)
+    return app
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def _listed_only() -> None:
+    """Stands in the list of commands; replaced by the command's own function when it is the one asked for."""
+
+
+def main() -> None:
+    """The entry point: one readable line for what a user can cause, a traceback only with `--debug`."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    try:
+        build(asked)(arguments, prog_name="leanconv")
+    except BrokenPipeError:  # `leanconv ops | head`: nobody reads any more, and that is no failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except LeanconvError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UnknownName) else 1)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error} (a fault of leanconv's; --debug shows where)", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,136 @@
+"""Operator: the methods that every efficient convolution has, with their defaults."""
+
+import copy
+import math
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.cost import Cost
+from leanconv.errors import UnsupportedConv
+from leanconv.registry import get, parse
+from leanconv.spec import ConvSpec, centred
+
+# What a field of a spec must be for an operator that does not list the field in `accepts`.
+_PLAIN: dict[str, Any] = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
+
+
+class Operator(nn.Module):
+    """An efficient convolution that stands where an `nn.Conv2d` stood: `N C H W -> N O P Q`, P and Q by Conv2d's formula.
+
+    A subclass takes `nn.Conv2d`'s arguments in its order and its own options keyword-only, calls `_check`, and says
+    what it `accepts` and what kinds of layers it `replaces`.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    accepts: ClassVar[frozenset[str]] = frozenset({"stride", "dilation"})
+    replaces: ClassVar[frozenset[str]] = frozenset({"dense"})
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+    groups: int
+    padding_mode: str
+
+    def _check(self, *arguments: Any, **options: Any) -> ConvSpec:
+        """Set Conv2d's size attributes and return them as a spec. Raises UnsupportedConv with what to type instead."""
+        spec = ConvSpec.of(*arguments)
+        if reason := type(self).why_not(spec, **options):
+            raise UnsupportedConv(f"{self.name}: {reason}")
+        self.in_channels, self.out_channels, self.kernel_size = spec.c, spec.o, spec.kernel
+        self.stride, self.padding, self.dilation = spec.stride, spec.padding, spec.dilation
+        self.groups, self.padding_mode = spec.groups, spec.padding_mode
+        return spec
+
+    def options(self) -> dict[str, Any]:
+        """The operator's own options, as given: what `registry.unparse` prints and `from_conv` takes."""
+        from leanconv.registry import options_of
+
+        return {key: getattr(self, key) for key in options_of(type(self)) if key not in ("device", "dtype")}
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, **options: Any) -> Self:
+        """A replacement of `conv`: its sizes, device, dtype and mode, with fresh weights (see `project_`).
+
+        Raises: UnsupportedConv where `why_not` gives a reason.
+        """
+        spec = ConvSpec.from_conv(conv)
+        new = cls(**spec.arguments(), **options, device=conv.weight.device, dtype=conv.weight.dtype)
+        return new.train(conv.training)
+
+    @torch.no_grad()
+    def project_(self, conv: nn.Conv2d) -> bool:
+        """Take over what a closed form can of a dense layer's weights (least squares); False where there is none."""
+        return False
+
+    def fold(self) -> nn.Module:
+        """The cheapest module with the same outputs in eval mode. Default: the operator itself."""
+        return self
+
+    @torch.no_grad()
+    def scale_output_(self, scale: Tensor, shift: Tensor) -> bool:
+        """Absorb `y -> y · scale + shift` (one number per output channel) into the weights; False where not exact."""
+        return False
+
+    def dense_weight(self) -> Tensor | None:
+        """The kernel `O C/G R S` of the dense convolution that a linear operator equals; None for the others."""
+        return None
+
+    @classmethod
+    def cost(cls, spec: ConvSpec, **options: Any) -> Cost:
+        """Exact MACs, parameters and bytes for one input; builds nothing."""
+        raise TypeError(f"{cls.__name__} does not say its cost")
+
+    @classmethod
+    def why_not(cls, spec: ConvSpec, **options: Any) -> str | None:
+        """Why the operator cannot stand for this convolution (with the value and what to type), or None if it can."""
+        for field, plain in _PLAIN.items():
+            value = getattr(spec, field)
+            if field not in cls.accepts and value != plain:
+                return f"{field}={value} is not supported; it needs {field}={plain!r}"
+        return None
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        return ", ".join([sizes, *(f"{key}={value!r}" for key, value in self.options().items())])
+
+
+def make(operator: str, *arguments: Any, **keywords: Any) -> nn.Module:
+    """Build a layer from an operator string and `nn.Conv2d`'s arguments: `make("hetconv(part=4)", 64, 128, 3, padding=1)`."""
+    name, options = parse(operator)
+    layer: nn.Module = get(name)(*arguments, **keywords, **options)
+    return layer
+
+
+def needs_odd_centred(spec: ConvSpec) -> str | None:
+    """The reason why a layer is refused by operators that pair a k×k kernel with a 1×1: odd kernel, centred padding."""
+    if spec.kernel[0] % 2 == 0 or spec.kernel[1] % 2 == 0:
+        return f"kernel_size={spec.kernel} is even; it needs an odd kernel_size"
+    if spec.padding != centred(spec.kernel, spec.dilation):
+        return f"padding={spec.padding} is not centred; type padding={centred(spec.kernel, spec.dilation)}"
+    return None
+
+
+def needs_stride_1_or_2(spec: ConvSpec) -> str | None:
+    """The reason why a layer is refused by operators that are defined for stride 1 and 2 only."""
+    return None if max(spec.stride) <= 2 else f"stride={spec.stride} is not supported; it needs stride 1 or 2"
+
+
+@torch.no_grad()
+def kaiming_fan_out_(*convs: nn.Conv2d) -> None:
+    """Kaiming-normal with the true fan-out (live connections per input: O/G·R·S) and zero biases; ReLU gain."""
+    for conv in convs:
+        fan_out = conv.out_channels // conv.groups * math.prod(conv.kernel_size)
+        conv.weight.normal_(0.0, math.sqrt(2.0 / fan_out))
+        if conv.bias is not None:
+            conv.bias.zero_()
+
+
+def deployed(module: nn.Module) -> Any:
+    """A copy in eval mode to fold in: folding never changes the module it starts from."""
+    return copy.deepcopy(module).eval()

@@ -1,0 +1,102 @@
+"""Depthwise separable convolution: one k×k filter per channel, then a 1×1.
+
+    t[n,c,p,q] = Σ_r Σ_s D[c,r,s] · x[n, c, p·stride + r·dilation - pad, q·stride + s·dilation - pad]
+    y[n,o,p,q] = Σ_c W[o,c] · t[n,c,p,q]
+
+MACs N·P·Q·(C·R·S + C·O), against N·P·Q·O·C·R·S: 1/O + 1/(R·S) of them.
+`block=True` is MobileNetV1's whole block, DW → BN → ReLU → PW → BN → ReLU.
+Source: Howard et al. 2017, arXiv:1704.04861, section 3.1.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.cost import Cost
+from leanconv.nn.base import Operator, deployed, kaiming_fan_out_
+from leanconv.ops.fold import fold_bn_, scale_conv_, then_pointwise, ungroup
+from leanconv.registry import register
+from leanconv.spec import ConvSpec
+
+
+@register("depthwise_separable")
+class DepthwiseSeparableConv2d(Operator):
+    """DW then PW, bare as a drop-in; the output bias (if any) is the 1×1's.
+
+    Args: `nn.Conv2d`'s; and
+        block: build the paper's whole block, with BatchNorm and ReLU after each of the two.
+    """
+
+    paper = "Howard et al. 2017, arXiv:1704.04861"
+    accepts = frozenset({"stride", "dilation", "padding_mode"})
+    replaces = frozenset({"dense"})
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
+        dtype: Any = None, *, block: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        spec = self._check(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+        )  # fmt: skip
+        self.block, factory = block, {"device": device, "dtype": dtype}
+        self.depthwise = nn.Conv2d(
+            spec.c, spec.c, spec.kernel, spec.stride, spec.padding, spec.dilation, spec.c, False, padding_mode, **factory
+        )  # fmt: skip
+        self.pointwise = nn.Conv2d(spec.c, spec.o, 1, bias=bias, **factory)
+        if block:
+            self.norm1, self.act1 = nn.BatchNorm2d(spec.c, **factory), nn.ReLU()
+            self.norm2, self.act2 = nn.BatchNorm2d(spec.o, **factory), nn.ReLU()
+        kaiming_fan_out_(self.depthwise, self.pointwise)
+
+    def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
+        x = self.depthwise(x)
+        if self.block:
+            x = self.act1(self.norm1(x))
+        x = self.pointwise(x)
+        return self.act2(self.norm2(x)) if self.block else x
+
+    @torch.no_grad()
+    def project_(self, conv: nn.Conv2d) -> bool:
+        """Per input channel the best rank-1 factors of its O×RS slice of the dense kernel (Eckart-Young)."""
+        if self.block:
+            return False
+        slices = conv.weight.double().permute(1, 0, 2, 3).flatten(2)  # O C R S -> C O (R S)
+        u, s, v = torch.linalg.svd(slices, full_matrices=False)
+        root = s[:, :1].sqrt()
+        self.depthwise.weight.copy_((v[:, 0] * root).view_as(self.depthwise.weight))
+        self.pointwise.weight.copy_((u[:, :, 0] * root).T[..., None, None])  # C O -> O C 1 1
+        if self.pointwise.bias is not None and conv.bias is not None:
+            self.pointwise.bias.copy_(conv.bias)
+        return True
+
+    def fold(self) -> nn.Module:
+        if not self.block:
+            return self
+        folded = deployed(self)
+        for conv, norm in ((folded.depthwise, "norm1"), (folded.pointwise, "norm2")):
+            fold_bn_(conv, getattr(folded, norm))
+            setattr(folded, norm, nn.Identity())
+        return folded
+
+    @torch.no_grad()
+    def scale_output_(self, scale: Tensor, shift: Tensor) -> bool:
+        if self.block:  # a ReLU stands last
+            return False
+        scale_conv_(self.pointwise, scale, shift)
+        return True
+
+    def dense_weight(self) -> Tensor | None:  # O C R S
+        if self.block:
+            return None
+        return then_pointwise(ungroup(self.depthwise.weight, self.in_channels), self.pointwise.weight)
+
+    @classmethod
+    def cost(cls, spec: ConvSpec, *, block: bool = False) -> Cost:
+        weights = spec.c * spec.kernel[0] * spec.kernel[1] + spec.c * spec.o
+        return Cost.of(
+            spec, macs=spec.n * spec.p * spec.q * weights, params=weights + spec.o * spec.bias,
+            norm_params=2 * (spec.c + spec.o) * block,
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The primitives that operators are made of, each with a readable reference."""

@@ -1,0 +1,61 @@
+"""Kernel algebra, written once: convolutions that become fewer convolutions, exactly."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def bn_scale_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """BatchNorm with its running statistics as `y · scale + shift`, one number per channel, in float64.
+
+    Raises: ValueError if the layer keeps no running statistics.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("this BatchNorm keeps no running statistics (track_running_stats=False): it cannot be folded")
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    gamma = torch.ones_like(var) if norm.weight is None else norm.weight.detach().double()
+    beta = torch.zeros_like(var) if norm.bias is None else norm.bias.detach().double()
+    scale = gamma / torch.sqrt(var + norm.eps)
+    return scale, beta - mean * scale
+
+
+@torch.no_grad()
+def scale_conv_(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+    """Absorb `y · scale + shift` into a convolution, in place; a bias is made where there was none (lemma L1)."""
+    weight = conv.weight
+    old = 0.0 if conv.bias is None else conv.bias.double()
+    bias = (old * scale.double() + shift.double()).to(weight)
+    weight.copy_((weight.double() * scale.double().view(-1, 1, 1, 1)).to(weight))
+    if conv.bias is None:
+        conv.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
+    else:
+        conv.bias.copy_(bias)
+
+
+def fold_bn_(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Absorb the BatchNorm that follows `conv`, in eval mode, in place (lemma L1)."""
+    scale_conv_(conv, *bn_scale_shift(norm))
+
+
+def pad_taps(weight: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """Embed a smaller odd kernel in the middle of a larger one: `O C R S -> O C R' S'` (lemma L6)."""
+    dr, ds = kernel[0] - weight.shape[-2], kernel[1] - weight.shape[-1]
+    if min(dr, ds) < 0 or dr % 2 or ds % 2:
+        raise ValueError(f"a {tuple(weight.shape[-2:])} kernel has no middle place in {kernel}")
+    return F.pad(weight, (ds // 2, ds // 2, dr // 2, dr // 2))
+
+
+def ungroup(weight: Tensor, groups: int) -> Tensor:
+    """A grouped kernel as the dense one with zero blocks: `O C/G R S -> O C R S`."""
+    if groups == 1:
+        return weight
+    o, cg, r, s = weight.shape
+    dense = weight.new_zeros(groups, o // groups, groups, cg, r, s)
+    index = torch.arange(groups, device=weight.device)
+    dense[index, :, index] = weight.view(groups, o // groups, cg, r, s)  # G O/G C/G R S
+    return dense.reshape(o, groups * cg, r, s)
+
+
+def then_pointwise(kernel: Tensor, pointwise: Tensor) -> Tensor:
+    """A dense kernel followed by a 1×1: `M C R S`, `O M 1 1 -> O C R S` (lemma L2)."""
+    return torch.einsum("om,mcrs->ocrs", pointwise[..., 0, 0], kernel)

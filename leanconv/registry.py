@@ -1,0 +1,88 @@
+"""The registered operators, and the one syntax that names them with their options: `hetconv(part=4)`."""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from leanconv.errors import BadInput, UnknownName
+
+_OPERATORS: dict[str, type] = {}
+T = TypeVar("T", bound=type)
+
+
+def register(name: str) -> Callable[[T], T]:
+    """Class decorator: makes the operator known as `name`, on the command line and in `plan`."""
+
+    def add(cls: T) -> T:
+        if name in _OPERATORS:
+            raise ValueError(f"operator {name!r} is registered twice: {_OPERATORS[name]} and {cls}")
+        cls.name = name  # type: ignore[attr-defined]
+        _OPERATORS[name] = cls
+        return cls
+
+    return add
+
+
+def names() -> list[str]:
+    """The registry names of all operators, in the order they were registered."""
+    return list(_OPERATORS)
+
+
+def get(name: str) -> Any:
+    """The class of a registered operator. Raises UnknownName (with the known names) for any other."""
+    if name not in _OPERATORS:
+        raise UnknownName(f"unknown operator {name!r}{nearest(name, names())}; known: {', '.join(names())}")
+    return _OPERATORS[name]
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """` (did you mean 'splconv'?)`, or nothing where no known word is near."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def options_of(cls: type) -> dict[str, Any]:
+    """An operator's own options and their defaults: the keyword-only arguments that `nn.Conv2d` does not have."""
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    return {p.name: p.default for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Split `"hetconv(part=4)"` into `("hetconv", {"part": 4})`: keyword arguments only, literals only, nothing is run.
+
+    Raises: UnknownName for an operator or an option nobody has, BadInput for any other text.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BadInput(f"operator {text[:80]!r} is not readable; write it like splconv(alpha=0.5)") from error
+    if isinstance(tree, ast.Name):
+        get(tree.id)
+        return tree.id, {}
+    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
+        raise BadInput(f"operator {text[:80]!r} is not readable; write it like splconv(alpha=0.5)")
+    name, known = tree.func.id, options_of(get(tree.func.id))
+    if tree.args or any(keyword.arg is None for keyword in tree.keywords):
+        raise BadInput(f"operator {text[:80]!r}: options are written name=value, like splconv(alpha=0.5)")
+    options: dict[str, Any] = {}
+    for keyword in tree.keywords:
+        word = str(keyword.arg)
+        if word not in known:
+            raise UnknownName(
+                f"{name} has no option {word!r}{nearest(word, list(known))}; it has: {', '.join(known) or 'none'}"
+            )
+        try:
+            options[word] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+            raise BadInput(
+                f"{name}: {word}= takes a plain value (number, text, True, None), not an expression"
+            ) from error
+    return name, options
+
+
+def unparse(name: str, options: dict[str, Any]) -> str:
+    """The operator string of a name and its options: the inverse of `parse`."""
+    inside = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    return f"{name}({inside})" if inside else name

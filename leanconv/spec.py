@@ -1,0 +1,160 @@
+"""ConvSpec: the sizes of one convolution and of the input it meets."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.errors import BadInput
+
+
+def pair(value: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
+    """`3` and `(3, 3)` both mean `(3, 3)`, as in `nn.Conv2d`."""
+    if isinstance(value, int):
+        return value, value
+    if len(value) != 2:
+        raise BadInput(f"a 2-D size is one number or two, got {tuple(value)}")
+    return int(value[0]), int(value[1])
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """One `nn.Conv2d` and the `N C H W` it meets. `padding` is a pair, or "same" where the two sides differ."""
+
+    c: int
+    o: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] | str = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    bias: bool = True
+    padding_mode: str = "zeros"
+    n: int = 1
+    h: int = 1
+    w: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        n: int = 1,
+        h: int = 1,
+        w: int = 1,
+    ) -> Self:
+        """A spec from `nn.Conv2d`'s own arguments, numbers or pairs, "same" and "valid" included."""
+        kernel, stride, dilation = pair(kernel_size), pair(stride), pair(dilation)
+        for what, values in {"kernel_size": kernel, "stride": stride, "dilation": dilation}.items():
+            if min(values) < 1:
+                raise BadInput(f"{what}={values}: must be at least 1")
+        if in_channels < 1 or out_channels < 1 or groups < 1:
+            raise BadInput(f"channels and groups must be at least 1, got {in_channels}, {out_channels}, {groups}")
+        if in_channels % groups or out_channels % groups:
+            raise BadInput(f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}")
+        if padding == "valid":
+            padding = (0, 0)
+        elif padding == "same":
+            if stride != (1, 1):
+                raise BadInput(f"padding='same' needs stride=1, got {stride}; type padding={centred(kernel, dilation)}")
+            if centred(kernel, dilation) is not None:
+                padding = centred(kernel, dilation)
+        elif isinstance(padding, str):
+            raise BadInput(f"padding={padding!r}: a number, a pair, 'same' or 'valid'")
+        else:
+            padding = pair(padding)
+            if min(padding) < 0:
+                raise BadInput(f"padding={padding}: must be at least 0")
+        if padding_mode not in ("zeros", "reflect", "replicate", "circular"):
+            raise BadInput(f"padding_mode={padding_mode!r}: one of zeros, reflect, replicate, circular")
+        return cls(
+            in_channels, out_channels, kernel, stride, padding, dilation, groups, bool(bias), padding_mode, n, h, w
+        )  # fmt: skip
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, input_shape: torch.Size | tuple[int, ...] | None = None) -> Self:
+        """The spec of a layer, and of the `N C H W` (or `C H W`) input it was seen with."""
+        n, h, w = 1, 1, 1
+        if input_shape is not None:
+            n, (h, w) = (1 if len(input_shape) == 3 else input_shape[0]), input_shape[-2:]
+        return cls.of(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+            conv.groups, conv.bias is not None, conv.padding_mode, n=n, h=h, w=w,
+        )  # fmt: skip
+
+    @property
+    def p(self) -> int:
+        """Output height."""
+        return self._side(0, self.h)
+
+    @property
+    def q(self) -> int:
+        """Output width."""
+        return self._side(1, self.w)
+
+    def _side(self, axis: int, size: int) -> int:
+        extent = self.dilation[axis] * (self.kernel[axis] - 1)
+        total = extent if self.padding == "same" else 2 * int(self.padding[axis])
+        return max(0, (size + total - extent - 1) // self.stride[axis] + 1)
+
+    @property
+    def is_dense(self) -> bool:
+        """groups = 1 and a kernel of more than one tap."""
+        return self.groups == 1 and max(self.kernel) > 1
+
+    @property
+    def is_depthwise(self) -> bool:
+        """groups = C = O, more than one channel and more than one tap."""
+        return self.groups == self.c == self.o and self.c > 1 and max(self.kernel) > 1
+
+    @property
+    def is_pointwise(self) -> bool:
+        """groups = 1 and a 1×1 kernel."""
+        return self.groups == 1 and self.kernel == (1, 1)
+
+    @property
+    def kind(self) -> str:
+        """What the layer is, in the words of `Operator.replaces`: dense, depthwise, pointwise, grouped."""
+        return {self.is_dense: "dense", self.is_depthwise: "depthwise", self.is_pointwise: "pointwise"}.get(
+            True, "grouped"
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """`nn.Conv2d`'s keyword arguments."""
+        return {
+            "in_channels": self.c, "out_channels": self.o, "kernel_size": self.kernel, "stride": self.stride,
+            "padding": self.padding, "dilation": self.dilation, "groups": self.groups, "bias": self.bias,
+            "padding_mode": self.padding_mode,
+        }  # fmt: skip
+
+    def conv(self, **factory: Any) -> nn.Conv2d:
+        """The plain layer of these sizes; `device` and `dtype` pass through."""
+        return nn.Conv2d(**self.arguments(), **factory)
+
+    def input(self, **factory: Any) -> Tensor:
+        """A random `N C H W` for that layer."""
+        return torch.randn(self.n, self.c, self.h, self.w, **factory)
+
+    def __str__(self) -> str:
+        text = f"{self.c}->{self.o} {self.kernel[0]}x{self.kernel[1]}"
+        for name, value, default in (
+            ("s", self.stride, (1, 1)), ("p", self.padding, (0, 0)), ("d", self.dilation, (1, 1)), ("g", self.groups, 1)
+        ):  # fmt: skip
+            if value != default:
+                text += f" {name}{value if not isinstance(value, tuple) or len(set(value)) > 1 else value[0]}"
+        return text
+
+
+def centred(kernel: tuple[int, int], dilation: tuple[int, int] = (1, 1)) -> tuple[int, int] | None:
+    """The padding d·(k - 1)/2 that keeps the kernel's centre on the pixel; None where d·(k - 1) is odd."""
+    totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    return None if any(t % 2 for t in totals) else (totals[0] // 2, totals[1] // 2)
