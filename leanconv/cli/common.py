@@ -1,0 +1,130 @@
+"""What several commands share: the words after a model, `--input`, `--threads`, `--dtype`, and how they are read."""
+
+import json as _json
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leanconv.errors import BadInput
+from leanconv.files import write_atomic, write_json
+
+if TYPE_CHECKING:  # torch is imported when a command runs, not when its help is printed
+    import torch
+    from torch import Tensor
+
+
+class Dtype(StrEnum):
+    """The number types a command can run a model in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+ModelWords = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL [key=value]...",
+        help="A model reference (leanconv:unet, timm:resnet18, path/file.py:factory, a run folder), then its options.",
+    ),
+]
+Input = Annotated[str, typer.Option("--input", metavar="N,C,H,W", help="Shape of the input.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: torch's own choice.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number type of model and input.")]
+Device = Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1, ...")]
+ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Run model and input in channels_last.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Also write the report there (.json: the numbers).")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_WORD = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def references(words: Sequence[str]) -> list[str]:
+    """`["leanconv:unet", "base=32", "timm:resnet18"]` -> `["leanconv:unet?base=32", "timm:resnet18"]`.
+
+    A word `key=value` joins the query of the model before it. Raises BadInput where there is none.
+    """
+    found: list[str] = []
+    for word in words:
+        if not _WORD.match(word):
+            found.append(word)
+        elif not found:
+            raise BadInput(f"{word!r} stands before any model; write MODEL {word}")
+        elif "&" in word:
+            raise BadInput(f"{word!r}: an option's value cannot contain '&'; give each option as its own word")
+        else:
+            found[-1] += ("&" if "?" in found[-1] else "?") + word
+    return found
+
+
+def reference(words: Sequence[str]) -> str:
+    """The one model that the words name. Raises BadInput for none or for two."""
+    found = references(words)
+    if len(found) != 1:
+        raise BadInput(f"one model is needed, got {len(found)}: {', '.join(found) or 'none'}; options are key=value")
+    return found[0]
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """`"1,3,512,512"` (or `1x3x512x512`) as numbers. Raises BadInput for anything else."""
+    try:
+        sizes = tuple(int(part) for part in re.split(r"[,x]", text.strip()))
+    except ValueError as error:
+        raise BadInput(f"--input {text!r}: write the sizes as 1,3,512,512") from error
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise BadInput(f"--input {text!r}: at least two sizes, each at least 1, like 1,3,512,512")
+    return sizes
+
+
+def torch_dtype(dtype: Dtype) -> "torch.dtype":
+    """The torch type of that name."""
+    import torch
+
+    return {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}[dtype]
+
+
+def torch_device(device: str) -> "torch.device":
+    """The device of that name. Raises BadInput where this machine has none such."""
+    import torch
+
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"--device {device!r} is not usable here: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def set_threads(threads: int | None) -> None:
+    """Use that many CPU threads in this process, where a number was given."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def example(
+    text: str, dtype: Dtype = Dtype.float32, device: str = "cpu", *, channels_last: bool = False, seed: int = 0
+) -> "Tensor":
+    """A seeded random input of the shape that `--input` gave."""
+    import torch
+
+    sizes = shape(text)
+    tensor = torch.randn(sizes, generator=torch.Generator().manual_seed(seed))
+    tensor = tensor.to(torch_device(device), torch_dtype(dtype))
+    if channels_last and tensor.dim() != 4:
+        raise BadInput(f"--channels-last needs four sizes N,C,H,W in --input, got {len(sizes)}")
+    return tensor.contiguous(memory_format=torch.channels_last) if channels_last else tensor
+
+
+def report(result: Any, *, json: bool, out: Path | None = None) -> None:
+    """Print a result (its table, or its numbers as JSON), and write it to `out` where that is given."""
+    if out is not None:
+        if out.suffix == ".json":
+            write_json(out, result.to_dict())
+        else:
+            write_atomic(out, f"{result}\n")
+    print(_json.dumps(result.to_dict(), indent=2) if json else result)

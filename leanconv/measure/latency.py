@@ -1,0 +1,100 @@
+"""How long callables take, measured so that a busy machine cannot favour one of them: A/B/A/B in one process."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+
+from leanconv.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one candidate over `rounds` calls: median, 95th percentile, interquartile range."""
+
+    median_ms: float
+    p95_ms: float
+    iqr_ms: float
+    rounds: int
+
+    @classmethod
+    def of(cls, times_ms: list[float]) -> "Timing":
+        """The summary of single measurements; at least one."""
+        ordered = sorted(times_ms)
+        spread = quantile(ordered, 0.75) - quantile(ordered, 0.25)
+        return cls(statistics.median(ordered), quantile(ordered, 0.95), spread, len(ordered))
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.median_ms:.3g} ms (IQR {self.iqr_ms:.2g}, {self.rounds} rounds)"
+
+
+def quantile(ordered: list[float], q: float) -> float:
+    """The q-quantile of ascending numbers, linearly interpolated."""
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def synchronize() -> None:
+    """Wait until the accelerator, if this process uses one, has done what it was given."""
+    if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    elif torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def once_ms(call: Callable[[], object]) -> float:
+    """Wall time of one call in ms, the device's queue emptied before and after."""
+    synchronize()
+    start = time.perf_counter()
+    call()
+    synchronize()
+    return (time.perf_counter() - start) * 1e3
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    budget_s: float = 10.0,
+    warmup: int = 2,
+    min_rounds: int = 5,
+    max_rounds: int = 200,
+    on_round: Callable[[float], object] | None = None,
+) -> dict[str, Timing]:
+    """Time every candidate once a round, the order rotated each round, so that a neighbour's load hits all alike.
+
+    Args:
+        candidates: name -> what to call; a call stands for itself (gradients, dtype, layout are the caller's).
+        budget_s: no new round starts once these seconds (warm-up not counted) are spent and `min_rounds` are done.
+        warmup: untimed rounds before the first timed one.
+        on_round: called after every round with the fraction of the measurement that is done, 0..1.
+    Returns: name -> Timing, in the order given. Raises: BadInput for no candidates or fewer than one round.
+    """
+    if not candidates:
+        raise BadInput("nothing to time: no candidates were given")
+    if min_rounds < 1 or max_rounds < min_rounds or warmup < 0:
+        raise BadInput(f"cannot time min_rounds={min_rounds}, max_rounds={max_rounds}, warmup={warmup}")
+    names = list(candidates)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(warmup):
+        for call in candidates.values():
+            once_ms(call)
+    start = time.perf_counter()
+    for done in range(max_rounds):
+        turn = done % len(names)
+        for name in names[turn:] + names[:turn]:
+            times[name].append(once_ms(candidates[name]))
+        spent = (time.perf_counter() - start) / budget_s if budget_s > 0 else 1.0
+        if on_round is not None:
+            by_budget = min(spent, (done + 1) / min_rounds)  # the budget ends it only once min_rounds are done
+            on_round(min(1.0, max(by_budget, (done + 1) / max_rounds)))
+        if done + 1 >= min_rounds and spent >= 1:
+            break
+    return {name: Timing.of(times[name]) for name in names}

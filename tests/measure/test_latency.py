@@ -1,0 +1,66 @@
+"""Interleaving: the order, the counts, the statistics; no test here depends on how fast the machine is."""
+
+import numpy as np
+import pytest
+import torch
+
+from leanconv.errors import BadInput
+from leanconv.measure.device import describe, label
+from leanconv.measure.latency import Timing, interleave, quantile
+
+
+def test_calls_are_interleaved_and_the_order_rotates():
+    calls = []
+    result = interleave(
+        {name: (lambda name=name: calls.append(name)) for name in "abc"},
+        budget_s=0, warmup=1, min_rounds=3, max_rounds=9,
+    )  # fmt: skip
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
+    assert list(result) == ["a", "b", "c"]
+    assert {t.rounds for t in result.values()} == {3}
+
+
+def test_max_rounds_ends_a_large_budget():
+    assert interleave({"a": lambda: None}, budget_s=60, max_rounds=7)["a"].rounds == 7
+
+
+def test_a_slower_call_is_measured_slower():
+    def work(n):
+        return lambda: sum(range(n))
+
+    times = interleave({"small": work(1_000), "large": work(100_000)}, budget_s=0.2, min_rounds=5)
+    assert times["large"].median_ms > 10 * times["small"].median_ms
+
+
+def test_statistics_are_numpys():
+    values = [float(v) for v in np.random.default_rng(0).exponential(size=37)]
+    timing = Timing.of(values)
+    assert timing.median_ms == pytest.approx(np.median(values))
+    assert timing.p95_ms == pytest.approx(np.quantile(values, 0.95))
+    assert timing.iqr_ms == pytest.approx(np.quantile(values, 0.75) - np.quantile(values, 0.25))
+    assert quantile([3.0], 0.95) == 3.0
+
+
+def test_progress_is_told_after_every_round_and_ends_at_one():
+    seen = []
+    interleave({"a": lambda: None}, budget_s=60, max_rounds=5, on_round=seen.append)
+    assert len(seen) == 5
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+@pytest.mark.parametrize("wrong", [{"candidates": {}}, {"min_rounds": 0}, {"max_rounds": 1}, {"warmup": -1}])
+def test_refusals(wrong):
+    with pytest.raises(BadInput):
+        interleave(**{"candidates": {"a": lambda: None}, **wrong})
+
+
+def test_an_error_of_a_candidate_reaches_the_caller():
+    with pytest.raises(ZeroDivisionError):
+        interleave({"a": lambda: 1 / 0})
+
+
+def test_the_label_says_device_threads_dtype_layout_batch_and_shape():
+    text = label("cpu", dtype=torch.bfloat16, layout="channels_last", shape=(2, 3, 64, 96))
+    for word in (describe()["name"], "1 thread", "bfloat16", "channels_last", "batch 2", "3x64x96", torch.__version__):
+        assert word in text
