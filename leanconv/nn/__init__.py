@@ -2,7 +2,15 @@
 
 from leanconv.nn.base import Operator, make
 from leanconv.nn.conv import Conv2d
+from leanconv.nn.grouped import GroupPointwiseConv2d
+from leanconv.nn.hetconv import HetConv2d
 from leanconv.nn.separable import DepthwiseSeparableConv2d
+from leanconv.nn.spconv import SPConv2d
+from leanconv.nn.splconv import SPLConv2d
+from leanconv.nn.squeeze_excite import SqueezeExcite
 from leanconv.registry import get, names, parse
 
-__all__ = ["Conv2d", "DepthwiseSeparableConv2d", "Operator", "get", "make", "names", "parse"]
+__all__ = [
+    "Conv2d", "DepthwiseSeparableConv2d", "GroupPointwiseConv2d", "HetConv2d", "Operator", "SPConv2d", "SPLConv2d",
+    "SqueezeExcite", "get", "make", "names", "parse",
+]  # fmt: skip

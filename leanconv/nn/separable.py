@@ -20,39 +20,26 @@ from leanconv.registry import register
 from leanconv.spec import ConvSpec
 
 
-@register("depthwise_separable")
-class DepthwiseSeparableConv2d(Operator):
-    """DW then PW, bare as a drop-in; the output bias (if any) is the 1×1's.
+class SpatialThenPointwise(Operator):
+    """A k×k convolution in G groups from C to C channels, then a 1×1 to O: what the separable operators share."""
 
-    Args: `nn.Conv2d`'s; and
-        block: build the paper's whole block, with BatchNorm and ReLU after each of the two.
-    """
-
-    paper = "Howard et al. 2017, arXiv:1704.04861"
     accepts = frozenset({"stride", "dilation", "padding_mode"})
-    replaces = frozenset({"dense"})
+    block: bool
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, block: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        spec = self._check(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+    def _build(self, spec: ConvSpec, groups: int, block: bool, **factory: Any) -> None:
+        self.block = block
+        self.spatial = nn.Conv2d(
+            spec.c, spec.c, spec.kernel, spec.stride, spec.padding, spec.dilation, groups, False, spec.padding_mode,
+            **factory,
         )  # fmt: skip
-        self.block, factory = block, {"device": device, "dtype": dtype}
-        self.depthwise = nn.Conv2d(
-            spec.c, spec.c, spec.kernel, spec.stride, spec.padding, spec.dilation, spec.c, False, padding_mode, **factory
-        )  # fmt: skip
-        self.pointwise = nn.Conv2d(spec.c, spec.o, 1, bias=bias, **factory)
+        self.pointwise = nn.Conv2d(spec.c, spec.o, 1, bias=spec.bias, **factory)
         if block:
-            self.norm1, self.act1 = nn.BatchNorm2d(spec.c, **factory), nn.ReLU()
-            self.norm2, self.act2 = nn.BatchNorm2d(spec.o, **factory), nn.ReLU()
-        kaiming_fan_out_(self.depthwise, self.pointwise)
+            self.norm1, self.act1 = nn.BatchNorm2d(spec.c, **factory), nn.ReLU(inplace=True)
+            self.norm2, self.act2 = nn.BatchNorm2d(spec.o, **factory), nn.ReLU(inplace=True)
+        kaiming_fan_out_(self.spatial, self.pointwise)
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
-        x = self.depthwise(x)
+        x = self.spatial(x)
         if self.block:
             x = self.act1(self.norm1(x))
         x = self.pointwise(x)
@@ -60,14 +47,19 @@ class DepthwiseSeparableConv2d(Operator):
 
     @torch.no_grad()
     def project_(self, conv: nn.Conv2d) -> bool:
-        """Per input channel the best rank-1 factors of its O×RS slice of the dense kernel (Eckart-Young)."""
+        """Per group the best rank-(C/G) factors of its `O × (C/G·R·S)` slice of the dense kernel (Eckart-Young)."""
         if self.block:
             return False
-        slices = conv.weight.double().permute(1, 0, 2, 3).flatten(2)  # O C R S -> C O (R S)
-        u, s, v = torch.linalg.svd(slices, full_matrices=False)
-        root = s[:, :1].sqrt()
-        self.depthwise.weight.copy_((v[:, 0] * root).view_as(self.depthwise.weight))
-        self.pointwise.weight.copy_((u[:, :, 0] * root).T[..., None, None])  # C O -> O C 1 1
+        groups, rank = self.spatial.groups, self.in_channels // self.spatial.groups
+        slices = conv.weight.double().unflatten(1, (groups, rank)).transpose(0, 1)  # O (G C/G) R S -> G O C/G R S
+        u, s, v = torch.linalg.svd(slices.flatten(2), full_matrices=False)
+        found = min(rank, s.shape[1])  # fewer than C/G only where O < C/G: the surplus keeps its fresh filters
+        root = s[:, :found].sqrt()
+        kernel = self.spatial.weight.unflatten(0, (groups, rank))  # (G C/G) C/G R S -> G C/G C/G R S
+        kernel[:, :found] = (v[:, :found] * root[..., None]).reshape_as(kernel[:, :found]).to(kernel)
+        weight = torch.zeros(self.out_channels, groups, rank, dtype=torch.double, device=conv.weight.device)
+        weight[..., :found] = (u[..., :found] * root[:, None]).transpose(0, 1)  # G O M -> O G M
+        self.pointwise.weight.copy_(weight.flatten(1)[..., None, None].to(kernel))
         if self.pointwise.bias is not None and conv.bias is not None:
             self.pointwise.bias.copy_(conv.bias)
         return True
@@ -76,10 +68,10 @@ class DepthwiseSeparableConv2d(Operator):
         if not self.block:
             return self
         folded = deployed(self)
-        for conv, norm in ((folded.depthwise, "norm1"), (folded.pointwise, "norm2")):
+        for conv, norm in ((folded.spatial, "norm1"), (folded.pointwise, "norm2")):
             fold_bn_(conv, getattr(folded, norm))
             setattr(folded, norm, nn.Identity())
-        return folded
+        return folded  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def scale_output_(self, scale: Tensor, shift: Tensor) -> bool:
@@ -91,12 +83,37 @@ class DepthwiseSeparableConv2d(Operator):
     def dense_weight(self) -> Tensor | None:  # O C R S
         if self.block:
             return None
-        return then_pointwise(ungroup(self.depthwise.weight, self.in_channels), self.pointwise.weight)
+        return then_pointwise(ungroup(self.spatial.weight, self.spatial.groups), self.pointwise.weight)
+
+
+def spatial_then_pointwise_cost(spec: ConvSpec, groups: int, block: bool) -> Cost:
+    """C·(C/G)·R·S + C·O weights, that many MACs per output pixel; the block adds two BatchNorms."""
+    weights = spec.c * spec.c // groups * spec.kernel[0] * spec.kernel[1] + spec.c * spec.o
+    return Cost.of(
+        spec, macs=spec.n * spec.p * spec.q * weights, params=weights + spec.o * spec.bias,
+        norm_params=2 * (spec.c + spec.o) * block,
+    )  # fmt: skip
+
+
+@register("depthwise_separable")
+class DepthwiseSeparableConv2d(SpatialThenPointwise):
+    """DW then PW, bare as a drop-in; the output bias (if any) is the 1×1's.
+
+    Args: `nn.Conv2d`'s; and
+        block: build the paper's whole block, with BatchNorm and ReLU after each of the two.
+    """
+
+    paper = "Howard et al. 2017, arXiv:1704.04861"
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
+        dtype: Any = None, *, block: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        self._build(self._check(*sizes, block=block), in_channels, block, device=device, dtype=dtype)
 
     @classmethod
     def cost(cls, spec: ConvSpec, *, block: bool = False) -> Cost:
-        weights = spec.c * spec.kernel[0] * spec.kernel[1] + spec.c * spec.o
-        return Cost.of(
-            spec, macs=spec.n * spec.p * spec.q * weights, params=weights + spec.o * spec.bias,
-            norm_params=2 * (spec.c + spec.o) * block,
-        )  # fmt: skip
+        return spatial_then_pointwise_cost(spec, spec.c, block)

@@ -1,0 +1,140 @@
+"""SPLConv: SPConv with the representative branch turned into a large kernel: depthwise, dilated depthwise, 1×1.
+
+    u = DW_kxk(x[:, :c])                                  c = floor(alpha · C)
+    v = DW_exe(u; dilation rate)
+    a = ReLU(BN(conv_1x1(v)))
+    b = conv_1x1(x[:, c:])
+    y = gated_sum(a, b)                                   softmax over the pair of their averages
+
+MACs N·P·Q·(c·R·S + c·e² + C·O). The default e = k is a 7×7 field from 18 taps for k = 3, rate = 2: the paper's eq. 7
+counts ceil(k/rate)² taps instead, but its printed table fits only the full kernel.
+Source: Yao, Jie, Guo, Liu, "SPLConv: Channel-Separated Convolution Using Large Convolution Kernels", eq. 1-5.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from leanconv.cost import Cost
+from leanconv.nn.base import Operator, deployed, kaiming_fan_out_, needs_odd_centred, needs_stride_1_or_2
+from leanconv.nn.spconv import average_to_stride, split_channels, why_not_split
+from leanconv.ops.fold import fold_bn_
+from leanconv.ops.gated_sum import gated_sum
+from leanconv.registry import register
+from leanconv.spec import ConvSpec, pair
+
+
+@register("splconv")
+class SPLConv2d(Operator):
+    """The SPLConv layer. Odd kernels, stride 1 or 2 (ours; the paper has 1), padding d·(k - 1)/2.
+
+    `bias` is the plain 1×1's. Stride and `dilation` live in the first depthwise convolution that is there.
+
+    Args: `nn.Conv2d`'s; and
+        alpha: share of the input channels that gets the large kernel.
+        rate: dilation of the second depthwise convolution (the paper's d).
+        dilated_kernel_size: its side e; None means k, ceil(k/rate) is the paper's eq. 7 to the letter.
+        depthwise, dilated: False leaves out the first or the second depthwise convolution (the paper's table 2).
+    """
+
+    paper = "Yao et al., SPLConv (Shanghai University)"
+    accepts = frozenset({"stride", "dilation", "padding_mode"})
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
+        dtype: Any = None, *, alpha: float = 0.5, rate: int = 2, dilated_kernel_size: int | None = None,
+        depthwise: bool = True, dilated: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        spec = self._check(
+            *sizes, alpha=alpha, rate=rate, dilated_kernel_size=dilated_kernel_size, depthwise=depthwise, dilated=dilated
+        )  # fmt: skip
+        self.alpha, self.rate, self.dilated_kernel_size = alpha, rate, dilated_kernel_size
+        self.depthwise, self.dilated = depthwise, dilated
+        c, o, factory = split_channels(spec.c, alpha), spec.o, {"device": device, "dtype": dtype}
+        self.split = (c, spec.c - c)
+        self.stencil1: nn.Module = nn.Identity()
+        self.stencil2: nn.Module = nn.Identity()
+        if depthwise:
+            self.stencil1 = nn.Conv2d(
+                c, c, spec.kernel, spec.stride, spec.padding, spec.dilation, c, False, padding_mode, **factory
+            )  # fmt: skip
+        if dilated:
+            kernel = _dilated_kernel(spec, dilated_kernel_size)
+            self.stencil2 = DilatedDepthwise(
+                c, kernel, (1, 1) if depthwise else spec.stride, rate, padding_mode, **factory
+            )  # fmt: skip
+        self.pointwise = nn.Conv2d(c, o, 1, bias=False, **factory)
+        self.norm, self.act = nn.BatchNorm2d(o, **factory), nn.ReLU(inplace=True)
+        self.plain = nn.Conv2d(spec.c - c, o, 1, bias=bias, **factory)
+        self.pool = average_to_stride(spec.stride)
+        kaiming_fan_out_(*(m for m in self.modules() if isinstance(m, nn.Conv2d)))
+
+    def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
+        large, rest = x.split(self.split, 1)  # N C H W -> N c H W, N C-c H W
+        if not (self.depthwise or self.dilated):
+            large = self.pool(large)
+        a = self.act(self.norm(self.pointwise(self.stencil2(self.stencil1(large)))))
+        return gated_sum(a, self.plain(self.pool(rest)))
+
+    def fold(self) -> nn.Module:
+        """BatchNorm goes into the 1×1 before it; the ReLU and the gate stay."""
+        folded = deployed(self)
+        fold_bn_(folded.pointwise, folded.norm)
+        folded.norm = nn.Identity()
+        return folded  # type: ignore[no-any-return]
+
+    @classmethod
+    def cost(
+        cls, spec: ConvSpec, *, alpha: float = 0.5, rate: int = 2, dilated_kernel_size: int | None = None,
+        depthwise: bool = True, dilated: bool = True,
+    ) -> Cost:  # fmt: skip
+        kernel = _dilated_kernel(spec, dilated_kernel_size)
+        taps = spec.kernel[0] * spec.kernel[1] * depthwise + kernel[0] * kernel[1] * dilated
+        weights = split_channels(spec.c, alpha) * taps + spec.c * spec.o
+        return Cost.of(
+            spec, macs=spec.n * spec.p * spec.q * weights, params=weights + spec.o * spec.bias, norm_params=2 * spec.o
+        )
+
+    @classmethod
+    def why_not(
+        cls, spec: ConvSpec, *, alpha: float = 0.5, rate: int = 2, dilated_kernel_size: int | None = None,
+        depthwise: bool = True, dilated: bool = True,
+    ) -> str | None:  # fmt: skip
+        reason = super().why_not(spec) or needs_odd_centred(spec) or needs_stride_1_or_2(spec)
+        if reason := reason or why_not_split(spec.c, alpha):
+            return reason
+        for option, value in {"rate": rate, "dilated_kernel_size": dilated_kernel_size or 1}.items():
+            if not isinstance(value, int) or value < 1:
+                return f"{option}={value!r} must be a whole number of at least 1"
+        if spec.dilation != (1, 1) and not depthwise:
+            return f"dilation={spec.dilation} lives in the first depthwise convolution; it needs depthwise=True"
+        return None
+
+
+class DilatedDepthwise(nn.Conv2d):
+    """A depthwise convolution with "same" padding d·(e - 1) in all; where that is odd the larger half is right, below."""
+
+    def __init__(
+        self, channels: int, kernel: tuple[int, int], stride: tuple[int, int], rate: int, padding_mode: str,
+        **factory: Any,
+    ) -> None:  # fmt: skip
+        totals = rate * (kernel[0] - 1), rate * (kernel[1] - 1)
+        even = not (totals[0] % 2 or totals[1] % 2)
+        padding = (totals[0] // 2, totals[1] // 2) if even else (0, 0)
+        super().__init__(channels, channels, kernel, stride, padding, rate, channels, False, padding_mode, **factory)
+        # left, right, top, bottom, as F.pad takes them
+        self.uneven = None if even else [side for t in reversed(totals) for side in (t // 2, t - t // 2)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.uneven is not None:
+            x = F.pad(x, self.uneven, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+            return F.conv2d(x, self.weight, None, self.stride, 0, self.dilation, self.groups)
+        return super().forward(x)
+
+
+def _dilated_kernel(spec: ConvSpec, dilated_kernel_size: int | None) -> tuple[int, int]:
+    return spec.kernel if dilated_kernel_size is None else pair(dilated_kernel_size)

@@ -1,0 +1,17 @@
+"""The softmax-pair blend of two branches: two parallel results, weighed per sample and channel by their averages."""
+
+import torch
+from torch import Tensor
+
+
+def gated_sum(a: Tensor, b: Tensor) -> Tensor:
+    """Blend `g · a + (1 - g) · b` with g = softmax over the pair (mean_hw a, mean_hw b) (Zhang et al. 2020, section 3.3).
+
+    Args:
+        a, b: `N C P Q`, the same dtype and device.
+    Returns: `N C P Q`. The gate is computed in float32 for half types, also under autocast.
+    """
+    exact = torch.float32 if a.dtype in (torch.bfloat16, torch.float16) else a.dtype
+    # The softmax of a pair is the sigmoid of its difference; lerp then blends in one pass over the maps.
+    gate = torch.sigmoid(a.mean((2, 3), keepdim=True, dtype=exact) - b.mean((2, 3), keepdim=True, dtype=exact))
+    return torch.lerp(b, a, gate.to(a.dtype))
