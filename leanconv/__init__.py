@@ -9,7 +9,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from leanconv.version import __version__
+from leanconv.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from leanconv.convert import apply_, fold_, plan

@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each message says what, which value, and what to do; the command line prints it in one line."""
+"""The errors a user can meet. Each message says what, which value, and what to do, in one line."""
 
 
 class LeanconvError(Exception):

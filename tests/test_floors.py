@@ -1,4 +1,4 @@
-"""Imports run down the floors: a file may import from a lower floor or from its own folder, never upwards or sideways."""
+"""Imports run down the floors: from a lower floor or from the own folder, never upwards or sideways."""
 
 import ast
 from pathlib import Path

@@ -17,7 +17,7 @@ _PLAIN: dict[str, Any] = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "pa
 
 
 class Operator(nn.Module):
-    """An efficient convolution that stands where an `nn.Conv2d` stood: `N C H W -> N O P Q`, P and Q by Conv2d's formula.
+    """An efficient convolution that stands where an `nn.Conv2d` stood: `N C H W -> N O P Q`, sizes by Conv2d's formula.
 
     A subclass takes `nn.Conv2d`'s arguments in its order and its own options keyword-only, calls `_check`, and says
     what it `accepts` and what kinds of layers it `replaces`.
@@ -101,7 +101,7 @@ class Operator(nn.Module):
 
 
 def make(operator: str, *arguments: Any, **keywords: Any) -> nn.Module:
-    """Build a layer from an operator string and `nn.Conv2d`'s arguments: `make("hetconv(part=4)", 64, 128, 3, padding=1)`."""
+    """Build a layer from an operator string and `nn.Conv2d`'s arguments: `make("hetconv(part=4)", 64, 128, 3)`."""
     name, options = parse(operator)
     layer: nn.Module = get(name)(*arguments, **keywords, **options)
     return layer

@@ -58,7 +58,8 @@ class HetConv2d(Operator):
         lead = (spec.o, spec.c // part) if self.grouped else (len(owned),)
         self.spatial = nn.Parameter(torch.empty(*lead, r, s, **factory))
         rest = (spec.o, spec.c - spec.c // part) if self.grouped else (len(others),)
-        self.pointwise = nn.Parameter(torch.empty(*rest, **factory))
+        # P = 1 is the dense layer: no 1×1 entry is left, and an empty parameter would never get a gradient.
+        self.pointwise = nn.Parameter(torch.empty(*rest, **factory)) if part > 1 else None
         self.bias = nn.Parameter(torch.zeros(spec.o, **factory)) if bias else None
         self._reset(owner.sum(1))
 
@@ -69,7 +70,8 @@ class HetConv2d(Operator):
         fan_in = owned_per_filter * taps + (self.in_channels - owned_per_filter)
         std = (2.0 / fan_in).sqrt().repeat_interleave(self.in_channels).to(self.spatial)  # (O C)
         self.spatial.normal_().mul_(std[self._owned].view(*self.spatial.shape[:-2], 1, 1))
-        self.pointwise.normal_().mul_(std[self._others].view_as(self.pointwise))
+        if self.pointwise is not None:
+            self.pointwise.normal_().mul_(std[self._others].view_as(self.pointwise))
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
         if not self.grouped:
@@ -79,10 +81,10 @@ class HetConv2d(Operator):
             spatial = spatial.unflatten(0, (-1, self.part)).transpose(0, 1).flatten(0, 1)  # (O/P P) -> (P O/P)
         sorted_x = deal(x, self.part) if shuffle else x
         y = self._conv(sorted_x, spatial, self.bias if self.part == 1 else None, self.part)
-        if self.part == 1:
+        if self.pointwise is None:
             return y
         y = deal(y, self.out_channels // self.part) if shuffle else y
-        return y + F.conv2d(self._centre(x), self._full_pointwise(), self.bias, self.stride)
+        return y + F.conv2d(self._centre(x), self._full_pointwise(self.pointwise), self.bias, self.stride)
 
     def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         padding = self.padding
@@ -92,7 +94,10 @@ class HetConv2d(Operator):
 
     def _padded(self, x: Tensor) -> Tensor:
         ph, pw = self.padding
-        return F.pad(x, (pw, pw, ph, ph), mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        padded = F.pad(x, (pw, pw, ph, ph), mode=self.padding_mode)
+        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            return padded.contiguous(memory_format=torch.channels_last)  # F.pad's other modes forget it
+        return padded
 
     def _centre(self, x: Tensor) -> Tensor:
         """The pixels under the kernel's centre: crop or pad by p - d·(k - 1)/2 so that the 1×1 samples them."""
@@ -105,9 +110,9 @@ class HetConv2d(Operator):
             h, w = self.padding[0] - middle[0], self.padding[1] - middle[1]
         return F.pad(x, (w, w, h, h))
 
-    def _full_pointwise(self) -> Tensor:  # O C 1 1, zero where a k×k kernel stands
-        flat = self.pointwise.new_zeros(self.out_channels * self.in_channels)
-        flat = flat.scatter(0, self._others, self.pointwise.flatten())
+    def _full_pointwise(self, pointwise: Tensor) -> Tensor:  # O C 1 1, zero where a k×k kernel stands
+        flat = pointwise.new_zeros(self.out_channels * self.in_channels)
+        flat = flat.scatter(0, self._others, pointwise.flatten())
         return flat.view(self.out_channels, self.in_channels, 1, 1)
 
     def dense_weight(self) -> Tensor:  # O C R S
@@ -115,8 +120,9 @@ class HetConv2d(Operator):
         centre = r // 2 * s + s // 2
         dense = self.spatial.new_zeros(pairs, r * s)
         dense = dense.index_copy(0, self._owned, self.spatial.reshape(-1, r * s))
-        column = dense[:, centre].scatter(0, self._others, self.pointwise.flatten())
-        dense = torch.cat([dense[:, :centre], column[:, None], dense[:, centre + 1 :]], 1)
+        if self.pointwise is not None:
+            column = dense[:, centre].scatter(0, self._others, self.pointwise.flatten())
+            dense = torch.cat([dense[:, :centre], column[:, None], dense[:, centre + 1 :]], 1)
         return dense.view(self.out_channels, self.in_channels, r, s)
 
     @torch.no_grad()
@@ -125,7 +131,8 @@ class HetConv2d(Operator):
         taps = weight.reshape(-1, *self.kernel_size).to(self.spatial)
         r, s = self.kernel_size
         self.spatial.copy_(taps[self._owned].view_as(self.spatial))
-        self.pointwise.copy_(taps[self._others, r // 2, s // 2].view_as(self.pointwise))
+        if self.pointwise is not None:
+            self.pointwise.copy_(taps[self._others, r // 2, s // 2].view_as(self.pointwise))
 
     @torch.no_grad()
     def load_sum_(self, spatial: nn.Conv2d, pointwise: nn.Conv2d) -> None:
@@ -134,7 +141,8 @@ class HetConv2d(Operator):
         centre = pointwise.weight.flatten()[self._owned].view(self.spatial.shape[:-2])
         self.spatial.copy_(spatial.weight)
         self.spatial[..., r // 2, s // 2] += centre
-        self.pointwise.copy_(pointwise.weight.flatten()[self._others].view_as(self.pointwise))
+        if self.pointwise is not None:
+            self.pointwise.copy_(pointwise.weight.flatten()[self._others].view_as(self.pointwise))
         if self.bias is not None:
             self.bias.copy_(sum(c.bias for c in (spatial, pointwise) if c.bias is not None))
 
@@ -153,17 +161,18 @@ class HetConv2d(Operator):
             r, s = self.kernel_size
             owned, others = self._owned.to(taps.device), self._others.to(taps.device)
             state_dict[prefix + "spatial"] = taps[owned].view_as(self.spatial)
-            state_dict[prefix + "pointwise"] = taps[others, r // 2, s // 2].view_as(self.pointwise)
+            if self.pointwise is not None:
+                state_dict[prefix + "pointwise"] = taps[others, r // 2, s // 2].view_as(self.pointwise)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def scale_output_(self, scale: Tensor, shift: Tensor) -> bool:
         per_pair = scale.double().repeat_interleave(self.in_channels)  # (O C)
         spatial = self.spatial.double() * per_pair[self._owned].view(*self.spatial.shape[:-2], 1, 1)
-        pointwise = self.pointwise.double() * per_pair[self._others].view_as(self.pointwise)
         bias = (0.0 if self.bias is None else self.bias.double() * scale.double()) + shift.double()
         self.spatial.copy_(spatial)
-        self.pointwise.copy_(pointwise)
+        if self.pointwise is not None:
+            self.pointwise.copy_(self.pointwise.double() * per_pair[self._others].view_as(self.pointwise))
         if self.bias is None:
             self.bias = nn.Parameter(bias.to(self.spatial), requires_grad=self.spatial.requires_grad)
         else:
@@ -217,6 +226,9 @@ def owners(o: int, c: int, part: int, arrangement: str) -> Tensor:
 
 def deal(x: Tensor, hands: int) -> Tensor:
     """Deal the channels out like cards: `N (C/hands hands) H W -> N (hands C/hands) H W`."""
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        rows = x.permute(0, 2, 3, 1).unflatten(3, (-1, hands))  # N C H W -> N H W C/hands hands
+        return rows.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
     return x.unflatten(1, (-1, hands)).transpose(1, 2).flatten(1, 2)
 
 

@@ -50,7 +50,8 @@ class SPLConv2d(Operator):
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(
-            *sizes, alpha=alpha, rate=rate, dilated_kernel_size=dilated_kernel_size, depthwise=depthwise, dilated=dilated
+            *sizes, alpha=alpha, rate=rate, dilated_kernel_size=dilated_kernel_size, depthwise=depthwise,
+            dilated=dilated,
         )  # fmt: skip
         self.alpha, self.rate, self.dilated_kernel_size = alpha, rate, dilated_kernel_size
         self.depthwise, self.dilated = depthwise, dilated
@@ -116,7 +117,7 @@ class SPLConv2d(Operator):
 
 
 class DilatedDepthwise(nn.Conv2d):
-    """A depthwise convolution with "same" padding d·(e - 1) in all; where that is odd the larger half is right, below."""
+    """A depthwise convolution with "same" padding d·(e - 1); where that is odd the larger half is right and below."""
 
     def __init__(
         self, channels: int, kernel: tuple[int, int], stride: tuple[int, int], rate: int, padding_mode: str,

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def gated_sum(a: Tensor, b: Tensor) -> Tensor:
-    """Blend `g · a + (1 - g) · b` with g = softmax over the pair (mean_hw a, mean_hw b) (Zhang et al. 2020, section 3.3).
+    """Blend `g · a + (1 - g) · b`, g = softmax over the pair (mean_hw a, mean_hw b) (SPConv, arXiv:2006.12085).
 
     Args:
         a, b: `N C P Q`, the same dtype and device.

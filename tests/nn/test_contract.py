@@ -1,0 +1,345 @@
+"""The one contract: every operator × every spec, whatever the paper."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from leanconv.errors import UnsupportedConv
+from leanconv.nn import get, make, names, parse
+from leanconv.registry import unparse
+from leanconv.spec import ConvSpec
+
+SPECS = {
+    "plain": ConvSpec.of(8, 12, 3, 1, 1, n=2, h=15, w=17),
+    "nobias": ConvSpec.of(8, 12, 3, 1, 1, bias=False, n=2, h=8, w=6),
+    "stride2": ConvSpec.of(8, 12, 3, 2, 1, n=2, h=15, w=17),
+    "stride2_even": ConvSpec.of(8, 8, 3, 2, 1, n=1, h=16, w=12),
+    "stride12": ConvSpec.of(8, 8, 3, (1, 2), 1, n=2, h=9, w=10),
+    "k5": ConvSpec.of(12, 8, 5, 1, 2, n=2, h=11, w=9),
+    "k1x5": ConvSpec.of(8, 8, (1, 5), 1, (0, 2), n=2, h=7, w=9),
+    "dilated": ConvSpec.of(8, 12, 3, 1, 2, 2, n=2, h=15, w=13),
+    "unpadded": ConvSpec.of(8, 12, 3, 1, 0, n=2, h=9, w=9),
+    "overpadded": ConvSpec.of(8, 12, 3, 2, 3, n=2, h=7, w=9),
+    "same": ConvSpec.of(8, 12, 3, 1, "same", n=2, h=7, w=9),
+    "k4": ConvSpec.of(8, 12, 4, 2, 1, n=2, h=16, w=14),
+    "reflect": ConvSpec.of(8, 12, 3, 1, 1, padding_mode="reflect", n=2, h=9, w=8),
+    "circular": ConvSpec.of(8, 12, 3, 2, 1, padding_mode="circular", n=2, h=9, w=8),
+    "tiny_map": ConvSpec.of(8, 8, 3, 1, 1, n=3, h=1, w=2),
+    "odd_channels": ConvSpec.of(7, 5, 3, 1, 1, n=2, h=9, w=8),
+    "k1": ConvSpec.of(8, 12, 1, n=2, h=9, w=8),
+    "grouped": ConvSpec.of(8, 12, 3, 1, 1, groups=2, n=2, h=9, w=8),
+    "depthwise": ConvSpec.of(8, 8, 5, 1, 2, groups=8, n=2, h=9, w=11),
+    "batch0": ConvSpec.of(8, 12, 3, 1, 1, n=0, h=9, w=8),
+    "batch1": ConvSpec.of(8, 12, 3, 1, 1, n=1, h=9, w=8),
+}
+
+# Every option of every operator stands in one of its rows.
+OPERATORS = [
+    "conv",
+    "depthwise_separable",
+    "depthwise_separable(block=True)",
+    "group_pointwise",
+    "group_pointwise(part=2, block=True)",
+    "spconv",
+    "spconv(alpha=0.25, rep_groups=1, inner_norms=1)",
+    "splconv",
+    "splconv(alpha=0.75, rate=3, dilated_kernel_size=2)",
+    "splconv(depthwise=False)",
+    "splconv(dilated=False)",
+    "splconv(depthwise=False, dilated=False)",
+    "hetconv",
+    "hetconv(part=1)",
+    "hetconv(part=2, arrangement='blocked')",
+    "hetconv(part=3, ragged=True)",
+]
+
+CASES = [(text, key) for text in OPERATORS for key in SPECS]
+
+
+def built(text, spec, **factory):
+    """The operator of a row on a spec, with BatchNorm made hard: random statistics and affine."""
+    layer = make(text, **spec.arguments(), **factory)
+    randomise_norms(layer)
+    return layer
+
+
+@torch.no_grad()
+def randomise_norms(module):
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+            norm.weight.normal_().add_(0.2)
+            norm.bias.normal_()
+
+
+@pytest.fixture(params=CASES, ids=lambda c: f"{c[0]}-{c[1]}")
+def case(request):
+    text, key = request.param
+    name, options = parse(text)
+    spec = SPECS[key]
+    if get(name).why_not(spec, **options):
+        pytest.skip("refused, see test_refusals")
+    return text, spec
+
+
+def test_the_table_is_whole():
+    """Every registered operator is in the table, and every option of each differs from its default in some row."""
+    assert {parse(text)[0] for text in OPERATORS} == set(names())
+    for name in names():
+        rows = [parse(text)[1] for text in OPERATORS if parse(text)[0] == name]
+        from leanconv.registry import options_of
+
+        for option, default in options_of(get(name)).items():
+            assert any(row.get(option, default) != default for row in rows), f"{name}: {option} is never varied"
+
+
+def test_shape_and_cost_are_what_runs(case):
+    text, spec = case
+    name, options = parse(text)
+    layer = built(text, spec).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        y = layer(spec.input())
+    assert y.shape == spec.conv()(spec.input()).shape == (spec.n, spec.o, spec.p, spec.q)
+    cost = get(name).cost(spec, **options)
+    assert counter.get_total_flops() == 2 * cost.executed_macs
+    assert sum(p.numel() for p in layer.parameters()) == cost.params + cost.norm_params
+    assert cost.macs <= cost.executed_macs
+    elements = spec.n * spec.c * spec.h * spec.w + y.numel() + sum(p.numel() for p in layer.parameters())
+    assert cost.bytes == 4 * elements
+
+
+def test_linear_operators_equal_their_dense_weight(case):
+    text, spec = case
+    layer = built(text, spec, dtype=torch.double)
+    weight = layer.dense_weight()
+    if weight is None:
+        pytest.skip("not linear")
+    dense = spec.conv(dtype=torch.double)
+    dense.weight.data.copy_(weight)
+    bias = next((m.bias for m in reversed(list(layer.modules())) if getattr(m, "bias", None) is not None), None)
+    if bias is not None:
+        with torch.no_grad():
+            bias.normal_()
+        dense.bias.data.copy_(bias)
+    x = spec.input(dtype=torch.double)
+    torch.testing.assert_close(layer(x), dense(x))
+
+
+def test_fold_changes_no_output_and_costs_no_more(case):
+    text, spec = case
+    layer = built(text, spec, dtype=torch.double).eval()
+    x, before = spec.input(dtype=torch.double), {k: v.clone() for k, v in layer.state_dict().items()}
+    folded = layer.fold()
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            expected = layer(x)
+        with FlopCounterMode(display=False) as folded_counter:
+            result = folded(x)
+    torch.testing.assert_close(result, expected)
+    assert folded_counter.get_total_flops() <= counter.get_total_flops()
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    for key, value in layer.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+def test_scaling_the_output_is_exact_where_it_is_done(case):
+    text, spec = case
+    layer = built(text, spec, dtype=torch.double).eval()
+    x, scale, shift = spec.input(dtype=torch.double), torch.randn(spec.o).double(), torch.randn(spec.o).double()
+    with torch.no_grad():
+        expected = layer(x) * scale[:, None, None] + shift[:, None, None]
+        if layer.scale_output_(scale, shift):
+            torch.testing.assert_close(layer(x), expected)
+        else:
+            torch.testing.assert_close(layer(x) * scale[:, None, None] + shift[:, None, None], expected)
+
+
+def test_gradients_are_finite_and_reach_every_parameter(case):
+    text, spec = case
+    layer = built(text, spec).train()
+    if spec.n == 0 and any(isinstance(m, nn.BatchNorm2d) for m in layer.modules()):
+        pytest.skip("BatchNorm has no statistics of an empty batch")
+    x = spec.input().requires_grad_()
+    (layer(x) * torch.randn(spec.n, spec.o, spec.p, spec.q)).sum().backward()
+    assert x.grad.isfinite().all()
+    for key, parameter in layer.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+
+
+def test_channels_last_and_strided_inputs_give_the_same(case):
+    text, spec = case
+    layer = built(text, spec, dtype=torch.double).eval()
+    x = spec.input(dtype=torch.double)
+    with torch.no_grad():
+        expected = layer(x)
+        result = layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+        torch.testing.assert_close(result, expected)
+        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), math.nan, dtype=x.dtype)
+        wide[..., ::2] = x
+        torch.testing.assert_close(layer(wide[..., ::2]), expected)
+    if spec.n > 1 and spec.kernel != (1, 1) and min(spec.h, spec.w, spec.p, spec.q) > 1:
+        assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bfloat16_is_near_float64(case):
+    text, spec = case
+    if spec.n == 0:
+        pytest.skip("no number to compare")
+    layer = built(text, spec).eval()
+    x = spec.input().bfloat16()
+    with torch.no_grad():
+        exact = copy.deepcopy(layer).double()(x.double())
+        for result in (copy.deepcopy(layer).bfloat16()(x), _autocast(layer, x)):
+            assert result.dtype == torch.bfloat16
+            # 8 bits of mantissa through at most five roundings in a row, against the range of the output.
+            assert (result.double() - exact).abs().max() <= 0.06 * exact.abs().max()
+
+
+def _autocast(layer, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return layer(x.float())
+
+
+def test_survives_state_dict_pickle_and_deepcopy(case):
+    text, spec = case
+    layer, x = built(text, spec).eval(), spec.input()
+    other = built(text, spec).eval()
+    other.load_state_dict(layer.state_dict())
+    with io.BytesIO() as file:
+        pickle.dump(layer, file)
+        file.seek(0)
+        copies = [other, copy.deepcopy(layer), pickle.load(file)]
+    with torch.no_grad():
+        for each in copies:
+            torch.testing.assert_close(each(x), layer(x), rtol=0, atol=0)
+    assert make(unparse(layer.name, layer.options()), **spec.arguments()).options() == layer.options()
+
+
+def test_from_conv_keeps_the_sizes(case):
+    text, spec = case
+    name, options = parse(text)
+    conv = spec.conv(dtype=torch.double).eval()
+    layer = get(name).from_conv(conv, **options)
+    for attribute in ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode"):
+        assert getattr(layer, attribute) == getattr(conv, attribute), attribute
+    assert not layer.training
+    assert {p.dtype for p in layer.parameters()} == {torch.double}
+    assert layer(spec.input(dtype=torch.double)).shape == conv(spec.input(dtype=torch.double)).shape
+    with torch.no_grad():
+        if layer.project_(conv):
+            weight = layer.dense_weight()
+            fresh = get(name).from_conv(conv, **options).dense_weight()
+            assert (weight - conv.weight).norm() < (fresh - conv.weight).norm() + 1e-12
+            if spec.n:
+                zero = torch.zeros(1, spec.c, spec.h, spec.w, dtype=torch.double)
+                torch.testing.assert_close(layer(zero), conv(zero))
+
+
+def test_compiles_without_graph_break(case):
+    text, spec = case
+    layer, x = built(text, spec).eval(), spec.input()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=False)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("text", OPERATORS)
+def test_gradcheck(text):
+    spec = ConvSpec.of(4, 6, 3, 1, 1, n=2, h=4, w=3)
+    name, options = parse(text)
+    if get(name).why_not(spec, **options):
+        spec = ConvSpec.of(8, 8, 3, 1, 1, n=2, h=3, w=3)
+    layer = built(text, spec, dtype=torch.double).train()
+    layer.requires_grad_(True)
+    names_, values = zip(*layer.named_parameters())
+    x = spec.input(dtype=torch.double).requires_grad_()
+
+    def run(x, *parameters):
+        state = {k: v.clone() for k, v in layer.named_buffers()}
+        return torch.func.functional_call(layer, {**dict(zip(names_, parameters)), **state}, x)
+
+    assert torch.autograd.gradcheck(run, (x, *values), atol=1e-5, fast_mode=True)
+
+
+@pytest.mark.parametrize("text", [f"{name}" for name in names()])
+def test_inductor(text):
+    spec = SPECS["stride2"]
+    layer, x = built(text, spec).eval(), spec.input()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", OPERATORS)
+@pytest.mark.parametrize("key", ["plain", "stride2"])
+def test_onnx_export_with_dynamic_batch(text, key, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    spec = SPECS[key]
+    name, options = parse(text)
+    if get(name).why_not(spec, **options):
+        spec = ConvSpec.of(12, 12, 3, spec.stride, 1, n=2, h=15, w=17)
+    layer, path = built(text, spec).eval(), str(tmp_path / "layer.onnx")
+    torch.onnx.export(
+        layer, (spec.input(),), path, dynamo=True, dynamic_shapes=({0: "batch"},), input_names=["x"], verbose=False
+    )
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for n in (1, 3):
+        x = torch.randn(n, spec.c, spec.h, spec.w)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), layer(x), rtol=1e-4, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize(("text", "key"), CASES)
+def test_refusals_are_readable(text, key):
+    """What cannot be done raises at construction, from why_not's words, with the operator and the value in them."""
+    name, options = parse(text)
+    spec = SPECS[key]
+    reason = get(name).why_not(spec, **options)
+    if reason is None:
+        make(text, **spec.arguments())
+        return
+    with pytest.raises(UnsupportedConv) as error:
+        make(text, **spec.arguments())
+    assert str(error.value) == f"{name}: {reason}"
+    assert any(character.isdigit() or character == "'" for character in reason), "no value named"
+
+
+@pytest.mark.parametrize("name", names())
+def test_signature_is_conv2ds(name):
+    import inspect
+
+    ours = list(inspect.signature(get(name).__init__).parameters.values())[1:]
+    theirs = list(inspect.signature(nn.Conv2d.__init__).parameters.values())[1:]
+    for mine, conv in zip(ours, theirs):
+        assert (mine.name, mine.default) == (conv.name, conv.default)
+    assert all(p.kind is p.KEYWORD_ONLY for p in ours[len(theirs) :])
+    assert not {p.name for p in ours[len(theirs) :]} & {p.name for p in theirs}
+    assert get(name).paper
+    assert get(name).__doc__
+
+
+def test_meta_device_builds_without_memory():
+    for text in OPERATORS:
+        spec = ConvSpec.of(12, 12, 3, 1, 1, n=2, h=8, w=8)
+        layer = make(text, **spec.arguments(), device="meta")
+        assert layer(spec.input(device="meta")).shape == (2, 12, 8, 8)
+
+
+def test_conv_is_conv2d():
+    spec = SPECS["plain"]
+    layer, x = make("conv", **spec.arguments()), spec.input()
+    torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1), rtol=0, atol=0)
+    assert type(layer.fold()) is nn.Conv2d

@@ -1,0 +1,38 @@
+"""Layer R of the specification (64 -> 128, 3×3, 56×56, no bias): the figures worked out by hand there, section 17.1."""
+
+import pytest
+
+from leanconv.nn import get, parse
+from leanconv.spec import ConvSpec
+
+R = ConvSpec.of(64, 128, 3, 1, 1, bias=False, h=56, w=56)
+
+FIGURES = [
+    ("conv", 73_728, 231_211_008),
+    ("depthwise_separable", 8_768, 27_496_448),
+    ("group_pointwise(part=4)", 17_408, 54_591_488),
+    ("spconv", 26_624, 83_492_864),
+    ("splconv", 8_768, 27_496_448),
+    ("splconv(dilated_kernel_size=2)", 8_608, 26_994_688),
+    ("hetconv(part=4)", 24_576, 77_070_336),
+]
+
+
+@pytest.mark.parametrize(("text", "params", "macs"), FIGURES)
+def test_figures(text, params, macs):
+    name, options = parse(text)
+    cost = get(name).cost(R, **options)
+    assert (cost.params, cost.macs) == (params, macs)
+
+
+def test_executed_and_norm_figures():
+    assert get("hetconv").cost(R, part=4).executed_macs == 83_492_864
+    assert get("splconv").cost(R).params + get("splconv").cost(R).norm_params == 9_024
+    biased = ConvSpec.of(64, 128, 3, 1, 1, bias=True, h=56, w=56)
+    spconv = get("spconv").cost(biased)
+    assert spconv.params + spconv.norm_params == 27_264
+
+
+@pytest.mark.parametrize(("alpha", "reduction"), [(1 / 2, 2.77), (1 / 4, 4.24), (1 / 8, 5.76)])
+def test_spconv_reductions_of_the_paper(alpha, reduction):
+    assert round(231_211_008 / get("spconv").cost(R, alpha=alpha).macs, 2) == reduction
