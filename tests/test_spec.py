@@ -3,8 +3,8 @@
 import itertools
 
 import pytest
-import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from leanconv.cost import dense_cost
 from leanconv.errors import BadInput
@@ -52,7 +52,7 @@ def test_kinds():
 
 def test_dense_cost_is_what_runs():
     spec = ConvSpec.of(4, 8, 3, 2, 1, groups=2, n=3, h=9, w=8)
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         spec.conv()(spec.input())
     assert counter.get_total_flops() == 2 * dense_cost(spec).macs
     assert sum(p.numel() for p in spec.conv().parameters()) == dense_cost(spec).params
