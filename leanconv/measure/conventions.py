@@ -1,0 +1,233 @@
+"""The named counting conventions: what a paper or a tool calls "FLOPs" and "Params", one frozen rule table each.
+
+A convention over *operations* says what each kind of operation (see `ops.py`) adds; kinds it does not name add nothing.
+torchstat counts *modules* instead. The rules of the papers are inferred from their printed digits; the tools' rules are
+those of their sources (torchstat 0.0.7 `compute_flops.py`, `compute_madd.py`; fvcore 0.1.6 `jit_handles.py`,
+`flop_count.py`; torch.utils.flop_counter).
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from leanconv.errors import UnknownName
+from leanconv.measure.ops import OpCall
+from leanconv.measure.record import ModuleCall
+from leanconv.registry import nearest
+
+OpRule = Callable[[OpCall], int]
+ModuleRule = Callable[[ModuleCall], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One counting rule.
+
+    Attributes:
+        unit: what one of its figures is, "MACs" or "flops".
+        says: the rule in words.
+        ops: kind of operation -> what one adds. Empty for a convention over modules.
+        modules: class of module -> (Flops, MAdd) of one call; subclasses count like their parent.
+        silent: module classes that the rule gives zero by name.
+        weights_only: parameters are the weights of convolutions and FC layers alone, else every trainable tensor.
+        as_published: an operator counts the multiplications of its paper, not those of our realisation of it.
+    """
+
+    name: str
+    unit: str
+    says: str
+    ops: Mapping[str, OpRule]
+    modules: tuple[tuple[type[nn.Module], ModuleRule], ...] = ()
+    silent: tuple[type[nn.Module], ...] = ()
+    weights_only: bool = False
+    as_published: bool = True
+
+
+def _macs(op: OpCall) -> int:
+    return op.macs
+
+
+def _with_bias(op: OpCall) -> int:
+    return op.macs + op.bias
+
+
+def _twice(op: OpCall) -> int:
+    return 2 * op.macs
+
+
+def _per_element(times: int) -> OpRule:
+    return lambda op: times * op.read
+
+
+def _per_output(times: int) -> OpRule:
+    return lambda op: times * op.written
+
+
+_SQUEEZE = re.compile(r"squeeze|attention|(^|_)se(_|$|[A-Z])|^SE[A-Z]?|^Eca|^ODConv", re.IGNORECASE)
+
+
+def _if_squeeze(times: int) -> OpRule:
+    """So much per pooled element of a squeeze-excite or attention block, told by the class names around it."""
+    return lambda op: times * op.read if any(_SQUEEZE.search(name) for name in op.inside) else 0
+
+
+def _fvcore_norm(op: OpCall) -> int:
+    if op.kind == "batch_norm" and not op.training:
+        return op.read * (2 if op.affine else 1)
+    return op.read * (5 if op.affine else 4)
+
+
+def _fvcore_matmul(op: OpCall) -> int:
+    return op.macs if op.name in ("mm", "addmm", "bmm") else 0
+
+
+def _conv(call: ModuleCall) -> tuple[int, int]:
+    layer = call.module
+    assert isinstance(layer, (nn.Conv2d, nn.Conv3d))
+    taps, outputs = math.prod(layer.kernel_size) * (layer.in_channels // layer.groups), math.prod(call.out_shape)
+    bias = layer.bias is not None
+    return (taps + bias) * outputs, (2 * taps - 1 + bias) * outputs
+
+
+def _transposed_conv(call: ModuleCall) -> tuple[int, int]:
+    layer = call.module
+    assert isinstance(layer, (nn.ConvTranspose2d, nn.ConvTranspose3d))
+    taps = math.prod(layer.kernel_size) * (layer.in_channels // layer.groups)
+    places = math.prod(call.in_shape) // max(1, layer.in_channels)
+    return 0, (2 * taps - 1 + (layer.bias is not None)) * places * layer.out_channels
+
+
+def _batch_norm(call: ModuleCall) -> tuple[int, int]:
+    elements = math.prod(call.in_shape)
+    return elements * (2 if getattr(call.module, "affine", True) else 1), 4 * elements
+
+
+def _relu(call: ModuleCall) -> tuple[int, int]:
+    return math.prod(call.in_shape), math.prod(call.in_shape)
+
+
+def _activation(call: ModuleCall) -> tuple[int, int]:  # torchstat's MAdd knows ReLU and ReLU6 only
+    return math.prod(call.in_shape), 0
+
+
+def _window(layer: nn.Module, dims: int) -> int:
+    size = layer.kernel_size
+    assert isinstance(size, (int, tuple))
+    return size**dims if isinstance(size, int) else math.prod(size)
+
+
+def _max_pool(call: ModuleCall) -> tuple[int, int]:
+    taps = _window(call.module, len(call.in_shape) - 2)
+    return math.prod(call.in_shape), (taps - 1) * math.prod(call.out_shape)
+
+
+def _avg_pool(call: ModuleCall) -> tuple[int, int]:
+    taps = _window(call.module, len(call.in_shape) - 2)
+    return math.prod(call.in_shape), taps * math.prod(call.out_shape)
+
+
+def _upsample(call: ModuleCall) -> tuple[int, int]:
+    return math.prod(call.out_shape), 0
+
+
+def _linear(call: ModuleCall) -> tuple[int, int]:
+    layer = call.module
+    assert isinstance(layer, nn.Linear)
+    return math.prod(call.in_shape) * layer.out_features, (2 * layer.in_features - 1) * math.prod(call.out_shape)
+
+
+_TORCHSTAT: tuple[tuple[type[nn.Module], ModuleRule], ...] = (
+    (nn.Conv2d, _conv), (nn.Conv3d, _conv), (nn.ConvTranspose2d, _transposed_conv),
+    (nn.ConvTranspose3d, _transposed_conv), (nn.BatchNorm2d, _batch_norm), (nn.BatchNorm3d, _batch_norm),
+    (nn.ReLU, _relu), (nn.ReLU6, _relu), (nn.PReLU, _activation), (nn.ELU, _activation), (nn.LeakyReLU, _activation),
+    (nn.MaxPool2d, _max_pool), (nn.MaxPool3d, _max_pool), (nn.AvgPool2d, _avg_pool), (nn.AvgPool3d, _avg_pool),
+    (nn.Upsample, _upsample), (nn.Linear, _linear),
+)  # fmt: skip
+_TORCHSTAT_SILENT: tuple[type[nn.Module], ...] = (
+    nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Sigmoid, nn.Softmax, nn.Softmax2d, nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+)  # fmt: skip
+
+_ALL = {"conv": _macs, "linear": _macs, "matmul": _macs, "attention": _macs}
+_LAYERS = {"conv": _macs, "linear": _macs}
+
+CONVENTIONS: dict[str, Convention] = {
+    c.name: c
+    for c in (
+        Convention(
+            "macs", "MACs",
+            "multiply-accumulates of convolutions, FC layers, matrix products and attention; an operator counts its "
+            "paper's multiplications; params = trainable", _ALL,
+        ),
+        Convention(
+            "executed_macs", "MACs",
+            "the same, but an operator counts what its realisation here runs; params = trainable", _ALL,
+            as_published=False,
+        ),
+        Convention(
+            "macs_weights", "MACs",
+            "multiply-accumulates of conv and FC layers only; params = conv and FC weights only (no bias, no BN)",
+            _LAYERS, weights_only=True,
+        ),
+        Convention(
+            "macs_trainable", "MACs",
+            "multiply-accumulates of conv, FC and SE layers only; params = all trainable tensors", _LAYERS,
+        ),
+        Convention(
+            "thop_old", "flops",
+            "conv/FC multiply-accumulates + bias adds of convs + 4 per BN element + 1 per ReLU element; "
+            "params = trainable",
+            {"conv": _with_bias, "linear": _macs, "batch_norm": _per_element(4), "relu": _per_element(1)},
+        ),
+        Convention(
+            "fuse", "flops",
+            "conv/FC/SE multiply-accumulates + 2 per BN element + 2 per ReLU or h-swish element (ReLU6 free) + 2 per "
+            "element pooled by a squeeze-excite block; params = trainable",
+            _LAYERS | {
+                "batch_norm": _per_element(2), "relu": _per_element(2), "hardswish": _per_element(2),
+                "global_mean": _if_squeeze(2), "adaptive_pool": _if_squeeze(2),
+            },
+        ),
+        Convention(
+            "od", "flops",
+            "conv/FC/attention multiply-accumulates + one add per element of each attention pool; params = trainable",
+            _LAYERS | {"global_mean": _if_squeeze(1), "adaptive_pool": _if_squeeze(1)},
+        ),
+        Convention(
+            "fvcore", "flops",
+            "fvcore's: one per multiply-accumulate of conv/FC/mm/bmm, no bias; BN 2 per element, other norms 5, "
+            "bilinear upsampling 4 per output, adaptive average pool 1 per input; attention 0; params = trainable",
+            {
+                "conv": _macs, "linear": _fvcore_matmul, "matmul": _fvcore_matmul, "batch_norm": _fvcore_norm,
+                "instance_norm": _fvcore_norm, "group_norm": _fvcore_norm, "layer_norm": _fvcore_norm,
+                "adaptive_pool": _per_element(1), "upsample_nearest": _per_output(1),
+                "upsample_bilinear": _per_output(4), "grid_sample": _per_output(4),
+            },
+            as_published=False,
+        ),
+        Convention(
+            "torch", "flops",
+            "torch.utils.flop_counter's: two per multiply-accumulate, nothing else; params = trainable",
+            dict.fromkeys(_ALL, _twice), as_published=False,
+        ),
+        Convention(
+            "torchstat", "flops",
+            "torchstat 0.0.7's: per module, a module called twice counted once (its last call); conv with its bias, "
+            "2 per BN element, 1 per ReLU element, max-pool its input elements, transposed conv 0 in Flops and "
+            "2 per multiplication of an input pixel in MAdd; functional operations 0; params = trainable",
+            {}, modules=_TORCHSTAT, silent=_TORCHSTAT_SILENT, as_published=False,
+        ),
+    )
+}  # fmt: skip
+
+
+def convention(name: str) -> Convention:
+    """The convention of that name. Raises UnknownName (with the known names) for any other."""
+    if name not in CONVENTIONS:
+        raise UnknownName(
+            f"unknown convention {name!r}{nearest(name, list(CONVENTIONS))}; known: {', '.join(CONVENTIONS)}"
+        )
+    return CONVENTIONS[name]

@@ -1,0 +1,221 @@
+"""Exact counts of parameters, multiply-accumulates and bytes, layer by layer, in every named convention."""
+
+import warnings
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from leanconv.errors import BadInput
+from leanconv.measure.conventions import Convention, convention
+from leanconv.measure.ops import CONTRACTIONS
+from leanconv.measure.record import ModuleCall, Recording, record
+from leanconv.nn import Operator
+from leanconv.spec import ConvSpec
+from leanconv.table import si, table
+
+
+class Uncounted(UserWarning):
+    """Something ran that the convention has no rule for; the counts list it in `uncounted`."""
+
+
+@dataclass
+class Layer:
+    """One row: a leaf module or an operator, or what a container computes between its layers.
+
+    Attributes:
+        name, type: dotted name, and class name ("(functional)" for what a container computes itself).
+        calls: how often it ran.
+        params: parameters in the convention's sense; shared ones stand in the first row that has them.
+        flops: the convention's figure; `madd`: torchstat's second one.
+        bytes: what its operations read and wrote; `min_bytes`: input and output once per call, parameters once.
+        launches: kernels started in eager mode.
+        shape: of its (last) output.
+    """
+
+    name: str
+    type: str
+    calls: int = 0
+    params: int = 0
+    flops: int = 0
+    madd: int = 0
+    bytes: int = 0
+    min_bytes: int = 0
+    launches: int = 0
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The totals and the rows of one model under one convention. `uncounted`: what ran without a rule -> how often.
+
+    `flops` is the convention's figure in its own unit (`unit`: MACs or flops); `madd` is torchstat's second column,
+    None elsewhere. `executed` says whether the model really ran (else: sizes only).
+    """
+
+    convention: str
+    unit: str
+    params: int
+    flops: int
+    madd: int | None
+    bytes: int
+    launches: int
+    layers: tuple[Layer, ...]
+    uncounted: dict[str, int] = field(default_factory=dict)
+    executed: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = ["layer", "type", "calls", "output", "params", self.unit, *(["MAdd"] if self.madd is not None else [])]
+        rows = [
+            [r.name, r.type, r.calls, "x".join(map(str, r.shape)), si(r.params), si(r.flops),
+             *([si(r.madd)] if self.madd is not None else [])]
+            for r in self.layers
+        ]  # fmt: skip
+        rows.append(["total", "", "", "", si(self.params), si(self.flops), *([si(self.madd)] if self.madd else [])])
+        return table(head, rows, title=f"{self.convention}: {convention(self.convention).says}", note=self.note())
+
+    def note(self) -> str:
+        """What was not counted, in one line; empty where everything was."""
+        listed = ", ".join(f"{name} ×{times}" for name, times in self.uncounted.items())
+        return f"not counted by {self.convention}: {listed}" if listed else ""
+
+
+def count(model: nn.Module, inputs: Any, convention: str = "macs") -> Counts:
+    """Count `model` on `inputs` under a named convention (see `conventions.CONVENTIONS`).
+
+    The forward runs once in eval mode, without arithmetic where that is possible; mode, buffers and random states are
+    as before. Functional calls, shared modules, transposed convolutions and matrix products are counted.
+
+    Args:
+        inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
+    Warns: Uncounted, for what the convention has no rule for. Raises: UnknownName for an unknown convention.
+    """
+    return count_recorded(record(model, inputs), convention)
+
+
+def count_recorded(recording: Recording, name: str) -> Counts:
+    """The counts of a forward that was recorded before: one recording serves every convention."""
+    rule = convention(name)
+    rows, uncounted = _rows(recording), Counter[str]()
+    row_of = recording.row_of()
+    _add_params(recording, rows, row_of, rule)
+    if rule.modules:
+        _count_modules(recording, rows, row_of, rule, uncounted)
+    else:
+        _count_ops(recording, rows, row_of, rule, uncounted)
+    if rule.as_published:
+        _as_published(recording, rows, row_of)
+    layers = tuple(row for row in rows.values() if row.calls or row.params or row.flops or row.launches)
+    counts = Counts(
+        rule.name, rule.unit, sum(r.params for r in layers), sum(r.flops for r in layers),
+        sum(r.madd for r in layers) if rule.modules else None, sum(r.bytes for r in layers),
+        sum(r.launches for r in layers), layers, dict(uncounted), recording.executed,
+    )  # fmt: skip
+    if uncounted:
+        warnings.warn(counts.note(), Uncounted, stacklevel=3)
+    return counts
+
+
+def _rows(recording: Recording) -> dict[str, Layer]:
+    """The rows in the order in which they ran, those that never ran last, with calls, bytes and launches."""
+    row_of, rows = recording.row_of(), dict[str, Layer]()
+
+    def row(name: str) -> Layer:
+        if name not in rows:
+            module = recording.model.get_submodule(name)
+            kind = type(module).__name__ if recording.is_whole(name) else "(functional)"
+            rows[name] = Layer(name or "(model)", kind)
+        return rows[name]
+
+    for op in recording.ops:
+        one = row(row_of[op.owner])
+        one.bytes += op.bytes
+        one.launches += op.launches
+        if not recording.is_whole(row_of[op.owner]):
+            one.min_bytes += op.bytes
+    for call in recording.calls:
+        if row_of[call.name] == call.name and recording.is_whole(call.name):
+            one = row(call.name)
+            one.calls += 1
+            one.min_bytes += call.bytes
+            one.shape = call.out_shape
+    for name in row_of.values():
+        row(name)
+    return rows
+
+
+def _add_params(recording: Recording, rows: dict[str, Layer], row_of: dict[str, str], rule: Convention) -> None:
+    for name, parameter in recording.model.named_parameters():
+        one = rows[row_of[owner_of(name, row_of)]]
+        if recording.is_whole(row_of[owner_of(name, row_of)]):
+            one.min_bytes += parameter.numel() * parameter.element_size()
+        chosen = name in recording.weights and parameter.dim() > 1 if rule.weights_only else parameter.requires_grad
+        if chosen:
+            one.params += parameter.numel()
+
+
+def owner_of(parameter: str, row_of: dict[str, str]) -> str:
+    """The name of the module that holds a parameter: `"a.b.weight"` -> `"a.b"`."""
+    owner = parameter.rpartition(".")[0]
+    if owner not in row_of:
+        raise BadInput(f"parameter {parameter!r} belongs to no module of the model")
+    return owner
+
+
+def _count_ops(
+    recording: Recording, rows: dict[str, Layer], row_of: dict[str, str], rule: Convention, uncounted: Counter[str]
+) -> None:
+    for op in recording.ops:
+        added = rule.ops[op.kind](op) if op.kind in rule.ops else 0
+        rows[row_of[op.owner]].flops += added
+        if op.kind == "unknown" or (op.kind in CONTRACTIONS and op.macs and not added):
+            uncounted[op.name] += 1
+        if rule.name == "od" and op.made:
+            uncounted["building of kernels"] += 1
+
+
+def _count_modules(
+    recording: Recording, rows: dict[str, Layer], row_of: dict[str, str], rule: Convention, uncounted: Counter[str]
+) -> None:
+    last = {id(call.module): call for call in recording.calls if not call.module._modules}
+    known: set[str] = set()
+    for call in last.values():
+        counted = next((each for kind, each in rule.modules if isinstance(call.module, kind)), None)
+        if counted is not None:
+            flops, madd = counted(call)
+            rows[row_of[call.name]].flops += flops
+            rows[row_of[call.name]].madd += madd
+            known.add(call.name)
+        elif not isinstance(call.module, rule.silent):
+            uncounted[type(call.module).__name__] += 1
+    for op in recording.ops:
+        if (
+            op.kind in CONTRACTIONS
+            and op.macs
+            and op.owner not in known
+            and recording.model.get_submodule(op.owner)._modules
+        ):
+            uncounted[f"functional {op.api or op.name}"] += 1
+
+
+def _as_published(recording: Recording, rows: dict[str, Layer], row_of: dict[str, str]) -> None:
+    """Replace what an operator's realisation multiplies by what its paper counts, where the two differ."""
+    for call in recording.calls:
+        layer = call.module
+        if isinstance(layer, Operator) and row_of[call.name] == call.name:
+            rows[call.name].flops += published_difference(layer, call)
+
+
+def published_difference(layer: Operator, call: ModuleCall) -> int:
+    """The paper's multiply-accumulates of one call less those that run here (HetConv: less than none)."""
+    n, h, w = (1 if len(call.in_shape) == 3 else call.in_shape[0]), *call.in_shape[-2:]
+    spec = ConvSpec.of(
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        layer.groups, True, layer.padding_mode, n=n, h=h, w=w,
+    )  # fmt: skip
+    cost = type(layer).cost(spec, **layer.options())
+    return cost.macs - cost.executed_macs

@@ -1,0 +1,248 @@
+"""Runs a model's forward once and writes down what it does: every operation, every module call, by whom.
+
+Where that is possible the run costs no arithmetic: on fake tensors (sizes without numbers), in a fake copy of the
+model. A model that needs real numbers (or cannot be copied) runs really, once, and is left as it was.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from leanconv.measure.ops import OpCall, classify, flat, launches, norm_facts, tensor_bytes
+from leanconv.measure.state import arguments, bare, first_shape, tensors, untouched, untouched_random
+from leanconv.nn import Operator
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of one module: its name, itself, the shapes of its first input and output, bytes of all of them."""
+
+    name: str
+    module: nn.Module
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    bytes: int
+
+
+@dataclass
+class Recording:
+    """What one forward did. `model` is the (fake) copy that ran; `executed` says whether the arithmetic was done."""
+
+    model: nn.Module
+    executed: bool
+    ops: list[OpCall] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
+    weights: set[str] = field(
+        default_factory=set
+    )  # names of the parameters that convolutions and FC layers multiply by
+
+    def row_of(self) -> dict[str, str]:
+        """Module name -> the row it belongs to: its outermost operator, or itself."""
+        rows: dict[str, str] = {}
+        operators: list[str] = []
+        for name, module in self.model.named_modules():
+            above = next((o for o in operators if name == o or o == "" or name.startswith(o + ".")), None)
+            if above is None and (isinstance(module, Operator) or "parametrizations" in module._modules):
+                operators.append(name)
+                above = name
+            rows[name] = name if above is None else above
+        return rows
+
+    def is_whole(self, name: str) -> bool:
+        """Whether the module of that name is one row by itself (a leaf, an operator), not a container."""
+        module = self.model.get_submodule(name)
+        return isinstance(module, Operator) or not set(module._modules) - {"parametrizations"}
+
+
+def record(model: nn.Module, inputs: Any) -> Recording:
+    """The recording of one forward in eval mode; `model`, its buffers and the random states stay as they were."""
+    model = bare(model)
+    try:
+        return _record_fake(model, inputs)
+    except Exception as error:
+        _log.debug(
+            "counting on fake tensors failed (%s: %s); the model runs once for real", type(error).__name__, error
+        )
+    recording = Recording(model, executed=True)
+    with untouched(model):
+        _run(recording, inputs)
+    return recording
+
+
+def _record_fake(model: nn.Module, inputs: Any) -> Recording:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with FakeCopyMode(mode):
+        twin = copy.deepcopy(model)
+    fake = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
+    recording = Recording(twin, executed=False)
+    with untouched_random(), torch.no_grad(), mode:
+        _run(recording, fake, train=False)
+    return recording
+
+
+def _run(recording: Recording, inputs: Any, train: bool | None = None) -> None:
+    model = recording.model
+    if train is not None:
+        model.train(train)
+    stack = _Stack(recording)
+    positional, keywords = arguments(inputs)
+    with stack.hooks(), _Apis(stack), _Ops(stack):
+        model(*positional, **keywords)
+
+
+class _Stack:
+    """Who is running: the modules by hooks, the outermost torch function, and what came from parameters alone."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.modules: list[tuple[str, str]] = []
+        self.api = ""
+        # Storage -> names of the parameters it was computed from. The tensors are kept, so that no storage's place is
+        # taken by another one's while we look.
+        self.origin: dict[int, frozenset[str]] = {}
+        self.kept: list[Tensor] = []
+        for name, parameter in recording.model.named_parameters():
+            self.remember(parameter, frozenset([name]))
+        for buffer in recording.model.buffers():
+            self.remember(buffer, frozenset())
+
+    def remember(self, tensor: Tensor, names: frozenset[str]) -> None:
+        key = storage_key(tensor)
+        if key is not None:
+            self.origin[key] = names
+            self.kept.append(tensor)
+
+    def forget(self, tensor: Tensor) -> None:
+        key = storage_key(tensor)
+        if key is not None:
+            self.origin.pop(key, None)
+
+    def origins(self, value: Any) -> frozenset[str] | None:
+        """The parameters that a tensor was computed from; None where the model's input had a part in it."""
+        key = storage_key(value) if isinstance(value, Tensor) else None
+        return self.origin.get(key) if key is not None else None
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        handles = []
+        for name, module in self.recording.model.named_modules():
+            # A script module calls its children inside C++, and a parametrization belongs to the layer it stands in.
+            if (isinstance(module, torch.jit.ScriptModule) and name) or "parametrizations" in name.split("."):
+                continue
+            handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
+            handles.append(module.register_forward_hook(self._leaving(name), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entering(self, name: str) -> Any:
+        def enter(module: nn.Module, args: Any) -> None:
+            self.modules.append((name, type(module).__name__))
+
+        return enter
+
+    def _leaving(self, name: str) -> Any:
+        def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            while self.modules and self.modules.pop()[0] != name:  # a child that raised, and was caught, never left
+                pass
+            given = (args, kwargs)
+            moved = sum(map(tensor_bytes, [*tensors(given), *tensors(out)]))
+            call = ModuleCall(name, module, first_shape(given), first_shape(out), moved)
+            self.recording.calls.append(call)
+
+        return leave
+
+
+class _Apis(TorchFunctionMode):
+    """Notes the outermost torch function, such as `adaptive_avg_pool2d`, which dispatches as a mean."""
+
+    def __init__(self, stack: _Stack) -> None:
+        super().__init__()
+        self.stack = stack
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before, self.stack.api = self.stack.api, getattr(func, "__name__", "")
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.stack.api = before
+
+
+class _Ops(TorchDispatchMode):
+    """Notes every aten operation."""
+
+    def __init__(self, stack: _Stack) -> None:
+        super().__init__()
+        self.stack = stack
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
+            func.name(), "CompositeImplicitAutograd"
+        ):
+            # Inside `inference_mode` such operations arrive whole; taken apart they are those we know.
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if func.namespace != "prim":  # questions such as "on which device is this tensor?"
+            self._note(func, args, kwargs, out)
+        return out
+
+    def _note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        stack = self.stack
+        given, given_out = [a for a in flat([*args, *kwargs.values()]) if isinstance(a, Tensor)], tensors(out)
+        origins = [stack.origins(tensor) for tensor in given]
+        kind, macs, bias = classify(func, args, out, stack.api, weighted=any(origins))
+        affine, training = norm_facts(func, kind, args) if kind.endswith("_norm") else (False, False)
+        kernel = stack.origins(args[1]) if kind == "conv" else None
+        if kind in ("conv", "linear"):
+            chosen = [kernel] if kind == "conv" else origins[-2:]
+            stack.recording.weights.update(*(names for names in chosen if names))
+        for tensor in given_out:
+            if all(names is not None for names in origins):
+                stack.remember(tensor, frozenset().union(*(names for names in origins if names is not None)))
+            else:
+                stack.forget(tensor)
+        started = launches(func, kind)
+        stack.recording.ops.append(
+            OpCall(
+                name=func.overloadpacket.__name__,
+                kind=kind,
+                api=stack.api,
+                owner=stack.modules[-1][0] if stack.modules else "",
+                inside=tuple(word for _, word in stack.modules),
+                macs=macs,
+                bias=bias,
+                affine=affine,
+                training=training,
+                made=kind == "conv" and kernel is None,
+                read=given[0].numel() if given else 0,
+                written=given_out[0].numel() if given_out else 0,
+                bytes=sum(map(tensor_bytes, [*given, *given_out])) if started else 0,
+                launches=started,
+            )
+        )
+
+
+def storage_key(tensor: Tensor) -> int | None:
+    """What two views of the same memory have in common; None for tensors without a storage of their own."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse, quantised, wrapper subclasses
+        return None
