@@ -1,0 +1,154 @@
+"""RunFolder: what a training leaves behind and every later command reads. No pickle anywhere."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from leanconv.convert import Plan, Swap, apply_
+from leanconv.errors import BadCheckpoint, BadInput, LeanconvError, MissingExtra, UntrustedCode
+from leanconv.files import read_json, write_json
+from leanconv.runs.kinds import Reference, build, read
+from leanconv.runs.weights import load_weights, save_weights
+from leanconv.version import __version__
+
+FORMAT = 1
+_LARGEST = 4 * 2**20  # bytes of a model.json; a ResNet-152 with every layer swapped takes 20 kB
+
+
+class RunFolder:
+    """The files of one run, as paths; none needs to exist yet.
+
+    Attributes:
+        recipe: recipe.toml, how it was trained.
+        model_json: model.json, which model it is; `weights`: model.safetensors, its best weights.
+        history: history.csv, a row per epoch; `metrics`: metrics.json, the final scores and thresholds.
+        events: events/, for TensorBoard; `report`: report.html; `export`: export/, the exported files.
+        last: last/, what a killed run resumes from.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.toml"
+        self.model_json = self.path / "model.json"
+        self.weights = self.path / "model.safetensors"
+        self.history = self.path / "history.csv"
+        self.metrics = self.path / "metrics.json"
+        self.events = self.path / "events"
+        self.report = self.path / "report.html"
+        self.export = self.path / "export"
+        self.last = self.path / "last"
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """An existing run folder. Raises BadInput where the path is none."""
+        run = cls(path)
+        if not os.path.isdir(run.path):
+            raise BadInput(f"{path}: there is no such run folder; `leanconv train` writes one")
+        if not (run.model_json.is_file() or run.recipe.is_file()):
+            raise BadInput(f"{path}: is no run folder: it has neither model.json nor recipe.toml")
+        return run
+
+    def write_model(self, reference: str, *, swaps: Plan | Iterable[tuple[str, str]] = ()) -> Path:
+        """Write model.json: the model's reference, and the swaps to repeat on it (a `Plan`, or pairs name, operator).
+
+        Raises: BadInput for a reference that names no model, or another run folder (give that one's own reference).
+        """
+        found = read(reference)
+        if found.kind == "path":
+            raise BadInput(
+                f"{reference!r} cannot stand in a model.json: it names no model; give the model's own reference"
+            )
+        if found.kind == "code":  # the run folder may be read from anywhere
+            reference = reference.replace(found.name, str(Path(found.name).resolve()), 1)
+        pairs = [(s.name, str(s.to)) for s in swaps.swapped] if isinstance(swaps, Plan) else list(swaps)
+        return write_json(
+            self.model_json,
+            {
+                "format": FORMAT,
+                "leanconv": __version__,
+                "reference": reference,
+                "swaps": [list(pair) for pair in pairs],
+            },
+        )
+
+    def read_model(self) -> "ModelFile":
+        """model.json, checked. Raises BadCheckpoint with what is wrong; nothing in it is run."""
+        return ModelFile.read(self.model_json)
+
+    def build_model(self, *, trust_code: bool = False) -> nn.Module:
+        """The run's network with fresh weights, in train mode; nothing is downloaded.
+
+        Raises: UntrustedCode where model.json names somebody's Python file, BadCheckpoint where it is no good.
+        """
+        stored = self.read_model()
+        try:
+            model = build(stored.reference, from_file=True, trust_code=trust_code)
+            if stored.swaps:
+                apply_(model, Plan(Swap(name, to, None, None, "") for name, to in stored.swaps), init="fresh")
+        except (UntrustedCode, MissingExtra):
+            raise
+        except LeanconvError as error:
+            raise BadCheckpoint(f"{self.model_json}: the model cannot be built: {error}") from error
+        return model
+
+    def load_model(self, *, trust_code: bool = False) -> nn.Module:
+        """The run's network with its weights, in eval mode on the CPU.
+
+        Raises: UntrustedCode where model.json names somebody's Python file, BadCheckpoint where a file is damaged.
+        """
+        model = self.build_model(trust_code=trust_code)
+        load_weights(model, self.weights)
+        return model.eval()
+
+    def save_model(self, model: nn.Module) -> Path:
+        """Write the model's weights to `weights`, atomically."""
+        return save_weights(model, self.weights)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What model.json says: the reference, and the swaps (name, operator string) made on that model."""
+
+    reference: Reference
+    swaps: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a model.json, whoever wrote it. Raises BadCheckpoint."""
+        try:
+            if not path.is_file():
+                raise BadInput("there is no such file; has the run written a model yet?")
+            if path.stat().st_size > _LARGEST:
+                raise BadInput(f"it has {path.stat().st_size:,} bytes; a model.json has at most {_LARGEST:,}")
+            return cls._checked(read_json(path))
+        except LeanconvError as error:
+            raise BadCheckpoint(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+
+    @classmethod
+    def _checked(cls, stored: Any) -> Self:
+        if not isinstance(stored, dict):
+            raise BadInput(f"holds {type(stored).__name__}, not an object with format and reference")
+        if isinstance(stored.get("format"), int) and stored["format"] > FORMAT:
+            raise BadInput(f"has format {stored['format']}, this version reads {FORMAT}; update leanconv")
+        if stored.get("format") != FORMAT or not isinstance(stored.get("reference"), str):
+            raise BadInput(
+                f"needs format={FORMAT} and a reference, got {', '.join(sorted(map(str, stored))[:8]) or '{}'}"
+            )
+        reference = read(stored["reference"])
+        if reference.kind == "path":
+            raise BadInput(f"its reference {stored['reference'][:200]!r} names a path, not a model")
+        swaps = stored.get("swaps", [])
+        pairs = isinstance(swaps, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in swaps)
+        if not pairs or not all(isinstance(word, str) for pair in swaps for word in pair):
+            raise BadInput("swaps must be a list of pairs [layer, operator]")
+        return cls(reference, tuple((name, to) for name, to in swaps))

@@ -1,0 +1,214 @@
+"""Model references: `KIND:NAME?option=value&…`, read without running anything, then built."""
+
+import ast
+import importlib.util
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from leanconv import models
+from leanconv.errors import BadInput, LeanconvError, UnknownName, UntrustedCode, missing_extra
+from leanconv.registry import nearest
+
+KINDS = (
+    "leanconv:unet?base=32&conv=splconv(alpha=0.5), timm:resnet18, smp:Unet?encoder_name=resnet18, "
+    "path/to/file.py:factory, or a run folder"
+)
+_CODE = re.compile(r"(?P<path>.+\.py):(?P<factory>\w+)", re.DOTALL)
+_SCHEME = re.compile(r"(?P<kind>[A-Za-z][\w+-]*):(?P<name>.*)", re.DOTALL)
+_NEXT_OPTION = re.compile(r"&(?=\s*[A-Za-z_]\w*\s*=)")  # an ampersand inside a value splits nothing
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference, read. `kind`: leanconv, timm, smp, code or path; `name`: the model, or the file or folder."""
+
+    kind: str
+    name: str
+    options: dict[str, Any]
+    factory: str = ""
+    text: str = ""
+
+
+def read(text: str, words: Iterable[str] = ()) -> Reference:
+    """Read a reference and the `key=value` words that follow it (which win over the same key in its query).
+
+    Raises: BadInput for what is no reference, UnknownName for a kind nobody has.
+    """
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise BadInput(f"{text!r} is no model reference; write {KINDS}")
+    head, _, query = text.strip().partition("?")
+    options = {**_options(_NEXT_OPTION.split(query) if query else []), **_options(words)}
+    if os.path.isdir(head):  # unlike Path.is_dir, False rather than an error for a name of any length
+        return Reference("path", head, options, text=text)
+    if code := _CODE.fullmatch(head):
+        return Reference("code", code["path"], options, code["factory"], text)
+    scheme = _SCHEME.fullmatch(head)
+    if scheme is None or not scheme["name"]:
+        return Reference("path", head, options, text=text)
+    kind, name = scheme["kind"], scheme["name"]
+    if kind not in _BUILDERS:
+        raise UnknownName(f"{head!r}: unknown kind of model {kind!r}{nearest(kind, list(_BUILDERS))}; write {KINDS}")
+    return Reference(kind, name, options, text=text)
+
+
+def join(text: str, words: Iterable[str]) -> str:
+    """One reference from a reference and the words after it: `leanconv:unet` + `base=32` -> `leanconv:unet?base=32`."""
+    parts = [word.strip() for word in words]
+    _options(parts)
+    return text + ("&" if "?" in text else "?") + "&".join(parts) if parts else text
+
+
+def value(text: str) -> Any:
+    """An option's value: a Python literal, `true`, `false`, `none`, or the text as it stands. Nothing is run."""
+    text = text.strip()
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "1if" and the like: Python warns before it refuses
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def _options(words: Iterable[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        key = key.strip()
+        if not equals or not key.isidentifier() or not text.strip():
+            raise BadInput(f"{word[:80]!r} is no option; write key=value, like base=32")
+        if key in found:
+            raise BadInput(f"{key} is given twice; give it once")
+        found[key] = value(text)
+    return found
+
+
+def build(reference: Reference, *, from_file: bool = False, trust_code: bool = False) -> nn.Module:
+    """The model of a reference, in train mode with fresh weights unless `pretrained=true` is said.
+
+    Args:
+        from_file: the reference stands in a file rather than in what the user typed: code needs `trust_code`, and
+            nothing is downloaded, because that file's own weights follow.
+    """
+    if reference.kind == "code":
+        if from_file and not trust_code:
+            raise UntrustedCode(
+                f"the run folder's model.json asks to run {reference.name}:{reference.factory}; read that file, and "
+                "say --trust-code (or trust_code=True) if you trust it"
+            )
+        return _from_code(Path(reference.name), reference.factory, reference.options)
+    if reference.kind not in _BUILDERS:
+        raise BadInput(f"{reference.text!r} names no model that can be built; write {KINDS}")
+    options = dict(reference.options)
+    if from_file:
+        options = {k: v for k, v in options.items() if k not in ("pretrained", "encoder_weights")}
+    try:
+        return _BUILDERS[reference.kind](reference.name, options)
+    except (LeanconvError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # what a library answers to an option it does not take
+        raise BadInput(f"{reference.text!r} cannot be built: {type(error).__name__}: {_line(error)}") from error
+
+
+def _from_leanconv(name: str, options: dict[str, Any]) -> nn.Module:
+    return models.build(name, **options)
+
+
+def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise missing_extra("timm", "zoo") from error
+    _needs_no_file(options, "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+    if not timm.is_model(name):
+        raise UnknownName(f"timm has no model {name!r}{nearest(name, timm.list_models())}; see timm.list_models()")
+    return _module(timm.create_model(name, pretrained=_flag(options), **options), f"timm:{name}")
+
+
+def _from_smp(name: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        import segmentation_models_pytorch as smp
+    except ImportError as error:
+        raise missing_extra("segmentation-models-pytorch", "zoo") from error
+    known = {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    match = next((cls for each, cls in known.items() if each.lower() == name.lower()), None)
+    if match is None:
+        raise UnknownName(f"smp has no model {name!r}{nearest(name, list(known))}; known: {', '.join(known)}")
+    encoder = str(options.get("encoder_name", ""))
+    if ":" in encoder or "/" in encoder:
+        raise BadInput(f"smp: encoder_name={encoder!r}: a plain name; nothing is fetched by address")
+    asked = options.get("encoder_weights")
+    if _flag(options):
+        options.setdefault("encoder_weights", "imagenet")
+    elif asked is not None:
+        raise BadInput(f"smp: encoder_weights={asked!r} downloads weights; say pretrained=true as well")
+    return _module(match(**{"encoder_weights": None, **options}), f"smp:{name}")
+
+
+_BUILDERS = {"leanconv": _from_leanconv, "timm": _from_timm, "smp": _from_smp}
+
+
+def _from_code(path: Path, factory: str, options: dict[str, Any]) -> nn.Module:
+    """Run a Python file the user named, and call its factory. The file may import its neighbours."""
+    where = f"{path}:{factory}"
+    if not os.path.isfile(path):
+        raise BadInput(f"{where}: there is no file {path}")
+    name = "leanconv_user_" + sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BadInput(f"{where}: Python cannot load {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look their module up there
+    neighbours = str(path.resolve().parent)
+    sys.path.insert(0, neighbours)
+    try:
+        spec.loader.exec_module(module)
+        public = [key for key in vars(module) if not key.startswith("_")]
+        if not hasattr(module, factory):
+            raise BadInput(f"{where}: the file defines no {factory!r}{nearest(factory, public)}")
+        found = getattr(module, factory)
+        if isinstance(found, nn.Module) and not options:
+            return found
+        return _module(found(**options), where)
+    except LeanconvError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise BadInput(f"{where}: your code raised {type(error).__name__}: {_line(error)}") from error
+    finally:
+        if neighbours in sys.path:
+            sys.path.remove(neighbours)
+
+
+def _flag(options: dict[str, Any]) -> bool:
+    """Take `pretrained` out of the options. Raises BadInput unless it is true or false: "no" would download."""
+    pretrained = options.pop("pretrained", False)
+    if not isinstance(pretrained, bool):
+        raise BadInput(f"pretrained={pretrained!r}: true or false")
+    return pretrained
+
+
+def _needs_no_file(options: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if name in options:
+            raise BadInput(f"{name}= is not taken: weights come from a run folder, or from pretrained=true")
+
+
+def _module(built: Any, where: str) -> nn.Module:
+    if not isinstance(built, nn.Module):
+        raise BadInput(f"{where}: gave {type(built).__name__}, not an nn.Module")
+    return built
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]

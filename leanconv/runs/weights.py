@@ -1,0 +1,141 @@
+"""Weights as safetensors: written whole or not at all, read strictly, and never unpickled."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from leanconv.errors import BadCheckpoint, BadInput
+from leanconv.files import replace_atomic
+
+# First bytes of files that are often given the wrong name. None of them is opened any further.
+_OTHERS = (
+    (b"PK\x03\x04", "a zip archive, as torch.save writes: it holds a pickle, which can run code"),
+    (b"\x80", "a pickle, which can run code"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
+)
+_SHOWN = 3  # names listed of each sort of mismatch
+
+
+def save_weights(model: nn.Module, path: str | Path) -> Path:
+    """Write a model's parameters and buffers (state_dict) as safetensors, atomically. Tied tensors are written once.
+
+    Raises: BadInput for state that is no tensor or has no storage (meta device), and where it cannot be written.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if what := _not_storable(tensor):
+            raise BadInput(f"{name}: {what} cannot be stored as safetensors; only plain tensors with data can")
+        tensors[name] = tensor
+    tied = _tied(tensors)
+    # clone: safetensors refuses tensors that share a storage, and a view would drag its whole base along
+    kept = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items() if n not in tied}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(kept, temporary, {"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    return replace_atomic(path, write)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Fill `model` from a file that `save_weights` wrote for the same model. On an error nothing has changed.
+
+    Raises: BadCheckpoint where the file is missing, damaged, no safetensors, or another model's.
+    """
+    model = getattr(model, "_orig_mod", model)
+    stored = read_tensors(path)
+    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    for name, first in _tied(state).items():  # written once, under the name that comes first
+        if name not in stored and first in stored:
+            stored[name] = stored[first]
+    complaints = _mismatch(state, stored)
+    if complaints:
+        raise BadCheckpoint(f"{path}: these are another model's weights: {'; '.join(complaints)}")
+    model.load_state_dict({name: stored[name] for name in state}, strict=False)
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises BadCheckpoint where it is missing or damaged."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise BadCheckpoint(f"{path}: the weights cannot be read: {error.strerror or error}") from error
+    if not start:
+        raise BadCheckpoint(f"{path}: the file is empty")
+    for magic, what in _OTHERS:
+        # a safetensors file starts with the length of its header, which may begin with any byte: look at both
+        if start.startswith(magic) and start[8:9] != b"{":
+            raise BadCheckpoint(f"{path}: this is no safetensors file but {what}; it was not opened")
+    try:
+        with safe_open(path, "pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise BadCheckpoint(
+            f"{path}: the weights are damaged or truncated, or no safetensors at all: {error}"
+        ) from error
+
+
+def _tied(state: dict[str, Tensor]) -> dict[str, str]:
+    """Names that are the very same numbers in memory -> the first name of those."""
+    seen: dict[tuple[object, ...], str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in state.items():
+        if is_lazy(tensor) or tensor.is_meta or tensor.numel() == 0:
+            continue
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if (first := seen.setdefault(place, name)) != name:
+            tied[name] = first
+    return tied
+
+
+def _mismatch(state: dict[str, Tensor], stored: dict[str, Tensor]) -> list[str]:
+    missing = [name for name in state if name not in stored]
+    extra = [name for name in stored if name not in state]
+    both = [name for name in state if name in stored and not is_lazy(state[name])]
+    shapes = [
+        f"{n} is {_size(stored[n])}, not {_size(state[n])}" for n in both if stored[n].shape != state[n].shape
+    ]  # fmt: skip
+    types = [
+        f"{n} is {_dtype(stored[n])}, not {_dtype(state[n])}"
+        for n in both
+        if stored[n].dtype.is_floating_point != state[n].dtype.is_floating_point
+    ]
+    sorts = {"it lacks": missing, "it has besides": extra, "other sizes": shapes, "other number types": types}
+    return [f"{what} {_few(names)}" for what, names in sorts.items() if names]
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a single number"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _not_storable(tensor: object) -> str:
+    """What it is instead of a plain tensor with data; empty where it is one."""
+    if not isinstance(tensor, Tensor):
+        return f"extra state of type {type(tensor).__name__}"
+    if is_lazy(tensor):
+        return "a lazy parameter without sizes (run the model once)"
+    if tensor.is_meta:
+        return "a tensor without data"
+    if tensor.is_quantized:
+        return "a quantised tensor"
+    return "a sparse tensor" if tensor.layout != torch.strided else ""
