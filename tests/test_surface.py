@@ -1,8 +1,10 @@
 """The public surface is pinned, lazy, and light."""
 
 import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +40,7 @@ def test_unknown_attribute_lists_the_known():
 def test_help_imports_no_torch(arguments):
     code = """
 import sys
+from pathlib import Path
 from leanconv.cli.main import main
 try:
     main()
@@ -47,3 +50,8 @@ assert not {"torch", "numpy"} & set(sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_changelog_tops_at_this_version():
+    text = (Path(leanconv.__file__).parents[1] / "CHANGELOG.md").read_text()
+    assert re.search(r"^## (\S+)", text, re.MULTILINE).group(1) == leanconv.__version__
