@@ -1,1 +1,1 @@
-"""What the project measured, and how: each file is a command that prints a table and commits its figures to results/."""
+"""What the project measured, and how: each file is a command that prints a table and writes it to results/."""
