@@ -14,6 +14,8 @@ from leanconv.version import __version__
 # command -> its line in `leanconv --help`. The command is the function `command` of leanconv/cli/COMMAND.py.
 COMMANDS = {
     "ops": "List the operators: paper, cost on a reference layer, options, what each replaces.",
+    "plan": "Show which convolutions a swap would change, and why the others stay.",
+    "convert": "Swap convolutions and write the model as a run folder.",
 }
 
 _EPILOG = "Every command takes --json (the report for machines) and --debug (tracebacks). Exit 2: usage; 1: failure."

@@ -146,7 +146,9 @@ def _candidates(model: nn.Module, inputs: Inputs, sites: list[Site]) -> tuple[li
         source = seen.inputs.get(site.module)
         if reason is None and source is not None:
             before = sites[index[id(source.layer)]]
-            reason = _layer_obstacle(before.module, tied) or (None if site.holders else "is the model itself")
+            reason = _layer_obstacle(before.module, tied)
+            if reason is None and folded(before.module, site.module) is None:
+                reason = "the layer before it cannot absorb it exactly, or would overflow its dtype"
             if reason is None:
                 steps.append(_Step(index[id(source.layer)], index[id(site.module)]))
                 continue
@@ -223,10 +225,7 @@ class _Trial:
         for step in steps:
             layer = self.sites[step.layer].module
             norm = None if step.norm is None else self.sites[step.norm].module
-            new = folded(layer, norm)
-            if new is None:
-                results[step] = "the layer cannot absorb it exactly"
-                continue
+            new = cast(nn.Module, folded(layer, norm))  # `_candidates` saw that there is one
             results[step] = "never reached"
             handles.extend(_comparing(results, step, layer, norm, new))
         try:

@@ -3,10 +3,10 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, cast, overload
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from leanconv.convert.tree import Site, convolutions, is_operator
 from leanconv.cost import Cost, dense_cost
 from leanconv.errors import BadInput
 from leanconv.files import read_json, write_json
+from leanconv.nn import Operator
 from leanconv.registry import get, nearest, options_of, parse, unparse
 from leanconv.spec import ConvSpec
 from leanconv.table import si, table
@@ -232,15 +233,20 @@ def plan(model: nn.Module, inputs: Inputs, *, to: To, where: Where | None = None
     if isinstance(where, str):
         _check_glob(where, sites)
     seen = _watch(watched, inputs, sites if watched is model else convolutions(watched))
-    first = seen[0][0] if seen else None
-    order = {index: place for place, (index, _) in reversed(list(enumerate(seen)))}
-    shapes: dict[int, list[tuple[int, ...]]] = {}
-    for index, shape in seen:
-        shapes.setdefault(index, []).append(shape)
     swaps, numbered = [], Counter[str]()
+    order = {index: place for place, index in enumerate(seen)}
     for index in sorted(range(len(sites)), key=lambda i: order.get(i, len(seen))):
-        swaps.append(_decide(sites[index], shapes.get(index, []), to, where, index == first, numbered))
+        met = seen.get(index, _Met([], False))
+        swaps.append(_decide(sites[index], met, to, where, numbered))
     return Plan(swaps)
+
+
+@dataclass
+class _Met:
+    """What one convolution met in the run: the shape of its input in every call, and whether it is a first one."""
+
+    shapes: list[tuple[int, ...]]
+    first: bool
 
 
 def _check_glob(pattern: str, sites: list[Site]) -> None:
@@ -252,15 +258,22 @@ def _check_glob(pattern: str, sites: list[Site]) -> None:
         )
 
 
-def _watch(model: nn.Module, inputs: Inputs, sites: list[Site]) -> list[tuple[int, tuple[int, ...]]]:
-    """Run the model once: (index of the site, shape of its input) of every call, in the order of the calls."""
-    seen: list[tuple[int, tuple[int, ...]]] = []
+def _watch(model: nn.Module, inputs: Inputs, sites: list[Site]) -> dict[int, _Met]:
+    """Run the model once: what each site met, by its index, in the order of the first calls.
+
+    First is the convolution that runs first, and every one that reads the same tensor (RepVGG's parallel stems).
+    """
+    seen: dict[int, _Met] = {}
+    start: list[Tensor] = []
 
     def note(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             x = arguments[0] if arguments else next(iter(named.values()), None)
             if isinstance(x, Tensor):
-                seen.append((index, tuple(x.shape)))
+                start[:] = start or [x]
+                met = seen.setdefault(index, _Met([], False))
+                met.shapes.append(tuple(x.shape))
+                met.first |= x is start[0]
 
         return hook
 
@@ -275,16 +288,13 @@ def _watch(model: nn.Module, inputs: Inputs, sites: list[Site]) -> list[tuple[in
     return seen
 
 
-def _decide(
-    site: Site, shapes: list[tuple[int, ...]], to: To, where: Where | None, is_first: bool, numbered: Counter[str]
-) -> Swap:
+def _decide(site: Site, met: _Met, to: To, where: Where | None, numbered: Counter[str]) -> Swap:
     """The line of the plan for one convolution. `numbered` counts what each operator was given so far."""
-    specs = _specs(site, shapes)
-    spec, calls = specs[0] if specs else None, len(shapes)
+    specs = _specs(site, met.shapes)
+    spec, calls = specs[0] if specs else None, len(met.shapes)
 
     def keep(reason: str) -> Swap:
-        before = _added([dense_cost(s) for s in specs]) if specs and not is_operator(site.module) else None
-        return Swap(site.name, None, before, None, reason, spec, calls)
+        return Swap(site.name, None, _cost_now(site.module, specs), None, reason, spec, calls)
 
     if site.obstacle:
         return keep(site.obstacle)
@@ -301,13 +311,13 @@ def _decide(
         return keep(reasons.OPERATOR)
     if spec.kind not in operator.replaces:
         return keep(reasons.of_kind(spec.kind))
-    if is_first and where is None:
+    if met.first and where is None:
         return keep(reasons.FIRST)
     if "layer_index" in options_of(operator) and "layer_index" not in options:
         options["layer_index"] = numbered[name]
     try:
         reason = operator.why_not(spec, **options)
-        if reason is None and any(len(shape) != 4 for shape in shapes):
+        if reason is None and any(len(shape) != 4 for shape in met.shapes):
             reason = "its input has no batch dimension; it needs N C H W"
         after = None if reason else _added([operator.cost(s, **options) for s in specs])
     except TypeError as error:  # part="4" and the like: only the operator knows its options' types
@@ -325,9 +335,33 @@ def _is_selected(site: Site, spec: ConvSpec, where: Where | None) -> bool:
 
 
 def _specs(site: Site, shapes: list[tuple[int, ...]]) -> list[ConvSpec]:
+    """The layer's sizes with the input of each call; nothing for layers that are no 2-D convolution."""
+    shapes = [shape for shape in shapes if len(shape) in (3, 4)]
+    if is_operator(site.module):
+        return [_operator_spec(cast(Operator, site.module), shape) for shape in shapes]
     if not isinstance(site.module, nn.Conv2d) or site.obstacle == reasons.LAZY:
         return []
-    return [ConvSpec.from_conv(site.module, shape) for shape in shapes if len(shape) in (3, 4)]
+    return [ConvSpec.from_conv(site.module, shape) for shape in shapes]
+
+
+def _operator_spec(op: Operator, shape: tuple[int, ...]) -> ConvSpec:
+    """An operator's sizes. Only its parameters tell whether it has a bias: their number is one of two."""
+    n, (h, w) = (1 if len(shape) == 3 else shape[0]), shape[-2:]
+    plain = ConvSpec.of(
+        op.in_channels, op.out_channels, op.kernel_size, op.stride, op.padding, op.dilation, op.groups, False,
+        op.padding_mode, n=n, h=h, w=w,
+    )  # fmt: skip
+    cost, held = type(op).cost(plain, **op.options()), sum(p.numel() for p in op.parameters())
+    return plain if held == cost.params + cost.norm_params else replace(plain, bias=True)
+
+
+def _cost_now(module: nn.Module, specs: list[ConvSpec]) -> Cost | None:
+    if not specs:
+        return None
+    if is_operator(module):
+        op = cast(Operator, module)
+        return _added([type(op).cost(spec, **op.options()) for spec in specs])
+    return _added([dense_cost(spec) for spec in specs])
 
 
 def _added(costs: list[Cost]) -> Cost:

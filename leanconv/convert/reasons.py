@@ -26,7 +26,7 @@ UNSUPPORTED = "unsupported"
 # What each means; printed by `leanconv plan` below the table for the reasons that occur.
 MEANING = {
     NOT_SELECTED: "where= does not match it, or to= gave None for it",
-    FIRST: "the first convolution that runs; select it with where= to swap it too",
+    FIRST: "the first that runs, or it reads the same tensor as that one; name it in where= to swap it too",
     POINTWISE: "a 1x1 kernel, and the operator does not replace those",
     GROUPED: "a grouped convolution, and the operator does not replace those",
     DEPTHWISE: "a depthwise convolution, and the operator does not replace those",

@@ -1,0 +1,71 @@
+"""`leanconv convert MODEL --out RUN`: swap, keep what the weights allow, write a run folder."""
+
+import json as _json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from leanconv.cli.common import Input, Json, ModelWords, example, reference
+from leanconv.cli.plan import TrustCode, Where
+from leanconv.errors import BadInput
+
+if TYPE_CHECKING:
+    from leanconv.convert import Plan
+    from leanconv.runs import RunFolder
+
+
+class Init(StrEnum):
+    """Where the new weights come from."""
+
+    project = "project"
+    fresh = "fresh"
+
+
+def command(
+    model: ModelWords,
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder to write; must not hold a model.")],
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="OP", help="The operator, such as 'hetconv(part=4)'.")
+    ] = None,
+    where: Where = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="PLAN.json", help="A saved plan, instead of --to and --where.")
+    ] = None,
+    init: Annotated[Init, typer.Option("--init", help="project: from the old weights where possible.")] = Init.project,
+    input: Input = "1,3,224,224",
+    trust_code: TrustCode = False,
+    json: Json = False,
+) -> None:
+    """Swap convolutions and write the model as a run folder, which every other command takes as MODEL."""
+    from leanconv.convert import Plan, apply_
+    from leanconv.convert import plan as make_plan
+    from leanconv.runs import RunFolder, load
+
+    if (plan is None) == (to is None) or (plan is not None and where is not None):
+        raise BadInput("say what to swap: either --to OP (with --where GLOB if you like) or --plan PLAN.json")
+    run = RunFolder(out)
+    if run.model_json.exists() or run.weights.exists():
+        raise BadInput(f"{out}: holds a model already; give --out a new folder")
+    named = reference(model)
+    network, x = load(named, trust_code=trust_code), example(input)
+    steps = Plan.load(plan) if plan is not None else make_plan(network, x, to=str(to), where=where)
+    applied = apply_(network, steps, init=init.value, data=x)
+    _write(run, named, network, steps)
+    if json:
+        print(_json.dumps({"run": str(out), **applied.to_dict(), "plan": steps.to_dict()}, indent=2))
+    else:
+        print(f"{applied}\n\n{out}: written; it is a MODEL for every command, and load({str(out)!r}) in Python")
+
+
+def _write(run: "RunFolder", named: str, network: object, steps: "Plan") -> None:
+    """Weights first: a folder without model.json is not taken for a run. A run folder's own swaps stay."""
+    from leanconv.runs import RunFolder
+
+    swaps = {swap.name: str(swap.to) for swap in steps.swapped}
+    if Path(named).is_dir():
+        stored = RunFolder.open(named).read_model()
+        named, swaps = stored.reference.text, {**dict(stored.swaps), **swaps}
+    run.save_model(network)  # type: ignore[arg-type]
+    run.write_model(named, swaps=swaps.items())

@@ -1,0 +1,36 @@
+"""`leanconv plan MODEL`: which convolutions would become what, and why the others stay."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanconv.cli.common import Input, Json, ModelWords, example, reference, report
+
+To = Annotated[str, typer.Option("--to", metavar="OP", help="The operator, such as 'hetconv(part=4)'; see `ops`.")]
+Where = Annotated[
+    str | None,
+    typer.Option("--where", metavar="GLOB", help="Only layers of this name ('layer3.*'); default: all but the first."),
+]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Run the Python file that a run folder's model.json names.")
+]
+
+
+def command(
+    model: ModelWords,
+    to: To,
+    input: Input = "1,3,224,224",
+    where: Where = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="PLAN.json", help="Save the plan there.")] = None,
+    trust_code: TrustCode = False,
+    json: Json = False,
+) -> None:
+    """Show what a swap would change, layer by layer, and why every other convolution stays; changes nothing."""
+    from leanconv.convert import plan
+    from leanconv.runs import load
+
+    found = plan(load(reference(model), trust_code=trust_code), example(input), to=to, where=where)
+    if out is not None:
+        found.save(out)
+    report(found, json=json)
