@@ -16,6 +16,8 @@ COMMANDS = {
     "ops": "List the operators: paper, cost on a reference layer, options, what each replaces.",
     "plan": "Show which convolutions a swap would change, and why the others stay.",
     "convert": "Swap convolutions and write the model as a run folder.",
+    "train": "Train a segmentation model as a recipe says; --resume goes on with a run.",
+    "eval": "IoU and Dice of a run on any split of any data.",
 }
 
 _EPILOG = "Every command takes --json (the report for machines) and --debug (tracebacks). Exit 2: usage; 1: failure."

@@ -1,0 +1,39 @@
+"""`leanconv eval RUN`: IoU and Dice of a run's best weights on any split of any data."""
+
+import json as _json
+from typing import Annotated
+
+import typer
+
+from leanconv.cli.common import Device, Json, Out, Threads, set_threads
+
+
+def command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    data: Annotated[str, typer.Option("--data", help="Data reference; default: what the run was trained on.")] = "",
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Default: the one chosen on validation images.")
+    ] = None,
+    per_image: Annotated[
+        bool, typer.Option("--per-image", help="With --json: also each image's IoU and Dice.")
+    ] = False,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
+    threads: Threads = None,
+    device: Device = "cpu",
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """IoU and Dice of a run on whole images: per class, over all pixels, and the mean over images."""
+    from leanconv.cli.common import torch_device
+    from leanconv.files import write_atomic, write_json
+    from leanconv.train.score import score_run
+
+    set_threads(threads)
+    scores = score_run(
+        run, data=data, split=split, threshold=threshold, device=str(torch_device(device)), trust_code=trust_code
+    )
+    numbers = {"run": run, "split": split, **scores.to_dict(per_image=per_image)}
+    if out is not None:
+        write_json(out, numbers) if out.suffix == ".json" else write_atomic(out, f"{scores}\n")
+    print(_json.dumps(numbers, indent=2) if json else scores)

@@ -1,0 +1,105 @@
+"""The order of the images and their augmentation as functions of (seed, step): a resumed run sees the same batches."""
+
+import hashlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from leanconv.errors import BadInput
+
+
+def mix(*numbers: int) -> int:
+    """A 32-bit seed from several numbers; near numbers give unrelated seeds."""
+    text = ",".join(str(number) for number in numbers)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+class Order:
+    """Which images a process takes at each step: every epoch is a fresh permutation, its incomplete last batch dropped.
+
+    A set smaller than a batch is repeated until it fills one.
+    """
+
+    def __init__(self, count: int, batch: int, seed: int, *, rank: int = 0, processes: int = 1) -> None:
+        if not count:
+            raise BadInput("there are no training images")
+        if batch % processes:
+            raise BadInput(f"batch={batch} does not divide over {processes} processes")
+        self.count, self.batch, self.seed, self.rank, self.processes = count, batch, seed, rank, processes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch, at least one."""
+        return max(1, self.count // self.batch)
+
+    def at(self, step: int) -> list[tuple[int, int]]:
+        """(image, seed of its augmentation) of this process at a step."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        images = self._permutation(epoch)
+        places = range(within * self.batch + self.rank, (within + 1) * self.batch, self.processes)
+        return [(images[place % self.count], mix(self.seed, step, place)) for place in places]
+
+    def between(self, start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
+        """The batches of the steps start ... stop - 1."""
+        return (self.at(step) for step in range(start, stop))
+
+    def _permutation(self, epoch: int) -> list[int]:
+        if getattr(self, "_epoch", None) != epoch:
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+            self._images: list[int] = torch.randperm(self.count, generator=generator).tolist()
+            self._epoch = epoch
+        return self._images
+
+
+class _Seeded(Dataset[Any]):
+    """Samples after a random transform whose dice are thrown with the seed that comes with the index."""
+
+    def __init__(self, samples: Any, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.samples, self.transform = samples, transform
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        index, seed = place
+        sample = self.samples[index]
+        before = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)
+        try:
+            return self.transform(sample.image, sample.mask)
+        finally:
+            torch.set_rng_state(before)
+
+
+def loader(
+    samples: Any, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], order: Order, start: int, stop: int,
+    *, workers: int = 0, pin_memory: bool = False,
+) -> DataLoader[Any]:  # fmt: skip
+    """Batches (images `N 3 H W`, masks `N H W`) of the steps start ... stop - 1, in order, from `workers` processes."""
+    return DataLoader(
+        _Seeded(samples, transform),
+        batch_sampler=_Steps(order, start, stop),
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_parent,
+        # A generator of its own: drawing the workers' base seed must not move the model's random numbers.
+        generator=torch.Generator().manual_seed(order.seed),
+        pin_memory=pin_memory,
+    )
+
+
+class _Steps:
+    def __init__(self, order: Order, start: int, stop: int) -> None:
+        self.order, self.start, self.stop = order, start, stop
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.order.between(self.start, self.stop)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the training process finishes its step and ends the workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,254 @@
+"""fit: one training run, from a recipe to a run folder. Accelerate gives device, processes and mixed precision.
+
+On the CPU the same recipe gives the same weights bit by bit, killed and resumed or not: the order of the images, their
+augmentation, the learning rate and the random numbers of step n are functions of (seed, n), and `last/` holds the rest.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanconv.errors import BadInput, Diverged, Interrupted
+from leanconv.files import write_json
+from leanconv.runs import RunFolder, load_weights, save_weights
+from leanconv.train import checkpoint, setup
+from leanconv.train.augment import to_float
+from leanconv.train.batches import Order, loader, mix
+from leanconv.train.checkpoint import State
+from leanconv.train.interrupts import Interrupts, Stopped
+from leanconv.train.optimizer import make_optimizer, rate_at
+from leanconv.train.progress import Reporter, write_history
+from leanconv.train.recipe import Recipe
+
+
+def fit(recipe: Recipe, *, resume: bool = False, progress: bool = True, trust_code: bool = False) -> RunFolder:
+    """Train as the recipe says, and return the run folder: best weights, history, metrics on validation and test.
+
+    Args:
+        resume: go on where `recipe.out` was left.
+        progress: show the bar and a line an epoch, on standard error.
+        trust_code: run the Python file that `recipe.model` names.
+    Raises: BadInput for data, settings or a folder that cannot be used; Diverged for a loss that is not finite;
+        Interrupted after Ctrl-C or SIGTERM, when `last/` is written.
+    """
+    threads = torch.get_num_threads()
+    try:
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)
+        return _Run(recipe, resume, progress, trust_code).train()
+    except OSError as error:
+        raise BadInput(f"{error.filename or recipe.out}: {error.strerror or error}") from error
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Run:
+    """What one training holds. `train` is the story, the other methods are its sentences."""
+
+    def __init__(self, recipe: Recipe, resume: bool, progress: bool, trust_code: bool) -> None:
+        self.recipe, self.progress = recipe, progress
+        self.folder = setup.claim(recipe, resume)
+        self.accelerator = setup.accelerator(recipe)
+        self.main, self.processes = self.accelerator.is_main_process, self.accelerator.num_processes
+        self.data = setup.open_splits(recipe)
+        self.task = setup.task(recipe, self.data["train"])
+        setup.seed_everything(recipe.seed)
+        self.net = setup.build_model(recipe, trust_code)
+        self.task.check(self.net, torch.zeros(1, 3, recipe.size, recipe.size))
+        if recipe.channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        self.order = Order(
+            len(self.data["train"]), recipe.batch, recipe.seed,
+            rank=self.accelerator.process_index, processes=self.processes,
+        )  # fmt: skip
+        self.per_epoch = self.order.steps_per_epoch
+        self.total = recipe.steps or recipe.epochs * self.per_epoch
+        self.epochs = math.ceil(self.total / self.per_epoch)
+        if self.main:
+            setup.write_start(self.folder, recipe)
+        self.model, self.optimizer = self.accelerator.prepare(self.net, make_optimizer(self.net, recipe))
+        self.state = self._resumed() if resume else State()
+        if recipe.compile:
+            self.model = torch.compile(self.model)
+        # Summed on the device: reading it at every step would stop a GPU's queue.
+        self.loss_sum = torch.tensor(self.state.loss_sum, dtype=torch.float64, device=self.accelerator.device)
+
+    def train(self) -> RunFolder:
+        """Step, validate at the end of an epoch, save; at the end score the best weights on validation and test."""
+        recipe, state = self.recipe, self.state
+        report = Reporter(
+            self.folder.events, state.step, self.total, active=self.main, visible=self.progress
+        )  # fmt: skip
+        with Interrupts() as self.interrupts, report as self.report:
+            report.say(setup.headline(recipe, self.net, self.data, self.total, self.epochs, self.accelerator))
+            self.clock = time.perf_counter() - state.seconds
+            batches = self._batches()
+            while True:
+                try:
+                    if self._validation_is_due():
+                        self._validate()
+                        self._save()
+                    if state.step == self.total:
+                        return self._finish()
+                    self._step(*next(batches))
+                    if recipe.save_every and state.step % recipe.save_every == 0:
+                        self._save()
+                    self._stop_if_asked()
+                except Stopped:
+                    self._save()
+                    raise Interrupted(
+                        f"stopped at step {state.step} of {self.total}, saved; "
+                        f"go on with: leanconv train {self.folder.path} --resume"
+                    ) from None
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from loader(
+            self.data["train"], setup.transform(self.recipe), self.order, self.state.step, self.total,
+            workers=self.recipe.workers, pin_memory=self.accelerator.device.type == "cuda",
+        )  # fmt: skip
+
+    def _step(self, images: Tensor, masks: Tensor) -> None:
+        """One update. images `N 3 H W`, masks `N H W`, this process's share of the batch."""
+        recipe, state, device = self.recipe, self.state, self.accelerator.device
+        setup.seed_everything(mix(recipe.seed, state.step, self.accelerator.process_index))
+        images, masks = images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
+        inputs = to_float(images)
+        if recipe.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        rate = rate_at(state.step, self.total, recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        logits = self.model(inputs)
+        loss = self.task.loss(logits, masks, processes=self.processes, total=self._total)
+        self.accelerator.backward(loss)
+        if recipe.clip:
+            self.accelerator.clip_grad_norm_(self.net.parameters(), recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss_sum += loss.detach()
+        state.loss_steps += 1
+        state.step += 1
+        state.seconds = time.perf_counter() - self.clock
+        shown = {}
+        if state.step % recipe.log_every == 0 or device.type == "cpu":
+            self._check_finite()
+            shown = {"loss": float(loss.detach()), "dice": float(self.task.batch_score(logits, masks))}
+        if state.step % recipe.log_every == 0:
+            self.report.log(state.step, **{f"train/{key}": value for key, value in shown.items()}, lr=rate)
+        self.report.step(state.step, **shown)
+
+    def _validation_is_due(self) -> bool:
+        """At the end of every `eval_every`-th epoch and of the run, unless the history has it already."""
+        step, every = self.state.step, self.per_epoch * self.recipe.eval_every
+        due = step > 0 and (step % every == 0 or step == self.total)
+        return due and (not self.state.history or self.state.history[-1]["step"] != step)
+
+    def _validate(self) -> None:
+        state = self.state
+        self._check_finite()
+        scores = self._evaluate(self.task.evaluate, "val")
+        row = {
+            "epoch": math.ceil(state.step / self.per_epoch), "step": state.step,
+            "loss": float(self._total(self.loss_sum)) / self.processes / max(1, state.loss_steps),
+            "dice": scores.dice, "iou": scores.iou, "mean_iou": scores.mean_iou,
+            "image_dice": scores.image_dice, "image_iou": scores.image_iou,
+            "lr": rate_at(max(0, state.step - 1), self.total, self.recipe), "seconds": round(state.seconds, 3),
+        }  # fmt: skip
+        best = row[self.task.goal] > state.best
+        state.history.append(row)
+        state.loss_steps = 0
+        self.loss_sum.zero_()
+        if best:
+            state.best, state.best_epoch = row[self.task.goal], row["epoch"]
+            if self.main:
+                save_weights(self.net, self.folder.weights)
+        if self.main:
+            write_history(self.folder.history, state.history)
+        self.report.epoch(row, self.epochs, best=best)
+
+    def _evaluate(self, measure: Any, split: str, **options: Any) -> Any:
+        """Run `measure(model, samples)` on a split, every process on its share."""
+        self._same_buffers()
+        images = len(self.data[split])
+
+        def on_images(done: int) -> None:
+            self.report.validating(done, images)
+            if self.processes == 1 and self.interrupts.asked:
+                raise Stopped
+
+        return measure(
+            self.net, self.data[split], rank=self.accelerator.process_index, processes=self.processes,
+            total=self._total, on_images=on_images, **options,
+        )  # fmt: skip
+
+    def _finish(self) -> RunFolder:
+        """Score the best weights: the threshold chosen on validation, then validation and test with it."""
+        self.accelerator.wait_for_everyone()
+        self.net = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        load_weights(self.net, self.folder.weights)
+        threshold = self._evaluate(self.task.best_threshold, "val")
+        scores = {
+            split: self._evaluate(self.task.evaluate, split, threshold=threshold).to_dict()
+            for split in ("val", "test")
+            if split in self.data
+        }
+        if self.main:
+            state = self.state
+            facts = {"steps": state.step, "best_epoch": state.best_epoch, "seconds": round(state.seconds, 3)}
+            size = {"params": sum(p.numel() for p in self.net.parameters())}
+            write_json(self.folder.metrics, {"threshold": threshold, **scores, **facts, **size})
+        self.accelerator.wait_for_everyone()
+        return self.folder
+
+    def _save(self) -> None:
+        self._check_finite()
+        # The loss of step n says nothing about the weights after step n: look at them before the old file goes.
+        if not all(bool(torch.isfinite(p).all()) for p in self.net.parameters()):
+            raise self._diverged("the weights are")
+        self.state.loss_sum = float(self.loss_sum)
+        if self.main:
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+            checkpoint.save(setup.last(self.folder), self.state, self.net, self.optimizer, scaler)
+
+    def _resumed(self) -> State:
+        path = setup.last(self.folder)
+        if not path.is_file():  # stopped before the first checkpoint: the beginning is where it was left
+            return State()
+        state, scaler = checkpoint.load(path, self.net, self.optimizer)
+        if scaler and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
+        return state
+
+    def _check_finite(self) -> None:
+        """Raise Diverged in every process as soon as one has seen a loss that is not finite."""
+        if not math.isfinite(float(self._total(self.loss_sum))):
+            raise self._diverged("the loss is")
+
+    def _diverged(self, what: str) -> Diverged:
+        kept = f"{setup.last(self.folder)} holds the last good checkpoint; " if self.folder.last.is_dir() else ""
+        return Diverged(
+            f"{what} not finite at step {self.state.step} of {self.total}; {kept}"
+            f"try a smaller lr (now {self.recipe.lr:g}), clip=1, or amp=no"
+        )
+
+    def _stop_if_asked(self) -> None:
+        asked = torch.tensor(float(self.interrupts.asked), device=self.accelerator.device)
+        if self._total(asked) > 0:  # every process at the same step, whichever heard the signal
+            raise Stopped
+
+    def _same_buffers(self) -> None:
+        """BatchNorm statistics drift apart between processes; the first one's are those that are saved."""
+        if self.processes > 1:
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def _total(self, values: Tensor) -> Tensor:
+        """The sum over processes."""
+        if self.processes == 1:
+            return values
+        return self.accelerator.reduce(values.clone().to(self.accelerator.device), "sum")

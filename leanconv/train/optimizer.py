@@ -1,0 +1,31 @@
+"""The update: SGD or AdamW, and the learning rate as a function of the step alone, so that it needs no state."""
+
+import math
+
+import torch
+from torch import nn
+
+from leanconv.train.recipe import Recipe
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer. Biases and normalisation (parameters of one axis) do not decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+    return torch.optim.AdamW(groups, lr=recipe.lr)
+
+
+def rate_at(step: int, total: int, recipe: Recipe) -> float:
+    """The learning rate of a step (0 ... total - 1): linear warm-up, then the schedule, down to 0 after the last."""
+    warm = int(recipe.warmup) if recipe.warmup >= 1 else round(recipe.warmup * total)
+    if step < warm:
+        return recipe.lr * (step + 1) / warm
+    done = (step - warm) / max(1, total - warm)
+    share = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "poly": (1 - done) ** 0.9, "constant": 1.0}
+    return recipe.lr * share[recipe.schedule]

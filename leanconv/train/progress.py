@@ -1,0 +1,87 @@
+"""What a running training shows: a bar with loss, Dice and the time left, a line an epoch, TensorBoard, history.csv."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from leanconv.errors import missing_extra
+from leanconv.files import write_atomic
+
+COLUMNS = (
+    "epoch", "step", "loss", "dice", "iou", "mean_iou", "image_dice", "image_iou", "lr", "seconds",
+)  # fmt: skip
+
+
+class Reporter:
+    """Shows nothing and writes nothing unless `active` (the main process); shows nothing without `visible`.
+
+    Everything goes to standard error: standard output belongs to the report of the command.
+    """
+
+    def __init__(self, events: Path, start: int, total: int, *, active: bool, visible: bool) -> None:
+        self.active, self.visible = active, visible and active
+        self.console = Console(stderr=True, highlight=False, quiet=not self.visible)
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]}  Dice {task.fields[dice]}"),
+            console=self.console, disable=not (self.visible and self.console.is_terminal),
+        )  # fmt: skip
+        self.start, self.total, self.events = start, total, events
+        self.task = TaskID(0)
+        self.writer: Any = None
+
+    def __enter__(self) -> Self:
+        if self.active:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise missing_extra("tensorboard", "train") from error
+            self.writer = SummaryWriter(str(self.events), purge_step=self.start or None)
+        self.bar.start()
+        self.task = self.bar.add_task("train", total=self.total, completed=self.start, loss="-", dice="-")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        if self.writer is not None:
+            self.writer.close()
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def step(self, step: int, **shown: float) -> None:
+        """One step is done; what is `shown` replaces the figures beside the bar."""
+        fields: dict[str, Any] = {key: f"{value:.3f}" for key, value in shown.items()}
+        self.bar.update(self.task, completed=step, **fields)
+
+    def log(self, step: int, **values: float) -> None:
+        """Numbers of a step, for TensorBoard."""
+        if self.writer is not None:
+            for key, value in values.items():
+                self.writer.add_scalar(key, value, step)
+
+    def validating(self, done: int, images: int) -> None:
+        """Validation has seen `done` of `images`."""
+        self.bar.update(self.task, description=f"validate {done}/{images}" if done < images else "train")
+
+    def epoch(self, row: dict[str, Any], epochs: int, *, best: bool) -> None:
+        """A line for a validated epoch, and its scores in TensorBoard."""
+        self.say(
+            f"epoch {row['epoch']}/{epochs}  step {row['step']}  loss {row['loss']:.4f}  Dice {row['dice']:.4f}  "
+            f"IoU {row['iou']:.4f}  {row['seconds']:.0f} s{'  best' if best else ''}"
+        )
+        self.log(row["step"], **{f"val/{key}": row[key] for key in COLUMNS[3:8]})
+
+
+def write_history(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The validated epochs as CSV, whole: a resumed run leaves no row twice."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue())

@@ -1,0 +1,179 @@
+"""Recipe: every setting of a training run, one frozen dataclass, read from flat TOML and `key=value` words."""
+
+import dataclasses
+import json
+import math
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from leanconv.errors import BadInput, UnknownName
+from leanconv.files import write_atomic
+from leanconv.registry import nearest
+
+# The words that a key takes, where it takes words.
+CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "schedule": ("cosine", "poly", "constant"),
+    "loss": ("auto", "bce_dice", "ce"),
+    "amp": ("no", "bf16", "fp16"),
+    "device": ("auto", "cpu"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run.
+
+    Attributes:
+        model: a model reference, `leanconv:unet?base=16&conv=splconv(alpha=0.5)`.
+        data: a data reference: a folder, a folder of Parquet splits, `synthetic:wafer`.
+        out: the run folder that is made.
+        size: side of the square training crops, in pixels.
+        batch: images per step, over all processes together.
+        epochs, steps: how long; one of the two is above 0.
+        seed: weights, data order and augmentation follow from it.
+        optimizer, lr, momentum (SGD), weight_decay (not on biases and norms): the update.
+        clip: largest norm of the gradient; 0 leaves it alone.
+        warmup: steps in which the rate grows linearly to `lr`; below 1, a share of all steps.
+        schedule: how the rate falls afterwards, to 0 at the last step.
+        loss: `bce_dice` (two classes, one logit), `ce` (K classes, K logits), `auto` takes what fits the data.
+        augment: random crops, flips and light of the training images; false trains on resized images as they are.
+        amp: mixed precision.
+        channels_last, compile: what makes a step cheaper; the results differ by rounding.
+        device: `auto` takes the accelerator that is there.
+        threads: of the CPU; 0 leaves torch's own.
+        workers: processes that prepare the images; 0 does it in the training process.
+        save_every: steps between two checkpoints; 0 saves at the end of each epoch.
+        eval_every: epochs between two validations.
+        log_every: steps between two lines in `events/`.
+    """
+
+    model: str = "leanconv:unet?base=16"
+    data: str = "synthetic:wafer"
+    out: str = "runs/train"
+    size: int = 128
+    batch: int = 16
+    epochs: int = 0
+    steps: int = 0
+    seed: int = 0
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.01
+    clip: float = 0.0
+    warmup: float = 0.05
+    schedule: str = "cosine"
+    loss: str = "auto"
+    augment: bool = True
+    amp: str = "no"
+    channels_last: bool = False
+    compile: bool = False
+    device: str = "auto"
+    threads: int = 0
+    workers: int = 0
+    save_every: int = 0
+    eval_every: int = 1
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for key, words in CHOICES.items():
+            if getattr(self, key) not in words:
+                raise BadInput(f"recipe: {key}={getattr(self, key)!r}: one of {', '.join(words)}")
+        for key in ("size", "batch", "eval_every", "log_every"):
+            if getattr(self, key) < 1:
+                raise BadInput(f"recipe: {key}={getattr(self, key)}: must be at least 1")
+        for key in (
+            "epochs", "steps", "seed", "lr", "momentum", "weight_decay", "clip", "warmup", "threads", "workers",
+            "save_every",
+        ):  # fmt: skip
+            if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
+                raise BadInput(f"recipe: {key}={getattr(self, key)}: must be a number of at least 0")
+        if (self.epochs > 0) == (self.steps > 0):
+            raise BadInput(f"recipe: epochs={self.epochs}, steps={self.steps}: say one of the two, above 0")
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """The recipe of a TOML file, with `key=value` words over it.
+
+        Raises: UnknownName for a key that no recipe has, BadInput for a value of another type or an unreadable file.
+        """
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadInput(f"{path}: is not TOML: {error}") from error
+        return cls.of(values, overrides, where=str(path))
+
+    @classmethod
+    def of(cls, values: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe") -> Self:
+        """The recipe of a dictionary, with `key=value` words over it; a word for `epochs` puts `steps` aside."""
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        merged = {key: _typed(key, value, fields, where) for key, value in values.items()}
+        words = dict(_word(text, fields) for text in overrides)
+        for length, other in (("epochs", "steps"), ("steps", "epochs")):
+            if words.get(length, 0) > 0 and other not in words:
+                merged[other] = 0
+        return cls(**merged | words)
+
+    def write(self, path: str | Path) -> Path:
+        """Write the recipe as TOML, every key said."""
+        lines = [f"{key} = {json.dumps(value)}" for key, value in dataclasses.asdict(self).items()]
+        return write_atomic(path, "\n".join(lines) + "\n")
+
+    def __str__(self) -> str:
+        changed = [
+            f"{field.name}={getattr(self, field.name)}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return " ".join(changed)
+
+
+def _word(text: str, fields: dict[str, Any]) -> tuple[str, Any]:
+    """`lr=0.1` as `("lr", 0.1)`; only the first `=` divides, so that model references survive."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise BadInput(f"{text!r}: settings are written key=value, like lr=0.001")
+    kind = _known(key.strip(), fields, "command line")
+    try:
+        parsed = _READERS[kind](value.strip())
+    except ValueError as error:
+        raise BadInput(f"{key}={value!r}: {key} takes {_KINDS[kind]}") from error
+    return key.strip(), parsed
+
+
+def _typed(key: str, value: Any, fields: dict[str, Any], where: str) -> Any:
+    """A value of a file, checked against the type of its key: nothing is guessed but 1 for 1.0."""
+    kind = _known(key, fields, where)
+    if kind == "float" and type(value) is int:
+        return float(value)
+    if type(value).__name__ != kind:
+        raise BadInput(f"{where}: {key} = {value!r}: {key} takes {_KINDS[kind]}")
+    return value
+
+
+def _known(key: str, fields: dict[str, Any], where: str) -> str:
+    if key not in fields:
+        raise UnknownName(
+            f"{where}: unknown recipe key {key!r}{nearest(key, list(fields))}; known: {', '.join(fields)}"
+        )
+    kind = fields[key]
+    return kind if isinstance(kind, str) else str(kind.__name__)
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text in quotes"}
+
+
+def _boolean(text: str) -> bool:
+    words = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+_READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": _boolean, "str": str}

@@ -1,0 +1,95 @@
+"""The scores of a finished run: read back from its folder, or measured again on any data."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanconv.errors import BadCheckpoint, BadInput
+from leanconv.files import read_json, write_json
+from leanconv.runs import RunFolder
+from leanconv.table import table
+from leanconv.train.data import open_data
+from leanconv.train.evaluate import Scores, best_threshold, evaluate
+from leanconv.train.recipe import Recipe
+
+
+def score_run(
+    run: str | Path, *, data: str = "", split: str = "test", threshold: float | None = None, device: str = "cpu",
+    trust_code: bool = False,
+) -> Scores:  # fmt: skip
+    """What a run's best weights reach on a split.
+
+    Args:
+        data: a data reference; default: what the run was trained on.
+        threshold: default: the stored one; where none is stored, it is chosen on the validation split of the run's own
+            data, and stored.
+    Raises: BadInput for a path that is no run, BadCheckpoint for a damaged one, UntrustedCode for somebody's Python.
+    """
+    folder = RunFolder.open(run)
+    own = Recipe.read(folder.recipe).data if folder.recipe.is_file() else ""
+    if not (data or own):
+        raise BadInput(f"{run} does not say what it was trained on: give --data")
+    samples = open_data(data or own, split)
+    model = folder.load_model(trust_code=trust_code).to(torch.device(device))
+    if threshold is None:
+        threshold = stored_threshold(folder)
+    if threshold is None and len(samples.classes) == 2:
+        threshold = best_threshold(model, open_data(own or data, "val"))
+        store_threshold(folder, threshold)
+    return evaluate(model, samples, threshold=threshold)
+
+
+def stored_threshold(folder: RunFolder) -> float | None:
+    """The threshold that was chosen on validation images, or None. Raises BadCheckpoint for nonsense."""
+    metrics = read_metrics(folder)
+    value = metrics.get("threshold")
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
+        raise BadCheckpoint(f"{folder.metrics}: threshold={value!r}: must be a number between 0 and 1")
+    return float(value)
+
+
+def store_threshold(folder: RunFolder, threshold: float) -> None:
+    """Put the threshold into metrics.json, beside what stands there."""
+    write_json(folder.metrics, {**read_metrics(folder), "threshold": threshold})
+
+
+def read_metrics(folder: RunFolder) -> dict[str, Any]:
+    """metrics.json, or nothing where there is none yet. Raises BadCheckpoint for a file of another kind."""
+    if not folder.metrics.is_file():
+        return {}
+    try:
+        metrics = read_json(folder.metrics)
+    except BadInput as error:
+        raise BadCheckpoint(str(error)) from error
+    if not isinstance(metrics, dict):
+        raise BadCheckpoint(f"{folder.metrics}: holds {type(metrics).__name__}, not an object")
+    return metrics
+
+
+def summary(folder: RunFolder) -> str:
+    """The final scores of a run as a table, and the commands that come next."""
+    metrics = read_metrics(folder)
+    names = ("iou", "dice", "mean_iou", "image_iou", "image_dice")
+    rows = [
+        [split, metrics[split]["images"], *(f"{metrics[split][name]:.4f}" for name in names)]
+        for split in ("val", "test")
+        if split in metrics
+    ]
+    threshold = metrics.get("threshold")
+    note = f"epoch {metrics.get('best_epoch')} of the run was best on val; " + (
+        "the largest logit wins." if threshold is None else f"threshold {threshold:.2f} chosen on val."
+    )
+    head = ["split", "images", "IoU", "Dice", "mean IoU", "image IoU", "image Dice"]
+    path = folder.path
+    return "\n".join([
+        table(head, rows, title=str(path), note=note), "",
+        "IoU, Dice: the defect class over all pixels; mean IoU: over classes; image: mean over images.",
+        "Next:",
+        f"  leanconv eval {path} --split test",
+        f"  leanconv predict {path} IMAGE...",
+        f"  leanconv export {path} {path / 'export' / 'model.onnx'}",
+        f"  leanconv report {path}",
+    ])  # fmt: skip

@@ -1,0 +1,98 @@
+"""The segmentation task: what a batch costs, and what the outputs mean.
+
+Two classes (background and defect) have one logit and BCE + Dice; K > 2 classes have K logits and cross-entropy. The
+training loop knows a task by `check`, `loss`, `batch_score`, `evaluate`, `best_threshold` and `goal` only, so that
+another task is another file.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from leanconv.errors import BadInput
+from leanconv.train import evaluate as _evaluate
+
+Total = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Segmentation into `classes`, of which the first is the background.
+
+    Attributes:
+        classes: their names, two or more.
+        loss_name: `bce_dice`, `ce`, or `auto`.
+    """
+
+    classes: tuple[str, ...]
+    loss_name: str = "auto"
+
+    goal = "dice"  # the score of `evaluate` by which the best weights are kept
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise BadInput(f"segmentation needs a background and at least one class, got {self.classes}")
+        if self.loss_name == "bce_dice" and len(self.classes) > 2:
+            raise BadInput(f"loss=bce_dice is for two classes; the data has {len(self.classes)}: say loss=ce")
+
+    @property
+    def outputs(self) -> int:
+        """Channels that the model must have: 1 for two classes (with `ce`: 2), else one a class."""
+        return 1 if len(self.classes) == 2 and self.loss_name != "ce" else len(self.classes)
+
+    @torch.no_grad()
+    def check(self, model: nn.Module, inputs: Tensor) -> None:
+        """Raise BadInput unless the model gives `N outputs H W` for `N 3 H W`. Leaves buffers and mode alone."""
+        training = model.training
+        shape = tuple(model.eval()(inputs).shape)
+        model.train(training)
+        wanted = (len(inputs), self.outputs, *inputs.shape[-2:])
+        if shape != wanted:
+            raise BadInput(
+                f"the model gives {shape} for {tuple(inputs.shape)}, but {len(self.classes)} classes "
+                f"({', '.join(self.classes)}) need {wanted}: set out_channels={self.outputs}"
+            )
+
+    def loss(self, logits: Tensor, masks: Tensor, *, processes: int = 1, total: Total | None = None) -> Tensor:
+        """The loss of `N O H W` logits against `N H W` class indices, computed in float32.
+
+        With several processes each gives its share of the batch, and `total` sums a tensor over them.
+        """
+        logits = logits.float()
+        if self.outputs > 1:
+            return F.cross_entropy(logits, masks.long())
+        truth = masks.unsqueeze(1).float()  # N H W -> N 1 H W
+        dice = soft_dice(logits.sigmoid(), truth, processes=processes, total=total)
+        return F.binary_cross_entropy_with_logits(logits, truth) + 1 - dice
+
+    @torch.no_grad()
+    def batch_score(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """Dice of the foreground in this batch, for the progress bar."""
+        predicted = _evaluate.predicted_classes(logits, 0.5) > 0
+        truth = masks > 0
+        return (2 * (predicted & truth).sum() + 1e-6) / (predicted.sum() + truth.sum() + 1e-6)
+
+    def evaluate(self, model: nn.Module, samples: Any, **options: Any) -> "_evaluate.Scores":
+        """`leanconv.train.evaluate.evaluate`."""
+        return _evaluate.evaluate(model, samples, **options)
+
+    def best_threshold(self, model: nn.Module, samples: Any, **options: Any) -> float | None:
+        """The threshold to store with the weights; None where classes are chosen by the largest logit."""
+        return _evaluate.best_threshold(model, samples, **options) if self.outputs == 1 else None
+
+
+def soft_dice(probability: Tensor, truth: Tensor, *, processes: int = 1, total: Total | None = None) -> Tensor:
+    """(2·Σpt + 1) / (Σp + Σt + 1) over the whole batch, so that crops without a defect do not drown the others.
+
+    The sums are not means of per-process values. Each process adds the others' sums as constants and multiplies its own
+    gradient by the number of processes, which the averaging of gradients divides out again: the averaged gradient
+    is the one of the joint batch, exactly.
+    """
+    sums = torch.stack([(probability * truth).sum(), probability.sum() + truth.sum()])
+    if processes > 1 and total is not None:
+        sums = total(sums.detach().clone()) + processes * (sums - sums.detach())
+    return (2 * sums[0] + 1) / (sums[1] + 1)

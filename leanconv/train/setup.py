@@ -1,0 +1,130 @@
+"""What a run needs before its first step: the folder, the device, the data, the model, and the line that says so."""
+
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leanconv.errors import BadInput, missing_extra
+from leanconv.files import write_atomic
+from leanconv.measure import label
+from leanconv.measure.count import count
+from leanconv.runs import RunFolder
+from leanconv.runs.kinds import build, read
+from leanconv.table import si
+from leanconv.train.augment import eval_transform, train_transform
+from leanconv.train.data import open_data
+from leanconv.train.recipe import Recipe
+from leanconv.train.segment import Segmentation
+
+# What a run that goes on must have in common with its beginning. The rest may change: more epochs, other workers.
+SAME = ("model", "data", "size", "batch", "seed", "optimizer", "loss", "augment")
+
+
+def last(folder: RunFolder) -> Path:
+    """The checkpoint that a killed run resumes from."""
+    return folder.last / "state.safetensors"
+
+
+def claim(recipe: Recipe, resume: bool) -> RunFolder:
+    """The run folder of a new run, or of the one to go on with. Writes nothing.
+
+    Raises: BadInput where a new run would overwrite one, or there is none to resume, or it was started otherwise.
+    """
+    folder = RunFolder(recipe.out)
+    if not resume:
+        if any(path.exists() for path in (folder.recipe, folder.model_json, folder.weights, folder.last)):
+            raise BadInput(
+                f"{recipe.out} already holds a run: add --resume to go on with it, or say out=another/folder"
+            )
+        return folder
+    if not folder.recipe.is_file():
+        raise BadInput(f"{recipe.out} holds no run to resume: start one without --resume")
+    before = Recipe.read(folder.recipe)
+    changed = [
+        f"{key}={getattr(before, key)}" for key in SAME if getattr(before, key) != getattr(recipe, key)
+    ]  # fmt: skip
+    if changed:
+        raise BadInput(f"{recipe.out} was started with {' '.join(changed)}: resume it with the same, or choose out=")
+    return folder
+
+
+def accelerator(recipe: Recipe) -> Any:
+    """Accelerate's `Accelerator` for the recipe's device and precision. Raises BadInput where the device lacks it."""
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError as error:
+        raise missing_extra("accelerate", "train") from error
+    # Accelerate keeps the precision of the first run in a process for ever; a second run may want another.
+    AcceleratorState._reset_state()
+    try:
+        return Accelerator(mixed_precision=recipe.amp, cpu=recipe.device == "cpu")
+    except ValueError as error:
+        raise BadInput(f"amp={recipe.amp} is not possible here: {error}") from error
+
+
+def open_splits(recipe: Recipe) -> dict[str, Any]:
+    """The splits of the recipe's data: train, val, and test where there is one."""
+    return {split: open_data(recipe.data, split) for split in ("train", "val", "test")}
+
+
+def task(recipe: Recipe, samples: Any) -> Segmentation:
+    """What is learnt. The loop knows it by `outputs`, `check`, `loss`, `batch_score`, `evaluate`, `best_threshold`."""
+    return Segmentation(tuple(samples.classes), recipe.loss)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's random numbers, on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - a model's own code may draw from the global one
+    torch.manual_seed(seed)
+
+
+def build_model(recipe: Recipe, trust_code: bool) -> nn.Module:
+    """The recipe's model with fresh weights (pretrained ones if it says so; of a run folder, those of that run).
+
+    Raises: UntrustedCode for a Python file, unless `trust_code`.
+    """
+    reference = read(recipe.model)
+    if reference.kind == "path":
+        return RunFolder.open(recipe.model).load_model(trust_code=trust_code).train()
+    if reference.kind == "code":
+        return build(reference, from_file=True, trust_code=trust_code).train()
+    return build(reference).train()
+
+
+def write_start(folder: RunFolder, recipe: Recipe) -> None:
+    """recipe.toml and model.json. A model that is itself a run folder's keeps that one's reference and swaps."""
+    recipe.write(folder.recipe)
+    if read(recipe.model).kind == "path":
+        write_atomic(folder.model_json, RunFolder(recipe.model).model_json.read_bytes())
+    else:
+        folder.write_model(recipe.model)
+
+
+def transform(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What happens to a training image and its mask."""
+    return train_transform(recipe.size) if recipe.augment else eval_transform(recipe.size)
+
+
+def headline(recipe: Recipe, net: nn.Module, data: dict[str, Any], total: int, epochs: int, accelerator: Any) -> str:
+    """What is trained, on what, for how long, where, and into which folder."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an operation without a rule belongs to `profile`'s report, not here
+        macs = count(net, torch.zeros(1, 3, recipe.size, recipe.size, device=accelerator.device)).flops
+    params = sum(p.numel() for p in net.parameters())
+    images = ", ".join(f"{len(samples)} {split}" for split, samples in data.items())
+    device = label(accelerator.device)
+    processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    return (
+        f"model  {recipe.model}: {si(params)} parameters, {si(macs)} MACs at 3x{recipe.size}x{recipe.size}\n"
+        f"data   {recipe.data}: {images} images; {', '.join(data['train'].classes)}\n"
+        f"run    {total} steps of {recipe.batch}, {epochs} epochs, on {device}{processes}\n"
+        f"into   {recipe.out}"
+    )
