@@ -10,7 +10,7 @@ from torch import nn
 from leanconv.errors import BadInput
 from leanconv.measure.conventions import Convention, convention
 from leanconv.measure.ops import CONTRACTIONS
-from leanconv.measure.record import ModuleCall, Recording, record
+from leanconv.measure.record import ModuleCall, Recording, child_names, record
 from leanconv.nn import Operator
 from leanconv.spec import ConvSpec
 from leanconv.table import si, table
@@ -181,24 +181,18 @@ def _count_ops(
 def _count_modules(
     recording: Recording, rows: dict[str, Layer], row_of: dict[str, str], rule: Convention, uncounted: Counter[str]
 ) -> None:
-    last = {id(call.module): call for call in recording.calls if not call.module._modules}
-    known: set[str] = set()
+    last = {id(call.module): call for call in recording.calls if not child_names(call.module)}
     for call in last.values():
         counted = next((each for kind, each in rule.modules if isinstance(call.module, kind)), None)
         if counted is not None:
             flops, madd = counted(call)
             rows[row_of[call.name]].flops += flops
             rows[row_of[call.name]].madd += madd
-            known.add(call.name)
         elif not isinstance(call.module, rule.silent):
             uncounted[type(call.module).__name__] += 1
+    leaves = {call.name for call in last.values()}  # what an unknown leaf computes is listed under its class already
     for op in recording.ops:
-        if (
-            op.kind in CONTRACTIONS
-            and op.macs
-            and op.owner not in known
-            and recording.model.get_submodule(op.owner)._modules
-        ):
+        if op.kind in CONTRACTIONS and op.macs and op.owner not in leaves:
             uncounted[f"functional {op.api or op.name}"] += 1
 
 

@@ -54,7 +54,7 @@ class Recording:
         operators: list[str] = []
         for name, module in self.model.named_modules():
             above = next((o for o in operators if name == o or o == "" or name.startswith(o + ".")), None)
-            if above is None and (isinstance(module, Operator) or "parametrizations" in module._modules):
+            if above is None and (isinstance(module, Operator) or "parametrizations" in child_names(module)):
                 operators.append(name)
                 above = name
             rows[name] = name if above is None else above
@@ -63,7 +63,12 @@ class Recording:
     def is_whole(self, name: str) -> bool:
         """Whether the module of that name is one row by itself (a leaf, an operator), not a container."""
         module = self.model.get_submodule(name)
-        return isinstance(module, Operator) or not set(module._modules) - {"parametrizations"}
+        return isinstance(module, Operator) or not child_names(module) - {"parametrizations"}
+
+
+def child_names(module: nn.Module) -> set[str]:
+    """The names of a module's direct children (a script module's `_modules` is no plain dict)."""
+    return {name for name, _ in module.named_children()}
 
 
 def record(model: nn.Module, inputs: Any) -> Recording:
