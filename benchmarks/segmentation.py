@@ -2,7 +2,7 @@
 
     python -m benchmarks.segmentation recipes/wafer.toml DATA --seeds 0 1 --jobs 2
 
-Every run is a `leanconv train` of its own, one thread each, `--jobs` at a time; a killed benchmark goes on where it was.
+Every run is a `leanconv train` of its own, one thread each, `--jobs` at a time; a killed benchmark goes on.
 Writes benchmarks/results/NAME.json after every run that ends, and prints the table.
 """
 
@@ -80,8 +80,8 @@ def _train(arguments: argparse.Namespace, out: Path, name: str, seed: int) -> st
     if (run / "metrics.json").exists():
         return ""
     words = [
-        f"model={arguments.base}&{MODELS[name][0]}", f"data={arguments.data}", f"seed={seed}", f"out={run}", "threads=1",
-        *arguments.words,
+        f"model={arguments.base}&{MODELS[name][0]}", f"data={arguments.data}", f"seed={seed}", f"out={run}",
+        "threads=1", *arguments.words,
     ]  # fmt: skip
     resumed = (run / "last").exists()
     command = [str(run), "--resume"] if resumed else [arguments.recipe, *words]
@@ -113,17 +113,8 @@ def collect(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
             spread = statistics.stdev(values) if len(values) > 1 else None
             row[score] = {"mean": statistics.fmean(values), "stdev": spread, "values": values}
         rows.append(row)
-    command = "python -m benchmarks.segmentation " + " ".join(
-        [
-            arguments.recipe,
-            "DATA",
-            *arguments.words,
-            "--base",
-            repr(arguments.base),
-            "--seeds",
-            *map(str, arguments.seeds),
-        ]
-    )
+    words = [arguments.recipe, "DATA", *arguments.words, "--base", repr(arguments.base), "--seeds"]
+    command = " ".join(["python -m benchmarks.segmentation", *words, *map(str, arguments.seeds)])
     return {"command": command, "machine": describe(), "jobs": arguments.jobs, "split": "test", "rows": rows}
 
 
