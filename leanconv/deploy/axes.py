@@ -1,0 +1,128 @@
+"""The dynamic axes of an export: which dimensions they are, which sizes the model allows, at which ones we look."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.deploy.calls import Frame, resampled
+from leanconv.deploy.runtimes import first_line
+from leanconv.errors import BadInput, UnknownName
+
+AXES = ("batch", "height", "width")
+# A size grows in steps of one of these: networks with k halvings take multiples of 2^k (timm, smp: up to 64).
+STEPS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the three axes; None where the inputs do not have the axis."""
+
+    batch: int
+    height: int | None
+    width: int | None
+
+    def to_dict(self) -> dict[str, int | None]:
+        return {"batch": self.batch, "height": self.height, "width": self.width}
+
+    def __str__(self) -> str:
+        return "x".join(str(v) for v in (self.batch, self.height, self.width) if v is not None)
+
+
+class Dynamic:
+    """A call whose tensors can be made again at other sizes of the dynamic axes.
+
+    Axis "batch" is dimension 0 of every tensor that is as long there as the first; "height" and "width" are the last
+    two dimensions of the four-dimensional ones (of several resolutions, all grow by the same factor).
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Sequence[str]) -> None:
+        dynamic = (dynamic,) if isinstance(dynamic, str) else tuple(dynamic)
+        for axis in dynamic:
+            if axis not in AXES:
+                raise UnknownName(f"unknown dynamic axis {axis!r}; known: {', '.join(AXES)}")
+        self.tensors, self.frame = Frame.split((args, kwargs))
+        if not self.tensors:
+            raise BadInput("the inputs hold no tensor: nothing to export")
+        if any(not t.numel() for t in self.tensors):
+            raise BadInput(f"an example input is empty ({tuple(self.tensors[0].shape)}): give at least one sample")
+        self.dynamic, self.axes = dynamic, self._find(dynamic)
+        image = next((t for t in self.tensors if t.dim() == 4), None)
+        batch = self.tensors[0].shape[0] if self.tensors[0].dim() else 1
+        self.given = Sizes(batch, *(image.shape[-2:] if image is not None else (None, None)))
+        self._generator = torch.Generator().manual_seed(0)
+
+    def _find(self, dynamic: Sequence[str]) -> dict[int, dict[int, str]]:
+        first, axes = self.tensors[0], {}
+        for index, tensor in enumerate(self.tensors):
+            dims: dict[int, str] = {}
+            if "batch" in dynamic and tensor.dim() and first.dim() and tensor.shape[0] == first.shape[0]:
+                dims[0] = "batch"
+            if tensor.dim() == 4:
+                dims |= {dim: axis for dim, axis in ((2, "height"), (3, "width")) if axis in dynamic}
+            axes[index] = dims
+        for axis in dynamic:
+            if not any(axis in dims.values() for dims in axes.values()):
+                shapes = ", ".join(str(tuple(t.shape)) for t in self.tensors)
+                raise BadInput(f"dynamic axis {axis!r}: no input of shape {shapes} has it")
+        return axes
+
+    def call(self, sizes: Sizes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Random arguments of these sizes, distributed like the example's."""
+        made = [self._tensor(index, tensor, sizes) for index, tensor in enumerate(self.tensors)]
+        args, kwargs = self.frame.join(made)
+        return args, kwargs
+
+    def _tensor(self, index: int, tensor: Tensor, sizes: Sizes) -> Tensor:
+        shape = list(tensor.shape)
+        for dim, axis in self.axes[index].items():
+            new, old = getattr(sizes, axis), getattr(self.given, axis)
+            if shape[dim] * new % old:
+                raise BadInput(f"dynamic axis {axis!r}: inputs of {old} and {shape[dim]} cannot both grow to {new}")
+            shape[dim] = shape[dim] * new // old
+        return resampled(tensor, shape, self._generator)
+
+    def step(self, model: nn.Module, axis: str) -> int:
+        """The step in which the model lets this axis grow. Raises BadInput where it takes the example's size alone."""
+        size, reason = getattr(self.given, axis), ""
+        for step in STEPS:
+            try:
+                for times in (1, 3):
+                    args, kwargs = self.call(self._with(**{axis: size + times * step}))
+                    with torch.no_grad():
+                        model(*args, **kwargs)
+            except Exception as error:  # whatever a model raises at a size that it does not take
+                reason = first_line(error)
+                continue
+            return step
+        raise BadInput(f"the model takes no {axis} but {size} ({reason}); leave {axis!r} out of dynamic")
+
+    def _with(self, **changed: int) -> Sizes:
+        return Sizes(**{**self.given.to_dict(), **changed})  # type: ignore[arg-type]
+
+    def plan(self, model: nn.Module) -> tuple[Sizes, list[Sizes]]:
+        """The sizes to trace at, and those to verify at: batch 1, 2 and 5, three heights and widths."""
+        steps = {axis: self.step(model, axis) for axis in self.dynamic if axis != "batch"}
+        # Traced with sizes that differ from each other and from 1, lest the tracer take two for one.
+        trace = self.given
+        if "batch" in self.dynamic:
+            trace = Sizes(max(2, trace.batch), trace.height, trace.width)
+        for axis, step in steps.items():
+            size = getattr(trace, axis)
+            others = [v for name, v in trace.to_dict().items() if name != axis]
+            while size == 1 or size in others:
+                size += step
+            trace = Sizes(**{**trace.to_dict(), axis: size})  # type: ignore[arg-type]
+        looks = [self.given]
+        for batch, down, right in ((1, 0, 0), (2, 1, 2), (5, -1, 1), (1, 1, 0), (1, 0, 3)):
+            sizes = self.given.to_dict()
+            if "batch" in self.dynamic:
+                sizes["batch"] = batch
+            for axis, times in (("height", down), ("width", right)):
+                if axis in steps:
+                    moved = (sizes[axis] or 0) + times * steps[axis]
+                    sizes[axis] = moved if moved >= steps[axis] else sizes[axis]
+            looks.append(Sizes(**sizes))  # type: ignore[arg-type]
+        return trace, list(dict.fromkeys(looks))

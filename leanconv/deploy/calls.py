@@ -1,0 +1,83 @@
+"""A model's call taken apart: its tensors as a flat list, and the frame (structure and constants) they came from.
+
+Runtimes know flat lists of tensors only; models take and give tuples, dicts and plain numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from leanconv.errors import BadInput
+
+# A tensor is the only argument, a tuple or list the positional ones, a dict the named ones.
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_call(inputs: Inputs) -> Call:
+    """The positional and the named arguments that `inputs` stands for. Raises BadInput for anything else."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        if not all(isinstance(key, str) for key in inputs):
+            raise BadInput("inputs given as a dict are the model's named arguments: every key must be a string")
+        return (), dict(inputs)
+    if isinstance(inputs, list | tuple):
+        return tuple(inputs), {}
+    raise BadInput(
+        f"inputs must be a tensor, a tuple of arguments or a dict of named ones, got {type(inputs).__name__}"
+    )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is left of a nested value when its tensors are taken out: `split` and `join` are inverse."""
+
+    spec: TreeSpec
+    constants: tuple[tuple[int, Any], ...]  # place among the leaves, value
+
+    @classmethod
+    def split(cls, value: Any) -> tuple[list[Tensor], Self]:
+        """The tensors of `value` in order, and the frame around them."""
+        leaves, spec = tree_flatten(value)
+        constants = tuple((i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)], cls(spec, constants)
+
+    def join(self, tensors: Sequence[Tensor]) -> Any:
+        """The value with these tensors in place of the ones that were taken out."""
+        fixed, rest = dict(self.constants), iter(tensors)
+        count = len(tensors) + len(fixed)
+        return tree_unflatten([fixed[i] if i in fixed else next(rest) for i in range(count)], self.spec)
+
+
+class FlatModel(nn.Module):
+    """A model that takes and gives tensors one after another; constants of the call are built in."""
+
+    def __init__(self, model: nn.Module, frame: Frame) -> None:
+        super().__init__()
+        self.model = model
+        self.frame = frame
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        args, kwargs = self.frame.join(tensors)
+        return tuple(Frame.split(self.model(*args, **kwargs))[0])
+
+
+def resampled(tensor: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A random tensor of another shape distributed like `tensor`: normal for floats, else drawn from it."""
+    shape = tuple(shape)
+    if tensor.is_floating_point():
+        values = tensor.detach().double()
+        mean, spread = (values.mean(), values.std(correction=0)) if values.numel() else (0.0, 0.0)
+        mean, spread = float(mean), float(spread)
+        if not (spread > 0 and spread < float("inf")):  # constant or non-finite examples say nothing about the spread
+            mean, spread = 0.0, 1.0
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * spread + mean
+        return drawn.to(tensor.device, tensor.dtype)
+    flat = tensor.detach().flatten().cpu()
+    index = torch.randint(0, max(1, flat.numel()), shape, generator=generator)
+    return flat[index].to(tensor.device)

@@ -1,0 +1,188 @@
+"""`export`: a model as an ONNX, OpenVINO or torch.export file that was checked against it, or no file at all."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from leanconv.deploy.axes import Dynamic, Sizes
+from leanconv.deploy.calls import Frame, Inputs, as_call
+from leanconv.deploy.place import Beside, move_into_place
+from leanconv.deploy.program import capture, capture_flat, names_of, save_onnx, to_openvino
+from leanconv.deploy.result import Exported, Verified
+from leanconv.deploy.runtimes import Runtime, first_line, open_file
+from leanconv.deploy.verify import difference, has_nan, tolerance
+from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName, missing_extra
+
+FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
+# How far a task metric (IoU, Dice, top-1) of the file may be from the model's.
+METRIC_TOLERANCE = 0.002
+
+Check = Callable[[nn.Module], float | Mapping[str, float]]
+
+
+def export(
+    model: nn.Module,
+    inputs: Inputs,
+    path: str | Path,
+    *,
+    dynamic: Sequence[str] = ("batch",),
+    check: Check | None = None,
+) -> Exported:
+    """Write `model` (in eval mode, on the CPU) to `path`, and only if the file computes the same.
+
+    Args:
+        model: any module; it is copied first and stays as it is. An optimised model is refused: export its original.
+        inputs: a tensor, a tuple of arguments or a dict of named ones; their fixed sizes become the file's.
+        path: `.onnx`, `.xml` (OpenVINO, with its `.bin`) or `.pt2` (torch.export).
+        dynamic: the axes that stay open, of "batch", "height", "width". The file is compared with the model at the
+            given sizes and at batches 1, 2, 5, and heights and widths in the steps that the model allows.
+        check: `check(model_like) -> number or {name: number}`, called with the model and with the file as a module;
+            the two may differ by 0.002.
+    Raises: ExportMismatch where the file differs from the model; BadInput where the model cannot be exported or `path`
+        not be written; UnknownName for another suffix or axis; MissingExtra. Then nothing is left at `path`, and an
+        older file there is untouched.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        known = ", ".join(f"{suffix} ({name})" for suffix, name in FORMATS.items())
+        raise UnknownName(f"{path}: the suffix decides the format, and {path.suffix!r} is none; known: {known}")
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder; name a file in it")
+    plain = _plain_copy(model)
+    args, kwargs = _on_cpu(*as_call(inputs))
+    call = Dynamic(args, kwargs, dynamic)
+    with torch.no_grad():
+        try:
+            answer = plain(*_again(args), **_again(kwargs))
+        except LeanconvError:
+            raise
+        except Exception as error:
+            raise BadInput(f"the model does not run on inputs {call.given}: {first_line(error)}") from error
+    _exportable(answer)
+    trace, looks = call.plan(plain)
+    with Beside(path) as folder:
+        draft = Path(folder) / path.name
+        names = _write(plain, call, trace, answer, draft)
+        runtime = _open(plain, draft, answer)
+        limit = tolerance(plain, args, kwargs, answer)
+        verified = tuple(_verify(plain, runtime, call, sizes, limit, path) for sizes in looks)
+        metrics = _metrics(check, plain, runtime, path) if check is not None else {}
+        del runtime  # its file may not be mapped while it is moved
+        files = move_into_place(Path(folder), path)
+    return Exported(path, FORMATS[path.suffix], files, call.dynamic, *names, verified, limit, metrics)
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    if getattr(model, "optimized_by_leanconv", False):
+        raise BadInput("an optimised model belongs to this process and cannot be exported; export(model.original, ...)")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    try:
+        return copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    except Exception as error:
+        raise BadInput(
+            f"the model cannot be copied, and export never works on the original: {first_line(error)}"
+        ) from error
+
+
+def _on_cpu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    tensors, frame = Frame.split((args, kwargs))
+    moved, named = frame.join([tensor.detach().cpu() for tensor in tensors])
+    return moved, named
+
+
+def _again(value: Any) -> Any:
+    """The same arguments with tensors of their own: a model may write into its inputs."""
+    tensors, frame = Frame.split(value)
+    return frame.join([tensor.clone() for tensor in tensors])
+
+
+def _exportable(answer: Any) -> None:
+    if not Frame.split(answer)[0]:
+        raise BadInput(f"the model gives no tensor but {type(answer).__name__}: nothing to export")
+    if has_nan(answer):
+        raise BadInput("the model's output has NaN in it: nothing can be verified against it; check its weights")
+
+
+def _write(
+    plain: nn.Module, call: Dynamic, trace: Sizes, answer: Any, draft: Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Fill the draft. Returns the names of inputs and outputs."""
+    args, kwargs = call.call(trace)
+    given = args[0] if len(args) == 1 and not kwargs else (kwargs if kwargs and not args else (args, kwargs))
+    inputs, outputs = names_of(given, "input", prefix="input"), names_of(answer, "output", prefix="output")
+    try:
+        if draft.suffix == ".pt2":
+            torch.export.save(capture(plain, args, kwargs, call.axes), str(draft))
+        elif draft.suffix == ".onnx":
+            program = capture_flat(plain, args, kwargs, call.axes)
+            save_onnx(program, draft, inputs=inputs, outputs=outputs, axes=call.axes)
+        else:
+            import openvino
+
+            made = to_openvino(capture_flat(plain, args, kwargs, call.axes), inputs=inputs, outputs=outputs)
+            openvino.save_model(made, str(draft), compress_to_fp16=False)
+    except (LeanconvError, OSError):
+        raise
+    except ImportError as error:
+        raise missing_extra(error.name or "openvino", "export") from error
+    except Exception as error:
+        raise BadInput(f"the model cannot become {FORMATS[draft.suffix]}: {_reason(error)}") from error
+    return tuple(inputs), tuple(outputs)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the error at the bottom of the chain: converters wrap the reason in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
+def _open(plain: nn.Module, draft: Path, answer: Any) -> Runtime:
+    tensors, frame = Frame.split(answer)
+    try:
+        run = open_file(draft).run
+    except BadInput as error:
+        raise ExportMismatch(
+            f"the written {FORMATS[draft.suffix]} file does not load, and was removed: {error}"
+        ) from error
+    return Runtime(run, outputs=frame, dtypes=[t.dtype for t in tensors], like=plain)
+
+
+def _verify(plain: nn.Module, runtime: Runtime, call: Dynamic, sizes: Sizes, limit: float, path: Path) -> Verified:
+    args, kwargs = call.call(sizes)
+    with torch.no_grad():
+        expected = plain(*_again(args), **_again(kwargs))
+    try:
+        found = runtime(*args, **kwargs)
+    except Exception as error:
+        raise ExportMismatch(
+            f"{path.name} does not run at {sizes}, which the model takes: {first_line(error)}; nothing was written"
+        ) from error
+    error = difference(expected, found)
+    if not error.ok(limit):
+        raise ExportMismatch(
+            f"{path.name} differs from the model at {sizes}: {error.problem or f'{error.relative:.1e} of the output'}"
+            f" (allowed {limit:.1e}); nothing was written"
+        )
+    return Verified(sizes, error.absolute, error.relative)
+
+
+def _metrics(check: Check, plain: nn.Module, runtime: Runtime, path: Path) -> dict[str, tuple[float, float]]:
+    """The task metric of the model and of the file. Raises ExportMismatch where they differ."""
+    ours, theirs = _named(check(plain)), _named(check(runtime))
+    found = {name: (value, theirs.get(name, float("nan"))) for name, value in ours.items()}
+    for name, (a, b) in found.items():
+        if not (abs(a - b) <= METRIC_TOLERANCE):  # a NaN on either side must not pass
+            raise ExportMismatch(
+                f"{path.name}: {name} is {b:.4f}, the model's {a:.4f} (allowed difference {METRIC_TOLERANCE});"
+                " nothing was written"
+            )
+    return found
+
+
+def _named(value: float | Mapping[str, float]) -> dict[str, float]:
+    return {k: float(v) for k, v in value.items()} if isinstance(value, Mapping) else {"metric": float(value)}

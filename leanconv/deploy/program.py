@@ -1,0 +1,122 @@
+"""From a module to a program: torch.export, then ONNX or OpenVINO from that one program."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from leanconv.deploy.calls import FlatModel, Frame
+from leanconv.errors import missing_extra
+
+# tensor index in the call -> {dimension: axis name}
+Axes = Mapping[int, Mapping[int, str]]
+
+
+@torch.no_grad()
+def capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Axes | None = None
+) -> ExportedProgram:
+    """The model as a graph; the dimensions named in `axes` stay open, every other size is fixed to the example's."""
+    tensors = Frame.split((args, dict(kwargs)))[0]
+    dynamic = None
+    if axes and any(axes.values()):
+        dynamic = torch.export.ShapesCollection()
+        for index, dims in axes.items():
+            if dims:
+                dynamic[tensors[index]] = dict.fromkeys(dims, torch.export.Dim.DYNAMIC)
+    with _quiet():
+        return torch.export.export(model, args, dict(kwargs), dynamic_shapes=dynamic, strict=False)
+
+
+def capture_flat(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Axes | None = None
+) -> ExportedProgram:
+    """Likewise, but the program takes and gives its tensors one after another, as ONNX and OpenVINO need it."""
+    tensors, frame = Frame.split((args, dict(kwargs)))
+    return capture(FlatModel(model, frame).eval(), tuple(tensors), {}, axes)
+
+
+def save_onnx(
+    program: ExportedProgram, path: Path, *, inputs: Sequence[str], outputs: Sequence[str], axes: Axes | None = None
+) -> None:
+    """Write a flat program as ONNX; weights over 2 GB go to `PATH.data` beside it. Raises MissingExtra without onnx."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch.onnx needs both
+    except ImportError as error:
+        raise missing_extra(error.name or "onnx", "export") from error
+    with _quiet():
+        made = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=list(inputs), output_names=list(outputs)
+        )  # fmt: skip
+        if made is None:
+            raise RuntimeError("torch.onnx gave no program")
+        _name_axes(made.model.graph, axes or {})
+        made.save(str(path))
+    onnx.checker.check_model(str(path))
+
+
+def to_openvino(program: ExportedProgram, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> Any:
+    """A flat program as an `openvino.Model`; its ports are named where names are given. Raises MissingExtra."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing_extra("openvino", "export") from error
+    with _quiet():
+        model = openvino.convert_model(program)
+    for ports, names in ((model.inputs, inputs), (model.outputs, outputs)):
+        if names and len(ports) == len(names):
+            for port, name in zip(ports, names, strict=True):
+                port.get_tensor().set_names({name})
+    return model
+
+
+def input_order(program: ExportedProgram) -> list[str]:
+    """The names of a flat program's tensors in the order of a call."""
+    return [str(name) for name in program.graph_signature.user_inputs]
+
+
+def names_of(value: Any, single: str, *, prefix: str) -> list[str]:
+    """Names for the tensors of a call or an answer: keys where it is a dict, `single` for one, numbers for several."""
+    if isinstance(value, Tensor):
+        return [single]
+    if isinstance(value, Mapping) and all(isinstance(v, Tensor) for v in value.values()):
+        return [re.sub(r"\W", "_", str(key)) for key in value]
+    count = len(Frame.split(value)[0])
+    return [single] if count == 1 else [f"{prefix}{i}" for i in range(count)]
+
+
+def _name_axes(graph: Any, axes: Axes) -> None:
+    """Put `batch`, `height`, `width` for torch's symbols (s77) in the shapes of inputs, outputs and all between."""
+    words: dict[str, str] = {}
+    for index, dims in axes.items():
+        for dim, name in dims.items():
+            if index < len(graph.inputs):
+                symbol = str(graph.inputs[index].shape[dim])
+                if re.fullmatch(r"s\d+", symbol):
+                    words[symbol] = name if name not in words.values() else f"{name}{index}"
+    between = [value for node in graph for value in node.outputs]
+    for value in (*graph.inputs, *graph.outputs, *between):
+        for dim, size in enumerate(value.shape or ()):
+            if not isinstance(size, int) and size.value is not None:
+                value.shape[dim] = re.sub(r"s\d+", lambda found: words.get(found[0], found[0]), size.value)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The converters' progress lines are for their own authors."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

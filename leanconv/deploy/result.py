@@ -1,0 +1,75 @@
+"""What `export` hands back: the file, and how it was seen to compute what the model computes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leanconv.deploy.axes import Sizes
+from leanconv.table import table
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One comparison of the file with the model, on random inputs of these sizes."""
+
+    sizes: Sizes
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that computes what the model computes, and how that was seen.
+
+    Attributes:
+        files: every file that belongs together, the one to open first.
+        inputs, outputs: names in the file (torch.export: of the graph).
+        verified: one entry per size looked at; `relative` is the share of the output's largest absolute value.
+        tolerance: the largest `relative` that would have passed.
+        metrics: name -> (the model's, the file's), where a `check` was given.
+    """
+
+    path: Path
+    format: str
+    files: tuple[Path, ...]
+    dynamic: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    verified: tuple[Verified, ...]
+    tolerance: float
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def max_error(self) -> float:
+        """The largest absolute difference seen."""
+        return max(each.absolute for each in self.verified)
+
+    @property
+    def max_relative_error(self) -> float:
+        """The largest difference as a share of the output's largest absolute value."""
+        return max(each.relative for each in self.verified)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path), "format": self.format,
+            "files": {str(path): path.stat().st_size for path in self.files if path.exists()},
+            "dynamic": list(self.dynamic), "inputs": list(self.inputs), "outputs": list(self.outputs),
+            "verified": [v.sizes.to_dict() | {"absolute": v.absolute, "relative": v.relative} for v in self.verified],
+            "tolerance": self.tolerance, "max_error": self.max_error, "max_relative_error": self.max_relative_error,
+            "metrics": {name: {"model": a, "file": b} for name, (a, b) in self.metrics.items()},
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        size = sum(path.stat().st_size for path in self.files if path.exists())
+        rows = [
+            [str(v.sizes), f"{v.absolute:.1e}", f"{v.relative:.1e}", f"{self.tolerance:.1e}"] for v in self.verified
+        ]
+        open_axes = ", ".join(self.dynamic) or "none"
+        text = table(
+            ["input", "max error", "of the output", "allowed"], rows,
+            title=f"{self.path} ({self.format}, {size / 1e6:.1f} MB), dynamic axes: {open_axes}. Against the model:",
+        )  # fmt: skip
+        if self.metrics:
+            lines = [[name, f"{a:.4f}", f"{b:.4f}", f"{abs(a - b):.1e}"] for name, (a, b) in self.metrics.items()]
+            text += "\n" + table(["metric", "model", "file", "difference"], lines)
+        return text

@@ -1,0 +1,195 @@
+"""Exported programs as callables on torch tensors: ONNX Runtime, OpenVINO, torch.export.
+
+A runtime takes the program's tensors one after another and gives a list; inputs are handed over without a copy where
+they are contiguous on the CPU. All of them may be called from many threads at once.
+"""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.deploy.calls import Frame
+from leanconv.errors import BadInput, missing_extra
+
+
+class FlatRuntime(Protocol):
+    """What every runtime here is: tensors in, tensors out."""
+
+    inputs: list[str]
+    outputs: list[str]
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]: ...
+
+
+class OnnxRuntime:
+    """An ONNX file in ONNX Runtime on the CPU, with every graph optimisation, on `threads` threads.
+
+    Raises: MissingExtra without onnxruntime; what onnxruntime raises for a file it cannot read.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise missing_extra("onnxruntime", "export") from error
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # its warnings are about its own choices, not about ours
+        # Workers may spin inside a call, where it is fastest, but not after it: they would take the caller's cores.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.inputs = [each.name for each in self._session.get_inputs()]
+        self.outputs = [each.name for each in self._session.get_outputs()]
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        feed = dict(zip(self.inputs, map(as_numpy, tensors), strict=True))
+        return [torch.from_numpy(each) for each in self._session.run(None, feed)]
+
+
+class OpenVino:
+    """An OpenVINO model (in memory, or a file) on the CPU, tuned for the latency of one call.
+
+    Args:
+        model: `openvino.Model`, or the path of an `.xml` or `.onnx` file.
+        threads: of one inference; default `torch.get_num_threads()`.
+        precision: "f32", or "bf16" where the CPU computes in it.
+        order: names of the tensors of a call, in order; inputs that the model does not read may be missing in it.
+    Raises: MissingExtra without openvino; what openvino raises for a model it cannot compile.
+    """
+
+    def __init__(
+        self, model: Any, *, threads: int | None = None, precision: str = "f32", order: Sequence[str] | None = None
+    ) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise missing_extra("openvino", "export") from error
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+        }  # fmt: skip
+        model = str(model) if isinstance(model, Path) else model
+        self._compiled = openvino.compile_model(model, "CPU", settings)
+        self.inputs = [_name(port, i) for i, port in enumerate(self._compiled.inputs)]
+        self.outputs = [_name(port, i) for i, port in enumerate(self._compiled.outputs)]
+        self._places = _places([port.get_names() for port in self._compiled.inputs], order)
+        self._thread = threading.local()
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        request = getattr(self._thread, "request", None)
+        if request is None:  # a request belongs to one call at a time, so each thread has its own
+            request = self._thread.request = self._compiled.create_infer_request()
+        fed = [as_numpy(tensors[place]) for place in self._places]
+        # The request's output memory is written again by its next call: it is copied out.
+        found = request.infer(fed, share_inputs=True, share_outputs=True)
+        return [torch.from_numpy(found[port].copy()) for port in self._compiled.outputs]
+
+
+class TorchProgram:
+    """A `.pt2` file (torch.export) run by PyTorch itself; called with the model's own arguments."""
+
+    inputs: list[str]
+    outputs: list[str]
+
+    def __init__(self, path: str | Path) -> None:
+        program = torch.export.load(str(path))
+        self._module = program.module()
+        self.inputs = list(program.graph_signature.user_inputs)
+        self.outputs = [str(name) for name in program.graph_signature.user_outputs]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._module(*args, **kwargs)
+
+
+class Runtime(nn.Module):
+    """An exported file that is called like the model it came from; inference only, no weights of its own.
+
+    `like`: the model, whose attributes (`multiple`, say) callers may ask for.
+    """
+
+    def __init__(
+        self,
+        run: Any,
+        *,
+        outputs: Frame | None = None,
+        dtypes: Sequence[torch.dtype] = (),
+        like: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.run, self.frame, self.dtypes = run, outputs, tuple(dtypes)
+        self.flat = not isinstance(run, TorchProgram)
+        # Callers ask the first parameter for a model's device and dtype.
+        self.device_tag = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.__dict__["like"] = like
+        self.eval()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if (like := self.__dict__.get("like")) is None:
+                raise
+            return getattr(like, name)
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.flat:
+            return self.run(*args, **kwargs)
+        found = self.run(*Frame.split((args, kwargs))[0])
+        if self.dtypes:
+            found = [tensor.to(dtype) for tensor, dtype in zip(found, self.dtypes, strict=True)]
+        if self.frame is not None:
+            return self.frame.join(found)
+        return found[0] if len(found) == 1 else tuple(found)
+
+
+def open_file(path: str | Path, *, threads: int | None = None) -> Runtime:
+    """An exported file (`.onnx`, `.xml`, `.pt2`) as a callable. Raises BadInput for any other, or an unreadable one."""
+    path = Path(path)
+    if path.suffix not in RUNTIMES:
+        raise BadInput(f"{path}: {path.suffix or 'no suffix'} cannot be run here; one of {', '.join(RUNTIMES)}")
+    if not path.is_file():
+        raise BadInput(f"{path}: there is no such file")
+    try:
+        return Runtime(RUNTIMES[path.suffix](path, threads))
+    except (ImportError, BadInput):
+        raise
+    except Exception as error:
+        raise BadInput(f"{path}: cannot be opened: {first_line(error)}") from error
+
+
+RUNTIMES: dict[str, Any] = {
+    ".onnx": lambda path, threads: OnnxRuntime(path, threads=threads),
+    ".xml": lambda path, threads: OpenVino(path, threads=threads),
+    ".pt2": lambda path, threads: TorchProgram(path),
+}
+
+
+def as_numpy(tensor: Tensor) -> Any:
+    """The tensor's memory as an array; copied only where it is not contiguous on the CPU."""
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def first_line(error: BaseException) -> str:
+    """`RuntimeError: what happened`, one line of at most 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # OpenVINO opens with the places in its own source ("Exception from src/..."): the reason stands last.
+    told = [line for line in lines if not line.startswith("Exception from ")] or lines or [""]
+    return f"{type(error).__name__}: {told[0]}"[:200]
+
+
+def _name(port: Any, index: int) -> str:
+    return port.any_name if port.get_names() else str(index)
+
+
+def _places(names: Sequence[set[str]], order: Sequence[str] | None) -> list[int]:
+    """For each input of a program the place of its tensor in a call."""
+    if order is None or len(names) == len(order):
+        return list(range(len(names)))
+    return [next(i for i, name in enumerate(order) if name in known) for known in names]
