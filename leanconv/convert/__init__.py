@@ -2,6 +2,7 @@
 
 from leanconv.convert.apply import Applied, apply_
 from leanconv.convert.fold import FoldReport, fold_
-from leanconv.convert.plan import Plan, Swap, plan
+from leanconv.convert.plan import plan
+from leanconv.convert.swap import Plan, Swap
 
 __all__ = ["Applied", "FoldReport", "Plan", "Swap", "apply_", "fold_", "plan"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from leanconv.convert.observe import Inputs, call, undisturbed
 from leanconv.convert.optimizer import Regrouped, regroup_
-from leanconv.convert.plan import Plan, Swap
+from leanconv.convert.swap import Plan, Swap
 from leanconv.convert.tree import Site, convolutions, move_hooks
 from leanconv.errors import BadInput
 from leanconv.nn import Operator

@@ -1,0 +1,247 @@
+"""How total a swap is: over every architecture of timm and every decoder of segmentation-models-pytorch.
+
+    python benchmarks/zoo_share.py            # about 25 minutes on one core; goes on where it was interrupted
+
+First `plan` runs on every architecture on the meta device (shapes only, at the model's own input size). Counted is, of
+all exact dense k > 1 `nn.Conv2d` (found by walking the model, not by asking the plan), the share that is swapped, with
+the reasons of the rest. Then, for the smallest architecture of every timm module and for every smp decoder, each
+operator is really swapped in on the CPU: forward, backward, fold_, undo_; nothing may crash, and undo_ must give the
+state dict back. Weights are random; nothing is downloaded.
+"""
+
+import argparse
+import json
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import leanconv as lc
+from leanconv.convert.reasons import category
+from leanconv.files import write_json
+from leanconv.table import table
+
+OPERATORS = {"depthwise_separable": 0.95, "hetconv(part=4)": 0.80, "splconv": 0.80}  # and the share aimed at
+LARGEST = 100e6  # parameters of a model that is really swapped
+SECONDS = 120  # per model
+CHECK_SIDE = 128  # input side of a real swap where the model takes it, else its own size
+
+Factory = Callable[[], tuple[nn.Module, tuple[int, int, int]]]
+
+
+def timm_models() -> Iterator[tuple[str, str, Factory]]:
+    """(module, name, factory of the model and its input size)."""
+    import timm
+
+    def factory(name: str) -> Factory:
+        def build() -> tuple[nn.Module, tuple[int, int, int]]:
+            model = timm.create_model(name, pretrained=False)
+            return model, tuple(model.default_cfg["input_size"])
+
+        return build
+
+    for module in timm.list_modules():
+        for name in timm.list_models(module=module):
+            yield f"timm.{module}", f"timm:{name}", factory(name)
+
+
+def smp_models() -> Iterator[tuple[str, str, Factory]]:
+    """Every decoder of smp on two encoders."""
+    import segmentation_models_pytorch as smp
+
+    def factory(arch: str, encoder: str) -> Factory:
+        return lambda: (smp.create_model(arch, encoder_name=encoder, encoder_weights=None), (3, 256, 256))
+
+    for arch in sorted(smp.MODEL_ARCHITECTURES_MAPPING):
+        for encoder in ("tu-vit_small_patch16_224",) if arch == "dpt" else ("resnet18", "mobilenet_v2"):
+            yield f"smp.{arch}", f"smp:{arch}?encoder_name={encoder}", factory(arch, encoder)
+
+
+def is_dense(module: nn.Module) -> bool:
+    """What the share is a share of: exactly `nn.Conv2d`, one group, more than one tap."""
+    return type(module) is nn.Conv2d and module.groups == 1 and max(module.kernel_size) > 1
+
+
+def share(factory: Factory) -> dict[str, Any]:
+    """One architecture: parameters, dense convolutions, and per operator how many are swapped and why not the rest."""
+    with torch.device("meta"):
+        model, size = factory()
+    dense = {name for name, module in model.named_modules() if is_dense(module)}
+    row: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters()), "dense": len(dense), "operators": {}}
+    for operator in OPERATORS:
+        plan = lc.plan(model, torch.empty(1, *size, device="meta"), to=operator)
+        swapped = {s.name for s in plan.swapped}
+        missing = dense - {s.name for s in plan}
+        if missing or not swapped <= dense:
+            raise RuntimeError(f"{operator}: not in the plan: {missing}; swapped and not dense: {swapped - dense}")
+        kept = Counter(_reason(s.reason) for s in plan.kept if s.name in dense)
+        row["operators"][operator] = {"swapped": len(swapped), "kept": dict(kept.most_common())}
+    return row
+
+
+def _reason(reason: str) -> str:
+    """The category, and for "unsupported" the option that does not fit, without its numbers."""
+    words = reason.split(": ", 2)[-1].split("=")[0].split(" ")[-1]
+    return f"{category(reason)}: {words}" if category(reason) == "unsupported" else category(reason)
+
+
+def swap_really(factory: Factory) -> dict[str, str]:
+    """Swap every operator in, use the model, take it back. Returns operator -> "ok" or what went wrong."""
+    model, size = factory()
+    x, outcome = _input(model.eval(), size), {}
+    for operator in OPERATORS:
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        plan = lc.plan(model, x, to=operator)
+        applied = lc.apply_(model, plan)
+        _sum(model(x)).backward()
+        model.zero_grad()
+        applied.undo_()
+        after = model.state_dict()
+        same = list(before) == list(after) and all(torch.equal(before[key], after[key]) for key in before)
+        outcome[operator] = "ok" if same else "undo_ did not give the state dict back"
+    lc.apply_(model, plan)
+    report = lc.fold_(model, x)
+    moved = report.certificate or 0.0
+    outcome["fold_"] = f"{len(report.done)} done, {len(report.refused)} refused, outputs move by {moved:.1e}"
+    return outcome
+
+
+def _input(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
+    small = (size[0], min(size[1], CHECK_SIDE), min(size[2], CHECK_SIDE))
+    for sizes in (small, size):
+        x = torch.randn(1, *sizes)
+        try:
+            with torch.no_grad():
+                model(x)
+            return x
+        except Exception:  # a fixed-size model: its own size next, and that error counts
+            continue
+    return x
+
+
+def _sum(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.float().sum()
+    return sum((_sum(item) for item in (value.values() if isinstance(value, dict) else value)), torch.zeros(()))
+
+
+@contextmanager
+def limit(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError after so many seconds."""
+
+    def ring(*_: Any) -> None:
+        raise TimeoutError(f"more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def cached(cache: Path, key: str, work: Callable[[], Any]) -> Any:
+    """The stored result of `key`, or the result of `work`, stored. A failure is a result too: {"error": ...}."""
+    if cache.is_file():
+        for line in cache.read_text().splitlines():
+            entry = json.loads(line)
+            if entry["key"] == key:
+                return entry["value"]
+    started = time.monotonic()
+    try:
+        with limit(SECONDS):
+            value = work()
+    except Exception as error:  # the point of the run is to meet and list them
+        value = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+    print(f"{key}: {json.dumps(value)[:150]} ({time.monotonic() - started:.1f} s)", flush=True)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with cache.open("a") as file:
+        file.write(json.dumps({"key": key, "value": value}) + "\n")
+    return value
+
+
+def collect(cache: Path, only: str) -> dict[str, Any]:
+    """Everything the report says."""
+    models = [entry for entry in (*smp_models(), *timm_models()) if only in entry[1]]
+    rows, errors, smallest = {}, {}, {}
+    for module, name, factory in models:
+        row = cached(cache, f"share {name}", lambda factory=factory: share(factory))
+        if "error" in row:
+            errors[name] = row["error"]
+            continue
+        rows[name] = row
+        if name.startswith("smp:"):
+            smallest[name] = (row["params"], name, factory)
+        elif module not in smallest or row["params"] < smallest[module][0]:
+            smallest[module] = (row["params"], name, factory)
+    swaps, skipped = {}, {}
+    for params, name, factory in smallest.values():
+        if params > LARGEST:
+            skipped[name] = f"{params / 1e6:.0f} M parameters"
+        else:
+            swaps[name] = cached(cache, f"swap {name}", lambda factory=factory: swap_really(factory))
+    return {
+        "torch": torch.__version__, "architectures": len(models), "planned": len(rows), "errors": errors,
+        "share": {operator: _total(rows, operator) for operator in OPERATORS},
+        "swapped_really": {"models": len(swaps), "failures": _failures(swaps), "skipped": skipped, "fold_": {
+            name: value["fold_"] for name, value in swaps.items() if "fold_" in value
+        }},
+        "models": {n: [r["dense"], *(o["swapped"] for o in r["operators"].values())] for n, r in rows.items()},
+    }  # fmt: skip
+
+
+def _total(rows: dict[str, Any], operator: str) -> dict[str, Any]:
+    dense = sum(row["dense"] for row in rows.values())
+    kept: Counter[str] = Counter()
+    for row in rows.values():
+        kept.update(row["operators"][operator]["kept"])
+    swapped = sum(row["operators"][operator]["swapped"] for row in rows.values())
+    return {
+        "dense": dense, "swapped": swapped, "share": swapped / dense, "aim": OPERATORS[operator],
+        "kept": dict(kept.most_common()),
+    }  # fmt: skip
+
+
+def _failures(swaps: dict[str, Any]) -> dict[str, Any]:
+    bad = {name: {k: v for k, v in value.items() if k != "fold_" and v != "ok"} for name, value in swaps.items()}
+    return {name: value for name, value in bad.items() if value}
+
+
+def shown(result: dict[str, Any]) -> str:
+    """The report as text."""
+    rows = [
+        [operator, s["dense"], s["swapped"], f"{s['share']:.1%}", f"{s['aim']:.0%}",
+         ", ".join(f"{count} {reason}" for reason, count in s["kept"].items())]
+        for operator, s in result["share"].items()
+    ]  # fmt: skip
+    really, columns = result["swapped_really"], ["operator", "dense k>1", "swapped", "share", "aim", "the others"]
+    note = (
+        f"{result['planned']} of {result['architectures']} architectures planned; really swapped, run, folded and "
+        f"undone: {really['models']}, failures: {really['failures'] or 'none'}; errors: {result['errors'] or 'none'}"
+    )
+    return table(columns, rows, note=note)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "zoo_share.json")
+    parser.add_argument("--cache", type=Path, default=Path("build/zoo_share.jsonl"), help="finished models, to resume")
+    parser.add_argument("--only", default="", help="models whose reference contains this text")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    result = collect(arguments.cache, arguments.only)
+    write_json(arguments.out, result)
+    print(shown(result))
+
+
+if __name__ == "__main__":
+    main()
