@@ -16,7 +16,6 @@ from leanconv.errors import BadInput, Diverged, Interrupted
 from leanconv.files import write_json
 from leanconv.runs import RunFolder, load_weights, save_weights
 from leanconv.train import checkpoint, setup
-from leanconv.train.augment import to_float
 from leanconv.train.batches import Order, loader, mix
 from leanconv.train.checkpoint import State
 from leanconv.train.interrupts import Interrupts, Stopped
@@ -50,11 +49,12 @@ class _Run:
     """What one training holds. `train` is the story, the other methods are its sentences."""
 
     def __init__(self, recipe: Recipe, resume: bool, progress: bool, trust_code: bool) -> None:
-        self.recipe, self.progress = recipe, progress
+        self.recipe = recipe
         self.folder = setup.claim(recipe, resume)
         self.accelerator = setup.accelerator(recipe)
         self.main, self.processes = self.accelerator.is_main_process, self.accelerator.num_processes
-        self.data = setup.open_splits(recipe)
+        self.report = Reporter(active=self.main, visible=progress)
+        self.data = setup.open_splits(recipe, self.report.say, progress=self.main and progress)
         self.task = setup.task(recipe, self.data["train"])
         setup.seed_everything(recipe.seed)
         self.net = setup.build_model(recipe, trust_code)
@@ -68,6 +68,7 @@ class _Run:
         self.per_epoch = self.order.steps_per_epoch
         self.total = recipe.steps or recipe.epochs * self.per_epoch
         self.epochs = math.ceil(self.total / self.per_epoch)
+        self.accelerator.wait_for_everyone()  # until all have seen that the folder is free
         if self.main:
             setup.write_start(self.folder, recipe)
         self.model, self.optimizer = self.accelerator.prepare(self.net, make_optimizer(self.net, recipe))
@@ -80,11 +81,8 @@ class _Run:
     def train(self) -> RunFolder:
         """Step, validate at the end of an epoch, save; at the end score the best weights on validation and test."""
         recipe, state = self.recipe, self.state
-        report = Reporter(
-            self.folder.events, state.step, self.total, active=self.main, visible=self.progress
-        )  # fmt: skip
-        with Interrupts() as self.interrupts, report as self.report:
-            report.say(setup.headline(recipe, self.net, self.data, self.total, self.epochs, self.accelerator))
+        with Interrupts() as self.interrupts, self.report.running(self.folder.events, state.step, self.total):
+            self.report.say(setup.headline(recipe, self.net, self.data, self.total, self.epochs, self.accelerator))
             self.clock = time.perf_counter() - state.seconds
             batches = self._batches()
             while True:
@@ -112,18 +110,17 @@ class _Run:
         )  # fmt: skip
 
     def _step(self, images: Tensor, masks: Tensor) -> None:
-        """One update. images `N 3 H W`, masks `N H W`, this process's share of the batch."""
+        """One update. images `N 3 H W` as the model takes them, masks `N H W`: this process's share of the batch."""
         recipe, state, device = self.recipe, self.state, self.accelerator.device
         setup.seed_everything(mix(recipe.seed, state.step, self.accelerator.process_index))
         images, masks = images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
-        inputs = to_float(images)
         if recipe.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
         rate = rate_at(state.step, self.total, recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        logits = self.model(inputs)
+        logits = self.model(images)
         loss = self.task.loss(logits, masks, processes=self.processes, total=self._total)
         self.accelerator.backward(loss)
         if recipe.clip:

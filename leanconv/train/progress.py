@@ -2,8 +2,10 @@
 
 import csv
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -22,7 +24,7 @@ class Reporter:
     Everything goes to standard error: standard output belongs to the report of the command.
     """
 
-    def __init__(self, events: Path, start: int, total: int, *, active: bool, visible: bool) -> None:
+    def __init__(self, *, active: bool, visible: bool) -> None:
         self.active, self.visible = active, visible and active
         self.console = Console(stderr=True, highlight=False, quiet=not self.visible)
         self.bar = Progress(
@@ -30,25 +32,27 @@ class Reporter:
             TextColumn("loss {task.fields[loss]}  Dice {task.fields[dice]}"),
             console=self.console, disable=not (self.visible and self.console.is_terminal),
         )  # fmt: skip
-        self.start, self.total, self.events = start, total, events
         self.task = TaskID(0)
         self.writer: Any = None
 
-    def __enter__(self) -> Self:
+    @contextmanager
+    def running(self, events: Path, start: int, total: int) -> Iterator[None]:
+        """While open: the bar stands at `start` of `total` steps, and `events` takes the numbers."""
         if self.active:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise missing_extra("tensorboard", "train") from error
-            self.writer = SummaryWriter(str(self.events), purge_step=self.start or None)
+            self.writer = SummaryWriter(str(events), purge_step=start or None)
         self.bar.start()
-        self.task = self.bar.add_task("train", total=self.total, completed=self.start, loss="-", dice="-")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-        if self.writer is not None:
-            self.writer.close()
+        self.task = self.bar.add_task("train", total=total, completed=start, loss="-", dice="-")
+        try:
+            yield
+        finally:
+            self.bar.stop()
+            if self.writer is not None:
+                self.writer.close()
+                self.writer = None
 
     def say(self, text: str) -> None:
         """A line above the bar."""

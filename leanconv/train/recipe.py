@@ -40,7 +40,11 @@ class Recipe:
         warmup: steps in which the rate grows linearly to `lr`; below 1, a share of all steps.
         schedule: how the rate falls afterwards, to 0 at the last step.
         loss: `bce_dice` (two classes, one logit), `ce` (K classes, K logits), `auto` takes what fits the data.
-        augment: random crops, flips and light of the training images; false trains on resized images as they are.
+        augment: train on random crops; false trains on whole images resized to `size`, none of the next four.
+        flips: mirror images and quarter turns.
+        light: strength of the changes of brightness, contrast and saturation.
+        zoom: the largest random magnification; 1/zoom is the smallest.
+        defect_crop: share of the crops that are laid around a defect.
         amp: mixed precision.
         channels_last, compile: what makes a step cheaper; the results differ by rounding.
         device: `auto` takes the accelerator that is there.
@@ -68,6 +72,10 @@ class Recipe:
     schedule: str = "cosine"
     loss: str = "auto"
     augment: bool = True
+    flips: bool = True
+    light: float = 0.2
+    zoom: float = 1.0
+    defect_crop: float = 0.0
     amp: str = "no"
     channels_last: bool = False
     compile: bool = False
@@ -86,11 +94,13 @@ class Recipe:
             if getattr(self, key) < 1:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: must be at least 1")
         for key in (
-            "epochs", "steps", "seed", "lr", "momentum", "weight_decay", "clip", "warmup", "threads", "workers",
-            "save_every",
+            "epochs", "steps", "seed", "lr", "momentum", "weight_decay", "clip", "warmup", "light", "defect_crop",
+            "threads", "workers", "save_every",
         ):  # fmt: skip
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: must be a number of at least 0")
+        if self.zoom < 1 or not math.isfinite(self.zoom):
+            raise BadInput(f"recipe: zoom={self.zoom}: the largest magnification, at least 1")
         if (self.epochs > 0) == (self.steps > 0):
             raise BadInput(f"recipe: epochs={self.epochs}, steps={self.steps}: say one of the two, above 0")
 

@@ -17,13 +17,26 @@ from leanconv.measure.count import count
 from leanconv.runs import RunFolder
 from leanconv.runs.kinds import build, read
 from leanconv.table import si
-from leanconv.train.augment import eval_transform, train_transform
-from leanconv.train.data import open_data
+from leanconv.train.augment import PlainTransform, TrainTransform
+from leanconv.train.data import Samples, open_data
 from leanconv.train.recipe import Recipe
 from leanconv.train.segment import Segmentation
 
 # What a run that goes on must have in common with its beginning. The rest may change: more epochs, other workers.
-SAME = ("model", "data", "size", "batch", "seed", "optimizer", "loss", "augment")
+SAME = (
+    "model",
+    "data",
+    "size",
+    "batch",
+    "seed",
+    "optimizer",
+    "loss",
+    "augment",
+    "zoom",
+    "flips",
+    "light",
+    "defect_crop",
+)
 
 
 def last(folder: RunFolder) -> Path:
@@ -69,9 +82,21 @@ def accelerator(recipe: Recipe) -> Any:
         raise BadInput(f"amp={recipe.amp} is not possible here: {error}") from error
 
 
-def open_splits(recipe: Recipe) -> dict[str, Any]:
-    """The splits of the recipe's data: train, val, and test where there is one."""
-    return {split: open_data(recipe.data, split) for split in ("train", "val", "test")}
+def open_splits(recipe: Recipe, say: Callable[[str], object], *, progress: bool) -> dict[str, Samples]:
+    """The splits of the recipe's data, every file looked at: train, val, and test where there is one.
+
+    What a user should know of the splits goes to `say`. Raises: BadInput for the first bad file.
+    """
+    splits = {split: open_data(recipe.data, split) for split in ("train", "val")}
+    try:
+        splits["test"] = open_data(recipe.data, "test")
+    except BadInput as error:
+        say(f"note   no test scores: {error}")
+    for samples in splits.values():
+        if samples.note:
+            say(f"note   {samples.note}")
+        samples.check(progress=progress)
+    return splits
 
 
 def task(recipe: Recipe, samples: Any) -> Segmentation:
@@ -110,7 +135,10 @@ def write_start(folder: RunFolder, recipe: Recipe) -> None:
 
 def transform(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """What happens to a training image and its mask."""
-    return train_transform(recipe.size) if recipe.augment else eval_transform(recipe.size)
+    if not recipe.augment:
+        return PlainTransform(recipe.size)
+    scale = (1 / recipe.zoom, recipe.zoom)
+    return TrainTransform(recipe.size, scale, recipe.defect_crop, recipe.flips, recipe.light)
 
 
 def headline(recipe: Recipe, net: nn.Module, data: dict[str, Any], total: int, epochs: int, accelerator: Any) -> str:
