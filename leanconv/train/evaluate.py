@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput, missing_extra
 from leanconv.table import table
 from leanconv.train.augment import to_float
+from leanconv.train.images import mirror
 
 Total = Callable[[Tensor], Tensor]
 Group = list[tuple[int, Any]]  # images of one size: index and sample
@@ -225,11 +225,13 @@ def _run(model: nn.Module, group: Group, classes: int) -> tuple[Group, Tensor, T
 
 
 def pad_to(images: Tensor, multiple: int) -> Tensor:
-    """`N C H W` grown at the right and below to multiples, mirrored; repeated where the image is too small for that."""
+    """`N C H W` mirrored outwards at the right and below, to multiples."""
     h, w = images.shape[-2:]
-    down, right = -h % multiple, -w % multiple
-    mode = "reflect" if down < h and right < w else "replicate"
-    return F.pad(images, (0, right, 0, down), mode=mode) if down or right else images
+    if h % multiple == w % multiple == 0:
+        return images
+    rows = mirror(0, -(-h // multiple) * multiple, h, images.device)
+    columns = mirror(0, -(-w // multiple) * multiple, w, images.device)
+    return images[..., rows, :][..., columns]
 
 
 def _confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
