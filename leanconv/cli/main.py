@@ -18,6 +18,8 @@ COMMANDS = {
     "convert": "Swap convolutions and write the model as a run folder.",
     "train": "Train a segmentation model as a recipe says; --resume goes on with a run.",
     "eval": "IoU and Dice of a run on any split of any data.",
+    "reproduce": "A paper's printed table beside our counts of the real modules, and our frame rates.",
+    "report": "Compare trained runs in one HTML file: counts, frame rate, scores, curves, pictures.",
 }
 
 _EPILOG = "Every command takes --json (the report for machines) and --debug (tracebacks). Exit 2: usage; 1: failure."

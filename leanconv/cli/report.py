@@ -1,0 +1,41 @@
+"""`leanconv report RUN...`: trained runs side by side in one HTML file."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanconv.cli.common import Json, Threads
+from leanconv.cli.common import report as print_report
+
+
+def command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; ratios are against the first.")],
+    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
+    data: Annotated[
+        str | None, typer.Option("--data", help="Data for scores and pictures; default: what the first run trained on.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
+    threads: Threads = None,
+    cases: Annotated[int, typer.Option("--cases", min=0, help="Pictures at most.")] = 10,
+    budget: Annotated[float, typer.Option("--budget", min=0.0, help="Seconds for all timing; 0: no timing.")] = 10.0,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the Python file that a run's model.json names.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Compare trained runs: counts, measured frame rate, scores, curves and pictures in one offline HTML file."""
+    from leanconv.report import compare_runs, write_report
+
+    report = compare_runs(
+        runs, data=data, split=split, threads=threads, cases=cases, budget_s=budget, trust_code=trust_code, say=_say
+    )
+    report.command = f"leanconv report {' '.join(map(str, runs))}"
+    written = write_report(report, out)
+    print_report(report, json=json)
+    print(f"wrote {written}", file=sys.stderr)
+
+
+def _say(text: str) -> None:
+    print(f"{text} ...", file=sys.stderr, flush=True)

@@ -1,0 +1,6 @@
+"""Report: trained runs side by side, as numbers and as one offline HTML file."""
+
+from leanconv.report.build import build_report, compare_runs, write_report
+from leanconv.report.document import Report
+
+__all__ = ["Report", "build_report", "compare_runs", "write_report"]

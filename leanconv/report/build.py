@@ -1,0 +1,246 @@
+"""From run folders to a report: load, count, time, score, picture. What a run lacks costs it a remark and no more."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from leanconv.errors import BadInput, LeanconvError
+from leanconv.files import write_atomic
+from leanconv.measure.count import count_recorded
+from leanconv.measure.device import describe, label
+from leanconv.measure.latency import interleave
+from leanconv.measure.record import record
+from leanconv.report.document import Report
+from leanconv.report.overlays import Case, case, choose
+from leanconv.report.page import render
+from leanconv.report.summary import RunSummary, numbers, read_runs
+from leanconv.runs import RunFolder
+from leanconv.train.augment import to_float
+from leanconv.train.data import open_data
+from leanconv.train.evaluate import evaluate, pad_to, predicted_classes
+
+Say = Callable[[str], object]
+Run = str | Path | RunFolder
+
+
+def build_report(runs: Sequence[Run], out: str | Path, **options: Any) -> Path:
+    """Compare trained runs in one HTML file that opens without a network. `options`: those of `compare_runs`.
+
+    Raises: BadInput for a path that is no run folder, or an `out` that cannot be written.
+    """
+    return write_report(compare_runs(runs, **options), out)
+
+
+def write_report(report: Report, out: str | Path) -> Path:
+    """Write a report's HTML page to `out`, whole or not at all."""
+    return write_atomic(out, render(report))
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    *,
+    data: str | None = None,
+    split: str = "test",
+    threads: int | None = None,
+    device: str = "cpu",
+    cases: int = 10,
+    budget_s: float = 10.0,
+    trust_code: bool = False,
+    say: Say | None = None,
+) -> Report:
+    """Count, time and score trained runs side by side; ratios are against the first.
+
+    Args:
+        runs: run folders (paths or `RunFolder`s).
+        data: a data reference for the scores and pictures; default: the one that the first run was trained on.
+        split: train, val or test.
+        threads: CPU threads while timing and scoring; default: torch's own choice.
+        device: where the models run.
+        cases: pictures at most; 0 for none.
+        budget_s: seconds for all timing together.
+        trust_code: run the Python file that a run's model.json names.
+        say: called with a line before each slow part.
+    Raises: BadInput for a path that is no run folder, or for a `data` or `split` that was asked for and cannot be read.
+    """
+    if not runs:
+        raise BadInput("a report needs at least one run folder")
+    if cases < 0 or budget_s < 0:
+        raise BadInput(f"cannot report cases={cases}, budget_s={budget_s}: neither may be below 0")
+    say = say or (lambda text: None)
+    summaries = read_runs([Path(run) for run in runs])
+    report = Report(summaries, split=split, title=_title(summaries))
+    with _threads(threads):
+        models = _load(summaries, device, trust_code, say)
+        if models:
+            _count_and_time(report, models, device, budget_s, say)
+            _score(report, models, data, cases, say)
+        for run in summaries:
+            _stored_scores(run, split)
+        report.environment = {**describe(device), "weights": "the run folder's best, plain eager PyTorch, eval mode"}
+    return report
+
+
+def _title(runs: Sequence[RunSummary]) -> str:
+    names = [run.name for run in runs]
+    if len(names) == 1:
+        return f"The run {names[0]}"
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) <= 3 else f"{len(names)} models compared"
+
+
+@contextmanager
+def _threads(threads: int | None) -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _load(runs: Sequence[RunSummary], device: str, trust_code: bool, say: Say) -> dict[int, nn.Module]:
+    """Index of the run -> its network in eval mode; a run that cannot be loaded gets a remark instead."""
+    models = {}
+    for index, run in enumerate(runs):
+        say(f"load {run.name}")
+        try:
+            models[index] = RunFolder.open(run.path).load_model(trust_code=trust_code).to(device)
+        except LeanconvError as error:
+            run.remark(f"could not be loaded, so nothing of it was measured: {error}")
+    return models
+
+
+def _count_and_time(report: Report, models: dict[int, nn.Module], device: str, budget_s: float, say: Say) -> None:
+    """MACs, torchstat's columns and latency of each model on one image of the training size."""
+    sizes = Counter(size for run in report.runs if type(size := run.recipe.get("size")) is int and 0 < size <= 4096)
+    size = sizes.most_common(1)[0][0] if sizes else 256
+    if len(sizes) > 1:
+        report.remarks.append(f"Training sizes differ ({', '.join(map(str, sorted(sizes)))}): all are timed at {size}.")
+    shape = (1, 3, -(-size // 32) * 32, -(-size // 32) * 32)  # a multiple of every network's stride
+    inputs = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    calls = {}
+    for index, model in models.items():
+        run = report.runs[index]
+        say(f"count {run.name}")
+        try:
+            run.costs = _costs(model, inputs)
+            calls[str(index)] = _call(model, inputs)
+        except (LeanconvError, RuntimeError) as error:
+            run.remark(f"does not run on {'×'.join(map(str, shape))}, so it was not timed: {_first_line(error)}")
+    if not calls:
+        return
+    report.shape = shape
+    if budget_s > 0:
+        say(f"time {len(calls)} model{'s' * (len(calls) > 1)}, {budget_s:g} s")
+        for key, timing in interleave(calls, budget_s=budget_s).items():
+            run = report.runs[int(key)]
+            run.ms, run.p95_ms, run.iqr_ms = timing.median_ms, timing.p95_ms, timing.iqr_ms
+            run.rounds = timing.rounds
+        report.measured = f"{label(device, dtype=inputs.dtype, shape=shape)}, plain eager PyTorch"
+
+
+def _costs(model: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
+    with warnings.catch_warnings():
+        # What torchstat has no rule for is part of the convention: `leanconv profile` lists it.
+        warnings.simplefilter("ignore")
+        recording = record(model, inputs)
+        macs, published = count_recorded(recording, "macs"), count_recorded(recording, "torchstat")
+    return {
+        "params": macs.params, "macs": macs.flops, "torchstat_flops": published.flops,
+        "torchstat_madd": published.madd or 0,
+    }  # fmt: skip
+
+
+def _call(model: nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
+    def run() -> object:
+        with torch.inference_mode():
+            return model(inputs)
+
+    run()
+    return run
+
+
+def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit: int, say: Say) -> None:
+    """Scores of each model on the same images, and the pictures of some of them."""
+    asked = data or next((str(run.recipe["data"]) for run in report.runs if run.recipe.get("data")), None)
+    if asked is None:
+        report.remarks.append("No recipe names its data, and no --data was given: no images were scored.")
+        return
+    try:
+        samples = open_data(asked, report.split)
+    except LeanconvError as error:
+        if data is not None:
+            raise
+        report.remarks.append(f"The data {asked} cannot be read, so no images are shown: {error}")
+        return
+    report.data, report.images, report.classes = asked, len(samples), tuple(samples.classes)
+    names: list[str] = []
+    for index, model in models.items():
+        run = report.runs[index]
+        say(f"score {run.name} on {len(samples)} images")
+        try:
+            scores = evaluate(model, samples, threshold=run.threshold)
+        except (LeanconvError, RuntimeError) as error:
+            run.remark(f"could not be scored on {asked}: {_first_line(error)}")
+            continue
+        found = scores.to_dict()
+        run.classes = {name: numbers(value) for name, value in found["classes"].items()}
+        run.scores = numbers(found)
+        names = _unique(scores.names)
+        run.images = dict(zip(names, scores.image_dices, strict=True))
+        if run.threshold is None and len(samples.classes) == 2:
+            run.remark("has no stored threshold: 0.5 was used")
+    say("draw")
+    for name, why in choose([run.images for run in report.runs], limit):
+        report.cases.append(_case(report, models, samples, names.index(name), name, why))
+
+
+def _case(
+    report: Report, models: dict[int, nn.Module], samples: Any, place: int, name: str, why: str
+) -> Case:  # fmt: skip
+    sample = samples[place]
+    guesses = []
+    for index, model in models.items():
+        run = report.runs[index]
+        if name in run.images:
+            guesses.append((index, run.name, _predict(model, sample.image, run.threshold), run.images[name]))
+    image, truth = sample.image.numpy(), sample.mask.numpy().astype(np.uint8)
+    return case(name, why, image, truth, guesses, report.classes)
+
+
+def _predict(model: nn.Module, image: torch.Tensor, threshold: float | None) -> Any:
+    """`H W` class indices of one whole image `3 H W`, exactly as `evaluate` sees it."""
+    device = next(model.parameters()).device
+    h, w = image.shape[-2:]
+    with torch.inference_mode():
+        logits = model(pad_to(to_float(image[None].to(device)), getattr(model, "multiple", 32)))[..., :h, :w]
+    return predicted_classes(logits, threshold)[0].cpu().numpy().astype(np.uint8)
+
+
+def _stored_scores(run: RunSummary, split: str) -> None:
+    """Where nothing was scored here, the scores that the training wrote down."""
+    stored = run.metrics.get(split)
+    if run.scores or not isinstance(stored, dict):
+        return
+    run.scores = numbers(stored)
+    classes = stored.get("classes")
+    if isinstance(classes, dict):
+        run.classes = {name: numbers(value) for name, value in classes.items() if isinstance(value, dict)}
+    if run.scores:
+        run.remark(f"its scores are those that the training wrote down for its own {split} split")
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Image names that differ: a repeated one gets its place in the data set."""
+    times = Counter(names)
+    return [name if times[name] == 1 else f"{name} #{place}" for place, name in enumerate(names)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,97 @@
+"""Report: everything the page says, as numbers and as a printed table."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from leanconv.report.overlays import Case
+from leanconv.report.summary import RunSummary, comparability
+from leanconv.report.words import METRICS, Metric, against, ranked, sentences
+from leanconv.table import table
+
+
+@dataclass
+class Report:
+    """Runs side by side. `str()` is the comparison table, `to_dict()` the same numbers.
+
+    Attributes:
+        data, split, images: what the scores were counted on; `measured`: what the latency was measured on.
+        classes: names, the first is the background; `cases`: the pictures.
+        remarks: what holds for the whole report.
+    """
+
+    runs: list[RunSummary]
+    title: str = "Comparison of training runs"
+    data: str = ""
+    split: str = "test"
+    images: int = 0
+    measured: str = ""
+    shape: tuple[int, ...] = ()
+    classes: tuple[str, ...] = ()
+    cases: list[Case] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def all_remarks(self) -> list[tuple[str, str]]:
+        """(run name or "", text) of everything to know before trusting the numbers."""
+        whole = [("", text) for text in [*self.remarks, *comparability(self.runs)]]
+        return whole + [(run.name, text) for run in self.runs for text in run.remarks]
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """The columns of the comparison: every metric that at least one run knows."""
+        return [metric for metric in METRICS if ranked(self.runs, metric)]
+
+    def to_dict(self) -> dict[str, Any]:
+        first = self.runs[0]
+        rows = []
+        for run in self.runs:
+            values = {metric.key: _or_none(run.value(metric.key)) for metric in METRICS}
+            ratios = {m.key: _or_none(_divide(run.value(m.key), first.value(m.key))) for m in METRICS}
+            rows.append(
+                {
+                    "name": run.name,
+                    "path": str(run.path),
+                    "model": run.model,
+                    **values,
+                    "p95_ms": _or_none(run.p95_ms),
+                    "iqr_ms": _or_none(run.iqr_ms),
+                    "ratios": ratios,
+                    "classes": run.classes,
+                    "recipe": run.recipe,
+                    "remarks": run.remarks,
+                }
+            )
+        return {
+            "title": self.title, "data": self.data, "split": self.split, "images": self.images,
+            "measured": self.measured, "runs": rows,
+            "summary": [f"{name}: {text}" for name, text in sentences(self.runs)],
+            "cases": [{"name": case.name, "why": case.why, "dice": case.dices} for case in self.cases],
+            "remarks": [f"{who} {text}".strip() for who, text in self.all_remarks], "environment": self.environment,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        rows = []
+        for metric in self.metrics:
+            row = [metric.label]
+            for run in self.runs:
+                value, ratio = run.value(metric.key), against(self.runs[0], run, metric)
+                row.append((metric.show(value) if math.isfinite(value) else "-") + (f" ({ratio})" if ratio else ""))
+            rows.append(row)
+        lines = [
+            *(f"{name} against {self.runs[0].name}: {text}" for name, text in sentences(self.runs)),
+            *(f"note: {who} {text}".replace("  ", " ") for who, text in self.all_remarks),
+        ]
+        measured = [f"Latency: {self.measured}"] if self.measured else []
+        notes = "\n".join([*measured, *lines])
+        return table(["", *(run.name for run in self.runs)], rows, note=notes)
+
+
+def _divide(a: float, b: float) -> float:
+    return a / b if b else math.nan
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

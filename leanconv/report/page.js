@@ -1,0 +1,61 @@
+"use strict";
+(() => {
+  const root = document.documentElement, find = (selector) => document.querySelector(selector);
+  const each = (selector, act) => document.querySelectorAll(selector).forEach(act);
+
+  // Theme: the system's until the reader chooses. A file:// page may have no storage: then the choice lasts as long as the page.
+  const stored = (value) => {
+    try {
+      if (value) localStorage.setItem("leanconv-theme", value);
+      return localStorage.getItem("leanconv-theme");
+    } catch { return null; }
+  };
+  const wanted = new URLSearchParams(location.search).get("theme") || stored();
+  if (wanted === "light" || wanted === "dark") root.dataset.theme = wanted;
+  find("#theme").addEventListener("click", () => {
+    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = dark ? "light" : "dark";
+    stored(root.dataset.theme);
+  });
+
+  // A run under the pointer (legend, table row) stands out in every plot.
+  const focus = (run) => {
+    each(".plot .focused", (line) => line.classList.remove("focused"));
+    if (run === null) { delete document.body.dataset.focus; return; }
+    document.body.dataset.focus = run;
+    each(`.plot .run-${run}`, (line) => line.classList.add("focused"));
+  };
+  each("[data-run]", (element) => {
+    element.addEventListener("pointerenter", () => focus(element.dataset.run));
+    element.addEventListener("pointerleave", () => focus(null));
+  });
+
+  const tip = find("#tip");
+  document.addEventListener("pointermove", (event) => {
+    const mark = event.target.closest("[data-tip]");
+    tip.hidden = !mark;
+    if (!mark) return;
+    tip.textContent = mark.dataset.tip;
+    tip.style.left = `${Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8)}px`;
+    tip.style.top = `${Math.max(8, event.clientY - tip.offsetHeight - 10)}px`;
+  });
+
+  find("#opacity")?.addEventListener("input", (event) => root.style.setProperty("--overlay", event.target.value / 100));
+  find("#order")?.addEventListener("change", (event) => {
+    const key = event.target.value, list = find("#cases"), sign = key === "spread" ? -1 : 1;
+    const rank = (item) => sign * Number(item.getAttribute(`data-${key}`) ?? Infinity);
+    [...list.children].sort((a, b) => rank(a) - rank(b)).forEach((item) => list.append(item));
+  });
+
+  const zoom = find("#zoom");
+  each(".tile", (tile) => tile.addEventListener("click", () => {
+    const shown = tile.querySelector("img"), big = zoom.querySelector(".big");
+    for (const name of ["--photo", "--ratio"]) {
+      zoom.style.setProperty(name, tile.closest(".case").style.getPropertyValue(name));
+    }
+    big.replaceChildren(shown.cloneNode());
+    zoom.querySelector("p").textContent = shown.alt;
+    zoom.showModal();
+  }));
+  zoom.addEventListener("click", (event) => { if (event.target === zoom) zoom.close(); });
+})();

@@ -1,0 +1,168 @@
+"""The HTML page of a report: one file, no network, every text escaped, and no script but its own may run."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from leanconv.errors import missing_extra
+from leanconv.report.document import Report
+from leanconv.report.overlays import css_colours
+from leanconv.report.plots import SERIES, Curve, Point, curves, frontier
+from leanconv.report.summary import RunSummary, recipe_differences
+from leanconv.report.words import against, cards, ranked, sentences
+from leanconv.table import si
+from leanconv.version import __version__
+
+_HERE = Path(__file__).parent
+# A transparent pixel: the photo itself stands behind each tile, so that it is embedded once.
+_BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+# Columns of history.csv that make a plot: title, y axis, (column, dashed) pairs.
+_CURVES: tuple[tuple[str, str, tuple[tuple[str, bool], ...]], ...] = (
+    ("Training loss", "loss", (("loss", False), ("val_loss", True))),
+    ("Validation Dice, all pixels", "Dice", (("dice", False),)),
+)
+
+
+def render(report: Report) -> str:
+    """The whole page: styles, script, drawings and pictures inside it, every text escaped."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from markupsafe import Markup
+    except ImportError as error:
+        raise missing_extra("jinja2", "report") from error
+    page = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    ).get_template("page.html")
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return page.render(
+        _words(report)
+        | {
+            "css": Markup((_HERE / "page.css").read_text(encoding="utf-8")), "script": Markup(script),
+            # The browser runs our script and no other: a name that slipped through escaping could still do nothing.
+            "script_hash": f"sha256-{digest}",
+            "frontier": Markup(_frontier(report)),
+            "curves": [(title, Markup(svg)) for title, svg in _curves(report)],
+        }
+    )  # fmt: skip
+
+
+def _words(report: Report) -> dict[str, Any]:
+    differing, same = recipe_differences(report.runs)
+    place = {run.name: index for index, run in enumerate(report.runs)}
+    scored = [index for index, run in enumerate(report.runs) if run.scores]
+    return {
+        "title": report.title, "subtitle": _subtitle(report), "version": __version__, "command": report.command,
+        "series": SERIES, "runs": [{"name": run.name, "index": place[run.name]} for run in report.runs],
+        "scored": [{"name": report.runs[i].name, "index": i} for i in scored], "blank": _BLANK,
+        "cards": [asdict(card) | {"index": place.get(card.winner, -1)} for card in cards(report.runs)],
+        "sentences": sentences(report.runs), "remarks": report.all_remarks, "metrics": report.metrics,
+        "rows": [_row(report, run) for run in report.runs],
+        "table_note": f"Small: against {report.runs[0].name}, a ratio, or a difference for scores. Green and bold: "
+        "best of the column.",
+        "measured": report.measured and f"Latency: {report.measured}.", "notes": _notes(report),
+        "cases": report.cases, "colours": css_colours(report.classes), "cases_note": _cases_note(report),
+        "classes": _classes(report, scored), "differing": differing if len(report.runs) > 1 else {}, "same": same,
+        "environment": report.environment,
+    }  # fmt: skip
+
+
+def _subtitle(report: Report) -> str:
+    parts = [f"{len(report.runs)} model{'s' * (len(report.runs) > 1)}"]
+    if report.images:
+        parts.append(f"{report.images} images of the {report.split} split of {report.data}")
+    return " · ".join(parts)
+
+
+def _notes(report: Report) -> list[str]:
+    notes = []
+    if report.measured:
+        rounds = max(run.rounds for run in report.runs)
+        notes.append(
+            f"Latency and frames/s: {report.measured}; median of {rounds} interleaved rounds in one process. On a "
+            "shared machine trust the ratios, not the bare times."
+        )
+    if report.shape:
+        notes.append(f"MACs, Flops and MAdd are of one {'×'.join(map(str, report.shape[1:]))} image.")
+    if any("image_dice" in run.scores for run in report.runs):
+        notes.append(
+            "Dice per image is the mean over images and stands beside the papers'; an image without a defect in which "
+            "none is predicted counts as 1."
+        )
+    return notes
+
+
+def _cases_note(report: Report) -> str:
+    return (
+        f"{len(report.cases)} of {report.images} images, by the mean Dice of all models; the number below a picture is "
+        "its Dice. A click enlarges."
+    )
+
+
+def _row(report: Report, run: RunSummary) -> dict[str, Any]:
+    cells = []
+    for metric in report.metrics:
+        value, known = run.value(metric.key), ranked(report.runs, metric)
+        shown = metric.show(value) if math.isfinite(value) else "–"
+        best = len(known) > 1 and shown == metric.show(known[0].value(metric.key))
+        cells.append({"value": shown, "against": against(report.runs[0], run, metric), "best": best})
+    return {"name": run.name, "model": run.model, "cells": cells}
+
+
+def _classes(report: Report, scored: Sequence[int]) -> list[dict[str, Any]]:
+    names = list(dict.fromkeys(name for index in scored for name in report.runs[index].classes))
+    rows = []
+    for name in names:
+        cells = []
+        for index in scored:
+            found = report.runs[index].classes.get(name, {})
+            known = found.get("iou") is not None and found.get("dice") is not None
+            cells.append({"iou": found["iou"], "dice": found["dice"], "run": index} if known else None)
+        rows.append({"name": name, "cells": cells})
+    return rows
+
+
+def _frontier(report: Report) -> str:
+    most = max((run.value("macs") for run in report.runs if run.value("macs") > 0), default=math.nan)
+    points = [
+        Point(
+            run.name, index, run.ms, run.iqr_ms, score, size=run.value("macs") / most if run.value("macs") > 0 else 0.3,
+            tip=f"{run.name}: {run.ms:.3g} ms, {run.fps:.3g} frames/s, Dice {score:.3f}, "
+            f"{si(run.value('macs')) if run.value('macs') > 0 else 'unknown'} MACs",
+        )
+        for index, run in enumerate(report.runs)
+        if math.isfinite(run.ms) and math.isfinite(score := run.value("image_dice"))
+    ]  # fmt: skip
+    if not points:
+        return ""
+    label = "Scatter plot of Dice per image against latency: " + "; ".join(point.tip for point in points)
+    return frontier("plot-frontier", label, points, y_label="Dice per image")
+
+
+def _curves(report: Report) -> list[tuple[str, str]]:
+    drawn = []
+    for number, (title, y_label, columns) in enumerate(_CURVES):
+        lines = []
+        for index, run in enumerate(report.runs):
+            steps = run.history.get("epoch") or run.history.get("step") or []
+            for column, dashed in columns:
+                pairs = [(x, y) for x, y in zip(steps, run.history.get(column, [])) if math.isfinite(x + y)]
+                if pairs:
+                    lines.append(
+                        Curve(f"{run.name} {column}", index, [x for x, _ in pairs], [y for _, y in pairs], dashed)
+                    )
+        if lines:
+            over = "epoch" if all(run.history.get("epoch") for run in report.runs if run.history) else "step"
+            label = f"{title} over {over}s: " + "; ".join(
+                f"{line.name} from {_first(line.y):.3g} to {_first(line.y[::-1]):.3g}" for line in lines
+            )
+            drawn.append((title, curves(f"plot-curve-{number}", label, lines, x_label=over, y_label=y_label)))
+    return drawn
+
+
+def _first(values: Sequence[float]) -> float:
+    return next(value for value in values if math.isfinite(value))

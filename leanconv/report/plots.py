@@ -1,0 +1,234 @@
+"""The report's plots: matplotlib draws the axes; its SVG is made to follow the page's colours and to answer the mouse.
+
+SVG from matplotlib and not plotly: plotly's script alone weighs 4.6 MB, a plot here 20 kB that needs no script to be
+seen, read aloud or printed. Colours are written as CSS variables: one drawing serves the light and the dark page.
+"""
+
+import io
+import math
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from leanconv.errors import missing_extra
+
+SVG = "http://www.w3.org/2000/svg"
+XLINK = "http://www.w3.org/1999/xlink"
+# Colours that stand for a CSS variable while matplotlib draws; no other part of a drawing uses them.
+_INK, _MUTED, _GRID = "#010203", "#010204", "#010205"
+SERIES = 8  # the page's palette has this many colours; after that colours repeat and marker and dash tell runs apart
+_SERIES = [f"#0102{0x10 + i:02x}" for i in range(SERIES)]
+_VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--grid)"} | {
+    colour: f"var(--s{i})" for i, colour in enumerate(_SERIES)
+}
+_MARKERS = ["o", "s", "D", "^", "v", "P", "X", "p", "h"]
+_DASHES: list[Any] = ["-", (0, (6, 2)), (0, (2, 2)), (0, (7, 2, 2, 2))]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: `index` chooses colour and marker (the run's place in the table), `dashed` the second line of a run."""
+
+    name: str
+    index: int
+    x: Sequence[float]
+    y: Sequence[float]
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model: latency in ms with its interquartile range, a score, and how large to draw it (0 to 1)."""
+
+    name: str
+    index: int
+    ms: float
+    iqr_ms: float
+    score: float
+    size: float = 0.5
+    tip: str = ""
+
+
+@dataclass
+class _Canvas:
+    """A figure being drawn: the axes, and per artist id what the mouse shows over each of its marks."""
+
+    name: str
+    axes: Any
+    figure: Any
+    tips: dict[str, list[str]] = field(default_factory=dict)
+    runs: dict[str, int] = field(default_factory=dict)
+    svg: str = ""
+
+    def tag(self, artist: Any, kind: str, index: int, tips: list[str]) -> None:
+        gid = f"{kind}-{index}-{len(self.tips)}"
+        artist.set_gid(gid)
+        self.tips[gid], self.runs[gid] = tips, index
+
+
+def curves(name: str, label: str, series: Sequence[Curve], *, x_label: str, y_label: str, log: bool = False) -> str:
+    """Training curves as one inline `<svg>`; every number must be finite."""
+    with _canvas(name, label, (5.6, 3.1)) as canvas:
+        for curve in series:
+            points = len(curve.x)
+            (line,) = canvas.axes.plot(
+                curve.x, curve.y, color=_SERIES[curve.index % SERIES],
+                linestyle=_DASHES[2] if curve.dashed else _DASHES[(curve.index // SERIES) % len(_DASHES)],
+                linewidth=1.2 if curve.dashed else 1.9, marker=_MARKERS[curve.index % len(_MARKERS)],
+                markersize=4.5 if points <= 40 else 2.5, markeredgewidth=0,
+            )  # fmt: skip
+            shown = [
+                f"{curve.name}: {y_label} {y:.4g} at {x_label} {x:g}" for x, y in zip(curve.x, curve.y, strict=True)
+            ]
+            canvas.tag(line, "curve", curve.index, shown)
+        canvas.axes.set_xlabel(x_label)
+        canvas.axes.set_ylabel(y_label)
+        canvas.axes.xaxis.get_major_locator().set_params(integer=True)
+        if log:
+            canvas.axes.set_yscale("log")
+    return canvas.svg
+
+
+def frontier(name: str, label: str, points: Sequence[Point], *, y_label: str) -> str:
+    """Accuracy against latency as one inline `<svg>`: up and left is better, the line joins the models nobody beats."""
+    with _canvas(name, label, (10.2, 4.1)) as canvas:
+        axes = canvas.axes
+        best = _unbeaten(points)
+        axes.step([p.ms for p in best], [p.score for p in best], where="post", color=_MUTED, linewidth=1, zorder=1)
+        for point in points:
+            colour = _SERIES[point.index % SERIES]
+            # Bars of the interquartile range: half on each side of the median.
+            axes.plot(
+                [point.ms - point.iqr_ms / 2, point.ms + point.iqr_ms / 2], [point.score] * 2, color=colour, lw=1.5
+            )
+            (mark,) = axes.plot(
+                [point.ms], [point.score], linestyle="none", marker=_MARKERS[point.index % len(_MARKERS)],
+                markersize=8 + 10 * math.sqrt(max(0.0, min(1.0, point.size))), color=colour, alpha=0.9,
+                markeredgewidth=0,
+            )  # fmt: skip
+            canvas.tag(mark, "point", point.index, [point.tip or f"{point.name}: {point.ms:.3g} ms, {point.score:.3f}"])
+        _room(axes, points)
+        axes.set_xlabel("latency, ms per batch (median; bar: interquartile range)")
+        axes.set_ylabel(y_label)
+        _labels(canvas, points)
+    return canvas.svg
+
+
+def _unbeaten(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats in both latency and score, by latency."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.ms, -p.score)):
+        if not kept or point.score > kept[-1].score:
+            kept.append(point)
+    return kept
+
+
+def _room(axes: Any, points: Sequence[Point]) -> None:
+    """Limits that keep marks and names inside; a logarithmic axis where the latencies span more than five times."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    ms, scores = [p.ms for p in points], [p.score for p in points]
+    low, high = min(p.ms - p.iqr_ms / 2 for p in points), max(p.ms + p.iqr_ms / 2 for p in points)
+    if min(ms) > 0 and max(ms) / min(ms) > 5:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        low = max(low, min(ms) / 2)
+        axes.set_xlim(low / 1.2, high * (high / low) ** 0.25)
+    else:
+        spread = max(high - low, 0.2 * max(ms), 1e-6)
+        axes.set_xlim(max(0.0, low - 0.1 * spread), high + 0.35 * spread)
+    height = max(max(scores) - min(scores), 0.02)
+    axes.set_ylim(max(0.0, min(scores) - 0.25 * height), max(scores) + 0.25 * height)
+
+
+def _labels(canvas: _Canvas, points: Sequence[Point]) -> None:
+    """Each name beside its mark, moved down where it would cover another (in pixels of the finished drawing)."""
+    canvas.figure.draw_without_rendering()
+    taken: list[tuple[float, float, float]] = []
+    for point in sorted(points, key=lambda p: -p.score):
+        name = point.name if len(point.name) <= 26 else point.name[:25] + "…"
+        x, y = canvas.axes.transData.transform((point.ms, point.score))
+        edge = canvas.axes.transData.transform((point.ms + point.iqr_ms / 2, point.score))[0]
+        away = max(12.0, float(edge - x) + 5)
+        left, right, place = x + away, x + away + 6.5 * len(name), y
+        while any(abs(place - other) < 14 and left < end and right > start for start, end, other in taken):
+            place -= 4
+        taken.append((left, right, place))
+        words = canvas.axes.annotate(
+            name, (point.ms, point.score), xytext=(away, place - y), textcoords="offset pixels", va="center",
+            fontsize=9, color=_INK, annotation_clip=False, parse_math=False,
+        )  # fmt: skip
+        words.set_in_layout(False)  # a long name may stand over the margin, it must not squeeze the axes
+
+
+@contextmanager
+def _canvas(name: str, label: str, inches: tuple[float, float]) -> Iterator[_Canvas]:
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra("matplotlib", "report") from error
+    look: Any = {
+        "svg.fonttype": "none", "svg.hashsalt": name, "svg.id": None, "font.family": ["DejaVu Sans"], "font.size": 9.5,
+        "axes.edgecolor": _MUTED, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _MUTED,
+        "ytick.color": _MUTED, "xtick.labelcolor": _MUTED, "ytick.labelcolor": _MUTED, "grid.color": _GRID,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.grid": True,
+        "axes.grid.axis": "y", "axes.axisbelow": True, "xtick.major.size": 3, "ytick.major.size": 0,
+        "axes.linewidth": 0.8, "grid.linewidth": 0.8, "lines.solid_capstyle": "round",
+        "axes.formatter.useoffset": False,
+    }  # fmt: skip
+    with rc_context(look), warnings.catch_warnings():
+        # The page's fonts draw the text; that matplotlib's own lacks a sign of some name does not matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        figure = Figure(figsize=inches, dpi=72, layout="constrained", facecolor="none")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot(facecolor="none")
+        canvas = _Canvas(name, axes, figure)
+        yield canvas
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    canvas.svg = _page_svg(out.getvalue(), canvas, label)
+
+
+def _page_svg(text: str, canvas: _Canvas, label: str) -> str:
+    """Matplotlib's file as a part of a page: the page's fonts and colours, ids of its own, tooltips for its marks."""
+    for prefix, uri in (("", SVG), ("xlink", XLINK)):
+        ET.register_namespace(prefix, uri)
+    root = ET.fromstring(text)
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
+    for key in ("width", "height"):
+        root.attrib.pop(key, None)
+    root.set("role", "img")
+    root.set("aria-label", label)
+    root.set("class", "plot")
+    for defs in root.iter(f"{{{SVG}}}defs"):
+        for sheet in defs.findall(f"{{{SVG}}}style"):
+            defs.remove(sheet)  # it would hold for the whole page
+    for element in root.iter():
+        gid, style = element.get("id", ""), element.get("style")
+        if gid in canvas.tips:
+            element.set("class", f"run run-{canvas.runs[gid]}")
+            _tooltips(element, canvas.tips[gid])
+        # Matplotlib calls its groups figure_1, axes_1, ... in every drawing; a page needs each id once.
+        for key, before in (("id", ""), (f"{{{XLINK}}}href", "#"), ("clip-path", "url(#")):
+            if (value := element.get(key)) is not None:
+                element.set(key, before + f"{canvas.name}-" + value.removeprefix(before))
+        if style is not None:
+            for colour, variable in _VARIABLES.items():
+                style = style.replace(colour, variable)
+            element.set("style", style.replace("'DejaVu Sans'", "var(--font)"))
+    return ET.tostring(root, encoding="unicode")
+
+
+def _tooltips(group: ET.Element, tips: list[str]) -> None:
+    marks = list(group.iter(f"{{{SVG}}}use"))
+    for mark, tip in zip(marks, tips, strict=False):
+        mark.set("class", "mark")
+        mark.set("data-tip", tip)

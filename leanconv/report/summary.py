@@ -1,0 +1,190 @@
+"""RunSummary: what one run folder says about itself, read without torch; whatever is missing becomes a remark."""
+
+import csv
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leanconv.errors import BadInput, LeanconvError
+from leanconv.files import read_json
+
+# Recipe keys that name the run and do not change what it computes.
+_NAMING = {"out", "log_every", "workers", "threads", "save_every"}
+
+
+@dataclass
+class RunSummary:
+    """One column of numbers about one run; NaN or an empty container where nothing is known.
+
+    Attributes:
+        name: short and unique in the report.
+        model: the model reference; `recipe`: the flat keys of recipe.toml.
+        history: column of history.csv -> its numbers, one per epoch; `epochs` counts them.
+        costs: params, macs, torchstat_flops, torchstat_madd of one `shape` input.
+        ms, p95_ms, iqr_ms: latency of one batch; `fps` follows from them.
+        scores: metric -> value on the report's split; `classes`: class -> {"iou", "dice"}; `images`: name -> Dice.
+        remarks: what the reader must know before trusting a number.
+    """
+
+    name: str
+    path: Path = Path()
+    model: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    history: dict[str, list[float]] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+    batch: int = 1
+    ms: float = math.nan
+    p95_ms: float = math.nan
+    iqr_ms: float = math.nan
+    rounds: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, dict[str, float]] = field(default_factory=dict)
+    images: dict[str, float] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def fps(self) -> float:
+        """Images per second, from the median latency."""
+        return 1e3 * self.batch / self.ms if self.ms > 0 else math.nan
+
+    @property
+    def threshold(self) -> float | None:
+        """The probability above which a pixel is a defect, as chosen on validation; None where none is stored."""
+        stored = self.metrics.get("threshold")
+        return float(stored) if isinstance(stored, (int, float)) and 0 < stored < 1 else None
+
+    def value(self, key: str) -> float:
+        """A number of the comparison by its key (params, macs, fps, ms, iou, dice, ...); NaN where unknown."""
+        if key in ("fps", "ms", "p95_ms", "iqr_ms"):
+            return float(getattr(self, key))
+        found = self.costs.get(key, self.scores.get(key))
+        return math.nan if found is None else float(found)
+
+    def remark(self, text: str) -> None:
+        """Note something, once."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+
+
+def read_run(path: str | Path, name: str = "") -> RunSummary:
+    """Read the small files of a run folder. Raises BadInput where the folder is no run folder at all."""
+    path = Path(path)
+    if not path.is_dir():
+        raise BadInput(f"{path}: is not a run folder (no such folder); give a folder that `leanconv train` wrote")
+    if not any((path / file).is_file() for file in ("recipe.toml", "model.json")):
+        raise BadInput(f"{path}: is not a run folder: it has neither recipe.toml nor model.json")
+    run = RunSummary(name or path.resolve().name, path)
+    run.recipe = _recipe(run)
+    run.model = _model(run)
+    run.history = _history(run)
+    run.metrics = _metrics(run)
+    if not (path / "model.safetensors").is_file():
+        run.remark("has no weights (model.safetensors): not finished? `leanconv train --resume` goes on")
+    return run
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[RunSummary]:
+    """Read several runs under names that differ: the last part of the path, or as many parts as it takes."""
+    folders = [Path(path).resolve() for path in paths]
+    if not folders:
+        raise BadInput("a report needs at least one run folder")
+    if len(set(folders)) < len(folders):
+        raise BadInput(f"a run folder was given twice: {', '.join(map(str, paths))}")
+    parts = 1
+    while len({folder.parts[-parts:] for folder in folders}) < len(folders):
+        parts += 1
+    return [
+        read_run(path, "/".join(folder.parts[-parts:]).lstrip("/")) for path, folder in zip(paths, folders, strict=True)
+    ]
+
+
+def recipe_differences(runs: Sequence[RunSummary]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """(keys whose values differ -> one value per run, None where absent; keys that are the same everywhere)."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.recipe))
+    values = {key: [run.recipe.get(key) for run in runs] for key in keys}
+    differing = {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+    return differing, {key: row[0] for key, row in values.items() if key not in differing}
+
+
+def comparability(runs: Sequence[RunSummary]) -> list[str]:
+    """Remarks on the whole report: what makes its runs a comparison of more than their models."""
+    differing, _ = recipe_differences([run for run in runs if run.recipe])
+    said = []
+    if "data" in differing:
+        said.append(
+            "The runs were trained on different data ("
+            + "; ".join(f"{run.name}: {run.recipe['data']}" for run in runs if "data" in run.recipe)
+            + "): differences in score are not differences between models alone."
+        )
+    others = sorted(set(differing) - _NAMING - {"data", "model", "seed"})
+    if others:
+        said.append(f"The recipes differ in more than the model: {', '.join(others)} (see Recipes).")
+    return said
+
+
+def _recipe(run: RunSummary) -> dict[str, Any]:
+    try:
+        return tomllib.loads((run.path / "recipe.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        run.remark("has no recipe.toml: how it was trained is not known")
+    except (OSError, ValueError, RecursionError) as error:
+        run.remark(f"recipe.toml cannot be read ({error}): how it was trained is not known")
+    return {}
+
+
+def _model(run: RunSummary) -> str:
+    try:
+        content = read_json(run.path / "model.json")
+    except LeanconvError as error:
+        run.remark(f"model.json is missing or damaged ({error})")
+        content = {}
+    said = content.get("model", content.get("reference")) if isinstance(content, dict) else content
+    return str(said or run.recipe.get("model", "unknown"))
+
+
+def _history(run: RunSummary) -> dict[str, list[float]]:
+    """The columns of history.csv; a last line cut short by a killed run is left out."""
+    try:
+        with (run.path / "history.csv").open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, ValueError, csv.Error) as error:
+        missing = isinstance(error, FileNotFoundError)
+        run.remark("has no history.csv: no training curves" if missing else f"history.csv cannot be read ({error})")
+        return {}
+    if len(rows) < 2:
+        run.remark("history.csv is empty: stopped before the end of the first epoch?")
+        return {}
+    header, lines = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
+    if len(lines) < len(rows) - 1:
+        run.remark("history.csv has a damaged line (left out): the run was cut off?")
+    return {column: [_number(line[i]) for line in lines] for i, column in enumerate(header)}
+
+
+def _metrics(run: RunSummary) -> dict[str, Any]:
+    try:
+        content = read_json(run.path / "metrics.json")
+    except LeanconvError as error:
+        missing = not (run.path / "metrics.json").exists()
+        run.remark("has no metrics.json: killed before its end?" if missing else f"metrics.json is damaged ({error})")
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def numbers(stored: dict[str, Any]) -> dict[str, float]:
+    """The finite numbers among the values, which may come from a file that anybody wrote."""
+    return {
+        str(key): float(value)
+        for key, value in stored.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

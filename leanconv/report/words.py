@@ -1,0 +1,161 @@
+"""The report's plain-language summary: who wins on what, by how much, and how far to trust it."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from leanconv.report.summary import RunSummary
+from leanconv.table import si
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of the comparison: its key, its heading, which way is better, how a value is written."""
+
+    key: str
+    label: str
+    higher: bool
+    show: Callable[[float], str]
+    score: bool = False
+    title: str = ""
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _three(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+METRICS = (
+    Metric("params", "Params", False, si, title="Learnable numbers of the model."),
+    Metric("macs", "MACs", False, si, title="Multiply-accumulates of the convolutions for one image."),
+    Metric("torchstat_flops", "Flops (torchstat)", False, si, title="What torchstat would print, as papers quote it."),
+    Metric("torchstat_madd", "MAdd (torchstat)", False, si, title="What torchstat would print, as papers quote it."),
+    Metric("fps", "Frames/s", True, _three, title="Images per second, from the median latency, measured here."),
+    Metric("ms", "Latency, ms", False, _three, title="Median over interleaved rounds, measured here."),
+    Metric(
+        "image_dice", "Dice per image", True, _score, score=True, title="Dice of the defect in each image, the mean."
+    ),
+    Metric("image_iou", "IoU per image", True, _score, score=True, title="IoU of the defect in each image, the mean."),
+    Metric("dice", "Dice, all pixels", True, _score, score=True, title="Dice of the defect over all pixels together."),
+    Metric("iou", "IoU, all pixels", True, _score, score=True, title="IoU of the defect over all pixels together."),
+)
+BY_KEY = {metric.key: metric for metric in METRICS}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One of the boxes at the top: what is won, by which run, with which value, against whom."""
+
+    title: str
+    winner: str
+    value: str
+    detail: str
+
+
+def cards(runs: Sequence[RunSummary]) -> list[Card]:
+    """Who wins on accuracy, speed, arithmetic and size; a metric that no run has is left out."""
+    found = []
+    for title, key in (
+        ("Most accurate", "image_dice"), ("Fastest here", "fps"), ("Fewest MACs", "macs"),
+        ("Fewest parameters", "params"),
+    ):  # fmt: skip
+        metric = BY_KEY[key]
+        known = ranked(runs, metric)
+        if not known:
+            continue
+        best, value = known[0], known[0].value(key)
+        tied = [run for run in known if metric.show(run.value(key)) == metric.show(value)]
+        unit = {"image_dice": "Dice {}", "fps": "{} frames/s", "macs": "{}", "params": "{}"}[key].format(
+            metric.show(value)
+        )
+        if len(tied) > 1:
+            winner, detail = "a tie", ", ".join(run.name for run in tied)
+        elif len(known) > 1:
+            winner, detail = best.name, f"next: {known[1].name}, {metric.show(known[1].value(key))}"
+        else:
+            winner, detail = best.name, "the only run with this number"
+        found.append(Card(title, winner, unit, detail))
+    return found
+
+
+def ranked(runs: Sequence[RunSummary], metric: Metric) -> list[RunSummary]:
+    """The runs that know this metric, best first."""
+    known = [run for run in runs if math.isfinite(run.value(metric.key))]
+    return sorted(known, key=lambda run: run.value(metric.key), reverse=metric.higher)
+
+
+def sentences(runs: Sequence[RunSummary]) -> list[tuple[str, str]]:
+    """(run name, its arithmetic, speed and accuracy against the first run's in words) for each run after the first."""
+    return [(run.name, _sentence(runs[0], run)) for run in runs[1:]]
+
+
+def _sentence(first: RunSummary, run: RunSummary) -> str:
+    lean, fast = _ratio(first, run, "macs"), _ratio(first, run, "fps")
+    needs = [
+        f"{'as many' if abs(ratio - 1) < 5e-3 else _times(ratio, 'more', 'fewer')} {noun}"
+        for noun, ratio in (("MACs", lean), ("parameters", _ratio(first, run, "params")))
+        if math.isfinite(ratio)
+    ]
+    parts = [" and ".join(needs)] if needs else []
+    if math.isfinite(fast):
+        alike = abs(math.log(fast)) < math.log(1.03)  # 3 %: what two timings of one model differ by on a quiet machine
+        parts.append("as fast here" if alike else f"{_times(fast, 'faster', 'slower')} here")
+    gain = run.value("image_dice") - first.value("image_dice")
+    if math.isfinite(gain):
+        parts.append(_gain(first, run, gain))
+    if not parts:
+        return f"nothing could be compared with {first.name}."
+    text = f"{', '.join(parts)}."
+    if lean < 0.97 and fast < 0.97:
+        text += " The saved arithmetic is not saved time on this device."
+    return text
+
+
+def _gain(first: RunSummary, run: RunSummary, gain: float) -> str:
+    if abs(gain) < 5e-4:
+        return "the same Dice"
+    text = f"Dice {abs(gain):.3f} {'higher' if gain > 0 else 'lower'}"
+    _, error, n = paired_difference(first, run)
+    if n >= 5:
+        chance = "more than" if abs(gain) > error else "within"
+        text += f" (95 % interval ±{error:.3f} over {n} images: {chance} the chance of the test images)"
+    return text
+
+
+def paired_difference(first: RunSummary, run: RunSummary) -> tuple[float, float, int]:
+    """(mean, 95 % half-width, n) of the per-image Dice differences over the images that both runs were scored on.
+
+    The half-width is 1.96 standard errors: the chance of the test images. It knows nothing of the chance of training
+    (another seed), which only more runs can show.
+    """
+    pairs = [(first.images[name], value) for name, value in run.images.items() if name in first.images]
+    gaps = [b - a for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+    if len(gaps) < 2:
+        return math.nan, math.nan, len(gaps)
+    return statistics.fmean(gaps), 1.96 * statistics.stdev(gaps) / math.sqrt(len(gaps)), len(gaps)
+
+
+def against(first: RunSummary, run: RunSummary, metric: Metric) -> str:
+    """A cell's second line: the ratio to the first run, or the difference where the metric is a score."""
+    ours, theirs = run.value(metric.key), first.value(metric.key)
+    if run is first or not (math.isfinite(ours) and math.isfinite(theirs)):
+        return ""
+    if metric.score:
+        return f"{ours - theirs:+.3f}".replace("-", "−")
+    return f"{_three(ours / theirs)}×" if theirs else ""
+
+
+def _ratio(first: RunSummary, run: RunSummary, key: str) -> float:
+    ours, theirs = run.value(key), first.value(key)
+    return ours / theirs if ours > 0 and theirs > 0 else math.nan
+
+
+def _times(ratio: float, more: str, less: str) -> str:
+    """`4.9× fewer`, `1.3× faster`."""
+    size = max(ratio, 1 / ratio)
+    text = f"{size:.0f}" if size >= 10 else f"{size:.2g}" if size >= 1.1 else f"{size:.2f}"
+    return f"{text}× {more if ratio >= 1 else less}"

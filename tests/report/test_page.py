@@ -1,0 +1,158 @@
+"""The page in a real browser: drawn, quiet on the console, in both themes; and no text of a run can become code."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leanconv.report.document import Report
+from leanconv.report.overlays import case
+from leanconv.report.page import render
+from leanconv.report.summary import RunSummary
+
+EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
+
+
+def report(name: str = "dense") -> Report:
+    runs = []
+    for i, each in enumerate((name, "lean")):
+        runs.append(
+            RunSummary(
+                each, Path(each), f"leanconv:unet?note={each}", {"model": each, "data": each, "lr": 0.1 * i, "seed": 0},
+                {"epoch": [1, 2, 3], "loss": [0.9, 0.5, 0.4], "dice": [0.1, 0.4 + 0.1 * i, 0.6]},
+                costs={"params": 1e6, "macs": 1e9 / (i + 1), "torchstat_flops": 1e9, "torchstat_madd": 2e9},
+                ms=10.0 + 4 * i, iqr_ms=0.5, rounds=9, scores={"image_dice": 0.7 - 0.1 * i, "dice": 0.8},
+                classes={"background": {"iou": 0.9, "dice": 0.95}, each: {"iou": 0.5, "dice": 0.6}},
+                images={each: 0.5}, remarks=[f"remark on {each}"],
+            )
+        )  # fmt: skip
+    truth = np.zeros((32, 48), np.uint8)
+    truth[4:12, 4:20] = 1
+    image = np.random.default_rng(0).integers(0, 255, (3, 32, 48), dtype=np.uint8)
+    cases = [
+        case(
+            name if i else "a", "why", image, truth, [(0, name, truth, 0.9 - i / 2), (1, "lean", 1 - truth, i / 4)],
+            ("b", name),
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    return Report(
+        runs, title=f"{name} and lean", data=name, images=7, measured="a quiet CPU, 1 thread", shape=(1, 3, 32, 32),
+        classes=("b", name), cases=cases, remarks=["a remark"], environment={"name": name},
+        command=f"leanconv report {name}",
+    )  # fmt: skip
+
+
+def colours(path: Path) -> dict[tuple[int, int, int], int]:
+    picture = Image.open(path).convert("RGB")
+    return {colour: count for count, colour in picture.getcolors(1 << 24)}
+
+
+def test_the_page_needs_nothing_from_outside():
+    html = render(report())
+    links = re.findall(r'(?:src|href)="([^"]*)"|url\(([^)]*)\)', html)
+    assert links
+    assert all((a or b).startswith(("data:", "#")) for a, b in links)
+    assert "@import" not in html
+    assert len(html) < 3_000_000
+
+
+def test_browser_draws_everything_and_says_nothing(browser):
+    dom, console = browser(render(report()))
+    assert console == []
+    assert dom.count('class="mark"') == 2 * 3 * 2 + 2  # two runs, three epochs, two curves; one point a run
+    assert dom.count('class="tile"') == 2 * 4
+    assert len(re.findall(r"<svg[^>]*class=\"plot\"", dom)) == 3
+
+
+@pytest.mark.parametrize(
+    ("theme", "paper", "series"),
+    [("light", (247, 247, 245), (42, 111, 214)), ("dark", (16, 18, 20), (91, 155, 255))],
+)
+def test_both_themes_are_really_painted(browser, tmp_path, theme, paper, series):
+    shot = tmp_path / "shot.png"
+    _, console = browser(render(report()), f"--screenshot={shot}", "--window-size=1000,2600", query=f"?theme={theme}")
+    assert console == []
+    seen = colours(shot)
+    assert max(seen, key=seen.get) in (paper, (255, 255, 255), (24, 27, 31))
+    assert seen.get(paper, 0) > 100_000
+    # Line, marks and swatches of the first run; a legend alone has some 300 pixels of it.
+    assert seen.get(series, 0) > 800
+
+
+def test_nothing_a_run_says_can_run(browser):
+    dom, console = browser(render(report(EVIL)))
+    assert console == []
+    assert "<title>pwned" not in dom
+    assert '<img src="x"' not in dom
+    assert dom.count("<script") == 1
+
+
+def test_the_controls_work(browser):
+    """The policy that keeps foreign scripts out keeps this test's out too, so it is taken off here."""
+    probe = """<script>
+      const names = () => [...document.querySelectorAll('#cases h3')].map((h) => h.firstChild.textContent.trim());
+      const seen = [names().join()];
+      const order = document.querySelector('#order');
+      order.value = 'run-1'; order.dispatchEvent(new Event('change')); seen.push(names().join());
+      order.value = 'run-0'; order.dispatchEvent(new Event('change')); seen.push(names().join());
+      order.value = 'spread'; order.dispatchEvent(new Event('change')); seen.push(names().join());
+      document.querySelector('#theme').click(); seen.push(document.documentElement.dataset.theme);
+      document.querySelector('#theme').click(); seen.push(document.documentElement.dataset.theme);
+      document.querySelector('.tile').click(); seen.push(document.querySelector('#zoom').open);
+      seen.push(document.querySelector('#zoom p').textContent);
+      document.querySelector('[data-run="1"]').dispatchEvent(new PointerEvent('pointerenter'));
+      seen.push(document.querySelectorAll('.plot .focused').length);
+      document.title = seen.join('|');
+    </script></body>"""
+    html = re.sub(r"<meta http-equiv[^>]*>", "", render(report())).replace("</body>", probe)
+    dom, console = browser(html)
+    assert console == []
+    title = re.search(r"<title>([^<]*)", dom).group(1)
+    assert title == "a,dense|a,dense|dense,a|a,dense|dark|light|true|Photo a|3"
+
+
+def test_runs_without_numbers_still_make_a_page(browser):
+    empty = Report(
+        [RunSummary("a", remarks=["has nothing"]), RunSummary("b", history={"loss": [1.0], "epoch": [math.nan]})]
+    )
+    dom, console = browser(render(empty))
+    assert console == []
+    assert "has nothing" in dom
+    assert "<svg" not in dom
+
+
+def test_every_picture_has_words_and_every_control_a_label():
+    html = render(report())
+    assert all(re.search(r'alt="[^"]+"', tag) for tag in re.findall(r"<img [^>]*>", html))
+    assert all(re.search(r'aria-label="[^"]+"', tag) for tag in re.findall(r"<svg [^>]*>", html))
+    for tag in re.findall(r"<button [^>]*>", html):
+        assert "aria-label=" in tag
+
+
+def contrast(one: str, two: str) -> float:
+    """WCAG 2 contrast ratio of two #rrggbb colours."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    a, b = sorted((light(one), light(two)), reverse=True)
+    return (a + 0.05) / (b + 0.05)
+
+
+def test_text_and_lines_stand_out_in_both_themes():
+    css = (Path(render.__code__.co_filename).parent / "page.css").read_text()
+    named = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", css)
+    assert len(named) >= 15
+    theme = [{name: pair[i] for name, *pair in named} for i in (0, 1)]
+    for colours_of in theme:
+        for ground in ("paper", "surface", "warm"):
+            assert contrast(colours_of["ink"], colours_of[ground]) >= 7
+            assert contrast(colours_of["muted"], colours_of[ground]) >= 4.5
+        for line in ("accent", "good", *(f"s{i}" for i in range(8))):
+            assert contrast(colours_of[line], colours_of["surface"]) >= (4.5 if line in ("accent", "good") else 3), line
