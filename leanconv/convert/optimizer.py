@@ -14,13 +14,14 @@ class Regrouped:
     """What the optimizer held before; `undo_` gives it back."""
 
     optimizer: Any
-    groups: list[tuple[dict[str, Any], dict[str, Any]]]
+    groups: list[dict[str, Any]]
     state: dict[nn.Parameter, Any]
     added: list[nn.Parameter]
 
     def undo_(self) -> None:
         """The old parameters and their state return; what the optimizer learnt about the new ones goes."""
-        for group, lists in self.groups:
+        # by place: load_state_dict makes new group dictionaries, and add_param_group only appends
+        for group, lists in zip(self.optimizer.param_groups, self.groups, strict=False):
             group.update({key: list(value) for key, value in lists.items()})
         for parameter in self.added:
             self.optimizer.state.pop(parameter, None)
@@ -41,7 +42,7 @@ def regroup_(optimizer: Any, swaps: Iterable[tuple[str, nn.Module, nn.Module]]) 
     """
     if not isinstance(getattr(optimizer, "param_groups", None), list) or not hasattr(optimizer, "state"):
         raise BadInput(f"optimizer={type(optimizer).__name__}: needs a torch.optim.Optimizer (param_groups and state)")
-    before = Regrouped(optimizer, [(group, _lists(group)) for group in optimizer.param_groups], {}, [])
+    before = Regrouped(optimizer, [_lists(group) for group in optimizer.param_groups], {}, [])
     where = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, old, new in swaps:
         held = [p for p in old.parameters() if id(p) in where]

@@ -98,7 +98,7 @@ def test_the_model_is_exactly_as_before():
     model.body.register_forward_hook(lambda *_: calls.append(1))
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
-    held = {name: p for name, p in model.named_parameters()} | dict(model.named_buffers())
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
     generators = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     plan(model, X, to="splconv")
     after = model.state_dict()
