@@ -1,0 +1,57 @@
+"""`leanconv reproduce PAPER/TABLE`: the papers' figures beside ours."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from leanconv.cli import common
+from leanconv.errors import BadInput
+
+
+def command(
+    table: Annotated[str, typer.Argument(metavar="PAPER/TABLE", help="splconv/table1, splconv, or all.")],
+    counts: Annotated[bool, typer.Option("--counts", help="Params, Flops, MAdd (the default).")] = False,
+    time: Annotated[
+        bool, typer.Option("--time", help="Frames per second, at 512x512 and at the table's size.")
+    ] = False,
+    input: Annotated[
+        str | None, typer.Option("--input", metavar="N,C,H,W", help="Another input than the table's.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option("--budget", min=0, help="Seconds of timing per size, at least 5 rounds.")
+    ] = 60,
+    threads: common.Threads = None,
+    device: common.Device = "cpu",
+    out: common.Out = None,
+    json: common.Json = False,
+) -> None:
+    """Build a paper's networks, count them under the paper's convention, and print paper / ours / error per figure.
+
+    A figure is ok within 0.5 %, or when ours prints as the paper printed it. Exit 1 where one that should
+    agree does not.
+    """
+    from leanconv.papers import reproduce
+
+    batch, size = _size(input)
+    common.set_threads(threads)
+    found = reproduce(
+        table, counts=counts or not time, time=time, size=size, batch=batch, device=common.torch_device(device),
+        budget_s=budget, progress=_progress if sys.stderr.isatty() else None,
+    )  # fmt: skip
+    common.report(found, json=json, out=out)
+    if found.unexpected:
+        raise typer.Exit(1)
+
+
+def _size(text: str | None) -> tuple[int, tuple[int, int] | None]:
+    if text is None:
+        return 1, None
+    sizes = common.shape(text)
+    if len(sizes) != 4 or sizes[1] != 3:
+        raise BadInput(f"--input {text!r}: the tables' networks take N,3,H,W")
+    return sizes[0], (sizes[2], sizes[3])
+
+
+def _progress(what: str, done: float) -> None:
+    print(f"\r{what}: {done:4.0%} ", end="\n" if done >= 1 else "", file=sys.stderr, flush=True)

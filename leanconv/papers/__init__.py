@@ -1,0 +1,6 @@
+"""The papers' tables, and our figures beside them."""
+
+from leanconv.papers.printed import PrintedRow, printed_rows, slugs
+from leanconv.papers.reproduce import Reproduction, reproduce, reproducible
+
+__all__ = ["PrintedRow", "Reproduction", "printed_rows", "reproduce", "reproducible", "slugs"]
