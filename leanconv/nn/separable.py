@@ -65,7 +65,7 @@ class SpatialThenPointwise(Operator):
         return True
 
     def fold(self) -> nn.Module:
-        if not self.block:
+        if not self.block or isinstance(self.norm1, nn.Identity):  # nothing to fold, or folded before
             return self
         folded = deployed(self)
         for conv, norm in ((folded.spatial, "norm1"), (folded.pointwise, "norm2")):

@@ -82,6 +82,8 @@ class SPConv2d(Operator):
 
     def fold(self) -> nn.Module:
         """Both BatchNorms go into their convolutions; at stride 1 the k×k and its 1×1 become one blocked HetConv."""
+        if isinstance(self.norm1, nn.Identity):  # folded before
+            return self
         folded = deployed(self)
         scale, shift = bn_scale_shift(folded.norm1)
         scale_conv_(folded.spatial, scale, shift)

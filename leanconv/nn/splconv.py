@@ -83,6 +83,8 @@ class SPLConv2d(Operator):
 
     def fold(self) -> nn.Module:
         """BatchNorm goes into the 1×1 before it; the ReLU and the gate stay."""
+        if isinstance(self.norm, nn.Identity):  # folded before
+            return self
         folded = deployed(self)
         fold_bn_(folded.pointwise, folded.norm)
         folded.norm = nn.Identity()
