@@ -134,8 +134,8 @@ def show(report: dict[str, Any]) -> str:
         for row in report["rows"]
     ]  # fmt: skip
     columns = [
-        "model", "params", "MACs 128 px", "IoU (per image)", "Dice (per image)", "Dice (all pixels)", "seeds", "min/run",
-        "paper IoU", "paper Dice",
+        "model", "params", "MACs 128 px", "IoU (per image)", "Dice (per image)", "Dice (all pixels)", "seeds",
+        "min/run", "paper IoU", "paper Dice",
     ]  # fmt: skip
     return table(columns, rows, note=f"{report['command']}\n{json.dumps(report['machine'])}")
 
