@@ -77,9 +77,12 @@ def accelerator(recipe: Recipe) -> Any:
     # Accelerate keeps the precision of the first run in a process for ever; a second run may want another.
     AcceleratorState._reset_state()
     try:
-        return Accelerator(mixed_precision=recipe.amp, cpu=recipe.device == "cpu")
+        made = Accelerator(mixed_precision=recipe.amp, cpu=recipe.device == "cpu")
     except ValueError as error:
         raise BadInput(f"amp={recipe.amp} is not possible here: {error}") from error
+    if recipe.amp == "fp16" and made.device.type == "cpu":
+        raise BadInput("amp=fp16 needs a GPU; on a CPU say amp=bf16 or amp=no")
+    return made
 
 
 def open_splits(recipe: Recipe, say: Callable[[str], object], *, progress: bool) -> dict[str, Samples]:
