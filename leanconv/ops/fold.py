@@ -23,13 +23,19 @@ def bn_scale_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def scale_conv_(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
     """Absorb `y · scale + shift` into a convolution, in place; a bias is made where there was none (lemma L1)."""
     weight = conv.weight
-    old = 0.0 if conv.bias is None else conv.bias.double()
-    bias = (old * scale.double() + shift.double()).to(weight)
     weight.copy_((weight.double() * scale.double().view(-1, 1, 1, 1)).to(weight))
-    if conv.bias is None:
-        conv.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
+    scale_bias_(conv, scale, shift, weight)
+
+
+@torch.no_grad()
+def scale_bias_(layer: nn.Module, scale: Tensor, shift: Tensor, weight: Tensor) -> None:
+    """The bias's part of `y · scale + shift`; one like `weight` is made where there was none."""
+    old = layer.bias
+    bias = ((0.0 if old is None else old.double() * scale.double()) + shift.double()).to(weight)  # type: ignore[operator]
+    if old is None:
+        layer.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
     else:
-        conv.bias.copy_(bias)
+        old.copy_(bias)  # type: ignore[operator]
 
 
 def fold_bn_(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:

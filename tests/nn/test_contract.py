@@ -58,6 +58,8 @@ OPERATORS = [
     "hetconv(part=1)",
     "hetconv(part=2, arrangement='blocked')",
     "hetconv(part=3, ragged=True)",
+    "doconv",
+    "doconv(multiplier=27, compat='reference')",
 ]
 
 CASES = [(text, key) for text in OPERATORS for key in SPECS]

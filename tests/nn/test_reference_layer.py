@@ -15,6 +15,7 @@ FIGURES = [
     ("splconv", 8_768, 27_496_448),
     ("splconv(dilated_kernel_size=2)", 8_608, 26_994_688),
     ("hetconv(part=4)", 24_576, 77_070_336),
+    ("doconv", 78_912, 231_211_008),
 ]
 
 
@@ -26,6 +27,7 @@ def test_figures(text, params, macs):
 
 
 def test_executed_and_norm_figures():
+    assert get("doconv").cost(R).executed_macs == 231_211_008 + 663_552
     assert get("hetconv").cost(R, part=4).executed_macs == 83_492_864
     assert get("splconv").cost(R).params + get("splconv").cost(R).norm_params == 9_024
     biased = ConvSpec.of(64, 128, 3, 1, 1, bias=True, h=56, w=56)
