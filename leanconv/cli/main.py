@@ -16,10 +16,12 @@ COMMANDS = {
     "ops": "List the operators: paper, cost on a reference layer, options, what each replaces.",
     "plan": "Show which convolutions a swap would change, and why the others stay.",
     "convert": "Swap convolutions and write the model as a run folder.",
+    "optimize": "Try every engine of this machine on a model; print what is fastest.",
     "train": "Train a segmentation model as a recipe says; --resume goes on with a run.",
     "eval": "IoU and Dice of a run on any split of any data.",
     "reproduce": "A paper's printed table beside our counts of the real modules, and our frame rates.",
     "report": "Compare trained runs in one HTML file: counts, frame rate, scores, curves, pictures.",
+    "doctor": "What this machine can run, and what to install for the rest.",
 }
 
 _EPILOG = "Every command takes --json (the report for machines) and --debug (tracebacks). Exit 2: usage; 1: failure."

@@ -162,13 +162,13 @@ def _verify(plain: nn.Module, runtime: Runtime, call: Dynamic, sizes: Sizes, lim
         raise ExportMismatch(
             f"{path.name} does not run at {sizes}, which the model takes: {first_line(error)}; nothing was written"
         ) from error
-    error = difference(expected, found)
-    if not error.ok(limit):
+    seen = difference(expected, found)
+    if not seen.ok(limit):
         raise ExportMismatch(
-            f"{path.name} differs from the model at {sizes}: {error.problem or f'{error.relative:.1e} of the output'}"
+            f"{path.name} differs from the model at {sizes}: {seen.problem or f'{seen.relative:.1e} of the output'}"
             f" (allowed {limit:.1e}); nothing was written"
         )
-    return Verified(sizes, error.absolute, error.relative)
+    return Verified(sizes, seen.absolute, seen.relative)
 
 
 def _metrics(check: Check, plain: nn.Module, runtime: Runtime, path: Path) -> dict[str, tuple[float, float]]:

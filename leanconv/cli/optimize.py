@@ -1,0 +1,54 @@
+"""`leanconv optimize MODEL`: the engines that were tried on it, and the fastest."""
+
+from typing import Annotated
+
+import typer
+
+from leanconv.cli.common import (
+    Device,
+    Dtype,
+    DtypeOption,
+    Input,
+    Json,
+    ModelWords,
+    Out,
+    Threads,
+    example,
+    reference,
+    report,
+    set_threads,
+    torch_device,
+    torch_dtype,
+)  # fmt: skip
+
+
+def command(
+    model: ModelWords,
+    input: Input = "1,3,224,224",
+    threads: Threads = None,
+    dtype: DtypeOption = Dtype.float32,
+    engines: Annotated[
+        str | None,
+        typer.Option("--engines", help="Comma-separated: eager,folded,channels_last,openvino,onnxruntime,compile."),
+    ] = None,
+    budget: Annotated[float, typer.Option("--budget", help="Seconds for all of it.")] = 90.0,
+    device: Device = "cpu",
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run Python code that a run folder's model.json names.")
+    ] = False,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Fold MODEL, try every engine of this machine on it, print the table of choices.
+
+    Float32 goes in and out; --dtype bfloat16 lets the engines compute in bfloat16 where that is faster.
+    """
+    set_threads(threads)
+    from leanconv.engine import optimize
+    from leanconv.runs import load
+
+    made = load(reference(model), trust_code=trust_code).to(torch_device(device)).eval()
+    inside = None if dtype is Dtype.float32 else torch_dtype(dtype)
+    words = None if engines is None else [word.strip() for word in engines.split(",") if word.strip()]
+    result = optimize(made, example(input, device=device), dtype=inside, engines=words, budget_s=budget)
+    report(result.choices, json=json, out=out)

@@ -1,0 +1,38 @@
+"""Candidate: one way of running a model, as `optimize` sees it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from leanconv.engine.workbench import Workbench
+
+Form = Callable[..., Any]  # called exactly as the model is, and gives what the model gives
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A registered engine: a file of this folder makes one, `engine/candidates.py` lists it.
+
+    Attributes:
+        name: the word for `engines=`.
+        why_not: why it cannot run this model here in this dtype (None: the model's own), or None if it can.
+        seconds: what its preparation takes at the most, about; it is not begun with less of the budget left.
+        prepare: makes the form. Whatever it raises becomes the reason in the table of choices.
+        any_shape: whether the form also runs inputs of other shapes than the given.
+    """
+
+    name: str
+    why_not: Callable[[Workbench, torch.dtype | None], str | None]
+    seconds: Callable[[Workbench], float]
+    prepare: Callable[[Workbench, torch.dtype | None], Form]
+    any_shape: bool = False
+
+
+def missing(*libraries: str) -> str | None:
+    """The reason for libraries of the export extra that are not installed."""
+    from importlib.util import find_spec
+
+    gone = [name for name in libraries if find_spec(name) is None]
+    return f"{' and '.join(gone)} not installed: pip install 'leanconv[export]'" if gone else None

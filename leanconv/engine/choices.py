@@ -1,0 +1,114 @@
+"""The table of what `optimize` tried, and the rule by which one form is faster than another."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from leanconv.measure import Timing
+from leanconv.table import table
+
+# A challenger must be faster by more than this share of the given model's median ...
+MARGIN = 0.03
+# ... and by more than this many standard errors of the difference of the two medians.
+SIGMAS = 2.0
+
+
+def faster(challenger: Timing, given: Timing) -> bool:
+    """Whether the challenger's median is below the given model's beyond noise."""
+    gain = given.median_ms - challenger.median_ms
+    noise = math.hypot(_standard_error(challenger), _standard_error(given))
+    return gain > max(MARGIN * given.median_ms, SIGMAS * noise)
+
+
+def _standard_error(timing: Timing) -> float:
+    """Of a median, from the interquartile range: 1.253·σ/√n with σ = IQR/1.349, as for normal noise."""
+    return 1.253 * timing.iqr_ms / 1.349 / math.sqrt(timing.rounds)
+
+
+@dataclass
+class Choice:
+    """One form that was tried, or not.
+
+    Attributes:
+        engine, dtype: what it is; dtype "" is the model's own.
+        error: largest error against the given model, as a share of the output; None where it was not run.
+        prepare_s: seconds that its preparation and verification took.
+        timing: interleaved with all others that were right; None where it was not timed.
+        ratio: the given model's median over this one's: above 1 is faster.
+        confirmed: the ratio of the second, separate A/B round, for the form that was about to be chosen.
+        note: why it was chosen, or why not.
+    """
+
+    engine: str
+    dtype: str = ""
+    error: float | None = None
+    tolerance: float | None = None
+    prepare_s: float | None = None
+    timing: Timing | None = None
+    ratio: float | None = None
+    confirmed: float | None = None
+    chosen: bool = False
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.engine} {self.dtype}".strip()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "engine": self.engine, "dtype": self.dtype, "error": self.error, "tolerance": self.tolerance,
+            "prepare_s": self.prepare_s, "timing": self.timing.to_dict() if self.timing else None,
+            "ratio": self.ratio, "confirmed": self.confirmed, "chosen": self.chosen, "note": self.note,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was tried, on what, and what won. Iterates over `Choice`."""
+
+    rows: tuple[Choice, ...]
+    device: str  # the line of `leanconv.measure.label`
+    folds: int  # folds in the folded forms
+    seconds: float
+
+    @property
+    def winner(self) -> Choice:
+        return next(row for row in self.rows if row.chosen)
+
+    def __iter__(self) -> Any:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, label: str) -> Choice:
+        """The row of an engine, as `"openvino"` or `"openvino bfloat16"`."""
+        return next(row for row in self.rows if row.label == label)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "device": self.device, "folds": self.folds, "seconds": self.seconds, "chosen": self.winner.label,
+            "choices": [row.to_dict() for row in self.rows],
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        columns = ["engine", "error", "prepared s", "ms", "IQR", "faster by", "", "why"]
+        cells: Sequence[Sequence[str]] = [
+            [
+                row.label, _number(row.error, ".1e"), _number(row.prepare_s, ".1f"),
+                _number(row.timing.median_ms if row.timing else None, ".3g"),
+                _number(row.timing.iqr_ms if row.timing else None, ".2g"),
+                _number(row.ratio, ".2f"), "<-" if row.chosen else "", row.note,
+            ]
+            for row in self.rows
+        ]  # fmt: skip
+        note = (
+            f"{self.device}; {self.folds} folds; {self.seconds:.0f} s. A form wins if it computes the same and its "
+            f"median is below the given model's by more than {MARGIN:.0%} and {SIGMAS:g} standard errors, twice."
+        )
+        return table(columns, cells, note=note)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

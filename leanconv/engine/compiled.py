@@ -1,0 +1,69 @@
+"""torch.compile with frozen weights, channels_last for images, one shape: Inductor's best setting for inference."""
+
+import shutil
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.engine.candidate import Candidate, Form
+from leanconv.engine.eager import has_images
+from leanconv.engine.workbench import Workbench
+
+
+def _why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
+    if bench.device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
+        return "torch.compile needs a C++ compiler: apt install g++"
+    if bench.device.type == "cuda" and not torch.utils._triton.has_triton():
+        return "torch.compile needs Triton on a GPU: pip install triton"
+    return None
+
+
+def _seconds(bench: Workbench) -> float:
+    # 12 to 19 s for a U-Net of 35 to 160 layers on one core of a 2-core server; a first use compiles headers too.
+    return 15.0 + 0.15 * bench.layers + 4 * bench.forward_s
+
+
+def _prepare(bench: Workbench, dtype: torch.dtype | None) -> Form:
+    images = has_images(bench)
+    model = bench.copy_of_folded(dtype)
+    if images:
+        model = model.to(memory_format=torch.channels_last)
+    compiled = torch.compile(_own_code(model), dynamic=False, options={"freezing": True})
+
+    def convert(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        return _canonical(tensor, torch.channels_last if images and tensor.dim() == 4 else torch.contiguous_format)
+
+    return bench.nested(compiled, convert, cast=dtype is not None)
+
+
+def _canonical(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """The tensor in `layout` with the strides of a new one: strides of axes of length 1 would compile it anew."""
+    tensor = tensor.contiguous(memory_format=layout)
+    sizes = tensor.shape
+    order = (1, 3, 2, 0) if layout is torch.channels_last else range(len(sizes) - 1, -1, -1)
+    strides, step = [0] * len(sizes), 1
+    for axis in order:
+        strides[axis] = step
+        step *= max(1, sizes[axis])
+    return tensor if tensor.stride() == tuple(strides) else tensor.as_strided(sizes, strides)
+
+
+def _own_code(model: nn.Module) -> Any:
+    """A function that calls `model` and shares its code object with no other.
+
+    Dynamo keeps its compiled programs, and its limit of them, per code object: the ninth optimised model of a process
+    would silently run eagerly if all of them shared one.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    return types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+
+
+COMPILE = Candidate("compile", _why_not, _seconds, _prepare)

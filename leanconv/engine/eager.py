@@ -1,0 +1,52 @@
+"""The candidates that PyTorch runs layer by layer: as given, folded, folded in channels_last."""
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.engine.candidate import Candidate, Form
+from leanconv.engine.workbench import Workbench
+
+
+def converter(bench: Workbench, dtype: torch.dtype | None, *, channels_last: bool = False):
+    """What is done to each input tensor: to `dtype`, and to channels_last where it has four dimensions."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        if channels_last and tensor.dim() == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
+
+    return convert
+
+
+def has_images(bench: Workbench) -> bool:
+    """Whether channels_last can mean anything: a 2-D convolution or pooling input."""
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)
+    return any(isinstance(module, kinds) for module in bench.model.modules())
+
+
+def _folded(bench: Workbench, dtype: torch.dtype | None) -> Form:
+    if dtype is None:
+        return bench.folded
+    return bench.nested(bench.copy_of_folded(dtype), converter(bench, dtype), cast=True)
+
+
+def _channels_last(bench: Workbench, dtype: torch.dtype | None) -> Form:
+    model = bench.copy_of_folded(dtype).to(memory_format=torch.channels_last)
+    return bench.nested(model, converter(bench, dtype, channels_last=True), cast=dtype is not None)
+
+
+def _fold_seconds(bench: Workbench) -> float:
+    # Each fold is certified by runs in float64, two to three times as long as the model's own.
+    return 1.0 + 0.02 * bench.layers + 15 * bench.forward_s
+
+
+FOLDED = Candidate("folded", lambda bench, dtype: None, _fold_seconds, _folded, any_shape=True)
+CHANNELS_LAST = Candidate(
+    "channels_last",
+    lambda bench, dtype: None if has_images(bench) else "the model has no 2-D convolution",
+    lambda bench: 0.5 + 4 * bench.forward_s,
+    _channels_last,
+    any_shape=True,
+)

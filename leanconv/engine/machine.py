@@ -1,0 +1,146 @@
+"""What this machine can run, and what to install for the rest."""
+
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanconv.measure import describe
+from leanconv.table import table
+from leanconv.version import __version__
+
+# The extras of pyproject.toml: distribution -> module, and what one needs them for.
+EXTRAS = {
+    "train": (
+        "train, eval, predict",
+        {"torchvision": "torchvision", "accelerate": "accelerate", "torchmetrics": "torchmetrics",
+         "tensorboard": "tensorboard", "pyarrow": "pyarrow", "webdataset": "webdataset", "pillow": "PIL"},
+    ),
+    "export": (
+        "export; ONNX Runtime and OpenVINO as engines",
+        {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime",
+         "openvino": "openvino", "nncf": "nncf"},
+    ),
+    "zoo": ("timm: and smp: models", {"timm": "timm", "segmentation-models-pytorch": "segmentation_models_pytorch"}),
+    "report": ("report", {"plotly": "plotly", "matplotlib": "matplotlib", "jinja2": "jinja2", "pillow": "PIL"}),
+}  # fmt: skip
+# Instruction sets that the engines' kernels are chosen by, as /proc/cpuinfo (x86, Arm) spells them.
+FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that may be there: what it is good for, and how to get it where it is missing."""
+
+    name: str
+    found: str  # version or path; "" where it is missing
+    purpose: str
+    install: str
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.found)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The machine's facts and its items."""
+
+    machine: dict[str, Any]
+    items: tuple[Item, ...]
+
+    @property
+    def missing(self) -> list[str]:
+        """The commands that install everything that is missing, each once."""
+        return list(dict.fromkeys(item.install for item in self.items if not item.ok and item.install))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "machine": self.machine,
+            "items": [asdict(item) | {"ok": item.ok} for item in self.items],
+            "missing": self.missing,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        facts = [[name.replace("_", " "), _words(value)] for name, value in self.machine.items()]
+        rows = [[item.name, item.found or "missing", item.purpose] for item in self.items]
+        text = f"{table(['machine', ''], facts)}\n\n{table(['needs', 'found', 'for'], rows)}"
+        if not self.missing:
+            return f"{text}\n\neverything is installed"
+        return "\n".join([text, "", "to install the rest:", *(f"  {command}" for command in self.missing)])
+
+
+def diagnose() -> Diagnosis:
+    """Look at this machine: CPU, threads, accelerators, compilers, and the libraries of every extra."""
+    facts = describe("cpu")
+    machine = {
+        "cpu": facts["name"], "features": _cpu_features(), "torch_isa": facts["isa"], "cores": _cores(),
+        "threads": facts["threads"], "system": f"{facts['system']} {platform.machine()}", "python": facts["python"],
+        "leanconv": __version__, "torch": facts["torch"], "gpus": _gpus(),
+    }  # fmt: skip
+    return Diagnosis(machine, tuple(_libraries() + _tools()))
+
+
+def _libraries() -> list[Item]:
+    return [
+        Item(f"{name} [{extra}]", _version(name, module), purpose, f"pip install 'leanconv[{extra}]'")
+        for extra, (purpose, libraries) in EXTRAS.items()
+        for name, module in libraries.items()
+    ]
+
+
+def _tools() -> list[Item]:
+    compiler = _which("g++", "c++", "clang++")
+    browser = _which(*BROWSERS)
+    triton = _version("triton", "triton")
+    return [
+        Item("halide", _version("halide", "halide"), "CPU kernels of our own", "pip install halide"),
+        Item("C++ compiler", compiler, "torch.compile on the CPU", "apt install g++"),
+        Item("triton", triton, "torch.compile on a GPU", "pip install triton" if platform.system() == "Linux" else ""),
+        Item("browser", browser, "the tests of the HTML report", "apt install chromium"),
+    ]
+
+
+def _version(distribution: str, module: str) -> str:
+    """The installed version; "" where the module cannot be found."""
+    if importlib.util.find_spec(module) is None:
+        return ""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # a build from source without metadata
+        return "of unknown version"
+
+
+def _which(*names: str) -> str:
+    return next((path for path in map(shutil.which, names) if path), "")
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_features() -> list[str]:
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return []
+    lines = info.read_text().splitlines()
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return [name for name in FEATURES if name in flags]
+
+
+def _gpus() -> list[str]:
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _words(value: Any) -> str:
+    return (" ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)

@@ -1,0 +1,246 @@
+"""`optimize`: a model's fastest form on this device, found by measurement, and never slower than the model itself."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from leanconv.deploy.calls import Inputs, as_call
+from leanconv.deploy.runtimes import first_line
+from leanconv.engine.candidate import Candidate, Form
+from leanconv.engine.candidates import GIVEN, chosen
+from leanconv.engine.choices import Choice, Choices, faster
+from leanconv.engine.optimized import Optimized
+from leanconv.engine.workbench import Workbench
+from leanconv.errors import BadInput, LeanconvError
+from leanconv.measure import Timing, interleave, label
+
+# The share of the budget that is kept for timing, and the most seconds that the main round takes of it.
+TIMING_SHARE, TIMING_S = 0.25, 10.0
+# Where fewer than this many rounds would fit into that, forms that took HOPELESS times the fastest one's first look are
+# not timed further.
+FEW_ROUNDS, HOPELESS = 20, 2.5
+
+
+@dataclass
+class _Entry:
+    """A form that was tried, its row in the table, and the seconds of its first look."""
+
+    row: Choice
+    form: Form
+    any_shape: bool
+    look_s: float
+
+
+def optimize(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    dtype: torch.dtype | None = None,
+    engines: Sequence[str] | None = None,
+    budget_s: float = 90,
+) -> Optimized:
+    """Fold the model, try every engine of this machine on it, and return the fastest that computes the same.
+
+    Args:
+        model: in eval mode, on the device it will run on; it is not changed.
+        inputs: a tensor, a tuple of arguments or a dict of named ones, as in use: shapes decide what is fastest.
+        dtype: a type that engines may also compute in (torch.bfloat16); inputs and outputs keep theirs.
+        engines: of "eager" (as given, always tried), "folded", "channels_last", "openvino", "onnxruntime", "compile".
+        budget_s: seconds; an engine whose preparation may not fit any more is left out and listed.
+    Returns: a module that is called like the model, with the table `.choices`. Inference only (no gradients).
+    Raises: BadInput in training mode, or where the model does not run on `inputs`; UnknownName for another engine.
+
+    A form is chosen if it is right (its largest error, as a share of the output, is at most 1e-4 in float32 and 5e-2
+    in bfloat16; up to ten times the model's own distance to float64 where that is more) and faster than the given model
+    beyond noise, in an interleaved measurement and once more in a separate one. Threads: `torch.get_num_threads()`.
+    """
+    candidates = chosen(engines)
+    _check(model, dtype, budget_s)
+    args, kwargs = as_call(inputs)
+    start = time.perf_counter()
+    deadline = start + budget_s
+    bench = _bench(model, args, kwargs)
+    with _Progress(1 + len(candidates) * (1 if dtype is None else 2)) as progress:
+        given = _Entry(Choice(GIVEN, error=0.0), model, True, bench.forward_s)
+        entries, rows = [given], [given.row]
+        for candidate, kind in _variants(candidates, dtype, bench):
+            progress.show(candidate.name)
+            row, entry = _try(bench, candidate, kind, deadline - TIMING_SHARE * budget_s, budget_s)
+            rows.append(row)
+            entries += [entry] if entry else []
+            progress.advance()
+        progress.show("measuring")
+        winner = _race(bench, entries, deadline, progress.part)
+    fallback = _fallback(bench, entries, given)
+    shape = bench.tensors[0].shape if bench.tensors else None
+    told = label(bench.device, dtype=bench.dtype, shape=shape)
+    folds = len(bench.fold_report.done) if "_folding" in bench.__dict__ else 0
+    choices = Choices(tuple(rows), told, folds, time.perf_counter() - start)
+    again = partial(optimize, model, dtype=dtype, engines=(winner.row.engine,), budget_s=budget_s)
+    return Optimized(
+        model, choices, (args, kwargs), winner.form, any_shape=winner.any_shape, fallback=fallback, again=again
+    )  # fmt: skip
+
+
+def _check(model: nn.Module, dtype: torch.dtype | None, budget_s: float) -> None:
+    if getattr(model, "optimized_by_leanconv", False):
+        raise BadInput("the model is optimised already; optimize(model.original, ...) starts again")
+    training = next((name for name, module in model.named_modules() if module.training), None)
+    if training is not None:
+        where = f"its layer {training!r} is" if training else "it is"
+        raise BadInput(f"optimize needs a model in eval mode, and {where} in training mode; call model.eval() first")
+    if dtype is not None and not dtype.is_floating_point:
+        raise BadInput(f"dtype={dtype}: must be a floating-point type, such as torch.bfloat16")
+    if not budget_s > 0:
+        raise BadInput(f"budget_s={budget_s}: must be more than 0 seconds")
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise BadInput("optimize was called under torch.autocast; leave it, and say dtype=torch.bfloat16 instead")
+
+
+def _bench(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Workbench:
+    try:
+        bench = Workbench(model, args, kwargs, torch.get_num_threads())
+    except LeanconvError:
+        raise
+    except Exception as error:
+        raise BadInput(f"the model does not run on these inputs: {first_line(error)}") from error
+    if any(not tensor.numel() for tensor in bench.tensors):
+        raise BadInput(f"an input is empty ({tuple(bench.tensors[0].shape)}): give at least one sample to measure on")
+    return bench
+
+
+def _variants(
+    candidates: Sequence[Candidate], dtype: torch.dtype | None, bench: Workbench
+) -> list[tuple[Candidate, torch.dtype | None]]:
+    """Every engine in the model's own dtype, then in the other that the caller allows."""
+    dtypes = [None] if dtype in (None, bench.dtype) else [None, dtype]
+    return [(candidate, each) for each in dtypes for candidate in candidates]
+
+
+def _try(
+    bench: Workbench, candidate: Candidate, dtype: torch.dtype | None, until: float, budget_s: float
+) -> tuple[Choice, _Entry | None]:
+    """Prepare one candidate and hold it against the model. No reason to give up on it is an error of ours."""
+    row = Choice(candidate.name, "" if dtype is None else str(dtype).removeprefix("torch."))
+    row.note = bench.obstacle or candidate.why_not(bench, dtype) or ""
+    start = time.perf_counter()
+    if not row.note and (needs := candidate.seconds(bench)) > until - start:
+        left = max(0.0, until - start)
+        row.note = f"skipped: needs about {needs:.0f} s, {left:.0f} s left before timing; raise budget_s={budget_s:g}"
+    if row.note:
+        return row, None
+    try:
+        form = candidate.prepare(bench, dtype)
+        seen, look_s = bench.verify(form)
+        row.tolerance = bench.tolerance(dtype)
+    except Exception as error:
+        row.note, row.prepare_s = f"failed: {first_line(error)}", time.perf_counter() - start
+        return row, None
+    row.prepare_s, row.error = time.perf_counter() - start, seen.relative
+    if not seen.ok(row.tolerance):
+        row.note = f"differs: {seen.problem or f'{seen.relative:.1e} of the output'} (allowed {row.tolerance:.1e})"
+        return row, None
+    return row, _Entry(row, form, candidate.any_shape, look_s)
+
+
+def _race(bench: Workbench, entries: list[_Entry], deadline: float, on_part: Callable[[float], object]) -> _Entry:
+    """Time the forms that are right, and choose."""
+    given = entries[0]
+    seconds = min(TIMING_S, (deadline - time.perf_counter()) * 0.6)
+    hopeful, best_s = entries, min(entry.look_s for entry in entries)
+    if seconds < FEW_ROUNDS * sum(entry.look_s for entry in entries):
+        hopeful = [entry for entry in entries if entry is given or entry.look_s <= HOPELESS * best_s]
+    for entry in entries:
+        if entry not in hopeful:
+            entry.row.note = f"slow: {entry.look_s * 1e3:.3g} ms at the first look; not timed further"
+    times = _time(bench, hopeful, seconds, on_part)
+    for entry, timing in zip(hopeful, times, strict=True):
+        entry.row.timing, entry.row.ratio = timing, times[0].median_ms / timing.median_ms
+    winner = given
+    for entry in sorted(hopeful[1:], key=lambda e: e.row.timing.median_ms if e.row.timing else 0.0):
+        if winner is not given:
+            entry.row.note = f"slower than {winner.row.label}"
+        elif entry.row.timing is None or not faster(entry.row.timing, times[0]):
+            entry.row.note = "not faster than the given model beyond noise"
+        else:
+            again = _time(bench, [given, entry], min(TIMING_S / 2, (deadline - time.perf_counter()) * 0.8), None)
+            entry.row.confirmed = again[0].median_ms / again[1].median_ms
+            if faster(again[1], again[0]):
+                winner = entry
+            verdict = "chosen" if winner is entry else "not confirmed"
+            entry.row.note = f"{verdict}: {entry.row.confirmed:.2f}x the given model's speed in the second round"
+    winner.row.chosen = True
+    given.row.note = "chosen: nothing was faster beyond noise" if winner is given else "as given"
+    if bench.obstacle:
+        given.row.note = f"chosen: {bench.obstacle}, so nothing can be verified against it"
+    return winner
+
+
+def _time(
+    bench: Workbench, entries: list[_Entry], seconds: float, on_part: Callable[[float], object] | None
+) -> list[Timing]:
+    """The forms in turns. Even where the budget is spent there are three rounds: a choice needs a spread."""
+
+    def calling(form: Form) -> Callable[[], object]:
+        args, kwargs = bench.call()
+
+        def once() -> object:
+            with torch.no_grad():
+                return form(*args, **kwargs)
+
+        return once
+
+    calls = {str(i): calling(entry.form) for i, entry in enumerate(entries)}
+    round_s = sum(entry.look_s for entry in entries)
+    short = seconds < 8 * round_s
+    times = interleave(
+        calls, budget_s=max(seconds, 0.05), warmup=1 if short else 2, min_rounds=3 if short else 5, on_round=on_part
+    )  # fmt: skip
+    return list(times.values())
+
+
+def _fallback(bench: Workbench, entries: list[_Entry], given: _Entry) -> nn.Module:
+    """What runs calls of other shapes: the folded model where it is right and was not seen to be slower."""
+    for entry in entries:
+        if entry.form is bench.__dict__.get("_folding", (None,))[0]:
+            timing, own = entry.row.timing, given.row.timing
+            if timing is not None and own is not None and not faster(own, timing):
+                return bench.folded
+    return bench.model
+
+
+class _Progress:
+    """A bar on the terminal's error stream; nothing where that is no terminal."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = TextColumn("optimize: {task.description}"), BarColumn(), TimeElapsedColumn()
+        self._bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
+        self._task = self._bar.add_task("folding", total=total)
+        self._done = 0
+
+    def __enter__(self) -> "_Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, what: str) -> None:
+        self._bar.update(self._task, description=what)
+
+    def advance(self) -> None:
+        self._done += 1
+        self._bar.update(self._task, completed=self._done)
+
+    def part(self, share: float) -> None:
+        self._bar.update(self._task, completed=self._done + share)

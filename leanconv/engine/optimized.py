@@ -1,0 +1,164 @@
+"""Optimized: a model in the fastest form that was found for it. Inference only."""
+
+import threading
+from collections.abc import Hashable
+from typing import Any, NoReturn, Self
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.deploy.calls import Inputs, as_call
+from leanconv.engine.candidate import Form
+from leanconv.engine.choices import Choices
+from leanconv.errors import BadInput
+
+# Call shapes that stay prepared at once; the oldest goes first.
+MOST_SHAPES = 16
+
+
+class Optimized(nn.Module):
+    """What `optimize` returns: called like the model, gives what the model gives, without gradients.
+
+    A call of the measured shapes runs the chosen form. A call of other shapes runs the same form where that takes any
+    shape, else the folded model (eagerly): right, and prepared at once. `specialise_(inputs)` prepares the chosen form
+    for another shape. May be called from many threads. The weights are those of the moment of `optimize`.
+
+    Attributes:
+        choices: the table of what was tried and why this form was chosen.
+        original: the model as it was given; train and export that one.
+        engine: the chosen form's name.
+    """
+
+    optimized_by_leanconv = True
+
+    def __init__(
+        self, original: nn.Module, choices: Choices, call: tuple[Any, Any], form: Form, *, any_shape: bool,
+        fallback: nn.Module, again: Any,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        held: dict[str, Any] = {
+            "original": original, "choices": choices, "_fallback": fallback, "_again": again,
+            "_any": (_kind(*call), form) if any_shape else (None, None), "_forms": {_key(*call): form},
+            "_lock": threading.Lock(),
+        }  # fmt: skip
+        self.__dict__.update(held)  # not as submodules: whoever walks the modules finds this one alone
+        self.__dict__["training"] = False
+
+    @property
+    def engine(self) -> str:
+        return self.choices.winner.label
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            raise BadInput("an optimised model cannot be exported or traced; export model.original")
+        if self.original.training:
+            raise BadInput("the model under this optimised one was put in training mode; call .original.eval()")
+        key = _key(args, kwargs)
+        with torch.no_grad():
+            if torch.is_autocast_enabled(device := _device_type(args)):
+                with torch.autocast(device, enabled=False):  # the forms were chosen in the model's own dtype
+                    return self._form(key, args, kwargs)(*args, **kwargs)
+            return self._form(key, args, kwargs)(*args, **kwargs)
+
+    def _form(self, key: Hashable, args: Any, kwargs: Any) -> Form:
+        found = self._forms.get(key)
+        if found is None:
+            kind, form = self._any
+            found = form if kind is not None and kind == _kind(args, kwargs) else self._fallback
+        return found
+
+    def specialise_(self, inputs: Inputs) -> Choices:
+        """Prepare the chosen engine for the shapes of `inputs` too; it is verified and measured like the first time.
+
+        Returns: the table. Where the engine is not faster for these shapes, they keep running the given model.
+        """
+        made = self._again(inputs)
+        key = _key(*as_call(inputs))
+        with self._lock:
+            forms = dict(self._forms)
+            forms[key] = next(iter(made._forms.values()))
+            while len(forms) > MOST_SHAPES:
+                del forms[next(iter(forms))]
+            self.__dict__["_forms"] = forms  # put in place whole: a caller on another thread sees the old or the new
+        return made.choices
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the model, such as `multiple` or `num_classes`."""
+        if name.startswith("_"):
+            return super().__getattr__(name)
+        return getattr(self.__dict__["original"], name)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's: to count them, to ask for device and dtype. To change them changes nothing here."""
+        return self.original.named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Any:
+        return self.original.named_buffers(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            raise BadInput("an optimised model is for inference only; train model.original, then optimize it again")
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+        first = next(iter(self.parameters()), None)
+        moved = first is not None and device is not None and torch.empty(0, device=device).device != first.device
+        if moved or layout is not None or (dtype is not None and first is not None and dtype != first.dtype):
+            self._fixed("moved or converted")
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._fixed("moved or converted")
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._fixed("saved")
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._fixed("loaded into")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        self._fixed("pickled or copied")
+
+    def _fixed(self, what: str) -> NoReturn:
+        raise BadInput(
+            f"an optimised model belongs to this process and device and cannot be {what};"
+            " use model.original, and optimize it where it runs"
+        )
+
+    def __repr__(self) -> str:
+        return f"Optimized({self.engine}, {type(self.original).__name__})"
+
+
+def _key(args: Any, kwargs: Any) -> Hashable:
+    """What a prepared form is for: structure, shapes, dtypes, devices and the values of everything else."""
+    return _signature(args, kwargs, lambda t: (t.shape, t.dtype, t.device))
+
+
+def _kind(args: Any, kwargs: Any) -> Hashable:
+    """Likewise without the lengths of the axes."""
+    return _signature(args, kwargs, lambda t: (t.dim(), t.dtype, t.device))
+
+
+def _signature(args: Any, kwargs: Any, of: Any) -> Hashable:
+    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+        return of(args[0])
+    return _part(args, of), _part(kwargs, of)
+
+
+def _part(value: Any, of: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return of(value)
+    if isinstance(value, list | tuple):
+        return type(value), tuple(_part(each, of) for each in value)
+    if isinstance(value, dict):
+        return dict, tuple((key, _part(each, of)) for key, each in value.items())
+    try:
+        hash(value)
+    except TypeError:
+        return object()  # equal to no other key: such a call runs the fallback
+    return type(value), value
+
+
+def _device_type(args: Any) -> str:
+    return args[0].device.type if args and isinstance(args[0], Tensor) else "cpu"

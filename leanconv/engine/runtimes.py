@@ -1,0 +1,57 @@
+"""The peers as engines: ONNX Runtime and OpenVINO on the CPU, fixed to the given sizes."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from leanconv.deploy.program import input_order, save_onnx, to_openvino
+from leanconv.deploy.runtimes import OnnxRuntime, OpenVino
+from leanconv.engine.candidate import Candidate, Form, missing
+from leanconv.engine.workbench import Workbench
+
+
+def _seconds(bench: Workbench) -> float:
+    # Capturing and converting a U-Net of 160 layers takes 3 to 5 s on one core.
+    return 2.0 + 0.05 * bench.layers + 6 * bench.forward_s
+
+
+def _onnxruntime_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
+    if reason := missing("onnx", "onnxscript", "onnxruntime"):
+        return reason
+    if bench.device.type != "cpu":
+        return f"used on the CPU only; the model is on {bench.device}"
+    if dtype not in (None, torch.float32):
+        return f"it has no {str(dtype).removeprefix('torch.')} convolution on the CPU"
+    return None
+
+
+def _onnxruntime(bench: Workbench, dtype: torch.dtype | None) -> Form:
+    program = bench.program
+    inputs = [f"input{i}" for i in range(len(input_order(program)))]
+    outputs = [f"output{i}" for i in range(len(program.graph_signature.user_outputs))]
+    with tempfile.TemporaryDirectory(prefix="leanconv-") as folder:
+        path = Path(folder) / "model.onnx"
+        save_onnx(program, path, inputs=inputs, outputs=outputs)
+        return bench.from_flat(OnnxRuntime(path, threads=bench.threads))
+
+
+def _openvino_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
+    if reason := missing("openvino"):
+        return reason
+    if bench.device.type != "cpu":
+        return f"used on the CPU only; the model is on {bench.device}"
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        return f"it has no {str(dtype).removeprefix('torch.')} inference on the CPU"
+    return None
+
+
+def _openvino(bench: Workbench, dtype: torch.dtype | None) -> Form:
+    precision = "bf16" if dtype is torch.bfloat16 else "f32"
+    program = bench.program
+    runtime = OpenVino(to_openvino(program), threads=bench.threads, precision=precision, order=input_order(program))
+    return bench.from_flat(runtime)
+
+
+ONNXRUNTIME = Candidate("onnxruntime", _onnxruntime_why_not, _seconds, _onnxruntime)
+OPENVINO = Candidate("openvino", _openvino_why_not, _seconds, _openvino)

@@ -1,0 +1,189 @@
+"""What all candidates of one `optimize` share: the model, its call, its answers, a folded copy, a captured program."""
+
+import copy
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map_only
+
+from leanconv.convert import FoldReport, fold_
+from leanconv.deploy.calls import Call, Frame, resampled
+from leanconv.deploy.program import capture_flat
+from leanconv.deploy.verify import Error, difference, has_nan, tolerance
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+class Workbench:
+    """One model on one call. Everything is made when it is first asked for, and once.
+
+    Attributes:
+        model: as it was given; nothing here changes it.
+        obstacle: why no other form can be verified against it, or "".
+        forward_s: seconds of one call of it.
+        dtype: the number type of its first floating-point input, or of its parameters.
+    """
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], threads: int) -> None:
+        self.model, self.threads = model, threads
+        self.tensors, self.frame = Frame.split((args, kwargs))
+        self.single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        self.device = self._device()
+        self.dtype = self._dtype()
+        generator = torch.Generator().manual_seed(0)
+        self._others = [resampled(t, t.shape, generator) for t in self.tensors]
+        self.answer = self._ask(self.tensors)
+        start = time.perf_counter()
+        again, self.other = self._ask(self.tensors), None
+        self.forward_s = time.perf_counter() - start
+        self.obstacle = self._obstacle(again)
+        self._tolerances: dict[torch.dtype | None, float] = {}
+
+    def _device(self) -> torch.device:
+        held = [*self.model.parameters(), *self.model.buffers(), *self.tensors]
+        return held[0].device if held else torch.device("cpu")
+
+    def _dtype(self) -> torch.dtype:
+        held = [t for t in (*self.tensors, *self.model.parameters()) if t.is_floating_point()]
+        return held[0].dtype if held else torch.get_default_dtype()
+
+    def call(self, tensors: list[Tensor] | None = None) -> Call:
+        """The arguments once more, with tensors of their own: a model may write into its inputs."""
+        args, kwargs = self.frame.join([t.detach().clone() for t in (self.tensors if tensors is None else tensors)])
+        return args, kwargs
+
+    def _ask(self, tensors: list[Tensor]) -> Any:
+        args, kwargs = self.call(tensors)
+        with torch.no_grad():
+            return self.model(*args, **kwargs)
+
+    def _obstacle(self, again: Any) -> str:
+        """Why nothing can be verified against the model."""
+        if has_nan(self.answer):
+            return "the model's output has NaN in it"
+        if not difference(self.answer, again).ok(0.0):
+            return "two calls of the model give two answers"
+        args, kwargs = self.call()
+        with torch.no_grad():
+            self.model(*args, **kwargs)
+        if not difference(self.tensors, Frame.split((args, kwargs))[0]).ok(0.0):
+            return "the model writes into its inputs"
+        try:
+            other = self._ask(self._others)
+            self.other = None if has_nan(other) else other
+        except Exception:  # random numbers may be out of what a model takes; its own inputs are then the only check
+            self.other = None
+        return ""
+
+    def verify(self, form: Callable[..., Any]) -> tuple[Error, float]:
+        """A form's error on the given inputs and on random ones, and the seconds of its second call."""
+        seen = difference(self.answer, self._run(form, self.tensors))
+        if seen.problem:
+            return seen, 0.0
+        start = time.perf_counter()
+        again = self._run(form, self.tensors if self.other is None else self._others)
+        seconds = time.perf_counter() - start
+        return max(seen, difference(self.answer if self.other is None else self.other, again), key=_size), seconds
+
+    def _run(self, form: Callable[..., Any], tensors: list[Tensor]) -> Any:
+        args, kwargs = self.call(tensors)
+        with torch.no_grad():
+            answer = form(*args, **kwargs)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return answer
+
+    def tolerance(self, dtype: torch.dtype | None) -> float:
+        """The relative error allowed to a form that runs in `dtype` (None: in the model's own)."""
+        if dtype not in self._tolerances:
+            args, kwargs = self.call()
+            self._tolerances[dtype] = tolerance(self.model, args, kwargs, self.answer, dtype=dtype)
+        return self._tolerances[dtype]
+
+    @cached_property
+    def _folding(self) -> tuple[nn.Module, FoldReport]:
+        folded = copy.deepcopy(self.model).requires_grad_(False)
+        args, kwargs = self.call()
+        return folded, fold_(folded, kwargs if not args else args if not kwargs else _bound(self.model, args, kwargs))
+
+    @property
+    def folded(self) -> nn.Module:
+        """A copy of the model with everything folded that folds exactly."""
+        return self._folding[0]
+
+    @property
+    def fold_report(self) -> FoldReport:
+        return self._folding[1]
+
+    def copy_of_folded(self, dtype: torch.dtype | None) -> nn.Module:
+        """A folded copy of its own, in `dtype`."""
+        made = copy.deepcopy(self.folded)
+        return made if dtype is None else made.to(dtype)
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """The folded model as a flat program at the given sizes, in float32 where the model computes in half."""
+        model, (args, kwargs) = self.folded, self.call()
+        if self.half:
+            model = self.copy_of_folded(torch.float32)
+            args, kwargs = tree_map_only(Tensor, lambda t: t.float() if t.dtype in HALF else t, (args, kwargs))
+        return capture_flat(model, args, kwargs)
+
+    @property
+    def half(self) -> bool:
+        """Whether the model computes in float16 or bfloat16."""
+        return self.dtype in HALF or any(p.dtype in HALF for p in self.model.parameters())
+
+    @cached_property
+    def layers(self) -> int:
+        """Leaf modules: what preparation times are estimated from."""
+        return sum(1 for module in self.model.modules() if not any(module.children()))
+
+    def nested(self, run: Callable[..., Any], prepare: Callable[[Tensor], Tensor], *, cast: bool) -> Callable[..., Any]:
+        """`run` called as the model is, every tensor through `prepare`; with `cast`, answers in the model's dtypes."""
+        dtypes = [t.dtype for t in Frame.split(self.answer)[0]]
+
+        def form(*args: Any, **kwargs: Any) -> Any:
+            if self.single:
+                args = (prepare(args[0]),)
+            else:
+                args, kwargs = tree_map_only(Tensor, prepare, (args, kwargs))
+            answer = run(*args, **kwargs)
+            if cast:
+                tensors, frame = Frame.split(answer)
+                answer = frame.join([t.to(dtype) for t, dtype in zip(tensors, dtypes, strict=True)])
+            return answer
+
+        return form
+
+    def from_flat(self, run: Callable[..., list[Tensor]]) -> Callable[..., Any]:
+        """A runtime of flat CPU tensors, called as the model is; half inputs go in as float32."""
+        tensors, frame = Frame.split(self.answer)
+        dtypes = [t.dtype for t in tensors]
+        alone = isinstance(self.answer, Tensor)
+        single, half = self.single, self.half
+
+        def form(*args: Any, **kwargs: Any) -> Any:
+            given = [args[0]] if single else Frame.split((args, kwargs))[0]
+            if half:
+                given = [t.float() if t.dtype in HALF else t for t in given]
+            found = [t.to(dtype) for t, dtype in zip(run(*given), dtypes, strict=True)]
+            return found[0] if alone else frame.join(found)
+
+        return form
+
+
+def _size(error: Error) -> float:
+    return error.relative
+
+
+def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Positional arguments by their names, for a function that takes either kind alone."""
+    import inspect
+
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)

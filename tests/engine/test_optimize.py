@@ -1,0 +1,302 @@
+"""`optimize`: right, never slower by its own measurement, and safe in the hands of its callers."""
+
+import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+
+import pytest
+import torch
+from torch import nn
+
+from leanconv.deploy import export
+from leanconv.engine import Optimized, optimize
+from leanconv.engine.candidate import Candidate, missing
+from leanconv.engine.candidates import CANDIDATES
+from leanconv.engine.choices import faster
+from leanconv.errors import BadInput, UnknownName
+from leanconv.measure import Timing
+
+room = import_module("leanconv.engine.optimize")
+QUICK = ("folded", "channels_last")
+RUNTIMES = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(missing(*needs)), reason=f"needs the export extra: {needs}"))
+    for name, needs in (("onnxruntime", ("onnx", "onnxscript", "onnxruntime")), ("openvino", ("openvino",)))
+]
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+        self.multiple = 4
+
+    def forward(self, x):
+        return self.drop(self.norm(self.conv(x)).relu())
+
+
+class Nested(Tiny):
+    """An argument by name, a number that decides the path, a dict with a constant, whole numbers."""
+
+    def forward(self, x, *, scale, times=1):
+        y = super().forward(x) * scale
+        for _ in range(times):
+            y = y + 1
+        return {"map": y, "best": y.argmax(1), "times": times, "pair": (y.mean((2, 3)), None)}
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Any right challenger counts as faster: what is tested is not the speed of this machine."""
+    monkeypatch.setattr(room, "faster", lambda challenger, given: True)
+
+
+def close(a, b, **bounds):
+    torch.testing.assert_close(a, b, **({"rtol": 1e-4, "atol": 1e-5} | bounds))
+
+
+def test_the_table_and_the_answer():
+    model, x = Tiny().eval(), torch.randn(2, 3, 9, 7)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fast = optimize(model, x, engines=QUICK, budget_s=5)
+    assert [row.label for row in fast.choices] == ["eager", "folded", "channels_last"]
+    assert sum(row.chosen for row in fast.choices) == 1
+    assert fast.choices["folded"].error <= fast.choices["folded"].tolerance
+    assert fast.choices.folds == 1
+    assert fast.choices.to_dict()["chosen"] == fast.engine
+    assert all(row.note for row in fast.choices)
+    assert all(row.label in str(fast.choices) for row in fast.choices)
+    close(fast(x), model(x).detach())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not fast(x.requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("engine", ["folded", "channels_last", *RUNTIMES])
+def test_every_engine_gives_what_the_model_gives(engine, always):
+    model = Nested().eval()
+    inputs = {"x": torch.randn(2, 3, 6, 6), "scale": torch.rand(1), "times": 2}
+    fast = optimize(model, inputs, engines=(engine,), budget_s=60)
+    assert fast.engine == engine, str(fast.choices)
+    close(fast(**inputs), model(**inputs))
+    for changed in ({"times": 3}, {"x": torch.randn(5, 3, 9, 4)}, {"x": torch.randn(0, 3, 6, 6)}):
+        close(fast(**inputs | changed), model(**inputs | changed))  # another path, another shape, no sample at all
+    strided = torch.randn(2, 3, 6, 12)[..., ::2]
+    for x in (strided, strided.to(memory_format=torch.channels_last), strided.clone().requires_grad_()):
+        close(fast(**inputs | {"x": x}), model(**inputs | {"x": x.detach()}))
+
+
+@pytest.mark.parametrize("engine", ["eager", "folded", *RUNTIMES])
+def test_eight_threads_call_one_model(engine, always):
+    model = Tiny().eval()
+    fast = optimize(model, torch.randn(1, 3, 16, 16), engines=(engine,), budget_s=60)
+    inputs = [torch.randn(1, 3, 16, 16) for _ in range(64)]
+    start = threading.Barrier(8)
+
+    def work(part):
+        start.wait()
+        return [fast(x) for x in part]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [y for part in pool.map(work, [inputs[i::8] for i in range(8)]) for y in part]
+    expected = [y for i in range(8) for y in map(model, inputs[i::8])]
+    for y, want in zip(found, expected, strict=True):
+        close(y, want.detach())
+
+
+def test_torch_compile(always):
+    """One Inductor run: several threads, inputs of other strides, answers that later calls do not overwrite."""
+    model, x = Tiny().eval(), torch.randn(2, 3, 8, 8)
+    fast = optimize(model, x, engines=("compile",), budget_s=600)
+    if fast.choices["compile"].note.startswith("torch.compile needs"):
+        pytest.skip(fast.choices["compile"].note)
+    assert fast.engine == "compile", str(fast.choices)
+    first, want = fast(x), model(x).detach()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        fast(torch.randn(2, 3, 8, 16)[..., ::2])
+        fast(nn.Parameter(torch.randn(2, 3, 8, 8)))
+        with ThreadPoolExecutor(4) as pool:
+            for y in pool.map(fast, [x] * 16):
+                close(y, want)
+    close(first, want)
+    close(fast(torch.randn(1, 3, 5, 5)).shape, torch.Size([1, 4, 5, 5]))
+
+
+def test_a_wrong_engine_cannot_win(monkeypatch, always):
+    wrong = Candidate("wrong", lambda b, d: None, lambda b: 0.0, lambda b, d: lambda x: b.model(x) * 1.001)
+    shape = Candidate("shape", lambda b, d: None, lambda b: 0.0, lambda b, d: lambda x: b.model(x)[:1])
+    breaks = Candidate("breaks", lambda b, d: None, lambda b: 0.0, lambda b, d: 1 / 0)
+    learned = Candidate("learned", lambda b, d: None, lambda b: 0.0, lambda b, d: (lambda y: lambda x: y)(b.answer))
+    for each in (wrong, shape, breaks, learned):
+        monkeypatch.setitem(CANDIDATES, each.name, each)
+    fast = optimize(Tiny().eval(), torch.randn(2, 3, 4, 4), engines=("wrong", "shape", "breaks", "learned"), budget_s=5)
+    assert fast.engine == "eager"
+    assert fast.choices["wrong"].note.startswith("differs: ")
+    assert fast.choices["wrong"].error == pytest.approx(1e-3, rel=0.1)
+    assert "shape" in fast.choices["shape"].note
+    assert "ZeroDivisionError" in fast.choices["breaks"].note
+    assert fast.choices["learned"].note.startswith("differs: ")  # right on the given input only
+
+
+def test_a_slower_engine_cannot_win(monkeypatch):
+    def slow(bench, dtype):
+        def form(x):
+            for _ in range(20):
+                y = bench.model(x)
+            return y
+
+        return form
+
+    monkeypatch.setitem(CANDIDATES, "slow", Candidate("slow", lambda b, d: None, lambda b: 0.0, slow))
+    fast = optimize(Tiny().eval(), torch.randn(1, 3, 32, 32), engines=("slow",), budget_s=2)
+    assert fast.engine == "eager"
+    assert fast.choices["slow"].ratio is None or fast.choices["slow"].ratio < 0.5
+
+
+def test_an_engine_that_was_lucky_once_cannot_win(monkeypatch):
+    rounds = iter([True, False, False])
+    monkeypatch.setattr(room, "faster", lambda challenger, given: next(rounds))
+    fast = optimize(Tiny().eval(), torch.randn(1, 3, 8, 8), engines=("folded",), budget_s=5)
+    assert fast.engine == "eager"
+    assert fast.choices["folded"].note.startswith("not confirmed")
+
+
+def test_the_rule_of_faster():
+    given = Timing(10.0, 11.0, 0.1, 50)
+    assert faster(Timing(9.0, 10.0, 0.1, 50), given)
+    assert not faster(Timing(9.8, 10.0, 0.0, 50), Timing(10.0, 10.0, 0.0, 50))  # within the margin
+    assert not faster(Timing(9.0, 20.0, 8.0, 5), given)  # within the noise
+    assert not faster(Timing(11.0, 12.0, 0.1, 50), given)
+
+
+def test_the_budget_is_kept(monkeypatch):
+    monkeypatch.setitem(
+        CANDIDATES, "endless", Candidate("endless", lambda b, d: None, lambda b: 100.0, lambda b, d: 1 / 0)
+    )
+    fast = optimize(Tiny().eval(), torch.randn(1, 3, 8, 8), engines=("endless",), budget_s=4)
+    assert fast.choices["endless"].note.startswith("skipped: needs about 100 s, 3 s left")
+    fast = optimize(Tiny().eval(), torch.randn(1, 3, 8, 8), budget_s=1e-6)
+    assert fast.engine == "eager"
+    assert fast.choices.seconds < 5
+
+
+def test_missing_libraries_are_a_line_of_the_table(monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name in ("openvino", "onnxruntime") else real(name, *a)
+    )
+    fast = optimize(Tiny().eval(), torch.randn(1, 3, 8, 8), engines=("openvino", "onnxruntime"), budget_s=5)
+    for name in ("openvino", "onnxruntime"):
+        assert fast.choices[name].note == f"{name} not installed: pip install 'leanconv[export]'"
+
+
+def test_bfloat16_inside_float32_outside(always):
+    model, x = Tiny().eval(), torch.randn(1, 3, 8, 8)
+    fast = optimize(model, x, dtype=torch.bfloat16, engines=("folded", "onnxruntime"), budget_s=5)
+    row = fast.choices["folded bfloat16"]
+    assert 1e-4 < row.error <= row.tolerance == 5e-2
+    assert "no bfloat16 convolution" in fast.choices["onnxruntime bfloat16"].note
+    assert fast(x).dtype == torch.float32
+    half = optimize(copy.deepcopy(model).bfloat16(), x.bfloat16(), engines=RUNTIMES[1].values, budget_s=20)
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+    close(half(x.bfloat16()).float(), model(x), rtol=5e-2, atol=5e-2)
+
+
+def test_what_cannot_be_verified_stays_as_it_is():
+    class Rolls(nn.Module):
+        def forward(self, x):
+            return x + torch.rand_like(x)
+
+    class Writes(nn.Module):
+        def forward(self, x):
+            return x.add_(1)
+
+    nan = Tiny().eval()
+    with torch.no_grad():
+        nan.conv.weight.fill_(float("nan"))
+    for model, reason in ((Rolls().eval(), "two answers"), (Writes().eval(), "writes into"), (nan, "NaN")):
+        fast = optimize(model, torch.ones(1, 3, 4, 4), engines=QUICK, budget_s=5)
+        assert fast.engine == "eager"
+        assert reason in fast.choices.winner.note
+    x = torch.ones(1, 3, 4, 4)
+    optimize(Writes().eval(), x, engines=QUICK, budget_s=5)
+    assert torch.equal(x, torch.ones(1, 3, 4, 4))
+
+
+def test_mixed_dtypes_and_models_that_cannot_be_copied():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1).double()
+            self.lock = threading.Lock()
+
+        def forward(self, x):
+            return self.b(self.a(x).double()), self.a(x)
+
+    model, x = Mixed().eval(), torch.randn(1, 3, 4, 4)
+    fast = optimize(model, x, engines=QUICK, budget_s=5)
+    assert fast.engine == "eager"
+    assert "lock" in fast.choices["folded"].note
+    del model.lock
+    fast = optimize(model, x, engines=QUICK, budget_s=5)
+    assert [y.dtype for y in fast(x)] == [torch.float64, torch.float32]
+
+
+def test_words_that_are_refused():
+    model, x = Tiny(), torch.randn(1, 3, 4, 4)
+    with pytest.raises(BadInput, match=r"call model\.eval\(\) first"):
+        optimize(model, x)
+    model.eval()
+    with pytest.raises(UnknownName, match=r"did you mean 'openvino'\?.*known: eager"):
+        optimize(model, x, engines=("openvin",))
+    with pytest.raises(BadInput, match="empty"):
+        optimize(model, x[:0])
+    with pytest.raises(BadInput, match="does not run"):
+        optimize(model, torch.randn(1, 4, 4, 4))
+    with pytest.raises(BadInput, match="floating-point"):
+        optimize(model, x, dtype=torch.int8)
+    with pytest.raises(BadInput, match="more than 0"):
+        optimize(model, x, budget_s=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(BadInput, match="autocast"):
+        optimize(model, x)
+
+
+def test_an_optimised_model_is_for_inference_here(tmp_path):
+    model, x = Tiny().eval(), torch.randn(1, 3, 4, 4)
+    fast = optimize(model, x, engines=("folded",), budget_s=5)
+    assert isinstance(fast, Optimized)
+    assert fast.eval() is fast
+    assert fast.original is model
+    assert fast.multiple == 4
+    assert fast.to("cpu") is fast
+    assert next(fast.parameters()).dtype == torch.float32
+    assert [*fast.modules()] == [fast]
+    for act in (
+        fast.train, fast.state_dict, lambda: fast.load_state_dict({}), fast.double, lambda: fast.to(torch.float64),
+        lambda: pickle.dumps(fast), lambda: copy.deepcopy(fast), lambda: export(fast, x, tmp_path / "m.onnx"),
+        lambda: torch.export.export(fast, (x,)), lambda: optimize(fast, x),
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match="original"):
+            act()
+    with pytest.raises(AttributeError, match="no attribute 'missing'"):
+        _ = fast.missing
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fast(x).dtype == torch.float32
+    model.train()
+    with pytest.raises(BadInput, match=r"\.original\.eval\(\)"):
+        fast(x)
+
+
+def test_specialise(always):
+    fast = optimize(Tiny().eval(), torch.randn(1, 3, 4, 4), engines=("openvino",), budget_s=60)
+    if fast.engine != "openvino":
+        pytest.skip(fast.choices["openvino"].note)
+    x = torch.randn(2, 3, 6, 6)
+    assert len(fast._forms) == 1
+    assert fast.specialise_(x).winner.engine == "openvino"
+    assert len(fast._forms) == 2
+    close(fast(x), fast.original(x).detach())
