@@ -11,6 +11,7 @@ from torch import nn
 from leanconv.convert import Plan, Swap, apply_
 from leanconv.errors import BadCheckpoint, BadInput, LeanconvError, MissingExtra, UntrustedCode
 from leanconv.files import read_json, write_json
+from leanconv.registry import parse
 from leanconv.runs.kinds import Reference, build, read
 from leanconv.runs.weights import load_weights, save_weights
 from leanconv.version import __version__
@@ -55,7 +56,8 @@ class RunFolder:
     def write_model(self, reference: str, *, swaps: Plan | Iterable[tuple[str, str]] = ()) -> Path:
         """Write model.json: the model's reference, and the swaps to repeat on it (a `Plan`, or pairs name, operator).
 
-        Raises: BadInput for a reference that names no model, or another run folder (give that one's own reference).
+        Raises: BadInput for a reference that names no model, or another run folder (give that one's own reference);
+            UnknownName for an operator or option nobody has.
         """
         found = read(reference)
         if found.kind == "path":
@@ -65,6 +67,8 @@ class RunFolder:
         if found.kind == "code":  # the run folder may be read from anywhere
             reference = reference.replace(found.name, str(Path(found.name).resolve()), 1)
         pairs = [(s.name, str(s.to)) for s in swaps.swapped] if isinstance(swaps, Plan) else list(swaps)
+        for _, to in pairs:
+            parse(to)
         return write_json(
             self.model_json,
             {

@@ -96,6 +96,12 @@ def test_a_model_file_names_a_model(tmp_path, reference):
         RunFolder(tmp_path).write_model("foo:bar")
 
 
+def test_swaps_to_an_unknown_operator_are_not_written(tmp_path):
+    with pytest.raises(UnknownName, match="did you mean 'splconv'"):
+        RunFolder(tmp_path).write_model("leanconv:unet", swaps=[("head", "splcon")])
+    assert not (tmp_path / "model.json").exists()
+
+
 def hostile(folder, **stored) -> RunFolder:
     (folder / "model.json").write_text(json.dumps({"format": 1, "leanconv": "0", **stored}))
     return RunFolder(folder)

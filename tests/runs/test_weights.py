@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -71,6 +72,22 @@ def test_an_older_file_survives_a_failed_write(tmp_path):
         ghost = unet()
     with pytest.raises(BadInput, match=r"encoder.level1.conv1.weight: a tensor without data"):
         save_weights(ghost, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: no space")])
+def test_an_older_file_survives_a_full_disk(tmp_path, monkeypatch, error):
+    path = save_weights(unet(), tmp_path / "w.safetensors")
+    before = path.read_bytes()
+
+    def half(tensors, temporary, metadata):
+        Path(temporary).write_bytes(before[:100])
+        raise error
+
+    monkeypatch.setattr("leanconv.runs.weights.save_file", half)
+    with pytest.raises(BadInput, match=r"cannot be written: .*o space.*; the old file, if any, is untouched"):
+        save_weights(unet(), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
