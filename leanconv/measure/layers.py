@@ -15,7 +15,7 @@ from leanconv.measure.device import describe, label
 from leanconv.measure.latency import Timing, interleave, synchronize
 from leanconv.measure.record import Recording, record
 from leanconv.measure.roofline import Peaks, peaks
-from leanconv.measure.state import bare, layout_of, main_input, run, untouched
+from leanconv.measure.state import bare, countable, layout_of, main_input, run, untouched
 from leanconv.table import si, table
 
 _WARMUP = 2
@@ -139,16 +139,17 @@ def profile(
         budget_s: seconds of timing, warm-up not counted.
         on_round: called after every round with the fraction that is done.
     """
-    model, x = bare(model), main_input(inputs)
+    given, model, x = model, bare(model), main_input(inputs)
+    whole_only = countable(model) is not model  # an optimised model runs as a whole: its layers have no times
     recording = record(model, inputs)
     counts = {name: count_recorded(recording, name) for name in dict.fromkeys(["macs", *conventions])}
     top = peaks(x.device, x.dtype)
     with untouched(model):
         clock = _Clock(recording, model)
-        whole = interleave(
-            {"model": lambda: run(model, inputs), "layers": lambda: clock.run(inputs)},
-            budget_s=budget_s, warmup=_WARMUP, on_round=on_round,
-        )["model"]  # fmt: skip
+        candidates: dict[str, Callable[[], object]] = {"model": lambda: run(given, inputs)}
+        if not whole_only:
+            candidates["layers"] = lambda: clock.run(inputs)
+        whole = interleave(candidates, budget_s=budget_s, warmup=_WARMUP, on_round=on_round)["model"]
     rows = []
     for layer in counts["macs"].layers:
         floor, bound = top.floor_ms(layer.flops, layer.min_bytes)

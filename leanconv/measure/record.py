@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.measure.ops import OpCall, classify, flat, launches, norm_facts, tensor_bytes
-from leanconv.measure.state import arguments, bare, first_shape, tensors, untouched, untouched_random
+from leanconv.measure.state import arguments, countable, first_shape, tensors, untouched, untouched_random
 from leanconv.nn import Operator
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def child_names(module: nn.Module) -> set[str]:
 
 def record(model: nn.Module, inputs: Any) -> Recording:
     """The recording of one forward in eval mode; `model`, its buffers and the random states stay as they were."""
-    model = bare(model)
+    model = countable(model)
     try:
         return _record_fake(model, inputs)
     except Exception as error:

@@ -1,7 +1,7 @@
 """Running somebody's model without leaving a trace: eval mode, no gradients, everything as it was afterwards."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
 
 
-def run(model: nn.Module, inputs: Any) -> Any:
+def run(model: Callable[..., Any], inputs: Any) -> Any:
     """The model's answer to `inputs`."""
     positional, keywords = arguments(inputs)
     return model(*positional, **keywords)
@@ -63,6 +63,14 @@ def bare(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def countable(model: nn.Module) -> nn.Module:
+    """The plain module whose operations say what a model needs: of an optimised one, the model it was made from."""
+    model = bare(model)
+    if getattr(type(model), "optimized_by_leanconv", False):
+        return bare(model.original)  # type: ignore[arg-type]
+    return model
 
 
 @contextmanager

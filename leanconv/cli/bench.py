@@ -1,0 +1,101 @@
+"""`leanconv bench MODEL...`: models side by side, timed in turns."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leanconv.cli.common import (
+    ChannelsLast,
+    Device,
+    Dtype,
+    DtypeOption,
+    Input,
+    Json,
+    ModelWords,
+    Out,
+    Threads,
+    example,
+    references,
+    report,
+    set_threads,
+    torch_device,
+    torch_dtype,
+)  # fmt: skip
+from leanconv.cli.profile import Budget, Conventions, TrustCode
+from leanconv.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class _Both:
+    """Inference and training step as one report."""
+
+    def __init__(self, inference: Any, training: Any) -> None:
+        self.inference, self.training = inference, training
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"inference": self.inference.to_dict(), "training": self.training.to_dict()}
+
+    def __str__(self) -> str:
+        return f"{self.inference}\n\n{self.training}"
+
+
+def command(
+    models: ModelWords,
+    input: Input = "1,3,224,224",
+    threads: Threads = None,
+    dtype: DtypeOption = Dtype.float32,
+    channels_last: ChannelsLast = False,
+    device: Device = "cpu",
+    convention: Conventions = None,
+    train: Annotated[
+        bool,
+        typer.Option("--train", help="Also a training step: its time in eager and channels_last, its peak memory."),
+    ] = False,
+    budget: Budget = 10.0,
+    trust_code: TrustCode = False,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Compare models side by side: params, MACs, latency (the models take turns), FPS; the first is the base.
+
+    Options follow the model they belong to: leanconv bench leanconv:unet base=32 leanconv:unet base=32 conv=splconv.
+    With --dtype bfloat16 inference runs the model in bfloat16, a training step runs under bfloat16 autocast.
+    """
+    set_threads(threads)
+    x = example(input, dtype, device, channels_last=channels_last)
+    from leanconv.measure import compare
+
+    found = references(models)
+    made = named(found, trust_code)
+    for model in made.values():
+        model.to(torch_device(device), torch_dtype(dtype))
+        if channels_last:
+            import torch
+
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    result: Any = compare(made, x, conventions=convention or (), budget_s=budget)
+    if train:
+        from leanconv.measure.training import compare_training
+
+        autocast = None if dtype is Dtype.float32 else torch_dtype(dtype)
+        steps = compare_training(
+            {name: model.float() for name, model in made.items()}, x.float(), settings=("eager", "channels_last"),
+            autocast=autocast, budget_s=budget,
+        )  # fmt: skip
+        result = _Both(result, steps)
+    report(result, json=json, out=out)
+
+
+def named(found: list[str], trust_code: bool) -> dict[str, "nn.Module"]:
+    """Reference -> model; the same reference twice gets a number. Raises BadInput for no reference."""
+    from leanconv.runs import load
+
+    if not found:
+        raise BadInput("no model was given; write leanconv bench MODEL [key=value ...] MODEL ...")
+    made: dict[str, nn.Module] = {}
+    for one in found:
+        again = sum(name == one or name.startswith(f"{one} #") for name in made)
+        made[one if not again else f"{one} #{again + 1}"] = load(one, trust_code=trust_code)
+    return made

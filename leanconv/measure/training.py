@@ -1,0 +1,194 @@
+"""What a training step costs: its time, in turns with the other models', and its peak memory."""
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from leanconv.errors import BadInput
+from leanconv.measure.device import describe, label
+from leanconv.measure.latency import Timing, interleave, synchronize
+from leanconv.measure.state import bare, layout_of, main_input, run, tensors, untouched_random
+from leanconv.table import si, table
+
+# How a step can be run; what is cheapest differs between operators and devices.
+SETTINGS = ("eager", "channels_last", "compile", "compile channels_last")
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Forward, backward and SGD step of one model in one setting.
+
+    Attributes:
+        ratio: time against the first model in the first setting; above 1 is slower.
+        peak_bytes: parameters, buffers, gradients, momentum and activations at their highest, as torch's allocator
+            counts them (a library's own scratch memory is not in it).
+    """
+
+    name: str
+    setting: str
+    timing: Timing
+    ratio: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class TrainingComparison:
+    """Training steps side by side; the first one is the base of every ratio."""
+
+    steps: tuple[StepCost, ...]
+    device: dict[str, Any]
+    dtype: str
+    shape: tuple[int, ...]
+    label: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "device": self.device, "dtype": self.dtype, "shape": list(self.shape), "batch": self.shape[0],
+            "steps": [
+                {
+                    "name": s.name, "setting": s.setting, "ms": s.timing.to_dict(), "ratio": s.ratio,
+                    "peak_bytes": s.peak_bytes,
+                }
+                for s in self.steps
+            ],
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        first = self.steps[0]
+        head = ["model", "setting", "step ms", "IQR", f"× {first.name} {first.setting}", "peak memory"]
+        rows = [
+            [s.name, s.setting, f"{s.timing.median_ms:.4g}", f"{s.timing.iqr_ms:.2g}", f"{s.ratio:.2f}",
+             si(s.peak_bytes) + "B"]
+            for s in self.steps
+        ]  # fmt: skip
+        note = f"a step is forward, backward and SGD; {first.timing.rounds} rounds, in turns; ratios below 1 are faster"
+        return table(head, rows, title=f"training step: {self.label}", note=note)
+
+
+def compare_training(
+    models: Mapping[str, nn.Module],
+    inputs: Any,
+    *,
+    settings: Sequence[str] = ("eager",),
+    autocast: torch.dtype | None = None,
+    budget_s: float = 10.0,
+    on_round: Callable[[float], object] | None = None,
+) -> TrainingComparison:
+    """Time a training step of every model in every setting, in turns, and measure its peak memory.
+
+    The steps run on copies; the models are left as they were. The loss is the mean square of every floating-point
+    output: its cost is small beside the network's.
+
+    Args:
+        models: name -> model; the first one in the first setting is the base of every ratio.
+        settings: out of `SETTINGS`.
+        autocast: run forward and loss under autocast of that type (bfloat16).
+        budget_s: seconds of timing over all candidates, warm-up and compilation not counted.
+    Raises: BadInput for an unknown setting, no models, or a model without trainable parameters.
+    """
+    if not models or not settings:
+        raise BadInput("nothing to compare: no models or no settings were given")
+    if unknown := [setting for setting in settings if setting not in SETTINGS]:
+        raise BadInput(f"unknown training setting {unknown[0]!r}; known: {', '.join(SETTINGS)}")
+    x = main_input(inputs)
+    with untouched_random():
+        steps = {
+            (name, setting): TrainingStep(model, inputs, setting, autocast)
+            for name, model in models.items()
+            for setting in settings
+        }
+        labels = {f"{name} {setting}": step for (name, setting), step in steps.items()}
+        timings = interleave(labels, budget_s=budget_s, on_round=on_round)
+        peaks = {text: step.peak_bytes() for text, step in labels.items()}
+    base = next(iter(timings.values())).median_ms
+    costs = tuple(
+        StepCost(name, setting, timings[text], timings[text].median_ms / base, peaks[text])
+        for (name, setting), text in zip(steps, labels, strict=True)
+    )
+    dtype = autocast or x.dtype
+    return TrainingComparison(
+        costs, describe(x.device), str(dtype).removeprefix("torch."), tuple(x.shape),
+        label(x.device, dtype=dtype, layout="" if len(settings) > 1 else layout_of(x), shape=x.shape),
+    )  # fmt: skip
+
+
+class TrainingStep:
+    """One model's step, ready to be called again and again with the same work in every call."""
+
+    def __init__(self, model: nn.Module, inputs: Any, setting: str, autocast: torch.dtype | None = None) -> None:
+        self.model = copy.deepcopy(bare(model)).train()
+        self.inputs = pytree.tree_map_only(Tensor, Tensor.detach, inputs)
+        if "channels_last" in setting:
+            # nn.Module.to has no overload that types a memory format alone
+            self.model = self.model.to(memory_format=torch.channels_last)
+            self.inputs = pytree.tree_map_only(Tensor, _channels_last, self.inputs)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        if not trained:
+            raise BadInput("a training step needs trainable parameters; the model has none")
+        # A rate of zero keeps the numbers where they are: no step overflows, and every one does the same work.
+        self.optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9)
+        self.device_type, self.autocast = trained[0].device.type, autocast
+        self.forward: Callable[..., Any] = self.model
+        if "compile" in setting:
+            self.forward = torch.compile(self.model, dynamic=False)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device_type, self.autocast, enabled=self.autocast is not None):
+            outputs = [t for t in tensors(run(self.forward, self.inputs)) if t.is_floating_point()]
+            loss = sum((t.float().square().mean() for t in outputs), torch.zeros(()))
+        loss.backward()
+        self.optimizer.step()
+
+    def peak_bytes(self) -> int:
+        """The most memory that torch holds for this model at any moment of a step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        states = [t for state in self.optimizer.state.values() for t in tensors(state)]
+        held = [*self.model.parameters(), *self.model.buffers(), *states]
+        kept = sum(t.numel() * t.element_size() for t in held)
+        if self.device_type == "cuda":
+            synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self()
+            synchronize()
+            return kept + torch.cuda.max_memory_allocated() - before
+        return kept + _allocator_peak(self)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _allocator_peak(call: Callable[[], object]) -> int:
+    """The highest sum of bytes that torch's CPU allocator handed out during a call and had not got back."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with _quiet_kineto(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    recorded = seen.profiler.kineto_results if seen.profiler is not None else None
+    events = [event for event in recorded.events() if event.name() == "[memory]"] if recorded is not None else []
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@contextmanager
+def _quiet_kineto() -> Iterator[None]:
+    """Kineto, torch's profiler, writes its log to stderr; it reads the level when a profile starts."""
+    before = os.environ.get("KINETO_LOG_LEVEL")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("KINETO_LOG_LEVEL", None)
