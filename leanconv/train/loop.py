@@ -54,6 +54,8 @@ class _Run:
         self.accelerator = setup.accelerator(recipe)
         self.main, self.processes = self.accelerator.is_main_process, self.accelerator.num_processes
         self.report = Reporter(active=self.main, visible=progress)
+        if note := setup.launch_note(self.processes):
+            self.report.say(note)
         self.data = setup.open_splits(recipe, self.report.say, progress=self.main and progress)
         self.task = setup.task(recipe, self.data["train"])
         setup.seed_everything(recipe.seed)

@@ -1,5 +1,6 @@
 """What a run needs before its first step: the folder, the device, the data, the model, and the line that says so."""
 
+import os
 import random
 import warnings
 from collections.abc import Callable
@@ -83,6 +84,16 @@ def accelerator(recipe: Recipe) -> Any:
     if recipe.amp == "fp16" and made.device.type == "cpu":
         raise BadInput("amp=fp16 needs a GPU; on a CPU say amp=bf16 or amp=no")
     return made
+
+
+def launch_note(processes: int) -> str:
+    """What to say where `accelerate launch --cpu --num_processes N` was typed: without MPI it starts one process only."""
+    if processes == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        return (
+            "note   this is one process: accelerate starts several on a CPU as "
+            "accelerate launch --multi_gpu --num_processes N -m leanconv train ... device=cpu (or torchrun)"
+        )
+    return ""
 
 
 def open_splits(recipe: Recipe, say: Callable[[str], object], *, progress: bool) -> dict[str, Samples]:
