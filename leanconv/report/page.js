@@ -41,6 +41,7 @@
   });
 
   find("#opacity")?.addEventListener("input", (event) => root.style.setProperty("--overlay", event.target.value / 100));
+  find("#grey")?.addEventListener("change", (event) => document.body.classList.toggle("grey", event.target.checked));
   find("#order")?.addEventListener("change", (event) => {
     const key = event.target.value, list = find("#cases"), sign = key === "spread" ? -1 : 1;
     const rank = (item) => sign * Number(item.getAttribute(`data-${key}`) ?? Infinity);
@@ -53,6 +54,7 @@
     for (const name of ["--photo", "--ratio"]) {
       zoom.style.setProperty(name, tile.closest(".case").style.getPropertyValue(name));
     }
+    big.classList.toggle("marked", tile.classList.contains("marked"));
     big.replaceChildren(shown.cloneNode());
     zoom.querySelector("p").textContent = shown.alt;
     zoom.showModal();

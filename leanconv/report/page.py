@@ -93,6 +93,10 @@ def _notes(report: Report) -> list[str]:
             "Dice per image is the mean over images and stands beside the papers'; an image without a defect in which "
             "none is predicted counts as 1."
         )
+    if report.images and len(report.runs) > 1:
+        notes.append(
+            "The interval of a difference in Dice knows the chance of the test images only, not that of another seed."
+        )
     return notes
 
 
@@ -158,11 +162,7 @@ def _curves(report: Report) -> list[tuple[str, str]]:
         if lines:
             over = "epoch" if all(run.history.get("epoch") for run in report.runs if run.history) else "step"
             label = f"{title} over {over}s: " + "; ".join(
-                f"{line.name} from {_first(line.y):.3g} to {_first(line.y[::-1]):.3g}" for line in lines
+                f"{line.name} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines
             )
             drawn.append((title, curves(f"plot-curve-{number}", label, lines, x_label=over, y_label=y_label)))
     return drawn
-
-
-def _first(values: Sequence[float]) -> float:
-    return next(value for value in values if math.isfinite(value))

@@ -78,7 +78,7 @@ def curves(name: str, label: str, series: Sequence[Curve], *, x_label: str, y_la
                 curve.x, curve.y, color=_SERIES[curve.index % SERIES],
                 linestyle=_DASHES[2] if curve.dashed else _DASHES[(curve.index // SERIES) % len(_DASHES)],
                 linewidth=1.2 if curve.dashed else 1.9, marker=_MARKERS[curve.index % len(_MARKERS)],
-                markersize=4.5 if points <= 40 else 2.5, markeredgewidth=0,
+                markersize=7 if points <= 3 else 4.5 if points <= 40 else 2.5, markeredgewidth=0,
             )  # fmt: skip
             shown = [
                 f"{curve.name}: {y_label} {y:.4g} at {x_label} {x:g}" for x, y in zip(curve.x, curve.y, strict=True)
@@ -87,6 +87,8 @@ def curves(name: str, label: str, series: Sequence[Curve], *, x_label: str, y_la
         canvas.axes.set_xlabel(x_label)
         canvas.axes.set_ylabel(y_label)
         canvas.axes.xaxis.get_major_locator().set_params(integer=True)
+        if len({x for curve in series for x in curve.x}) == 1:  # one epoch: a scale of whole numbers around it
+            canvas.axes.set_xlim(series[0].x[0] - 1, series[0].x[0] + 1)
         if log:
             canvas.axes.set_yscale("log")
     return canvas.svg

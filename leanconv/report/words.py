@@ -68,7 +68,11 @@ def cards(runs: Sequence[RunSummary]) -> list[Card]:
         if not known:
             continue
         best, value = known[0], known[0].value(key)
-        tied = [run for run in known if metric.show(run.value(key)) == metric.show(value)]
+        tied = [
+            run
+            for run in known
+            if metric.show(run.value(key)) == metric.show(value) or (key == "fps" and same_speed(best, run))
+        ]
         unit = {"image_dice": "Dice {}", "fps": "{} frames/s", "macs": "{}", "params": "{}"}[key].format(
             metric.show(value)
         )
@@ -80,6 +84,19 @@ def cards(runs: Sequence[RunSummary]) -> list[Card]:
             winner, detail = best.name, "the only run with this number"
         found.append(Card(title, winner, unit, detail))
     return found
+
+
+def same_speed(one: RunSummary, two: RunSummary) -> bool:
+    """Whether two latencies are too close to call: within 3 %, or within the timing's own 95 % noise.
+
+    3 %: what two timings of one model differ by on a quiet machine. Noise: the standard error of a median of n normal
+    values is 1.253·σ/√n, and σ is the interquartile range / 1.349.
+    """
+    errors = [
+        0.93 * run.iqr_ms / math.sqrt(run.rounds) if run.rounds and run.iqr_ms >= 0 else 0.0 for run in (one, two)
+    ]
+    gap = abs(one.ms - two.ms)
+    return gap <= max(0.03 * min(one.ms, two.ms), 1.96 * math.hypot(*errors))
 
 
 def ranked(runs: Sequence[RunSummary], metric: Metric) -> list[RunSummary]:
@@ -102,15 +119,14 @@ def _sentence(first: RunSummary, run: RunSummary) -> str:
     ]
     parts = [" and ".join(needs)] if needs else []
     if math.isfinite(fast):
-        alike = abs(math.log(fast)) < math.log(1.03)  # 3 %: what two timings of one model differ by on a quiet machine
-        parts.append("as fast here" if alike else f"{_times(fast, 'faster', 'slower')} here")
+        parts.append("as fast here" if same_speed(first, run) else f"{_times(fast, 'faster', 'slower')} here")
     gain = run.value("image_dice") - first.value("image_dice")
     if math.isfinite(gain):
         parts.append(_gain(first, run, gain))
     if not parts:
         return f"nothing could be compared with {first.name}."
     text = f"{', '.join(parts)}."
-    if lean < 0.97 and fast < 0.97:
+    if lean < 0.97 and fast < 1 and not same_speed(first, run):
         text += " The saved arithmetic is not saved time on this device."
     return text
 

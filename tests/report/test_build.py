@@ -66,7 +66,7 @@ def test_one_file_is_written_that_the_browser_likes(two_runs, tmp_path, browser)
     assert out.stat().st_size < 1_000_000
     dom, console = browser(out.read_text())
     assert console == []
-    assert dom.count('class="tile"') == 3 * 4
+    assert dom.count('class="tile') == 3 * 4
 
 
 def test_threads_are_given_back(two_runs):

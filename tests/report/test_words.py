@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from leanconv.report.summary import RunSummary
-from leanconv.report.words import BY_KEY, against, cards, paired_difference, ranked, sentences
+from leanconv.report.words import BY_KEY, against, cards, paired_difference, ranked, same_speed, sentences
 
 
 def run(name, macs=100.0, ms=10.0, dice=0.7, params=1000.0, images=None):
@@ -43,6 +43,26 @@ def test_saved_arithmetic_that_saves_no_time_is_said_plainly():
 def test_equal_is_equal():
     ((_, text),) = sentences([run("a"), run("b", ms=10.1)])
     assert text == "as many MACs and as many parameters, as fast here, the same Dice."
+
+
+def test_a_difference_within_the_noise_of_the_timing_is_none():
+    one, two = run("a"), run("b", ms=11.0)
+    assert not same_speed(one, two)
+    for each in (one, two):
+        each.iqr_ms, each.rounds = 6.0, 100  # standard error of each median: 0.56 ms
+    assert same_speed(one, two)
+    assert "as fast here" in sentences([one, two])[0][1]
+    assert {card.title: card.winner for card in cards([one, two])}["Fastest here"] == "a tie"
+    for each in (one, two):
+        each.rounds = 10_000
+    assert not same_speed(one, two)
+
+
+def test_standard_error_of_a_median_by_experiment():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(10, 1, (4000, 101))
+    iqr = float(np.subtract(*np.quantile(draws, [0.75, 0.25])))
+    assert math.isclose(0.93 * iqr / math.sqrt(101), float(np.median(draws, axis=1).std()), rel_tol=0.05)
 
 
 def test_chance_is_the_paired_standard_error():
