@@ -14,11 +14,15 @@ from leanconv.version import __version__
 # command -> its line in `leanconv --help`. The command is the function `command` of leanconv/cli/COMMAND.py.
 COMMANDS = {
     "ops": "List the operators: paper, cost on a reference layer, options, what each replaces.",
+    "profile": "Count and time a model layer by layer, and say what bounds each layer.",
+    "bench": "Compare models side by side: params, MACs, latency, training step.",
     "plan": "Show which convolutions a swap would change, and why the others stay.",
     "convert": "Swap convolutions and write the model as a run folder.",
     "optimize": "Try every engine of this machine on a model; print what is fastest.",
     "train": "Train a segmentation model as a recipe says; --resume goes on with a run.",
     "eval": "IoU and Dice of a run on any split of any data.",
+    "predict": "Find the defects in images of any size: masks, overlays, boxes with scores.",
+    "export": "Write a run or model as ONNX, OpenVINO or torch.export, checked against it.",
     "reproduce": "A paper's printed table beside our counts of the real modules, and our frame rates.",
     "report": "Compare trained runs in one HTML file: counts, frame rate, scores, curves, pictures.",
     "doctor": "What this machine can run, and what to install for the rest.",

@@ -29,8 +29,8 @@ def bridge(rng: Generator, drawn: Surface, region: float) -> bool:
     upright = y1 - y0 > x1 - x0
     across, along = (x1 - x0, y1 - y0) if upright else (y1 - y0, x1 - x0)
     length = max(2.0, min(along, max(across, 6) * rng.uniform(1.0, 3.5)))
-    low, high = (y0, y1) if upright else (x0, x1)
-    low, high = max(low, middle - region), min(high, middle + region)
+    first, last = (y0, y1) if upright else (x0, x1)
+    low, high = max(first, middle - region), min(last, middle + region)
     start = rng.uniform(low, max(low, high - length))
     # Waisted like molten metal: wide at both lines, narrower half way.
     t = np.linspace(0, 1, 9)

@@ -103,9 +103,8 @@ def _sampled(canvas: "Image.Image", angle: float, size: int) -> np.ndarray:
     """The middle of the canvas, turned, at one value per image pixel: float32 of 0 ... 1."""
     if not angle:
         start = (canvas.width - FINE * size) // 2
-        return (
-            np.asarray(canvas.reduce(FINE, (start, start, start + FINE * size, start + FINE * size)), np.float32) / 255
-        )
+        stop = start + FINE * size
+        return np.asarray(canvas.reduce(FINE, (start, start, stop, stop)), np.float32) / 255
     c, s = FINE * math.cos(angle), FINE * math.sin(angle)
     middle = canvas.width / 2
     affine = (c, -s, middle - (c - s) * size / 2, s, c, middle - (s + c) * size / 2)
@@ -134,7 +133,7 @@ def _photograph(rng: Generator, image: np.ndarray) -> np.ndarray:
         picture = picture.filter(ImageFilter.BoxBlur(float(rng.uniform(0.1, 1.0))))
     # Luminance noise alone: what chroma noise a sensor has, JPEG's subsampling takes away.
     noise = np.float32(rng.uniform(1, 7)) * rng.standard_normal((size, size, 1), dtype=np.float32)
-    final = _eight_bits(picture + noise)
+    final = _eight_bits(np.asarray(picture) + noise)
     if rng.random() < 0.7:
         file = io.BytesIO()
         Image.fromarray(final).save(file, "JPEG", quality=int(rng.integers(60, 96)))

@@ -1,0 +1,43 @@
+"""`leanconv predict RUN IMAGE...`: masks, overlays and a list of defects for images of any size."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanconv.cli.common import Device, Json, Threads, report, set_threads
+
+
+def command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of images.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; it is made.")] = Path("predictions"),
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Default: the one chosen on validation images, else 0.5.")
+    ] = None,
+    tile: Annotated[int, typer.Option("--tile", min=1, help="Side of a tile in pixels.")] = 512,
+    overlap: Annotated[int, typer.Option("--overlap", min=0, help="Pixels that neighbouring tiles share.")] = 64,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Tiles at a time.")] = 1,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
+    threads: Threads = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Find the defects in images; write STEM_mask.png, STEM_overlay.png and STEM.json (box, area, score of each).
+
+    An image that cannot be read is reported on one line; the others are written all the same, and the exit is 1.
+    """
+    from leanconv.cli.common import torch_device
+    from leanconv.train.predict import predict
+
+    set_threads(threads)
+    found = predict(
+        run, images, out, threshold=threshold, tile=tile, overlap=overlap, batch=batch,
+        device=str(torch_device(device)), trust_code=trust_code, progress=True,
+    )  # fmt: skip
+    report(found, json=json)
+    for _, reason in found.failed:
+        print(f"error: {reason}", file=sys.stderr)
+    if found.failed:
+        raise typer.Exit(1)

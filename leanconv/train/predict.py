@@ -1,0 +1,194 @@
+"""Prediction: the mask, the overlay and the list of defects of each image, written to a folder."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leanconv.errors import BadInput, missing_extra
+from leanconv.files import replace_atomic, write_json
+from leanconv.runs import RunFolder
+from leanconv.table import table
+from leanconv.train.defects import Defect, find_defects
+from leanconv.train.evaluate import predicted_classes
+from leanconv.train.images import SUFFIXES, listing, read_image
+from leanconv.train.score import stored_threshold
+from leanconv.train.tiles import OVERLAP, TILE, predict_logits
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Class 1, 2, ... in overlays and palettes: none of them is a colour of copper, gold, silicon or resist.
+_COLOURS = ((255, 0, 200), (0, 220, 255), (80, 255, 60), (255, 255, 0), (120, 80, 255), (255, 90, 60))
+
+
+def defect_score(logits: Tensor) -> Tensor:
+    """The probability `H W` that a pixel is of any class but the background, from logits `O H W`."""
+    return logits[0].sigmoid() if len(logits) == 1 else 1 - logits.softmax(0)[0]
+
+
+def overlay(image: Tensor, mask: Tensor) -> "Image":
+    """The picture (uint8 `3 H W`) with each class of the mask (`H W`) tinted and outlined in a colour of its own."""
+    picture = image.permute(1, 2, 0).float().numpy().copy()  # 3 H W -> H W 3
+    classes = mask.numpy()
+    for index in np.unique(classes[classes > 0]).tolist():
+        colour = np.array(_COLOURS[(index - 1) % len(_COLOURS)], np.float32)
+        inside = classes == index
+        framed = np.pad(inside, 1, mode="edge")
+        core = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+        picture[inside & core] += 0.3 * (colour - picture[inside & core])
+        picture[inside & ~core] = colour
+    return _pil().fromarray(picture.round().astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image."""
+
+    image: str
+    width: int
+    height: int
+    threshold: float | None
+    defects: tuple[Defect, ...]
+
+    @property
+    def area_px(self) -> int:
+        """Defect pixels in all."""
+        return sum(defect.area_px for defect in self.defects)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON: also what `<stem>.json` holds."""
+        return {
+            "image": self.image, "width": self.width, "height": self.height, "threshold": self.threshold,
+            "defect_area_px": self.area_px, "defects": [defect.to_dict() for defect in self.defects],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What `predict` wrote to `out`, and the images that could not be read, with the reason."""
+
+    out: str
+    done: tuple[Prediction, ...]
+    failed: tuple[tuple[str, str], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {
+            "out": self.out, "images": [prediction.to_dict() for prediction in self.done],
+            "failed": [{"image": image, "error": reason} for image, reason in self.failed],
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        rows = []
+        for p in self.done:
+            share = f"{100 * p.area_px / (p.width * p.height):.2f}"
+            largest = [" ".join(map(str, d.box)) + f"  {d.score:.3f}" for d in p.defects[:1]] or [""]
+            rows.append([p.image, f"{p.width}x{p.height}", len(p.defects), p.area_px, share, *largest])
+        note = f"{len(self.done)} of {len(self.done) + len(self.failed)} images written to {self.out}"
+        head = ["image", "size", "defects", "area px", "area %", "largest: x0 y0 x1 y1  score"]
+        return table(head, rows, note=note)
+
+
+def predict(
+    model: str | Path | nn.Module, images: Iterable[str | Path], out: str | Path, *, threshold: float | None = None,
+    tile: int = TILE, overlap: int = OVERLAP, batch: int = 1, device: str = "cpu", trust_code: bool = False,
+    progress: bool = False,
+) -> Predictions:  # fmt: skip
+    """Write `<stem>_mask.png`, `<stem>_overlay.png` and `<stem>.json` to `out` for every image.
+
+    A file that cannot be read is left out and listed in `.failed`; the others are written, each whole or not at all.
+
+    Args:
+        model: a run folder, or a module.
+        images: files, or folders of images.
+        threshold: probability from which a pixel is a defect; default: the run's own, else 0.5. Unused for K classes.
+        tile, overlap, batch: as in `predict_logits`.
+        progress: draw a bar on a terminal.
+    Raises: BadInput for what no image can be blamed for (no images, two of one stem, an unwritable folder).
+    """
+    if threshold is not None and not 0 < threshold < 1:
+        raise BadInput(f"threshold={threshold}: a number between 0 and 1")
+    paths = _images(images)
+    if not isinstance(model, nn.Module):
+        folder = RunFolder.open(model)
+        threshold = stored_threshold(folder) if threshold is None else threshold
+        model = folder.load_model(trust_code=trust_code)
+    model = model.to(torch.device(device))
+    threshold = 0.5 if threshold is None else threshold
+    done, failed = [], []
+    for path in _tracked(paths, progress):
+        try:
+            image = read_image(path, str(path))
+        except BadInput as error:
+            failed.append((str(path), str(error)))
+            continue
+        logits = predict_logits(model, image, tile=tile, overlap=overlap, batch=batch)
+        done.append(_written(path, image, logits, threshold, Path(out)))
+    return Predictions(str(out), tuple(done), tuple(failed))
+
+
+def _written(path: Path, image: Tensor, logits: Tensor, threshold: float, out: Path) -> Prediction:
+    mask = predicted_classes(logits[None], threshold)[0].to(torch.uint8)
+    defects = find_defects(mask.numpy(), defect_score(logits).numpy())
+    height, width = mask.shape
+    found = Prediction(str(path), width, height, threshold if len(logits) == 1 else None, tuple(defects))
+    pictures = {"mask": _mask_image(mask, binary=len(logits) <= 2), "overlay": overlay(image, mask)}
+    for name, picture in pictures.items():
+        replace_atomic(out / f"{path.stem}_{name}.png", partial(picture.save, format="PNG"))
+    write_json(out / f"{path.stem}.json", found.to_dict())
+    return found
+
+
+def _mask_image(mask: Tensor, *, binary: bool) -> "Image":
+    """0 and 255; or, for more classes, a palette image of their indices, which `open_data` reads back."""
+    if binary:
+        return _pil().fromarray(mask.numpy() * np.uint8(255))
+    picture = _pil().fromarray(mask.numpy())
+    picture.putpalette([0, 0, 0, *(part for colour in _COLOURS * 43 for part in colour)][:768])
+    return picture
+
+
+def _images(given: Iterable[str | Path]) -> list[Path]:
+    """The files, and those of the folders. Raises BadInput where there are none, or two would write the same files."""
+    paths: list[Path] = []
+    for place in map(Path, given):
+        if place.is_dir():
+            inside = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            if not inside:
+                raise BadInput(f"{place}: no images (png, jpg, jpeg, webp, bmp, tif)")
+            paths += inside
+        else:
+            paths.append(place)
+    if not paths:
+        raise BadInput("predict needs at least one image")
+    by_stem: dict[str, list[str]] = {}
+    for path in dict.fromkeys(paths):
+        by_stem.setdefault(path.stem, []).append(str(path))
+    for same in by_stem.values():
+        if len(same) > 1:
+            raise BadInput(f"{listing(same)} have one stem and would overwrite each other's masks; predict them apart")
+    return list(dict.fromkeys(paths))
+
+
+def _tracked(paths: Sequence[Path], progress: bool) -> Iterable[Path]:
+    if not progress or len(paths) < 4:
+        return paths
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(paths, "predict", console=console, disable=not console.is_terminal, transient=True)
+
+
+def _pil() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise missing_extra("pillow", "train") from error
+    return Image
