@@ -1,0 +1,97 @@
+"""`leanconv export RUN|MODEL PATH`: a file for other runtimes that was checked against the model and its IoU."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leanconv.cli.common import Json, ModelWords, Threads, example, reference, report, set_threads
+from leanconv.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from leanconv.deploy.export import Check
+
+
+def command(
+    model: ModelWords,
+    path: Annotated[Path, typer.Argument(help="The file to write: .onnx, .xml (OpenVINO) or .pt2 (torch.export).")],
+    input: Annotated[
+        str, typer.Option("--input", metavar="N,C,H,W", help="Shape of the input; default: 1,3 and the recipe's size.")
+    ] = "",
+    dynamic: Annotated[
+        str, typer.Option("--dynamic", help="Axes that stay open: batch,height,width (a run's default), or none.")
+    ] = "",
+    data: Annotated[
+        str, typer.Option("--data", help="Data on which IoU and Dice must match; default: what the run was trained on.")
+    ] = "",
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    outputs_only: Annotated[
+        bool, typer.Option("--outputs-only", help="Compare outputs alone: the run's data is not at hand.")
+    ] = False,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Write a trained RUN or any MODEL as a file for other runtimes.
+
+    The file is compared with the model on random inputs at several sizes of the open axes, and for a run by IoU and
+    Dice on its validation images too. Where they do not match, nothing is written.
+    """
+    set_threads(threads)
+    from leanconv.deploy import export
+    from leanconv.runs import load
+
+    name = reference(model)
+    made = load(name, trust_code=trust_code)
+    run = _Run(name) if Path(name).is_dir() else None
+    axes = _axes(dynamic, run)
+    shape = input or (f"1,3,{run.size},{run.size}" if run and run.size else "1,3,224,224")
+    inputs, check = example(shape), None
+    source = data or (run.data if run else "")
+    if run and not source and not outputs_only:
+        raise BadInput(f"{name} does not say what it was trained on: give --data, or --outputs-only")
+    if source and not outputs_only:
+        check = _same_scores(source, split, run.threshold if run else None, axes, inputs.shape)
+    report(export(made, inputs, path, dynamic=axes, check=check), json=json)
+
+
+class _Run:
+    """What an export needs to know of a run: its data, its image size, its threshold; empty where it does not say."""
+
+    def __init__(self, path: str) -> None:
+        from leanconv.runs import RunFolder
+        from leanconv.train.recipe import Recipe
+        from leanconv.train.score import stored_threshold
+
+        folder = RunFolder.open(path)
+        recipe = Recipe.read(folder.recipe) if folder.recipe.is_file() else None
+        self.data, self.size = (recipe.data, recipe.size) if recipe else ("", 0)
+        self.threshold = stored_threshold(folder)
+
+
+def _axes(dynamic: str, run: _Run | None) -> tuple[str, ...]:
+    if not dynamic:
+        return ("batch", "height", "width") if run and run.data else ("batch",)
+    return () if dynamic == "none" else tuple(word.strip() for word in dynamic.split(",") if word.strip())
+
+
+def _same_scores(
+    source: str, split: str, threshold: float | None, axes: tuple[str, ...], shape: tuple[int, ...]
+) -> "Check":
+    """IoU and Dice of a model on a split; one that takes a fixed size sees the images in pieces of it."""
+    from leanconv.deploy.pieces import Pieces
+    from leanconv.train.data import open_data
+    from leanconv.train.evaluate import evaluate
+
+    samples = open_data(source, split)
+
+    def check(model: "nn.Module") -> dict[str, float]:
+        form: Any = model
+        if not {"batch", "height", "width"} <= set(axes):
+            form = Pieces(model, shape[2], shape[3], None if "batch" in axes else shape[0])
+        scores = evaluate(form, samples, threshold=threshold)
+        return {f"{split} IoU": scores.iou, f"{split} Dice": scores.dice, f"{split} mean IoU": scores.mean_iou}
+
+    return check

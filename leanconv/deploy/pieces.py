@@ -1,0 +1,39 @@
+"""Images of any size through a model of one fixed size, in pieces: how a fixed file and its model are compared."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Pieces(nn.Module):
+    """`N C H W -> N O H W` by a model that takes `height`×`width` only (and exactly `batch` at once, where given).
+
+    The image is mirrored out to whole pieces, or repeated where it is too small for that; pieces do not overlap.
+    """
+
+    def __init__(self, model: nn.Module, height: int, width: int, batch: int | None = None) -> None:
+        super().__init__()
+        self.model, self.height, self.width, self.batch = model, height, width, batch
+        self.multiple = 1  # nobody needs to pad for us
+        self.train(model.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        down, right = -h % self.height, -w % self.width
+        mode = "reflect" if down < h and right < w else "replicate"
+        x = F.pad(x, (0, right, 0, down), mode=mode) if down or right else x
+        rows, columns = x.shape[2] // self.height, x.shape[3] // self.width
+        x = x.unflatten(3, (columns, self.width)).unflatten(2, (rows, self.height))  # N C H W -> N C rows P columns Q
+        pieces = x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # N C rows P columns Q -> (N rows columns) C P Q
+        y = self._run(pieces)
+        y = y.unflatten(0, (n, rows, columns)).permute(
+            0, 3, 1, 4, 2, 5
+        )  # (N rows columns) O P Q -> N O rows P columns Q
+        return y.flatten(4, 5).flatten(2, 3)[..., :h, :w]
+
+    def _run(self, pieces: Tensor) -> Tensor:
+        if self.batch is None:
+            return self.model(pieces)
+        spare = -len(pieces) % self.batch
+        padded = torch.cat([pieces, pieces[-1:].expand(spare, -1, -1, -1)])
+        return torch.cat([self.model(group.contiguous()) for group in padded.split(self.batch)])[: len(pieces)]
