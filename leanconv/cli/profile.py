@@ -27,8 +27,8 @@ Conventions = Annotated[
     typer.Option(
         "--convention",
         metavar="NAME",
-        help="Also count by this rule (repeatable): macs_weights, macs_trainable, torchstat, thop_old, fuse, od, fvcore, "
-        "torch, executed_macs.",
+        help="Also count by this rule (repeatable): macs_weights, macs_trainable, torchstat, thop_old, fuse, od, "
+        "fvcore, torch, executed_macs.",
     ),
 ]
 Budget = Annotated[float, typer.Option("--budget", metavar="SECONDS", min=0.0, help="Seconds of timing.")]

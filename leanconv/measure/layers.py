@@ -95,7 +95,8 @@ class Profile:
             "floor ms",
             "bound",
         ]
-        rows: list[Sequence[object]] = [_cells(row) for row in self.rows]
+        # Identities and the like stay out of sight; to_dict() has them.
+        rows: list[Sequence[object]] = [_cells(r) for r in self.rows if r.layer.launches or r.layer.params]
         total = self.counts["macs"]
         rows.append([
             "total", "", "", si(total.params), si(total.flops), si(total.bytes), total.launches,
@@ -152,7 +153,8 @@ def profile(
         whole = interleave(candidates, budget_s=budget_s, warmup=_WARMUP, on_round=on_round)["model"]
     rows = []
     for layer in counts["macs"].layers:
-        floor, bound = top.floor_ms(layer.flops, layer.min_bytes)
+        # Without a kernel (an Identity, a Flatten) nothing is moved.
+        floor, bound = top.floor_ms(layer.flops, layer.min_bytes) if layer.launches else (0.0, "memory")
         rows.append(LayerProfile(layer, clock.timing(layer.name), floor, bound))
     return Profile(
         tuple(rows), whole, counts, top, sum(row.floor_ms for row in rows), describe(x.device),
