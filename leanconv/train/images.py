@@ -5,6 +5,7 @@ annotation tools show the upright picture, and write masks that are upright and 
 """
 
 import io
+import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +30,9 @@ _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
 
 Source = Path | bytes
+
+# What PIL logs about a damaged file would otherwise be printed beside our one line.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def read_image(source: Source, name: str) -> Tensor:
@@ -132,15 +136,16 @@ def _pixels(source: Source, name: str, kind: str) -> "Image":
 
     with _opened(source, name) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            raise BadInput(f"{name}: holds {image.n_frames} pages; save one page to a file")  # type: ignore[attr-defined]
         try:
+            pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             image.load()
-            if image.getexif().get(_ORIENTATION, 1) == 1:
-                return image.copy()
-            return ImageOps.exif_transpose(image)
+            turned = image.getexif().get(_ORIENTATION, 1) != 1
+            upright = ImageOps.exif_transpose(image) if turned else image.copy()
         except Exception as error:  # decoders raise whatever the bytes lead them to
             raise BadInput(f"{name}: corrupt or truncated {kind}: {_reason(error)}") from error
+    if pages > 1:
+        raise BadInput(f"{name}: holds {pages} pages; save one page to a file")
+    return upright
 
 
 def _grey(mask: "Image", name: str, classes: int) -> np.ndarray:
