@@ -60,10 +60,14 @@ class Applied:
     def undo_(self) -> None:
         """Put the old modules back, the very objects with the very weights, and the optimizer's groups and state.
 
-        Training after the swap is lost with the new layers. Raises BadInput the second time.
+        Training after the swap is lost with the new layers. Raises BadInput the second time, and where a new layer is
+        no longer in its place (folded, or swapped again): undo what came later first, or keep a copy.
         """
         if self._pending is None:
             raise BadInput("this swap was already undone")
+        for each in self._pending:
+            if any(parent._modules.get(key) is not each.new for parent, key in each.site.holders):
+                raise BadInput(f"{each.swap.name!r} was replaced or folded after this swap, which cannot be undone now")
         for each in self._pending:
             each.site.module.train(each.new.training)
             each.site.replace(each.site.module)
