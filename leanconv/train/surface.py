@@ -45,14 +45,14 @@ class Surface:
     gaps: list[tuple[Box, Colour]] = field(default_factory=list)
 
 
-def surface(rng: Generator, side: int) -> Surface:
-    """A fresh canvas of `side` x `side`, often one die pattern several times over."""
+def surface(rng: Generator, side: int, *, wired: bool = False) -> Surface:
+    """A fresh canvas of `side` x `side`, often one die pattern several times over; `wired`: with lines to bridge."""
     tint = _tint(rng)
     zoom = FINE * float(np.exp(rng.uniform(np.log(0.6), np.log(2.2))))
     period = side
     if rng.random() < 0.45:
         period = min(side, int(zoom * rng.integers(60, 180)))
-    die = _Die(rng, period, zoom, tint)
+    die = _Die(rng, period, zoom, tint, wired)
     if period == side:
         return Surface(die.image, Image.new("L", (side, side)), tint, die.gaps)
     whole, gaps = Image.new("RGB", (side, side), tint[0]), []
@@ -79,7 +79,7 @@ def _tint(rng: Generator) -> list[Colour]:
 class _Die:
     """One die pattern: the canvas is divided again and again, and each part is filled with one kind of structure."""
 
-    def __init__(self, rng: Generator, side: int, zoom: float, tint: list[Colour]) -> None:
+    def __init__(self, rng: Generator, side: int, zoom: float, tint: list[Colour], wired: bool) -> None:
         self.rng, self.zoom, self.tint = rng, zoom, tint
         self.image = Image.new("RGB", (side, side), tint[0])
         self.draw = ImageDraw.Draw(self.image)
@@ -90,6 +90,9 @@ class _Die:
         # A die uses few kinds of structure, and uses them again.
         kinds = [self.lines, self.lines, self.pads, self.cells, self.cells, self.plain, self.rings, self.bus]
         self.kinds = [kinds[i] for i in rng.integers(0, len(kinds), int(rng.integers(2, 6)))]
+        self.wired = wired
+        if wired:
+            self.kinds = [*self.kinds[:2], self.lines, self.lines]
         self.tiles = [self._tile() for _ in range(2)]
         self.divide((0, 0, side, side), 0)
 
@@ -136,6 +139,8 @@ class _Die:
         x0, y0, x1, y1 = box
         width, gap = self.px(1, 6), self.px(1, 6)
         colour = self.tint[self.rng.choice([2, 2, 3, 0])]
+        if self.wired:
+            gap, width = max(gap, NARROWEST), max(width, NARROWEST // 2)
         clear = sum(abs(a - b) for a, b in zip(colour, self.ground)) > 75
         upright = self.rng.random() < 0.5
         start, stop = (x0, x1) if upright else (y0, y1)

@@ -41,7 +41,7 @@ def wafer(seed: int | Sequence[int], size: int = 128) -> tuple[np.ndarray, np.nd
     kinds = _kinds(rng)
     angle = math.radians(_angle(rng))
     reach = abs(math.cos(angle)) + abs(math.sin(angle))
-    drawn = surface(rng, math.ceil(FINE * (size * reach + 4)))
+    drawn = surface(rng, math.ceil(FINE * (size * reach + 4)), wired="bridge" in kinds)
     kinds = _damage_pattern(rng, drawn, kinds, size * FINE / 2 / reach)
     image = _sampled(drawn.image, angle, size)
     mask = np.zeros((size, size), bool)
