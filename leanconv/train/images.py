@@ -125,7 +125,8 @@ def _opened(source: Source, name: str) -> "Image":
         ) from error
     except Exception as error:  # decoders raise whatever the bytes lead them to
         raise BadInput(f"{name}: cannot be opened: {_reason(error)}") from error
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > MAX_PIXELS:  # where a program has lifted PIL's own limit
+        image.close()
         raise BadInput(f"{name}: {image.width}x{image.height}, more than {MAX_PIXELS} pixels; cut it into parts")
     return image
 

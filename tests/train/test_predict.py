@@ -1,0 +1,294 @@
+"""Prediction: tiles equal the whole, weights add up to one, memory stays bounded, components equal a flood fill."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from leanconv.errors import BadInput
+from leanconv.models import build
+from leanconv.train.augment import to_float
+from leanconv.train.data import open_data
+from leanconv.train.defects import find_defects
+from leanconv.train.images import mirror, read_image
+from leanconv.train.predict import defect_score, overlay, predict
+from leanconv.train.tiles import _Axis, predict_logits
+
+SIZES = [(1, 1), (1, 200), (200, 1), (33, 65), (64, 64), (97, 130), (160, 96)]
+
+
+class Convs(nn.Module):
+    """A net that sees 5 pixels around each, through a pooling grid of 2."""
+
+    size_multiple = 8
+
+    def __init__(self, outputs=2):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(4, 4, 3, padding=1), nn.Upsample(scale_factor=2), nn.Conv2d(4, outputs, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class Constant(nn.Module):
+    def forward(self, x):
+        return torch.full((len(x), 2, *x.shape[2:]), 3.25)
+
+
+def image_of(h, w, seed=0):
+    return torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("tile", "overlap"), [(64, 16), (64, 32), (96, 50), (32, 0), (512, 64)])
+def test_weights_add_up_to_one(size, tile, overlap):
+    logits = predict_logits(Constant(), image_of(*size), tile=tile, overlap=overlap, batch=3)
+    assert tuple(logits.shape) == (2, *size)
+    torch.testing.assert_close(logits, torch.full_like(logits, 3.25), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("tile", "overlap", "batch"), [(32, 24, 1), (64, 24, 4), (64, 32, 2)])
+def test_tiles_equal_the_whole_for_a_net_that_looks_no_further_than_a_quarter_overlap(size, tile, overlap, batch):
+    net, image = Convs().eval(), image_of(*size)
+    tiled = predict_logits(net, image, tile=tile, overlap=overlap, batch=batch)
+    rows, columns = (mirror(0, -(-n // 8) * 8, n) for n in size)
+    with torch.no_grad():
+        whole = net(to_float(image[:, rows][:, :, columns])[None])[0, :, : size[0], : size[1]]
+    torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_seams_are_blended_where_tiles_disagree():
+    """A model whose answer is the tile's own mean: neighbouring pixels still differ by no more than the ramp's step."""
+
+    class Mean(nn.Module):
+        size_multiple = 8
+
+        def forward(self, x):
+            return x.mean((1, 2, 3), keepdim=True).expand(-1, 1, *x.shape[2:])
+
+    image = image_of(64, 300)
+    image[:, :, 150:] //= 4
+    logits = predict_logits(Mean(), image, tile=64, overlap=32)[0]
+    step = (logits[:, 1:] - logits[:, :-1]).abs().max()
+    assert 0 < step <= (logits.max() - logits.min()) / 12
+
+
+@pytest.mark.parametrize("length", [*range(1, 70, 3), 511, 512, 513, 1000])
+@pytest.mark.parametrize(("tile", "overlap", "unit"), [(64, 16, 8), (64, 40, 16), (100, 7, 1), (16, 0, 16)])
+def test_tiles_of_an_axis(length, tile, overlap, unit):
+    axis = _Axis.of(length, tile, overlap, unit)
+    padded = -(-length // unit) * unit
+    assert all(start % unit == 0 for start in axis.starts)
+    assert axis.starts[-1] + len(axis.pixels[-1]) == padded
+    assert all(len(pixels) == min(padded, -(-tile // unit) * unit) for pixels in axis.pixels)
+    ends = [start + len(pixels) for start, pixels in zip(axis.starts, axis.pixels, strict=True)]
+    assert all(end - start >= overlap for end, start in zip(ends, axis.starts[1:], strict=False))
+    total = torch.zeros(length)
+    for start, weight in zip(axis.starts, axis.weights, strict=True):
+        assert weight.min() >= 0
+        total[start : start + len(weight)] += weight
+    torch.testing.assert_close(total, torch.ones(length))
+
+
+def test_modes_and_batchnorm_are_as_before():
+    net = Convs().train()
+    net.body[1].eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    predict_logits(net, image_of(40, 40))
+    assert net.training
+    assert not net.body[1].training
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_a_real_unet_takes_any_size():
+    net = build("unet", base=4, levels=3, conv="splconv").eval()
+    assert tuple(predict_logits(net, image_of(45, 101), tile=48, overlap=16).shape) == (1, 45, 101)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"overlap": 64, "tile": 64}, "overlap=64 leaves nothing of tile=64: at most 56"), ({"tile": 0}, "tile=0"),
+     ({"overlap": -1}, "overlap=-1"), ({"batch": 0}, "batch=0")],
+)  # fmt: skip
+def test_impossible_tiles(options, says):
+    with pytest.raises(BadInput, match=says):
+        predict_logits(Convs(), image_of(200, 200), **options)
+
+
+def test_a_model_of_another_kind_is_refused():
+    with pytest.raises(BadInput, match="logits of the same H W"):
+        predict_logits(nn.Conv2d(3, 1, 3, stride=2), image_of(64, 64))
+    with pytest.raises(BadInput, match="one image C H W"):
+        predict_logits(Convs(), image_of(8, 8)[None])
+
+
+def test_2048_squared_fits_in_two_gibibytes():
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from leanconv.models import build\n"
+        "from leanconv.train.predict import defect_score, overlay, predict_logits\n"
+        "from leanconv.train.defects import find_defects\n"
+        "image = torch.randint(0, 256, (3, 2048, 2048), dtype=torch.uint8)\n"
+        "logits = predict_logits(build('unet', base=4, levels=3).eval(), image)\n"
+        "mask = (logits[0] > logits.median()).to(torch.uint8)\n"
+        "find_defects(mask.numpy(), defect_score(logits).numpy()); overlay(image, mask)\n"
+        "print(*[l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')])"
+    )
+    if not sys.platform.startswith("linux"):
+        pytest.skip("peak memory is read from /proc")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 2 * 2**20  # KiB
+
+
+# Defects
+
+
+def flood(mask):
+    """8-connected components of one class each, pixel by pixel."""
+    left, found = {(y, x) for y, x in zip(*np.nonzero(mask), strict=True)}, []
+    while left:
+        stack, seen = [left.pop()], []
+        while stack:
+            y, x = stack.pop()
+            seen.append((y, x))
+            for near in [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
+                if near in left and mask[near] == mask[y, x]:
+                    left.remove(near)
+                    stack.append(near)
+        found.append(sorted(seen))
+    return found
+
+
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.42, 0.6, 0.95])
+@pytest.mark.parametrize(("h", "w"), [(1, 40), (40, 1), (23, 31), (48, 48)])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_components_equal_a_flood_fill(h, w, density, classes):
+    rng = np.random.default_rng(hash((h, w, classes)) % 1000)
+    mask = ((rng.random((h, w)) < density) * rng.integers(1, classes, (h, w))).astype(np.uint8)
+    score = rng.random((h, w)).astype(np.float32)
+    expected = sorted(
+        (
+            (min(x for _, x in p), min(y for y, _ in p), max(x for _, x in p) + 1, max(y for y, _ in p) + 1),
+            len(p), mask[p[0]], np.mean([score[q] for q in p]),
+        ) for p in flood(mask)
+    )  # fmt: skip
+    found = find_defects(mask, score)
+    listed = sorted((d.box, d.area_px, d.class_index, d.score) for d in found)
+    assert [d[:3] for d in listed] == [d[:3] for d in expected]
+    np.testing.assert_allclose([d[3] for d in listed], [d[3] for d in expected], atol=1e-5)
+    assert [d.area_px for d in found] == sorted((d.area_px for d in found), reverse=True)
+
+
+def test_a_spiral_is_one_and_an_empty_mask_none():
+    mask = np.zeros((41, 41), bool)
+    y, x, dy, dx, length = 20, 20, 0, 1, 2
+    for turn in range(18):
+        for _ in range(length):
+            mask[y, x] = True
+            y, x = y + dy, x + dx
+        dy, dx, length = dx, -dy, length + 2 * (turn % 2)
+    assert [d.area_px for d in find_defects(mask, np.ones(mask.shape))] == [mask.sum()]
+    assert find_defects(np.zeros((5, 5), np.uint8), np.zeros((5, 5))) == []
+
+
+def test_score_and_overlay():
+    logits = torch.tensor([[[0.0, 2.0]]])
+    torch.testing.assert_close(defect_score(logits), torch.tensor([[0.5, 0.880797]]))
+    torch.testing.assert_close(defect_score(torch.zeros(4, 1, 1)), torch.tensor([[0.75]]))
+    image, mask = image_of(20, 30), torch.zeros(20, 30, dtype=torch.uint8)
+    mask[5:12, 6:20] = 1
+    shown = np.asarray(overlay(image, mask))
+    untouched = mask.numpy() == 0
+    np.testing.assert_array_equal(shown[untouched], image.permute(1, 2, 0).numpy()[untouched])
+    assert (shown != image.permute(1, 2, 0).numpy()).any(2)[5:12, 6:20].all()
+    assert len(np.unique(shown[5, 6:20], axis=0)) == 1  # the outline has one colour
+
+
+# The whole way
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(image_of(40, 56, i).permute(1, 2, 0).numpy()).save(folder / f"p{i}.png")
+    return folder
+
+
+def bright(outputs=1):
+    """A net whose first logit is the red channel."""
+    net = nn.Conv2d(3, outputs, 1)
+    nn.init.zeros_(net.weight)
+    nn.init.zeros_(net.bias)
+    net.weight.data[0, 0] = 1.0
+    return net
+
+
+def test_files_agree_with_each_other_and_with_the_model(pictures, tmp_path):
+    found = predict(bright(), [pictures], tmp_path / "out", threshold=0.7, tile=32, overlap=0)
+    assert not found.failed
+    assert len(found.done) == 3
+    for i in range(3):
+        red = to_float(image_of(40, 56, i))[0]
+        mask = np.asarray(Image.open(tmp_path / "out" / f"p{i}_mask.png"))
+        np.testing.assert_array_equal(mask, (red.sigmoid() >= 0.7).numpy() * 255)
+        assert tuple(read_image(tmp_path / "out" / f"p{i}_overlay.png", "overlay").shape) == (3, 40, 56)
+        listed = json.loads((tmp_path / "out" / f"p{i}.json").read_text())
+        assert listed == found.done[i].to_dict()
+        assert listed["threshold"] == 0.7
+        assert listed["defect_area_px"] == (mask > 0).sum() == sum(d["area_px"] for d in listed["defects"])
+    assert "3 of 3 images written" in str(found)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
+        f"p{i}{end}" for i in range(3) for end in (".json", "_mask.png", "_overlay.png")
+    )
+
+
+def test_masks_of_several_classes_read_back(pictures, tmp_path):
+    net = bright(4)
+    net.weight.data[1, 1] = net.weight.data[2, 2] = 1.5
+    predict(net, [pictures / "p0.png"], tmp_path / "masks")
+    (tmp_path / "train" / "images").mkdir(parents=True)
+    (tmp_path / "train" / "masks").mkdir()
+    (pictures / "p0.png").rename(tmp_path / "train" / "images" / "p0.png")
+    (tmp_path / "masks" / "p0_mask.png").rename(tmp_path / "train" / "masks" / "p0.png")
+    sample = open_data(f"{tmp_path}?classes=4", "train")[0]
+    with torch.no_grad():
+        assert torch.equal(sample.mask.long(), net(to_float(sample.image)[None]).argmax(1)[0])
+
+
+def test_one_bad_image_costs_no_other(pictures, tmp_path):
+    (pictures / "p1.png").write_bytes((pictures / "p1.png").read_bytes()[:500])
+    found = predict(bright(), [pictures, tmp_path / "gone.png"], tmp_path / "out")
+    assert [p.image for p in found.done] == [str(pictures / "p0.png"), str(pictures / "p2.png")]
+    assert [image for image, _ in found.failed] == [str(pictures / "p1.png"), str(tmp_path / "gone.png")]
+    assert "corrupt or truncated" in found.failed[0][1]
+    assert "No such file" in found.failed[1][1]
+    assert not list((tmp_path / "out").glob("p1*"))
+
+
+def test_what_no_image_can_be_blamed_for(pictures, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for images, options, says in [
+        ([], {}, "at least one image"),
+        ([tmp_path / "empty"], {}, "no images"),
+        ([pictures, "elsewhere/p0.jpg"], {}, "have one stem"),
+        ([pictures], {"threshold": 1.5}, "threshold=1.5"),
+    ]:
+        with pytest.raises(BadInput, match=says):
+            predict(bright(), images, tmp_path / "out", **options)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BadInput, match="cannot be written"):
+        predict(bright(), [pictures], tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "in the way"
+    with pytest.raises(BadInput, match="no such run folder"):
+        predict(tmp_path / "norun", [pictures], tmp_path / "out")
