@@ -3,6 +3,7 @@
 from leanconv.nn.base import Operator, make
 from leanconv.nn.conv import Conv2d
 from leanconv.nn.doconv import DOConv2d
+from leanconv.nn.gmconv import GMConv2d
 from leanconv.nn.grouped import GroupPointwiseConv2d
 from leanconv.nn.hetconv import HetConv2d
 from leanconv.nn.separable import DepthwiseSeparableConv2d
@@ -12,6 +13,6 @@ from leanconv.nn.squeeze_excite import SqueezeExcite
 from leanconv.registry import get, names, parse
 
 __all__ = [
-    "Conv2d", "DOConv2d", "DepthwiseSeparableConv2d", "GroupPointwiseConv2d", "HetConv2d", "Operator", "SPConv2d",
-    "SPLConv2d", "SqueezeExcite", "get", "make", "names", "parse",
+    "Conv2d", "DOConv2d", "DepthwiseSeparableConv2d", "GMConv2d", "GroupPointwiseConv2d", "HetConv2d", "Operator",
+    "SPConv2d", "SPLConv2d", "SqueezeExcite", "get", "make", "names", "parse",
 ]  # fmt: skip

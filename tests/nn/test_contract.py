@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leanconv.errors import UnsupportedConv
 from leanconv.nn import get, make, names, parse
+from leanconv.ops.fold import pad_taps
 from leanconv.registry import unparse
 from leanconv.spec import ConvSpec
 
@@ -60,6 +62,10 @@ OPERATORS = [
     "hetconv(part=3, ragged=True)",
     "doconv",
     "doconv(multiplier=27, compat='reference')",
+    "gmconv",
+    "gmconv(granularity='in')",
+    "gmconv(mode='dynamic', sigma=2.0)",
+    "gmconv(mode='dynamic', granularity='out')",
 ]
 
 CASES = [(text, key) for text in OPERATORS for key in SPECS]
@@ -80,6 +86,13 @@ def randomise_norms(module):
             norm.running_var.uniform_(0.5, 2.0)
             norm.weight.normal_().add_(0.2)
             norm.bias.normal_()
+
+
+@torch.no_grad()
+def randomise_biases(module):
+    for each in module.modules():
+        if getattr(each, "bias", None) is not None:
+            each.bias.normal_()
 
 
 @pytest.fixture(params=CASES, ids=lambda c: f"{c[0]}-{c[1]}")
@@ -124,15 +137,25 @@ def test_linear_operators_equal_their_dense_weight(case):
     weight = layer.dense_weight()
     if weight is None:
         pytest.skip("not linear")
-    dense = spec.conv(dtype=torch.double)
-    dense.weight.data.copy_(weight)
-    bias = next((m.bias for m in reversed(list(layer.modules())) if getattr(m, "bias", None) is not None), None)
-    if bias is not None:
-        with torch.no_grad():
-            bias.normal_()
-        dense.bias.data.copy_(bias)
+    randomise_biases(layer)
+    dense = dense_twin(spec, weight)
+    if dense.bias is not None:
+        with torch.no_grad():  # a linear layer's answer to zeros is its bias, wherever that is stored
+            dense.bias.copy_(layer(torch.zeros(1, spec.c, spec.h, spec.w, dtype=torch.double))[0, :, 0, 0])
     x = spec.input(dtype=torch.double)
     torch.testing.assert_close(layer(x), dense(x))
+
+
+def dense_twin(spec, weight):
+    """The plain layer with that kernel; one larger than the spec's (dilated parts, long bands) has the same centre."""
+    side = (weight.shape[-2], weight.shape[-1])
+    if side != spec.kernel:
+        grown = tuple((a - d * (k - 1) - 1) // 2 for a, k, d in zip(side, spec.kernel, spec.dilation))
+        padding = tuple(p + g for p, g in zip(spec.padding, grown))
+        spec = replace(spec, kernel=side, padding=padding, dilation=(1, 1))
+    dense = spec.conv(dtype=torch.double)
+    dense.weight.data.copy_(weight)
+    return dense
 
 
 def test_fold_changes_no_output_and_costs_no_more(case):
@@ -238,12 +261,20 @@ def test_from_conv_keeps_the_sizes(case):
     assert layer(spec.input(dtype=torch.double)).shape == conv(spec.input(dtype=torch.double)).shape
     with torch.no_grad():
         if layer.project_(conv):
-            weight = layer.dense_weight()
-            fresh = get(name).from_conv(conv, **options).dense_weight()
-            assert (weight - conv.weight).norm() < (fresh - conv.weight).norm() + 1e-12
+            fresh = get(name).from_conv(conv, **options)
+            assert distance(layer, conv) < distance(fresh, conv) + 1e-12
             if spec.n:
                 zero = torch.zeros(1, spec.c, spec.h, spec.w, dtype=torch.double)
                 torch.testing.assert_close(layer(zero), conv(zero))
+
+
+def distance(layer, conv):
+    """Between the two kernels, or between the two outputs where the operator is no kernel."""
+    weight = layer.dense_weight()
+    if weight is not None:
+        return (weight - pad_taps(conv.weight, weight.shape[-2:])).norm()
+    x = ConvSpec.from_conv(conv, (4, conv.in_channels, 15, 13)).input(dtype=torch.double)
+    return (layer(x) - conv(x)).norm()
 
 
 def test_compiles_without_graph_break(case):

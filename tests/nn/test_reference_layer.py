@@ -16,6 +16,7 @@ FIGURES = [
     ("splconv(dilated_kernel_size=2)", 8_608, 26_994_688),
     ("hetconv(part=4)", 24_576, 77_070_336),
     ("doconv", 78_912, 231_211_008),
+    ("gmconv", 73_729, 231_211_008),
 ]
 
 
