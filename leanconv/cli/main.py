@@ -1,6 +1,5 @@
 """`leanconv COMMAND`: one dict from command to module; a module is loaded only when its command is called."""
 
-import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -72,8 +71,6 @@ def main() -> None:
     asked = next((word for word in arguments if not word.startswith("-")), None)
     try:
         build(asked)(arguments, prog_name="leanconv")
-    except BrokenPipeError:  # `leanconv ops | head`: nobody reads any more, and that is no failure
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except LeanconvError as error:
         if debug:
             raise

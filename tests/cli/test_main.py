@@ -1,0 +1,74 @@
+"""The frame of the command line: exit codes, one-line errors, tracebacks on demand, every command with its help."""
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+from typer.testing import CliRunner
+
+from leanconv.cli.main import COMMANDS, build, main
+
+
+def run(*arguments, stdin=""):
+    return subprocess.run(
+        [sys.executable, "-m", "leanconv", *arguments], capture_output=True, text=True, input=stdin, check=False
+    )
+
+
+def test_an_unknown_command_is_usage():
+    done = run("trian")
+    assert done.returncode == 2
+    assert "trian" in done.stderr
+
+
+def test_a_mistake_is_one_line_and_debug_shows_where(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["leanconv", "ops", "splcnov"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: unknown operator 'splcnov' (did you mean 'splconv'?)")
+    assert error.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["leanconv", "ops", "splcnov", "--debug"])
+    with pytest.raises(Exception, match="splcnov"):
+        main()
+
+
+def test_a_fault_of_ours_is_one_line_too(monkeypatch, capsys):
+    def broken(*_):
+        raise KeyError("inner")
+
+    monkeypatch.setattr("leanconv.cli.ops.names", broken)
+    monkeypatch.setattr(sys, "argv", ["leanconv", "ops"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert "a fault of leanconv's" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_quiet():
+    command = f"{sys.executable} -m leanconv ops | head -c 1 > /dev/null"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_a_function_help_and_json(name):
+    function = import_module(f"leanconv.cli.{name}").command
+    assert function.__doc__
+    done = CliRunner().invoke(build(name), [name, "--help"])
+    assert done.exit_code == 0, done.output
+    assert "--json" in done.output
+    assert "--debug" in done.output
+
+
+def test_ops_prints_the_same_numbers_to_people_and_machines():
+    rows = json.loads(CliRunner().invoke(build("ops"), ["ops", "--json"]).output)["operators"]
+    assert {row["name"]: row["params"] for row in rows}["hetconv"] == 24_576
+    shown = CliRunner().invoke(build("ops"), ["ops"]).output
+    assert all(row["name"] in shown for row in rows)
+    one = CliRunner().invoke(build("ops"), ["ops", "splconv"]).output
+    assert "gated_sum" in one
+    assert "alpha=0.5" in one
