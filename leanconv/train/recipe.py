@@ -46,7 +46,8 @@ class Recipe:
         zoom: the largest random magnification; 1/zoom is the smallest.
         defect_crop: share of the crops that are laid around a defect.
         amp: mixed precision.
-        channels_last, compile: what makes a step cheaper; the results differ by rounding.
+        channels_last, compile: what makes a step cheaper; results differ by rounding. On an AMD EPYC, one thread, batch
+            8 at 96 px, channels_last takes 15-27 % off a base-8 U-Net's step, dense, SPLConv or depthwise-separable.
         device: `auto` takes the accelerator that is there.
         threads: of the CPU; 0 leaves torch's own.
         workers: processes that prepare the images; 0 does it in the training process.
@@ -77,7 +78,7 @@ class Recipe:
     zoom: float = 1.0
     defect_crop: float = 0.0
     amp: str = "no"
-    channels_last: bool = False
+    channels_last: bool = True
     compile: bool = False
     device: str = "auto"
     threads: int = 0

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leanconv.errors import BadInput, missing_extra
+from leanconv.errors import BadInput, UntrustedCode, missing_extra
 from leanconv.files import write_atomic
 from leanconv.measure import label
 from leanconv.measure.count import count
@@ -133,8 +133,11 @@ def build_model(recipe: Recipe, trust_code: bool) -> nn.Module:
     reference = read(recipe.model)
     if reference.kind == "path":
         return RunFolder.open(recipe.model).load_model(trust_code=trust_code).train()
-    if reference.kind == "code":
-        return build(reference, from_file=True, trust_code=trust_code).train()
+    if reference.kind == "code" and not trust_code:
+        raise UntrustedCode(
+            f"the recipe asks to run {reference.name}:{reference.factory}; read that file, and say --trust-code (or "
+            "trust_code=True) if you trust it"
+        )
     return build(reference).train()
 
 

@@ -1,10 +1,13 @@
 """Recipes: typed, flat, and an unknown key names its neighbour."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+import torch
 
 from leanconv.errors import BadInput, UnknownName
+from leanconv.runs import load
 from leanconv.train.recipe import Recipe
 
 
@@ -70,3 +73,20 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_every_key_is_documented():
     for field in dataclasses.fields(Recipe):
         assert field.name in (Recipe.__doc__ or ""), field.name
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_of_the_repository(path):
+    """Each reads, names a model that builds, opens with the command, and says what to expect or that it is a draft."""
+    recipe = Recipe.read(path)
+    head = path.read_text().split("model =")[0]
+    assert f"leanconv train recipes/{path.name}" in head
+    assert "Dice" in head or "Draft" in head
+    assert load(recipe.model)(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+
+
+def test_there_are_recipes():
+    assert {path.stem for path in RECIPES} >= {"demo", "wafer", "magnetic_tile", "splconv_paper"}
