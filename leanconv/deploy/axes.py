@@ -115,14 +115,14 @@ class Dynamic:
             while size == 1 or size in others:
                 size += step
             trace = Sizes(**{**trace.to_dict(), axis: size})  # type: ignore[arg-type]
+        # Only larger than given: below it an inner map may shrink to one pixel, where torch.export fixes its size.
         looks = [self.given]
-        for batch, down, right in ((1, 0, 0), (2, 1, 2), (5, -1, 1), (1, 1, 0), (1, 0, 3)):
+        for batch, down, right in ((1, 0, 0), (2, 1, 2), (5, 3, 1), (1, 1, 0), (1, 0, 3)):
             sizes = self.given.to_dict()
             if "batch" in self.dynamic:
                 sizes["batch"] = batch
             for axis, times in (("height", down), ("width", right)):
                 if axis in steps:
-                    moved = (sizes[axis] or 0) + times * steps[axis]
-                    sizes[axis] = moved if moved >= steps[axis] else sizes[axis]
+                    sizes[axis] = (sizes[axis] or 0) + times * steps[axis]
             looks.append(Sizes(**sizes))  # type: ignore[arg-type]
         return trace, list(dict.fromkeys(looks))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from leanconv.convert.observe import has_lazy
 from leanconv.deploy.axes import Dynamic, Sizes
 from leanconv.deploy.calls import Frame, Inputs, as_call
 from leanconv.deploy.place import Beside, move_into_place
@@ -20,6 +21,11 @@ from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName
 FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
 # How far a task metric (IoU, Dice, top-1) of the file may be from the model's.
 METRIC_TOLERANCE = 0.002
+# torch.export's errors whose own words do not say what to do.
+ADVICE = {
+    "GuardOnDataDependent": "its forward decides by the values of a tensor, which a file cannot; ",
+    "ConstraintViolation": "its forward fixes a size that should stay open: leave that axis out of dynamic; ",
+}
 
 Check = Callable[[nn.Module], float | Mapping[str, float]]
 
@@ -62,7 +68,7 @@ def export(
             raise
         except Exception as error:
             raise BadInput(f"the model does not run on inputs {call.given}: {first_line(error)}") from error
-    _exportable(answer)
+    _exportable(answer, path)
     trace, looks = call.plan(plain)
     with Beside(path) as folder:
         draft = Path(folder) / path.name
@@ -80,6 +86,8 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     if getattr(model, "optimized_by_leanconv", False):
         raise BadInput("an optimised model belongs to this process and cannot be exported; export(model.original, ...)")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    if has_lazy(model):
+        raise BadInput("the model has layers that wait for their first input to know their sizes; call it once first")
     try:
         return copy.deepcopy(model).cpu().eval().requires_grad_(False)
     except Exception as error:
@@ -100,9 +108,16 @@ def _again(value: Any) -> Any:
     return frame.join([tensor.clone() for tensor in tensors])
 
 
-def _exportable(answer: Any) -> None:
-    if not Frame.split(answer)[0]:
+def _exportable(answer: Any, path: Path) -> None:
+    tensors = Frame.split(answer)[0]
+    if not tensors:
         raise BadInput(f"the model gives no tensor but {type(answer).__name__}: nothing to export")
+    if path.suffix != ".pt2" and any(t.dtype in (torch.bfloat16, torch.float64) for t in tensors):
+        dtype = next(t.dtype for t in tensors if t.dtype in (torch.bfloat16, torch.float64))
+        raise BadInput(
+            f"{FORMATS[path.suffix]} does not compute in {str(dtype).removeprefix('torch.')} on a CPU;"
+            " export(model.float(), ...), or write a .pt2"
+        )
     if has_nan(answer):
         raise BadInput("the model's output has NaN in it: nothing can be verified against it; check its weights")
 
@@ -138,7 +153,8 @@ def _reason(error: BaseException) -> str:
     """The first line of the error at the bottom of the chain: converters wrap the reason in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
+    advice = next((text for name, text in ADVICE.items() if name in type(error).__name__), "")
+    return f"{advice}{first_line(error)}"
 
 
 def _open(plain: nn.Module, draft: Path, answer: Any) -> Runtime:
@@ -146,8 +162,9 @@ def _open(plain: nn.Module, draft: Path, answer: Any) -> Runtime:
     try:
         run = open_file(draft).run
     except BadInput as error:
+        reason = str(error).removeprefix(f"{draft}: ").replace(str(draft), draft.name)
         raise ExportMismatch(
-            f"the written {FORMATS[draft.suffix]} file does not load, and was removed: {error}"
+            f"the {FORMATS[draft.suffix]} file that was made does not load; nothing was written: {reason}"
         ) from error
     return Runtime(run, outputs=frame, dtypes=[t.dtype for t in tensors], like=plain)
 

@@ -1,7 +1,10 @@
 """From a module to a program: torch.export, then ONNX or OpenVINO from that one program."""
 
+import contextlib
+import io
 import logging
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +106,8 @@ def _name_axes(graph: Any, axes: Axes) -> None:
                     words[symbol] = name if name not in words.values() else f"{name}{index}"
     between = [value for node in graph for value in node.outputs]
     for value in (*graph.inputs, *graph.outputs, *between):
+        if value.shape is not None and value.shape.frozen:
+            value.shape = value.shape.copy(frozen=False)
         for dim, size in enumerate(value.shape or ()):
             if not isinstance(size, int) and size.value is not None:
                 value.shape[dim] = re.sub(r"s\d+", lambda found: words.get(found[0], found[0]), size.value)
@@ -110,13 +115,17 @@ def _name_axes(graph: Any, axes: Axes) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The converters' progress lines are for their own authors."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    """The converters' progress lines, warnings and dumps of graphs are for their own authors: errors are still raised,
+    and what they made is verified number by number.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        yield
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
