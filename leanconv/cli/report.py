@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import Json, Threads
+from leanconv.cli.common import Device, Json, Threads, torch_device
 from leanconv.cli.common import report as print_report
 
 
@@ -18,6 +18,7 @@ def command(
     ] = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     threads: Threads = None,
+    device: Device = "cpu",
     cases: Annotated[int, typer.Option("--cases", min=0, help="Pictures at most.")] = 10,
     budget: Annotated[float, typer.Option("--budget", min=0.0, help="Seconds for all timing; 0: no timing.")] = 10.0,
     trust_code: Annotated[
@@ -29,8 +30,9 @@ def command(
     from leanconv.report import compare_runs, write_report
 
     report = compare_runs(
-        runs, data=data, split=split, threads=threads, cases=cases, budget_s=budget, trust_code=trust_code, say=_say
-    )
+        runs, data=data, split=split, threads=threads, device=str(torch_device(device)), cases=cases, budget_s=budget,
+        trust_code=trust_code, say=_say,
+    )  # fmt: skip
     report.command = f"leanconv report {' '.join(map(str, runs))}"
     written = write_report(report, out)
     print_report(report, json=json)

@@ -11,19 +11,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from leanconv.errors import BadInput, LeanconvError
+from leanconv.errors import BadInput, LeanconvError, UnknownName
 from leanconv.files import write_atomic
 from leanconv.measure.count import count_recorded
 from leanconv.measure.device import describe, label
 from leanconv.measure.latency import interleave
 from leanconv.measure.record import record
+from leanconv.registry import nearest
 from leanconv.report.document import Report
 from leanconv.report.overlays import Case, case, choose
 from leanconv.report.page import render
 from leanconv.report.summary import RunSummary, numbers, read_runs
 from leanconv.runs import RunFolder
 from leanconv.train.augment import to_float
-from leanconv.train.data import open_data
+from leanconv.train.data import SPLITS, open_data
 from leanconv.train.evaluate import evaluate, pad_to, predicted_classes
 
 Say = Callable[[str], object]
@@ -67,12 +68,15 @@ def compare_runs(
         budget_s: seconds for all timing together.
         trust_code: run the Python file that a run's model.json names.
         say: called with a line before each slow part.
-    Raises: BadInput for a path that is no run folder, or for a `data` or `split` that was asked for and cannot be read.
+    Raises: BadInput for a path that is no run folder, or for a `data` or `split` that was asked for and cannot be read;
+            UnknownName for another split.
     """
     if not runs:
         raise BadInput("a report needs at least one run folder")
     if cases < 0 or budget_s < 0:
         raise BadInput(f"cannot report cases={cases}, budget_s={budget_s}: neither may be below 0")
+    if split not in SPLITS:
+        raise UnknownName(f"split {split!r}{nearest(split, list(SPLITS))}: one of {', '.join(SPLITS)}")
     say = say or (lambda text: None)
     summaries = read_runs([Path(run) for run in runs])
     report = Report(summaries, split=split, title=_title(summaries))
@@ -179,6 +183,8 @@ def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit
             raise
         report.remarks.append(f"The data {asked} cannot be read, so no images are shown: {error}")
         return
+    if samples.note:
+        report.remarks.append(samples.note)
     report.data, report.images, report.classes = asked, len(samples), tuple(samples.classes)
     names: list[str] = []
     for index, model in models.items():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from leanconv.errors import BadInput
+from leanconv.errors import BadInput, UnknownName
 from leanconv.report import build_report, compare_runs
 from leanconv.runs import RunFolder
 from leanconv.train.augment import to_float
@@ -114,6 +114,8 @@ def test_somebodys_python_file_is_not_run(two_runs, tmp_path):
 def test_bad_calls_are_refused(two_runs, tmp_path):
     with pytest.raises(BadInput, match="at least one"):
         compare_runs([])
+    with pytest.raises(UnknownName, match="did you mean 'test'"):
+        compare_runs(two_runs, split="tets")
     with pytest.raises(BadInput, match="cases=-1"):
         compare_runs(two_runs, cases=-1)
     with pytest.raises(BadInput, match="is not a run folder"):
