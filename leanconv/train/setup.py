@@ -87,7 +87,7 @@ def accelerator(recipe: Recipe) -> Any:
 
 
 def launch_note(processes: int) -> str:
-    """What to say where `accelerate launch --cpu --num_processes N` was typed: without MPI it starts one process only."""
+    """What to say after `accelerate launch --cpu --num_processes N`: without MPI it starts one process only."""
     if processes == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         return (
             "note   this is one process: accelerate starts several on a CPU as "
