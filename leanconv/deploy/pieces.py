@@ -14,7 +14,7 @@ class Pieces(nn.Module):
     def __init__(self, model: nn.Module, height: int, width: int, batch: int | None = None) -> None:
         super().__init__()
         self.model, self.height, self.width, self.batch = model, height, width, batch
-        self.multiple = 1  # nobody needs to pad for us
+        self.size_multiple = 1  # nobody needs to pad for us
         self.train(model.training)
 
     def forward(self, x: Tensor) -> Tensor:

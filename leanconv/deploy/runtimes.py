@@ -110,7 +110,7 @@ class TorchProgram:
 class Runtime(nn.Module):
     """An exported file that is called like the model it came from; inference only, no weights of its own.
 
-    `like`: the model, whose attributes (`multiple`, say) callers may ask for.
+    `like`: the model, whose attributes (`size_multiple`, say) callers may ask for.
     """
 
     def __init__(

@@ -225,7 +225,7 @@ def _predict(model: nn.Module, image: torch.Tensor, threshold: float | None) -> 
     device = next(model.parameters()).device
     h, w = image.shape[-2:]
     with torch.inference_mode():
-        logits = model(pad_to(to_float(image[None].to(device)), getattr(model, "multiple", 32)))[..., :h, :w]
+        logits = model(pad_to(to_float(image[None].to(device)), getattr(model, "size_multiple", 32)))[..., :h, :w]
     return predicted_classes(logits, threshold)[0].cpu().numpy().astype(np.uint8)
 
 
