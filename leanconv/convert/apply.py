@@ -118,7 +118,9 @@ def apply_(
         raise BadInput("the plan swaps one shared module under two names; plan this model again")
     if data is not None and pending:
         _measure(model, data, pending)
-    regrouped = regroup_(optimizer, [(p.swap.name, p.site.module, p.new) for p in pending]) if optimizer else None
+    regrouped = None
+    if optimizer is not None:
+        regrouped = regroup_(optimizer, [(p.swap.name, p.site.module, p.new) for p in pending])
     for each in pending:
         move_hooks(each.site.module, each.new)
         each.site.replace(each.new)

@@ -82,7 +82,7 @@ def test_projected_weights_survive_and_a_second_swap_adds_up(run, tmp_path):
         (["plan", *UNET, "--to", "splcnv"], 2, "did you mean 'splconv'"),
         (["plan", *UNET], 2, "--to"),
         (["plan", "timm:nothing", "--to", "splconv"], (1, 2), "nothing"),
-        (["plan", *UNET[:-1], "1,7,32,32", "--to", "splconv"], 1, "does not run on inputs (1, 7, 32, 32)"),
+        (["plan", *UNET[:-1], "1,7,32,32", "--to", "splconv"], 1, "C=3, got (1, 7, 32, 32)"),
         (["plan", *UNET, "--to", "splconv", "--where", "nowhere"], 1, "matches no convolution"),
         (["convert", *UNET, "--out", "x"], 1, "say what to swap"),
         (["convert", *UNET, "--to", "conv", "--plan", "p", "--out", "x"], 1, "say what to swap"),
