@@ -2,8 +2,12 @@
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any, Self
+
+# One Ctrl-C reaches a process twice where a launcher hands it on.
+PATIENCE_S = 1.0
 
 
 class Stopped(Exception):
@@ -11,7 +15,7 @@ class Stopped(Exception):
 
 
 class Interrupts:
-    """While open, the first SIGINT or SIGTERM only sets `asked`; the second one ends the process as usual.
+    """While open, the first SIGINT or SIGTERM only sets `asked`; one that comes `PATIENCE_S` later acts as usual.
 
     Outside the main thread signals cannot be caught: `asked` stays False.
     """
@@ -19,6 +23,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.asked = False
         self._before: dict[int, Any] = {}
+        self._since = 0.0
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -32,5 +37,9 @@ class Interrupts:
         self._before.clear()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(number, self._before[number])
+        now = time.monotonic()
+        if not self.asked:
+            self.asked, self._since = True, now
+        elif now - self._since > PATIENCE_S:
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)

@@ -236,8 +236,12 @@ class _Run:
         )
 
     def _stop_if_asked(self) -> None:
-        asked = torch.tensor(float(self.interrupts.asked), device=self.accelerator.device)
-        if self._total(asked) > 0:  # every process at the same step, whichever heard the signal
+        if self.processes > 1:  # every process at the same step, whichever heard the signal
+            if self.state.step % self.recipe.log_every:
+                return
+            asked = torch.tensor(float(self.interrupts.asked), device=self.accelerator.device)
+            self.interrupts.asked = bool(self._total(asked) > 0)
+        if self.interrupts.asked:
             raise Stopped
 
     def _same_buffers(self) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from leanconv.errors import BadCheckpoint, Interrupted
 from leanconv.runs import RunFolder
 from leanconv.train import checkpoint, loop, setup
+from leanconv.train.interrupts import Interrupts
 from leanconv.train.loop import fit
 from leanconv.train.optimizer import make_optimizer
 from leanconv.train.recipe import Recipe
@@ -138,6 +139,16 @@ def test_stopped_during_a_validation(recipe, monkeypatch):
     monkeypatch.undo()
     resumed = fit(settings, resume=True, progress=False, trust_code=True)
     assert_same_run(resumed, fit(recipe("whole", save_every=0), progress=False, trust_code=True))
+
+
+def test_a_second_signal_ends_an_impatient_users_run(monkeypatch):
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # the launcher's copy of the same Ctrl-C
+        assert interrupts.asked
+        monkeypatch.setattr("leanconv.train.interrupts.PATIENCE_S", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_finished_run_resumes_to_itself(recipe):
