@@ -101,7 +101,6 @@ def _tools() -> list[Item]:
     browser = _which(*BROWSERS)
     triton = _version("triton", "triton")
     return [
-        Item("halide", _version("halide", "halide"), "CPU kernels of our own", "pip install halide"),
         Item("C++ compiler", compiler, "torch.compile on the CPU", "apt install g++"),
         Item("triton", triton, "torch.compile on a GPU", "pip install triton" if platform.system() == "Linux" else ""),
         Item("browser", browser, "the tests of the HTML report", "apt install chromium"),
