@@ -77,12 +77,16 @@ def accelerator(recipe: Recipe) -> Any:
         raise missing_extra("accelerate", "train") from error
     # Accelerate keeps the precision of the first run in a process for ever; a second run may want another.
     AcceleratorState._reset_state()
+    # Where there is no accelerator the CPU must be said: else launched processes would not find each other.
+    cpu = recipe.device == "cpu" or not torch.accelerator.is_available()
     try:
-        made = Accelerator(mixed_precision=recipe.amp, cpu=recipe.device == "cpu")
+        made = Accelerator(mixed_precision=recipe.amp, cpu=cpu)
     except ValueError as error:
         raise BadInput(f"amp={recipe.amp} is not possible here: {error}") from error
     if recipe.amp == "fp16" and made.device.type == "cpu":
         raise BadInput("amp=fp16 needs a GPU; on a CPU say amp=bf16 or amp=no")
+    if made.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise BadInput(f"{os.environ['WORLD_SIZE']} processes were launched, accelerate joined {made.num_processes}")
     return made
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from leanconv.errors import BadInput
 from leanconv.runs import RunFolder
 from leanconv.train import setup
 from leanconv.train.batches import Order
@@ -64,6 +65,13 @@ def test_one_process_where_two_were_asked_for_is_said(monkeypatch):
     assert "--multi_gpu" in setup.launch_note(1)
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert setup.launch_note(1) == setup.launch_note(2) == ""
+
+
+def test_processes_that_do_not_find_each_other_do_not_write_into_one_folder(monkeypatch):
+    setup.accelerator(Recipe(steps=1, device="cpu"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="2 processes were launched, accelerate joined 1"):
+        setup.accelerator(Recipe(steps=1, device="cpu"))
 
 
 def test_the_loss_of_shares_has_the_gradient_of_the_joint_batch():
