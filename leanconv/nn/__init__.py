@@ -3,9 +3,14 @@
 from leanconv.nn.base import Operator, make
 from leanconv.nn.conv import Conv2d
 from leanconv.nn.doconv import DOConv2d
+from leanconv.nn.drconv import DRConv2d
+from leanconv.nn.fuseconv import FuSeConv2d
 from leanconv.nn.gmconv import GMConv2d
 from leanconv.nn.grouped import GroupPointwiseConv2d
 from leanconv.nn.hetconv import HetConv2d
+from leanconv.nn.lhconv import LHConv2d
+from leanconv.nn.odconv import ODConv2d, set_temperature
+from leanconv.nn.schedule import Schedule
 from leanconv.nn.separable import DepthwiseSeparableConv2d
 from leanconv.nn.spconv import SPConv2d
 from leanconv.nn.splconv import SPLConv2d
@@ -13,6 +18,7 @@ from leanconv.nn.squeeze_excite import SqueezeExcite
 from leanconv.registry import get, names, parse
 
 __all__ = [
-    "Conv2d", "DOConv2d", "DepthwiseSeparableConv2d", "GMConv2d", "GroupPointwiseConv2d", "HetConv2d", "Operator",
-    "SPConv2d", "SPLConv2d", "SqueezeExcite", "get", "make", "names", "parse",
+    "Conv2d", "DOConv2d", "DRConv2d", "DepthwiseSeparableConv2d", "FuSeConv2d", "GMConv2d", "GroupPointwiseConv2d",
+    "HetConv2d", "LHConv2d", "ODConv2d", "Operator", "SPConv2d", "SPLConv2d", "Schedule", "SqueezeExcite",
+    "get", "make", "names", "parse", "set_temperature",
 ]  # fmt: skip

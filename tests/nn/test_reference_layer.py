@@ -17,6 +17,13 @@ FIGURES = [
     ("hetconv(part=4)", 24_576, 77_070_336),
     ("doconv", 78_912, 231_211_008),
     ("gmconv", 73_729, 231_211_008),
+    ("lhconv(tile_in=8, tile_out=8)", 74_880, 23_121_728),
+    ("fuseconv", 8_384, 26_292_224),
+    ("fuseconv(variant='full')", 16_768, 52_584_448),
+    ("drconv(guide=None)", 593_984, 231_211_008 + 4_718_592),
+    ("drconv(guide=None, generator='adaptive')", 593_984, 231_211_008 + 4_755_456),
+    ("drconv(guide='pointwise')", 593_984 + 512, 231_211_008 + 4_718_592 + 512 * 3136),
+    ("drconv", 593_984 + 4_616, 231_211_008 + 4_718_592 + 4_608 * 3136),
 ]
 
 
@@ -32,6 +39,9 @@ def test_executed_and_norm_figures():
     assert get("hetconv").cost(R, part=4).executed_macs == 83_492_864
     assert get("splconv").cost(R).params + get("splconv").cost(R).norm_params == 9_024
     biased = ConvSpec.of(64, 128, 3, 1, 1, bias=True, h=56, w=56)
+    for kernels, params, macs in ((1, 78_201, 231_215_248), (4, 299_453, 231_215_312)):  # the BatchNorm's are in there
+        odconv = get("odconv").cost(R, kernels=kernels)
+        assert (odconv.params + odconv.norm_params, odconv.macs) == (params, macs)
     spconv = get("spconv").cost(biased)
     assert spconv.params + spconv.norm_params == 27_264
 
