@@ -95,8 +95,8 @@ def _check(model: nn.Module, dtype: torch.dtype | None, budget_s: float) -> None
     if training is not None:
         where = f"its layer {training!r} is" if training else "it is"
         raise BadInput(f"optimize needs a model in eval mode, and {where} in training mode; call model.eval() first")
-    if dtype is not None and not dtype.is_floating_point:
-        raise BadInput(f"dtype={dtype}: must be a floating-point type, such as torch.bfloat16")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise BadInput(f"dtype={dtype!r}: must be a floating-point type, such as torch.bfloat16")
     if not budget_s > 0:
         raise BadInput(f"budget_s={budget_s}: must be more than 0 seconds")
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -205,14 +205,16 @@ def _time(
     return list(times.values())
 
 
-def _fallback(bench: Workbench, entries: list[_Entry], given: _Entry) -> nn.Module:
-    """What runs calls of other shapes: the folded model where it is right and was not seen to be slower."""
+def _fallback(bench: Workbench, entries: list[_Entry], given: _Entry) -> tuple[Form, float]:
+    """What runs calls of other shapes, and the error allowed to it: the folded model where it is right and was not seen
+    to be slower.
+    """
     for entry in entries:
         if entry.form is bench.__dict__.get("_folding", (None,))[0]:
             timing, own = entry.row.timing, given.row.timing
             if timing is not None and own is not None and not faster(own, timing):
-                return bench.folded
-    return bench.model
+                return bench.folded, entry.row.tolerance or 0.0
+    return bench.model, 0.0
 
 
 class _Progress:

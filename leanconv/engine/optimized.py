@@ -8,20 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.deploy.calls import Inputs, as_call
+from leanconv.deploy.verify import difference
 from leanconv.engine.candidate import Form
 from leanconv.engine.choices import Choices
 from leanconv.errors import BadInput
 
 # Call shapes that stay prepared at once; the oldest goes first.
 MOST_SHAPES = 16
+# Other call shapes that are held against the given model, once each; those met later run that model itself.
+MOST_CHECKED = 64
 
 
 class Optimized(nn.Module):
     """What `optimize` returns: called like the model, gives what the model gives, without gradients.
 
-    A call of the measured shapes runs the chosen form. A call of other shapes runs the same form where that takes any
-    shape, else the folded model (eagerly): right, and prepared at once. `specialise_(inputs)` prepares the chosen form
-    for another shape. May be called from many threads. The weights are those of the moment of `optimize`.
+    A call of the measured shapes runs the chosen form. The first call of other shapes (or other constants) is answered
+    by the given model, and held against it is the chosen form where that takes any shape, else the folded model; where
+    the two agree, later calls of those shapes run that one. `specialise_(inputs)` prepares the chosen form for another
+    shape. May be called from many threads. The weights are those of the moment of `optimize`.
 
     Attributes:
         choices: the table of what was tried and why this form was chosen.
@@ -33,13 +37,13 @@ class Optimized(nn.Module):
 
     def __init__(
         self, original: nn.Module, choices: Choices, call: tuple[Any, Any], form: Form, *, any_shape: bool,
-        fallback: nn.Module, again: Any,
+        fallback: tuple[Form, float], again: Any,
     ) -> None:  # fmt: skip
         super().__init__()
         held: dict[str, Any] = {
             "original": original, "choices": choices, "_fallback": fallback, "_again": again,
-            "_any": (_kind(*call), form) if any_shape else (None, None), "_forms": {_key(*call): form},
-            "_lock": threading.Lock(),
+            "_any": (_kind(*call), (form, choices.winner.tolerance or 0.0)) if any_shape else (None, fallback),
+            "_forms": {_key(*call): form}, "_checked": {}, "_lock": threading.Lock(),
         }  # fmt: skip
         self.__dict__.update(held)  # not as submodules: whoever walks the modules finds this one alone
         self.__dict__["training"] = False
@@ -57,15 +61,33 @@ class Optimized(nn.Module):
         with torch.no_grad():
             if torch.is_autocast_enabled(device := _device_type(args)):
                 with torch.autocast(device, enabled=False):  # the forms were chosen in the model's own dtype
-                    return self._form(key, args, kwargs)(*args, **kwargs)
-            return self._form(key, args, kwargs)(*args, **kwargs)
+                    return self._run(key, args, kwargs)
+            return self._run(key, args, kwargs)
 
-    def _form(self, key: Hashable, args: Any, kwargs: Any) -> Form:
-        found = self._forms.get(key)
-        if found is None:
-            kind, form = self._any
-            found = form if kind is not None and kind == _kind(args, kwargs) else self._fallback
-        return found
+    def _run(self, key: Hashable, args: Any, kwargs: Any) -> Any:
+        form = self._forms.get(key)
+        if form is None:
+            form = self._checked.get(key)
+        return self._first(key, args, kwargs) if form is None else form(*args, **kwargs)
+
+    def _first(self, key: Hashable, args: Any, kwargs: Any) -> Any:
+        """The given model's answer to shapes not met before, after which the form for them is known.
+
+        A model may take another path at other sizes, one on which two layers that were folded into one do not follow
+        each other: nothing that was seen at the measured shapes can rule that out.
+        """
+        answer = self.original(*args, **kwargs)
+        kind, form = self._any
+        form, tolerance = form if kind is not None and kind == _kind(args, kwargs) else self._fallback
+        if form is self.original or len(self._checked) >= MOST_CHECKED:
+            return answer
+        try:
+            right = difference(answer, form(*args, **kwargs)).ok(tolerance)
+        except Exception:  # the given model takes this call and the form does not
+            right = False
+        with self._lock:
+            self.__dict__["_checked"] = {**self._checked, key: form if right else self.original}
+        return answer
 
     def specialise_(self, inputs: Inputs) -> Choices:
         """Prepare the chosen engine for the shapes of `inputs` too; it is verified and measured like the first time.

@@ -131,7 +131,9 @@ def test_a_wrong_engine_cannot_win(monkeypatch, always):
     learned = Candidate("learned", lambda b, d: None, lambda b: 0.0, lambda b, d: (lambda y: lambda x: y)(b.answer))
     for each in (wrong, shape, breaks, learned):
         monkeypatch.setitem(CANDIDATES, each.name, each)
-    fast = optimize(Tiny().eval(), torch.randn(2, 3, 4, 4), engines=("wrong", "shape", "breaks", "learned"), budget_s=240)
+    fast = optimize(
+        Tiny().eval(), torch.randn(2, 3, 4, 4), engines=("wrong", "shape", "breaks", "learned"), budget_s=240
+    )
     assert fast.engine == "eager"
     assert fast.choices["wrong"].note.startswith("differs: ")
     assert fast.choices["wrong"].error == pytest.approx(1e-3, rel=0.1)
@@ -206,6 +208,36 @@ def test_bfloat16_inside_float32_outside(always):
     close(half(x.bfloat16()).float(), model(x), rtol=5e-2, atol=5e-2)
 
 
+@pytest.mark.parametrize("engine", ["folded", "channels_last", *RUNTIMES])
+def test_another_path_at_another_size(engine, always):
+    """Convolution and BatchNorm fold into one at the measured size; at larger ones both answers are used."""
+
+    class Forks(Tiny):
+        def forward(self, x, *, sharp=False):
+            y = self.conv(x)
+            return self.norm(y) + y if x.shape[-1] > 8 or sharp else self.norm(y)
+
+    model, x = Forks().eval(), torch.randn(1, 3, 8, 8)
+    fast = optimize(model, x, engines=("folded", engine), budget_s=240)
+    for other, named in ((torch.randn(2, 3, 16, 16), {}), (torch.randn(2, 3, 4, 4), {}), (x, {"sharp": True})):
+        for _ in range(3):  # the first call of a shape, and those after it
+            close(fast(other, **named), model(other, **named).detach())
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    for size in (4, 4, 6, 6, 16):
+        fast(torch.randn(2, 3, size, size))
+    assert len(calls) == 2, "4 is known and right, 6 is new once, 16 keeps the given model"
+
+
+def test_ever_new_shapes_cost_one_call_each(monkeypatch):
+    monkeypatch.setattr("leanconv.engine.optimized.MOST_CHECKED", 2)
+    fast = optimize(Tiny().eval(), torch.randn(1, 3, 8, 8), engines=("folded",), budget_s=240)
+    for size in range(1, 6):
+        x = torch.randn(1, 3, size, 4)
+        close(fast(x), fast.original(x).detach())
+    assert len(fast._checked) <= 2
+
+
 def test_what_cannot_be_verified_stays_as_it_is():
     class Rolls(nn.Module):
         def forward(self, x):
@@ -259,6 +291,8 @@ def test_words_that_are_refused():
         optimize(model, torch.randn(1, 4, 4, 4))
     with pytest.raises(BadInput, match="floating-point"):
         optimize(model, x, dtype=torch.int8)
+    with pytest.raises(BadInput, match="dtype='bfloat16': must be a floating-point type"):
+        optimize(model, x, dtype="bfloat16")
     with pytest.raises(BadInput, match="more than 0"):
         optimize(model, x, budget_s=0)
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(BadInput, match="autocast"):
