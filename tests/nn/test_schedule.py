@@ -90,7 +90,7 @@ def test_training_reaches_the_target_density():
         loss.backward()
         optimizer.step()
         schedule.step(loss)
-    live = sum(float(layer.learned_mask().sum()) for layer in (model[0], model[2]))
+    live = sum(layer.learned_mask().sum().item() for layer in (model[0], model[2]))
     assert live / (64 * 4 * 9 + 64 * 8 * 9) == pytest.approx(0.2, abs=0.06)
 
 
