@@ -112,9 +112,11 @@ def example(
     """A seeded random input of the shape that `--input` gave."""
     import torch
 
-    sizes = shape(text)
-    tensor = torch.randn(sizes, generator=torch.Generator().manual_seed(seed))
-    tensor = tensor.to(torch_device(device), torch_dtype(dtype))
+    sizes, place = shape(text), torch_device(device)
+    try:
+        tensor = torch.randn(sizes, generator=torch.Generator().manual_seed(seed)).to(place, torch_dtype(dtype))
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # a size past 2^63 is a TypeError
+        raise BadInput(f"--input {text!r}: no memory holds that: {str(error).splitlines()[0]}") from error
     if channels_last and tensor.dim() != 4:
         raise BadInput(f"--channels-last needs four sizes N,C,H,W in --input, got {len(sizes)}")
     return tensor.contiguous(memory_format=torch.channels_last) if channels_last else tensor

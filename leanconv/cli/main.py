@@ -74,10 +74,16 @@ def main() -> None:
     except LeanconvError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UnknownName) else 1)
     except Exception as error:
         if debug:
             raise
-        print(f"error: {type(error).__name__}: {error} (a fault of leanconv's; --debug shows where)", file=sys.stderr)
+        told = f"{type(error).__name__}: {_one_line(error)}"
+        print(f"error: {told} (a fault of leanconv's; --debug shows where)", file=sys.stderr)
         sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    """The message as one line; a file's text in it (a name in a model.json) moves no cursor of the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error))

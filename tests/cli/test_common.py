@@ -42,6 +42,12 @@ def test_example_is_seeded_and_has_the_asked_form():
         example("2,3", channels_last=True)
 
 
+@pytest.mark.parametrize("text", ["1,3,999999999,999999", f"1,3,{2**63},{2**63}"])
+def test_an_input_that_no_memory_holds_is_the_callers(text):
+    with pytest.raises(BadInput, match=r"--input .*no memory holds that"):
+        example(text)
+
+
 def test_an_unknown_device_is_one_readable_line():
     with pytest.raises(BadInput, match="not usable here"):
         torch_device("quantum")

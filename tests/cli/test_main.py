@@ -36,6 +36,17 @@ def test_a_mistake_is_one_line_and_debug_shows_where(monkeypatch, capsys):
         main()
 
 
+def test_a_hostile_name_stays_text(monkeypatch, capsys, tmp_path):
+    hidden = "evil.py\x1b[2K\rall is well\n\x9b2J.py:make"
+    (tmp_path / "model.json").write_text(json.dumps({"format": 1, "reference": hidden, "swaps": []}))
+    monkeypatch.setattr(sys, "argv", ["leanconv", "optimize", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main()
+    error = capsys.readouterr().err
+    assert r"evil.py\x1b[2K\rall is well\n\x9b2J.py:make" in error
+    assert error.rstrip("\n").isprintable()
+
+
 def test_a_fault_of_ours_is_one_line_too(monkeypatch, capsys):
     def broken(*_):
         raise KeyError("inner")
