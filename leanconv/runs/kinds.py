@@ -6,7 +6,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,6 +27,8 @@ _CODE = re.compile(r"(?P<path>.+\.py):(?P<factory>\w+)", re.DOTALL)
 _SCHEME = re.compile(r"(?P<kind>[A-Za-z][\w+-]*):(?P<name>.*)", re.DOTALL)
 _NEXT_OPTION = re.compile(r"&(?=\s*[A-Za-z_]\w*\s*=)")  # an ampersand inside a value splits nothing
 _WORDS = {"true": True, "false": False, "none": None}
+# Modules that users' files imported from beside themselves -> the folder: another file's `layers` is another module.
+_BESIDE: dict[str, Path] = {}
 
 
 @dataclass(frozen=True)
@@ -170,24 +173,42 @@ def _from_code(path: Path, factory: str, options: dict[str, Any]) -> nn.Module:
         raise BadInput(f"{where}: Python cannot load {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look their module up there
-    neighbours = str(path.resolve().parent)
-    sys.path.insert(0, neighbours)
     try:
-        spec.loader.exec_module(module)
-        public = [key for key in vars(module) if not key.startswith("_")]
-        if not hasattr(module, factory):
-            raise BadInput(f"{where}: the file defines no {factory!r}{nearest(factory, public)}")
-        found = getattr(module, factory)
-        if isinstance(found, nn.Module) and not options:
-            return found
-        return _module(found(**options), where)
+        with _neighbours(path.resolve().parent):
+            spec.loader.exec_module(module)
+            public = [key for key in vars(module) if not key.startswith("_")]
+            if not hasattr(module, factory):
+                raise BadInput(f"{where}: the file defines no {factory!r}{nearest(factory, public)}")
+            found = getattr(module, factory)
+            if isinstance(found, nn.Module) and not options:
+                return found
+            return _module(found(**options), where)
     except LeanconvError:
         raise
     except (Exception, SystemExit) as error:
         raise BadInput(f"{where}: your code raised {type(error).__name__}: {_line(error)}") from error
+
+
+@contextmanager
+def _neighbours(folder: Path) -> Iterator[None]:
+    """The files of `folder` can be imported, also where another folder's file of the same name was before."""
+    for name, home in list(_BESIDE.items()):
+        top = name.split(".")[0]
+        if home != folder and ((folder / f"{top}.py").is_file() or (folder / top).is_dir()):
+            sys.modules.pop(name, None)
+            del _BESIDE[name]
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
     finally:
-        if neighbours in sys.path:
-            sys.path.remove(neighbours)
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            top = name.split(".")[0]
+            file = getattr(sys.modules.get(top), "__file__", None)
+            if file and Path(file).parent in (folder, folder / top):
+                _BESIDE[name] = folder
 
 
 def _flag(options: dict[str, Any]) -> bool:

@@ -66,6 +66,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU. Raises BadCheckpoint where it is missing or damaged."""
     path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe or a device would keep us waiting for ever
+        raise BadCheckpoint(f"{path}: the weights cannot be read: this is no file")
     try:
         with path.open("rb") as file:
             start = file.read(64)

@@ -133,6 +133,21 @@ class TestCode:
         assert load(f"{path}:Net?o=4").out_channels == 4
         assert load(f"{path}:ready").in_features == 5
 
+    def test_two_files_each_have_their_own_neighbours(self, tmp_path):
+        for folder, width in (("one", 3), ("two", 4)):
+            (tmp_path / folder / "blocks").mkdir(parents=True)
+            (tmp_path / folder / "sizes.py").write_text(f"width = {width}\n")
+            (tmp_path / folder / "blocks" / "__init__.py").write_text("")
+            (tmp_path / folder / "blocks" / "out.py").write_text(f"width = {10 * width}\n")
+            self.write(
+                tmp_path / folder,
+                "from torch import nn\nfrom sizes import width\nfrom blocks import out\n"
+                "def make(): return nn.Linear(width, out.width)\n",
+            )
+        for folder, width in (("one", 3), ("two", 4), ("one", 3)):
+            made = load(f"{tmp_path / folder / 'mine.py'}:make")
+            assert (made.in_features, made.out_features) == (width, 10 * width)
+
     @pytest.mark.parametrize(
         ("text", "says"),
         [

@@ -1,5 +1,6 @@
 """Weights: what is saved comes back, everything else is named, nothing is unpickled."""
 
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -213,6 +214,12 @@ def test_a_header_length_that_looks_like_a_pickle_is_read(tmp_path):
             break
     assert path.read_bytes()[0] == 128
     assert list(read_tensors(path).values()) == [torch.ones(1)]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(BadCheckpoint, match="this is no file"):
+        load_weights(nn.Linear(2, 2), tmp_path / "model.safetensors")
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
