@@ -17,7 +17,7 @@ from leanconv.papers.timing import Progress, Rates, measure_rates
 from leanconv.registry import nearest
 from leanconv.table import table
 
-# Paper (the first half of a slug) -> the module that has its NETWORKS and ALTERNATIVES.
+# Paper (the first half of a slug) -> the module that has its NETWORKS, ALTERNATIVES and READINGS.
 _PAPERS: dict[str, Any] = {"splconv": splconv}
 
 
@@ -88,6 +88,8 @@ class Reproduction:
         compared = [e for e in entries if e.ok is not None]
         agree = Counter(e.ok for e in compared)[True]
         notes = [f"{agree} of {len(compared)} figures agree: within 0.5 %, or printing as the paper printed them."]
+        readings = _PAPERS[entries[0].paper].READINGS
+        notes += [f"[{name}]: {what}." for name, what in readings.items() if any(f"[{name}]" in e.row for e in entries)]
         notes += dict.fromkeys(f"{e.row}: {e.reason}." for e in entries if e.reason)
         columns = ["row", "column", "paper", "ours", "error", "ok"]
         return table(columns, [e.cells() for e in entries], title=title, note="\n".join(notes))

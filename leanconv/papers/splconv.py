@@ -28,6 +28,11 @@ NETWORKS: dict[str, Network] = {
     "unet32_spconv_official": Network("unet", {**_PAIRED, "norm_per": "inner", "conv": "spconv(alpha=0.5)"}),
 }
 
+# What stands in brackets behind a row that is another reading.
+READINGS = {
+    "drop-in": "as `leanconv:unet` builds it: no bias, BatchNorm and ReLU after every convolution",
+    "public block": "SPConv's published code: two BatchNorms inside the operator, none after it",
+}
 # Other readings of a row, printed below the table: model id -> (model id, what it is called there).
 ALTERNATIVES: dict[str, dict[str, str]] = {
     "unet32_spconv": {"unet32_spconv_dropin": "drop-in", "unet32_spconv_official": "public block"},

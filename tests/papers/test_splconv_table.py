@@ -53,6 +53,14 @@ def test_the_row_that_contradicts_its_paper_says_so(found):
     assert "contradicts the paper's own eq. 7" in str(found)
 
 
+def test_a_reading_in_brackets_is_explained(found):
+    text = str(found)
+    names = {name for others in splconv.ALTERNATIVES.values() for name in others.values()}
+    for name in names:
+        assert text.count(f"[{name}]: {splconv.READINGS[name]}.") == 1
+    assert names == set(splconv.READINGS)
+
+
 def test_its_contradiction_is_arithmetic():
     """Eq. 7 gives each replaced layer at least C·M weights: with the rest of the network more than the paper prints."""
     widths = [32, 64, 128, 256, 512]
