@@ -62,8 +62,9 @@ def demo(out: Path = OUT, recipe: Recipe | None = None, budget_s: float = 20.0) 
         ))  # fmt: skip
 
     say("Predict: the defects of a picture larger than any seen in training")
-    picture = out / "picture.png"
-    Image.fromarray(wafer(2026, size=256)[0]).save(picture)
+    picture, (image, _, kinds) = out / "picture.png", wafer(1, size=256)
+    Image.fromarray(image).save(picture)
+    print(f"in the picture: {' and '.join(kinds)}")
     print(predict(lean, [picture], out / "predictions"))
     return page
 
@@ -101,6 +102,7 @@ def what_next(page: Path) -> str:
     out = page.parent
     return f"""
 The report: open {page} in a browser. The overlay of the picture: {out / "predictions"}.
+So few steps only show the way; recipes/wafer.toml trains for longer.
 
 Next, with your own images: a folder DIR with DIR/images/*.png and DIR/masks/*.png (same names; white = defect).
   {leanconv} train recipes/wafer.toml data=DIR out=runs/dense
