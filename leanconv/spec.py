@@ -1,12 +1,14 @@
 """ConvSpec: the sizes of one convolution and of the input it meets."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 def pair(value: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
@@ -30,7 +32,7 @@ class ConvSpec:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     bias: bool = True
-    padding_mode: str = "zeros"
+    padding_mode: PaddingMode = "zeros"
     n: int = 1
     h: int = 1
     w: int = 1
@@ -77,7 +79,8 @@ class ConvSpec:
         if padding_mode not in ("zeros", "reflect", "replicate", "circular"):
             raise BadInput(f"padding_mode={padding_mode!r}: one of zeros, reflect, replicate, circular")
         return cls(
-            in_channels, out_channels, kernel, stride, padding, dilation, groups, bool(bias), padding_mode, n, h, w
+            in_channels, out_channels, kernel, stride, padding, dilation, groups, bool(bias),
+            cast(PaddingMode, padding_mode), n, h, w
         )  # fmt: skip
 
     @classmethod

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from leanconv.cost import Cost
 from leanconv.errors import UnsupportedConv
 from leanconv.registry import get, parse
-from leanconv.spec import ConvSpec, centred
+from leanconv.spec import ConvSpec, PaddingMode, centred
 
 # What a field of a spec must be for an operator that does not list the field in `accepts`.
 _PLAIN: dict[str, Any] = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
@@ -32,10 +32,10 @@ class Operator(nn.Module):
     out_channels: int
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
-    padding: tuple[int, int] | str
+    padding: Any  # a pair, or "same" where the two sides differ
     dilation: tuple[int, int]
     groups: int
-    padding_mode: str
+    padding_mode: PaddingMode
 
     def _check(self, *arguments: Any, **options: Any) -> ConvSpec:
         """Set Conv2d's size attributes and return them as a spec. Raises UnsupportedConv with what to type instead."""

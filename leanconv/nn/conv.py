@@ -18,7 +18,7 @@ from leanconv.spec import ConvSpec
 
 
 @register("conv")
-class Conv2d(nn.Conv2d, Operator):
+class Conv2d(nn.Conv2d, Operator):  # type: ignore[misc]  # the same attributes, declared twice
     """`nn.Conv2d` with the operator contract; every argument, key and number is `nn.Conv2d`'s."""
 
     paper = "the standard convolution"

@@ -64,7 +64,7 @@ class DRConv2d(Operator):
             self.weight = nn.Parameter(torch.empty(o * c * math.prod(spec.kernel), experts, **factory))
             self.routing_fc = nn.Linear(c, regions * experts, **factory)
         else:
-            self.conv_kernel = nn.Sequential(
+            self.conv_kernel: Any = nn.Sequential(
                 nn.AdaptiveAvgPool2d(spec.kernel),
                 nn.Conv2d(c, regions**2, 1, **factory),
                 nn.Sigmoid(),
@@ -73,7 +73,8 @@ class DRConv2d(Operator):
         self.conv_guide = None
         if guide == "conv":
             self.conv_guide = nn.Conv2d(
-                c, regions, spec.kernel, spec.stride, spec.padding, spec.dilation, 1, True, padding_mode, **factory
+                c, regions, spec.kernel, spec.stride, spec.padding, spec.dilation, 1, True, spec.padding_mode,
+                **factory,
             )  # fmt: skip
         elif guide == "pointwise":
             self.conv_guide = nn.Conv2d(c, regions, 1, bias=False, **factory)
@@ -118,7 +119,7 @@ class DRConv2d(Operator):
     def _output_size(self, x: Tensor) -> tuple[int, int]:
         if self.padding == "same":
             return x.shape[2], x.shape[3]
-        sizes = zip(x.shape[2:], self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
+        sizes: Any = zip(x.shape[2:], self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
         p, q = ((size + 2 * int(pad) - d * (k - 1) - 1) // s + 1 for size, pad, d, k, s in sizes)
         return p, q
 

@@ -54,7 +54,7 @@ class FuSeConv2d(Operator):
         (r, s), (ph, pw) = spec.kernel, centred(spec.kernel, spec.dilation) or (0, 0)
         each, factory = _each(spec, variant), {"device": device, "dtype": dtype}
         self.width, alone = each, spec.groups > 1
-        rest = (spec.dilation, each, bias and alone, padding_mode)
+        rest = (spec.dilation, each, bias and alone, spec.padding_mode)
         self.row = nn.Conv2d(each, each, (1, s), spec.stride, (0, pw), *rest, **factory)
         self.column = nn.Conv2d(each, each, (r, 1), spec.stride, (ph, 0), *rest, **factory)
         self.norm_row: nn.Module = nn.Identity() if alone else nn.BatchNorm2d(each, **factory)

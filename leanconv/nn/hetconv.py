@@ -144,7 +144,8 @@ class HetConv2d(Operator):
         if self.pointwise is not None:
             self.pointwise.copy_(pointwise.weight.flatten()[self._others].view_as(self.pointwise))
         if self.bias is not None:
-            self.bias.copy_(sum(c.bias for c in (spatial, pointwise) if c.bias is not None))
+            parts = [c.bias for c in (spatial, pointwise) if c.bias is not None]
+            self.bias.copy_(sum(parts, torch.zeros_like(self.bias)))
 
     @torch.no_grad()
     def project_(self, conv: nn.Conv2d) -> bool:

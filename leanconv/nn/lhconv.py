@@ -22,7 +22,7 @@ from leanconv.nn.base import Operator, needs_odd_centred
 from leanconv.ops.fold import scale_conv_
 from leanconv.ops.padded import conv2d, pad
 from leanconv.registry import register
-from leanconv.spec import ConvSpec
+from leanconv.spec import ConvSpec, pair
 
 # Empty, centre, four lines, four 2×2 corners, four halves, full: the authors' order, each read row by row.
 SHAPES = (
@@ -191,7 +191,7 @@ class TFSameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
         x = pad(x, _tf_same(self, x), self.padding_mode)
-        return conv2d(x, self.weight, self.bias, self.stride, (0, 0), self.dilation)
+        return conv2d(x, self.weight, self.bias, pair(self.stride), (0, 0), pair(self.dilation))
 
 
 def _convolve(layer: LHConv2d, x: Tensor, weight: Tensor) -> Tensor:

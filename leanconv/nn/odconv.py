@@ -30,7 +30,11 @@ from leanconv.registry import register
 from leanconv.spec import ConvSpec
 
 MIN_HIDDEN = 16
-NORMS = {"batch": nn.BatchNorm2d, "layer": lambda h, **factory: nn.GroupNorm(1, h, **factory), "none": None}
+NORMS: dict[str, Any] = {
+    "batch": nn.BatchNorm2d,
+    "layer": lambda h, **factory: nn.GroupNorm(1, h, **factory),
+    "none": None,
+}
 
 
 @register("odconv")
@@ -90,7 +94,7 @@ class ODConv2d(Operator):
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
 
     def _kernel(self, taps: Tensor | None, mixture: Tensor | None) -> Tensor:  # N 1 1 R S, N n -> N O C/G R S
-        weight = self.weight
+        weight: Tensor = self.weight
         if mixture is not None:
             weight = (mixture.to(weight.dtype) @ weight.flatten(1)).view(-1, *weight.shape[1:])
         return weight if taps is None else weight * taps.to(weight.dtype)

@@ -66,7 +66,8 @@ class SPConv2d(Operator):
         c, o, factory = split_channels(spec.c, alpha), spec.o, {"device": device, "dtype": dtype}
         self.split = (c, spec.c - c)
         self.spatial = nn.Conv2d(
-            c, o, spec.kernel, spec.stride, spec.padding, spec.dilation, rep_groups, False, padding_mode, **factory
+            c, o, spec.kernel, spec.stride, spec.padding, spec.dilation, rep_groups, False, spec.padding_mode,
+            **factory,
         )  # fmt: skip
         self.pointwise = nn.Conv2d(c, o, 1, bias=False, **factory)
         self.plain = nn.Conv2d(spec.c - c, o, 1, bias=bias, **factory)

@@ -22,7 +22,7 @@ from leanconv.nn.spconv import average_to_stride, split_channels, why_not_split
 from leanconv.ops.fold import fold_bn_
 from leanconv.ops.gated_sum import gated_sum
 from leanconv.registry import register
-from leanconv.spec import ConvSpec, pair
+from leanconv.spec import ConvSpec, PaddingMode, pair
 
 
 @register("splconv")
@@ -61,12 +61,12 @@ class SPLConv2d(Operator):
         self.stencil2: nn.Module = nn.Identity()
         if depthwise:
             self.stencil1 = nn.Conv2d(
-                c, c, spec.kernel, spec.stride, spec.padding, spec.dilation, c, False, padding_mode, **factory
+                c, c, spec.kernel, spec.stride, spec.padding, spec.dilation, c, False, spec.padding_mode, **factory
             )  # fmt: skip
         if dilated:
             kernel = _dilated_kernel(spec, dilated_kernel_size)
             self.stencil2 = DilatedDepthwise(
-                c, kernel, (1, 1) if depthwise else spec.stride, rate, padding_mode, **factory
+                c, kernel, (1, 1) if depthwise else spec.stride, rate, spec.padding_mode, **factory
             )  # fmt: skip
         self.pointwise = nn.Conv2d(c, o, 1, bias=False, **factory)
         self.norm, self.act = nn.BatchNorm2d(o, **factory), nn.ReLU(inplace=True)
@@ -122,7 +122,7 @@ class DilatedDepthwise(nn.Conv2d):
     """A depthwise convolution with "same" padding d·(e - 1); where that is odd the larger half is right and below."""
 
     def __init__(
-        self, channels: int, kernel: tuple[int, int], stride: tuple[int, int], rate: int, padding_mode: str,
+        self, channels: int, kernel: tuple[int, int], stride: tuple[int, int], rate: int, padding_mode: PaddingMode,
         **factory: Any,
     ) -> None:  # fmt: skip
         totals = rate * (kernel[0] - 1), rate * (kernel[1] - 1)
