@@ -191,7 +191,10 @@ def _verify(plain: nn.Module, runtime: Runtime, call: Dynamic, sizes: Sizes, lim
 def _metrics(check: Check, plain: nn.Module, runtime: Runtime, path: Path) -> dict[str, tuple[float, float]]:
     """The task metric of the model and of the file. Raises ExportMismatch where they differ."""
     ours, theirs = _named(check(plain)), _named(check(runtime))
-    found = {name: (value, theirs.get(name, float("nan"))) for name, value in ours.items()}
+    if not ours:
+        raise BadInput("check gave no number for the model, so nothing was compared; return one, or {name: number}")
+    missing = float("nan")
+    found = {name: (ours.get(name, missing), theirs.get(name, missing)) for name in {**ours, **theirs}}
     for name, (a, b) in found.items():
         if not (abs(a - b) <= METRIC_TOLERANCE):  # a NaN on either side must not pass
             raise ExportMismatch(
@@ -202,4 +205,8 @@ def _metrics(check: Check, plain: nn.Module, runtime: Runtime, path: Path) -> di
 
 
 def _named(value: float | Mapping[str, float]) -> dict[str, float]:
-    return {k: float(v) for k, v in value.items()} if isinstance(value, Mapping) else {"metric": float(value)}
+    named = value if isinstance(value, Mapping) else {"metric": value}
+    try:
+        return {name: float(number) for name, number in named.items()}
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"check gave {value!r:.80}; return a number, or {{name: number}}") from error

@@ -2,9 +2,12 @@
 
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 from leanconv.errors import BadInput, LeanconvError
+
+_MOVING = threading.Lock()  # two pairs moved to one place at once would end as one's main file with the other's weights
 
 
 class Beside:
@@ -38,6 +41,11 @@ class Beside:
 
 def move_into_place(folder: Path, path: Path) -> tuple[Path, ...]:
     """Put the draft and its weight file in place, weights first: whoever finds the main file finds its own weights."""
+    with _MOVING:
+        return _move(folder, path)
+
+
+def _move(folder: Path, path: Path) -> tuple[Path, ...]:
     drafts = sorted(folder.iterdir(), key=lambda each: each.name == path.name)
     targets = [path.parent / each.name for each in drafts]
     for draft in drafts:

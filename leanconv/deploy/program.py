@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from leanconv.errors import missing_extra
 
 # tensor index in the call -> {dimension: axis name}
 Axes = Mapping[int, Mapping[int, str]]
+# torch.export and the converters change the whole process while they run, as `_quiet` does: one at a time.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @torch.no_grad()
@@ -116,16 +119,17 @@ def _name_axes(graph: Any, axes: Axes) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The converters' progress lines, warnings and dumps of graphs are for their own authors: errors are still raised,
-    and what they made is verified number by number.
+    and what they made is verified number by number. Other threads wait here.
     """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with _ONE_AT_A_TIME:
+        levels = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import pytest
@@ -134,7 +135,25 @@ def test_the_task_metric_must_match(tmp_path):
     answers = iter([0.5, float("nan")])
     with pytest.raises(ExportMismatch):
         export(Tiny(), torch.randn(1, 3, 8, 8), tmp_path / "n.onnx", check=lambda model: next(answers))
-    assert not (tmp_path / "n.onnx").exists()
+    answers = iter([{"IoU": 0.5}, {"IoU": 0.5, "Dice": 0.6}])
+    with pytest.raises(ExportMismatch, match="Dice"):
+        export(Tiny(), torch.randn(1, 3, 8, 8), tmp_path / "n.pt2", check=lambda model: next(answers))
+    for nothing, says in (({}, "nothing was compared"), (None, "check gave None"), ("good", "check gave 'good'")):
+        with pytest.raises(BadInput, match=says):
+            export(Tiny(), torch.randn(1, 3, 8, 8), tmp_path / "n.pt2", check=lambda model, it=nothing: it)
+    assert not list(tmp_path.glob("n.*"))
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".xml"])
+def test_exports_on_several_threads(suffix, tmp_path):
+    """Converters change the whole process while they run: in turns they leave it, and one place, as they should."""
+    stderr, x = sys.stderr, torch.randn(1, 3, 8, 8)
+    models = [Tiny() for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda model: export(model, x, tmp_path / f"m{suffix}"), models))
+    assert sys.stderr is stderr
+    found = open_file(tmp_path / f"m{suffix}")(x)
+    assert sum(torch.allclose(found, model.eval()(x), atol=1e-5) for model in models) == 1
 
 
 def test_bad_words(tmp_path):
