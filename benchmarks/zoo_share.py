@@ -3,8 +3,9 @@
     python benchmarks/zoo_share.py            # about 25 minutes on one core; goes on where it was interrupted
 
 First `plan` runs on every architecture on the meta device (shapes only, at the model's own input size). Counted is, of
-all exact dense k > 1 `nn.Conv2d` (found by walking the model, not by asking the plan), the share that is swapped, with
-the reasons of the rest. Then, for the smallest architecture of every timm module and for every smp decoder, each
+all exact dense k > 1 `nn.Conv2d` (found by walking the model, not by asking the plan), the share that is swapped when every
+layer is asked for (`where="*"`), with the reasons of the rest; and the share by default, which spares each network's
+first convolution (in most transformers that is the only one). Then, for the smallest architecture of every timm module and for every smp decoder, each
 operator is really swapped in on the CPU: forward, backward, fold_, undo_; nothing may crash, and undo_ must give the
 state dict back. Weights are random; nothing is downloaded.
 """
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import leanconv as lc
-from leanconv.convert.reasons import category
+from leanconv.convert.reasons import FIRST, category
 from leanconv.files import write_json
 from leanconv.table import table
 
@@ -75,15 +76,20 @@ def share(factory: Factory) -> dict[str, Any]:
     with torch.device("meta"):
         model, size = factory()
     dense = {name for name, module in model.named_modules() if is_dense(module)}
+    x = torch.empty(1, *size, device="meta")
+    default = lc.plan(model, x, to=next(iter(OPERATORS)))
+    first = {swap.name for swap in default.kept if swap.reason == FIRST}
     row: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters()), "dense": len(dense), "operators": {}}
     for operator in OPERATORS:
-        plan = lc.plan(model, torch.empty(1, *size, device="meta"), to=operator)
+        plan = lc.plan(model, x, to=operator, where="*")
         swapped = {s.name for s in plan.swapped}
         missing = dense - {s.name for s in plan}
         if missing or not swapped <= dense:
             raise RuntimeError(f"{operator}: not in the plan: {missing}; swapped and not dense: {swapped - dense}")
         kept = Counter(_reason(s.reason) for s in plan.kept if s.name in dense)
-        row["operators"][operator] = {"swapped": len(swapped), "kept": dict(kept.most_common())}
+        row["operators"][operator] = {
+            "swapped": len(swapped), "default": len(swapped - first), "kept": dict(kept.most_common()),
+        }  # fmt: skip
     return row
 
 
@@ -204,9 +210,10 @@ def _total(rows: dict[str, Any], operator: str) -> dict[str, Any]:
     kept: Counter[str] = Counter()
     for row in rows.values():
         kept.update(row["operators"][operator]["kept"])
-    swapped = sum(row["operators"][operator]["swapped"] for row in rows.values())
+    swapped, default = (sum(row["operators"][operator][key] for row in rows.values()) for key in ("swapped", "default"))
     return {
         "dense": dense, "swapped": swapped, "share": swapped / dense, "aim": OPERATORS[operator],
+        "default": default, "default_share": default / dense,
         "kept": dict(kept.most_common()),
     }  # fmt: skip
 
@@ -219,11 +226,14 @@ def _failures(swaps: dict[str, Any]) -> dict[str, Any]:
 def shown(result: dict[str, Any]) -> str:
     """The report as text."""
     rows = [
-        [operator, s["dense"], s["swapped"], f"{s['share']:.1%}", f"{s['aim']:.0%}",
+        [operator, s["dense"], s["swapped"], f"{s['share']:.1%}", f"{s['aim']:.0%}", f"{s['default_share']:.1%}",
          ", ".join(f"{count} {reason}" for reason, count in s["kept"].items())]
         for operator, s in result["share"].items()
     ]  # fmt: skip
-    really, columns = result["swapped_really"], ["operator", "dense k>1", "swapped", "share", "aim", "the others"]
+    really, columns = (
+        result["swapped_really"],
+        ["operator", "dense k>1", "swapped", "share", "aim", "by default", "the others"],
+    )
     note = (
         f"{result['planned']} of {result['architectures']} architectures planned; really swapped, run, folded and "
         f"undone: {really['models']}, failures: {really['failures'] or 'none'}; errors: {result['errors'] or 'none'}"
