@@ -3,11 +3,11 @@
     python benchmarks/zoo_share.py            # about 25 minutes on one core; goes on where it was interrupted
 
 First `plan` runs on every architecture on the meta device (shapes only, at the model's own input size). Counted is, of
-all exact dense k > 1 `nn.Conv2d` (found by walking the model, not by asking the plan), the share that is swapped when every
-layer is asked for (`where="*"`), with the reasons of the rest; and the share by default, which spares each network's
-first convolution (in most transformers that is the only one). Then, for the smallest architecture of every timm module and for every smp decoder, each
-operator is really swapped in on the CPU: forward, backward, fold_, undo_; nothing may crash, and undo_ must give the
-state dict back. Weights are random; nothing is downloaded.
+all exact dense k > 1 `nn.Conv2d` (found by walking the model, not by asking the plan), the share that is swapped when
+every layer is asked for (`where="*"`), with the reasons of the rest; and the share by default, which spares each
+network's first convolution (in most transformers that is the only one). Then, for the smallest architecture of every
+timm module and for every smp decoder, each operator is really swapped in on the CPU: forward, backward, fold_, undo_;
+nothing may crash, and undo_ must give the state dict back. Weights are random; nothing is downloaded.
 """
 
 import argparse
