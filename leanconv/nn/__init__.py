@@ -10,6 +10,7 @@ from leanconv.nn.grouped import GroupPointwiseConv2d
 from leanconv.nn.hetconv import HetConv2d
 from leanconv.nn.lhconv import LHConv2d
 from leanconv.nn.odconv import ODConv2d, set_temperature
+from leanconv.nn.psconv import PSConv2d
 from leanconv.nn.schedule import Schedule
 from leanconv.nn.separable import DepthwiseSeparableConv2d
 from leanconv.nn.spconv import SPConv2d
@@ -19,6 +20,6 @@ from leanconv.registry import get, names, parse
 
 __all__ = [
     "Conv2d", "DOConv2d", "DRConv2d", "DepthwiseSeparableConv2d", "FuSeConv2d", "GMConv2d", "GroupPointwiseConv2d",
-    "HetConv2d", "LHConv2d", "ODConv2d", "Operator", "SPConv2d", "SPLConv2d", "Schedule", "SqueezeExcite",
+    "HetConv2d", "LHConv2d", "ODConv2d", "Operator", "PSConv2d", "SPConv2d", "SPLConv2d", "Schedule", "SqueezeExcite",
     "get", "make", "names", "parse", "set_temperature",
 ]  # fmt: skip

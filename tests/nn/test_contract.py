@@ -78,6 +78,9 @@ OPERATORS = [
     "drconv",
     "drconv(regions=3, guide='pointwise', experts=2)",
     "drconv(regions=3, generator='adaptive')",
+    "psconv",
+    "psconv(parts=2, base_dilation=3)",
+    "psconv(layout='interleaved')",
 ]
 
 # Parameters whose gradient is straight-through, so not the derivative: their own tests compare it with its formula.
