@@ -83,6 +83,8 @@ def folded(layer: nn.Module, norm: nn.Module | None) -> nn.Module | None:
     new = copy.deepcopy(layer)
     if norm is not None:
         scale, shift = bn_scale_shift(cast(nn.BatchNorm2d, norm))
+        if scale.numel() != getattr(layer, "out_channels", getattr(layer, "out_features", None)):
+            return None  # it normalises another axis: a linear layer on `N L C`, a convolution without batch dimension
         scale, shift = scale.to(_device(layer)), shift.to(_device(layer))
         if not absorb_(new, scale, shift):
             plain = cast(Operator, new).fold()

@@ -79,17 +79,14 @@ def watch(model: nn.Module, inputs: Inputs, layers: list[nn.Module], norms: list
     try:
         with undisturbed(model), _Readers(seen):
             outputs = call(model, inputs)
-            for tensor in tensors_in(outputs):
-                if (found := seen.output_of(tensor)) is not None:
-                    found.returned = True
-            del outputs
     finally:
         for handle in handles:
             handle.remove()
     if any(output.tensor() is not None for output in seen.outputs):
         gc.collect()  # a reference cycle is no reader
     for output in seen.outputs:
-        output.returned |= output.tensor() is not None
+        output.returned = output.tensor() is not None
+    del outputs  # held until here: whatever lives now is in the answer (an object or a closure too), or was kept
     return seen
 
 

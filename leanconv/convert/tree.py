@@ -109,8 +109,8 @@ def obstacle(site: Site, tied: set[int], outside: set[int]) -> str | None:
         return reasons.TIED
     if any(getattr(module, each, None) for each in _FIXED_HOOKS) or "forward" in vars(module):
         return reasons.HOOKS
-    if id(module) in outside:
-        return reasons.OUTSIDE
+    if id(module) in outside or any(key == "_orig_mod" for _, key in site.holders):
+        return reasons.OUTSIDE  # torch.compile of the layer itself keeps calling the module that it was given
     return None if site.holders else reasons.ROOT
 
 

@@ -134,6 +134,15 @@ class Pair(nn.Module):
         return self.between(self, x)
 
 
+class Slotted:
+    """An answer whose parts cannot be listed."""
+
+    __slots__ = ("feature",)
+
+    def __init__(self, feature):
+        self.feature = feature
+
+
 def _kept(self, x):
     self.feature = self.conv(x)
     return self.norm(self.feature)
@@ -182,6 +191,8 @@ def _before(self, x):
         (_twice_conv, "is called 2 times"), (_twice_norm, "called 2 times"), (_before, "does not follow"),
         (lambda self, x: self.conv(x), "never called"),
         (lambda self, x: self.norm(x.repeat(1, 3, 1, 1)[:, :8]), "does not follow"),
+        (lambda self, x: (self.norm(y := self.conv(x)), Slotted(y)), "returned or kept"),
+        (lambda self, x: (self.norm(y := self.conv(x)), lambda: y), "returned or kept"),
     ],
 )  # fmt: skip
 def test_what_may_not_be_folded(between, text):
@@ -245,6 +256,21 @@ def test_layers_that_cannot_fold(conv, norm, text):
     assert [type(m) for m in model][1] is type(norm)
     assert torch.allclose(model(X), expected, atol=1e-5)
     assert [text in fold.reason for fold in report.refused] == ([True] if text else [])
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm", "shape"),
+    [
+        (nn.Linear(6, 8), nn.BatchNorm1d(5), (2, 5, 6)),  # the norm's channels are the words, not the features
+        (nn.Conv2d(3, 8, 3), nn.BatchNorm1d(10), (3, 12, 9)),  # no batch dimension: they are the rows
+        (nn.Conv1d(3, 8, 3), nn.BatchNorm1d(4), (3, 6)),
+    ],
+)
+def test_a_norm_over_another_axis_is_not_folded(layer, norm, shape):
+    model, x = nn.Sequential(layer, norm), torch.randn(shape)
+    report = fold_(trained(model), x)
+    assert len(report) == 0
+    assert "cannot absorb" in report.refused[0].reason
 
 
 def test_tied_weights_are_not_folded():

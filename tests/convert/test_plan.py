@@ -370,3 +370,10 @@ def test_an_operator_that_counts_layers_is_numbered_as_they_run(monkeypatch):
     ]  # fmt: skip
     given = plan(Backwards(), X, to="numbered(layer_index=7)")
     assert {s.to for s in given.swapped} == {"numbered(layer_index=7)"}
+
+
+def test_a_layer_that_is_compiled_by_itself_stays():
+    """What torch.compile returned keeps calling the very layer that it was given."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), torch.compile(nn.Conv2d(8, 8, 3), backend="eager"))
+    [_, part] = plan(model, X, to="hetconv")
+    assert (part.name, part.to, part.reason) == ("1._orig_mod", None, "outside the module tree")
