@@ -34,6 +34,6 @@ def command(
         run, data=data, split=split, threshold=threshold, device=str(torch_device(device)), trust_code=trust_code
     )
     numbers = {"run": run, "split": split, **scores.to_dict(per_image=per_image)}
+    print(_json.dumps(numbers, indent=2) if json else scores)  # first: `out` may be unwritable
     if out is not None:
         write_json(out, numbers) if out.suffix == ".json" else write_atomic(out, f"{scores}\n")
-    print(_json.dumps(numbers, indent=2) if json else scores)

@@ -1,5 +1,6 @@
 """`leanconv report RUN...`: trained runs side by side in one HTML file."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -33,9 +34,10 @@ def command(
         runs, data=data, split=split, threads=threads, device=str(torch_device(device)), cases=cases, budget_s=budget,
         trust_code=trust_code, say=_say,
     )  # fmt: skip
-    report.command = f"leanconv report {' '.join(map(str, runs))}"
+    asked = ["--data", data] if data else []
+    report.command = shlex.join(["leanconv", "report", *map(str, runs), *asked, "--split", split])
+    print_report(report, json=json)  # first: `out` may be unwritable
     written = write_report(report, out)
-    print_report(report, json=json)
     print(f"wrote {written}", file=sys.stderr)
 
 

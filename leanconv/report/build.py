@@ -200,7 +200,7 @@ def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit
         run.scores = numbers(found)
         names = _unique(scores.names)
         run.images = dict(zip(names, scores.image_dices, strict=True))
-        if run.threshold is None and len(samples.classes) == 2:
+        if run.threshold is None and scores.threshold is not None:
             run.remark("has no stored threshold: 0.5 was used")
     say("draw")
     for name, why in choose([run.images for run in report.runs], limit):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from leanconv.errors import BadInput
 
@@ -61,9 +61,12 @@ class _Seeded(Dataset[Any]):
     def __init__(self, samples: Any, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
         self.samples, self.transform = samples, transform
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor] | BadInput:
         index, seed = place
-        sample = self.samples[index]
+        try:
+            sample = self.samples[index]
+        except BadInput as error:  # raised in a worker process it would arrive with that one's whole traceback
+            return error
         before = torch.get_rng_state()
         torch.default_generator.manual_seed(seed)
         try:
@@ -72,12 +75,15 @@ class _Seeded(Dataset[Any]):
             torch.set_rng_state(before)
 
 
-def loader(
+def batches(
     samples: Any, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], order: Order, start: int, stop: int,
     *, workers: int = 0, pin_memory: bool = False,
-) -> DataLoader[Any]:  # fmt: skip
-    """Batches (images `N 3 H W`, masks `N H W`) of the steps start ... stop - 1, in order, from `workers` processes."""
-    return DataLoader(
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Batches (images `N 3 H W`, masks `N H W`) of the steps start ... stop - 1, in order, from `workers` processes.
+
+    Raises: BadInput for a file that cannot be read (any more).
+    """
+    loader = DataLoader(
         _Seeded(samples, transform),
         batch_sampler=_Steps(order, start, stop),
         num_workers=workers,
@@ -85,7 +91,18 @@ def loader(
         # A generator of its own: drawing the workers' base seed must not move the model's random numbers.
         generator=torch.Generator().manual_seed(order.seed),
         pin_memory=pin_memory,
+        collate_fn=_collate,
     )
+    for batch in loader:
+        if isinstance(batch, BadInput):
+            raise batch
+        yield batch
+
+
+def _collate(samples: list[Any]) -> Any:
+    """The batch; or the first error in it."""
+    bad = next((sample for sample in samples if isinstance(sample, BadInput)), None)
+    return default_collate(samples) if bad is None else bad
 
 
 class _Steps:

@@ -27,6 +27,7 @@ class State:
         seconds: of training, over all the times it was resumed.
         best, best_epoch: the largest validation score so far; -1 before the first.
         history: a row for each validated epoch.
+        images: training images, whose order the steps follow; 0: not written down.
     """
 
     step: int = 0
@@ -36,6 +37,7 @@ class State:
     best: float = -1.0
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    images: int = 0
 
 
 def save(

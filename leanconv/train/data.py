@@ -29,6 +29,10 @@ CACHE_BYTES = 512 * 2**20
 _ALSO = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
 
+class NoSplit(BadInput):
+    """The data has other splits, but not the one that was asked for."""
+
+
 class Sample(NamedTuple):
     """One image: uint8 `3 H W`, its mask of class indices uint8 `H W`, and its name. Not to be written into."""
 
@@ -173,7 +177,7 @@ def _folder_pairs(root: Path, split: str) -> tuple[list[tuple[Path, Path]], str]
     layouts = {each: found for each in SPLITS if (found := _split_folders(root, each))}
     if layouts:
         if split not in layouts:
-            raise BadInput(f"{root}: there is no {split} split; it has {', '.join(layouts)}")
+            raise NoSplit(f"{root}: there is no {split} split; it has {', '.join(layouts)}")
         return _pair(*layouts[split]), ""
     missing = [name for name in ("images", "masks") if not (root / name).is_dir()]
     if missing:
@@ -255,7 +259,7 @@ def _parquet_files(root: Path, split: str) -> list[Path]:
     }
     if not found[split]:
         there = ", ".join(each for each in SPLITS if found[each]) or "no file named train-*, val-* or test-*"
-        raise BadInput(f"{root}: there is no {split} split ({split}-*.parquet); it has {there}")
+        raise NoSplit(f"{root}: there is no {split} split ({split}-*.parquet); it has {there}")
     return found[split]
 
 

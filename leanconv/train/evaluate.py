@@ -163,14 +163,17 @@ def evaluate(
 def best_threshold(
     model: nn.Module, samples: Any, *, batch: int = 8, rank: int = 0, processes: int = 1, total: Total | None = None,
     on_images: Callable[[int], object] | None = None,
-) -> float:  # fmt: skip
+) -> float | None:  # fmt: skip
     """The threshold of `GRID` with the largest Dice over all pixels of these samples: choose it on validation images.
 
-    One pass: a pixel is counted by the number of thresholds that it reaches.
+    One pass: a pixel is counted by the number of thresholds that it reaches. None for a model of several logits, of
+    which the largest wins.
     """
     grid = torch.tensor(GRID, dtype=torch.float32)
     counts = torch.zeros(2, len(GRID) + 1, dtype=torch.int64)  # truth, thresholds reached
     for _, logits, masks in _logits(model, samples, batch, rank, processes, on_images):
+        if logits.shape[1] > 1:
+            return None
         reached = torch.bucketize(logits[:, 0].float().sigmoid(), grid.to(logits.device), right=True)
         flat = reached.flatten() + (len(GRID) + 1) * (masks.flatten() > 0)
         counts += torch.bincount(flat, minlength=counts.numel()).view_as(counts).cpu()

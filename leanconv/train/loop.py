@@ -16,7 +16,7 @@ from leanconv.errors import BadInput, Diverged, Interrupted
 from leanconv.files import write_json
 from leanconv.runs import RunFolder, load_weights, save_weights
 from leanconv.train import checkpoint, setup
-from leanconv.train.batches import Order, loader, mix
+from leanconv.train.batches import Order, batches, mix
 from leanconv.train.checkpoint import State
 from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.optimizer import make_optimizer, rate_at
@@ -61,6 +61,7 @@ class _Run:
         setup.seed_everything(recipe.seed)
         self.net = setup.build_model(recipe, trust_code)
         self.task.check(self.net, torch.zeros(1, 3, recipe.size, recipe.size))
+        setup.check_batch(self.net, recipe, self.processes)
         if recipe.channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.order = Order(
@@ -71,10 +72,10 @@ class _Run:
         self.total = recipe.steps or recipe.epochs * self.per_epoch
         self.epochs = math.ceil(self.total / self.per_epoch)
         self.accelerator.wait_for_everyone()  # until all have seen that the folder is free
-        if self.main:
-            setup.write_start(self.folder, recipe)
         self.model, self.optimizer = self.accelerator.prepare(self.net, make_optimizer(self.net, recipe))
-        self.state = self._resumed() if resume else State()
+        self.state = self._resumed() if resume else State(images=len(self.data["train"]))
+        if self.main:  # now that nothing of it is refused any more
+            setup.write_start(self.folder, recipe)
         if recipe.compile:
             self.model = torch.compile(self.model)
         # Summed on the device: reading it at every step would stop a GPU's queue.
@@ -99,14 +100,16 @@ class _Run:
                         self._save()
                     self._stop_if_asked()
                 except Stopped:
-                    self._save()
+                    # While the run is scored, `net` holds the best weights; the last ones were saved before.
+                    if state.step < self.total or self._validation_is_due():
+                        self._save()
                     raise Interrupted(
                         f"stopped at step {state.step} of {self.total}, saved; "
                         f"go on with: leanconv train {self.folder.path} --resume"
                     ) from None
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from loader(
+        yield from batches(
             self.data["train"], setup.transform(self.recipe), self.order, self.state.step, self.total,
             workers=self.recipe.workers, pin_memory=self.accelerator.device.type == "cuda",
         )  # fmt: skip
@@ -217,8 +220,19 @@ class _Run:
     def _resumed(self) -> State:
         path = setup.last(self.folder)
         if not path.is_file():  # stopped before the first checkpoint: the beginning is where it was left
-            return State()
+            return State(images=len(self.data["train"]))
         state, scaler = checkpoint.load(path, self.net, self.optimizer)
+        path = self.folder.path
+        if state.images not in (0, images := len(self.data["train"])):
+            raise BadInput(
+                f"{path} was started with {state.images} training images, {self.recipe.data} now has {images}: "
+                f"resume it with the same, or train its weights on with model={path} out=another/folder"
+            )
+        if state.step > self.total:
+            raise BadInput(
+                f"{path} has done {state.step} steps ({state.step / self.per_epoch:g} epochs), more than the "
+                f"{self.total} asked for: ask for as many or more, or say out=another/folder"
+            )
         if scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
         return state

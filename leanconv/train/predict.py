@@ -110,11 +110,13 @@ def predict(
         threshold: probability from which a pixel is a defect; default: the run's own, else 0.5. Unused for K classes.
         tile, overlap, batch: as in `predict_logits`.
         progress: draw a bar on a terminal.
-    Raises: BadInput for what no image can be blamed for (no images, two of one stem, an unwritable folder).
+    Raises: BadInput for what no image can be blamed for (no images, two of one stem, an unwritable folder, one of the
+        images' own: masks and annotations that lie beside them must not be overwritten).
     """
     if threshold is not None and not 0 < threshold < 1:
         raise BadInput(f"threshold={threshold}: a number between 0 and 1")
     paths = _images(images)
+    _not_among(paths, Path(out))
     if not isinstance(model, nn.Module):
         folder = RunFolder.open(model)
         threshold = stored_threshold(folder) if threshold is None else threshold
@@ -174,6 +176,11 @@ def _images(given: Iterable[str | Path]) -> list[Path]:
         if len(same) > 1:
             raise BadInput(f"{listing(same)} have one stem and would overwrite each other's masks; predict them apart")
     return list(dict.fromkeys(paths))
+
+
+def _not_among(paths: Sequence[Path], out: Path) -> None:
+    if any(path.parent.resolve() == out.resolve() for path in paths):
+        raise BadInput(f"{out} holds the images themselves, and masks or annotations of theirs perhaps: choose another")
 
 
 def _tracked(paths: Sequence[Path], progress: bool) -> Iterable[Path]:

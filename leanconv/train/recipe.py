@@ -21,6 +21,7 @@ CHOICES = {
     "amp": ("no", "bf16", "fp16"),
     "device": ("auto", "cpu"),
 }
+_TOO_LARGE = 2**63  # for torch's seeds, and for what a run can count
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,15 @@ class Recipe:
             "epochs", "steps", "seed", "lr", "momentum", "weight_decay", "clip", "warmup", "light", "defect_crop",
             "threads", "workers", "save_every",
         ):  # fmt: skip
-            if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
+            if not 0 <= getattr(self, key) < math.inf:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: must be a number of at least 0")
+        for field in dataclasses.fields(self):
+            if type(value := getattr(self, field.name)) is int and value >= _TOO_LARGE:
+                raise BadInput(f"recipe: {field.name} has {len(str(value))} digits: must be below 2**63")
+        if self.defect_crop > 1:
+            raise BadInput(f"recipe: defect_crop={self.defect_crop}: a share, from 0 to 1")
+        if self.light >= 1:
+            raise BadInput(f"recipe: light={self.light}: from 0 to below 1")
         if self.zoom < 1 or not math.isfinite(self.zoom):
             raise BadInput(f"recipe: zoom={self.zoom}: the largest magnification, at least 1")
         if (self.epochs > 0) == (self.steps > 0):
@@ -161,7 +169,7 @@ def _word(text: str, fields: dict[str, Any]) -> tuple[str, Any]:
 def _typed(key: str, value: Any, fields: dict[str, Any], where: str) -> Any:
     """A value of a file, checked against the type of its key: nothing is guessed but 1 for 1.0."""
     kind = _known(key, fields, where)
-    if kind == "float" and type(value) is int:
+    if kind == "float" and type(value) is int and abs(value) < _TOO_LARGE:
         return float(value)
     if type(value).__name__ != kind:
         raise BadInput(f"{where}: {key} = {value!r}: {key} takes {_KINDS[kind]}")

@@ -36,7 +36,8 @@ def score_run(
         threshold = stored_threshold(folder)
     if threshold is None and len(samples.classes) == 2:
         threshold = best_threshold(model, open_data(own or data, "val"))
-        store_threshold(folder, threshold)
+        if threshold is not None:
+            store_threshold(folder, threshold)
     return evaluate(model, samples, threshold=threshold)
 
 

@@ -1,5 +1,6 @@
 """What a run needs before its first step: the folder, the device, the data, the model, and the line that says so."""
 
+import copy
 import os
 import random
 import warnings
@@ -19,7 +20,7 @@ from leanconv.runs import RunFolder
 from leanconv.runs.kinds import build, read
 from leanconv.table import si
 from leanconv.train.augment import PlainTransform, TrainTransform
-from leanconv.train.data import Samples, open_data
+from leanconv.train.data import NoSplit, Samples, open_data
 from leanconv.train.recipe import Recipe
 from leanconv.train.segment import Segmentation
 
@@ -108,7 +109,7 @@ def open_splits(recipe: Recipe, say: Callable[[str], object], *, progress: bool)
     splits = {split: open_data(recipe.data, split) for split in ("train", "val")}
     try:
         splits["test"] = open_data(recipe.data, "test")
-    except BadInput as error:
+    except NoSplit as error:  # one that is there and bad is an error like any other
         say(f"note   no test scores: {error}")
     for samples in splits.values():
         if samples.note:
@@ -143,6 +144,20 @@ def build_model(recipe: Recipe, trust_code: bool) -> nn.Module:
             "trust_code=True) if you trust it"
         )
     return build(reference).train()
+
+
+@torch.no_grad()
+def check_batch(net: nn.Module, recipe: Recipe, processes: int) -> None:
+    """Raise BadInput where the model cannot train on one image at a time: BatchNorm over one pixel has no variance."""
+    if recipe.batch > processes:
+        return
+    try:
+        copy.deepcopy(net).train()(torch.zeros(1, 3, recipe.size, recipe.size))
+    except ValueError as error:
+        raise BadInput(
+            f"{recipe.model} cannot train on one image of {recipe.size}x{recipe.size} at a time ({error}): "
+            "take a larger batch or size"
+        ) from error
 
 
 def write_start(folder: RunFolder, recipe: Recipe) -> None:

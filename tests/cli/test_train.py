@@ -71,6 +71,17 @@ def test_eval_chooses_a_threshold_where_none_is_stored(run, recipe, tmp_path):
     assert json.loads(metrics.read_text()) == {"threshold": stored["threshold"]}
 
 
+def test_two_logits_need_no_threshold(run, recipe, tmp_path):
+    words = (recipe, "--quiet", "loss=ce", "model=leanconv:unet?base=4&levels=2&out_channels=2")
+    assert run("train", *words)[0] == 0
+    stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert stored["threshold"] is None
+    status, out, _ = run("eval", tmp_path / "run", "--json")
+    assert status == 0
+    assert json.loads(out)["threshold"] is None
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == stored
+
+
 def test_stopped_and_resumed_as_the_message_says(run, recipe, tmp_path, monkeypatch):
     real = loop._Run._step
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leanconv.errors import BadCheckpoint, Interrupted
+from leanconv.errors import BadCheckpoint, BadInput, Interrupted
 from leanconv.runs import RunFolder
 from leanconv.train import checkpoint, loop, setup
-from leanconv.train.interrupts import Interrupts
+from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.loop import fit
 from leanconv.train.optimizer import make_optimizer
 from leanconv.train.recipe import Recipe
@@ -162,6 +163,46 @@ def test_more_epochs_than_at_first(recipe):
     fit(recipe("longer"), progress=False, trust_code=True)
     longer = fit(recipe("longer", steps=22), resume=True, progress=False, trust_code=True)
     assert read_metrics(longer)["steps"] == 22
+
+
+def test_fewer_steps_than_done_or_other_data_are_refused(recipe, tiny_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    folder = fit(recipe("run", data=str(data)), progress=False, trust_code=True)
+    before = folder.recipe.read_text()
+    with pytest.raises(BadInput, match=r"has done 18 steps \(4\.5 epochs\), more than the 4 asked for"):
+        fit(recipe("run", data=str(data), steps=4), resume=True, progress=False, trust_code=True)
+    for kind in ("images", "masks"):
+        (data / "train" / kind / "7.png").unlink()
+    with pytest.raises(BadInput, match=r"started with 20 training images, .* now has 19"):
+        fit(recipe("run", data=str(data), steps=30), resume=True, progress=False, trust_code=True)
+    assert folder.recipe.read_text() == before
+
+
+def test_stopped_while_the_best_weights_are_scored(recipe, monkeypatch):
+    """They are in the model's place by then, and must not be taken for the last ones."""
+    settings, real = recipe("stopped", save_every=0), loop._Run._evaluate
+
+    def evaluate(self, measure, split, **options):
+        scores = real(self, measure, split, **options)
+        if measure == self.task.best_threshold:
+            raise Stopped
+        return scores
+
+    real_load = loop.load_weights
+
+    def load(net, path):  # weights that differ from the last ones for certain
+        real_load(net, path)
+        with torch.no_grad():
+            next(net.parameters()).add_(1)
+
+    monkeypatch.setattr(loop._Run, "_evaluate", evaluate)
+    monkeypatch.setattr(loop, "load_weights", load)
+    with pytest.raises(Interrupted, match="stopped at step 18 of 18, saved"):
+        fit(settings, progress=False, trust_code=True)
+    monkeypatch.undo()
+    resumed = fit(settings, resume=True, progress=False, trust_code=True)
+    assert_same_run(resumed, fit(recipe("whole", save_every=0), progress=False, trust_code=True))
 
 
 @pytest.mark.parametrize("damage", ["cut", "pickle", "other model", "no header"])
