@@ -13,6 +13,7 @@ from leanconv.nn.odconv import ODConv2d, set_temperature
 from leanconv.nn.psconv import PSConv2d
 from leanconv.nn.schedule import Schedule
 from leanconv.nn.separable import DepthwiseSeparableConv2d
+from leanconv.nn.sic import SICConv2d
 from leanconv.nn.spconv import SPConv2d
 from leanconv.nn.splconv import SPLConv2d
 from leanconv.nn.squeeze_excite import SqueezeExcite
@@ -20,6 +21,6 @@ from leanconv.registry import get, names, parse
 
 __all__ = [
     "Conv2d", "DOConv2d", "DRConv2d", "DepthwiseSeparableConv2d", "FuSeConv2d", "GMConv2d", "GroupPointwiseConv2d",
-    "HetConv2d", "LHConv2d", "ODConv2d", "Operator", "PSConv2d", "SPConv2d", "SPLConv2d", "Schedule", "SqueezeExcite",
-    "get", "make", "names", "parse", "set_temperature",
+    "HetConv2d", "LHConv2d", "ODConv2d", "Operator", "PSConv2d", "SICConv2d", "SPConv2d", "SPLConv2d", "Schedule",
+    "SqueezeExcite", "get", "make", "names", "parse", "set_temperature",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost, dense_cost
 from leanconv.nn.base import Operator
+from leanconv.ops.exact import exact, exact_mean
 from leanconv.ops.fold import scale_conv_
 from leanconv.ops.padded import conv2d, pad, sides
 from leanconv.registry import register
@@ -79,7 +80,7 @@ class GMConv2d(Operator):
 
     def _mask(self, sigma: Tensor) -> Tensor:
         """The mask that multiplies the weight: `1`, `O` or `C` of σ -> broadcastable to `O C/G R S`."""
-        variance = _exact(sigma).square() + FLOOR
+        variance = exact(sigma).square() + FLOOR
         rho = _rho(self.kernel_size).to(variance)
         mask = torch.exp(-rho / (2 * variance[:, None, None]))  # units R S
         if self.granularity == "in":  # every filter of a group sees the group's own channels
@@ -91,8 +92,8 @@ class GMConv2d(Operator):
 
     def sigmas(self, x: Tensor) -> Tensor:
         """The dynamic form's σ for each sample of `N C H W`: `N units`, float32 for half types."""
-        z = self.up(F.relu(self.down(_exact_mean(x).to(x.dtype))))
-        return F.softplus(_exact(z) + _inverse_softplus(self.sigma))
+        z = self.up(F.relu(self.down(exact_mean(x).to(x.dtype))))
+        return F.softplus(exact(z) + _inverse_softplus(self.sigma))
 
     def _rings(self, x: Tensor) -> Tensor:
         (r, s), (sh, sw), (dh, dw) = self.kernel_size, self.stride, self.dilation
@@ -213,11 +214,3 @@ def _ring_corners(kernel: tuple[int, int]) -> dict[float, list[tuple[int, int]]]
 
 def _inverse_softplus(y: float) -> float:
     return y + math.log(-math.expm1(-y))
-
-
-def _exact(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def _exact_mean(x: Tensor) -> Tensor:  # N C H W -> N C
-    return x.mean((2, 3), dtype=torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype)

@@ -13,7 +13,7 @@ Source: Li, Yao, Chen 2020, arXiv:2007.06191; the authors' `psconv.py` (block la
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -62,10 +62,10 @@ class PSConv2d(Operator):
         factory, half = {"device": device, "dtype": dtype}, parts // 2
 
         def part(channels: int, groups: int, rate: int) -> nn.Conv2d:
-            sides = [rate * (k - 1) // 2 + p - (k - 1) // 2 for k, p in zip(spec.kernel, spec.padding, strict=True)]
-            return nn.Conv2d(
-                channels, spec.o, spec.kernel, spec.stride, (sides[0], sides[1]), rate, groups, False, **factory
-            )
+            # An odd kernel's padding is a pair; every rate reaches (rate - 1)·(k - 1)/2 further out than rate 1.
+            (r, s), (ph, pw) = spec.kernel, cast(tuple[int, int], spec.padding)
+            padding = ph + (rate - 1) * (r // 2), pw + (rate - 1) * (s // 2)
+            return nn.Conv2d(channels, spec.o, spec.kernel, spec.stride, padding, rate, groups, False, **factory)
 
         self.gwconv = part(spec.c, groups * parts, base_dilation)
         self.gwconv_shift = part(spec.c, groups * parts, 2 * base_dilation)

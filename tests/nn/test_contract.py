@@ -81,6 +81,9 @@ OPERATORS = [
     "psconv",
     "psconv(parts=2, base_dilation=3)",
     "psconv(layout='interleaved')",
+    "sic",
+    "sic(units=2, residual=False, norm_between=False)",
+    "sic(units=3, act_between=False, block=True)",
 ]
 
 # Parameters whose gradient is straight-through, so not the derivative: their own tests compare it with its formula.
