@@ -8,12 +8,14 @@ from leanconv.nn.fuseconv import FuSeConv2d
 from leanconv.nn.gmconv import GMConv2d
 from leanconv.nn.grouped import GroupPointwiseConv2d
 from leanconv.nn.hetconv import HetConv2d
+from leanconv.nn.inception_dw import InceptionDWConv2d
 from leanconv.nn.lhconv import LHConv2d
 from leanconv.nn.odconv import ODConv2d, set_temperature
 from leanconv.nn.psconv import PSConv2d
 from leanconv.nn.schedule import Schedule
 from leanconv.nn.separable import DepthwiseSeparableConv2d
 from leanconv.nn.sic import SICConv2d
+from leanconv.nn.spatial_bottleneck import SpatialBottleneckConv2d
 from leanconv.nn.spconv import SPConv2d
 from leanconv.nn.splconv import SPLConv2d
 from leanconv.nn.squeeze_excite import SqueezeExcite
@@ -21,6 +23,7 @@ from leanconv.registry import get, names, parse
 
 __all__ = [
     "Conv2d", "DOConv2d", "DRConv2d", "DepthwiseSeparableConv2d", "FuSeConv2d", "GMConv2d", "GroupPointwiseConv2d",
-    "HetConv2d", "LHConv2d", "ODConv2d", "Operator", "PSConv2d", "SICConv2d", "SPConv2d", "SPLConv2d", "Schedule",
-    "SqueezeExcite", "get", "make", "names", "parse", "set_temperature",
+    "HetConv2d", "InceptionDWConv2d", "LHConv2d", "ODConv2d", "Operator", "PSConv2d", "SICConv2d", "SPConv2d",
+    "SPLConv2d", "Schedule", "SpatialBottleneckConv2d", "SqueezeExcite", "get", "make", "names", "parse",
+    "set_temperature",
 ]  # fmt: skip
