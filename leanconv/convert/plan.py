@@ -130,6 +130,8 @@ def _decide(site: Site, met: _Met, to: To, where: Where | None, numbered: Counte
         return keep(reasons.of_kind(spec.kind))
     if met.first and where is None:
         return keep(reasons.FIRST)
+    if where is None and (reason := operator.why_keep(spec)):
+        return keep(f"{reasons.NOT_MEANT}: {name}: {reason}")
     if "layer_index" in options_of(operator) and "layer_index" not in options:
         options["layer_index"] = numbered[name]
     try:

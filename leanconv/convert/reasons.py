@@ -1,6 +1,6 @@
 """Why a convolution stays as it is: the whole list, in one place.
 
-A `Swap.reason` is one of these, or `UNSUPPORTED` followed by a colon and the operator's own words (`why_not`).
+A `Swap.reason` is one of these, or `UNSUPPORTED` or `NOT_MEANT`, a colon, and the operator's own words.
 """
 
 NOT_SELECTED = "not selected"
@@ -22,6 +22,7 @@ ROOT = "the model itself"
 NEVER_CALLED = "never called"
 OPERATOR = "already an operator"
 UNSUPPORTED = "unsupported"
+NOT_MEANT = "outside the paper's rule"
 
 # What each means; printed by `leanconv plan` below the table for the reasons that occur.
 MEANING = {
@@ -44,6 +45,7 @@ MEANING = {
     NEVER_CALLED: "the model did not call it on these inputs (unused, or its weight is used by hand)",
     OPERATOR: "swapped before",
     UNSUPPORTED: "the operator cannot stand for these sizes",
+    NOT_MEANT: "the operator could stand for it, and its paper replaces other sizes only; name it in where= to swap it",
 }
 
 _OF_KIND = {"pointwise": POINTWISE, "grouped": GROUPED, "depthwise": DEPTHWISE, "dense": DENSE}

@@ -95,6 +95,14 @@ class Operator(nn.Module):
                 return f"{field}={value} is not supported; it needs {field}={plain!r}"
         return None
 
+    @classmethod
+    def why_keep(cls, spec: ConvSpec) -> str | None:
+        """Why `plan` leaves a layer of these sizes unless it is named, though the operator could stand for it.
+
+        For papers that replace only some sizes of the kinds in `replaces`; None where it is replaced.
+        """
+        return None
+
     def extra_repr(self) -> str:
         sizes = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         return ", ".join([sizes, *(f"{key}={value!r}" for key, value in self.options().items())])

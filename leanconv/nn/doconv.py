@@ -150,6 +150,10 @@ class DOConv2d(Operator):
             return f"multiplier={multiplier!r} must be at least the kernel's {taps} taps; type None for that"
         return None
 
+    @classmethod
+    def why_keep(cls, spec: ConvSpec) -> str | None:
+        return None if max(spec.kernel) > 1 else f"kernel_size={spec.kernel} has nothing to compose"
+
 
 def _columns(spec: ConvSpec, multiplier: int | None) -> int:
     taps = math.prod(spec.kernel)

@@ -210,3 +210,7 @@ class PSConv2d(Operator):
                 f"out_channels={spec.o // spec.groups}{each}; type an even common divisor"
             )
         return None
+
+    @classmethod
+    def why_keep(cls, spec: ConvSpec) -> str | None:
+        return None if spec.kernel == (3, 3) else f"kernel_size={spec.kernel}; the paper replaces 3x3"

@@ -377,3 +377,18 @@ def test_a_layer_that_is_compiled_by_itself_stays():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), torch.compile(nn.Conv2d(8, 8, 3), backend="eager"))
     [_, part] = plan(model, X, to="hetconv")
     assert (part.name, part.to, part.reason) == ("1._orig_mod", None, "outside the module tree")
+
+
+def test_sizes_outside_the_papers_rule_stay_unless_they_are_named():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 5, 2, 2, groups=8),
+        nn.Conv2d(8, 8, 7, 2, 3, groups=8), nn.Conv2d(8, 8, 5, padding=2, groups=8),
+    )  # fmt: skip
+    x = torch.randn(1, 3, 16, 16)
+    found = plan(model, x, to="xsepconv")
+    rule = "outside the paper's rule"
+    assert why(found) == {"0": "dense", "1": rule, "2": rule, "3": "", "4": ""}
+    assert [swap.to for swap in found.swapped] == ["xsepconv(layer_index=0)", "xsepconv(layer_index=1)"]
+    assert "k >= 7" in found[2].reason
+    assert [swap.name for swap in plan(model, x, to="xsepconv", where="[12]").swapped] == ["1", "2"]
+    assert rule in str(found)

@@ -90,6 +90,10 @@ OPERATORS = [
     "spatial_bottleneck",
     "spatial_bottleneck(overlap=True, residual=True)",
     "spatial_bottleneck(ratio=3)",
+    "xsepconv",
+    "xsepconv(pad_policy='channel', linear=True)",
+    "xsepconv(pad_policy='single', norm_between=False, act='hardswish')",
+    "xsepconv(layer_index=3, act_between=False, block=True)",
 ]
 
 # Parameters whose gradient is straight-through, so not the derivative: their own tests compare it with its formula.
