@@ -8,6 +8,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# Tables are as wide as the terminal; the tests read them at the width of piped output, whatever runs them.
+os.environ["COLUMNS"] = "160"
 
 
 @pytest.fixture(autouse=True)

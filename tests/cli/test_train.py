@@ -1,7 +1,6 @@
 """`leanconv train` and `leanconv eval`: what a user types, what comes out, and with which exit status."""
 
 import json
-import os
 import signal
 import sys
 
@@ -88,7 +87,7 @@ def test_stopped_and_resumed_as_the_message_says(run, recipe, tmp_path, monkeypa
     def step(self, *batch):
         real(self, *batch)
         if self.state.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(loop._Run, "_step", step)
     status, _, err = run("train", recipe)

@@ -132,7 +132,7 @@ def test_stopped_during_a_validation(recipe, monkeypatch):
 
     def validating(self, done, images):
         real(self, done, images)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(loop.Reporter, "validating", validating)
     with pytest.raises(Interrupted, match="stopped at step 4 of 18, saved"):
@@ -144,12 +144,12 @@ def test_stopped_during_a_validation(recipe, monkeypatch):
 
 def test_a_second_signal_ends_an_impatient_users_run(monkeypatch):
     with Interrupts() as interrupts:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)  # the launcher's copy of the same Ctrl-C
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # the launcher's copy of the same Ctrl-C
         assert interrupts.asked
         monkeypatch.setattr("leanconv.train.interrupts.PATIENCE_S", -1.0)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_finished_run_resumes_to_itself(recipe):
