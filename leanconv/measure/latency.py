@@ -50,13 +50,27 @@ def synchronize() -> None:
         torch.accelerator.synchronize()
 
 
-def once_ms(call: Callable[[], object]) -> float:
-    """Wall time of one call in ms, the device's queue emptied before and after."""
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
+
+
+def once_ms(call: Callable[[], object], clock: str = "wall") -> float:
+    """Time of one call in ms, the device's queue emptied before and after."""
+    now = CLOCKS[clock]
     synchronize()
-    start = time.perf_counter()
+    start = now()
     call()
     synchronize()
-    return (time.perf_counter() - start) * 1e3
+    return (now() - start) * 1e3
+
+
+def check_clock(clock: str) -> None:
+    """Raises BadInput for an unknown clock, or where "cpu" would see only a part of the work."""
+    if clock not in CLOCKS:
+        raise BadInput(f"unknown clock {clock!r}; known: {', '.join(CLOCKS)}")
+    if clock == "cpu" and torch.get_num_threads() != 1:
+        raise BadInput(
+            f"clock 'cpu' sees one thread only, torch has {torch.get_num_threads()}: set_num_threads(1) first"
+        )
 
 
 def interleave(
@@ -66,6 +80,7 @@ def interleave(
     warmup: int = 2,
     min_rounds: int = 5,
     max_rounds: int = 200,
+    clock: str = "wall",
     on_round: Callable[[float], object] | None = None,
 ) -> dict[str, Timing]:
     """Time every candidate once a round, the order rotated each round, so that a neighbour's load hits all alike.
@@ -74,6 +89,8 @@ def interleave(
         candidates: name -> what to call; a call stands for itself (gradients, dtype, layout are the caller's).
         budget_s: no new round starts once these seconds (warm-up not counted) are spent and `min_rounds` are done.
         warmup: untimed rounds before the first timed one.
+        clock: "wall", or "cpu": the time that this thread computed, which leaves out the turns that the system gave to
+            others. On a crowded machine the better estimate; CPU work in one thread only.
         on_round: called after every round with the fraction of the measurement that is done, 0..1.
     Returns: name -> Timing, in the order given. Raises: BadInput for no candidates or fewer than one round.
     """
@@ -81,6 +98,7 @@ def interleave(
         raise BadInput("nothing to time: no candidates were given")
     if min_rounds < 1 or max_rounds < min_rounds or warmup < 0:
         raise BadInput(f"cannot time min_rounds={min_rounds}, max_rounds={max_rounds}, warmup={warmup}")
+    check_clock(clock)
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(warmup):
@@ -90,7 +108,7 @@ def interleave(
     for done in range(max_rounds):
         turn = done % len(names)
         for name in names[turn:] + names[:turn]:
-            times[name].append(once_ms(candidates[name]))
+            times[name].append(once_ms(candidates[name], clock))
         spent = (time.perf_counter() - start) / budget_s if budget_s > 0 else 1.0
         if on_round is not None:
             by_budget = min(spent, (done + 1) / min_rounds)  # the budget ends it only once min_rounds are done

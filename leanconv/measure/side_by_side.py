@@ -43,6 +43,7 @@ class Comparison:
     layout: str
     shape: tuple[int, ...]
     label: str
+    clock: str = "wall"
 
     def __getitem__(self, name: str) -> Entry:
         for entry in self.entries:
@@ -52,8 +53,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "device": self.device, "dtype": self.dtype, "layout": self.layout, "shape": list(self.shape),
-            "batch": self.shape[0] if self.shape else 0,
+            "device": self.device, "clock": self.clock, "dtype": self.dtype, "layout": self.layout,
+            "shape": list(self.shape), "batch": self.shape[0] if self.shape else 0,
             "models": [
                 {
                     "name": e.name, "params": e.counts["macs"].params if e.counts else None,
@@ -82,7 +83,10 @@ class Comparison:
             rows.append(row)
         rounds = self.entries[0].timing.rounds
         return table(
-            head, rows, title=self.label, note=f"{rounds} rounds, the models in turns; ratios above 1 are faster"
+            head,
+            rows,
+            title=self.label,
+            note=f"{rounds} rounds, the models in turns, {self.clock} time; ratios above 1 are faster",
         )
 
 
@@ -103,6 +107,8 @@ def compare(
     *,
     conventions: Sequence[str] = (),
     budget_s: float = 10.0,
+    min_rounds: int = 5,
+    clock: str = "wall",
     on_round: Callable[[float], object] | None = None,
 ) -> Comparison:
     """Count and time models side by side on the same inputs, in eval mode and without gradients.
@@ -113,7 +119,8 @@ def compare(
         models: name -> model; the first is the base of every ratio.
         inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
         conventions: further counting conventions to print beside MACs, such as "torchstat".
-        budget_s: seconds of timing over all models, warm-up not counted.
+        budget_s: seconds of timing over all models, warm-up not counted; `min_rounds` are done whatever they take.
+        clock: "wall", or "cpu" for one thread's own computing time on a crowded machine (see `latency.interleave`).
     """
     if not models:
         raise BadInput("nothing to compare: no models were given")
@@ -124,7 +131,11 @@ def compare(
         for model in {id(model): model for model in models.values()}.values():
             stack.enter_context(untouched(model))
         timings = interleave(
-            {name: _call(model, inputs) for name, model in models.items()}, budget_s=budget_s, on_round=on_round
+            {name: _call(model, inputs) for name, model in models.items()},
+            budget_s=budget_s,
+            min_rounds=min_rounds,
+            clock=clock,
+            on_round=on_round,
         )
     base = timings[next(iter(models))].median_ms
     batch = x.shape[0] if x.dim() else 1
@@ -133,7 +144,7 @@ def compare(
     )
     return Comparison(
         entries, describe(x.device), str(x.dtype).removeprefix("torch."), layout_of(x), tuple(x.shape),
-        label(x.device, dtype=x.dtype, layout=layout_of(x), shape=x.shape),
+        label(x.device, dtype=x.dtype, layout=layout_of(x), shape=x.shape), clock,
     )  # fmt: skip
 
 

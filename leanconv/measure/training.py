@@ -47,10 +47,12 @@ class TrainingComparison:
     dtype: str
     shape: tuple[int, ...]
     label: str
+    clock: str = "wall"
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "device": self.device, "dtype": self.dtype, "shape": list(self.shape), "batch": self.shape[0],
+            "device": self.device, "clock": self.clock, "dtype": self.dtype, "shape": list(self.shape),
+            "batch": self.shape[0],
             "steps": [
                 {
                     "name": s.name, "setting": s.setting, "ms": s.timing.to_dict(), "ratio": s.ratio,
@@ -68,7 +70,8 @@ class TrainingComparison:
              si(s.peak_bytes) + "B"]
             for s in self.steps
         ]  # fmt: skip
-        note = f"a step is forward, backward and SGD; {first.timing.rounds} rounds, in turns; ratios below 1 are faster"
+        note = f"a step is forward, backward and SGD; {first.timing.rounds} rounds, in turns, {self.clock} time; "
+        note += "ratios below 1 are faster"
         return table(head, rows, title=f"training step: {self.label}", note=note)
 
 
@@ -79,6 +82,8 @@ def compare_training(
     settings: Sequence[str] = ("eager",),
     autocast: torch.dtype | None = None,
     budget_s: float = 10.0,
+    min_rounds: int = 5,
+    clock: str = "wall",
     on_round: Callable[[float], object] | None = None,
 ) -> TrainingComparison:
     """Time a training step of every model in every setting, in turns, and measure its peak memory.
@@ -90,7 +95,8 @@ def compare_training(
         models: name -> model; the first one in the first setting is the base of every ratio.
         settings: out of `SETTINGS`.
         autocast: run forward and loss under autocast of that type (bfloat16).
-        budget_s: seconds of timing over all candidates, warm-up and compilation not counted.
+        budget_s: seconds of timing over all candidates, warm-up and compilation not counted; `min_rounds` are done.
+        clock: "wall", or "cpu" for one thread's own computing time on a crowded machine (see `latency.interleave`).
     Raises: BadInput for an unknown setting, no models, or a model without trainable parameters.
     """
     if not models or not settings:
@@ -105,7 +111,7 @@ def compare_training(
             for setting in settings
         }
         labels = {f"{name} {setting}": step for (name, setting), step in steps.items()}
-        timings = interleave(labels, budget_s=budget_s, on_round=on_round)
+        timings = interleave(labels, budget_s=budget_s, min_rounds=min_rounds, clock=clock, on_round=on_round)
         peaks = {text: step.peak_bytes() for text, step in labels.items()}
     base = next(iter(timings.values())).median_ms
     costs = tuple(
@@ -115,20 +121,24 @@ def compare_training(
     dtype = autocast or x.dtype
     return TrainingComparison(
         costs, describe(x.device), str(dtype).removeprefix("torch."), tuple(x.shape),
-        label(x.device, dtype=dtype, layout="" if len(settings) > 1 else layout_of(x), shape=x.shape),
+        label(x.device, dtype=dtype, layout="" if len(settings) > 1 else layout_of(x), shape=x.shape), clock,
     )  # fmt: skip
 
 
 class TrainingStep:
-    """One model's step, ready to be called again and again with the same work in every call."""
+    """One model's step, ready to be called again and again with the same work in every call.
+
+    An input that requires a gradient gets one in every step (a layer within a network), any other does not (an image).
+    """
 
     def __init__(self, model: nn.Module, inputs: Any, setting: str, autocast: torch.dtype | None = None) -> None:
         self.model = copy.deepcopy(bare(model)).train()
-        self.inputs = pytree.tree_map_only(Tensor, Tensor.detach, inputs)
+        self.inputs = pytree.tree_map_only(Tensor, _own, inputs)
         if "channels_last" in setting:
             # nn.Module.to has no overload that types a memory format alone
             self.model = self.model.to(memory_format=torch.channels_last)
             self.inputs = pytree.tree_map_only(Tensor, _channels_last, self.inputs)
+        self.wanted = [t for t in tensors(self.inputs) if t.requires_grad]
         trained = [p for p in self.model.parameters() if p.requires_grad]
         if not trained:
             raise BadInput("a training step needs trainable parameters; the model has none")
@@ -140,16 +150,21 @@ class TrainingStep:
             self.forward = torch.compile(self.model, dynamic=False)
 
     def __call__(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         with torch.autocast(self.device_type, self.autocast, enabled=self.autocast is not None):
             outputs = [t for t in tensors(run(self.forward, self.inputs)) if t.is_floating_point()]
             loss = sum((t.float().square().mean() for t in outputs), torch.zeros(()))
         loss.backward()
         self.optimizer.step()
 
+    def _forget_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        for tensor in self.wanted:
+            tensor.grad = None
+
     def peak_bytes(self) -> int:
         """The most memory that torch holds for this model at any moment of a step."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         states = [t for state in self.optimizer.state.values() for t in tensors(state)]
         held = [*self.model.parameters(), *self.model.buffers(), *states]
         kept = sum(t.numel() * t.element_size() for t in held)
@@ -163,8 +178,15 @@ class TrainingStep:
         return kept + _allocator_peak(self)
 
 
+def _own(tensor: Tensor) -> Tensor:
+    """The same numbers as a leaf of its own, which gets a gradient where the original would."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
 def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+    if tensor.dim() != 4:
+        return tensor
+    return tensor.detach().contiguous(memory_format=torch.channels_last).requires_grad_(tensor.requires_grad)
 
 
 def _allocator_peak(call: Callable[[], object]) -> int:

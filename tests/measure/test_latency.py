@@ -1,5 +1,7 @@
 """Interleaving: the order, the counts, the statistics; no test here depends on how fast the machine is."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -64,3 +66,20 @@ def test_the_label_says_device_threads_dtype_layout_batch_and_shape():
     text = label("cpu", dtype=torch.bfloat16, layout="channels_last", shape=(2, 3, 64, 96))
     for word in (describe()["name"], "1 thread", "bfloat16", "channels_last", "batch 2", "3x64x96", torch.__version__):
         assert word in text
+
+
+def test_the_cpu_clock_leaves_out_what_is_not_computed():
+    timing = interleave({"sleep": lambda: time.sleep(0.02)}, budget_s=0, min_rounds=3, clock="cpu")["sleep"]
+    assert timing.median_ms < 10
+    assert interleave({"sleep": lambda: time.sleep(0.02)}, budget_s=0)["sleep"].median_ms >= 20
+
+
+def test_the_cpu_clock_is_refused_where_it_would_see_one_thread_of_several():
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(BadInput, match="set_num_threads"):
+            interleave({"a": lambda: None}, clock="cpu")
+    finally:
+        torch.set_num_threads(1)
+    with pytest.raises(BadInput, match="known: wall, cpu"):
+        interleave({"a": lambda: None}, clock="sun")

@@ -43,6 +43,19 @@ def test_a_step_gives_the_gradients_of_a_plain_step():
         torch.testing.assert_close(ours.grad, plain.grad)
 
 
+def test_an_input_that_wants_a_gradient_gets_it_and_no_other_does():
+    layer, x = nn.Conv2d(3, 4, 3), X.clone().requires_grad_()
+    for setting in ("eager", "channels_last"):
+        step = TrainingStep(layer, x, setting)
+        step()
+        step()
+        torch.testing.assert_close(step.inputs.grad, torch.autograd.grad(layer(x).square().mean(), x)[0])
+    assert x.grad is None
+    plain = TrainingStep(layer, X, "eager")
+    plain()
+    assert plain.inputs.grad is None
+
+
 def test_peak_memory_is_what_the_step_must_hold():
     side, width = 64, 128
     model = nn.Sequential(*[nn.Sequential(nn.Linear(width, width, bias=False), nn.Sigmoid()) for _ in range(8)])

@@ -1,0 +1,229 @@
+"""Every registered operator against the dense convolution it replaces: layer by layer, then as a whole U-Net.
+
+    python -m benchmarks.operators [--quick] [--threads 1] [--compile conv splconv ...]
+
+Inference and training step (forward, backward, SGD), eager and channels_last, peak memory of the step, parameters,
+MACs. All candidates of one table take turns in one process; read the ratios, not the times. With one thread (the
+default) the clock is that thread's own computing time, so that a neighbour's load does not decide the table.
+Writes benchmarks/results/operators_cpu.json after every table, so that a stopped run keeps what it has.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from leanconv.files import write_json
+from leanconv.measure import compare
+from leanconv.measure.count import count
+from leanconv.measure.device import describe, label
+from leanconv.measure.latency import Timing, interleave
+from leanconv.measure.training import TrainingStep, compare_training
+from leanconv.models.unet import unet
+from leanconv.nn import get, make, names, parse
+from leanconv.spec import ConvSpec
+from leanconv.table import si, table
+
+OUT = Path(__file__).parent / "results" / "operators_cpu.json"
+
+# The 3x3 layers of a U-Net of base 32 at 256 px, of ResNet-18/34 and VGG-16 at 224 px; then what takes the place of
+# depthwise convolutions (ConvNeXt-like, MobileNetV3-like) and of 1x1 (ResNet-50).
+LAYERS = {
+    "U-Net encoder 1": ConvSpec.of(32, 32, 3, 1, 1, bias=False, h=256, w=256),
+    "U-Net encoder 2": ConvSpec.of(64, 64, 3, 1, 1, bias=False, h=128, w=128),
+    "U-Net encoder 3": ConvSpec.of(128, 128, 3, 1, 1, bias=False, h=64, w=64),
+    "U-Net encoder 4": ConvSpec.of(256, 256, 3, 1, 1, bias=False, h=32, w=32),
+    "U-Net bottleneck": ConvSpec.of(512, 512, 3, 1, 1, bias=False, h=16, w=16),
+    "U-Net decoder 3": ConvSpec.of(256, 128, 3, 1, 1, bias=False, h=64, w=64),
+    "U-Net decoder 1": ConvSpec.of(64, 32, 3, 1, 1, bias=False, h=256, w=256),
+    "ResNet stage 1": ConvSpec.of(64, 64, 3, 1, 1, bias=False, h=56, w=56),
+    "ResNet stage 3, stride 2": ConvSpec.of(128, 256, 3, 2, 1, bias=False, h=28, w=28),
+    "ResNet stage 4": ConvSpec.of(512, 512, 3, 1, 1, bias=False, h=7, w=7),
+    "VGG block 2": ConvSpec.of(64, 128, 3, 1, 1, bias=True, h=112, w=112),
+    "VGG block 4": ConvSpec.of(512, 512, 3, 1, 1, bias=True, h=28, w=28),
+    "depthwise 7x7": ConvSpec.of(96, 96, 7, 1, 3, groups=96, h=56, w=56),
+    "depthwise 5x5": ConvSpec.of(240, 240, 5, 1, 2, groups=240, bias=False, h=14, w=14),
+    "1x1": ConvSpec.of(256, 64, 1, bias=False, h=56, w=56),
+}
+QUICK_LAYERS = {
+    "U-Net encoder 4": LAYERS["U-Net encoder 4"],
+    "depthwise 5x5": LAYERS["depthwise 5x5"],
+    "1x1": ConvSpec.of(64, 64, 1, bias=False, h=28, w=28),
+}
+# Operator strings beside the plain names, which stand for the defaults.
+MORE = ["splconv(alpha=0.75)", "hetconv(part=8)"]
+LAYOUTS = ("eager", "channels_last")
+# What is compiled costs a minute of compilation a network.
+COMPILED = ["conv", "depthwise_separable", "spconv", "splconv", "hetconv"]
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    report: dict[str, Any] = {
+        "command": "python -m benchmarks.operators " + " ".join(sys.argv[1:]), "commit": commit(),
+        "device": describe("cpu"), "clock": _timing(arguments)["clock"], "layers": [], "networks": [],
+    }  # fmt: skip
+    layers = QUICK_LAYERS if arguments.quick else LAYERS
+    layers = {place: spec for place, spec in layers.items() if arguments.layers is None or place in arguments.layers}
+    for place, spec in layers.items():
+        rows = layer_rows(place, spec, arguments)
+        report["layers"] += rows
+        _save(arguments.out, report)
+        print(show_layer(place, spec, rows, arguments.batch), end="\n\n", flush=True)
+    rows, text = network_rows(arguments)
+    report["networks"] += rows
+    _save(arguments.out, report)
+    print(text)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three layers, a small U-Net, no compilation")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--budget", type=float, help="seconds of timing per table; default 8, quick 1")
+    parser.add_argument("--rounds", type=int, default=5, help="at least so many, whatever they take")
+    parser.add_argument("--layers", nargs="*", help="only these (default: all)")
+    parser.add_argument("--batch", type=int, default=4, help="batch of a layer's training step")
+    parser.add_argument("--operators", nargs="*", help="default: every registered one")
+    parser.add_argument("--compile", nargs="*", help=f"networks to time compiled too; default {' '.join(COMPILED)}")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/operators_cpu.json, quick: nowhere")
+    arguments = parser.parse_args()
+    arguments.budget = arguments.budget or (1.0 if arguments.quick else 8.0)
+    arguments.compile = ([] if arguments.quick else COMPILED) if arguments.compile is None else arguments.compile
+    if arguments.out is None and not arguments.quick:
+        arguments.out = OUT
+    return arguments
+
+
+def _timing(arguments: argparse.Namespace, times: float = 1) -> dict[str, Any]:
+    clock = "cpu" if arguments.threads == 1 else "wall"
+    return {"budget_s": times * arguments.budget, "min_rounds": arguments.rounds, "clock": clock}
+
+
+def _save(path: Path | None, report: dict[str, Any]) -> None:
+    if path is not None:
+        write_json(path, report)
+
+
+def operators(spec: ConvSpec, asked: list[str] | None) -> list[str]:
+    """The operator strings that may stand for a layer; the plain convolution first."""
+    found = []
+    for text in asked or [*names(), *MORE]:
+        name, options = parse(text)
+        if spec.kind in get(name).replaces and not get(name).why_not(spec, **options):
+            found.append(text)
+    return ["conv", *(text for text in found if text != "conv")]
+
+
+def layer_rows(place: str, spec: ConvSpec, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per operator: its counts, its times in both layouts, and their ratio to the dense layer in the same."""
+    chosen = operators(spec, arguments.operators)
+    made = {text: nn.Sequential(make(text, **spec.arguments())) for text in chosen}
+    image, batch = spec.input(), torch.randn(arguments.batch, spec.c, spec.h, spec.w, requires_grad=True)
+    calls = {f"{text} {layout}": forward(made[text], image, layout) for text in chosen for layout in LAYOUTS}
+    inference = interleave(calls, **_timing(arguments))
+    steps = {f"{text} {layout}": TrainingStep(made[text], batch, layout) for text in chosen for layout in LAYOUTS}
+    training = interleave(steps, **_timing(arguments))
+    rows = []
+    for text in chosen:
+        cost = count(made[text], image)
+        row: dict[str, Any] = {
+            "layer": place, "spec": str(spec), "input": [1, spec.c, spec.h, spec.w], "operator": text,
+            "params": cost.params, "macs": cost.flops, "launches": cost.launches, "train_batch": arguments.batch,
+        }  # fmt: skip
+        for layout in LAYOUTS:
+            row[f"inference {layout}"] = against(inference, text, layout)
+            row[f"training {layout}"] = against(training, text, layout)
+            row[f"training {layout}"]["peak_bytes"] = steps[f"{text} {layout}"].peak_bytes()
+        rows.append(row)
+    return rows
+
+
+def forward(model: nn.Module, x: torch.Tensor, layout: str) -> Callable[[], object]:
+    """The inference call of a layer in one layout."""
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    fixed = TrainingStep(model, x, layout).model.eval()  # a copy in that layout
+
+    @torch.no_grad()
+    def call() -> object:
+        return fixed(x)
+
+    return call
+
+
+def against(timings: dict[str, Timing], text: str, layout: str) -> dict[str, Any]:
+    """A timing and its ratio to the dense convolution in the same layout (above 1: faster than dense)."""
+    own, dense = timings[f"{text} {layout}"], timings[f"conv {layout}"]
+    return {**own.to_dict(), "speedup": dense.median_ms / own.median_ms}
+
+
+def show_layer(place: str, spec: ConvSpec, rows: list[dict[str, Any]], batch: int) -> str:
+    head = ["operator", "params", "MACs", "kernels"]
+    for kind in ("inference", "training"):
+        head += [f"{kind} ms", "× dense", "ch.last ms", "× dense"]
+    cells = []
+    for row in rows:
+        line = [row["operator"], si(row["params"]), si(row["macs"]), row["launches"]]
+        for kind in ("inference", "training"):
+            for layout in LAYOUTS:
+                one = row[f"{kind} {layout}"]
+                line += [f"{one['median_ms']:.3g}", f"{one['speedup']:.2f}"]
+        cells.append([*line, si(row["training eager"]["peak_bytes"]) + "B"])
+    title = f"{place}: {spec} at {spec.h}x{spec.w}; {label('cpu', dtype=torch.float32)}"
+    note = f"inference batch 1, training step batch {batch}; ratios above 1 are faster than the dense layer"
+    return table([*head, "peak"], cells, title=title, note=note)
+
+
+def network_rows(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    """The U-Net built from each operator: inference and training step in every setting, and both tables as text."""
+    base, size = (8, 64) if arguments.quick else (32, 256)
+    spec = ConvSpec.of(base, base, 3, 1, 1, bias=False, h=size, w=size)
+    chosen = operators(spec, arguments.operators)
+    models = {text: unet(base=base, conv=text) for text in chosen}
+    # A training step needs two images: ODConv's norm stands behind a global average.
+    x, batch, timing = torch.randn(1, 3, size, size), torch.randn(2, 3, size, size), _timing(arguments, 6)
+    candidates: dict[str, nn.Module] = dict(models)
+    for text in arguments.compile:
+        candidates[f"{text}, compiled"] = _compiled(models[text])
+    eager = compare(candidates, x, **timing)
+    wide = x.contiguous(memory_format=torch.channels_last)
+    channels_last = {name: _channels_last(model) for name, model in models.items()}
+    channels_last |= {f"{text}, compiled": _compiled(channels_last[text]) for text in arguments.compile}
+    nhwc = compare(channels_last, wide, **timing)
+    plain = compare_training(models, batch, settings=LAYOUTS, **timing)
+    parts: list[Any] = [eager, nhwc, plain]
+    if arguments.compile:
+        settings = (*LAYOUTS, "compile", "compile channels_last")
+        some = {text: models[text] for text in arguments.compile}
+        parts.append(compare_training(some, batch, settings=settings, **timing))
+    kinds = ["inference eager", "inference channels_last", "training", "training compiled"]
+    title = f"U-Net base {base} at {size} px, 3 channels in, 1 out"
+    rows = [{"network": title, "table": kind, **part.to_dict()} for kind, part in zip(kinds, parts, strict=False)]
+    return rows, "\n\n".join([title, *map(str, parts)])
+
+
+def _channels_last(model: nn.Module) -> nn.Module:
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
+
+
+def commit() -> str:
+    """The commit that was measured, "+" behind it where the tree had changes."""
+    here = Path(__file__).parent
+    words = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+    answer = subprocess.run(words, capture_output=True, text=True)
+    return answer.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
