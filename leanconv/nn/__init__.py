@@ -19,12 +19,13 @@ from leanconv.nn.spatial_bottleneck import SpatialBottleneckConv2d
 from leanconv.nn.spconv import SPConv2d
 from leanconv.nn.splconv import SPLConv2d
 from leanconv.nn.squeeze_excite import SqueezeExcite
+from leanconv.nn.topological import TopologicalConv2d
 from leanconv.nn.xsepconv import XSepConv2d
 from leanconv.registry import get, names, parse
 
 __all__ = [
     "Conv2d", "DOConv2d", "DRConv2d", "DepthwiseSeparableConv2d", "FuSeConv2d", "GMConv2d", "GroupPointwiseConv2d",
     "HetConv2d", "InceptionDWConv2d", "LHConv2d", "ODConv2d", "Operator", "PSConv2d", "SICConv2d", "SPConv2d",
-    "SPLConv2d", "Schedule", "SpatialBottleneckConv2d", "SqueezeExcite", "XSepConv2d", "get", "make", "names", "parse",
-    "set_temperature",
+    "SPLConv2d", "Schedule", "SpatialBottleneckConv2d", "SqueezeExcite", "TopologicalConv2d", "XSepConv2d", "get",
+    "make", "names", "parse", "set_temperature",
 ]  # fmt: skip

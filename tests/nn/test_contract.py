@@ -94,6 +94,8 @@ OPERATORS = [
     "xsepconv(pad_policy='channel', linear=True)",
     "xsepconv(pad_policy='single', norm_between=False, act='hardswish')",
     "xsepconv(layer_index=3, act_between=False, block=True)",
+    "topological",
+    "topological(in_dims=(4, 2), out_dims=(3, 4), window=(2, 1))",
 ]
 
 # Parameters whose gradient is straight-through, so not the derivative: their own tests compare it with its formula.
@@ -331,7 +333,7 @@ def test_compiles_without_graph_break(case):
 
 @pytest.mark.parametrize("text", OPERATORS)
 def test_gradcheck(text):
-    spec = fitting(text, ConvSpec.of(4, 6, 3, 1, 1, n=2, h=4, w=3), ConvSpec.of(8, 8, 3, 1, 1, n=2, h=3, w=3))
+    spec = fitting(text, *(ConvSpec.of(c, o, 3, 1, 1, n=2, h=4, w=3) for c, o in ((4, 6), (8, 8), (8, 12))))
     layer = built(text, spec, dtype=torch.double).train()
     layer.requires_grad_(True)
     for key, parameter in layer.named_parameters():
@@ -407,11 +409,11 @@ def test_signature_is_conv2ds(name):
     assert get(name).__doc__
 
 
-def test_meta_device_builds_without_memory():
-    for text in OPERATORS:
-        spec = fitting(text, ConvSpec.of(12, 12, 3, 1, 1, n=2, h=8, w=8))
-        layer = make(text, **spec.arguments(), device="meta")
-        assert layer(spec.input(device="meta")).shape == (2, spec.o, 8, 8)
+@pytest.mark.parametrize("text", OPERATORS)
+def test_meta_device_builds_without_memory(text):
+    spec = fitting(text, ConvSpec.of(12, 12, 3, 1, 1, n=2, h=8, w=8), ConvSpec.of(8, 12, 3, 1, 1, n=2, h=8, w=8))
+    layer = make(text, **spec.arguments(), device="meta")
+    assert layer(spec.input(device="meta")).shape == (2, spec.o, 8, 8)
 
 
 def test_conv_is_conv2d():
