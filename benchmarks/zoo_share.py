@@ -175,11 +175,14 @@ def cached(cache: Path, key: str, work: Callable[[], Any]) -> Any:
     return value
 
 
-def collect(cache: Path, only: str) -> dict[str, Any]:
-    """Everything the report says."""
+def collect(cache: Path, only: str, finished: bool) -> dict[str, Any]:
+    """Everything the report says; with `finished`, of what the cache holds, running nothing."""
     models = [entry for entry in (*smp_models(), *timm_models()) if only in entry[1]]
+    done = {json.loads(line)["key"] for line in cache.read_text().splitlines()} if finished else set()
     rows, errors, smallest = {}, {}, {}
     for module, name, factory in models:
+        if finished and f"share {name}" not in done:
+            continue
         row = cached(cache, f"share {name}", lambda factory=factory: share(factory))
         if "error" in row:
             errors[name] = row["error"]
@@ -191,6 +194,8 @@ def collect(cache: Path, only: str) -> dict[str, Any]:
             smallest[module] = (row["params"], name, factory)
     swaps, skipped = {}, {}
     for params, name, factory in smallest.values():
+        if finished and f"swap {name}" not in done:
+            continue
         if params > LARGEST:
             skipped[name] = f"{params / 1e6:.0f} M parameters"
         else:
@@ -246,10 +251,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "zoo_share.json")
     parser.add_argument("--cache", type=Path, default=Path("build/zoo_share.jsonl"), help="finished models, to resume")
     parser.add_argument("--only", default="", help="models whose reference contains this text")
+    parser.add_argument("--finished", action="store_true", help="report what is finished, run nothing")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    result = collect(arguments.cache, arguments.only)
+    result = collect(arguments.cache, arguments.only, arguments.finished)
     write_json(arguments.out, result)
     print(shown(result))
 
