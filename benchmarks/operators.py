@@ -11,7 +11,7 @@ Writes benchmarks/results/operators_cpu.json after every table, so that a stoppe
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from leanconv.files import write_json
-from leanconv.measure import compare
+from leanconv.measure import Comparison, compare
 from leanconv.measure.count import count
 from leanconv.measure.device import describe, label
 from leanconv.measure.latency import Timing, interleave
-from leanconv.measure.training import TrainingStep, compare_training
+from leanconv.measure.training import TrainingComparison, TrainingStep, compare_training
 from leanconv.models.unet import unet
 from leanconv.nn import get, make, names, parse
 from leanconv.spec import ConvSpec
@@ -76,10 +76,10 @@ def main() -> None:
         report["layers"] += rows
         _save(arguments.out, report)
         print(show_layer(place, spec, rows, arguments.batch), end="\n\n", flush=True)
-    rows, text = network_rows(arguments)
-    report["networks"] += rows
-    _save(arguments.out, report)
-    print(text)
+    for row, text in network_rows(arguments):
+        report["networks"].append(row)
+        _save(arguments.out, report)
+        print(text, end="\n\n", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
@@ -181,40 +181,36 @@ def show_layer(place: str, spec: ConvSpec, rows: list[dict[str, Any]], batch: in
     return table([*head, "peak"], cells, title=title, note=note)
 
 
-def network_rows(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
-    """The U-Net built from each operator: inference and training step in every setting, and both tables as text."""
+def network_rows(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], str]]:
+    """The U-Net built from each operator: training step and inference in every setting, table by table."""
     base, size = (8, 64) if arguments.quick else (32, 256)
-    spec = ConvSpec.of(base, base, 3, 1, 1, bias=False, h=size, w=size)
-    chosen = operators(spec, arguments.operators)
-    models = {text: unet(base=base, conv=text) for text in chosen}
+    chosen = operators(ConvSpec.of(base, base, 3, 1, 1, bias=False, h=size, w=size), arguments.operators)
+    models: dict[str, nn.Module] = {text: unet(base=base, conv=text) for text in chosen}
     # A training step needs two images: ODConv's norm stands behind a global average.
     x, batch, timing = torch.randn(1, 3, size, size), torch.randn(2, 3, size, size), _timing(arguments, 6)
-    candidates: dict[str, nn.Module] = dict(models)
-    for text in arguments.compile:
-        candidates[f"{text}, compiled"] = _compiled(models[text])
-    eager = compare(candidates, x, **timing)
-    wide = x.contiguous(memory_format=torch.channels_last)
-    channels_last = {name: _channels_last(model) for name, model in models.items()}
-    channels_last |= {f"{text}, compiled": _compiled(channels_last[text]) for text in arguments.compile}
-    nhwc = compare(channels_last, wide, **timing)
-    plain = compare_training(models, batch, settings=LAYOUTS, **timing)
-    parts: list[Any] = [eager, nhwc, plain]
-    if arguments.compile:
-        settings = (*LAYOUTS, "compile", "compile channels_last")
-        some = {text: models[text] for text in arguments.compile}
-        parts.append(compare_training(some, batch, settings=settings, **timing))
-    kinds = ["inference eager", "inference channels_last", "training", "training compiled"]
+    some = {text: models[text] for text in arguments.compile}
     title = f"U-Net base {base} at {size} px, 3 channels in, 1 out"
-    rows = [{"network": title, "table": kind, **part.to_dict()} for kind, part in zip(kinds, parts, strict=False)]
-    return rows, "\n\n".join([title, *map(str, parts)])
+
+    def row(kind: str, part: Comparison | TrainingComparison) -> tuple[dict[str, Any], str]:
+        return {"network": title, "table": kind, **part.to_dict()}, f"{title}, {kind}\n{part}"
+
+    yield row("training", compare_training(models, batch, settings=LAYOUTS, **timing))
+    yield row("inference eager", compare(models | _compiled(some), x, **timing))
+    wide = x.contiguous(memory_format=torch.channels_last)
+    models = {name: _channels_last(model) for name, model in models.items()}
+    yield row("inference channels_last", compare(models | _compiled({t: models[t] for t in some}), wide, **timing))
+    if some:
+        settings = (*LAYOUTS, "compile", "compile channels_last")
+        yield row("training compiled", compare_training(some, batch, settings=settings, **timing))
 
 
 def _channels_last(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _compiled(model: nn.Module) -> nn.Module:
-    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
+def _compiled(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    made = {f"{name}, compiled": torch.compile(model, dynamic=False) for name, model in models.items()}
+    return made  # type: ignore[return-value]
 
 
 def commit() -> str:
