@@ -81,7 +81,7 @@ class GMConv2d(Operator):
     def _mask(self, sigma: Tensor) -> Tensor:
         """The mask that multiplies the weight: `1`, `O` or `C` of σ -> broadcastable to `O C/G R S`."""
         variance = exact(sigma).square() + FLOOR
-        rho = _rho(self.kernel_size).to(variance)
+        rho = _rho(self.kernel_size, variance)
         mask = torch.exp(-rho / (2 * variance[:, None, None]))  # units R S
         if self.granularity == "in":  # every filter of a group sees the group's own channels
             mask = mask.unflatten(0, (self.groups, 1, -1))  # G 1 C/G R S
@@ -196,9 +196,9 @@ def _hidden(spec: ConvSpec) -> int:
     return max(4, spec.c // 16)
 
 
-def _rho(kernel: tuple[int, int]) -> Tensor:
-    """Squared distance of each tap from the kernel's centre, in taps: `R S`, float64; halves for even sides."""
-    rows, columns = (torch.arange(k, dtype=torch.double) - (k - 1) / 2 for k in kernel)
+def _rho(kernel: tuple[int, int], like: Tensor) -> Tensor:
+    """Squared distance of each tap from the kernel's centre, in taps: `R S`; even sides have half taps."""
+    rows, columns = (torch.arange(k, device=like.device, dtype=like.dtype) - (k - 1) / 2 for k in kernel)
     return rows.square()[:, None] + columns.square()
 
 
