@@ -142,7 +142,15 @@ def test_stopped_during_a_validation(recipe, monkeypatch):
     assert_same_run(resumed, fit(recipe("whole", save_every=0), progress=False, trust_code=True))
 
 
-def test_a_second_signal_ends_an_impatient_users_run(monkeypatch):
+@pytest.fixture
+def ctrl_c_ends():
+    """SIGINT as a terminal gives it; a job that a script started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_ends_an_impatient_users_run(monkeypatch, ctrl_c_ends):
     with Interrupts() as interrupts:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # the launcher's copy of the same Ctrl-C
