@@ -54,6 +54,9 @@ def command(
         typer.Option("--train", help="Also a training step: its time in eager and channels_last, its peak memory."),
     ] = False,
     budget: Budget = 10.0,
+    clock: Annotated[
+        str, typer.Option("--clock", help="wall, or cpu: one thread's own computing time, for a crowded machine.")
+    ] = "wall",
     trust_code: TrustCode = False,
     out: Out = None,
     json: Json = False,
@@ -75,14 +78,14 @@ def command(
             import torch
 
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    result: Any = compare(made, x, conventions=convention or (), budget_s=budget)
+    result: Any = compare(made, x, conventions=convention or (), budget_s=budget, clock=clock)
     if train:
         from leanconv.measure.training import compare_training
 
         autocast = None if dtype is Dtype.float32 else torch_dtype(dtype)
         steps = compare_training(
             {name: model.float() for name, model in made.items()}, x.float(), settings=("eager", "channels_last"),
-            autocast=autocast, budget_s=budget,
+            autocast=autocast, budget_s=budget, clock=clock,
         )  # fmt: skip
         result = _Both(result, steps)
     report(result, json=json, out=out)

@@ -46,13 +46,14 @@ def test_profile_prints_the_table_and_the_same_numbers_as_json(leanconv, tmp_pat
 
 
 def test_bench_compares_models_and_their_training_steps(leanconv):
-    words = ["bench", *SMALL, *SMALL, "conv=splconv", "--input", "2,3,32,32", *QUICK, "--train"]
+    words = ["bench", *SMALL, *SMALL, "conv=splconv", "--input", "2,3,32,32", *QUICK, "--train", "--clock", "cpu"]
     code, printed, _ = leanconv(*words, "--json")
     assert code == 0
     data = json.loads(printed)
     names = ["leanconv:unet?base=4&levels=2", "leanconv:unet?base=4&levels=2&conv=splconv"]
     assert [m["name"] for m in data["inference"]["models"]] == names
     assert data["inference"]["models"][0]["speedup"] == 1.0
+    assert data["inference"]["clock"] == data["training"]["clock"] == "cpu"
     steps = {(s["name"], s["setting"]) for s in data["training"]["steps"]}
     assert steps == {(n, s) for n in names for s in ("eager", "channels_last")}
     code, table, _ = leanconv(*words[:-1], "--dtype", "bfloat16", "--channels-last")
@@ -71,6 +72,7 @@ def test_bench_compares_models_and_their_training_steps(leanconv):
         (["profile", "leanconv:unet", "--device", "abacus"], 1, "not usable here"),
         (["bench", "base=32"], 1, "before any model"),
         (["bench", "leanconv:nonet"], 2, "unknown"),
+        (["bench", *SMALL, "--clock", "sun", "--input", "1,3,32,32"], 1, "known: wall, cpu"),
     ],
 )
 def test_bad_input_is_one_line(leanconv, words, code, message):
