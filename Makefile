@@ -17,7 +17,8 @@ demo: $(READY)  ## train a small U-Net and its SPLConv twin on made wafers, comp
 	$(BIN)/python -m examples.demo
 
 test: $(READY)  ## the whole test suite on 2 processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/report --ignore tests/examples
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/report tests/examples  # a browser beside them: a process of their own
 
 lint: $(READY)
 	$(BIN)/ruff check .
