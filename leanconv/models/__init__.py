@@ -7,12 +7,13 @@ from typing import Any
 from torch import nn
 
 from leanconv.errors import BadInput, UnknownName
+from leanconv.models.resnet import RESNETS
 from leanconv.models.unet import UNet
 from leanconv.registry import nearest
 
 __all__ = ["UNet", "build", "names", "options_of"]
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
+_MODELS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, **RESNETS}
 
 
 def names() -> list[str]:

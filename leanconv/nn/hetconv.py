@@ -49,7 +49,8 @@ class HetConv2d(Operator):
         spec = self._check(*sizes, part=part, arrangement=arrangement, ragged=ragged)
         self.part, self.arrangement, self.ragged = part, arrangement, ragged
         self.grouped = _divides(spec, part)
-        owner = owners(spec.o, spec.c, part, arrangement).to(device if device != "meta" else "cpu")  # O C
+        device = torch.get_default_device() if device is None else device
+        owner = owners(spec.o, spec.c, part, arrangement)  # O C, on the CPU: "meta" knows no indices
         owned, others = owner.flatten().nonzero()[:, 0], (~owner).flatten().nonzero()[:, 0]
         # Where each stored number stands in the flat O·C plane of the dense kernel.
         self.register_buffer("_owned", owned.to(device), persistent=False)
@@ -219,7 +220,7 @@ class HetConv2d(Operator):
 
 def owners(o: int, c: int, part: int, arrangement: str) -> Tensor:
     """Which (filter, channel) pairs carry a k×k kernel: bool `O C`."""
-    filters, channels = torch.arange(o)[:, None], torch.arange(c)[None]
+    filters, channels = torch.arange(o, device="cpu")[:, None], torch.arange(c, device="cpu")[None]
     if arrangement == "blocked":
         return filters // (o // part) == channels // (c // part)
     return (channels - filters) % part == 0
