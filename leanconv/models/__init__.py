@@ -7,13 +7,15 @@ from typing import Any
 from torch import nn
 
 from leanconv.errors import BadInput, UnknownName
+from leanconv.models.mobilenet_v2 import mobilenet_v2
 from leanconv.models.resnet import RESNETS
 from leanconv.models.unet import UNet
+from leanconv.models.vgg import VGGS
 from leanconv.registry import nearest
 
 __all__ = ["UNet", "build", "names", "options_of"]
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, **RESNETS}
+_MODELS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, **RESNETS, "mobilenet_v2": mobilenet_v2, **VGGS}
 
 
 def names() -> list[str]:

@@ -12,6 +12,7 @@ Every builder but the U-Net's goes through here, so that all of them read `conv`
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput, UnsupportedConv
@@ -37,7 +38,7 @@ class Replaced:
             if not isinstance(text, str):
                 raise BadInput(f"{network}: {option}={text!r}: a text, like {_LIKE[option]}")
         self.network, self.conv, self.keep = network, conv, keep.replace(",", " ").split()
-        name, _ = parse(_filled(conv, 1, 1))
+        name, self.options = parse(_filled(conv, 1, 1))
         self.operator, self.is_standard = get(name), name == "conv"
         self.names: list[str] = []
         self.replaced: list[str] = []
@@ -50,16 +51,19 @@ class Replaced:
 
         Raises: UnsupportedConv (naming the layer) where the operator is meant to replace it and cannot.
         """
-        spec = ConvSpec.of(c, o, kernel, stride, kernel // 2, 1, groups, bias)
+        return self._layer(name, ConvSpec.of(c, o, kernel, stride, kernel // 2, 1, groups, bias))
+
+    def _layer(self, name: str, spec: ConvSpec, out: int | None = None, **more: Any) -> nn.Module:
+        """`out`: the operator's output channels where they are not the standard layer's; `more`: options for it."""
         self.names.append(name)
         if self.is_standard or self._is_kept(name, spec):
-            return standard(c, o, kernel, stride, groups=groups, bias=bias)
-        word, options = parse(_filled(self.conv, c, o))
+            return standard(spec.c, spec.o, spec.kernel[0], spec.stride[0], groups=spec.groups, bias=spec.bias)
+        word, options = parse(_filled(self.conv, spec.c, spec.o))
         if "layer_index" in options_of(self.operator) and "layer_index" not in options:
             options["layer_index"] = len(self.replaced)
         self.replaced.append(name)
         try:
-            layer: nn.Module = get(word)(**spec.arguments(), **options)
+            layer: nn.Module = get(word)(**{**spec.arguments(), "out_channels": out or spec.o}, **{**more, **options})
         except UnsupportedConv as error:
             raise UnsupportedConv(f"{self.network}, {name} ({spec}): {error}; or say keep='{name}'") from error
         except TypeError as error:  # part="4" and the like: only the operator knows its options' types
@@ -130,7 +134,10 @@ def one_of(network: str, name: str, value: Any, known: list[str]) -> None:
         raise BadInput(f"{network}: {name}={value!r}{nearest(str(value), known)}: one of {', '.join(known)}")
 
 
-def check_image(network: str, x: Tensor, channels: int) -> None:
-    """Raises BadInput unless `x` is `N C H W` with C = `channels`."""
+def check_image(network: str, x: Tensor, channels: int, *, least: int = 1) -> None:
+    """Raises BadInput unless `x` is `N C H W` with C = `channels` and, in eager mode, H and W of at least `least`."""
     if x.dim() != 4 or x.shape[1] != channels:
         raise BadInput(f"{network} takes N C H W with C={channels}, got {tuple(x.shape)}")
+    # A trace or a compiled graph would keep the comparison as a constant or as a guard.
+    if least > 1 and not torch.jit.is_tracing() and not torch.compiler.is_compiling() and min(x.shape[2:]) < least:
+        raise BadInput(f"{network} takes images of {least}x{least} and larger, got {x.shape[2]}x{x.shape[3]}")
