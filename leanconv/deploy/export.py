@@ -12,7 +12,7 @@ from leanconv.convert.observe import has_lazy
 from leanconv.deploy.axes import Dynamic, Sizes
 from leanconv.deploy.calls import Frame, Inputs, as_call
 from leanconv.deploy.place import Beside, move_into_place
-from leanconv.deploy.program import capture, capture_flat, names_of, save_onnx, to_openvino
+from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, names_of, save_onnx, to_openvino
 from leanconv.deploy.result import Exported, Verified
 from leanconv.deploy.runtimes import Runtime, first_line, open_file
 from leanconv.deploy.verify import difference, has_nan, tolerance
@@ -58,9 +58,14 @@ def export(
         raise UnknownName(f"{path}: the suffix decides the format, and {path.suffix!r} is none; known: {known}")
     if path.is_dir():
         raise BadInput(f"{path}: is a folder; name a file in it")
-    plain = _plain_copy(model)
-    args, kwargs = _on_cpu(*as_call(inputs))
-    call = Dynamic(args, kwargs, dynamic)
+    # Tracing changes modules' classes while it runs: a model that runs beside another thread's capture ends up in it.
+    with ONE_AT_A_TIME:
+        return _checked_file(_plain_copy(model), Dynamic(*_on_cpu(*as_call(inputs)), dynamic), path, check)
+
+
+def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | None) -> Exported:
+    """Run, write, open, compare; then move into place."""
+    args, kwargs = call.frame.join(call.tensors)
     with torch.no_grad():
         try:
             answer = plain(*_again(args), **_again(kwargs))

@@ -20,8 +20,8 @@ from leanconv.errors import missing_extra
 
 # tensor index in the call -> {dimension: axis name}
 Axes = Mapping[int, Mapping[int, str]]
-# torch.export and the converters change the whole process while they run, as `_quiet` does: one at a time.
-_ONE_AT_A_TIME = threading.RLock()
+# torch.export, its loader and the converters change the whole process while they run, as `_quiet` does.
+ONE_AT_A_TIME = threading.RLock()
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def _quiet() -> Iterator[None]:
     and what they made is verified number by number. Other threads wait here.
     """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx")]
-    with _ONE_AT_A_TIME:
+    with ONE_AT_A_TIME:
         levels = [logger.level for logger in loggers]
         try:
             for logger in loggers:
