@@ -9,7 +9,8 @@ those of their sources (torchstat 0.0.7 `compute_flops.py`, `compute_madd.py`; f
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -17,9 +18,11 @@ from leanconv.errors import UnknownName
 from leanconv.measure.ops import OpCall
 from leanconv.measure.record import ModuleCall
 from leanconv.registry import nearest
+from leanconv.spec import ConvSpec
 
 OpRule = Callable[[OpCall], int]
 ModuleRule = Callable[[ModuleCall], tuple[int, int]]
+OperatorRule = Callable[[ConvSpec, Mapping[str, Any]], int]
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Convention:
         silent: module classes that the rule gives zero by name.
         weights_only: parameters are the weights of convolutions and FC layers alone, else every trainable tensor.
         as_published: an operator counts the multiplications of its paper, not those of our realisation of it.
+        operators: operator's name -> what one call of it adds beside its multiplications, from sizes and options.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Convention:
     silent: tuple[type[nn.Module], ...] = ()
     weights_only: bool = False
     as_published: bool = True
+    operators: Mapping[str, OperatorRule] = field(default_factory=dict)
 
 
 def _macs(op: OpCall) -> int:
@@ -72,6 +77,12 @@ _SQUEEZE = re.compile(r"squeeze|attention|(^|_)se(_|$|[A-Z])|^SE[A-Z]?|^Eca|^ODC
 def _if_squeeze(times: int) -> OpRule:
     """So much per pooled element of a squeeze-excite or attention block, told by the class names around it."""
     return lambda op: times * op.read if any(_SQUEEZE.search(name) for name in op.inside) else 0
+
+
+def _od_kernel(spec: ConvSpec, options: Mapping[str, Any]) -> int:
+    """ODConv's kernel of each sample: 2n per weight (n = 1: one), and one more where taps have an attention."""
+    taps, n = math.prod(spec.kernel), int(options["kernels"])
+    return spec.n * spec.o * (spec.c // spec.groups) * taps * ((2 * n if n > 1 else 1) + (taps > 1))
 
 
 def _fvcore_norm(op: OpCall) -> int:
@@ -193,8 +204,10 @@ CONVENTIONS: dict[str, Convention] = {
         ),
         Convention(
             "od", "flops",
-            "conv/FC/attention multiply-accumulates + one add per element of each attention pool; params = trainable",
+            "conv/FC/attention multiply-accumulates + one add per element of each attention pool + building an ODConv "
+            "kernel (2n per weight, n = 1: 1; k > 1: one more); params = trainable",
             _LAYERS | {"global_mean": _if_squeeze(1), "adaptive_pool": _if_squeeze(1)},
+            operators={"odconv": _od_kernel},
         ),
         Convention(
             "fvcore", "flops",

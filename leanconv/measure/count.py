@@ -107,8 +107,7 @@ def count_recorded(recording: Recording, name: str) -> Counts:
         _count_modules(recording, rows, row_of, rule, uncounted)
     else:
         _count_ops(recording, rows, row_of, rule, uncounted)
-    if rule.as_published:
-        _as_published(recording, rows, row_of)
+    _count_operators(recording, rows, row_of, rule)
     layers = tuple(row for row in rows.values() if row.calls or row.params or row.flops or row.launches)
     counts = Counts(
         rule.name, rule.unit, sum(r.params for r in layers), sum(r.flops for r in layers),
@@ -169,12 +168,16 @@ def owner_of(parameter: str, row_of: dict[str, str]) -> str:
 def _count_ops(
     recording: Recording, rows: dict[str, Layer], row_of: dict[str, str], rule: Convention, uncounted: Counter[str]
 ) -> None:
+    operators = {name: module for name, module in recording.model.named_modules() if isinstance(module, Operator)}
     for op in recording.ops:
-        added = rule.ops[op.kind](op) if op.kind in rule.ops else 0
-        rows[row_of[op.owner]].flops += added
+        row = row_of[op.owner]
+        # An operator is a convolution, whatever products its realisation here is made of.
+        of_layer = rule.as_published and row in operators and op.kind in CONTRACTIONS
+        added = rule.ops[op.kind](op) if op.kind in rule.ops else op.macs * of_layer
+        rows[row].flops += added
         if op.kind == "unknown" or (op.kind in CONTRACTIONS and op.macs and not added):
             uncounted[op.name] += 1
-        if rule.name == "od" and op.made:
+        if rule.operators and op.made and (row not in operators or operators[row].name not in rule.operators):
             uncounted["building of kernels"] += 1
 
 
@@ -196,20 +199,28 @@ def _count_modules(
             uncounted[f"functional {op.api or op.name}"] += 1
 
 
-def _as_published(recording: Recording, rows: dict[str, Layer], row_of: dict[str, str]) -> None:
-    """Replace what an operator's realisation multiplies by what its paper counts, where the two differ."""
+def _count_operators(
+    recording: Recording, rows: dict[str, Layer], row_of: dict[str, str], rule: Convention
+) -> None:  # fmt: skip
+    """Replace what a realisation multiplies by what its paper counts, where the two differ; add what the rule adds."""
     for call in recording.calls:
         layer = call.module
         if isinstance(layer, Operator) and row_of[call.name] == call.name:
-            rows[call.name].flops += published_difference(layer, call)
+            if rule.as_published:
+                rows[call.name].flops += published_difference(layer, call)
+            if layer.name in rule.operators:
+                rows[call.name].flops += rule.operators[layer.name](_spec(layer, call), layer.options())
 
 
 def published_difference(layer: Operator, call: ModuleCall) -> int:
     """The paper's multiply-accumulates of one call less those that run here (HetConv: less than none)."""
+    cost = type(layer).cost(_spec(layer, call), **layer.options())
+    return cost.macs - cost.executed_macs
+
+
+def _spec(layer: Operator, call: ModuleCall) -> ConvSpec:
     n, h, w = (1 if len(call.in_shape) == 3 else call.in_shape[0]), *call.in_shape[-2:]
-    spec = ConvSpec.of(
+    return ConvSpec.of(
         layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
         layer.groups, True, layer.padding_mode, n=n, h=h, w=w,
     )  # fmt: skip
-    cost = type(layer).cost(spec, **layer.options())
-    return cost.macs - cost.executed_macs

@@ -68,7 +68,8 @@ class TopologicalConv2d(Operator):
         self.weight = nn.Parameter(torch.empty(spec.o, reach, **factory))
         nn.init.normal_(self.weight, 0.0, math.sqrt(2 / reach))  # fan-in: the window
         self.bias = nn.Parameter(torch.zeros(spec.o, **factory)) if bias else None
-        windows = seen_channels(d, e, c)  # O Πc
+        device = torch.get_default_device() if device is None else device
+        windows = seen_channels(d, e, c)  # O Πc, on the CPU: "meta" knows no indices
         # Outputs with one window stand together: the channels of each distinct window, and where its outputs come from.
         share = [b // a if b % a == 0 else 1 for a, b in zip(d, e, strict=True)]
         order = _grouped_order(e, share)
@@ -78,7 +79,7 @@ class TopologicalConv2d(Operator):
             "_inputs": windows, "_gather": gather.flatten(), "_order": order, "_back": order.argsort()
         }.items():  # fmt: skip
             self.register_buffer(name, index.to(device), persistent=False)
-        self._is_sorted = bool((order == torch.arange(spec.o)).all())
+        self._is_sorted = bool((order == torch.arange(spec.o, device="cpu")).all())
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
         if self.spatial is not None:
@@ -182,11 +183,11 @@ def seen_channels(d: Dims, e: Dims, c: Dims) -> Tensor:
     """For each output channel the input channels of its window, row by row: `O Πc`."""
     per_axis = []
     for size, outs, width in zip(d, e, c, strict=True):
-        start = torch.arange(outs) * size // outs
-        per_axis.append((start[:, None] + torch.arange(width)) % size)  # E_i c_i
+        start = torch.arange(outs, device="cpu") * size // outs
+        per_axis.append((start[:, None] + torch.arange(width, device="cpu")) % size)  # E_i c_i
     rows = []
     for j in itertools.product(*(range(outs) for outs in e)):
-        index = torch.zeros(1, dtype=torch.long)
+        index = torch.zeros(1, dtype=torch.long, device="cpu")
         for axis, at in enumerate(j):
             index = (index[:, None] * d[axis] + per_axis[axis][at]).flatten()
         rows.append(index)
@@ -196,6 +197,6 @@ def seen_channels(d: Dims, e: Dims, c: Dims) -> Tensor:
 def _grouped_order(e: Dims, share: list[int]) -> Tensor:
     """The output channels sorted so that those with one window stand together: axis i as (windows, share_i)."""
     split = [part for outs, s in zip(e, share, strict=True) for part in (outs // s, s)]
-    index = torch.arange(math.prod(e)).view(split)
+    index = torch.arange(math.prod(e), device="cpu").view(split)
     axes = range(len(e))
     return index.permute([2 * i for i in axes] + [2 * i + 1 for i in axes]).flatten()

@@ -300,3 +300,28 @@ def test_every_convention_says_its_rule():
         assert rule.name == name
         assert rule.unit in ("MACs", "flops")
         assert "params = " in rule.says
+
+
+def test_an_operator_counts_as_a_layer_whatever_its_realisation_multiplies():
+    """A 1×1 ODConv with four kernels runs as matrix products of computed tensors; its paper counts a convolution."""
+    layer = get("odconv")(32, 48, 1, bias=False, kernels=4)
+    x, macs = torch.randn(1, 32, 6, 7), 42 * 32 * 48 + 16 * (32 + 32 + 48 + 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert count(layer, x, "macs_trainable").flops == macs
+        assert count(layer, x, "thop_old").flops == macs + (32 + 48 + 4) + 4 * 16 + 16  # heads' biases, norm, ReLU
+        assert count(layer, x, "od").flops == macs + 32 * 42 + 2 * 4 * 32 * 48
+
+
+@pytest.mark.parametrize(("kernels", "side", "times"), [(1, 1, 1), (1, 3, 2), (4, 1, 8), (2, 3, 5)])
+def test_od_counts_the_building_of_a_kernel(kernels, side, times):
+    layer = nn.Sequential(get("odconv")(32, 48, side, padding=side // 2, bias=False, kernels=kernels))
+    x = torch.randn(2, 32, 6, 7)
+    built = count(layer, x, "od").flops - count(layer, x, "macs_trainable").flops - 2 * 32 * 42
+    assert built == 2 * times * side**2 * 32 * 48
+
+
+def test_od_lists_the_dynamic_kernels_that_it_has_no_rule_for():
+    made = Body(lambda m, x: F.conv2d(x, m.w * x.mean()), w=nn.Parameter(torch.randn(4, 8, 3, 3)))
+    with pytest.warns(Uncounted, match="building of kernels ×1"):
+        count(made, X, "od")

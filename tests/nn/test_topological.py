@@ -123,3 +123,9 @@ def test_refusals(options, words):
 def test_state_dict_keys_are_api():
     assert list(TopologicalConv2d(8, 8, 3).state_dict()) == ["weight", "bias", "spatial.weight"]
     assert list(TopologicalConv2d(8, 8, 1, bias=False).state_dict()) == ["weight"]
+
+
+def test_under_a_default_device_it_is_built_there():
+    with torch.device("meta"):
+        layer = TopologicalConv2d(16, 24, 3, padding=1)
+    assert {t.device.type for t in [*layer.parameters(), *layer.buffers()]} == {"meta"}
