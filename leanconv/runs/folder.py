@@ -1,7 +1,7 @@
 """RunFolder: what a training leaves behind and every later command reads. No pickle anywhere."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ from leanconv.runs.weights import load_weights, save_weights
 from leanconv.version import __version__
 
 FORMAT = 1
+TASKS = ("segment", "classify")
 _LARGEST = 4 * 2**20  # bytes of a model.json; a ResNet-152 with every layer swapped takes 20 kB
 
 
@@ -53,9 +54,17 @@ class RunFolder:
             raise BadInput(f"{path}: is no run folder: it has neither model.json nor recipe.toml")
         return run
 
-    def write_model(self, reference: str, *, swaps: Plan | Iterable[tuple[str, str]] = ()) -> Path:
+    def write_model(
+        self,
+        reference: str,
+        *,
+        swaps: Plan | Iterable[tuple[str, str]] = (),
+        task: str = "",
+        classes: Sequence[str] = (),
+    ) -> Path:
         """Write model.json: the model's reference, and the swaps to repeat on it (a `Plan`, or pairs name, operator).
 
+        `task` and `classes` say what its outputs mean, where that is known.
         Raises: BadInput for a reference that names no model, or another run folder (give that one's own reference);
             UnknownName for an operator or option nobody has.
         """
@@ -76,6 +85,7 @@ class RunFolder:
                 "leanconv": __version__,
                 "reference": reference,
                 "swaps": [list(pair) for pair in pairs],
+                **({"task": task, "classes": list(classes)} if task else {}),
             },
         )
 
@@ -121,10 +131,15 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What model.json says: the reference, and the swaps (name, operator string) made on that model."""
+    """What model.json says: the reference, and the swaps (name, operator string) made on that model.
+
+    `task` is `segment`, `classify`, or empty where nobody said; `classes` are the names of what it tells apart.
+    """
 
     reference: Reference
     swaps: tuple[tuple[str, str], ...]
+    task: str = ""
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -155,4 +170,9 @@ class ModelFile:
         pairs = isinstance(swaps, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in swaps)
         if not pairs or not all(isinstance(word, str) for pair in swaps for word in pair):
             raise BadInput("swaps must be a list of pairs [layer, operator]")
-        return cls(reference, tuple((name, to) for name, to in swaps))
+        task, classes = stored.get("task", ""), stored.get("classes", [])
+        if task not in ("", *TASKS):
+            raise BadInput(f"task {str(task)[:40]!r}: one of {', '.join(TASKS)}")
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise BadInput("classes must be a list of names")
+        return cls(reference, tuple((name, to) for name, to in swaps), task, tuple(classes))

@@ -38,10 +38,17 @@ class Order:
 
     def at(self, step: int) -> list[tuple[int, int]]:
         """(image, seed of its augmentation) of this process at a step."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        images = self._permutation(epoch)
-        places = range(within * self.batch + self.rank, (within + 1) * self.batch, self.processes)
-        return [(images[place % self.count], mix(self.seed, step, place)) for place in places]
+        places = self._places(step)
+        return [(image, mix(self.seed, step, place)) for image, place in zip(self.images(step), places, strict=True)]
+
+    def images(self, step: int) -> list[int]:
+        """The images of this process at a step."""
+        order = self._permutation(step // self.steps_per_epoch)
+        return [order[place % self.count] for place in self._places(step)]
+
+    def _places(self, step: int) -> range:
+        within = step % self.steps_per_epoch
+        return range(within * self.batch + self.rank, (within + 1) * self.batch, self.processes)
 
     def between(self, start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
         """The batches of the steps start ... stop - 1."""
@@ -58,10 +65,10 @@ class Order:
 class _Seeded(Dataset[Any]):
     """Samples after a random transform whose dice are thrown with the seed that comes with the index."""
 
-    def __init__(self, samples: Any, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, samples: Any, transform: Callable[[Tensor, Any], tuple[Tensor, Any]]) -> None:
         self.samples, self.transform = samples, transform
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor] | BadInput:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Any] | BadInput:
         index, seed = place
         try:
             sample = self.samples[index]
@@ -70,16 +77,18 @@ class _Seeded(Dataset[Any]):
         before = torch.get_rng_state()
         torch.default_generator.manual_seed(seed)
         try:
-            return self.transform(sample.image, sample.mask)
+            return self.transform(*sample[:2])
         finally:
             torch.set_rng_state(before)
 
 
 def batches(
-    samples: Any, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], order: Order, start: int, stop: int,
+    samples: Any, transform: Callable[[Tensor, Any], tuple[Tensor, Any]], order: Order, start: int, stop: int,
     *, workers: int = 0, pin_memory: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    """Batches (images `N 3 H W`, masks `N H W`) of the steps start ... stop - 1, in order, from `workers` processes.
+    """Batches (images `N 3 H W`, masks `N H W` or labels `N`) of the steps start ... stop - 1, in order.
+
+    `workers` processes prepare them; 0: this one.
 
     Raises: BadInput for a file that cannot be read (any more).
     """

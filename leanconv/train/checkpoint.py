@@ -28,6 +28,7 @@ class State:
         best, best_epoch: the largest validation score so far; -1 before the first.
         history: a row for each validated epoch.
         images: training images, whose order the steps follow; 0: not written down.
+        schedule: of `leanconv.nn.Schedule`; empty: not written down.
     """
 
     step: int = 0
@@ -38,6 +39,7 @@ class State:
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     images: int = 0
+    schedule: dict[str, Any] = field(default_factory=dict)
 
 
 def save(

@@ -26,7 +26,8 @@ SPLITS = ("train", "val", "test")
 # Decoded samples are kept in memory up to this much; each worker process of a DataLoader shares or repeats it.
 CACHE_BYTES = 512 * 2**20
 
-_ALSO = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
+# Names that folders and files of a split may have.
+ALSO = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
 
 class NoSplit(BadInput):
@@ -119,13 +120,13 @@ def open_data(ref: str, split: str, *, classes: int | Sequence[str] = 2, thresho
     """
     if split not in SPLITS:
         raise UnknownName(f"split {split!r}{nearest(split, list(SPLITS))}: one of {', '.join(SPLITS)}")
-    place, options = _parse(ref)
+    place, options = parse(ref)
     if place.startswith("synthetic:"):
         return _synthetic(ref, place, options, split)
     if unknown := set(options) - {"classes", "threshold"}:
         raise UnknownName(f"data {ref!r}: unknown option {sorted(unknown)[0]!r}; known: classes, threshold")
     names = _class_names(options.get("classes", classes), ref)
-    grey = _number(ref, "threshold", options["threshold"], 1, 65535) if "threshold" in options else threshold
+    grey = number(ref, "threshold", options["threshold"], 1, 65535) if "threshold" in options else threshold
     if grey is not None and len(names) != 2:
         raise BadInput(f"data {ref!r}: threshold={grey} is for two classes, not for {len(names)}")
     root = Path(place).expanduser()
@@ -137,7 +138,7 @@ def open_data(ref: str, split: str, *, classes: int | Sequence[str] = 2, thresho
     if any(root.glob("*.parquet")):
         from leanconv.train.parquet import ParquetSource
 
-        return Samples(ParquetSource(_parquet_files(root, split), len(names), grey), names)
+        return Samples(ParquetSource(parquet_files(root, split, needed=True), len(names), grey), names)
     pairs, note = _folder_pairs(root, split)
     return Samples(FolderSource(pairs, len(names), grey), names, note)
 
@@ -215,7 +216,7 @@ def split_by_name(names: Sequence[str], where: object = "data") -> dict[str, set
 
 
 def _split_folders(root: Path, split: str) -> tuple[Path, Path] | None:
-    for name in _ALSO[split]:
+    for name in ALSO[split]:
         if (root / name / "images").is_dir():
             return root / name / "images", root / name / "masks"
         if (root / "images" / name).is_dir():
@@ -250,20 +251,21 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _parquet_files(root: Path, split: str) -> list[Path]:
+def parquet_files(root: Path, split: str, *, needed: bool = False) -> list[Path]:
+    """The Parquet files of a split. Raises NoSplit where one is `needed` and there is none."""
     found = {
         each: sorted(
-            {p for name in _ALSO[each] for glob in (f"{name}-*.parquet", f"{name}.parquet") for p in root.glob(glob)}
+            {p for name in ALSO[each] for glob in (f"{name}-*.parquet", f"{name}.parquet") for p in root.glob(glob)}
         )
         for each in SPLITS
     }
-    if not found[split]:
+    if needed and not found[split]:
         there = ", ".join(each for each in SPLITS if found[each]) or "no file named train-*, val-* or test-*"
         raise NoSplit(f"{root}: there is no {split} split ({split}-*.parquet); it has {there}")
     return found[split]
 
 
-def _parse(ref: str) -> tuple[str, dict[str, str]]:
+def parse(ref: str) -> tuple[str, dict[str, str]]:
     """`place?key=value&key=value` -> place and options. A folder whose name holds a `?` is taken as it is."""
     place, mark, query = ref.partition("?")
     if not mark or Path(ref).is_dir():
@@ -289,7 +291,8 @@ def _class_names(classes: int | str | Sequence[str], ref: str) -> tuple[str, ...
     return tuple(classes)
 
 
-def _number(ref: str, key: str, value: str, low: int, high: int) -> int:
+def number(ref: str, key: str, value: str, low: int, high: int) -> int:
+    """A whole number among a reference's options. Raises BadInput outside of low ... high."""
     if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
         raise BadInput(f"data {ref!r}: {key}={value}: a whole number from {low} to {high}")
     return int(value)
@@ -306,5 +309,5 @@ def _synthetic(ref: str, place: str, options: dict[str, str], split: str) -> Sam
             raise UnknownName(
                 f"data {ref!r}: unknown option {key!r}{nearest(key, list(limits))}; known: size, count, seed"
             )
-    given = {key: _number(ref, key, value, *limits[key]) for key, value in options.items()}
+    given = {key: number(ref, key, value, *limits[key]) for key, value in options.items()}
     return Samples(SyntheticSource(split, **given), CLASSES)

@@ -2,11 +2,13 @@
 
 On the CPU the same recipe gives the same weights bit by bit, killed and resumed or not: the order of the images, their
 augmentation, the learning rate and the random numbers of step n are functions of (seed, n), and `last/` holds the rest.
+It knows neither masks nor labels: `tasks.py` gives it a task and the data of it.
 """
 
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,14 +16,16 @@ from torch import Tensor
 
 from leanconv.errors import BadInput, Diverged, Interrupted
 from leanconv.files import write_json
+from leanconv.nn import Schedule
 from leanconv.runs import RunFolder, load_weights, save_weights
 from leanconv.train import checkpoint, setup
-from leanconv.train.batches import Order, batches, mix
+from leanconv.train.batches import Order, mix
 from leanconv.train.checkpoint import State
 from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.optimizer import make_optimizer, rate_at
 from leanconv.train.progress import Reporter, write_history
 from leanconv.train.recipe import Recipe
+from leanconv.train.tasks import make_task, task_of
 
 
 def fit(recipe: Recipe, *, resume: bool = False, progress: bool = True, trust_code: bool = False) -> RunFolder:
@@ -56,8 +60,10 @@ class _Run:
         self.report = Reporter(active=self.main, visible=progress)
         if note := setup.launch_note(self.processes):
             self.report.say(note)
-        self.data = setup.open_splits(recipe, self.report.say, progress=self.main and progress)
-        self.task = setup.task(recipe, self.data["train"])
+        kind = task_of(recipe)
+        self.data = setup.open_splits(recipe, kind, self.report.say, progress=self.main and progress)
+        self.watched = "val" if "val" in self.data else "test"
+        self.task = make_task(recipe, kind, tuple(self.data["train"].classes))
         setup.seed_everything(recipe.seed)
         self.net = setup.build_model(recipe, trust_code)
         self.task.check(self.net, torch.zeros(1, 3, recipe.size, recipe.size))
@@ -73,9 +79,12 @@ class _Run:
         self.epochs = math.ceil(self.total / self.per_epoch)
         self.accelerator.wait_for_everyone()  # until all have seen that the folder is free
         self.model, self.optimizer = self.accelerator.prepare(self.net, make_optimizer(self.net, recipe))
+        self.schedule = Schedule(
+            self.net, steps_per_epoch=self.per_epoch, topology_epochs=recipe.topology_epochs or None, seed=recipe.seed
+        )
         self.state = self._resumed() if resume else State(images=len(self.data["train"]))
         if self.main:  # now that nothing of it is refused any more
-            setup.write_start(self.folder, recipe)
+            setup.write_start(self.folder, recipe, self.task)
         if recipe.compile:
             self.model = torch.compile(self.model)
         # Summed on the device: reading it at every step would stop a GPU's queue.
@@ -84,7 +93,7 @@ class _Run:
     def train(self) -> RunFolder:
         """Step, validate at the end of an epoch, save; at the end score the best weights on validation and test."""
         recipe, state = self.recipe, self.state
-        with Interrupts() as self.interrupts, self.report.running(self.folder.events, state.step, self.total):
+        with Interrupts() as self.interrupts, self._showing():
             self.report.say(setup.headline(recipe, self.net, self.data, self.total, self.epochs, self.accelerator))
             self.clock = time.perf_counter() - state.seconds
             batches = self._batches()
@@ -108,41 +117,54 @@ class _Run:
                         f"go on with: leanconv train {self.folder.path} --resume"
                     ) from None
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from batches(
-            self.data["train"], setup.transform(self.recipe), self.order, self.state.step, self.total,
-            workers=self.recipe.workers, pin_memory=self.accelerator.device.type == "cuda",
-        )  # fmt: skip
+    def _showing(self) -> AbstractContextManager[None]:
+        return self.report.running(self.folder.events, self.state.step, self.total, self.task.shown[0][0])
 
-    def _step(self, images: Tensor, masks: Tensor) -> None:
-        """One update. images `N 3 H W` as the model takes them, masks `N H W`: this process's share of the batch."""
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        cuda = self.accelerator.device.type == "cuda"
+        yield from setup.train_batches(
+            self.recipe, self.data["train"], self.order, self.state.step, self.total, pin_memory=cuda
+        )
+
+    def _step(self, images: Tensor, truth: Tensor) -> None:
+        """One update. images `N 3 H W` as the model takes them, and their masks `N H W` or labels `N`: this process's
+        share of the batch."""
         recipe, state, device = self.recipe, self.state, self.accelerator.device
         setup.seed_everything(mix(recipe.seed, state.step, self.accelerator.process_index))
-        images, masks = images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
+        images, truth = images.to(device, non_blocking=True), truth.to(device, non_blocking=True)
         if recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        rate = rate_at(state.step, self.total, recipe)
+        rate = rate_at(state.step, self.total, recipe, self.per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
         logits = self.model(images)
-        loss = self.task.loss(logits, masks, processes=self.processes, total=self._total)
+        loss = self.task.loss(logits, truth, processes=self.processes, total=self._total)
+        loss = loss + self.schedule.penalty()
         self.accelerator.backward(loss)
         if recipe.clip:
             self.accelerator.clip_grad_norm_(self.net.parameters(), recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.loss_sum += loss.detach()
+        self.schedule.step(self._shared(loss.detach()))
         state.loss_steps += 1
         state.step += 1
         state.seconds = time.perf_counter() - self.clock
         shown = {}
         if state.step % recipe.log_every == 0 or device.type == "cpu":
             self._check_finite()
-            shown = {"loss": float(loss.detach()), "dice": float(self.task.batch_score(logits, masks))}
+            shown = {"loss": float(loss.detach()), "score": float(self.task.batch_score(logits, truth))}
         if state.step % recipe.log_every == 0:
-            self.report.log(state.step, **{f"train/{key}": value for key, value in shown.items()}, lr=rate)
+            names = {"loss": "loss", "score": self.task.shown[0][1]}
+            self.report.log(state.step, **{f"train/{names[key]}": value for key, value in shown.items()}, lr=rate)
         self.report.step(state.step, **shown)
+
+    def _shared(self, loss: Tensor) -> Tensor:
+        """The mean loss of all processes, where the schedule wants it: their penalties must be one."""
+        if self.processes == 1 or not self.schedule.learned or self.schedule.epoch:
+            return loss
+        return self._total(loss) / self.processes
 
     def _validation_is_due(self) -> bool:
         """At the end of every `eval_every`-th epoch and of the run, unless the history has it already."""
@@ -153,15 +175,16 @@ class _Run:
     def _validate(self) -> None:
         state = self.state
         self._check_finite()
-        scores = self._evaluate(self.task.evaluate, "val")
+        scores = self._evaluate(self.task.evaluate, self.watched)
         row = {
             "epoch": math.ceil(state.step / self.per_epoch), "step": state.step,
             "loss": float(self._total(self.loss_sum)) / self.processes / max(1, state.loss_steps),
-            "dice": scores.dice, "iou": scores.iou, "mean_iou": scores.mean_iou,
-            "image_dice": scores.image_dice, "image_iou": scores.image_iou,
-            "lr": rate_at(max(0, state.step - 1), self.total, self.recipe), "seconds": round(state.seconds, 3),
+            **{column: getattr(scores, column) for column in self.task.columns},
+            "lr": rate_at(max(0, state.step - 1), self.total, self.recipe, self.per_epoch),
+            "seconds": round(state.seconds, 3),
         }  # fmt: skip
-        best = row[self.task.goal] > state.best
+        last = self.recipe.keep == "last"
+        best = last or row[self.task.goal] > state.best
         state.history.append(row)
         state.loss_steps = 0
         self.loss_sum.zero_()
@@ -171,7 +194,7 @@ class _Run:
                 save_weights(self.net, self.folder.weights)
         if self.main:
             write_history(self.folder.history, state.history)
-        self.report.epoch(row, self.epochs, best=best)
+        self.report.epoch(row, self.epochs, self.task.shown, self.task.columns, best=best and not last)
 
     def _evaluate(self, measure: Any, split: str, **options: Any) -> Any:
         """Run `measure(model, samples)` on a split, every process on its share."""
@@ -193,7 +216,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
         self.net = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
         load_weights(self.net, self.folder.weights)
-        threshold = self._evaluate(self.task.best_threshold, "val")
+        threshold = self._evaluate(self.task.best_threshold, "val") if "val" in self.data else None
         scores = {
             split: self._evaluate(self.task.evaluate, split, threshold=threshold).to_dict()
             for split in ("val", "test")
@@ -203,7 +226,8 @@ class _Run:
             state = self.state
             facts = {"steps": state.step, "best_epoch": state.best_epoch, "seconds": round(state.seconds, 3)}
             size = {"params": sum(p.numel() for p in self.net.parameters())}
-            write_json(self.folder.metrics, {"threshold": threshold, **scores, **facts, **size})
+            kind = {"task": self.task.name, "keep": self.recipe.keep}
+            write_json(self.folder.metrics, {**kind, "threshold": threshold, **scores, **facts, **size})
         self.accelerator.wait_for_everyone()
         return self.folder
 
@@ -212,7 +236,7 @@ class _Run:
         # The loss of step n says nothing about the weights after step n: look at them before the old file goes.
         if not all(bool(torch.isfinite(p).all()) for p in self.net.parameters()):
             raise self._diverged("the weights are")
-        self.state.loss_sum = float(self.loss_sum)
+        self.state.loss_sum, self.state.schedule = float(self.loss_sum), self.schedule.state_dict()
         if self.main:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
             checkpoint.save(setup.last(self.folder), self.state, self.net, self.optimizer, scaler)
@@ -233,6 +257,8 @@ class _Run:
                 f"{path} has done {state.step} steps ({state.step / self.per_epoch:g} epochs), more than the "
                 f"{self.total} asked for: ask for as many or more, or say out=another/folder"
             )
+        if state.schedule:
+            self.schedule.load_state_dict(state.schedule)
         if scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
         return state

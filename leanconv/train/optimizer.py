@@ -17,15 +17,20 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     return torch.optim.AdamW(groups, lr=recipe.lr)
 
 
-def rate_at(step: int, total: int, recipe: Recipe) -> float:
-    """The learning rate of a step (0 ... total - 1): linear warm-up, then the schedule, down to 0 after the last."""
+def rate_at(step: int, total: int, recipe: Recipe, per_epoch: int = 1) -> float:
+    """The learning rate of a step (0 ... total - 1): linear warm-up, then the schedule, down to 0 after the last.
+
+    `step` falls by whole epochs of `per_epoch` steps, not to 0.
+    """
     warm = int(recipe.warmup) if recipe.warmup >= 1 else round(recipe.warmup * total)
     if step < warm:
         return recipe.lr * (step + 1) / warm
     done = (step - warm) / max(1, total - warm)
+    if recipe.schedule == "step":
+        return float(recipe.lr * recipe.drop ** (step // (per_epoch * recipe.drop_epochs)))
     share = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "poly": (1 - done) ** 0.9, "constant": 1.0}
     return recipe.lr * share[recipe.schedule]

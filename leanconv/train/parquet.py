@@ -19,11 +19,7 @@ class ParquetSource:
 
     def __init__(self, files: Sequence[Path], classes: int, threshold: int | None) -> None:
         self.classes, self.threshold = classes, threshold
-        if (total := sum(path.stat().st_size for path in files)) > MAX_BYTES:
-            raise BadInput(
-                f"{files[0].parent}: a split of {total / 2**30:.0f} GiB does not fit in memory; "
-                "unpack it to images/ and masks/"
-            )
+        check_bytes(files)
         self._files: list[str] = []
         self._rows: list[tuple[bytes, bytes]] = []
         names: list[str] = []
@@ -54,36 +50,67 @@ class ParquetSource:
         return f"{self._files[index]}, row {self.names[index]!r},"
 
 
-def _rows(path: Path) -> list[tuple[bytes, bytes, str]]:
-    """Image, mask and name of each row of a file."""
+def check_bytes(files: Sequence[Path]) -> None:
+    """Raises BadInput for files that memory would not hold."""
+    if (total := sum(path.stat().st_size for path in files)) > MAX_BYTES:
+        raise BadInput(
+            f"{files[0].parent}: a split of {total / 2**30:.0f} GiB does not fit in memory; unpack it to folders"
+        )
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns that a file has. Raises BadInput."""
+    pyarrow = _pyarrow()
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return list(file.schema_arrow.names)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+
+
+def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[Any]]:
+    """Columns of a file, and those of `optional` that it has, as lists. Raises BadInput."""
+    known = column_names(path)
+    if missing := [column for column in columns if column not in known]:
+        raise BadInput(f"{path}: no column {' and no column '.join(missing)}; it has {', '.join(known)}")
+    pyarrow = _pyarrow()
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            table: dict[str, list[Any]] = file.read(
+                columns=[*columns, *(c for c in optional if c in known)]
+            ).to_pydict()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    return table
+
+
+def encoded(cell: Any, path: Path, row: int, column: str) -> bytes:
+    """The encoded file in a cell. Raises BadInput where there is none."""
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(content, bytes):
+        found = "nothing" if content is None else type(content).__name__
+        raise BadInput(f"{path}, row {row}: column {column} holds {found}; it needs the bytes of an encoded image")
+    return content
+
+
+def _pyarrow() -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise missing_extra("pyarrow", "train") from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            known = file.schema_arrow.names
-            if missing := [column for column in ("image", "mask") if column not in known]:
-                raise BadInput(f"{path}: no column {' and no column '.join(missing)}; it has {', '.join(known)}")
-            columns = ["image", "mask", *(["name"] if "name" in known else [])]
-            table = file.read(columns=columns).to_pydict()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadInput(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    return pyarrow
+
+
+def _rows(path: Path) -> list[tuple[bytes, bytes, str]]:
+    """Image, mask and name of each row of a file."""
+    table = read_columns(path, ("image", "mask"), ("name",))
     names = table.get("name") or [None] * len(table["image"])
     rows = []
     for number, (image, mask, name) in enumerate(zip(table["image"], table["mask"], names, strict=True)):
         label = str(name) if name is not None else Path(_path(image)).stem
-        rows.append((_bytes(image, path, number, "image"), _bytes(mask, path, number, "mask"), label))
+        rows.append((encoded(image, path, number, "image"), encoded(mask, path, number, "mask"), label))
     return rows
-
-
-def _bytes(cell: Any, path: Path, number: int, column: str) -> bytes:
-    content = cell.get("bytes") if isinstance(cell, dict) else cell
-    if not isinstance(content, bytes):
-        found = "nothing" if content is None else type(content).__name__
-        raise BadInput(f"{path}, row {number}: column {column} holds {found}; it needs the bytes of an encoded image")
-    return content
 
 
 def _path(cell: Any) -> str:

@@ -1,8 +1,8 @@
-"""What a running training shows: a bar with loss, Dice and the time left, a line an epoch, TensorBoard, history.csv."""
+"""What a running training shows: a bar with loss, score and the time left, a line an epoch, TensorBoard, CSV."""
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from leanconv.errors import missing_extra
 from leanconv.files import write_atomic
-
-COLUMNS = (
-    "epoch", "step", "loss", "dice", "iou", "mean_iou", "image_dice", "image_iou", "lr", "seconds",
-)  # fmt: skip
 
 
 class Reporter:
@@ -29,15 +25,15 @@ class Reporter:
         self.console = Console(stderr=True, highlight=False, quiet=not self.visible)
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]}  Dice {task.fields[dice]}"),
+            TextColumn("loss {task.fields[loss]}  {task.fields[label]} {task.fields[score]}"),
             console=self.console, disable=not (self.visible and self.console.is_terminal),
         )  # fmt: skip
         self.task = TaskID(0)
         self.writer: Any = None
 
     @contextmanager
-    def running(self, events: Path, start: int, total: int) -> Iterator[None]:
-        """While open: the bar stands at `start` of `total` steps, and `events` takes the numbers."""
+    def running(self, events: Path, start: int, total: int, label: str) -> Iterator[None]:
+        """While open: the bar stands at `start` of `total` steps, `events` takes the numbers; `label`: the score."""
         if self.active:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -45,7 +41,7 @@ class Reporter:
                 raise missing_extra("tensorboard", "train") from error
             self.writer = SummaryWriter(str(events), purge_step=start or None)
         self.bar.start()
-        self.task = self.bar.add_task("train", total=total, completed=start, loss="-", dice="-")
+        self.task = self.bar.add_task("train", total=total, completed=start, loss="-", label=label, score="-")
         try:
             yield
         finally:
@@ -73,19 +69,22 @@ class Reporter:
         """Validation has seen `done` of `images`."""
         self.bar.update(self.task, description=f"validate {done}/{images}" if done < images else "train")
 
-    def epoch(self, row: dict[str, Any], epochs: int, *, best: bool) -> None:
-        """A line for a validated epoch, and its scores in TensorBoard."""
+    def epoch(
+        self, row: dict[str, Any], epochs: int, shown: Sequence[tuple[str, str]], scores: Sequence[str], *, best: bool
+    ) -> None:
+        """A line for a validated epoch with the `shown` (label, key) scores, and all `scores` in TensorBoard."""
+        words = "  ".join(f"{label} {row[key]:.4f}" for label, key in shown)
         self.say(
-            f"epoch {row['epoch']}/{epochs}  step {row['step']}  loss {row['loss']:.4f}  Dice {row['dice']:.4f}  "
-            f"IoU {row['iou']:.4f}  {row['seconds']:.0f} s{'  best' if best else ''}"
+            f"epoch {row['epoch']}/{epochs}  step {row['step']}  loss {row['loss']:.4f}  {words}  "
+            f"{row['seconds']:.0f} s{'  best' if best else ''}"
         )
-        self.log(row["step"], **{f"val/{key}": row[key] for key in COLUMNS[3:8]})
+        self.log(row["step"], **{f"val/{key}": row[key] for key in scores})
 
 
 def write_history(path: Path, rows: list[dict[str, Any]]) -> None:
     """The validated epochs as CSV, whole: a resumed run leaves no row twice."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(path, text.getvalue())

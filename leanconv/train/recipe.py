@@ -15,8 +15,10 @@ from leanconv.registry import nearest
 
 # The words that a key takes, where it takes words.
 CHOICES = {
+    "task": ("auto", "segment", "classify"),
     "optimizer": ("adamw", "sgd"),
-    "schedule": ("cosine", "poly", "constant"),
+    "schedule": ("cosine", "poly", "step", "constant"),
+    "keep": ("best", "last"),
     "loss": ("auto", "bce_dice", "ce"),
     "amp": ("no", "bf16", "fp16"),
     "device": ("auto", "cpu"),
@@ -30,21 +32,28 @@ class Recipe:
 
     Attributes:
         model: a model reference, `leanconv:unet?base=16&conv=splconv(alpha=0.5)`.
-        data: a data reference: a folder, a folder of Parquet splits, `synthetic:wafer`.
+        data: a data reference: a folder, a folder of Parquet splits, `synthetic:wafer`, `torchvision:CIFAR10`.
         out: the run folder that is made.
-        size: side of the square training crops, in pixels.
+        task: `segment` (a mask an image) or `classify` (a class an image); `auto` takes what the data has.
+        size: side of the square training crops, in pixels; for classification of all squares that the model sees.
         batch: images per step, over all processes together.
         epochs, steps: how long; one of the two is above 0.
         seed: weights, data order and augmentation follow from it.
-        optimizer, lr, momentum (SGD), weight_decay (not on biases and norms): the update.
+        optimizer, lr, momentum and nesterov (SGD), weight_decay (not on biases and norms): the update.
         clip: largest norm of the gradient; 0 leaves it alone.
         warmup: steps in which the rate grows linearly to `lr`; below 1, a share of all steps.
-        schedule: how the rate falls afterwards, to 0 at the last step.
+        schedule: how the rate falls afterwards: `cosine` and `poly` to 0 at the last step, `step` times `drop` after
+            every `drop_epochs` epochs (counted from the first).
+        drop, drop_epochs: of `schedule="step"`.
         loss: `bce_dice` (two classes, one logit), `ce` (K classes, K logits), `auto` takes what fits the data.
+        smoothing: of the labels in a classification, from 0 to below 1.
+        topology_epochs: epochs in which LHC layers learn their masks before those are frozen; 0 never freezes them.
+        keep: `best` keeps the weights of the best validation, `last` those after the last step.
         augment: train on random crops; false trains on whole images resized to `size`, none of the next four.
-        flips: mirror images and quarter turns.
+        flips: mirror images; for segmentation also quarter turns.
         light: strength of the changes of brightness, contrast and saturation.
-        zoom: the largest random magnification; 1/zoom is the smallest.
+        zoom: the largest random magnification; 1/zoom is the smallest. This and the next for segmentation only: a
+            classifier sees small pictures shifted by up to size/8, photographs as crops of 8 to 100 % of their area.
         defect_crop: share of the crops that are laid around a defect.
         amp: mixed precision.
         channels_last, compile: what makes a step cheaper; results differ by rounding. On an AMD EPYC, one thread, batch
@@ -60,6 +69,7 @@ class Recipe:
     model: str = "leanconv:unet?base=16"
     data: str = "synthetic:wafer"
     out: str = "runs/train"
+    task: str = "auto"
     size: int = 128
     batch: int = 16
     epochs: int = 0
@@ -68,11 +78,17 @@ class Recipe:
     optimizer: str = "adamw"
     lr: float = 1e-3
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 0.01
     clip: float = 0.0
     warmup: float = 0.05
     schedule: str = "cosine"
+    drop: float = 0.1
+    drop_epochs: int = 30
     loss: str = "auto"
+    smoothing: float = 0.0
+    topology_epochs: int = 100
+    keep: str = "best"
     augment: bool = True
     flips: bool = True
     light: float = 0.2
@@ -92,12 +108,12 @@ class Recipe:
         for key, words in CHOICES.items():
             if getattr(self, key) not in words:
                 raise BadInput(f"recipe: {key}={getattr(self, key)!r}: one of {', '.join(words)}")
-        for key in ("size", "batch", "eval_every", "log_every"):
+        for key in ("size", "batch", "drop_epochs", "eval_every", "log_every"):
             if getattr(self, key) < 1:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: must be at least 1")
         for key in (
-            "epochs", "steps", "seed", "lr", "momentum", "weight_decay", "clip", "warmup", "light", "defect_crop",
-            "threads", "workers", "save_every",
+            "epochs", "steps", "seed", "lr", "momentum", "weight_decay", "clip", "warmup", "drop", "smoothing",
+            "topology_epochs", "light", "defect_crop", "threads", "workers", "save_every",
         ):  # fmt: skip
             if not 0 <= getattr(self, key) < math.inf:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: must be a number of at least 0")
@@ -106,8 +122,11 @@ class Recipe:
                 raise BadInput(f"recipe: {field.name} has {len(str(value))} digits: must be below 2**63")
         if self.defect_crop > 1:
             raise BadInput(f"recipe: defect_crop={self.defect_crop}: a share, from 0 to 1")
-        if self.light >= 1:
-            raise BadInput(f"recipe: light={self.light}: from 0 to below 1")
+        for key in ("light", "smoothing"):
+            if getattr(self, key) >= 1:
+                raise BadInput(f"recipe: {key}={getattr(self, key)}: from 0 to below 1")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise BadInput("recipe: nesterov=true is a form of SGD with momentum: say optimizer=sgd, momentum=0.9")
         if self.zoom < 1 or not math.isfinite(self.zoom):
             raise BadInput(f"recipe: zoom={self.zoom}: the largest magnification, at least 1")
         if (self.epochs > 0) == (self.steps > 0):

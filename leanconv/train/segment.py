@@ -1,13 +1,13 @@
 """The segmentation task: what a batch costs, and what the outputs mean.
 
 Two classes (background and defect) have one logit and BCE + Dice; K > 2 classes have K logits and cross-entropy. The
-training loop knows a task by `check`, `loss`, `batch_score`, `evaluate`, `best_threshold` and `goal` only, so that
-another task is another file.
+training loop knows a task by `check`, `loss`, `batch_score`, `evaluate`, `best_threshold` and its constants only:
+`classify.py` is the other one.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,10 @@ class Segmentation:
     classes: tuple[str, ...]
     loss_name: str = "auto"
 
-    goal = "dice"  # the score of `evaluate` by which the best weights are kept
+    name: ClassVar[str] = "segment"
+    goal: ClassVar[str] = "dice"  # the score of `evaluate` by which the best weights are kept
+    columns: ClassVar[tuple[str, ...]] = ("dice", "iou", "mean_iou", "image_dice", "image_iou")  # of history.csv
+    shown: ClassVar[tuple[tuple[str, str], ...]] = (("Dice", "dice"), ("IoU", "iou"))
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:

@@ -4,7 +4,7 @@ import copy
 import os
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput, UntrustedCode, missing_extra
-from leanconv.files import write_atomic
+from leanconv.files import read_json, write_json
 from leanconv.measure import label
 from leanconv.measure.count import count
 from leanconv.runs import RunFolder
 from leanconv.runs.kinds import build, read
 from leanconv.table import si
 from leanconv.train.augment import PlainTransform, TrainTransform
-from leanconv.train.data import NoSplit, Samples, open_data
+from leanconv.train.batches import Order, batches
+from leanconv.train.crops import Crops, memory_batches
+from leanconv.train.data import NoSplit
+from leanconv.train.labelled import Labelled
 from leanconv.train.recipe import Recipe
-from leanconv.train.segment import Segmentation
+from leanconv.train.tasks import Task, open_split
 
 # What a run that goes on must have in common with its beginning. The rest may change: more epochs, other workers.
 SAME = (
+    "task",
     "model",
     "data",
     "size",
@@ -33,6 +37,8 @@ SAME = (
     "seed",
     "optimizer",
     "loss",
+    "smoothing",
+    "keep",
     "augment",
     "zoom",
     "flips",
@@ -101,26 +107,28 @@ def launch_note(processes: int) -> str:
     return ""
 
 
-def open_splits(recipe: Recipe, say: Callable[[str], object], *, progress: bool) -> dict[str, Samples]:
+def open_splits(recipe: Recipe, kind: str, say: Callable[[str], object], *, progress: bool) -> dict[str, Any]:
     """The splits of the recipe's data, every file looked at: train, val, and test where there is one.
 
+    With keep=last nothing is chosen on val, and it may be absent where there is a test split.
     What a user should know of the splits goes to `say`. Raises: BadInput for the first bad file.
     """
-    splits = {split: open_data(recipe.data, split) for split in ("train", "val")}
-    try:
-        splits["test"] = open_data(recipe.data, "test")
-    except NoSplit as error:  # one that is there and bad is an error like any other
-        say(f"note   no test scores: {error}")
+    splits, absent = {}, ""
+    for split in ("train", "val", "test"):
+        try:
+            splits[split] = open_split(recipe.data, split, task=kind, size=recipe.size)
+        except NoSplit as error:  # one that is there and bad is an error like any other
+            if split == "train" or (split == "val" and recipe.keep == "best"):
+                raise
+            absent = f"no {split} scores: {error}"
+    if splits.keys() == {"train"}:
+        raise BadInput(f"{recipe.data} has neither a val nor a test split: nothing would be scored")
+    for note in dict.fromkeys([absent, *(samples.note for samples in splits.values())]):
+        if note:
+            say(f"note   {note}")
     for samples in splits.values():
-        if samples.note:
-            say(f"note   {samples.note}")
         samples.check(progress=progress)
     return splits
-
-
-def task(recipe: Recipe, samples: Any) -> Segmentation:
-    """What is learnt. The loop knows it by `outputs`, `check`, `loss`, `batch_score`, `evaluate`, `best_threshold`."""
-    return Segmentation(tuple(samples.classes), recipe.loss)
 
 
 def seed_everything(seed: int) -> None:
@@ -160,13 +168,30 @@ def check_batch(net: nn.Module, recipe: Recipe, processes: int) -> None:
         ) from error
 
 
-def write_start(folder: RunFolder, recipe: Recipe) -> None:
+def write_start(folder: RunFolder, recipe: Recipe, task: Task) -> None:
     """recipe.toml and model.json. A model that is itself a run folder's keeps that one's reference and swaps."""
     recipe.write(folder.recipe)
     if read(recipe.model).kind == "path":
-        write_atomic(folder.model_json, RunFolder(recipe.model).model_json.read_bytes())
+        meaning = {"task": task.name, "classes": list(task.classes)}
+        write_json(folder.model_json, read_json(RunFolder(recipe.model).model_json) | meaning)
     else:
-        folder.write_model(recipe.model)
+        folder.write_model(recipe.model, task=task.name, classes=task.classes)
+
+
+def train_batches(
+    recipe: Recipe, samples: Any, order: Order, start: int, stop: int, *, pin_memory: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images as the model takes them, with their masks or labels, of the steps start ... stop - 1."""
+    if not isinstance(samples, Labelled):
+        yield from batches(
+            samples, transform(recipe), order, start, stop, workers=recipe.workers, pin_memory=pin_memory
+        )
+        return
+    crops = Crops(recipe.size, recipe.augment, recipe.flips, recipe.light)
+    if samples.images is not None:
+        yield from memory_batches(samples, crops, order, start, stop)
+    else:
+        yield from batches(samples, crops, order, start, stop, workers=recipe.workers, pin_memory=pin_memory)
 
 
 def transform(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -186,9 +211,11 @@ def headline(recipe: Recipe, net: nn.Module, data: dict[str, Any], total: int, e
     images = ", ".join(f"{len(samples)} {split}" for split, samples in data.items())
     device = label(accelerator.device)
     processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    classes = list(data["train"].classes)
+    names = ", ".join(classes) if len(classes) <= 20 else f"{len(classes)} classes"
     return (
         f"model  {recipe.model}: {si(params)} parameters, {si(macs)} MACs at 3x{recipe.size}x{recipe.size}\n"
-        f"data   {recipe.data}: {images} images; {', '.join(data['train'].classes)}\n"
+        f"data   {recipe.data}: {images} images; {names}\n"
         f"run    {total} steps of {recipe.batch}, {epochs} epochs, on {device}{processes}\n"
         f"into   {recipe.out}"
     )

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from leanconv.errors import BadInput, Diverged, UntrustedCode
 from leanconv.runs import RunFolder
 from leanconv.train import checkpoint, loop, setup
+from leanconv.train.data import open_data
 from leanconv.train.evaluate import evaluate
 from leanconv.train.loop import fit
 from leanconv.train.optimizer import make_optimizer, rate_at
@@ -271,7 +272,7 @@ def test_loss_is_bce_plus_dice():
 def test_validation_during_training_is_the_evaluation_afterwards(recipe):
     folder = fit(recipe(epochs=2), progress=False)
     rows = list(csv.DictReader(folder.history.read_text().splitlines()))
-    samples = setup.open_data(str(recipe().data), "val")
+    samples = open_data(str(recipe().data), "val")
     best = max(float(row["dice"]) for row in rows)
     assert evaluate(folder.load_model(), samples).dice == best
 

@@ -1,0 +1,254 @@
+"""Where labelled images lie: `open_labelled` reads a data reference of `labelled.py` and gives one split of it."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanconv.errors import BadInput, UnknownName, missing_extra
+from leanconv.registry import nearest
+from leanconv.train.data import ALSO, SPLITS, NoSplit, number, parquet_files, parse, split_by_name
+from leanconv.train.images import SUFFIXES, read_image, read_size
+from leanconv.train.labelled import (
+    VAL_SHARE,
+    Labelled,
+    LabelSource,
+    Part,
+    check_classes,
+    check_labels,
+    held_out,
+    share_of,
+)
+from leanconv.train.parquet import check_bytes, encoded, read_columns
+
+MAX_CLASSES = 1_000_000
+_TORCHVISION = ("CIFAR10", "CIFAR100", "SVHN", "ImageFolder")
+Splits = dict[str, LabelSource]
+
+
+def open_labelled(ref: str, split: str, *, size: int) -> Labelled:
+    """The labelled images that a data reference names (see `labelled.py`), of one split: train, val or test.
+
+    Raises BadInput, NoSplit, UnknownName for a split, set or option nobody knows.
+    """
+    if split not in SPLITS:
+        raise UnknownName(f"split {split!r}{nearest(split, list(SPLITS))}: one of {', '.join(SPLITS)}")
+    place, options = parse(ref)
+    torchvision = place.startswith("torchvision:")
+    known = ("val", "root", "download") if torchvision else ("val", "classes")
+    for key in options:
+        if key not in known:
+            raise UnknownName(
+                f"data {ref!r}: unknown option {key!r}{nearest(key, list(known))}; known: {', '.join(known)}"
+            )
+    share = share_of(options.get("val", str(VAL_SHARE)), ref)
+    if torchvision:
+        classes, splits, note = _torchvision(ref, place.removeprefix("torchvision:"), options, split)
+    else:
+        root = Path(place).expanduser()
+        if not root.is_dir():
+            raise BadInput(f"data {place!r}: no such folder; give one with a folder a class, or with Parquet splits")
+        count = number(ref, "classes", options["classes"], 2, MAX_CLASSES) if "classes" in options else 0
+        if any(root.glob("*.parquet")):
+            classes, splits, note = _parquet(root, split, count)
+        else:
+            classes, splits, note = _folders(root)
+            if count and count != len(classes):
+                raise BadInput(f"data {ref!r}: classes={count}, but {root} has {len(classes)} class folders")
+    check_classes(classes, ref)
+    if "val" not in splits and "train" in splits and split in ("train", "val"):
+        train, val, note = held_out(splits["train"], share)
+        splits["train"] = train
+        if share:
+            splits["val"] = val
+    if split not in splits:
+        raise NoSplit(f"{place}: there is no {split} split; it has {', '.join(splits) or 'none'}")
+    return Labelled(splits[split], classes, size, note)
+
+
+class _Files:
+    """Image files with a class each."""
+
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int], names: Sequence[str]) -> None:
+        self.paths, self.labels, self.names = paths, labels, names
+
+    def size(self, index: int) -> tuple[int, int]:
+        return read_size(self.paths[index], str(self.paths[index]))
+
+    def read(self, index: int) -> Tensor:
+        return read_image(self.paths[index], str(self.paths[index]))
+
+
+class _Rows:
+    """Encoded images of Parquet files; a row's name is its number within the split."""
+
+    def __init__(
+        self, files: Sequence[Path], rows: Sequence[bytes], labels: Sequence[int], starts: Sequence[int]
+    ) -> None:
+        self.files, self.rows, self.labels, self.starts = files, rows, labels, starts
+        self.names: Sequence[str] = [f"{row:06d}" for row in range(len(rows))]
+
+    def where(self, index: int) -> str:
+        file = max(place for place, start in enumerate(self.starts) if start <= index)
+        return f"{self.files[file]}, row {index - self.starts[file]}"
+
+    def size(self, index: int) -> tuple[int, int]:
+        return read_size(self.rows[index], self.where(index))
+
+    def read(self, index: int) -> Tensor:
+        return read_image(self.rows[index], self.where(index))
+
+
+class _Array:
+    """Pictures that somebody else has decoded already: uint8 `N 3 H W`."""
+
+    def __init__(self, images: Tensor, labels: Sequence[int]) -> None:
+        self.images, self.labels = images, labels
+        self.names: Sequence[str] = [f"{row:06d}" for row in range(len(images))]
+
+    def size(self, index: int) -> tuple[int, int]:
+        return int(self.images.shape[2]), int(self.images.shape[3])
+
+    def read(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+def has_class_folders(root: Path) -> bool:
+    """Whether a folder holds folders of images, divided into splits or not."""
+    tops = [root / name for split in SPLITS for name in ALSO[split] if (root / name).is_dir()] or [root]
+    return any(_pictures(folder) for top in tops for folder in _subfolders(top))
+
+
+def _folders(root: Path) -> tuple[list[str], Splits, str]:
+    """Classes, and files of each split; an undivided folder is divided by a hash of the names."""
+    tops = {split: next((root / n for n in ALSO[split] if (root / n).is_dir()), None) for split in SPLITS}
+    there = {split: top for split, top in tops.items() if top is not None} or {"": root}
+    classes = sorted({folder.name for top in there.values() for folder in _subfolders(top)})
+    splits: Splits = {}
+    for split, top in there.items():
+        paths: list[Path] = []
+        labels: list[int] = []
+        for folder in _subfolders(top):
+            if not (found := _pictures(folder)):
+                raise BadInput(
+                    f"{folder}: no images (png, jpg, jpeg, webp, bmp, tif): an empty class; fill or remove it"
+                )
+            paths += found
+            labels += [classes.index(folder.name)] * len(found)
+        if not paths:
+            raise BadInput(f"{top}: no class folders with images")
+        names = [str(path.relative_to(top).with_suffix("")) for path in paths]
+        splits[split] = _Files(paths, labels, names)
+    if "" not in splits:
+        return classes, splits, ""
+    check_classes(classes, root)
+    whole = splits[""]
+    chosen = split_by_name(list(whole.names), root)
+    divided: Splits = {
+        split: Part(whole, [i for i, name in enumerate(whole.names) if name in chosen[split]]) for split in SPLITS
+    }
+    counts = ", ".join(f"{len(part.names)} {split}" for split, part in divided.items())
+    note = (
+        f"{root} is not divided: {counts}, by a hash of the names. Photographs of one part may fall on both sides; "
+        "folders train/ val/ test/ keep them apart."
+    )
+    return classes, divided, note
+
+
+def _subfolders(top: Path) -> list[Path]:
+    return sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Image files of a folder and of the folders in it."""
+    found = []
+    for here, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(here, name) for name in files if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
+    return sorted(found)
+
+
+def _parquet(root: Path, split: str, count: int) -> tuple[list[str], Splits, str]:
+    """Classes by the label columns of all splits; the images of the asked one (for val also those of train)."""
+    files = {each: found for each in SPLITS if (found := parquet_files(root, each))}
+    if not files:
+        parquet_files(root, split, needed=True)
+    labels = {each: [(path, read_columns(path, ("label",), ("label_name",))) for path in files[each]] for each in files}
+    classes, index = _class_names([table for tables in labels.values() for _, table in tables], count)
+    wanted = split if split in files else "train" if split == "val" else ""
+    splits: Splits = {}
+    check_bytes(files.get(wanted, []))
+    for each in files:
+        rows: list[bytes] = []
+        numbers: list[int] = []
+        starts: list[int] = []
+        for path, table in labels[each]:
+            starts.append(len(numbers))
+            raw = [index.get(label, label) for label in table["label"]]
+            numbers += check_labels(raw, len(classes), f"{path}, row")
+            if each == wanted:
+                cells = read_columns(path, ("image",))["image"]
+                rows += [encoded(cell, path, row, "image") for row, cell in enumerate(cells)]
+        if not numbers:
+            raise BadInput(f"{files[each][0]}: no rows")
+        splits[each] = _Rows(files[each], rows or [b""] * len(numbers), numbers, starts)
+    return classes, splits, ""
+
+
+def _class_names(tables: Sequence[dict[str, list[Any]]], count: int) -> tuple[list[str], dict[Any, int]]:
+    """Names by class index, and the index of labels that are words."""
+    labels = [label for table in tables for label in table["label"]]
+    if words := sorted({label for label in labels if isinstance(label, str)}):
+        return words, {word: place for place, word in enumerate(words)}
+    whole = [label for label in labels if isinstance(label, int)]
+    count = count or max(whole, default=-1) + 1
+    names = [str(place) for place in range(min(count, MAX_CLASSES))]
+    for table in tables:
+        for label, name in zip(table["label"], table.get("label_name", []), strict=False):
+            if isinstance(label, int) and 0 <= label < len(names) and isinstance(name, str) and name:
+                names[label] = name
+    if len(set(names)) < len(names):  # ImageNet has two classes "crane", and "maillot"
+        times = Counter(names)
+        names = [name if times[name] == 1 else f"{name} ({place})" for place, name in enumerate(names)]
+    return names, {}
+
+
+def _torchvision(ref: str, name: str, options: dict[str, str], split: str) -> tuple[list[str], Splits, str]:
+    if name not in _TORCHVISION:
+        raise UnknownName(
+            f"data {ref!r}: unknown set {name!r}{nearest(name, list(_TORCHVISION))}; known: {', '.join(_TORCHVISION)}"
+        )
+    if options.get("download", "false") not in ("true", "false"):
+        raise BadInput(f"data {ref!r}: download={options['download']}: true or false")
+    root = Path(options.get("root", "data")).expanduser()
+    if name == "ImageFolder":
+        if not root.is_dir():
+            raise BadInput(f"data {ref!r}: {root}: no such folder; say root=DIR, with a folder a class")
+        return _folders(root)
+    each = "test" if split == "test" else "train"
+    classes, source = _torchvision_split(ref, name, root, each, options.get("download") == "true")
+    return classes, {each: source}, ""
+
+
+def _torchvision_split(ref: str, name: str, root: Path, split: str, download: bool) -> tuple[list[str], LabelSource]:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise missing_extra("torchvision", "train") from error
+    which: dict[str, Any] = {"split": split} if name == "SVHN" else {"train": split == "train"}
+    try:
+        found: Any = getattr(datasets, name)(str(root), download=download, **which)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(
+            f"data {ref!r}: {reason} Looked in {root}: say root=DIR, or &download=true to fetch it"
+        ) from error
+    classes = list(getattr(found, "classes", None) or map(str, range(10)))
+    images = torch.from_numpy(found.data)  # CIFAR: N H W 3; SVHN: N 3 H W
+    images = images if name == "SVHN" else images.permute(0, 3, 1, 2).contiguous()
+    labels = [int(label) for label in (found.labels if name == "SVHN" else found.targets)]
+    return classes, _Array(images, check_labels(labels, len(classes), f"{name} {split}, image"))

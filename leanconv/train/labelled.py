@@ -1,0 +1,222 @@
+"""Images with one label each: class folders, Parquet splits, torchvision's sets.
+
+A data reference is one of
+
+    DIR                        a folder a class, or with train-*, val-* and test-*.parquet (columns image and label)
+    DIR?classes=1000           how many classes there are, where the files at hand do not show them all
+    DIR?val=0.2                where the data has no val split: the share of train that is held out (default 0.1;
+                               0 trains on all, and needs keep=last in the recipe)
+    torchvision:CIFAR10?root=DIR&download=true        likewise CIFAR100, SVHN, ImageFolder; nothing is downloaded
+                               unless download=true is said
+
+Class folders may be divided: DIR/train/CLASS/..., DIR/val/CLASS/..., DIR/test/CLASS/...
+
+A network sees every picture as a square of the recipe's size S: the short side becomes 8/7 S (S, where it is no longer
+than that), and the middle S x S is cut out. A picture of S x S is taken as it is.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from leanconv.errors import BadInput, missing_extra
+from leanconv.train.data import CACHE_BYTES
+
+# A set whose first picture is no larger is decoded once, into one tensor, where that has at most so many bytes.
+SMALL_SIDE = 96
+MEMORY_BYTES = 2 * 2**30
+VAL_SHARE = 0.1
+
+
+class Picture(NamedTuple):
+    """One image: uint8 `3 H W`, its class, and its name. Not to be written into."""
+
+    image: Tensor
+    label: int
+    name: str
+
+
+class LabelSource(Protocol):
+    """Where pictures come from."""
+
+    names: Sequence[str]
+    labels: Sequence[int]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width by the header."""
+
+    def read(self, index: int) -> Tensor:
+        """The decoded image, uint8 `3 H W`. Raises BadInput."""
+
+
+class Part:
+    """Some pictures of a source."""
+
+    def __init__(self, source: LabelSource, places: Sequence[int]) -> None:
+        self.source, self.places = source, places
+        self.names: Sequence[str] = [source.names[place] for place in places]
+        self.labels: Sequence[int] = [source.labels[place] for place in places]
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.source.size(self.places[index])
+
+    def read(self, index: int) -> Tensor:
+        return self.source.read(self.places[index])
+
+
+class Labelled(Dataset[Picture]):
+    """The pictures of one split.
+
+    Attributes:
+        classes: names, in the order of the network's outputs.
+        size: side of the squares that networks see, in pixels.
+        note: what a user should know of how the split came about; may be empty.
+        labels: int64 `N`.
+        images: uint8 `N 3 S S` after `check()`, of a set small enough to be kept so; else None.
+    """
+
+    def __init__(self, source: LabelSource, classes: Sequence[str], size: int, note: str = "") -> None:
+        self.source, self.classes, self.size, self.note = source, tuple(classes), size, note
+        self.labels = torch.tensor(list(source.labels), dtype=torch.int64)
+        self.images: Tensor | None = None
+        self._cache: dict[int, Tensor] = {}
+        self._room = CACHE_BYTES
+
+    def __len__(self) -> int:
+        return len(self.source.names)
+
+    def __getitem__(self, index: int) -> Picture:
+        """The picture: of a small set the square that a network sees, else whole."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)}")
+        index %= len(self)
+        return Picture(self._pixels(index), int(self.labels[index]), self.source.names[index])
+
+    def square(self, index: int) -> Tensor:
+        """The picture as a network sees it when it is not trained: uint8 `3 S S`."""
+        return prepared(self._pixels(index), self.size)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_cache": {}, "_room": CACHE_BYTES}
+
+    def check(self, *, progress: bool = True) -> None:
+        """Find bad files now rather than in the third epoch: reads every header, decodes what memory holds.
+
+        A bar is drawn on a terminal for more than a few hundred images. Raises BadInput for the first bad file.
+        """
+        if self.images is not None:
+            return
+        count = len(self)
+        if max(self.source.size(0)) <= SMALL_SIDE and count * 3 * self.size**2 <= MEMORY_BYTES:
+            squares = torch.empty(count, 3, self.size, self.size, dtype=torch.uint8)
+
+            def decode(index: int) -> None:
+                squares[index] = prepared(self.source.read(index), self.size)
+
+            # Decoders let other threads run: two cores take half the time.
+            with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), 8))) as pool:
+                for _ in _tracked(pool.map(decode, range(count), chunksize=64), count, progress):
+                    pass
+            self.images = squares
+            return
+        for index in _tracked(range(count), count, progress):
+            self.source.size(index)
+            if self._room > 0:
+                self._pixels(index)
+
+    def _pixels(self, index: int) -> Tensor:
+        if self.images is not None:
+            return self.images[index]
+        if index in self._cache:
+            return self._cache[index]
+        image = self.source.read(index)
+        if image.numel() <= self._room:
+            self._cache[index] = image
+            self._room -= image.numel()
+        else:
+            self._room = 0
+        return image
+
+
+def prepared(image: Tensor, size: int) -> Tensor:
+    """uint8 `3 H W` -> the square uint8 `3 S S` that a network sees (see the head of this file)."""
+    h, w = image.shape[1:]
+    if (h, w) == (size, size):
+        return image
+    try:
+        from torchvision.transforms.v2 import functional
+    except ImportError as error:
+        raise missing_extra("torchvision", "train") from error
+    short = round(size * 8 / 7) if min(h, w) > size else size
+    if min(h, w) != short:
+        rows, columns = (max(size, round(side * short / min(h, w))) for side in (h, w))
+        image = functional.resize(image, [rows, columns], antialias=True)
+    square: Tensor = functional.center_crop(image, [size, size])
+    return square
+
+
+def held_out(source: LabelSource, share: float) -> tuple[Part, Part, str]:
+    """(train, val, note): of every class the pictures with the smallest hashes are held out, at least one."""
+    if not share:
+        return Part(source, range(len(source.names))), Part(source, []), ""
+    by_class: dict[int, list[int]] = {}
+    for place, label in enumerate(source.labels):
+        by_class.setdefault(label, []).append(place)
+    val: set[int] = set()
+    for label, places in by_class.items():
+        if len(places) < 2:
+            raise BadInput(
+                f"class {label} has one training image, of which none can be held out for validation: give a val "
+                "split, or say ?val=0 and keep=last"
+            )
+        ranked = sorted(places, key=lambda place: hashlib.sha256(f"{source.names[place]},{place}".encode()).digest())
+        val.update(ranked[: max(1, min(len(places) - 1, round(share * len(places))))])
+    train = [place for place in range(len(source.names)) if place not in val]
+    note = f"there is no val split: {len(val)} of {len(source.names)} training images are held out for it, by a hash"
+    return Part(source, train), Part(source, sorted(val)), note
+
+
+def check_labels(labels: Iterable[Any], classes: int, where: str) -> list[int]:
+    """Whole numbers from 0 to classes - 1. Raises BadInput naming the first row that holds something else."""
+    found = []
+    for row, label in enumerate(labels):
+        if isinstance(label, bool) or not isinstance(label, int):
+            raise BadInput(f"{where} {row}: label {label!r}: a whole number from 0 to {classes - 1} is needed")
+        if not 0 <= label < classes:
+            raise BadInput(f"{where} {row}: label {label}: the classes are 0 to {classes - 1}; more: ?classes=N")
+        found.append(label)
+    return found
+
+
+def check_classes(classes: Sequence[str], where: object) -> None:
+    """Raises BadInput for fewer than two classes: there would be nothing to learn."""
+    if len(classes) < 2:
+        names = ", ".join(classes) or "none"
+        raise BadInput(f"{where}: classification needs at least two classes, found {len(classes)}: {names}")
+
+
+def share_of(text: str, ref: str) -> float:
+    """The option `val=`. Raises BadInput unless it is from 0 to below 1."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share < 1:
+        raise BadInput(f"data {ref!r}: val={text}: the share of train that is held out, from 0 to below 1")
+    return share
+
+
+def _tracked(steps: Iterable[Any], count: int, progress: bool) -> Iterable[Any]:
+    if not progress or count <= 300:
+        return steps
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(steps, "reading images", total=count, console=console, disable=not console.is_terminal, transient=True)

@@ -1,0 +1,56 @@
+"""Which task a recipe, a data reference or a run folder is about, and its data: the one place that knows both."""
+
+from pathlib import Path
+from typing import Any
+
+from leanconv.errors import BadInput
+from leanconv.runs import RunFolder
+from leanconv.train.classify import Classification
+from leanconv.train.data import open_data, parse
+from leanconv.train.label_sources import has_class_folders, open_labelled
+from leanconv.train.recipe import Recipe
+from leanconv.train.segment import Segmentation
+
+Task = Segmentation | Classification
+
+
+def find_task(ref: str) -> str:
+    """`segment` or `classify`: what the data of a reference can teach. Whatever has masks teaches segmentation."""
+    place, _ = parse(ref)
+    if place.startswith("torchvision:"):
+        return "classify"
+    root = Path(place).expanduser()
+    if place.startswith("synthetic:") or not root.is_dir():
+        return "segment"  # whose reader says what is wrong with it
+    if files := sorted(root.glob("*.parquet")):
+        from leanconv.train.parquet import column_names
+
+        names = column_names(files[0])
+        return "classify" if "label" in names and "mask" not in names else "segment"
+    if any((root / name).is_dir() for name in ("images", "masks")) or any(root.glob("*/images")):
+        return "segment"
+    return "classify" if has_class_folders(root) else "segment"
+
+
+def task_of(recipe: Recipe) -> str:
+    """The recipe's task; `auto` takes what the data has."""
+    return find_task(recipe.data) if recipe.task == "auto" else recipe.task
+
+
+def make_task(recipe: Recipe, kind: str, classes: tuple[str, ...]) -> Task:
+    """What the loop trains. Raises BadInput for settings of the other task."""
+    if kind == "classify":
+        return Classification(classes, recipe.loss, recipe.smoothing)
+    if recipe.smoothing:
+        raise BadInput(f"recipe: smoothing={recipe.smoothing} is for classification, this data has masks")
+    return Segmentation(classes, recipe.loss)
+
+
+def open_split(ref: str, split: str, *, task: str, size: int) -> Any:
+    """One split of the data as the task sees it: `Samples` of masks, or `Labelled` images (squares of `size`)."""
+    return open_labelled(ref, split, size=size) if task == "classify" else open_data(ref, split)
+
+
+def run_task(folder: RunFolder) -> str:
+    """What a run's model was trained for. Raises BadCheckpoint for a damaged model.json."""
+    return folder.read_model().task or "segment"
