@@ -1,7 +1,14 @@
 """The softmax-pair blend of two branches: two parallel results, weighed per sample and channel by their averages."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from leanconv.ops.activations import check_activation
+from leanconv.ops.forms import Form, Pair, averaged, check_channels, fake_map, finish, joined
 
 
 def gated_sum(a: Tensor, b: Tensor) -> Tensor:
@@ -18,3 +25,96 @@ def gated_sum(a: Tensor, b: Tensor) -> Tensor:
     sums = a.sum((2, 3), keepdim=True, dtype=exact) - b.sum((2, 3), keepdim=True, dtype=exact)
     gate = torch.sigmoid(sums / (a.shape[2] * a.shape[3]))
     return torch.lerp(b, a, gate.to(a.dtype))
+
+
+@dataclass(frozen=True)
+class GatedSum(Form):
+    """A blend whose second branch is a 1×1, with the affine and the activation that follow: the second pass of SPLConv.
+
+        b = W · x + bias                              x: the concatenation of the inputs
+        g = sigmoid(average(a) - average(b))          per sample and channel
+        y = act((g ⊙ a + (1 - g) ⊙ b) ⊙ scale + shift)
+
+    Args:
+        channels: of each input.
+        out_channels: O, of a, b and y.
+        bias: whether the 1×1 has one.
+        affine: whether scale and shift (a BatchNorm that follows) are there.
+        activation, average: as `Separable`'s.
+
+    The weights, in this order: W `O C 1 1` (or `O C`); bias `O`; scale `O`, shift `O`, if they are there.
+    """
+
+    channels: tuple[int, ...]
+    out_channels: int
+    bias: bool = False
+    affine: bool = False
+    activation: str = "none"
+    average: bool = False
+
+    def __post_init__(self) -> None:
+        check_activation(self.activation)
+
+    @property
+    def width(self) -> int:
+        """Channels of the output."""
+        return self.out_channels
+
+    def size(self, h: int, w: int) -> Pair:
+        """Height and width of the output."""
+        return h, w
+
+    def macs(self, h: int, w: int) -> int:
+        """Multiply-adds of one sample of that size."""
+        return h * w * self.out_channels * (sum(self.channels) + 1)
+
+
+def reference(
+    a: Tensor, inputs: Sequence[Tensor], weights: Sequence[Tensor], form: GatedSum, a_average: Tensor | None = None,
+    averages: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`gated_pointwise` in plain PyTorch, for any dtype and device."""
+    check_channels(inputs, form.channels)
+    left = list(weights)
+    project, bias = left.pop(0).view(form.out_channels, -1), left.pop(0) if form.bias else None
+    b = F.conv2d(joined(inputs), project[:, :, None, None], bias)
+    mean_a = averaged(a) if a_average is None else a_average
+    # The average of a 1×1's output is the 1×1 of the average: a few numbers in place of a pass over the map.
+    means = torch.cat(list(averages) if averages else [averaged(x) for x in inputs], 1)  # N C
+    mean_b = F.linear(means, project.to(means.dtype), None if bias is None else bias.to(means.dtype))
+    gate = torch.sigmoid(mean_a - mean_b).to(a.dtype)[:, :, None, None]
+    y = torch.lerp(b, a, gate)
+    if form.affine:
+        y = y * left[0][:, None, None] + left[1][:, None, None]
+    return finish(y, form.activation, None, form.average)
+
+
+@torch.library.custom_op("leanconv::gated_pointwise", mutates_args=())
+def gated_pointwise_op(
+    a: Tensor, inputs: Sequence[Tensor], weights: Sequence[Tensor], form: str, a_average: Tensor | None,
+    averages: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`gated_pointwise` as an operator of PyTorch; `form` is `GatedSum.text`. Inference only."""
+    return reference(a, inputs, weights, GatedSum.read(form), a_average, averages or None)
+
+
+@gated_pointwise_op.register_fake
+def _(a, inputs, weights, form, a_average, averages):  # type: ignore[no-untyped-def]
+    made = GatedSum.read(form)
+    return fake_map(a, made.width, a.shape[2:], made.average)
+
+
+def gated_pointwise(
+    a: Tensor, inputs: Sequence[Tensor], weights: Sequence[Tensor], form: GatedSum, a_average: Tensor | None = None,
+    averages: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Run a gated sum: on the fastest kernel that is registered for the device, else on the reference.
+
+    Args:
+        a: `N O P Q`, the first branch.
+        inputs: `N C_i P Q` each, with C_i as in `form.channels`; they stand for their concatenation.
+        weights: in the order that `GatedSum` says.
+        a_average: `N O`, and averages: `N C_i` for each input, in float32; computed here where they are not given.
+    Returns: `N O P Q` (channels_last), and its average `N O` in float32 (of no numbers unless `form.average`).
+    """
+    return gated_pointwise_op(a, list(inputs), list(weights), form.text, a_average, list(averages or ()))

@@ -1,0 +1,137 @@
+"""Forms: what of a primitive is known before any data is there. A form is hashable, and the key of its kernel.
+
+Tensors are `N C H W` in shape; several inputs stand for their concatenation over channels, which is never made.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leanconv.errors import BadInput
+from leanconv.ops.activations import ACTIVATIONS, check_activation
+
+Pair = tuple[int, int]
+Sides = tuple[int, int, int, int]  # top, bottom, left, right
+
+
+@dataclass(frozen=True)
+class Form:
+    """What every form shares: text (for `torch.library`, whose operators take no objects) and back."""
+
+    @property
+    def text(self) -> str:
+        """JSON that `read` turns into an equal form."""
+        return _text(self)
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """The form of `text`; cached, so that a call of the operator parses nothing twice."""
+        return _read(cls, text)
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Self:
+        """From parsed JSON, lists turned into tuples."""
+        return cls(**{name: _frozen(value) for name, value in fields.items()})
+
+
+@functools.lru_cache(4096)
+def _text(form: Form) -> str:
+    return json.dumps(asdict(form))
+
+
+@functools.lru_cache(4096)
+def _read(kind: type[Any], text: str) -> Any:
+    return kind.of(json.loads(text))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Stencil:
+    """One depthwise convolution of a slice of channels, then an activation.
+
+    Args:
+        first, channels: the slice of the stage's input that it reads; slices may overlap (FuSeConv "full").
+        kernel, stride, dilation: R×S taps and their steps, rows first.
+        padding: zeros around: top, bottom, left, right; the two sides may differ.
+        bias: whether a bias follows.
+        identity: no taps and no bias at all, kernel 1×1: the channels pass (Inception); a stride still subsamples.
+        activation: one of `ops.activations.ACTIVATIONS`.
+    """
+
+    first: int
+    channels: int
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+    padding: Sides = (0, 0, 0, 0)
+    bias: bool = False
+    identity: bool = False
+    activation: str = "none"
+
+    def __post_init__(self) -> None:
+        check_activation(self.activation)
+        if self.identity and (self.kernel != (1, 1) or self.padding != (0, 0, 0, 0) or self.bias):
+            raise BadInput("an identity stencil has a 1×1 kernel, no padding and no bias")
+
+    def size(self, h: int, w: int) -> Pair:
+        """Height and width after it, by Conv2d's formula."""
+        return out_size(h, w, self.kernel, self.stride, self.dilation, self.padding)
+
+
+def out_size(h: int, w: int, kernel: Pair, stride: Pair, dilation: Pair, padding: Sides) -> Pair:
+    """P and Q of a convolution, by Conv2d's formula."""
+    top, bottom, left, right = padding
+    return (
+        (h + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1,
+        (w + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1,
+    )
+
+
+def padded_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, dilation: Pair, padding: Sides, groups: int
+) -> Tensor:
+    """`conv2d` with a padding for each side."""
+    top, bottom, left, right = padding
+    if top == bottom and left == right:
+        return F.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, dilation, groups)
+
+
+def joined(inputs: Sequence[Tensor]) -> Tensor:
+    """The concatenation that several inputs stand for."""
+    return inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), 1)
+
+
+def finish(y: Tensor, activation: str, residual: Tensor | None, average: bool) -> tuple[Tensor, Tensor]:
+    """activation(y + residual), channels_last, and its average over the pixels: `N O P Q`, `N O` (or no numbers)."""
+    y = ACTIVATIONS[activation](y if residual is None else y + residual)
+    y = y.contiguous(memory_format=torch.channels_last)
+    return y, averaged(y) if average else y.new_empty(0, dtype=torch.float32)
+
+
+def averaged(x: Tensor) -> Tensor:
+    """The average over height and width: `N C H W -> N C`, float32 (float64 for float64)."""
+    return x.mean((2, 3), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def fake_map(like: Tensor, channels: int, size: Pair, average: bool) -> tuple[Tensor, Tensor]:
+    """What `finish` gives, without the numbers: for tracing."""
+    y = like.new_empty((like.shape[0], channels, *size)).to(memory_format=torch.channels_last)
+    shape = (like.shape[0], channels) if average else (0,)
+    return y, like.new_empty(shape, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def check_channels(inputs: Sequence[Tensor], channels: Sequence[int]) -> None:
+    """Raises BadInput unless the inputs are maps of these channels."""
+    found = [x.shape[1] if x.dim() == 4 else -1 for x in inputs]
+    if found != list(channels):
+        raise BadInput(f"the form is for inputs of {list(channels)} channels, got {[tuple(x.shape) for x in inputs]}")

@@ -1,0 +1,160 @@
+"""Depthwise stencils, then a 1×1 projection, bias, residual and activation, in one pass.
+
+    t_0 = concatenation of the inputs
+    t_i = concatenation over the stencils s of stage i:  act_s(stencil_s(t_{i-1}[first_s : first_s + channels_s]))
+    y   = act(W · (gate ⊙ t_last) + bias + residual)
+
+A chain of stencils is one stage after the other (SPLConv, XSepConv), a parallel set is one stage with several
+(Inception, FuSeConv). No stage: a plain 1×1 convolution. No projection (`out_channels=None`): depthwise only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from leanconv.errors import BadInput
+from leanconv.ops.activations import ACTIVATIONS, check_activation
+from leanconv.ops.forms import (
+    Form,
+    Pair,
+    Stencil,
+    check_channels,
+    fake_map,
+    finish,
+    joined,
+    out_size,
+    padded_conv,
+)  # fmt: skip
+
+
+def _stencil(fields: dict[str, Any]) -> Stencil:
+    return Stencil(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
+@dataclass(frozen=True)
+class Separable(Form):
+    """What is known of a separable convolution beforehand.
+
+    Args:
+        channels: of each input.
+        stages: of stencils; see `Stencil`.
+        out_channels: O of the 1×1; None where there is none.
+        bias: whether the 1×1 has one.
+        activation: the last one, after the residual sum.
+        residual: whether a map of the output's shape is added before the activation.
+        gate: whether `N M` numbers scale the projection's input (squeeze-and-excitation).
+        average: whether the output's average over the pixels is wanted too.
+
+    The weights, in this order: for each stencil of each stage that is no identity its taps `C 1 R S`, then its bias `C`
+    if it has one; then the 1×1 `O M 1 1` (or `O M`) and its bias `O` if it has one.
+    """
+
+    channels: tuple[int, ...]
+    stages: tuple[tuple[Stencil, ...], ...] = ()
+    out_channels: int | None = None
+    bias: bool = False
+    activation: str = "none"
+    residual: bool = False
+    gate: bool = False
+    average: bool = False
+
+    def __post_init__(self) -> None:
+        check_activation(self.activation)
+        width = sum(self.channels)
+        for stage in self.stages:
+            for stencil in stage:
+                if stencil.channels < 1 or stencil.first < 0 or stencil.first + stencil.channels > width:
+                    raise BadInput(f"{stencil} reads channels that are not among the {width} before it")
+            width = sum(stencil.channels for stencil in stage)
+        if self.out_channels is None and (self.bias or self.gate):
+            raise BadInput("bias and gate belong to the 1×1: without out_channels there is none")
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Self:
+        stages = tuple(tuple(map(_stencil, stage)) for stage in fields["stages"])
+        return cls(**{**fields, "channels": tuple(fields["channels"]), "stages": stages})
+
+    @property
+    def middle(self) -> int:
+        """M: channels after the last stage."""
+        return sum(s.channels for s in self.stages[-1]) if self.stages else sum(self.channels)
+
+    @property
+    def width(self) -> int:
+        """Channels of the output."""
+        return self.middle if self.out_channels is None else self.out_channels
+
+    def size(self, h: int, w: int) -> Pair:
+        """Height and width of the output."""
+        for stage in self.stages:
+            sizes = {out_size(h, w, s.kernel, s.stride, s.dilation, s.padding) for s in stage}
+            if len(sizes) != 1:
+                raise BadInput(f"the stencils of one stage disagree on the size of their output: {sorted(sizes)}")
+            h, w = sizes.pop()
+        return h, w
+
+    def macs(self, h: int, w: int) -> int:
+        """Multiply-adds of one sample of that size."""
+        total = 0
+        for stage in self.stages:
+            h, w = stage[0].size(h, w)
+            total += h * w * sum(s.channels * s.kernel[0] * s.kernel[1] for s in stage if not s.identity)
+        return total + h * w * self.middle * (self.out_channels or 0)
+
+
+def reference(
+    inputs: Sequence[Tensor], weights: Sequence[Tensor], form: Separable, residual: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`separable` in plain PyTorch, for any dtype and device."""
+    check_channels(inputs, form.channels)
+    x, left = joined(inputs), list(weights)
+    for stage in form.stages:
+        parts = []
+        for s in stage:
+            part = x[:, s.first : s.first + s.channels]
+            if s.identity:
+                part = part[:, :, :: s.stride[0], :: s.stride[1]]
+            else:
+                taps, bias = left.pop(0), left.pop(0) if s.bias else None
+                part = padded_conv(part, taps, bias, s.stride, s.dilation, s.padding, s.channels)
+            parts.append(ACTIVATIONS[s.activation](part))
+        x = joined(parts)
+    if form.out_channels is not None:
+        if gate is not None:
+            x = x * gate.to(x.dtype)[:, :, None, None]
+        project = left.pop(0).view(form.out_channels, form.middle, 1, 1)
+        x = torch.nn.functional.conv2d(x, project, left.pop(0) if form.bias else None)
+    return finish(x, form.activation, residual, form.average)
+
+
+@torch.library.custom_op("leanconv::separable", mutates_args=())
+def separable_op(
+    inputs: Sequence[Tensor], weights: Sequence[Tensor], form: str, residual: Tensor | None, gate: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`separable` as an operator of PyTorch; `form` is `Separable.text`. Inference only."""
+    return reference(inputs, weights, Separable.read(form), residual, gate)
+
+
+@separable_op.register_fake
+def _(inputs, weights, form, residual, gate):  # type: ignore[no-untyped-def]
+    made = Separable.read(form)
+    return fake_map(inputs[0], made.width, made.size(*inputs[0].shape[2:]), made.average)
+
+
+def separable(
+    inputs: Sequence[Tensor], weights: Sequence[Tensor], form: Separable, residual: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Run a separable convolution: on the fastest kernel that is registered for the device, else on the reference.
+
+    Args:
+        inputs: `N C_i H W` each, with C_i as in `form.channels`; they stand for their concatenation.
+        weights: in the order that `Separable` says.
+        residual: `N O P Q` where the form has one. gate: `N M` where the form has one.
+    Returns: `N O P Q` (channels_last), and its average `N O` in float32 (of no numbers unless `form.average`).
+    """
+    return separable_op(list(inputs), list(weights), form.text, residual, gate)
