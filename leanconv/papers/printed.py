@@ -3,12 +3,14 @@
 import functools
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from importlib import resources
 from typing import Any
 
 COLUMNS = {"params": "Params", "flops": "Flops", "madd": "MAdd"}
+# Percentages less than the table's dense network -> the column they are made from.
+REDUCED = {"flops_reduced_pct": "flops", "params_reduced_pct": "params"}
 _UNITS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12}
 _FIGURE = re.compile(r"(?P<digits>\d+(?:\.\d+)?)(?P<unit>[kMGT]?)")
 
@@ -24,6 +26,8 @@ class PrintedRow:
         values: column (params, flops, madd) -> figure as a number; `printed`: the same as the paper prints it.
         tolerance: relative; `expected`: whether the real network reproduces the row; `note`: why not.
         fps: the printed frame rate, None where there is none.
+        reduced: column -> percentage less than the dense network's, as printed.
+        params_convention: the convention of the params column where it is another one; else empty.
     """
 
     slug: str
@@ -39,6 +43,8 @@ class PrintedRow:
     expected: bool
     note: str = ""
     fps: float | None = None
+    reduced: dict[str, float] = field(default_factory=dict)
+    params_convention: str = ""
 
     def agrees(self, column: str, ours: int) -> bool:
         """Within the tolerance, or printing as the paper printed it."""
@@ -90,5 +96,6 @@ def _row(entry: dict[str, Any]) -> PrintedRow:
     return PrintedRow(
         entry["slug"], entry["paper"], entry["table"], entry["row"], entry["model_definition_id"], (c, h, w),
         entry["convention"], values, printed, entry["tolerance"], entry["expected_reproduced"], entry["note"],
-        entry.get("fps"),
+        entry.get("fps"), {of: entry[column] for column, of in REDUCED.items() if column in entry},
+        entry.get("params_convention", ""),
     )  # fmt: skip

@@ -2,28 +2,32 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from leanconv.errors import BadInput, UnknownName
 from leanconv.measure.conventions import CONVENTIONS
-from leanconv.measure.count import Counts, count
-from leanconv.papers import splconv
-from leanconv.papers.network import Network
+from leanconv.measure.count import count_recorded
+from leanconv.measure.record import Recording, record
+from leanconv.papers import hetconv, splconv
 from leanconv.papers.printed import COLUMNS, PrintedRow, printed_rows, slugs
 from leanconv.papers.timing import Progress, Rates, measure_rates
 from leanconv.registry import nearest
 from leanconv.table import table
 
 # Paper (the first half of a slug) -> the module that has its NETWORKS, ALTERNATIVES and READINGS.
-_PAPERS: dict[str, Any] = {"splconv": splconv}
+_PAPERS: dict[str, Any] = {"splconv": splconv, "hetconv": hetconv}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One figure of one row: the paper's and ours. `error` = ours / paper - 1; both None where nothing compares."""
+    """One figure of one row: the paper's and ours. `error` = ours / paper - 1; None where nothing compares.
+
+    Of a percentage the error is the difference, 0.005 for half a point. `how`: "counted" on real modules, "formula"
+    where the paper's figure belongs to no layer that can be built, "measured" for frame rates.
+    """
 
     paper: str
     table: str
@@ -31,17 +35,19 @@ class Entry:
     column: str
     convention: str
     input: str
-    paper_value: int
-    ours: int
+    paper_value: float
+    ours: float
     error: float | None
     ok: bool | None
     how: str
     reason: str
 
     def cells(self) -> list[str]:
-        error = "-" if self.error is None else f"{100 * self.error:+.3f} %"
+        is_percentage = self.column.endswith("%")
+        error = "-" if self.error is None else f"{100 * self.error:+.3f} {'points' if is_percentage else '%'}"
         ok = {True: "yes", False: "NO", None: "-"}[self.ok]
-        return [self.row, self.column, f"{self.paper_value:,}", f"{self.ours:,}", error, ok]
+        paper, ours = (f"{value:.2f}" if is_percentage else f"{value:,}" for value in (self.paper_value, self.ours))
+        return [self.row, self.column, paper, ours, error, ok]
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,14 @@ class Reproduction:
         return "\n\n".join(parts)
 
     def _tables(self) -> list[tuple[str, list[Entry]]]:
-        groups: dict[str, list[Entry]] = {}
+        groups: dict[tuple[str, str], list[Entry]] = {}
         for entries, what in ((self.rows, ""), (self.alternatives, ", other readings")):
             for e in entries:
-                title = f"{e.paper}/{e.table}{what}: {e.convention}, input {e.input}"
-                groups.setdefault(title, []).append(e)
-        return list(groups.items())
+                groups.setdefault((f"{e.paper}/{e.table}{what}", e.input), []).append(e)
+        return [
+            (f"{title}: {', '.join(dict.fromkeys(e.convention for e in entries))}, input {shape}", entries)
+            for (title, shape), entries in groups.items()
+        ]
 
     @staticmethod
     def _table(entries: Sequence[Entry], title: str) -> str:
@@ -90,7 +98,12 @@ class Reproduction:
         notes = [f"{agree} of {len(compared)} figures agree: within 0.5 %, or printing as the paper printed them."]
         readings = _PAPERS[entries[0].paper].READINGS
         notes += [f"[{name}]: {what}." for name, what in readings.items() if any(f"[{name}]" in e.row for e in entries)]
-        notes += dict.fromkeys(f"{e.row}: {e.reason}." for e in entries if e.reason)
+        rows_of: dict[str, dict[str, None]] = {}
+        for e in entries:
+            rows_of.setdefault(e.reason, {})[e.row] = None
+        notes += [f"{', '.join(rows)}: {reason}." for reason, rows in rows_of.items() if reason]
+        if formulas := dict.fromkeys(e.convention for e in entries if e.how == "formula"):
+            notes.append(f"By a formula, of no layer that can be built: {', '.join(formulas)}. The real layers below.")
         columns = ["row", "column", "paper", "ours", "error", "ok"]
         return table(columns, [e.cells() for e in entries], title=title, note="\n".join(notes))
 
@@ -130,15 +143,19 @@ def reproduce(
     if time and not timed:
         raise BadInput(f"{selection}: the paper prints no frame rates; leave --time away")
     rows, alternatives, networks, unexpected = [], [], {}, []
+    figures = Figures()
     for row in (r for slug in chosen if counts for r in _rows(slug)):
         paper = _PAPERS[row.slug.split("/")[0]]
         networks[row.model_id] = paper.NETWORKS[row.model_id].reference
-        entries = _entries(row, paper.NETWORKS[row.model_id], size)
+        entries = _entries(row, row.model_id, size, figures)
         rows += entries
         unexpected += [f"{row.row} {e.column}" for e in entries if e.ok is False and row.expected]
         for other, name in paper.ALTERNATIVES.get(row.model_id, {}).items():
             networks[other] = paper.NETWORKS[other].reference
-            alternatives += _entries(row, paper.NETWORKS[other], size, name=name)
+            alternatives += _entries(row, other, size, figures, name=name)
+        if row.convention in _formulas(paper):
+            counted = replace(row, convention=paper.COUNTED, params_convention="")
+            alternatives += _entries(counted, row.model_id, size, figures, name="real layers")
     rates = []
     for slug in timed if time else ():
         printed = _rows(slug)
@@ -191,32 +208,113 @@ def _check_size(row: PrintedRow, size: tuple[int, int]) -> None:
 
 
 def _missing(slug: str) -> list[str]:
-    known = getattr(_PAPERS.get(slug.split("/")[0]), "NETWORKS", {})
-    return [row.model_id for row in _rows(slug) if row.model_id not in known or row.convention not in CONVENTIONS]
+    paper = _PAPERS.get(slug.split("/")[0])
+    known, formulas = getattr(paper, "NETWORKS", {}), _formulas(paper)
+    return [
+        row.model_id
+        for row in _rows(slug)
+        if row.model_id not in known or not (row.convention in CONVENTIONS or row.convention in formulas)
+    ]
 
 
-def _entries(row: PrintedRow, network: Network, size: tuple[int, int] | None, *, name: str = "") -> list[Entry]:
+def _formulas(paper: Any) -> dict[str, Any]:
+    """Convention -> function (network, recorded forward) -> what has `.params` and `.flops`, of no real layer."""
+    formulas: dict[str, Any] = getattr(paper, "FORMULAS", {})
+    return formulas
+
+
+class Figures:
+    """The figures of the papers' networks; each is built and run once per input, whatever the convention."""
+
+    def __init__(self) -> None:
+        self._runs: dict[tuple[str, str, tuple[int, ...]], Recording] = {}
+        self._found: dict[tuple[str, str, str, tuple[int, ...]], Any] = {}
+
+    def of(self, paper: str, model_id: str, convention: str, shape: tuple[int, ...]) -> tuple[Any, str]:
+        """(what has `.params`, `.flops`, `.madd`, how it was found)."""
+        network, formula = _PAPERS[paper].NETWORKS[model_id], _formulas(_PAPERS[paper]).get(convention)
+        run, key = (paper, model_id, shape), (paper, model_id, convention, shape)
+        if run not in self._runs:
+            self._runs[run] = record(network.build("meta"), torch.empty(1, *shape, device="meta"))
+        if key not in self._found:
+            recording = self._runs[run]
+            self._found[key] = formula(network, recording) if formula else count_recorded(recording, convention)
+        return self._found[key], "formula" if formula else "counted"
+
+
+def _entries(
+    row: PrintedRow, model_id: str, size: tuple[int, int] | None, figures: Figures, *, name: str = ""
+) -> list[Entry]:
     """The columns of one row. `name`: of the other reading, where this is one."""
-    c, h, w = (row.input[0], *size) if size else row.input
-    counts = count(network.build("meta"), torch.empty(1, c, h, w, device="meta"), row.convention)
-    return [_entry(row, column, counts, (c, h, w), name) for column in row.values]
+    shape = (row.input[0], *size) if size else row.input
+    formulas = _formulas(_PAPERS[row.slug.split("/")[0]])
+
+    def ours(column: str, model_id: str) -> tuple[Any, str, str]:
+        convention = (column == "params" and row.params_convention) or row.convention
+        rule = (
+            f"{row.convention}:{convention}"
+            if row.convention in formulas and convention != row.convention
+            else convention
+        )
+        found, how = figures.of(row.slug.split("/")[0], model_id, rule, shape)
+        value = getattr(found, column, None)
+        if value is None:
+            raise BadInput(f"{row.slug}: convention {convention} counts no {COLUMNS[column]}")
+        return value, how, convention
+
+    entries = [_entry(row, column, *ours(column, model_id), shape, name) for column in row.values]
+    for column in row.reduced:
+        less, how, convention = ours(column, model_id)
+        dense = _PAPERS[row.slug.split("/")[0]].BASELINES[row.model_id, column]
+        pct = 100 * (1 - less / ours(column, dense)[0])
+        entries.append(_reduction(row, column, pct, how, convention, shape, name))
+    return entries
 
 
-def _entry(row: PrintedRow, column: str, counts: Counts, shape: tuple[int, ...], name: str) -> Entry:
-    paper, ours = row.values[column], getattr(counts, column)
-    if ours is None:
-        raise BadInput(f"{row.slug}: convention {row.convention} counts no {COLUMNS[column]}")
+def _why(row: PrintedRow, column: str, convention: str) -> str:
+    """The paper's file's word on a figure of ours that does not agree."""
+    reasons = getattr(_PAPERS[row.slug.split("/")[0]], "REASONS", {})
+    known: str = reasons.get((row.model_id, column, convention), row.note)
+    return known or f"off by more than {100 * row.tolerance:g} %"
+
+
+def _entry(
+    row: PrintedRow, column: str, ours: int, how: str, convention: str, shape: tuple[int, ...], name: str
+) -> Entry:
+    paper = row.values[column]
     error: float | None = ours / paper - 1
     ok: bool | None = row.agrees(column, ours)
     reason = ""
     if shape != row.input and column != "params":
-        error, ok, reason = None, None, f"counted on {shape[1]}x{shape[2]}, printed for {row.input[1]}x{row.input[2]}"
+        error, ok, reason = None, None, _elsewhere(row, shape)
     elif not ok:
-        reason = row.note or f"off by more than {100 * row.tolerance:g} %"
+        reason = _why(row, column, convention)
     elif abs(ours / paper - 1) > row.tolerance:
         reason = f"{COLUMNS[column]} prints as the paper's {row.printed[column]}"
-    slug_paper, slug_table = row.slug.split("/")
-    return Entry(
-        slug_paper, slug_table, f"{row.row} [{name}]" if name else row.row, COLUMNS[column], row.convention,
-        "x".join(map(str, shape)), paper, ours, error, ok, "counted", reason,
-    )  # fmt: skip
+    return _made(row, name, COLUMNS[column], convention, shape, (paper, ours, error, ok, how, reason))
+
+
+def _reduction(
+    row: PrintedRow, column: str, ours: float, how: str, convention: str, shape: tuple[int, ...], name: str
+) -> Entry:
+    paper, reason = row.reduced[column], ""
+    error: float | None = (ours - paper) / 100
+    ok: bool | None = abs(ours - paper) / 100 <= row.tolerance
+    if shape != row.input and column != "params":
+        error, ok, reason = None, None, _elsewhere(row, shape)
+    elif not ok:
+        reason = _why(row, column, convention)
+    title = f"{COLUMNS[column]} less, %"
+    return _made(row, name, title, convention, shape, (paper, ours, error, ok, how, reason))
+
+
+def _elsewhere(row: PrintedRow, shape: tuple[int, ...]) -> str:
+    return f"counted on {shape[1]}x{shape[2]}, printed for {row.input[1]}x{row.input[2]}"
+
+
+def _made(
+    row: PrintedRow, name: str, column: str, convention: str, shape: tuple[int, ...], figures: tuple[Any, ...]
+) -> Entry:
+    paper, table_name = row.slug.split("/")
+    title, where = f"{row.row} [{name}]" if name else row.row, "x".join(map(str, shape))
+    return Entry(paper, table_name, title, column, convention, where, *figures)

@@ -54,7 +54,6 @@ def test_times_at_a_given_input_written_to_a_file(leanconv, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["hetconv/table1"], 1, "can be reproduced: "),
         (["nonesuch"], 2, "unknown table 'nonesuch'"),
         (["splconv/table1", "--input", "1,3,500,500"], 1, "multiples of 16"),
         (["splconv/table1", "--input", "1,1,512,512"], 1, "N,3,H,W"),
