@@ -123,7 +123,8 @@ class DOConv2d(Operator):
             state_dict[prefix + "W"] = self._from_dense(state_dict.pop(prefix + "weight"))
             if self.D is not None:
                 state_dict.setdefault(prefix + "D", torch.zeros_like(self.D))
-        state_dict.pop(prefix + "D_diag", None)  # the authors store I, which is a constant
+        for constant in ("D_diag", "d_diag"):  # the authors store I, by two names: up to PyTorch 1.9 and from 1.10 on
+            state_dict.pop(prefix + constant, None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()

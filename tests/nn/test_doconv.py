@@ -102,9 +102,11 @@ def test_a_pointwise_layer_has_nothing_to_compose():
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.W[..., None], layer.bias))
 
 
-def test_loads_the_authors_keys():
+@pytest.mark.parametrize("constant", ["D_diag", "d_diag"])
+def test_loads_the_authors_keys(constant):
+    """`do_conv_pytorch.py` and `do_conv_pytorch_1_10.py` name the constant that they store differently."""
     source = hard(4, 6, 3)
-    state = {**source.state_dict(), "D_diag": source._identity.repeat(4, 1, 1)}
+    state = {**source.state_dict(), constant: source._identity.repeat(4, 1, 1)}
     layer = hard(4, 6, 3)
     layer.load_state_dict(state)
     torch.testing.assert_close(layer.dense_weight(), source.dense_weight(), rtol=0, atol=0)
