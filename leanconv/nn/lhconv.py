@@ -216,7 +216,7 @@ def _straight_through(hard: Tensor, scores: Tensor, near: Tensor) -> Tensor:
     """`hard` in value; its gradient goes to `scores`, whole where `near`, a tenth elsewhere."""
     if not (torch.is_grad_enabled() and scores.requires_grad):
         return hard
-    slope = torch.where(near, 1.0, 0.1).to(scores.dtype)
+    slope = torch.full_like(scores, 0.1).masked_fill(near, 1.0)  # `where` of plain numbers knows float32's 0.1 alone
     return hard + slope * (scores - scores.detach())
 
 
