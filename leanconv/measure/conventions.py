@@ -71,12 +71,20 @@ def _per_output(times: int) -> OpRule:
     return lambda op: times * op.written
 
 
-_SQUEEZE = re.compile(r"squeeze|attention|(^|_)se(_|$|[A-Z])|^SE[A-Z]?|^Eca|^ODConv", re.IGNORECASE)
+_SQUEEZE = re.compile(r"[Ss]queeze|[Aa]ttention|(^|_)se(_|$)|^SE|^Se(Module|Layer|Block)|^(ECA|Eca)|^ODConv")
+
+
+def _is_squeeze(op: OpCall) -> bool:
+    """Whether a squeeze-excite or attention block runs it, told by the names of the two innermost classes."""
+    return any(_SQUEEZE.search(name) for name in op.inside[-2:])
 
 
 def _if_squeeze(times: int) -> OpRule:
-    """So much per pooled element of a squeeze-excite or attention block, told by the class names around it."""
-    return lambda op: times * op.read if any(_SQUEEZE.search(name) for name in op.inside) else 0
+    return lambda op: times * op.read if _is_squeeze(op) else 0
+
+
+def _unless_squeeze(times: int) -> OpRule:
+    return lambda op: 0 if _is_squeeze(op) else times * op.read
 
 
 def _od_kernel(spec: ConvSpec, options: Mapping[str, Any]) -> int:
@@ -196,9 +204,9 @@ CONVENTIONS: dict[str, Convention] = {
         Convention(
             "fuse", "flops",
             "conv/FC/SE multiply-accumulates + 2 per BN element + 2 per ReLU or h-swish element (ReLU6 free) + 2 per "
-            "element pooled by a squeeze-excite block; params = trainable",
+            "element pooled by a squeeze-excite block, whose own ReLU is free; params = trainable",
             _LAYERS | {
-                "batch_norm": _per_element(2), "relu": _per_element(2), "hardswish": _per_element(2),
+                "batch_norm": _per_element(2), "relu": _unless_squeeze(2), "hardswish": _per_element(2),
                 "global_mean": _if_squeeze(2), "adaptive_pool": _if_squeeze(2),
             },
         ),

@@ -7,15 +7,28 @@ from typing import Any
 from torch import nn
 
 from leanconv.errors import BadInput, UnknownName
+from leanconv.models.mnasnet import mnasnet_b1
+from leanconv.models.mobilenet_v1 import MOBILENETS_V1
 from leanconv.models.mobilenet_v2 import mobilenet_v2
+from leanconv.models.mobilenet_v3 import MOBILENETS_V3
 from leanconv.models.resnet import RESNETS
+from leanconv.models.shufflenet_v2 import shufflenet_v2
 from leanconv.models.unet import UNet
 from leanconv.models.vgg import VGGS
 from leanconv.registry import nearest
 
 __all__ = ["UNet", "build", "names", "options_of"]
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, **RESNETS, "mobilenet_v2": mobilenet_v2, **VGGS}
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    **RESNETS,
+    **VGGS,
+    **MOBILENETS_V1,
+    "mobilenet_v2": mobilenet_v2,
+    **MOBILENETS_V3,
+    "mnasnet_b1": mnasnet_b1,
+    "shufflenet_v2": shufflenet_v2,
+}
 
 
 def names() -> list[str]:

@@ -88,9 +88,9 @@ class InvertedResidual(nn.Module):
         self.se_first = stands and place.se_first
         self.norm2 = nn.Identity() if both else norm(wide)
         self.act2 = nn.Identity() if both else act(inplace=True)
+        self.se = b.se(wide) if b.se else nn.Identity()
         self.project = nn.Identity() if both else place.layer(f"{name}.project", wide, b.o, 1)
         self.norm3 = norm(b.o)
-        self.se = b.se(wide) if b.se else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
         z = self.act1(self.norm1(self.expand(x)))
@@ -173,13 +173,13 @@ class Strides:
         return 1
 
 
-def divisible(network: str, channels: float, width: Any, least: int = 8) -> int:
-    """`channels · width` as a multiple of 8, at least 90 % of it: the rule of the MobileNets' own code."""
+def divisible(network: str, channels: float, width: Any, multiple: int = 8) -> int:
+    """`channels · width` as a multiple, at least 90 % of it: the rule of the MobileNets' own code."""
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 64:
         raise BadInput(f"{network}: width={width!r}: a factor above 0, such as 0.75, and at most 64")
     wanted = channels * width
-    found = max(least, int(wanted + 4) // 8 * 8)
-    return found + 8 if found < 0.9 * wanted else found
+    found = max(multiple, int(wanted + multiple / 2) // multiple * multiple)
+    return found + multiple if found < 0.9 * wanted else found
 
 
 def reduction(network: str, se: Any) -> int:

@@ -45,13 +45,15 @@ class Replaced:
         self.reasons: dict[str, None] = {}
 
     def layer(
-        self, name: str, c: int, o: int, kernel: int, stride: int = 1, *, groups: int = 1, bias: bool = False
-    ) -> nn.Module:
+        self, name: str, c: int, o: int, kernel: int, stride: int = 1, *, groups: int = 1, bias: bool = False,
+        options: dict[str, Any] | None = None,
+    ) -> nn.Module:  # fmt: skip
         """The layer `name` with padding (k - 1)/2: the operator where it replaces such a layer, else `standard`.
 
+        `options`: what the operator gets beside those of the string.
         Raises: UnsupportedConv (naming the layer) where the operator is meant to replace it and cannot.
         """
-        return self._layer(name, ConvSpec.of(c, o, kernel, stride, kernel // 2, 1, groups, bias))
+        return self._layer(name, ConvSpec.of(c, o, kernel, stride, kernel // 2, 1, groups, bias), **(options or {}))
 
     def _layer(self, name: str, spec: ConvSpec, out: int | None = None, **more: Any) -> nn.Module:
         """`out`: the operator's output channels where they are not the standard layer's; `more`: options for it."""

@@ -19,17 +19,22 @@ class SqueezeExcite(nn.Module):
     Args:
         channels: C.
         reduction: r; the hidden width is max(1, floor(C / r)).
+        hidden: the hidden width itself, for networks that round it (MobileNetV3).
         bias: whether the two linear maps have biases.
         gate: "sigmoid" or "hardsigmoid".
     """
 
-    def __init__(self, channels: int, reduction: int = 16, bias: bool = True, gate: str = "sigmoid") -> None:
+    def __init__(
+        self, channels: int, reduction: int = 16, bias: bool = True, gate: str = "sigmoid", *, hidden: int | None = None
+    ) -> None:  # fmt: skip
         super().__init__()
         if gate not in ("sigmoid", "hardsigmoid"):
             raise BadInput(f"gate={gate!r}: 'sigmoid' or 'hardsigmoid'")
         if channels < 1 or reduction < 1:
             raise BadInput(f"channels={channels} and reduction={reduction} must be at least 1")
-        self.gate, hidden = gate, max(1, channels // reduction)
+        if hidden is not None and hidden < 1:
+            raise BadInput(f"hidden={hidden} must be at least 1")
+        self.gate, hidden = gate, hidden or max(1, channels // reduction)
         self.down, self.up = nn.Linear(channels, hidden, bias), nn.Linear(hidden, channels, bias)
         if bias:
             nn.init.zeros_(self.down.bias)

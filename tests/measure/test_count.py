@@ -325,3 +325,20 @@ def test_od_lists_the_dynamic_kernels_that_it_has_no_rule_for():
     made = Body(lambda m, x: F.conv2d(x, m.w * x.mean()), w=nn.Parameter(torch.randn(4, 8, 3, 3)))
     with pytest.warns(Uncounted, match="building of kernels ×1"):
         count(made, X, "od")
+
+
+def test_what_a_squeeze_excite_is_told_by():
+    """The pool and the ReLU inside one, not what merely stands in a Sequential or a Separable block."""
+
+    class SEModule(nn.Module):
+        def forward(self, x):
+            return x * F.relu(x.mean((2, 3), keepdim=True))
+
+    class Separable(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3), keepdim=True) * F.relu(x)
+
+    assert count(nn.Sequential(SEModule()), X, "fuse").flops == 2 * X.numel()
+    assert count(nn.Sequential(Separable()), X, "fuse").flops == 2 * X.numel()
+    assert count(nn.Sequential(SEModule()), X, "od").flops == X.numel()
+    assert count(nn.Sequential(Separable(), nn.Sequential(nn.AdaptiveAvgPool2d(1))), X, "od").flops == 0

@@ -31,22 +31,9 @@ def test_the_zoos_network_counts_the_same(library):
     assert counts() == (expected.params, expected.flops) == (3_504_872, 300_774_272)
 
 
-def test_it_computes_what_torchvisions_does_with_the_same_weights():
-    theirs = pytest.importorskip("torchvision").models.mobilenet_v2(num_classes=7, width_mult=0.35).eval()
-    ours = build("mobilenet_v2", num_classes=7, width=0.35).eval()
-    generator = torch.Generator().manual_seed(0)
-    for module in theirs.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2, generator=generator)
-            module.running_var.uniform_(0.5, 2, generator=generator)
-    values = list(theirs.state_dict().values())
-    state = ours.state_dict()
-    assert len(values) == len(state)
-    assert [v.shape for v in values] == [v.shape for v in state.values()]
-    ours.load_state_dict(dict(zip(state, values, strict=True)))
-    x = torch.randn(2, 3, 37, 50, generator=generator)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-4)
+def test_it_computes_what_torchvisions_does_with_the_same_weights(same_as):
+    theirs = pytest.importorskip("torchvision").models.mobilenet_v2(num_classes=7, width_mult=0.35)
+    same_as(build("mobilenet_v2", num_classes=7, width=0.35), theirs)
 
 
 def test_where_an_operator_stands():
