@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from leanconv.deploy.runtimes import openvino_core
 from leanconv.errors import BadInput, UnsupportedConv
 from leanconv.nn import DRConv2d
 from leanconv.nn.drconv import choice, nearest
@@ -195,7 +196,7 @@ def test_runs_in_openvino_with_any_batch(generator):
     program = torch.export.export(
         layer, (torch.randn(2, 6, 9, 8),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
     )
-    compiled = openvino.compile_model(
+    compiled = openvino_core().compile_model(
         openvino.convert_model(program), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )  # fmt: skip
     for n in (1, 3):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from leanconv.deploy.runtimes import openvino_core
 from leanconv.errors import UnsupportedConv
 from leanconv.nn import ODConv2d, set_temperature
 
@@ -197,7 +198,9 @@ def test_runs_in_openvino_with_any_batch(kernel):
     program = torch.export.export(
         layer, (torch.randn(2, 6, 9, 8),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
     )
-    compiled = openvino.compile_model(openvino.convert_model(program), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(
+        openvino.convert_model(program), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
     for n in (1, 3):
         x = torch.randn(n, 6, 9, 8)
         with torch.no_grad():
