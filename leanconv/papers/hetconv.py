@@ -38,6 +38,9 @@ def _networks() -> dict[str, Network]:
         found[f"resnet34_imagenet_P{part}_SE"] = Network("resnet34", {**zero_pad, "se": 8})
         found[f"resnet50_imagenet_P{part}"] = Network("resnet50", plain)
         found[f"vgg16_imagenet_P{part}"] = Network("vgg16", plain)
+    found["mobilenet_cifar"] = Network("mobilenet_v1_cifar")
+    found["mobilenet_cifar_P32"] = Network("mobilenet_v1_cifar", {"conv": "hetconv(part=32)"})
+    found["mobilenet_cifar_P32_SE"] = Network("mobilenet_v1_cifar", {"conv": "hetconv(part=32)", "se": 8})
     return found
 
 
@@ -52,7 +55,10 @@ def _baseline(model_id: str, column: str) -> str:
 
 # The dense network that a percentage is measured against: P1, but for the parameters of an _SE row P1_SE (as printed).
 BASELINES: dict[tuple[str, str], str] = {
-    (model_id, column): _baseline(model_id, column) for model_id in NETWORKS for column in ("params", "flops")
+    (model_id, column): _baseline(model_id, column)
+    for model_id in NETWORKS
+    for column in ("params", "flops")
+    if not model_id.startswith("mobilenet")
 }
 # What the rows of a formula are counted with on the real layers.
 COUNTED = "macs_weights"
