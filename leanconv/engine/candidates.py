@@ -6,12 +6,13 @@ A new engine is one file that makes a `Candidate`, and its line here.
 from leanconv.engine.candidate import Candidate
 from leanconv.engine.compiled import COMPILE
 from leanconv.engine.eager import CHANNELS_LAST, FOLDED
+from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.runtimes import ONNXRUNTIME, OPENVINO
 from leanconv.errors import UnknownName
 from leanconv.registry import nearest
 
 GIVEN = "eager"  # the model as it was given: always tried, whatever `engines` says
-CANDIDATES = {each.name: each for each in (FOLDED, CHANNELS_LAST, OPENVINO, ONNXRUNTIME, COMPILE)}
+CANDIDATES = {each.name: each for each in (FOLDED, CHANNELS_LAST, FUSED, OPENVINO, ONNXRUNTIME, COMPILE)}
 
 
 def chosen(engines: object) -> list[Candidate]:

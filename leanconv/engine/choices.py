@@ -71,6 +71,7 @@ class Choices:
     device: str  # the line of `leanconv.measure.label`
     folds: int  # folds in the folded forms
     seconds: float
+    blocks: Any = None  # the table of the fused engine's blocks, where it was tried; prints below this one
 
     @property
     def winner(self) -> Choice:
@@ -90,6 +91,7 @@ class Choices:
         return {
             "device": self.device, "folds": self.folds, "seconds": self.seconds, "chosen": self.winner.label,
             "choices": [row.to_dict() for row in self.rows],
+            "blocks": [] if self.blocks is None else self.blocks.to_dict(),
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -107,7 +109,8 @@ class Choices:
             f"{self.device}; {self.folds} folds; {self.seconds:.0f} s. A form wins if it computes the same and its "
             f"median is below the given model's by more than {MARGIN:.0%} and {SIGMAS:g} standard errors, twice."
         )
-        return table(columns, cells, note=note)
+        text = table(columns, cells, note=note)
+        return text if self.blocks is None else f"{text}\n\n{self.blocks}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -51,7 +51,8 @@ def optimize(
         model: in eval mode, on the device it will run on; it is not changed.
         inputs: a tensor, a tuple of arguments or a dict of named ones, as in use: shapes decide what is fastest.
         dtype: a type that engines may also compute in (torch.bfloat16); inputs and outputs keep theirs.
-        engines: of "eager" (as given, always tried), "folded", "channels_last", "openvino", "onnxruntime", "compile".
+        engines: of "eager" (as given, always tried), "folded", "channels_last", "fused", "openvino", "onnxruntime",
+            "compile".
         budget_s: seconds; an engine whose preparation may not fit any more is left out and listed.
     Returns: a module that is called like the model, with the table `.choices`. Inference only (no gradients).
     Raises: BadInput in training mode, or where the model does not run on `inputs`; UnknownName for another engine.
@@ -81,7 +82,8 @@ def optimize(
     shape = bench.tensors[0].shape if bench.tensors else None
     told = label(bench.device, dtype=bench.dtype, shape=shape)
     folds = len(bench.fold_report.done) if "_folding" in bench.__dict__ else 0
-    choices = Choices(tuple(rows), told, folds, time.perf_counter() - start)
+    blocks = next((found for e in entries if (found := getattr(e.form, "blocks", None)) is not None), None)
+    choices = Choices(tuple(rows), told, folds, time.perf_counter() - start, blocks)
     again = partial(optimize, model, dtype=dtype, engines=(winner.row.engine,), budget_s=budget_s)
     return Optimized(
         model, choices, (args, kwargs), winner.form, any_shape=winner.any_shape, fallback=fallback, again=again

@@ -1,0 +1,1 @@
+"""The engine of whole blocks: capture, rewrite, choose each block's form, run a flat list of steps."""

@@ -1,0 +1,135 @@
+"""From an exported program to the engine's graph: constants computed once, every spelling of a thing made one."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from leanconv.engine.fused.graph import Call, Graph, Node, Ref, constant
+from leanconv.engine.fused.readers import READERS, aten
+
+
+class NotCaptured(Exception):
+    """Why a program cannot be run as a graph of this engine."""
+
+
+def to_graph(program: ExportedProgram) -> Graph:
+    """The flat program of the workbench as a graph. Raises NotCaptured for programs that write into what they read."""
+    return Capture(program.run_decompositions({})).graph()
+
+
+class Capture:
+    """One program being read: `of` maps its values to ours (a list where a reader made several, None for asserts)."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
+        self.nodes: list[Node] = []
+        self.of: dict[fx.Node, Any] = {}
+
+    @torch.no_grad()
+    def graph(self) -> Graph:
+        signature = self.program.graph_signature
+        inputs: list[Node] = []
+        outputs: list[Node] = []
+        for spec in signature.output_specs:
+            if spec.kind is not OutputKind.USER_OUTPUT:
+                raise NotCaptured(f"the model writes into {spec.target or 'its inputs'}")
+        held = {**self.program.state_dict, **self.program.constants}
+        specs = iter(signature.input_specs)
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                source = next(specs)
+                if source.kind is InputKind.USER_INPUT:
+                    self.of[node] = self.add("input", [], len(inputs), node)
+                    inputs.append(self.of[node])
+                else:
+                    self.of[node] = constant(held[source.target].detach(), node.name)
+            elif node.op == "call_function":
+                self.of[node] = self.read(node)
+            elif node.op == "output":
+                outputs = [self.value(x) for x in node.args[0]]
+            else:
+                raise NotCaptured(f"{node.op} {node.target} in the program")
+        graph = Graph(self.nodes, inputs, outputs)
+        graph.tidy()
+        return graph
+
+    def add(self, kind: str, inputs: list[Any], data: Any, like: fx.Node, shape: Any = None) -> Node:
+        """A node of ours, with the shape and dtype of the program's node unless another shape is given."""
+        value = like.meta.get("val")
+        shape = value.shape if shape is None and isinstance(value, Tensor) else shape or ()
+        dtype = value.dtype if isinstance(value, Tensor) else torch.float32
+        sources = [self.value(x) for x in inputs]
+        made = Node(kind, sources, data, tuple(map(int, shape)), dtype, f"{kind}{len(self.nodes)}")
+        self.nodes.append(made)
+        return made
+
+    def value(self, x: Any) -> Node:
+        found = x if isinstance(x, Node) else self.of.get(x)
+        if not isinstance(found, Node):
+            raise NotCaptured(f"{x} is no tensor")
+        return found
+
+    def fixed(self, x: Any) -> Tensor | None:
+        """The tensor behind an argument, where it is a constant."""
+        found = self.of.get(x) if isinstance(x, fx.Node) else x
+        return found.data if isinstance(found, Node) and found.kind == "constant" else None
+
+    def shape(self, x: fx.Node) -> tuple[int, ...]:
+        return tuple(map(int, x.meta["val"].shape))
+
+    def read(self, node: fx.Node) -> Any:
+        if "_assert" in str(node.target):
+            return None
+        sources = list(node.all_input_nodes)
+        known = [self.of[x] for x in sources]
+        if all(isinstance(x, Node) and x.kind == "constant" for x in known):
+            return self.computed(node)
+        if node.target is operator.getitem and isinstance(known[0], list):
+            return known[0][node.args[1]]  # type: ignore[index]  # a reader made several values
+        args = _arguments(node)
+        reader = READERS.get(node.target)
+        made = reader(self, node, args) if reader is not None and args is not None else None
+        return self.call(node) if made is None else made
+
+    def computed(self, node: fx.Node) -> Any:
+        """What depends on constants alone, now."""
+
+        def of(x: fx.Node) -> Any:
+            return self.of[x].data
+
+        args, kwargs = fx.node.map_arg(node.args, of), fx.node.map_arg(node.kwargs, of)
+        made = node.target(*args, **kwargs)  # type: ignore[operator]
+        if isinstance(made, Tensor):
+            return constant(made, node.name)
+        return [constant(x, node.name) for x in made]
+
+    def call(self, node: fx.Node) -> Node:
+        """Any other operator, as it is; views become copies where the layout wants it."""
+        target: Any = node.target
+        if target in (aten.view.default, aten._unsafe_view.default):
+            target = aten.reshape.default
+        if not isinstance(target, torch._ops.OpOverload) and target is not operator.getitem:
+            raise NotCaptured(f"{node.target} in the program")
+        if "as_strided" in str(target):
+            raise NotCaptured("the model reads memory by strides (as_strided)")
+        sources: list[fx.Node] = []
+
+        def place(x: fx.Node) -> Any:
+            sources.append(x)
+            return Ref(len(sources) - 1)
+
+        args, kwargs = fx.node.map_arg(node.args, place), fx.node.map_arg(node.kwargs, place)
+        return self.add("call", sources, Call(target, args, dict(kwargs)), node)
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...] | None:
+    """All arguments by position, defaults filled in; None for what is no aten operator."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    arguments = node.target._schema.arguments
+    given = dict(zip((a.name for a in arguments), node.args, strict=False)) | dict(node.kwargs)
+    return tuple(given.get(a.name, a.default_value if a.has_default_value() else None) for a in arguments)

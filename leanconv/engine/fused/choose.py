@@ -1,0 +1,183 @@
+"""Which form each node runs in: every form of a block on this machine, against each other, in short turns."""
+
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanconv.engine.fused.forms import FORMS, LAST, Form, Run
+from leanconv.engine.fused.graph import Graph, Node
+from leanconv.engine.fused.stages import Block, Gated, Stage, Upsample
+from leanconv.measure.latency import interleave
+from leanconv.table import table
+
+# Seconds that the turns of one block may take, and that a first look may take before a form is given up.
+BLOCK_S, MIN_ROUNDS, MAX_ROUNDS = 0.12, 5, 60
+# A form that differs from PyTorch's by more than this share of the largest value is not used.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}
+_MEASURED: dict[Hashable, dict[str, float | str]] = {}  # by geometry; one process, one machine
+
+
+@dataclass(frozen=True)
+class BlockChoice:
+    """One row of the blocks' table: what was tried for the blocks of one geometry, and what they run in."""
+
+    block: str
+    shape: tuple[int, ...]
+    count: int
+    times_ms: Mapping[str, float]  # form -> median of a call
+    refused: Mapping[str, str]  # form -> why it was not timed
+    chosen: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "block": self.block, "shape": list(self.shape), "count": self.count, "chosen": self.chosen,
+            "times_ms": dict(self.times_ms), "refused": dict(self.refused),
+        }  # fmt: skip
+
+
+@dataclass
+class Blocks:
+    """The table of blocks."""
+
+    rows: list[BlockChoice] = field(default_factory=list)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        return [row.to_dict() for row in self.rows]
+
+    def __str__(self) -> str:
+        names = list(dict.fromkeys(name for row in self.rows for name in row.times_ms))
+        cells = [
+            [
+                row.block, "x".join(map(str, row.shape)), str(row.count),
+                *(_number(row.times_ms.get(name)) for name in names), row.chosen,
+            ]
+            for row in self.rows
+        ]  # fmt: skip
+        note = "ms of one call of the block alone, its result's size, how many of it the model has"
+        return table(["block", "result", "times", *names, "chosen"], cells, note=note)
+
+
+def choose(
+    graph: Graph, *, seconds: float, forms: Mapping[str, Sequence[Form]] = FORMS
+) -> tuple[dict[Node, Run], Blocks]:
+    """A function for every node of the graph, and the table of why. `seconds`: what measuring may take at the most."""
+    deadline = time.perf_counter() + seconds
+    runs: dict[Node, Run] = {}
+    seen: dict[Hashable, list[Any]] = {}
+    for node in graph.nodes:
+        if node.kind in ("input", "constant", "second"):
+            continue
+        choices = forms[node.kind]
+        if len(choices) == 1:
+            made = choices[0].make(node)
+            if made is None:
+                raise ValueError(f"nothing here runs {node!r}")
+            runs[node] = made
+            continue
+        key = geometry(node)
+        measured = _MEASURED.get(key)
+        if measured is None:
+            measured = _measure(node, choices, deadline)
+            if len(measured) == len(choices):
+                _MEASURED[key] = measured
+        order = sorted((ms, name) for name, ms in measured.items() if isinstance(ms, float))
+        for _, name in order:
+            made = next(form for form in choices if form.name == name).make(node)
+            if made is not None:
+                runs[node] = made
+                break
+        else:
+            raise ValueError(f"nothing here runs {node!r}")
+        seen.setdefault(key, [node, measured, name, 0])[3] += 1
+    rows = [
+        BlockChoice(
+            repr(node.data), node.shape, count,
+            {form: ms for form, ms in measured.items() if isinstance(ms, float)},
+            {form: why for form, why in measured.items() if isinstance(why, str)}, name,
+        )
+        for node, measured, name, count in seen.values()
+    ]  # fmt: skip
+    return runs, Blocks(rows)
+
+
+def _measure(node: Node, choices: Sequence[Form], deadline: float) -> dict[str, float | str]:
+    """Milliseconds of each form that is right, or the reason why it is not used."""
+    inputs = [sample(x) for x in node.inputs]
+    found: dict[str, float | str] = {}
+    calls: dict[str, Callable[[], object]] = {}
+    want: Any = None
+    for form in sorted(choices, key=lambda form: form.name != "aten"):  # PyTorch's own first: the others are held to it
+        try:
+            run = form.make(node)
+            if run is None:
+                found[form.name] = "does not cover it"
+                continue
+            seen = run(*inputs)
+        except Exception as error:  # a form that cannot run here is one less to choose from
+            found[form.name] = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            continue
+        want = seen if want is None else want
+        if not agrees(seen, want, TOLERANCE.get(node.dtype, 1e-4)):
+            found[form.name] = "differs from PyTorch's"
+            continue
+        calls[form.name] = _calling(run, inputs)
+        if time.perf_counter() > deadline:
+            break
+    if len(calls) < 2:
+        return found | dict.fromkeys(calls, 0.0)
+    clock = "cpu" if torch.get_num_threads() == 1 else "wall"
+    budget = min(BLOCK_S, max(0.0, deadline - time.perf_counter()))
+    times = interleave(calls, budget_s=budget, warmup=1, min_rounds=MIN_ROUNDS, max_rounds=MAX_ROUNDS, clock=clock)
+    return found | {name: timing.median_ms for name, timing in times.items()}
+
+
+def _calling(run: Run, inputs: list[Tensor]) -> Callable[[], object]:
+    return lambda: run(*inputs)
+
+
+def agrees(seen: Any, want: Any, tolerance: float) -> bool:
+    """Two answers (a map, or a map and its average) within `tolerance` of the largest value."""
+    if isinstance(want, tuple):
+        return isinstance(seen, tuple) and all(agrees(a, b, tolerance) for a, b in zip(seen, want, strict=True))
+    bound = tolerance * max(1e-30, float(want.abs().max())) if want.numel() else 0.0
+    return seen.shape == want.shape and (not want.numel() or float((seen - want).abs().max()) <= bound)
+
+
+def sample(node: Node) -> Tensor:
+    """A value as the node gives it; a slice as the view that it is."""
+    if node.kind == "constant":
+        return node.data  # type: ignore[no-any-return]
+    if node.kind == "slice" and node.shape[2:] != (1, 1):
+        start, stop = node.data
+        return sample(node.inputs[0]).narrow(1, start, stop - start)
+    made = (
+        torch.randn(node.shape, dtype=node.dtype)
+        if node.dtype.is_floating_point
+        else torch.zeros(node.shape, dtype=node.dtype)
+    )
+    return made.contiguous(memory_format=LAST) if len(node.shape) == 4 else made
+
+
+def geometry(node: Node) -> Hashable:
+    """All that decides how fast a node runs: everything but its weights' values."""
+    inputs = tuple((x.shape, x.kind == "slice" and x.inputs[0].shape) for x in node.inputs)
+    return node.kind, node.dtype, torch.get_num_threads(), inputs, _sizes(node.data)
+
+
+def _sizes(data: Any) -> Hashable:
+    match data:
+        case Tensor():
+            return tuple(data.shape)
+        case Stage() | Block() | Gated() | Upsample():
+            return type(data).__name__, tuple(_sizes(getattr(data, name)) for name in data.__dataclass_fields__)
+        case tuple() | list():
+            return tuple(map(_sizes, data))
+    return repr(data)
+
+
+def _number(ms: float | None) -> str:
+    return "-" if ms is None else f"{ms:.3g}"

@@ -1,0 +1,271 @@
+"""How each kind of node can be run: one entry per form, tried and timed by choose.py. Here: what PyTorch brings.
+
+A form is made for one node and gives a function of the node's inputs. Values are channels_last wherever they have four
+dimensions; a function may get others (from a caller, from an operator of `call`) and converts them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leanconv.engine.fused.graph import Node, Ref
+from leanconv.engine.fused.stages import Block, Gated, Stage, activate
+
+LAST = torch.channels_last
+Run = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """`make(node)` gives the function, or None where the form does not cover the node."""
+
+    name: str
+    make: Callable[[Node], Run | None]
+
+
+def last(x: Tensor) -> Tensor:
+    """The map in channels_last, copied only where it is not."""
+    return x if x.is_contiguous(memory_format=LAST) else x.contiguous(memory_format=LAST)
+
+
+# Blocks.
+
+
+def _block(node: Node, make_stage: Callable[[Stage, tuple[int, ...], torch.dtype], Run | None]) -> Run | None:
+    """A block as its stages one after another, each made by `make_stage`."""
+    if any(stage.dealt for stage in node.data.stages):
+        make_stage = partial(_dealt, make_stage)
+    block: Block = node.data
+    shape, dtype, runs = _entry_shape(node), node.dtype, []
+    for stage in block.stages:
+        run = make_stage(stage, shape, dtype)
+        if run is None:
+            return None
+        runs.append(run)
+        shape = (shape[0], stage.o, *stage.size(*shape[2:]))
+    beside = None
+    if block.beside is not None:
+        bare = replace(block.stages[0], act="")
+        beside = make_stage(block.beside, _entry_shape(node), dtype)
+        first = make_stage(bare, _entry_shape(node), dtype)
+        if beside is None or first is None:
+            return None
+        runs[0] = partial(_both, first, beside, block.stages[0].act)
+    if block.pieces == 1 and len(runs) == 1 and not (block.residual or block.gate or block.act or block.average):
+        return runs[0]
+    return partial(_chain, block.pieces, tuple(runs), block.residual, block.gate, block.act, block.average)
+
+
+def _entry_shape(node: Node) -> tuple[int, ...]:
+    pieces = node.inputs[: node.data.pieces]
+    return (pieces[0].shape[0], sum(x.channels for x in pieces), *pieces[0].shape[2:])
+
+
+def _both(first: Run, second: Run, act: str, x: Tensor) -> Tensor:
+    return activate(first(x).add_(second(x)), act)
+
+
+def _chain(
+    pieces: int, runs: tuple[Run, ...], residual: bool, gate: bool, act: str, average: bool, *inputs: Tensor
+) -> Any:
+    h = inputs[0] if pieces == 1 else torch.cat(inputs[:pieces], 1)
+    for run in runs[:-1]:
+        h = run(h)
+    h = runs[-1](h * inputs[-1]) if gate else runs[-1](h)
+    if residual:
+        h = h.add_(inputs[pieces])
+    if act:
+        h = activate(h, act)
+    return (h, h.mean((2, 3), keepdim=True)) if average else h
+
+
+def _dealt(make_stage: Any, stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run | None:
+    """A stage whose groups own channels dealt like cards: they are brought together and dealt back."""
+    if not stage.dealt:
+        return make_stage(stage, shape, dtype)  # type: ignore[no-any-return]
+    groups = stage.groups
+    bias = None if stage.bias is None else stage.bias.view(-1, groups).t().reshape(-1)
+    run = make_stage(replace(stage, dealt=False, bias=bias), shape, dtype)
+    return None if run is None else lambda x: shuffled(run(shuffled(x, groups)), stage.o // groups)
+
+
+def shuffled(x: Tensor, b: int) -> Tensor:
+    """Channel i·b + j becomes channel j·a + i, in channels_last."""
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(n, h, w, c // b, b).transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _aten_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run:
+    """F.conv2d, the activation after it."""
+    weight = stage.weight.to(dtype).contiguous(memory_format=LAST)
+    bias = None if stage.bias is None else stage.bias.to(dtype)
+    left, _, top, _ = stage.sides
+    padding = (top, left) if stage.symmetric else (0, 0)
+    sides = None if stage.symmetric else stage.sides
+    act = IN_PLACE.get(stage.act) or (partial(activate, act=stage.act) if stage.act else None)
+
+    def run(x: Tensor) -> Tensor:
+        if sides is not None:
+            x = F.pad(x, sides)
+        y = torch.conv2d(last(x), weight, bias, stage.stride, padding, stage.dilation, stage.groups)
+        return y if act is None else act(y)
+
+    return run
+
+
+IN_PLACE: dict[str, Run] = {
+    "relu": torch.relu_, "sigmoid": torch.sigmoid_, "silu": partial(F.silu, inplace=True),
+    "hardswish": partial(F.hardswish, inplace=True), "hardsigmoid": partial(F.hardsigmoid, inplace=True),
+    "relu6": partial(F.relu6, inplace=True),
+}  # fmt: skip
+
+# The activations that oneDNN applies to a convolution's result: name, scalars, algorithm.
+ONEDNN_ACTS: dict[str, tuple[str, list[float], str]] = {
+    "": ("none", [], ""), "relu": ("relu", [], ""), "relu6": ("hardtanh", [0.0, 6.0], ""), "silu": ("swish", [], ""),
+    "hardswish": ("hardswish", [], ""), "hardsigmoid": ("hardsigmoid", [], ""), "sigmoid": ("sigmoid", [], ""),
+    "gelu": ("gelu", [], "none"), "gelu_tanh": ("gelu", [], "tanh"),
+}  # fmt: skip
+
+
+def _onednn_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run | None:
+    """oneDNN's convolution with its weights packed once and the activation in the same pass."""
+    if stage.act not in ONEDNN_ACTS or not stage.symmetric or not _has_onednn(dtype):
+        return None
+    padding, stride, dilation = [stage.sides[2], stage.sides[0]], list(stage.stride), list(stage.dilation)
+    packed = torch.ops.mkldnn._reorder_convolution_weight(
+        stage.weight.to(dtype).contiguous(), padding, stride, dilation, stage.groups, list(shape)
+    )
+    bias = None if stage.bias is None else stage.bias.to(dtype)
+    op, act, groups = torch.ops.mkldnn._convolution_pointwise.default, ONEDNN_ACTS[stage.act], stage.groups
+
+    def run(x: Tensor) -> Tensor:
+        return op(last(x), packed, bias, padding, stride, dilation, groups, *act)  # type: ignore[no-any-return]
+
+    return run
+
+
+def _has_onednn(dtype: torch.dtype) -> bool:
+    return torch.backends.mkldnn.is_available() and dtype in (torch.float32, torch.bfloat16)
+
+
+def _matrix(node: Node) -> Run | None:
+    """1×1 on maps of one pixel: a small matrix product, which needs none of a convolution's preparations."""
+    block: Block = node.data
+    stage = block.stages[0]
+    if len(block.stages) > 1 or not stage.pointwise or node.shape[2:] != (1, 1) or block.pieces > 1:
+        return None
+    if block.gate or block.residual or block.beside or block.average:
+        return None
+    weight = stage.weight[:, :, 0, 0].to(node.dtype).contiguous()
+    bias = None if stage.bias is None else stage.bias.to(node.dtype)
+    act = IN_PLACE.get(stage.act) or partial(activate, act=stage.act)
+
+    def run(x: Tensor) -> Tensor:
+        if x.shape[2:] != (1, 1):
+            raise ValueError("this form is for maps of one pixel")
+        return act(F.linear(x.flatten(1), weight, bias))[:, :, None, None]
+
+    return run
+
+
+# The other kinds, which have one form in PyTorch.
+
+
+def _gated(node: Node) -> Run:
+    """a·ga + (W x)·gb + shift with the gate from the averages; the 1×1 carries gate and scale (batch 1) or not."""
+    gated: Gated = node.data
+    dtype, pieces = node.dtype, gated.pieces
+    weight = gated.weight[:, :, 0, 0].to(dtype).contiguous()
+    kernel = gated.weight.to(dtype).contiguous(memory_format=LAST)
+    bias = None if gated.bias is None else gated.bias.to(dtype)
+    scale = None if gated.scale is None else gated.scale.to(dtype)[:, None, None]
+    shift = None if gated.shift is None else gated.shift.to(dtype)[:, None, None]
+
+    def run(a: Tensor, mean_a: Tensor, mean_x: Tensor, *x: Tensor) -> Any:
+        b = torch.conv2d(last(x[0] if pieces == 1 else torch.cat(x, 1)), kernel, bias)
+        gate = torch.sigmoid_(mean_a - F.linear(mean_x.flatten(1), weight, bias)[:, :, None, None])
+        y = torch.lerp(b, a, gate)
+        if scale is not None and shift is not None:
+            y = torch.addcmul(shift, y, scale)
+        y = activate(y, gated.act)
+        return (y, y.mean((2, 3), keepdim=True)) if gated.average else y
+
+    return run
+
+
+def _upsample(node: Node) -> Run:
+    weight = node.data.weight.to(node.dtype).contiguous(memory_format=LAST)
+    bias = None if node.data.bias is None else node.data.bias.to(node.dtype)
+    act = node.data.act
+    return lambda x: activate(torch.conv_transpose2d(last(x), weight, bias, (2, 2)), act)
+
+
+def _affine(node: Node) -> Run:
+    scale, shift = (v.to(node.dtype)[:, None, None] for v in node.data)
+    return lambda x: torch.addcmul(shift, x, scale)
+
+
+def _pad(node: Node) -> Run:
+    sides = node.data
+    return lambda x: F.pad(x, sides)
+
+
+def _max_pool(node: Node) -> Run:
+    kernel, stride, padding = node.data
+    return lambda x: torch.max_pool2d(last(x), kernel, stride, padding)
+
+
+def _linear(node: Node) -> Run:
+    weight, bias, act = node.data.weight.to(node.dtype), node.data.bias, node.data.act
+    bias = None if bias is None else bias.to(node.dtype)
+    return (lambda x: activate(F.linear(x, weight, bias), act)) if act else (lambda x: F.linear(x, weight, bias))
+
+
+def _slice(node: Node) -> Run:
+    start, length = node.data[0], node.data[1] - node.data[0]
+    return lambda x: x.narrow(1, start, length)
+
+
+def _call(node: Node) -> Run:
+    call = node.data
+    if call.args == tuple(map(Ref, range(len(node.inputs)))) and not call.kwargs:
+        return call.target  # type: ignore[no-any-return]
+
+    def run(*inputs: Any) -> Any:
+        def fill(value: Any) -> Any:
+            if isinstance(value, Ref):
+                return inputs[value.place]
+            return type(value)(map(fill, value)) if isinstance(value, list | tuple) else value
+
+        return call.target(*fill(call.args), **{key: fill(value) for key, value in call.kwargs.items()})
+
+    return run
+
+
+FORMS: dict[str, list[Form]] = {
+    "block": [
+        Form("onednn", lambda node: _block(node, _onednn_stage)),
+        Form("aten", lambda node: _block(node, _aten_stage)),
+        Form("matrix", _matrix),
+    ],
+    "gated": [Form("aten", _gated)],
+    "upsample": [Form("aten", _upsample)],
+    "affine": [Form("aten", _affine)],
+    "act": [Form("aten", lambda node: partial(activate, act=node.data))],
+    "scale": [Form("aten", lambda node: torch.mul)],
+    "add": [Form("aten", lambda node: torch.add)],
+    "shuffle": [Form("aten", lambda node: lambda x: shuffled(x, node.data[1]))],
+    "cat": [Form("aten", lambda node: lambda *pieces: torch.cat(pieces, 1))],
+    "slice": [Form("aten", _slice)],
+    "average": [Form("aten", lambda node: lambda x: x.mean((2, 3), keepdim=True))],
+    "sum": [Form("aten", lambda node: lambda x: x.sum((2, 3), keepdim=True))],
+    "pad": [Form("aten", _pad)],
+    "max_pool": [Form("aten", _max_pool)],
+    "linear": [Form("aten", _linear)],
+    "call": [Form("aten", _call)],
+}

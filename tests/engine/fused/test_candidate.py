@@ -1,0 +1,171 @@
+"""The fused engine on whole networks: what the model gives in float64, in any shape, from any number of threads."""
+
+import copy
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import leanconv as lc
+from leanconv.engine import optimize
+from leanconv.engine.fused import choose
+from leanconv.engine.fused.candidate import FUSED
+from leanconv.engine.workbench import Workbench
+
+
+@pytest.fixture(autouse=True)
+def quick_choice(monkeypatch):
+    """What is tested is the answer: blocks are looked at, not measured at length."""
+    monkeypatch.setattr(choose, "BLOCK_S", 0.0)
+    monkeypatch.setattr(choose, "MIN_ROUNDS", 1)
+
+
+def randomised(model):
+    """In eval mode, with BatchNorm statistics as after a training."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 2.0), (module.weight, 0.5, 1.5),
+                (module.bias, -0.2, 0.2),
+            ):  # fmt: skip
+                tensor.data.uniform_(low, high, generator=generator)
+    return model.eval()
+
+
+def fused(model, *inputs, **named):
+    return FUSED.prepare(Workbench(model, inputs, named, torch.get_num_threads()), None)
+
+
+@torch.no_grad()
+def assert_right(form, model, x, factor=4.0):
+    """At most `factor` times as far from float64 as the model itself; whole networks add up roundings."""
+    exact = copy.deepcopy(model).double()(x.double())
+    error, own = (form(x) - exact).abs().max(), (model(x) - exact).abs().max()
+    assert error <= max(factor * own, 1e-6 * exact.abs().max()), f"{error:.2e}, the model's own {own:.2e}"
+
+
+UNETS = ("conv", "splconv", "spconv", "hetconv(part=4)", "depthwise_separable", "group_pointwise", "sic", "fuseconv")
+
+
+@pytest.mark.parametrize("conv", UNETS)
+def test_unets(conv):
+    model = randomised(lc.load(f"leanconv:unet?base=8&levels=1&conv={conv}"))
+    x = torch.randn(2, 3, 16, 12)
+    form = fused(model, x)
+    assert_right(form, model, x)
+    assert_right(form, model, torch.randn(1, 3, 24, 34))  # another shape, the same program
+
+
+OTHERS = ("gmconv", "doconv", "lhconv", "odconv", "drconv", "topological", "psconv", "spatial_bottleneck")
+
+
+@pytest.mark.parametrize("conv", OTHERS)
+def test_operators_without_a_pattern_run_too(conv):
+    model = randomised(lc.load(f"leanconv:unet?base=8&levels=1&conv={conv}"))
+    x = torch.randn(1, 3, 16, 16)
+    assert_right(fused(model, x), model, x)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "inception_next_atto", "resnet10t", "efficientvit_b0"])
+def test_networks_of_others(name):
+    timm = pytest.importorskip("timm", reason="needs the zoo extra")
+    model, x = randomised(timm.create_model(name, num_classes=7)), torch.randn(1, 3, 64, 64)
+    form = fused(model, x)
+    assert_right(form, model, x)
+    if "vit" not in name:  # its attention has the sizes of the captured call in it: other calls run the given model
+        assert_right(form, model, torch.randn(2, 3, 96, 64))
+
+
+class Odd(nn.Module):
+    """A network nobody tuned for: odd widths, branches read twice, sums, gates, a nested answer."""
+
+    def __init__(self, c=13):
+        super().__init__()
+        self.stem = nn.Conv2d(3, c, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(c)
+        self.dw = nn.Conv2d(c, c, (1, 5), padding=(0, 2), groups=c)
+        self.pw = nn.Conv2d(c, 7, 1, bias=False)
+        self.inner = nn.BatchNorm2d(7)
+        self.join = nn.Conv2d(c + 7, c, 1)
+        self.squeeze, self.excite = nn.Conv2d(c, 3, 1), nn.Conv2d(3, c, 1)
+        self.strided = nn.Conv2d(c, 5, 2, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(5, 3, 2, 2)
+        self.head = nn.Linear(c, 4)
+
+    def forward(self, x, scale=1.0):
+        x = F.silu(self.norm(self.stem(x)))
+        y = F.gelu(self.inner(self.pw(F.relu6(self.dw(x)))))
+        z = F.relu(self.join(torch.cat([y, x], 1)) + x)
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(z.mean((2, 3), keepdim=True)))))
+        z = self.join(torch.cat([y, z * gate], 1)) * torch.sigmoid(z)
+        up = self.up(F.pad(F.hardswish(self.strided(z)), (1, 0, 0, 0)))
+        return {"map": up * scale, "parts": (y[:, 2:5], self.head(z.mean((2, 3)))), "scale": scale}
+
+
+def test_an_odd_network():
+    model, x = randomised(Odd()), torch.randn(2, 3, 21, 17)
+    form = fused(model, x, scale=0.5)
+    for size in ((2, 3, 21, 17), (1, 3, 8, 9), (5, 3, 2, 1)):
+        x = torch.randn(size)
+        with torch.no_grad():
+            torch.testing.assert_close(form(x, scale=0.5), model(x, scale=0.5), rtol=1e-4, atol=1e-5)
+    strided = torch.randn(2, 3, 21, 34)[..., ::2]
+    with torch.no_grad():
+        torch.testing.assert_close(form(strided, scale=0.5), model(strided, scale=0.5), rtol=1e-4, atol=1e-5)
+
+
+def test_optimize_chooses_it_and_shows_the_blocks(monkeypatch):
+    monkeypatch.setattr(import_module("leanconv.engine.optimize"), "faster", lambda challenger, given: True)
+    model, x = randomised(lc.load("leanconv:unet?base=8&levels=1&conv=splconv")), torch.randn(1, 3, 16, 16)
+    fast = optimize(model, x, engines=("fused",), budget_s=240)
+    assert fast.engine == "fused", str(fast.choices)
+    assert all(row.block in str(fast.choices) for row in fast.choices.blocks.rows)
+    kinds = " ".join(row["block"] for row in fast.choices.to_dict()["blocks"])
+    assert "dw3x3 dw3x3 d2 1x1+relu" in kinds
+    want = {n: model(torch.ones(n, 3, 16, 16)).detach() for n in (0, 1, 3)}
+    for n, y in want.items():
+        for _ in range(2):
+            torch.testing.assert_close(fast(torch.ones(n, 3, 16, 16)), y, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        fast(torch.ones(1, 3, 8, 32)), model(torch.ones(1, 3, 8, 32)).detach(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_eight_threads_and_no_growth():
+    model, x = randomised(lc.load("leanconv:unet?base=8&levels=1&conv=splconv")), torch.randn(1, 3, 16, 16)
+    form = fused(model, x)
+    inputs = [torch.randn(1, 3, 16, 16) for _ in range(64)]
+    start = threading.Barrier(8)
+
+    @torch.no_grad()
+    def work(part):
+        start.wait()
+        return [form(x) for x in part]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [y for part in pool.map(work, [inputs[i::8] for i in range(8)]) for y in part]
+    with torch.no_grad():
+        for y, want in zip(found, (model(x) for i in range(8) for x in inputs[i::8]), strict=True):
+            torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
+        tracemalloc.start()
+        for calls in (50, 1000):
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(calls):
+                form(x)
+        grown = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+    assert grown < 50_000, f"{grown} bytes after 1000 calls"
+
+
+def test_what_it_is_not_for():
+    model = nn.Sequential(nn.Linear(3, 4)).eval()
+    assert "no 2-D convolution" in optimize(model, torch.randn(2, 3), engines=("fused",)).choices["fused"].note
+    model = nn.Sequential(nn.Conv2d(3, 4, 1)).eval().double()
+    row = optimize(model, torch.randn(2, 3, 4, 4).double(), engines=("fused",)).choices["fused"]
+    assert "float32" in row.note
