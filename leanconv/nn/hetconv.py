@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator
+from leanconv.ops.channels import batched
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, centred
 
@@ -228,7 +229,7 @@ def owners(o: int, c: int, part: int, arrangement: str) -> Tensor:
 
 def deal(x: Tensor, hands: int) -> Tensor:
     """Deal the channels out like cards: `N (C/hands hands) H W -> N (hands C/hands) H W`."""
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    if batched(x).is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         rows = x.permute(0, 2, 3, 1).unflatten(3, (-1, hands))  # N C H W -> N H W C/hands hands
         return rows.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
     return x.unflatten(1, (-1, hands)).transpose(1, 2).flatten(1, 2)

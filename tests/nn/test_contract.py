@@ -259,6 +259,22 @@ def test_channels_last_and_strided_inputs_give_the_same(case):
         assert result.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("text", OPERATORS)
+def test_an_input_without_its_batch_is_never_a_wrong_picture(text):
+    """Of `C H W` dim 1 are rows: with as many rows as channels nothing but a look at the dimensions would notice."""
+    name, options = parse(text)
+    sizes = [(8, 8, 3, 1), (12, 12, 3, 1), (8, 12, 3, 1), (16, 16, 7, 16)]
+    wanted = [ConvSpec.of(c, o, k, 1, k // 2, groups=g, n=1, h=c, w=9) for c, o, k, g in sizes]
+    spec = next(spec for spec in wanted if not get(name).why_not(spec, **options))
+    layer, x = built(text, spec).eval().fold(), spec.input()
+    with torch.no_grad():
+        try:
+            result = layer(x[0])
+        except (RuntimeError, ValueError, IndexError):
+            return
+        torch.testing.assert_close(result, layer(x)[0])
+
+
 def test_bfloat16_is_near_float64(case):
     text, spec = case
     if spec.n == 0:

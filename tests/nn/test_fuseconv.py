@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from leanconv.errors import UnsupportedConv
+from leanconv.errors import BadInput, UnsupportedConv
 from leanconv.nn import FuSeConv2d
 
 
@@ -121,3 +121,9 @@ def test_refusals():
     ):
         with pytest.raises(UnsupportedConv, match=words):
             FuSeConv2d(*arguments, **options)
+
+
+def test_both_branches_alone_refuse_an_input_without_its_batch():
+    layer = FuSeConv2d(8, 16, 3, padding=1, groups=8, variant="full")
+    with pytest.raises(BadInput, match="not N C H W"):
+        layer(torch.randn(8, 8, 8))
