@@ -11,6 +11,7 @@ counts ceil(k/rate)² taps instead, but its printed table fits only the full ker
 Source: Yao, Jie, Guo, Liu, "SPLConv: Channel-Separated Convolution Using Large Convolution Kernels", eq. 1-5.
 """
 
+import itertools
 from typing import Any
 
 import torch.nn.functional as F
@@ -89,6 +90,28 @@ class SPLConv2d(Operator):
         fold_bn_(folded.pointwise, folded.norm)
         folded.norm = nn.Identity()
         return folded  # type: ignore[no-any-return]
+
+    def composed_weight(self) -> Tensor:
+        """The two stencils as one depthwise kernel `c 1 R' S'`, R' = d·(R - 1) + s·rate·(e - 1) + 1 (lemma L4).
+
+        With stride s and padding p + s·⌊rate·(e - 1)/2⌋ it is the chain but for a border ring of ⌈rate·(e - 1)/2⌉
+        output pixels, where the second stencil reads zeros and the large kernel real pixels. More taps (49, not 18):
+        it saves a launch, no arithmetic. A stencil that is left out counts as one tap of 1.
+        """
+        one, steps, strides = self.pointwise.weight.new_ones(self.split[0], 1, 1, 1), (1, 1), (1, 1)
+        first, second = one, one
+        if isinstance(self.stencil1, nn.Conv2d):
+            first, steps, strides = self.stencil1.weight, self.dilation, self.stride
+        if isinstance(self.stencil2, nn.Conv2d):
+            second = self.stencil2.weight
+        (r, s), (e, f) = first.shape[2:], second.shape[2:]
+        (dr, ds), (gr, gs) = steps, (strides[0] * self.rate, strides[1] * self.rate)
+        high, wide = dr * (r - 1) + 1, ds * (s - 1) + 1
+        kernel = first.new_zeros(self.split[0], 1, high + gr * (e - 1), wide + gs * (f - 1))
+        for i, j in itertools.product(range(e), range(f)):
+            taps = kernel[:, :, i * gr : i * gr + high : dr, j * gs : j * gs + wide : ds]
+            taps += second[:, :, i : i + 1, j : j + 1] * first
+        return kernel
 
     @classmethod
     def cost(

@@ -39,16 +39,31 @@ def test_receptive_field(e, field):
     assert rows[-1] - rows[0] + 1 == field
 
 
-def test_two_stencils_are_one_large_kernel_inside():
-    """Lemma L4: exact in the interior, different on a border ring of two pixels."""
-    layer = SPLConv2d(4, 4, 3, padding=1, dtype=torch.double)
-    impulse = torch.zeros(1, 2, 15, 15, dtype=torch.double)
-    impulse[..., 7, 7] = 1
-    kernel = layer.stencil2(layer.stencil1(impulse))[0, :, None, 4:11, 4:11].flip(-1, -2)  # the response, mirrored
-    x = torch.randn(1, 2, 12, 12, dtype=torch.double)
-    chain, single = layer.stencil2(layer.stencil1(x)), F.conv2d(x, kernel, padding=3, groups=2)
-    torch.testing.assert_close(chain[..., 2:-2, 2:-2], single[..., 2:-2, 2:-2])
-    assert not torch.allclose(chain, single)
+@pytest.mark.parametrize(
+    ("options", "side"),
+    [
+        ({}, (7, 7)), ({"dilated_kernel_size": 2}, (5, 5)), ({"rate": 3}, (9, 9)), ({"stride": 2}, (11, 11)),
+        ({"dilation": 2, "padding": 2}, (9, 9)), ({"stride": (1, 2), "dilated_kernel_size": 2, "rate": 1}, (4, 5)),
+        ({"depthwise": False}, (5, 5)), ({"dilated": False}, (3, 3)),
+    ],
+)  # fmt: skip
+def test_two_stencils_are_one_large_kernel_inside(options, side):
+    """Lemma L4: exact in the interior, different on a border ring; outside of it a shift of every stencil's padding."""
+    layer = SPLConv2d(4, 4, 3, **{"padding": 1, **options}, dtype=torch.double)
+    kernel = layer.composed_weight()
+    assert kernel.shape == (2, 1, *side)
+    x = torch.randn(1, 2, 26, 25, dtype=torch.double)
+    chain = layer.stencil2(layer.stencil1(x))
+    second = layer.stencil2.kernel_size[0] if layer.dilated else 1
+    half = layer.rate * (second - 1) // 2  # of the second stencil, in pixels of its own input
+    strides = layer.stride if layer.depthwise else (1, 1)
+    pads = [(layer.padding[a] if layer.depthwise else 0) + strides[a] * half for a in (0, 1)]
+    x = F.pad(x, (pads[1], pads[1] + side[1], pads[0], pads[0] + side[0]))
+    single = F.conv2d(x, kernel, None, layer.stride, groups=2)[..., : chain.shape[2], : chain.shape[3]]
+    ring = -(-layer.rate * (second - 1) // 2)
+    inside = slice(ring, -ring if ring else None)
+    torch.testing.assert_close(chain[..., inside, inside], single[..., inside, inside])
+    assert torch.allclose(chain, single) == (layer.depthwise is False or layer.dilated is False)
 
 
 def test_ablations_leave_a_stencil_out():
