@@ -9,11 +9,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
+
+if TYPE_CHECKING:
+    from leanconv.measure.contraction import Contraction
 
 CONTRACTIONS = ("conv", "linear", "matmul", "attention")
 
@@ -34,6 +37,7 @@ class OpCall:
         made: a convolution whose kernel was computed from the input.
         bytes: read and written by this operation alone.
         launches: 1, or 0 for a view or an allocation.
+        sizes: of the convolution or products that it computes; empty where they are not known, and for other kinds.
     """
 
     name: str
@@ -50,6 +54,7 @@ class OpCall:
     made: bool = False
     bytes: int = 0
     launches: int = 1
+    sizes: tuple["Contraction", ...] = ()
 
 
 _CONVOLUTION = {"convolution", "_convolution", "convolution_overrideable"}
@@ -58,7 +63,7 @@ _PLAIN_CONVOLUTION = {
     "slow_conv3d_forward", "_conv_depthwise2d", "conv_depthwise3d", "cudnn_convolution_relu",
 }  # fmt: skip
 # aten's name -> the positions of the two factors.
-_PRODUCTS = {
+PRODUCTS = {
     "mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2), "addbmm": (1, 2), "mv": (0, 1), "addmv": (1, 2),
     "dot": (0, 1), "vdot": (0, 1),
 }  # fmt: skip
@@ -100,8 +105,8 @@ def classify(func: Any, args: tuple[Any, ...], out: Any, api: str, weighted: boo
         macs = x.shape[0] * math.prod(weight.shape) * math.prod((x if transposed else result).shape[2:])
         biased = name != "cudnn_convolution" and len(args) > 2 and isinstance(args[2], Tensor)
         return "conv", macs, result.numel() if biased else 0
-    if name in _PRODUCTS:
-        a, b = (args[place] for place in _PRODUCTS[name])
+    if name in PRODUCTS:
+        a, b = (args[place] for place in PRODUCTS[name])
         kind = "linear" if api == "linear" or weighted else "matmul"
         adds = out.numel() if name.startswith("add") else 0
         return kind, a.numel() * (b.shape[-1] if b.dim() > 1 else 1), adds

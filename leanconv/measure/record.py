@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from leanconv.measure.ops import OpCall, classify, flat, launches, norm_facts, tensor_bytes
+from leanconv.measure.contraction import contractions
+from leanconv.measure.ops import CONTRACTIONS, OpCall, classify, flat, launches, norm_facts, tensor_bytes
 from leanconv.measure.state import arguments, countable, first_shape, tensors, untouched, untouched_random
 from leanconv.nn import Operator
 
@@ -36,6 +37,20 @@ class ModuleCall:
     bytes: int
 
 
+@dataclass(frozen=True)
+class FunctionCall:
+    """One outermost call of a torch function: "relu" of the room `torch.nn.functional`, "add" of `torch`. No methods.
+
+    `read` and `written`: elements of the first tensor that it takes and gives; `columns` of the second one it takes.
+    """
+
+    name: str
+    room: str
+    read: int
+    written: int
+    columns: int
+
+
 @dataclass
 class Recording:
     """What one forward did. `model` is the (fake) copy that ran; `executed` says whether the arithmetic was done."""
@@ -44,6 +59,7 @@ class Recording:
     executed: bool
     ops: list[OpCall] = field(default_factory=list)
     calls: list[ModuleCall] = field(default_factory=list)
+    functions: list[FunctionCall] = field(default_factory=list)
     weights: set[str] = field(
         default_factory=set
     )  # names of the parameters that convolutions and FC layers multiply by
@@ -182,9 +198,21 @@ class _Apis(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before, self.stack.api = self.stack.api, getattr(func, "__name__", "")
         try:
-            return func(*args, **(kwargs or {}))
+            out = func(*args, **(kwargs or {}))
         finally:
             self.stack.api = before
+        room = getattr(func, "__module__", None) or ""  # a method, or `a + b`, has none
+        if room.startswith("torch") and not before:
+            self.stack.recording.functions.append(_function_call(func, room, (args, kwargs), out))
+        return out
+
+
+def _function_call(func: Any, room: str, given: Any, out: Any) -> FunctionCall:
+    taken, gave = tensors(given), tensors(out)
+    columns = taken[1].shape[-1] if len(taken) > 1 and taken[1].dim() else 1
+    return FunctionCall(
+        getattr(func, "__name__", ""), room, taken[0].numel() if taken else 0, gave[0].numel() if gave else 0, columns
+    )
 
 
 class _Ops(TorchDispatchMode):
@@ -241,6 +269,7 @@ class _Ops(TorchDispatchMode):
                 written=given_out[0].numel() if given_out else 0,
                 bytes=sum(map(tensor_bytes, [*given, *given_out])) if started else 0,
                 launches=started,
+                sizes=contractions(func, kind, args, out) if kind in CONTRACTIONS else (),
             )
         )
 
