@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from leanconv.errors import LeanconvError
 from leanconv.measure.contraction import contractions
 from leanconv.measure.ops import CONTRACTIONS, OpCall, classify, flat, launches, norm_facts, tensor_bytes
 from leanconv.measure.state import arguments, countable, first_shape, tensors, untouched, untouched_random
@@ -92,6 +93,8 @@ def record(model: nn.Module, inputs: Any) -> Recording:
     model = countable(model)
     try:
         return _record_fake(model, inputs)
+    except LeanconvError:  # the network's own word on its input; a second run would only say it again
+        raise
     except Exception as error:
         _log.debug(
             "counting on fake tensors failed (%s: %s); the model runs once for real", type(error).__name__, error

@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+from leanconv.errors import BadInput
 from leanconv.papers import hetconv, printed_rows, reproduce
 from leanconv.papers.network import Network
 from leanconv.runs import load
@@ -159,3 +160,11 @@ def test_the_references_name_the_same_networks(found):
         text, network = found.networks[model_id], hetconv.NETWORKS[model_id]
         assert text == network.reference
         assert load(text).extra_repr() == network.build("meta").extra_repr()
+
+
+def test_another_size_is_counted_or_refused_by_the_network():
+    entries = reproduce("hetconv/table7", size=(64, 64)).rows
+    assert {e.ok for e in entries} == {None}
+    assert entries[0].ours < 4_089_184_256 / 12
+    with pytest.raises(BadInput, match="vgg16_cifar takes images of 32x32 and larger, got 16x16"):
+        reproduce("hetconv/table2", size=(16, 16))
