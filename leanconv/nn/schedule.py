@@ -1,8 +1,8 @@
 """Schedule: what changes from step to step in operators that are trained in stages: ODConv's temperature, LHC's masks.
 
-With e the epoch, i the step, I the steps of ten epochs:
+With e the epoch, i the step, I the steps of `temperature_epochs`, ten:
 
-    ODConv   T = 1 + (T0 - 1) · max(0, (I - i) / I)
+    ODConv   T = 1 + (T0 - 1) · max(0, (I - i) / I)      (eval: 1)
     LHC 1    a filter's mask is on with probability e/20, drawn at the start of an epoch; from epoch 20 on always
              penalty = min(e, 20) · 4/20 · scale0 · (0.01 F + 0.99 |density - S|)
              S = live taps / all taps of all LHC layers, F likewise with each layer weighed by its output's area
@@ -43,15 +43,21 @@ class Schedule:
         model: as it is trained; operators inside are found by their class, once.
         steps_per_epoch: optimizer steps an epoch has.
         topology_epochs: LHC's stage 1; None never freezes the scores.
+        temperature_epochs: in which ODConv's T falls to 1, the authors' ten; a training of fewer epochs needs fewer,
+            since in eval T = 1 whatever it was in training.
         seed: of the draws of LHC's warm-up.
     Raises: BadInput for LHC layers that aim at different densities: the penalty knows one.
     """
 
     def __init__(
-        self, model: nn.Module, *, steps_per_epoch: int, topology_epochs: int | None = 100, seed: int = 0
-    ) -> None:
+        self, model: nn.Module, *, steps_per_epoch: int, topology_epochs: int | None = 100, seed: int = 0,
+        temperature_epochs: float = TEMPERATURE_EPOCHS,
+    ) -> None:  # fmt: skip
         if steps_per_epoch < 1:
             raise BadInput(f"steps_per_epoch={steps_per_epoch} must be at least 1")
+        if not 0 < temperature_epochs < math.inf:
+            raise BadInput(f"temperature_epochs={temperature_epochs} must be above 0")
+        self.temperature_epochs = temperature_epochs
         self.steps_per_epoch, self.topology_epochs, self.seed = steps_per_epoch, topology_epochs, seed
         self.dynamic = [m for m in model.modules() if isinstance(m, ODConv2d)]
         self.learned = [m for m in model.modules() if isinstance(m, LHConv2d)]
@@ -106,7 +112,7 @@ class Schedule:
         self._apply(new_epoch=self.steps % self.steps_per_epoch == 0)
 
     def _apply(self, *, new_epoch: bool) -> None:
-        last = TEMPERATURE_EPOCHS * self.steps_per_epoch
+        last = self.temperature_epochs * self.steps_per_epoch
         cold = max(0.0, (last - self.steps) / last)
         for layer in self.dynamic:
             layer.temperature = 1.0 + (layer.start_temperature - 1.0) * cold

@@ -80,8 +80,9 @@ class _Run:
         self.accelerator.wait_for_everyone()  # until all have seen that the folder is free
         self.model, self.optimizer = self.accelerator.prepare(self.net, make_optimizer(self.net, recipe))
         self.schedule = Schedule(
-            self.net, steps_per_epoch=self.per_epoch, topology_epochs=recipe.topology_epochs or None, seed=recipe.seed
-        )
+            self.net, steps_per_epoch=self.per_epoch, topology_epochs=recipe.topology_epochs or None, seed=recipe.seed,
+            temperature_epochs=recipe.temperature_epochs,
+        )  # fmt: skip
         self.state = self._resumed() if resume else State(images=len(self.data["train"]))
         if self.main:  # now that nothing of it is refused any more
             setup.write_start(self.folder, recipe, self.task)
@@ -95,6 +96,8 @@ class _Run:
         recipe, state = self.recipe, self.state
         with Interrupts() as self.interrupts, self._showing():
             self.report.say(setup.headline(recipe, self.net, self.data, self.total, self.epochs, self.accelerator))
+            if note := setup.schedule_note(self.schedule, self.total):
+                self.report.say(note)
             self.clock = time.perf_counter() - state.seconds
             batches = self._batches()
             while True:

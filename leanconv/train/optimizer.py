@@ -31,6 +31,6 @@ def rate_at(step: int, total: int, recipe: Recipe, per_epoch: int = 1) -> float:
         return recipe.lr * (step + 1) / warm
     done = (step - warm) / max(1, total - warm)
     if recipe.schedule == "step":
-        return float(recipe.lr * recipe.drop ** (step // (per_epoch * recipe.drop_epochs)))
+        return float(recipe.lr * recipe.drop ** recipe.falls(step // per_epoch))
     share = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "poly": (1 - done) ** 0.9, "constant": 1.0}
     return recipe.lr * share[recipe.schedule]

@@ -44,10 +44,11 @@ class Recipe:
         warmup: steps in which the rate grows linearly to `lr`; below 1, a share of all steps.
         schedule: how the rate falls afterwards: `cosine` and `poly` to 0 at the last step, `step` times `drop` after
             every `drop_epochs` epochs (counted from the first).
-        drop, drop_epochs: of `schedule="step"`.
+        drop, drop_epochs: of `schedule="step"`. `drop_at`: the epochs of the falls themselves, "82,123", instead.
         loss: `bce_dice` (two classes, one logit), `ce` (K classes, K logits), `auto` takes what fits the data.
         smoothing: of the labels in a classification, from 0 to below 1.
         topology_epochs: epochs in which LHC layers learn their masks before those are frozen; 0 never freezes them.
+        temperature_epochs: epochs in which ODConv's temperature falls to the 1 that it has in evaluation.
         keep: `best` keeps the weights of the best validation, `last` those after the last step.
         augment: train on random crops; false trains on whole images resized to `size`, none of the next four.
         flips: mirror images; for segmentation also quarter turns.
@@ -85,9 +86,11 @@ class Recipe:
     schedule: str = "cosine"
     drop: float = 0.1
     drop_epochs: int = 30
+    drop_at: str = ""
     loss: str = "auto"
     smoothing: float = 0.0
     topology_epochs: int = 100
+    temperature_epochs: float = 10.0
     keep: str = "best"
     augment: bool = True
     flips: bool = True
@@ -122,15 +125,25 @@ class Recipe:
                 raise BadInput(f"recipe: {field.name} has {len(str(value))} digits: must be below 2**63")
         if self.defect_crop > 1:
             raise BadInput(f"recipe: defect_crop={self.defect_crop}: a share, from 0 to 1")
+        if not 0 < self.temperature_epochs < math.inf:
+            raise BadInput(f"recipe: temperature_epochs={self.temperature_epochs}: must be above 0")
         for key in ("light", "smoothing"):
             if getattr(self, key) >= 1:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: from 0 to below 1")
+        if not all(part.strip().isdecimal() for part in self.drop_at.split(",") if self.drop_at):
+            raise BadInput(f'recipe: drop_at="{self.drop_at}": whole epochs, like "82,123"')
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise BadInput("recipe: nesterov=true is a form of SGD with momentum: say optimizer=sgd, momentum=0.9")
         if self.zoom < 1 or not math.isfinite(self.zoom):
             raise BadInput(f"recipe: zoom={self.zoom}: the largest magnification, at least 1")
         if (self.epochs > 0) == (self.steps > 0):
             raise BadInput(f"recipe: epochs={self.epochs}, steps={self.steps}: say one of the two, above 0")
+
+    def falls(self, epoch: int) -> int:
+        """How often the rate of `schedule="step"` has fallen when an epoch (from 0) begins."""
+        if not self.drop_at:
+            return epoch // self.drop_epochs
+        return sum(epoch >= int(part) for part in self.drop_at.split(","))
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:

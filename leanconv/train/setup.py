@@ -16,6 +16,7 @@ from leanconv.errors import BadInput, UntrustedCode, missing_extra
 from leanconv.files import read_json, write_json
 from leanconv.measure import label
 from leanconv.measure.count import count
+from leanconv.nn import Schedule
 from leanconv.runs import RunFolder
 from leanconv.runs.kinds import build, read
 from leanconv.table import si
@@ -166,6 +167,17 @@ def check_batch(net: nn.Module, recipe: Recipe, processes: int) -> None:
             f"{recipe.model} cannot train on one image of {recipe.size}x{recipe.size} at a time ({error}): "
             "take a larger batch or size"
         ) from error
+
+
+def schedule_note(schedule: Schedule, total: int) -> str:
+    """What to say where ODConv would still be warm after the last step: what was trained is not what is evaluated."""
+    warm = schedule.temperature_epochs * schedule.steps_per_epoch
+    if not schedule.dynamic or total >= warm:
+        return ""
+    return (
+        f"note   ODConv's temperature reaches 1 after {schedule.temperature_epochs:g} epochs, this run ends after "
+        f"{total / schedule.steps_per_epoch:g}, and evaluation takes 1: say temperature_epochs= half of them or fewer"
+    )
 
 
 def write_start(folder: RunFolder, recipe: Recipe, task: Task) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from leanconv.errors import BadInput, UnknownName
 from leanconv.runs import load
+from leanconv.train.optimizer import rate_at
 from leanconv.train.recipe import Recipe
 
 
@@ -55,6 +56,10 @@ def test_round_trip_of_every_key(tmp_path):
         ("epochs = 3", ["lr"], BadInput, "key=value"),
         ("epochs = 3", ["lr=nan"], BadInput, "lr=nan"),
         ("epochs = 3", ["batch=0"], BadInput, "at least 1"),
+        ("epochs = 3", ["smoothing=1"], BadInput, "from 0 to below 1"),
+        ("epochs = 3", ["nesterov=true"], BadInput, "say optimizer=sgd"),
+        ("epochs = 3", ["task=detect"], BadInput, "auto, segment, classify"),
+        ("epochs = 3", ["temperature_epochs=0"], BadInput, "must be above 0"),
         ("epochs = 3", ["optimizer=adam"], BadInput, "adamw, sgd"),
         ("epochs = 3\n[train]\nlr = 1", [], UnknownName, "unknown recipe key 'train'"),
         ("epochs = = 3", [], BadInput, "is not TOML"),
@@ -82,11 +87,52 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 def test_the_recipes_of_the_repository(path):
     """Each reads, names a model that builds, opens with the command, and says what to expect or that it is a draft."""
     recipe = Recipe.read(path)
-    head = path.read_text().split("model =")[0]
+    head, epochs = path.read_text().split("\nmodel =")[0], max(1, recipe.epochs)
     assert f"leanconv train recipes/{path.name}" in head
-    assert "Dice" in head or "Draft" in head
-    assert load(recipe.model)(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+    assert "Dice" in head or "Draft" in head or "benchmarks/results/" in head
+    if recipe.task == "auto":
+        assert load(recipe.model)(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+        return
+    classes = {"cifar100": 100, "imagenet": 1000, "odconv": 1000, "tiny_imagenet": 200}
+    outputs = next((n for word, n in reversed(classes.items()) if path.stem.endswith(word)), 10)
+    with torch.device("meta"):  # an ImageNet VGG is half a gigabyte
+        logits = load(recipe.model).eval()(torch.zeros(2, 3, recipe.size, recipe.size))
+    assert logits.shape == (2, outputs)
+    assert rate_at(epochs - 1, epochs, recipe) < recipe.lr
+
+
+def test_falls_at_epochs_that_are_named():
+    recipe = Recipe.read(Path(__file__).parents[2] / "recipes" / "hetconv_resnet56_cifar.toml")
+    rates = [rate_at(epoch * 390, 164 * 390, recipe, 390) for epoch in (0, 81, 82, 122, 123, 163)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    with pytest.raises(BadInput, match="whole epochs"):
+        Recipe(epochs=1, drop_at="82;123")
+
+
+PRINTED = {
+    "hetconv_vgg16_cifar": (0.1, 50, 128, 5e-4),
+    "hetconv_imagenet": (0.1, 30, 256, 1e-4),
+    "odconv": (0.1, 30, 256, 1e-4),
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_the_papers_settings(name):
+    recipe = Recipe.read(Path(__file__).parents[2] / "recipes" / f"{name}.toml")
+    assert (recipe.lr, recipe.drop_epochs, recipe.batch, recipe.weight_decay) == PRINTED[name]
+    per_epoch = 390
+    rates = [rate_at(epoch * per_epoch, recipe.epochs * per_epoch, recipe, per_epoch) for epoch in range(recipe.epochs)]
+    assert rates[: recipe.drop_epochs] == [0.1] * recipe.drop_epochs
+    assert rates[recipe.drop_epochs] == pytest.approx(0.01)
+    assert rates[2 * recipe.drop_epochs] == pytest.approx(0.001)
 
 
 def test_there_are_recipes():
-    assert {path.stem for path in RECIPES} >= {"demo", "wafer", "magnetic_tile", "splconv_paper"}
+    assert {path.stem for path in RECIPES} >= {
+        "demo",
+        "wafer",
+        "magnetic_tile",
+        "splconv_paper",
+        "cifar10_short",
+        "lhconv",
+    } | set(PRINTED)
