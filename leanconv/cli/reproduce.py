@@ -1,6 +1,7 @@
 """`leanconv reproduce PAPER/TABLE`: the papers' figures beside ours."""
 
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from leanconv.errors import BadInput
 
 
 def command(
-    table: Annotated[str, typer.Argument(metavar="PAPER/TABLE", help="splconv/table1, splconv, or all.")],
+    table: Annotated[str, typer.Argument(metavar="PAPER/TABLE", help="hetconv/table1, hetconv, or all.")],
     counts: Annotated[bool, typer.Option("--counts", help="Params, Flops, MAdd (the default).")] = False,
     time: Annotated[
         bool, typer.Option("--time", help="Frames per second, at 512x512 and at the table's size.")
@@ -28,17 +29,18 @@ def command(
 ) -> None:
     """Build a paper's networks, count them under the paper's convention, and print paper / ours / error per figure.
 
-    A figure is ok within 0.5 %, or when ours prints as the paper printed it. Exit 1 where one that should
-    agree does not.
+    A figure is ok within 0.5 %, or when ours prints as the paper printed it. Of several tables a summary stands last:
+    what does not agree, and why. Exit 1 where a figure that should agree does not.
     """
     from leanconv.papers import reproduce
 
     batch, size = _size(input)
     common.set_threads(threads)
-    found = reproduce(
-        table, counts=counts or not time, time=time, size=size, batch=batch, device=common.torch_device(device),
-        budget_s=budget, progress=_progress if sys.stderr.isatty() else None,
-    )  # fmt: skip
+    with _bar() as progress:
+        found = reproduce(
+            table, counts=counts or not time, time=time, size=size, batch=batch, device=common.torch_device(device),
+            budget_s=budget, progress=progress,
+        )  # fmt: skip
     common.report(found, json=json, out=out)
     if found.unexpected:
         raise typer.Exit(1)
@@ -53,5 +55,14 @@ def _size(text: str | None) -> tuple[int, tuple[int, int] | None]:
     return sizes[0], (sizes[2], sizes[3])
 
 
-def _progress(what: str, done: float) -> None:
-    print(f"\r{what}: {done:4.0%} ", end="\n" if done >= 1 else "", file=sys.stderr, flush=True)
+@contextmanager
+def _bar() -> Iterator[Callable[[str, float], object]]:
+    """A progress bar on standard error, gone when it is done; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task("", total=1.0)
+        yield lambda what, done: shown.update(task, description=what, completed=done)

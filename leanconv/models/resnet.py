@@ -18,6 +18,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leanconv.errors import BadInput
 from leanconv.models.replaced import Replaced, check_image, check_options, one_of, scaled, standard
 from leanconv.nn import SqueezeExcite
 
@@ -94,29 +95,32 @@ class ResNet(nn.Module):
         stride_on: where a bottleneck strides, its "3x3" (torchvision, the HetConv and SPConv papers' counts) or its
             first "1x1" (He et al., ODConv's).
         se: reduction of a squeeze-excite in every block, 0 for none; `se_bias`: biases of its two linear maps.
-        conv_bias: give the stem and the replaced layers' places a bias (the HetConv paper's counts have it).
+        conv_bias: biases of the stem and of the residual branches (the HetConv paper's counts have them), or "3x3" for
+            those of the branches' 3×3 alone (SPConv's).
     Raises: BadInput for a value out of range, UnsupportedConv (naming the layer) where the operator does not fit.
     """
 
     def __init__(
         self, network: str, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, conv: str = "conv",
         replace: str = "all", keep: str = "", *, shortcut: str | None = None, stride_on: str = "3x3", se: int = 0,
-        se_bias: bool = False, conv_bias: bool = False,
+        se_bias: bool = False, conv_bias: bool | str = False,
     ) -> None:  # fmt: skip
         super().__init__()
         blocks, kind, cifar = _NETWORKS[network]
         shortcut = ("zero_pad" if cifar else "projection") if shortcut is None else shortcut
         whole = {"num_classes": num_classes, "in_channels": in_channels, **({"se": se} if se != 0 else {})}
-        check_options(network, whole=whole, flags={"se_bias": se_bias, "conv_bias": conv_bias})
+        check_options(network, whole=whole, flags={"se_bias": se_bias})
         one_of(network, "replace", replace, ["all", "3x3"])
         one_of(network, "shortcut", shortcut, ["projection", "zero_pad"])
         one_of(network, "stride_on", stride_on, ["3x3", "1x1"])
+        if not isinstance(conv_bias, bool) and conv_bias != "3x3":
+            raise BadInput(f"{network}: conv_bias={conv_bias!r}: True or False, or '3x3'")
         self.network, self.num_classes, self.in_channels, self.width = network, num_classes, in_channels, width
         self.conv, self.replace, self.keep, self.shortcut, self.stride_on = conv, replace, keep, shortcut, stride_on
         self.se, self.se_bias, self.conv_bias = se, se_bias, conv_bias
         self._build = Replaced(network, conv, keep)
         c = scaled(network, 16 if cifar else 64, width)
-        self.conv1 = standard(in_channels, c, 3 if cifar else 7, 1 if cifar else 2, bias=conv_bias)
+        self.conv1 = standard(in_channels, c, 3 if cifar else 7, 1 if cifar else 2, bias=conv_bias is True)
         self.bn1, self.relu = nn.BatchNorm2d(c), nn.ReLU(inplace=True)
         self.maxpool: nn.Module = nn.Identity() if cifar else nn.MaxPool2d(3, 2, 1)
         self.stages: list[str] = []
@@ -151,9 +155,10 @@ class ResNet(nn.Module):
         downsample = self._downsample(c, o, stride)
 
         def conv(i: int, c: int, o: int, kernel: int, stride: int) -> nn.Module:
+            bias = self.conv_bias is True or (self.conv_bias == "3x3" and kernel == 3)
             if kernel == 1 and self.replace == "3x3":
-                return standard(c, o, 1, stride, bias=self.conv_bias)
-            return self._build.layer(f"{name}.conv{i}", c, o, kernel, stride, bias=self.conv_bias)
+                return standard(c, o, 1, stride, bias=bias)
+            return self._build.layer(f"{name}.conv{i}", c, o, kernel, stride, bias=bias)
 
         if kind == "basic":
             return BasicBlock(conv(1, c, o, 3, stride), conv(2, o, o, 3, 1), o, se, downsample)

@@ -231,3 +231,11 @@ def test_another_image_is_refused():
     model = build("resnet20_cifar", width=0.25)
     with pytest.raises(BadInput, match="resnet20_cifar takes N C H W with C=3, got"):
         model(torch.randn(1, 1, 32, 32))
+
+
+def test_a_bias_of_the_3x3_layers_alone():
+    with torch.device("meta"):
+        model = build("resnet50", conv="spconv", conv_bias="3x3")
+    biased = [name for name, p in model.named_parameters() if name.endswith("bias") and ".bn" not in name]
+    assert [name for name in biased if name.startswith("layer") and ".conv2." in name and "norm" not in name]
+    assert not [name for name in biased if ".conv1." in name or ".conv3." in name or name.startswith("conv1")]
