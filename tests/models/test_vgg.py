@@ -47,8 +47,8 @@ def test_the_imagenet_network_is_torchvisions():
 
 def test_it_computes_what_torchvisions_computes():
     torchvision = pytest.importorskip("torchvision", reason="compares with torchvision's network")
-    theirs = torchvision.models.vgg16_bn(num_classes=3).features.eval()
-    ours = nn.Sequential(*(stage for name, stage in build("vgg16").named_children() if name != "head")).eval()
+    theirs = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"], batch_norm=True).eval()
+    ours = nn.Sequential(*(stage for name, stage in build("vgg16_cifar").named_children() if name != "head")).eval()
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     x = torch.randn(1, 3, 37, 40)
     with torch.inference_mode():
