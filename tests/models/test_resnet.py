@@ -204,7 +204,7 @@ def test_fakes_compile_and_channels_last():
         ({"conv": "xsepconv"}, UnsupportedConv, "xsepconv replaces none of its layers: it replaces depthwise layers"),
         ({"conv": "hetcon"}, UnknownName, "did you mean 'hetconv'"),
         ({"conv": "hetconv(part=2+2)"}, BadInput, "plain value"),
-        ({"conv": "splconv(alpha='a')"}, BadInput, "resnet20_cifar: conv=.*not supported between"),
+        ({"conv": "splconv(alpha='a')"}, BadInput, "splconv: alpha='a' must be a number"),
         ({"conv": 3}, BadInput, "conv=3: a text, like hetconv"),
         ({"keep": 3}, BadInput, "keep=3: a text"),
         ({"conv": "hetconv", "keep": "layer4.*"}, BadInput, "keep='layer4.*' matches no replaced layer"),
