@@ -4,7 +4,8 @@ import ast
 import difflib
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from leanconv.errors import BadInput, UnknownName
 
@@ -49,10 +50,31 @@ def options_of(cls: type) -> dict[str, Any]:
     return {p.name: p.default for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
+_WORDS = {
+    int: "a whole number", float: "a number", bool: "True or False", str: "a word in quotes",
+    tuple: "whole numbers such as (4, 4)", NoneType: "None",
+}  # fmt: skip
+
+
+def misfit(cls: type, options: dict[str, Any]) -> str | None:
+    """Why a value is of no type that the operator's signature has for that option, or None where all fit."""
+    hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+    for key, value in options.items():
+        kinds = [get_origin(kind) or kind for kind in get_args(hints[key]) or (hints[key],)]
+        if not any(_fits(value, kind) for kind in kinds):
+            return f"{key}={value!r} must be {' or '.join(_WORDS[kind] for kind in kinds)}"
+    return None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    accepted = {float: (int, float), tuple: (tuple, list)}.get(kind, kind)
+    return isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+
+
 def parse(text: str) -> tuple[str, dict[str, Any]]:
     """Split `"hetconv(part=4)"` into `("hetconv", {"part": 4})`: keyword arguments only, literals only, nothing is run.
 
-    Raises: UnknownName for an operator or an option nobody has, BadInput for any other text.
+    Raises: UnknownName for an operator or an option nobody has, BadInput for a value of a wrong type or any other text.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
@@ -79,6 +101,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
             raise BadInput(
                 f"{name}: {word}= takes a plain value (number, text, True, None), not an expression"
             ) from error
+    if reason := misfit(get(name), options):
+        raise BadInput(f"{name}: {reason}")
     return name, options
 
 

@@ -41,6 +41,11 @@ def test_reads(text, expected):
         ("(" * 5000, BadInput, "not readable"),
         ("splconv(alpha=" + "-" * 100_000 + "1)", BadInput, "readable|plain"),
         ("a\0b", BadInput, "not readable"),
+        ("splconv(alpha='0.5')", BadInput, "splconv: alpha='0.5' must be a number$"),
+        ("hetconv(part=4.0)", BadInput, "part=4.0 must be a whole number$"),
+        ("hetconv(ragged=1)", BadInput, "ragged=1 must be True or False$"),
+        ("drconv(guide=[])", BadInput, r"guide=\[\] must be a word in quotes or None$"),
+        ("topological(window=3)", BadInput, r"window=3 must be whole numbers such as \(4, 4\) or None$"),
     ],
 )
 def test_refuses(text, error, words):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.errors import UnsupportedConv
-from leanconv.registry import get, parse
+from leanconv.registry import get, misfit, parse
 from leanconv.spec import ConvSpec, PaddingMode, centred
 
 # What a field of a spec must be for an operator that does not list the field in `accepts`.
@@ -40,7 +40,7 @@ class Operator(nn.Module):
     def _check(self, *arguments: Any, **options: Any) -> ConvSpec:
         """Set Conv2d's size attributes and return them as a spec. Raises UnsupportedConv with what to type instead."""
         spec = ConvSpec.of(*arguments)
-        if reason := type(self).why_not(spec, **options):
+        if reason := misfit(type(self), options) or type(self).why_not(spec, **options):
             raise UnsupportedConv(f"{self.name}: {reason}")
         self.in_channels, self.out_channels, self.kernel_size = spec.c, spec.o, spec.kernel
         self.stride, self.padding, self.dilation = spec.stride, spec.padding, spec.dilation

@@ -112,6 +112,8 @@ class InceptionDWConv2d(Operator):
         for option, value in {"square": square, "band": band}.items():
             if not isinstance(value, int) or value < 1 or value % 2 == 0:
                 return f"{option}={value!r} must be odd"
+        if not 0 < ratio < 1:
+            return f"ratio={ratio!r} must lie between 0 and 1"
         if not 1 <= _branch(spec, ratio) <= spec.c // 3:
             return (
                 f"ratio={ratio} of {spec.c} channels is {_branch(spec, ratio)} for each branch; "

@@ -133,8 +133,8 @@ class SPLConv2d(Operator):
         reason = super().why_not(spec) or needs_odd_centred(spec) or needs_stride_1_or_2(spec)
         if reason := reason or why_not_split(spec.c, alpha):
             return reason
-        for option, value in {"rate": rate, "dilated_kernel_size": dilated_kernel_size or 1}.items():
-            if not isinstance(value, int) or value < 1:
+        for option, value in {"rate": rate, "dilated_kernel_size": dilated_kernel_size}.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
                 return f"{option}={value!r} must be a whole number of at least 1"
         if spec.dilation != (1, 1) and not depthwise:
             return f"dilation={spec.dilation} lives in the first depthwise convolution; it needs depthwise=True"

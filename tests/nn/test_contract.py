@@ -412,6 +412,24 @@ def test_refusals_are_readable(text, key):
 
 
 @pytest.mark.parametrize("name", names())
+def test_option_values_of_any_kind_are_taken_or_refused_in_words(name):
+    """Whatever a user types for an option, no TypeError from the middle of a constructor."""
+    from leanconv.registry import options_of
+
+    wanted = (ConvSpec.of(16, 16, 3, 1, 1), ConvSpec.of(16, 16, 7, 1, 3, groups=16))
+    spec = next(spec for spec in wanted if not get(name).why_not(spec))
+    values = [None, "x", -1, 0, 1.5, math.nan, math.inf, True, (1, 2), (), [], {}, 1j]
+    for option in options_of(get(name)):
+        for value in values:
+            try:
+                get(name)(**spec.arguments(), device="meta", **{option: value})
+                said = None
+            except UnsupportedConv as error:
+                said = str(error)
+            assert said is None or f"{option}=" in said
+
+
+@pytest.mark.parametrize("name", names())
 def test_signature_is_conv2ds(name):
     import inspect
 

@@ -112,7 +112,7 @@ def test_projection_of_a_spatial_layer_is_the_best():
         ({"out_dims": (2, 5)}, r"out_dims=\(2, 5\) has 10 places for out_channels=12"),
         ({"window": (3, 3)}, r"window=\(3, 3\) is larger than in_dims=\(2, 4\)"),
         ({"in_dims": (2, 2, 2), "out_dims": (3, 4)}, "must have one length"),
-        ({"window": 4}, r"window=4: whole numbers"),
+        ({"window": 4}, r"window=4 must be whole numbers"),
     ],
 )
 def test_refusals(options, words):
