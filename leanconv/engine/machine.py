@@ -17,6 +17,7 @@ from leanconv.version import __version__
 
 # The extras of pyproject.toml: distribution -> module, and what one needs them for.
 EXTRAS = {
+    "cpu": ("the fused kernels of optimize on a CPU", {"halide": "halide"}),
     "train": (
         "train, eval, predict",
         {"torchvision": "torchvision", "accelerate": "accelerate", "torchmetrics": "torchmetrics",
@@ -97,11 +98,12 @@ def _libraries() -> list[Item]:
 
 
 def _tools() -> list[Item]:
-    compiler = _which("g++", "c++", "clang++")
+    compiler, c_compiler = _which("g++", "c++", "clang++"), _which("cc", "gcc", "clang")
     browser = _which(*BROWSERS)
     triton = _version("triton", "triton")
     return [
         Item("C++ compiler", compiler, "torch.compile on the CPU", "apt install g++"),
+        Item("C compiler", c_compiler, "keeping compiled kernels, several threads in them", "apt install gcc"),
         Item("triton", triton, "torch.compile on a GPU", "pip install triton" if platform.system() == "Linux" else ""),
         Item("browser", browser, "the tests of the HTML report", "apt install chromium"),
     ]

@@ -32,7 +32,8 @@ class Form:
     @classmethod
     def read(cls, text: str) -> Self:
         """The form of `text`; cached, so that a call of the operator parses nothing twice."""
-        return _read(cls, text)
+        form: Self = _read(cls, text)  # type: ignore[arg-type]
+        return form
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Self:

@@ -31,7 +31,8 @@ from leanconv.ops.forms import (
 
 
 def _stencil(fields: dict[str, Any]) -> Stencil:
-    return Stencil(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return Stencil(**values)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""Kernels of the primitives of `ops`: one folder a kind of device, registered with torch.library by `load`."""
+
+import functools
+import importlib.util
+import platform
+
+from leanconv.table import table
+
+
+@functools.lru_cache(1)
+def load() -> tuple[str, ...]:
+    """Register the kernels that this machine can run; the kinds of devices that now have some. Cheap when repeated."""
+    if cpu_reason():
+        return ()
+    from leanconv.kernels.cpu.register import register
+
+    register()
+    return ("cpu",)
+
+
+def cpu_reason() -> str:
+    """Why the CPU kernels cannot run here, with the way to get them; "" where they can."""
+    if importlib.util.find_spec("halide") is None:
+        return "halide is not installed: pip install 'leanconv[cpu]'"
+    if platform.machine().lower() not in ("x86_64", "amd64", "arm64", "aarch64"):
+        return f"no schedules for {platform.machine()}"
+    return ""
+
+
+def status() -> str:
+    """A table of the kinds of kernels: whether they run here, and why not."""
+    rows = [["cpu", *_cpu_status()], ["triton", "no", "not written yet; a GPU runs the references"]]
+    return table(["kernels", "run", "how, or why not"], rows)
+
+
+def _cpu_status() -> tuple[str, str]:
+    if reason := cpu_reason():
+        return "no", f"{reason}; until then the references run"
+    from leanconv.kernels.cpu import cache
+    from leanconv.kernels.cpu.build import compiler
+
+    if not compiler():
+        return "yes", "compiled in each process, one thread: no C compiler to keep kernels; apt install gcc"
+    return "yes", f"linked by {compiler()}, kept in {cache.folder(cache.default_folder())}"

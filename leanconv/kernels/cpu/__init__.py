@@ -1,0 +1,27 @@
+"""Kernels for this machine's CPU, written in Halide."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from leanconv.kernels.cpu.bind_separable import BoundSeparable
+from leanconv.kernels.cpu.bound import Bound
+from leanconv.ops.forms import Form
+from leanconv.ops.separable import Separable
+
+# Form -> the class that binds it.
+BINDERS: dict[type[Form], Any] = {Separable: BoundSeparable}
+
+
+def bind(form: Form, weights: Sequence[Tensor]) -> Bound:
+    """A primitive with its weights packed, to be called with maps alone: the arguments of its function in `ops`.
+
+    Compiles when it first meets maps of a new kind (or finds what was compiled before). Float32; safe in many threads.
+    Raises: MissingExtra without halide.
+    """
+    from leanconv.kernels.cpu.pieces import halide
+
+    halide()
+    bound: Bound = BINDERS[type(form)](form, weights)
+    return bound

@@ -1,0 +1,192 @@
+"""Separable convolutions bound to their weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels.cpu import pointwise, separable
+from leanconv.kernels.cpu.bound import (
+    Bound,
+    Step,
+    average_of,
+    empty_result,
+    flat_out_view,
+    flat_view,
+    map_view,
+    out_view,
+    ready,
+    vector_view,
+    weights_view,
+)  # fmt: skip
+from leanconv.kernels.cpu.build import kernel
+from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
+from leanconv.kernels.cpu.pieces import Tile
+from leanconv.kernels.cpu.program import Program, View, Work
+from leanconv.kernels.cpu.tiles import matrix_tile, row_block, stencil_tile
+from leanconv.kernels.cpu.tracks import Source, split_weights, track_weights, tracks
+from leanconv.ops.forms import check_channels
+from leanconv.ops.separable import Separable
+
+
+class BoundSeparable(Bound):
+    """`ops.separable.separable` with form and weights given: `bound(inputs, residual=None, gate=None)`."""
+
+    def __init__(self, form: Separable, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.form, self._tracks = form, tracks(form)
+        self._flat = all(
+            s.identity and s.stride == (1, 1) and s.activation == "none" for t in self._tracks for s in t.stencils
+        )
+        stencils, project, bias = split_weights(form, weights)
+        self._taps = [track_weights(source, stencils) for source in self._tracks]
+        self._project = None if project is None else project.detach().float()
+        self._bias = None if bias is None else bias.detach().float()
+
+    def __call__(
+        self, inputs: Sequence[Tensor], residual: Tensor | None = None, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        form = self.form
+        check_channels(inputs, form.channels)
+        size = form.size(*inputs[0].shape[2:])
+        if (nothing := empty_result(inputs[0].shape[0], form.width, size, form.average)) is not None:
+            return nothing
+        maps: list[Tensor | None] = [ready(x) for x in inputs]
+        maps.append(ready(residual) if residual is not None else None)
+        maps.append(gate.float().contiguous() if gate is not None else None)
+        return self._call(*maps)
+
+    def _step(self, *maps: Tensor | None) -> Step:
+        *inputs, residual, gate = maps
+        given = [x for x in inputs if x is not None]
+        n, _, h, w = given[0].shape
+        size = (n, self.form.width, *self.form.size(h, w))
+        made = _Maker(self, given, residual, gate, size)
+        if self._project is None:
+            return made.depthwise()
+        return made.pointwise() if self._flat else made.projected()
+
+
+class _Maker:
+    """Puts one step together. Pointers: inputs, residual, gate, weights, output, averages."""
+
+    def __init__(
+        self, bound: BoundSeparable, inputs: list[Tensor], residual: Tensor | None, gate: Tensor | None,
+        size: tuple[int, int, int, int],
+    ) -> None:  # fmt: skip
+        self.bound, self.form, self.inputs, self.size = bound, bound.form, inputs, size
+        self.residual, self.gate = residual, gate
+        self.pointers = len(inputs) + (residual is not None) + (gate is not None)
+        self.weights: list[Tensor] = []
+        self.at_residual, self.at_gate = len(inputs), len(inputs) + (residual is not None)
+
+    def depthwise(self) -> Step:
+        """One kernel for each track, all of them on a block of rows before the next block."""
+        views, kernels, first = [], [], 0
+        for source, taps in zip(self.bound._tracks, self.bound._taps, strict=True):
+            tile = stencil_tile(source.channels, self.size[3])
+            core = separable.Core(
+                (self._track(source),), None, self.size[1], False, self.form.activation, self._residual_pixel(), False
+            )  # fmt: skip
+            arguments = [self._input(source), *map(self._add, taps)]
+            if self.residual is not None:
+                arguments.append(map_view(self.at_residual, self.residual, first, source.channels))
+            kernels.append(kernel(separable.pipeline, core, tile))
+            views.append((arguments, first, source.channels))
+            first += source.channels
+        out = self.pointers + len(self.weights)
+        listed = [
+            (made, [*arguments, out_view(out, self.size, start, channels)])
+            for made, (arguments, start, channels) in zip(kernels, views, strict=True)
+        ]
+        return self._finish(listed, self._work(), flat=False)
+
+    def projected(self) -> Step:
+        """Stencils, then the 1×1."""
+        form, o = self.form, self.size[1]
+        assert self.bound._project is not None
+        tile = matrix_tile(o, self.size[3], form.middle, False)
+        core = separable.Core(
+            tuple(map(self._track, self.bound._tracks)), o, o, form.bias, form.activation, self._residual_pixel(),
+            form.gate,
+        )  # fmt: skip
+        arguments: list[View] = []
+        for source, taps, column in zip(self.bound._tracks, self.bound._taps, self._columns(), strict=True):
+            arguments += [self._input(source), *map(self._add, taps)]
+            arguments += self._projection(column, source.channels, tile)
+        if form.bias:
+            arguments.append(self._add(pack_vector(self.bound._bias, tile.block, o)))
+        if self.residual is not None:
+            arguments.append(map_view(self.at_residual, self.residual, 0, o))
+        arguments.append(out_view(self.pointers + len(self.weights), self.size, 0, o))
+        return self._finish([(kernel(separable.pipeline, core, tile), arguments)], self._work(), flat=False)
+
+    def pointwise(self) -> Step:
+        """A 1×1 alone: all pixels in a row."""
+        form, (n, o, p, q) = self.form, self.size
+        pixels = p * q
+        tile = matrix_tile(o, pixels, form.middle, True)
+        sources = self.bound._tracks
+        core = pointwise.Pointwise(
+            tuple((source.channels, pixel_stride(self.inputs[source.index])) for source in sources), o, form.bias,
+            form.activation, self._residual_pixel(), form.gate,
+        )  # fmt: skip
+        arguments: list[View] = []
+        for source, column in zip(sources, self._columns(), strict=True):
+            arguments.append(flat_view(source.index, self.inputs[source.index], source.first, source.channels))
+            arguments += self._projection(column, source.channels, tile)
+        if form.bias:
+            arguments.append(self._add(pack_vector(self.bound._bias, tile.block, o)))
+        if self.residual is not None:
+            arguments.append(flat_view(self.at_residual, self.residual, 0, o))
+        arguments.append(flat_out_view(self.pointers + len(self.weights), self.size))
+        block = row_block(pixels, n, 4 * (form.middle + o), 0, torch.get_num_threads(), tile.pixels)
+        work = Work(n, pixels, block, tile.pixels)
+        return self._finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
+
+    def _finish(self, kernels: list[tuple[tuple[int, object], list[View]]], work: Work, flat: bool) -> Step:
+        out = self.pointers + len(self.weights)
+        average = average_of(out, out + 1, self.size, flat) if self.form.average else None
+        return Step(Program(kernels, work, average), self.weights, self.size, self.form.average)
+
+    def _add(self, packed: Tensor) -> View:
+        self.weights.append(packed)
+        return weights_view(self.pointers + len(self.weights) - 1, packed)
+
+    def _track(self, source: Source) -> separable.Track:
+        stencils = tuple(replace(s, first=0) for s in source.stencils)
+        return separable.Track(pixel_stride(self.inputs[source.index]), source.channels, stencils)
+
+    def _input(self, source: Source) -> View:
+        return map_view(source.index, self.inputs[source.index], source.first, source.channels)
+
+    def _columns(self) -> list[int]:
+        starts, at = [], 0
+        for source in self.bound._tracks:
+            starts.append(at)
+            at += source.channels
+        return starts
+
+    def _projection(self, column: int, channels: int, tile: Tile) -> list[View]:
+        """The packed 1×1 of a track and, where there is one, its gate."""
+        assert self.bound._project is not None
+        views = [self._add(pack_projection(self.bound._project[:, column : column + channels], tile.block))]
+        if self.gate is not None:
+            views.append(vector_view(self.at_gate, channels, column, self.gate.shape[1]))
+        return views
+
+    def _residual_pixel(self) -> int:
+        return 0 if self.residual is None else pixel_stride(self.residual)
+
+    def _work(self) -> Work:
+        """Blocks of rows: what one row of output takes of scratch, and how many rows overlap."""
+        n, o, p, q = self.size
+        row_bytes, halo = 4 * q * o, 0
+        for source in self.bound._tracks:
+            step = 1
+            for stencil in reversed(source.stencils):
+                step *= stencil.stride[0]
+                halo = max(halo, (stencil.kernel[0] - 1) * stencil.dilation[0])
+                row_bytes += 4 * source.channels * q * step * step
+        return Work(n, p, row_block(p, n, row_bytes, halo, torch.get_num_threads()))

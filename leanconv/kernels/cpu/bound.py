@@ -1,0 +1,134 @@
+"""Primitives bound to their weights: packed once, compiled for what arrives, called with maps alone."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanconv.errors import BadInput
+from leanconv.kernels.cpu.maps import even, new_map, pixel_stride
+from leanconv.kernels.cpu.program import Average, Program, View
+
+_KEPT = 64  # programs of a bound primitive; each is some kilobytes
+
+
+class Step:
+    """A bound primitive for one set of shapes: `step(*maps)` fills new outputs and gives them back.
+
+    Args:
+        program: what runs; its pointers are the maps, then `weights`, then the outputs.
+        size: `N O P Q` of the output.
+        average: whether `N O` averages are a second output.
+    """
+
+    def __init__(self, program: Program, weights: Sequence[Tensor], size: tuple[int, int, int, int], average: bool):
+        self.program, self.weights, self.size, self.average = program, list(weights), size, average
+        _, o, p, q = size
+        self._strides = (p * q * o, 1, q * o, o)
+        self._constant = [w.data_ptr() for w in self.weights]
+
+    def __call__(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.empty_strided(self.size, self._strides)
+        means = torch.empty(self.size[:2] if self.average else (0,))
+        if self.program.native:
+            outputs = [y.data_ptr(), means.data_ptr()] if self.average else [y.data_ptr()]
+            self.program.run(*[m.data_ptr() for m in maps], *self._constant, *outputs)
+        else:
+            self.program(*maps, *self.weights, *([y, means] if self.average else [y]))
+        return y, means
+
+
+class Bound:
+    """What the primitives share: a step for each set of shapes, made when it is first met. Safe in many threads.
+
+    A subclass says in `_step(*maps)` how to make one; maps that are not there are None, and left out of the call.
+    """
+
+    def __init__(self) -> None:
+        self._steps: dict[Any, Step] = {}
+        self._lock = threading.Lock()
+
+    def _step(self, *maps: Tensor | None) -> Step:
+        raise TypeError(f"{type(self).__name__} makes no steps")
+
+    def step(self, *maps: Tensor | None) -> Step:
+        """The step for maps like these (even ones, see `even`), for `torch.get_num_threads()` threads."""
+        key = (torch.get_num_threads(), *[None if x is None else (x.shape, x.stride()) for x in maps])
+        found = self._steps.get(key)
+        if found is None:
+            made = self._step(*maps)
+            with self._lock:
+                if len(self._steps) >= _KEPT:
+                    self._steps = {}
+                found = self._steps[key] = made
+        return found
+
+    def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        raise TypeError(f"{type(self).__name__} cannot be called")
+
+    def _call(self, *maps: Tensor | None) -> tuple[Tensor, Tensor]:
+        step = self.step(*maps)
+        return step(*[x for x in maps if x is not None])
+
+
+def ready(x: Tensor) -> Tensor:
+    """`x` as the kernels take it. Raises BadInput unless it is a float32 map on the CPU."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 4:
+        raise BadInput(f"the CPU kernels take float32 maps N C H W on the CPU, got {x.dtype} {tuple(x.shape)}")
+    return even(x)
+
+
+def empty_result(n: int, o: int, size: tuple[int, int], average: bool) -> tuple[Tensor, Tensor] | None:
+    """The result where nothing is to compute (no sample), else None. Raises BadInput where no pixel is left."""
+    if min(size) < 1:
+        raise BadInput(f"the output would have {size[0]}×{size[1]} pixels: the input is smaller than the kernel")
+    if n:
+        return None
+    return new_map(0, o, *size), torch.empty((0, o) if average else (0,))
+
+
+def map_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
+    """Channels of a map as `c x y`."""
+    n, _, h, w = x.shape
+    pixel = pixel_stride(x)
+    return View(pointer, ((channels, 1), (w, pixel), (h, w * pixel)), first, x.stride(0) if n > 1 else 0)
+
+
+def flat_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
+    """Channels of a map as `c x`, all pixels in a row."""
+    n, _, h, w = x.shape
+    return View(pointer, ((channels, 1), (h * w, pixel_stride(x))), first, x.stride(0) if n > 1 else 0)
+
+
+def vector_view(pointer: int, length: int, offset: int = 0, sample: int = 0) -> View:
+    """A vector; `sample` numbers from one sample's to the next."""
+    return View(pointer, ((length, 1),), offset, sample)
+
+
+def weights_view(pointer: int, packed: Tensor) -> View:
+    """Packed weights, the last dimension innermost."""
+    dims = tuple(zip(reversed(packed.shape), reversed(packed.stride()), strict=True))
+    return View(pointer, dims)
+
+
+def out_view(pointer: int, size: tuple[int, int, int, int], first: int, channels: int) -> View:
+    """Channels of a dense output as `c x y`, rows cut to the block."""
+    _, o, p, q = size
+    return View(pointer, ((channels, 1), (q, o), (p, q * o)), first, p * q * o, rows=True)
+
+
+def flat_out_view(pointer: int, size: tuple[int, int, int, int]) -> View:
+    """A dense output as `c x`, pixels cut to the block."""
+    _, o, p, q = size
+    return View(pointer, ((o, 1), (p * q, o)), 0, p * q * o, rows=True)
+
+
+def average_of(pointer: int, result: int, size: tuple[int, int, int, int], flat: bool = False) -> Average:
+    """The average of a dense output that was made in blocks of rows, or of pixels (`flat`)."""
+    _, o, p, q = size
+    return Average(pointer, result, o, 1 if flat else q, p * q * o, o if flat else q * o)
+
+
+Binder = Callable[[Any, Sequence[Tensor]], Bound]

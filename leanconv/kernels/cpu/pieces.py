@@ -1,0 +1,206 @@
+"""What the kernels are made of, in Halide: padded copies, stencils, projections, activations. Channels innermost.
+
+Scratch and packed weights are as wide as whole vectors, so that only loads from maps and stores to them are masked. A
+kernel makes one block of rows, each stage for the whole block before the next begins; the runtime chooses blocks that
+fit the second-level cache and hands them to the threads. (Rows that slide through all stages, strip by strip, were
+slower at every shape tried, by 1.1 to 1.6 times on a Zen 4 core, and took twice as long to compile.)
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from leanconv.errors import missing_extra
+from leanconv.ops.forms import Stencil
+
+
+@functools.lru_cache(1)
+def halide() -> Any:
+    """The module `halide`. Raises MissingExtra with the way to get it."""
+    try:
+        import halide
+    except ImportError as error:
+        raise missing_extra("halide", "cpu") from error
+    return halide
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The shape of the innermost loops.
+
+    Args:
+        pixels: pixels of one register tile.
+        block: output channels of one register tile, a multiple of `lanes`.
+        lanes: numbers in a vector.
+    """
+
+    pixels: int
+    block: int
+    lanes: int
+
+    def whole(self, channels: int) -> int:
+        """`channels`, rounded up to whole vectors."""
+        return -(-channels // self.lanes) * self.lanes
+
+    def storage(self, channels: int) -> int:
+        """Numbers from one pixel of scratch to the next: an odd number of vectors.
+
+        A power of two would put a column of pixels into few sets of the first-level cache.
+        """
+        vectors = self.whole(channels) // self.lanes
+        return (vectors + (vectors % 2 == 0 and vectors > 2)) * self.lanes
+
+
+def image(name: str, dimensions: int) -> Any:
+    """A float argument of the kernel, its first dimension dense."""
+    hl = halide()
+    made = hl.ImageParam(hl.Float(32), dimensions, name)
+    made.dim(0).set_stride(1).set_min(0)
+    return made
+
+
+def map_image(name: str, pixel: int, dimensions: int = 3) -> Any:
+    """A map: `c x y`, or `c x` with all its pixels in a row; `pixel` numbers from one to the next."""
+    made = image(name, dimensions)
+    made.dim(1).set_stride(pixel)
+    if dimensions == 3:
+        made.dim(1).set_min(0)
+    return made
+
+
+def weights_image(name: str, block: int, channels: int) -> Any:
+    """Packed weights of a projection: `block c blocks`, dense."""
+    made = image(name, 3)
+    made.dim(0).set_bounds(0, block)
+    made.dim(1).set_bounds(0, channels).set_stride(block)
+    made.dim(2).set_min(0).set_stride(block * channels)
+    return made
+
+
+def activate(name: str, x: Any) -> Any:
+    """The activation `name` of an expression."""
+    hl = halide()
+    if name == "relu":
+        return hl.max(x, 0.0)
+    if name == "relu6":
+        return hl.min(hl.max(x, 0.0), 6.0)
+    if name == "silu":
+        return x / (1.0 + hl.exp(-x))
+    if name == "sigmoid":
+        return 1.0 / (1.0 + hl.exp(-x))
+    if name == "hardsigmoid":
+        return hl.min(hl.max(x + 3.0, 0.0), 6.0) * hl.f32(1 / 6)
+    if name == "hardswish":
+        return x * hl.min(hl.max(x + 3.0, 0.0), 6.0) * hl.f32(1 / 6)
+    if name == "gelu":
+        return 0.5 * x * (1.0 + hl.erf(x * hl.f32(math.sqrt(0.5))))
+    return x
+
+
+def size_after(stencil: Stencil, h: Any, w: Any) -> tuple[Any, Any]:
+    """Expressions of the height and width after a stencil."""
+    (r, s), (sh, sw), (dh, dw) = stencil.kernel, stencil.stride, stencil.dilation
+    top, bottom, left, right = stencil.padding
+    return (h + (top + bottom - dh * (r - 1) - 1)) // sh + 1, (w + (left + right - dw * (s - 1) - 1)) // sw + 1
+
+
+class Axes:
+    """The variables of a kernel: channels c (outputs m), pixels x y, and the loops that they are split into."""
+
+    def __init__(self) -> None:
+        var = halide().Var
+        self.c, self.m, self.x, self.y, self.g = var("c"), var("m"), var("x"), var("y"), var("g")
+        self.mo, self.mi, self.xo, self.xi = var("mo"), var("mi"), var("xo"), var("xi")
+        self.co, self.ci, self.xu, self.xv = var("co"), var("ci"), var("xu"), var("xv")
+
+
+def padded(axes: Axes, source: Any, h: Any, w: Any, name: str) -> Any:
+    """`source` with zeros around."""
+    hl, (c, x, y) = halide(), (axes.c, axes.x, axes.y)
+    func = hl.Func(name)
+    inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
+    func[c, x, y] = hl.select(inside, source[c, hl.clamp(x, 0, w - 1), hl.clamp(y, 0, h - 1)], 0.0)
+    return func
+
+
+def clamped(axes: Axes, source: Any, h: Any, w: Any, name: str) -> Any:
+    """`source` with its border repeated: for surplus pixels of a tile, whose results nobody keeps."""
+    hl, (c, x, y) = halide(), (axes.c, axes.x, axes.y)
+    func = hl.Func(name)
+    func[c, x, y] = source[c, hl.clamp(x, 0, w - 1), hl.clamp(y, 0, h - 1)]
+    return func
+
+
+def stencil(axes: Axes, source: Any, form: Stencil, taps: Any, bias: Any) -> Any:
+    """One depthwise convolution and its activation, as an expression; `taps` is `c r·s`."""
+    (c, x, y), total = (axes.c, axes.x, axes.y), None if bias is None else bias[axes.c]
+    (r, s), (sh, sw), (dh, dw), (top, _, left, _) = form.kernel, form.stride, form.dilation, form.padding
+    for i in range(r):
+        for j in range(s):
+            value = source[c, x * sw + (j * dw - left), y * sh + (i * dh - top)]
+            if not form.identity:
+                value = value * taps[c, i * s + j]
+            total = value if total is None else total + value
+    return activate(form.activation, total)
+
+
+def schedule_copy(axes: Axes, func: Any, channels: int, tile: Tile) -> None:
+    """A padded copy: pixel by pixel, vectors of channels; the last vector masked."""
+    hl = halide()
+    tail = hl.TailStrategy.RoundUp if channels % tile.lanes == 0 else hl.TailStrategy.Predicate
+    func.align_storage(axes.c, tile.storage(channels))
+    func.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
+
+
+def schedule_stencil(axes: Axes, func: Any, channels: int, tile: Tile) -> None:
+    """A stencil: its taps stay in registers while several pixels of one vector of channels are made together."""
+    hl = halide()
+    func.align_storage(axes.c, tile.storage(channels))
+    func.bound_extent(axes.c, tile.whole(channels))
+    func.split(axes.c, axes.co, axes.ci, tile.lanes).split(
+        axes.x, axes.xu, axes.xv, min(8, tile.pixels), hl.TailStrategy.RoundUp
+    )
+    func.reorder(axes.ci, axes.xv, axes.xu, axes.co, axes.y).vectorize(axes.ci).unroll(axes.xv)
+
+
+def projection(axes: Axes, parts: list[tuple[Any, int, Any]], start: Any, tile: Tile, flat: bool = False) -> Any:
+    """start + Σ over the parts (source, channels, weights) of W·t; `weights` is `block c blocks`. `m x y`, or `m x`."""
+    hl, m = halide(), axes.m
+    pixel = [axes.x] if flat else [axes.x, axes.y]
+    func = hl.Func("acc")
+    func[(m, *pixel)] = start
+    for index, (source, channels, weights) in enumerate(parts):
+        r = hl.RDom([(0, channels)], f"k{index}")
+        func[(m, *pixel)] += weights[m % tile.block, r, m // tile.block] * source[(r, *pixel)]
+    return func
+
+
+def schedule_projection(axes: Axes, func: Any, parts: int, tile: Tile) -> None:
+    """Accumulators in registers: everything unrolled but the sum."""
+    m, x = axes.m, axes.x
+    func.bound_extent(m, tile.block).vectorize(m, tile.lanes).unroll(m).unroll(x)
+    for index in range(parts):
+        update = func.update(index)
+        update.reorder(m, x, *func.rvars(index)).vectorize(m, tile.lanes).unroll(m).unroll(x)
+
+
+def schedule_output(axes: Axes, out: Any, width: int, tile: Tile, inner: list[Any], whole_tiles: bool = False) -> None:
+    """Tiles of `pixels` × `block`, channels outermost: a panel of weights stays in the cache while pixels pass.
+
+    `whole_tiles`: there is at least one full tile of pixels; then the last one overlaps the one before it.
+    """
+    hl = halide()
+    tail = hl.TailStrategy.RoundUp if width % tile.block == 0 else hl.TailStrategy.Predicate
+    pixels = hl.TailStrategy.ShiftInwards if whole_tiles else hl.TailStrategy.PredicateStores
+    out.split(axes.m, axes.mo, axes.mi, tile.block, tail).split(axes.x, axes.xo, axes.xi, tile.pixels, pixels)
+    out.reorder(axes.mi, axes.xi, axes.xo, *inner, axes.mo).vectorize(axes.mi).unroll(axes.xi)
+
+
+def bound_output(out: Any, width: int, pixel: int, flat: bool = False) -> None:
+    """The output's buffer: `width` dense channels, `pixel` numbers from one pixel to the next."""
+    buffer = out.output_buffer()
+    buffer.dim(0).set_bounds(0, width).set_stride(1)
+    buffer.dim(1).set_stride(pixel)
+    if not flat:
+        buffer.dim(1).set_min(0)

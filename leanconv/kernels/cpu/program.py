@@ -1,0 +1,183 @@
+"""Kernels with their arguments for one shape: made once, called with nothing but pointers."""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanconv.errors import BadInput
+from leanconv.kernels.cpu.build import runtime
+
+_DIMS, _ARGS, _FRAMES = 4, 48, 8
+_FLOAT32 = 2 | 32 << 8 | 1 << 16  # halide_type_t: float, 32 bits, one lane
+
+
+class _Dimension(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int32) for name in ("min", "extent", "stride", "flags")]
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("pointer", "dimensions", "rows", "type")),
+        *((name, ctypes.c_int64) for name in ("sample", "offset", "row")),
+        ("dim", _Dimension * _DIMS),
+    ]  # fmt: skip
+
+
+class _Frame(ctypes.Structure):
+    _fields_ = [
+        ("kernel", ctypes.c_void_p), ("count", ctypes.c_int32), ("unused", ctypes.c_int32),
+        ("arguments", _Argument * _ARGS),
+    ]  # fmt: skip
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_int32)
+            for name in ("frames", "samples", "rows", "block", "least", "unused", "average", "channels", "columns",
+                         "sums")
+        ),
+        ("sample", ctypes.c_int64), ("row", ctypes.c_int64), ("frame", ctypes.c_void_p * _FRAMES),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class View:
+    """One argument of a kernel, in numbers of float32: dimensions as (extent, stride), from `offset` behind a pointer.
+
+    Args:
+        pointer: index among the pointers of the call.
+        sample: numbers from one sample to the next; 0 for weights.
+        rows: whether the last dimension is cut to the block of rows that is being made (outputs).
+    """
+
+    pointer: int
+    dims: tuple[tuple[int, int], ...]
+    offset: int = 0
+    sample: int = 0
+    rows: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the samples and rows of an output are made: `block` rows at a time, of at least `least` rows."""
+
+    samples: int
+    rows: int
+    block: int
+    least: int = 1
+
+
+@dataclass(frozen=True)
+class Average:
+    """The map that is averaged while it is in the cache: pointers of map and result, sizes, and steps in numbers."""
+
+    pointer: int
+    result: int
+    channels: int
+    columns: int
+    sample: int
+    row: int
+
+
+@functools.lru_cache(1)
+def library() -> Any:
+    """The runtime with its argument types. Raises BadInput where its structures are not those of this file."""
+    lib: Any = runtime()
+    if lib is None:
+        return None
+    sizes = [ctypes.sizeof(kind) for kind in (_Argument, _Frame, _Program)]
+    if sizes != [lib.lc_sizes(i) for i in range(3)]:
+        raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
+    pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+    lib.lc_run.argtypes = (pointer, pointer, i32)
+    lib.lc_average.argtypes = (pointer, i64, i64, i64, i32, i32, i32, i32, pointer, i64, i32)
+    lib.lc_gates.argtypes = (
+        pointer, pointer, pointer, i32, i32, i32, i32, pointer, pointer, pointer, pointer, pointer,
+    )  # fmt: skip
+    return lib
+
+
+class Program:
+    """Kernels that run one after the other on each block of rows, then the average of what they made.
+
+    Immutable once made: any number of threads may call it at once.
+    """
+
+    def __init__(
+        self, kernels: Sequence[tuple[tuple[int, Any], Sequence[View]]], work: Work, average: Average | None = None
+    ) -> None:
+        self.work, self.average = work, average
+        self._kernels = list(kernels)
+        self._native = all(address for (address, _), _ in kernels)
+        frames = [self._frame(address, views) for (address, _), views in kernels]
+        made = _Program(
+            frames=len(frames), samples=work.samples, rows=work.rows, block=work.block, least=work.least
+        )  # fmt: skip
+        for index, frame in enumerate(frames):
+            made.frame[index] = ctypes.addressof(frame)
+        if average is not None:
+            made.average, made.sums, made.channels = average.pointer + 1, average.result, average.channels
+            made.columns, made.sample, made.row = average.columns, average.sample, average.row
+        self._keep = (made, frames)
+        self._address = ctypes.addressof(made)
+        count = 1 + max(max(view.pointer for _, views in kernels for view in views), average.result if average else 0)
+        self._pointers = ctypes.c_void_p * count
+        self._run: Any = library().lc_run if self._native else None
+
+    @staticmethod
+    def _frame(address: int, views: Sequence[View]) -> _Frame:
+        if len(views) > _ARGS:
+            raise BadInput(f"a kernel with {len(views)} arguments: at most {_ARGS}")
+        frame = _Frame(kernel=address, count=len(views))
+        for argument, view in zip(frame.arguments, views, strict=False):
+            argument.pointer, argument.dimensions, argument.rows = view.pointer, len(view.dims), view.rows
+            argument.type, argument.sample, argument.offset = _FLOAT32, 4 * view.sample, 4 * view.offset
+            argument.row = 4 * view.dims[-1][1] if view.rows else 0
+            for place, (extent, stride) in enumerate(view.dims):
+                argument.dim[place].extent, argument.dim[place].stride = extent, stride
+        return frame
+
+    @property
+    def native(self) -> bool:
+        """Whether `run` can be used: the kernels are machine code of ours, not Halide's callables."""
+        return self._native
+
+    def run(self, *pointers: int) -> None:
+        """Run on addresses in the order of the pointers; outputs are overwritten whole."""
+        if self._run(self._address, self._pointers(*pointers), torch.get_num_threads()):
+            raise MemoryError("a kernel found no memory for its scratch")
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Run on tensors in the order of the pointers."""
+        if self._native:
+            self.run(*[t.data_ptr() for t in tensors])
+        else:
+            self._in_process(tensors)
+
+    def _in_process(self, tensors: Sequence[Tensor]) -> None:
+        """Without a C compiler: sample by sample, all rows at once, in this thread."""
+        from leanconv.kernels.cpu.pieces import halide
+
+        hl = halide()
+        for n in range(self.work.samples):
+            for (_, call), views in self._kernels:
+                buffers = []
+                for v in views:
+                    sizes, strides = zip(*reversed(v.dims), strict=True)
+                    start = tensors[v.pointer].storage_offset() + v.offset + n * v.sample
+                    flat = tensors[v.pointer].as_strided(sizes, strides, start)
+                    buffers.append(hl.Buffer(flat.numpy(), reverse_axes=True))
+                call(*buffers)
+        if self.average is not None:
+            a = self.average
+            rows = self.work.rows
+            source = tensors[a.pointer]
+            view = source.as_strided((self.work.samples, rows, a.columns, a.channels),
+                                     (a.sample, a.row, a.channels, 1), source.storage_offset())  # fmt: skip
+            tensors[a.result].copy_(view.mean((1, 2), dtype=torch.float64))

@@ -1,0 +1,55 @@
+"""The CPU's kernels behind the operators of `ops`: `torch.library` sends float32 tensors of the CPU here."""
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels.cpu import BINDERS
+from leanconv.kernels.cpu.bound import Bound
+from leanconv.ops import separable
+from leanconv.ops.forms import Form
+
+_KEPT = 256
+_bound: "OrderedDict[tuple[Any, ...], tuple[tuple[weakref.ref[Tensor], ...], Bound]]" = OrderedDict()
+_lock = threading.Lock()
+
+
+def bound_for(form: Form, weights: Sequence[Tensor]) -> Bound:
+    """The bound primitive of these very weights, packed anew if one of them was changed in place."""
+    key = (form, *[(id(w), 0 if w.is_inference() else w._version) for w in weights])
+    with _lock:
+        found = _bound.get(key)
+        # An id may have passed on to another tensor: the weak references say whose it is.
+        if found is not None and all(r() is w for r, w in zip(found[0], weights, strict=True)):
+            _bound.move_to_end(key)
+            return found[1]
+    made: Bound = BINDERS[type(form)](form, weights)
+    with _lock:
+        for old in [k for k, (owners, _) in _bound.items() if any(r() is None for r in owners)]:
+            del _bound[old]
+        _bound[key] = tuple(weakref.ref(w) for w in weights), made
+        while len(_bound) > _KEPT:
+            _bound.popitem(last=False)
+    return made
+
+
+def takes(form: Form, *tensors: Tensor | None) -> bool:
+    """Whether a kernel exists for this form and these tensors; the reference does the rest."""
+    return type(form) in BINDERS and all(t is None or t.dtype == torch.float32 for t in tensors)
+
+
+def _separable(inputs, weights, form, residual, gate):  # type: ignore[no-untyped-def]
+    made = separable.Separable.read(form)
+    if not takes(made, *inputs, *weights, residual, gate):
+        return separable.reference(inputs, weights, made, residual, gate)
+    return bound_for(made, weights)(inputs, residual, gate)
+
+
+def register() -> None:
+    """Put the kernels behind the operators, for the CPU. Called once, by `leanconv.kernels.load`."""
+    separable.separable_op.register_kernel("cpu")(_separable)

@@ -1,0 +1,211 @@
+// What every kernel of this folder stands on: scratch memory, the loop over blocks of rows in torch's own threads, the
+// average of a block while it is still in the cache, and the gates of a softmax pair. Plain C with OpenMP.
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <math.h>
+#include <pthread.h>
+
+// As HalideRuntime.h has them; the two must agree, and runtime.py checks the sizes.
+typedef struct { int32_t min, extent, stride; uint32_t flags; } dimension_t;
+typedef struct {
+    uint64_t device; const void *interface; uint8_t *host; uint64_t flags;
+    uint32_t type; int32_t dimensions; dimension_t *dim; void *padding;
+} buffer_t;
+
+#define MAX_ARGS 48
+#define MAX_DIMS 4
+#define SLOTS 32
+
+// ---- scratch: a thread keeps what its kernels gave back, so that no call maps fresh pages ----
+typedef struct { void *raw; size_t size; int used; } slot_t;
+typedef struct { slot_t slots[SLOTS]; } arena_t;
+static pthread_key_t key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static __thread arena_t *arena;
+
+static void drop(void *p) {
+    arena_t *a = p;
+    for (int i = 0; i < SLOTS; i++) free(a->slots[i].raw);
+    free(a);
+}
+static void make_key(void) { pthread_key_create(&key, drop); }
+
+void *lc_malloc(void *context, size_t size) {
+    (void)context;
+    size = (size + 4095 + 256) & ~(size_t)4095;  // vectors may read past the end
+    if (!arena) {
+        pthread_once(&once, make_key);
+        if (!(arena = calloc(1, sizeof(arena_t)))) return NULL;
+        pthread_setspecific(key, arena);
+    }
+    int best = -1, empty = -1;
+    for (int i = 0; i < SLOTS; i++) {
+        slot_t *s = &arena->slots[i];
+        if (s->used) continue;
+        if (!s->raw) { if (empty < 0) empty = i; }
+        else if (s->size >= size && (best < 0 || s->size < arena->slots[best].size)) best = i;
+        else if (s->size < size && empty < 0) empty = i;  // too small: give it up for a larger one
+    }
+    if (best >= 0 && arena->slots[best].size <= 4 * size) { arena->slots[best].used = 1; return arena->slots[best].raw; }
+    if (best >= 0 && empty < 0) { arena->slots[best].used = 1; return arena->slots[best].raw; }
+    void *raw = NULL;
+    if (posix_memalign(&raw, 4096, size)) return NULL;
+    if (empty < 0) return raw;  // every slot is in use: lc_free gives this one back to the system
+    slot_t *s = &arena->slots[empty];
+    free(s->raw);
+    s->raw = raw; s->size = size; s->used = 1;
+    return raw;
+}
+
+void lc_free(void *context, void *p) {
+    (void)context;
+    if (!p) return;
+    if (arena) for (int i = 0; i < SLOTS; i++) if (arena->slots[i].raw == p) { arena->slots[i].used = 0; return; }
+    free(p);
+}
+
+// ---- frames: one kernel with its arguments, made once for a shape ----
+typedef struct {
+    int32_t pointer;      // index among the call's pointers
+    int32_t dimensions;
+    int32_t rows;         // 1: dimension `MAX_DIMS - 1` is cut to the block of rows
+    int32_t type;         // halide_type_t, packed
+    int64_t sample;       // bytes from one sample to the next
+    int64_t offset;       // bytes from the pointer to the first element
+    int64_t row;          // bytes from one row to the next, where rows
+    dimension_t dim[MAX_DIMS];
+} argument_t;
+
+typedef int (*kernel_t)(void **);
+typedef struct { kernel_t kernel; int32_t count, unused; argument_t arguments[MAX_ARGS]; } frame_t;
+typedef struct {
+    int32_t frames, samples, rows, block;     // rows of the output and rows per block
+    int32_t least, unused;                    // rows that a kernel needs at least: the last block may overlap
+    int32_t average, channels, columns, sums; // average != 0: pointer `average - 1` is averaged into pointer `sums`
+    int64_t sample, row;                      // of the averaged map, in floats
+    const frame_t *frame[8];
+} program_t;
+
+int lc_sizes(int which) { return which == 0 ? sizeof(argument_t) : which == 1 ? sizeof(frame_t) : which == 2 ? sizeof(program_t) : sizeof(buffer_t); }
+
+static int run_frame(const frame_t *f, uint8_t *const *pointers, int64_t n, int y0, int y1) {
+    buffer_t buffers[MAX_ARGS];
+    dimension_t dims[MAX_ARGS][MAX_DIMS];
+    void *args[MAX_ARGS];
+    for (int i = 0; i < f->count; i++) {
+        const argument_t *a = &f->arguments[i];
+        buffer_t *b = &buffers[i];
+        memcpy(dims[i], a->dim, sizeof a->dim);
+        uint8_t *host = pointers[a->pointer] + a->offset + n * a->sample;
+        if (a->rows) {
+            dimension_t *last = &dims[i][a->dimensions - 1];
+            last->min = y0; last->extent = y1 - y0;
+            host += y0 * a->row;
+        }
+        *b = (buffer_t){0, NULL, host, 0, (uint32_t)a->type, a->dimensions, dims[i], NULL};
+        args[i] = b;
+    }
+    return f->kernel(args);
+}
+
+// Sum over rows y0..y1 of a map with channels innermost: in float over 64 pixels, in double between those.
+static void sum_rows(const float *map, int64_t row, int columns, int channels, int64_t pixel, int y0, int y1, double *sums, float *line) {
+    int64_t rows = y1 - y0, count = columns;
+    if (row == columns * pixel) { count *= rows; rows = rows > 0; }
+    for (int64_t y = 0; y < rows; y++) {
+        const float *p = map + (y0 + y) * row;
+        for (int64_t x = 0; x < count;) {
+            int64_t end = x + 64 < count ? x + 64 : count;
+            memset(line, 0, sizeof(float) * channels);
+            for (; x + 4 <= end; x += 4, p += 4 * pixel)
+                for (int c = 0; c < channels; c++) line[c] += (p[c] + p[c + pixel]) + (p[c + 2 * pixel] + p[c + 3 * pixel]);
+            for (; x < end; x++, p += pixel)
+                for (int c = 0; c < channels; c++) line[c] += p[c];
+            for (int c = 0; c < channels; c++) sums[c] += line[c];
+        }
+    }
+}
+
+int lc_run(const program_t *p, void **pointers, int threads) {
+    int blocks = (p->rows + p->block - 1) / p->block, failed = 0;
+    int64_t tasks = (int64_t)blocks * p->samples;
+    int channels = p->average ? p->channels : 0;
+    double *sums = NULL;
+    if (channels) {
+        sums = calloc((size_t)tasks * channels, sizeof(double));
+        if (!sums) return -1;
+    }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && tasks > 1) reduction(| : failed)
+    for (int64_t t = 0; t < tasks; t++) {
+        int64_t n = t / blocks;
+        int y0 = (int)(t % blocks) * p->block, y1 = y0 + p->block < p->rows ? y0 + p->block : p->rows;
+        int start = y1 - y0 < p->least ? y1 - p->least : y0;
+        for (int f = 0; f < p->frames; f++) failed |= run_frame(p->frame[f], (uint8_t *const *)pointers, n, start, y1);
+        if (channels) {
+            float *line = lc_malloc(NULL, sizeof(float) * channels);
+            if (!line) { failed = 1; continue; }
+            const float *map = (const float *)pointers[p->average - 1] + n * p->sample;
+            sum_rows(map, p->row, p->columns, channels, channels, y0, y1, sums + t * channels, line);
+            lc_free(NULL, line);
+        }
+    }
+    if (channels) {
+        float *means = pointers[p->sums];
+        double scale = 1.0 / ((double)p->rows * p->columns);
+        for (int n = 0; n < p->samples; n++)
+            for (int c = 0; c < channels; c++) {
+                double sum = 0;
+                for (int b = 0; b < blocks; b++) sum += sums[((int64_t)n * blocks + b) * channels + c];
+                means[(int64_t)n * channels + c] = (float)(sum * scale);
+            }
+        free(sums);
+    }
+    return failed;
+}
+
+// The average over the pixels of `channels` channels of a map whose pixels lie `pixel` floats apart.
+int lc_average(const float *map, int64_t sample, int64_t row, int64_t pixel, int samples, int rows, int columns, int channels, float *means, int64_t mean_sample, int threads) {
+    int blocks = rows < 16 ? 1 : 16, failed = 0;
+    double *sums = calloc((size_t)samples * blocks * channels, sizeof(double));
+    if (!sums) return -1;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && samples * blocks > 1) reduction(| : failed)
+    for (int t = 0; t < samples * blocks; t++) {
+        int n = t / blocks, b = t % blocks;
+        float *line = lc_malloc(NULL, sizeof(float) * channels);
+        if (!line) { failed = 1; continue; }
+        sum_rows(map + n * sample, row, columns, channels, pixel, (int)((int64_t)rows * b / blocks), (int)((int64_t)rows * (b + 1) / blocks), sums + (int64_t)t * channels, line);
+        lc_free(NULL, line);
+    }
+    double scale = 1.0 / ((double)rows * columns);
+    for (int n = 0; n < samples; n++)
+        for (int c = 0; c < channels; c++) {
+            double sum = 0;
+            for (int b = 0; b < blocks; b++) sum += sums[((int64_t)n * blocks + b) * channels + c];
+            means[n * mean_sample + c] = (float)(sum * scale);
+        }
+    free(sums);
+    return failed;
+}
+
+// Gates of a softmax pair from the two averages, and the affine behind it: per sample three rows of `width` numbers, of which `count` count,
+// y = a·first + (W·x)·second + third. The averages of x come in `parts` pieces that stand for their concatenation.
+int lc_gates(const float *mean_a, const float *const *means, const int32_t *sizes, int parts, int samples, int width, int count, const float *weight /* C × width */, const float *bias, const float *scale, const float *shift, float *out) {
+    for (int n = 0; n < samples; n++) {
+        float *first = out + (int64_t)n * 3 * width, *second = first + width, *third = second + width;
+        if (bias) memcpy(third, bias, sizeof(float) * width); else memset(third, 0, sizeof(float) * width);
+        const float *w = weight;
+        for (int p = 0; p < parts; p++)
+            for (int c = 0; c < sizes[p]; c++, w += width) {
+                float m = means[p][(int64_t)n * sizes[p] + c];
+                for (int o = 0; o < width; o++) third[o] += m * w[o];
+            }
+        for (int o = 0; o < count; o++) {
+            float g = 1.0f / (1.0f + expf(third[o] - mean_a[(int64_t)n * count + o])), s = scale ? scale[o] : 1.0f;
+            first[o] = g * s;
+            second[o] = (1.0f - g) * s;
+            third[o] = (bias ? bias[o] * second[o] : 0.0f) + (shift ? shift[o] : 0.0f);
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,172 @@
+"""`ops/separable.py` in Halide, where there is a stencil: padded copy, stencils and projection of a block of rows.
+
+Channels that go through different stencils, or come from different inputs, are tracks of their own; the projection sums
+over them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from leanconv.kernels.cpu.pieces import (
+    Axes,
+    Tile,
+    activate,
+    bound_output,
+    clamped,
+    halide,
+    image,
+    map_image,
+    padded,
+    projection,
+    schedule_copy,
+    schedule_output,
+    schedule_projection,
+    schedule_stencil,
+    size_after,
+    stencil,
+    weights_image,
+)  # fmt: skip
+from leanconv.ops.forms import Stencil
+
+
+@dataclass(frozen=True)
+class Track:
+    """Channels that lie side by side in one input and share their stencils; `pixel` numbers from pixel to pixel."""
+
+    pixel: int
+    channels: int
+    stencils: tuple[Stencil, ...]
+
+
+@dataclass(frozen=True)
+class Core:
+    """What one kernel computes; see `Separable`. Without a projection it has one track.
+
+    Args:
+        out_pixel, residual: numbers from one pixel to the next of the output, and of the map that is added (0: none).
+    """
+
+    tracks: tuple[Track, ...]
+    out_channels: int | None
+    out_pixel: int
+    bias: bool
+    activation: str
+    residual: int
+    gate: bool
+
+
+@dataclass
+class _Chain:
+    """The Funcs of one track in order, its arguments, and the width of its output."""
+
+    funcs: list[Any]
+    arguments: list[Any]
+    width: Any
+    copies: bool  # the first Func is a padded copy
+
+
+def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
+    """The kernel and its arguments, in this order.
+
+    Per track: the input `c x y`, then taps and bias of each stencil, then the packed 1×1 and the gate. At last the bias
+    and the residual. The output is `m x y` (`c x y` without a projection).
+    """
+    hl, axes, arguments = halide(), Axes(), []
+    out, chains, parts = hl.Func("out"), [], []
+    c, x, y = axes.c, axes.x, axes.y
+    for index, track in enumerate(core.tracks):
+        chain = _chain(axes, track, index)
+        arguments += chain.arguments
+        if core.out_channels is not None:
+            weights = weights_image(f"w{index}", tile.block, track.channels)
+            arguments.append(weights)
+            if core.gate:
+                gate = image(f"gate{index}", 1)
+                arguments.append(gate)
+                func = hl.Func(f"gated{index}")
+                func[c, x, y] = chain.funcs[-1][c, x, y] * gate[c]
+                chain.funcs.append(func)
+            parts.append((chain.funcs[-1], track.channels, weights))
+        chains.append(chain)
+    added: Any = None
+    channel = c if core.out_channels is None else axes.m
+    if core.residual:
+        residual = map_image("residual", core.residual)
+        added = residual[channel, hl.min(x, chains[0].width - 1), y]
+    if core.out_channels is None:
+        value = chains[0].funcs[-1][c, x, y]
+        out[c, x, y] = activate(core.activation, value if added is None else value + added)
+        _schedule_depthwise(axes, out, core, tile)
+        _schedule_chain(axes, chains[0], core.tracks[0].channels, tile, last=len(chains[0].funcs) - 1)
+    else:
+        start: Any = hl.f32(0.0)
+        if core.bias:
+            bias = image("bias", 1)
+            arguments.append(bias)
+            start = bias[axes.m]
+        acc = projection(axes, parts, start, tile)
+        value = acc[axes.m, x, y]
+        out[axes.m, x, y] = activate(core.activation, value if added is None else value + added)
+        schedule_output(axes, out, core.out_channels, tile, [y])
+        acc.compute_at(out, axes.xo)
+        schedule_projection(axes, acc, len(parts), tile)
+        for chain, track in zip(chains, core.tracks, strict=True):
+            _schedule_chain(axes, chain, track.channels, tile, last=len(chain.funcs))
+    if core.residual:
+        arguments.append(residual)
+    bound_output(out, core.out_channels or core.tracks[0].channels, core.out_pixel)
+    return out, arguments
+
+
+def _chain(axes: Axes, track: Track, index: int) -> _Chain:
+    hl, (c, x, y) = halide(), (axes.c, axes.x, axes.y)
+    source = map_image(f"in{index}", track.pixel)
+    source.dim(2).set_min(0)
+    w, h = source.dim(1).extent(), source.dim(2).extent()
+    chain = _Chain([], [source], w, copies=track.stencils[0].kernel != (1, 1) or any(track.stencils[0].padding))
+    func = (padded if chain.copies else clamped)(axes, source, h, w, f"pad{index}")
+    if chain.copies:
+        chain.funcs.append(func)
+    for place, form in enumerate(track.stencils):
+        taps = bias = None
+        name = f"t{index}_{place}"
+        if not form.identity:
+            taps = image(f"{name}_taps", 2)
+            taps.dim(1).set_min(0).set_stride(tile_stride(track.channels))
+            chain.arguments.append(taps)
+        if form.bias:
+            bias = image(f"{name}_bias", 1)
+            chain.arguments.append(bias)
+        value = stencil(axes, func, form, taps, bias)
+        h, w = size_after(form, h, w)
+        if place + 1 < len(track.stencils) and any(track.stencils[place + 1].padding):
+            value = hl.select((x >= 0) & (x < w) & (y >= 0) & (y < h), value, 0.0)
+        func = hl.Func(name)
+        func[c, x, y] = value
+        chain.funcs.append(func)
+    chain.width = w
+    return chain
+
+
+def tile_stride(channels: int) -> int:
+    """Numbers from one tap of all channels to the next: whole vectors of any width."""
+    return -(-channels // 16) * 16
+
+
+def _schedule_depthwise(axes: Axes, out: Any, core: Core, tile: Tile) -> None:
+    """The last stencil is part of the output's own loop: its result is stored once."""
+    hl, a, channels = halide(), axes, core.tracks[0].channels
+    tail = hl.TailStrategy.RoundUp if channels % tile.lanes == 0 else hl.TailStrategy.Predicate
+    out.split(a.c, a.co, a.ci, tile.lanes, tail)
+    out.split(a.x, a.xo, a.xi, tile.pixels, hl.TailStrategy.PredicateStores)
+    out.reorder(a.ci, a.xi, a.xo, a.co, a.y).vectorize(a.ci).unroll(a.xi)
+
+
+def _schedule_chain(axes: Axes, chain: _Chain, channels: int, tile: Tile, last: int) -> None:
+    """The first `last` Funcs of a chain, each for the whole block; what follows them is inlined."""
+    for index, func in enumerate(chain.funcs[:last]):
+        func.compute_root()
+        if index == 0 and chain.copies:
+            schedule_copy(axes, func, channels, tile)
+        else:
+            schedule_stencil(axes, func, channels, tile)

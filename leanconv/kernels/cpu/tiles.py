@@ -1,0 +1,84 @@
+"""Which tile and which block of rows: a model of the core's ports and caches, checked by `benchmarks/cpu_tiles.py`."""
+
+import functools
+import math
+import os
+
+from leanconv.kernels.cpu.pieces import Tile, halide
+
+
+@functools.lru_cache(1)
+def _vectors() -> tuple[int, float, int]:
+    """Widest vector in numbers, how fast one half as wide is (1: as many numbers a cycle), how many registers."""
+    hl = halide()
+    target = hl.get_host_target()
+    widest = int(target.natural_vector_size(hl.Float(32)))
+    registers = 16 if widest == 8 else 32
+    # Zen 4 runs a 512-bit instruction in two halves: 256-bit ones lose nothing, and waste less on odd channels.
+    half = 1.0 if widest <= 8 or "znver4" in str(target) else 0.5
+    return widest, half, registers
+
+
+@functools.lru_cache(1)
+def cache_bytes() -> int:
+    """The second-level cache of a core."""
+    try:
+        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (ValueError, OSError):
+        found = 0
+    return found if found > 0 else 1 << 20
+
+
+@functools.lru_cache(4096)
+def matrix_tile(width: int, pixels: int, depth: int, flat: bool) -> Tile:
+    """The register tile of a projection of `depth` channels to `width`, of rows of `pixels` (all of them if `flat`).
+
+    The least cycles of the model: the multiply-adds or the loads of a step, whichever are more, and the tile's own end.
+    """
+    widest, half, registers = _vectors()
+    best: tuple[float, Tile] | None = None
+    for lanes in {widest, max(4, widest // 2)}:
+        rate = 1.0 if lanes == widest else 0.5 / half  # cycles per vector operation
+        # Half vectors only one at a time: LLVM pairs several of them into whole ones, and shuffles (half the speed).
+        for vectors in range(1, 9 if lanes == widest else 2):
+            for rows in range(1, 15):
+                if rows * vectors + vectors + 1 > registers - 1 or (flat and rows > pixels):
+                    continue
+                block = lanes * vectors
+                tiles = pixels / rows if flat else math.ceil(pixels / rows)
+                step = max(rows * vectors, rows + vectors, 4 / rate) * rate
+                cycles = tiles * math.ceil(width / block) * (depth * step + 2 * rate * rows * vectors + 12)
+                # Of equals the one that fits best what runs fastest everywhere: 8 pixels by 2 vectors.
+                cycles *= 1 + 0.002 * abs(rows - 8) + 0.002 * abs(vectors - 2) + 0.004 * (lanes != widest)
+                if best is None or cycles < best[0]:
+                    best = cycles, Tile(rows, block, lanes)
+    assert best is not None
+    return best[1]
+
+
+@functools.lru_cache(4096)
+def stencil_tile(channels: int, pixels: int) -> Tile:
+    """The tile of a kernel without a projection: vectors that waste few lanes, pixels that fill the row."""
+    widest, half, _ = _vectors()
+    narrow = max(4, widest // 2)
+    cost = {
+        lanes: math.ceil(channels / lanes) * (1.0 if lanes == widest else 0.5 / half + 0.03)
+        for lanes in (narrow, widest)
+    }
+    lanes = min(cost, key=lambda key: cost[key])
+    return Tile(_fill(pixels), lanes, lanes)
+
+
+def _fill(pixels: int) -> int:
+    """4 to 8 pixels, the number that leaves the least of the last tile empty."""
+    return min(range(8, 3, -1), key=lambda rows: math.ceil(pixels / rows) * rows + 0.1 * (8 - rows))
+
+
+def row_block(rows: int, samples: int, row_bytes: int, halo: int, threads: int, least: int = 1) -> int:
+    """How many rows a block has: half the second-level cache, not so few that the halo counts, all threads busy."""
+    block = max(least, 4 * halo, cache_bytes() // 2 // max(1, row_bytes))
+    blocks = max(1, round(rows / block))
+    if threads > 1:  # as many blocks for every thread
+        blocks = math.ceil(blocks * samples / threads) * threads // math.gcd(samples, threads)
+        blocks = max(1, math.ceil(blocks / samples))
+    return max(least, math.ceil(rows / blocks)) if rows else 1

@@ -1,0 +1,24 @@
+"""What the kernels' tests share: a cache of their own, the fair tolerance, maps of every memory layout."""
+
+import importlib.util
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Compiled kernels of this run go to a folder of its own; none of the user's is touched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEANCONV_CACHE", str(tmp_path_factory.mktemp("kernels") / "cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def halide():
+    """The library, or a skip that says how to get it."""
+    if importlib.util.find_spec("halide") is None:
+        pytest.skip("halide is not installed: pip install 'leanconv[cpu]'")
+    import halide
+
+    return halide

@@ -1,0 +1,116 @@
+"""The separable kernels against float64, over shapes that nobody tuned for."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.kernels.tolerance import assert_no_worse
+
+from leanconv.errors import BadInput
+from leanconv.kernels.cpu import bind
+from leanconv.ops.separable import Separable, Stencil, reference
+
+pytestmark = pytest.mark.usefixtures("halide")
+
+
+def weights_of(form):
+    """Random weights in the form's order."""
+    made = []
+    for stage in form.stages:
+        for s in stage:
+            made += [] if s.identity else [torch.randn(s.channels, 1, *s.kernel)]
+            made += [torch.randn(s.channels)] if s.bias else []
+    if form.out_channels is not None:
+        made.append(torch.randn(form.out_channels, form.middle, 1, 1))
+        made += [torch.randn(form.out_channels)] if form.bias else []
+    return made
+
+
+def laid_out(x, how):
+    """The same numbers in another memory layout."""
+    if how == "nchw":
+        return x.contiguous()
+    if how == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    n, c, h, w = x.shape
+    if how == "slice":  # channels of a wider map
+        wide = torch.full((n, c + 3, h, w), float("nan")).contiguous(memory_format=torch.channels_last)
+        wide[:, 2 : c + 2] = x
+        return wide[:, 2 : c + 2]
+    wide = torch.full((n, c, h + 1, w + 2), float("nan")).contiguous(memory_format=torch.channels_last)  # "crop"
+    wide[:, :, 1:, 1:-1] = x
+    return wide[:, :, 1:, 1:-1]
+
+
+def check(form, weights, h, w, n, bound, layouts=("channels_last",)):
+    """Compare one call with float64."""
+    inputs = [laid_out(torch.randn(n, c, h, w), layouts[i % len(layouts)]) for i, c in enumerate(form.channels)]
+    p, q = form.size(h, w)
+    residual = laid_out(torch.randn(n, form.width, p, q), layouts[-1]) if form.residual else None
+    gate = torch.rand(n, form.middle) if form.gate else None
+    before = [x.clone() for x in inputs]
+    y, means = bound(inputs, residual, gate)
+    wide = [None if t is None else t.double() for t in (residual, gate)]
+    exact, exact_means = reference([x.double() for x in inputs], [w.double() for w in weights], form, *wide)
+    eager, eager_means = reference(inputs, weights, form, residual, gate)
+    assert_no_worse(y, eager, exact)
+    assert_no_worse(means, eager_means, exact_means, 4.0)
+    assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+
+
+FORMS = {
+    "splconv": Separable(
+        (12,),
+        ((Stencil(0, 12, (3, 3), padding=(1, 1, 1, 1)),), (Stencil(0, 12, (3, 3), (1, 1), (2, 2), (2, 2, 2, 2)),)),
+        20, bias=True, activation="relu", average=True,
+    ),
+    "mobilenet": Separable(
+        (16,), ((Stencil(0, 16, (3, 3), (2, 2), padding=(1, 1, 1, 1), bias=True, activation="relu6"),),), 32, bias=True,
+        residual=True, gate=True,
+    ),
+    "xsepconv": Separable(
+        (5,),
+        (
+            (Stencil(0, 5, (2, 2), padding=(0, 1, 1, 0), bias=True, activation="relu"),),
+            (Stencil(0, 5, (1, 5), (1, 2), padding=(0, 0, 2, 2), bias=True, activation="relu"),),
+            (Stencil(0, 5, (5, 1), (2, 1), padding=(2, 2, 0, 0), bias=True),),
+        ),
+    ),
+    "inception": Separable(
+        (9, 8),
+        ((Stencil(0, 7, identity=True), Stencil(7, 4, (3, 3), padding=(1, 1, 1, 1), bias=True),
+          Stencil(11, 3, (1, 5), padding=(0, 0, 2, 2)), Stencil(14, 3, (5, 1), padding=(2, 2, 0, 0))),),
+        average=True,
+    ),
+    "fuseconv": Separable(
+        (6,), ((Stencil(0, 6, (1, 3), padding=(0, 0, 1, 1)), Stencil(0, 6, (3, 1), padding=(1, 1, 0, 0))),), 7,
+        activation="hardswish",
+    ),
+    "pointwise": Separable((3, 13), (), 37, bias=True, activation="silu", residual=True, gate=True, average=True),
+    "one": Separable((1,), (), 1),
+    "shortcut": Separable((18,), ((Stencil(0, 18, identity=True, stride=(2, 2)),),), 24, activation="gelu"),
+    "unpadded": Separable((4,), ((Stencil(0, 4, (3, 2), (3, 1), (1, 3), activation="sigmoid"),),), residual=True),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=sorted(FORMS))
+def case(request):
+    torch.manual_seed(0)
+    form = FORMS[request.param]
+    weights = weights_of(form)
+    return form, weights, bind(form, weights)
+
+
+@torch.no_grad()
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(data=st.data())
+def test_any_size_batch_and_layout(case, data):
+    form, weights, bound = case
+    h, w = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 30))
+    if min(form.size(h, w)) < 1:
+        with pytest.raises(BadInput, match="smaller than the kernel"):
+            bound([torch.randn(1, c, h, w) for c in form.channels], None, None)
+        return
+    layouts = data.draw(st.lists(st.sampled_from(["nchw", "channels_last", "slice", "crop"]), min_size=2, max_size=2))
+    check(form, weights, h, w, data.draw(st.integers(0, 3)), bound, layouts)
