@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leanconv.engine.fused.forms import FORMS, LAST, Form, Run
 from leanconv.engine.fused.graph import Graph, Node
-from leanconv.engine.fused.stages import Block, Gated, Stage, Upsample
+from leanconv.engine.fused.stages import Block, Gated, Slices, Stage, Upsample
 from leanconv.measure.latency import interleave
 from leanconv.table import table
 
@@ -172,7 +172,7 @@ def _sizes(data: Any) -> Hashable:
     match data:
         case Tensor():
             return tuple(data.shape)
-        case Stage() | Block() | Gated() | Upsample():
+        case Stage() | Slices() | Block() | Gated() | Upsample():
             return type(data).__name__, tuple(_sizes(getattr(data, name)) for name in data.__dataclass_fields__)
         case tuple() | list():
             return tuple(map(_sizes, data))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanconv.engine.fused.graph import Node, Ref
-from leanconv.engine.fused.stages import Block, Gated, Stage, activate
+from leanconv.engine.fused.stages import Block, Gated, Slices, Stage, activate
 
 LAST = torch.channels_last
 Run = Callable[..., Any]
@@ -43,14 +43,17 @@ def _block(node: Node, make_stage: Callable[[Stage, tuple[int, ...], torch.dtype
     block: Block = node.data
     shape, dtype, runs = _entry_shape(node), node.dtype, []
     for stage in block.stages:
-        run = make_stage(stage, shape, dtype)
+        if isinstance(stage, Slices):
+            run = _slices(make_stage, stage, shape, dtype)
+        else:
+            run = make_stage(stage, shape, dtype)
         if run is None:
             return None
         runs.append(run)
         shape = (shape[0], stage.o, *stage.size(*shape[2:]))
     beside = None
     if block.beside is not None:
-        bare = replace(block.stages[0], act="")
+        bare: Any = replace(block.stages[0], act="")
         beside = make_stage(block.beside, _entry_shape(node), dtype)
         first = make_stage(bare, _entry_shape(node), dtype)
         if beside is None or first is None:
@@ -59,6 +62,17 @@ def _block(node: Node, make_stage: Callable[[Stage, tuple[int, ...], torch.dtype
     if block.pieces == 1 and len(runs) == 1 and not (block.residual or block.gate or block.act or block.average):
         return runs[0]
     return partial(_chain, block.pieces, tuple(runs), block.residual, block.gate, block.act, block.average)
+
+
+def _slices(make_stage: Any, slices: Slices, shape: tuple[int, ...], dtype: torch.dtype) -> Run | None:
+    """Stencils side by side: each on its slice, then a concatenation."""
+    runs = []
+    for first, channels, stage in slices.parts:
+        run = make_stage(stage, (shape[0], channels, *shape[2:]), dtype) if stage else None
+        if stage is not None and run is None:
+            return None
+        runs.append((first, channels, run))
+    return lambda x: torch.cat([run(x.narrow(1, at, n)) if run else x.narrow(1, at, n) for at, n, run in runs], 1)
 
 
 def _entry_shape(node: Node) -> tuple[int, ...]:
@@ -156,7 +170,7 @@ def _has_onednn(dtype: torch.dtype) -> bool:
 def _matrix(node: Node) -> Run | None:
     """1×1 on maps of one pixel: a small matrix product, which needs none of a convolution's preparations."""
     block: Block = node.data
-    stage = block.stages[0]
+    stage: Any = block.stages[0]
     if len(block.stages) > 1 or not stage.pointwise or node.shape[2:] != (1, 1) or block.pieces > 1:
         return None
     if block.gate or block.residual or block.beside or block.average:
@@ -186,8 +200,10 @@ def _gated(node: Node) -> Run:
     scale = None if gated.scale is None else gated.scale.to(dtype)[:, None, None]
     shift = None if gated.shift is None else gated.shift.to(dtype)[:, None, None]
 
-    def run(a: Tensor, mean_a: Tensor, mean_x: Tensor, *x: Tensor) -> Any:
-        b = torch.conv2d(last(x[0] if pieces == 1 else torch.cat(x, 1)), kernel, bias)
+    def run(a: Tensor, mean_a: Tensor, *rest: Tensor) -> Any:
+        x = rest[0] if pieces == 1 else torch.cat(rest[:pieces], 1)
+        mean_x = rest[1] if pieces == 1 else torch.cat(rest[pieces:], 1)
+        b = torch.conv2d(last(x), kernel, bias)
         gate = torch.sigmoid_(mean_a - F.linear(mean_x.flatten(1), weight, bias)[:, :, None, None])
         y = torch.lerp(b, a, gate)
         if scale is not None and shift is not None:
@@ -216,8 +232,13 @@ def _pad(node: Node) -> Run:
 
 
 def _max_pool(node: Node) -> Run:
-    kernel, stride, padding = node.data
-    return lambda x: torch.max_pool2d(last(x), kernel, stride, padding)
+    kernel, stride, padding, average = node.data
+
+    def run(x: Tensor) -> Any:
+        y = torch.max_pool2d(last(x), kernel, stride, padding)
+        return (y, y.mean((2, 3), keepdim=True)) if average else y
+
+    return run
 
 
 def _linear(node: Node) -> Run:

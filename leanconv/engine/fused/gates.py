@@ -37,7 +37,7 @@ def as_gated(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> bool:
     for source in (a, x):
         mean = Node("average", [source], None, (*source.shape[:2], 1, 1), node.dtype, f"{source.name}.average")
         averages.append(graph.put(mean, at=node))
-    node.kind, node.inputs, node.data = "gated", [a, *averages, x], Gated(stage.weight, stage.bias)
+    node.kind, node.inputs, node.data = "gated", [a, averages[0], x, averages[1]], Gated(stage.weight, stage.bias)
     return True
 
 

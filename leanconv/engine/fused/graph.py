@@ -5,7 +5,7 @@
 | input | - | its place in the call |
 | constant | - | the tensor |
 | block | pieces of one concatenation, then residual and gate where it has them | `Block` |
-| gated | a, average of a, average of b's input, pieces of b's input | `Gated` |
+| gated | a, average of a, pieces of b's input, their averages | `Gated` |
 | upsample | x | `Upsample`: transposed convolution 2x2 with stride 2 |
 | affine | x | scale, shift per channel |
 | act | x | the activation's name |
@@ -16,7 +16,7 @@
 | shuffle | x | a, b: channel i·b + j becomes channel j·a + i |
 | average | x `N C H W` | - : `N C 1 1` |
 | pad | x | left, right, top, bottom zeros |
-| max_pool | x | kernel, stride, padding |
+| max_pool | x | kernel, stride, padding, whether its average is wanted |
 | second | a block or gated sum | - : its average |
 | linear | x `N C` | `Linear` |
 | sum | x `N C H W` | - : over height and width |
@@ -48,7 +48,11 @@ class Node:
 
     def __repr__(self) -> str:
         sizes = "x".join(map(str, self.shape))
-        return f"{self.name} = {self.kind}({', '.join(x.name for x in self.inputs)}) {sizes} {self.data!r}"
+        data = "" if isinstance(self.data, Tensor) else repr(self.data)
+        return f"{self.name} = {self.kind}({', '.join(x.name for x in self.inputs)}) {sizes} {data}"
+
+
+Users = dict[Node, list[Node]]  # who reads each node; None stands for the caller
 
 
 @dataclass(frozen=True)
@@ -143,3 +147,7 @@ def _runnable(nodes: Iterable[Node]) -> bool:
 
 def constant(value: Tensor, name: str = "") -> Node:
     return Node("constant", [], value, tuple(value.shape), value.dtype, name)
+
+
+def only_user(node: Node, users: Users) -> bool:
+    return len(users[node]) == 1

@@ -198,7 +198,9 @@ def _view(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
 
 
 def _pad(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
-    x, sides, value = args
+    x, sides, value = args if len(args) == 3 else (args[0], args[1], args[3] or 0)
+    if len(args) == 4 and args[2] != "constant":
+        return None
     if len(capture.shape(x)) != 4 or len(sides) not in (2, 4) or value != 0 or min(sides) < 0:
         return None
     return capture.add("pad", [x], tuple(list(sides) + [0] * (4 - len(sides))), node)
@@ -208,7 +210,7 @@ def _max_pool(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None
     x, kernel, stride, padding, dilation, ceil = args
     if len(capture.shape(x)) != 4 or _pair(dilation) != (1, 1) or ceil:
         return None
-    data = (_pair(kernel), _pair(stride or kernel), _pair(padding))
+    data = (_pair(kernel), _pair(stride or kernel), _pair(padding), False)
     return capture.add("max_pool", [x], data, node)
 
 
@@ -236,6 +238,6 @@ READERS: dict[Any, Reader] = {
     aten.split_with_sizes.default: _split, aten.split.Tensor: _split, aten.chunk.default: _split,
     aten.mean.dim: _mean, aten.adaptive_avg_pool2d.default: _adaptive, aten.sum.dim_IntList: _sum,
     aten.view.default: _view, aten.reshape.default: _view, aten.flatten.using_ints: _view,
-    aten.constant_pad_nd.default: _pad,
+    aten.constant_pad_nd.default: _pad, aten.pad.default: _pad,
     aten.max_pool2d.default: _max_pool, aten.linear.default: _linear,
 }  # fmt: skip

@@ -12,16 +12,23 @@ import torch
 from torch import Tensor
 
 from leanconv.engine.fused.gates import as_dealt, as_gated, as_named_activation, as_shuffle
-from leanconv.engine.fused.graph import Graph, Node
-from leanconv.engine.fused.stages import Block, Gated, Linear, Stage, Upsample
+from leanconv.engine.fused.graph import Graph, Node, Users, only_user
+from leanconv.engine.fused.pieces import (
+    average_into_producer,
+    average_of_pieces,
+    cat_into_consumer,
+    cat_of_cat,
+    side_by_side,
+    slice_of_cat,
+)  # fmt: skip
+from leanconv.engine.fused.stages import Block, Gated, Linear, Slices, Stage, Upsample, bare
 
-Users = dict[Node, list[Node]]
 Rule = Callable[[Graph, Node, Users], bool]
 
 
 def rewrite(graph: Graph) -> Graph:
     """All rules, in place; returns the graph."""
-    for rules in (SPELLINGS, INTO_BLOCKS, CHAINS, PIECES):
+    for rules in (SPELLINGS, INTO_BLOCKS, CHAINS, (affine_as_stencil,), LEFT_OVER, PIECES):
         _until_done(graph, rules)
     return graph
 
@@ -36,10 +43,6 @@ def _until_done(graph: Graph, rules: tuple[Rule, ...]) -> None:
                 changed = True
                 users = graph.users()
         graph.tidy()
-
-
-def only_user(node: Node, users: Users) -> bool:
-    return len(users[node]) == 1
 
 
 def absorb(graph: Graph, node: Node, source: Node, data: Any, inputs: list[Node] | None = None) -> bool:
@@ -59,63 +62,10 @@ def affine_of_affine(graph: Graph, node: Node, users: Users) -> bool:
     return absorb(graph, node, source, (s1 * s2, t1 * s2 + t2))
 
 
-def slice_of_cat(graph: Graph, node: Node, users: Users) -> bool:
-    """Channels of a concatenation are channels of its pieces; channels of channels likewise."""
-    if node.kind != "slice":
-        return False
-    source, (start, stop) = node.inputs[0], node.data
-    if (start, stop) == (0, source.channels):
-        graph.replace(node, source)
-        return bool(users[node])
-    if source.kind == "slice":
-        node.inputs, node.data = source.inputs, (start + source.data[0], stop + source.data[0])
-        return True
-    if source.kind != "cat":
-        return False
-    pieces, at = [], 0
-    for piece in source.inputs:
-        low, high = max(start - at, 0), min(stop - at, piece.channels)
-        if low < high:
-            pieces.append(piece if (low, high) == (0, piece.channels) else graph.put(_slice(piece, low, high), at=node))
-        at += piece.channels
-    if len(pieces) == 1:
-        graph.replace(node, pieces[0])
-    else:
-        node.kind, node.inputs, node.data = "cat", pieces, None
-    return True
-
-
-def _slice(x: Node, start: int, stop: int) -> Node:
-    shape = (x.shape[0], stop - start, *x.shape[2:])
-    return Node("slice", [x], (start, stop), shape, x.dtype, f"{x.name}[{start}:{stop}]")
-
-
-def cat_of_cat(graph: Graph, node: Node, users: Users) -> bool:
-    if node.kind != "cat" or not any(x.kind == "cat" for x in node.inputs):
-        return False
-    node.inputs = [y for x in node.inputs for y in (x.inputs if x.kind == "cat" else [x])]
-    return True
-
-
-def average_of_pieces(graph: Graph, node: Node, users: Users) -> bool:
-    """The average of a concatenation is put together from its pieces', of a slice it is a slice."""
-    if node.kind != "average" or (source := node.inputs[0]).kind not in ("cat", "slice"):
-        return False
-    made = []
-    for piece in source.inputs:
-        shared = next((u for u in users[piece] if u is not None and u.kind == "average"), None)
-        if shared is None or graph.nodes.index(shared) > graph.nodes.index(node):
-            shared = Node("average", [piece], None, (*piece.shape[:2], 1, 1), node.dtype, f"{piece.name}.average")
-            graph.put(shared, at=node)
-        made.append(shared)
-    node.kind, node.inputs, node.data = source.kind, made, source.data
-    return True
-
-
 # Into blocks.
 
 
-def _scaled(stage: Stage, scale: Tensor, shift: Tensor) -> Stage:
+def _scaled(stage: Any, scale: Tensor, shift: Tensor) -> Any:
     bias = shift if stage.bias is None else stage.bias * scale + shift
     filters = scale.view(-1, stage.groups).t().reshape(-1) if stage.dealt else scale
     return replace(stage, weight=stage.weight * filters.view(-1, 1, 1, 1), bias=bias)
@@ -126,13 +76,11 @@ def affine_into_producer(graph: Graph, node: Node, users: Users) -> bool:
         return False
     scale, shift = node.data
     match source.data:
+        case Block(stages=(*_, Slices())):
+            return False
         case Block(stages=stages, residual=False, act="") if not stages[-1].act:
-            beside = source.data.beside and _scaled(source.data.beside, scale, torch.zeros_like(shift))
-            made: Any = replace(
-                source.data,
-                stages=(*stages[:-1], _scaled(stages[-1], scale, shift)),
-                beside=beside and replace(beside, bias=None),
-            )
+            beside = source.data.beside and replace(_scaled(source.data.beside, scale, shift), bias=None)
+            made: Any = replace(source.data, stages=(*stages[:-1], _scaled(stages[-1], scale, shift)), beside=beside)
         case Gated(act="") as gated:
             old_scale = torch.ones_like(scale) if gated.scale is None else gated.scale
             old_shift = torch.zeros_like(shift) if gated.shift is None else gated.shift
@@ -145,12 +93,42 @@ def affine_into_producer(graph: Graph, node: Node, users: Users) -> bool:
     return absorb(graph, node, source, made)
 
 
+def affine_over_sum(graph: Graph, node: Node, users: Users) -> bool:
+    """BatchNorm after the sum of two convolutions: one of them takes scale and shift, the other the scale."""
+    if node.kind != "affine" or (add := node.inputs[0]).kind != "add" or not only_user(add, users):
+        return False
+    if not all(x.kind == "block" and only_user(x, users) and bare(x.data) for x in add.inputs):
+        return False
+    if add.inputs[0] is add.inputs[1] or any(isinstance(x.data.stages[0], Slices) for x in add.inputs):
+        return False
+    scale, shift = node.data
+    for source, part in zip(add.inputs, (shift, torch.zeros_like(shift)), strict=True):
+        source.data = replace(source.data, stages=(_scaled(source.data.stages[0], scale, part),))
+    return absorb(graph, node, add, None)
+
+
+def affine_as_stencil(graph: Graph, node: Node, users: Users) -> bool:
+    """What is left of BatchNorm: a depthwise 1×1, which takes the activation behind it and joins a chain."""
+    if node.kind != "affine" or len(node.shape) != 4 or node.shape[2:] == (1, 1):
+        return False
+    scale, shift = node.data
+    node.kind = "block"
+    node.data = Block((Stage(scale.view(-1, 1, 1, 1).clone(), shift, groups=node.channels),))
+    return True
+
+
 def affine_into_consumer(graph: Graph, node: Node, users: Users) -> bool:
     """BatchNorm before a convolution without padding, where nothing before it could take it."""
     if node.kind != "block" or node.data.gate or node.data.beside or node.data.pieces != 1:
         return False
     source, stage = node.inputs[0], node.data.stages[0]
-    if source.kind != "affine" or not only_user(source, users) or any(stage.sides) or stage.dealt:
+    if (
+        isinstance(stage, Slices)
+        or source.kind != "affine"
+        or not only_user(source, users)
+        or any(stage.sides)
+        or stage.dealt
+    ):
         return False
     scale, shift = source.data
     per_group = stage.c // stage.groups, stage.o // stage.groups
@@ -168,7 +146,7 @@ def act_into_producer(graph: Graph, node: Node, users: Users) -> bool:
     if node.kind != "act" or not only_user(source := node.inputs[0], users):
         return False
     match source.data:
-        case Block(act="", residual=True) as block:
+        case Block(act="", stages=(*_, Slices())) | Block(act="", residual=True) as block:
             made: Any = replace(block, act=node.data)
         case Block(act="", stages=stages) as block if not stages[-1].act:
             made = replace(block, stages=(*stages[:-1], replace(stages[-1], act=node.data)))
@@ -183,6 +161,8 @@ def pad_into_consumer(graph: Graph, node: Node, users: Users) -> bool:
     if node.kind != "block" or node.inputs[0].kind != "pad" or node.data.pieces != 1 or node.data.beside:
         return False
     source, stage = node.inputs[0], node.data.stages[0]
+    if isinstance(stage, Slices):
+        return False
     sides = tuple(a + b for a, b in zip(stage.sides, source.data, strict=True))
     node.data = replace(node.data, stages=(replace(stage, sides=sides), *node.data.stages[1:]))
     node.inputs = [source.inputs[0], *node.inputs[1:]]
@@ -209,7 +189,7 @@ def beside_into_block(graph: Graph, node: Node, users: Users) -> bool:
     if node.kind != "add" or not all(x.kind == "block" and only_user(x, users) for x in node.inputs):
         return False
     spatial, plain = sorted(node.inputs, key=lambda x: x.data.stages[0].pointwise)
-    if spatial.inputs != plain.inputs or not all(_bare(x.data) for x in node.inputs):
+    if spatial.inputs != plain.inputs or not all(bare(x.data) for x in node.inputs):
         return False
     if spatial.data.stages[0].pointwise or not plain.data.stages[0].pointwise:
         return False
@@ -220,12 +200,6 @@ def beside_into_block(graph: Graph, node: Node, users: Users) -> bool:
     bias = torch.stack(biases).sum(0) if biases else None
     block = replace(spatial.data, stages=(replace(stage, bias=bias),), beside=replace(other, bias=None))
     return absorb(graph, node, spatial, block)
-
-
-def _bare(block: Block) -> bool:
-    """One convolution and nothing else."""
-    extra = block.residual or block.gate or block.act or block.beside
-    return len(block.stages) == 1 and not extra and not block.stages[0].act
 
 
 def scale_into_consumer(graph: Graph, node: Node, users: Users) -> bool:
@@ -254,8 +228,10 @@ def chain(graph: Graph, node: Node, users: Users) -> bool:
     if first.residual or first.act or first.beside or first.gate or source in node.inputs[1:]:
         return False
     grouped = len(first.stages) == 1 and first.stages[0].groups > 1 and second.stages[0].pointwise
-    stencils = all(stage.depthwise for stage in first.stages)
+    stencils = all(stage.depthwise or isinstance(stage, Slices) for stage in first.stages)
     if not grouped and not (stencils and (second.stages[0].depthwise or second.stages[0].pointwise)):
+        return False
+    if node.data.gate and len(node.data.stages) > 1:
         return False
     block = replace(second, stages=(*first.stages, *second.stages), pieces=first.pieces)
     node.inputs = [*source.inputs, *node.inputs[1:]]
@@ -263,44 +239,14 @@ def chain(graph: Graph, node: Node, users: Users) -> bool:
     return True
 
 
-# Pieces.
-
-
-def cat_into_consumer(graph: Graph, node: Node, users: Users) -> bool:
-    """A block reads the pieces of a concatenation where they lie."""
-    if node.kind not in ("block", "gated"):
-        return False
-    first = 3 if node.kind == "gated" else 0
-    source = node.inputs[first] if len(node.inputs) > first else node
-    if node.data.pieces != 1 or source.kind != "cat":
-        return False
-    node.inputs = [*node.inputs[:first], *source.inputs, *node.inputs[first + 1 :]]
-    node.data = replace(node.data, pieces=len(source.inputs))
-    return True
-
-
-# Averages.
-
-
-def average_into_producer(graph: Graph, node: Node, users: Users) -> bool:
-    """What writes a map also sums it up: the average is its second result."""
-    if node.kind != "average" or (source := node.inputs[0]).kind not in ("block", "gated"):
-        return False
-    if source.data.average:
-        twin = next(u for u in users[source] if u is not None and u.kind == "second")
-        graph.replace(node, twin)
-        return bool(users[node])
-    source.data = replace(source.data, average=True)
-    node.kind = "second"
-    return True
-
-
 SPELLINGS: tuple[Rule, ...] = (
-    as_gated, as_named_activation, as_shuffle, as_dealt, affine_of_affine, slice_of_cat, cat_of_cat, average_of_pieces,
+    as_gated, as_named_activation, as_shuffle, as_dealt, affine_of_affine, affine_over_sum, slice_of_cat, cat_of_cat,
+    average_of_pieces,
 )  # fmt: skip
 INTO_BLOCKS: tuple[Rule, ...] = (
     affine_of_affine, affine_into_producer, act_into_producer, pad_into_consumer, beside_into_block, add_into_block,
     scale_into_consumer,
 )  # fmt: skip
-CHAINS: tuple[Rule, ...] = (chain, affine_into_consumer, affine_into_producer, act_into_producer)
+CHAINS: tuple[Rule, ...] = (side_by_side, chain, affine_into_consumer, affine_into_producer, act_into_producer)
+LEFT_OVER: tuple[Rule, ...] = (act_into_producer, chain)
 PIECES: tuple[Rule, ...] = (cat_into_consumer, average_into_producer)

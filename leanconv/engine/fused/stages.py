@@ -78,10 +78,36 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Slices:
+    """Stencils side by side, as Inception and FuSeConv have them: each makes some of the output's channels.
+
+    `parts`: first input channel, number of channels, and the depthwise stage, or None where the channels pass.
+    """
+
+    parts: tuple[tuple[int, int, Stage | None], ...]
+    c: int
+    act: str = ""  # of each part: in its own stage
+
+    depthwise = pointwise = dealt = False
+    groups = 1
+
+    @property
+    def o(self) -> int:
+        return sum(channels for _, channels, _ in self.parts)
+
+    @property
+    def kind(self) -> str:
+        return "(" + " | ".join(stage.kind if stage else "-" for _, _, stage in self.parts) + ")"
+
+    def size(self, h: int, w: int) -> tuple[int, int]:
+        return next((stage.size(h, w) for _, _, stage in self.parts if stage), (h, w))
+
+
+@dataclass(frozen=True)
 class Block:
     """See the formula above. Inputs of its node: `pieces` maps, then the residual, then the gate."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage | Slices, ...]
     pieces: int = 1
     residual: bool = False
     gate: bool = False
@@ -96,6 +122,12 @@ class Block:
             word for word, there in (("residual", self.residual), ("gate", self.gate), (self.act, self.act)) if there
         ]
         return f"[{self.stages[0].c}->{self.stages[-1].o} {' '.join([chain, *extras])}]"
+
+
+def bare(block: Block, *, act: bool = False) -> bool:
+    """One convolution and nothing else (but its activation, with `act`)."""
+    extra = block.residual or block.gate or block.act or block.beside
+    return len(block.stages) == 1 and not extra and (act or not block.stages[0].act)
 
 
 @dataclass(frozen=True)
@@ -126,7 +158,7 @@ class Linear:
 class Gated:
     """y = act(scale · (g · a + (1 - g) · b) + shift), b = conv1x1(x), g = sigmoid(mean a - mean b).
 
-    Inputs of its node: a, mean(a), mean(x) and the pieces of x. `weight`: `O C 1 1` of the 1x1.
+    Inputs of its node: a, mean(a), the pieces of x, the averages of the pieces. `weight`: `O C 1 1` of the 1x1.
     """
 
     weight: Tensor

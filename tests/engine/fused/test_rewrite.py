@@ -1,0 +1,166 @@
+"""What the rewriting finds in networks, said in the blocks' own words."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import leanconv as lc
+from leanconv.engine.fused.capture import NotCaptured, to_graph
+from leanconv.engine.fused.choose import sample
+from leanconv.engine.fused.forms import FORMS
+from leanconv.engine.fused.primitives import primitive
+from leanconv.engine.fused.rewrite import rewrite
+from leanconv.engine.workbench import Workbench
+from leanconv.ops.gated_sum import gated_pointwise
+from leanconv.ops.grouped import grouped
+from leanconv.ops.pool import max_pool
+from leanconv.ops.separable import Separable, separable
+from leanconv.ops.upsample import upsample
+
+
+def graph_of(model, x):
+    return rewrite(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
+
+
+def unet(conv):
+    torch.manual_seed(0)
+    return graph_of(lc.load(f"leanconv:unet?base=8&levels=1&conv={conv}"), torch.randn(2, 3, 8, 12))
+
+
+def blocks(graph):
+    return [repr(node.data) for node in graph if node.kind not in ("input", "constant", "second", "slice")]
+
+
+EXPECTED = {
+    "conv": ["[8->8 3x3+relu]", "[16->8 3x3+relu]", "[16->8 transposed 2x2 ]"],
+    "depthwise_separable": ["[8->8 dw3x3 1x1+relu]", "[16->8 dw3x3 1x1+relu]"],
+    "splconv": ["[4->8 dw3x3 dw3x3 d2 1x1+relu]", "[4->8 gated sum relu]", "[8->8 gated sum relu]"],
+    "spconv": ["[4->8 g2 3x3 || 1x1]", "[8->8 gated sum relu]"],
+    "hetconv(part=4)": ["[8->8 dealt g4 3x3+relu || 1x1]", "[16->8 dealt g4 3x3+relu || 1x1]"],
+    "group_pointwise": ["[8->8 g4 3x3 1x1+relu]"],
+    "fuseconv": ["[8->8 (dw1x3 | dw3x1) 1x1+relu]", "[16->8 (dw1x3 | dw3x1) 1x1+relu]"],
+}
+
+
+@pytest.mark.parametrize("conv", EXPECTED)
+def test_what_is_found_in_a_unet(conv):
+    graph = unet(conv)
+    found = blocks(graph)
+    assert all(block in found for block in EXPECTED[conv]), "\n".join(found)
+    kinds = {node.kind for node in graph}
+    assert not kinds & {"affine", "act", "cat", "sum", "average", "call", "add", "shuffle"}, str(graph)
+
+
+RUN = {
+    "block": lambda form, w, x, n: (
+        separable(x[:n], w, form, *_rest(form, x[n:])) if isinstance(form, Separable)
+        else grouped(x[:n], w, form, x[n] if form.residual else None)
+    ),
+    "gated": lambda form, w, x, n: gated_pointwise(
+        x[0], x[2 : 2 + n], w, form, x[1].flatten(1), [m.flatten(1) for m in x[2 + n :]]
+    ),
+    "upsample": lambda form, w, x, n: upsample(x, w, form),
+    "max_pool": lambda form, w, x, n: max_pool(x[0], form),
+}  # fmt: skip
+
+
+def _rest(form, rest):
+    return rest[0] if form.residual else None, rest[-1].flatten(1) if form.gate else None
+
+
+def assert_primitives(graph, least):
+    """Every node that has a primitive: the primitive's reference gives what PyTorch's own form of the node gives."""
+    count = 0
+    for node in graph:
+        if (found := primitive(node)) is None:
+            assert node.kind not in ("block", "gated", "upsample", "max_pool"), f"no primitive for {node!r}"
+            continue
+        inputs = [sample(x) for x in node.inputs]
+        want = next(form for form in FORMS[node.kind] if form.name == "aten").make(node)(*inputs)
+        y, average = RUN[node.kind](*found, inputs, getattr(node.data, "pieces", 1))
+        if isinstance(want, tuple):
+            torch.testing.assert_close(average, want[1].flatten(1), rtol=1e-4, atol=1e-5)
+            want = want[0]
+        torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
+        count += 1
+    assert count >= least
+
+
+@pytest.mark.parametrize("conv", [*EXPECTED, "sic"])
+def test_blocks_in_the_words_of_the_primitives(conv):
+    assert_primitives(unet(conv), 8)
+
+
+class Zoo(nn.Module):
+    """One of everything that MobileNets, ResNets and Inception networks are made of."""
+
+    def __init__(self, c=6):
+        super().__init__()
+        self.stem = nn.Conv2d(3, c, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(c)
+        self.deep = nn.Conv2d(c, c, 5, 2, 2, groups=c)
+        self.one, self.two = nn.Conv2d(c, 2, 1), nn.Conv2d(2, c, 1)
+        self.down = nn.Conv2d(c, c, 1, 2)
+        self.dense = nn.Conv2d(c, c, 3, 1, 1)
+        self.row, self.column = (
+            nn.Conv2d(2, 2, (1, 5), padding=(0, 2), groups=2),
+            nn.Conv2d(2, 2, (5, 1), padding=(2, 0), groups=2),
+        )
+        self.mix = nn.Conv2d(c, c, 1)
+        self.scale = nn.Parameter(torch.rand(1, c, 1, 1))
+        self.even = nn.Conv2d(c, c, 2, groups=c)
+        self.point = nn.Conv2d(c, c, 1)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+
+    def forward(self, x):
+        x = F.hardswish(self.stem(x))
+        y = F.relu6(self.deep(x))
+        y = y * F.hardsigmoid(self.two(F.relu(self.one(F.adaptive_avg_pool2d(y, 1)))))
+        x = F.relu(self.norm(self.dense(self.mix(y)) + self.down(x)))
+        a, b, c = x.split((2, 2, 2), 1)
+        x = self.mix(torch.cat([a, self.row(b), self.column(c)], 1)) * self.scale + x
+        x = self.point(F.silu(self.even(F.pad(x, (0, 1, 1, 0)))))
+        return self.pool(x).mean((2, 3))
+
+
+def test_what_is_found_elsewhere():
+    torch.manual_seed(0)
+    graph = graph_of(Zoo(), torch.randn(2, 3, 22, 27))
+    assert blocks(graph) == [
+        "[3->6 3x3/2+hardswish]", "[6->6 dw5x5/2+relu6]", "[6->2 1x1+relu]", "[2->6 1x1+hardsigmoid]",
+        "[6->6 1x1 gate]", "[6->6 3x3]", "[6->6 1x1/2 residual relu]", "[6->6 (- | dw1x5 | dw5x1) 1x1 residual]",
+        "[6->6 dw2x2+silu 1x1]", "((3, 3), (2, 2), (1, 1), True)", "aten.flatten.using_ints",
+    ], "\n".join(blocks(graph))  # fmt: skip
+    assert_primitives(graph, 10)
+
+
+def test_what_somebody_else_reads_is_not_absorbed():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            z = self.norm(y).relu()
+            return z + y, self.last(z), y
+
+    found = blocks(graph_of(Reads(), torch.randn(1, 3, 5, 5)))
+    assert found[:2] == ["[3->4 3x3]", "[4->4 dw1x1+relu]"]
+    assert "[4->4 1x1]" in found
+
+
+def test_models_that_keep_state_are_refused():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.conv(x)
+
+    with pytest.raises(NotCaptured, match="writes into"):
+        to_graph(Workbench(Counts().eval(), (torch.randn(1, 3, 4, 4),), {}, 1).program)
