@@ -1,4 +1,4 @@
-"""`leanconv eval RUN`: IoU and Dice of a run's best weights on any split of any data."""
+"""`leanconv eval RUN`: IoU and Dice, or top-1 and top-5, of a run's weights on any split of any data."""
 
 import json as _json
 from typing import Annotated
@@ -15,16 +15,18 @@ def command(
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Default: the one chosen on validation images.")
     ] = None,
-    per_image: Annotated[
-        bool, typer.Option("--per-image", help="With --json: also each image's IoU and Dice.")
-    ] = False,
+    per_image: Annotated[bool, typer.Option("--per-image", help="With --json: also each image's scores.")] = False,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
     threads: Threads = None,
     device: Device = "cpu",
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """IoU and Dice of a run on whole images: per class, over all pixels, and the mean over images."""
+    """IoU and Dice of a run on whole images: per class, over all pixels, and the mean over images.
+
+    Of a classifier: top-1, top-5, the accuracy of each class and the most frequent mistakes; --json has the confusion
+    matrix.
+    """
     from leanconv.cli.common import torch_device
     from leanconv.files import write_atomic, write_json
     from leanconv.train.score import score_run

@@ -1,4 +1,4 @@
-"""`leanconv export RUN|MODEL PATH`: a file for other runtimes that was checked against the model and its IoU."""
+"""`leanconv export RUN|MODEL PATH`: a file for other runtimes checked against the model and its IoU or top-1."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +37,7 @@ def command(
     """Write a trained RUN or any MODEL as a file for other runtimes.
 
     The file is compared with the model on random inputs at several sizes of the open axes, and for a run by IoU and
-    Dice on its validation images too. Where they do not match, nothing is written.
+    Dice (a classifier: top-1) on its validation images too. Where they do not match, nothing is written.
     """
     set_threads(threads)
     from leanconv.deploy import export
@@ -53,7 +53,8 @@ def command(
     if run and not source and not outputs_only:
         raise BadInput(f"{name} does not say what it was trained on: give --data, or --outputs-only")
     if source and not outputs_only:
-        check = _same_scores(source, split, run.threshold if run else None, axes, inputs.shape)
+        same = _same_top1 if run and run.task == "classify" else _same_scores
+        check = same(name, source, split, run.threshold if run else None, axes, inputs.shape)
     report(export(made, inputs, path, dynamic=axes, check=check), json=json)
 
 
@@ -64,21 +65,43 @@ class _Run:
         from leanconv.runs import RunFolder
         from leanconv.train.recipe import Recipe
         from leanconv.train.score import stored_threshold
+        from leanconv.train.tasks import run_task
 
         folder = RunFolder.open(path)
         recipe = Recipe.read(folder.recipe) if folder.recipe.is_file() else None
         self.data, self.size = (recipe.data, recipe.size) if recipe else ("", 0)
-        self.threshold = stored_threshold(folder)
+        self.threshold, self.task = stored_threshold(folder), run_task(folder)
 
 
 def _axes(dynamic: str, run: _Run | None) -> tuple[str, ...]:
     if not dynamic:
-        return ("batch", "height", "width") if run and run.data else ("batch",)
+        return ("batch", "height", "width") if run and run.data and run.task == "segment" else ("batch",)
     return () if dynamic == "none" else tuple(word.strip() for word in dynamic.split(",") if word.strip())
 
 
+def _same_top1(
+    run: str, source: str, split: str, threshold: float | None, axes: tuple[str, ...], shape: tuple[int, ...]
+) -> "Check":
+    """Top-1 of a model on a split; one that takes a fixed batch sees so many images at a time."""
+    from leanconv.deploy.pieces import Filled
+    from leanconv.runs import RunFolder
+    from leanconv.train.classify import evaluate
+    from leanconv.train.tasks import open_run_data
+
+    samples = open_run_data(RunFolder.open(run), source, split)
+    if shape[2:] != (samples.size, samples.size):
+        raise BadInput(f"--input {','.join(map(str, shape))}: top-1 is checked on {samples.size}x{samples.size} images")
+
+    def check(model: "nn.Module") -> dict[str, float]:
+        if "batch" in axes:
+            return {f"{split} top-1": evaluate(model, samples).top1}
+        return {f"{split} top-1": evaluate(Filled(model, shape[0]), samples, batch=shape[0]).top1}
+
+    return check
+
+
 def _same_scores(
-    source: str, split: str, threshold: float | None, axes: tuple[str, ...], shape: tuple[int, ...]
+    run: str, source: str, split: str, threshold: float | None, axes: tuple[str, ...], shape: tuple[int, ...]
 ) -> "Check":
     """IoU and Dice of a model on a split; one that takes a fixed size sees the images in pieces of it."""
     from leanconv.deploy.pieces import Pieces

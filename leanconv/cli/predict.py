@@ -1,4 +1,4 @@
-"""`leanconv predict RUN IMAGE...`: masks, overlays and a list of defects for images of any size."""
+"""`leanconv predict RUN IMAGE...`: masks, overlays and a list of defects for images of any size; or their class."""
 
 import sys
 from pathlib import Path
@@ -26,6 +26,7 @@ def command(
 ) -> None:
     """Find the defects in images; write STEM_mask.png, STEM_overlay.png and STEM.json (box, area, score of each).
 
+    Of a classifier: print class and score of each image, and write predictions.json.
     An image that cannot be read is reported on one line; the others are written all the same, and the exit is 1.
     """
     from leanconv.cli.common import torch_device

@@ -24,9 +24,10 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
     json: Json = False,
 ) -> None:
-    """Train a segmentation model as a recipe says, into a run folder.
+    """Train a segmentation or classification model as a recipe says, into a run folder.
 
-    Data: a folder with images/ and masks/, a folder of Parquet splits, or synthetic:wafer. Ctrl-C saves and says how to
+    Data: a folder with images/ and masks/, one with a folder a class, Parquet splits, synthetic:wafer, or
+    torchvision:CIFAR10 (CIFAR100, SVHN, ImageFolder; ?root=DIR&download=true). Ctrl-C saves and says how to
     go on: leanconv train RUN --resume. On several processes: accelerate launch -m leanconv train ...
     """
     from leanconv.train.loop import fit

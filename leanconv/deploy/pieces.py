@@ -37,3 +37,17 @@ class Pieces(nn.Module):
         spare = -len(pieces) % self.batch
         padded = torch.cat([pieces, pieces[-1:].expand(spare, -1, -1, -1)])
         return torch.cat([self.model(group.contiguous()) for group in padded.split(self.batch)])[: len(pieces)]
+
+
+class Filled(nn.Module):
+    """`N ... -> N ...` by a model that takes exactly `batch` at once: the last images are repeated to fill it."""
+
+    def __init__(self, model: nn.Module, batch: int) -> None:
+        super().__init__()
+        self.model, self.batch = model, batch
+        self.train(model.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spare = -len(x) % self.batch
+        padded = torch.cat([x, x[-1:].expand(spare, *x.shape[1:])])
+        return torch.cat([self.model(group.contiguous()) for group in padded.split(self.batch)])[: len(x)]

@@ -105,6 +105,20 @@ class Labelled(Dataset[Picture]):
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_cache": {}, "_room": CACHE_BYTES}
 
+    def as_classes(self, classes: Sequence[str]) -> "Labelled":
+        """The same pictures with the numbers that a trained network gives these names. Raises BadInput for others."""
+        if not classes or tuple(classes) == self.classes:
+            return self
+        place = {name: number for number, name in enumerate(classes)}
+        if unknown := [name for name in self.classes if name not in place]:
+            raise BadInput(
+                f"the data has {len(self.classes)} classes, of which the run does not know {unknown[0]!r}: "
+                f"it was trained on {', '.join(list(classes)[:10])}"
+            )
+        self.labels = torch.tensor([place[self.classes[label]] for label in self.labels.tolist()], dtype=torch.int64)
+        self.classes = tuple(classes)
+        return self
+
     def check(self, *, progress: bool = True) -> None:
         """Find bad files now rather than in the third epoch: reads every header, decodes what memory holds.
 

@@ -1,4 +1,4 @@
-"""Prediction: the mask, the overlay and the list of defects of each image, written to a folder."""
+"""Prediction: the mask, the overlay and the list of defects of each image; of a classifier, its class."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from leanconv.table import table
 from leanconv.train.defects import Defect, find_defects
 from leanconv.train.evaluate import predicted_classes
 from leanconv.train.images import SUFFIXES, listing, read_image
+from leanconv.train.predict_classes import Guesses, predict_classes
 from leanconv.train.score import stored_threshold
 from leanconv.train.tiles import OVERLAP, TILE, predict_logits
 
@@ -99,8 +100,10 @@ def predict(
     model: str | Path | nn.Module, images: Iterable[str | Path], out: str | Path, *, threshold: float | None = None,
     tile: int = TILE, overlap: int = OVERLAP, batch: int = 1, device: str = "cpu", trust_code: bool = False,
     progress: bool = False,
-) -> Predictions:  # fmt: skip
+) -> Predictions | Guesses:  # fmt: skip
     """Write `<stem>_mask.png`, `<stem>_overlay.png` and `<stem>.json` to `out` for every image.
+
+    Of a run that was trained for classification: `predictions.json` with class and score of every image.
 
     A file that cannot be read is left out and listed in `.failed`; the others are written, each whole or not at all.
 
@@ -115,7 +118,13 @@ def predict(
     """
     if threshold is not None and not 0 < threshold < 1:
         raise BadInput(f"threshold={threshold}: a number between 0 and 1")
-    paths = _images(images)
+    classifier = not isinstance(model, nn.Module) and RunFolder.open(model).read_model().task == "classify"
+    paths = _images(images, apart=not classifier)
+    if not isinstance(model, nn.Module) and classifier:
+        if threshold is not None:
+            raise BadInput(f"threshold={threshold} is for masks; {model} tells whole images apart by the largest logit")
+        tracked = _tracked(paths, progress)
+        return predict_classes(RunFolder(model), tracked, Path(out), device=device, trust_code=trust_code)
     _not_among(paths, Path(out))
     if not isinstance(model, nn.Module):
         folder = RunFolder.open(model)
@@ -156,8 +165,9 @@ def _mask_image(mask: Tensor, *, binary: bool) -> "Image":
     return picture
 
 
-def _images(given: Iterable[str | Path]) -> list[Path]:
-    """The files, and those of the folders. Raises BadInput where there are none, or two would write the same files."""
+def _images(given: Iterable[str | Path], *, apart: bool) -> list[Path]:
+    """The files, and those of the folders. Raises BadInput where there are none; or, with `apart`, where two would
+    write the same files."""
     paths: list[Path] = []
     for place in map(Path, given):
         if place.is_dir():
@@ -170,7 +180,7 @@ def _images(given: Iterable[str | Path]) -> list[Path]:
     if not paths:
         raise BadInput("predict needs at least one image")
     by_stem: dict[str, list[str]] = {}
-    for path in dict.fromkeys(paths):
+    for path in dict.fromkeys(paths if apart else ()):
         by_stem.setdefault(path.stem, []).append(str(path))
     for same in by_stem.values():
         if len(same) > 1:

@@ -9,15 +9,17 @@ from leanconv.errors import BadCheckpoint, BadInput
 from leanconv.files import read_json, write_json
 from leanconv.runs import RunFolder
 from leanconv.table import table
+from leanconv.train import classify
 from leanconv.train.data import open_data
 from leanconv.train.evaluate import Scores, best_threshold, evaluate
 from leanconv.train.recipe import Recipe
+from leanconv.train.tasks import open_run_data, run_task
 
 
 def score_run(
     run: str | Path, *, data: str = "", split: str = "test", threshold: float | None = None, device: str = "cpu",
     trust_code: bool = False,
-) -> Scores:  # fmt: skip
+) -> "Scores | classify.Accuracy":  # fmt: skip
     """What a run's best weights reach on a split.
 
     Args:
@@ -30,6 +32,12 @@ def score_run(
     own = Recipe.read(folder.recipe).data if folder.recipe.is_file() else ""
     if not (data or own):
         raise BadInput(f"{run} does not say what it was trained on: give --data")
+    if run_task(folder) == "classify":
+        if threshold is not None:
+            raise BadInput(f"threshold={threshold} is for masks; {run} tells whole images apart by the largest logit")
+        samples = open_run_data(folder, data or own, split)
+        model = folder.load_model(trust_code=trust_code).to(torch.device(device))
+        return classify.evaluate(model, samples)
     samples = open_data(data or own, split)
     model = folder.load_model(trust_code=trust_code).to(torch.device(device))
     if threshold is None:
@@ -73,24 +81,33 @@ def read_metrics(folder: RunFolder) -> dict[str, Any]:
 def summary(folder: RunFolder) -> str:
     """The final scores of a run as a table, and the commands that come next."""
     metrics = read_metrics(folder)
-    names = ("iou", "dice", "mean_iou", "image_iou", "image_dice")
+    classes = metrics.get("task") == "classify"
+    names = ("top1", "top5") if classes else ("iou", "dice", "mean_iou", "image_iou", "image_dice")
     rows = [
         [split, metrics[split]["images"], *(f"{metrics[split][name]:.4f}" for name in names)]
         for split in ("val", "test")
         if split in metrics
     ]
     threshold = metrics.get("threshold")
-    note = f"epoch {metrics.get('best_epoch')} of the run was best on val; " + (
-        "the largest logit wins." if threshold is None else f"threshold {threshold:.2f} chosen on val."
+    last = metrics.get("keep") == "last"
+    note = (
+        "the weights after the last step; "
+        if last
+        else f"epoch {metrics.get('best_epoch')} of the run was best on val; "
     )
-    head = ["split", "images", "IoU", "Dice", "mean IoU", "image IoU", "image Dice"]
+    note += "the largest logit wins." if threshold is None else f"threshold {threshold:.2f} chosen on val."
+    scores = ["top-1", "top-5"] if classes else ["IoU", "Dice", "mean IoU", "image IoU", "image Dice"]
+    head = ["split", "images", *scores]
+    said = "top-k: share of the images whose class is among the k most probable ones."
+    if not classes:
+        said = "IoU, Dice: the defect class over all pixels; mean IoU: over classes; image: mean over images."
     path = folder.path
     return "\n".join([
         table(head, rows, title=str(path), note=note), "",
-        "IoU, Dice: the defect class over all pixels; mean IoU: over classes; image: mean over images.",
+        said,
         "Next:",
         f"  leanconv eval {path} --split test",
         f"  leanconv predict {path} IMAGE...",
-        f"  leanconv export {path} {path / 'export' / 'model.onnx'}",
+        f"  leanconv export {path} {path / 'export' / 'model.onnx'}{'' if 'val' in metrics else ' --split test'}",
         f"  leanconv report {path}",
     ])  # fmt: skip

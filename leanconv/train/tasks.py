@@ -8,6 +8,7 @@ from leanconv.runs import RunFolder
 from leanconv.train.classify import Classification
 from leanconv.train.data import open_data, parse
 from leanconv.train.label_sources import has_class_folders, open_labelled
+from leanconv.train.predict_classes import run_size
 from leanconv.train.recipe import Recipe
 from leanconv.train.segment import Segmentation
 
@@ -49,6 +50,14 @@ def make_task(recipe: Recipe, kind: str, classes: tuple[str, ...]) -> Task:
 def open_split(ref: str, split: str, *, task: str, size: int) -> Any:
     """One split of the data as the task sees it: `Samples` of masks, or `Labelled` images (squares of `size`)."""
     return open_labelled(ref, split, size=size) if task == "classify" else open_data(ref, split)
+
+
+def open_run_data(folder: RunFolder, ref: str, split: str) -> Any:
+    """A split of any data as a run's model takes it: its task, its image size, its numbers of the classes."""
+    stored = folder.read_model()
+    if stored.task != "classify":
+        return open_data(ref, split)
+    return open_labelled(ref, split, size=run_size(folder)).as_classes(stored.classes)
 
 
 def run_task(folder: RunFolder) -> str:
