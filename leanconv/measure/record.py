@@ -7,7 +7,7 @@ model. A model that needs real numbers (or cannot be copied) runs really, once, 
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,11 +42,13 @@ class ModuleCall:
 class FunctionCall:
     """One outermost call of a torch function: "relu" of the room `torch.nn.functional`, "add" of `torch`. No methods.
 
-    `read` and `written`: elements of the first tensor that it takes and gives; `columns` of the second one it takes.
+    `owner`: the innermost module that was running; `read` and `written`: elements of the first tensor that it takes and
+    gives; `columns` of the second one it takes.
     """
 
     name: str
     room: str
+    owner: str
     read: int
     written: int
     columns: int
@@ -106,10 +108,16 @@ def record(model: nn.Module, inputs: Any) -> Recording:
 
 
 def _record_fake(model: nn.Module, inputs: Any) -> Recording:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with FakeCopyMode(mode):
+    given = [*model.parameters(), *model.buffers(), *tensors(inputs)]
+    if given and all(tensor.is_meta for tensor in given):  # sizes without numbers already, and quicker than fake ones
+        mode: Any = nullcontext()
         twin = copy.deepcopy(model)
-    fake = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
+        fake = inputs
+    else:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with FakeCopyMode(mode):
+            twin = copy.deepcopy(model)
+        fake = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
     recording = Recording(twin, executed=False)
     with untouched_random(), torch.no_grad(), mode:
         _run(recording, fake, train=False)
@@ -206,16 +214,16 @@ class _Apis(TorchFunctionMode):
             self.stack.api = before
         room = getattr(func, "__module__", None) or ""  # a method, or `a + b`, has none
         if room.startswith("torch") and not before:
-            self.stack.recording.functions.append(_function_call(func, room, (args, kwargs), out))
+            owner = self.stack.modules[-1][0] if self.stack.modules else ""
+            self.stack.recording.functions.append(_function_call(func, room, owner, (args, kwargs), out))
         return out
 
 
-def _function_call(func: Any, room: str, given: Any, out: Any) -> FunctionCall:
+def _function_call(func: Any, room: str, owner: str, given: Any, out: Any) -> FunctionCall:
     taken, gave = tensors(given), tensors(out)
+    read, written = (each[0].numel() if each else 0 for each in (taken, gave))
     columns = taken[1].shape[-1] if len(taken) > 1 and taken[1].dim() else 1
-    return FunctionCall(
-        getattr(func, "__name__", ""), room, taken[0].numel() if taken else 0, gave[0].numel() if gave else 0, columns
-    )
+    return FunctionCall(getattr(func, "__name__", ""), room, owner, read, written, columns)
 
 
 class _Ops(TorchDispatchMode):

@@ -32,7 +32,7 @@ NETWORKS: dict[str, Network] = {
 }
 READINGS = {
     "two units": "two SIC units for every 3x3 convolution",
-    "topological": "topological subdivisioning (half of each grid dimension seen) in every 3x3, and in the ResNets' 1x1",
+    "topological": "topological subdivisioning (half of each grid dimension seen) in every 3x3 and the ResNets' 1x1",
 }
 ALTERNATIVES: dict[str, dict[str, str]] = {}
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from leanconv.errors import UnknownName
 from leanconv.measure.conventions import CONVENTIONS
 from leanconv.measure.count import Uncounted, count
+from leanconv.models import build
 from leanconv.models.unet import unet
 from leanconv.nn import get, names
 from leanconv.spec import ConvSpec
@@ -342,3 +343,23 @@ def test_what_a_squeeze_excite_is_told_by():
     assert count(nn.Sequential(Separable()), X, "fuse").flops == 2 * X.numel()
     assert count(nn.Sequential(SEModule()), X, "od").flops == X.numel()
     assert count(nn.Sequential(Separable(), nn.Sequential(nn.AdaptiveAvgPool2d(1))), X, "od").flops == 0
+
+
+@pytest.mark.parametrize("operator", ["odconv(kernels=2)", "hetconv", "drconv"])
+def test_a_network_without_weights_counts_like_the_real_one(operator):
+    """On "meta" nothing is faked and nothing computed; every convention must see the same (bytes are the device's)."""
+    networks = []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            networks.append(build("shufflenet_v2", conv=operator, se=4))
+    for convention in ("macs", "macs_weights", "od", "torchstat", "fvcore"):
+        found = []
+        for network, device in zip(networks, ("cpu", "meta"), strict=True):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Uncounted)
+                counts = count(network, torch.empty(2, 3, 64, 64, device=device), convention)
+            rows = [(row.name, row.calls, row.params, row.flops, row.madd) for row in counts.layers]
+            found.append((counts.params, counts.flops, counts.launches, counts.uncounted, rows))
+        assert found[0] == found[1]
+    assert networks[1].training
+    assert not any(m._forward_hooks for m in networks[1].modules())
