@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.kernels.tolerance import assert_no_worse
 
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind
 from leanconv.ops.separable import Separable, Stencil, reference
+from tests.kernels.tolerance import assert_no_worse
 
 pytestmark = pytest.mark.usefixtures("halide")
 

@@ -5,13 +5,28 @@ from typing import Any
 
 from torch import Tensor
 
+from leanconv.kernels.cpu.bind_gated import BoundGatedSum, global_average
+from leanconv.kernels.cpu.bind_grouped import BoundGrouped
+from leanconv.kernels.cpu.bind_maps import BoundMaxPool, BoundUpsample
 from leanconv.kernels.cpu.bind_separable import BoundSeparable
 from leanconv.kernels.cpu.bound import Bound
 from leanconv.ops.forms import Form
+from leanconv.ops.gated_sum import GatedSum
+from leanconv.ops.grouped import Grouped
+from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable
+from leanconv.ops.upsample import Upsample
+
+__all__ = ["BINDERS", "Bound", "bind", "global_average"]
 
 # Form -> the class that binds it.
-BINDERS: dict[type[Form], Any] = {Separable: BoundSeparable}
+BINDERS: dict[type[Form], Any] = {
+    Separable: BoundSeparable,
+    Grouped: BoundGrouped,
+    GatedSum: BoundGatedSum,
+    Upsample: BoundUpsample,
+    MaxPool: BoundMaxPool,
+}
 
 
 def bind(form: Form, weights: Sequence[Tensor]) -> Bound:

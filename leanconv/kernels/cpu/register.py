@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu import BINDERS
+from leanconv.kernels.cpu import BINDERS, global_average
 from leanconv.kernels.cpu.bound import Bound
-from leanconv.ops import separable
-from leanconv.ops.forms import Form
+from leanconv.kernels.cpu.maps import even
+from leanconv.ops import gated_sum, grouped, pool, separable, upsample
+from leanconv.ops.forms import Form, averaged
 
 _KEPT = 256
 _bound: "OrderedDict[tuple[Any, ...], tuple[tuple[weakref.ref[Tensor], ...], Bound]]" = OrderedDict()
@@ -50,6 +51,41 @@ def _separable(inputs, weights, form, residual, gate):  # type: ignore[no-untype
     return bound_for(made, weights)(inputs, residual, gate)
 
 
+def _grouped(inputs, weights, form, residual):  # type: ignore[no-untyped-def]
+    made = grouped.Grouped.read(form)
+    if not takes(made, *inputs, *weights, residual):
+        return grouped.reference(inputs, weights, made, residual)
+    return bound_for(made, weights)(inputs, residual)
+
+
+def _gated_pointwise(a, inputs, weights, form, a_average, averages):  # type: ignore[no-untyped-def]
+    made = gated_sum.GatedSum.read(form)
+    if not takes(made, a, *inputs, *weights, a_average, *averages):
+        return gated_sum.reference(a, inputs, weights, made, a_average, averages or None)
+    return bound_for(made, weights)(a, inputs, a_average, averages or None)
+
+
+def _upsample(inputs, weights, form):  # type: ignore[no-untyped-def]
+    made = upsample.Upsample.read(form)
+    if not takes(made, *inputs, *weights):
+        return upsample.reference(inputs, weights, made)
+    return bound_for(made, weights)(inputs)
+
+
+def _max_pool(x, form):  # type: ignore[no-untyped-def]
+    made = pool.MaxPool.read(form)
+    return bound_for(made, [])(x) if takes(made, x) else pool.reference(x, made)
+
+
+def _global_average(x):  # type: ignore[no-untyped-def]
+    return global_average(even(x)) if x.dtype == torch.float32 else averaged(x)
+
+
 def register() -> None:
     """Put the kernels behind the operators, for the CPU. Called once, by `leanconv.kernels.load`."""
     separable.separable_op.register_kernel("cpu")(_separable)
+    grouped.grouped_op.register_kernel("cpu")(_grouped)
+    gated_sum.gated_pointwise_op.register_kernel("cpu")(_gated_pointwise)
+    upsample.upsample_op.register_kernel("cpu")(_upsample)
+    pool.max_pool_op.register_kernel("cpu")(_max_pool)
+    pool.global_average.register_kernel("cpu")(_global_average)

@@ -1,0 +1,120 @@
+"""The second pass of a softmax pair bound to its weights: averages, gates, and a 1×1 that blends."""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels.cpu import pointwise
+from leanconv.kernels.cpu.bound import (
+    Bound,
+    Step,
+    average_of,
+    empty_result,
+    flat_out_view,
+    flat_view,
+    ready,
+    vector_view,
+    weights_view,
+)  # fmt: skip
+from leanconv.kernels.cpu.build import kernel
+from leanconv.kernels.cpu.maps import pack_projection, pixel_stride
+from leanconv.kernels.cpu.program import Program, View, Work, library
+from leanconv.kernels.cpu.tiles import matrix_tile, row_block
+from leanconv.ops.forms import averaged, check_channels
+from leanconv.ops.gated_sum import GatedSum
+
+
+class BoundGatedSum(Bound):
+    """`ops.gated_sum.gated_pointwise` with form and weights given: `bound(a, inputs, a_average=None, averages=None)`."""
+
+    def __init__(self, form: GatedSum, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.form, left = form, [w.detach().float() for w in weights]
+        self._weight = left.pop(0).reshape(form.out_channels, sum(form.channels))
+        self._bias = left.pop(0) if form.bias else None
+        self._scale, self._shift = (left[0], left[1]) if form.affine else (None, None)
+        self._sizes = (ctypes.c_int32 * len(form.channels))(*form.channels)
+        # For the gates, as wide as whole blocks of any tile that `matrix_tile` gives.
+        self._transposed = self._weight.T.contiguous()
+        self._vectors = [None if v is None else v.contiguous() for v in (self._bias, self._scale, self._shift)]
+
+    def __call__(  # type: ignore[override]
+        self, a: Tensor, inputs: Sequence[Tensor], a_average: Tensor | None = None,
+        averages: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        form = self.form
+        check_channels(inputs, form.channels)
+        check_channels([a], [form.out_channels])
+        if (nothing := empty_result(a.shape[0], form.width, form.size(*a.shape[2:]), form.average)) is not None:
+            return nothing
+        maps = [ready(a), *map(ready, inputs)]
+        first = global_average(maps[0]) if a_average is None else a_average
+        rest = averages if averages else [global_average(x) for x in maps[1:]]
+        gates = self._gates(first.contiguous(), [x.contiguous() for x in rest])
+        return self.step(*maps)(*maps, gates)
+
+    def _gates(self, first: Tensor, rest: list[Tensor]) -> Tensor:
+        """`N 3 O`: what a, the 1×1 and 1 are multiplied with."""
+        n, o, lib = first.shape[0], self.form.out_channels, library()
+        if lib is None:
+            return self._gates_in_torch(first, rest)
+        out = torch.empty(n, 3, o)
+        means = (ctypes.c_void_p * len(rest))(*[x.data_ptr() for x in rest])
+        bias, scale, shift = (None if v is None else v.data_ptr() for v in self._vectors)
+        lib.lc_gates(
+            first.data_ptr(), means, self._sizes, len(rest), n, o, o, self._transposed.data_ptr(), bias, scale, shift,
+            out.data_ptr(),
+        )  # fmt: skip
+        return out
+
+    def _gates_in_torch(self, first: Tensor, rest: list[Tensor]) -> Tensor:
+        bias, scale, shift = self._vectors
+        second = torch.nn.functional.linear(torch.cat(rest, 1), self._weight, bias)
+        gate = torch.sigmoid(first - second)
+        factors = torch.stack([gate, 1 - gate, torch.zeros_like(gate)], 1) * (1.0 if scale is None else scale)
+        factors[:, 2] = (0.0 if bias is None else bias * factors[:, 1]) + (0.0 if shift is None else shift)
+        return factors
+
+    def _step(self, *maps: Tensor | None) -> Step:
+        """Pointers: a, inputs, gates, packed weights, output, averages."""
+        a, *inputs = [x for x in maps if x is not None]
+        form, (n, o, h, w) = self.form, a.shape
+        pixels, size, gates = h * w, (n, o, h, w), 1 + len(inputs)
+        tile = matrix_tile(o, pixels, sum(form.channels), True)
+        core = pointwise.Pointwise(
+            tuple((x.shape[1], pixel_stride(x)) for x in inputs), o, False, form.activation, pixel_stride(a), False,
+            True,
+        )  # fmt: skip
+        arguments: list[View] = []
+        weights: list[Tensor] = []
+        for index, (x, part) in enumerate(zip(inputs, self._weight.split(list(form.channels), 1), strict=True)):
+            weights.append(pack_projection(part, tile.block))
+            arguments += [flat_view(1 + index, x, 0, x.shape[1]), weights_view(gates + len(weights), weights[-1])]
+        arguments.append(flat_view(0, a, 0, o))
+        arguments += [vector_view(gates, o, part * o, 3 * o) for part in range(3)]
+        out = gates + 1 + len(weights)
+        arguments.append(flat_out_view(out, size))
+        block = row_block(pixels, n, 4 * (sum(form.channels) + 2 * o), 0, torch.get_num_threads(), tile.pixels)
+        average = average_of(out, out + 1, size, flat=True) if form.average else None
+        made = kernel(pointwise.pipeline, core, tile)
+        return Step(
+            Program([(made, arguments)], Work(n, pixels, block, tile.pixels), average), weights, size, form.average
+        )
+
+
+def global_average(x: Tensor) -> Tensor:
+    """The average over the pixels of an even map: `N C H W -> N C`, float32."""
+    lib = library()
+    n, c, h, w = x.shape
+    pixel = pixel_stride(x)
+    if lib is None or not x.numel() or not pixel:
+        return averaged(x)
+    means = torch.empty(n, c)
+    sample = x.stride(0) if n > 1 else 0
+    if lib.lc_average(
+        x.data_ptr(), sample, w * pixel, pixel, n, h, w, c, means.data_ptr(), c, torch.get_num_threads()
+    ):  # fmt: skip
+        raise MemoryError("no memory for the sums of a global average")
+    return means

@@ -1,0 +1,121 @@
+"""Grouped convolutions bound to their weights."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels.cpu import grouped
+from leanconv.kernels.cpu.bound import (
+    Bound,
+    Step,
+    average_of,
+    empty_result,
+    map_view,
+    out_view,
+    ready,
+    weights_view,
+)  # fmt: skip
+from leanconv.kernels.cpu.build import kernel
+from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
+from leanconv.kernels.cpu.program import Program, View, Work
+from leanconv.kernels.cpu.tiles import matrix_tile, row_block
+from leanconv.ops.forms import check_channels
+from leanconv.ops.grouped import Grouped
+
+
+class BoundGrouped(Bound):
+    """`ops.grouped.grouped` with form and weights given: `bound(inputs, residual=None)`."""
+
+    def __init__(self, form: Grouped, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.form, left = form, [w.detach().float() for w in weights]
+        g, o, c = form.groups, form.out_channels, sum(form.channels)
+        self._taps = left.pop(0).reshape(g, o // g, c // g, -1)  # G O/G C/G R·S
+        self._beside = self._in_groups(left.pop(0).reshape(o, c)) if form.pointwise else None
+        self._bias = self._outputs_in_groups(left.pop(0)) if form.bias else None
+        self._project = None
+        if form.project is not None:
+            project = left.pop(0).reshape(form.project, o)
+            self._project = self._outputs_in_groups(project.T).T
+        self._project_bias = left.pop(0) if form.project_bias else None
+
+    def _outputs_in_groups(self, x: Tensor) -> Tensor:
+        """The rows of `O ...` group by group."""
+        g = self.form.groups
+        return x.unflatten(0, (-1, g)).transpose(0, 1).flatten(0, 1) if self.form.dealt else x
+
+    def _in_groups(self, x: Tensor) -> Tensor:
+        """`O C` with both sides group by group."""
+        return self._outputs_in_groups(self._outputs_in_groups(x).T.contiguous()).T
+
+    def __call__(  # type: ignore[override]
+        self, inputs: Sequence[Tensor], residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        form = self.form
+        check_channels(inputs, form.channels)
+        n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
+        if (nothing := empty_result(n, form.width, size, form.average)) is not None:
+            return nothing
+        maps: list[Tensor | None] = [ready(x) for x in inputs]
+        return self._call(*maps, None if residual is None else ready(residual))
+
+    def _step(self, *maps: Tensor | None) -> Step:
+        """Pointers: inputs, residual, packed weights, output, averages."""
+        *given, residual = maps
+        inputs = [x for x in given if x is not None]
+        form, (n, _, h, w) = self.form, inputs[0].shape
+        p, q = form.size(h, w)
+        size = (n, form.width, p, q)
+        tiles = self._tiles(q)
+        core = grouped.Core(
+            form, tuple(map(pixel_stride, inputs)), 0 if residual is None else pixel_stride(residual)
+        )  # fmt: skip
+        weights = self._packed(tiles)
+        first = len(inputs) + (residual is not None)
+        arguments = [map_view(index, x, 0, x.shape[1]) for index, x in enumerate(inputs)]
+        arguments += [weights_view(first + index, packed) for index, packed in enumerate(weights)]
+        if residual is not None:
+            plain = map_view(len(inputs), residual, 0, form.width)
+            arguments.append(self._by_group(plain) if form.project is None else plain)
+        out = first + len(weights)
+        target = out_view(out, size, 0, form.width)
+        arguments.append(self._by_group(target) if form.project is None else target)
+        made = kernel(grouped.pipeline, core, tiles)
+        c = sum(form.channels)
+        inner = 0 if form.project is None else form.out_channels
+        row_bytes = 4 * q * (c * form.stride[0] * form.stride[1] + inner + form.width)
+        halo = (form.kernel[0] - 1) * form.dilation[0]
+        block = row_block(p, n, row_bytes, halo, torch.get_num_threads())
+        average = average_of(out, out + 1, size) if form.average else None
+        return Step(Program([(made, arguments)], Work(n, p, block), average), weights, size, form.average)
+
+    def _tiles(self, q: int) -> grouped.Tiles:
+        form = self.form
+        c, taps = sum(form.channels), form.kernel[0] * form.kernel[1]
+        depth = c // form.groups * taps + c * form.pointwise
+        inner = matrix_tile(form.out_channels // form.groups, q, depth, False)
+        outer = inner if form.project is None else matrix_tile(form.project, q, form.out_channels, False)
+        return grouped.Tiles(inner, outer)
+
+    def _packed(self, tiles: grouped.Tiles) -> list[Tensor]:
+        form, block = self.form, tiles.inner.block
+        each = form.out_channels // form.groups
+        taps = [pack_projection(part.transpose(1, 2).flatten(1), block) for part in self._taps]  # O/G R·S·C/G
+        weights = [torch.cat(taps)]
+        if self._beside is not None:
+            weights.append(torch.cat([pack_projection(part, block) for part in self._beside.split(each)]))
+        if self._bias is not None:
+            weights.append(torch.cat([pack_vector(part, block, each) for part in self._bias.split(each)]))
+        if self._project is not None and form.project is not None:
+            weights += [pack_projection(part, tiles.outer.block) for part in self._project.split(each, 1)]
+            if self._project_bias is not None:
+                weights.append(pack_vector(self._project_bias, tiles.outer.block, form.project))
+        return weights
+
+    def _by_group(self, view: View) -> View:
+        """`m x y` as `j g x y`."""
+        form = self.form
+        each = form.out_channels // form.groups
+        steps = ((each, form.groups), (form.groups, 1)) if form.dealt else ((each, 1), (form.groups, each))
+        return View(view.pointer, (*steps, *view.dims[1:]), view.offset, view.sample, view.rows)

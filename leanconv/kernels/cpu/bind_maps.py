@@ -1,0 +1,102 @@
+"""Upsampling and max-pooling bound to their weights."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels.cpu import pool, upsample
+from leanconv.kernels.cpu.bound import (
+    Bound,
+    Step,
+    average_of,
+    empty_result,
+    map_view,
+    out_view,
+    ready,
+    weights_view,
+)  # fmt: skip
+from leanconv.kernels.cpu.build import kernel
+from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
+from leanconv.kernels.cpu.program import Average, Program, View, Work
+from leanconv.kernels.cpu.tiles import matrix_tile, row_block, stencil_tile
+from leanconv.ops.forms import check_channels
+from leanconv.ops.pool import MaxPool
+from leanconv.ops.upsample import Upsample
+
+
+class BoundUpsample(Bound):
+    """`ops.upsample.upsample` with form and weights given: `bound(inputs)`."""
+
+    def __init__(self, form: Upsample, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        k, o = form.factor, form.out_channels
+        self.form, weight = form, weights[0].detach().float()  # C O k k
+        # For each row i of the factor a 1×1 `k·O C`, the column's results first by pixel, then by channel.
+        self._rows = [weight[:, :, i].permute(2, 1, 0).reshape(k * o, -1) for i in range(k)]
+        self._bias = weights[1].detach().float().repeat(k) if form.bias else None
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        form = self.form
+        check_channels(inputs, form.channels)
+        n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
+        if (nothing := empty_result(n, form.width, size, form.average)) is not None:
+            return nothing
+        return self._call(*map(ready, inputs))
+
+    def _step(self, *maps: Tensor | None) -> Step:
+        """Pointers: inputs, packed weights per row and input, bias, output, averages."""
+        inputs = [x for x in maps if x is not None]
+        form, (n, _, h, w) = self.form, inputs[0].shape
+        k, o = form.factor, form.out_channels
+        size, width = (n, o, h * k, w * k), k * o
+        tile = matrix_tile(width, w, sum(form.channels), True)
+        core = upsample.Rows(
+            tuple((x.shape[1], pixel_stride(x)) for x in inputs), width, form.bias, form.activation
+        )  # fmt: skip
+        weights = [
+            pack_projection(part, tile.block) for row in self._rows for part in row.split(list(form.channels), 1)
+        ]
+        if form.bias:
+            weights.append(pack_vector(self._bias, tile.block, width))
+        views = [weights_view(len(inputs) + index, packed) for index, packed in enumerate(weights)]
+        out, made, kernels = len(inputs) + len(weights), kernel(upsample.pipeline, core, tile), []
+        for i in range(k):
+            arguments: list[View] = []
+            for index, x in enumerate(inputs):
+                arguments += [map_view(index, x, 0, x.shape[1]), views[i * len(inputs) + index]]
+            arguments += views[k * len(inputs) :]
+            line = k * w * o
+            target = View(out, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, rows=True)
+            kernels.append((made, [*arguments, target]))
+        block = row_block(h, n, 4 * w * (sum(form.channels) + k * width), 0, torch.get_num_threads())
+        average = None
+        if form.average:  # a row of the work is k rows of the output
+            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, k * k * w * o)
+        return Step(Program(kernels, Work(n, h, block), average), weights, size, form.average)
+
+
+class BoundMaxPool(Bound):
+    """`ops.pool.max_pool` with the form given: `bound(x)`."""
+
+    def __init__(self, form: MaxPool, weights: Sequence[Tensor] = ()) -> None:
+        super().__init__()
+        self.form = form
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        form = self.form
+        check_channels([x], [form.channels])
+        if (nothing := empty_result(x.shape[0], form.width, form.size(*x.shape[2:]), form.average)) is not None:
+            return nothing
+        return self._call(ready(x))
+
+    def _step(self, *maps: Tensor | None) -> Step:
+        form, (x,) = self.form, [x for x in maps if x is not None]
+        (n, c, h, w), (p, q) = x.shape, form.size(*x.shape[2:])
+        core = pool.Pool(c, pixel_stride(x), form.kernel, form.stride, (form.padding[0], form.padding[2]))
+        size = (n, c, p, q)
+        made = kernel(pool.pipeline, core, stencil_tile(c, q))
+        block = row_block(p, n, 4 * c * (q + w * form.stride[0]), form.kernel[0] - 1, torch.get_num_threads())
+        average = average_of(1, 2, size) if form.average else None
+        program = Program([(made, [map_view(0, x, 0, c), out_view(1, size, 0, c)])], Work(n, p, block), average)
+        return Step(program, [], size, form.average)

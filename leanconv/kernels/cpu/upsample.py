@@ -1,0 +1,54 @@
+"""`ops/upsample.py` in Halide: for each row of the factor a 1×1 whose results are stored pixel beside pixel."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from leanconv.kernels.cpu.pieces import (
+    Axes,
+    Tile,
+    activate,
+    bound_output,
+    halide,
+    image,
+    map_image,
+    projection,
+    schedule_output,
+    schedule_projection,
+    weights_image,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Every k-th row of the output.
+
+    Args:
+        inputs: of each, its channels and the numbers from pixel to pixel.
+        width: k·O, the numbers that one pixel of the input becomes in a row.
+        bias, activation: whether and which.
+    """
+
+    inputs: tuple[tuple[int, int], ...]
+    width: int
+    bias: bool
+    activation: str
+
+
+def pipeline(core: Rows, tile: Tile) -> tuple[Any, list[Any]]:
+    """The kernel and its arguments: per input its map `c x y` and packed 1×1; bias. A row has at least `tile.pixels`."""
+    hl, axes, arguments, parts = halide(), Axes(), [], []
+    for index, (channels, pixel) in enumerate(core.inputs):
+        source, weights = map_image(f"in{index}", pixel), weights_image(f"w{index}", tile.block, channels)
+        arguments += [source, weights]
+        parts.append((source, channels, weights))
+    start: Any = hl.f32(0.0)
+    if core.bias:
+        arguments.append(image("bias", 1))
+        start = arguments[-1][axes.m]
+    acc, out = projection(axes, parts, start, tile), hl.Func("out")
+    out[axes.m, axes.x, axes.y] = activate(core.activation, acc[axes.m, axes.x, axes.y])
+    schedule_output(axes, out, core.width, tile, [axes.y], whole_tiles=True)
+    acc.compute_at(out, axes.xo)
+    schedule_projection(axes, acc, len(parts), tile)
+    bound_output(out, core.width, core.width)
+    return out, arguments
