@@ -23,9 +23,11 @@ from leanconv.report.overlays import Case, case, choose
 from leanconv.report.page import render
 from leanconv.report.summary import RunSummary, numbers, read_runs
 from leanconv.runs import RunFolder
+from leanconv.train import classify
 from leanconv.train.augment import to_float
 from leanconv.train.data import SPLITS, open_data
 from leanconv.train.evaluate import evaluate, pad_to, predicted_classes
+from leanconv.train.tasks import open_run_data
 
 Say = Callable[[str], object]
 Run = str | Path | RunFolder
@@ -126,7 +128,9 @@ def _count_and_time(report: Report, models: dict[int, nn.Module], device: str, b
     size = sizes.most_common(1)[0][0] if sizes else 256
     if len(sizes) > 1:
         report.remarks.append(f"Training sizes differ ({', '.join(map(str, sorted(sizes)))}): all are timed at {size}.")
-    shape = (1, 3, -(-size // 32) * 32, -(-size // 32) * 32)  # a multiple of every network's stride
+    if any(run.task == "segment" for run in report.runs):
+        size = -(-size // 32) * 32  # a multiple of every U-Net's stride
+    shape = (1, 3, size, size)
     inputs = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
     calls = {}
     for index, model in models.items():
@@ -176,6 +180,12 @@ def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit
     if asked is None:
         report.remarks.append("No recipe names its data, and no --data was given: no images were scored.")
         return
+    if any(run.task != report.runs[0].task for run in report.runs):
+        report.remarks.append("The runs were trained for different tasks: no images were scored.")
+        return
+    if report.runs[0].task == "classify":
+        _score_classes(report, models, asked, named=data is not None, say=say)
+        return
     try:
         samples = open_data(asked, report.split)
     except LeanconvError as error:
@@ -205,6 +215,29 @@ def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit
     say("draw")
     for name, why in choose([run.images for run in report.runs], limit):
         report.cases.append(_case(report, models, samples, names.index(name), name, why))
+
+
+def _score_classes(report: Report, models: dict[int, nn.Module], asked: str, *, named: bool, say: Say) -> None:
+    """Top-1, the accuracy of each class and the confusion matrix of each classifier on the same images."""
+    for index, model in models.items():
+        run = report.runs[index]
+        say(f"score {run.name}")
+        try:
+            samples = open_run_data(RunFolder.open(run.path), asked, report.split)
+            scores = classify.evaluate(model, samples)
+        except (LeanconvError, RuntimeError) as error:
+            if named and isinstance(error, LeanconvError) and not report.images:
+                raise
+            run.remark(f"could not be scored on {asked}: {_first_line(error)}")
+            continue
+        if samples.note and samples.note not in report.remarks:
+            report.remarks.append(samples.note)
+        report.data, report.images, report.classes = asked, len(samples), samples.classes
+        found = scores.to_dict()
+        run.scores, run.confusion = numbers(found), found.get("confusion", [])
+        run.classes = {name: numbers(value) for name, value in found["classes"].items()}
+        hits = (scores.ranks == 0).float().tolist()
+        run.images = dict(zip(_unique(scores.names), hits, strict=True))
 
 
 def _case(

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from leanconv.errors import missing_extra
+from leanconv.report.confusion import matrix
 from leanconv.report.document import Report
 from leanconv.report.overlays import css_colours
 from leanconv.report.plots import SERIES, Curve, Point, curves, frontier
 from leanconv.report.summary import RunSummary, recipe_differences
-from leanconv.report.words import against, cards, ranked, sentences
+from leanconv.report.words import against, cards, main_score, ranked, sentences
 from leanconv.table import si
 from leanconv.version import __version__
 
@@ -24,6 +25,7 @@ _BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEA
 _CURVES: tuple[tuple[str, str, tuple[tuple[str, bool], ...]], ...] = (
     ("Training loss", "loss", (("loss", False), ("val_loss", True))),
     ("Validation Dice, all pixels", "Dice", (("dice", False),)),
+    ("Validation top-1", "top-1", (("top1", False),)),
 )
 
 
@@ -46,6 +48,7 @@ def render(report: Report) -> str:
             # The browser runs our script and no other: a name that slipped through escaping could still do nothing.
             "script_hash": f"sha256-{digest}",
             "frontier": Markup(_frontier(report)),
+            "matrices": [(run.name, index, Markup(svg)) for index, run, svg in _matrices(report)],
             "curves": [(title, Markup(svg)) for title, svg in _curves(report)],
         }
     )  # fmt: skip
@@ -66,7 +69,8 @@ def _words(report: Report) -> dict[str, Any]:
         "best of the column.",
         "measured": report.measured and f"Latency: {report.measured}.", "notes": _notes(report),
         "cases": report.cases, "colours": css_colours(report.classes), "cases_note": _cases_note(report),
-        "classes": _classes(report, scored), "differing": differing if len(report.runs) > 1 else {}, "same": same,
+        "classes": _classes(report, scored), "classes_note": _classes_note(report),
+        "differing": differing if len(report.runs) > 1 else {}, "same": same,
         "environment": report.environment,
     }  # fmt: skip
 
@@ -94,8 +98,10 @@ def _notes(report: Report) -> list[str]:
             "none is predicted counts as 1."
         )
     if report.images and len(report.runs) > 1:
+        word = main_score(report.runs)[1]
         notes.append(
-            "The interval of a difference in Dice knows the chance of the test images only, not that of another seed."
+            f"The interval of a difference in {word} knows the chance of the test images only, not that of another "
+            "seed."
         )
     return notes
 
@@ -121,30 +127,50 @@ def _classes(report: Report, scored: Sequence[int]) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for index in scored for name in report.runs[index].classes))
     rows = []
     for name in names:
-        cells = []
+        cells: list[dict[str, Any] | None] = []
         for index in scored:
             found = report.runs[index].classes.get(name, {})
-            known = found.get("iou") is not None and found.get("dice") is not None
-            cells.append({"iou": found["iou"], "dice": found["dice"], "run": index} if known else None)
+            if "accuracy" in found:
+                cells.append({"bar": found["accuracy"], "dice": None, "run": index})
+            elif "iou" in found and "dice" in found:
+                cells.append({"bar": found["iou"], "dice": found["dice"], "run": index})
+            else:
+                cells.append(None)
         rows.append({"name": name, "cells": cells})
     return rows
 
 
+def _matrices(report: Report) -> list[tuple[int, RunSummary, str]]:
+    """A confusion matrix for every run that has one."""
+    return [
+        (index, run, matrix(run.name, list(run.classes), run.confusion))
+        for index, run in enumerate(report.runs)
+        if run.confusion
+    ]
+
+
+def _classes_note(report: Report) -> str:
+    if any("top1" in run.scores for run in report.runs):
+        return "Share of each class's images that were called so."
+    return "Over all pixels of the split. Each cell: IoU, Dice; the bar is the IoU."
+
+
 def _frontier(report: Report) -> str:
+    key, word, axis = main_score(report.runs)
     most = max((run.value("macs") for run in report.runs if run.value("macs") > 0), default=math.nan)
     points = [
         Point(
             run.name, index, run.ms, run.iqr_ms, score, size=run.value("macs") / most if run.value("macs") > 0 else 0.3,
-            tip=f"{run.name}: {run.ms:.3g} ms, {run.fps:.3g} frames/s, Dice {score:.3f}, "
+            tip=f"{run.name}: {run.ms:.3g} ms, {run.fps:.3g} frames/s, {word} {score:.3f}, "
             f"{si(run.value('macs')) if run.value('macs') > 0 else 'unknown'} MACs",
         )
         for index, run in enumerate(report.runs)
-        if math.isfinite(run.ms) and math.isfinite(score := run.value("image_dice"))
+        if math.isfinite(run.ms) and math.isfinite(score := run.value(key))
     ]  # fmt: skip
     if not points:
         return ""
-    label = "Scatter plot of Dice per image against latency: " + "; ".join(point.tip for point in points)
-    return frontier("plot-frontier", label, points, y_label="Dice per image")
+    label = f"Scatter plot of {axis} against latency: " + "; ".join(point.tip for point in points)
+    return frontier("plot-frontier", label, points, y_label=axis)
 
 
 def _curves(report: Report) -> list[tuple[str, str]]:

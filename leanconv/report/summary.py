@@ -25,7 +25,9 @@ class RunSummary:
         history: column of history.csv -> its numbers, one per epoch; `epochs` counts them.
         costs: params, macs, torchstat_flops, torchstat_madd of one `shape` input.
         ms, p95_ms, iqr_ms: latency of one batch; `fps` follows from them.
-        scores: metric -> value on the report's split; `classes`: class -> {"iou", "dice"}; `images`: name -> Dice.
+        task: segment or classify, as model.json says.
+        scores: metric -> value on the report's split; `classes`: class -> {"iou", "dice"} or {"accuracy"};
+            `images`: name -> Dice, or 1 for a hit and 0; `confusion`: counts, rows = truth.
         remarks: what the reader must know before trusting a number.
     """
 
@@ -44,6 +46,8 @@ class RunSummary:
     scores: dict[str, float] = field(default_factory=dict)
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     images: dict[str, float] = field(default_factory=dict)
+    confusion: list[list[int]] = field(default_factory=list)
+    task: str = "segment"
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -142,6 +146,8 @@ def _model(run: RunSummary) -> str:
     except LeanconvError as error:
         run.remark(f"model.json is missing or damaged ({error})")
         content = {}
+    if isinstance(content, dict) and content.get("task") == "classify":
+        run.task = "classify"
     said = content.get("model", content.get("reference")) if isinstance(content, dict) else content
     return str(said or run.recipe.get("model", "unknown"))
 

@@ -41,9 +41,18 @@ METRICS = (
     ),
     Metric("image_iou", "IoU per image", True, _score, score=True, title="IoU of the defect in each image, the mean."),
     Metric("dice", "Dice, all pixels", True, _score, score=True, title="Dice of the defect over all pixels together."),
+    Metric("top1", "Top-1", True, _score, score=True, title="Share of the images whose class got the largest logit."),
+    Metric("top5", "Top-5", True, _score, score=True, title="Share whose class is among the five largest logits."),
     Metric("iou", "IoU, all pixels", True, _score, score=True, title="IoU of the defect over all pixels together."),
 )
 BY_KEY = {metric.key: metric for metric in METRICS}
+
+
+def main_score(runs: Sequence[RunSummary]) -> tuple[str, str, str]:
+    """(key, its word in a sentence, its name on an axis) of what the runs are ranked by: classifiers by top-1."""
+    if any(math.isfinite(run.value("top1")) for run in runs):
+        return "top1", "top-1", "top-1"
+    return "image_dice", "Dice", "Dice per image"
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,9 @@ class Card:
 def cards(runs: Sequence[RunSummary]) -> list[Card]:
     """Who wins on accuracy, speed, arithmetic and size; a metric that no run has is left out."""
     found = []
+    score, word, _ = main_score(runs)
     for title, key in (
-        ("Most accurate", "image_dice"), ("Fastest here", "fps"), ("Fewest MACs", "macs"),
+        ("Most accurate", score), ("Fastest here", "fps"), ("Fewest MACs", "macs"),
         ("Fewest parameters", "params"),
     ):  # fmt: skip
         metric = BY_KEY[key]
@@ -73,7 +83,7 @@ def cards(runs: Sequence[RunSummary]) -> list[Card]:
             for run in known
             if metric.show(run.value(key)) == metric.show(value) or (key == "fps" and same_speed(best, run))
         ]
-        unit = {"image_dice": "Dice {}", "fps": "{} frames/s", "macs": "{}", "params": "{}"}[key].format(
+        unit = {score: f"{word} {{}}", "fps": "{} frames/s", "macs": "{}", "params": "{}"}[key].format(
             metric.show(value)
         )
         if len(tied) > 1:
@@ -120,7 +130,8 @@ def _sentence(first: RunSummary, run: RunSummary) -> str:
     parts = [" and ".join(needs)] if needs else []
     if math.isfinite(fast):
         parts.append("as fast here" if same_speed(first, run) else f"{_times(fast, 'faster', 'slower')} here")
-    gain = run.value("image_dice") - first.value("image_dice")
+    score = main_score([first, run])[0]
+    gain = run.value(score) - first.value(score)
     if math.isfinite(gain):
         parts.append(_gain(first, run, gain))
     if not parts:
@@ -132,9 +143,10 @@ def _sentence(first: RunSummary, run: RunSummary) -> str:
 
 
 def _gain(first: RunSummary, run: RunSummary, gain: float) -> str:
+    word = main_score([first, run])[1]
     if abs(gain) < 5e-4:
-        return "the same Dice"
-    text = f"Dice {abs(gain):.3f} {'higher' if gain > 0 else 'lower'}"
+        return f"the same {word}"
+    text = f"{word} {abs(gain):.3f} {'higher' if gain > 0 else 'lower'}"
     _, error, n = paired_difference(first, run)
     if n >= 5:
         chance = "more than" if abs(gain) > error else "within"
@@ -143,7 +155,8 @@ def _gain(first: RunSummary, run: RunSummary, gain: float) -> str:
 
 
 def paired_difference(first: RunSummary, run: RunSummary) -> tuple[float, float, int]:
-    """(mean, 95 % half-width, n) of the per-image Dice differences over the images that both runs were scored on.
+    """(mean, 95 % half-width, n) of the per-image differences in Dice over the images that both runs were scored on;
+    of classifiers, in hits: 0 or 1.
 
     The half-width is 1.96 standard errors: the chance of the test images. It knows nothing of the chance of training
     (another seed), which only more runs can show.
