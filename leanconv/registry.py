@@ -60,8 +60,9 @@ def misfit(cls: type, options: dict[str, Any]) -> str | None:
     """Why a value is of no type that the operator's signature has for that option, or None where all fit."""
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]
     for key, value in options.items():
-        kinds = [get_origin(kind) or kind for kind in get_args(hints[key]) or (hints[key],)]
-        if not any(_fits(value, kind) for kind in kinds):
+        hint = hints.get(key, Any)
+        kinds = [get_origin(kind) or kind for kind in get_args(hint) or (hint,)]
+        if set(kinds) <= set(_WORDS) and not any(_fits(value, kind) for kind in kinds):
             return f"{key}={value!r} must be {' or '.join(_WORDS[kind] for kind in kinds)}"
     return None
 

@@ -92,7 +92,7 @@ def test_fresh_is_fresh_and_seeded():
         (Swap("7", "hetconv", None, None, ""), BadInput, "has no such convolution"),
         (Swap("1", "hetconv", None, None, ""), BadInput, "has no such convolution"),
         (Swap("6", "hetconv(part=5)", None, None, ""), UnsupportedConv, "part=5"),
-        (Swap("6", "hetconv(part='x')", None, None, ""), UnsupportedConv, "part='x'"),
+        (Swap("6", "hetconv(part='x')", None, None, ""), BadInput, "part='x'"),
         (Swap("6", "splconv(alpha='x')", None, None, ""), BadInput, "alpha"),
     ],
 )
