@@ -201,7 +201,7 @@ def check_labels(labels: Iterable[Any], classes: int, where: str) -> list[int]:
     found = []
     for row, label in enumerate(labels):
         if isinstance(label, bool) or not isinstance(label, int):
-            raise BadInput(f"{where} {row}: label {label!r}: a whole number from 0 to {classes - 1} is needed")
+            raise BadInput(f"{where} {row}: label {label!r}: a class is a whole number from 0 on, or a word")
         if not 0 <= label < classes:
             raise BadInput(f"{where} {row}: label {label}: the classes are 0 to {classes - 1}; more: ?classes=N")
         found.append(label)
