@@ -5,13 +5,14 @@ from html import escape
 
 # Counts and class names are written up to so many classes; beyond that the mouse tells them.
 NAMED = 20
-_CELL, _MARGIN = 34, 110
+_CELL = 34
 
 
 def matrix(name: str, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     """Counts (rows = truth, columns = prediction) as one inline `<svg>`; every text is escaped."""
     named = len(classes) <= NAMED
-    cell, margin = (_CELL, _MARGIN) if named else (max(2.0, 640 / len(classes)), 8)
+    room = 18 + 6.5 * min(15, max(map(len, classes), default=0))  # for the longest name
+    cell, margin = (_CELL, room) if named else (max(2.0, 640 / len(classes)), 8)
     side = margin + cell * len(classes)
     total, hits = sum(map(sum, counts)), sum(row[k] for k, row in enumerate(counts))
     label = f"Confusion matrix of {name}: {hits} of {total} images on the diagonal"
