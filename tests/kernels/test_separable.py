@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind
 from leanconv.ops.separable import Separable, Stencil, reference
-from tests.kernels.tolerance import assert_no_worse
+from tests.kernels.tolerance import assert_no_worse, laid_out
 
 pytestmark = pytest.mark.usefixtures("halide")
 
@@ -26,22 +26,6 @@ def weights_of(form):
     return made
 
 
-def laid_out(x, how):
-    """The same numbers in another memory layout."""
-    if how == "nchw":
-        return x.contiguous()
-    if how == "channels_last":
-        return x.contiguous(memory_format=torch.channels_last)
-    n, c, h, w = x.shape
-    if how == "slice":  # channels of a wider map
-        wide = torch.full((n, c + 3, h, w), float("nan")).contiguous(memory_format=torch.channels_last)
-        wide[:, 2 : c + 2] = x
-        return wide[:, 2 : c + 2]
-    wide = torch.full((n, c, h + 1, w + 2), float("nan")).contiguous(memory_format=torch.channels_last)  # "crop"
-    wide[:, :, 1:, 1:-1] = x
-    return wide[:, :, 1:, 1:-1]
-
-
 def check(form, weights, h, w, n, bound, layouts=("channels_last",)):
     """Compare one call with float64."""
     inputs = [laid_out(torch.randn(n, c, h, w), layouts[i % len(layouts)]) for i, c in enumerate(form.channels)]
@@ -55,7 +39,8 @@ def check(form, weights, h, w, n, bound, layouts=("channels_last",)):
     eager, eager_means = reference(inputs, weights, form, residual, gate)
     assert_no_worse(y, eager, exact)
     assert_no_worse(means, eager_means, exact_means, 4.0)
-    assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == torch.float32
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert y.dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""The fair tolerance: as near to float64 as twice PyTorch's own distance."""
+"""The fair tolerance: as near to float64 as twice PyTorch's own distance; and maps of every memory layout."""
 
 import torch
 
@@ -14,3 +14,19 @@ def assert_no_worse(fused, eager, exact, factor=2.0):
     error, allowed = (fused - exact).abs().max(), factor * (eager - exact).abs().max()
     ulp = exact.abs().max() * torch.finfo(torch.float32).eps
     assert error <= allowed + ulp, f"max error {error:.2e}, PyTorch's own {allowed / factor:.2e}"
+
+
+def laid_out(x, how):
+    """The same numbers in another memory layout."""
+    if how == "nchw":
+        return x.contiguous()
+    if how == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    n, c, h, w = x.shape
+    if how == "slice":  # channels of a wider map
+        wide = torch.full((n, c + 3, h, w), float("nan")).contiguous(memory_format=torch.channels_last)
+        wide[:, 2 : c + 2] = x
+        return wide[:, 2 : c + 2]
+    wide = torch.full((n, c, h + 1, w + 2), float("nan")).contiguous(memory_format=torch.channels_last)  # "crop"
+    wide[:, :, 1:, 1:-1] = x
+    return wide[:, :, 1:, 1:-1]

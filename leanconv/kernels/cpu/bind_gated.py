@@ -27,18 +27,17 @@ from leanconv.ops.gated_sum import GatedSum
 
 
 class BoundGatedSum(Bound):
-    """`ops.gated_sum.gated_pointwise` with form and weights given: `bound(a, inputs, a_average=None, averages=None)`."""
+    """`ops.gated_sum.gated_pointwise` bound to its weights: `bound(a, inputs, a_average=None, averages=None)`."""
 
     def __init__(self, form: GatedSum, weights: Sequence[Tensor]) -> None:
         super().__init__()
         self.form, left = form, [w.detach().float() for w in weights]
         self._weight = left.pop(0).reshape(form.out_channels, sum(form.channels))
         self._bias = left.pop(0) if form.bias else None
-        self._scale, self._shift = (left[0], left[1]) if form.affine else (None, None)
         self._sizes = (ctypes.c_int32 * len(form.channels))(*form.channels)
-        # For the gates, as wide as whole blocks of any tile that `matrix_tile` gives.
         self._transposed = self._weight.T.contiguous()
-        self._vectors = [None if v is None else v.contiguous() for v in (self._bias, self._scale, self._shift)]
+        affine: list[Tensor | None] = [*left] if form.affine else [None, None]
+        self._vectors = [None if v is None else v.contiguous() for v in (self._bias, *affine)]
 
     def __call__(  # type: ignore[override]
         self, a: Tensor, inputs: Sequence[Tensor], a_average: Tensor | None = None,

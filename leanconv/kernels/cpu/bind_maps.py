@@ -92,7 +92,7 @@ class BoundMaxPool(Bound):
 
     def _step(self, *maps: Tensor | None) -> Step:
         form, (x,) = self.form, [x for x in maps if x is not None]
-        (n, c, h, w), (p, q) = x.shape, form.size(*x.shape[2:])
+        (n, c, _, w), (p, q) = x.shape, form.size(*x.shape[2:])
         core = pool.Pool(c, pixel_stride(x), form.kernel, form.stride, (form.padding[0], form.padding[2]))
         size = (n, c, p, q)
         made = kernel(pool.pipeline, core, stencil_tile(c, q))

@@ -15,7 +15,7 @@ from typing import Any
 
 from leanconv.errors import LeanconvError
 from leanconv.kernels.cpu import cache
-from leanconv.kernels.cpu.pieces import Tile, halide
+from leanconv.kernels.cpu.pieces import halide
 
 _HERE = Path(__file__).parent
 _LOCK = threading.RLock()  # Halide's front end is not made for several threads; compiling one kernel twice is a waste
@@ -90,10 +90,10 @@ def target(ahead: bool) -> Any:
     return made
 
 
-Pipeline = Callable[[Any, Tile], tuple[Any, list[Any]]]
+Pipeline = Callable[[Any, Any], tuple[Any, list[Any]]]
 
 
-def kernel(pipeline: Pipeline, core: Hashable, tile: Tile) -> tuple[int, Any]:
+def kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, Any]:
     """The address of the compiled kernel (0 without a compiler) and what must be kept alive, or be called, for it.
 
     `pipeline(core, tile)` gives the Halide Func and its arguments. In this process each kernel is made once.
@@ -103,7 +103,7 @@ def kernel(pipeline: Pipeline, core: Hashable, tile: Tile) -> tuple[int, Any]:
 
 
 @functools.lru_cache(4096)
-def _kernel(pipeline: Pipeline, core: Hashable, tile: Tile) -> tuple[int, Any]:
+def _kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, Any]:
     library = runtime()
     if library is None:
         out, arguments = pipeline(core, tile)

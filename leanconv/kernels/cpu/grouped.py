@@ -47,12 +47,12 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
     residual. The output is `j g x y` (channel j of group g), or `m x y` where a 1×1 follows.
     """
     hl, form, axes = halide(), core.form, Axes()
-    padded, arguments, h, w = _padded(axes, core, tiles.inner)
+    padded, arguments, width = _padded(axes, core, tiles.inner)
     acc, extra = _convolution(axes, form, padded, tiles.inner)
     arguments += extra
     padded.compute_root()
     out = hl.Func("out")
-    q = (w + form.padding[2] + form.padding[3] - form.dilation[1] * (form.kernel[1] - 1) - 1) // form.stride[1] + 1
+    q = (width + form.padding[2] + form.padding[3] - form.dilation[1] * (form.kernel[1] - 1) - 1) // form.stride[1] + 1
     j, g, x, y = axes.m, axes.g, axes.x, axes.y
     if form.project is None:
         value = acc[j, g, x, y]
@@ -109,8 +109,8 @@ class _Slice:
         return self.func[c, self.group, x, y]
 
 
-def _padded(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any, Any]:
-    """All inputs with zeros around, channels group by group: `c x y`; the inputs; their height and width."""
+def _padded(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any]:
+    """All inputs with zeros around, channels group by group: `c x y`; the inputs; their width."""
     hl, form = halide(), core.form
     (c, x, y), arguments, at = (axes.c, axes.x, axes.y), [], 0
     func = hl.Func("padded")
@@ -143,7 +143,7 @@ def _padded(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any, An
             update.allow_race_conditions().vectorize(k)
     func.bound_extent(c, at)
     func.align_storage(c, tile.storage(at))
-    return func, arguments, h, w
+    return func, arguments, w
 
 
 def _convolution(axes: Axes, form: Grouped, padded: Any, tile: Tile) -> tuple[Any, list[Any]]:

@@ -35,7 +35,7 @@ class Rows:
 
 
 def pipeline(core: Rows, tile: Tile) -> tuple[Any, list[Any]]:
-    """The kernel and its arguments: per input its map `c x y` and packed 1×1; bias. A row has at least `tile.pixels`."""
+    """The kernel and its arguments: per input its map `c x y` and packed 1×1; bias. Rows have `tile.pixels` or more."""
     hl, axes, arguments, parts = halide(), Axes(), [], []
     for index, (channels, pixel) in enumerate(core.inputs):
         source, weights = map_image(f"in{index}", pixel), weights_image(f"w{index}", tile.block, channels)

@@ -1,0 +1,157 @@
+"""How kernels are reached: through torch.library, bound, from many threads, without a compiler, without halide."""
+
+import gc
+import resource
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from leanconv import kernels
+from leanconv.errors import BadInput, MissingExtra
+from leanconv.kernels.cpu import bind, bound, build, program
+from leanconv.ops.gated_sum import GatedSum, gated_pointwise
+from leanconv.ops.grouped import Grouped, grouped
+from leanconv.ops.pool import MaxPool, global_average, max_pool
+from leanconv.ops.separable import Separable, Stencil, reference, separable, separable_op
+from leanconv.ops.upsample import Upsample, upsample
+
+STAGE = (Stencil(0, 6, (3, 3), padding=(1, 1, 1, 1)),)
+FORM = Separable((6,), (STAGE,), 20, bias=True, activation="relu", average=True)
+
+
+@pytest.fixture
+def weights():
+    return [torch.randn(6, 1, 3, 3), torch.randn(20, 6), torch.randn(20)]
+
+
+@torch.no_grad()
+def test_torch_library_reaches_the_kernels(halide, weights, monkeypatch):
+    assert kernels.load() == ("cpu",)
+    calls, run = [], bound.Step.__call__
+    monkeypatch.setattr(bound.Step, "__call__", lambda self, *maps: calls.append(self) or run(self, *maps))
+    x = torch.randn(2, 6, 7, 8)
+    y, means = separable([x], weights, FORM)
+    torch.testing.assert_close(y, reference([x], weights, FORM)[0])
+    torch.testing.assert_close(means, y.mean((2, 3)))
+    grouped([x], [torch.randn(4, 3, 3, 3)], Grouped((6,), 4, (3, 3), groups=2))
+    gated_pointwise(torch.randn(2, 5, 7, 8), [x], [torch.randn(5, 6)], GatedSum((6,), 5))
+    upsample([x], [torch.randn(6, 2, 2, 2)], Upsample((6,), 2))
+    max_pool(x, MaxPool(6))
+    assert len(calls) == 5
+    torch.testing.assert_close(global_average(x), x.mean((2, 3)))
+    separable([x], weights, FORM)
+    assert calls[0] is calls[-1]  # packed once
+    weights[2].zero_()  # but not when a weight was changed in place
+    torch.testing.assert_close(separable([x], weights, FORM)[0], reference([x], weights, FORM)[0])
+    separable([x.double()], [w.double() for w in weights], FORM)
+    with separable_op.set_kernel_enabled("cpu", enabled=False):
+        separable([x], weights, FORM)
+    assert len(calls) == 7
+
+
+@torch.no_grad()
+def test_outputs_are_written_whole(halide, weights, monkeypatch):
+    real = torch.empty_strided
+    monkeypatch.setattr(torch, "empty_strided", lambda *args: real(*args).fill_(float("nan")))
+    for h, w in ((1, 1), (3, 17), (16, 16)):
+        y, _ = bind(FORM, weights)([torch.randn(1, 6, h, w)])
+        assert y.isfinite().all()
+
+
+@torch.no_grad()
+def test_eight_threads_on_one_bound_kernel(halide, weights):
+    call = bind(FORM, weights)
+    inputs = [torch.randn(1 + i % 3, 6, 5 + i % 4, 9) for i in range(40)]
+    expected = [reference([x], weights, FORM)[0] for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda x: call([x])[0], inputs * 5))
+    for y, e in zip(found, expected * 5, strict=True):
+        torch.testing.assert_close(y, e)
+
+
+@torch.no_grad()
+def test_two_threads_of_torch_give_the_same_numbers(halide, weights):
+    x, call = torch.randn(2, 6, 40, 33), bind(FORM, weights)
+    one, means = call([x])
+    try:
+        torch.set_num_threads(2)
+        two, means_two = call([x])
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(one, two)
+    torch.testing.assert_close(means, means_two)
+
+
+@torch.no_grad()
+def test_no_memory_is_lost_over_ten_thousand_calls(halide, weights):
+    x, call = torch.randn(1, 6, 4, 4).contiguous(memory_format=torch.channels_last), bind(FORM, weights)
+    for _ in range(1000):
+        call([x])
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(10_000):
+        call([x])
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 2048, f"{grown} KiB more"
+
+
+@torch.no_grad()
+def test_many_sizes_do_not_pile_up(halide, weights):
+    call = bind(Separable((6,), (), 20, bias=True), weights[1:])
+    for size in range(1, 150):
+        call([torch.randn(1, 6, size, 8)])
+    assert len(call._steps) <= bound._KEPT
+
+
+@torch.no_grad()
+def test_without_a_compiler_the_kernels_are_made_in_the_process(halide, weights, monkeypatch):
+    monkeypatch.setattr(build, "compiler", lambda: "")
+    for cached in (build.runtime, build._kernel, program.library):
+        cached.cache_clear()
+    try:
+        assert "no C compiler" in kernels.status()
+        x = torch.randn(2, 6, 9, 7)
+        y, means = bind(FORM, weights)([x])
+        torch.testing.assert_close(y, reference([x], weights, FORM)[0])
+        torch.testing.assert_close(means, y.mean((2, 3)))
+        form, plain = GatedSum((6,), 20, bias=True), [weights[1], weights[2]]
+        z, _ = bind(form, plain)(y, [x])
+        torch.testing.assert_close(
+            z, gated_pointwise(y.double(), [x.double()], [w.double() for w in plain], form)[0].float()
+        )
+    finally:
+        for cached in (build.runtime, build._kernel, program.library):
+            cached.cache_clear()
+
+
+@torch.no_grad()
+def test_without_halide_the_reference_runs_and_says_how_to_get_the_speed(weights, monkeypatch):
+    from leanconv.kernels.cpu import pieces
+
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'leanconv[cpu]'" in kernels.status()
+    assert "the references run" in kernels.status()
+    kernels.load.cache_clear()
+    assert kernels.load() == ()
+    kernels.load.cache_clear()
+    monkeypatch.setitem(sys.modules, "halide", None)
+    pieces.halide.cache_clear()
+    with pytest.raises(MissingExtra, match=r"pip install 'leanconv\[cpu\]'"):
+        bind(FORM, weights)
+    pieces.halide.cache_clear()
+    assert (
+        separable([torch.randn(1, 6, 4, 4, dtype=torch.double)], [w.double() for w in weights], FORM)[0]
+        .isfinite()
+        .all()
+    )
+
+
+@torch.no_grad()
+def test_what_the_kernels_do_not_take(halide, weights):
+    call = bind(FORM, weights)
+    with pytest.raises(BadInput, match="float32 maps"):
+        call([torch.randn(1, 6, 4, 4, dtype=torch.double)])
+    with pytest.raises(BadInput, match="inputs of"):
+        call([torch.randn(1, 7, 4, 4)])

@@ -1,0 +1,69 @@
+"""The grouped kernels against float64, over shapes that nobody tuned for."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from leanconv.kernels.cpu import bind
+from leanconv.ops.grouped import Grouped, reference
+from tests.kernels.tolerance import assert_no_worse, laid_out
+
+pytestmark = pytest.mark.usefixtures("halide")
+AROUND = (1, 1, 1, 1)
+FORMS = {
+    "hetconv": Grouped((16,), 32, (3, 3), padding=AROUND, groups=4, pointwise=True, bias=True, activation="relu"),
+    "shifted": Grouped(
+        (15,), 9, (3, 3), (2, 2), (1, 1), AROUND, 3, dealt=True, pointwise=True, bias=True, residual=True, average=True
+    ),
+    "gwc_pwc": Grouped(
+        (7, 5), 12, (3, 3), padding=AROUND, groups=2, bias=True, inner_activation="relu", project=19,
+        project_bias=True, activation="silu", residual=True,
+    ),
+    "spconv": Grouped((6, 6, 4), 40, (3, 3), padding=AROUND, groups=2, pointwise=True, average=True),
+    "dense": Grouped((3,), 13, (5, 2), (1, 2), (1, 3), (0, 2, 3, 1), activation="hardswish"),
+    "resnext": Grouped((34,), 17, (3, 3), (2, 1), padding=AROUND, groups=17, bias=True),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=sorted(FORMS))
+def case(request):
+    torch.manual_seed(0)
+    form = FORMS[request.param]
+    c, o = sum(form.channels), form.out_channels
+    weights = [torch.randn(o, c // form.groups, *form.kernel)]
+    weights += [torch.randn(o, c, 1, 1)] * form.pointwise + [torch.randn(o)] * form.bias
+    if form.project is not None:
+        weights += [torch.randn(form.project, o, 1, 1)] + [torch.randn(form.project)] * form.project_bias
+    return form, weights, bind(form, weights)
+
+
+@torch.no_grad()
+@settings(max_examples=7, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(data=st.data())
+def test_any_size_batch_and_layout(case, data):
+    form, weights, bound = case
+    h, w, n = data.draw(st.integers(1, 24)), data.draw(st.integers(1, 24)), data.draw(st.integers(0, 3))
+    p, q = form.size(h, w)
+    if min(p, q) < 1:
+        return
+    layout = data.draw(st.sampled_from(["nchw", "channels_last", "slice", "crop"]))
+    inputs = [laid_out(torch.randn(n, c, h, w), layout) for c in form.channels]
+    residual = laid_out(torch.randn(n, form.width, p, q), layout) if form.residual else None
+    y, means = bound(inputs, residual)
+    wide = None if residual is None else residual.double()
+    exact, exact_means = reference([x.double() for x in inputs], [w.double() for w in weights], form, wide)
+    eager, eager_means = reference(inputs, weights, form, residual)
+    assert_no_worse(y, eager, exact)
+    assert_no_worse(means, eager_means, exact_means, 4.0)
+
+
+@torch.no_grad()
+def test_a_wide_layer_on_a_small_map():
+    """Many blocks of channels and of groups, and a map of four pixels."""
+    form = Grouped((256,), 128, (3, 3), padding=AROUND, groups=2, pointwise=True, bias=True)
+    weights = [torch.randn(128, 128, 3, 3), torch.randn(128, 256), torch.randn(128)]
+    x = torch.randn(5, 256, 2, 2)
+    y, _ = bind(form, weights)([x])
+    exact, _ = reference([x.double()], [w.double() for w in weights], form)
+    assert_no_worse(y, reference([x], weights, form)[0], exact)

@@ -1,0 +1,104 @@
+"""The gated sum, upsampling, pooling and averages against float64."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from leanconv.kernels.cpu import bind, global_average
+from leanconv.kernels.cpu.maps import even
+from leanconv.ops import gated_sum, pool, upsample
+from leanconv.ops.gated_sum import GatedSum
+from leanconv.ops.pool import MaxPool
+from leanconv.ops.upsample import Upsample
+from tests.kernels.tolerance import assert_no_worse, laid_out
+
+pytestmark = pytest.mark.usefixtures("halide")
+LAYOUTS = ["nchw", "channels_last", "slice", "crop"]
+QUICK = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+SIZES = (st.integers(0, 3), st.integers(1, 20), st.integers(1, 20), st.sampled_from(LAYOUTS))
+
+
+def double(tensors):
+    return [t.double() for t in tensors]
+
+
+@pytest.fixture(scope="module", params=[
+    GatedSum((5, 6), 23, bias=True, affine=True, activation="relu", average=True), GatedSum((16,), 32),
+    GatedSum((1,), 1),
+], ids=["splconv", "plain", "one"])  # fmt: skip
+def gated(request):
+    torch.manual_seed(0)
+    form, o = request.param, request.param.out_channels
+    weights = [torch.randn(o, sum(form.channels)) / sum(form.channels)] + [torch.randn(o)] * form.bias
+    weights += [torch.randn(o), torch.randn(o)] * form.affine
+    return form, weights, bind(form, weights)
+
+
+@torch.no_grad()
+@QUICK
+@given(*SIZES, st.booleans())
+def test_gated_sum(gated, n, h, w, layout, given_averages):
+    form, weights, bound = gated
+    a = laid_out(torch.randn(n, form.out_channels, h, w), layout)
+    inputs = [laid_out(torch.randn(n, c, h, w), layout) for c in form.channels]
+    averages = (a.mean((2, 3)), [x.mean((2, 3)) for x in inputs]) if given_averages else (None, None)
+    y, means = bound(a, inputs, *averages)
+    exact, exact_means = gated_sum.reference(a.double(), double(inputs), double(weights), form)
+    eager, eager_means = gated_sum.reference(a, inputs, weights, form)
+    assert_no_worse(y, eager, exact, 3.0)  # the gate's exponential is ours
+    assert_no_worse(means, eager_means, exact_means, 4.0)
+
+
+@pytest.fixture(scope="module", params=[
+    Upsample((6, 3), 5, bias=True, activation="relu", average=True), Upsample((16,), 8, 3),
+], ids=["two_inputs", "by_three"])  # fmt: skip
+def ups(request):
+    torch.manual_seed(0)
+    form = request.param
+    k, o = form.factor, form.out_channels
+    weights = [torch.randn(sum(form.channels), o, k, k)] + [torch.randn(o)] * form.bias
+    return form, weights, bind(form, weights)
+
+
+@torch.no_grad()
+@QUICK
+@given(*SIZES)
+def test_upsample(ups, n, h, w, layout):
+    form, weights, bound = ups
+    inputs = [laid_out(torch.randn(n, c, h, w), layout) for c in form.channels]
+    y, means = bound(inputs)
+    exact, exact_means = upsample.reference(double(inputs), double(weights), form)
+    eager, eager_means = upsample.reference(inputs, weights, form)
+    assert_no_worse(y, eager, exact)
+    assert_no_worse(means, eager_means, exact_means, 4.0)
+
+
+@pytest.fixture(scope="module", params=[
+    MaxPool(19, average=True), MaxPool(32, (3, 3), (2, 2), (1, 1, 1, 1)), MaxPool(4, (5, 2), (1, 3), (2, 2, 1, 1)),
+], ids=["2x2", "3x3", "5x2"])  # fmt: skip
+def pooling(request):
+    return request.param, bind(request.param, [])
+
+
+@torch.no_grad()
+@QUICK
+@given(*SIZES)
+def test_max_pool(pooling, n, h, w, layout):
+    form, bound = pooling
+    if min(form.size(h, w)) < 1:
+        return
+    x = laid_out(torch.randn(n, form.channels, h, w), layout)
+    y, means = bound(x)
+    expected, expected_means = pool.reference(x, form)
+    assert torch.equal(y, expected)
+    torch.testing.assert_close(means, expected_means)
+
+
+@torch.no_grad()
+@QUICK
+@given(*SIZES, st.integers(1, 40))
+def test_global_average(n, h, w, layout, c):
+    x = even(laid_out(torch.randn(n, c, h, w), layout))
+    exact = x.double().mean((2, 3))
+    assert_no_worse(global_average(x), x.contiguous().mean((2, 3)), exact, 4.0)
