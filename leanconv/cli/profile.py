@@ -1,6 +1,6 @@
-"""`leanconv profile MODEL`: where its parameters, arithmetic, bytes and milliseconds are."""
+"""`leanconv profile MODEL`: where its parameters, arithmetic, bytes and milliseconds are, or its cycles on an array."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,24 +16,58 @@ from leanconv.cli.common import (
     Threads,
     example,
     reference,
+    references,
     report,
     set_threads,
     torch_device,
     torch_dtype,
 )  # fmt: skip
+from leanconv.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Conventions = Annotated[
     list[str] | None,
     typer.Option(
         "--convention",
         metavar="NAME",
-        help="Also count by this rule (repeatable): macs_weights, macs_trainable, torchstat, thop_old, fuse, od, "
-        "fvcore, torch, executed_macs.",
+        help="Also count by this rule (repeatable): macs_weights, macs_trainable, torchstat, thop, thop_old, ptflops, "
+        "ptflops_aten, fuse, od, fvcore, torch, executed_macs.",
     ),
 ]
 Budget = Annotated[float, typer.Option("--budget", metavar="SECONDS", min=0.0, help="Seconds of timing.")]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Run the Python file that a run folder's model.json names.")
+]
+SideBySide = Annotated[
+    bool, typer.Option("--conventions", help="No timing: every counting rule side by side, and why they differ.")
+]
+ArraySize = Annotated[
+    str | None,
+    typer.Option(
+        "--array", metavar="ROWSxCOLUMNS", help="No timing: cycles on an output-stationary systolic array, e.g. 64x64."
+    ),
+]
+Broadcast = Annotated[
+    bool, typer.Option("--broadcast-rows", help="With --array: weights broadcast along a row (FuSeConv's array).")
+]
+Drain = Annotated[bool, typer.Option("--drain", help="With --array: a fold's results leave before the next starts.")]
+LaneSize = Annotated[
+    str | None,
+    typer.Option(
+        "--lanes",
+        metavar="CHANNELSxPIXELS",
+        help="No timing: cycles on multiplier lanes, with and without parallelism inside the kernel, e.g. 16x36.",
+    ),
+]
+Intra = Annotated[int, typer.Option("--intra", metavar="K", min=1, help="With --lanes: K x K taps a cycle.")]
+To = Annotated[
+    list[str] | None,
+    typer.Option("--to", metavar="OP", help="With --array: also with its convolutions swapped to OP (repeatable)."),
+]
+Where = Annotated[
+    str | None, typer.Option("--where", metavar="GLOB", help="With --to: only layers of this name ('layer3.*').")
 ]
 
 
@@ -45,20 +79,96 @@ def command(
     channels_last: ChannelsLast = False,
     device: Device = "cpu",
     convention: Conventions = None,
+    conventions: SideBySide = False,
+    array: ArraySize = None,
+    broadcast_rows: Broadcast = False,
+    drain: Drain = False,
+    lanes: LaneSize = None,
+    intra: Intra = 3,
+    to: To = None,
+    where: Where = None,
     budget: Budget = 5.0,
     trust_code: TrustCode = False,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Count and time MODEL layer by layer: params, MACs, bytes, kernels, latency, and what bounds each layer."""
+    """Count and time MODEL layer by layer: params, MACs, bytes, kernels, latency, and what bounds each layer.
+
+    Or, without timing: --conventions (how every tool would count it), --array 64x64 (cycles on a systolic array; with
+    --to OP, or with several models, which one suits it), --lanes 16x36 (cycles on multiplier lanes).
+    """
+    _check(array, lanes, conventions, broadcast_rows or drain, to, where)
     set_threads(threads)
     x = example(input, dtype, device, channels_last=channels_last)
-    from leanconv.measure import profile
+    if array is not None:
+        result: Any = _on_array(references(model), x, array, broadcast_rows, drain, to or [], where, trust_code)
+        report(result, json=json, out=out)
+        return
     from leanconv.runs import load
 
     made = load(reference(model), trust_code=trust_code).to(torch_device(device), torch_dtype(dtype))
-    if channels_last:
-        import torch
+    if lanes is not None:
+        from leanconv.measure import Lanes, profile_lanes
 
-        made = made.to(memory_format=torch.channels_last)
-    report(profile(made, x, conventions=convention or (), budget_s=budget), json=json, out=out)
+        result = profile_lanes(made, x, Lanes.parse(lanes, intra))
+    elif conventions:
+        from leanconv.measure import compare_conventions
+
+        result = compare_conventions(made, x)
+    else:
+        from leanconv.measure import profile
+
+        if channels_last:
+            import torch
+
+            made = made.to(memory_format=torch.channels_last)
+        result = profile(made, x, conventions=convention or (), budget_s=budget)
+    report(result, json=json, out=out)
+
+
+def _check(
+    array: str | None, lanes: str | None, conventions: bool, array_only: bool, to: list[str] | None, where: str | None
+) -> None:
+    """Options that do not go together. Raises BadInput."""
+    asked = [name for name, given in (("--array", array), ("--lanes", lanes), ("--conventions", conventions)) if given]
+    if len(asked) > 1:
+        raise BadInput(f"{' and '.join(asked)}: one at a time")
+    if array is None and array_only:
+        raise BadInput("--broadcast-rows and --drain describe an array; say its size too: --array 64x64")
+    if array is None and to:
+        raise BadInput("--to compares operators on an array; say its size too (--array 64x64), or time them with bench")
+    if where is not None and not to:
+        raise BadInput("--where chooses the layers that --to swaps; give --to OP too")
+
+
+def _on_array(
+    found: list[str], x: "Tensor", size: str, broadcast_rows: bool, drain: bool, to: list[str], where: str | None,
+    trust_code: bool,
+) -> Any:  # fmt: skip
+    """One network's layers on the array, or the comparison of several, or of one with its convolutions swapped."""
+    from leanconv.cli.bench import named
+    from leanconv.measure import Array, compare_array, profile_array
+
+    array = Array.parse(size, broadcast_rows=broadcast_rows, drain=drain)
+    models, notes = named(found, trust_code), dict[str, str]()
+    if to and len(models) > 1:
+        raise BadInput(f"--to swaps the convolutions of one model, got {len(models)}; or give the models without --to")
+    for model in models.values():
+        model.to(x.device, x.dtype)
+    for operator in dict.fromkeys(to):
+        models[operator], notes[operator] = _swapped(next(iter(models.values())), x, operator, where)
+    if len(models) > 1:
+        return compare_array(models, x, array, notes=notes)
+    return profile_array(next(iter(models.values())), x, array)
+
+
+def _swapped(model: "nn.Module", x: "Tensor", operator: str, where: str | None) -> tuple["nn.Module", str]:
+    """A copy of the model with its convolutions swapped, and how many were."""
+    import copy
+
+    from leanconv.convert import apply_, plan
+
+    made = copy.deepcopy(model)
+    found = plan(made, x, to=operator, where=where)
+    apply_(made, found, init="fresh")
+    return made, f"{len(found.swapped)} of {len(found)} convolutions"

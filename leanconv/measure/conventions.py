@@ -15,8 +15,9 @@ from typing import Any
 from torch import nn
 
 from leanconv.errors import UnknownName
+from leanconv.measure import tools
 from leanconv.measure.ops import OpCall
-from leanconv.measure.record import ModuleCall
+from leanconv.measure.record import ModuleCall, Recording
 from leanconv.registry import nearest
 from leanconv.spec import ConvSpec
 
@@ -34,6 +35,7 @@ class Convention:
         says: the rule in words.
         ops: kind of operation -> what one adds. Empty for a convention over modules.
         modules: class of module -> (Flops, MAdd) of one call; subclasses count like their parent.
+        tool: what a tool adds up over a whole forward, where neither rule above says it (see `tools.py`).
         silent: module classes that the rule gives zero by name.
         weights_only: parameters are the weights of convolutions and FC layers alone, else every trainable tensor.
         as_published: an operator counts the multiplications of its paper, not those of our realisation of it.
@@ -45,6 +47,7 @@ class Convention:
     says: str
     ops: Mapping[str, OpRule]
     modules: tuple[tuple[type[nn.Module], ModuleRule], ...] = ()
+    tool: Callable[[Recording], tools.ToolFigures] | None = None
     silent: tuple[type[nn.Module], ...] = ()
     weights_only: bool = False
     as_published: bool = True
@@ -101,6 +104,10 @@ def _fvcore_norm(op: OpCall) -> int:
 
 def _fvcore_matmul(op: OpCall) -> int:
     return op.macs if op.name in ("mm", "addmm", "bmm") else 0
+
+
+def _aten_matmul(op: OpCall) -> int:
+    return op.macs + (op.bias if op.name == "addmm" else 0) if op.name in ("mm", "addmm", "bmm") else 0
 
 
 def _conv(call: ModuleCall) -> tuple[int, int]:
@@ -200,6 +207,24 @@ CONVENTIONS: dict[str, Convention] = {
             "conv/FC multiply-accumulates + bias adds of convs + 4 per BN element + 1 per ReLU element; "
             "params = trainable",
             {"conv": _with_bias, "linear": _macs, "batch_norm": _per_element(4), "relu": _per_element(1)},
+        ),
+        Convention(
+            "thop", "MACs",
+            "thop 0.1.1's: conv/FC multiply-accumulates, a transposed conv by its outputs (times stride²), 4 per "
+            "norm element, average pools; no bias, no ReLU, no function; params = of the modules it knows",
+            {}, tool=tools.thop, as_published=False,
+        ),
+        Convention(
+            "ptflops", "MACs",
+            "ptflops 0.7.5's default (pytorch backend): conv/FC multiply-accumulates with bias, 2 per norm element, 1 "
+            "per ReLU and pooling element, twice where the module calls its function; params = trainable",
+            {}, tool=tools.ptflops, as_published=False,
+        ),
+        Convention(
+            "ptflops_aten", "MACs",
+            "ptflops 0.7.5's aten backend: conv/FC/mm/bmm multiply-accumulates with bias, nothing else; attention 0; "
+            "params = trainable",
+            {"conv": _with_bias, "linear": _aten_matmul, "matmul": _aten_matmul}, as_published=False,
         ),
         Convention(
             "fuse", "flops",

@@ -11,6 +11,7 @@ from leanconv.errors import BadInput
 from leanconv.measure.conventions import Convention, convention
 from leanconv.measure.ops import CONTRACTIONS
 from leanconv.measure.record import ModuleCall, Recording, child_names, record
+from leanconv.measure.tools import ToolFigures
 from leanconv.nn import Operator
 from leanconv.spec import ConvSpec
 from leanconv.table import si, table
@@ -103,7 +104,9 @@ def count_recorded(recording: Recording, name: str) -> Counts:
     rows, uncounted = _rows(recording), Counter[str]()
     row_of = recording.row_of()
     _add_params(recording, rows, row_of, rule)
-    if rule.modules:
+    if rule.tool is not None:
+        _count_as_tool(rule.tool(recording), rows, row_of, uncounted)
+    elif rule.modules:
         _count_modules(recording, rows, row_of, rule, uncounted)
     else:
         _count_ops(recording, rows, row_of, rule, uncounted)
@@ -153,7 +156,7 @@ def _add_params(recording: Recording, rows: dict[str, Layer], row_of: dict[str, 
         if recording.is_whole(row_of[owner_of(name, row_of)]):
             one.min_bytes += parameter.numel() * parameter.element_size()
         chosen = name in recording.weights and parameter.dim() > 1 if rule.weights_only else parameter.requires_grad
-        if chosen:
+        if chosen and rule.tool is None:
             one.params += parameter.numel()
 
 
@@ -179,6 +182,16 @@ def _count_ops(
             uncounted[op.name] += 1
         if rule.operators and op.made and (row not in operators or operators[row].name not in rule.operators):
             uncounted["building of kernels"] += 1
+
+
+def _count_as_tool(
+    figures: ToolFigures, rows: dict[str, Layer], row_of: dict[str, str], uncounted: Counter[str]
+) -> None:
+    for name, _, amount in figures.parts:
+        rows[row_of[name]].flops += amount
+    for name, params in figures.params:
+        rows[row_of[name]].params += params
+    uncounted.update(figures.unknown)
 
 
 def _count_modules(

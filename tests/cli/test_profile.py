@@ -62,6 +62,48 @@ def test_bench_compares_models_and_their_training_steps(leanconv):
         assert text in table
 
 
+def test_profile_compares_operators_on_an_array(leanconv, tmp_path):
+    small = ["--input", "1,3,32,32", "--array", "16x8"]
+    code, printed, _ = leanconv("profile", *SMALL, *small, "--json")
+    assert code == 0
+    alone = json.loads(printed)
+    assert alone["total"]["cycles"] == sum(layer["cycles"] for layer in alone["layers"])
+    assert 0 < alone["total"]["utilisation"] <= 1
+    assert alone["array"]["rows"] == 16
+    words = ["profile", *SMALL, *small, "--broadcast-rows", "--to", "hetconv(part=2)", "--to", "fuseconv"]
+    code, printed, _ = leanconv(*words, "--json")
+    assert code == 0
+    dense, het, fuse = json.loads(printed)["networks"]
+    assert (het["name"], fuse["name"]) == ("hetconv(part=2)", "fuseconv")
+    assert dense["cycles"] == alone["total"]["cycles"]
+    assert dense["speedup"] == 1
+    assert fuse["note"].endswith("convolutions")
+    assert fuse["macs"] < dense["macs"]
+    code, table, _ = leanconv(*words, "--out", str(tmp_path / "array.txt"))
+    assert code == 0
+    assert (tmp_path / "array.txt").read_text() == table
+    assert "fewest cycles" in table
+    code, printed, _ = leanconv("profile", *SMALL, *SMALL, "conv=splconv", *small, "--json")
+    assert code == 0
+    assert len(json.loads(printed)["networks"]) == 2
+
+
+def test_profile_on_lanes_and_by_every_convention(leanconv):
+    code, printed, _ = leanconv("profile", *SMALL, "--input", "1,3,32,32", "--lanes", "8x18", "--json")
+    assert code == 0
+    lanes = json.loads(printed)
+    assert lanes["lanes"] == {"channels": 8, "pixels": 18, "intra": 3}
+    assert lanes["enlarged"][0]["kernels"] == "as they are"
+    code, printed, _ = leanconv("profile", *SMALL, "--input", "1,3,32,32", "--conventions", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(printed)["conventions"]}
+    assert {"macs", "ptflops", "thop", "fvcore", "torchstat"} <= set(rows)
+    assert rows["torch"]["flops"] == 2 * rows["macs"]["flops"]
+    code, table, _ = leanconv("profile", *SMALL, "--input", "1,3,32,32", "--conventions")
+    assert code == 0
+    assert "two for every multiply-accumulate" in table
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -70,6 +112,15 @@ def test_bench_compares_models_and_their_training_steps(leanconv):
         (["profile", "leanconv:unet", "--input", "one"], 1, "--input"),
         (["profile", "leanconv:unet", "timm:resnet18"], 1, "one model is needed"),
         (["profile", "leanconv:unet", "--device", "abacus"], 1, "not usable here"),
+        (["profile", *SMALL, "--array", "0x4"], 1, "an array of 0x4"),
+        (["profile", *SMALL, "--array", "abc"], 1, "ROWSxCOLUMNS"),
+        (["profile", *SMALL, "--lanes", "16x32"], 1, "such as 36"),
+        (["profile", *SMALL, "--lanes", "16x36", "--array", "8x8"], 1, "one at a time"),
+        (["profile", *SMALL, "--broadcast-rows"], 1, "--array 64x64"),
+        (["profile", *SMALL, "--to", "splconv"], 1, "--array 64x64"),
+        (["profile", *SMALL, "--array", "8x8", "--where", "x"], 1, "give --to"),
+        (["profile", *SMALL, *SMALL, "--array", "8x8", "--to", "splconv", "--input", "1,3,32,32"], 1, "one model"),
+        (["profile", *SMALL, "--array", "8x8", "--to", "spl", "--input", "1,3,32,32"], 2, "unknown"),
         (["bench", "base=32"], 1, "before any model"),
         (["bench", "leanconv:nonet"], 2, "unknown"),
         (["bench", *SMALL, "--clock", "sun", "--input", "1,3,32,32"], 1, "known: wall, cpu"),
