@@ -137,10 +137,10 @@ def test_published_speed_ups(name):
 
 
 def test_utilisation_is_at_most_one_and_larger_arrays_take_no_more_cycles():
-    model, x = build("mobilenet_v2", conv="fuseconv"), torch.randn(2, 3, 64, 48)
+    model, x = build("mobilenet_v1", conv="fuseconv", width=0.25), torch.randn(2, 3, 64, 48)
     for broadcast in (False, True):
         before = None
-        for side in (1, 2, 5, 16, 64, 200):
+        for side in (1, 5, 16, 200):
             found = profile_array(model, x, Array(side, side, broadcast_rows=broadcast))
             assert all(0 < layer.utilisation <= 1 for layer in found.layers)
             assert 0 < found.utilisation <= 1

@@ -127,7 +127,7 @@ def test_the_differences_add_up_and_are_named():
         assert row.params_differ == row.counts.params - base.counts.params
         assert row.why
     thop, stat = found["thop"].differs["transposed conv"], found["torchstat"].differs["transposed conv"]
-    # Four 2x2 taps of every input place: 16·k -> 8·k channels at 4, 8, 16, 32 times fewer rows and columns.
+    # Every input place times the four taps of 2x2: 8·2^k channels become half as many, k levels down.
     turned = sum(64 * 96 // 4**k * (8 * 2**k) * (4 * 2**k) * 4 for k in (1, 2, 3, 4))
     assert base.parts["transposed conv"] == turned
     assert (thop, stat) == (3 * turned, -turned)
