@@ -2,8 +2,8 @@
 
 A convention over *operations* says what each kind of operation (see `ops.py`) adds; kinds it does not name add nothing.
 torchstat counts *modules* instead. The rules of the papers are inferred from their printed digits; the tools' rules are
-those of their sources (torchstat 0.0.7 `compute_flops.py`, `compute_madd.py`; fvcore 0.1.5.post20221221 `jit_handles.py`,
-`flop_count.py`; torch.utils.flop_counter).
+those of their sources (torchstat 0.0.7 `compute_flops.py`, `compute_madd.py`; fvcore 0.1.5.post20221221
+`jit_handles.py`, `flop_count.py`; torch.utils.flop_counter; thop and ptflops: `tools.py`).
 """
 
 import math
