@@ -1,5 +1,6 @@
 """`leanconv reproduce`."""
 
+import importlib
 import json
 
 import pytest
@@ -67,3 +68,18 @@ def test_misuse_gets_one_line(leanconv, words, code, says):
     assert got == code
     assert says in err
     assert "Traceback" not in err
+
+
+def test_several_tables_end_in_a_summary(leanconv, monkeypatch):
+    from leanconv.papers import reproduce, spconv
+
+    room = importlib.import_module(reproduce.__module__)
+    monkeypatch.setattr(room, "_PAPERS", {"splconv": splconv, "spconv": spconv})
+    code, text, err = leanconv("reproduce", "all", "--counts")
+    assert code == 0
+    assert [line.split() for line in text.splitlines() if line.startswith("all ")] == [
+        ["all", "2", "10", "26", "23", "3"]
+    ]
+    assert "contradicts the paper's own eq. 7" in text.split("Summary")[1]
+    assert "Left out: hetconv/table1: its networks are not built here" in " ".join(text.split())
+    assert err == ""  # no bar where there is no terminal
