@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench docs clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "leanconv needs Python >= 3.11, this is %s: make PYTHON=python3.x" % sys.version.split()[0])'
@@ -31,6 +31,9 @@ format: $(READY)
 
 bench: $(READY)  ## the measured tables under benchmarks/results
 	$(BIN)/python -m benchmarks.operators
+
+docs: $(READY)  ## the generated pages and figures under docs
+	$(BIN)/python -m docs.generate
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,40 @@
+"""Generates the pages of `docs`: the operators', the index, the guide and the figures."""
+
+from pathlib import Path
+
+from docs.generate.figures import FIGURES, draw, drawn
+from docs.generate.guide import guide_page
+from docs.generate.measured import Results
+from docs.generate.operators import index_page, operator_page
+from leanconv.files import write_atomic
+from leanconv.nn import names
+
+ROOT = Path(__file__).parents[1]
+
+__all__ = ["ROOT", "pages", "write"]
+
+
+def pages(results: Results | None = None) -> dict[str, str]:
+    """Every generated page: path under `docs` -> text. Made from the sources at hand alone, so always the same."""
+    results = Results.read() if results is None else results
+    made = {f"operators/{name}.md": operator_page(name, results) for name in names()}
+    return made | {"README.md": index_page(), "guide.md": guide_page(results)}
+
+
+def write(root: Path = ROOT) -> list[Path]:
+    """Write what has changed, remove pages of operators that are gone; returns the paths that were touched."""
+    touched = []
+    made = pages()
+    for name, text in made.items():
+        path = root / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            touched.append(write_atomic(path, text))
+    for path in sorted((root / "operators").glob("*.md")):
+        if f"operators/{path.name}" not in made:
+            path.unlink()
+            touched.append(path)
+    for name, (data, *_) in FIGURES.items():
+        path = root / "figures" / name
+        if not path.exists() or drawn(path) != data():
+            touched.append(draw(name, path))
+    return touched

@@ -1,0 +1,169 @@
+"""The measured figures, from the JSON files that the benchmarks write; a section exists where its file does."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leanconv.errors import LeanconvError
+from leanconv.files import read_json
+from leanconv.nn import parse
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every results file by what it holds, each a dict from the file's stem to its content.
+
+    Attributes:
+        segmentation, classification: one short training budget for several operators.
+        layers: every operator against the dense layer it replaces. networks: whole networks side by side.
+        shares: how many convolutions of public networks an operator takes.
+        other: files of another kind, which no page shows.
+    """
+
+    segmentation: dict[str, Any] = field(default_factory=dict)
+    classification: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
+    networks: dict[str, Any] = field(default_factory=dict)
+    shares: dict[str, Any] = field(default_factory=dict)
+    other: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path = RESULTS) -> "Results":
+        found = cls()
+        for path in sorted(folder.glob("*.json")):
+            content = read_json(path)
+            getattr(found, _kind(content))[path.stem] = content
+        return found
+
+
+def _kind(content: Any) -> str:
+    if not isinstance(content, dict):
+        return "other"
+    row = next(iter(content.get("rows") or [{}]), {})
+    if "dice" in row and "reference" in row:
+        return "segmentation"
+    if "top1" in row and "operator" in row:
+        return "classification"
+    if content.get("layers") and "inference eager" in content["layers"][0]:
+        return "layers"
+    if "models" in content.get("comparison", {}):
+        return "networks"
+    return "shares" if "share" in content and "architectures" in content else "other"
+
+
+def operator_of(text: str) -> str:
+    """The registry name in an operator string or a model reference; empty where there is none."""
+    if "conv=" in text:
+        text = text.partition("conv=")[2].split("&")[0]
+    try:
+        return parse(text.partition(", ")[0] if "(" not in text else text[: text.rindex(")") + 1])[0]
+    except LeanconvError:
+        return ""
+
+
+def machine(content: dict[str, Any]) -> str:
+    """Device, threads and torch in words."""
+    about = content.get("machine") or content.get("device") or content.get("comparison", {}).get("device") or {}
+    isa, threads = f" ({about['isa']})" if about.get("isa") else "", about.get("threads")
+    on = f"{about.get('name', 'unnamed machine')}{isa}"
+    return f"{on}, {threads} thread{'s' if threads != 1 else ''}, torch {about.get('torch', '?')}"
+
+
+def device(content: dict[str, Any]) -> str:
+    """ "cpu" or "cuda"; empty where the file does not say."""
+    about = content.get("machine") or content.get("device") or content.get("comparison", {}).get("device") or {}
+    return str(about.get("device", ""))
+
+
+def dense_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of the dense network among those of one file."""
+    return next((row for row in rows if operator_of(row.get("operator") or row["reference"]) == "conv"), None)
+
+
+def macs_of(row: dict[str, Any]) -> int:
+    """The row's MACs, whatever input size its key names."""
+    return int(next(value for key, value in row.items() if key.startswith("macs")))
+
+
+def best(row: dict[str, Any], kind: str) -> float:
+    """Median ms of one operator on one layer in its faster layout; `kind`: "inference" or "training"."""
+    return min(row[f"{kind} {layout}"]["median_ms"] for layout in ("eager", "channels_last"))
+
+
+def layer_ratios(content: dict[str, Any], kind: str) -> dict[str, dict[str, float]]:
+    """Operator -> layer -> how many times faster than the dense layer, both in their faster layout."""
+    dense = {row["layer"]: best(row, kind) for row in content["layers"] if row["operator"] == "conv"}
+    found: dict[str, dict[str, float]] = {}
+    for row in content["layers"]:
+        if row["operator"] != "conv" and row["layer"] in dense:
+            found.setdefault(row["operator"], {})[row["layer"]] = dense[row["layer"]] / best(row, kind)
+    return found
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """For each (cost, score): whether no other point is as cheap and better, or cheaper and as good."""
+    return [
+        not any((c <= cost and s > score) or (c < cost and s >= score) for c, s in points) for cost, score in points
+    ]  # fmt: skip
+
+
+def lines_about(name: str, results: Results) -> Iterator[str]:
+    """Markdown lines with every measured figure of one operator."""
+    for stem, content in results.segmentation.items():
+        yield from _trained(name, stem, content, "dice", "Dice over all pixels")
+    for stem, content in results.classification.items():
+        yield from _trained(name, stem, content, "top1", "top-1")
+    for stem, content in results.layers.items():
+        for kind in ("inference", "training"):
+            for text, ratios in layer_ratios(content, kind).items():
+                if operator_of(text) == name:
+                    yield f"- `{text}`, {kind}: {spread(ratios)} ({machine(content)}; `{stem}.json`)"
+    for stem, content in results.networks.items():
+        models = content["comparison"]["models"]
+        for each in models:
+            if operator_of(each["name"]) == name and each is not models[0]:
+                yield (
+                    f"- Whole network, `{each['name']}`: {each['speedup']:.2f} times as fast as `{models[0]['name']}` "
+                    f"at {_fewer(models[0]['macs'], each['macs'])} ({machine(content)}; `{stem}.json`)"
+                )
+    for stem, content in results.shares.items():
+        for text, found in content["share"].items():
+            if operator_of(text) == name:
+                yield (
+                    f"- `{text}` takes {found['swapped']:,} of {found['dense']:,} dense convolutions "
+                    f"({100 * found['share']:.1f} %) in {content['planned']:,} public networks that have any "
+                    f"(`{stem}.json`)"
+                )
+
+
+def _trained(name: str, stem: str, content: dict[str, Any], score: str, title: str) -> Iterator[str]:
+    rows = content["rows"]
+    dense = dense_row(rows)
+    for row in rows:
+        if operator_of(row.get("operator") or row["reference"]) != name:
+            continue
+        told = f"- {row.get('model') or row['operator']}: {title} {row[score]['mean']:.3f}"
+        if dense is not None and row is not dense:
+            told += f" (dense {dense[score]['mean']:.3f}) at {_fewer(macs_of(dense), macs_of(row))}"
+        yield f"{told}, {_seeds(row['seeds'])} (`{stem}.json`)"
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean of {count} seeds"
+
+
+def _fewer(dense: float, own: float) -> str:
+    if own == dense:
+        return "the same MACs"
+    return f"{dense / own:.2f} times fewer MACs" if own < dense else f"{own / dense:.2f} times as many MACs"
+
+
+def spread(ratios: dict[str, float]) -> str:
+    """How an operator does over the layers it was timed on, best and worst by name."""
+    top, low = max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__)
+    faster = sum(ratio > 1 for ratio in ratios.values())
+    told = f"faster than dense on {faster} of {len(ratios)} layers, best {ratios[top]:.2f}x ({top})"
+    return told + (f", worst {ratios[low]:.2f}x ({low})" if top != low else "")

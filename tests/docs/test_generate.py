@@ -1,0 +1,151 @@
+"""The generated pages: equal to what the sources say now, whole, and without a figure that nobody measured."""
+
+import argparse
+import json
+import re
+
+import pytest
+
+from benchmarks.operators import layer_rows
+from docs.generate import ROOT, pages
+from docs.generate.guide import guide_page
+from docs.generate.measured import RESULTS, Results, front, layer_ratios, operator_of
+from docs.generate.observed import observe, option_words, taken
+from docs.generate.operators import operator_page, words
+from leanconv.nn import get, names, parse
+from leanconv.papers import slugs
+from leanconv.registry import options_of
+from leanconv.spec import ConvSpec
+
+
+@pytest.fixture(scope="module")
+def made():
+    return pages()
+
+
+def test_committed_pages_are_what_the_sources_say(made):
+    stale = [name for name, text in made.items() if (ROOT / name).read_text(encoding="utf-8") != text]
+    assert not stale, f"run `make docs`: {', '.join(stale)}"
+
+
+def test_every_operator_has_its_page_and_words_and_no_page_is_left_over(made):
+    assert set(words()) == set(names())
+    assert {path.name for path in (ROOT / "operators").iterdir()} == {f"{name}.md" for name in names()}
+    for name in names():
+        assert f"](operators/{name}.md)" in made["README.md"]
+
+
+@pytest.mark.parametrize("name", names())
+def test_words_name_things_that_exist(name):
+    own = words()[name]
+    assert {"title", "idea", "when", "avoid", "variants", "tables", "claims"} <= set(own)
+    for text in (own.get("example", name), *own["variants"]):
+        assert parse(text)[0] == name
+    assert set(own["tables"]) <= set(slugs())
+    assert set(option_words(name)) == set(options_of(get(name))), "an option without a word on its page"
+
+
+def test_pages_show_the_specifications_worked_figures(made):
+    """Section 17.1 of the operators' specification, worked out by hand there."""
+    for name, macs in {
+        "hetconv": "77,070,336",
+        "spconv": "83,492,864",
+        "sic": "42,147,840",
+        "xsepconv": "3,612,672",
+    }.items():
+        assert macs in made[f"operators/{name}.md"]
+    assert "| VGG-16_P4 | 3×32×32 | 5.17M | 105.98M |" in made["operators/hetconv.md"]
+    assert "44.15 %" in made["operators/hetconv.md"]
+
+
+def test_what_is_observed_is_what_the_specification_says_of_folds():
+    """Section 17.2: what deploys as what."""
+    plain = {name for name in names() if observe(name).short == "a plain convolution"}
+    assert plain == {"conv", "doconv", "gmconv", "lhconv"}
+    assert observe("spconv").short == "a leaner form"
+    exact = {name for name in names() if observe(name).weights == "exactly"}
+    assert {"conv", "doconv", "lhconv"} <= exact
+    assert "hetconv" not in exact
+    assert "BatchNorm that follows it in your network stays" in observe("splconv").norm  # a gate stands last
+
+
+def test_refusals_are_shown_in_the_operators_words():
+    rows = dict(taken("hetconv"))
+    assert rows["3×3"] == "yes"
+    assert rows["3×3, 30 -> 50 channels"].startswith("part=4 does not divide")
+    assert "3×3 depthwise" not in rows
+    assert "outside the paper's rule" in dict(taken("xsepconv"))["3×3 depthwise"]
+
+
+def test_every_results_file_is_read():
+    results = Results.read()
+    assert sum(len(group) for group in vars(results).values()) == len(list(RESULTS.glob("*.json")))
+
+
+def test_measured_figures_are_the_files(made):
+    """Looked up again with nothing of the generator's: the numbers of a page stand in the JSON."""
+    rows = {row["model"]: row for row in json.loads((RESULTS / "segmentation_wafer.json").read_text())["rows"]}
+    dice = f"{rows['SPLConv .5']['dice']['mean']:.3f}"
+    assert f"SPLConv .5: Dice over all pixels {dice}" in made["operators/splconv.md"]
+    line = next(line for line in made["guide.md"].splitlines() if line.startswith("| SPLConv .5 |"))
+    assert dice in line
+    assert f"{rows['U-Net']['macs_128px'] / rows['SPLConv .5']['macs_128px']:.2f}" in line
+
+
+def test_without_files_no_section_and_no_figure():
+    text = guide_page(Results())
+    assert "## In short" not in text
+    assert "Segmentation" not in text
+    assert not re.search(r"\d\.\d", text)
+    assert "`splconv`" in text.partition("What is not measured yet")[2]
+    assert "Nothing yet" in operator_page("splconv", Results())
+
+
+def test_the_operators_benchmark_gets_its_section():
+    """With rows that the benchmark itself makes, on a layer small enough to time here."""
+    spec = ConvSpec.of(8, 8, 3, 1, 1, bias=False, h=12, w=12)
+    asked = argparse.Namespace(
+        operators=["conv", "drconv", "hetconv(part=2)"], batch=2, budget=0.01, rounds=2, threads=1
+    )
+    content = {
+        "command": "python -m benchmarks.operators", "device": {"device": "cpu", "name": "here", "threads": 1},
+        "clock": "cpu", "layers": layer_rows("tiny", spec, asked), "networks": [],
+    }  # fmt: skip
+    ratios = layer_ratios(content, "inference")
+    assert set(ratios) == {"drconv", "hetconv(part=2)"}
+    results = Results(layers={"operators_cpu": content})
+    text = guide_page(results)
+    assert f"| `drconv` | {ratios['drconv']['tiny']:.2f} |" in text
+    assert ("Losses" in text) == any(own["tiny"] < 1 for own in ratios.values())
+    assert "**Time** of `conv`" not in text
+    assert "`hetconv(part=2)`, inference" in operator_page("hetconv", results)
+
+
+def test_losses_and_wins_of_a_classification_stand_side_by_side():
+    def row(operator, top1, macs):
+        score = {"mean": top1, "stdev": None, "values": [top1]}
+        return {"operator": operator, "seeds": 1, "params": macs // 10, "macs": macs, "top1": score, "top5": score}
+
+    rates = {"batch": 1, "images_per_s": {"conv": 100.0, "hetconv(part=4)": 80.0}}
+    content = {
+        "command": "python -m benchmarks.classification DIR", "split": "test", "epochs": 3,
+        "machine": {"device": "cpu", "name": "here", "threads": 1},
+        "rows": [row("conv", 0.8, 900), row("hetconv(part=4)", 0.7, 300), row("sic", 0.6, 400)],
+        "speed": {"clock": "cpu", "layout": "channels_last", "forward": rates, "train": rates},
+    }  # fmt: skip
+    text = guide_page(Results(classification={"classification_cifar10": content}))
+    assert "none of 2 reaches the dense network's top-1 of 0.800" in text
+    assert "The best for their MACs: `hetconv(part=4)` 0.700 at 33 % of the MACs." in text
+    assert "| `hetconv(part=4)` | 80 | 0.80 | 80 | 0.80 |" in text  # fewer MACs and slower: it stands there
+
+
+def test_front():
+    assert front([(10, 0.9), (5, 0.8), (5, 0.7), (7, 0.8), (1, 0.1)]) == [True, True, False, False, True]
+    assert front([(5, 0.8), (5, 0.8)]) == [True, True]
+
+
+def test_operator_of():
+    assert operator_of("leanconv:unet?base=8&conv=splconv(alpha=0.5, dilated=False)&part=encoder") == "splconv"
+    assert operator_of("hetconv(part=4), optimised") == "hetconv"
+    assert operator_of("conv, optimised") == "conv"
+    assert operator_of("UNet of somebody") == ""
