@@ -12,7 +12,7 @@ from leanconv.engine.fused.rewrite import rewrite
 from leanconv.engine.workbench import Workbench
 
 # Seconds that measuring the blocks of one model may take.
-MEASURING_S = 20.0
+MEASURING_S = 30.0
 
 
 def _why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanconv.engine.fused.graph import Node, Ref
+from leanconv.engine.fused.kernels import kernel
 from leanconv.engine.fused.stages import Block, Gated, Slices, Stage, activate
 
 LAST = torch.channels_last
@@ -273,9 +274,10 @@ FORMS: dict[str, list[Form]] = {
         Form("onednn", lambda node: _block(node, _onednn_stage)),
         Form("aten", lambda node: _block(node, _aten_stage)),
         Form("matrix", _matrix),
+        Form("kernel", kernel),
     ],
-    "gated": [Form("aten", _gated)],
-    "upsample": [Form("aten", _upsample)],
+    "gated": [Form("aten", _gated), Form("kernel", kernel)],
+    "upsample": [Form("aten", _upsample), Form("kernel", kernel)],
     "affine": [Form("aten", _affine)],
     "act": [Form("aten", lambda node: partial(activate, act=node.data))],
     "scale": [Form("aten", lambda node: torch.mul)],
@@ -286,7 +288,7 @@ FORMS: dict[str, list[Form]] = {
     "average": [Form("aten", lambda node: lambda x: x.mean((2, 3), keepdim=True))],
     "sum": [Form("aten", lambda node: lambda x: x.sum((2, 3), keepdim=True))],
     "pad": [Form("aten", _pad)],
-    "max_pool": [Form("aten", _max_pool)],
+    "max_pool": [Form("aten", _max_pool), Form("kernel", kernel)],
     "linear": [Form("aten", _linear)],
     "call": [Form("aten", _call)],
 }

@@ -1,43 +1,65 @@
 """A graph as a flat list of bound steps: what runs, what it reads, where its result goes, what is freed after it."""
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from leanconv.engine.fused.forms import LAST, Run
 from leanconv.engine.fused.graph import Graph, Node
+from leanconv.engine.fused.session import Moved, Plan, Step
 
-Step = tuple[Run, tuple[int, ...], int, int, tuple[int, ...]]  # run, reads, writes, second or -1, frees
+_MOST_PLANS = 8  # shapes whose memory is laid out at once; others run step by step
 
 
 class Program:
-    """Runs a graph. Holds no value of a call: any number of threads may be inside it at once."""
+    """Runs a graph. Any number of threads may be inside it at once.
+
+    The first call of a shape runs step by step and records what it saw; later ones run on memory that is laid out
+    beforehand, kernel after kernel (`Plan`).
+    """
 
     def __init__(self, graph: Graph, runs: Mapping[Node, Run]) -> None:
         place: dict[Node, int] = {node: i for i, node in enumerate(graph.inputs)}
         for node in graph.nodes:
             place.setdefault(node, len(place))
-        self._inputs = len(graph.inputs)
-        self._fixed: list[Any] = [node.data if node.kind == "constant" else None for node in place][self._inputs :]
+        self._fixed = {place[node]: node.data for node in graph.nodes if node.kind == "constant"}
+        self._size = len(place)
         self._outputs = [place[node] for node in graph.outputs]
         self._images = [len(node.shape) == 4 for node in graph.inputs]
         seconds = {node.inputs[0]: place[node] for node in graph.nodes if node.kind == "second"}
-        last_reader = _last_readers(graph)
-        self.steps: list[Step] = []
-        for node in graph.nodes:
-            if node.kind in ("input", "constant", "second"):
-                continue
-            reads = tuple(place[x] for x in node.inputs)
-            frees = tuple(place[x] for x in last_reader.get(node, ()))
-            self.steps.append((runs[node], reads, place[node], seconds.get(node, -1), frees))
+        freed = _last_readers(graph)
+        self.steps = [
+            Step(
+                runs[node], tuple(place[x] for x in node.inputs), place[node], seconds.get(node, -1),
+                tuple(place[x] for x in freed.get(node, ())), node.kind in ("call", "slice"),
+            )
+            for node in graph.nodes
+            if node.kind not in ("input", "constant", "second")
+        ]  # fmt: skip
+        self._plans: dict[Hashable, Plan] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        values: list[Any] = [
+        given = [
             x.contiguous(memory_format=LAST) if image else x for x, image in zip(tensors, self._images, strict=True)
         ]
-        values += self._fixed
-        for run, reads, at, second, frees in self.steps:
+        key = (torch.get_num_threads(), *[(x.shape, x.stride(), x.dtype) for x in given])
+        plan = self._plans.get(key)
+        if plan is not None:
+            try:
+                return plan(given)
+            except Moved:
+                return self._stepwise(given)
+        if len(self._plans) >= _MOST_PLANS or not all(x.numel() for x in given):
+            return self._stepwise(given)
+        return self._planned(key, given)
+
+    def _stepwise(self, given: Sequence[Tensor]) -> list[Tensor]:
+        values = self._values(given)
+        for run, reads, at, second, frees, _ in self.steps:
             if second < 0:
                 values[at] = run(*[values[i] for i in reads])
             else:
@@ -46,9 +68,29 @@ class Program:
                 values[i] = None
         return [values[i] for i in self._outputs]
 
+    def _planned(self, key: Hashable, given: Sequence[Tensor]) -> list[Tensor]:
+        """As `_stepwise`, keeping every value to the end, from which the plan is made."""
+        values = self._values(given)
+        for run, reads, at, second, _, _ in self.steps:
+            made = run(*[values[i] for i in reads])
+            if second < 0:
+                values[at] = made
+            else:
+                values[at], values[second] = made
+        plan = Plan(self.steps, values, self._outputs, self._fixed)
+        with self._lock:
+            self._plans = {**self._plans, key: plan}
+        return [values[i] for i in self._outputs]
+
+    def _values(self, given: Sequence[Tensor]) -> list[Any]:
+        values: list[Any] = [*given, *[None] * (self._size - len(given))]
+        for place, tensor in self._fixed.items():
+            values[place] = tensor
+        return values
+
 
 def _last_readers(graph: Graph) -> dict[Node, list[Node]]:
-    """For each node the values that nobody needs once it ran. Outputs and constants stay."""
+    """For each node the values that nobody needs once it ran. Inputs, outputs and constants stay."""
     last: dict[Node, Node] = {}
     for node in graph.nodes:
         if node.kind == "second":

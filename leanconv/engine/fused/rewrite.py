@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.engine.fused.gates import as_dealt, as_gated, as_named_activation, as_shuffle
+from leanconv.engine.fused.gates import as_dealt, as_gated, as_named_activation, as_shuffle, aten
 from leanconv.engine.fused.graph import Graph, Node, Users, only_user
 from leanconv.engine.fused.pieces import (
     average_into_producer,
@@ -248,5 +248,23 @@ INTO_BLOCKS: tuple[Rule, ...] = (
     scale_into_consumer,
 )  # fmt: skip
 CHAINS: tuple[Rule, ...] = (side_by_side, chain, affine_into_consumer, affine_into_producer, act_into_producer)
-LEFT_OVER: tuple[Rule, ...] = (act_into_producer, chain)
+
+
+def linear_as_product(graph: Graph, node: Node, users: Users) -> bool:
+    """A linear layer behind a global average: a 1×1 on a map of one pixel, then the view `N C`."""
+    if node.kind != "linear" or (flat := node.inputs[0]).kind != "call":
+        return False
+    source = flat.inputs[0]
+    if flat.data.target is not aten.flatten.using_ints or source.shape[2:] != (1, 1) or len(source.shape) != 4:
+        return False
+    linear = node.data
+    bias = None if linear.bias is None else linear.bias.double()
+    stage = Stage(linear.weight.double()[:, :, None, None], bias, act=linear.act)
+    made = Node("block", [source], Block((stage,)), (*node.shape, 1, 1), node.dtype, f"{node.name}.product")
+    graph.put(made, at=node)
+    node.kind, node.inputs, node.data = "call", [made], flat.data
+    return True
+
+
+LEFT_OVER: tuple[Rule, ...] = (act_into_producer, chain, linear_as_product)
 PIECES: tuple[Rule, ...] = (cat_into_consumer, average_into_producer)

@@ -1,0 +1,110 @@
+"""The form "kernel": the primitive's kernel for this machine's CPU, bound to the node's weights."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanconv.engine.fused.graph import Node
+from leanconv.engine.fused.primitives import primitive
+from leanconv.kernels import cpu_reason
+from leanconv.ops.grouped import Grouped
+
+
+class KernelRun:
+    """A bound kernel called with a node's inputs.
+
+    `maps` and `averages` say which of the inputs, or of anything that stands for them, are the kernel's maps (None
+    where it could have one and has none) and, for a gated sum, the averages.
+    """
+
+    def __init__(self, node: Node, bound: Any, form: Any) -> None:
+        self.bound, self.average = bound, bool(getattr(form, "average", False))
+        self._kind, self._data, self._grouped = node.kind, node.data, isinstance(form, Grouped)
+        self.gate = node.kind == "block" and node.data.gate
+
+    def maps(self, inputs: Sequence[Any]) -> list[Any]:
+        if self._kind == "gated":
+            return [inputs[0], *inputs[2 : 2 + self._data.pieces]]
+        if self._kind != "block":
+            return list(inputs)
+        pieces = self._data.pieces
+        found = [*inputs[:pieces], inputs[pieces] if self._data.residual else None]
+        return found if self._grouped else [*found, inputs[-1] if self.gate else None]
+
+    def averages(self, inputs: Sequence[Any]) -> list[Any]:
+        return [inputs[1], *inputs[2 + self._data.pieces :]] if self._kind == "gated" else []
+
+    def step(self, maps: Sequence[Any]) -> Any:
+        """The bound kernel's step for these maps, or None where it would read a copy of one."""
+        from leanconv.kernels.cpu.maps import even
+
+        flat = [*maps[:-1], maps[-1].flatten(1)] if self.gate else list(maps)
+        images = flat[:-1] if self.gate else flat
+        if any(x is not None and even(x) is not x for x in images) or (self.gate and not flat[-1].is_contiguous()):
+            return None
+        return self.bound.step(*flat)
+
+    def launch(self, inputs: Sequence[Tensor]) -> Callable[[], None] | None:
+        """The kernel on these inputs as a plan runs it: into memory that is there, nothing checked. For measuring."""
+        maps = self.maps(inputs)
+        step = self.step(maps)
+        averages = [x.flatten(1) for x in self.averages(inputs)]
+        if step is None or not step.program.native or not all(x.is_contiguous() for x in averages):
+            return None
+        kept = [x for x in maps if x is not None]
+        launches: list[tuple[Any, tuple[Any, ...]]] = []
+        if averages:
+            kept.append(torch.empty(step.size[0], 3, step.size[1]))
+            launches.append(gates_launch(self.bound, averages, kept[-1]))
+        kept += [*step.weights, torch.empty_strided(step.size, step._strides), torch.empty(step.size[:2])]
+        pointers = step.program._pointers()
+        for index in range(len(pointers)):
+            pointers[index] = kept[index].data_ptr()
+        launches.append((step.program._run, (step.program._address, pointers, torch.get_num_threads())))
+
+        def call(_kept: Any = (kept, averages)) -> None:
+            for function, arguments in launches:
+                function(*arguments)
+
+        return call
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        maps = self.maps(inputs)
+        if self._kind == "gated":
+            first, *rest = [x.flatten(1) for x in self.averages(inputs)]
+            y, average = self.bound(maps[0], maps[1:], first, rest)
+        elif self._kind == "block":
+            pieces = self._data.pieces
+            extra = maps[pieces:] if not self.gate else [maps[pieces], maps[pieces + 1].flatten(1)]
+            y, average = self.bound(maps[:pieces], *extra)
+        else:
+            y, average = self.bound(maps if self._kind == "upsample" else maps[0])
+        return (y, average[:, :, None, None]) if self.average else y
+
+
+def kernel(node: Node) -> KernelRun | None:
+    """The bound kernel of a node; None where no kernel covers it, or this machine has none."""
+    if cpu_reason() or node.dtype != torch.float32 or (found := primitive(node)) is None:
+        return None
+    from leanconv.kernels.cpu import BINDERS, bind
+
+    form, weights = found
+    return KernelRun(node, bind(form, weights), form) if type(form) in BINDERS else None
+
+
+def gates_launch(bound: Any, averages: Sequence[Tensor], out: Tensor) -> tuple[Any, tuple[Any, ...]]:
+    """The call that turns the averages of a gated sum into its factors `out`, `N 3 O`; none of them may move."""
+    import ctypes
+
+    from leanconv.kernels.cpu.program import library
+
+    first, *rest = (x.data_ptr() for x in averages)
+    n, _, o = out.shape
+    means = (ctypes.c_void_p * len(rest))(*rest)
+    bias, scale, shift = (None if v is None else v.data_ptr() for v in bound._vectors)
+    return library().lc_gates, (
+        first, means, bound._sizes, len(rest), n, o, o, bound._transposed.data_ptr(), bias, scale, shift,
+        out.data_ptr(),
+    )  # fmt: skip
