@@ -113,7 +113,9 @@ def collect(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
             spread = statistics.stdev(values) if len(values) > 1 else None
             row[score] = {"mean": statistics.fmean(values), "stdev": spread, "values": values}
         rows.append(row)
-    words = [arguments.recipe, "DATA", *arguments.words, "--base", repr(arguments.base), "--seeds"]
+    options = "".join(arguments.data.partition("?")[1:])
+    data = f"'DATA{options}'" if options else "DATA"
+    words = [arguments.recipe, data, *arguments.words, "--base", repr(arguments.base), "--seeds"]
     command = " ".join(["python -m benchmarks.segmentation", *words, *map(str, arguments.seeds)])
     return {"command": command, "machine": describe(), "jobs": arguments.jobs, "split": "test", "rows": rows}
 

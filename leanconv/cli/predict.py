@@ -16,6 +16,10 @@ def command(
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Default: the one chosen on validation images, else 0.5.")
     ] = None,
+    side: Annotated[
+        int | None,
+        typer.Option("--side", min=0, help="Reduce images to this longer side first; default: as in the training."),
+    ] = None,
     tile: Annotated[int, typer.Option("--tile", min=1, help="Side of a tile in pixels.")] = 512,
     overlap: Annotated[int, typer.Option("--overlap", min=0, help="Pixels that neighbouring tiles share.")] = 64,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Tiles at a time.")] = 1,
@@ -34,7 +38,7 @@ def command(
 
     set_threads(threads)
     found = predict(
-        run, images, out, threshold=threshold, tile=tile, overlap=overlap, batch=batch,
+        run, images, out, threshold=threshold, side=side, tile=tile, overlap=overlap, batch=batch,
         device=str(torch_device(device)), trust_code=trust_code, progress=True,
     )  # fmt: skip
     report(found, json=json)

@@ -5,6 +5,7 @@ A data reference is one of
     DIR                        with images/ and masks/ (same stem), or with train-*, val-* and test-*.parquet
     DIR?classes=4              masks of class indices 0 ... 3; or their names: classes=background,scratch,particle
     DIR?threshold=128          soft masks: a grey of at least that is a defect
+    DIR?side=256               images reduced to at most that many pixels on their longer side, and their masks
     synthetic:wafer?size=128&count=400&seed=0
 
 A folder may be divided: DIR/train/images, DIR/train/masks, or DIR/images/train, DIR/masks/train; likewise val and test.
@@ -21,6 +22,7 @@ from torch.utils.data import Dataset
 from leanconv.errors import BadInput, UnknownName
 from leanconv.registry import nearest
 from leanconv.train.images import SUFFIXES, listing, read_image, read_mask, read_size
+from leanconv.train.reduce import ReducedSource
 
 SPLITS = ("train", "val", "test")
 # Decoded samples are kept in memory up to this much; each worker process of a DataLoader shares or repeats it.
@@ -123,8 +125,8 @@ def open_data(ref: str, split: str, *, classes: int | Sequence[str] = 2, thresho
     place, options = parse(ref)
     if place.startswith("synthetic:"):
         return _synthetic(ref, place, options, split)
-    if unknown := set(options) - {"classes", "threshold"}:
-        raise UnknownName(f"data {ref!r}: unknown option {sorted(unknown)[0]!r}; known: classes, threshold")
+    if unknown := set(options) - {"classes", "threshold", "side"}:
+        raise UnknownName(f"data {ref!r}: unknown option {sorted(unknown)[0]!r}; known: classes, threshold, side")
     names = _class_names(options.get("classes", classes), ref)
     grey = number(ref, "threshold", options["threshold"], 1, 65535) if "threshold" in options else threshold
     if grey is not None and len(names) != 2:
@@ -138,9 +140,19 @@ def open_data(ref: str, split: str, *, classes: int | Sequence[str] = 2, thresho
     if any(root.glob("*.parquet")):
         from leanconv.train.parquet import ParquetSource
 
-        return Samples(ParquetSource(parquet_files(root, split, needed=True), len(names), grey), names)
-    pairs, note = _folder_pairs(root, split)
-    return Samples(FolderSource(pairs, len(names), grey), names, note)
+        source: Source = ParquetSource(parquet_files(root, split, needed=True), len(names), grey)
+        note = ""
+    else:
+        pairs, note = _folder_pairs(root, split)
+        source = FolderSource(pairs, len(names), grey)
+    side = side_of(ref)
+    return Samples(source if side is None else ReducedSource(source, side), names, note)
+
+
+def side_of(ref: str) -> int | None:
+    """The option `side` of a reference: the longest that a network's images may be, in pixels; None: as they are."""
+    options = parse(ref)[1]
+    return number(ref, "side", options["side"], 16, 65535) if "side" in options else None
 
 
 class FolderSource:

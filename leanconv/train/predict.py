@@ -14,10 +14,13 @@ from leanconv.errors import BadInput, missing_extra
 from leanconv.files import replace_atomic, write_json
 from leanconv.runs import RunFolder
 from leanconv.table import table
+from leanconv.train.data import side_of
 from leanconv.train.defects import Defect, find_defects
 from leanconv.train.evaluate import predicted_classes
 from leanconv.train.images import SUFFIXES, listing, read_image
 from leanconv.train.predict_classes import Guesses, predict_classes
+from leanconv.train.recipe import Recipe
+from leanconv.train.reduce import enlarge_logits, reduce_image
 from leanconv.train.score import stored_threshold
 from leanconv.train.tiles import OVERLAP, TILE, predict_logits
 
@@ -98,8 +101,8 @@ class Predictions:
 
 def predict(
     model: str | Path | nn.Module, images: Iterable[str | Path], out: str | Path, *, threshold: float | None = None,
-    tile: int = TILE, overlap: int = OVERLAP, batch: int = 1, device: str = "cpu", trust_code: bool = False,
-    progress: bool = False,
+    side: int | None = None, tile: int = TILE, overlap: int = OVERLAP, batch: int = 1, device: str = "cpu",
+    trust_code: bool = False, progress: bool = False,
 ) -> Predictions | Guesses:  # fmt: skip
     """Write `<stem>_mask.png`, `<stem>_overlay.png` and `<stem>.json` to `out` for every image.
 
@@ -111,6 +114,8 @@ def predict(
         model: a run folder, or a module.
         images: files, or folders of images.
         threshold: probability from which a pixel is a defect; default: the run's own, else 0.5. Unused for K classes.
+        side: the network sees the image reduced to at most this many pixels on its longer side, 0: as it is; default:
+            what the run was trained on. Masks have the image's own size in any case.
         tile, overlap, batch: as in `predict_logits`.
         progress: draw a bar on a terminal.
     Raises: BadInput for what no image can be blamed for (no images, two of one stem, an unwritable folder, one of the
@@ -130,6 +135,8 @@ def predict(
         folder = RunFolder.open(model)
         threshold = stored_threshold(folder) if threshold is None else threshold
         model = folder.load_model(trust_code=trust_code)
+        if side is None and folder.recipe.is_file():
+            side = side_of(Recipe.read(folder.recipe).data)
     model = model.to(torch.device(device))
     threshold = 0.5 if threshold is None else threshold
     done, failed = [], []
@@ -139,7 +146,9 @@ def predict(
         except BadInput as error:
             failed.append((str(path), str(error)))
             continue
-        logits = predict_logits(model, image, tile=tile, overlap=overlap, batch=batch)
+        seen = reduce_image(image, side) if side else image
+        logits = predict_logits(model, seen, tile=tile, overlap=overlap, batch=batch)
+        logits = enlarge_logits(logits, *image.shape[-2:])
         done.append(_written(path, image, logits, threshold, Path(out)))
     return Predictions(str(out), tuple(done), tuple(failed))
 

@@ -389,3 +389,21 @@ def test_samples_travel_to_other_processes(tmp_path):
 def test_mirror_is_numpys_reflection(size):
     wide = np.pad(np.arange(size), 13, mode="reflect") if size > 1 else np.zeros(27, int)
     np.testing.assert_array_equal(mirror(-13, size + 13, size), wide)
+
+
+def test_side_reduces_images_and_masks_alike(tiny_data):
+    whole, small = open_data(str(tiny_data), "train"), open_data(f"{tiny_data}?side=20", "train")
+    for index in range(3):
+        image, mask, name = small[index]
+        h, w = whole[index].mask.shape
+        assert name == whole[index].name
+        assert tuple(mask.shape) == tuple(image.shape[1:]) == small.source.sizes(index) == (round(h * 20 / w), 20)
+        assert set(mask.unique().tolist()) <= {0, 1}
+        # The share of the defect stays, and so does its place: where the reduced image is bright.
+        assert mask.float().mean().item() == pytest.approx(whole[index].mask.float().mean().item(), rel=0.3)
+        assert image[:, mask > 0].float().mean() > image[:, mask == 0].float().mean() + 60
+    unchanged = open_data(f"{tiny_data}?side=500", "train")
+    assert torch.equal(unchanged[0].image, whole[0].image)
+    for side in ("3", "x"):
+        with pytest.raises(BadInput, match=f"side={side}: a whole number from 16"):
+            open_data(f"{tiny_data}?side={side}", "train")

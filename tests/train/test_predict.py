@@ -292,3 +292,47 @@ def test_what_no_image_can_be_blamed_for(pictures, tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
     with pytest.raises(BadInput, match="no such run folder"):
         predict(tmp_path / "norun", [pictures], tmp_path / "out")
+
+
+class Bright(nn.Module):
+    """Says "defect" where a pixel is bright, and keeps the size of what it saw."""
+
+    def forward(self, x):
+        self.seen = tuple(x.shape[-2:])
+        return x.mean(1, keepdim=True)
+
+
+def test_masks_of_reduced_images_have_the_images_own_size(tmp_path):
+    picture = np.zeros((60, 90, 3), np.uint8)
+    picture[12:36, 30:60] = 255
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    net = Bright().eval()
+    found = predict(net, [tmp_path / "a.png"], tmp_path / "out", side=30)
+    assert max(net.seen) < 60  # tiles are rounded up, but the image was 20 x 30
+    assert (found.done[0].width, found.done[0].height) == (90, 60)
+    mask = np.asarray(Image.open(tmp_path / "out" / "a_mask.png")) > 0
+    truth = picture[..., 0] > 0
+    assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.95
+    predict(net, [tmp_path / "a.png"], tmp_path / "whole", side=0)
+    assert min(net.seen) >= 60
+
+
+def test_a_run_predicts_at_the_size_it_was_trained_at(tiny_data, tmp_path, monkeypatch):
+    from leanconv.train import predict as module
+    from leanconv.train.loop import fit
+    from leanconv.train.recipe import Recipe
+
+    recipe = Recipe(model="leanconv:unet?base=2&levels=2", data=f"{tiny_data}?side=24", out=str(tmp_path / "run"),
+                    size=16, batch=2, steps=1, device="cpu", threads=1)  # fmt: skip
+    folder, seen = fit(recipe, progress=False), []
+    real = module.predict_logits
+    monkeypatch.setattr(
+        module,
+        "predict_logits",
+        lambda model, image, **rest: (seen.append(image.shape[1:]), real(model, image, **rest))[1],
+    )
+    picture = next((tiny_data / "test" / "images").iterdir())
+    predict(folder.path, [picture], tmp_path / "a")
+    predict(folder.path, [picture], tmp_path / "b", side=0)
+    assert max(seen[0]) == 24
+    assert max(seen[1]) >= 44
