@@ -1,0 +1,227 @@
+"""Every code block of the documentation is run, or, where that takes minutes, read by the command it would start."""
+
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import re
+import shlex
+import sys
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+import typer
+
+from docs.generate import ROOT
+from leanconv import registry
+from leanconv.cli.main import build, main
+from leanconv.nn import get, parse
+from leanconv.train.recipe import Recipe
+
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.md"))
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block: its language, its text, and the output that is shown right below it (or nothing)."""
+
+    language: str
+    text: str
+    shown: str | None
+
+
+def blocks(page):
+    """The code blocks of a page; a text block that follows another one at once, or after one line, is its output."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = list(_FENCE.finditer(text))
+    return [
+        Block(
+            each[1], each[2],
+            after[2] if after and after[1] == "text" and text[each.end() : after.start()].count("\n\n") <= 2 else None,
+        )
+        for each, after in zip(found, [*found[1:], None])
+    ]  # fmt: skip
+
+
+def in_language(page, language):
+    return [block for block in blocks(page) if block.language == language]
+
+
+def assert_shown(block, printed):
+    """The output stands on the page, where `...` stands for anything."""
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert doctest.OutputChecker().check_output(block.shown, printed, flags), f"{block.text}\nprinted\n{printed}"
+
+
+def run_python(page, space):
+    """Run the page's Python from top to bottom, as a reader would, and compare what it prints."""
+    for block in in_language(page, "python"):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(block.text, page, "exec"), space)
+        if block.shown is not None:
+            assert_shown(block, out.getvalue())
+
+
+def commands(page):
+    """The lines of the page's shell blocks, as words."""
+    return [shlex.split(line) for block in in_language(page, "sh") for line in block.text.splitlines()]
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    def call(words):
+        monkeypatch.setattr(sys, "argv", words)
+        status = 0
+        try:
+            main()
+        except SystemExit as leaving:
+            status = leaving.code
+        printed = capsys.readouterr()
+        assert not status, f"{shlex.join(words)}: {printed.err}"
+        return printed.out
+
+    return call
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_of_a_language_that_is_checked(page):
+    assert {block.language for block in blocks(page)} <= {"python", "sh", "text", "toml"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_every_command_is_one_that_leanconv_would_take(page):
+    for name, *words in commands(page):
+        assert name == "leanconv"
+        command = typer.main.get_command(build(words[0])).commands[words[0]]
+        context = command.make_context(words[0], words[1:])  # raises on an option or argument that it does not have
+        if context.params.get("to"):
+            parse(context.params["to"])
+        recipe = context.params.get("recipe")
+        if recipe and recipe.suffix == ".toml":
+            Recipe.read(ROOT.parent / recipe, context.params["words"] or [])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("operators/")])
+def test_an_operators_page_runs(page, shell):
+    run_python(page, {})
+    first = commands(page)[0]
+    assert inspect.getdoc(sys.modules[get(first[-1]).__module__]) in shell(first)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_swap_a_model_runs(tmp_path, monkeypatch):
+    for library in ("timm", "onnxruntime", "onnxscript"):
+        pytest.importorskip(library, reason=f"the page uses {library}")
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    run_python("swap_a_model.md", space)
+    assert Path("lean.onnx").stat().st_size > 0
+    assert len(type(space["mixed"]).load("plan.json")) == 14
+    assert {row.engine for row in space["fast"].choices.rows} == {"eager", "folded", "channels_last"}
+
+
+@pytest.fixture
+def small(tiny_data, tmp_path, monkeypatch):
+    """The page's words on a folder of 31 small images, with settings that take a second."""
+    monkeypatch.chdir(tmp_path)
+    for kind in ("images", "masks"):
+        folder = tmp_path / "photos" / kind
+        folder.mkdir(parents=True)
+        for path in tiny_data.glob(f"*/{kind}/*.png"):
+            (folder / f"{path.parts[-3]}{path.stem}.png").write_bytes(path.read_bytes())
+    (tmp_path / "photos/images/0001.jpg").write_bytes((tmp_path / "photos/images/train0.png").read_bytes())
+    (tmp_path / "photos/masks/0001.png").write_bytes((tmp_path / "photos/masks/train0.png").read_bytes())
+
+    def smaller(words):
+        words = [re.sub(r"\bDIR\b", "photos", word).replace("base=16", "base=4&levels=2") for word in words]
+        words = [str(ROOT.parent / word) if word.startswith("recipes/") else word for word in words]
+        if words[1] == "train":
+            words += ["size=24", "batch=5", "epochs=0", "steps=4", "device=cpu", "threads=1"]
+            words += [] if any("model=" in word for word in words) else ["model=leanconv:unet?base=4&levels=2"]
+        return words + (["--budget", "0"] if words[1] == "report" else [])
+
+    return smaller
+
+
+@pytest.mark.slow
+def test_train_your_own_runs(small, shell):
+    for library in ("jinja2", "onnxruntime", "onnxscript"):
+        pytest.importorskip(library, reason=f"the page uses {library}")
+    page = "train_your_own.md"
+    trained, scored, *_ = in_language(page, "sh")
+    for line in trained.text.splitlines():
+        printed = shell(small(shlex.split(line)))
+    assert_shown(trained, printed)
+    for line in scored.text.splitlines():
+        shell(small(shlex.split(line)))
+    listed = next(block for block in in_language(page, "text") if block.text.startswith("found/"))
+    assert sorted(listed.text.split()) == sorted(path.as_posix() for path in Path("found").iterdir())
+    assert "runs/lean" in Path("report.html").read_text()
+
+
+def test_the_recipe_on_the_page_is_one(tmp_path):
+    (block,) = in_language("train_your_own.md", "toml")
+    path = tmp_path / "mine.toml"
+    path.write_text(block.text)
+    recipe = Recipe.read(path)
+    assert {field.name for field in fields(Recipe)} >= set(tomllib.loads(block.text))
+    assert recipe.defect_crop == 0.5
+
+
+@pytest.fixture
+def lowrank(tmp_path, monkeypatch):
+    """The operator of the page, as the file that a reader saves; forgotten again afterwards."""
+    monkeypatch.setattr(registry, "_OPERATORS", dict(registry._OPERATORS))
+    (tmp_path / "lowrank.py").write_text(in_language("new_operator.md", "python")[0].text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "lowrank"
+    sys.modules.pop("lowrank", None)
+
+
+def test_the_new_operator_is_one_and_keeps_the_contract(lowrank):
+    space = {}
+    for block in in_language("new_operator.md", "python")[1:]:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(block.text, "new_operator.md", "exec"), space)
+        if block.shown is not None:
+            assert_shown(block, out.getvalue())
+    contract = importlib.import_module("tests.nn.test_contract")
+    held = 0
+    for text in space["OPERATORS"]:
+        name, options = parse(text)
+        for key, spec in contract.SPECS.items():
+            contract.test_refusals_are_readable(text, key)
+            if not get(name).why_not(spec, **options):
+                held += sum(_holds(contract, test, (text, spec)) for test in vars(contract))
+        contract.test_gradcheck(text)
+        contract.test_meta_device_builds_without_memory(text)
+        contract.test_an_input_without_its_batch_is_never_a_wrong_picture(text)
+    contract.test_option_values_of_any_kind_are_taken_or_refused_in_words(lowrank)
+    contract.test_signature_is_conv2ds(lowrank)
+    assert held > 200
+
+
+def _holds(contract, name, case):
+    """Run a test of the contract that takes one operator on one layer; False for any other, or where it skips."""
+    test = getattr(contract, name)
+    if not name.startswith("test_") or list(inspect.signature(test).parameters) != ["case"] or "compile" in name:
+        return False
+    try:
+        test(case)
+    except pytest.skip.Exception:
+        return False
+    return True
