@@ -89,6 +89,7 @@ def fold_(model: nn.Module, inputs: Inputs) -> FoldReport:
     Which layer feeds which BatchNorm is observed by running the model on `inputs`: the layer's output must be read by
     that BatchNorm and by nothing else. Every fold is tried first on a copy in float64 with random BatchNorm statistics
     and affine; one that changes an output there is not done, and listed. Folded parts cannot be trained as before.
+    What is observed and certified is the path that `inputs` take; for a branch that other inputs take nothing vouches.
 
     Raises: BadInput in training mode, or where the model does not run on `inputs`.
     """

@@ -89,7 +89,8 @@ def count(model: nn.Module, inputs: Any, convention: str = "macs") -> Counts:
     """Count `model` on `inputs` under a named convention (see `conventions.CONVENTIONS`).
 
     The forward runs once in eval mode, without arithmetic where that is possible; mode, buffers and random states are
-    as before. Functional calls, shared modules, transposed convolutions and matrix products are counted.
+    as before. Functional calls, shared modules, transposed convolutions and matrix products are counted. "Without
+    arithmetic" means fake tensors: a model whose forward keeps tensors in a global keeps fake ones; count a copy.
 
     Args:
         inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
