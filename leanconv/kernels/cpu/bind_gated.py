@@ -43,16 +43,23 @@ class BoundGatedSum(Bound):
         self, a: Tensor, inputs: Sequence[Tensor], a_average: Tensor | None = None,
         averages: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        given = (a, *inputs)
+        if (step := self._known(given)) is not None:
+            return step(*given, self._averaged(given, a_average, averages))
         form = self.form
         check_channels(inputs, form.channels)
         check_channels([a], [form.out_channels])
         if (nothing := empty_result(a.shape[0], form.width, form.size(*a.shape[2:]), form.average)) is not None:
             return nothing
-        maps = [ready(a), *map(ready, inputs)]
+        maps = [ready(x) for x in given]
+        self._remember(given, maps)
+        return self.step(*maps)(*maps, self._averaged(maps, a_average, averages))
+
+    def _averaged(self, maps: Sequence[Tensor], a_average: Tensor | None, averages: Sequence[Tensor] | None) -> Tensor:
+        """The factors, from the averages that are given or those of the maps."""
         first = global_average(maps[0]) if a_average is None else a_average
         rest = averages if averages else [global_average(x) for x in maps[1:]]
-        gates = self._gates(first.contiguous(), [x.contiguous() for x in rest])
-        return self.step(*maps)(*maps, gates)
+        return self._gates(first.contiguous(), [x.contiguous() for x in rest])
 
     def _gates(self, first: Tensor, rest: list[Tensor]) -> Tensor:
         """`N 3 O`: what a, the 1×1 and 1 are multiplied with."""

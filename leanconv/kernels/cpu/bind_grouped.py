@@ -52,13 +52,16 @@ class BoundGrouped(Bound):
     def __call__(  # type: ignore[override]
         self, inputs: Sequence[Tensor], residual: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        given = (*inputs, residual)
+        if (step := self._known(given)) is not None:
+            return step(*[x for x in given if x is not None])
         form = self.form
         check_channels(inputs, form.channels)
         n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
         if (nothing := empty_result(n, form.width, size, form.average)) is not None:
             return nothing
         maps: list[Tensor | None] = [ready(x) for x in inputs]
-        return self._call(*maps, None if residual is None else ready(residual))
+        return self._call(given, [*maps, None if residual is None else ready(residual)])
 
     def _step(self, *maps: Tensor | None) -> Step:
         """Pointers: inputs, residual, packed weights, output, averages."""

@@ -47,6 +47,9 @@ class BoundSeparable(Bound):
     def __call__(
         self, inputs: Sequence[Tensor], residual: Tensor | None = None, gate: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        given = (*inputs, residual, gate)
+        if (step := self._known(given)) is not None:
+            return step(*[x for x in given if x is not None])
         form = self.form
         check_channels(inputs, form.channels)
         size = form.size(*inputs[0].shape[2:])
@@ -55,7 +58,7 @@ class BoundSeparable(Bound):
         maps: list[Tensor | None] = [ready(x) for x in inputs]
         maps.append(ready(residual) if residual is not None else None)
         maps.append(gate.float().contiguous() if gate is not None else None)
-        return self._call(*maps)
+        return self._call(given, maps)
 
     def _step(self, *maps: Tensor | None) -> Step:
         *inputs, residual, gate = maps

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanconv.errors import missing_extra
-from leanconv.ops.forms import Stencil
+from leanconv.ops.forms import Sides, Stencil
 
 
 @functools.lru_cache(1)
@@ -50,6 +50,9 @@ class Tile:
         """
         vectors = self.whole(channels) // self.lanes
         return (vectors + (vectors % 2 == 0 and vectors > 2)) * self.lanes
+
+
+STRIP = 64  # pixels of a row whose stencils are made for all rows of a block before the next ones
 
 
 def image(name: str, dimensions: int) -> Any:
@@ -112,15 +115,31 @@ class Axes:
         var = halide().Var
         self.c, self.m, self.x, self.y, self.g = var("c"), var("m"), var("x"), var("y"), var("g")
         self.mo, self.mi, self.xo, self.xi = var("mo"), var("mi"), var("xo"), var("xi")
-        self.co, self.ci, self.xu, self.xv = var("co"), var("ci"), var("xu"), var("xv")
+        self.co, self.ci, self.xs, self.xu, self.xv = var("co"), var("ci"), var("xs"), var("xu"), var("xv")
 
 
-def padded(axes: Axes, source: Any, h: Any, w: Any, name: str) -> Any:
+def padded(axes: Axes, source: Any, h: Any, w: Any, name: str, sides: Sides) -> Any:
     """`source` with zeros around."""
     hl, (c, x, y) = halide(), (axes.c, axes.x, axes.y)
+    value = source[c, hl.clamp(hl.likely(x), 0, w - 1), hl.clamp(y, 0, h - 1)]
+    func = zeros_around(axes, value, h, w, name, sides)
+    func.never_partition([axes.y])  # columns alone: a loop without the clamps, and one for each end
+    return func
+
+
+def zeros_around(axes: Axes, value: Any, h: Any, w: Any, name: str, sides: Sides) -> Any:
+    """`value` inside its map, zeros beyond it as far as `sides` reach.
+
+    Columns are overwritten with zeros afterwards: a mask for every pixel would cost a third of a 3×3 stencil.
+    """
+    hl, (c, x, y) = halide(), (axes.c, axes.x, axes.y)
+    top, bottom, left, right = sides
     func = hl.Func(name)
-    inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-    func[c, x, y] = hl.select(inside, source[c, hl.clamp(x, 0, w - 1), hl.clamp(y, 0, h - 1)], 0.0)
+    func[c, x, y] = hl.select((y >= 0) & (y < h), value, 0.0) if top or bottom else value
+    for count, start in ((left, -left), (right, w)):
+        if count:
+            r = hl.RDom([(start, count)], f"{name}_side")
+            func[c, r, y] = 0.0
     return func
 
 
@@ -151,17 +170,30 @@ def schedule_copy(axes: Axes, func: Any, channels: int, tile: Tile) -> None:
     tail = hl.TailStrategy.RoundUp if channels % tile.lanes == 0 else hl.TailStrategy.Predicate
     func.align_storage(axes.c, tile.storage(channels))
     func.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
+    _schedule_sides(axes, func, channels, tile)
+
+
+def _schedule_sides(axes: Axes, func: Any, channels: int, tile: Tile) -> None:
+    hl = halide()
+    tail = hl.TailStrategy.RoundUp if channels % tile.lanes == 0 else hl.TailStrategy.Predicate
+    for index in range(func.num_update_definitions()):
+        update = func.update(index)
+        update.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
 
 
 def schedule_stencil(axes: Axes, func: Any, channels: int, tile: Tile) -> None:
-    """A stencil: its taps stay in registers while several pixels of one vector of channels are made together."""
+    """A stencil: its taps stay in registers while several pixels of one vector of channels are made together.
+
+    Strips of columns, and all rows of one vector of channels before the next: what the rows share is in the first-level
+    cache.
+    """
     hl = halide()
     func.align_storage(axes.c, tile.storage(channels))
     func.bound_extent(axes.c, tile.whole(channels))
-    func.split(axes.c, axes.co, axes.ci, tile.lanes).split(
-        axes.x, axes.xu, axes.xv, min(8, tile.pixels), hl.TailStrategy.RoundUp
-    )
-    func.reorder(axes.ci, axes.xv, axes.xu, axes.co, axes.y).vectorize(axes.ci).unroll(axes.xv)
+    func.split(axes.c, axes.co, axes.ci, tile.lanes).split(axes.x, axes.xs, axes.xo, STRIP, hl.TailStrategy.GuardWithIf)
+    func.split(axes.xo, axes.xu, axes.xv, min(8, tile.pixels), hl.TailStrategy.RoundUp)
+    func.reorder(axes.ci, axes.xv, axes.xu, axes.y, axes.co, axes.xs).vectorize(axes.ci).unroll(axes.xv)
+    _schedule_sides(axes, func, channels, tile)
 
 
 def projection(axes: Axes, parts: list[tuple[Any, int, Any]], start: Any, tile: Tile, flat: bool = False) -> Any:

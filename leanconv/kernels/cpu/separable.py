@@ -25,6 +25,7 @@ from leanconv.kernels.cpu.pieces import (
     size_after,
     stencil,
     weights_image,
+    zeros_around,
 )  # fmt: skip
 from leanconv.ops.forms import Stencil
 
@@ -119,14 +120,15 @@ def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
 
 
 def _chain(axes: Axes, track: Track, index: int) -> _Chain:
-    hl, (c, x, y) = halide(), (axes.c, axes.x, axes.y)
     source = map_image(f"in{index}", track.pixel)
     source.dim(2).set_min(0)
     w, h = source.dim(1).extent(), source.dim(2).extent()
     chain = _Chain([], [source], w, copies=track.stencils[0].kernel != (1, 1) or any(track.stencils[0].padding))
-    func = (padded if chain.copies else clamped)(axes, source, h, w, f"pad{index}")
     if chain.copies:
+        func = padded(axes, source, h, w, f"pad{index}", track.stencils[0].padding)
         chain.funcs.append(func)
+    else:
+        func = clamped(axes, source, h, w, f"pad{index}")
     for place, form in enumerate(track.stencils):
         taps = bias = None
         name = f"t{index}_{place}"
@@ -139,10 +141,8 @@ def _chain(axes: Axes, track: Track, index: int) -> _Chain:
             chain.arguments.append(bias)
         value = stencil(axes, func, form, taps, bias)
         h, w = size_after(form, h, w)
-        if place + 1 < len(track.stencils) and any(track.stencils[place + 1].padding):
-            value = hl.select((x >= 0) & (x < w) & (y >= 0) & (y < h), value, 0.0)
-        func = hl.Func(name)
-        func[c, x, y] = value
+        sides = track.stencils[place + 1].padding if place + 1 < len(track.stencils) else (0, 0, 0, 0)
+        func = zeros_around(axes, value, h, w, name, sides)
         chain.funcs.append(func)
     chain.width = w
     return chain

@@ -45,7 +45,7 @@ def matrix_tile(width: int, pixels: int, depth: int, flat: bool) -> Tile:
                 if rows * vectors + vectors + 1 > registers - 1 or (flat and rows > pixels):
                     continue
                 block = lanes * vectors
-                tiles = pixels / rows if flat else math.ceil(pixels / rows)
+                tiles = math.ceil(pixels / rows)
                 step = max(rows * vectors, rows + vectors, 4 / rate) * rate
                 cycles = tiles * math.ceil(width / block) * (depth * step + 2 * rate * rows * vectors + 12)
                 # Of equals the one that fits best what runs fastest everywhere: 8 pixels by 2 vectors.
