@@ -19,6 +19,7 @@ class Results:
     Attributes:
         segmentation, classification: one short training budget for several operators.
         layers: every operator against the dense layer it replaces. networks: whole networks side by side.
+        kernels: our kernels against the best other runtime on the same operator.
         shares: how many convolutions of public networks an operator takes.
         other: files of another kind, which no page shows.
     """
@@ -27,6 +28,7 @@ class Results:
     classification: dict[str, Any] = field(default_factory=dict)
     layers: dict[str, Any] = field(default_factory=dict)
     networks: dict[str, Any] = field(default_factory=dict)
+    kernels: dict[str, Any] = field(default_factory=dict)
     shares: dict[str, Any] = field(default_factory=dict)
     other: dict[str, Any] = field(default_factory=dict)
 
@@ -47,6 +49,8 @@ def _kind(content: Any) -> str:
         return "segmentation"
     if "top1" in row and "operator" in row:
         return "classification"
+    if "best_peer" in row:
+        return "kernels"
     if content.get("layers") and "inference eager" in content["layers"][0]:
         return "layers"
     if "models" in content.get("comparison", {}):
@@ -67,9 +71,10 @@ def operator_of(text: str) -> str:
 def machine(content: dict[str, Any]) -> str:
     """Device, threads and torch in words."""
     about = content.get("machine") or content.get("device") or content.get("comparison", {}).get("device") or {}
-    isa, threads = f" ({about['isa']})" if about.get("isa") else "", about.get("threads")
-    on = f"{about.get('name', 'unnamed machine')}{isa}"
-    return f"{on}, {threads} thread{'s' if threads != 1 else ''}, torch {about.get('torch', '?')}"
+    told = str(about.get("name", "unnamed machine")) + (f" ({about['isa']})" if about.get("isa") else "")
+    if threads := about.get("threads"):
+        told += f", {threads} thread{'s' if threads != 1 else ''}"
+    return told + (f", torch {about['torch']}" if about.get("torch") else "")
 
 
 def device(content: dict[str, Any]) -> str:
@@ -103,6 +108,14 @@ def layer_ratios(content: dict[str, Any], kind: str) -> dict[str, dict[str, floa
     return found
 
 
+def kernel_gains(content: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Operator -> layer -> how many times as fast as the best other runtime our kernel is."""
+    found: dict[str, dict[str, float]] = {}
+    for row in content["rows"]:
+        found.setdefault(row["operator"], {})[row["layer"]] = row["speedup"]
+    return found
+
+
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
     """For each (cost, score): whether no other point is as cheap and better, or cheaper and as good."""
     return [
@@ -121,6 +134,11 @@ def lines_about(name: str, results: Results) -> Iterator[str]:
             for text, ratios in layer_ratios(content, kind).items():
                 if operator_of(text) == name:
                     yield f"- `{text}`, {kind}: {spread(ratios)} ({machine(content)}; `{stem}.json`)"
+    for stem, content in results.kernels.items():
+        for text, gains in kernel_gains(content).items():
+            if operator_of(text) == name:
+                told = spread(gains, "the best other runtime")
+                yield f"- `{text}`, our CPU kernel: {told} ({machine(content)}; `{stem}.json`)"
     for stem, content in results.networks.items():
         models = content["comparison"]["models"]
         for each in models:
@@ -161,9 +179,9 @@ def _fewer(dense: float, own: float) -> str:
     return f"{dense / own:.2f} times fewer MACs" if own < dense else f"{own / dense:.2f} times as many MACs"
 
 
-def spread(ratios: dict[str, float]) -> str:
+def spread(ratios: dict[str, float], than: str = "dense") -> str:
     """How an operator does over the layers it was timed on, best and worst by name."""
     top, low = max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__)
     faster = sum(ratio > 1 for ratio in ratios.values())
-    told = f"faster than dense on {faster} of {len(ratios)} layers, best {ratios[top]:.2f}x ({top})"
+    told = f"faster than {than} on {faster} of {len(ratios)} layers, best {ratios[top]:.2f}x ({top})"
     return told + (f", worst {ratios[low]:.2f}x ({low})" if top != low else "")

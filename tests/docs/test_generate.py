@@ -117,7 +117,7 @@ def test_the_operators_benchmark_gets_its_section():
     text = guide_page(results)
     assert f"| `drconv` | {ratios['drconv']['tiny']:.2f} |" in text
     assert ("Losses" in text) == any(own["tiny"] < 1 for own in ratios.values())
-    assert "**Time** of `conv`" not in text
+    assert "layer** of `conv`" not in text
     assert "`hetconv(part=2)`, inference" in operator_page("hetconv", results)
 
 
@@ -137,6 +137,24 @@ def test_losses_and_wins_of_a_classification_stand_side_by_side():
     assert "none of 2 reaches the dense network's top-1 of 0.800" in text
     assert "The best for their MACs: `hetconv(part=4)` 0.700 at 33 % of the MACs." in text
     assert "| `hetconv(part=4)` | 80 | 0.80 | 80 | 0.80 |" in text  # fewer MACs and slower: it stands there
+
+
+def test_the_kernels_benchmark_gets_its_section():
+    rows = [
+        {"operator": "sic", "layer": layer, "speedup": gain, "best_peer": "OpenVINO",
+         "ms": {"ours": 1.0, "OpenVINO": gain, "channels_last": 9.0}}
+        for layer, gain in {"a": 2.0, "b": 0.5, "c": 8.0}.items()
+    ]  # fmt: skip
+    content = {
+        "command": "python -m benchmarks.cpu_kernels", "machine": {"device": "cpu", "name": "here"}, "rows": rows
+    }  # fmt: skip
+    results = Results(kernels={"cpu_kernels": content})
+    text = guide_page(results)
+    assert "| `sic` | 3 | 2.00 | 8.00 (c) | 0.50 (b) | 1 |" in text
+    assert "the fastest of OpenVINO, channels_last." in text
+    assert "`sic`" in text.partition("**Time against the dense layer**")[2].partition("\n")[0]  # that is not measured
+    line = "faster than the best other runtime on 2 of 3 layers, best 8.00x (c), worst 0.50x (b)"
+    assert line in operator_page("sic", results)
 
 
 def test_front():

@@ -19,6 +19,7 @@ from docs.generate import ROOT
 from leanconv import registry
 from leanconv.cli.main import build, main
 from leanconv.nn import get, parse
+from leanconv.papers.reproduce import select
 from leanconv.train.recipe import Recipe
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.md"))
@@ -72,6 +73,12 @@ def commands(page):
     return [shlex.split(line) for block in in_language(page, "sh") for line in block.text.splitlines()]
 
 
+def mentioned(page):
+    """The commands that stand in a sentence, `leanconv COMMAND ...`."""
+    text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    return [shlex.split(each) for each in re.findall(r"`(leanconv [^`]+)`", text)]
+
+
 @pytest.fixture
 def shell(monkeypatch, capsys):
     def call(words):
@@ -93,14 +100,16 @@ def test_every_block_is_of_a_language_that_is_checked(page):
     assert {block.language for block in blocks(page)} <= {"python", "sh", "text", "toml"}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_one_that_leanconv_would_take(page):
-    for name, *words in commands(page):
+    for name, *words in [*commands(page), *mentioned(page)]:
         assert name == "leanconv"
         command = typer.main.get_command(build(words[0])).commands[words[0]]
         context = command.make_context(words[0], words[1:])  # raises on an option or argument that it does not have
         if context.params.get("to"):
             parse(context.params["to"])
+        if words[0] == "reproduce":
+            select(words[1])
         recipe = context.params.get("recipe")
         if recipe and recipe.suffix == ".toml":
             Recipe.read(ROOT.parent / recipe, context.params["words"] or [])
