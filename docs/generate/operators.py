@@ -8,7 +8,7 @@ from docs.generate import figures, observed
 from docs.generate.markdown import fence, page, table
 from docs.generate.measured import Results, lines_about
 from leanconv.cost import dense_cost
-from leanconv.nn import get, parse
+from leanconv.nn import Operator, get, parse
 from leanconv.papers.printed import COLUMNS, PrintedRow, printed_rows
 from leanconv.registry import options_of
 from leanconv.table import si
@@ -104,7 +104,7 @@ def _options(name: str) -> str:
 
 def _weights(name: str, kept: str) -> str:
     doc = (get(name).project_.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
-    own = " ".join(doc.split()) if "project_" in vars(get(name)) else ""
+    own = " ".join(doc.split()) if get(name).project_ is not Operator.project_ else ""
     said = {
         "exactly": "`apply_` keeps trained weights exactly: the swapped layer gives the dense layer's answers.",
         "the nearest": "`apply_` starts from the nearest layer it can make from the trained weights; fine-tune it.",
@@ -124,7 +124,10 @@ def _paper(own: dict[str, Any]) -> str:
             [row.row, "×".join(map(str, row.input)), *(each.get(key, "-") for key in columns)]
             for row, each in zip(rows, shown)
         ]
-        about = f"{rows[0].paper}, table {rows[0].table}; `leanconv reproduce {slug}` counts ours beside it:"
+        about = (
+            f"{rows[0].paper}, table {rows[0].table}, counted by its rule `{rows[0].convention}`; "
+            f"`leanconv reproduce {slug}` prints ours beside it:"
+        )
         blocks += [about, table(["network", "input", *columns], cells, "ll" + "r" * len(columns))]
     return page(*blocks).rstrip() if len(blocks) > 1 else ""
 

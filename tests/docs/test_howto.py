@@ -5,6 +5,7 @@ import doctest
 import importlib
 import inspect
 import io
+import itertools
 import re
 import shlex
 import sys
@@ -179,6 +180,25 @@ def test_train_your_own_runs(small, shell):
     listed = next(block for block in in_language(page, "text") if block.text.startswith("found/"))
     assert sorted(listed.text.split()) == sorted(path.as_posix() for path in Path("found").iterdir())
     assert "runs/lean" in Path("report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_classifier_on_the_page_trains(tmp_path, monkeypatch, shell):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    for kind, (part, count) in itertools.product(
+        ("scratch", "stain", "fine"), {"train": 8, "val": 2, "test": 2}.items()
+    ):
+        folder = tmp_path / "DIR" / part / kind
+        folder.mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (40, 36), (index, 80, len(kind))).save(folder / f"{index}.png")
+    block = in_language("train_your_own.md", "sh")[2]
+    train, score = (shlex.split(line) for line in block.text.splitlines())
+    train[2] = str(ROOT.parent / train[2])
+    shell([*train, "size=32", "batch=4", "epochs=0", "steps=2", "device=cpu", "threads=1"])
+    assert_shown(block, shell(score))
 
 
 def test_the_recipe_on_the_page_is_one(tmp_path):
