@@ -1,0 +1,331 @@
+"""The CPU kernels of the cheap operators against the best peer that runs the same operator, layer by layer.
+
+    python -m benchmarks.cpu_kernels [--operators splconv ...] [--layers "U-Net" ...] [--compile] [--batch 1]
+
+Layers of U-Net (base 32, 256 px), VGG-16 on CIFAR, ResNet-50, MobileNetV1/V3 and InceptionNeXt-T; fp32, one thread,
+inference, in turns in one process. Peers run at their best setting: eager channels_last, OpenVINO (latency, f32), ONNX
+Runtime (all optimisations), with --compile torch.compile (freezing, channels_last; half a minute of compiling a row).
+BatchNorm behind the layer is folded, and a ReLU follows, for all alike. "floor" = the larger of flops / peak and
+compulsory bytes / bandwidth, both measured here. malloc keeps freed memory, for all alike. The time of a candidate is its least CPU time over the rounds: what
+the others on a shared machine take away is in every other figure. Prints geometric means; writes
+benchmarks/results/cpu_kernels.json.
+"""
+
+import argparse
+import ctypes
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.operators import commit
+from leanconv.deploy.runtimes import OnnxRuntime, OpenVino
+from leanconv.files import write_json
+from leanconv.kernels.cpu import bind
+from leanconv.measure.device import describe
+from leanconv.measure.roofline import Peaks
+from leanconv.nn import get, make, parse
+from leanconv.ops.forms import Stencil
+from leanconv.ops.gated_sum import GatedSum
+from leanconv.ops.grouped import Grouped
+from leanconv.ops.separable import Separable
+from leanconv.spec import ConvSpec
+from leanconv.table import table
+
+OUT = Path(__file__).parent / "results" / "cpu_kernels.json"
+DENSE = {
+    "U-Net e1 32→32 256": (32, 32, 3, 256), "U-Net e2 64→64 128": (64, 64, 3, 128),
+    "U-Net e3 128→128 64": (128, 128, 3, 64), "U-Net e4 256→256 32": (256, 256, 3, 32),
+    "U-Net b 512→512 16": (512, 512, 3, 16), "U-Net d1 64→32 256": (64, 32, 3, 256),
+    "VGG 64→64 32": (64, 64, 3, 32), "VGG 128→256 8": (128, 256, 3, 8), "VGG 512→512 4": (512, 512, 3, 4),
+    "VGG 512→512 2": (512, 512, 3, 2), "ResNet 64→64 56": (64, 64, 3, 56), "ResNet 128→128 28": (128, 128, 3, 28),
+    "ResNet 256→256 14": (256, 256, 3, 14), "ResNet 512→512 7": (512, 512, 3, 7),
+    "MobileNetV1 32→64 112": (32, 64, 3, 112), "MobileNetV1 512→512 14": (512, 512, 3, 14),
+    "MobileNetV1 1024→1024 7": (1024, 1024, 3, 7),
+}  # fmt: skip
+DEPTHWISE = {
+    "MobileNetV3 72 5×5 28": (72, 72, 5, 28), "MobileNetV3 240 5×5 14": (240, 240, 5, 14),
+    "MobileNetV3 576 5×5 7": (576, 576, 5, 7), "InceptionNeXt 96 56": (96, 96, 7, 56),
+    "InceptionNeXt 192 28": (192, 192, 7, 28), "InceptionNeXt 384 14": (384, 384, 7, 14),
+    "InceptionNeXt 768 7": (768, 768, 7, 7),
+}  # fmt: skip
+OPERATORS = (
+    "depthwise_separable", "group_pointwise", "spconv", "splconv", "hetconv", "sic", "xsepconv", "inception_dw",
+    "fuseconv",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--operators", nargs="+", default=list(OPERATORS))
+    parser.add_argument("--layers", nargs="+", default=[""], help="those whose name contains one of these")
+    parser.add_argument("--compile", action="store_true", help="torch.compile among the peers")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=0.4, help="of timing per row")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    peaks, rows = measured_peaks(), []
+    print(peaks, flush=True)
+    for operator in arguments.operators:
+        depthwise = "depthwise" in get(operator).replaces and "dense" not in get(operator).replaces
+        for place, (c, o, k, size) in (DEPTHWISE if depthwise else DENSE).items():
+            if any(word in place for word in arguments.layers):
+                spec = ConvSpec.of(c, o, k, 1, k // 2, groups=c if depthwise else 1, bias=False, h=size, w=size)
+                rows.append(measured(operator, place, spec, peaks, arguments))
+        shown = [row for row in rows if row["operator"] == operator]
+        if shown:
+            print(show(operator, shown), end="\n\n", flush=True)
+        command = "python -m benchmarks.cpu_kernels" + " --compile" * arguments.compile
+        report = {"command": command, "commit": commit(), "machine": describe("cpu"), "peaks": peaks.to_dict()}
+        write_json(arguments.out, report | {"batch": arguments.batch, "rows": rows})
+    print(f"all: {mean_of(rows)}")
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what is freed: else every large output is fresh pages, which cost more than many of the layers.
+
+    For all candidates alike; `optimize` and the runtimes have arenas of their own for this.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def measured_peaks() -> Peaks:
+    """Peak flops and bandwidth of this thread, the best of several short products and copies, in its own CPU time."""
+    a, b = torch.randn(768, 768), torch.randn(768, 768)
+    source = torch.ones(8 << 20)
+    target = torch.empty_like(source)
+    times = least({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, 1.0)
+    return Peaks(
+        2 * 768**3 / times["product"] / 1e6, 2 * 4 * source.numel() / times["copy"] / 1e6,
+        "measured here, 1 thread: float32 matmul 768³, copy of 32 MiB; least CPU time",
+    )  # fmt: skip
+
+
+def least(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """The least CPU time of each in ms, in turns for that many seconds, at least five rounds."""
+    found = dict.fromkeys(calls, math.inf)
+    for call in calls.values():
+        call()
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < 5 or (time.perf_counter() < end and rounds < 500):
+        for name, call in calls.items():
+            start = time.process_time()  # a runtime may compute in a thread of its own
+            call()
+            found[name] = min(found[name], 1e3 * (time.process_time() - start))
+        rounds += 1
+    return found
+
+
+@torch.no_grad()
+def measured(operator: str, place: str, spec: ConvSpec, peaks: Peaks, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One row: our time, each peer's, the floor. Raises RuntimeError where our numbers are not the layer's."""
+    torch.manual_seed(0)
+    layer = make(operator, **spec.arguments()).eval()
+    for module in layer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr, operator]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr, operator]
+    layer = layer.fold()
+    model = nn.Sequential(layer, nn.ReLU()).eval()
+    x = torch.randn(arguments.batch, spec.c, spec.h, spec.w).contiguous(memory_format=torch.channels_last)
+    ours = FUSED[parse(operator)[0]](layer)
+    exact, found = model(x), ours(x)
+    error = ((exact - found).abs().max() / exact.abs().max()).item()
+    if error > 1e-5:
+        raise RuntimeError(f"{operator} at {place}: off by {error:.1e}: nothing is timed before that is mended")
+    calls: dict[str, Callable[[], object]] = {"ours": lambda: ours(x)}
+    calls |= peers(model, x, arguments.compile)
+    times = least(calls, arguments.seconds)
+    cost = type(layer).cost(spec) if hasattr(type(layer), "cost") else get(parse(operator)[0]).cost(spec)
+    pixels = spec.p * spec.q * arguments.batch
+    moved = 4 * (x.numel() + pixels * spec.o + cost.params)
+    floor_ms, bound_by = peaks.floor_ms(cost.executed_macs * arguments.batch, moved)
+    rivals = {name: ms for name, ms in times.items() if name != "ours"}
+    best = min(rivals, key=lambda name: rivals[name])
+    return {
+        "operator": operator, "layer": place, "macs": cost.executed_macs, "ms": times, "best_peer": best,
+        "speedup": rivals[best] / times["ours"], "floor_ms": floor_ms, "bound_by": bound_by,
+        "of_floor": floor_ms / times["ours"], "error": error,
+    }  # fmt: skip
+
+
+def peers(model: nn.Module, x: Tensor, compiled: bool) -> dict[str, Callable[[], object]]:
+    """The same layer on each runtime that is installed."""
+    last = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    calls: dict[str, Callable[[], object]] = {"channels_last": lambda: last(x)}
+    plain = x.contiguous()
+    try:
+        import openvino
+
+        converted = OpenVino(openvino.convert_model(model, example_input=plain), threads=1)
+        calls["OpenVINO"] = lambda: converted(plain)
+    except ImportError:
+        pass
+    try:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "layer.onnx"
+            torch.onnx.export(model, (plain,), str(path), dynamo=True, verbose=False)
+            session = OnnxRuntime(path, threads=1)
+        calls["ONNX Runtime"] = lambda: session(plain)
+    except ImportError:
+        pass
+    if compiled:
+        torch._dynamo.reset()
+        frozen = torch.compile(last, dynamic=False, options={"freezing": True})
+        calls["compile"] = lambda: frozen(x)
+    return calls
+
+
+def show(operator: str, rows: list[dict[str, Any]]) -> str:
+    """The rows of one operator and their means."""
+    names = list(rows[0]["ms"])
+    lines = [
+        [row["layer"], *(f"{row['ms'][name]:.3f}" for name in names), f"{row['speedup']:.2f}x {row['best_peer']}",
+         f"{row['of_floor']:.0%} {row['bound_by']}"]
+        for row in rows
+    ]  # fmt: skip
+    columns = ["layer", *(f"{name} ms" for name in names), "against the best peer", "of the floor"]
+    return table(columns, lines, title=operator, note=f"{operator}: {mean_of(rows)}")
+
+
+def mean_of(rows: list[dict[str, Any]]) -> str:
+    """Geometric mean and worst of the speed-ups; median share of the floor."""
+    gains = sorted(row["speedup"] for row in rows)
+    shares = sorted(row["of_floor"] for row in rows)
+    geometric = math.exp(sum(map(math.log, gains)) / len(gains))
+    return f"{geometric:.2f}x the best peer (worst {gains[0]:.2f}x); median {shares[len(shares) // 2]:.0%} of the floor"
+
+
+def _around(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+    h, w = conv.padding  # type: ignore[misc]
+    return h, h, w, w  # type: ignore[return-value]
+
+
+def _stencil(conv: nn.Conv2d, first: int = 0, activation: str = "none") -> Stencil:
+    return Stencil(
+        first, conv.in_channels, conv.kernel_size, conv.stride, conv.dilation, _around(conv), conv.bias is not None,
+        activation=activation,
+    )  # fmt: skip
+
+
+def _weights(*convs: nn.Conv2d) -> list[Tensor]:
+    return [p for conv in convs for p in (conv.weight, conv.bias) if p is not None]
+
+
+def _separable(layer: Any) -> Callable[[Tensor], Tensor]:
+    biased = layer.pointwise.bias is not None
+    form = Separable((layer.in_channels,), ((_stencil(layer.spatial),),), layer.out_channels, biased, "relu")
+    call = bind(form, _weights(layer.spatial, layer.pointwise))
+    return lambda x: call([x])[0]
+
+
+def _sic(layer: Any) -> Callable[[Tensor], Tensor]:
+    pair, adds = layer.pairs[0], layer._adds[0]
+    form = Separable(
+        (layer.in_channels,), ((_stencil(pair.spatial),),), layer.out_channels, pair.pointwise.bias is not None, "relu",
+        residual=adds,
+    )  # fmt: skip
+    call = bind(form, _weights(pair.spatial, pair.pointwise))
+    return lambda x: call([x], x if adds else None)[0]
+
+
+def _group_pointwise(layer: Any) -> Callable[[Tensor], Tensor]:
+    conv, project = layer.spatial, layer.pointwise
+    form = Grouped(
+        (layer.in_channels,), conv.out_channels, conv.kernel_size, padding=_around(conv), groups=conv.groups,
+        project=layer.out_channels, project_bias=project.bias is not None, activation="relu",
+    )  # fmt: skip
+    call = bind(form, _weights(conv, project))
+    return lambda x: call([x])[0]
+
+
+def _hetconv_form(layer: Any, activation: str, average: bool) -> tuple[Grouped, list[Tensor]]:
+    dealt, h, w = layer.arrangement == "shifted" and layer.part > 1, *layer.padding
+    spatial = layer.spatial.unflatten(0, (-1, layer.part)).transpose(0, 1).flatten(0, 1) if dealt else layer.spatial
+    weights = [spatial, layer._full_pointwise(layer.pointwise)] + ([] if layer.bias is None else [layer.bias])
+    return Grouped(
+        (layer.in_channels,), layer.out_channels, layer.kernel_size, layer.stride, layer.dilation, (h, h, w, w),
+        layer.part, dealt, True, layer.bias is not None, activation=activation, average=average,
+    ), weights  # fmt: skip
+
+
+def _hetconv(layer: Any) -> Callable[[Tensor], Tensor]:
+    call = bind(*_hetconv_form(layer, "relu", False))
+    return lambda x: call([x])[0]
+
+
+def _gated(layer: Any, first: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
+    """The second pass; the average of its input is part of the time, as where nothing before gives it."""
+    split, plain = layer.split[0], layer.plain
+    form = GatedSum((layer.split[1],), plain.out_channels, plain.bias is not None, activation="relu")
+    call = bind(form, _weights(plain))
+
+    def run(x: Tensor) -> Tensor:
+        a, average = first(x[:, :split])
+        return call(a, [x[:, split:]], average)[0]
+
+    return run
+
+
+def _spconv(layer: Any) -> Callable[[Tensor], Tensor]:
+    call = bind(*_hetconv_form(layer.representative, "none", True))
+    return _gated(layer, lambda x: call([x]))
+
+
+def _splconv(layer: Any) -> Callable[[Tensor], Tensor]:
+    first, second, project = layer.stencil1, layer.stencil2, layer.pointwise
+    form = Separable(
+        (layer.split[0],), ((_stencil(first),), (_stencil(second),)), project.out_channels, project.bias is not None,
+        "relu", average=True,
+    )  # fmt: skip
+    call = bind(form, _weights(first, second, project))
+    return _gated(layer, lambda x: call([x]))
+
+
+def _xsepconv(layer: Any) -> Callable[[Tensor], Tensor]:
+    c = layer.in_channels
+    square = Stencil(0, c, (2, 2), padding=(0, 1, 0, 1), bias=layer.square.bias is not None, activation="relu")
+    stages = ((square,), (_stencil(layer.row, activation="relu"),), (_stencil(layer.column),))
+    call = bind(Separable((c,), stages, activation="relu"), _weights(layer.square, layer.row, layer.column))
+    return lambda x: call([x])[0]
+
+
+def _inception(layer: Any) -> Callable[[Tensor], Tensor]:
+    same, g, *_ = layer.split
+    convs = (layer.dwconv_hw, layer.dwconv_w, layer.dwconv_h)
+    stage = (Stencil(0, same, identity=True), *(_stencil(conv, same + i * g) for i, conv in enumerate(convs)))
+    call = bind(Separable((layer.in_channels,), (stage,), activation="relu"), _weights(*convs))
+    return lambda x: call([x])[0]
+
+
+def _fuseconv(layer: Any) -> Callable[[Tensor], Tensor]:
+    second = 0 if layer.variant == "full" else layer.width
+    convs, project = (layer.row, layer.column), layer.pointwise
+    stage = (_stencil(layer.row), _stencil(layer.column, second))
+    out = None if project is None else project.out_channels
+    bias = project is not None and project.bias is not None
+    weights = _weights(*convs, *(() if project is None else (project,)))
+    call = bind(Separable((layer.in_channels,), (stage,), out, bias, "relu"), weights)
+    return lambda x: call([x])[0]
+
+
+FUSED: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
+    "depthwise_separable": _separable, "group_pointwise": _group_pointwise, "spconv": _spconv, "splconv": _splconv,
+    "hetconv": _hetconv, "sic": _sic, "xsepconv": _xsepconv, "inception_dw": _inception, "fuseconv": _fuseconv,
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
