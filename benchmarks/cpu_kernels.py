@@ -6,9 +6,9 @@ Layers of U-Net (base 32, 256 px), VGG-16 on CIFAR, ResNet-50, MobileNetV1/V3 an
 inference, in turns in one process. Peers run at their best setting: eager channels_last, OpenVINO (latency, f32), ONNX
 Runtime (all optimisations), with --compile torch.compile (freezing, channels_last; half a minute of compiling a row).
 BatchNorm behind the layer is folded, and a ReLU follows, for all alike. "floor" = the larger of flops / peak and
-compulsory bytes / bandwidth, both measured here. malloc keeps freed memory, for all alike. The time of a candidate is its least CPU time over the rounds: what
-the others on a shared machine take away is in every other figure. Prints geometric means; writes
-benchmarks/results/cpu_kernels.json.
+compulsory bytes / bandwidth, both measured here. malloc keeps freed memory, for all alike. The time of a candidate is
+its least CPU time over the rounds: what the others on a shared machine take away is in every other figure. Prints
+geometric means; writes benchmarks/results/cpu_kernels.json.
 """
 
 import argparse
