@@ -22,6 +22,8 @@ def cpu_reason() -> str:
     """Why the CPU kernels cannot run here, with the way to get them; "" where they can."""
     if importlib.util.find_spec("halide") is None:
         return "halide is not installed: pip install 'leanconv[cpu]'"
+    if platform.system() == "Windows":
+        return "the cache of compiled kernels needs owners and modes of POSIX; run under WSL"
     if platform.machine().lower() not in ("x86_64", "amd64", "arm64", "aarch64"):
         return f"no schedules for {platform.machine()}"
     return ""

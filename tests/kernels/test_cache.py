@@ -149,8 +149,9 @@ def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
     assert cache.default_folder() == tmp_path / "mine"
     monkeypatch.delenv("LEANCONV_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    if sys.platform != "darwin":
-        assert cache.default_folder() == tmp_path / "leanconv"
+    assert cache.default_folder() == tmp_path / "leanconv"
+    monkeypatch.setenv("LEANCONV_CACHE", "relative")
+    assert "absolute" in cache._claim(cache.default_folder())
 
 
 PROGRAM = """

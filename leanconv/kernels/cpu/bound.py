@@ -95,6 +95,8 @@ def ready(x: Tensor) -> Tensor:
     """`x` as the kernels take it. Raises BadInput unless it is a float32 map on the CPU."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 4:
         raise BadInput(f"the CPU kernels take float32 maps N C H W on the CPU, got {x.dtype} {tuple(x.shape)}")
+    if x.shape[2] * x.shape[3] * max(x.shape[1], x.stride(3)) >= 2**31:
+        raise BadInput(f"a sample of {tuple(x.shape[1:])} has 2³¹ numbers or more: the CPU kernels count in 32 bits")
     return even(x)
 
 

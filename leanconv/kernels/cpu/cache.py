@@ -22,11 +22,10 @@ def default_folder() -> Path:
     """`LEANCONV_CACHE` if it is set, else the platform's folder for caches."""
     if told := os.environ.get("LEANCONV_CACHE"):
         return Path(told).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "leanconv"
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "leanconv"
+    home = Path(os.path.expanduser("~"))  # "~" itself where nobody knows: such a folder is refused below
+    return home / "Library" / "Caches" / "leanconv" if sys.platform == "darwin" else home / ".cache" / "leanconv"
 
 
 @functools.lru_cache(8)
@@ -58,6 +57,8 @@ def _temporary() -> Path:
 
 def _claim(path: Path) -> str | None:
     """Make the folder, or say why it cannot be trusted or written."""
+    if not path.is_absolute():
+        return "it is not an absolute path"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
