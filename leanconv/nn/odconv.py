@@ -8,8 +8,9 @@
     y[n]  = af[n] · conv2d(ac[n] · x[n], as[n] · Σ_j aw[n,j] · w_j) + bias
 
 MACs per sample P·Q·O·(C/G)·R·S + h·(2C + O + R·S + n), less the absent heads; mixing the kernels runs n·O·(C/G)·R·S
-more. While training T is the attribute `temperature`, which `Schedule` takes from its start to 1 over ten epochs; in
-eval T = 1. Nothing folds but the squeeze's BatchNorm.
+more. On the smallest maps of a large batch n times the first term runs instead: there the outputs are mixed
+(`ops.per_sample.mixes_outputs`). While training T is the attribute `temperature`, which `Schedule` takes from its start
+to 1 over ten epochs; in eval T = 1. Nothing folds but the squeeze's BatchNorm.
 Source: Li, Zhou, Yao, ICLR 2022, arXiv:2209.07947, and the authors' `modules/odconv.py`, whose state this loads.
 """
 
@@ -25,7 +26,7 @@ from leanconv.nn.base import Operator, deployed, kaiming_fan_out_
 from leanconv.ops.exact import exact, exact_mean, without_autocast
 from leanconv.ops.fold import fold_bn_, scale_bias_
 from leanconv.ops.padded import conv2d
-from leanconv.ops.per_sample import per_sample_conv2d
+from leanconv.ops.per_sample import mixed_conv2d, mixes_outputs
 from leanconv.registry import register
 from leanconv.spec import ConvSpec
 
@@ -88,16 +89,10 @@ class ODConv2d(Operator):
         if taps is None and mixture is None:
             y = conv2d(x, self.weight[0], None, *geometry)
         else:
-            y = per_sample_conv2d(x, self._kernel(taps, mixture), *geometry)
+            y = mixed_conv2d(x, self.weight, mixture, taps, *geometry)
         if filters is not None:
             y = y * filters.to(y.dtype)
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
-
-    def _kernel(self, taps: Tensor | None, mixture: Tensor | None) -> Tensor:  # N 1 1 R S, N n -> N O C/G R S
-        weight: Tensor = self.weight
-        if mixture is not None:
-            weight = (mixture.to(weight.dtype) @ weight.flatten(1)).view(-1, *weight.shape[1:])
-        return weight if taps is None else weight * taps.to(weight.dtype)
 
     def fold(self) -> nn.Module:
         """The squeeze's BatchNorm goes into the squeeze; the rest depends on the input."""
@@ -141,7 +136,11 @@ class ODConv2d(Operator):
         weights = spec.o * (spec.c // spec.groups) * math.prod(spec.kernel)
         attention, params = hidden * (spec.c + sum(heads.values())), sum(heads.values())
         macs = plain.macs + spec.n * attention
-        mixing = spec.n * kernels * weights if kernels > 1 else 0
+        shape = (kernels, spec.o, spec.c // spec.groups, *spec.kernel)
+        if mixes_outputs(spec.n, spec.p * spec.q, shape, spec.groups):
+            mixing = (kernels - 1) * plain.macs
+        else:
+            mixing = spec.n * kernels * weights if kernels > 1 else 0
         return Cost.of(
             spec, macs, kernels * weights + attention + params + spec.o * spec.bias, executed_macs=macs + mixing,
             norm_params=0 if norm == "none" else 2 * hidden,
