@@ -75,6 +75,7 @@ FORMS = {
     "pointwise": Separable((3, 13), (), 37, bias=True, activation="silu", residual=True, gate=True, average=True),
     "one": Separable((1,), (), 1),
     "shortcut": Separable((18,), ((Stencil(0, 18, identity=True, stride=(2, 2)),),), 24, activation="gelu"),
+    "wide": Separable((8,), ((Stencil(0, 8, (7, 7), padding=(3, 3, 3, 3), bias=True),),), 9, activation="relu"),
     "unpadded": Separable((4,), ((Stencil(0, 4, (3, 2), (3, 1), (1, 3), activation="sigmoid"),),), residual=True),
 }  # fmt: skip
 

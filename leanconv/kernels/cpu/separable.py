@@ -64,6 +64,7 @@ class _Chain:
     arguments: list[Any]
     width: Any
     copies: bool  # the first Func is a padded copy
+    taps: int  # most taps of a stencil
 
 
 def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
@@ -123,23 +124,24 @@ def _chain(axes: Axes, track: Track, index: int) -> _Chain:
     source = map_image(f"in{index}", track.pixel)
     source.dim(2).set_min(0)
     w, h = source.dim(1).extent(), source.dim(2).extent()
-    chain = _Chain([], [source], w, copies=track.stencils[0].kernel != (1, 1) or any(track.stencils[0].padding))
+    first, taps = track.stencils[0], max(s.kernel[0] * s.kernel[1] for s in track.stencils)
+    chain = _Chain([], [source], w, copies=first.kernel != (1, 1) or any(first.padding), taps=taps)
     if chain.copies:
         func = padded(axes, source, h, w, f"pad{index}", track.stencils[0].padding)
         chain.funcs.append(func)
     else:
         func = clamped(axes, source, h, w, f"pad{index}")
     for place, form in enumerate(track.stencils):
-        taps = bias = None
+        packed = bias = None
         name = f"t{index}_{place}"
         if not form.identity:
-            taps = image(f"{name}_taps", 2)
-            taps.dim(1).set_min(0).set_stride(tile_stride(track.channels))
-            chain.arguments.append(taps)
+            packed = image(f"{name}_taps", 2)
+            packed.dim(1).set_min(0).set_stride(tile_stride(track.channels))
+            chain.arguments.append(packed)
         if form.bias:
             bias = image(f"{name}_bias", 1)
             chain.arguments.append(bias)
-        value = stencil(axes, func, form, taps, bias)
+        value = stencil(axes, func, form, packed, bias)
         h, w = size_after(form, h, w)
         sides = track.stencils[place + 1].padding if place + 1 < len(track.stencils) else (0, 0, 0, 0)
         func = zeros_around(axes, value, h, w, name, sides)
@@ -169,4 +171,4 @@ def _schedule_chain(axes: Axes, chain: _Chain, channels: int, tile: Tile, last: 
         if index == 0 and chain.copies:
             schedule_copy(axes, func, channels, tile)
         else:
-            schedule_stencil(axes, func, channels, tile)
+            schedule_stencil(axes, func, channels, tile, chain.taps)
