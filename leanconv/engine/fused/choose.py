@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leanconv.engine.fused.forms import FORMS, LAST, Form, Run
 from leanconv.engine.fused.graph import Graph, Node
-from leanconv.engine.fused.kernels import KernelRun
+from leanconv.engine.fused.kernels import KernelRun, SplitRun
 from leanconv.engine.fused.stages import Block, Gated, Slices, Stage, Upsample
 from leanconv.measure.latency import interleave
 from leanconv.table import table
@@ -19,9 +19,9 @@ from leanconv.table import table
 # Seconds that the turns of one block may take, and that a first look may take before a form is given up.
 BLOCK_S, MIN_ROUNDS, MAX_ROUNDS = 0.12, 5, 60
 # A form that differs from PyTorch's by more than this share of the largest value is not used.
-PREFERRED = "kernel"
+PREFERRED, MARGIN = "kernel", 0.05
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}
-_MEASURED: dict[Hashable, dict[str, float | str]] = {}  # by geometry; one process, one machine
+_MEASURED: dict[Hashable, dict[str, Any]] = {}  # by geometry; one process, one machine
 
 
 @dataclass(frozen=True)
@@ -71,46 +71,52 @@ def choose(
     deadline = time.perf_counter() + seconds
     runs: dict[Node, Run] = {}
     seen: dict[Hashable, list[Any]] = {}
-    for node in graph.nodes:
+    for node in list(graph.nodes):
         if node.kind in ("input", "constant", "second"):
             continue
         choices = forms[node.kind]
-        if len(choices) == 1:
-            made = choices[0].make(node)
-            if made is None:
-                raise ValueError(f"nothing here runs {node!r}")
-            runs[node] = made
-            continue
-        key = geometry(node)
-        measured = _MEASURED.get(key)
+        key, label = geometry(node), repr(node.data)
+        measured = {choices[0].name: 0.0} if len(choices) == 1 else _MEASURED.get(key)
         if measured is None:
             measured = _measure(node, choices, deadline)
             if math.inf not in measured.values():
                 _MEASURED[key] = measured
-        order = sorted((ms, name) for name, ms in measured.items() if isinstance(ms, float))
-        for _, name in order:
-            made = next(form for form in choices if form.name == name).make(node)
-            if made is not None:
-                runs[node] = made
-                break
-        else:
-            raise ValueError(f"nothing here runs {node!r}")
-        seen.setdefault(key, [node, measured, name, 0])[3] += 1
+        name, run = _best(node, choices, measured)
+        if len(choices) > 1:
+            seen.setdefault(key, [label, node.shape, measured, name, 0])[4] += 1
+        if isinstance(run, SplitRun):
+            runs[graph.put(run.head, at=node)] = run.first
+            node.inputs, node.data, run = run.tail.inputs, run.tail.data, run.second
+        runs[node] = run
     rows = [
         BlockChoice(
-            repr(node.data), node.shape, count,
+            label, shape, count,
             {form: ms for form, ms in measured.items() if isinstance(ms, float) and 0 < ms < math.inf},
             {form: why for form, why in measured.items() if isinstance(why, str)}, name,
         )
-        for node, measured, name, count in seen.values()
+        for label, shape, measured, name, count in seen.values()
     ]  # fmt: skip
     return runs, Blocks(rows)
 
 
-def _measure(node: Node, choices: Sequence[Form], deadline: float) -> dict[str, float | str]:
+def _best(node: Node, choices: Sequence[Form], measured: Mapping[str, Any]) -> tuple[str, Run]:
+    """The form of least cost, made for this node."""
+    for _, name in sorted((_cost(name, ms), name) for name, ms in measured.items() if isinstance(ms, float)):
+        made = next(form for form in choices if form.name == name).make(node)
+        if made is not None:
+            return name, made
+    raise ValueError(f"nothing here runs {node!r}")
+
+
+def _cost(name: str, ms: float) -> float:
+    """A kernel's neighbours gain from it (nothing between them but a pointer): it is left for a clear gain only."""
+    return ms * (1 - MARGIN) if name == PREFERRED else ms
+
+
+def _measure(node: Node, choices: Sequence[Form], deadline: float) -> dict[str, Any]:
     """Milliseconds of each form that is right, or the reason why it is not used."""
     inputs = [sample(x) for x in node.inputs]
-    found: dict[str, float | str] = {}
+    found: dict[str, Any] = {}
     calls: dict[str, Callable[[], object]] = {}
     want: Any = None
     for form in sorted(choices, key=lambda form: form.name != "aten"):  # PyTorch's own first: the others are held to it
@@ -138,7 +144,7 @@ def _measure(node: Node, choices: Sequence[Form], deadline: float) -> dict[str, 
 
 def _calling(run: Run, inputs: list[Tensor]) -> Callable[[], object]:
     """What is timed: a kernel as a plan runs it, all else as it is."""
-    launch = run.launch(inputs) if isinstance(run, KernelRun) else None
+    launch = run.launch(inputs) if isinstance(run, KernelRun | SplitRun) else None
     return launch or (lambda: run(*inputs))
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanconv.engine.fused.graph import Node, Ref
-from leanconv.engine.fused.kernels import kernel
+from leanconv.engine.fused.kernels import kernel, split
 from leanconv.engine.fused.stages import Block, Gated, Slices, Stage, activate
 
 LAST = torch.channels_last
@@ -275,6 +275,7 @@ FORMS: dict[str, list[Form]] = {
         Form("aten", lambda node: _block(node, _aten_stage)),
         Form("matrix", _matrix),
         Form("kernel", kernel),
+        Form("split", split),
     ],
     "gated": [Form("aten", _gated), Form("kernel", kernel)],
     "upsample": [Form("aten", _upsample), Form("kernel", kernel)],

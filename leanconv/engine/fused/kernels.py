@@ -1,6 +1,7 @@
 """The form "kernel": the primitive's kernel for this machine's CPU, bound to the node's weights."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from leanconv.engine.fused.graph import Node
 from leanconv.engine.fused.primitives import primitive
+from leanconv.engine.fused.stages import Block
 from leanconv.kernels import cpu_reason
 from leanconv.ops.grouped import Grouped
 
@@ -64,7 +66,7 @@ class KernelRun:
             pointers[index] = kept[index].data_ptr()
         launches.append((step.program._run, (step.program._address, pointers, torch.get_num_threads())))
 
-        def call(_kept: Any = (kept, averages)) -> None:
+        def call(_kept: Any = (kept, averages, step)) -> None:  # the addresses are theirs
             for function, arguments in launches:
                 function(*arguments)
 
@@ -92,6 +94,55 @@ def kernel(node: Node) -> KernelRun | None:
 
     form, weights = found
     return KernelRun(node, bind(form, weights), form) if type(form) in BINDERS else None
+
+
+class SplitRun:
+    """A block as two kernels: its stencils, then its 1×1, with the map between them in memory.
+
+    Where the map does not stay in the cache anyway this can be faster: each kernel has a schedule of its own.
+    """
+
+    def __init__(self, node: Node) -> None:
+        block: Block = node.data
+        pieces = node.inputs[: block.pieces]
+        h, w = pieces[0].shape[2:]
+        for stage in block.stages[:-1]:
+            h, w = stage.size(h, w)
+        shape = (node.shape[0], block.stages[-2].o, h, w)
+        head = Block(block.stages[:-1], block.pieces)
+        self.head = Node("block", pieces, head, shape, node.dtype, f"{node.name}.stencils")
+        tail = replace(block, stages=block.stages[-1:], pieces=1)
+        inputs = [self.head, *node.inputs[block.pieces :]]
+        self.tail = Node("block", inputs, tail, node.shape, node.dtype, node.name)
+        self.pieces = block.pieces
+        first, second = kernel(self.head), kernel(self.tail)
+        if first is None or second is None:
+            raise ValueError("no kernel for a part of it")
+        self.first, self.second = first, second
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self.second(self.first(*inputs[: self.pieces]), *inputs[self.pieces :])
+
+    def launch(self, inputs: Sequence[Tensor]) -> Callable[[], None] | None:
+        """Both kernels as a plan runs them. For measuring."""
+        between = self.first(*inputs[: self.pieces])
+        first, second = self.first.launch(inputs[: self.pieces]), self.second.launch([between, *inputs[self.pieces :]])
+        if first is None or second is None:
+            return None
+
+        def call() -> None:
+            first()
+            second()
+
+        return call
+
+
+def split(node: Node) -> SplitRun | None:
+    """Two kernels for a block of stencils and a 1×1; None for other blocks, and where there are no kernels."""
+    block = node.data
+    if cpu_reason() or node.dtype != torch.float32 or len(block.stages) < 2 or not block.stages[-1].pointwise:
+        return None
+    return None if block.beside or primitive(node) is None else SplitRun(node)
 
 
 def gates_launch(bound: Any, averages: Sequence[Tensor], out: Tensor) -> tuple[Any, tuple[Any, ...]]:

@@ -13,16 +13,24 @@ from torch import nn
 
 import leanconv as lc
 from leanconv.engine import optimize
-from leanconv.engine.fused import choose
+from leanconv.engine.fused import candidate
 from leanconv.engine.fused.candidate import FUSED
+from leanconv.engine.fused.forms import FORMS
 from leanconv.engine.workbench import Workbench
 
 
 @pytest.fixture(autouse=True)
 def quick_choice(monkeypatch):
-    """What is tested is the answer: blocks are looked at, not measured at length."""
-    monkeypatch.setattr(choose, "BLOCK_S", 0.0)
-    monkeypatch.setattr(choose, "MIN_ROUNDS", 1)
+    """What is tested is the answer: a kernel wherever there is one, PyTorch's form to hold it to, nothing measured."""
+    monkeypatch.setattr(candidate, "MEASURING_S", 0.0)
+    monkeypatch.setitem(FORMS, "block", [form for form in FORMS["block"] if form.name in ("aten", "kernel")])
+
+
+@pytest.fixture
+def torch_only(monkeypatch):
+    """PyTorch's forms: compiling the kernels of a whole network takes longer than a test may."""
+    for kind, forms in FORMS.items():
+        monkeypatch.setitem(FORMS, kind, [form for form in forms if form.name in ("aten", "onednn", "matrix")])
 
 
 def randomised(model):
@@ -66,20 +74,28 @@ OTHERS = ("gmconv", "doconv", "lhconv", "odconv", "drconv", "topological", "psco
 
 
 @pytest.mark.parametrize("conv", OTHERS)
-def test_operators_without_a_pattern_run_too(conv):
+def test_operators_without_a_pattern_run_too(conv, torch_only):
     model = randomised(lc.load(f"leanconv:unet?base=8&levels=1&conv={conv}"))
     x = torch.randn(1, 3, 16, 16)
     assert_right(fused(model, x), model, x)
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "inception_next_atto", "resnet10t", "efficientvit_b0"])
-def test_networks_of_others(name):
+def test_networks_of_others(name, torch_only):
     timm = pytest.importorskip("timm", reason="needs the zoo extra")
     model, x = randomised(timm.create_model(name, num_classes=7)), torch.randn(1, 3, 64, 64)
     form = fused(model, x)
     assert_right(form, model, x)
     if "vit" not in name:  # its attention has the sizes of the captured call in it: other calls run the given model
         assert_right(form, model, torch.randn(2, 3, 96, 64))
+
+
+def test_a_mobile_network_on_kernels():
+    timm = pytest.importorskip("timm", reason="needs the zoo extra")
+    model, x = randomised(timm.create_model("mobilenetv3_small_050", num_classes=7)), torch.randn(1, 3, 64, 64)
+    form = fused(model, x)
+    for size in ((1, 3, 64, 64), (1, 3, 64, 64), (3, 3, 96, 64)):
+        assert_right(form, model, torch.randn(size))
 
 
 class Odd(nn.Module):

@@ -1,0 +1,144 @@
+"""Values laid out in one memory: none is overwritten while it is needed, none handed out that is written again."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from leanconv.engine.fused import choose as room
+from leanconv.engine.fused.capture import to_graph
+from leanconv.engine.fused.choose import choose
+from leanconv.engine.fused.program import Program
+from leanconv.engine.fused.rewrite import rewrite
+from leanconv.engine.fused.session import Native, Step, _ends, _gap
+from leanconv.engine.workbench import Workbench
+from leanconv.kernels import cpu_reason
+
+kernels = pytest.mark.skipif(bool(cpu_reason()), reason=cpu_reason() or "kernels")
+
+
+class Branches(nn.Module):
+    """A value read late, twice and as a slice; outputs that are kernels' results, views of them, and PyTorch's."""
+
+    def __init__(self, c=24):
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, c, 3, padding=1), nn.Conv2d(c, c, 3, 2, 1)
+        self.wide, self.last = nn.Conv2d(c, 2 * c, 1), nn.Conv2d(2 * c, c, 1)
+        self.dw = nn.Conv2d(c // 2, c // 2, 3, padding=1, groups=c // 2)
+        self.up, self.half = nn.ConvTranspose2d(c, 5, 2, 2), c // 2
+
+    def forward(self, x):
+        early = self.stem(x).relu()
+        y = self.last(self.wide(early).relu()) + early
+        a, b = y.split(self.half, 1)
+        z = self.last(torch.cat([self.dw(a), b, early], 1))
+        d = self.down(z).tanh()  # no kernel's activation
+        return z, d, y[:, 3:7], self.up(d), early.mean((2, 3)), self.last(self.wide(d))
+
+
+def program_of(model, x, seconds=0.0):
+    graph = rewrite(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
+    runs, blocks = choose(graph, seconds=seconds)  # no time to measure: kernels wherever there are some
+    return Program(graph, runs), blocks
+
+
+@kernels
+@torch.no_grad()
+def test_calls_do_not_disturb_each_other():
+    torch.manual_seed(0)
+    model = Branches().eval()
+    shapes = [(1, 3, 20, 14), (2, 3, 9, 11)]
+    program, _ = program_of(model, torch.randn(shapes[0]))
+    seen = []
+    for _, shape in itertools.product(range(4), shapes):
+        x = torch.randn(shape)
+        seen.append((program(x), model(x)))
+    plans = list(program._plans.values())
+    assert len(plans) == 2
+    assert sum(isinstance(todo, Native) for todo in plans[0].todo) >= 8
+    needed = sum(slot.shape[0] * slot.shape[1] * slot.shape[2] * slot.shape[3] for slot in plans[0].slots.values())
+    assert plans[0].size < needed, "values that are never needed together share their memory"
+    for found, want in seen:
+        for y, exact in zip(found, want, strict=True):
+            torch.testing.assert_close(y, exact, rtol=1e-4, atol=1e-5)
+
+
+@kernels
+@torch.no_grad()
+def test_memory_that_was_never_written_is_never_read(monkeypatch):
+    monkeypatch.setattr(
+        torch, "empty", lambda *a, **k: torch.full(a[0] if not isinstance(a[0], int) else a, torch.nan, **k)
+    )
+    model, x = Branches().eval(), torch.randn(1, 3, 20, 14)
+    program, _ = program_of(model, x)
+    for _ in range(3):
+        for y, want in zip(program(x), model(x), strict=True):
+            torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
+
+
+@kernels
+def test_threads_are_part_of_a_plan():
+    model, x = Branches().eval(), torch.randn(1, 3, 20, 14)
+    program, _ = program_of(model, x)
+    threads = torch.get_num_threads()
+    try:
+        with torch.no_grad():
+            for count in (1, 2, 1, 2):
+                torch.set_num_threads(count)
+                torch.testing.assert_close(program(x)[0], model(x)[0], rtol=1e-4, atol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(program._plans) == 2
+
+
+def test_where_values_lie():
+    steps = [
+        Step(None, (0,), 1, -1, (), False), Step(None, (1,), 2, -1, (), True), Step(None, (1,), 3, 4, (), False),
+        Step(None, (2, 4), 5, -1, (), False),
+    ]  # fmt: skip
+    assert _ends(steps, 6) == [0, 3, 3, 2, 3, 3]  # 1 lives as long as its view, 2
+    assert _gap([(0, 10, 0), (16, 32, 0)], 6) == 10
+    assert _gap([(0, 10, 0), (16, 32, 0)], 7) == 32
+    assert _gap([], 7) == 0
+
+
+def test_the_choice(monkeypatch):
+    """The faster of two forms is taken, a wrong or failing one never; what was measured once is known."""
+    from leanconv.engine.fused.forms import FORMS, Form
+
+    def slow(node):
+        run = aten.make(node)
+        return lambda x: torch.stack([run(x) for _ in range(30)])[0]
+
+    def lucky(node):
+        run = aten.make(node)
+        return lambda x: run(x) * 1.01
+
+    aten = next(form for form in FORMS["block"] if form.name == "aten")
+    forms = {**FORMS, "block": [Form("slow", slow), aten, Form("wrong", lucky), Form("fails", lambda node: 1 / 0)]}
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)),
+        torch.randn(1, 3, 33, 33),
+    )
+    graph = rewrite(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
+    monkeypatch.setattr(room, "_MEASURED", {})
+    _, blocks = choose(graph, seconds=60, forms=forms)
+    assert [row.chosen for row in blocks.rows] == ["aten"] * 3
+    assert blocks.rows[0].refused["wrong"] == "differs from PyTorch's"
+    assert "ZeroDivisionError" in blocks.rows[0].refused["fails"]
+    assert blocks.rows[0].times_ms["slow"] > 5 * blocks.rows[0].times_ms["aten"]
+    assert len(room._MEASURED) == 3
+    monkeypatch.setattr(room, "_measure", None)
+    choose(graph, seconds=60, forms=forms)
+
+
+def test_without_kernels_the_graph_still_runs(monkeypatch):
+    monkeypatch.setattr("leanconv.engine.fused.kernels.cpu_reason", lambda: "halide is not installed")
+    model, x = Branches().eval(), torch.randn(1, 3, 20, 14)
+    program, blocks = program_of(model, x, seconds=60)
+    assert not {"kernel", "split"} & {row.chosen for row in blocks.rows}
+    with torch.no_grad():
+        for _ in range(2):
+            for y, want in zip(program(x), model(x), strict=True):
+                torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
