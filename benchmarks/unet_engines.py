@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--convs", nargs="+", default=list(CONVS))
     parser.add_argument("--budget", type=float, default=90, help="seconds for each optimize")
+    parser.add_argument("--out", type=Path, default=RESULT, help="the JSON file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     x = torch.randn(1, 3, arguments.size, arguments.size)
@@ -43,7 +44,7 @@ def main() -> None:
     )
     command = f"python -m benchmarks.unet_engines {words} --convs {' '.join(arguments.convs)}"
     report = {"command": command, "machine": describe(), "comparison": comparison.to_dict(), "engines": engines}
-    write_json(RESULT, report)
+    write_json(arguments.out, report)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,9 @@ def optimize(
             progress.advance()
         progress.show("measuring")
         winner = _race(bench, entries, deadline, progress.part)
+    for entry in entries:
+        if note := getattr(getattr(entry.form, "blocks", None), "note", ""):
+            entry.row.note += f"; {note}"
     fallback = _fallback(bench, entries, given)
     shape = bench.tensors[0].shape if bench.tensors else None
     told = label(bench.device, dtype=bench.dtype, shape=shape)

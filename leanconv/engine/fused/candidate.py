@@ -10,6 +10,7 @@ from leanconv.engine.fused.choose import choose
 from leanconv.engine.fused.program import Program
 from leanconv.engine.fused.rewrite import rewrite
 from leanconv.engine.workbench import Workbench
+from leanconv.kernels import cpu_reason
 
 # Seconds that measuring the blocks of one model may take.
 MEASURING_S = 30.0
@@ -32,6 +33,7 @@ def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     with torch.no_grad():
         runs, blocks = choose(graph, seconds=MEASURING_S)
     form = bench.from_flat(Program(graph, runs))
+    blocks.note = cpu_reason() and f"without kernels of its own: {cpu_reason()}"
     form.blocks = blocks  # type: ignore[attr-defined]
     return form
 

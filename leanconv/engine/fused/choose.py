@@ -44,9 +44,10 @@ class BlockChoice:
 
 @dataclass
 class Blocks:
-    """The table of blocks."""
+    """The table of blocks. `note`: why there are no kernels among the forms, and how to get them; or ""."""
 
     rows: list[BlockChoice] = field(default_factory=list)
+    note: str = ""
 
     def to_dict(self) -> list[dict[str, Any]]:
         return [row.to_dict() for row in self.rows]
@@ -61,6 +62,7 @@ class Blocks:
             for row in self.rows
         ]  # fmt: skip
         note = "ms of one call of the block alone, its result's size, how many of it the model has"
+        note += f"; {self.note}" if self.note else ""
         return table(["block", "result", "times", *names, "chosen"], cells, note=note)
 
 

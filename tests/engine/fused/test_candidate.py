@@ -179,6 +179,14 @@ def test_eight_threads_and_no_growth():
     assert grown < 50_000, f"{grown} bytes after 1000 calls"
 
 
+def test_without_halide_it_says_how_to_get_the_speed(monkeypatch, torch_only):
+    for place in ("leanconv.kernels.cpu_reason", "leanconv.engine.fused.candidate.cpu_reason"):
+        monkeypatch.setattr(place, lambda: "halide is not installed: pip install 'leanconv[cpu]'")
+    fast = optimize(Odd().eval(), torch.randn(1, 3, 9, 9), engines=("fused",), budget_s=240)
+    assert "pip install 'leanconv[cpu]'" in fast.choices["fused"].note
+    assert "pip install 'leanconv[cpu]'" in fast.choices.blocks.note
+
+
 def test_what_it_is_not_for():
     model = nn.Sequential(nn.Linear(3, 4)).eval()
     assert "no 2-D convolution" in optimize(model, torch.randn(2, 3), engines=("fused",)).choices["fused"].note
