@@ -12,8 +12,9 @@ from torch import Tensor
 from leanconv.errors import BadInput, UnknownName, missing_extra
 from leanconv.registry import nearest
 from leanconv.train.data import ALSO, SPLITS, NoSplit, number, parquet_files, parse, split_by_name
-from leanconv.train.images import SUFFIXES, read_image, read_size
+from leanconv.train.images import SUFFIXES, listing, read_image, read_size
 from leanconv.train.labelled import (
+    MAX_CLASSES,
     VAL_SHARE,
     Labelled,
     LabelSource,
@@ -25,7 +26,6 @@ from leanconv.train.labelled import (
 )
 from leanconv.train.parquet import check_bytes, encoded, read_columns
 
-MAX_CLASSES = 1_000_000
 _TORCHVISION = ("CIFAR10", "CIFAR100", "SVHN", "ImageFolder")
 Splits = dict[str, LabelSource]
 
@@ -50,6 +50,8 @@ def open_labelled(ref: str, split: str, *, size: int) -> Labelled:
         classes, splits, note = _torchvision(ref, place.removeprefix("torchvision:"), options, split)
     else:
         root = Path(place).expanduser()
+        if place.startswith("synthetic:"):
+            raise BadInput(f"data {ref!r} has masks, and classification needs a class for each image")
         if not root.is_dir():
             raise BadInput(f"data {place!r}: no such folder; give one with a folder a class, or with Parquet splits")
         count = number(ref, "classes", options["classes"], 2, MAX_CLASSES) if "classes" in options else 0
@@ -61,13 +63,22 @@ def open_labelled(ref: str, split: str, *, size: int) -> Labelled:
                 raise BadInput(f"data {ref!r}: classes={count}, but {root} has {len(classes)} class folders")
     check_classes(classes, ref)
     if "val" not in splits and "train" in splits and split in ("train", "val"):
-        train, val, note = held_out(splits["train"], share)
+        train, val, note = held_out(splits["train"], share, classes)
         splits["train"] = train
         if share:
             splits["val"] = val
     if split not in splits:
         raise NoSplit(f"{place}: there is no {split} split; it has {', '.join(splits) or 'none'}")
-    return Labelled(splits[split], classes, size, note)
+    notes = [note, _unseen(splits["train"], classes) if "train" in splits else ""]
+    return Labelled(splits[split], classes, size, "; ".join(filter(None, notes)))
+
+
+def _unseen(train: LabelSource, classes: Sequence[str]) -> str:
+    """What to say of classes that nothing is learnt of: labels with gaps, or a class that only other splits have."""
+    seen = set(train.labels)
+    if not (unseen := [name for place, name in enumerate(classes) if place not in seen]):
+        return ""
+    return f"{len(unseen)} of {len(classes)} classes have no training images: {listing(unseen)}"
 
 
 class _Files:
@@ -164,9 +175,13 @@ def _subfolders(top: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Image files of a folder and of the folders in it."""
-    found = []
-    for here, folders, files in os.walk(folder):
+    """Image files of a folder and of the folders in it, linked ones too."""
+    found, entered = [], set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(here)) in entered:  # a link back up: its files are there already
+            folders.clear()
+            continue
+        entered.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(here, name) for name in files if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
     return sorted(found)
@@ -188,7 +203,7 @@ def _parquet(root: Path, split: str, count: int) -> tuple[list[str], Splits, str
         starts: list[int] = []
         for path, table in labels[each]:
             starts.append(len(numbers))
-            raw = [index.get(label, label) for label in table["label"]]
+            raw = _numbered(table["label"], index, path)
             numbers += check_labels(raw, len(classes), f"{path}, row")
             if each == wanted:
                 cells = read_columns(path, ("image",))["image"]
@@ -215,6 +230,16 @@ def _class_names(tables: Sequence[dict[str, list[Any]]], count: int) -> tuple[li
         times = Counter(names)
         names = [name if times[name] == 1 else f"{name} ({place})" for place, name in enumerate(names)]
     return names, {}
+
+
+def _numbered(labels: list[Any], index: dict[Any, int], path: Path) -> list[Any]:
+    """The numbers of labels that are words; others as they are, unless another file has words."""
+    if index and (row := next((row for row, label in enumerate(labels) if isinstance(label, int)), None)) is not None:
+        raise BadInput(
+            f"{path}, row {row}: label {labels[row]!r}: other files have words such as {next(iter(index))!r}; "
+            "write all labels alike"
+        )
+    return [index[label] if isinstance(label, str) else label for label in labels]
 
 
 def _torchvision(ref: str, name: str, options: dict[str, str], split: str) -> tuple[list[str], Splits, str]:

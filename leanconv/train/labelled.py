@@ -32,6 +32,7 @@ from leanconv.train.data import CACHE_BYTES
 SMALL_SIDE = 96
 MEMORY_BYTES = 2 * 2**30
 VAL_SHARE = 0.1
+MAX_CLASSES = 1_000_000
 
 
 class Picture(NamedTuple):
@@ -175,7 +176,7 @@ def prepared(image: Tensor, size: int) -> Tensor:
     return square
 
 
-def held_out(source: LabelSource, share: float) -> tuple[Part, Part, str]:
+def held_out(source: LabelSource, share: float, classes: Sequence[str]) -> tuple[Part, Part, str]:
     """(train, val, note): of every class the pictures with the smallest hashes are held out, at least one."""
     if not share:
         return Part(source, range(len(source.names))), Part(source, []), ""
@@ -186,8 +187,8 @@ def held_out(source: LabelSource, share: float) -> tuple[Part, Part, str]:
     for label, places in by_class.items():
         if len(places) < 2:
             raise BadInput(
-                f"class {label} has one training image, of which none can be held out for validation: give a val "
-                "split, or say ?val=0 and keep=last"
+                f"class {classes[label]} has one training image, of which none can be held out for validation: give a "
+                "val split, or say ?val=0 and keep=last"
             )
         ranked = sorted(places, key=lambda place: hashlib.sha256(f"{source.names[place]},{place}".encode()).digest())
         val.update(ranked[: max(1, min(len(places) - 1, round(share * len(places))))])
@@ -203,7 +204,8 @@ def check_labels(labels: Iterable[Any], classes: int, where: str) -> list[int]:
         if isinstance(label, bool) or not isinstance(label, int):
             raise BadInput(f"{where} {row}: label {label!r}: a class is a whole number from 0 on, or a word")
         if not 0 <= label < classes:
-            raise BadInput(f"{where} {row}: label {label}: the classes are 0 to {classes - 1}; more: ?classes=N")
+            more = "; more: ?classes=N" if 0 < label < MAX_CLASSES else ""
+            raise BadInput(f"{where} {row}: label {label}: the classes are 0 to {classes - 1}{more}")
         found.append(label)
     return found
 

@@ -111,6 +111,31 @@ def _fraction(root, folders):
     return table(root / "p", [0.0, 1.0, 0.5]), r"row 0: label 0\.0: a class is a whole number"
 
 
+def _lists(root, folders):
+    return table(root / "p", [[0], [1]]), r"row 0: label \[0\]: a class is a whole number"
+
+
+def _words_and_numbers(root, folders):
+    table(root / "p", [0, 1], split="val")
+    return table(root / "p", ["ant", "bee"]), "val-0.parquet, row 0: label 0: other files have words such as 'ant'"
+
+
+def _masks(root, folders):
+    return "synthetic:wafer", "has masks, and classification needs a class"
+
+
+def _rare_folder(root, folders):
+    for path in [*(folders / "val").glob("*/*"), *(folders / "train/bee").glob("[1-9].png")]:
+        path.unlink()
+    for path in [*(folders / "val").iterdir(), folders / "val"]:
+        path.rmdir()
+    return str(folders), "class bee has one training image"
+
+
+def _beyond_all(root, folders):
+    return table(root / "p", [0, 10**12]), r"label 1000000000000: the classes are 0 to 999999$"
+
+
 def _cmyk(root, folders):
     images = [png((1, 2, 3)), png((1, 2, 3)), png((1, 2, 3, 4), mode="CMYK"), png((1, 2, 3))]
     return table(root / "p", [0, 1, 0, 1], images=images), r"row 2: 4 channels of kind CMYK; save it as grey or RGB"
@@ -146,6 +171,7 @@ def _not_downloaded(root, folders):
 
 BAD = (
     _corrupt, _empty, _one, _out_of_range, _negative, _no_label, _fraction, _cmyk, _share, _option, _count, _nowhere,
+    _lists, _words_and_numbers, _masks, _rare_folder, _beyond_all,
     _rare, _set, _not_downloaded,
 )  # fmt: skip
 
@@ -269,3 +295,17 @@ def test_real_sets(data_dir):
     photos = open_labelled(f"{data_dir / 'imagenet_sample'}?classes=1000", "test", size=224)
     assert (len(photos.classes), photos.square(0).shape) == (1000, (3, 224, 224))
     assert find_task(str(data_dir / "magnetic_tile_defects")) == "segment"
+
+
+def test_linked_folders_are_entered_once(folders):
+    (folders / "test/bee/more").symlink_to(folders / "train/bee")
+    (folders / "test/bee/back").symlink_to(folders / "test/bee")
+    test = open_labelled(str(folders), "test", size=10)
+    assert test.labels.tolist().count(1) == 3 + 6
+    assert len(set(test.source.names)) == len(test)
+
+
+def test_classes_without_training_images_are_said(folders, tmp_path):
+    assert not open_labelled(str(folders), "train", size=10).note
+    gaps = table(tmp_path / "gaps", [0, 3] * 4)
+    assert "2 of 4 classes have no training images: 1, 2" in open_labelled(gaps, "train", size=10).note
