@@ -9,8 +9,8 @@ from torch import Tensor
 
 from leanconv.ops.padded import like, pad, sides
 
-# On one thread of an AMD EPYC a training step of a quarter-width VGG-16 with ODConv (CIFAR, batch 128) takes 690 ms of CPU
-# with the three forms, 2,629 ms with grouped convolutions alone, and 201 ms dense:
+# On one thread of an AMD EPYC a training step of a quarter-width VGG-16 with ODConv (CIFAR, batch 128) takes 690 ms of
+# CPU with the three forms, 2,629 ms with grouped convolutions alone, and 201 ms dense:
 # python -m benchmarks.classification "DIR?val=0" --only-steps 12 --operators conv odconv
 # "products" wins where an unfolded sample is smaller than its kernel; "outputs" where the kernels of the batch are
 # larger than the caches, by this many numbers, and n kernels on few pixels cost less than writing and reading them.
