@@ -29,6 +29,8 @@ from leanconv.kernels.cpu.tracks import Source, split_weights, track_weights, tr
 from leanconv.ops.forms import check_channels
 from leanconv.ops.separable import Separable
 
+WIDE = 96  # pixels: three rows of one vector of channels fill half of a first-level cache
+
 
 class BoundSeparable(Bound):
     """`ops.separable.separable` with form and weights given: `bound(inputs, residual=None, gate=None)`."""
@@ -90,7 +92,8 @@ class _Maker:
         for source, taps in zip(self.bound._tracks, self.bound._taps, strict=True):
             tile = stencil_tile(source.channels, self.size[3])
             core = separable.Core(
-                (self._track(source),), None, self.size[1], False, self.form.activation, self._residual_pixel(), False
+                (self._track(source),), None, self.size[1], False, self.form.activation, self._residual_pixel(), False,
+                self.size[3] > WIDE,
             )  # fmt: skip
             arguments = [self._input(source), *map(self._add, taps)]
             if self.residual is not None:
@@ -112,7 +115,7 @@ class _Maker:
         tile = matrix_tile(o, self.size[3], form.middle, False)
         core = separable.Core(
             tuple(map(self._track, self.bound._tracks)), o, o, form.bias, form.activation, self._residual_pixel(),
-            form.gate,
+            form.gate, self.size[3] > WIDE,
         )  # fmt: skip
         arguments: list[View] = []
         for source, taps, column in zip(self.bound._tracks, self.bound._taps, self._columns(), strict=True):

@@ -52,6 +52,7 @@ class Tile:
         return (vectors + (vectors % 2 == 0 and vectors > 2)) * self.lanes
 
 
+MOST_WRITTEN_OUT = 11  # taps of a stencil
 STRIP = 64  # pixels of a row whose stencils are made for all rows of a block before the next ones
 
 
@@ -151,17 +152,40 @@ def clamped(axes: Axes, source: Any, h: Any, w: Any, name: str) -> Any:
     return func
 
 
-def stencil(axes: Axes, source: Any, form: Stencil, taps: Any, bias: Any) -> Any:
-    """One depthwise convolution and its activation, as an expression; `taps` is `c r·s`."""
-    (c, x, y), total = (axes.c, axes.x, axes.y), None if bias is None else bias[axes.c]
+def stencil(axes: Axes, source: Any, form: Stencil, taps: Any, bias: Any, name: str) -> tuple[Any, Any]:
+    """One depthwise convolution and its activation, as an expression; `taps` is `c r·s`.
+
+    Few taps are written out. Of many only a row is, summed over the rows in accumulators (the second result, else
+    None): LLVM takes seconds for 49 taps of 8 pixels, and its code is half as fast.
+    """
+    hl, (c, x, y) = halide(), (axes.c, axes.x, axes.y)
     (r, s), (sh, sw), (dh, dw), (top, _, left, _) = form.kernel, form.stride, form.dilation, form.padding
-    for i in range(r):
+
+    def row(i: Any) -> Any:
+        total: Any = None
         for j in range(s):
             value = source[c, x * sw + (j * dw - left), y * sh + (i * dh - top)]
             if not form.identity:
                 value = value * taps[c, i * s + j]
             total = value if total is None else total + value
-    return activate(form.activation, total)
+        return total
+
+    if r * s <= MOST_WRITTEN_OUT or r == 1:
+        total = None if bias is None else bias[c]
+        for i in range(r):
+            total = row(i) if total is None else total + row(i)
+        return activate(form.activation, total), None
+    sums = hl.Func(f"{name}_sums")
+    sums[c, x, y] = hl.f32(0.0) if bias is None else bias[c]
+    sums[c, x, y] += row(hl.RDom([(0, r)], f"{name}_rows")[0])
+    return activate(form.activation, sums[c, x, y]), sums
+
+
+def schedule_sums(axes: Axes, sums: Any, func: Any, loop: Any, tile: Tile) -> None:
+    """The accumulators of a stencil of many taps, in registers, within the tile loop of their stage."""
+    sums.compute_at(func, loop).bound_extent(axes.c, tile.lanes).vectorize(axes.c, tile.lanes).unroll(axes.x)
+    update = sums.update()
+    update.reorder(axes.c, axes.x, *sums.rvars(0)).vectorize(axes.c, tile.lanes).unroll(axes.x)
 
 
 def schedule_copy(axes: Axes, func: Any, channels: int, tile: Tile) -> None:
@@ -181,20 +205,23 @@ def _schedule_sides(axes: Axes, func: Any, channels: int, tile: Tile) -> None:
         update.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
 
 
-def schedule_stencil(axes: Axes, func: Any, channels: int, tile: Tile, taps: int) -> None:
+def schedule_stencil(axes: Axes, func: Any, channels: int, tile: Tile, sums: Any, wide: bool) -> None:
     """A stencil: its taps stay in registers while several pixels of one vector of channels are made together.
 
-    Strips of columns, and all rows of one vector of channels before the next: what the rows share is in the first-level
-    cache.
+    Strips of columns where rows are long (`wide`), and all rows of one vector of channels before the next: what the
+    rows share is in the first-level cache.
     """
     hl = halide()
     func.align_storage(axes.c, tile.storage(channels))
     func.bound_extent(axes.c, tile.whole(channels))
-    func.split(axes.c, axes.co, axes.ci, tile.lanes).split(axes.x, axes.xs, axes.xo, STRIP, hl.TailStrategy.GuardWithIf)
-    # Of many taps fewer pixels: 7×7 by 8 pixels keeps LLVM busy for 2.5 s, by 4 for 1.1 s.
-    unrolled = min(8 if taps <= 25 else 4, tile.pixels)
-    func.split(axes.xo, axes.xu, axes.xv, unrolled, hl.TailStrategy.RoundUp)
-    func.reorder(axes.ci, axes.xv, axes.xu, axes.y, axes.co, axes.xs).vectorize(axes.ci).unroll(axes.xv)
+    func.split(axes.c, axes.co, axes.ci, tile.lanes)
+    if wide:
+        func.split(axes.x, axes.xs, axes.xo, STRIP, hl.TailStrategy.GuardWithIf)
+    func.split(axes.xo if wide else axes.x, axes.xu, axes.xv, min(8, tile.pixels), hl.TailStrategy.RoundUp)
+    func.reorder(axes.ci, axes.xv, axes.xu, axes.y, axes.co, *([axes.xs] if wide else []))
+    func.vectorize(axes.ci).unroll(axes.xv)
+    if sums is not None:
+        schedule_sums(axes, sums, func, axes.xu, tile)
     _schedule_sides(axes, func, channels, tile)
 
 

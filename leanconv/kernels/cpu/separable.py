@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanconv.kernels.cpu.pieces import (
+    STRIP,
     Axes,
     Tile,
     activate,
@@ -22,6 +23,7 @@ from leanconv.kernels.cpu.pieces import (
     schedule_output,
     schedule_projection,
     schedule_stencil,
+    schedule_sums,
     size_after,
     stencil,
     weights_image,
@@ -44,6 +46,7 @@ class Core:
     """What one kernel computes; see `Separable`. Without a projection it has one track.
 
     Args:
+        wide: rows are so long that stencils go by strips of columns.
         out_pixel, residual: numbers from one pixel to the next of the output, and of the map that is added (0: none).
     """
 
@@ -54,6 +57,7 @@ class Core:
     activation: str
     residual: int
     gate: bool
+    wide: bool = False
 
 
 @dataclass
@@ -64,7 +68,7 @@ class _Chain:
     arguments: list[Any]
     width: Any
     copies: bool  # the first Func is a padded copy
-    taps: int  # most taps of a stencil
+    sums: dict[str, Any]  # accumulators of a Func, by its name
 
 
 def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
@@ -98,8 +102,8 @@ def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
     if core.out_channels is None:
         value = chains[0].funcs[-1][c, x, y]
         out[c, x, y] = activate(core.activation, value if added is None else value + added)
-        _schedule_depthwise(axes, out, core, tile)
-        _schedule_chain(axes, chains[0], core.tracks[0].channels, tile, last=len(chains[0].funcs) - 1)
+        _schedule_depthwise(axes, out, core, chains[0], tile)
+        _schedule_chain(axes, chains[0], core, 0, tile, last=len(chains[0].funcs) - 1)
     else:
         start: Any = hl.f32(0.0)
         if core.bias:
@@ -112,8 +116,8 @@ def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
         schedule_output(axes, out, core.out_channels, tile, [y])
         acc.compute_at(out, axes.xo)
         schedule_projection(axes, acc, len(parts), tile)
-        for chain, track in zip(chains, core.tracks, strict=True):
-            _schedule_chain(axes, chain, track.channels, tile, last=len(chain.funcs))
+        for index, chain in enumerate(chains):
+            _schedule_chain(axes, chain, core, index, tile, last=len(chain.funcs))
     if core.residual:
         arguments.append(residual)
     bound_output(out, core.out_channels or core.tracks[0].channels, core.out_pixel)
@@ -124,8 +128,8 @@ def _chain(axes: Axes, track: Track, index: int) -> _Chain:
     source = map_image(f"in{index}", track.pixel)
     source.dim(2).set_min(0)
     w, h = source.dim(1).extent(), source.dim(2).extent()
-    first, taps = track.stencils[0], max(s.kernel[0] * s.kernel[1] for s in track.stencils)
-    chain = _Chain([], [source], w, copies=first.kernel != (1, 1) or any(first.padding), taps=taps)
+    first = track.stencils[0]
+    chain = _Chain([], [source], w, copies=first.kernel != (1, 1) or any(first.padding), sums={})
     if chain.copies:
         func = padded(axes, source, h, w, f"pad{index}", track.stencils[0].padding)
         chain.funcs.append(func)
@@ -141,11 +145,13 @@ def _chain(axes: Axes, track: Track, index: int) -> _Chain:
         if form.bias:
             bias = image(f"{name}_bias", 1)
             chain.arguments.append(bias)
-        value = stencil(axes, func, form, packed, bias)
+        value, sums = stencil(axes, func, form, packed, bias, name)
         h, w = size_after(form, h, w)
         sides = track.stencils[place + 1].padding if place + 1 < len(track.stencils) else (0, 0, 0, 0)
         func = zeros_around(axes, value, h, w, name, sides)
         chain.funcs.append(func)
+        if sums is not None:
+            chain.sums[func.name()] = sums
     chain.width = w
     return chain
 
@@ -155,20 +161,25 @@ def tile_stride(channels: int) -> int:
     return -(-channels // 16) * 16
 
 
-def _schedule_depthwise(axes: Axes, out: Any, core: Core, tile: Tile) -> None:
+def _schedule_depthwise(axes: Axes, out: Any, core: Core, chain: _Chain, tile: Tile) -> None:
     """The last stencil is part of the output's own loop: its result is stored once."""
     hl, a, channels = halide(), axes, core.tracks[0].channels
     tail = hl.TailStrategy.RoundUp if channels % tile.lanes == 0 else hl.TailStrategy.Predicate
     out.split(a.c, a.co, a.ci, tile.lanes, tail)
-    out.split(a.x, a.xo, a.xi, tile.pixels, hl.TailStrategy.PredicateStores)
-    out.reorder(a.ci, a.xi, a.xo, a.co, a.y).vectorize(a.ci).unroll(a.xi)
+    if core.wide:
+        out.split(a.x, a.xs, a.xu, STRIP, hl.TailStrategy.GuardWithIf)
+    out.split(a.xu if core.wide else a.x, a.xo, a.xi, tile.pixels, hl.TailStrategy.PredicateStores)
+    out.reorder(a.ci, a.xi, a.xo, a.y, a.co, *([a.xs] if core.wide else [])).vectorize(a.ci).unroll(a.xi)
+    if (sums := chain.sums.get(chain.funcs[-1].name())) is not None:
+        schedule_sums(axes, sums, out, a.xo, tile)
 
 
-def _schedule_chain(axes: Axes, chain: _Chain, channels: int, tile: Tile, last: int) -> None:
-    """The first `last` Funcs of a chain, each for the whole block; what follows them is inlined."""
+def _schedule_chain(axes: Axes, chain: _Chain, core: Core, track: int, tile: Tile, last: int) -> None:
+    """The first `last` Funcs of a track's chain, each for the whole block; what follows them is inlined."""
+    channels = core.tracks[track].channels
     for index, func in enumerate(chain.funcs[:last]):
         func.compute_root()
         if index == 0 and chain.copies:
             schedule_copy(axes, func, channels, tile)
         else:
-            schedule_stencil(axes, func, channels, tile, chain.taps)
+            schedule_stencil(axes, func, channels, tile, chain.sums.get(func.name()), core.wide)
