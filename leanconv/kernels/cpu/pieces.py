@@ -212,6 +212,7 @@ def schedule_stencil(axes: Axes, func: Any, channels: int, tile: Tile, sums: Any
     rows share is in the first-level cache.
     """
     hl = halide()
+    wide = wide and sums is None  # the end of a strip would leave the accumulators without a fixed size
     func.align_storage(axes.c, tile.storage(channels))
     func.bound_extent(axes.c, tile.whole(channels))
     func.split(axes.c, axes.co, axes.ci, tile.lanes)

@@ -166,11 +166,13 @@ def _schedule_depthwise(axes: Axes, out: Any, core: Core, chain: _Chain, tile: T
     hl, a, channels = halide(), axes, core.tracks[0].channels
     tail = hl.TailStrategy.RoundUp if channels % tile.lanes == 0 else hl.TailStrategy.Predicate
     out.split(a.c, a.co, a.ci, tile.lanes, tail)
-    if core.wide:
+    sums = chain.sums.get(chain.funcs[-1].name())
+    wide = core.wide and sums is None
+    if wide:
         out.split(a.x, a.xs, a.xu, STRIP, hl.TailStrategy.GuardWithIf)
-    out.split(a.xu if core.wide else a.x, a.xo, a.xi, tile.pixels, hl.TailStrategy.PredicateStores)
-    out.reorder(a.ci, a.xi, a.xo, a.y, a.co, *([a.xs] if core.wide else [])).vectorize(a.ci).unroll(a.xi)
-    if (sums := chain.sums.get(chain.funcs[-1].name())) is not None:
+    out.split(a.xu if wide else a.x, a.xo, a.xi, tile.pixels, hl.TailStrategy.PredicateStores)
+    out.reorder(a.ci, a.xi, a.xo, a.y, a.co, *([a.xs] if wide else [])).vectorize(a.ci).unroll(a.xi)
+    if sums is not None:
         schedule_sums(axes, sums, out, a.xo, tile)
 
 
