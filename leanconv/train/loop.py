@@ -21,6 +21,7 @@ from leanconv.runs import RunFolder, load_weights, save_weights
 from leanconv.train import checkpoint, setup
 from leanconv.train.batches import Order, mix
 from leanconv.train.checkpoint import State
+from leanconv.train.images import listing
 from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.optimizer import make_optimizer, rate_at
 from leanconv.train.progress import Reporter, write_history
@@ -254,6 +255,12 @@ class _Run:
             raise BadInput(
                 f"{path} was started with {state.images} training images, {self.recipe.data} now has {images}: "
                 f"resume it with the same, or train its weights on with model={path} out=another/folder"
+            )
+        before, now = self.folder.read_model().classes, tuple(self.task.classes)
+        if before and before != now:  # the files would get other labels, and model.json other names
+            raise BadInput(
+                f"{path} was started with the classes {listing(before)}, {self.recipe.data} now has "
+                f"{listing(now)}: resume it with the same, or choose out="
             )
         if state.step > self.total:
             raise BadInput(

@@ -24,6 +24,8 @@ CHOICES = {
     "device": ("auto", "cpu"),
 }
 _TOO_LARGE = 2**63  # for torch's seeds, and for what a run can count
+# Beyond these memory or OpenMP gives up without a word of what was wrong; one pixel is no picture to resize to.
+_RANGES = {"size": (2, 2**14), "batch": (1, 2**20), "threads": (0, 2**12), "workers": (0, 2**12)}
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,15 @@ class Recipe:
         for key, words in CHOICES.items():
             if getattr(self, key) not in words:
                 raise BadInput(f"recipe: {key}={getattr(self, key)!r}: one of {', '.join(words)}")
-        for key in ("size", "batch", "drop_epochs", "eval_every", "log_every"):
+        for key in ("drop_epochs", "eval_every", "log_every"):
             if getattr(self, key) < 1:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: must be at least 1")
+        for key, (least, most) in _RANGES.items():
+            if not least <= getattr(self, key) <= most:
+                raise BadInput(f"recipe: {key}={getattr(self, key)}: must be at least {least} and at most {most}")
         for key in (
             "epochs", "steps", "seed", "lr", "momentum", "weight_decay", "clip", "warmup", "drop", "smoothing",
-            "topology_epochs", "light", "defect_crop", "threads", "workers", "save_every",
+            "topology_epochs", "light", "defect_crop", "save_every",
         ):  # fmt: skip
             if not 0 <= getattr(self, key) < math.inf:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: must be a number of at least 0")
@@ -130,8 +135,14 @@ class Recipe:
         for key in ("light", "smoothing"):
             if getattr(self, key) >= 1:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: from 0 to below 1")
-        if not all(part.strip().isdecimal() for part in self.drop_at.split(",") if self.drop_at):
-            raise BadInput(f'recipe: drop_at="{self.drop_at}": whole epochs, like "82,123"')
+        falls = [part.strip() for part in self.drop_at.split(",") if self.drop_at]
+        if not all(part.isdecimal() and len(part) < 19 for part in falls):
+            raise BadInput(f'recipe: drop_at="{self.drop_at[:40]}": whole epochs, like "82,123"')
+        if falls and self.schedule != "step":
+            raise BadInput(
+                f'recipe: drop_at="{self.drop_at[:40]}" is of schedule=step, not of schedule={self.schedule}: '
+                'say schedule=step, or drop_at=""'
+            )
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise BadInput("recipe: nesterov=true is a form of SGD with momentum: say optimizer=sgd, momentum=0.9")
         if self.zoom < 1 or not math.isfinite(self.zoom):

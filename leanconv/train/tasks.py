@@ -41,6 +41,9 @@ def task_of(recipe: Recipe) -> str:
 def make_task(recipe: Recipe, kind: str, classes: tuple[str, ...]) -> Task:
     """What the loop trains. Raises BadInput for settings of the other task."""
     if kind == "classify":
+        for key, unused in {"zoom": 1.0, "defect_crop": 0.0}.items():
+            if (value := getattr(recipe, key)) != unused:
+                raise BadInput(f"recipe: {key}={value} is for segmentation, this data has a class an image")
         return Classification(classes, recipe.loss, recipe.smoothing)
     if recipe.smoothing:
         raise BadInput(f"recipe: smoothing={recipe.smoothing} is for classification, this data has masks")

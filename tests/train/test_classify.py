@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,23 @@ def test_the_loop_drives_the_schedule(recipe, monkeypatch):
     second, seen = seen, []
     fit(recipe("other", **plain), progress=False, trust_code=True)
     assert seen[0][2] == pytest.approx(second[0][2] + 100, rel=1e-6)
+
+
+def test_a_run_does_not_go_on_with_renamed_classes(recipe, coloured, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(coloured, data)
+    fit(recipe(data=str(data), steps=2), progress=False, trust_code=True)
+    for split in ("train", "val", "test"):
+        (data / split / "red").rename(data / split / "amber")  # now the first by name: every label means another class
+    with pytest.raises(BadInput, match=r"started with the classes blue, green, red, .* now has amber, blue, green"):
+        fit(recipe(data=str(data), steps=4), resume=True, progress=False, trust_code=True)
+    assert RunFolder(tmp_path / "run").read_model().classes == ("blue", "green", "red")
+
+
+def test_settings_of_segmentation_are_refused(recipe):
+    for settings in ({"zoom": 1.5}, {"defect_crop": 0.5}):
+        with pytest.raises(BadInput, match=f"{next(iter(settings))}=.* is for segmentation"):
+            fit(recipe(**settings), progress=False, trust_code=True)
 
 
 def test_a_model_of_other_outputs_is_refused(recipe, tmp_path):
