@@ -14,6 +14,7 @@ geometric means; writes benchmarks/results/cpu_kernels.json.
 import argparse
 import ctypes
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -72,6 +73,11 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     peaks, rows = measured_peaks(), []
+    command = " ".join(["python -m benchmarks.cpu_kernels", *map(shlex.quote, sys.argv[1:])])
+    report = {
+        "command": command, "commit": commit(), "machine": describe("cpu"), "peaks": peaks.to_dict(),
+        "batch": arguments.batch,
+    }  # fmt: skip
     print(peaks, flush=True)
     for operator in arguments.operators:
         depthwise = "depthwise" in get(operator).replaces and "dense" not in get(operator).replaces
@@ -82,9 +88,7 @@ def main() -> None:
         shown = [row for row in rows if row["operator"] == operator]
         if shown:
             print(show(operator, shown), end="\n\n", flush=True)
-        command = "python -m benchmarks.cpu_kernels" + " --compile" * arguments.compile
-        report = {"command": command, "commit": commit(), "machine": describe("cpu"), "peaks": peaks.to_dict()}
-        write_json(arguments.out, report | {"batch": arguments.batch, "rows": rows})
+        write_json(arguments.out, report | {"rows": rows})
     print(f"all: {mean_of(rows)}")
 
 
