@@ -25,7 +25,7 @@ def _why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
 
 
 def _seconds(bench: Workbench) -> float:
-    return 3.0 + 0.1 * bench.layers + 20 * bench.forward_s
+    return 3.0 + 0.1 * bench.layers + 8 * bench.forward_s
 
 
 def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:

@@ -4,6 +4,8 @@ with nothing between them but a pointer.
 A `Plan` belongs to one shape of inputs; its `Session`s hold the memory, one for each call that runs at the same time.
 """
 
+import contextlib
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ from leanconv.engine.fused.kernels import KernelRun, gates_launch
 
 _ALIGN = 64  # bytes; a line of the cache, a vector of AVX-512
 _BEYOND = 4096  # bytes behind the last value: a kernel's vectors may read past a map's end
+_HUGE = 1 << 21  # a huge page
 _MOST_IDLE = 4  # sessions kept when no call needs them
 
 
@@ -143,6 +146,20 @@ def _gap(taken: Sequence[tuple[int, int, int]], length: int) -> int:
     return start
 
 
+def _memory(size: int) -> Tensor:
+    """`size` float32 numbers and room to align them; in huge pages where there are many and the system has such.
+
+    A map's rows lie in as many small pages as the translation buffer has entries, or more.
+    """
+    if size * 4 < _HUGE:
+        return torch.empty(size + (_BEYOND + _ALIGN) // 4)
+    memory = mmap.mmap(-1, -(-(size * 4 + _BEYOND) // _HUGE) * _HUGE + _HUGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32)
+
+
 class Session:
     """The memory of one call of a plan, with every pointer in place."""
 
@@ -150,10 +167,9 @@ class Session:
         from leanconv.kernels.cpu.program import library
 
         self.outputs, self._library = plan.outputs, library()
-        self.memory = torch.empty(plan.size + (_BEYOND + _ALIGN) // 4)
+        self.memory = _memory(plan.size)
         self._storage = self.memory.untyped_storage().data_ptr()
-        base = self.memory.data_ptr()
-        skip = -base % _ALIGN // 4
+        skip = -self.memory.data_ptr() % (_HUGE if plan.size * 4 >= _HUGE else _ALIGN) // 4
         self._values: list[Any] = [None] * plan.count
         self._known = set(plan.slots) | set(plan.fixed)
         for place, tensor in plan.fixed.items():
