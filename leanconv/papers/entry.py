@@ -94,7 +94,7 @@ def _reduction(
         error, ok, reason = None, None, _elsewhere(row, shape)
     elif not ok:
         reason = _why(row, paper, column, convention)
-    title = f"{COLUMNS[column]} less, %"
+    title = f"{COLUMNS[column]} less %"
     return _made(row, name, title, convention, shape, (printed, ours, error, ok, how, reason))
 
 

@@ -104,13 +104,13 @@ def test_the_counts_are_these_numbers(found):
 
 
 def test_percentages_are_against_the_dense_network(found):
-    entry = figure(found.rows, ("table5", "VGG-16_P4 (ImageNet)"), "Flops less, %")
+    entry = figure(found.rows, ("table5", "VGG-16_P4 (ImageNet)"), "Flops less %")
     dense = 15_470_264_320  # 13 convolutions and three FC layers, in multiply-accumulates
     assert entry.ours == pytest.approx(100 * (1 - 5_296_979_968 / dense), abs=1e-9)
     assert (entry.paper_value, entry.how, entry.convention) == (65.8, "counted", "macs_weights")
     assert entry.error == (entry.ours - 65.8) / 100
     # Of an _SE row the paper sets the parameters against P1 with squeeze-excite, the FLOPs against P1 without.
-    less = figure(found.rows, ("table1", "VGG-16_P2_SE"), "Params less, %")
+    less = figure(found.rows, ("table1", "VGG-16_P2_SE"), "Params less %")
     assert less.ours == pytest.approx(100 * (1 - 8_681_262 / 15_227_722), abs=1e-4)
 
 
@@ -118,10 +118,10 @@ def test_percentages_are_against_the_dense_network(found):
     ("slug", "model_id", "change", "says"),
     [
         ("hetconv/table1", "vgg16_cifar_P8", {"keep": "stage5.conv1"}, "VGG-16_P8 Params"),
-        ("hetconv/table2", "vgg16_cifar_P32", {"keep": "stage1.*"}, "VGG-16_P32 Flops less, %"),
-        ("hetconv/table3", "resnet56_cifar_P4", {"keep": "layer1.[01].*"}, "ResNet-56_P4 Flops less, %"),
+        ("hetconv/table2", "vgg16_cifar_P32", {"keep": "stage1.*"}, "VGG-16_P32 Flops less %"),
+        ("hetconv/table3", "resnet56_cifar_P4", {"keep": "layer1.[01].*"}, "ResNet-56_P4 Flops less %"),
         ("hetconv/table4", "mobilenet_cifar_P32", {"keep": "stages.4.1.*"}, "MobileNet_P32 Flops"),
-        ("hetconv/table5", "vgg16_imagenet_P4", {"keep": "stage3.conv2"}, "VGG-16_P4 (ImageNet) Flops less, %"),
+        ("hetconv/table5", "vgg16_imagenet_P4", {"keep": "stage3.conv2"}, "VGG-16_P4 (ImageNet) Flops less %"),
         ("hetconv/table6", "resnet34_imagenet_P1", {"shortcut": "projection", "width": 1.1}, "ResNet-34_P1 Flops"),
         ("hetconv/table7", "resnet50_imagenet_P1", {"stride_on": "1x1"}, "ResNet-50_P1 Flops"),
     ],
@@ -149,7 +149,7 @@ def test_the_json_is_the_designs(found):
     rows = found.to_dict()["rows"]
     keys = "paper table row column convention input paper_value ours error ok how reason"
     assert all(list(row) == keys.split() for row in rows)
-    less = next(r for r in rows if r["column"] == "Flops less, %")
+    less = next(r for r in rows if r["column"] == "Flops less %")
     assert (less["paper_value"], round(less["ours"], 2), less["how"]) == (44.15, 44.15, "formula")
     pc = next(r for r in rows if (r["row"], r["column"]) == ("VGG-16_PC_SE", "Params"))
     assert (pc["convention"], pc["how"]) == ("macs_weights", "formula")
