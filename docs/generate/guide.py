@@ -115,7 +115,7 @@ def _gaps(results: Results) -> Iterator[str]:
         if min(row["seeds"] for row in content["rows"]) == 1
     ]
     if single:
-        yield f"- **Spread over seeds** in {', '.join(f'`{stem}.json`' for stem in single)}: one seed only."
+        yield f"- **Spread over seeds** in {', '.join(f'`{stem}.json`' for stem in single)}: rows of one seed only."
     yield "- **Systolic arrays:** `leanconv profile MODEL --array 64x64` gives cycles of a model, not of a device."
     yield "- **The papers' own budgets:** what stands above are short ones; the papers' accuracies stand on the pages."
     for stem in results.other:

@@ -26,7 +26,10 @@ def trained(stem: str, content: dict[str, Any], key: str, task: str) -> str:
     head = ["model", "MACs", "params", *titles.values()]
     head += ["times fewer MACs", f"{titles[key]}: against dense", "on the front"] if dense is not None else []
     seeds = min(row["seeds"] for row in rows)
-    caution = "One seed a row: differences of a few hundredths are noise." if seeds == 1 else f"Mean of {seeds} seeds."
+    caution = f"Mean of {seeds} seeds."
+    if seeds == 1:
+        some = "a row" if max(row["seeds"] for row in rows) == 1 else "where no spread stands"
+        caution = f"One seed {some}: differences of a few hundredths are noise."
     note = (
         f"{caution} On the front: no other row is as cheap and better. "
         if dense is not None
