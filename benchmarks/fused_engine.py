@@ -10,6 +10,8 @@ adds to benchmarks/results/fused_engine.json.
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +93,11 @@ def main() -> None:
         ]
         note = ", ".join(f"{key} {value}" for key, value in what.items())
         print(f"\n{table(['form', 'ms', 'IQR', 'the fused one is faster by'], rows, note=note)}", flush=True)
-        entry = {"model": reference, **what, "times": {name: t.to_dict() for name, t in times.items()}}
+        command = f"python -m benchmarks.fused_engine {shlex.join(sys.argv[1:])}"
+        entry = {
+            "model": reference, **what, "against": arguments.against, "command": command,
+            "times": {name: t.to_dict() for name, t in times.items()},
+        }  # fmt: skip
         report = [old for old in report if any(old.get(key) != entry[key] for key in ("model", *what))]
         report.append(entry | {"machine": describe()})
         write_json(RESULT, report)

@@ -13,7 +13,19 @@ from docs.generate.measured import (
     macs_of,
     operator_of,
 )
-from docs.generate.sections import budget, codes, kernels, layers, name, networks, score, share, shares, trained
+from docs.generate.sections import (
+    budget,
+    codes,
+    engines,
+    kernels,
+    layers,
+    name,
+    networks,
+    score,
+    share,
+    shares,
+    trained,
+)
 from leanconv.nn import names
 
 INTRODUCTION = (
@@ -29,6 +41,7 @@ def guide_page(results: Results) -> str:
         *(trained(stem, c, "dice", "Segmentation") for stem, c in results.segmentation.items()),
         *(trained(stem, c, "top1", "Classification") for stem, c in results.classification.items()),
         *(networks(stem, c) for stem, c in results.networks.items()),
+        *(engines(stem, c) for stem, c in results.engines.items()),
         *(layers(stem, c) for stem, c in results.layers.items()),
         *(kernels(stem, c) for stem, c in results.kernels.items()),
         *(shares(stem, c) for stem, c in results.shares.items()),

@@ -20,6 +20,7 @@ class Results:
         segmentation, classification: one short training budget for several operators.
         layers: every operator against the dense layer it replaces. networks: whole networks side by side.
         kernels: our kernels against the best other runtime on the same operator.
+        engines: whole networks on our engine and on its peers; a list, one entry a network.
         shares: how many convolutions of public networks an operator takes.
         other: files of another kind, which no page shows.
     """
@@ -29,6 +30,7 @@ class Results:
     layers: dict[str, Any] = field(default_factory=dict)
     networks: dict[str, Any] = field(default_factory=dict)
     kernels: dict[str, Any] = field(default_factory=dict)
+    engines: dict[str, Any] = field(default_factory=dict)
     shares: dict[str, Any] = field(default_factory=dict)
     other: dict[str, Any] = field(default_factory=dict)
 
@@ -43,7 +45,7 @@ class Results:
 
 def _kind(content: Any) -> str:
     if not isinstance(content, dict):
-        return "other"
+        return "engines" if content and all("times" in entry and "clock" in entry for entry in content) else "other"
     row = next(iter(content.get("rows") or [{}]), {})
     if "dice" in row and "reference" in row:
         return "segmentation"

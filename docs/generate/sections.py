@@ -129,6 +129,37 @@ def kernels(stem: str, content: dict[str, Any]) -> str:
     ).rstrip()
 
 
+def engines(stem: str, entries: list[dict[str, Any]]) -> str:
+    """Whole networks on our engine, on the best other engine, and the dense network on its best engine."""
+    rows, commands = [], []
+    for entry in entries:
+        fused = entry["times"].get(f"{entry['model']}, fused", {}).get("median_ms")
+        peers = _medians(entry, entry["model"], without="fused")
+        dense = _medians(entry, entry.get("against") or "-")
+        if fused is None or not peers:
+            continue
+        peer, base = min(peers, key=peers.__getitem__), min(dense, key=dense.__getitem__) if dense else ""
+        against = f"{dense[base] / fused:.2f} ({base})" if base else "-"
+        setting = f"{entry['batch']}x3x{entry['size']}x{entry['size']}, {entry['threads']}"
+        rows.append([f"`{entry['model']}`", setting, f"{fused:.3g}", f"{peers[peer] / fused:.2f} ({peer})", against])
+        commands.append(f"`{entry['command']}`" if "command" in entry else "")
+    clocks = " and ".join(sorted({entry["clock"] for entry in entries}))
+    head = ["network", "input, threads", "ms", "against its best peer", "against the dense network's best engine"]
+    return page(
+        "## Whole networks on our engine",
+        f"Float32, interleaved medians in one process ({clocks} time); above 1 our engine is faster.",
+        table(head, rows, "llrrr"),
+        f"{machine(entries[0])}; {'; '.join(dict.fromkeys(filter(None, commands)))}, `{stem}.json`.",
+    ).rstrip()
+
+
+def _medians(entry: dict[str, Any], model: str, without: str = "") -> dict[str, float]:
+    """Engine -> median ms of one model of an entry."""
+    found = {name.removeprefix(f"{model}, "): t["median_ms"] for name, t in entry["times"].items()
+             if name.startswith(f"{model}, ")}  # fmt: skip
+    return {engine: value for engine, value in found.items() if engine != without}
+
+
 def shares(stem: str, content: dict[str, Any]) -> str:
     """How many convolutions of public networks an operator takes."""
     rows, missed = [], []
