@@ -9,7 +9,7 @@ from torch import Tensor
 
 from leanconv.engine.fused.forms import LAST, Run
 from leanconv.engine.fused.graph import Graph, Node
-from leanconv.engine.fused.session import Moved, Plan, Step
+from leanconv.engine.fused.session import Moved, Plan, Step, handed_out, storage
 
 _MOST_PLANS = 8  # shapes whose memory is laid out at once; others run step by step
 
@@ -26,6 +26,7 @@ class Program:
         for node in graph.nodes:
             place.setdefault(node, len(place))
         self._fixed = {place[node]: node.data for node in graph.nodes if node.kind == "constant"}
+        self._held = frozenset(storage(x) for x in self._fixed.values())
         self._size = len(place)
         self._outputs = [place[node] for node in graph.outputs]
         self._images = [len(node.shape) == 4 for node in graph.inputs]
@@ -34,7 +35,7 @@ class Program:
         self.steps = [
             Step(
                 runs[node], tuple(place[x] for x in node.inputs), place[node], seconds.get(node, -1),
-                tuple(place[x] for x in freed.get(node, ())), node.kind in ("call", "slice"),
+                tuple(place[x] for x in freed.get(node, ())), node.kind in ("call", "slice", "shuffle"),
             )
             for node in graph.nodes
             if node.kind not in ("input", "constant", "second")
@@ -66,7 +67,7 @@ class Program:
                 values[at], values[second] = run(*[values[i] for i in reads])
             for i in frees:
                 values[i] = None
-        return [values[i] for i in self._outputs]
+        return handed_out([values[i] for i in self._outputs], given, self._held)
 
     def _planned(self, key: Hashable, given: Sequence[Tensor]) -> list[Tensor]:
         """As `_stepwise`, keeping every value to the end, from which the plan is made."""
@@ -80,7 +81,7 @@ class Program:
         plan = Plan(self.steps, values, self._outputs, self._fixed)
         with self._lock:
             self._plans = {**self._plans, key: plan}
-        return [values[i] for i in self._outputs]
+        return handed_out([values[i] for i in self._outputs], given, self._held)
 
     def _values(self, given: Sequence[Tensor]) -> list[Any]:
         values: list[Any] = [*given, *[None] * (self._size - len(given))]

@@ -99,8 +99,10 @@ def _binary(kind: str) -> Reader:
             return None
         if _is_fixed(capture, x):
             x, y = y, x
-        if not isinstance(x, fx.Node) or not node.meta["val"].dtype.is_floating_point or len(capture.shape(x)) != 4:
+        if not isinstance(x, fx.Node) or len(capture.shape(x)) != 4:
             return None
+        if not node.meta["val"].dtype.is_floating_point or x.meta["val"].dtype != node.meta["val"].dtype:
+            return None  # integers, or numbers that the other side promotes
         if (per_channel := _per_channel(capture, y, capture.shape(x)[1])) is not None:
             ones, zeros = torch.ones_like(per_channel), torch.zeros_like(per_channel)
             made = (per_channel, zeros) if kind == "mul" else (ones, per_channel)
@@ -145,9 +147,8 @@ def _slice(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
     shape = capture.shape(x)
     if len(shape) != 4 or dim not in (1, -3) or step != 1:
         return None
-    start, stop = (start or 0) % (shape[1] + 1), shape[1] if stop is None else min(stop, shape[1])
-    stop = stop + shape[1] if stop < 0 else stop
-    return capture.add("slice", [x], (start, stop), node)
+    start, stop, _ = slice(start, stop).indices(shape[1])
+    return capture.add("slice", [x], (start, stop), node) if start < stop else None
 
 
 def _split(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Any:

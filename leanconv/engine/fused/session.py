@@ -6,7 +6,7 @@ A `Plan` belongs to one shape of inputs; its `Session`s hold the memory, one for
 
 import contextlib
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +54,23 @@ class Native(NamedTuple):
 
 class Moved(Exception):
     """A value that PyTorch made lies otherwise in memory than when the plan was made."""
+
+
+def storage(value: Tensor) -> int:
+    """The address of the memory that it lies in, whole or in part."""
+    return value.untyped_storage().data_ptr()
+
+
+def handed_out(values: Sequence[Tensor], given: Sequence[Tensor], held: Set[int]) -> list[Tensor]:
+    """`values` as the caller may keep and change them: copied where they lie in memory that is `held` from call to
+    call, in an input, or in another value. (A copy that the model makes of a value is no node of the graph.)
+    """
+    taken, found = {*held, *map(storage, given)}, []
+    for value in values:
+        at = storage(value)
+        found.append(value.clone() if at in taken else value)
+        taken.add(at)
+    return found
 
 
 class Plan:
@@ -168,7 +185,8 @@ class Session:
 
         self.outputs, self._library = plan.outputs, library()
         self.memory = _memory(plan.size)
-        self._storage = self.memory.untyped_storage().data_ptr()
+        self._storage = storage(self.memory)
+        self._held = {self._storage, *map(storage, plan.fixed.values())}  # the next call writes or reads there
         skip = -self.memory.data_ptr() % (_HUGE if plan.size * 4 >= _HUGE else _ALIGN) // 4
         self._values: list[Any] = [None] * plan.count
         self._known = set(plan.slots) | set(plan.fixed)
@@ -188,7 +206,7 @@ class Session:
         if not step.views or not self._known.issuperset(step.reads):
             return False
         made = step.run(*[self._values[i] for i in step.reads])
-        if not isinstance(made, Tensor) or made.untyped_storage().data_ptr() != self._storage:
+        if not isinstance(made, Tensor) or storage(made) != self._storage:
             return False
         self._values[step.at] = made
         self._known.add(step.at)
@@ -253,8 +271,4 @@ class Session:
                 values[at] = made
             else:
                 values[at], values[second] = made
-        return [self._own(values[i]) for i in self.outputs]
-
-    def _own(self, value: Tensor) -> Tensor:
-        """What is handed out must not lie in this memory: the next call writes there."""
-        return value.clone() if value.untyped_storage().data_ptr() == self._storage else value
+        return handed_out([values[i] for i in self.outputs], given, self._held)

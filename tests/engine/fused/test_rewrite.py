@@ -7,9 +7,10 @@ from torch import nn
 
 import leanconv as lc
 from leanconv.engine.fused.capture import NotCaptured, to_graph
-from leanconv.engine.fused.choose import sample
+from leanconv.engine.fused.choose import choose, sample
 from leanconv.engine.fused.forms import FORMS
 from leanconv.engine.fused.primitives import primitive
+from leanconv.engine.fused.program import Program
 from leanconv.engine.fused.rewrite import rewrite
 from leanconv.engine.workbench import Workbench
 from leanconv.ops.gated_sum import gated_pointwise
@@ -164,3 +165,34 @@ def test_models_that_keep_state_are_refused():
 
     with pytest.raises(NotCaptured, match="writes into"):
         to_graph(Workbench(Counts().eval(), (torch.randn(1, 3, 4, 4),), {}, 1).program)
+
+
+class Reads(nn.Module):
+    """One expression of a map."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read, self.conv = read, nn.Conv2d(10, 10, 1)
+
+    def forward(self, x):
+        return self.read(self.conv, x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("read", "x"),
+    [
+        (lambda conv, x: conv(x)[:, -3:], torch.randn(2, 10, 4, 5)),
+        (lambda conv, x: conv(x)[:, -5:-2], torch.randn(2, 10, 4, 5)),
+        (lambda conv, x: conv(x)[:, -100:4], torch.randn(2, 10, 4, 5)),
+        (lambda conv, x: conv(x)[:, 4:100], torch.randn(2, 10, 4, 5)),
+        (lambda conv, x: conv(x)[:, 7:7], torch.randn(2, 10, 4, 5)),
+        (lambda conv, x: conv(x * (1 / 255.0)), torch.randint(0, 255, (2, 10, 4, 5), dtype=torch.uint8)),
+        (lambda conv, x: conv(x + 0.5), torch.randint(0, 255, (2, 10, 4, 5))),
+    ],
+)
+def test_slices_and_integers(read, x):
+    model = Reads(read).eval()
+    graph = rewrite(to_graph(Workbench(model, (x,), {}, 1).program))
+    runs, _ = choose(graph, seconds=0.0, forms={kind: forms[:2] for kind, forms in FORMS.items()})
+    torch.testing.assert_close(Program(graph, runs)(x)[0], model(x), rtol=1e-4, atol=1e-5)

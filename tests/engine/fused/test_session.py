@@ -142,3 +142,54 @@ def test_without_kernels_the_graph_still_runs(monkeypatch):
         for _ in range(2):
             for y, want in zip(program(x), model(x), strict=True):
                 torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
+
+
+class Shuffled(nn.Module):
+    """Shuffles that move nothing are views: what they read is needed until they were read."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.a, self.b = a, b
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
+
+    def forward(self, x):
+        n, _, h, w = x.shape
+        y = self.convs[0](x).relu().reshape(n, self.a, self.b, h, w).transpose(1, 2).reshape(n, 8, h, w)
+        return torch.cat([self.convs[3](self.convs[2](self.convs[1](x))), y], 1)
+
+
+@kernels
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [(1, 8), (8, 1), (2, 4)])
+def test_a_shuffle_may_be_a_view(groups):
+    torch.manual_seed(0)
+    model = Shuffled(*groups)
+    program, _ = program_of(model, torch.randn(2, 8, 12, 10))
+    for _ in range(3):
+        x = torch.randn(2, 8, 12, 10)
+        torch.testing.assert_close(program(x)[0], model(x), rtol=1e-4, atol=1e-5)
+
+
+class HandsOut(nn.Module):
+    """Answers that share memory with what the next call needs, with the input, with each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.held = nn.Conv2d(3, 4, 3), nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y, y.clone(), x[:, :1].clone(), self.held, torch.linspace(0, 1, 5) * self.held[0]
+
+
+@torch.no_grad()
+def test_answers_are_the_callers_to_change():
+    model = HandsOut().eval()
+    program, _ = program_of(model, torch.randn(1, 3, 6, 6))
+    for _ in range(3):
+        x = torch.randn(1, 3, 6, 6)
+        kept, want = x.clone(), [y.clone() for y in model(x)]
+        for y, exact in zip(program(x), want, strict=True):
+            torch.testing.assert_close(y, exact, rtol=1e-4, atol=1e-5)
+            y.fill_(1e6)
+        assert torch.equal(x, kept)
