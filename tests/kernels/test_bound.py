@@ -155,3 +155,32 @@ def test_what_the_kernels_do_not_take(halide, weights):
         call([torch.randn(1, 6, 4, 4, dtype=torch.double)])
     with pytest.raises(BadInput, match="inputs of"):
         call([torch.randn(1, 7, 4, 4)])
+
+
+@torch.no_grad()
+def test_nothing_is_broadcast_nor_read_beyond_its_end(halide):
+    x, weight = torch.randn(2, 4, 5, 6), torch.randn(4, 4, 1, 1)
+    added = bind(Separable((4,), (), 4, residual=True), [weight])
+    for wrong in ((1, 4, 5, 6), (2, 4, 1, 1), (2, 4, 5, 1), (2, 1, 5, 6), (3, 4, 5, 6)):
+        with pytest.raises(BadInput):
+            added([x], torch.randn(wrong))
+        with pytest.raises(BadInput):
+            bind(Grouped((4,), 4, (1, 1), (1, 1), (1, 1), (0, 0, 0, 0), residual=True), [weight])(
+                [x], torch.randn(wrong)
+            )
+    with pytest.raises(BadInput, match="channels"):
+        added([x])  # the map that it adds is missing
+    gated = bind(Separable((4,), (), 4, gate=True), [weight])
+    for wrong in ((1, 4), (2, 1), (2, 5), (2, 4, 1)):
+        with pytest.raises(BadInput, match="averages and gates"):
+            gated([x], None, torch.randn(wrong))
+    two = bind(Separable((4, 4), (), 4), [torch.randn(4, 8, 1, 1)])
+    for wrong in ((1, 4, 5, 6), (2, 4, 4, 6)):
+        with pytest.raises(BadInput, match="maps of"):
+            two([x, torch.randn(wrong)])
+        with pytest.raises(BadInput, match="maps of"):
+            bind(Upsample((4, 4), 3), [torch.randn(8, 3, 2, 2)])([x, torch.randn(wrong)])
+        with pytest.raises(BadInput, match="maps of"):
+            bind(GatedSum((4,), 4), [weight])(torch.randn(wrong), [x])
+    with pytest.raises(BadInput, match="averages and gates"):
+        bind(GatedSum((4,), 4), [weight])(x, [x], torch.randn(1, 4), [torch.randn(2, 4)])

@@ -11,6 +11,8 @@ from leanconv.kernels.cpu.bound import (
     Bound,
     Step,
     average_of,
+    check_fit,
+    check_vectors,
     empty_result,
     flat_out_view,
     flat_view,
@@ -49,6 +51,7 @@ class BoundGatedSum(Bound):
         form = self.form
         check_channels(inputs, form.channels)
         check_channels([a], [form.out_channels])
+        check_fit(given, a.shape[0], a.shape[2:])
         if (nothing := empty_result(a.shape[0], form.width, form.size(*a.shape[2:]), form.average)) is not None:
             return nothing
         maps = [ready(x) for x in given]
@@ -59,6 +62,7 @@ class BoundGatedSum(Bound):
         """The factors, from the averages that are given or those of the maps."""
         first = global_average(maps[0]) if a_average is None else a_average
         rest = averages if averages else [global_average(x) for x in maps[1:]]
+        check_vectors([first, *rest], maps[0].shape[0], [self.form.out_channels, *self.form.channels])
         return self._gates(first.contiguous(), [x.contiguous() for x in rest])
 
     def _gates(self, first: Tensor, rest: list[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from leanconv.kernels.cpu.bound import (
     Bound,
     Step,
     average_of,
+    check_fit,
     empty_result,
     map_view,
     out_view,
@@ -57,7 +58,10 @@ class BoundGrouped(Bound):
             return step(*[x for x in given if x is not None])
         form = self.form
         check_channels(inputs, form.channels)
+        check_channels([] if residual is None else [residual], [form.width] * form.residual)
         n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
+        check_fit(inputs, n, inputs[0].shape[2:])
+        check_fit([] if residual is None else [residual], n, size)
         if (nothing := empty_result(n, form.width, size, form.average)) is not None:
             return nothing
         maps: list[Tensor | None] = [ready(x) for x in inputs]

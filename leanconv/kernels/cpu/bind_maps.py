@@ -10,6 +10,7 @@ from leanconv.kernels.cpu.bound import (
     Bound,
     Step,
     average_of,
+    check_fit,
     empty_result,
     map_view,
     out_view,
@@ -42,6 +43,7 @@ class BoundUpsample(Bound):
         form = self.form
         check_channels(inputs, form.channels)
         n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
+        check_fit(inputs, n, inputs[0].shape[2:])
         if (nothing := empty_result(n, form.width, size, form.average)) is not None:
             return nothing
         return self._call(inputs, [ready(x) for x in inputs])

@@ -11,6 +11,8 @@ from leanconv.kernels.cpu.bound import (
     Bound,
     Step,
     average_of,
+    check_fit,
+    check_vectors,
     empty_result,
     flat_out_view,
     flat_view,
@@ -54,8 +56,12 @@ class BoundSeparable(Bound):
             return step(*[x for x in given if x is not None])
         form = self.form
         check_channels(inputs, form.channels)
-        size = form.size(*inputs[0].shape[2:])
-        if (nothing := empty_result(inputs[0].shape[0], form.width, size, form.average)) is not None:
+        check_channels([] if residual is None else [residual], [form.width] * form.residual)
+        n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
+        check_fit(inputs, n, inputs[0].shape[2:])
+        check_fit([] if residual is None else [residual], n, size)
+        check_vectors([] if gate is None else [gate], n, [form.middle] * form.gate)
+        if (nothing := empty_result(n, form.width, size, form.average)) is not None:
             return nothing
         maps: list[Tensor | None] = [ready(x) for x in inputs]
         maps.append(ready(residual) if residual is not None else None)

@@ -100,6 +100,21 @@ def ready(x: Tensor) -> Tensor:
     return even(x)
 
 
+def check_fit(maps: Sequence[Tensor], n: int, size: Sequence[int]) -> None:
+    """Raises BadInput unless the maps have n samples of that height and width: kernels take addresses, nothing is
+    broadcast, and a smaller map would be read beyond its end.
+    """
+    if any(x.shape != (n, x.shape[1], *size) for x in maps):
+        raise BadInput(f"maps of {n} samples of {size[0]}×{size[1]} are needed, got {[tuple(x.shape) for x in maps]}")
+
+
+def check_vectors(vectors: Sequence[Tensor], n: int, channels: Sequence[int]) -> None:
+    """Raises BadInput unless they are one number per sample and channel."""
+    if [tuple(x.shape) for x in vectors] != [(n, c) for c in channels]:
+        wanted = [(n, c) for c in channels]
+        raise BadInput(f"averages and gates of sizes {wanted} are needed, got {[tuple(x.shape) for x in vectors]}")
+
+
 def empty_result(n: int, o: int, size: tuple[int, int], average: bool) -> tuple[Tensor, Tensor] | None:
     """The result where nothing is to compute (no sample), else None. Raises BadInput where no pixel is left."""
     if min(size) < 1:
