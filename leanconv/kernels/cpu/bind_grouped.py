@@ -58,12 +58,12 @@ class BoundGrouped(Bound):
             return step(*[x for x in given if x is not None])
         form = self.form
         check_channels(inputs, form.channels)
-        check_channels([] if residual is None else [residual], [form.width] * form.residual)
         n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
         check_fit(inputs, n, inputs[0].shape[2:])
-        check_fit([] if residual is None else [residual], n, size)
         if (nothing := empty_result(n, form.width, size, form.average)) is not None:
             return nothing
+        check_channels([] if residual is None else [residual], [form.width] * form.residual)
+        check_fit([] if residual is None else [residual], n, size)
         maps: list[Tensor | None] = [ready(x) for x in inputs]
         return self._call(given, [*maps, None if residual is None else ready(residual)])
 
