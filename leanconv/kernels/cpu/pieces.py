@@ -109,6 +109,9 @@ def size_after(stencil: Stencil, h: Any, w: Any) -> tuple[Any, Any]:
     return (h + (top + bottom - dh * (r - 1) - 1)) // sh + 1, (w + (left + right - dw * (s - 1) - 1)) // sw + 1
 
 
+WHOLE = 16  # channels of the widest vector
+
+
 class Axes:
     """The variables of a kernel: channels c (outputs m), pixels x y, and the loops that they are split into."""
 
@@ -119,16 +122,26 @@ class Axes:
         self.co, self.ci, self.xs, self.xu, self.xv = var("co"), var("ci"), var("xs"), var("xu"), var("xv")
 
 
-def padded(axes: Axes, source: Any, h: Any, w: Any, name: str, sides: Sides) -> Any:
-    """`source` with zeros around."""
-    hl, (c, x, y) = halide(), (axes.c, axes.x, axes.y)
+def padded(axes: Axes, source: Any, h: Any, w: Any, name: str, sides: Sides, channels: int) -> Any:
+    """`source` with zeros around. Of its channels no more than it has are read: see `copied`."""
+    hl, (x, y) = halide(), (axes.x, axes.y)
+    c = axes.c if channels % WHOLE == 0 else hl.RDom([(0, channels)], f"{name}_channels")[0]
     value = source[c, hl.clamp(hl.likely(x), 0, w - 1), hl.clamp(y, 0, h - 1)]
-    func = zeros_around(axes, value, h, w, name, sides)
-    func.never_partition([axes.y])  # columns alone: a loop without the clamps, and one for each end
+    func = zeros_around(axes, value, h, w, name, sides, c)
+    copied(func, channels).never_partition([axes.y])  # columns alone: a loop without the clamps, and one for each end
     return func
 
 
-def zeros_around(axes: Axes, value: Any, h: Any, w: Any, name: str, sides: Sides) -> Any:
+def copied(func: Any, channels: int) -> Any:
+    """The stage of a copy that reads the map.
+
+    What uses the copy makes whole vectors of channels, whose surplus nobody keeps. Where a map has no whole vectors an
+    update copies the channels that there are: the memory behind its last pixel may not be there.
+    """
+    return func if channels % WHOLE == 0 else func.update(0)
+
+
+def zeros_around(axes: Axes, value: Any, h: Any, w: Any, name: str, sides: Sides, channel: Any = None) -> Any:
     """`value` inside its map, zeros beyond it as far as `sides` reach.
 
     Columns are overwritten with zeros afterwards: a mask for every pixel would cost a third of a 3×3 stencil.
@@ -136,7 +149,11 @@ def zeros_around(axes: Axes, value: Any, h: Any, w: Any, name: str, sides: Sides
     hl, (c, x, y) = halide(), (axes.c, axes.x, axes.y)
     top, bottom, left, right = sides
     func = hl.Func(name)
-    func[c, x, y] = hl.select((y >= 0) & (y < h), value, 0.0) if top or bottom else value
+    if channel is None or channel is c:
+        func[c, x, y] = hl.select((y >= 0) & (y < h), value, 0.0) if top or bottom else value
+    else:
+        func[c, x, y] = hl.undef(hl.Float(32))
+        func[channel, x, y] = hl.select((y >= 0) & (y < h), value, 0.0) if top or bottom else value
     for count, start in ((left, -left), (right, w)):
         if count:
             r = hl.RDom([(start, count)], f"{name}_side")
@@ -188,19 +205,23 @@ def schedule_sums(axes: Axes, sums: Any, func: Any, loop: Any, tile: Tile) -> No
     update.reorder(axes.c, axes.x, *sums.rvars(0)).vectorize(axes.c, tile.lanes).unroll(axes.x)
 
 
-def schedule_copy(axes: Axes, func: Any, channels: int, tile: Tile) -> None:
+def schedule_copy(axes: Axes, func: Any, channels: int, tile: Tile, stage: Any = None) -> None:
     """A padded copy: pixel by pixel, vectors of channels; the last vector masked."""
     hl = halide()
     tail = hl.TailStrategy.RoundUp if channels % tile.lanes == 0 else hl.TailStrategy.Predicate
     func.align_storage(axes.c, tile.storage(channels))
-    func.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
-    _schedule_sides(axes, func, channels, tile)
+    if stage is None or stage is func:
+        func.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
+    else:
+        (own,), (outer, inner) = func.rvars(0), (halide().RVar("ro"), halide().RVar("ri"))
+        stage.split(own, outer, inner, tile.lanes, tail).vectorize(inner)
+    _schedule_sides(axes, func, channels, tile, first=0 if stage is None or stage is func else 1)
 
 
-def _schedule_sides(axes: Axes, func: Any, channels: int, tile: Tile) -> None:
+def _schedule_sides(axes: Axes, func: Any, channels: int, tile: Tile, first: int = 0) -> None:
     hl = halide()
     tail = hl.TailStrategy.RoundUp if channels % tile.lanes == 0 else hl.TailStrategy.Predicate
-    for index in range(func.num_update_definitions()):
+    for index in range(first, func.num_update_definitions()):
         update = func.update(index)
         update.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
 

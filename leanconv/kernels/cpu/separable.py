@@ -14,6 +14,7 @@ from leanconv.kernels.cpu.pieces import (
     activate,
     bound_output,
     clamped,
+    copied,
     halide,
     image,
     map_image,
@@ -131,7 +132,7 @@ def _chain(axes: Axes, track: Track, index: int) -> _Chain:
     first = track.stencils[0]
     chain = _Chain([], [source], w, copies=first.kernel != (1, 1) or any(first.padding), sums={})
     if chain.copies:
-        func = padded(axes, source, h, w, f"pad{index}", track.stencils[0].padding)
+        func = padded(axes, source, h, w, f"pad{index}", track.stencils[0].padding, track.channels)
         chain.funcs.append(func)
     else:
         func = clamped(axes, source, h, w, f"pad{index}")
@@ -182,6 +183,6 @@ def _schedule_chain(axes: Axes, chain: _Chain, core: Core, track: int, tile: Til
     for index, func in enumerate(chain.funcs[:last]):
         func.compute_root()
         if index == 0 and chain.copies:
-            schedule_copy(axes, func, channels, tile)
+            schedule_copy(axes, func, channels, tile, copied(func, channels))
         else:
             schedule_stencil(axes, func, channels, tile, chain.sums.get(func.name()), core.wide)
