@@ -31,6 +31,9 @@ format: $(READY)
 
 bench: $(READY)  ## the measured tables under benchmarks/results
 	$(BIN)/python -m benchmarks.operators
+	$(BIN)/python -m benchmarks.cpu_kernels
+	$(BIN)/python -m benchmarks.unet_engines --convs conv splconv
+	$(BIN)/python -m benchmarks.fused_engine --against "leanconv:unet?base=32&conv=conv" --size 256
 
 docs: $(READY)  ## the generated pages and figures under docs
 	$(BIN)/python -m docs.generate
