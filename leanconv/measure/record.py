@@ -289,5 +289,5 @@ def storage_key(tensor: Tensor) -> int | None:
     """What two views of the same memory have in common; None for tensors without a storage of their own."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse, quantised, wrapper subclasses
+    except RuntimeError:  # sparse tensors and wrapper subclasses have none
         return None

@@ -11,7 +11,7 @@ from leanconv.kernels.cpu.bound import (
     Step,
     average_of,
     check_fit,
-    empty_result,
+    checked,
     map_view,
     out_view,
     ready,
@@ -57,10 +57,8 @@ class BoundGrouped(Bound):
         if (step := self._known(given)) is not None:
             return step(*[x for x in given if x is not None])
         form = self.form
-        check_channels(inputs, form.channels)
-        n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
-        check_fit(inputs, n, inputs[0].shape[2:])
-        if (nothing := empty_result(n, form.width, size, form.average)) is not None:
+        n, size, nothing = checked(form, inputs)
+        if nothing is not None:
             return nothing
         check_channels([] if residual is None else [residual], [form.width] * form.residual)
         check_fit([] if residual is None else [residual], n, size)

@@ -10,7 +10,7 @@ from leanconv.kernels.cpu.bound import (
     Bound,
     Step,
     average_of,
-    check_fit,
+    checked,
     empty_result,
     map_view,
     out_view,
@@ -41,12 +41,8 @@ class BoundUpsample(Bound):
         if (step := self._known(inputs)) is not None:
             return step(*inputs)
         form = self.form
-        check_channels(inputs, form.channels)
-        n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
-        check_fit(inputs, n, inputs[0].shape[2:])
-        if (nothing := empty_result(n, form.width, size, form.average)) is not None:
-            return nothing
-        return self._call(inputs, [ready(x) for x in inputs])
+        nothing = checked(form, inputs)[2]
+        return self._call(inputs, [ready(x) for x in inputs]) if nothing is None else nothing
 
     def _step(self, *maps: Tensor | None) -> Step:
         """Pointers: inputs, packed weights per row and input, bias, output, averages."""

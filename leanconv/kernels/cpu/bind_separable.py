@@ -13,7 +13,7 @@ from leanconv.kernels.cpu.bound import (
     average_of,
     check_fit,
     check_vectors,
-    empty_result,
+    checked,
     flat_out_view,
     flat_view,
     map_view,
@@ -55,10 +55,8 @@ class BoundSeparable(Bound):
         if (step := self._known(given)) is not None:
             return step(*[x for x in given if x is not None])
         form = self.form
-        check_channels(inputs, form.channels)
-        n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
-        check_fit(inputs, n, inputs[0].shape[2:])
-        if (nothing := empty_result(n, form.width, size, form.average)) is not None:
+        n, size, nothing = checked(form, inputs)
+        if nothing is not None:
             return nothing
         check_channels([] if residual is None else [residual], [form.width] * form.residual)
         check_vectors([] if gate is None else [gate], n, [form.middle] * form.gate)

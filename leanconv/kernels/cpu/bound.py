@@ -10,6 +10,7 @@ from torch import Tensor
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu.maps import even, new_map, pixel_stride
 from leanconv.kernels.cpu.program import Average, Program, View
+from leanconv.ops.forms import check_channels
 
 _KEPT = 64  # programs of a bound primitive; each is some kilobytes
 
@@ -122,6 +123,16 @@ def empty_result(n: int, o: int, size: tuple[int, int], average: bool) -> tuple[
     if n:
         return None
     return new_map(0, o, *size), torch.empty((0, o) if average else (0,))
+
+
+def checked(form: Any, inputs: Sequence[Tensor]) -> tuple[int, tuple[int, int], tuple[Tensor, Tensor] | None]:
+    """Samples and output size of a call, and its result where nothing is to compute. Raises BadInput for maps that do
+    not fit the form or each other.
+    """
+    check_channels(inputs, form.channels)
+    n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
+    check_fit(inputs, n, inputs[0].shape[2:])
+    return n, size, empty_result(n, form.width, size, form.average)
 
 
 def map_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
