@@ -214,7 +214,7 @@ def schedule_copy(axes: Axes, func: Any, channels: int, tile: Tile, stage: Any =
         func.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
     else:
         (own,), (outer, inner) = func.rvars(0), (halide().RVar("ro"), halide().RVar("ri"))
-        stage.split(own, outer, inner, tile.lanes, tail).vectorize(inner)
+        stage.split(own, outer, inner, tile.lanes, hl.TailStrategy.Predicate).vectorize(inner)
     _schedule_sides(axes, func, channels, tile, first=0 if stage is None or stage is func else 1)
 
 
