@@ -60,7 +60,7 @@ def main() -> None:
             print(f"{operator}, seed {seed}: {failed or 'done'}", file=sys.stderr)
             report = collect(arguments)
             write_json(RESULTS / f"{arguments.name}.json", report)
-    if not arguments.no_timing:
+    if report.get("rows") and not arguments.no_timing:
         write_json(RESULTS / f"{arguments.name}.json", report | {"speed": speed(report, arguments.budget)})
     print(show(read_json(RESULTS / f"{arguments.name}.json")))
 
@@ -108,7 +108,7 @@ def _train(arguments: argparse.Namespace, operator: str, seed: int) -> str:
         f"model={reference(arguments.network, operator)}", f"data={arguments.data}", f"seed={seed}", f"out={run}",
         "threads=1", "device=cpu", *arguments.words,
     ]  # fmt: skip
-    return _run([str(run), "--resume"] if (run / "last").exists() else [arguments.recipe, *words], operator)
+    return _run([str(run), "--resume"] if (run / "recipe.toml").exists() else [arguments.recipe, *words], operator)
 
 
 def estimate(arguments: argparse.Namespace, operators: Sequence[str]) -> None:

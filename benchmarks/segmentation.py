@@ -83,7 +83,7 @@ def _train(arguments: argparse.Namespace, out: Path, name: str, seed: int) -> st
         f"model={arguments.base}&{MODELS[name][0]}", f"data={arguments.data}", f"seed={seed}", f"out={run}",
         "threads=1", *arguments.words,
     ]  # fmt: skip
-    resumed = (run / "last").exists()
+    resumed = (run / "recipe.toml").exists()
     command = [str(run), "--resume"] if resumed else [arguments.recipe, *words]
     started = time.monotonic()
     done = subprocess.run(
