@@ -62,7 +62,7 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
             residual.dim(2).set_stride(core.residual)
             arguments.append(residual)
             value = value + residual[j, g, hl.min(x, q - 1), y]
-        out[j, g, x, y] = activate(form.activation, value)
+        out[j, g, x, y] = activate(form.activation, value, j, g, x, y)
         _schedule_groups(axes, out, acc, form, tiles.inner)
         buffer, each = out.output_buffer(), form.out_channels // form.groups
         buffer.dim(0).set_bounds(0, each).set_stride(form.groups if form.dealt else 1)
@@ -70,7 +70,7 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
         buffer.dim(2).set_min(0).set_stride(form.out_channels)
         return out, arguments
     inner = hl.Func("inner")
-    inner[j, g, x, y] = activate(form.inner_activation, acc[j, g, x, y])
+    inner[j, g, x, y] = activate(form.inner_activation, acc[j, g, x, y], j, g, x, y)
     inner.compute_root()
     _schedule_groups(axes, inner, acc, form, tiles.inner, scratch=True)
     each, parts = form.out_channels // form.groups, []
@@ -88,7 +88,7 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
         residual = map_image("residual", core.residual)
         arguments.append(residual)
         value = value + residual[axes.m, hl.min(x, q - 1), y]
-    out[axes.m, x, y] = activate(form.activation, value)
+    out[axes.m, x, y] = activate(form.activation, value, axes.m, x, y)
     schedule_output(axes, out, form.project, tiles.outer, [y])
     final.compute_at(out, axes.xo)
     schedule_projection(axes, final, len(parts), tiles.outer)

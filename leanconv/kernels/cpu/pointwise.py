@@ -79,7 +79,7 @@ def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
         else:
             value = value + added
     out = hl.Func("out")
-    out[axes.m, axes.x] = activate(core.activation, value)
+    out[axes.m, axes.x] = activate(core.activation, value, axes.m, axes.x)
     schedule_output(axes, out, core.out_channels, tile, [], whole_tiles=True)
     acc.compute_at(out, axes.xo)
     schedule_projection(axes, acc, len(parts), tile)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from leanconv.kernels.cpu.pieces import Axes, Tile, bound_output, halide, map_image
+from leanconv.kernels.cpu.pieces import Axes, Tile, bound_output, halide, largest, map_image
 from leanconv.ops.forms import Pair
 
 
@@ -24,16 +24,15 @@ def pipeline(core: Pool, tile: Tile) -> tuple[Any, list[Any]]:
     (c, x, y), source = (axes.c, axes.x, axes.y), map_image("in0", core.pixel)
     source.dim(2).set_min(0)
     w, h = source.dim(1).extent(), source.dim(2).extent()
-    best: Any = None
+    values = []
     for i in range(core.kernel[0]):
         for j in range(core.kernel[1]):
             # Beyond the border the nearest pixel inside, which every window there sees anyway: it changes no maximum.
             column = hl.clamp(x * core.stride[1] + (j - core.padding[1]), 0, w - 1)
             row = hl.clamp(y * core.stride[0] + (i - core.padding[0]), 0, h - 1)
-            value = source[c, column, row]
-            best = value if best is None else hl.max(best, value)
+            values.append(source[c, column, row])
     out = hl.Func("out")
-    out[c, x, y] = best
+    out[c, x, y] = largest(values)
     tail = hl.TailStrategy.RoundUp if core.channels % tile.lanes == 0 else hl.TailStrategy.Predicate
     out.split(c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
     bound_output(out, core.channels, core.channels)

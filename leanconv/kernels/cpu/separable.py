@@ -102,7 +102,7 @@ def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
         added = residual[channel, hl.min(x, chains[0].width - 1), y]
     if core.out_channels is None:
         value = chains[0].funcs[-1][c, x, y]
-        out[c, x, y] = activate(core.activation, value if added is None else value + added)
+        out[c, x, y] = activate(core.activation, value if added is None else value + added, c, x, y)
         _schedule_depthwise(axes, out, core, chains[0], tile)
         _schedule_chain(axes, chains[0], core, 0, tile, last=len(chains[0].funcs) - 1)
     else:
@@ -113,7 +113,7 @@ def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
             start = bias[axes.m]
         acc = projection(axes, parts, start, tile)
         value = acc[axes.m, x, y]
-        out[axes.m, x, y] = activate(core.activation, value if added is None else value + added)
+        out[axes.m, x, y] = activate(core.activation, value if added is None else value + added, axes.m, x, y)
         schedule_output(axes, out, core.out_channels, tile, [y])
         acc.compute_at(out, axes.xo)
         schedule_projection(axes, acc, len(parts), tile)

@@ -46,7 +46,7 @@ def pipeline(core: Rows, tile: Tile) -> tuple[Any, list[Any]]:
         arguments.append(image("bias", 1))
         start = arguments[-1][axes.m]
     acc, out = projection(axes, parts, start, tile), hl.Func("out")
-    out[axes.m, axes.x, axes.y] = activate(core.activation, acc[axes.m, axes.x, axes.y])
+    out[axes.m, axes.x, axes.y] = activate(core.activation, acc[axes.m, axes.x, axes.y], axes.m, axes.x, axes.y)
     schedule_output(axes, out, core.width, tile, [axes.y], whole_tiles=True)
     acc.compute_at(out, axes.xo)
     schedule_projection(axes, acc, len(parts), tile)

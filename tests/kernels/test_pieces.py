@@ -1,0 +1,73 @@
+"""Numbers that are none: what is NaN or infinite in PyTorch's answer is so in the kernels'."""
+
+import pytest
+import torch
+
+from leanconv.kernels.cpu import bind
+from leanconv.ops import grouped, pool, separable, upsample
+from leanconv.ops.activations import ACTIVATIONS
+from leanconv.ops.grouped import Grouped
+from leanconv.ops.pool import MaxPool
+from leanconv.ops.separable import Separable, Stencil
+from leanconv.ops.upsample import Upsample
+
+pytestmark = pytest.mark.usefixtures("halide")
+AROUND = (1, 1, 1, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activations_of_odd_numbers(name):
+    numbers = [
+        torch.nan,
+        torch.inf,
+        -torch.inf,
+        -0.0,
+        0.0,
+        1e-30,
+        -3.0,
+        3.0,
+        6.0,
+        7.0,
+        -90.0,
+        90.0,
+        -300.0,
+        1e30,
+        -1e30,
+    ]
+    x = torch.tensor(numbers + [0.5] * 10).view(1, 1, 5, 5)
+    y, _ = bind(Separable((1,), (), 1, activation=name), [torch.ones(1, 1)])([x])
+    want = ACTIVATIONS[name](x)
+    if name in ("silu", "gelu"):  # PyTorch's own answers to infinities differ from machine to machine
+        y[..., 0, 1:3] = want[..., 0, 1:3] = 0
+    torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+FORMS = {
+    "stencil": (separable, Separable((5,), ((Stencil(0, 5, (3, 3), padding=AROUND, activation="relu6"),),), 7,
+                                     activation="relu"), [(5, 1, 3, 3), (7, 5)]),
+    "depthwise": (separable, Separable((17,), ((Stencil(0, 17, (7, 7), padding=(3, 3, 3, 3), activation="relu"),),)),
+                  [(17, 1, 7, 7)]),
+    "grouped": (grouped, Grouped((6,), 4, (3, 3), padding=AROUND, groups=2, inner_activation="relu", project=5,
+                                 activation="hardswish"), [(4, 3, 3, 3), (5, 4)]),
+    "upsample": (upsample, Upsample((3,), 5, activation="relu"), [(3, 5, 2, 2)]),
+    "max_pool": (pool, MaxPool(19, (3, 3), (2, 2), AROUND), []),
+    "max_pool 2x2": (pool, MaxPool(8), []),
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(FORMS))
+def test_nan_spreads_as_in_pytorch(name):
+    torch.manual_seed(0)
+    room, form, sizes = FORMS[name]
+    c = form.channels if isinstance(form.channels, int) else sum(form.channels)
+    weights, x = [torch.randn(size) for size in sizes], torch.randn(2, c, 9, 22)
+    x[0, 1, 4, 3], x[1, c - 1, 0, 21], x[1, 0, 8, 0], x[0, 0, 0, 0] = torch.nan, torch.nan, torch.nan, -torch.inf
+    call = bind(form, weights)
+    if room is pool:
+        y, want = call(x)[0], room.reference(x, form)[0]
+    else:
+        y, want = call([x])[0], room.reference([x], weights, form)[0]
+    assert want.isnan().any()
+    torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5, equal_nan=True)
