@@ -128,7 +128,7 @@ def test_without_a_compiler_the_kernels_are_made_in_the_process(halide, weights,
 
 @torch.no_grad()
 def test_without_halide_the_reference_runs_and_says_how_to_get_the_speed(weights, monkeypatch):
-    from leanconv.kernels.cpu import pieces
+    from leanconv.kernels.cpu import frontend
 
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     assert "pip install 'leanconv[cpu]'" in kernels.status()
@@ -137,10 +137,10 @@ def test_without_halide_the_reference_runs_and_says_how_to_get_the_speed(weights
     assert kernels.load() == ()
     kernels.load.cache_clear()
     monkeypatch.setitem(sys.modules, "halide", None)
-    pieces.halide.cache_clear()
+    frontend.halide.cache_clear()
     with pytest.raises(MissingExtra, match=r"pip install 'leanconv\[cpu\]'"):
         bind(FORM, weights)
-    pieces.halide.cache_clear()
+    frontend.halide.cache_clear()
     assert (
         separable([torch.randn(1, 6, 4, 4, dtype=torch.double)], [w.double() for w in weights], FORM)[0]
         .isfinite()

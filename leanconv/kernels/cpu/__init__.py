@@ -35,7 +35,7 @@ def bind(form: Form, weights: Sequence[Tensor]) -> Bound:
     Compiles when it first meets maps of a new kind (or finds what was compiled before). Float32; safe in many threads.
     Raises: MissingExtra without halide.
     """
-    from leanconv.kernels.cpu.pieces import halide
+    from leanconv.kernels.cpu.frontend import halide
 
     halide()
     bound: Bound = BINDERS[type(form)](form, weights)

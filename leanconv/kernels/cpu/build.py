@@ -15,7 +15,7 @@ from typing import Any
 
 from leanconv.errors import LeanconvError
 from leanconv.kernels.cpu import cache
-from leanconv.kernels.cpu.pieces import halide
+from leanconv.kernels.cpu.frontend import halide
 
 _HERE = Path(__file__).parent
 _LOCK = threading.RLock()  # Halide's front end is not made for several threads; compiling one kernel twice is a waste

@@ -7,11 +7,11 @@ them in order. A 1×1 that follows reads the result from scratch.
 from dataclasses import dataclass
 from typing import Any
 
+from leanconv.kernels.cpu.activations import activate
+from leanconv.kernels.cpu.frontend import halide
 from leanconv.kernels.cpu.pieces import (
     Axes,
     Tile,
-    activate,
-    halide,
     image,
     map_image,
     projection,

@@ -1,4 +1,4 @@
-"""What the kernels are made of, in Halide: padded copies, stencils, projections, activations. Channels innermost.
+"""What the kernels are made of, in Halide: padded copies, stencils, projections. Channels innermost.
 
 Scratch and packed weights are as wide as whole vectors, so that only loads from maps and stores to them are masked. A
 kernel makes one block of rows, each stage for the whole block before the next begins; the runtime chooses blocks that
@@ -6,23 +6,12 @@ fit the second-level cache and hands them to the threads. (Rows that slide throu
 slower at every shape tried, by 1.1 to 1.6 times on a Zen 4 core, and took twice as long to compile.)
 """
 
-import functools
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from leanconv.errors import missing_extra
+from leanconv.kernels.cpu.activations import activate
+from leanconv.kernels.cpu.frontend import halide
 from leanconv.ops.forms import Sides, Stencil
-
-
-@functools.lru_cache(1)
-def halide() -> Any:
-    """The module `halide`. Raises MissingExtra with the way to get it."""
-    try:
-        import halide
-    except ImportError as error:
-        raise missing_extra("halide", "cpu") from error
-    return halide
 
 
 @dataclass(frozen=True)
@@ -80,82 +69,6 @@ def weights_image(name: str, block: int, channels: int) -> Any:
     made.dim(1).set_bounds(0, channels).set_stride(block)
     made.dim(2).set_min(0).set_stride(block * channels)
     return made
-
-
-def activate(name: str, x: Any, *place: Any) -> Any:
-    """The activation `name` of an expression at the variables `place`; NaN stays NaN, as in PyTorch.
-
-    Halide's own max and min drop NaN, and LLVM may take the result of any of its sums for a number: comparisons are
-    strict here, and choices made between bits. On x86 that is the same single instruction. `x` becomes a Func (which is
-    inlined), for all that stands inside a strict comparison is strict too, without fused multiply-adds.
-    """
-    if name == "none":
-        return x
-    hl, func = halide(), halide().Func("before")
-    func[place] = x
-    x = func[place]
-    if name == "relu":
-        return _at_least(x, 0.0)
-    if name == "relu6":
-        return _at_most(_at_least(x, 0.0), 6.0)
-    if name == "silu":
-        return x / (1.0 + _exp(-x))
-    if name == "sigmoid":
-        nothing = (hl.reinterpret(hl.Int(32), x) & 0x7FFFFFFF) > 0x7F800000
-        return _either(nothing, x, 1.0 / (1.0 + _exp(-x)))
-    if name in ("hardsigmoid", "hardswish"):
-        func = hl.Func("shifted")
-        func[place] = x + 3.0
-        share = _at_most(_at_least(func[place], 0.0), 6.0) * hl.f32(1 / 6)
-        return share if name == "hardsigmoid" else x * share
-    if name == "gelu":  # erf is ±1 in float32 from there; Halide's overflows further out
-        return 0.5 * x * (1.0 + hl.erf(hl.clamp(x * hl.f32(math.sqrt(0.5)), -5.0, 5.0)))
-    raise ValueError(f"no activation {name!r} in the kernels")
-
-
-def _either(condition: Any, a: Any, b: Any) -> Any:
-    """a where the condition holds, else b; either may be NaN."""
-    hl = halide()
-    bits = [hl.reinterpret(hl.Int(32), hl.f32(x) if isinstance(x, float) else x) for x in (a, b)]
-    return hl.reinterpret(hl.Float(32), hl.select(condition, *bits))
-
-
-def _at_least(x: Any, bound: float) -> Any:
-    return _either(halide().strict_float(x < bound), bound, x)
-
-
-def _at_most(x: Any, bound: float) -> Any:
-    return _either(halide().strict_float(x > bound), bound, x)
-
-
-# 2^f for f from -0.5 to 0.5, by Lawson's iteration: 2e-9 of the value off.
-POWERS = (1.0, 0.6931471824645996, 0.24022646248340607, 0.05550328642129898, 0.009618489071726799,
-          0.0013399930903688073, 0.00015345821157097816)  # fmt: skip
-
-
-def _exp(x: Any) -> Any:
-    """e to the power of x, at most 2^±126; some number where x is NaN.
-
-    For what is added to 1: as exact as float32 can tell there. Halide's own gives any number for x beyond ±10⁹, and
-    makes a depthwise 3×3 with SiLU 1.2 times as slow (64 channels, 56×56, one Zen 4 core).
-    """
-    hl = halide()
-    x = hl.clamp(x * hl.f32(1 / math.log(2)), -126.0, 126.0)
-    whole = hl.round(x)
-    rest = x - whole
-    total: Any = hl.f32(POWERS[-1])
-    for factor in reversed(POWERS[:-1]):
-        total = total * rest + hl.f32(factor)
-    return hl.reinterpret(hl.Float(32), hl.reinterpret(hl.Int(32), total) + (hl.i32(whole) << 23))
-
-
-def largest(values: list[Any]) -> Any:
-    """The maximum of numbers that were loaded, NaN where one of them is."""
-    hl = halide()
-    best, nothing = values[0], hl.strict_float(values[0] != values[0])
-    for value in values[1:]:
-        best, nothing = hl.max(best, value), nothing | hl.strict_float(value != value)
-    return _either(nothing, math.nan, best)
 
 
 def size_after(stencil: Stencil, h: Any, w: Any) -> tuple[Any, Any]:

@@ -6,12 +6,12 @@ Serves `ops/separable.py` where there is no stencil, and the second pass of `ops
 from dataclasses import dataclass
 from typing import Any
 
+from leanconv.kernels.cpu.activations import activate
+from leanconv.kernels.cpu.frontend import halide
 from leanconv.kernels.cpu.pieces import (
     Axes,
     Tile,
-    activate,
     bound_output,
-    halide,
     image,
     map_image,
     projection,

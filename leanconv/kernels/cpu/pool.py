@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from leanconv.kernels.cpu.pieces import Axes, Tile, bound_output, halide, largest, map_image
+from leanconv.kernels.cpu.activations import largest
+from leanconv.kernels.cpu.frontend import halide
+from leanconv.kernels.cpu.pieces import Axes, Tile, bound_output, map_image
 from leanconv.ops.forms import Pair
 
 

@@ -162,7 +162,7 @@ class Program:
 
     def _in_process(self, tensors: Sequence[Tensor]) -> None:
         """Without a C compiler: sample by sample, all rows at once, in this thread."""
-        from leanconv.kernels.cpu.pieces import halide
+        from leanconv.kernels.cpu.frontend import halide
 
         hl = halide()
         for n in range(self.work.samples):

@@ -7,15 +7,15 @@ over them.
 from dataclasses import dataclass
 from typing import Any
 
+from leanconv.kernels.cpu.activations import activate
+from leanconv.kernels.cpu.frontend import halide
 from leanconv.kernels.cpu.pieces import (
     STRIP,
     Axes,
     Tile,
-    activate,
     bound_output,
     clamped,
     copied,
-    halide,
     image,
     map_image,
     padded,

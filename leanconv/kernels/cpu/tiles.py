@@ -4,7 +4,8 @@ import functools
 import math
 import os
 
-from leanconv.kernels.cpu.pieces import Tile, halide
+from leanconv.kernels.cpu.frontend import halide
+from leanconv.kernels.cpu.pieces import Tile
 
 
 @functools.lru_cache(1)
