@@ -29,7 +29,7 @@ from leanconv.deploy.runtimes import OnnxRuntime, OpenVino
 from leanconv.files import write_json
 from leanconv.kernels.cpu import bind
 from leanconv.measure.device import describe
-from leanconv.measure.roofline import Peaks
+from leanconv.measure.roofline import Peaks, peaks
 from leanconv.nn import get, make, parse
 from leanconv.ops.forms import Stencil
 from leanconv.ops.gated_sum import GatedSum
@@ -72,19 +72,19 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    peaks, rows = measured_peaks(), []
+    top, rows = peaks(clock="cpu"), []
     command = " ".join(["python -m benchmarks.cpu_kernels", *map(shlex.quote, sys.argv[1:])])
     report = {
-        "command": command, "commit": commit(), "machine": describe("cpu"), "peaks": peaks.to_dict(),
+        "command": command, "commit": commit(), "machine": describe("cpu"), "peaks": top.to_dict(),
         "batch": arguments.batch,
     }  # fmt: skip
-    print(peaks, flush=True)
+    print(top, flush=True)
     for operator in arguments.operators:
         depthwise = "depthwise" in get(operator).replaces and "dense" not in get(operator).replaces
         for place, (c, o, k, size) in (DEPTHWISE if depthwise else DENSE).items():
             if any(word in place for word in arguments.layers):
                 spec = ConvSpec.of(c, o, k, 1, k // 2, groups=c if depthwise else 1, bias=False, h=size, w=size)
-                rows.append(measured(operator, place, spec, peaks, arguments))
+                rows.append(measured(operator, place, spec, top, arguments))
         shown = [row for row in rows if row["operator"] == operator]
         if shown:
             print(show(operator, shown), end="\n\n", flush=True)
@@ -103,18 +103,6 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
-def measured_peaks() -> Peaks:
-    """Peak flops and bandwidth of this thread, the best of several short products and copies, in its own CPU time."""
-    a, b = torch.randn(768, 768), torch.randn(768, 768)
-    source = torch.ones(8 << 20)
-    target = torch.empty_like(source)
-    times = least({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, 1.0)
-    return Peaks(
-        2 * 768**3 / times["product"] / 1e6, 2 * 4 * source.numel() / times["copy"] / 1e6,
-        "measured here, 1 thread: float32 matmul 768³, copy of 32 MiB; least CPU time",
-    )  # fmt: skip
-
-
 def least(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
     """The least CPU time of each in ms, in turns for that many seconds, at least five rounds."""
     found = dict.fromkeys(calls, math.inf)
@@ -131,7 +119,7 @@ def least(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, f
 
 
 @torch.no_grad()
-def measured(operator: str, place: str, spec: ConvSpec, peaks: Peaks, arguments: argparse.Namespace) -> dict[str, Any]:
+def measured(operator: str, place: str, spec: ConvSpec, top: Peaks, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row: our time, each peer's, the floor. Raises RuntimeError where our numbers are not the layer's."""
     torch.manual_seed(0)
     layer = make(operator, **spec.arguments()).eval()
@@ -153,7 +141,7 @@ def measured(operator: str, place: str, spec: ConvSpec, peaks: Peaks, arguments:
     cost = type(layer).cost(spec) if hasattr(type(layer), "cost") else get(parse(operator)[0]).cost(spec)
     pixels = spec.p * spec.q * arguments.batch
     moved = 4 * (x.numel() + pixels * spec.o + cost.params)
-    floor_ms, bound_by = peaks.floor_ms(cost.executed_macs * arguments.batch, moved)
+    floor_ms, bound_by = top.floor_ms(cost.executed_macs * arguments.batch, moved)
     rivals = {name: ms for name, ms in times.items() if name != "ours"}
     best = min(rivals, key=lambda name: rivals[name])
     return {

@@ -214,11 +214,11 @@ def _compiled(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def commit() -> str:
-    """The commit that was measured, "+" behind it where the tree had changes."""
-    here = Path(__file__).parent
-    words = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
-    answer = subprocess.run(words, capture_output=True, text=True)
-    return answer.stdout.strip() or "unknown"
+    """The commit that was measured, "+" behind it where the tree had changes, in other files than the results."""
+    git, others = ["git", "-C", str(Path(__file__).parent)], [":/", ":(exclude,top)benchmarks/results"]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    dirty = subprocess.run([*git, "diff", "HEAD", "--quiet", "--", *others], capture_output=True).returncode
+    return f"{head}{'+' * bool(dirty)}" if head else "unknown"
 
 
 if __name__ == "__main__":

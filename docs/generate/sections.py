@@ -140,15 +140,20 @@ def engines(stem: str, entries: list[dict[str, Any]]) -> str:
             continue
         peer, base = min(peers, key=peers.__getitem__), min(dense, key=dense.__getitem__) if dense else ""
         against = f"{dense[base] / fused:.2f} ({base})" if base else "-"
-        setting = f"{entry['batch']}x3x{entry['size']}x{entry['size']}, {entry['threads']}"
-        rows.append([f"`{entry['model']}`", setting, f"{fused:.3g}", f"{peers[peer] / fused:.2f} ({peer})", against])
+        size, floor = str(entry["size"]), entry.get("floors", {}).get(entry["model"])
+        setting = f"{entry['batch']}x3x{size if 'x' in size else f'{size}x{size}'}, {entry['threads']}"
+        share = f"{floor['ms'] / fused:.0%}" if floor else "-"
+        faster = f"{peers[peer] / fused:.2f} ({peer})"
+        rows.append([f"`{entry['model']}`", setting, f"{fused:.3g}", faster, against, share])
         commands.append(f"`{entry['command']}`" if "command" in entry else "")
     clocks = " and ".join(sorted({entry["clock"] for entry in entries}))
-    head = ["network", "input, threads", "ms", "against its best peer", "against the dense network's best engine"]
+    head = ["network", "input, threads", "ms", "against its best peer", "against the dense network's best engine",
+            "of the floor"]  # fmt: skip
     return page(
         "## Whole networks on our engine",
-        f"Float32, interleaved medians in one process ({clocks} time); above 1 our engine is faster.",
-        table(head, rows, "llrrr"),
+        f"Float32, interleaved medians in one process ({clocks} time); above 1 our engine is faster. "
+        "The floor: what the network's arithmetic and traffic take at this machine's peaks, block by block.",
+        table(head, rows, "llrrrr"),
         f"{machine(entries[0])}; {'; '.join(dict.fromkeys(filter(None, commands)))}, `{stem}.json`.",
     ).rstrip()
 

@@ -1,0 +1,65 @@
+"""The table of whole networks: who leaves the rounds, which ratio stands where, what is measured again."""
+
+import argparse
+
+import pytest
+import torch
+
+from benchmarks.fused_engine import SETS, Row, built, hopeful, rows_of, summary
+from leanconv.nn import HetConv2d
+
+
+def entry(row, times, **more):
+    made = {"model": row.model, "against": row.against, "size": row.size, "batch": row.batch, "threads": row.threads}
+    return made | {"clock": row.clock, "times": {name: {"median_ms": ms} for name, ms in times.items()}} | more
+
+
+def test_the_best_peer_of_each_model_stays_however_far_ahead_our_engine_is():
+    least = {"a, fused": 1.0, "a, x": 5.0, "a, y": 5.5, "a, z": 7.0, "b, fused": 30.0, "b, x": 20.0, "b, y": 24.1}
+    assert hopeful(least) == ["a, fused", "a, x", "a, y", "b, fused", "b, x"]
+
+
+def test_summary_is_against_the_best_peer_and_the_dense_networks_best_engine():
+    row = Row("lean", "dense", "256")
+    times = {"lean, fused": 10.0, "lean, x": 15.0, "lean, y": 14.0, "dense, fused": 42.0, "dense, x": 41.0}
+    two = Row("lean", "dense", "256", threads=2)
+    halved = {name: ms / 1.9 for name, ms in times.items()}
+    found = summary([entry(row, times, floors={"lean": {"ms": 8.0}}), entry(two, halved)]).splitlines()
+    assert found[-2].split() == ["lean", "256", "1", "1", "10.00", "1.40", "y", "4.10", "x", "80%", "-", "wall"]
+    assert found[-1].split()[-3:] == ["-", "1.90", "wall"]
+
+
+def test_two_threads_are_held_against_one_only_by_the_clock_that_does_not_add_them_up():
+    times = {"lean, fused": 10.0}
+    rows = [Row("lean", threads=threads, clock="process") for threads in (1, 2)]
+    assert summary([entry(row, times) for row in rows]).splitlines()[-1].split()[-2:] == ["-", "process"]
+
+
+def test_a_row_is_measured_again_only_where_it_is_the_same_call():
+    row = Row("lean", "dense", "256")
+    assert row.same(entry(row, {}) | {"size": 256})  # as the first results have it
+    assert not row.same(entry(Row("lean", "dense", "256", batch=8), {}))
+    assert not row.same(entry(Row("lean", "dense", "256", threads=2), {}))
+
+
+def test_sets_take_the_clock_and_the_threads_that_were_asked_for():
+    given = argparse.Namespace(
+        set=["issue"], models=["m"], against="", size="200x136", batch=2, threads=2, clock="process"
+    )
+    rows = rows_of(given)
+    assert {row.clock for row in rows} == {"process"}
+    assert {row.threads for row in rows} == {2}
+    assert rows[-1].input().shape == (2, 3, 200, 136)
+    assert len({row for rows in SETS.values() for row in rows}) == sum(map(len, SETS.values()))
+
+
+def test_a_model_may_be_swapped_by_its_reference():
+    torch.manual_seed(0)
+    model = built("leanconv:resnet20_cifar to hetconv(part=4)")
+    assert sum(isinstance(module, HetConv2d) for module in model.modules()) == 18
+
+
+@pytest.mark.parametrize("size", ["256", "200x136"])
+def test_sizes(size):
+    height, width = (int(each) for each in (size.split("x") * 2)[:2])
+    assert Row("m", size=size).input().shape[2:] == (height, width)
