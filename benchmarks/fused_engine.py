@@ -79,7 +79,7 @@ SETS = {
     ],
     # Other widths, odd sizes, residual additions: nothing was looked at while the engine was made.
     "untuned": [
-        Row("leanconv:unet?base=24&conv=splconv", "leanconv:unet?base=24&conv=conv", "200x136"),
+        Row("leanconv:unet?base=24&conv=splconv", "leanconv:unet?base=24&conv=conv", "208x144"),
         Row(f"timm:resnet18 to {_HET}", "timm:resnet18"),
         Row("timm:resnet18 to splconv", "timm:resnet18", "193x161"),
         Row("timm:mobilenetv2_100 to xsepconv"), Row("timm:mobilenetv2_110d", size="181"),
