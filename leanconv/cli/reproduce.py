@@ -14,14 +14,17 @@ def command(
     table: Annotated[str, typer.Argument(metavar="PAPER/TABLE", help="hetconv/table1, hetconv, or all.")],
     counts: Annotated[bool, typer.Option("--counts", help="Params, Flops, MAdd (the default).")] = False,
     time: Annotated[
-        bool, typer.Option("--time", help="Frames per second, at 512x512 and at the table's size.")
+        bool, typer.Option("--time", help="Frames per second, of our networks and the paper's, at the table's size.")
     ] = False,
     input: Annotated[
         str | None, typer.Option("--input", metavar="N,C,H,W", help="Another input than the table's.")
     ] = None,
     budget: Annotated[
-        float, typer.Option("--budget", min=0, help="Seconds of timing per size, at least 5 rounds.")
-    ] = 60,
+        float, typer.Option("--budget", min=0, help="Seconds of timing per table, at least 3 rounds.")
+    ] = 15,
+    clock: Annotated[
+        str, typer.Option("--clock", help="wall, or cpu: one thread's own computing time, for a crowded machine.")
+    ] = "wall",
     threads: common.Threads = None,
     device: common.Device = "cpu",
     out: common.Out = None,
@@ -39,7 +42,7 @@ def command(
     with _bar() as progress:
         found = reproduce(
             table, counts=counts or not time, time=time, size=size, batch=batch, device=common.torch_device(device),
-            budget_s=budget, progress=progress,
+            budget_s=budget, clock=clock, progress=progress,
         )  # fmt: skip
     common.report(found, json=json, out=out)
     if found.unexpected:

@@ -38,8 +38,9 @@ def reproduce(
     size: tuple[int, int] | None = None,
     device: str | torch.device = "cpu",
     batch: int = 1,
-    budget_s: float = 60.0,
-    min_rounds: int = 5,
+    budget_s: float = 15.0,
+    min_rounds: int = 3,
+    clock: str = "wall",
     progress: Progress | None = None,
 ) -> Reproduction:
     """Set a paper's printed figures beside ours.
@@ -50,8 +51,9 @@ def reproduce(
     Args:
         selection: a table ("splconv/table1"), a paper ("splconv"), or "all" that can be reproduced.
         counts, time: count Params, Flops and MAdd; measure frames per second beside the printed ones.
-        size: H, W instead of the table's; counts then only show ours. Default for `time`: 512x512 and the table's.
-        device, batch, budget_s, min_rounds: for `time`; seconds per table and size, the least number of rounds.
+        size: H, W instead of the table's; counts then only show ours. Times are measured at the one or the other.
+        device, batch, budget_s, min_rounds, clock: for `time`; seconds per table, the least number of rounds, and the
+            clock of `measure.latency.interleave`.
         progress: called with what is counted or measured and the share done, 0..1.
     Raises: UnknownName for a table nobody knows, BadInput for one whose networks are not built here, or without FPS;
         MissingExtra where a library that makes a named table's networks is not installed ("all" leaves it out).
@@ -71,13 +73,12 @@ def reproduce(
     rates = []
     for slug in timed if time else ():
         printed = _rows(slug)
-        for one in [size] if size else dict.fromkeys([(512, 512), printed[0].input[1:]]):
-            rates.append(
-                measure_rates(
-                    printed, _paper(slug).NETWORKS, one, device=device, batch=batch, budget_s=budget_s,
-                    min_rounds=min_rounds, progress=progress,
-                )
-            )  # fmt: skip
+        rates.append(
+            measure_rates(
+                printed, _paper(slug).NETWORKS, size or printed[0].input[1:], device=device, batch=batch,
+                budget_s=budget_s, min_rounds=min_rounds, clock=clock, progress=progress,
+            )
+        )  # fmt: skip
     return found.result(rates)
 
 

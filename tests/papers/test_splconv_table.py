@@ -154,7 +154,11 @@ def test_another_size_compares_what_does_not_depend_on_it():
 
 
 def test_frame_rates_stand_beside_the_papers():
-    found = reproduce("splconv/table1", counts=False, time=True, size=(16, 32), budget_s=0, min_rounds=1)
+    told = []
+    found = reproduce(
+        "splconv/table1", counts=False, time=True, size=(16, 32), budget_s=0, min_rounds=1, clock="cpu",
+        progress=lambda what, done: told.append((what, done)),
+    )  # fmt: skip
     (rates,) = found.rates
     assert rates.input == (1, 3, 16, 32)
     assert rates.ratio("UNet") == 1
@@ -165,6 +169,9 @@ def test_frame_rates_stand_beside_the_papers():
         assert (entry["error"], entry["ok"], entry["how"]) == (None, None, "measured")
     text = str(found)
     assert "RTX A5000" in text
+    assert "1 rounds, the networks in turns, cpu time" in text
+    assert told[0] == ("splconv/table1 16x32: building, warming up", 0.0)
+    assert told[-1][1] == 1.0
     assert "1 thread, float32, contiguous, batch 1, 3x16x32" in text
 
 
