@@ -235,6 +235,9 @@ def _score_classes(report: Report, models: dict[int, nn.Module], asked: str, *, 
         report.data, report.images, report.classes = asked, len(samples), samples.classes
         found = scores.to_dict()
         run.scores, run.confusion = numbers(found), found.get("confusion", [])
+        if not run.confusion:
+            known = classify.MATRIX_CLASSES
+            run.remark(f"has {len(scores.classes)} classes, a confusion matrix is drawn of {known} at most")
         run.classes = {name: numbers(value) for name, value in found["classes"].items()}
         hits = (scores.ranks == 0).float().tolist()
         run.images = dict(zip(_unique(scores.names), hits, strict=True))

@@ -21,7 +21,7 @@ Total = Callable[[Tensor], Tensor]
 
 # Images go through the model in batches of at most this many pixels; beyond 256 of them nothing gets faster.
 BATCH, BATCH_PIXELS = 256, 1 << 20
-# metrics.json holds the confusion matrix up to so many classes: it grows with their square.
+# There is a confusion matrix up to so many classes: it grows with their square.
 MATRIX_CLASSES = 200
 _SHOWN = 20  # classes that the printed table shows, the worst ones
 
@@ -94,21 +94,35 @@ class Accuracy:
     Attributes:
         classes: names.
         names: of the images.
-        confusion: int64 `K K` counts, rows = truth, columns = prediction.
+        labels, predicted: int64 `N`, the true class of each image and the one with the largest logit.
         ranks: int64 `N`, how many classes had a larger logit than the true one: 0 is a hit.
     """
 
     classes: tuple[str, ...]
     names: tuple[str, ...]
-    confusion: Tensor
+    labels: Tensor
+    predicted: Tensor
     ranks: Tensor
 
     threshold: ClassVar[None] = None
 
     @property
+    def confusion(self) -> Tensor | None:
+        """int64 `K K` counts, rows = truth, columns = prediction; None for more than `MATRIX_CLASSES` classes."""
+        k = len(self.classes)
+        if k > MATRIX_CLASSES:
+            return None
+        return torch.bincount(self.labels * k + self.predicted, minlength=k * k).view(k, k)
+
+    @property
+    def class_images(self) -> list[int]:
+        """How many images of each class there are."""
+        return self._per_class(self.labels)
+
+    @property
     def top1(self) -> float:
         """Share of the images whose class got the largest logit."""
-        return int(self.confusion.diagonal().sum()) / len(self.names)
+        return int((self.labels == self.predicted).sum()) / len(self.names)
 
     @property
     def top5(self) -> float:
@@ -118,29 +132,29 @@ class Accuracy:
     @property
     def class_accuracy(self) -> list[float | None]:
         """Share of each class's images that were called so; None for a class without images."""
-        hits, there = self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist()
-        return [hit / count if count else None for hit, count in zip(hits, there, strict=True)]
+        hits = self._per_class(self.labels[self.labels == self.predicted])
+        return [hit / count if count else None for hit, count in zip(hits, self.class_images, strict=True)]
 
     def confused(self, at_most: int = 5) -> list[tuple[str, str, int]]:
         """The most frequent mistakes: (true class, predicted class, images)."""
-        wrong = self.confusion.clone()
-        wrong.fill_diagonal_(0)
-        order = wrong.flatten().argsort(descending=True, stable=True)[:at_most].tolist()
-        pairs = [divmod(place, len(self.classes)) for place in order]
-        return [(self.classes[a], self.classes[b], int(wrong[a, b])) for a, b in pairs if wrong[a, b]]
+        wrong = self.labels != self.predicted
+        pairs = self.labels[wrong] * len(self.classes) + self.predicted[wrong]
+        found, counts = pairs.unique(return_counts=True)  # sorted: of equal counts the first classes come first
+        order = counts.argsort(descending=True, stable=True)[:at_most]
+        named = [divmod(pair, len(self.classes)) for pair in found[order].tolist()]
+        return [(self.classes[a], self.classes[b], n) for (a, b), n in zip(named, counts[order].tolist(), strict=True)]
 
     def to_dict(self, *, per_image: bool = False) -> dict[str, Any]:
         """Every figure; with `per_image`, also whether each image was a hit, and the rank of its class."""
-        counts = self.confusion.sum(1).tolist()
         report: dict[str, Any] = {
             "images": len(self.names), "top1": self.top1, "top5": self.top5,
             "classes": {
                 name: {"accuracy": accuracy, "images": count}
-                for name, accuracy, count in zip(self.classes, self.class_accuracy, counts, strict=True)
+                for name, accuracy, count in zip(self.classes, self.class_accuracy, self.class_images, strict=True)
             },
             "confused": [{"true": a, "predicted": b, "images": n} for a, b, n in self.confused(20)],
         }  # fmt: skip
-        if len(self.classes) <= MATRIX_CLASSES:
+        if self.confusion is not None:
             report["confusion"] = self.confusion.tolist()
         if per_image:
             report["per_image"] = [
@@ -152,9 +166,7 @@ class Accuracy:
     def __str__(self) -> str:
         known = [
             (accuracy, name, count)
-            for name, accuracy, count in zip(
-                self.classes, self.class_accuracy, self.confusion.sum(1).tolist(), strict=True
-            )
+            for name, accuracy, count in zip(self.classes, self.class_accuracy, self.class_images, strict=True)
             if accuracy is not None
         ]
         shown = known if len(known) <= _SHOWN else sorted(known)[:_SHOWN]
@@ -165,6 +177,10 @@ class Accuracy:
         rows.append([f"top-{min(5, len(self.classes) - 1)}", len(self.names), f"{self.top5:.4f}"])
         mistakes = "; ".join(f"{a} taken for {b}: {n}" for a, b, n in self.confused(3))
         return table(["class", "images", "accuracy"], rows, note=f"Most frequent mistakes: {mistakes or 'none'}")
+
+    def _per_class(self, labels: Tensor) -> list[int]:
+        counts: list[int] = torch.bincount(labels, minlength=len(self.classes)).tolist()
+        return counts
 
 
 @torch.no_grad()
@@ -196,10 +212,9 @@ def evaluate(
             on_images(int(places[-1]) + 1)
     if total is not None and processes > 1:
         predicted, ranks = total(predicted).cpu(), total(ranks).cpu()
-    confusion = torch.bincount(samples.labels * classes + predicted, minlength=classes**2).view(classes, classes)
     if on_images:
         on_images(count)
-    return Accuracy(tuple(samples.classes), tuple(samples.source.names), confusion, ranks)
+    return Accuracy(tuple(samples.classes), tuple(samples.source.names), samples.labels, predicted, ranks)
 
 
 def judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -328,6 +328,27 @@ def test_od_lists_the_dynamic_kernels_that_it_has_no_rule_for():
         count(made, X, "od")
 
 
+def test_a_kernel_written_in_place_through_a_view_is_no_weight():
+    """Memory says what a kernel was computed from, not the tensor that names it: its parts are views of the same."""
+
+    def part(m, x):
+        kernel = m.w * 1.0
+        kernel.flatten(1)[:, :8].mul_(x.mean())  # eight taps of every filter now depend on the input
+        return F.conv2d(x, kernel)
+
+    def other(m, x):
+        kernel = m.w * 1.0
+        kernel.clone().flatten(1)[:, :8].mul_(x.mean())  # a copy's taps: the kernel itself stays a weight
+        return F.conv2d(x, kernel)
+
+    weight = nn.Parameter(torch.randn(4, 8, 3, 3))
+    with pytest.warns(Uncounted, match="building of kernels ×1"):
+        assert count(Body(part, w=weight), X, "od").uncounted == {"building of kernels": 1}
+    assert count(Body(part, w=weight), X, "macs_weights").params == 0
+    assert not count(Body(other, w=weight), X, "od").uncounted
+    assert count(Body(other, w=weight), X, "macs_weights").params == weight.numel()
+
+
 def test_what_a_squeeze_excite_is_told_by():
     """The pool and the ReLU inside one, not what merely stands in a Sequential or a Separable block."""
 

@@ -74,6 +74,15 @@ def test_the_page_shows_matrices_and_escapes_names(compared, tmp_path):
     assert "Dice" not in re.sub(r"(?s)<(script|style)>.*?</\1>", "", html)
 
 
+def test_of_many_classes_no_matrix_is_drawn_and_the_page_says_so(two, tmp_path, monkeypatch):
+    monkeypatch.setattr("leanconv.train.classify.MATRIX_CLASSES", 2)
+    few = compare_runs(two, budget_s=0, threads=1)
+    html = write_report(few, tmp_path / "r.html").read_text()
+    assert "Confusion matrix of" not in html
+    assert "has 3 classes, a confusion matrix is drawn of 2 at most" in html
+    assert few.runs[0].scores["top1"] > 0
+
+
 def test_matrix_counts_are_those_given():
     svg = matrix("m", ["x", "y"], [[3, 1], [0, 2]])
     assert re.findall(r'data-tip="([^"]+)"', svg) == ["x: 3 right", "x taken for y: 1 (25.0 %)", "y: 2 right"]

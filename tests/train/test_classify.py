@@ -153,8 +153,25 @@ def test_not_a_number_is_never_right():
 
 
 def test_top5_of_few_classes_leaves_one_out():
-    one = Accuracy(("a", "b"), ("x", "y"), torch.tensor([[1, 0], [1, 0]]), torch.tensor([0, 1]))
+    one = Accuracy(("a", "b"), ("x", "y"), torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([0, 1]))
     assert one.top1 == one.top5 == 0.5
+
+
+def test_many_classes_take_memory_by_the_image_not_by_the_pair():
+    """A matrix of 65,536 classes would be 34 GB."""
+    labels, predicted = torch.tensor([7, 7, 7, 65535, 65535, 0]), torch.tensor([7, 9, 9, 65535, 3, 3])
+    many = Accuracy(
+        tuple(f"c{k}" for k in range(65536)), tuple("abcdef"), labels, predicted, (labels != predicted).long()
+    )
+    assert (many.top1, many.top5) == (2 / 6, 1)
+    accuracy = many.class_accuracy
+    assert [accuracy[k] for k in (0, 3, 7, 65535)] == [0, None, 1 / 3, 1 / 2]
+    assert many.confused() == [("c7", "c9", 2), ("c0", "c3", 1), ("c65535", "c3", 1)]
+    assert many.confusion is None
+    whole = many.to_dict()
+    assert "confusion" not in whole
+    assert whole["classes"]["c7"] == {"accuracy": 1 / 3, "images": 3}
+    assert "c7 taken for c9: 2" in str(many)
 
 
 def test_loss_with_smoothing_by_hand():
