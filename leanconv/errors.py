@@ -1,5 +1,11 @@
 """The errors a user can meet. Each message says what, which value, and what to do, in one line."""
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from traceback import walk_tb
+from types import FrameType
+
 
 class LeanconvError(Exception):
     """The parent of every error that a caller or a file can cause; anything else is a bug of ours."""
@@ -44,3 +50,37 @@ class Interrupted(LeanconvError, RuntimeError):
 def missing_extra(library: str, extra: str) -> MissingExtra:
     """The error for a library that is not there: `raise missing_extra("openvino", "export") from error`."""
     return MissingExtra(f"{library} is not installed: pip install 'leanconv[{extra}]'")
+
+
+def told(error: BaseException) -> str:
+    """An error of somebody's model in one line: type, first line of the message, and the place in that model's code."""
+    line = next(iter(str(error).strip().splitlines()), "")[:300]
+    foreign = ("torch", "leanconv", *sys.stdlib_module_names)
+    places = [(frame.f_code, number) for frame, number in _inside_model(error) if _room(frame)[0] not in foreign]
+    place = "".join(f" ({Path(c.co_filename).name}, line {number}, in {c.co_name})" for c, number in places[-1:])
+    return f"{type(error).__name__}{': ' if line else ''}{line}{place}"
+
+
+def by_model(error: BaseException) -> bool:
+    """Whether a model's forward raised it, whose layers may be ours: not what calls or watches the model."""
+    inside = list(_inside_model(error))
+    ours = [_room(frame)[1:2] for frame, _ in inside if _room(frame)[0] == "leanconv" and not _watches(frame)]
+    return bool(inside) and all(room in (("nn",), ("models",), ("ops",)) for room in ours)
+
+
+def _inside_model(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    """The frames of the traceback from the first call of an `nn.Module` on, with their lines."""
+    called = False
+    for frame, number in walk_tb(error.__traceback__):
+        called = called or (frame.f_code.co_name == "_call_impl" and _room(frame)[:2] == ("torch", "nn"))
+        if called:
+            yield frame, number
+
+
+def _room(frame: FrameType) -> tuple[str, ...]:
+    return tuple(str(frame.f_globals.get("__name__", "")).split("."))
+
+
+def _watches(frame: FrameType) -> bool:
+    """A counter's frame that only passes an operation on."""
+    return frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__")

@@ -44,3 +44,23 @@ def tiny_data(tmp_path_factory) -> Path:
             Image.fromarray(image).save(root / split / "images" / f"{index}.png")
             Image.fromarray(mask).save(root / split / "masks" / f"{index}.png")
     return root
+
+
+# The classes of `coloured`, in the order of their labels.
+COLOURS = {"blue": (40, 60, 190), "green": (50, 180, 60), "red": (200, 50, 40)}
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory) -> Path:
+    """Class folders (12 train, 5 val, 4 test images each) of noise around a colour, 16 px: learnt in a few steps."""
+    from PIL import Image
+
+    root, random = tmp_path_factory.mktemp("coloured"), np.random.default_rng(0)
+    for split, count in {"train": 12, "val": 5, "test": 4}.items():
+        for name, colour in COLOURS.items():
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                noise = random.integers(-40, 41, (16, 16, 3))
+                picture = np.clip(noise + np.array(colour), 0, 255).astype(np.uint8)
+                Image.fromarray(picture).save(root / split / name / f"{index}.png")
+    return root

@@ -1,13 +1,15 @@
 """`leanconv COMMAND`: one dict from command to module; a module is loaded only when its command is called."""
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-from leanconv.errors import LeanconvError, UnknownName
+from leanconv.errors import LeanconvError, UnknownName, by_model, told
 from leanconv.version import __version__
 
 # command -> its line in `leanconv --help`. The command is the function `command` of leanconv/cli/COMMAND.py.
@@ -70,7 +72,8 @@ def main() -> None:
     arguments = [word for word in arguments if word != "--debug"]
     asked = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        build(asked)(arguments, prog_name="leanconv")
+        with _clean_warnings(debug):
+            build(asked)(arguments, prog_name="leanconv")
     except LeanconvError as error:
         if debug:
             raise
@@ -79,11 +82,23 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        told = f"{type(error).__name__}: {_one_line(error)}"
-        print(f"error: {told} (a fault of leanconv's; --debug shows where)", file=sys.stderr)
+        if by_model(error):
+            line = f"the model does not run: {told(error)}; the error is the model's own, --debug shows the way there"
+        else:
+            line = f"{type(error).__name__}: {error} (a fault of leanconv's; --debug shows where)"
+        print(f"error: {_one_line(line)}", file=sys.stderr)
         sys.exit(1)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(message: object) -> str:
     """The message as one line; a file's text in it (a name in a model.json) moves no cursor of the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
+
+
+@contextmanager
+def _clean_warnings(debug: bool) -> Iterator[None]:
+    """A warning is one line without the place in our code and its source line."""
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {_one_line(message)}", file=sys.stderr)
+        yield

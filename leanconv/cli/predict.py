@@ -20,9 +20,14 @@ def command(
         int | None,
         typer.Option("--side", min=0, help="Reduce images to this longer side first; default: as in the training."),
     ] = None,
-    tile: Annotated[int, typer.Option("--tile", min=1, help="Side of a tile in pixels.")] = 512,
-    overlap: Annotated[int, typer.Option("--overlap", min=0, help="Pixels that neighbouring tiles share.")] = 64,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Tiles at a time.")] = 1,
+    tile: Annotated[
+        int | None, typer.Option("--tile", min=1, help="Side of a tile in pixels.", show_default="512")
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option("--overlap", min=0, help="Pixels that neighbouring tiles share.", show_default="64"),
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Tiles at a time.", show_default="1")] = None,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
     threads: Threads = None,
     device: Device = "cpu",
@@ -30,7 +35,7 @@ def command(
 ) -> None:
     """Find the defects in images; write STEM_mask.png, STEM_overlay.png and STEM.json (box, area, score of each).
 
-    Of a classifier: print class and score of each image, and write predictions.json.
+    Of a classifier: print class and score of each image, and write predictions.json; options of masks are refused.
     An image that cannot be read is reported on one line; the others are written all the same, and the exit is 1.
     """
     from leanconv.cli.common import torch_device

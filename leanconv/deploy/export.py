@@ -16,7 +16,7 @@ from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, names_
 from leanconv.deploy.result import Exported, Verified
 from leanconv.deploy.runtimes import Runtime, first_line, open_file
 from leanconv.deploy.verify import difference, has_nan, tolerance
-from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName, missing_extra
+from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName, missing_extra, told
 
 FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
 # How far a task metric (IoU, Dice, top-1) of the file may be from the model's.
@@ -72,7 +72,7 @@ def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | No
         except LeanconvError:
             raise
         except Exception as error:
-            raise BadInput(f"the model does not run on inputs {call.given}: {first_line(error)}") from error
+            raise BadInput(f"the model does not run on inputs {call.given}: {told(error)}") from error
     _exportable(answer, path)
     trace, looks = call.plan(plain)
     with Beside(path) as folder:

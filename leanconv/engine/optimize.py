@@ -17,7 +17,7 @@ from leanconv.engine.candidates import GIVEN, chosen
 from leanconv.engine.choices import Choice, Choices, faster
 from leanconv.engine.optimized import Optimized
 from leanconv.engine.workbench import Workbench
-from leanconv.errors import BadInput, LeanconvError
+from leanconv.errors import BadInput, LeanconvError, told
 from leanconv.measure import Timing, interleave, label
 
 # The share of the budget that is kept for timing, and the most seconds that the main round takes of it.
@@ -114,7 +114,7 @@ def _bench(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> W
     except LeanconvError:
         raise
     except Exception as error:
-        raise BadInput(f"the model does not run on these inputs: {first_line(error)}") from error
+        raise BadInput(f"the model does not run on these inputs: {told(error)}") from error
     if any(not tensor.numel() for tensor in bench.tensors):
         raise BadInput(f"an input is empty ({tuple(bench.tensors[0].shape)}): give at least one sample to measure on")
     return bench

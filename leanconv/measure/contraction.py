@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from leanconv.measure.ops import PRODUCTS, base_name
+from leanconv.measure.ops import PRODUCTS, base_name, recurrent_weights
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,10 @@ def contractions(func: Any, kind: str, args: tuple[Any, ...], out: Any) -> tuple
     if name in PRODUCTS:
         a, b = (args[place] for place in PRODUCTS[name])
         return (_product(math.prod(a.shape[:-2]), *_sides(a, b)),)
+    if name == "mkldnn_rnn_layer":  # all steps' inputs at once, then the states step by step
+        (steps, batch, width), (inner, outer) = args[0].shape, recurrent_weights(name, args)
+        gates, state = outer.shape
+        return _product(1, steps * batch, width, inner.shape[0]), _product(steps, batch, state, gates)
     if kind == "attention" and len(args) > 2 and all(isinstance(each, Tensor) and each.dim() == 4 for each in args[:3]):
         query, key, value = args[:3]
         heads, (asked, width), known = math.prod(query.shape[:2]), query.shape[-2:], key.shape[-2]

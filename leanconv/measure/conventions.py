@@ -16,7 +16,7 @@ from torch import nn
 
 from leanconv.errors import UnknownName
 from leanconv.measure import tools
-from leanconv.measure.ops import OpCall
+from leanconv.measure.ops import RECURRENT, OpCall
 from leanconv.measure.record import ModuleCall, Recording
 from leanconv.registry import nearest
 from leanconv.spec import ConvSpec
@@ -62,8 +62,8 @@ def _with_bias(op: OpCall) -> int:
     return op.macs + op.bias
 
 
-def _twice(op: OpCall) -> int:
-    return 2 * op.macs
+def _torch_rule(op: OpCall) -> int:
+    return 0 if op.name in RECURRENT else 2 * op.macs
 
 
 def _per_element(times: int) -> OpRule:
@@ -256,8 +256,8 @@ CONVENTIONS: dict[str, Convention] = {
         ),
         Convention(
             "torch", "flops",
-            "torch.utils.flop_counter's: two per multiply-accumulate, nothing else; params = trainable",
-            dict.fromkeys(_ALL, _twice), as_published=False,
+            "torch.utils.flop_counter's: two per multiply-accumulate, nothing else, no LSTM; params = trainable",
+            dict.fromkeys(_ALL, _torch_rule), as_published=False,
         ),
         Convention(
             "torchstat", "flops",

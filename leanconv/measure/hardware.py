@@ -1,5 +1,6 @@
 """What the models of hardware read of a network: its layers with the sizes of everything they multiply."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -7,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from torch import nn
 
 from leanconv.measure.contraction import Contraction
-from leanconv.measure.count import Layer, count_recorded
+from leanconv.measure.count import Layer, Uncounted, count_recorded
 from leanconv.measure.ops import CONTRACTIONS
 from leanconv.measure.record import record
 from leanconv.measure.state import main_input
@@ -49,7 +50,10 @@ def mixed(sizes: Iterable[Contraction]) -> str:
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """The layers in their order, the input's shape, all parameters, and what multiplies without known sizes."""
+    """The layers in their order, the input's shape, all parameters, and what runs without known sizes.
+
+    `unmapped`: operation -> its multiply-accumulates, 0 where not even those are known.
+    """
 
     layers: tuple[LayerSizes, ...]
     shape: tuple[int, ...]
@@ -60,13 +64,16 @@ class NetworkSizes:
 def layer_sizes(model: nn.Module, inputs: Any) -> NetworkSizes:
     """The sizes of all convolutions and products of one forward in eval mode, which computes nothing where it can."""
     recording = record(model, inputs)
-    counts = count_recorded(recording, "executed_macs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Uncounted)  # `unmapped` says it
+        counts = count_recorded(recording, "executed_macs")
     row_of, found, unmapped = recording.row_of(), dict[str, list[Contraction]](), dict[str, int]()
     for op in recording.ops:
         if op.sizes:
             found.setdefault(row_of[op.owner] or "(model)", []).extend(each for each in op.sizes if each.macs)
         elif op.kind in CONTRACTIONS and op.macs:
             unmapped[op.name] = unmapped.get(op.name, 0) + op.macs
+    unmapped |= {name: 0 for name in counts.uncounted if name not in unmapped}
     layers = tuple(_sizes(layer, found[layer.name]) for layer in counts.layers if found.get(layer.name))
     return NetworkSizes(layers, tuple(main_input(inputs).shape), counts.params, unmapped)
 

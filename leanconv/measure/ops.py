@@ -67,6 +67,13 @@ PRODUCTS = {
     "mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2), "addbmm": (1, 2), "mv": (0, 1), "addmv": (1, 2),
     "dot": (0, 1), "vdot": (0, 1),
 }  # fmt: skip
+# One layer of an LSTM (oneDNN), or a whole recurrent network (cuDNN, MIOpen), as one operation.
+RECURRENT = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
+# Views that torch does not mark as such: in place, or of a tensor that nobody may write to.
+_VIEWS = {
+    "as_strided", "t", "transpose", "swapaxes", "swapdims", "squeeze", "unsqueeze", "unsafe_split",
+    "unsafe_split_with_sizes", "unsafe_chunk",
+}  # fmt: skip
 _ELEMENTWISE = {
     "relu": "relu", "hardswish": "hardswish", "native_group_norm": "group_norm", "native_layer_norm": "layer_norm",
     "_adaptive_avg_pool2d": "adaptive_pool", "_adaptive_avg_pool3d": "adaptive_pool",
@@ -110,12 +117,20 @@ def classify(func: Any, args: tuple[Any, ...], out: Any, api: str, weighted: boo
         kind = "linear" if api == "linear" or weighted else "matmul"
         adds = out.numel() if name.startswith("add") else 0
         return kind, a.numel() * (b.shape[-1] if b.dim() > 1 else 1), adds
-    if getattr(func, "is_view", False) or name == "as_strided":
+    if name in RECURRENT:
+        return "linear", math.prod(args[0].shape[:-1]) * sum(w.numel() for w in recurrent_weights(name, args)), 0
+    if getattr(func, "is_view", False) or name in _VIEWS:
         return "view", 0, 0
     if func.overloadpacket in flop_registry:  # attention in all its forms, and operations that said their formula
         flops = flop_registry[func.overloadpacket](*args, out_val=out)
         return ("attention" if "attention" in name else "matmul"), int(flops) // 2, 0
     return _without_macs(func, name, args, api), 0, 0
+
+
+def recurrent_weights(name: str, args: tuple[Any, ...]) -> list[Tensor]:
+    """The matrices that one of `RECURRENT` multiplies every step of every sequence by."""
+    given = args[1:5] if name == "mkldnn_rnn_layer" else args[1]
+    return [weight for weight in given if weight.dim() > 1]
 
 
 def _without_macs(func: Any, name: str, args: tuple[Any, ...], api: str) -> str:

@@ -20,7 +20,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.errors import LeanconvError
 from leanconv.measure.contraction import contractions
-from leanconv.measure.ops import CONTRACTIONS, OpCall, classify, flat, launches, norm_facts, tensor_bytes
+from leanconv.measure.ops import (
+    CONTRACTIONS,
+    RECURRENT,
+    OpCall,
+    base_name,
+    classify,
+    flat,
+    launches,
+    norm_facts,
+    tensor_bytes,
+)  # fmt: skip
 from leanconv.measure.state import arguments, countable, first_shape, tensors, untouched, untouched_random
 from leanconv.nn import Operator
 
@@ -256,7 +266,8 @@ class _Ops(TorchDispatchMode):
         affine, training = norm_facts(func, kind, args) if kind.endswith("_norm") else (False, False)
         kernel = stack.origins(args[1]) if kind == "conv" else None
         if kind in ("conv", "linear"):
-            chosen = [kernel] if kind == "conv" else origins[-2:]
+            factors = origins if base_name(func) in RECURRENT else origins[-2:]
+            chosen = [kernel] if kind == "conv" else factors
             stack.recording.weights.update(*(names for names in chosen if names))
         for tensor in given_out:
             if all(names is not None for names in origins):

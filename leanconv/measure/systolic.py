@@ -126,7 +126,7 @@ class ArrayProfile:
     """A network on an array: its layers in the order in which they run, and in total.
 
     `macs` are those that run (a HetConv multiplies its zero blocks). `unmapped`: operations whose sizes are not known,
-    with their multiply-accumulates; they are in no total.
+    with their multiply-accumulates (0: not known either); they are in no total.
     """
 
     array: Array
@@ -194,7 +194,7 @@ class ArrayProfile:
 
 def unmapped_notes(unmapped: Mapping[str, int]) -> list[str]:
     """What a hardware model could not place, in one line; nothing where it placed all."""
-    listed = ", ".join(f"{name} ({si(macs)} MACs)" for name, macs in unmapped.items())
+    listed = ", ".join(f"{name} ({si(macs) if macs else 'unknown'} MACs)" for name, macs in unmapped.items())
     return [f"not in the cycles: {listed}"] if listed else []
 
 

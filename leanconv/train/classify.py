@@ -16,6 +16,7 @@ from leanconv.errors import BadInput
 from leanconv.table import table
 from leanconv.train.augment import to_float
 from leanconv.train.labelled import Labelled
+from leanconv.train.probe import answer
 
 Total = Callable[[Tensor], Tensor]
 
@@ -50,20 +51,10 @@ class Classification:
         """Numbers that the model gives for an image: one a class."""
         return len(self.classes)
 
-    @torch.no_grad()
     def check(self, model: nn.Module, inputs: Tensor) -> None:
         """Raise BadInput unless the model gives `N K` for `N 3 H W`. Leaves buffers and mode alone."""
-        training = model.training
-        try:
-            found: Any = model.eval()(inputs)
-        except RuntimeError as error:
-            size = "x".join(map(str, inputs.shape[1:]))
-            raise BadInput(f"the model does not run on {size} images: {str(error).splitlines()[0]}") from error
-        finally:
-            model.train(training)
-        shape, wanted = tuple(getattr(found, "shape", ())), (len(inputs), self.outputs)
-        if shape != wanted:
-            given = shape or type(found).__name__
+        given, wanted = answer(model, inputs), (len(inputs), self.outputs)
+        if given != wanted:
             raise BadInput(
                 f"the model gives {given} for {tuple(inputs.shape)}, but {self.outputs} classes "
                 f"need {wanted}: set num_classes={self.outputs}"

@@ -101,8 +101,8 @@ class Predictions:
 
 def predict(
     model: str | Path | nn.Module, images: Iterable[str | Path], out: str | Path, *, threshold: float | None = None,
-    side: int | None = None, tile: int = TILE, overlap: int = OVERLAP, batch: int = 1, device: str = "cpu",
-    trust_code: bool = False, progress: bool = False,
+    side: int | None = None, tile: int | None = None, overlap: int | None = None, batch: int | None = None,
+    device: str = "cpu", trust_code: bool = False, progress: bool = False,
 ) -> Predictions | Guesses:  # fmt: skip
     """Write `<stem>_mask.png`, `<stem>_overlay.png` and `<stem>.json` to `out` for every image.
 
@@ -116,7 +116,8 @@ def predict(
         threshold: probability from which a pixel is a defect; default: the run's own, else 0.5. Unused for K classes.
         side: the network sees the image reduced to at most this many pixels on its longer side, 0: as it is; default:
             what the run was trained on. Masks have the image's own size in any case.
-        tile, overlap, batch: as in `predict_logits`.
+        tile, overlap, batch: as in `predict_logits`. These, `side` and `threshold` are for masks alone: a classifier
+            sees each image as the square of its recipe's size, and they are refused.
         progress: draw a bar on a terminal.
     Raises: BadInput for what no image can be blamed for (no images, two of one stem, an unwritable folder, one of the
         images' own: masks and annotations that lie beside them must not be overwritten).
@@ -126,8 +127,7 @@ def predict(
     classifier = not isinstance(model, nn.Module) and RunFolder.open(model).read_model().task == "classify"
     paths = _images(images, apart=not classifier)
     if not isinstance(model, nn.Module) and classifier:
-        if threshold is not None:
-            raise BadInput(f"threshold={threshold} is for masks; {model} tells whole images apart by the largest logit")
+        _no_masks(str(model), threshold=threshold, side=side, tile=tile, overlap=overlap, batch=batch)
         tracked = _tracked(paths, progress)
         return predict_classes(RunFolder(model), tracked, Path(out), device=device, trust_code=trust_code)
     _not_among(paths, Path(out))
@@ -147,7 +147,10 @@ def predict(
             failed.append((str(path), str(error)))
             continue
         seen = reduce_image(image, side) if side else image
-        logits = predict_logits(model, seen, tile=tile, overlap=overlap, batch=batch)
+        logits = predict_logits(
+            model, seen, tile=TILE if tile is None else tile, overlap=OVERLAP if overlap is None else overlap,
+            batch=1 if batch is None else batch,
+        )  # fmt: skip
         logits = enlarge_logits(logits, *image.shape[-2:])
         done.append(_written(path, image, logits, threshold, Path(out)))
     return Predictions(str(out), tuple(done), tuple(failed))
@@ -195,6 +198,13 @@ def _images(given: Iterable[str | Path], *, apart: bool) -> list[Path]:
         if len(same) > 1:
             raise BadInput(f"{listing(same)} have one stem and would overwrite each other's masks; predict them apart")
     return list(dict.fromkeys(paths))
+
+
+def _no_masks(run: str, **settings: float | None) -> None:
+    """Raise BadInput for what a classifier has no use for."""
+    for name, value in settings.items():
+        if value is not None:
+            raise BadInput(f"{name}={value} is for masks; {run} names the class of whole images, leave it out")
 
 
 def _not_among(paths: Sequence[Path], out: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from leanconv.errors import BadInput
 from leanconv.train import evaluate as _evaluate
+from leanconv.train.probe import answer
 
 Total = Callable[[Tensor], Tensor]
 
@@ -47,16 +48,12 @@ class Segmentation:
         """Channels that the model must have: 1 for two classes (with `ce`: 2), else one a class."""
         return 1 if len(self.classes) == 2 and self.loss_name != "ce" else len(self.classes)
 
-    @torch.no_grad()
     def check(self, model: nn.Module, inputs: Tensor) -> None:
         """Raise BadInput unless the model gives `N outputs H W` for `N 3 H W`. Leaves buffers and mode alone."""
-        training = model.training
-        shape = tuple(model.eval()(inputs).shape)
-        model.train(training)
-        wanted = (len(inputs), self.outputs, *inputs.shape[-2:])
-        if shape != wanted:
+        given, wanted = answer(model, inputs), (len(inputs), self.outputs, *inputs.shape[-2:])
+        if given != wanted:
             raise BadInput(
-                f"the model gives {shape} for {tuple(inputs.shape)}, but {len(self.classes)} classes "
+                f"the model gives {given} for {tuple(inputs.shape)}, but {len(self.classes)} classes "
                 f"({', '.join(self.classes)}) need {wanted}: set out_channels={self.outputs}"
             )
 

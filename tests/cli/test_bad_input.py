@@ -20,16 +20,12 @@ UNET = "leanconv:unet?base=2&levels=2"
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
+def refused(leanconv):
     """Call the command line; the one line that it leaves on standard error."""
 
     def call(*words, status=1):
-        monkeypatch.setattr(sys, "argv", ["leanconv", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        err = capsys.readouterr().err
-        assert leaving.value.code == status, err
+        code, _, err = leanconv(*words)
+        assert code == status, err
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         assert "a fault of leanconv" not in err

@@ -2,45 +2,10 @@
 
 import json
 import shutil
-import sys
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from leanconv.cli.main import main
-
-COLOURS = {"blue": (40, 60, 190), "green": (50, 180, 60), "red": (200, 50, 40)}
 MODEL = "leanconv:vgg16_cifar?num_classes=3&width=0.0625&conv=hetconv(part=2)"
-
-
-@pytest.fixture(scope="module")
-def coloured(tmp_path_factory):
-    """Class folders of noise around a colour, 32 px."""
-    root, dice = tmp_path_factory.mktemp("coloured"), np.random.default_rng(0)
-    for split, count in {"train": 16, "val": 5, "test": 4}.items():
-        for name, colour in COLOURS.items():
-            (root / split / name).mkdir(parents=True)
-            for index in range(count):
-                noise = dice.integers(-40, 41, (32, 32, 3))
-                picture = np.clip(noise + np.array(colour), 0, 255).astype(np.uint8)
-                Image.fromarray(picture).save(root / split / name / f"{index}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def call():
-    def run(monkeypatch, capsys, *words):
-        monkeypatch.setattr(sys, "argv", ["leanconv", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as leave:
-            code = leave.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -56,31 +21,31 @@ def trained(coloured, tmp_path_factory):
     return fit(recipe, progress=False)
 
 
-def test_train_says_what_it_reached(call, monkeypatch, capsys, coloured, tmp_path):
+def test_train_says_what_it_reached(leanconv, coloured, tmp_path):
     recipe = tmp_path / "r.toml"
     words = f"model = '{MODEL}'\ndata = '{coloured}'\nout = '{tmp_path / 'run'}'\nsize = 32\nbatch = 8\nsteps = 2\n"
     recipe.write_text(words)
-    code, out, err = call(monkeypatch, capsys, "train", recipe, "threads=1", "device=cpu")
+    code, out, err = leanconv("train", recipe, "threads=1", "device=cpu")
     assert code == 0, err
     assert "top-1" in out
     assert "IoU" not in out
     assert "classes" in err or "blue, green, red" in err
-    assert call(monkeypatch, capsys, "train", recipe, "threads=1", "task=segment", f"out={tmp_path / 'b'}")[0] == 1
+    assert leanconv("train", recipe, "threads=1", "task=segment", f"out={tmp_path / 'b'}")[0] == 1
 
 
-def test_eval_and_predict(call, monkeypatch, capsys, trained, coloured, tmp_path):
-    code, out, _ = call(monkeypatch, capsys, "eval", trained.path, "--json", "--per-image")
+def test_eval_and_predict(leanconv, trained, coloured, tmp_path):
+    code, out, _ = leanconv("eval", trained.path, "--json", "--per-image")
     scores = json.loads(out)
     assert code == 0
     assert scores["top1"] == json.loads(trained.metrics.read_text())["test"]["top1"] > 0.6
     assert len(scores["per_image"]) == 12
-    code, out, err = call(monkeypatch, capsys, "eval", trained.path, "--threshold", "0.3")
+    code, out, err = leanconv("eval", trained.path, "--threshold", "0.3")
     assert (code, "is for masks" in err) == (1, True)
 
     (tmp_path / "bad.png").write_bytes(b"nothing")
     images = sorted((coloured / "test").glob("*/*.png"))
     words = ["predict", trained.path, *images, tmp_path / "bad.png", "--out", tmp_path / "found", "--json"]
-    code, out, err = call(monkeypatch, capsys, *words)
+    code, out, err = leanconv(*words)
     assert code == 1
     assert err.startswith(f"error: {tmp_path / 'bad.png'}: not a readable")
     found = json.loads(out)
@@ -90,35 +55,40 @@ def test_eval_and_predict(call, monkeypatch, capsys, trained, coloured, tmp_path
     for guess in found["images"]:
         assert guess["score"] == guess["top"][0]["score"] == max(each["score"] for each in guess["top"])
         assert sum(each["score"] for each in guess["top"]) == pytest.approx(1)
-    code, out, _ = call(monkeypatch, capsys, "predict", trained.path, images[0], "--out", tmp_path / "one")
+    code, out, _ = leanconv("predict", trained.path, images[0], "--out", tmp_path / "one")
     assert found["images"][0]["class"] in out
+    for option in ("--threshold=0.5", "--side=0", "--tile=512", "--overlap=64", "--batch=1"):
+        code, out, err = leanconv("predict", trained.path, images[0], "--out", tmp_path / "two", option)
+        assert (code, out) == (1, "")
+        assert f"{option.strip('-').split('=')[0]}=" in err
+        assert "is for masks" in err
 
 
-def test_other_classes_are_refused_and_a_subset_is_renumbered(call, monkeypatch, capsys, trained, coloured, tmp_path):
+def test_other_classes_are_refused_and_a_subset_is_renumbered(leanconv, trained, coloured, tmp_path):
     for name in ("green", "red"):
         shutil.copytree(coloured / "test" / name, tmp_path / "some" / "test" / name)
-    code, out, _ = call(monkeypatch, capsys, "eval", trained.path, "--data", tmp_path / "some", "--json")
+    code, out, _ = leanconv("eval", trained.path, "--data", tmp_path / "some", "--json")
     classes = json.loads(out)["classes"]
     whole = json.loads(trained.metrics.read_text())["test"]["classes"]
     assert (code, classes["blue"]) == (0, {"accuracy": None, "images": 0})
     assert classes["red"] == whole["red"]
     (tmp_path / "some" / "test" / "red").rename(tmp_path / "some" / "test" / "violet")
-    code, _, err = call(monkeypatch, capsys, "eval", trained.path, "--data", tmp_path / "some")
+    code, _, err = leanconv("eval", trained.path, "--data", tmp_path / "some")
     assert (code, "does not know 'violet'" in err) == (1, True)
 
 
 @pytest.mark.parametrize("dynamic", ["", "none"])
-def test_export_checks_top1(call, monkeypatch, capsys, trained, tmp_path, dynamic):
+def test_export_checks_top1(leanconv, trained, tmp_path, dynamic):
     pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
     path = tmp_path / "model.onnx"
     more = ["--dynamic", dynamic, "--input", "4,3,32,32"] if dynamic else []
-    code, out, err = call(monkeypatch, capsys, "export", trained.path, path, *more)
+    code, out, err = leanconv("export", trained.path, path, *more)
     assert code == 0, err
     assert path.is_file()
     assert "val top-1" in out
 
 
-def test_export_is_refused_where_top1_differs(call, monkeypatch, capsys, trained, tmp_path):
+def test_export_is_refused_where_top1_differs(leanconv, monkeypatch, trained, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
     from leanconv.train import classify
 
@@ -132,7 +102,7 @@ def test_export_is_refused_where_top1_differs(call, monkeypatch, capsys, trained
         return scores
 
     monkeypatch.setattr(classify, "evaluate", evaluate)
-    code, _, err = call(monkeypatch, capsys, "export", trained.path, tmp_path / "model.onnx")
+    code, _, err = leanconv("export", trained.path, tmp_path / "model.onnx")
     assert code == 1
     assert "top-1" in err
     assert not (tmp_path / "model.onnx").exists()

@@ -1,14 +1,12 @@
 """`leanconv export` on a run folder: outputs and IoU on the validation split must match, or nothing is written."""
 
 import json
-import sys
 from importlib import import_module
 
 import pytest
 import torch
 from torch import nn
 
-from leanconv.cli.main import main
 from leanconv.models.unet import unet
 from leanconv.runs import RunFolder
 
@@ -37,23 +35,6 @@ def run(tmp_path_factory):
     folder.recipe.write_text(RECIPE)
     folder.metrics.write_text('{"threshold": 0.4}\n')
     return folder
-
-
-@pytest.fixture
-def leanconv(monkeypatch, capsys):
-    """The command line in this process: exit code, output, errors."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["leanconv", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as leave:
-            code = leave.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])

@@ -59,6 +59,53 @@ def test_a_fault_of_ours_is_one_line_too(monkeypatch, capsys):
     assert "a fault of leanconv's" in capsys.readouterr().err
 
 
+MODELS = """
+import warnings
+from torch import nn
+
+class Lost(nn.Sequential):
+    def forward(self, x):
+        return {"a": super().forward(x)}["b"]
+
+class Loud(nn.Sequential):
+    def forward(self, x):
+        warnings.warn("two\\nlines")
+        return super().forward(x)
+
+def lost():
+    return Lost(nn.Conv2d(3, 8, 3))
+
+def loud():
+    return Loud(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+"""
+
+
+@pytest.mark.parametrize("command", ["profile", "bench", "optimize", "plan", "export", "profile --array 8x8", "train"])
+def test_a_models_own_error_is_called_its_own_with_its_place(leanconv, tmp_path, command):
+    (tmp_path / "net.py").write_text(MODELS)
+    command, *more = command.split()
+    words = [f"{tmp_path / 'net.py'}:lost", "--input", "1,3,8,8", *more]
+    words += {"plan": ["--to", "hetconv"], "export": [tmp_path / "net.onnx"]}.get(command, [])
+    if command == "train":
+        (tmp_path / "r.toml").write_text(
+            f"model = '{words[0]}'\ndata = 'synthetic:wafer?size=48&count=30'\nsteps = 1\n"
+        )
+        words = [tmp_path / "r.toml", "--trust-code", "--quiet", f"out={tmp_path / 'run'}", "device=cpu"]
+    code, _, err = leanconv(command, *words)
+    assert code == 1
+    assert "KeyError: 'b' (net.py, line 7, in forward)" in err
+    assert "a fault of leanconv's" not in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_warning_is_one_line(leanconv, tmp_path):
+    (tmp_path / "net.py").write_text(MODELS)
+    code, _, err = leanconv("plan", f"{tmp_path / 'net.py'}:loud", "--input", "1,3,8,8", "--to", "hetconv")
+    assert code == 0
+    assert set(err.splitlines()) == {r"warning: two\nlines"}
+
+
 def test_a_closed_pipe_is_quiet():
     command = f"{sys.executable} -m leanconv ops | head -c 1 > /dev/null"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from leanconv.cli import main
 from leanconv.convert import Plan
 from leanconv.nn import SPLConv2d
 from leanconv.runs import load
@@ -13,53 +12,36 @@ from leanconv.runs import load
 UNET = ["leanconv:unet", "base=4", "levels=2", "--input", "1,3,32,32"]
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `leanconv WORDS...` in this process: (exit code, output, error output)."""
-
-    def call(*words):
-        monkeypatch.setattr("sys.argv", ["leanconv", *map(str, words)])
-        code = 0
-        try:
-            main.main()
-        except SystemExit as left:
-            code = left.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
-
-
-def test_plan_prints_saves_and_speaks_json(run, tmp_path):
+def test_plan_prints_saves_and_speaks_json(leanconv, tmp_path):
     path = tmp_path / "plan.json"
-    code, out, err = run("plan", *UNET, "--to", "splconv(alpha=0.5)", "--out", path)
+    code, out, err = leanconv("plan", *UNET, "--to", "splconv(alpha=0.5)", "--out", path)
     assert (code, err) == (0, "")
     assert "convolutions change" in out
     assert "first convolution" in out
     saved = Plan.load(path)
-    code, out, _ = run("plan", *UNET, "--to", "splconv(alpha=0.5)", "--json")
+    code, out, _ = leanconv("plan", *UNET, "--to", "splconv(alpha=0.5)", "--json")
     assert json.loads(out) == json.loads(json.dumps(saved.to_dict()))
-    code, out, _ = run("plan", *UNET, "--to", "hetconv(part=2)", "--where", saved.swapped[0].name, "--json")
+    code, out, _ = leanconv("plan", *UNET, "--to", "hetconv(part=2)", "--where", saved.swapped[0].name, "--json")
     assert [row["name"] for row in json.loads(out)["layers"] if row["to"]] == [saved.swapped[0].name]
 
 
-def test_convert_writes_a_run_folder_that_loads(run, tmp_path):
+def test_convert_writes_a_run_folder_that_loads(leanconv, tmp_path):
     plan, folder = tmp_path / "plan.json", tmp_path / "run"
-    run("plan", *UNET, "--to", "splconv", "--out", plan)
-    code, out, err = run("convert", *UNET, "--plan", plan, "--out", folder)
+    leanconv("plan", *UNET, "--to", "splconv", "--out", plan)
+    code, out, err = leanconv("convert", *UNET, "--plan", plan, "--out", folder)
     assert (code, err) == (0, "")
     assert "written" in out
     model = load(folder)
     assert sum(isinstance(m, SPLConv2d) for m in model.modules()) == len(Plan.load(plan).swapped)
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 1, 32, 32)
-    code, _, err = run("convert", *UNET, "--to", "splconv", "--out", folder)
+    code, _, err = leanconv("convert", *UNET, "--to", "splconv", "--out", folder)
     assert code == 1
     assert "holds a model already" in err
 
 
-def test_projected_weights_survive_and_a_second_swap_adds_up(run, tmp_path):
+def test_projected_weights_survive_and_a_second_swap_adds_up(leanconv, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    code, out, _ = run("convert", *UNET, "--to", "hetconv(part=1)", "--out", first, "--json")
+    code, out, _ = leanconv("convert", *UNET, "--to", "hetconv(part=1)", "--out", first, "--json")
     report = json.loads(out)
     names = [layer["name"] for layer in report["layers"]]
     assert code == 0
@@ -67,7 +49,7 @@ def test_projected_weights_survive_and_a_second_swap_adds_up(run, tmp_path):
     assert max(layer["error"] for layer in report["layers"]) < 1e-5
     start = json.loads((first / "model.json").read_text())["reference"]
     assert start.startswith("leanconv:unet")
-    code, _, err = run("convert", first, "--input", "1,3,32,32", "--to", "conv", "--where", "*", "--out", second)
+    code, _, err = leanconv("convert", first, "--input", "1,3,32,32", "--to", "conv", "--where", "*", "--out", second)
     assert (code, err) == (0, "")
     swaps = dict(json.loads((second / "model.json").read_text())["swaps"])
     assert set(names) < set(swaps)
@@ -90,9 +72,9 @@ def test_projected_weights_survive_and_a_second_swap_adds_up(run, tmp_path):
         (["convert", *UNET, "--to", "conv", "--init", "fit", "--out", "x"], 2, "fit"),
     ],
 )
-def test_mistakes_get_one_clear_line(run, tmp_path, monkeypatch, words, code, text):
+def test_mistakes_get_one_clear_line(leanconv, tmp_path, monkeypatch, words, code, text):
     monkeypatch.chdir(tmp_path)
-    got, _, err = run(*words)
+    got, _, err = leanconv(*words)
     assert got in (code if isinstance(code, tuple) else (code,))
     assert text in err
     assert "Traceback" not in err

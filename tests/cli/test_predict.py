@@ -1,13 +1,11 @@
 """`leanconv predict`: the run's own threshold, its files, one line for a bad image, exit codes."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from leanconv.cli.main import main
 from leanconv.files import write_json
 from leanconv.models import build
 from leanconv.runs import RunFolder
@@ -25,17 +23,9 @@ def run(tmp_path):
     return folder
 
 
-def call(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["leanconv", "predict", *map(str, words)])
-    with pytest.raises(SystemExit) as done:
-        main()
-    out, err = capsys.readouterr()
-    return done.value.code, out, err
-
-
-def test_json_uses_the_stored_threshold(run, tmp_path, monkeypatch, capsys):
+def test_json_uses_the_stored_threshold(run, tmp_path, leanconv):
     images = [tmp_path / f"w{i}.png" for i in range(3)]
-    code, out, err = call(monkeypatch, capsys, run.path, *images, "--out", tmp_path / "o", "--json", "--tile", "32",
+    code, out, err = leanconv("predict", run.path, *images, "--out", tmp_path / "o", "--json", "--tile", "32",
                           "--overlap", "8")  # fmt: skip
     assert (code, err) == (0, "")
     report = json.loads(out)
@@ -45,10 +35,10 @@ def test_json_uses_the_stored_threshold(run, tmp_path, monkeypatch, capsys):
     assert [int((mask > 0).sum()) for mask in masks] == [image["defect_area_px"] for image in report["images"]]
 
 
-def test_one_bad_image_is_one_line_and_exit_1(run, tmp_path, monkeypatch, capsys):
+def test_one_bad_image_is_one_line_and_exit_1(run, tmp_path, leanconv):
     (tmp_path / "w1.png").write_bytes(b"nothing")
     images = [tmp_path / f"w{i}.png" for i in range(3)]
-    code, out, err = call(monkeypatch, capsys, run.path, *images, "--out", tmp_path / "o", "--threshold", "0.9")
+    code, out, err = leanconv("predict", run.path, *images, "--out", tmp_path / "o", "--threshold", "0.9")
     assert code == 1
     assert err.splitlines() == [err.strip()]
     assert err.startswith(f"error: {tmp_path / 'w1.png'}: not a readable")
@@ -65,8 +55,8 @@ def test_one_bad_image_is_one_line_and_exit_1(run, tmp_path, monkeypatch, capsys
         (["{run}", "x.png", "--threshold", "2"], 1, "threshold=2.0"),
     ],
 )
-def test_usage(run, monkeypatch, capsys, words, code, says):
-    found, _, err = call(monkeypatch, capsys, *[word.format(run=run.path) for word in words])
+def test_usage(run, leanconv, words, code, says):
+    found, _, err = leanconv("predict", *[word.format(run=run.path) for word in words])
     assert found == code
     assert says in err
     assert "Traceback" not in err

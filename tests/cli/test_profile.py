@@ -1,31 +1,11 @@
 """`leanconv profile` and `leanconv bench`, as a user types them."""
 
 import json
-import sys
 
 import pytest
 
-from leanconv.cli.main import main
-
 SMALL = ["leanconv:unet", "base=4", "levels=2"]
 QUICK = ["--threads", "1", "--budget", "0"]
-
-
-@pytest.fixture
-def leanconv(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["leanconv", *words])
-        try:
-            main()
-            code = 0
-        except SystemExit as left:
-            code = left.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 def test_profile_prints_the_table_and_the_same_numbers_as_json(leanconv, tmp_path):

@@ -5,22 +5,8 @@ import json
 
 import pytest
 
-from leanconv.cli.main import main
 from leanconv.papers import splconv
 from leanconv.papers.network import Network
-
-
-@pytest.fixture
-def leanconv(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["leanconv", *words])
-        with pytest.raises(SystemExit) as left:
-            main()
-        return left.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 def test_the_file_and_the_table_show_the_same(leanconv, tmp_path):

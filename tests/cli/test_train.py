@@ -2,27 +2,10 @@
 
 import json
 import signal
-import sys
 
 import pytest
 
-from leanconv.cli.main import main
 from leanconv.train import loop
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["leanconv", *map(str, words)])
-        try:
-            main()
-            status = 0
-        except SystemExit as leaving:
-            status = leaving.code or 0
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return call
 
 
 @pytest.fixture
@@ -35,53 +18,53 @@ def recipe(tiny_data, tmp_path):
     return path
 
 
-def test_train_then_eval(run, recipe, tmp_path):
-    status, out, err = run("train", recipe, "steps=8")
+def test_train_then_eval(leanconv, recipe, tmp_path):
+    status, out, err = leanconv("train", recipe, "steps=8")
     assert status == 0
     assert "8 steps of 5" in err
     assert "leanconv export" in out
     stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert f"{stored['test']['image_dice']:.4f}" in out
-    status, out, err = run("eval", tmp_path / "run", "--split", "test", "--json", "--per-image")
+    status, out, err = leanconv("eval", tmp_path / "run", "--split", "test", "--json", "--per-image")
     report = json.loads(out)
     assert status == 0
     assert len(report.pop("per_image")) == 5
     assert report == {"run": str(tmp_path / "run"), "split": "test", **stored["test"]}
-    status, out, _ = run("eval", tmp_path / "run", "--threshold", "0.9", "--out", tmp_path / "scores.json")
+    status, out, _ = leanconv("eval", tmp_path / "run", "--threshold", "0.9", "--out", tmp_path / "scores.json")
     assert "threshold 0.90" in out
     assert json.loads((tmp_path / "scores.json").read_text())["threshold"] == 0.9
 
 
-def test_train_json(run, recipe, tmp_path):
-    status, out, err = run("train", recipe, "--json", "--quiet")
+def test_train_json(leanconv, recipe, tmp_path):
+    status, out, err = leanconv("train", recipe, "--json", "--quiet")
     assert (status, err) == (0, "")
     assert json.loads(out)["run"] == str(tmp_path / "run")
     assert json.loads(out)["steps"] == 6
 
 
-def test_eval_chooses_a_threshold_where_none_is_stored(run, recipe, tmp_path):
-    run("train", recipe, "--quiet")
+def test_eval_chooses_a_threshold_where_none_is_stored(leanconv, recipe, tmp_path):
+    leanconv("train", recipe, "--quiet")
     metrics = tmp_path / "run" / "metrics.json"
     stored = json.loads(metrics.read_text())
     metrics.unlink()
-    status, out, _ = run("eval", tmp_path / "run", "--json")
+    status, out, _ = leanconv("eval", tmp_path / "run", "--json")
     assert status == 0
     assert json.loads(out)["threshold"] == stored["threshold"]
     assert json.loads(metrics.read_text()) == {"threshold": stored["threshold"]}
 
 
-def test_two_logits_need_no_threshold(run, recipe, tmp_path):
+def test_two_logits_need_no_threshold(leanconv, recipe, tmp_path):
     words = (recipe, "--quiet", "loss=ce", "model=leanconv:unet?base=4&levels=2&out_channels=2")
-    assert run("train", *words)[0] == 0
+    assert leanconv("train", *words)[0] == 0
     stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert stored["threshold"] is None
-    status, out, _ = run("eval", tmp_path / "run", "--json")
+    status, out, _ = leanconv("eval", tmp_path / "run", "--json")
     assert status == 0
     assert json.loads(out)["threshold"] is None
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == stored
 
 
-def test_stopped_and_resumed_as_the_message_says(run, recipe, tmp_path, monkeypatch):
+def test_stopped_and_resumed_as_the_message_says(leanconv, recipe, tmp_path, monkeypatch):
     real = loop._Run._step
 
     def step(self, *batch):
@@ -90,19 +73,19 @@ def test_stopped_and_resumed_as_the_message_says(run, recipe, tmp_path, monkeypa
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(loop._Run, "_step", step)
-    status, _, err = run("train", recipe)
+    status, _, err = leanconv("train", recipe)
     assert status == 1
     assert f"go on with: leanconv train {tmp_path / 'run'} --resume" in err
     assert "Traceback" not in err
     monkeypatch.setattr(loop._Run, "_step", real)
     moved = tmp_path / "moved"
     (tmp_path / "run").rename(moved)
-    status, out, err = run("train", moved, "--resume")
+    status, out, err = leanconv("train", moved, "--resume")
     assert status == 0
     assert str(moved) in out
     assert not (tmp_path / "run").exists()
     whole = tmp_path / "whole"
-    assert run("train", recipe, f"out={whole}", "--quiet")[0] == 0
+    assert leanconv("train", recipe, f"out={whole}", "--quiet")[0] == 0
     assert (moved / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
@@ -118,8 +101,8 @@ def test_stopped_and_resumed_as_the_message_says(run, recipe, tmp_path, monkeypa
         (["lr=1e30", "optimizer=sgd", "warmup=0", "steps=50"], 1, "not finite"),
     ],
 )
-def test_one_clear_line(run, recipe, words, status, message):
-    got, out, err = run("train", recipe, "--quiet", *words)
+def test_one_clear_line(leanconv, recipe, words, status, message):
+    got, out, err = leanconv("train", recipe, "--quiet", *words)
     assert got == status
     assert message in err
     assert err.startswith("error: ")
@@ -127,38 +110,38 @@ def test_one_clear_line(run, recipe, words, status, message):
     assert out == ""
 
 
-def test_a_recipe_that_names_code(run, recipe, tmp_path):
+def test_a_recipe_that_names_code(leanconv, recipe, tmp_path):
     code = tmp_path / "net.py"
     code.write_text("import torch\n\n\ndef net():\n    return torch.nn.Conv2d(3, 1, 3, padding=1)\n")
     recipe.write_text(recipe.read_text().replace("leanconv:unet?base=4&levels=2", f"{code}:net"))
-    status, _, err = run("train", recipe, "--quiet")
+    status, _, err = leanconv("train", recipe, "--quiet")
     assert status == 1
     assert "--trust-code" in err
     assert not (tmp_path / "run").exists()
-    assert run("train", recipe, "--quiet", f"model={code}:net")[0] == 0  # typed, so meant
-    assert run("eval", tmp_path / "run")[0] == 1
-    assert run("eval", tmp_path / "run", "--trust-code")[0] == 0
+    assert leanconv("train", recipe, "--quiet", f"model={code}:net")[0] == 0  # typed, so meant
+    assert leanconv("eval", tmp_path / "run")[0] == 1
+    assert leanconv("eval", tmp_path / "run", "--trust-code")[0] == 0
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [("{", "is not JSON"), ("[]", "holds list"), ('{"threshold": "high"}', "threshold='high'")],
 )
-def test_a_damaged_metrics_file(run, recipe, tmp_path, content, message):
-    run("train", recipe, "--quiet")
+def test_a_damaged_metrics_file(leanconv, recipe, tmp_path, content, message):
+    leanconv("train", recipe, "--quiet")
     (tmp_path / "run" / "metrics.json").write_text(content)
-    status, _, err = run("eval", tmp_path / "run")
+    status, _, err = leanconv("eval", tmp_path / "run")
     assert status == 1
     assert message in err
 
 
-def test_eval_refuses(run, tmp_path):
-    assert run("eval", tmp_path)[0] == 1
-    assert "no run folder" in run("eval", tmp_path)[2]
+def test_eval_refuses(leanconv, tmp_path):
+    assert leanconv("eval", tmp_path)[0] == 1
+    assert "no run folder" in leanconv("eval", tmp_path)[2]
 
 
-def test_help(run):
+def test_help(leanconv):
     for command in ("train", "eval"):
-        status, out, _ = run(command, "--help")
+        status, out, _ = leanconv(command, "--help")
         assert status == 0
         assert "--json" in out

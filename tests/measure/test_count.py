@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from leanconv.errors import UnknownName
 from leanconv.measure.conventions import CONVENTIONS
 from leanconv.measure.count import Uncounted, count
+from leanconv.measure.systolic import Array, product_cycles, profile_array
 from leanconv.models import build
 from leanconv.models.unet import unet
 from leanconv.nn import get, names
@@ -226,6 +227,29 @@ def test_a_cache_kept_by_the_forward_is_not_a_fake_tensor():
     model = Body(forward)
     count(model, X)
     assert not hasattr(model, "cache")  # the forward ran in a copy
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_by_hand_and_without_a_warning(kind):
+    """A step multiplies the input and the state by the matrices of all gates; an LSTM's layer is one operation."""
+    gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
+    net, x = kind(5, 6, num_layers=2, bidirectional=True, batch_first=True), torch.randn(3, 7, 5)
+    macs = 3 * 7 * 2 * gates * 6 * ((5 + 6) + (12 + 6))
+    weights = sum(p.numel() for p in net.parameters() if p.dim() > 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert count(net, x).flops == macs
+        assert (count(net, x, "macs_weights").flops, count(net, x, "macs_weights").params) == (macs, weights)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Uncounted)
+        assert count(net, x, "torch").flops == counter.get_total_flops()  # it does not know an LSTM's operation
+    array = Array(8, 8)
+    products = [(21, 5 if layer == 0 else 12, gates * 6) for layer in (0, 1)]
+    if kind is nn.LSTM:  # all steps' inputs are one product, each step's state another
+        cycles = sum(product_cycles(array, *one) for one in products) + 2 * 7 * product_cycles(array, 3, 6, gates * 6)
+        assert profile_array(net, x, array).cycles == 2 * cycles
 
 
 def test_an_operation_nobody_knows_is_listed_and_warned_about():

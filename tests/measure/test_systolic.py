@@ -177,13 +177,14 @@ def test_what_has_no_known_sizes_is_listed():
 
     recorded = hardware.record(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4))
     recorded.ops.append(OpCall("odd_product", "matmul", "", "", (), macs=1000))
+    recorded.ops.append(OpCall("mystery", "unknown", "", "", ()))
     hardware_record, hardware.record = hardware.record, lambda *_: recorded
     try:
         found = profile_array(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4), Array(4, 4))
     finally:
         hardware.record = hardware_record
-    assert found.unmapped == {"odd_product": 1000}
-    assert "not in the cycles: odd_product" in str(found)
+    assert found.unmapped == {"odd_product": 1000, "mystery": 0}
+    assert "not in the cycles: odd_product (1k MACs), mystery (unknown MACs)" in str(found)
 
 
 def test_a_network_without_convolutions_is_an_empty_table():

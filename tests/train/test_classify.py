@@ -22,9 +22,8 @@ from leanconv.train.label_sources import open_labelled
 from leanconv.train.loop import fit
 from leanconv.train.recipe import Recipe
 from leanconv.train.score import read_metrics
+from tests.conftest import COLOURS
 from tests.train.test_resume import KILLED, assert_same_run
-
-COLOURS = {"blue": (40, 60, 190), "green": (50, 180, 60), "red": (200, 50, 40)}
 
 # Batch statistics, dropout, ODConv's temperature and LHC's masks: everything that a careless checkpoint forgets.
 NET = """
@@ -39,20 +38,6 @@ def staged():
     lean = [ODConv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), LHConv2d(8, 8, 3, padding=1, density=0.3)]
     return nn.Sequential(*lean, nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 """
-
-
-@pytest.fixture(scope="session")
-def coloured(tmp_path_factory):
-    """Class folders of noise around a colour, 16 px: learnt in a few steps."""
-    root, dice = tmp_path_factory.mktemp("coloured"), np.random.default_rng(0)
-    for split, count in {"train": 12, "val": 5, "test": 4}.items():
-        for name, colour in COLOURS.items():
-            (root / split / name).mkdir(parents=True)
-            for index in range(count):
-                noise = dice.integers(-40, 41, (16, 16, 3))
-                picture = np.clip(noise + np.array(colour), 0, 255).astype(np.uint8)
-                Image.fromarray(picture).save(root / split / name / f"{index}.png")
-    return root
 
 
 @pytest.fixture
