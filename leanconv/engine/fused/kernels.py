@@ -60,7 +60,7 @@ class KernelRun:
         if averages:
             kept.append(torch.empty(step.size[0], 3, step.size[1]))
             launches.append(gates_launch(self.bound, averages, kept[-1]))
-        kept += [*step.weights, torch.empty_strided(step.size, step._strides), torch.empty(step.size[:2])]
+        kept += [*step.weights, torch.empty_strided(step.size, step.strides), torch.empty(step.size[:2])]
         pointers = step.program._pointers()
         for index in range(len(pointers)):
             pointers[index] = kept[index].data_ptr()

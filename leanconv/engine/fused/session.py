@@ -234,7 +234,7 @@ class Session:
             if place in self._known:
                 pointers[index] = self._values[place].data_ptr()
             elif place == todo.at:
-                fresh.append((index, place, step.size, step._strides))
+                fresh.append((index, place, step.size, step.strides))
             else:
                 fresh.append((index, place, (*step.size[:2], 1, 1), (step.size[1], 1, 1, 1)))
         launches.append((self._library.lc_run, (program._address, pointers, torch.get_num_threads())))

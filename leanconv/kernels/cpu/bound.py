@@ -27,11 +27,11 @@ class Step:
     def __init__(self, program: Program, weights: Sequence[Tensor], size: tuple[int, int, int, int], average: bool):
         self.program, self.weights, self.size, self.average = program, list(weights), size, average
         _, o, p, q = size
-        self._strides = (p * q * o, 1, q * o, o)
+        self.strides = (p * q * o, 1, q * o, o)
         self._constant = [w.data_ptr() for w in self.weights]
 
     def __call__(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
-        y = torch.empty_strided(self.size, self._strides)
+        y = torch.empty_strided(self.size, self.strides)
         means = torch.empty(self.size[:2] if self.average else (0,))
         if self.program.native:
             outputs = [y.data_ptr(), means.data_ptr()] if self.average else [y.data_ptr()]

@@ -11,6 +11,7 @@ from leanconv.kernels.cpu.activations import activate
 from leanconv.kernels.cpu.frontend import halide
 from leanconv.kernels.cpu.pieces import (
     STRIP,
+    WHOLE,
     Axes,
     Tile,
     bound_output,
@@ -68,7 +69,7 @@ class _Chain:
     funcs: list[Any]
     arguments: list[Any]
     width: Any
-    copies: bool  # the first Func is a padded copy
+    copies: bool  # the first Func is a padded copy, or made like one
     sums: dict[str, Any]  # accumulators of a Func, by its name
 
 
@@ -82,7 +83,7 @@ def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
     out, chains, parts = hl.Func("out"), [], []
     c, x, y = axes.c, axes.x, axes.y
     for index, track in enumerate(core.tracks):
-        chain = _chain(axes, track, index)
+        chain = _chain(axes, track, index, stored=core.out_channels is not None)
         arguments += chain.arguments
         if core.out_channels is not None:
             weights = weights_image(f"w{index}", tile.block, track.channels)
@@ -91,7 +92,8 @@ def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
                 gate = image(f"gate{index}", 1)
                 arguments.append(gate)
                 func = hl.Func(f"gated{index}")
-                func[c, x, y] = chain.funcs[-1][c, x, y] * gate[c]
+                factors = gate if track.channels % WHOLE == 0 else _held(axes, gate, track.channels, tile)
+                func[c, x, y] = chain.funcs[-1][c, x, y] * factors[c]
                 chain.funcs.append(func)
             parts.append((chain.funcs[-1], track.channels, weights))
         chains.append(chain)
@@ -125,8 +127,20 @@ def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
     return out, arguments
 
 
-def _chain(axes: Axes, track: Track, index: int) -> _Chain:
-    source = map_image(f"in{index}", track.pixel)
+def _held(axes: Axes, gate: Any, channels: int, tile: Tile) -> Any:
+    """A gate whose channels are no whole vectors: what is read behind its last number is ours."""
+    hl = halide()
+    func, channel = hl.Func(f"{gate.name()}_held"), hl.RDom([(0, channels)], f"{gate.name()}_channels")[0]
+    func[axes.c] = hl.undef(hl.Float(32))
+    func[channel] = gate[channel]
+    func.compute_root()
+    schedule_copy(axes, func, channels, tile, func.update(0))
+    return func
+
+
+def _chain(axes: Axes, track: Track, index: int, stored: bool) -> _Chain:
+    """`stored`: the last Func too is a stage of its own, not part of the output's loop."""
+    hl, source = halide(), map_image(f"in{index}", track.pixel)
     source.dim(2).set_min(0)
     w, h = source.dim(1).extent(), source.dim(2).extent()
     first = track.stencils[0]
@@ -147,9 +161,15 @@ def _chain(axes: Axes, track: Track, index: int) -> _Chain:
             bias = image(f"{name}_bias", 1)
             chain.arguments.append(bias)
         value, sums = stencil(axes, func, form, packed, bias, name)
+        channel = None
+        if place == 0 and not chain.copies and track.channels % WHOLE and (stored or len(track.stencils) > 1):
+            # It reads the map itself: no channels but those that there are, see `copied`.
+            each, channel = hl.Func(f"{name}_each"), hl.RDom([(0, track.channels)], f"{name}_channels")[0]
+            each[axes.c, axes.x, axes.y] = value
+            value, chain.copies = each[channel, axes.x, axes.y], True
         h, w = size_after(form, h, w)
         sides = track.stencils[place + 1].padding if place + 1 < len(track.stencils) else (0, 0, 0, 0)
-        func = zeros_around(axes, value, h, w, name, sides)
+        func = zeros_around(axes, value, h, w, name, sides, channel)
         chain.funcs.append(func)
         if sums is not None:
             chain.sums[func.name()] = sums

@@ -1,0 +1,154 @@
+"""Kernels touch nothing beside their maps, weights and results: each lies between pages that must not be touched."""
+
+import ctypes
+import mmap
+import os
+
+import pytest
+import torch
+
+from leanconv.kernels.cpu import bind
+from leanconv.ops.gated_sum import GatedSum
+from leanconv.ops.grouped import Grouped
+from leanconv.ops.pool import MaxPool
+from leanconv.ops.separable import Separable, Stencil
+from leanconv.ops.upsample import Upsample
+
+pytestmark = pytest.mark.usefixtures("halide")
+AROUND, PAGE = (1, 1, 1, 1), mmap.PAGESIZE
+
+
+def fenced(x, after):
+    """A copy whose last number is the last of its page (`after`), or its first the first; no neighbour is readable."""
+    length = x.untyped_storage().nbytes()
+    pages = -(-length // PAGE)
+    memory = mmap.mmap(-1, (pages + 2) * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for fence in (start, start + (pages + 1) * PAGE):
+        assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(fence), PAGE, 0)
+    at = (PAGE + pages * PAGE - length if after else PAGE) // 4
+    made = torch.frombuffer(memory, dtype=torch.float32, count=length // 4, offset=4 * at)
+    return made.as_strided(x.shape, x.stride()).copy_(x)
+
+
+def dense(*size):
+    return torch.randn(size).contiguous(memory_format=torch.channels_last)
+
+
+class Fence:
+    """Kernels to be run on fenced memory, all in one child process; what they make must be what they make elsewhere."""
+
+    def __init__(self):
+        self.cases = []
+
+    def add(self, name, bound, maps, vectors=()):
+        """`vectors`: what the kernel takes between maps and weights."""
+        step = bound.step(*maps)
+        given = [x for x in maps if x is not None] + list(vectors) + step.weights
+        results = [torch.empty_strided(step.size, step.strides)] + [torch.empty(step.size[:2])] * step.average
+        step.program.run(*[x.data_ptr() for x in (*given, *results)])
+        self.cases += [
+            (f"{name}, {side} a map", step, given, results, side == "behind") for side in ("behind", "before")
+        ]
+
+    def hold(self):
+        at = mmap.mmap(-1, PAGE)  # shared with the child: the case that it is at
+        child = os.fork()
+        if not child:
+            for index, (_, step, given, results, after) in enumerate(self.cases):
+                at[:2] = index.to_bytes(2, "little")
+                held = [fenced(x, after) for x in given]
+                made = [fenced(torch.zeros_like(x), after) for x in results]
+                step.program.run(*[x.data_ptr() for x in (*held, *made)])
+                if not all(torch.equal(a, b) for a, b in zip(made, results, strict=True)):
+                    os._exit(1)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        assert status == 0, f"status {status} at {self.cases[int.from_bytes(at[:2], 'little')][0]}"
+
+
+def stencil(c, *size, **rest):
+    return (Stencil(0, c, *size, **rest),)
+
+
+def separables(c):
+    """Forms of `c` channels: what stands first reads the map."""
+    return {
+        "1x1": Separable((c,), (), 7, bias=True, activation="relu", residual=True, average=True),
+        "1x1 gate": Separable((c, 3), (), 21, gate=True, average=True),
+        "3x3": Separable((c,), (stencil(c, (3, 3), padding=AROUND),), 9, bias=True, residual=True),
+        "3x3 gate": Separable((c,), (stencil(c, (3, 3), padding=AROUND),), 9, gate=True),
+        "3x3 unpadded": Separable((c,), (stencil(c, (3, 3)),), residual=True),
+        "affine, 3x3": Separable((c,), (stencil(c, bias=True), stencil(c, (3, 3), padding=AROUND)), 9),
+        "affine": Separable((c,), (stencil(c, bias=True, activation="relu"),), residual=True),
+        "affine, 1x1": Separable((c,), (stencil(c, bias=True, activation="relu"),), 18, gate=True),
+        "every other": Separable((c,), (stencil(c, stride=(2, 2), identity=True),), 9),
+        "every other, alone": Separable((c,), (stencil(c, stride=(2, 2), identity=True),)),
+        "side by side": Separable((c + 2,), ((
+            Stencil(0, c, identity=True), Stencil(c, 2, (1, 3), padding=(0, 0, 1, 1))),), 9, gate=True),
+        "side by side, alone": Separable((c + 2,), ((
+            Stencil(0, c, identity=True), Stencil(c, 2, (1, 3), padding=(0, 0, 1, 1))),)),
+        "7x7": Separable((c,), (stencil(c, (7, 7), padding=(3, 3, 3, 3)),), 9, gate=True),
+        "two": Separable((c,), (stencil(c, (1, 5), padding=(0, 0, 2, 2)), stencil(c, (5, 1), padding=(2, 2, 0, 0)))),
+    }  # fmt: skip
+
+
+def weights_of(form):
+    made = []
+    for stage in form.stages:
+        for s in stage:
+            made += [] if s.identity else [torch.randn(s.channels, 1, *s.kernel)]
+            made += [torch.randn(s.channels)] if s.bias else []
+    if form.out_channels is not None:
+        made.append(torch.randn(form.out_channels, form.middle, 1, 1))
+        made += [torch.randn(form.out_channels)] if form.bias else []
+    return made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("c", "size"), [(5, (3, 5)), (19, (3, 103))])
+def test_separable(c, size):
+    fence = Fence()
+    for name, form in separables(c).items():
+        inputs = [dense(2, each, *size) for each in form.channels]
+        residual = dense(2, form.width, *form.size(*size)) if form.residual else None
+        gate = torch.rand(2, form.middle) if form.gate else None
+        fence.add(name, bind(form, weights_of(form)), [*inputs, residual, gate])
+    fence.hold()
+
+
+GROUPED = {
+    "hetconv": Grouped((10,), 15, (3, 3), padding=AROUND, groups=5, pointwise=True, bias=True),
+    "dealt": Grouped((15,), 9, (3, 3), (2, 2), (1, 1), AROUND, 3, dealt=True, residual=True, average=True),
+    "then 1x1": Grouped((7, 5), 12, (3, 3), padding=AROUND, groups=2, bias=True, project=19, residual=True),
+    "dense": Grouped((3,), 13, (5, 2), (1, 2), (1, 3), (0, 2, 3, 1)),
+    "wide": Grouped((33,), 66, (1, 1), groups=3),
+}
+
+
+@torch.no_grad()
+def test_grouped():
+    fence = Fence()
+    for name, form in GROUPED.items():
+        c, o = sum(form.channels), form.out_channels
+        weights = [torch.randn(o, c // form.groups, *form.kernel)]
+        weights += [torch.randn(o, c, 1, 1)] * form.pointwise + [torch.randn(o)] * form.bias
+        weights += [torch.randn(form.project, o, 1, 1)] if form.project else []
+        for size in ((5, 4), (5, 17)):
+            residual = dense(2, form.width, *form.size(*size)) if form.residual else None
+            fence.add(name, bind(form, weights), [*[dense(2, each, *size) for each in form.channels], residual])
+    fence.hold()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("c", "size"), [(5, (3, 5)), (19, (2, 30))])
+def test_the_others(c, size):
+    fence = Fence()
+    maps = [dense(2, c, *size), dense(2, 3, *size)]
+    up = bind(Upsample((c, 3), 5, bias=True, average=True), [torch.randn(c + 3, 5, 2, 2), torch.randn(5)])
+    fence.add("upsample", up, maps)
+    gated = bind(GatedSum((c, 3), c + 2, average=True), [torch.randn(c + 2, c + 3)])
+    fence.add("gated sum", gated, [dense(2, c + 2, *size), *maps], [torch.rand(2, 3, c + 2)])
+    for form in (MaxPool(c, average=True), MaxPool(c, (3, 3), (2, 2), AROUND)):
+        fence.add("max pool", bind(form, []), maps[:1])
+    fence.hold()
