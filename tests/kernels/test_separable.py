@@ -1,9 +1,5 @@
 """The separable kernels against float64, over shapes that nobody tuned for."""
 
-import ctypes
-import mmap
-import os
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -104,27 +100,3 @@ def test_any_size_batch_and_layout(case, data):
         return
     layouts = data.draw(st.lists(st.sampled_from(["nchw", "channels_last", "slice", "crop"]), min_size=2, max_size=2))
     check(form, weights, h, w, data.draw(st.integers(0, 3)), bound, layouts)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("c", "out"), [(5, 9), (17, 9), (24, None)])
-def test_nothing_is_read_behind_a_map(halide, c, out):
-    """A map that ends where its last page ends, and a page behind it that must not be touched; in a child process."""
-    libc, page, numbers = ctypes.CDLL(None), mmap.PAGESIZE, c * 15
-    memory = mmap.mmap(-1, 2 * page)
-    behind = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + page
-    x = (
-        torch.frombuffer(memory, dtype=torch.float32)[page // 4 - numbers : page // 4]
-        .view(1, 3, 5, c)
-        .permute(0, 3, 1, 2)
-    )
-    form = Separable((c,), ((Stencil(0, c, (3, 3), padding=(1, 1, 1, 1)),),), out)
-    weights = [torch.randn(c, 1, 3, 3)] + ([] if out is None else [torch.randn(out, c, 1, 1)])
-    call = bind(form, weights)
-    call([x])  # compiled here
-    child = os.fork()
-    if not child:
-        libc.mprotect(ctypes.c_void_p(behind), page, 0)
-        call([x])
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
