@@ -55,20 +55,21 @@ class KernelRun:
         averages = [x.flatten(1) for x in self.averages(inputs)]
         if step is None or not step.program.native or not all(x.is_contiguous() for x in averages):
             return None
+        from leanconv.kernels.cpu.program import Calls
+
         kept = [x for x in maps if x is not None]
-        launches: list[tuple[Any, tuple[Any, ...]]] = []
+        calls: list[Any] = []
         if averages:
             kept.append(torch.empty(step.size[0], 3, step.size[1]))
-            launches.append(gates_launch(self.bound, averages, kept[-1]))
+            calls.append(self.bound.gates(averages[0], averages[1:], kept[-1]))
         kept += [*step.weights, torch.empty_strided(step.size, step.strides), torch.empty(step.size[:2])]
-        pointers = step.program._pointers()
+        pointers = step.program.pointers()
         for index in range(len(pointers)):
             pointers[index] = kept[index].data_ptr()
-        launches.append((step.program._run, (step.program._address, pointers, torch.get_num_threads())))
+        run = Calls([*calls, (step.program, pointers)], torch.get_num_threads())
 
-        def call(_kept: Any = (kept, averages, step)) -> None:  # the addresses are theirs
-            for function, arguments in launches:
-                function(*arguments)
+        def call(_kept: Any = (kept, step)) -> None:  # the addresses are theirs
+            run()
 
         return call
 
@@ -143,19 +144,3 @@ def split(node: Node) -> SplitRun | None:
     if cpu_reason() or node.dtype != torch.float32 or len(block.stages) < 2 or not block.stages[-1].pointwise:
         return None
     return None if block.beside or primitive(node) is None else SplitRun(node)
-
-
-def gates_launch(bound: Any, averages: Sequence[Tensor], out: Tensor) -> tuple[Any, tuple[Any, ...]]:
-    """The call that turns the averages of a gated sum into its factors `out`, `N 3 O`; none of them may move."""
-    import ctypes
-
-    from leanconv.kernels.cpu.program import library
-
-    first, *rest = (x.data_ptr() for x in averages)
-    n, _, o = out.shape
-    means = (ctypes.c_void_p * len(rest))(*rest)
-    bias, scale, shift = (None if v is None else v.data_ptr() for v in bound._vectors)
-    return library().lc_gates, (
-        first, means, bound._sizes, len(rest), n, o, o, bound._transposed.data_ptr(), bias, scale, shift,
-        out.data_ptr(),
-    )  # fmt: skip

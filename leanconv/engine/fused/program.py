@@ -25,6 +25,7 @@ class Program:
         place: dict[Node, int] = {node: i for i, node in enumerate(graph.inputs)}
         for node in graph.nodes:
             place.setdefault(node, len(place))
+        self.places = place
         self._fixed = {place[node]: node.data for node in graph.nodes if node.kind == "constant"}
         self._held = frozenset(storage(x) for x in self._fixed.values())
         self._size = len(place)

@@ -6,13 +6,14 @@ A `Plan` belongs to one shape of inputs; its `Session`s hold the memory, one for
 
 import contextlib
 import mmap
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from leanconv.engine.fused.kernels import KernelRun, gates_launch
+from leanconv.engine.fused.kernels import KernelRun
 
 _ALIGN = 64  # bytes; a line of the cache, a vector of AVX-512
 _BEYOND = 4096  # bytes behind the last value: a kernel's vectors may read past a map's end
@@ -100,6 +101,13 @@ class Plan:
             if len(self._idle) < _MOST_IDLE:
                 self._idle.append(session)
 
+    def timed(self, given: Sequence[Tensor]) -> dict[int, float]:
+        """The seconds of every step of one call, by the place of its result."""
+        session, clock = self._idle.pop() if self._idle else Session(self), dict[int, float]()
+        session.run(given, clock)
+        self._idle.append(session)
+        return clock
+
     def _lay_out(self, steps: Sequence[Step], values: Sequence[Any]) -> int:
         """An offset for every result of a kernel that is not handed out; two share memory if they are never needed at
         the same time. First fit, in the order of the steps. Returns the size in float32 numbers.
@@ -177,13 +185,24 @@ def _memory(size: int) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.float32)
 
 
+class Batch(NamedTuple):
+    """Kernels that run one after the other with nothing between them: one call of the runtime.
+
+    `late`: pointers that change from call to call (array, index, place, strides that the value must have). `fresh`:
+    outputs that are made for the call (array, index, place, size, strides). `places`: of each kernel's result.
+    """
+
+    run: Any
+    late: list[tuple[Any, int, int, tuple[int, ...]]]
+    fresh: list[tuple[Any, int, int, tuple[int, ...], tuple[int, ...]]]
+    places: list[int]
+
+
 class Session:
     """The memory of one call of a plan, with every pointer in place."""
 
     def __init__(self, plan: Plan) -> None:
-        from leanconv.kernels.cpu.program import library
-
-        self.outputs, self._library = plan.outputs, library()
+        self.outputs, self._plan = plan.outputs, plan
         self.memory = _memory(plan.size)
         self._storage = storage(self.memory)
         self._held = {self._storage, *map(storage, plan.fixed.values())}  # the next call writes or reads there
@@ -194,12 +213,27 @@ class Session:
             self._values[place] = tensor
         for place, slot in plan.slots.items():
             self._values[place] = self.memory.as_strided(slot.shape, slot.strides, skip + slot.offset)
-        self._entries: list[tuple[Any, ...]] = []
+        self._entries: list[Batch | Step] = []
+        self._calls: list[Any] = []  # of the batch that is being put together
+        self._batch = Batch(None, [], [], [])
         for todo in plan.todo:
             if isinstance(todo, Native):
-                self._entries.append(self._kernel(plan, todo))
+                self._kernel(todo)
             elif not self._is_view(todo):
-                self._entries.append((todo.run, todo.reads, todo.at, todo.second, ()))
+                self._step(todo)
+        self._finish()
+
+    def _step(self, step: Step) -> None:
+        self._finish()
+        self._entries.append(step)
+
+    def _finish(self) -> None:
+        """What was put together becomes an entry."""
+        from leanconv.kernels.cpu.program import Calls
+
+        if self._calls:
+            self._entries.append(self._batch._replace(run=Calls(self._calls, torch.get_num_threads())))
+            self._calls, self._batch = [], Batch(None, [], [], [])
 
     def _is_view(self, step: Step) -> bool:
         """A view of this memory is made once: the step is done before any call."""
@@ -212,63 +246,71 @@ class Session:
         self._known.add(step.at)
         return True
 
-    def _kernel(self, plan: Plan, todo: Native) -> tuple[Any, ...]:
-        """No function, the launches, pointers to be put in place before them, outputs to be made for them."""
+    def _kernel(self, todo: Native) -> None:
+        """One more kernel in the batch, its gates before it."""
         step, program = todo.step, todo.step.program
-        launches: list[tuple[Any, tuple[Any, ...]]] = []
         maps: list[Any] = [self._values[i] if i in self._known else i for i in todo.maps]
         if todo.averages:
             gates = torch.empty(step.size[0], 3, step.size[1])
-            averages = [self._values[i] if i in self._known else self._copied(plan, i) for i in todo.averages]
-            launches.append(gates_launch(todo.bound, averages, gates))
+            first, *rest = [self._values[i] if i in self._known else self._copied(i) for i in todo.averages]
+            self._calls.append(todo.bound.gates(first, rest, gates))
+            self._batch.places.append(todo.at)
             maps.append(gates)
         results = [todo.at] + ([todo.second] if step.average else [])
-        pointers = program._pointers()
-        late, fresh = [], []
+        pointers = program.pointers()
         for index, x in enumerate([*maps, *step.weights]):
             if isinstance(x, Tensor):
                 pointers[index] = x.data_ptr()
             else:
-                late.append((index, x, plan.strides[x]))
+                self._batch.late.append((pointers, index, x, self._plan.strides[x]))
         for index, place in enumerate(results, len(maps) + len(step.weights)):
             if place in self._known:
                 pointers[index] = self._values[place].data_ptr()
             elif place == todo.at:
-                fresh.append((index, place, step.size, step.strides))
+                self._batch.fresh.append((pointers, index, place, step.size, step.strides))
             else:
-                fresh.append((index, place, (*step.size[:2], 1, 1), (step.size[1], 1, 1, 1)))
-        launches.append((self._library.lc_run, (program._address, pointers, torch.get_num_threads())))
-        return None, launches, pointers, late, fresh, maps
+                size = (*step.size[:2], 1, 1)
+                self._batch.fresh.append((pointers, index, place, size, (step.size[1], 1, 1, 1)))
+        self._calls.append((program, pointers))
+        self._batch.places.append(todo.at)
 
-    def _copied(self, plan: Plan, place: int) -> Tensor:
+    def _copied(self, place: int) -> Tensor:
         """A place for an average that PyTorch makes: it is copied there before the step, whose pointers cannot wait."""
-        shape = plan.shapes[place]
+        shape = self._plan.shapes[place]
         kept = torch.empty(shape[0], shape[1], 1, 1)
-        self._entries.append((kept.copy_, (place,), place, -1, ()))
+        self._step(Step(kept.copy_, (place,), place, -1, (), False))
         return kept
 
-    def run(self, given: Sequence[Tensor]) -> list[Tensor]:
+    def run(self, given: Sequence[Tensor], clock: dict[int, float] | None = None) -> list[Tensor]:
+        """The outputs. With a `clock`, the seconds of every step are added to what it has for the step's place."""
         values = list(self._values)
         values[: len(given)] = given
-        for run, *rest in self._entries:
-            if run is None:
-                launches, pointers, late, fresh, _ = rest
-                for index, place, strides in late:
-                    value = values[place]
-                    if value.stride() != strides:
-                        raise Moved
-                    pointers[index] = value.data_ptr()
-                for index, place, size, strides in fresh:
-                    made = values[place] = torch.empty_strided(size, strides)
-                    pointers[index] = made.data_ptr()
-                for launch, arguments in launches:
-                    if launch(*arguments):
-                        raise MemoryError("a kernel found no memory for its scratch")
+        for entry in self._entries:
+            if not isinstance(entry, Batch):
+                _computed(entry, values, clock)
                 continue
-            reads, at, second, _ = rest
-            made = run(*[values[i] for i in reads])
-            if second < 0:
-                values[at] = made
+            for pointers, index, place, size, strides in entry.fresh:
+                made = values[place] = torch.empty_strided(size, strides)
+                pointers[index] = made.data_ptr()
+            for pointers, index, place, strides in entry.late:
+                value = values[place]
+                if value.stride() != strides:
+                    raise Moved
+                pointers[index] = value.data_ptr()
+            if clock is None:
+                entry.run()
             else:
-                values[at], values[second] = made
+                for place, seconds in zip(entry.places, entry.run.timed(), strict=True):
+                    clock[place] = clock.get(place, 0.0) + seconds
         return handed_out([values[i] for i in self.outputs], given, self._held)
+
+
+def _computed(step: Step, values: list[Any], clock: dict[int, float] | None) -> None:
+    start = 0.0 if clock is None else time.perf_counter()
+    made = step.run(*[values[i] for i in step.reads])
+    if step.second < 0:
+        values[step.at] = made
+    else:
+        values[step.at], values[step.second] = made
+    if clock is not None:
+        clock[step.at] = clock.get(step.at, 0.0) + time.perf_counter() - start

@@ -1,6 +1,5 @@
 """The second pass of a softmax pair bound to its weights: averages, gates, and a 1×1 that blends."""
 
-import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +21,7 @@ from leanconv.kernels.cpu.bound import (
 )  # fmt: skip
 from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import pack_projection, pixel_stride
-from leanconv.kernels.cpu.program import Program, View, Work, library
+from leanconv.kernels.cpu.program import Gates, Program, View, Work, library
 from leanconv.kernels.cpu.tiles import matrix_tile, row_block
 from leanconv.ops.forms import averaged, check_channels
 from leanconv.ops.gated_sum import GatedSum
@@ -36,7 +35,6 @@ class BoundGatedSum(Bound):
         self.form, left = form, [w.detach().float() for w in weights]
         self._weight = left.pop(0).reshape(form.out_channels, sum(form.channels))
         self._bias = left.pop(0) if form.bias else None
-        self._sizes = (ctypes.c_int32 * len(form.channels))(*form.channels)
         self._transposed = self._weight.T.contiguous()
         affine: list[Tensor | None] = [*left] if form.affine else [None, None]
         self._vectors = [None if v is None else v.contiguous() for v in (self._bias, *affine)]
@@ -67,17 +65,15 @@ class BoundGatedSum(Bound):
 
     def _gates(self, first: Tensor, rest: list[Tensor]) -> Tensor:
         """`N 3 O`: what a, the 1×1 and 1 are multiplied with."""
-        n, o, lib = first.shape[0], self.form.out_channels, library()
-        if lib is None:
+        if library() is None:
             return self._gates_in_torch(first, rest)
-        out = torch.empty(n, 3, o)
-        means = (ctypes.c_void_p * len(rest))(*[x.data_ptr() for x in rest])
-        bias, scale, shift = (None if v is None else v.data_ptr() for v in self._vectors)
-        lib.lc_gates(
-            first.data_ptr(), means, self._sizes, len(rest), n, o, o, self._transposed.data_ptr(), bias, scale, shift,
-            out.data_ptr(),
-        )  # fmt: skip
+        out = torch.empty(first.shape[0], 3, self.form.out_channels)
+        self.gates(first, rest, out)()
         return out
+
+    def gates(self, first: Tensor, rest: Sequence[Tensor], out: Tensor) -> Gates:
+        """The call that turns averages into the factors `out`, `N 3 O`; none of them may move."""
+        return Gates(first, rest, self._transposed, self._vectors, out)
 
     def _gates_in_torch(self, first: Tensor, rest: list[Tensor]) -> Tensor:
         bias, scale, shift = self._vectors

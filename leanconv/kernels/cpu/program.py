@@ -46,6 +46,18 @@ class _Program(ctypes.Structure):
     ]  # fmt: skip
 
 
+class _Gates(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("mean_a", "means", "sizes")),
+        *((name, ctypes.c_int32) for name in ("parts", "samples", "width", "count")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "scale", "shift", "out")),
+    ]  # fmt: skip
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("program", "pointers", "gates")]
+
+
 @dataclass(frozen=True)
 class View:
     """One argument of a kernel, in numbers of float32: dimensions as (extent, stride), from `offset` behind a pointer.
@@ -91,16 +103,65 @@ def library() -> Any:
     lib: Any = runtime()
     if lib is None:
         return None
-    sizes = [ctypes.sizeof(kind) for kind in (_Argument, _Frame, _Program)]
-    if sizes != [lib.lc_sizes(i) for i in range(3)]:
+    sizes = [ctypes.sizeof(kind) for kind in (_Argument, _Frame, _Program, _Gates, _Call)]
+    if sizes != [lib.lc_sizes(i) for i in range(len(sizes))]:
         raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
     pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     lib.lc_run.argtypes = (pointer, pointer, i32)
     lib.lc_average.argtypes = (pointer, i64, i64, i64, i32, i32, i32, i32, pointer, i64, i32)
-    lib.lc_gates.argtypes = (
-        pointer, pointer, pointer, i32, i32, i32, i32, pointer, pointer, pointer, pointer, pointer,
-    )  # fmt: skip
+    lib.lc_gates.argtypes = (pointer,)
+    lib.lc_calls.argtypes = (pointer, i32, i32, pointer)
     return lib
+
+
+class Gates:
+    """The factors of a gated sum, from averages to `out` (`N 3 O`); see `lc_gates`. What it reads must not move.
+
+    Args:
+        first, rest: averages `N O`, and `N C` of each piece. weight: `C O`. vectors: bias, scale and shift, or None.
+    """
+
+    def __init__(
+        self, first: Tensor, rest: Sequence[Tensor], weight: Tensor, vectors: Sequence[Tensor | None], out: Tensor
+    ) -> None:
+        n, _, o = out.shape
+        means = (ctypes.c_void_p * len(rest))(*[x.data_ptr() for x in rest])
+        sizes = (ctypes.c_int32 * len(rest))(*[x.shape[1] for x in rest])
+        self._made = _Gates(
+            first.data_ptr(), ctypes.addressof(means), ctypes.addressof(sizes), len(rest), n, o, o, weight.data_ptr(),
+            *[None if v is None else v.data_ptr() for v in vectors], out.data_ptr(),
+        )  # fmt: skip
+        self.address = ctypes.addressof(self._made)
+        self._keep = (first, list(rest), weight, list(vectors), out, means, sizes)
+
+    def __call__(self) -> None:
+        library().lc_gates(self.address)
+
+
+class Calls:
+    """Programs with their pointers, and gates, that run one after the other in one call of the runtime."""
+
+    def __init__(self, calls: "Sequence[tuple[Program, Any] | Gates]", threads: int) -> None:
+        self._keep = list(calls)
+        self._calls = (_Call * len(calls))()
+        for made, call in zip(self._calls, calls, strict=True):
+            if isinstance(call, Gates):
+                made.gates = call.address
+            else:
+                made.program, made.pointers = call[0]._address, ctypes.addressof(call[1])
+        self._run, self._arguments = library().lc_calls, (ctypes.addressof(self._calls), len(calls), threads)
+
+    def __call__(self) -> None:
+        """Raises MemoryError where a kernel found no memory for its scratch."""
+        if self._run(*self._arguments, None):
+            raise MemoryError("a kernel found no memory for its scratch")
+
+    def timed(self) -> list[float]:
+        """The same; the seconds of each."""
+        seconds = (ctypes.c_double * len(self._calls))()
+        if self._run(*self._arguments, seconds):
+            raise MemoryError("a kernel found no memory for its scratch")
+        return list(seconds)
 
 
 class Program:
@@ -142,6 +203,10 @@ class Program:
             for place, (extent, stride) in enumerate(view.dims):
                 argument.dim[place].extent, argument.dim[place].stride = extent, stride
         return frame
+
+    def pointers(self) -> Any:
+        """Room for the addresses of one call, in the order of the pointers."""
+        return self._pointers()
 
     @property
     def native(self) -> bool:

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <math.h>
+#include <time.h>
 #include <pthread.h>
 
 // As HalideRuntime.h has them; the two must agree, and runtime.py checks the sizes.
@@ -87,8 +88,6 @@ typedef struct {
     const frame_t *frame[8];
 } program_t;
 
-int lc_sizes(int which) { return which == 0 ? sizeof(argument_t) : which == 1 ? sizeof(frame_t) : which == 2 ? sizeof(program_t) : sizeof(buffer_t); }
-
 static int run_frame(const frame_t *f, uint8_t *const *pointers, int64_t n, int y0, int y1) {
     buffer_t buffers[MAX_ARGS];
     dimension_t dims[MAX_ARGS][MAX_DIMS];
@@ -127,29 +126,37 @@ static void sum_rows(const float *map, int64_t row, int columns, int channels, i
     }
 }
 
+// One block of rows of one sample; the averaged channels' sums go to `sums`.
+static int run_task(const program_t *p, void **pointers, int64_t t, int blocks, double *sums) {
+    int64_t n = t / blocks;
+    int y0 = (int)(t % blocks) * p->block, y1 = y0 + p->block < p->rows ? y0 + p->block : p->rows, failed = 0;
+    int start = y1 - y0 < p->least ? y1 - p->least : y0;
+    for (int f = 0; f < p->frames; f++) failed |= run_frame(p->frame[f], (uint8_t *const *)pointers, n, start, y1);
+    if (sums) {
+        float *line = lc_malloc(NULL, sizeof(float) * p->channels);
+        if (!line) return 1;
+        const float *map = (const float *)pointers[p->average - 1] + n * p->sample;
+        sum_rows(map, p->row, p->columns, p->channels, p->channels, y0, y1, sums + t * p->channels, line);
+        lc_free(NULL, line);
+    }
+    return failed;
+}
+
 int lc_run(const program_t *p, void **pointers, int threads) {
     int blocks = (p->rows + p->block - 1) / p->block, failed = 0;
     int64_t tasks = (int64_t)blocks * p->samples;
     int channels = p->average ? p->channels : 0;
     double *sums = NULL;
     if (channels) {
-        sums = calloc((size_t)tasks * channels, sizeof(double));
+        sums = lc_malloc(NULL, sizeof(double) * tasks * channels);
         if (!sums) return -1;
+        memset(sums, 0, sizeof(double) * tasks * channels);
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && tasks > 1) reduction(| : failed)
-    for (int64_t t = 0; t < tasks; t++) {
-        int64_t n = t / blocks;
-        int y0 = (int)(t % blocks) * p->block, y1 = y0 + p->block < p->rows ? y0 + p->block : p->rows;
-        int start = y1 - y0 < p->least ? y1 - p->least : y0;
-        for (int f = 0; f < p->frames; f++) failed |= run_frame(p->frame[f], (uint8_t *const *)pointers, n, start, y1);
-        if (channels) {
-            float *line = lc_malloc(NULL, sizeof(float) * channels);
-            if (!line) { failed = 1; continue; }
-            const float *map = (const float *)pointers[p->average - 1] + n * p->sample;
-            sum_rows(map, p->row, p->columns, channels, channels, y0, y1, sums + t * channels, line);
-            lc_free(NULL, line);
-        }
-    }
+    if (threads > 1 && tasks > 1) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(| : failed)
+        for (int64_t t = 0; t < tasks; t++) failed |= run_task(p, pointers, t, blocks, sums);
+    } else  // a team of one thread is made and ended too: half a microsecond
+        for (int64_t t = 0; t < tasks; t++) failed |= run_task(p, pointers, t, blocks, sums);
     if (channels) {
         float *means = pointers[p->sums];
         double scale = 1.0 / ((double)p->rows * p->columns);
@@ -159,7 +166,7 @@ int lc_run(const program_t *p, void **pointers, int threads) {
                 for (int b = 0; b < blocks; b++) sum += sums[((int64_t)n * blocks + b) * channels + c];
                 means[(int64_t)n * channels + c] = (float)(sum * scale);
             }
-        free(sums);
+        lc_free(NULL, sums);
     }
     return failed;
 }
@@ -188,24 +195,55 @@ int lc_average(const float *map, int64_t sample, int64_t row, int64_t pixel, int
     return failed;
 }
 
+typedef struct {
+    const float *mean_a, *const *means;
+    const int32_t *sizes;
+    int32_t parts, samples, width, count;
+    const float *weight /* C × width */, *bias, *scale, *shift;
+    float *out;
+} gates_t;
+
 // Gates of a softmax pair from the two averages, and the affine behind it: per sample three rows of `width` numbers, of which `count` count,
 // y = a·first + (W·x)·second + third. The averages of x come in `parts` pieces that stand for their concatenation.
-int lc_gates(const float *mean_a, const float *const *means, const int32_t *sizes, int parts, int samples, int width, int count, const float *weight /* C × width */, const float *bias, const float *scale, const float *shift, float *out) {
-    for (int n = 0; n < samples; n++) {
-        float *first = out + (int64_t)n * 3 * width, *second = first + width, *third = second + width;
-        if (bias) memcpy(third, bias, sizeof(float) * width); else memset(third, 0, sizeof(float) * width);
-        const float *w = weight;
-        for (int p = 0; p < parts; p++)
-            for (int c = 0; c < sizes[p]; c++, w += width) {
-                float m = means[p][(int64_t)n * sizes[p] + c];
+int lc_gates(const gates_t *g) {
+    int width = g->width;
+    for (int n = 0; n < g->samples; n++) {
+        float *first = g->out + (int64_t)n * 3 * width, *second = first + width, *third = second + width;
+        if (g->bias) memcpy(third, g->bias, sizeof(float) * width); else memset(third, 0, sizeof(float) * width);
+        const float *w = g->weight;
+        for (int p = 0; p < g->parts; p++)
+            for (int c = 0; c < g->sizes[p]; c++, w += width) {
+                float m = g->means[p][(int64_t)n * g->sizes[p] + c];
                 for (int o = 0; o < width; o++) third[o] += m * w[o];
             }
-        for (int o = 0; o < count; o++) {
-            float g = 1.0f / (1.0f + expf(third[o] - mean_a[(int64_t)n * count + o])), s = scale ? scale[o] : 1.0f;
-            first[o] = g * s;
-            second[o] = (1.0f - g) * s;
-            third[o] = (bias ? bias[o] * second[o] : 0.0f) + (shift ? shift[o] : 0.0f);
+        for (int o = 0; o < g->count; o++) {
+            float gate = 1.0f / (1.0f + expf(third[o] - g->mean_a[(int64_t)n * g->count + o])), s = g->scale ? g->scale[o] : 1.0f;
+            first[o] = gate * s;
+            second[o] = (1.0f - gate) * s;
+            third[o] = (g->bias ? g->bias[o] * second[o] : 0.0f) + (g->shift ? g->shift[o] : 0.0f);
         }
     }
     return 0;
+}
+
+// ---- what a plan runs between two steps of PyTorch: programs and gates, one after the other ----
+typedef struct { const program_t *program; void **pointers; const gates_t *gates; } call_t;
+
+// `seconds`: where it is given, the time of each call is put there.
+int lc_calls(const call_t *calls, int count, int threads, double *seconds) {
+    struct timespec before, after;
+    for (int i = 0; i < count; i++) {
+        if (seconds) clock_gettime(CLOCK_MONOTONIC, &before);
+        int failed = calls[i].gates ? lc_gates(calls[i].gates) : lc_run(calls[i].program, calls[i].pointers, threads);
+        if (failed) return failed;
+        if (!seconds) continue;
+        clock_gettime(CLOCK_MONOTONIC, &after);
+        seconds[i] = (double)(after.tv_sec - before.tv_sec) + 1e-9 * (double)(after.tv_nsec - before.tv_nsec);
+    }
+    return 0;
+}
+
+int lc_sizes(int which) {
+    const int sizes[] = {sizeof(argument_t), sizeof(frame_t), sizeof(program_t), sizeof(gates_t), sizeof(call_t), sizeof(buffer_t)};
+    return sizes[which];
 }

@@ -1,0 +1,119 @@
+"""Where a network's time goes on the engine of whole blocks: every step of its plan, timed in its place.
+
+    python -m benchmarks.fused_steps timm:mobilenetv3_small_100 [--size 224] [--rival]
+
+The least time of many calls for each step, what its arithmetic takes at the measured peak, the kilobytes that it reads
+and writes, and its share of the whole. `--rival` prints ONNX Runtime's own profile of the same program below. One
+thread; wall clock: for a machine that does nothing else.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import leanconv as lc
+from benchmarks.floors import work
+from leanconv.deploy.program import input_order, save_onnx
+from leanconv.engine.fused.capture import to_graph
+from leanconv.engine.fused.choose import choose
+from leanconv.engine.fused.program import Program
+from leanconv.engine.fused.rewrite import rewrite
+from leanconv.engine.fused.stages import Block
+from leanconv.engine.workbench import Workbench
+from leanconv.measure.roofline import peaks
+from leanconv.table import table
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--rival", action="store_true", help="ONNX Runtime's profile too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    x = torch.randn(1, 3, arguments.size, arguments.size)
+    bench = Workbench(lc.load(arguments.model).eval(), (x,), {}, 1)
+    print(ours(bench, x, arguments.calls))
+    if arguments.rival:
+        print(f"\n{rival(bench, x, arguments.calls)}")
+
+
+def ours(bench: Workbench, x: Tensor, calls: int) -> str:
+    """The table of our steps."""
+    graph = rewrite(to_graph(bench.program))
+    runs, _ = choose(graph, seconds=30)
+    program = Program(graph, runs)
+    program(x)
+    whole = min(_seconds(lambda: program(x)) for _ in range(calls))
+    (plan,) = program._plans.values()
+    given = [x.contiguous(memory_format=torch.channels_last)]
+    seen = [plan.timed(given) for _ in range(calls)]
+    times = [(place, min(call[place] for call in seen)) for place in seen[0]]
+    best, nodes = peaks("cpu", clock="cpu"), {program.places[node]: node for node in graph.nodes}
+    rows, floors = [], 0.0
+    for place, seconds in times:
+        node = nodes[place]
+        macs, numbers = work(node)
+        floor_us = 1e3 * best.floor_ms(macs, 0)[0]
+        floors += floor_us
+        what = repr(node.data) if isinstance(node.data, Block) else f"{node.kind} {node.data!r}"
+        rows.append(
+            [
+                what, "x".join(map(str, node.shape)), f"{seconds * 1e6:.1f}", f"{floor_us:.1f}",
+                f"{floor_us / seconds / 1e6:.0%}", f"{4e-3 * numbers:.0f}", f"{seconds / whole:.1%}",
+            ]
+        )  # fmt: skip
+    total = sum(seconds for _, seconds in times) * 1e6
+    note = f"steps {total:.0f} µs, a call {whole * 1e6:.0f} µs, arithmetic alone {floors:.0f} µs; {best}"
+    return table(["step", "result", "µs", "flops / peak", "", "kB", "share"], rows, note=note)
+
+
+def _seconds(call: Any) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def rival(bench: Workbench, x: Tensor, calls: int) -> str:
+    """ONNX Runtime's profile: the least time of each node, in its order, and the sums by kind."""
+    import onnxruntime
+
+    program = bench.program
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save_onnx(program, path, inputs=["input0"] * len(input_order(program)), outputs=["output0"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for _ in range(calls):
+            session.run(None, {"input0": x.numpy()})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    least: dict[str, float] = {}
+    about: dict[str, list[str]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            name, args = event["name"].removesuffix("_kernel_time"), event["args"]
+            least[name] = min(least.get(name, float("inf")), event["dur"])
+            shape = next(iter(args["output_type_shape"][0].values())) if args.get("output_type_shape") else []
+            about[name] = [args["op_name"], "x".join(map(str, shape))]
+    kinds: dict[str, float] = defaultdict(float)
+    for name, duration in least.items():
+        kinds[about[name][0]] += duration
+    rows = [[*about[name], f"{duration:.0f}"] for name, duration in least.items()]
+    rows += [[f"all {kind}", "", f"{duration:.0f}"] for kind, duration in kinds.items()]
+    return table(["node", "result", "µs"], rows, note=f"nodes {sum(least.values()):.0f} µs")
+
+
+if __name__ == "__main__":
+    main()
