@@ -5,8 +5,8 @@
     python -m benchmarks.fused_engine --show
 
 Every engine is prepared as `optimize` prepares it, then all take turns in one process; a peer that is far behind the
-best of its model leaves after a few rounds. `--clock process` counts the CPU time of the whole process, all its
-threads: what a crowded machine leaves comparable where each engine has one thread. `--against` adds another model on
+best of its model leaves after a few rounds. `--clock process` counts the CPU time of the process: what a
+crowded machine leaves comparable where each engine has one thread. `--against` adds another model on
 its own engines, as the dense U-Net beside the SPLConv one; "MODEL to OPERATOR" is a model swapped by `plan` and
 `apply_`. "of the floor": the network's roofline floor (benchmarks/floors.py) over the time. Prints the tables, adds to
 benchmarks/results/fused_engine.json after every model; `--show` prints what stands there as one table.
@@ -16,7 +16,6 @@ import argparse
 import json
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,12 +31,11 @@ from leanconv.deploy.runtimes import first_line
 from leanconv.engine.candidates import CANDIDATES
 from leanconv.engine.workbench import Workbench
 from leanconv.files import write_json
-from leanconv.measure import Timing
+from leanconv.measure import Timing, interleave
 from leanconv.measure.device import describe
 from leanconv.measure.roofline import peaks
 from leanconv.table import table
 
-CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 RESULT = Path(__file__).parent / "results" / "fused_engine.json"
 ENGINES = ["fused", "openvino", "onnxruntime", "compile", "channels_last"]
 # Rounds that everybody is given, and how far behind the best of its own model a peer may then be to stay.
@@ -130,34 +128,25 @@ def progress(text: str) -> None:
 
 
 def timed(calls: dict[str, Callable[[], Any]], clock: str, seconds: float) -> dict[str, Timing]:
-    """Rounds of all calls, their order turned by one each time, until the seconds are spent; at least eight.
-
-    The first two warm up. Who is behind after `LOOK` more rounds leaves; its timing says how few rounds it has.
-    """
-    now, times = CLOCKS[clock], {name: list[float]() for name in calls}
-    names, deadline = list(calls), time.perf_counter() + seconds
-    for done in range(10_000):
-        progress(f"round {done + 1}, {max(0.0, deadline - time.perf_counter()):.0f} s left")
-        for name in names[done % len(names) :] + names[: done % len(names)]:
-            start = now()
-            calls[name]()
-            times[name].append((now() - start) * 1e3)
-        if done + 1 == 2 + LOOK:
-            names = hopeful({name: min(found[2:]) for name, found in times.items()})
-        if done >= 7 and time.perf_counter() > deadline:
-            break
-    return {name: Timing.of(found[2:]) for name, found in times.items()}
+    """A few rounds of all calls, then of those that are not far behind until the seconds are spent; at least six."""
+    first = interleave(calls, budget_s=0, warmup=2, min_rounds=LOOK, clock=clock)
+    near = {name: calls[name] for name in hopeful({name: t.median_ms for name, t in first.items()})}
+    found = interleave(
+        near, budget_s=seconds, warmup=0, min_rounds=6, max_rounds=2000, clock=clock,
+        on_round=lambda done: progress(f"{done:.0%} of the rounds"),
+    )  # fmt: skip
+    return first | found
 
 
-def hopeful(least: dict[str, float]) -> list[str]:
+def hopeful(times: dict[str, float]) -> list[str]:
     """The peers near the best peer of their own model, and our engine."""
     best: dict[str, float] = {}
-    for name, ms in least.items():
+    for name, ms in times.items():
         model, _, engine = name.rpartition(", ")
         if engine != "fused":
             best[model] = min(ms, best.get(model, ms))
     return [
-        name for name, ms in least.items() if name.endswith(", fused") or ms <= BEHIND * best[name.rpartition(", ")[0]]
+        name for name, ms in times.items() if name.endswith(", fused") or ms <= BEHIND * best[name.rpartition(", ")[0]]
     ]
 
 
@@ -165,7 +154,7 @@ def measured(row: Row, engines: list[str], seconds: float, blocks: bool) -> dict
     """One row: every engine's time of the model and of what it is held against, and both floors."""
     torch.set_num_threads(row.threads)
     x = row.input()
-    top = peaks(clock="cpu" if row.clock == "process" and row.threads == 1 else "wall")
+    top = peaks(clock=row.clock)
     calls, bench = prepared(row.model, x, engines, blocks)
     floors = {row.model: floor_of(bench, top)}
     if row.against:
@@ -230,9 +219,9 @@ def _least(times: dict[str, float], fused: float) -> list[str]:
 
 
 def _one_thread(entry: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether `other` is the same row on one thread; "process" adds threads up, and has no such row."""
+    """Whether `other` is the same row on one thread."""
     alike = all(str(entry.get(key)) == str(other.get(key)) for key in ("model", "size", "batch", "dtype"))
-    return alike and entry["threads"] > 1 == other["threads"] and entry["clock"] == other["clock"] == "wall"
+    return alike and entry["threads"] > 1 == other["threads"] and entry["clock"] == other["clock"]
 
 
 def rows_of(arguments: argparse.Namespace) -> list[Row]:
@@ -255,7 +244,7 @@ def main() -> None:
     parser.add_argument("--size", default="224", help="256, or 200x136 (height, width)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, help="of --models (default 1); of --set: those rows only")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--clock", choices=["wall", "process"], default="wall")
     parser.add_argument("--seconds", type=float, default=15, help="of timing per row, at least eight rounds")
     parser.add_argument("--blocks", action="store_true", help="print the tables of blocks")
     parser.add_argument("--resume", action="store_true", help="leave out rows that were measured at this commit")

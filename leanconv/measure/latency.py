@@ -1,5 +1,7 @@
 """How long callables take, measured so that a busy machine cannot favour one of them: A/B/A/B in one process."""
 
+import functools
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -41,6 +43,12 @@ def quantile(ordered: list[float], q: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
+@functools.cache
+def has_accelerator() -> bool:
+    """Whether there is a device whose work goes on after the call that asked for it."""
+    return torch.cuda.is_available() or torch.accelerator.is_available()
+
+
 def synchronize() -> None:
     """Wait until the accelerator, if this process uses one, has done what it was given."""
     if torch.cuda.is_available():
@@ -50,26 +58,30 @@ def synchronize() -> None:
         torch.accelerator.synchronize()
 
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
+CLOCKS: dict[str, Callable[[], float]] = {
+    "wall": time.perf_counter, "cpu": time.thread_time, "process": time.process_time,
+}  # fmt: skip
 
 
 def once_ms(call: Callable[[], object], clock: str = "wall") -> float:
     """Time of one call in ms, the device's queue emptied before and after."""
-    now = CLOCKS[clock]
-    synchronize()
+    now, waits = CLOCKS[clock], has_accelerator()
+    if waits:  # 3 µs to find out, as long as a small kernel
+        synchronize()
     start = now()
     call()
-    synchronize()
+    if waits:
+        synchronize()
     return (now() - start) * 1e3
 
 
 def check_clock(clock: str) -> None:
-    """Raises BadInput for an unknown clock, or where "cpu" would see only a part of the work."""
+    """Raises BadInput for an unknown clock, or where "cpu" would see a part of the work, "process" the sum of it."""
     if clock not in CLOCKS:
         raise BadInput(f"unknown clock {clock!r}; known: {', '.join(CLOCKS)}")
-    if clock == "cpu" and torch.get_num_threads() != 1:
+    if clock != "wall" and torch.get_num_threads() != 1:
         raise BadInput(
-            f"clock 'cpu' sees one thread only, torch has {torch.get_num_threads()}: set_num_threads(1) first"
+            f"clock {clock!r} is for one thread, torch has {torch.get_num_threads()}: set_num_threads(1) first"
         )
 
 
@@ -81,16 +93,23 @@ def interleave(
     min_rounds: int = 5,
     max_rounds: int = 200,
     clock: str = "wall",
+    primed: bool = False,
     on_round: Callable[[float], object] | None = None,
 ) -> dict[str, Timing]:
-    """Time every candidate once a round, the order rotated each round, so that a neighbour's load hits all alike.
+    """Time every candidate once a round, in another order each round, so that a neighbour's load hits all alike.
+
+    The orders are drawn at random, the same ones every time: in rotation each candidate would always follow the same
+    other, and find in the caches and in the allocator what that one leaves there.
 
     Args:
         candidates: name -> what to call; a call stands for itself (gradients, dtype, layout are the caller's).
         budget_s: no new round starts once these seconds (warm-up not counted) are spent and `min_rounds` are done.
         warmup: untimed rounds before the first timed one.
         clock: "wall", or "cpu": the time that this thread computed, which leaves out the turns that the system gave to
-            others. On a crowded machine the better estimate; CPU work in one thread only.
+            others. On a crowded machine the better estimate; CPU work in one thread only. "process" likewise, for work
+            that may be done in another single thread, as a runtime's own.
+        primed: call each candidate once untimed right before it is timed. It then finds its own code and data in the
+            caches, as where nothing else runs between two calls; without, what another candidate left there.
         on_round: called after every round with the fraction of the measurement that is done, 0..1.
     Returns: name -> Timing, in the order given. Raises: BadInput for no candidates or fewer than one round.
     """
@@ -99,15 +118,16 @@ def interleave(
     if min_rounds < 1 or max_rounds < min_rounds or warmup < 0:
         raise BadInput(f"cannot time min_rounds={min_rounds}, max_rounds={max_rounds}, warmup={warmup}")
     check_clock(clock)
-    names = list(candidates)
+    names, orders = list(candidates), random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(warmup):
         for call in candidates.values():
             once_ms(call)
     start = time.perf_counter()
     for done in range(max_rounds):
-        turn = done % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in orders.sample(names, len(names)):
+            if primed:
+                candidates[name]()
             times[name].append(once_ms(candidates[name], clock))
         spent = (time.perf_counter() - start) / budget_s if budget_s > 0 else 1.0
         if on_round is not None:

@@ -29,12 +29,6 @@ def test_summary_is_against_the_best_peer_and_the_dense_networks_best_engine():
     assert found[-1].split()[-3:] == ["-", "1.90", "wall"]
 
 
-def test_two_threads_are_held_against_one_only_by_the_clock_that_does_not_add_them_up():
-    times = {"lean, fused": 10.0}
-    rows = [Row("lean", threads=threads, clock="process") for threads in (1, 2)]
-    assert summary([entry(row, times) for row in rows]).splitlines()[-1].split()[-2:] == ["-", "process"]
-
-
 def test_a_row_is_measured_again_only_where_it_is_the_same_call():
     row = Row("lean", "dense", "256")
     assert row.same(entry(row, {}) | {"size": 256})  # as the first results have it

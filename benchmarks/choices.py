@@ -1,0 +1,229 @@
+"""What `optimize` chooses against the best peer: every operator on every layer shape, then whole networks.
+
+    python -m benchmarks.choices [--operators splconv ...] [--layers "U-Net" ...] [--minutes 10] [--show]
+
+A layer is convolution, BatchNorm, ReLU as the user has them. `optimize` gets its default engines, `--budget` seconds;
+then what it returned takes turns with every peer that it prepared on the way (the given model, channels_last, OpenVINO,
+ONNX Runtime, torch.compile where the budget allows it), called directly. Ratio = the best peer's median over the chosen
+form's: below 1 the choice cost time. A row under 0.97 is timed three times and the middle ratio stands. malloc keeps
+freed memory, for all alike. Rows that benchmarks/results/choices.json has of this commit are not measured again: a
+stopped run goes on where it was. The order takes every operator and every layer in turn, so that a part is a sample.
+"""
+
+import argparse
+import json
+import math
+import random
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import leanconv as lc
+from benchmarks.cpu_kernels import DENSE, DEPTHWISE, keep_freed_memory
+from benchmarks.fused_engine import built, progress
+from benchmarks.operators import commit, operators
+from leanconv.engine.candidates import CANDIDATES
+from leanconv.engine.choices import Choices
+from leanconv.files import write_json
+from leanconv.measure import Timing, interleave
+from leanconv.measure.device import describe
+from leanconv.nn import make, names
+from leanconv.spec import ConvSpec
+from leanconv.table import table
+
+OUT = Path(__file__).parent / "results" / "choices.json"
+OURS = ("folded", "fused")  # all other forms are peers
+LIMIT, HOPELESS = 0.97, 2.0
+NETWORKS = {
+    "leanconv:unet?base=32&conv=splconv": 256, "leanconv:unet?base=32": 256, "timm:resnet18": 224,
+    "leanconv:resnet50?conv=hetconv(part=4)": 224,
+    "leanconv:vgg16_cifar?conv=hetconv(part=4)": 32, "leanconv:mobilenet_v3_small?conv=xsepconv": 224,
+    "timm:mobilenetv3_small_100": 224, "timm:mobilenetv1_100": 224, "timm:inception_next_tiny": 224,
+    "timm:resnet18 to splconv": 224,
+}  # fmt: skip
+
+
+def layer_rows() -> list[tuple[str, str]]:
+    """(operator, layer), in an order drawn once: any part of it is a sample."""
+    found = [(operator, layer) for layer in [*DENSE, *DEPTHWISE] for operator in operators(spec_of(layer), names())]
+    return random.Random(0).sample(found, len(found))
+
+
+def spec_of(layer: str) -> ConvSpec:
+    c, o, k, size = (DENSE | DEPTHWISE)[layer]
+    return ConvSpec.of(c, o, k, 1, k // 2, groups=c if layer in DEPTHWISE else 1, bias=False, h=size, w=size)
+
+
+def layer_model(operator: str, spec: ConvSpec) -> nn.Module:
+    """Convolution, BatchNorm, ReLU with statistics as after a training."""
+    torch.manual_seed(0)
+    model = nn.Sequential(make(operator, **spec.arguments()), nn.BatchNorm2d(spec.o), nn.ReLU())
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr, operator]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr, operator]
+    return model.eval()
+
+
+@contextmanager
+def keeping() -> Iterator[dict[str, Callable[..., Any]]]:
+    """Every form that `optimize` prepares inside the block, by its engine's name."""
+    forms: dict[str, Callable[..., Any]] = {}
+    before = dict(CANDIDATES)
+
+    def kept(name: str) -> Callable[..., Any]:
+        def prepare(*given: Any) -> Any:
+            forms[name] = before[name].prepare(*given)
+            return forms[name]
+
+        return prepare
+
+    CANDIDATES.update({name: replace(each, prepare=kept(name)) for name, each in before.items()})
+    try:
+        yield forms
+    finally:
+        CANDIDATES.update(before)
+
+
+def right(choices: Choices) -> set[str]:
+    """The engines whose answer was the model's."""
+    return {row.engine for row in choices if row.error is not None and row.error <= (row.tolerance or 0.0)}
+
+
+def measured(model: nn.Module, x: Tensor, budget_s: float, seconds: float, clock: str) -> dict[str, Any]:
+    """What `optimize` made of a model against every peer."""
+    with keeping() as forms:
+        fast = lc.optimize(model, x, budget_s=budget_s)
+    alike = right(fast.choices) - {"eager"}
+    calls = {"chosen": lambda: fast(x), "eager": lambda: model(x)}
+    calls |= {name: (lambda form=form: form(x)) for name, form in forms.items() if name in alike}  # type: ignore[misc]
+    calls = near(calls, clock)
+    timing: dict[str, Any] = {"budget_s": seconds, "min_rounds": 7, "max_rounds": 500, "clock": clock, "primed": True}
+    rounds = [interleave(calls, **timing)]
+    if ratio(rounds[0])[0] < LIMIT:
+        rounds += [interleave(calls, **timing) for _ in range(2)]
+    times = sorted(rounds, key=lambda found: ratio(found)[0])[len(rounds) // 2]
+    against, peer = ratio(times)
+    return {
+        "chosen": fast.engine, "peer": peer, "ratio": against, "ratios": [ratio(found)[0] for found in rounds],
+        "ms": {name: timing.to_dict() for name, timing in times.items()},
+        "left_out": {row.engine: row.note for row in fast.choices if row.error is None},
+    }  # fmt: skip
+
+
+def near(calls: dict[str, Callable[[], Any]], clock: str = "wall") -> dict[str, Callable[[], Any]]:
+    """The chosen form, and the others that are not hopelessly behind: the best peer is among them."""
+    seen = interleave(calls, budget_s=0, warmup=1, min_rounds=3, clock=clock)
+    looks = {name: timing.median_ms for name, timing in seen.items()}
+    best = min(ms for name, ms in looks.items() if name not in ("chosen", *OURS))
+    return {name: call for name, call in calls.items() if name == "chosen" or looks[name] <= HOPELESS * best}
+
+
+def ratio(times: dict[str, Timing]) -> tuple[float, str]:
+    """The best peer's median over the chosen form's, and that peer."""
+    peers = {name: timing.median_ms for name, timing in times.items() if name not in ("chosen", *OURS)}
+    best = min(peers, key=peers.__getitem__)
+    return peers[best] / times["chosen"].median_ms, best
+
+
+def show(rows: list[dict[str, Any]], most: int = 25) -> str:
+    """Worst first, then a line per operator."""
+    lines = [
+        [row["operator"], row["place"], row["chosen"], f"{row['ms']['chosen']['median_ms']:.3f}",
+         f"{row['ms']['chosen']['iqr_ms']:.2g}", row["peer"], f"{row['ratio']:.3f}"]
+        for row in sorted(rows, key=lambda row: row["ratio"])
+    ]  # fmt: skip
+    columns = ["operator", "layer or network", "chosen", "ms", "IQR", "best peer", "ratio"]
+    below = sum(row["ratio"] < LIMIT for row in rows)
+    note = f"{len(rows)} rows, {below} below {LIMIT}; the worst {min(most, len(rows))} of them"
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(row["operator"], []).append(row["ratio"])
+    means = [
+        [name, len(found), f"{math.exp(statistics.fmean(map(math.log, found))):.2f}", f"{min(found):.2f}"]
+        for name, found in sorted(groups.items())
+    ]
+    first = table(columns, lines[:most], note=note)
+    return f"{first}\n\n{table(['operator', 'rows', 'geometric mean', 'worst'], means)}"
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--operators", nargs="+", help="default: every registered one, and whole networks")
+    parser.add_argument("--layers", nargs="+", default=[""], help="those whose name contains one of these")
+    parser.add_argument("--networks", nargs="*", help="model references, or nothing; default: those in this file")
+    parser.add_argument("--budget", type=float, default=12, help="seconds that optimize is given; a network four times")
+    parser.add_argument("--seconds", type=float, default=0.6, help="of timing per row; a network six times")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=["wall", "process"], default="wall")
+    parser.add_argument("--again", action="store_true", help="measure rows of this commit again")
+    parser.add_argument("--show", action="store_true", help="measure nothing, print the results")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    report = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
+    if arguments.show:
+        print(show(report["rows"], len(report["rows"])))
+        return
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
+    run(asked(arguments), report, arguments)
+    print(show(report["rows"]))
+
+
+def asked(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """(operator, layer) and ("network", reference), those that the arguments name, networks spread between."""
+    layers = [
+        (operator, layer)
+        for operator, layer in layer_rows()
+        if any(word in layer for word in arguments.layers) and operator in (arguments.operators or [operator])
+    ]
+    wanted = arguments.networks
+    if wanted is None:
+        wanted = [] if arguments.operators or arguments.layers != [""] else list(NETWORKS)
+    for i, reference in enumerate(wanted):
+        layers.insert((i + 1) * 8 + i, ("network", reference))
+    return layers
+
+
+def run(rows: list[tuple[str, str]], report: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Measure row by row into the report, which is written after each."""
+    start, here = time.perf_counter(), commit()
+    settings = {"threads": arguments.threads, "clock": arguments.clock}
+    report |= {"command": shlex.join(["python", "-m", "benchmarks.choices", *sys.argv[1:]]), "machine": describe("cpu")}
+    for i, (operator, place) in enumerate(rows):
+        key = {"operator": operator, "place": place, **settings}
+        old = next((row for row in report["rows"] if all(row.get(k) == v for k, v in key.items())), None)
+        if old is not None and old["commit"] == here and not arguments.again:
+            continue
+        if time.perf_counter() - start > 60 * arguments.minutes:
+            print(f"{len(rows) - i} rows left for another run")
+            break
+        progress(f"{i + 1} of {len(rows)}: {operator}, {place}")
+        times = 1
+        if operator == "network":
+            size = NETWORKS.get(place, 224)
+            model, x, times = built(place), torch.randn(1, 3, size, size), 4
+        else:
+            spec = spec_of(place)
+            model, x = layer_model(operator, spec), torch.randn(1, spec.c, spec.h, spec.w)
+        found = measured(
+            model, x, arguments.budget * times, arguments.seconds * (6 if times > 1 else 1), arguments.clock
+        )
+        print(f"{operator}, {place}: {found['chosen']}, {found['ratio']:.3f} of {found['peer']}", flush=True)
+        report["rows"] = [row for row in report["rows"] if row is not old] + [key | {"commit": here} | found]
+        write_json(arguments.out, report)
+
+
+if __name__ == "__main__":
+    main()

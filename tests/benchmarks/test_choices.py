@@ -1,0 +1,99 @@
+"""What `optimize` chooses against the best peer: the ratio, the sample that a part is, the forms that are held."""
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.choices import (
+    DENSE,
+    DEPTHWISE,
+    keeping,
+    layer_model,
+    layer_rows,
+    near,
+    ratio,
+    right,
+    run,
+    show,
+    spec_of,
+)
+from leanconv.engine.candidates import CANDIDATES
+from leanconv.engine.choices import Choice, Choices
+from leanconv.engine.optimize import optimize
+from leanconv.measure import Timing
+from leanconv.nn import names
+
+
+def times(**medians):
+    return {name: Timing(ms, ms, 0.0, 5) for name, ms in medians.items()}
+
+
+def test_the_ratio_is_the_best_peers_time_over_the_chosen_ones_and_our_forms_are_no_peers():
+    assert ratio(times(chosen=2.0, eager=5.0, openvino=1.9, onnxruntime=3.0)) == (pytest.approx(0.95), "openvino")
+    assert ratio(times(chosen=2.0, eager=5.0, folded=1.0, fused=1.0)) == (2.5, "eager")
+
+
+def test_a_part_of_the_rows_is_a_sample_of_operators_and_layers():
+    rows = layer_rows()
+    assert len(set(rows)) == len(rows)
+    assert {layer for _, layer in rows} == {*DENSE, *DEPTHWISE}
+    assert rows == layer_rows()
+    assert {operator for operator, _ in rows} == set(names())
+    assert len({operator for operator, _ in rows[:80]}) > 15
+    assert len({layer for _, layer in rows[:80]}) > 20
+
+
+def test_a_layer_is_the_operator_batchnorm_and_relu_at_the_layers_size():
+    spec = spec_of("MobileNetV3 72 5×5 28")
+    model = layer_model("xsepconv", spec)
+    with torch.no_grad():
+        assert model(spec.input()).shape == (1, 72, 28, 28)
+    assert not model.training
+    assert model[1].running_var.std() > 0
+
+
+def test_forms_are_kept_as_optimize_prepares_them_and_the_table_of_engines_is_left_as_it_was():
+    before = dict(CANDIDATES)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 8, 8)
+    with keeping() as forms:
+        choices = optimize(model, x, engines=["folded", "channels_last"], budget_s=5).choices
+    assert before == CANDIDATES
+    assert set(forms) == {"folded", "channels_last"}
+    torch.testing.assert_close(forms["channels_last"](x), model(x).detach())
+    assert right(choices) >= {"folded", "channels_last"}
+
+
+def test_the_best_peer_is_never_left_out_of_the_rounds():
+    def work(n):
+        return lambda: sum(range(n))
+
+    calls = {"chosen": work(1_000), "fused": work(1_000), "eager": work(2_000_000), "openvino": work(100_000)}
+    assert set(near(calls)) == {"chosen", "fused", "openvino"}
+
+
+def test_who_differs_from_the_model_is_no_peer():
+    rows = (Choice("openvino", error=1e-3, tolerance=1e-4), Choice("folded", error=1e-7, tolerance=1e-4), Choice("x"))
+    assert right(Choices(rows, "", 0, 0.0)) == {"folded"}
+
+
+def test_rows_of_this_commit_are_not_measured_again_and_the_minutes_end_a_run(tmp_path, monkeypatch):
+    import argparse
+
+    from benchmarks import choices
+
+    done = []
+    found = {"chosen": "fused", "peer": "eager", "ratio": 0.96, "ms": {"chosen": {"median_ms": 1.0, "iqr_ms": 0.1}}}
+    monkeypatch.setattr(choices, "commit", lambda: "abc")
+    monkeypatch.setattr(choices, "measured", lambda *given: done.append(given) or found)
+    given = argparse.Namespace(
+        threads=1, clock="wall", again=False, minutes=5.0, budget=1.0, seconds=0.1, out=tmp_path / "choices.json"
+    )
+    rows, report = layer_rows()[-3:], {"rows": []}
+    run(rows, report, given)
+    run(rows, report, given)
+    assert len(done) == len(report["rows"]) == 3
+    assert given.out.read_text().count('"ratio"') == 3
+    assert "3 rows, 3 below 0.97" in show(report["rows"])
+    given.minutes = -1.0
+    run(layer_rows()[:3], report, given)
+    assert len(done) == 3
