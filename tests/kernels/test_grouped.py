@@ -22,6 +22,7 @@ FORMS = {
     ),
     "spconv": Grouped((6, 6, 4), 40, (3, 3), padding=AROUND, groups=2, pointwise=True, average=True),
     "dense": Grouped((3,), 13, (5, 2), (1, 2), (1, 3), (0, 2, 3, 1), activation="hardswish"),
+    "image": Grouped((4,), 16, (3, 3), (2, 2), padding=AROUND, pointwise=True, bias=True, residual=True, average=True),
     "resnext": Grouped((34,), 17, (3, 3), (2, 1), padding=AROUND, groups=17, bias=True),
 }  # fmt: skip
 
@@ -56,6 +57,19 @@ def test_any_size_batch_and_layout(case, data):
     eager, eager_means = reference(inputs, weights, form, residual)
     assert_no_worse(y, eager, exact)
     assert_no_worse(means, eager_means, exact_means, 4.0)
+
+
+@torch.no_grad()
+def test_an_image_is_read_plane_by_plane():
+    """Without a copy; as a residual it is brought into the order of a map like any other."""
+    form = Grouped((3,), 3, (3, 3), padding=AROUND, residual=True)
+    weights, x = [torch.randn(3, 3, 3, 3)], torch.randn(2, 3, 37, 41)
+    bound = bind(form, weights)
+    assert bound.takes(x)
+    assert not bound.takes(x[:, :, :, 1:])
+    assert not bind(Grouped((5,), 3, (3, 3)), [torch.randn(3, 5, 3, 3)]).takes(torch.randn(2, 5, 37, 41))
+    exact, _ = reference([x.double()], [weights[0].double()], form, x.double())
+    assert_no_worse(bound([x], x)[0], reference([x], weights, form, x)[0], exact)
 
 
 @torch.no_grad()

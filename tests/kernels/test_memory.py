@@ -124,6 +124,7 @@ GROUPED = {
     "dealt": Grouped((15,), 9, (3, 3), (2, 2), (1, 1), AROUND, 3, dealt=True, residual=True, average=True),
     "then 1x1": Grouped((7, 5), 12, (3, 3), padding=AROUND, groups=2, bias=True, project=19, residual=True),
     "dense": Grouped((3,), 13, (5, 2), (1, 2), (1, 3), (0, 2, 3, 1)),
+    "image": Grouped((4,), 9, (3, 3), (2, 2), padding=AROUND, residual=True, average=True),
     "wide": Grouped((33,), 66, (1, 1), groups=3),
 }
 
@@ -136,9 +137,12 @@ def test_grouped():
         weights = [torch.randn(o, c // form.groups, *form.kernel)]
         weights += [torch.randn(o, c, 1, 1)] * form.pointwise + [torch.randn(o)] * form.bias
         weights += [torch.randn(form.project, o, 1, 1)] if form.project else []
+        bound = bind(form, weights)
         for size in ((5, 4), (5, 17)):
             residual = dense(2, form.width, *form.size(*size)) if form.residual else None
-            fence.add(name, bind(form, weights), [*[dense(2, each, *size) for each in form.channels], residual])
+            fence.add(name, bound, [*[dense(2, each, *size) for each in form.channels], residual])
+            if bound.planes:
+                fence.add(f"{name}, in planes", bound, [torch.randn(2, c, *size), residual])
     fence.hold()
 
 

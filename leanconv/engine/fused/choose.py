@@ -170,7 +170,9 @@ def sample(node: Node) -> Tensor:
         if node.dtype.is_floating_point
         else torch.zeros(node.shape, dtype=node.dtype)
     )
-    return made.contiguous(memory_format=LAST) if len(node.shape) == 4 else made
+    if len(node.shape) != 4 or node.kind == "input":  # an image comes in planes
+        return made
+    return made.contiguous(memory_format=LAST)
 
 
 def geometry(node: Node) -> Hashable:

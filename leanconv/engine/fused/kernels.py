@@ -43,8 +43,10 @@ class KernelRun:
         from leanconv.kernels.cpu.maps import even
 
         flat = [*maps[:-1], maps[-1].flatten(1)] if self.gate else list(maps)
-        images = flat[:-1] if self.gate else flat
-        if any(x is not None and even(x) is not x for x in images) or (self.gate and not flat[-1].is_contiguous()):
+        first, *rest = flat[:-1] if self.gate else flat
+        if not self.bound.takes(first) or any(x is not None and even(x) is not x for x in rest):
+            return None
+        if self.gate and not flat[-1].is_contiguous():
             return None
         return self.bound.step(*flat)
 

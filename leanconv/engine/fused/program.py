@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.engine.fused.forms import LAST, Run
+from leanconv.engine.fused.forms import Run, last
 from leanconv.engine.fused.graph import Graph, Node
+from leanconv.engine.fused.kernels import KernelRun
 from leanconv.engine.fused.session import Moved, Plan, Step, handed_out, storage
 
 _MOST_PLANS = 8  # shapes whose memory is laid out at once; others run step by step
@@ -30,7 +31,7 @@ class Program:
         self._held = frozenset(storage(x) for x in self._fixed.values())
         self._size = len(place)
         self._outputs = [place[node] for node in graph.outputs]
-        self._images = [len(node.shape) == 4 for node in graph.inputs]
+        self._as_given = [len(node.shape) != 4 or _in_planes(graph, node, runs) for node in graph.inputs]
         seconds = {node.inputs[0]: place[node] for node in graph.nodes if node.kind == "second"}
         freed = _last_readers(graph)
         self.steps = [
@@ -46,7 +47,8 @@ class Program:
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         given = [
-            x.contiguous(memory_format=LAST) if image else x for x, image in zip(tensors, self._images, strict=True)
+            x if kept and x.is_contiguous() else last(x) if x.dim() == 4 else x
+            for x, kept in zip(tensors, self._as_given, strict=True)
         ]
         key = (torch.get_num_threads(), *[(x.shape, x.stride(), x.dtype) for x in given])
         plan = self._plans.get(key)
@@ -89,6 +91,14 @@ class Program:
         for place, tensor in self._fixed.items():
             values[place] = tensor
         return values
+
+
+def _in_planes(graph: Graph, image: Node, runs: Mapping[Node, Run]) -> bool:
+    """Whether all that read an input are kernels that take an image in planes, and take it for nothing else."""
+    readers = [node for node in graph.nodes if image in node.inputs]
+    alone = all(node.inputs.index(image) == 0 and node.inputs.count(image) == 1 for node in readers)
+    kernels = [run for node in readers if isinstance(run := runs.get(node), KernelRun) and run.bound.planes]
+    return alone and len(kernels) == len(readers) and image not in graph.outputs
 
 
 def _last_readers(graph: Graph) -> dict[Node, list[Node]]:

@@ -14,11 +14,12 @@ from leanconv.kernels.cpu.bound import (
     checked,
     map_view,
     out_view,
+    planes_view,
     ready,
     weights_view,
 )  # fmt: skip
 from leanconv.kernels.cpu.build import kernel
-from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
+from leanconv.kernels.cpu.maps import MOST_PLANES, in_planes, pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.program import Program, View, Work
 from leanconv.kernels.cpu.tiles import matrix_tile, row_block
 from leanconv.ops.forms import check_channels
@@ -30,6 +31,7 @@ class BoundGrouped(Bound):
 
     def __init__(self, form: Grouped, weights: Sequence[Tensor]) -> None:
         super().__init__()
+        self.planes = form.groups == len(form.channels) == 1 and sum(form.channels) <= MOST_PLANES
         self.form, left = form, [w.detach().float() for w in weights]
         g, o, c = form.groups, form.out_channels, sum(form.channels)
         self._taps = left.pop(0).reshape(g, o // g, c // g, -1)  # G O/G C/G R·S
@@ -62,7 +64,7 @@ class BoundGrouped(Bound):
             return nothing
         check_channels([] if residual is None else [residual], [form.width] * form.residual)
         check_fit([] if residual is None else [residual], n, size)
-        maps: list[Tensor | None] = [ready(x) for x in inputs]
+        maps: list[Tensor | None] = [ready(x, self.planes) for x in inputs]
         return self._call(given, [*maps, None if residual is None else ready(residual)])
 
     def _step(self, *maps: Tensor | None) -> Step:
@@ -73,12 +75,14 @@ class BoundGrouped(Bound):
         p, q = form.size(h, w)
         size = (n, form.width, p, q)
         tiles = self._tiles(q)
+        planes = self.planes and in_planes(inputs[0])
         core = grouped.Core(
-            form, tuple(map(pixel_stride, inputs)), 0 if residual is None else pixel_stride(residual)
+            form, () if planes else tuple(map(pixel_stride, inputs)), 0 if residual is None else pixel_stride(residual)
         )  # fmt: skip
         weights = self._packed(tiles)
         first = len(inputs) + (residual is not None)
         arguments = [map_view(index, x, 0, x.shape[1]) for index, x in enumerate(inputs)]
+        arguments = [planes_view(0, inputs[0])] if planes else arguments
         arguments += [weights_view(first + index, packed) for index, packed in enumerate(weights)]
         if residual is not None:
             plain = map_view(len(inputs), residual, 0, form.width)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu.maps import even, new_map, pixel_stride
+from leanconv.kernels.cpu.maps import even, in_planes, new_map, pixel_stride
 from leanconv.kernels.cpu.program import Average, Program, View
 from leanconv.ops.forms import check_channels
 
@@ -47,6 +47,8 @@ class Bound:
     A subclass says in `_step(*maps)` how to make one; maps that are not there are None, and left out of the call.
     """
 
+    planes = False  # whether an image in planes is read as it is
+
     def __init__(self) -> None:
         self._steps: dict[Any, Step] = {}
         self._short: dict[Any, Step] = {}
@@ -56,7 +58,7 @@ class Bound:
         raise TypeError(f"{type(self).__name__} makes no steps")
 
     def step(self, *maps: Tensor | None) -> Step:
-        """The step for maps like these (even ones, see `even`), for `torch.get_num_threads()` threads."""
+        """The step for maps like these (that it `takes`), for `torch.get_num_threads()` threads."""
         key = (torch.get_num_threads(), *[None if x is None else (x.shape, x.stride()) for x in maps])
         found = self._steps.get(key)
         if found is None:
@@ -66,6 +68,10 @@ class Bound:
                     self._steps = {}
                 found = self._steps[key] = made
         return found
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether a step reads the map where it lies, without a copy."""
+        return even(x) is x or (self.planes and in_planes(x))
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{type(self).__name__} cannot be called")
@@ -92,13 +98,16 @@ class Bound:
         return (torch.get_num_threads(), *[None if x is None else (x.shape, x.stride(), x.dtype) for x in maps])
 
 
-def ready(x: Tensor) -> Tensor:
-    """`x` as the kernels take it. Raises BadInput unless it is a float32 map on the CPU."""
+def ready(x: Tensor, planes: bool = False) -> Tensor:
+    """`x` as the kernels take it; with `planes`, an image in planes as it is.
+
+    Raises BadInput unless it is a float32 map on the CPU.
+    """
     if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 4:
         raise BadInput(f"the CPU kernels take float32 maps N C H W on the CPU, got {x.dtype} {tuple(x.shape)}")
     if x.shape[2] * x.shape[3] * max(x.shape[1], x.stride(3)) >= 2**31:
         raise BadInput(f"a sample of {tuple(x.shape[1:])} has 2³¹ numbers or more: the CPU kernels count in 32 bits")
-    return even(x)
+    return x if planes and in_planes(x) else even(x)
 
 
 def check_fit(maps: Sequence[Tensor], n: int, size: Sequence[int]) -> None:
@@ -140,6 +149,12 @@ def map_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
     n, _, h, w = x.shape
     pixel = pixel_stride(x)
     return View(pointer, ((channels, 1), (w, pixel), (h, w * pixel)), first, x.stride(0) if n > 1 else 0)
+
+
+def planes_view(pointer: int, x: Tensor) -> View:
+    """An image in planes as `x c y`."""
+    n, c, h, w = x.shape
+    return View(pointer, ((w, 1), (c, h * w), (h, w)), 0, c * h * w if n > 1 else 0)
 
 
 def flat_view(pointer: int, x: Tensor, first: int, channels: int) -> View:

@@ -21,10 +21,15 @@ from leanconv.kernels.cpu.pieces import (
 )  # fmt: skip
 from leanconv.ops.grouped import Grouped
 
+WHOLE = 16  # numbers of a row that are copied at once
+
 
 @dataclass(frozen=True)
 class Core:
-    """What one kernel computes: the form, and the numbers from pixel to pixel of each input and of the residual."""
+    """What one kernel computes: the form, and the numbers from pixel to pixel of each input and of the residual.
+
+    No `pixels`: the one input is an image in planes.
+    """
 
     form: Grouped
     pixels: tuple[int, ...]
@@ -47,10 +52,9 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
     residual. The output is `j g x y` (channel j of group g), or `m x y` where a 1×1 follows.
     """
     hl, form, axes = halide(), core.form, Axes()
-    padded, arguments, width = _padded(axes, core, tiles.inner)
+    padded, arguments, width = _padded(axes, core, tiles.inner) if core.pixels else _planes(axes, form)
     acc, extra = _convolution(axes, form, padded, tiles.inner)
     arguments += extra
-    padded.compute_root()
     out = hl.Func("out")
     q = (width + form.padding[2] + form.padding[3] - form.dilation[1] * (form.kernel[1] - 1) - 1) // form.stride[1] + 1
     j, g, x, y = axes.m, axes.g, axes.x, axes.y
@@ -143,7 +147,40 @@ def _padded(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any]:
             update.allow_race_conditions().vectorize(k)
     func.bound_extent(c, at)
     func.align_storage(c, tile.storage(at))
+    func.compute_root()
     return func, arguments, w
+
+
+class _Planes:
+    """A copy `x c y` as a source `c x y`."""
+
+    def __init__(self, func: Any) -> None:
+        self.func = func
+
+    def __getitem__(self, place: tuple[Any, Any, Any]) -> Any:
+        c, x, y = place
+        return self.func[x, c, y]
+
+
+def _planes(axes: Axes, form: Grouped) -> tuple[Any, list[Any], Any]:
+    """An image in planes with zeros around, row by row of each plane; the input; its width."""
+    hl, (c, x, y), (top, bottom, left, right) = halide(), (axes.c, axes.x, axes.y), form.padding
+    source = image("in0", 3)
+    source.dim(1).set_min(0)
+    source.dim(2).set_min(0)
+    w, h, func = source.dim(0).extent(), source.dim(2).extent(), hl.Func("padded")
+    func[x, c, y] = hl.undef(hl.Float(32))
+    r = hl.RDom([(0, w)], "row")
+    value = source[r, c, hl.clamp(y, 0, h - 1)]
+    func[r, c, y] = hl.select((y >= 0) & (y < h), value, 0.0) if top or bottom else value
+    func.update(0).vectorize(r[0], WHOLE, hl.TailStrategy.GuardWithIf)
+    for count, start in ((left, -left), (right, w)):
+        if count:
+            func[hl.RDom([(start, count)], "side"), c, y] = 0.0
+            func.update(func.num_update_definitions() - 1).unscheduled()
+    func.bound_extent(c, form.channels[0])
+    func.compute_root()
+    return _Planes(func), [source], w
 
 
 def _convolution(axes: Axes, form: Grouped, padded: Any, tile: Tile) -> tuple[Any, list[Any]]:

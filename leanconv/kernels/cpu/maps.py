@@ -25,6 +25,14 @@ def even(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.shape[1] > 1 else x.contiguous()
 
 
+MOST_PLANES = 4  # channels of an image that a kernel reads plane by plane
+
+
+def in_planes(x: Tensor) -> bool:
+    """Whether `x` is an image as most callers bring it: few channels, one plane after the other (`N C H W` dense)."""
+    return 1 < x.shape[1] <= MOST_PLANES and x.is_contiguous() and not pixel_stride(x)
+
+
 def new_map(n: int, c: int, h: int, w: int) -> Tensor:
     """An output to be filled: `N C H W`, channels_last, dense."""
     return torch.empty_strided((n, c, h, w), (h * w * c, 1, w * c, c))

@@ -144,6 +144,39 @@ def test_without_kernels_the_graph_still_runs(monkeypatch):
                 torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
 
 
+class Image(nn.Module):
+    """An image read by one convolution, by two, or for something else too."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.first, self.second = how, nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 5, 3, padding=1)
+
+    def forward(self, x):
+        y = self.first(x)
+        return {"once": y, "twice": (y, self.second(x)), "residual": y + x, "handed out": (y, x)}[self.how]
+
+
+@kernels
+@torch.no_grad()
+@pytest.mark.parametrize(("how", "in_planes"), [("once", 1), ("twice", 1), ("residual", 0), ("handed out", 0)])
+def test_an_image_is_read_where_it_lies(how, in_planes):
+    torch.manual_seed(0)
+    model = Image(how)
+    program, _ = program_of(model, torch.randn(2, 3, 9, 8))
+    for _ in range(2):
+        for x in (
+            torch.randn(2, 3, 9, 8),
+            torch.randn(2, 3, 9, 10)[..., 1:9],
+            torch.randn(2, 9, 8, 3).permute(0, 3, 1, 2),
+        ):
+            want = model(x)
+            for y, exact in zip(program(x), [want] if isinstance(want, torch.Tensor) else want, strict=True):
+                torch.testing.assert_close(y, exact, rtol=1e-4, atol=1e-5)
+    read = {plan.strides[0] for plan in program._plans.values()}
+    assert ((216, 72, 8, 1) in read) == bool(in_planes)
+    assert (216, 1, 24, 3) in read
+
+
 class Shuffled(nn.Module):
     """Shuffles that move nothing are views: what they read is needed until they were read."""
 
