@@ -320,6 +320,10 @@ def test_an_optimised_model_is_for_inference_here(tmp_path):
         _ = fast.missing
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert fast(x).dtype == torch.float32
+        with torch.no_grad():  # what a caller without gradients runs has a shorter way, and the same answer
+            assert fast(x).dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(fast(x), fast(x.clone().requires_grad_()))
     model.train()
     with pytest.raises(BadInput, match=r"\.original\.eval\(\)"):
         fast(x)
