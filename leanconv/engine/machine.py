@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from leanconv.kernels import cpu_status
 from leanconv.measure import describe
 from leanconv.table import table
 from leanconv.version import __version__
@@ -85,6 +86,7 @@ def diagnose() -> Diagnosis:
         "cpu": facts["name"], "features": _cpu_features(), "torch_isa": facts["isa"], "cores": _cores(),
         "threads": facts["threads"], "system": f"{facts['system']} {platform.machine()}", "python": facts["python"],
         "leanconv": __version__, "torch": facts["torch"], "gpus": _gpus(),
+        "kernels": "{}: {}".format(*cpu_status()),
     }  # fmt: skip
     return Diagnosis(machine, tuple(_libraries() + _tools()))
 

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import platform
+import warnings
 
 from leanconv.table import table
 
@@ -31,11 +32,12 @@ def cpu_reason() -> str:
 
 def status() -> str:
     """A table of the kinds of kernels: whether they run here, and why not."""
-    rows = [["cpu", *_cpu_status()], ["triton", "no", "not written yet; a GPU runs the references"]]
+    rows = [["cpu", *cpu_status()], ["triton", "no", "not written yet; a GPU runs the references"]]
     return table(["kernels", "run", "how, or why not"], rows)
 
 
-def _cpu_status() -> tuple[str, str]:
+def cpu_status() -> tuple[str, str]:
+    """Whether the CPU kernels run here; how they are compiled and where they are kept, or why they do not run."""
     if reason := cpu_reason():
         return "no", f"{reason}; until then the references run"
     from leanconv.kernels.cpu import cache
@@ -43,4 +45,15 @@ def _cpu_status() -> tuple[str, str]:
 
     if not compiler():
         return "yes", "compiled in each process, one thread: no C compiler to keep kernels; apt install gcc"
-    return "yes", f"linked by {compiler()}, kept in {cache.folder(cache.default_folder())}"
+    wanted = cache.default_folder()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the answer says what they would
+        kept = next(cache.folders(wanted), None)
+    if kept != wanted:
+        place = "no folder can hold them; set LEANCONV_CACHE to one" if kept is None else f"in {kept} for this process"
+        return "yes", f"compiled in each process, {place} ({cache.reasons()})"
+    count, size = cache.usage(kept)
+    return (
+        "yes",
+        f"linked by {compiler()}, kept in {kept}: {count} of them, {size / 2**20:.1f} of {cache.LIMIT >> 20} MiB",
+    )

@@ -1,9 +1,11 @@
 """What `doctor` says about this machine."""
 
+import importlib.util
 import shutil
 import tomllib
 from pathlib import Path
 
+import pytest
 import torch
 
 from leanconv.engine import machine
@@ -36,3 +38,26 @@ def test_what_is_missing_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(machine, "_version", lambda distribution, module: "1")
     monkeypatch.setattr(machine, "_which", lambda *names: "/bin/x")
     assert "everything is installed" in str(machine.diagnose())
+
+
+def test_where_the_kernels_are_kept(monkeypatch, tmp_path):
+    pytest.importorskip("halide", reason="needs the cpu extra")
+    from leanconv.kernels.cpu import build, cache
+
+    monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr(cache, "_gone", {})
+    if build.compiler():
+        said = machine.diagnose().machine["kernels"]
+        assert str(tmp_path / "kept") in said
+        assert "0 of them, 0.0 of 512 MiB" in said
+        monkeypatch.setenv("LEANCONV_CACHE", "relative")
+        assert "compiled in each process" in machine.diagnose().machine["kernels"]
+        assert "relative: it is not an absolute path" in str(machine.diagnose())
+    monkeypatch.setattr(build, "compiler", lambda: "")
+    assert "no C compiler to keep kernels; apt install gcc" in machine.diagnose().machine["kernels"]
+
+
+def test_without_halide_the_kernels_say_what_to_install(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "halide" else real(name))
+    assert "pip install 'leanconv[cpu]'" in machine.diagnose().machine["kernels"]

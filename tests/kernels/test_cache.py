@@ -1,16 +1,23 @@
 """The cache of native code under attack: what is not ours and unchanged is built again, never loaded."""
 
+import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
-from leanconv.kernels.cpu import cache
+from leanconv import kernels
+from leanconv.kernels.cpu import bind, build, cache, program, trust
+from leanconv.ops.separable import Separable
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX")
+
+linked = pytest.mark.skipif(not build.compiler(), reason="no C compiler: apt install gcc")
 
 
 class Builder:
@@ -24,9 +31,20 @@ class Builder:
         path.write_bytes(self.content)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_given_up(monkeypatch):
+    monkeypatch.setattr(cache, "_gone", {})
+
+
+def claimed(path):
+    """The folder, made ours."""
+    assert trust.claim(path) is None
+    return path
+
+
 @pytest.fixture
 def entry(tmp_path):
-    where = cache.folder(tmp_path / "kernels")
+    where = claimed(tmp_path / "kernels")
     path = cache.fetch("name", Builder(), where)
     return where, path
 
@@ -86,7 +104,7 @@ def test_a_foreign_owner_is_not_trusted(entry, monkeypatch):
     real = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: real + 1)
     assert again(where)[1] == 1
-    assert "another user" in cache._claim(where)
+    assert "another user" in trust.claim(where)
 
 
 def test_a_folder_that_stood_open_is_closed_and_emptied(tmp_path):
@@ -94,34 +112,147 @@ def test_a_folder_that_stood_open_is_closed_and_emptied(tmp_path):
     where.mkdir(mode=0o777)
     where.chmod(0o777)
     (where / "name.so").write_bytes(b"planted")
-    assert cache.folder(where) == where
+    assert trust.claim(where) is None
     assert where.stat().st_mode & 0o777 == 0o700
     assert list(where.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["link", "file", "unwritable"])
-def test_a_folder_that_cannot_be_ours_gives_one_warning(tmp_path, what, monkeypatch):
+@linked
+@pytest.mark.parametrize("what", ["link", "file", "unwritable", "noexec", "full"])
+def test_a_folder_that_cannot_serve_gives_one_warning(tmp_path, what, monkeypatch):
     where = tmp_path / "kernels"
     if what == "link":
         (tmp_path / "real").mkdir()
         where.symlink_to(tmp_path / "real")
     elif what == "file":
         where.write_text("")
-    else:  # the tests may run as root, who may write everywhere
-        monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.warns(UserWarning, match="set LEANCONV_CACHE") as seen:
-        used = cache.folder(where)
+    elif what == "unwritable":  # the tests may run as root, who may write everywhere
+        monkeypatch.setattr(trust.os, "access", lambda path, mode: path != where)
+    elif what == "noexec":
+        flags = type("Flags", (), {"f_flag": getattr(os, "ST_NOEXEC", 8)})
+        real = os.statvfs
+        monkeypatch.setattr(trust.os, "statvfs", lambda path: flags if path == where else real(path))
+        monkeypatch.setattr(trust.os, "ST_NOEXEC", flags.f_flag, raising=False)
+    if what == "full":
+        real_usage = shutil.disk_usage
+        none = type("Usage", (), {"free": 0})
+        monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: none if path == where else real_usage(path))
+    monkeypatch.setenv("LEANCONV_CACHE", str(where))
+    monkeypatch.setattr(build, "_source", lambda: "")
+
+    def make(path):
+        build._cc(["-shared", "-o", str(path), str(build._HERE / "stub.c")], path.parent)
+
+    with pytest.warns(UserWarning, match="cannot be kept in .*set LEANCONV_CACHE") as seen:
+        assert build._library("stub", make) is not None
     assert len(seen) == 1
-    assert used != where
-    assert used.stat().st_mode & 0o777 == 0o700
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert cache.folder(where) == used
-    cache.folder.cache_clear()
+        used = next(cache.folders(where))
+        assert build._library("stub", make) is not None
+    assert used != where
+    assert used.stat().st_mode & 0o777 == 0o700
+    assert cache.usage(used)[0] >= 1
+    assert "set LEANCONV_CACHE" in str(seen[0].message)
+
+
+@torch.no_grad()
+def test_without_any_folder_the_kernels_are_made_in_the_process(halide, monkeypatch, tmp_path):
+    memos = (build.runtime, build._kernel, build._in_process_only, program.library, cache._temporary)
+    for memo in memos:
+        memo.cache_clear()
+    monkeypatch.setattr(cache, "claim", lambda path: "it is a bad day")
+    monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path))
+    try:
+        with pytest.warns(UserWarning, match="compiled") as seen:
+            y, _ = bind(Separable((3,), (), 2), [torch.ones(2, 3)])([torch.ones(1, 3, 4, 5)])
+        assert torch.equal(y, torch.full((1, 2, 4, 5), 3.0))
+        assert any("compiled in this process alone" in str(w.message) for w in seen)
+        assert len(seen) == 2
+        assert "no folder can hold them" in kernels.status()
+    finally:
+        for memo in memos:
+            memo.cache_clear()
+
+
+def test_folders_above_that_others_can_write_to(tmp_path, monkeypatch):
+    above = tmp_path / "above"
+    above.mkdir()
+    where = above / "new" / "kernels"
+    for mode, word in ((0o777, "everybody can write to"), (0o1777, None), (0o755, None)):
+        above.chmod(mode)
+        reason = trust.claim(where)
+        assert (reason is None) if word is None else (word in reason and str(above) in reason)
+    assert (above / "new").stat().st_mode & 0o777 == 0o700
+    above.chmod(0o770)
+    monkeypatch.setattr(trust, "_private", lambda group: False)
+    assert "a group can write to" in trust.claim(where)
+    above.chmod(0o700)
+    if os.getuid() == 0:
+        os.chown(above, 12345, -1)
+        assert "belongs to another user" in trust.claim(where)
+
+
+def test_a_group_of_the_user_alone_is_no_stranger(monkeypatch):
+    import grp
+    import pwd
+
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: type("User", (), {"pw_gid": 77, "pw_name": "ann"}))
+    for name, members, trusted in (
+        ("ann", [], True),
+        ("ann", ["ann"], True),
+        ("ann", ["bob"], False),
+        ("us", [], False),
+    ):
+        monkeypatch.setattr(grp, "getgrgid", lambda _, n=name, m=members: type("G", (), {"gr_name": n, "gr_mem": m}))
+        assert trust._private(77) is trusted
+    assert not trust._private(78)
+
+
+def test_what_was_not_used_for_longest_goes(tmp_path, monkeypatch):
+    where = claimed(tmp_path / "kernels")
+    for index in range(10):
+        path = cache.fetch(f"k{index}", Builder(b"x" * 968), where)  # 1000 bytes with the hash
+        os.utime(path, (index * 1e6, index * 1e6))
+    cache.fetch("k0", Builder(), where)  # used again
+    (where / ".building-old").mkdir()
+    os.utime(where / ".building-old", (0, 0))
+    (where / ".building-new").mkdir()
+    cache.trim(where, 10_000)
+    assert cache.usage(where) == (10, 10_000)
+    cache.trim(where, 5_000)
+    assert sorted(p.name for p in where.iterdir()) == [".building-new", "k0.so", "k7.so", "k8.so", "k9.so"]
+    monkeypatch.setattr(cache, "LIMIT", 3_000)
+    monkeypatch.setattr(cache, "_LOOK_EVERY", 1)
+    cache.fetch("k10", Builder(b"x" * 968), where)
+    assert cache.usage(where)[1] <= 3_000
+    assert (where / "k10.so").exists()
+
+
+@linked
+def test_an_entry_that_goes_before_it_is_loaded_is_built_again(tmp_path, monkeypatch):
+    where, path = claimed(tmp_path / "kernels"), tmp_path / "kernels" / "name.so"
+    real, loads = ctypes.CDLL, []
+
+    def load(name, mode):
+        loads.append(name)
+        if len(loads) == 1:
+            path.unlink()  # another process tidies up
+        return real(name, mode)
+
+    monkeypatch.setattr(build.ctypes, "CDLL", load)
+    made = []
+
+    def make(path):
+        made.append(path)
+        build._cc(["-shared", "-o", str(path), str(build._HERE / "stub.c")], path.parent)
+
+    assert build._opened("name", make, where).lc_attach
+    assert (len(made), len(loads)) == (2, 2)
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):
-    where = cache.folder(tmp_path / "kernels")
+    where = claimed(tmp_path / "kernels")
 
     def fail(path):
         path.write_bytes(b"half")
@@ -133,7 +264,7 @@ def test_a_failed_build_leaves_nothing(tmp_path):
 
 
 def test_many_builders_at_once_give_one_sound_entry(tmp_path):
-    where = cache.folder(tmp_path / "kernels")
+    where = claimed(tmp_path / "kernels")
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: cache.fetch("name", Builder(os.urandom(1 << 16)), where), range(16)))
     assert found == {where / "name.so"}
@@ -151,7 +282,7 @@ def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.default_folder() == tmp_path / "leanconv"
     monkeypatch.setenv("LEANCONV_CACHE", "relative")
-    assert "absolute" in cache._claim(cache.default_folder())
+    assert "absolute" in trust.claim(cache.default_folder())
 
 
 PROGRAM = """

@@ -6,8 +6,8 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Hashable
 from importlib.metadata import version
 from pathlib import Path
@@ -40,15 +40,20 @@ def _source() -> str:
     return "\0".join((content, version("halide"), str(halide().get_host_target()), cache.machine(), compiler()))
 
 
-def _cc(arguments: list[str]) -> None:
-    done = subprocess.run([compiler(), *arguments], capture_output=True, text=True)
+def _cc(arguments: list[str], folder: Path) -> None:
+    """Run the compiler; `folder` takes what it writes on the way."""
+    environment = os.environ | {"TMPDIR": str(folder)}
+    try:
+        done = subprocess.run([compiler(), *arguments], capture_output=True, text=True, env=environment)
+    except OSError as error:
+        raise CannotBuild(f"{compiler()} does not run: {error.strerror}") from error
     if done.returncode:
         raise CannotBuild(f"{compiler()} failed: {done.stderr.strip()[-300:]}")
 
 
 @functools.lru_cache(1)
 def runtime() -> ctypes.CDLL | None:
-    """The library of runtime.c, built if need be; None without a C compiler.
+    """The library of runtime.c, built if need be; None where there is no C compiler, or no folder for what it makes.
 
     OpenMP's functions are left undefined, so that they are those of torch's own threads: kernels and torch share
     one pool, and neither waits for the other's idle threads. Where torch has none, the compiler's OpenMP or one thread.
@@ -57,27 +62,53 @@ def runtime() -> ctypes.CDLL | None:
         return None
     with _LOCK:
         source = str(_HERE / "runtime.c")
-        flags = ["-O3", "-march=native", "-fPIC", "-shared"]
+        flags = ["-O3", "-march=native", "-fPIC"]
+        last = ""
         for extra, linked in ((["-fopenmp"], []), (["-fopenmp"], ["-fopenmp"]), ([], [])):
 
             def make(path: Path, extra: list[str] = extra, linked: list[str] = linked) -> None:
-                with tempfile.TemporaryDirectory() as folder:
-                    code = str(Path(folder) / "runtime.o")
-                    _cc([*flags[:3], *extra, "-c", source, "-o", code])
-                    _cc(["-shared", code, *linked, "-lm", "-lpthread", "-o", str(path)])
+                code = str(path.with_suffix(".o"))
+                _cc([*flags, *extra, "-c", source, "-o", code], path.parent)
+                _cc(["-shared", code, *linked, "-lm", "-lpthread", "-o", str(path)], path.parent)
 
             try:
-                path = _entry(f"runtime {extra} {linked}", make)
-                library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
-            except (OSError, CannotBuild) as error:
-                last = error
-                continue
-            return library
-        raise CannotBuild(f"no runtime for the kernels: {last}")
+                return _library(f"runtime {extra} {linked}", make)
+            except CannotBuild as error:
+                last = str(error)
+        _in_process_only(last)
+        return None
 
 
-def _entry(what: str, make: Callable[[Path], None]) -> Path:
-    return cache.fetch(cache.key(_source(), what), make, cache.folder(cache.default_folder()))
+def _library(what: str, make: Callable[[Path], None]) -> ctypes.CDLL | None:
+    """The library, from the first folder that can keep it and run it; None where there is none.
+
+    Raises: CannotBuild where it cannot be made, or lacks a function wherever it lies.
+    """
+    name = cache.key(_source(), what)
+    for where in cache.folders(cache.default_folder()):
+        try:
+            return _opened(name, make, where)
+        except OSError as error:
+            if "symbol" in str(error):
+                raise CannotBuild(str(error)) from error
+            cache.give_up(where, error)
+    _in_process_only(cache.reasons())
+    return None
+
+
+def _opened(name: str, make: Callable[[Path], None], where: Path) -> ctypes.CDLL:
+    path = cache.fetch(name, make, where)
+    try:
+        return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+    except OSError:
+        if path.exists():
+            raise
+        return ctypes.CDLL(str(cache.fetch(name, make, where)), mode=os.RTLD_NOW)  # another process just tidied up
+
+
+@functools.lru_cache(1)
+def _in_process_only(why: str) -> None:
+    warnings.warn(f"kernels are compiled in this process alone, slowly, and run in one thread ({why})", stacklevel=2)
 
 
 def target(ahead: bool) -> Any:
@@ -104,19 +135,20 @@ def kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, Any
 
 @functools.lru_cache(4096)
 def _kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, Any]:
-    library = runtime()
-    if library is None:
-        out, arguments = pipeline(core, tile)
-        return 0, out.compile_to_callable(arguments, target(ahead=False))
-
     def make(path: Path) -> None:
         out, arguments = pipeline(core, tile)
-        with tempfile.TemporaryDirectory() as folder:
-            code = str(Path(folder) / "kernel.o")
-            out.compile_to_object(code, arguments, "lc_kernel", target(ahead=True))
-            _cc(["-O1", "-fPIC", "-shared", str(_HERE / "stub.c"), code, "-lm", "-o", str(path)])
+        code = str(path.with_suffix(".o"))
+        out.compile_to_object(code, arguments, "lc_kernel", target(ahead=True))
+        _cc(["-O1", "-fPIC", "-shared", str(_HERE / "stub.c"), code, "-lm", "-o", str(path)], path.parent)
 
-    path = _entry(f"{pipeline.__module__} {core!r} {tile!r}", make)
-    loaded = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
-    loaded.lc_attach(library.lc_malloc, library.lc_free)
+    loaded, lib = None, runtime()
+    if lib is not None:
+        try:
+            loaded = _library(f"{pipeline.__module__} {core!r} {tile!r}", make)
+        except CannotBuild as error:
+            _in_process_only(str(error))
+    if loaded is None or lib is None:
+        out, arguments = pipeline(core, tile)
+        return 0, out.compile_to_callable(arguments, target(ahead=False))
+    loaded.lc_attach(lib.lc_malloc, lib.lc_free)
     return ctypes.cast(loaded.lc_kernel_argv, ctypes.c_void_p).value or 0, loaded

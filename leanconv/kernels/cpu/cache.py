@@ -1,21 +1,35 @@
 """Where compiled kernels are kept: native code, so an entry is used only if it is ours, unchanged and nobody else's.
 
-A folder of mode 0700 that this user owns; each entry is one file, its last 32 bytes the SHA-256 of key and content.
-Links, foreign or group-writable files, and entries whose hash is wrong are never loaded: they are built again.
+A folder of mode 0700 that this user owns, below folders that nobody else can change; each entry is one file, its last
+32 bytes the SHA-256 of key and content. Links, foreign or group-writable files, and entries whose hash is wrong are
+never loaded: they are built again. What was not used for longest goes when the folder outgrows `LIMIT`.
 """
 
+import errno
 import functools
 import hashlib
+import itertools
 import os
 import platform
-import stat
+import shutil
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from leanconv.kernels.cpu.trust import claim, ours
+
 _HASH = 32
+LIMIT = 512 << 20  # bytes; a kernel is some 16 KiB
+_LOOK_EVERY = 64  # entries that a process adds between two looks at the folder's size
+_TOUCH_AFTER_S = 3600.0  # an entry's time is that of its last use, to the hour
+_ABANDONED_S = 3600.0  # what is half-built for so long was left by a process that was killed
+_NEEDED = 4 << 20  # bytes that the compilers may write on the way to a kernel
+
+_gone: dict[Path, str] = {}  # folders that this process has given up, and why
+_added = itertools.count()
 
 
 def default_folder() -> Path:
@@ -28,55 +42,62 @@ def default_folder() -> Path:
     return home / "Library" / "Caches" / "leanconv" if sys.platform == "darwin" else home / ".cache" / "leanconv"
 
 
-@functools.lru_cache(8)
-def folder(wanted: Path) -> Path:
-    """The folder to use: `wanted` if it can be made ours alone, else one that lasts as long as this process.
+def folders(wanted: Path) -> Iterator[Path]:
+    """The folders to try in turn: `wanted` if it can be made ours alone, then some that last as long as this process.
 
-    Warns once where it is not `wanted`: every process then compiles anew.
+    Who finds that one of them does not serve calls `give_up` and takes the next.
     """
-    reason = _claim(wanted)
-    if reason is None:
-        return wanted
-    warnings.warn(
-        f"compiled kernels cannot be kept in {wanted} ({reason}): each process compiles its own; "
-        "set LEANCONV_CACHE to a folder that you own",
-        stacklevel=2,
-    )
-    return _temporary()
+    if wanted not in _gone and (reason := claim(wanted)) is not None:
+        give_up(wanted, reason)
+    if wanted not in _gone:
+        yield wanted
+    for parent in dict.fromkeys(["", "/dev/shm"]):
+        made = _temporary(parent)
+        if made is not None and made not in _gone:
+            yield made
 
 
-@functools.lru_cache(1)
-def _temporary() -> Path:
+def give_up(path: Path, why: object) -> None:
+    """Use a folder no more in this process. Warns once, unless it is one that nobody asked for."""
+    if path in _gone:
+        return
+    reason = why.strerror or str(why) if isinstance(why, OSError) else str(why)
+    _gone[path] = reason
+    if not path.name.startswith(_TEMPORARY):
+        warnings.warn(
+            f"compiled kernels cannot be kept in {path} ({reason}): each process compiles its own; "
+            "set LEANCONV_CACHE to a folder that you own",
+            stacklevel=2,
+        )
+
+
+def reasons() -> str:
+    """Why the folders that were given up do not serve."""
+    return "; ".join(f"{path}: {reason}" for path, reason in _gone.items())
+
+
+_TEMPORARY = "leanconv-kernels-"
+
+
+@functools.lru_cache(4)
+def _temporary(parent: str) -> Path | None:
+    """A folder for this process alone in `parent`, or where the system has such; None where there can be none."""
     import atexit
-    import shutil
 
-    made = Path(tempfile.mkdtemp(prefix="leanconv-"))  # mode 0700
+    try:
+        made = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent or None))  # mode 0700
+    except OSError:
+        return None
     atexit.register(shutil.rmtree, made, ignore_errors=True)
+    if (reason := claim(made)) is not None:
+        give_up(made, reason)
     return made
 
 
-def _claim(path: Path) -> str | None:
-    """Make the folder, or say why it cannot be trusted or written."""
-    if not path.is_absolute():
-        return "it is not an absolute path"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700, exist_ok=True)
-        found = path.lstat()
-        if not stat.S_ISDIR(found.st_mode):
-            return "it is a link or a file, not a folder"
-        if found.st_uid != os.getuid():
-            return "another user owns it"
-        if found.st_mode & 0o077:
-            path.chmod(0o700)  # ours, but others could enter: close it, and trust nothing that is in it already
-            for entry in path.iterdir():
-                if entry.is_file() or entry.is_symlink():
-                    entry.unlink()
-        if not os.access(path, os.W_OK | os.X_OK):
-            return "it is not writable"
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
+def usage(path: Path) -> tuple[int, int]:
+    """How many entries a folder has, and their bytes."""
+    sizes = [size for _, size, _ in _entries(path)]
+    return len(sizes), sum(sizes)
 
 
 def key(*parts: str) -> str:
@@ -98,15 +119,16 @@ def machine() -> str:
 def fetch(name: str, build: Callable[[Path], object], where: Path) -> Path:
     """The file `name` of the folder, built by `build(path)` unless a sound one is there. Safe among many processes.
 
-    Returns: a path whose content was checked, ready to be loaded.
+    Returns: a path whose content was checked, ready to be loaded. Raises: OSError where the folder cannot hold it.
     """
     path = where / f"{name}.so"
     if _sound(path, name):
+        _touch(path)
         return path
-    handle, text = tempfile.mkstemp(prefix=".building-", suffix=".so", dir=where)
-    os.close(handle)
-    temporary = Path(text)
-    try:
+    if shutil.disk_usage(where).free < _NEEDED:  # a compiler that finds no space may end the process
+        raise OSError(errno.ENOSPC, "no space is left there")
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=where) as folder:
+        temporary = Path(folder) / path.name
         build(temporary)
         content = temporary.read_bytes()
         with temporary.open("wb") as file:
@@ -115,10 +137,10 @@ def fetch(name: str, build: Callable[[Path], object], where: Path) -> Path:
             os.fsync(file.fileno())
         temporary.chmod(0o700)
         if path.is_dir() and not path.is_symlink():
-            path.rmdir()
+            shutil.rmtree(path)
         temporary.replace(path)  # a link that stands there is replaced, never followed
-    finally:
-        temporary.unlink(missing_ok=True)
+    if next(_added) % _LOOK_EVERY == 0:
+        trim(where, LIMIT)
     return path
 
 
@@ -133,8 +155,52 @@ def _sound(path: Path, name: str) -> bool:
     except OSError:
         return False
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        if not ours(os.fstat(file.fileno())):
             return False
         data = file.read()
     return len(data) > _HASH and data[-_HASH:] == _digest(name, data[:-_HASH])
+
+
+def _touch(path: Path) -> None:
+    """Note that an entry was used, at most once an hour: the folder may be on a network."""
+    try:
+        if time.time() - path.stat().st_mtime > _TOUCH_AFTER_S:
+            os.utime(path)
+    except OSError:  # another process has just removed it
+        return
+
+
+def trim(where: Path, limit: int) -> None:
+    """Remove what was not used for longest until nine tenths of `limit` bytes are left, if there are more than that.
+
+    A process that has such an entry loaded keeps it; one that is about to load it builds it again.
+    """
+    for left in where.glob(".building-*"):
+        try:
+            if time.time() - left.lstat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # its process was just done with it
+            continue
+    entries = sorted(_entries(where))
+    total = sum(size for _, size, _ in entries)
+    if total <= limit:
+        return
+    for _, size, path in entries:
+        if total <= 0.9 * limit:
+            break
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+def _entries(where: Path) -> list[tuple[float, int, Path]]:
+    """The time of last use, the size and the path of every entry."""
+    found = []
+    try:
+        with os.scandir(where) as listed:
+            for entry in listed:
+                if entry.name.endswith(".so"):
+                    stat = entry.stat(follow_symlinks=False)
+                    found.append((stat.st_mtime, stat.st_size, Path(entry.path)))
+    except OSError:  # no folder yet, or an entry that another process has just removed
+        return found
+    return found
