@@ -10,12 +10,15 @@ import torch
 
 from leanconv import kernels
 from leanconv.errors import BadInput, MissingExtra
-from leanconv.kernels.cpu import bind, bound, build, program
+from leanconv.kernels.cpu import bind, bound, build, program, storage
 from leanconv.ops.gated_sum import GatedSum, gated_pointwise
 from leanconv.ops.grouped import Grouped, grouped
+from leanconv.ops.grouped import reference as grouped_reference
 from leanconv.ops.pool import MaxPool, global_average, max_pool
 from leanconv.ops.separable import Separable, Stencil, reference, separable, separable_op
 from leanconv.ops.upsample import Upsample, upsample
+from leanconv.ops.upsample import reference as upsample_reference
+from tests.kernels.tolerance import assert_no_worse
 
 STAGE = (Stencil(0, 6, (3, 3), padding=(1, 1, 1, 1)),)
 FORM = Separable((6,), (STAGE,), 20, bias=True, activation="relu", average=True)
@@ -54,7 +57,7 @@ def test_torch_library_reaches_the_kernels(halide, weights, monkeypatch):
 @torch.no_grad()
 def test_outputs_are_written_whole(halide, weights, monkeypatch):
     real = torch.empty_strided
-    monkeypatch.setattr(torch, "empty_strided", lambda *args: real(*args).fill_(float("nan")))
+    monkeypatch.setattr(torch, "empty_strided", lambda *args, **more: real(*args, **more).fill_(float("nan")))
     for h, w in ((1, 1), (3, 17), (16, 16)):
         y, _ = bind(FORM, weights)([torch.randn(1, 6, h, w)])
         assert y.isfinite().all()
@@ -113,6 +116,10 @@ def test_without_a_compiler_the_kernels_are_made_in_the_process(halide, weights,
     try:
         assert "no C compiler" in kernels.status()
         x = torch.randn(2, 6, 9, 7)
+        short, means = bind(FORM, weights)([x.bfloat16()])
+        y = reference([x], weights, FORM)[0]
+        torch.testing.assert_close(short, y.bfloat16(), rtol=0.02, atol=0.1)
+        torch.testing.assert_close(means, short.float().mean((2, 3)))
         y, means = bind(FORM, weights)([x])
         torch.testing.assert_close(y, reference([x], weights, FORM)[0])
         torch.testing.assert_close(means, y.mean((2, 3)))
@@ -155,6 +162,46 @@ def test_what_the_kernels_do_not_take(halide, weights):
         call([torch.randn(1, 6, 4, 4, dtype=torch.double)])
     with pytest.raises(BadInput, match="inputs of"):
         call([torch.randn(1, 7, 4, 4)])
+    two = bind(Separable((6, 2), (), 4), [torch.randn(4, 8)])
+    with pytest.raises(BadInput, match=r"maps of one dtype .* torch\.bfloat16, torch\.float32"):
+        two([torch.randn(1, 6, 4, 4), torch.randn(1, 2, 4, 4, dtype=torch.bfloat16)])
+
+
+@torch.no_grad()
+def test_bfloat16_comes_through_torch_library(halide, weights):
+    kernels.load()
+    x, short = torch.randn(2, 6, 7, 8).bfloat16(), [w.bfloat16() for w in weights]
+    exact = reference([x.double()], [w.double() for w in short], FORM)[0]
+    for given in (short, [w.float() for w in short]):
+        y, means = separable([x], given, FORM)
+        assert (y.dtype, means.dtype) == (torch.bfloat16, torch.float32)
+        assert_no_worse(y, reference([x], short, FORM)[0], exact, dtype=torch.bfloat16)
+    torch.testing.assert_close(global_average(x), x.float().mean((2, 3)))
+
+
+@torch.no_grad()
+def test_a_machine_without_products_of_pairs(halide, monkeypatch):
+    """Then bfloat16 is widened before the products; the same numbers come out."""
+    monkeypatch.setattr(storage, "has_pairs", lambda: False)
+    around = (1, 1, 1, 1)
+    x, skip = (torch.randn(2, c, 9, 7).bfloat16() for c in (6, 5))
+    short = [
+        torch.randn(sizes).bfloat16() for sizes in ((6, 1, 3, 3), (20, 6), (20,), (4, 3, 3, 3), (7, 11), (6, 2, 2, 2))
+    ]
+    wide = [w.double() for w in short]
+    gate = torch.rand(2, 11)
+    double = [x.double(), skip.double()]
+    for form, inputs, which, rest in (
+        (FORM, 1, slice(0, 3), ()),
+        (Separable((6, 5), (), 7, gate=True), 2, slice(4, 5), (None, gate)),
+        (Grouped((6,), 4, (3, 3), padding=around, groups=2), 1, slice(3, 4), ()),
+        (Upsample((6,), 2), 1, slice(5, 6), ()),
+    ):
+        op = {Separable: reference, Grouped: grouped_reference, Upsample: upsample_reference}[type(form)]
+        y, _ = bind(form, short[which])([x, skip][:inputs], *rest)
+        eager = op([x, skip][:inputs], short[which], form, *rest)[0]
+        exact = op(double[:inputs], wide[which], form, *[None if r is None else r.double() for r in rest])[0]
+        assert_no_worse(y, eager, exact, dtype=torch.bfloat16)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from leanconv.kernels.cpu import bind
 from leanconv.ops.grouped import Grouped, reference
-from tests.kernels.tolerance import assert_no_worse, laid_out
+from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
 pytestmark = pytest.mark.usefixtures("halide")
 AROUND = (1, 1, 1, 1)
@@ -21,42 +21,45 @@ FORMS = {
         project_bias=True, activation="silu", residual=True,
     ),
     "spconv": Grouped((6, 6, 4), 40, (3, 3), padding=AROUND, groups=2, pointwise=True, average=True),
+    "dealt": Grouped((5, 7), 6, (3, 3), padding=AROUND, groups=3, dealt=True, pointwise=True),
     "dense": Grouped((3,), 13, (5, 2), (1, 2), (1, 3), (0, 2, 3, 1), activation="hardswish"),
     "image": Grouped((4,), 16, (3, 3), (2, 2), padding=AROUND, pointwise=True, bias=True, residual=True, average=True),
     "resnext": Grouped((34,), 17, (3, 3), (2, 1), padding=AROUND, groups=17, bias=True),
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=sorted(FORMS))
+@pytest.fixture(scope="module", params=[(name, dtype) for name in sorted(FORMS) for dtype in DTYPES], ids=str)
 def case(request):
     torch.manual_seed(0)
-    form = FORMS[request.param]
+    form, dtype = FORMS[request.param[0]], request.param[1]
     c, o = sum(form.channels), form.out_channels
     weights = [torch.randn(o, c // form.groups, *form.kernel)]
     weights += [torch.randn(o, c, 1, 1)] * form.pointwise + [torch.randn(o)] * form.bias
     if form.project is not None:
         weights += [torch.randn(form.project, o, 1, 1)] + [torch.randn(form.project)] * form.project_bias
-    return form, weights, bind(form, weights)
+    weights = [w.to(dtype) for w in weights]
+    return form, weights, bind(form, weights), dtype
 
 
 @torch.no_grad()
 @settings(max_examples=7, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_any_size_batch_and_layout(case, data):
-    form, weights, bound = case
+    form, weights, bound, dtype = case
     h, w, n = data.draw(st.integers(1, 24)), data.draw(st.integers(1, 24)), data.draw(st.integers(0, 3))
     p, q = form.size(h, w)
     if min(p, q) < 1:
         return
     layout = data.draw(st.sampled_from(["nchw", "channels_last", "slice", "crop"]))
-    inputs = [laid_out(torch.randn(n, c, h, w), layout) for c in form.channels]
-    residual = laid_out(torch.randn(n, form.width, p, q), layout) if form.residual else None
+    inputs = [laid_out(torch.randn(n, c, h, w).to(dtype), layout) for c in form.channels]
+    residual = laid_out(torch.randn(n, form.width, p, q).to(dtype), layout) if form.residual else None
     y, means = bound(inputs, residual)
     wide = None if residual is None else residual.double()
     exact, exact_means = reference([x.double() for x in inputs], [w.double() for w in weights], form, wide)
     eager, eager_means = reference(inputs, weights, form, residual)
-    assert_no_worse(y, eager, exact)
-    assert_no_worse(means, eager_means, exact_means, 4.0)
+    assert y.dtype == dtype
+    assert_no_worse(y, eager, exact, dtype=dtype)
+    assert_no_worse(means, eager_means, exact_means, 4.0, dtype)
 
 
 @torch.no_grad()

@@ -8,19 +8,25 @@ from hypothesis import strategies as st
 from leanconv.kernels.cpu import bind, global_average
 from leanconv.kernels.cpu.maps import even
 from leanconv.ops import gated_sum, pool, upsample
+from leanconv.ops.forms import averaged
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.upsample import Upsample
-from tests.kernels.tolerance import assert_no_worse, laid_out
+from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
 pytestmark = pytest.mark.usefixtures("halide")
 LAYOUTS = ["nchw", "channels_last", "slice", "crop"]
 QUICK = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 SIZES = (st.integers(0, 3), st.integers(1, 20), st.integers(1, 20), st.sampled_from(LAYOUTS))
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def double(tensors):
     return [t.double() for t in tensors]
+
+
+def _bound(form, weights):
+    return form, weights, bind(form, weights)
 
 
 @pytest.fixture(scope="module", params=[
@@ -32,22 +38,23 @@ def gated(request):
     form, o = request.param, request.param.out_channels
     weights = [torch.randn(o, sum(form.channels)) / sum(form.channels)] + [torch.randn(o)] * form.bias
     weights += [torch.randn(o), torch.randn(o)] * form.affine
-    return form, weights, bind(form, weights)
+    return {dtype: _bound(form, [w.to(dtype) for w in weights]) for dtype in DTYPES}
 
 
 @torch.no_grad()
+@EACH_DTYPE
 @QUICK
 @given(*SIZES, st.booleans())
-def test_gated_sum(gated, n, h, w, layout, given_averages):
-    form, weights, bound = gated
-    a = laid_out(torch.randn(n, form.out_channels, h, w), layout)
-    inputs = [laid_out(torch.randn(n, c, h, w), layout) for c in form.channels]
-    averages = (a.mean((2, 3)), [x.mean((2, 3)) for x in inputs]) if given_averages else (None, None)
+def test_gated_sum(gated, dtype, n, h, w, layout, given_averages):
+    form, weights, bound = gated[dtype]
+    a = laid_out(torch.randn(n, form.out_channels, h, w).to(dtype), layout)
+    inputs = [laid_out(torch.randn(n, c, h, w).to(dtype), layout) for c in form.channels]
+    averages = (averaged(a), [averaged(x) for x in inputs]) if given_averages else (None, None)
     y, means = bound(a, inputs, *averages)
     exact, exact_means = gated_sum.reference(a.double(), double(inputs), double(weights), form)
     eager, eager_means = gated_sum.reference(a, inputs, weights, form)
-    assert_no_worse(y, eager, exact, 3.0)  # the gate's exponential is ours
-    assert_no_worse(means, eager_means, exact_means, 4.0)
+    assert_no_worse(y, eager, exact, 3.0, dtype)  # the gate's exponential is ours
+    assert_no_worse(means, eager_means, exact_means, 4.0, dtype)
 
 
 @pytest.fixture(scope="module", params=[
@@ -58,20 +65,22 @@ def ups(request):
     form = request.param
     k, o = form.factor, form.out_channels
     weights = [torch.randn(sum(form.channels), o, k, k)] + [torch.randn(o)] * form.bias
-    return form, weights, bind(form, weights)
+    return {dtype: _bound(form, [w.to(dtype) for w in weights]) for dtype in DTYPES}
 
 
 @torch.no_grad()
+@EACH_DTYPE
 @QUICK
 @given(*SIZES)
-def test_upsample(ups, n, h, w, layout):
-    form, weights, bound = ups
-    inputs = [laid_out(torch.randn(n, c, h, w), layout) for c in form.channels]
+def test_upsample(ups, dtype, n, h, w, layout):
+    form, weights, bound = ups[dtype]
+    inputs = [laid_out(torch.randn(n, c, h, w).to(dtype), layout) for c in form.channels]
     y, means = bound(inputs)
     exact, exact_means = upsample.reference(double(inputs), double(weights), form)
     eager, eager_means = upsample.reference(inputs, weights, form)
-    assert_no_worse(y, eager, exact)
-    assert_no_worse(means, eager_means, exact_means, 4.0)
+    assert y.dtype == dtype
+    assert_no_worse(y, eager, exact, dtype=dtype)
+    assert_no_worse(means, eager_means, exact_means, 4.0, dtype)
 
 
 @pytest.fixture(scope="module", params=[
@@ -82,13 +91,14 @@ def pooling(request):
 
 
 @torch.no_grad()
+@EACH_DTYPE
 @QUICK
 @given(*SIZES)
-def test_max_pool(pooling, n, h, w, layout):
+def test_max_pool(pooling, dtype, n, h, w, layout):
     form, bound = pooling
     if min(form.size(h, w)) < 1:
         return
-    x = laid_out(torch.randn(n, form.channels, h, w), layout)
+    x = laid_out(torch.randn(n, form.channels, h, w).to(dtype), layout)
     y, means = bound(x)
     expected, expected_means = pool.reference(x, form)
     assert torch.equal(y, expected)
@@ -96,9 +106,10 @@ def test_max_pool(pooling, n, h, w, layout):
 
 
 @torch.no_grad()
+@EACH_DTYPE
 @QUICK
 @given(*SIZES, st.integers(1, 40))
-def test_global_average(n, h, w, layout, c):
-    x = even(laid_out(torch.randn(n, c, h, w), layout))
+def test_global_average(dtype, n, h, w, layout, c):
+    x = even(laid_out(torch.randn(n, c, h, w).to(dtype), layout))
     exact = x.double().mean((2, 3))
-    assert_no_worse(global_average(x), x.contiguous().mean((2, 3)), exact, 4.0)
+    assert_no_worse(global_average(x), averaged(x.contiguous()), exact, 4.0)

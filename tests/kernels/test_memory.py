@@ -13,6 +13,7 @@ from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable, Stencil
 from leanconv.ops.upsample import Upsample
+from tests.kernels.tolerance import DTYPES
 
 pytestmark = pytest.mark.usefixtures("halide")
 AROUND, PAGE = (1, 1, 1, 1), mmap.PAGESIZE
@@ -26,13 +27,13 @@ def fenced(x, after):
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     for fence in (start, start + (pages + 1) * PAGE):
         assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(fence), PAGE, 0)
-    at = (PAGE + pages * PAGE - length if after else PAGE) // 4
-    made = torch.frombuffer(memory, dtype=torch.float32, count=length // 4, offset=4 * at)
+    at, size = PAGE + pages * PAGE - length if after else PAGE, x.itemsize
+    made = torch.frombuffer(memory, dtype=x.dtype, count=length // size, offset=at // size * size)
     return made.as_strided(x.shape, x.stride()).copy_(x)
 
 
-def dense(*size):
-    return torch.randn(size).contiguous(memory_format=torch.channels_last)
+def dense(dtype, *size):
+    return torch.randn(size).to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 class Fence:
@@ -45,7 +46,9 @@ class Fence:
         """`vectors`: what the kernel takes between maps and weights."""
         step = bound.step(*maps)
         given = [x for x in maps if x is not None] + list(vectors) + step.weights
-        results = [torch.empty_strided(step.size, step.strides)] + [torch.empty(step.size[:2])] * step.average
+        results = [torch.empty_strided(step.size, step.strides, dtype=step.dtype)] + [
+            torch.empty(step.size[:2])
+        ] * step.average
         step.program.run(*[x.data_ptr() for x in (*given, *results)])
         self.cases += [
             (f"{name}, {side} a map", step, given, results, side == "behind") for side in ("behind", "before")
@@ -106,14 +109,15 @@ def weights_of(form):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("c", "size"), [(5, (3, 5)), (19, (3, 103)), (24, (2, 2))])
-def test_separable(c, size):
+def test_separable(c, size, dtype):
     fence = Fence()
     for name, form in separables(c).items():
         if min(form.size(*size)) < 1:
             continue
-        inputs = [dense(2, each, *size) for each in form.channels]
-        residual = dense(2, form.width, *form.size(*size)) if form.residual else None
+        inputs = [dense(dtype, 2, each, *size) for each in form.channels]
+        residual = dense(dtype, 2, form.width, *form.size(*size)) if form.residual else None
         gate = torch.rand(2, form.middle) if form.gate else None
         fence.add(name, bind(form, weights_of(form)), [*inputs, residual, gate])
     fence.hold()
@@ -130,7 +134,8 @@ GROUPED = {
 
 
 @torch.no_grad()
-def test_grouped():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_grouped(dtype):
     fence = Fence()
     for name, form in GROUPED.items():
         c, o = sum(form.channels), form.out_channels
@@ -139,22 +144,23 @@ def test_grouped():
         weights += [torch.randn(form.project, o, 1, 1)] if form.project else []
         bound = bind(form, weights)
         for size in ((5, 4), (5, 17)):
-            residual = dense(2, form.width, *form.size(*size)) if form.residual else None
-            fence.add(name, bound, [*[dense(2, each, *size) for each in form.channels], residual])
+            residual = dense(dtype, 2, form.width, *form.size(*size)) if form.residual else None
+            fence.add(name, bound, [*[dense(dtype, 2, each, *size) for each in form.channels], residual])
             if bound.planes:
-                fence.add(f"{name}, in planes", bound, [torch.randn(2, c, *size), residual])
+                fence.add(f"{name}, in planes", bound, [torch.randn(2, c, *size).to(dtype), residual])
     fence.hold()
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("c", "size"), [(5, (3, 5)), (19, (2, 30))])
-def test_the_others(c, size):
+def test_the_others(c, size, dtype):
     fence = Fence()
-    maps = [dense(2, c, *size), dense(2, 3, *size)]
+    maps = [dense(dtype, 2, c, *size), dense(dtype, 2, 3, *size)]
     up = bind(Upsample((c, 3), 5, bias=True, average=True), [torch.randn(c + 3, 5, 2, 2), torch.randn(5)])
     fence.add("upsample", up, maps)
     gated = bind(GatedSum((c, 3), c + 2, average=True), [torch.randn(c + 2, c + 3)])
-    fence.add("gated sum", gated, [dense(2, c + 2, *size), *maps], [torch.rand(2, 3, c + 2)])
+    fence.add("gated sum", gated, [dense(dtype, 2, c + 2, *size), *maps], [torch.rand(2, 3, c + 2)])
     for form in (MaxPool(c, average=True), MaxPool(c, (3, 3), (2, 2), AROUND)):
         fence.add("max pool", bind(form, []), maps[:1])
     fence.hold()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind
 from leanconv.ops.separable import Separable, Stencil, reference
-from tests.kernels.tolerance import assert_no_worse, laid_out
+from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
 pytestmark = pytest.mark.usefixtures("halide")
 
@@ -26,21 +26,23 @@ def weights_of(form):
     return made
 
 
-def check(form, weights, h, w, n, bound, layouts=("channels_last",)):
+def check(form, weights, h, w, n, bound, layouts, dtype):
     """Compare one call with float64."""
-    inputs = [laid_out(torch.randn(n, c, h, w), layouts[i % len(layouts)]) for i, c in enumerate(form.channels)]
+    inputs = [
+        laid_out(torch.randn(n, c, h, w).to(dtype), layouts[i % len(layouts)]) for i, c in enumerate(form.channels)
+    ]
     p, q = form.size(h, w)
-    residual = laid_out(torch.randn(n, form.width, p, q), layouts[-1]) if form.residual else None
+    residual = laid_out(torch.randn(n, form.width, p, q).to(dtype), layouts[-1]) if form.residual else None
     gate = torch.rand(n, form.middle) if form.gate else None
     before = [x.clone() for x in inputs]
     y, means = bound(inputs, residual, gate)
     wide = [None if t is None else t.double() for t in (residual, gate)]
     exact, exact_means = reference([x.double() for x in inputs], [w.double() for w in weights], form, *wide)
     eager, eager_means = reference(inputs, weights, form, residual, gate)
-    assert_no_worse(y, eager, exact)
-    assert_no_worse(means, eager_means, exact_means, 4.0)
+    assert_no_worse(y, eager, exact, dtype=dtype)
+    assert_no_worse(means, eager_means, exact_means, 4.0, dtype)
     assert y.is_contiguous(memory_format=torch.channels_last)
-    assert y.dtype == torch.float32
+    assert y.dtype == dtype
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
@@ -80,23 +82,23 @@ FORMS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=sorted(FORMS))
+@pytest.fixture(scope="module", params=[(name, dtype) for name in sorted(FORMS) for dtype in DTYPES], ids=str)
 def case(request):
     torch.manual_seed(0)
-    form = FORMS[request.param]
-    weights = weights_of(form)
-    return form, weights, bind(form, weights)
+    form, dtype = FORMS[request.param[0]], request.param[1]
+    weights = [w.to(dtype) for w in weights_of(form)]
+    return form, weights, bind(form, weights), dtype
 
 
 @torch.no_grad()
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_any_size_batch_and_layout(case, data):
-    form, weights, bound = case
+    form, weights, bound, dtype = case
     h, w = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 30))
     if min(form.size(h, w)) < 1:
         with pytest.raises(BadInput, match="smaller than the kernel"):
             bound([torch.randn(1, c, h, w) for c in form.channels], None, None)
         return
     layouts = data.draw(st.lists(st.sampled_from(["nchw", "channels_last", "slice", "crop"]), min_size=2, max_size=2))
-    check(form, weights, h, w, data.draw(st.integers(0, 3)), bound, layouts)
+    check(form, weights, h, w, data.draw(st.integers(0, 3)), bound, layouts, dtype)

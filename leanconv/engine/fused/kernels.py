@@ -64,7 +64,8 @@ class KernelRun:
         if averages:
             kept.append(torch.empty(step.size[0], 3, step.size[1]))
             calls.append(self.bound.gates(averages[0], averages[1:], kept[-1]))
-        kept += [*step.weights, torch.empty_strided(step.size, step.strides), torch.empty(step.size[:2])]
+        result = torch.empty_strided(step.size, step.strides, dtype=step.dtype)
+        kept += [*step.weights, result, torch.empty(step.size[:2])]
         pointers = step.program.pointers()
         for index in range(len(pointers)):
             pointers[index] = kept[index].data_ptr()

@@ -35,11 +35,12 @@ class Step(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A value in the plan's memory, in float32 numbers."""
+    """A value in the plan's memory, `offset` bytes behind its start."""
 
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    dtype: torch.dtype
 
 
 class Native(NamedTuple):
@@ -110,7 +111,7 @@ class Plan:
 
     def _lay_out(self, steps: Sequence[Step], values: Sequence[Any]) -> int:
         """An offset for every result of a kernel that is not handed out; two share memory if they are never needed at
-        the same time. First fit, in the order of the steps. Returns the size in float32 numbers.
+        the same time. First fit, in the order of the steps. Returns the size in bytes.
         """
         free_at = _ends(steps, len(values))
         taken: list[tuple[int, int, int]] = []  # start, stop, last step that needs it
@@ -121,11 +122,11 @@ class Plan:
                 if not isinstance(todo, Native) or place < 0 or place in self.outputs:
                     continue
                 value: Tensor = values[place]
-                length = -(-value.numel() * 4 // _ALIGN) * _ALIGN // 4
+                length = -(-value.numel() * value.itemsize // _ALIGN) * _ALIGN
                 start = _gap(taken, length)
                 taken.append((start, start + length, free_at[place]))
                 size = max(size, start + length)
-                self.slots[place] = Slot(start, tuple(value.shape), value.stride())
+                self.slots[place] = Slot(start, tuple(value.shape), value.stride(), value.dtype)
         return size
 
 
@@ -162,7 +163,7 @@ def _ends(steps: Sequence[Step], count: int) -> list[int]:
 
 
 def _gap(taken: Sequence[tuple[int, int, int]], length: int) -> int:
-    """The lowest start of `length` numbers that no taken piece overlaps."""
+    """The lowest start of `length` bytes that no taken piece overlaps."""
     start = 0
     for low, high, _ in sorted(taken):
         if low - start >= length:
@@ -172,29 +173,29 @@ def _gap(taken: Sequence[tuple[int, int, int]], length: int) -> int:
 
 
 def _memory(size: int) -> Tensor:
-    """`size` float32 numbers and room to align them; in huge pages where there are many and the system has such.
+    """`size` bytes and room to align them; in huge pages where there are many and the system has such.
 
     A map's rows lie in as many small pages as the translation buffer has entries, or more.
     """
-    if size * 4 < _HUGE:
-        return torch.empty(size + (_BEYOND + _ALIGN) // 4)
-    memory = mmap.mmap(-1, -(-(size * 4 + _BEYOND) // _HUGE) * _HUGE + _HUGE)
+    if size < _HUGE:
+        return torch.empty(size + _BEYOND + _ALIGN, dtype=torch.uint8)
+    memory = mmap.mmap(-1, -(-(size + _BEYOND) // _HUGE) * _HUGE + _HUGE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 class Batch(NamedTuple):
     """Kernels that run one after the other with nothing between them: one call of the runtime.
 
     `late`: pointers that change from call to call (array, index, place, strides that the value must have). `fresh`:
-    outputs that are made for the call (array, index, place, size, strides). `places`: of each kernel's result.
+    outputs that are made for the call (array, index, place, size, strides, dtype). `places`: of each kernel's result.
     """
 
     run: Any
     late: list[tuple[Any, int, int, tuple[int, ...]]]
-    fresh: list[tuple[Any, int, int, tuple[int, ...], tuple[int, ...]]]
+    fresh: list[tuple[Any, int, int, tuple[int, ...], tuple[int, ...], torch.dtype]]
     places: list[int]
 
 
@@ -206,13 +207,14 @@ class Session:
         self.memory = _memory(plan.size)
         self._storage = storage(self.memory)
         self._held = {self._storage, *map(storage, plan.fixed.values())}  # the next call writes or reads there
-        skip = -self.memory.data_ptr() % (_HUGE if plan.size * 4 >= _HUGE else _ALIGN) // 4
+        skip = -self.memory.data_ptr() % (_HUGE if plan.size >= _HUGE else _ALIGN)
         self._values: list[Any] = [None] * plan.count
         self._known = set(plan.slots) | set(plan.fixed)
         for place, tensor in plan.fixed.items():
             self._values[place] = tensor
         for place, slot in plan.slots.items():
-            self._values[place] = self.memory.as_strided(slot.shape, slot.strides, skip + slot.offset)
+            rest = self.memory[skip + slot.offset : skip + plan.size].view(slot.dtype)
+            self._values[place] = rest.as_strided(slot.shape, slot.strides)
         self._entries: list[Batch | Step] = []
         self._calls: list[Any] = []  # of the batch that is being put together
         self._batch = Batch(None, [], [], [])
@@ -267,10 +269,10 @@ class Session:
             if place in self._known:
                 pointers[index] = self._values[place].data_ptr()
             elif place == todo.at:
-                self._batch.fresh.append((pointers, index, place, step.size, step.strides))
+                self._batch.fresh.append((pointers, index, place, step.size, step.strides, step.dtype))
             else:
                 size = (*step.size[:2], 1, 1)
-                self._batch.fresh.append((pointers, index, place, size, (step.size[1], 1, 1, 1)))
+                self._batch.fresh.append((pointers, index, place, size, (step.size[1], 1, 1, 1), torch.float32))
         self._calls.append((program, pointers))
         self._batch.places.append(todo.at)
 
@@ -289,8 +291,8 @@ class Session:
             if not isinstance(entry, Batch):
                 _computed(entry, values, clock)
                 continue
-            for pointers, index, place, size, strides in entry.fresh:
-                made = values[place] = torch.empty_strided(size, strides)
+            for pointers, index, place, size, strides, dtype in entry.fresh:
+                made = values[place] = torch.empty_strided(size, strides, dtype=dtype)
                 pointers[index] = made.data_ptr()
             for pointers, index, place, strides in entry.late:
                 value = values[place]

@@ -32,7 +32,8 @@ BINDERS: dict[type[Form], Any] = {
 def bind(form: Form, weights: Sequence[Tensor]) -> Bound:
     """A primitive with its weights packed, to be called with maps alone: the arguments of its function in `ops`.
 
-    Compiles when it first meets maps of a new kind (or finds what was compiled before). Float32; safe in many threads.
+    Takes maps of float32 or bfloat16 (and gives the same). Compiles when it first meets maps of a new kind, or finds
+    what was compiled before. Safe in many threads.
     Raises: MissingExtra without halide.
     """
     from leanconv.kernels.cpu.frontend import halide

@@ -16,6 +16,7 @@ from leanconv.kernels.cpu.bound import (
     flat_out_view,
     flat_view,
     ready,
+    storage_for,
     vector_view,
     weights_view,
 )  # fmt: skip
@@ -50,7 +51,9 @@ class BoundGatedSum(Bound):
         check_channels(inputs, form.channels)
         check_channels([a], [form.out_channels])
         check_fit(given, a.shape[0], a.shape[2:])
-        if (nothing := empty_result(a.shape[0], form.width, form.size(*a.shape[2:]), form.average)) is not None:
+        if (
+            nothing := empty_result(a.shape[0], form.width, form.size(*a.shape[2:]), form.average, a.dtype)
+        ) is not None:
             return nothing
         maps = [ready(x) for x in given]
         self._remember(given, maps)
@@ -88,26 +91,28 @@ class BoundGatedSum(Bound):
         a, *inputs = [x for x in maps if x is not None]
         form, (n, o, h, w) = self.form, a.shape
         pixels, size, gates = h * w, (n, o, h, w), 1 + len(inputs)
-        tile = matrix_tile(o, pixels, sum(form.channels), True)
+        storage = storage_for(*maps)
+        tile = matrix_tile(o, pixels, storage.steps(sum(form.channels)), True)
         core = pointwise.Pointwise(
             tuple((x.shape[1], pixel_stride(x)) for x in inputs), o, False, form.activation, pixel_stride(a), False,
-            True,
+            True, storage,
         )  # fmt: skip
         arguments: list[View] = []
         weights: list[Tensor] = []
         for index, (x, part) in enumerate(zip(inputs, self._weight.split(list(form.channels), 1), strict=True)):
-            weights.append(pack_projection(part, tile.block))
+            weights.append(pack_projection(part, tile.block, storage))
             arguments += [flat_view(1 + index, x, 0, x.shape[1]), weights_view(gates + len(weights), weights[-1])]
         arguments.append(flat_view(0, a, 0, o))
         arguments += [vector_view(gates, o, part * o, 3 * o) for part in range(3)]
         out = gates + 1 + len(weights)
-        arguments.append(flat_out_view(out, size))
-        block = row_block(pixels, n, 4 * (sum(form.channels) + 2 * o), 0, torch.get_num_threads(), tile.pixels)
-        average = average_of(out, out + 1, size, flat=True) if form.average else None
-        made = kernel(pointwise.pipeline, core, tile)
-        return Step(
-            Program([(made, arguments)], Work(n, pixels, block, tile.pixels), average), weights, size, form.average
+        arguments.append(flat_out_view(out, size, storage))
+        block = row_block(
+            pixels, n, storage.bytes * (sum(form.channels) + 2 * o), 0, torch.get_num_threads(), tile.pixels
         )
+        average = average_of(out, out + 1, size, storage, flat=True) if form.average else None
+        made = kernel(pointwise.pipeline, core, tile)
+        program = Program([(made, arguments)], Work(n, pixels, block, tile.pixels), average)
+        return Step(program, weights, size, form.average, storage.dtype)
 
 
 def global_average(x: Tensor) -> Tensor:
@@ -120,7 +125,8 @@ def global_average(x: Tensor) -> Tensor:
     means = torch.empty(n, c)
     sample = x.stride(0) if n > 1 else 0
     if lib.lc_average(
-        x.data_ptr(), sample, w * pixel, pixel, n, h, w, c, means.data_ptr(), c, torch.get_num_threads()
+        x.data_ptr(), x.dtype.itemsize == 2, sample, w * pixel, pixel, n, h, w, c, means.data_ptr(), c,
+        torch.get_num_threads(),
     ):  # fmt: skip
         raise MemoryError("no memory for the sums of a global average")
     return means

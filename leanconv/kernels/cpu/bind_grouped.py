@@ -1,9 +1,11 @@
 """Grouped convolutions bound to their weights."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from leanconv.kernels.cpu import grouped
 from leanconv.kernels.cpu.bound import (
@@ -16,6 +18,7 @@ from leanconv.kernels.cpu.bound import (
     out_view,
     planes_view,
     ready,
+    storage_for,
     weights_view,
 )  # fmt: skip
 from leanconv.kernels.cpu.build import kernel
@@ -74,12 +77,14 @@ class BoundGrouped(Bound):
         form, (n, _, h, w) = self.form, inputs[0].shape
         p, q = form.size(h, w)
         size = (n, form.width, p, q)
-        tiles = self._tiles(q)
+        storage = storage_for(*inputs, residual)
         planes = self.planes and in_planes(inputs[0])
         core = grouped.Core(
-            form, () if planes else tuple(map(pixel_stride, inputs)), 0 if residual is None else pixel_stride(residual)
+            form, () if planes else tuple(map(pixel_stride, inputs)), 0 if residual is None else pixel_stride(residual),
+            storage,
         )  # fmt: skip
-        weights = self._packed(tiles)
+        tiles = self._tiles(q, core)
+        weights = self._packed(tiles, core)
         first = len(inputs) + (residual is not None)
         arguments = [map_view(index, x, 0, x.shape[1]) for index, x in enumerate(inputs)]
         arguments = [planes_view(0, inputs[0])] if planes else arguments
@@ -88,36 +93,42 @@ class BoundGrouped(Bound):
             plain = map_view(len(inputs), residual, 0, form.width)
             arguments.append(self._by_group(plain) if form.project is None else plain)
         out = first + len(weights)
-        target = out_view(out, size, 0, form.width)
+        target = out_view(out, size, 0, form.width, storage)
         arguments.append(self._by_group(target) if form.project is None else target)
         made = kernel(grouped.pipeline, core, tiles)
         c = sum(form.channels)
         inner = 0 if form.project is None else form.out_channels
-        row_bytes = 4 * q * (c * form.stride[0] * form.stride[1] + inner + form.width)
+        row_bytes = storage.bytes * q * (c * form.stride[0] * form.stride[1] + inner + form.width)
         halo = (form.kernel[0] - 1) * form.dilation[0]
         block = row_block(p, n, row_bytes, halo, torch.get_num_threads())
-        average = average_of(out, out + 1, size) if form.average else None
-        return Step(Program([(made, arguments)], Work(n, p, block), average), weights, size, form.average)
+        average = average_of(out, out + 1, size, storage) if form.average else None
+        program = Program([(made, arguments)], Work(n, p, block), average)
+        return Step(program, weights, size, form.average, storage.dtype)
 
-    def _tiles(self, q: int) -> grouped.Tiles:
+    def _tiles(self, q: int, core: grouped.Core) -> grouped.Tiles:
         form = self.form
         c, taps = sum(form.channels), form.kernel[0] * form.kernel[1]
         depth = c // form.groups * taps + c * form.pointwise
-        inner = matrix_tile(form.out_channels // form.groups, q, depth, False)
-        outer = inner if form.project is None else matrix_tile(form.project, q, form.out_channels, False)
+        inner = matrix_tile(form.out_channels // form.groups, q, core.product.steps(depth), False)
+        if form.project is None:
+            return grouped.Tiles(inner, inner)
+        outer = matrix_tile(form.project, q, core.storage.steps(form.out_channels), False)
         return grouped.Tiles(inner, outer)
 
-    def _packed(self, tiles: grouped.Tiles) -> list[Tensor]:
-        form, block = self.form, tiles.inner.block
-        each = form.out_channels // form.groups
-        taps = [pack_projection(part.transpose(1, 2).flatten(1), block) for part in self._taps]  # O/G R·S·C/G
-        weights = [torch.cat(taps)]
+    def _packed(self, tiles: grouped.Tiles, core: grouped.Core) -> list[Tensor]:
+        form, block, product = self.form, tiles.inner.block, core.product
+        each, c = form.out_channels // form.groups, sum(form.channels) // form.groups
+        surplus = grouped.spread(c, product) - c
+        taps = pad(self._taps.transpose(2, 3), (0, surplus)).flatten(2)  # G O/G R·S·C/G
+        weights = [torch.cat([pack_projection(part, block, product) for part in taps])]
         if self._beside is not None:
-            weights.append(torch.cat([pack_projection(part, block) for part in self._beside.split(each)]))
+            beside = pad(self._beside.unflatten(1, (form.groups, c)), (0, surplus)).flatten(1)
+            weights.append(torch.cat([pack_projection(part, block, product) for part in beside.split(each)]))
         if self._bias is not None:
             weights.append(torch.cat([pack_vector(part, block, each) for part in self._bias.split(each)]))
         if self._project is not None and form.project is not None:
-            weights += [pack_projection(part, tiles.outer.block) for part in self._project.split(each, 1)]
+            parts = self._project.split(each, 1)
+            weights += [pack_projection(part, tiles.outer.block, core.storage) for part in parts]
             if self._project_bias is not None:
                 weights.append(pack_vector(self._project_bias, tiles.outer.block, form.project))
         return weights
@@ -127,4 +138,4 @@ class BoundGrouped(Bound):
         form = self.form
         each = form.out_channels // form.groups
         steps = ((each, form.groups), (form.groups, 1)) if form.dealt else ((each, 1), (form.groups, each))
-        return View(view.pointer, (*steps, *view.dims[1:]), view.offset, view.sample, view.rows)
+        return replace(view, dims=(*steps, *view.dims[1:]))

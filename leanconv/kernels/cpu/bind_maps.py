@@ -15,6 +15,7 @@ from leanconv.kernels.cpu.bound import (
     map_view,
     out_view,
     ready,
+    storage_for,
     weights_view,
 )  # fmt: skip
 from leanconv.kernels.cpu.build import kernel
@@ -50,12 +51,15 @@ class BoundUpsample(Bound):
         form, (n, _, h, w) = self.form, inputs[0].shape
         k, o = form.factor, form.out_channels
         size, width = (n, o, h * k, w * k), k * o
-        tile = matrix_tile(width, w, sum(form.channels), True)
+        storage = storage_for(*inputs)
+        tile = matrix_tile(width, w, storage.steps(sum(form.channels)), True)
         core = upsample.Rows(
-            tuple((x.shape[1], pixel_stride(x)) for x in inputs), width, form.bias, form.activation
+            tuple((x.shape[1], pixel_stride(x)) for x in inputs), width, form.bias, form.activation, storage
         )  # fmt: skip
         weights = [
-            pack_projection(part, tile.block) for row in self._rows for part in row.split(list(form.channels), 1)
+            pack_projection(part, tile.block, storage)
+            for row in self._rows
+            for part in row.split(list(form.channels), 1)
         ]
         if form.bias:
             weights.append(pack_vector(self._bias, tile.block, width))
@@ -67,13 +71,13 @@ class BoundUpsample(Bound):
                 arguments += [map_view(index, x, 0, x.shape[1]), views[i * len(inputs) + index]]
             arguments += views[k * len(inputs) :]
             line = k * w * o
-            target = View(out, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, rows=True)
+            target = View(out, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, True, storage.half)
             kernels.append((made, [*arguments, target]))
-        block = row_block(h, n, 4 * w * (sum(form.channels) + k * width), 0, torch.get_num_threads())
+        block = row_block(h, n, storage.bytes * w * (sum(form.channels) + k * width), 0, torch.get_num_threads())
         average = None
         if form.average:  # a row of the work is k rows of the output
-            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, k * k * w * o)
-        return Step(Program(kernels, Work(n, h, block), average), weights, size, form.average)
+            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, k * k * w * o, storage.half)
+        return Step(Program(kernels, Work(n, h, block), average), weights, size, form.average, storage.dtype)
 
 
 class BoundMaxPool(Bound):
@@ -88,17 +92,22 @@ class BoundMaxPool(Bound):
             return step(x)
         form = self.form
         check_channels([x], [form.channels])
-        if (nothing := empty_result(x.shape[0], form.width, form.size(*x.shape[2:]), form.average)) is not None:
+        if (
+            nothing := empty_result(x.shape[0], form.width, form.size(*x.shape[2:]), form.average, x.dtype)
+        ) is not None:
             return nothing
         return self._call([x], [ready(x)])
 
     def _step(self, *maps: Tensor | None) -> Step:
         form, (x,) = self.form, [x for x in maps if x is not None]
         (n, c, _, w), (p, q) = x.shape, form.size(*x.shape[2:])
-        core = pool.Pool(c, pixel_stride(x), form.kernel, form.stride, (form.padding[0], form.padding[2]))
+        storage, sides = storage_for(x), (form.padding[0], form.padding[2])
+        core = pool.Pool(c, pixel_stride(x), form.kernel, form.stride, sides, storage)
         size = (n, c, p, q)
         made = kernel(pool.pipeline, core, stencil_tile(c, q))
-        block = row_block(p, n, 4 * c * (q + w * form.stride[0]), form.kernel[0] - 1, torch.get_num_threads())
-        average = average_of(1, 2, size) if form.average else None
-        program = Program([(made, [map_view(0, x, 0, c), out_view(1, size, 0, c)])], Work(n, p, block), average)
-        return Step(program, [], size, form.average)
+        block = row_block(
+            p, n, storage.bytes * c * (q + w * form.stride[0]), form.kernel[0] - 1, torch.get_num_threads()
+        )
+        average = average_of(1, 2, size, storage) if form.average else None
+        arguments = [map_view(0, x, 0, c), out_view(1, size, 0, c, storage)]
+        return Step(Program([(made, arguments)], Work(n, p, block), average), [], size, form.average, storage.dtype)

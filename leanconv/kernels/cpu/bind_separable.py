@@ -19,6 +19,7 @@ from leanconv.kernels.cpu.bound import (
     map_view,
     out_view,
     ready,
+    storage_for,
     vector_view,
     weights_view,
 )  # fmt: skip
@@ -85,7 +86,7 @@ class _Maker:
         size: tuple[int, int, int, int],
     ) -> None:  # fmt: skip
         self.bound, self.form, self.inputs, self.size = bound, bound.form, inputs, size
-        self.residual, self.gate = residual, gate
+        self.residual, self.gate, self.storage = residual, gate, storage_for(*inputs, residual)
         self.pointers = len(inputs) + (residual is not None) + (gate is not None)
         self.weights: list[Tensor] = []
         self.at_residual, self.at_gate = len(inputs), len(inputs) + (residual is not None)
@@ -97,7 +98,7 @@ class _Maker:
             tile = stencil_tile(source.channels, self.size[3])
             core = separable.Core(
                 (self._track(source),), None, self.size[1], False, self.form.activation, self._residual_pixel(), False,
-                self.size[3] > WIDE,
+                self.size[3] > WIDE, self.storage,
             )  # fmt: skip
             arguments = [self._input(source), *map(self._add, taps)]
             if self.residual is not None:
@@ -107,7 +108,7 @@ class _Maker:
             first += source.channels
         out = self.pointers + len(self.weights)
         listed = [
-            (made, [*arguments, out_view(out, self.size, start, channels)])
+            (made, [*arguments, out_view(out, self.size, start, channels, self.storage)])
             for made, (arguments, start, channels) in zip(kernels, views, strict=True)
         ]
         return self._finish(listed, self._work(), flat=False)
@@ -116,10 +117,10 @@ class _Maker:
         """Stencils, then the 1×1."""
         form, o = self.form, self.size[1]
         assert self.bound._project is not None
-        tile = matrix_tile(o, self.size[3], form.middle, False)
+        tile = matrix_tile(o, self.size[3], self.storage.steps(form.middle), False)
         core = separable.Core(
             tuple(map(self._track, self.bound._tracks)), o, o, form.bias, form.activation, self._residual_pixel(),
-            form.gate, self.size[3] > WIDE,
+            form.gate, self.size[3] > WIDE, self.storage,
         )  # fmt: skip
         arguments: list[View] = []
         for source, taps, column in zip(self.bound._tracks, self.bound._taps, self._columns(), strict=True):
@@ -129,18 +130,18 @@ class _Maker:
             arguments.append(self._add(pack_vector(self.bound._bias, tile.block, o)))
         if self.residual is not None:
             arguments.append(map_view(self.at_residual, self.residual, 0, o))
-        arguments.append(out_view(self.pointers + len(self.weights), self.size, 0, o))
+        arguments.append(out_view(self.pointers + len(self.weights), self.size, 0, o, self.storage))
         return self._finish([(kernel(separable.pipeline, core, tile), arguments)], self._work(), flat=False)
 
     def pointwise(self) -> Step:
         """A 1×1 alone: all pixels in a row."""
         form, (n, o, p, q) = self.form, self.size
         pixels = p * q
-        tile = matrix_tile(o, pixels, form.middle, True)
+        tile = matrix_tile(o, pixels, self.storage.steps(form.middle), True)
         sources = self.bound._tracks
         core = pointwise.Pointwise(
             tuple((source.channels, pixel_stride(self.inputs[source.index])) for source in sources), o, form.bias,
-            form.activation, self._residual_pixel(), form.gate,
+            form.activation, self._residual_pixel(), form.gate, storage=self.storage,
         )  # fmt: skip
         arguments: list[View] = []
         for source, column in zip(sources, self._columns(), strict=True):
@@ -150,15 +151,16 @@ class _Maker:
             arguments.append(self._add(pack_vector(self.bound._bias, tile.block, o)))
         if self.residual is not None:
             arguments.append(flat_view(self.at_residual, self.residual, 0, o))
-        arguments.append(flat_out_view(self.pointers + len(self.weights), self.size))
-        block = row_block(pixels, n, 4 * (form.middle + o), 0, torch.get_num_threads(), tile.pixels)
+        arguments.append(flat_out_view(self.pointers + len(self.weights), self.size, self.storage))
+        block = row_block(pixels, n, self.storage.bytes * (form.middle + o), 0, torch.get_num_threads(), tile.pixels)
         work = Work(n, pixels, block, tile.pixels)
         return self._finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
 
     def _finish(self, kernels: list[tuple[tuple[int, object], list[View]]], work: Work, flat: bool) -> Step:
         out = self.pointers + len(self.weights)
-        average = average_of(out, out + 1, self.size, flat) if self.form.average else None
-        return Step(Program(kernels, work, average), self.weights, self.size, self.form.average)
+        average = average_of(out, out + 1, self.size, self.storage, flat) if self.form.average else None
+        program = Program(kernels, work, average)
+        return Step(program, self.weights, self.size, self.form.average, self.storage.dtype)
 
     def _add(self, packed: Tensor) -> View:
         self.weights.append(packed)
@@ -181,7 +183,8 @@ class _Maker:
     def _projection(self, column: int, channels: int, tile: Tile) -> list[View]:
         """The packed 1×1 of a track and, where there is one, its gate."""
         assert self.bound._project is not None
-        views = [self._add(pack_projection(self.bound._project[:, column : column + channels], tile.block))]
+        part = self.bound._project[:, column : column + channels]
+        views = [self._add(pack_projection(part, tile.block, self.storage))]
         if self.gate is not None:
             views.append(vector_view(self.at_gate, channels, column, self.gate.shape[1]))
         return views
@@ -192,7 +195,7 @@ class _Maker:
     def _work(self) -> Work:
         """Blocks of rows: what one row of output takes of scratch, and how many rows overlap."""
         n, o, p, q = self.size
-        row_bytes, halo = 4 * q * o, 0
+        row_bytes, halo = self.storage.bytes * q * o, 0
         for source in self.bound._tracks:
             step = 1
             for stencil in reversed(source.stencils):

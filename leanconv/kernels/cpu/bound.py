@@ -10,8 +10,10 @@ from torch import Tensor
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu.maps import even, in_planes, new_map, pixel_stride
 from leanconv.kernels.cpu.program import Average, Program, View
+from leanconv.kernels.cpu.storage import Storage, storage_of
 from leanconv.ops.forms import check_channels
 
+DTYPES = (torch.float32, torch.bfloat16)  # that maps may have, all of a call the same
 _KEPT = 64  # programs of a bound primitive; each is some kilobytes
 
 
@@ -21,17 +23,22 @@ class Step:
     Args:
         program: what runs; its pointers are the maps, then `weights`, then the outputs.
         size: `N O P Q` of the output.
-        average: whether `N O` averages are a second output.
+        average: whether `N O` averages are a second output, in float32.
+        dtype: of the output's map.
     """
 
-    def __init__(self, program: Program, weights: Sequence[Tensor], size: tuple[int, int, int, int], average: bool):
+    def __init__(
+        self, program: Program, weights: Sequence[Tensor], size: tuple[int, int, int, int], average: bool,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
         self.program, self.weights, self.size, self.average = program, list(weights), size, average
+        self.dtype = dtype
         _, o, p, q = size
         self.strides = (p * q * o, 1, q * o, o)
         self._constant = [w.data_ptr() for w in self.weights]
 
     def __call__(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
-        y = torch.empty_strided(self.size, self.strides)
+        y = torch.empty_strided(self.size, self.strides, dtype=self.dtype)
         means = torch.empty(self.size[:2] if self.average else (0,))
         if self.program.native:
             outputs = [y.data_ptr(), means.data_ptr()] if self.average else [y.data_ptr()]
@@ -59,7 +66,7 @@ class Bound:
 
     def step(self, *maps: Tensor | None) -> Step:
         """The step for maps like these (that it `takes`), for `torch.get_num_threads()` threads."""
-        key = (torch.get_num_threads(), *[None if x is None else (x.shape, x.stride()) for x in maps])
+        key = (torch.get_num_threads(), *[None if x is None else (x.shape, x.stride(), x.dtype) for x in maps])
         found = self._steps.get(key)
         if found is None:
             made = self._step(*maps)
@@ -101,10 +108,12 @@ class Bound:
 def ready(x: Tensor, planes: bool = False) -> Tensor:
     """`x` as the kernels take it; with `planes`, an image in planes as it is.
 
-    Raises BadInput unless it is a float32 map on the CPU.
+    Raises BadInput unless it is a map of float32 or bfloat16 on the CPU.
     """
-    if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 4:
-        raise BadInput(f"the CPU kernels take float32 maps N C H W on the CPU, got {x.dtype} {tuple(x.shape)}")
+    if x.dtype not in DTYPES or x.device.type != "cpu" or x.dim() != 4:
+        raise BadInput(
+            f"the CPU kernels take float32 maps N C H W on the CPU, or bfloat16, got {x.dtype} {tuple(x.shape)}"
+        )
     if x.shape[2] * x.shape[3] * max(x.shape[1], x.stride(3)) >= 2**31:
         raise BadInput(f"a sample of {tuple(x.shape[1:])} has 2³¹ numbers or more: the CPU kernels count in 32 bits")
     return x if planes and in_planes(x) else even(x)
@@ -118,6 +127,14 @@ def check_fit(maps: Sequence[Tensor], n: int, size: Sequence[int]) -> None:
         raise BadInput(f"maps of {n} samples of {size[0]}×{size[1]} are needed, got {[tuple(x.shape) for x in maps]}")
 
 
+def storage_for(*maps: Tensor | None) -> Storage:
+    """How the maps of a call are stored. Raises BadInput unless all in the same way."""
+    found = {x.dtype for x in maps if x is not None}
+    if len(found) != 1:
+        raise BadInput(f"maps of one dtype are needed, got {', '.join(sorted(map(str, found)))}")
+    return storage_of(found.pop())
+
+
 def check_vectors(vectors: Sequence[Tensor], n: int, channels: Sequence[int]) -> None:
     """Raises BadInput unless they are one number per sample and channel."""
     if [tuple(x.shape) for x in vectors] != [(n, c) for c in channels]:
@@ -125,13 +142,15 @@ def check_vectors(vectors: Sequence[Tensor], n: int, channels: Sequence[int]) ->
         raise BadInput(f"averages and gates of sizes {wanted} are needed, got {[tuple(x.shape) for x in vectors]}")
 
 
-def empty_result(n: int, o: int, size: tuple[int, int], average: bool) -> tuple[Tensor, Tensor] | None:
+def empty_result(
+    n: int, o: int, size: tuple[int, int], average: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor] | None:
     """The result where nothing is to compute (no sample), else None. Raises BadInput where no pixel is left."""
     if min(size) < 1:
         raise BadInput(f"the output would have {size[0]}×{size[1]} pixels: the input is smaller than the kernel")
     if n:
         return None
-    return new_map(0, o, *size), torch.empty((0, o) if average else (0,))
+    return new_map(0, o, *size, dtype), torch.empty((0, o) if average else (0,))
 
 
 def checked(form: Any, inputs: Sequence[Tensor]) -> tuple[int, tuple[int, int], tuple[Tensor, Tensor] | None]:
@@ -141,26 +160,38 @@ def checked(form: Any, inputs: Sequence[Tensor]) -> tuple[int, tuple[int, int], 
     check_channels(inputs, form.channels)
     n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
     check_fit(inputs, n, inputs[0].shape[2:])
-    return n, size, empty_result(n, form.width, size, form.average)
+    return n, size, empty_result(n, form.width, size, form.average, inputs[0].dtype)
 
 
 def map_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
     """Channels of a map as `c x y`."""
     n, _, h, w = x.shape
     pixel = pixel_stride(x)
-    return View(pointer, ((channels, 1), (w, pixel), (h, w * pixel)), first, x.stride(0) if n > 1 else 0)
+    return View(
+        pointer,
+        ((channels, 1), (w, pixel), (h, w * pixel)),
+        first,
+        x.stride(0) if n > 1 else 0,
+        half=x.dtype.itemsize == 2,
+    )
 
 
 def planes_view(pointer: int, x: Tensor) -> View:
     """An image in planes as `x c y`."""
     n, c, h, w = x.shape
-    return View(pointer, ((w, 1), (c, h * w), (h, w)), 0, c * h * w if n > 1 else 0)
+    return View(pointer, ((w, 1), (c, h * w), (h, w)), 0, c * h * w if n > 1 else 0, half=x.dtype.itemsize == 2)
 
 
 def flat_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
     """Channels of a map as `c x`, all pixels in a row."""
     n, _, h, w = x.shape
-    return View(pointer, ((channels, 1), (h * w, pixel_stride(x))), first, x.stride(0) if n > 1 else 0)
+    return View(
+        pointer,
+        ((channels, 1), (h * w, pixel_stride(x))),
+        first,
+        x.stride(0) if n > 1 else 0,
+        half=x.dtype.itemsize == 2,
+    )
 
 
 def vector_view(pointer: int, length: int, offset: int = 0, sample: int = 0) -> View:
@@ -171,25 +202,27 @@ def vector_view(pointer: int, length: int, offset: int = 0, sample: int = 0) -> 
 def weights_view(pointer: int, packed: Tensor) -> View:
     """Packed weights, the last dimension innermost."""
     dims = tuple(zip(reversed(packed.shape), reversed(packed.stride()), strict=True))
-    return View(pointer, dims)
+    return View(pointer, dims, half=packed.dtype.itemsize == 2)
 
 
-def out_view(pointer: int, size: tuple[int, int, int, int], first: int, channels: int) -> View:
+def out_view(pointer: int, size: tuple[int, int, int, int], first: int, channels: int, storage: Storage) -> View:
     """Channels of a dense output as `c x y`, rows cut to the block."""
     _, o, p, q = size
-    return View(pointer, ((channels, 1), (q, o), (p, q * o)), first, p * q * o, rows=True)
+    return View(pointer, ((channels, 1), (q, o), (p, q * o)), first, p * q * o, rows=True, half=storage.half)
 
 
-def flat_out_view(pointer: int, size: tuple[int, int, int, int]) -> View:
+def flat_out_view(pointer: int, size: tuple[int, int, int, int], storage: Storage) -> View:
     """A dense output as `c x`, pixels cut to the block."""
     _, o, p, q = size
-    return View(pointer, ((o, 1), (p * q, o)), 0, p * q * o, rows=True)
+    return View(pointer, ((o, 1), (p * q, o)), 0, p * q * o, rows=True, half=storage.half)
 
 
-def average_of(pointer: int, result: int, size: tuple[int, int, int, int], flat: bool = False) -> Average:
+def average_of(
+    pointer: int, result: int, size: tuple[int, int, int, int], storage: Storage, flat: bool = False
+) -> Average:
     """The average of a dense output that was made in blocks of rows, or of pixels (`flat`)."""
     _, o, p, q = size
-    return Average(pointer, result, o, 1 if flat else q, p * q * o, o if flat else q * o)
+    return Average(pointer, result, o, 1 if flat else q, p * q * o, o if flat else q * o, storage.half)
 
 
 Binder = Callable[[Any, Sequence[Tensor]], Bound]

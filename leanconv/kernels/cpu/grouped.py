@@ -4,7 +4,7 @@ Channels are taken group by group throughout; where they are dealt to the groups
 them in order. A 1×1 that follows reads the result from scratch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leanconv.kernels.cpu.activations import activate
@@ -12,13 +12,12 @@ from leanconv.kernels.cpu.frontend import halide
 from leanconv.kernels.cpu.pieces import (
     Axes,
     Tile,
-    image,
-    map_image,
     projection,
     schedule_output,
+    schedule_product,
     schedule_projection,
-    weights_image,
 )  # fmt: skip
+from leanconv.kernels.cpu.storage import FLOAT, Storage, Widened, image, map_image, weights_image
 from leanconv.ops.grouped import Grouped
 
 WHOLE = 16  # numbers of a row that are copied at once
@@ -26,7 +25,8 @@ WHOLE = 16  # numbers of a row that are copied at once
 
 @dataclass(frozen=True)
 class Core:
-    """What one kernel computes: the form, and the numbers from pixel to pixel of each input and of the residual.
+    """What one kernel computes: the form, the numbers from pixel to pixel of each input and of the residual, and how
+    the maps are stored.
 
     No `pixels`: the one input is an image in planes.
     """
@@ -34,6 +34,18 @@ class Core:
     form: Grouped
     pixels: tuple[int, ...]
     residual: int = 0
+    storage: Storage = FLOAT
+
+    @property
+    def product(self) -> Storage:
+        """How the group convolution multiplies: pairs are two channels of one group, side by side."""
+        several = sum(self.form.channels) > self.form.groups
+        return self.storage if several and self.pixels else replace(self.storage, pairs=False)
+
+
+def spread(channels: int, product: Storage) -> int:
+    """Channels of a group in the padded copy: an even number, the last of them zero, where products take pairs."""
+    return channels + channels % 2 if product.pairs else channels
 
 
 @dataclass(frozen=True)
@@ -51,9 +63,9 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
     channels group by group; the bias, whole blocks per group; the packed 1×1 that follows, per group; its bias; the
     residual. The output is `j g x y` (channel j of group g), or `m x y` where a 1×1 follows.
     """
-    hl, form, axes = halide(), core.form, Axes()
-    padded, arguments, width = _padded(axes, core, tiles.inner) if core.pixels else _planes(axes, form)
-    acc, extra = _convolution(axes, form, padded, tiles.inner)
+    hl, form, axes, storage = halide(), core.form, Axes(), core.storage
+    padded, arguments, width = _padded(axes, core, tiles.inner) if core.pixels else _planes(axes, core)
+    acc, extra = _convolution(axes, core, padded, tiles.inner)
     arguments += extra
     out = hl.Func("out")
     q = (width + form.padding[2] + form.padding[3] - form.dilation[1] * (form.kernel[1] - 1) - 1) // form.stride[1] + 1
@@ -61,12 +73,12 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
     if form.project is None:
         value = acc[j, g, x, y]
         if core.residual:
-            residual = image("residual", 4)
+            residual = image("residual", 4, storage)
             residual.dim(0).set_stride(form.groups if form.dealt else 1)
             residual.dim(2).set_stride(core.residual)
             arguments.append(residual)
-            value = value + residual[j, g, hl.min(x, q - 1), y]
-        out[j, g, x, y] = activate(form.activation, value, j, g, x, y)
+            value = value + storage.read(residual)[j, g, hl.min(x, q - 1), y]
+        out[j, g, x, y] = storage.narrow(activate(form.activation, value, j, g, x, y))
         _schedule_groups(axes, out, acc, form, tiles.inner)
         buffer, each = out.output_buffer(), form.out_channels // form.groups
         buffer.dim(0).set_bounds(0, each).set_stride(form.groups if form.dealt else 1)
@@ -74,28 +86,28 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
         buffer.dim(2).set_min(0).set_stride(form.out_channels)
         return out, arguments
     inner = hl.Func("inner")
-    inner[j, g, x, y] = activate(form.inner_activation, acc[j, g, x, y], j, g, x, y)
+    inner[j, g, x, y] = storage.factor(activate(form.inner_activation, acc[j, g, x, y], j, g, x, y))
     inner.compute_root()
     _schedule_groups(axes, inner, acc, form, tiles.inner, scratch=True)
     each, parts = form.out_channels // form.groups, []
     for index in range(form.groups):
-        weights = weights_image(f"project{index}", tiles.outer.block, each)
+        weights = weights_image(f"project{index}", tiles.outer.block, each, storage)
         arguments.append(weights)
-        parts.append((_Slice(inner, index), each, weights))
+        parts.append((storage.factors(_Slice(inner, index)), each, weights))
     start: Any = hl.f32(0.0)
     if form.project_bias:
         arguments.append(image("project_bias", 1))
         start = arguments[-1][axes.m]
-    final = projection(axes, parts, start, tiles.outer)
+    final = projection(axes, parts, start, tiles.outer, storage)
     value = final[axes.m, x, y]
     if core.residual:
-        residual = map_image("residual", core.residual)
+        residual = map_image("residual", core.residual, storage)
         arguments.append(residual)
-        value = value + residual[axes.m, hl.min(x, q - 1), y]
-    out[axes.m, x, y] = activate(form.activation, value, axes.m, x, y)
+        value = value + storage.read(residual)[axes.m, hl.min(x, q - 1), y]
+    out[axes.m, x, y] = storage.narrow(activate(form.activation, value, axes.m, x, y))
     schedule_output(axes, out, form.project, tiles.outer, [y])
     final.compute_at(out, axes.xo)
-    schedule_projection(axes, final, len(parts), tiles.outer)
+    schedule_projection(axes, final, tiles.outer, storage)
     buffer = out.output_buffer()
     buffer.dim(0).set_bounds(0, form.project).set_stride(1)
     buffer.dim(1).set_min(0).set_stride(form.project)
@@ -115,28 +127,23 @@ class _Slice:
 
 def _padded(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any]:
     """All inputs with zeros around, channels group by group: `c x y`; the inputs; their width."""
-    hl, form = halide(), core.form
-    (c, x, y), arguments, at = (axes.c, axes.x, axes.y), [], 0
-    func = hl.Func("padded")
-    func[c, x, y] = hl.undef(hl.Float(32))
-    moves = []  # first channel of the copy, how many, from where, and how far apart there
-    for index, (channels, pixel) in enumerate(zip(form.channels, core.pixels, strict=True)):
-        source = map_image(f"in{index}", pixel)
+    hl, form, product = halide(), core.form, core.product
+    (c, x, y), arguments = (axes.c, axes.x, axes.y), []
+    stored = product.factor_type
+    zero, func = hl.cast(stored, 0), hl.Func("padded")
+    func[c, x, y] = hl.undef(stored)
+    for index, pixel in enumerate(core.pixels):
+        source = map_image(f"in{index}", pixel, core.storage)
         source.dim(2).set_min(0)
         arguments.append(source)
-        if form.dealt:
-            each = channels // form.groups
-            moves += [(group * each, each, source, group, form.groups) for group in range(form.groups)]
-        else:
-            moves.append((at, channels, source, 0, 1))
-        at += channels
     w, h = arguments[0].dim(1).extent(), arguments[0].dim(2).extent()
     inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
     pads = any(form.padding)
-    for index, (first, count, source, start, step) in enumerate(moves):
+    for index, (first, count, which, start, step) in enumerate(_moves(form, product)):
         r = hl.RDom([(0, count)], f"copy{index}")
+        source = arguments[which] if product.pairs else core.storage.read(arguments[which])
         value = source[r * step + start, hl.clamp(x, 0, w - 1), hl.clamp(y, 0, h - 1)]
-        func[r + first, x, y] = hl.select(inside, value, 0.0) if pads else value
+        func[r + first, x, y] = hl.select(inside, value, zero) if pads else value
         update = func.update(index)
         (k,) = func.rvars(index)
         update.reorder(k, x, y)
@@ -145,10 +152,38 @@ def _padded(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any]:
             update.allow_race_conditions().split(k, ko, ki, tile.lanes, hl.TailStrategy.GuardWithIf).vectorize(ki)
         else:
             update.allow_race_conditions().vectorize(k)
-    func.bound_extent(c, at)
-    func.align_storage(c, tile.storage(at))
+    each = sum(form.channels) // form.groups
+    wide = form.groups * spread(each, product)
+    if spread(each, product) > each:
+        r = hl.RDom([(0, form.groups)], "surplus")
+        func[r * (each + 1) + each, x, y] = zero
+        func.update(func.num_update_definitions() - 1).unscheduled()
+    func.bound_extent(c, wide)
+    func.align_storage(c, tile.storage(wide))
     func.compute_root()
-    return func, arguments, w
+    return (Widened(func) if product.pairs else func), arguments, w
+
+
+def _moves(form: Grouped, product: Storage) -> list[tuple[int, int, int, int, int]]:
+    """What the copy consists of: its first channel, how many, of which input, from where, and how far apart there."""
+    each = sum(form.channels) // form.groups
+    room, moves, at = spread(each, product), [], 0
+    for index, channels in enumerate(form.channels):
+        if form.dealt:
+            for group in range(form.groups):
+                start = (group - at) % form.groups
+                some = len(range(start, channels, form.groups))
+                if some:
+                    moves.append((group * room + (at + start) // form.groups, some, index, start, form.groups))
+        elif room == each:
+            moves.append((at, channels, index, 0, 1))
+        else:
+            for group in range(form.groups):
+                low, high = max(at, group * each), min(at + channels, (group + 1) * each)
+                if low < high:
+                    moves.append((low + group, high - low, index, low - at, 1))
+        at += channels
+    return moves
 
 
 class _Planes:
@@ -162,60 +197,69 @@ class _Planes:
         return self.func[x, c, y]
 
 
-def _planes(axes: Axes, form: Grouped) -> tuple[Any, list[Any], Any]:
+def _planes(axes: Axes, core: Core) -> tuple[Any, list[Any], Any]:
     """An image in planes with zeros around, row by row of each plane; the input; its width."""
-    hl, (c, x, y), (top, bottom, left, right) = halide(), (axes.c, axes.x, axes.y), form.padding
-    source = image("in0", 3)
+    hl, (c, x, y), (top, bottom, left, right) = halide(), (axes.c, axes.x, axes.y), core.form.padding
+    source = image("in0", 3, core.storage)
     source.dim(1).set_min(0)
     source.dim(2).set_min(0)
     w, h, func = source.dim(0).extent(), source.dim(2).extent(), hl.Func("padded")
     func[x, c, y] = hl.undef(hl.Float(32))
     r = hl.RDom([(0, w)], "row")
-    value = source[r, c, hl.clamp(y, 0, h - 1)]
+    value = core.storage.read(source)[r, c, hl.clamp(y, 0, h - 1)]
     func[r, c, y] = hl.select((y >= 0) & (y < h), value, 0.0) if top or bottom else value
     func.update(0).vectorize(r[0], WHOLE, hl.TailStrategy.GuardWithIf)
     for count, start in ((left, -left), (right, w)):
         if count:
             func[hl.RDom([(start, count)], "side"), c, y] = 0.0
             func.update(func.num_update_definitions() - 1).unscheduled()
-    func.bound_extent(c, form.channels[0])
+    func.bound_extent(c, core.form.channels[0])
     func.compute_root()
     return _Planes(func), [source], w
 
 
-def _convolution(axes: Axes, form: Grouped, padded: Any, tile: Tile) -> tuple[Any, list[Any]]:
+def _convolution(axes: Axes, core: Core, padded: Any, tile: Tile) -> tuple[Any, list[Any]]:
     """The accumulators `j g x y` and their arguments."""
-    hl, (r, s), c = halide(), form.kernel, sum(form.channels)
+    hl, form, product = halide(), core.form, core.product
+    (r, s), c = form.kernel, sum(form.channels)
     (sh, sw), (dh, dw), (top, _, left, _) = form.stride, form.dilation, form.padding
-    each, wide = c // form.groups, c
+    each = spread(c // form.groups, product)
+    wide = form.groups * each
     blocks = -(-(form.out_channels // form.groups) // tile.block)
     j, g, x, y = axes.m, axes.g, axes.x, axes.y
-    taps = weights_image("taps", tile.block, each * r * s)
+    taps = weights_image("taps", tile.block, each * r * s, product)
     arguments, acc = [taps], hl.Func("acc")
-    beside = weights_image("beside", tile.block, wide) if form.pointwise else None
-    arguments += [beside] if form.pointwise else []
+    if form.pointwise:
+        beside = weights_image("beside", tile.block, wide, product)
+        arguments.append(beside)
     if form.bias:
         bias = image("bias", 1)
         arguments.append(bias)
         acc[j, g, x, y] = bias[j + g * (blocks * tile.block)]
     else:
         acc[j, g, x, y] = hl.f32(0.0)
-    k = hl.RDom([(0, each), (0, s), (0, r)], "k")
-    panel = j // tile.block + g * blocks
-    acc[j, g, x, y] += (
-        taps[j % tile.block, k[0] + each * (k[1] + s * k[2]), panel]
-        * padded[g * each + k[0], x * sw + k[1] * dw - left, y * sh + k[2] * dh - top]
-    )
-    if beside is not None:
-        b = hl.RDom([(0, wide)], "b")
-        centre = padded[b, x * sw + (s // 2 * dw - left), y * sh + (r // 2 * dh - top)]
-        acc[j, g, x, y] += beside[j % tile.block, b, panel] * centre
+    inner, panel = j % tile.block, j // tile.block + g * blocks
+
+    def add(weights: Any, depth: Any, c: Any, column: Any, row: Any, two: Any) -> None:
+        if two is None:
+            acc[j, g, x, y] += weights[inner, depth, panel] * padded[c, column, row]
+        else:
+            weight = Widened(weights).factor(two, inner, depth, panel)
+            acc[j, g, x, y] += weight * padded.factor(c * 2 + two, column, row)
+
+    first, n = ([(0, 2)], each // 2) if product.pairs else ([], each)
+    k = hl.RDom([*first, (0, n), (0, s), (0, r)], "k")
+    two, (c, u, v) = (k[0] if first else None), (k[len(first) + i] for i in range(3))
+    add(taps, c + n * (u + s * v), g * n + c, x * sw + u * dw - left, y * sh + v * dh - top, two)
+    if form.pointwise:
+        b = hl.RDom([*first, (0, form.groups * n)], "b")
+        two, c = (b[0] if first else None), b[len(first)]
+        add(beside, c, c, x * sw + (s // 2 * dw - left), y * sh + (r // 2 * dh - top), two)
     acc.bound_extent(j, tile.block).vectorize(j, tile.lanes).unroll(j).unroll(x)
     for index in range(acc.num_update_definitions()):
-        update, inner = acc.update(index), acc.rvars(index)
-        update.reorder(j, x, *inner, g, y).vectorize(j, tile.lanes).unroll(j).unroll(x)
-        if index == 0 and each <= 4:
-            update.unroll(inner[0])
+        schedule_product(axes, acc.update(index), acc.rvars(index), tile, product.pairs, (g, y))
+    if n <= 4:
+        acc.update(0).unroll(acc.rvars(0)[len(first)])
     return acc, arguments
 
 

@@ -1,9 +1,9 @@
-"""Maps as the kernels take them: float32, channels side by side, pixels evenly spaced; and packed weights."""
-
-from collections.abc import Sequence
+"""Maps as the kernels take them: channels side by side, pixels evenly spaced; and packed weights."""
 
 import torch
 from torch import Tensor
+
+from leanconv.kernels.cpu.storage import FLOAT, Storage
 
 
 def pixel_stride(x: Tensor) -> int:
@@ -33,17 +33,21 @@ def in_planes(x: Tensor) -> bool:
     return 1 < x.shape[1] <= MOST_PLANES and x.is_contiguous() and not pixel_stride(x)
 
 
-def new_map(n: int, c: int, h: int, w: int) -> Tensor:
+def new_map(n: int, c: int, h: int, w: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """An output to be filled: `N C H W`, channels_last, dense."""
-    return torch.empty_strided((n, c, h, w), (h * w * c, 1, w * c, c))
+    return torch.empty_strided((n, c, h, w), (h * w * c, 1, w * c, c), dtype=dtype)
 
 
-def pack_projection(weight: Tensor, block: int) -> Tensor:
-    """`O C -> O/block C block`, zeros behind the last channel."""
+def pack_projection(weight: Tensor, block: int, storage: Storage = FLOAT) -> Tensor:
+    """`O C -> O/block C block`, zeros behind the last channel; where products take pairs of channels,
+    `O C -> O/block C/2 block 2` in bfloat16.
+    """
     o, c = weight.shape
-    blocks = -(-o // block)
-    packed = torch.zeros(blocks * block, c)
-    packed[:o] = weight
+    blocks, room = -(-o // block), c + c % 2 * storage.pairs
+    packed = torch.zeros(blocks * block, room, dtype=torch.bfloat16 if storage.pairs else torch.float32)
+    packed[:o, :c] = weight
+    if storage.pairs:
+        return packed.view(blocks, block, room // 2, 2).transpose(1, 2).contiguous()
     return packed.view(blocks, block, c).transpose(1, 2).contiguous()
 
 
@@ -61,8 +65,3 @@ def pack_taps(taps: Tensor) -> Tensor:
     packed = torch.zeros(taps[0].numel(), -(-c // 16) * 16)
     packed[:, :c] = taps.reshape(c, -1).T
     return packed
-
-
-def sizes_key(maps: Sequence[Tensor | None]) -> tuple[object, ...]:
-    """What a program depends on: the sizes and steps of the maps."""
-    return tuple([None if x is None else (x.shape, x.stride()) for x in maps])

@@ -11,6 +11,7 @@ from typing import Any
 
 from leanconv.kernels.cpu.activations import activate
 from leanconv.kernels.cpu.frontend import halide
+from leanconv.kernels.cpu.storage import Storage
 from leanconv.ops.forms import Sides, Stencil
 
 
@@ -45,32 +46,6 @@ MOST_WRITTEN_OUT = 11  # taps of a stencil
 STRIP = 64  # pixels of a row whose stencils are made for all rows of a block before the next ones
 
 
-def image(name: str, dimensions: int) -> Any:
-    """A float argument of the kernel, its first dimension dense."""
-    hl = halide()
-    made = hl.ImageParam(hl.Float(32), dimensions, name)
-    made.dim(0).set_stride(1).set_min(0)
-    return made
-
-
-def map_image(name: str, pixel: int, dimensions: int = 3) -> Any:
-    """A map: `c x y`, or `c x` with all its pixels in a row; `pixel` numbers from one to the next."""
-    made = image(name, dimensions)
-    made.dim(1).set_stride(pixel)
-    if dimensions == 3:
-        made.dim(1).set_min(0)
-    return made
-
-
-def weights_image(name: str, block: int, channels: int) -> Any:
-    """Packed weights of a projection: `block c blocks`, dense."""
-    made = image(name, 3)
-    made.dim(0).set_bounds(0, block)
-    made.dim(1).set_bounds(0, channels).set_stride(block)
-    made.dim(2).set_min(0).set_stride(block * channels)
-    return made
-
-
 def size_after(stencil: Stencil, h: Any, w: Any) -> tuple[Any, Any]:
     """Expressions of the height and width after a stencil."""
     (r, s), (sh, sw), (dh, dw) = stencil.kernel, stencil.stride, stencil.dilation
@@ -87,7 +62,7 @@ class Axes:
     def __init__(self) -> None:
         var = halide().Var
         self.c, self.m, self.x, self.y, self.g = var("c"), var("m"), var("x"), var("y"), var("g")
-        self.mo, self.mi, self.xo, self.xi = var("mo"), var("mi"), var("xo"), var("xi")
+        self.mo, self.mi, self.mv, self.xo, self.xi = var("mo"), var("mi"), var("mv"), var("xo"), var("xi")
         self.co, self.ci, self.xs, self.xu, self.xv = var("co"), var("ci"), var("xs"), var("xu"), var("xv")
 
 
@@ -110,8 +85,10 @@ def copied(func: Any, channels: int) -> Any:
     return func if channels % WHOLE == 0 else func.update(0)
 
 
-def zeros_around(axes: Axes, value: Any, h: Any, w: Any, name: str, sides: Sides, channel: Any = None) -> Any:
-    """`value` inside its map, zeros beyond it as far as `sides` reach.
+def zeros_around(
+    axes: Axes, value: Any, h: Any, w: Any, name: str, sides: Sides, channel: Any = None, stored: Any = None
+) -> Any:
+    """`value` inside its map, zeros beyond it as far as `sides` reach; `stored`: its type, if that is not float32.
 
     Columns are overwritten with zeros afterwards: a mask for every pixel would cost a third of a 3×3 stencil.
     """
@@ -121,7 +98,7 @@ def zeros_around(axes: Axes, value: Any, h: Any, w: Any, name: str, sides: Sides
     if channel is None or channel is c:
         func[c, x, y] = hl.select((y >= 0) & (y < h), value, 0.0) if top or bottom else value
     else:
-        func[c, x, y] = hl.undef(hl.Float(32))
+        func[c, x, y] = hl.undef(stored or hl.Float(32))
         func[channel, x, y] = hl.select((y >= 0) & (y < h), value, 0.0) if top or bottom else value
     for count, start in ((left, -left), (right, w)):
         if count:
@@ -216,25 +193,48 @@ def schedule_stencil(axes: Axes, func: Any, channels: int, tile: Tile, sums: Any
     _schedule_sides(axes, func, channels, tile)
 
 
-def projection(axes: Axes, parts: list[tuple[Any, int, Any]], start: Any, tile: Tile, flat: bool = False) -> Any:
-    """start + Σ over the parts (source, channels, weights) of W·t; `weights` is `block c blocks`. `m x y`, or `m x`."""
+def projection(
+    axes: Axes, parts: list[tuple[Any, int, Any]], start: Any, tile: Tile, storage: Storage, flat: bool = False
+) -> Any:
+    """start + Σ over the parts (source, channels, `weights_image`) of W·t; `m x y`, or `m x`.
+
+    Sources are read as float32, or are `Storage.factors` where the product takes pairs of channels.
+    """
     hl, m = halide(), axes.m
     pixel = [axes.x] if flat else [axes.x, axes.y]
     func = hl.Func("acc")
     func[(m, *pixel)] = start
     for index, (source, channels, weights) in enumerate(parts):
-        r = hl.RDom([(0, channels)], f"k{index}")
-        func[(m, *pixel)] += weights[m % tile.block, r, m // tile.block] * source[(r, *pixel)]
+        if not storage.pairs:
+            r = hl.RDom([(0, channels)], f"k{index}")
+            func[(m, *pixel)] += weights[m % tile.block, r, m // tile.block] * source[(r, *pixel)]
+            continue
+        packed, pairs = storage.read(weights), channels // 2
+        if pairs:
+            r = hl.RDom([(0, 2), (0, pairs)], f"k{index}")
+            weight = packed.factor(r[0], m % tile.block, r[1], m // tile.block)
+            func[(m, *pixel)] += weight * source.factor(r[1] * 2 + r[0], *pixel)
+        if channels % 2:  # the last one alone: what lies behind it may be no number
+            func[(m, *pixel)] += packed[0, m % tile.block, pairs, m // tile.block] * source[(channels - 1, *pixel)]
     return func
 
 
-def schedule_projection(axes: Axes, func: Any, parts: int, tile: Tile) -> None:
+def schedule_projection(axes: Axes, func: Any, tile: Tile, storage: Storage) -> None:
     """Accumulators in registers: everything unrolled but the sum."""
+    func.bound_extent(axes.m, tile.block).vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x)
+    for index in range(func.num_update_definitions()):
+        schedule_product(axes, func.update(index), func.rvars(index), tile, storage.pairs)
+
+
+def schedule_product(axes: Axes, update: Any, inner: list[Any], tile: Tile, pairs: bool, outer: Any = ()) -> None:
+    """One sum of products, over `inner`; of pairs the first of them goes over the two."""
     m, x = axes.m, axes.x
-    func.bound_extent(m, tile.block).vectorize(m, tile.lanes).unroll(m).unroll(x)
-    for index in range(parts):
-        update = func.update(index)
-        update.reorder(m, x, *func.rvars(index)).vectorize(m, tile.lanes).unroll(m).unroll(x)
+    if pairs and inner:
+        update.split(m, m, axes.mv, tile.lanes).reorder(inner[0], axes.mv, m, x, *inner[1:], *outer)
+        update.atomic().vectorize(inner[0]).vectorize(axes.mv)
+    else:
+        update.reorder(m, x, *inner, *outer).vectorize(m, tile.lanes)
+    update.unroll(m).unroll(x)
 
 
 def schedule_output(axes: Axes, out: Any, width: int, tile: Tile, inner: list[Any], whole_tiles: bool = False) -> None:

@@ -12,14 +12,12 @@ from leanconv.kernels.cpu.pieces import (
     Axes,
     Tile,
     bound_output,
-    image,
-    map_image,
     projection,
     schedule_copy,
     schedule_output,
     schedule_projection,
-    weights_image,
 )  # fmt: skip
+from leanconv.kernels.cpu.storage import FLOAT, Storage, image, map_image, weights_image
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Pointwise:
         activation: the last one.
         residual: numbers from pixel to pixel of the map that is added before it; 0 for none.
         gate: whether each input comes with one factor per channel.
+        storage: of the maps.
         blend: y = act(a·first + (W·x)·second + third) with the map `residual` as a, and three numbers per channel.
     """
 
@@ -43,6 +42,7 @@ class Pointwise:
     residual: int = 0
     gate: bool = False
     blend: bool = False
+    storage: Storage = FLOAT
 
 
 def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
@@ -50,28 +50,33 @@ def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
 
     There must be at least `tile.pixels` pixels, in the map and in each block of them.
     """
-    hl, axes, arguments, parts, gated = halide(), Axes(), [], [], []
+    hl, axes, arguments, parts, scratch = halide(), Axes(), [], [], []
+    storage = core.storage
     for index, (channels, pixel) in enumerate(core.inputs):
-        source, weights = map_image(f"in{index}", pixel, 2), weights_image(f"w{index}", tile.block, channels)
+        source = map_image(f"in{index}", pixel, storage, 2)
+        weights = weights_image(f"w{index}", tile.block, channels, storage)
         arguments += [source, weights]
-        if core.gate:
-            gate = image(f"gate{index}", 1)
-            arguments.append(gate)
+        factors = storage.read(source)
+        if core.gate or (storage.half and not storage.pairs):  # widened once, not for every block of outputs
+            value = factors[axes.c, axes.x]
+            if core.gate:
+                gate = image(f"gate{index}", 1)
+                arguments.append(gate)
+                value = value * gate[axes.c]
             func = hl.Func(f"gated{index}")
-            func[axes.c, axes.x] = source[axes.c, axes.x] * gate[axes.c]
-            gated.append((func, channels))
-            source = func
-        parts.append((source, channels, weights))
+            func[axes.c, axes.x] = storage.factor(value)
+            scratch.append((func, channels))
+            factors = storage.factors(func)
+        parts.append((factors, channels, weights))
     start: Any = hl.f32(0.0)
     if core.bias:
         arguments.append(image("bias", 1))
         start = arguments[-1][axes.m]
-    acc = projection(axes, parts, start, tile, flat=True)
+    acc = projection(axes, parts, start, tile, storage, flat=True)
     value = acc[axes.m, axes.x]
     if core.residual:
-        residual = map_image("residual", core.residual, 2)
-        arguments.append(residual)
-        added = residual[axes.m, axes.x]
+        arguments.append(map_image("residual", core.residual, storage, 2))
+        added = storage.read(arguments[-1])[axes.m, axes.x]
         if core.blend:
             first, second, third = (image(name, 1) for name in ("first", "second", "third"))
             arguments += [first, second, third]
@@ -79,11 +84,11 @@ def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
         else:
             value = value + added
     out = hl.Func("out")
-    out[axes.m, axes.x] = activate(core.activation, value, axes.m, axes.x)
+    out[axes.m, axes.x] = storage.narrow(activate(core.activation, value, axes.m, axes.x))
     schedule_output(axes, out, core.out_channels, tile, [], whole_tiles=True)
     acc.compute_at(out, axes.xo)
-    schedule_projection(axes, acc, len(parts), tile)
-    for func, channels in gated:
+    schedule_projection(axes, acc, tile, storage)
+    for func, channels in scratch:
         func.compute_root()
         schedule_copy(axes, func, channels, tile)
     bound_output(out, core.out_channels, core.out_channels, flat=True)

@@ -13,7 +13,8 @@ from leanconv.errors import BadInput
 from leanconv.kernels.cpu.build import runtime
 
 _DIMS, _ARGS, _FRAMES = 4, 48, 8
-_FLOAT32 = 2 | 32 << 8 | 1 << 16  # halide_type_t: float, 32 bits, one lane
+# halide_type_t: code (float 2, unsigned 1), bits, lanes; bfloat16 goes as its bits
+_FLOAT32, _BITS16 = 2 | 32 << 8 | 1 << 16, 1 | 16 << 8 | 1 << 16
 
 
 class _Dimension(ctypes.Structure):
@@ -39,7 +40,7 @@ class _Program(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_int32)
-            for name in ("frames", "samples", "rows", "block", "least", "unused", "average", "channels", "columns",
+            for name in ("frames", "samples", "rows", "block", "least", "half", "average", "channels", "columns",
                          "sums")
         ),
         ("sample", ctypes.c_int64), ("row", ctypes.c_int64), ("frame", ctypes.c_void_p * _FRAMES),
@@ -60,12 +61,13 @@ class _Call(ctypes.Structure):
 
 @dataclass(frozen=True)
 class View:
-    """One argument of a kernel, in numbers of float32: dimensions as (extent, stride), from `offset` behind a pointer.
+    """One argument of a kernel, in numbers: dimensions as (extent, stride), from `offset` behind a pointer.
 
     Args:
         pointer: index among the pointers of the call.
         sample: numbers from one sample to the next; 0 for weights.
         rows: whether the last dimension is cut to the block of rows that is being made (outputs).
+        half: whether the numbers are bfloat16, else float32.
     """
 
     pointer: int
@@ -73,6 +75,7 @@ class View:
     offset: int = 0
     sample: int = 0
     rows: bool = False
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Average:
-    """The map that is averaged while it is in the cache: pointers of map and result, sizes, and steps in numbers."""
+    """The map that is averaged while it is in the cache: pointers of map and result, sizes, steps in numbers, and
+    whether they are bfloat16. The result is float32.
+    """
 
     pointer: int
     result: int
@@ -95,6 +100,7 @@ class Average:
     columns: int
     sample: int
     row: int
+    half: bool = False
 
 
 @functools.lru_cache(1)
@@ -108,7 +114,7 @@ def library() -> Any:
         raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
     pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     lib.lc_run.argtypes = (pointer, pointer, i32)
-    lib.lc_average.argtypes = (pointer, i64, i64, i64, i32, i32, i32, i32, pointer, i64, i32)
+    lib.lc_average.argtypes = (pointer, i32, i64, i64, i64, i32, i32, i32, i32, pointer, i64, i32)
     lib.lc_gates.argtypes = (pointer,)
     lib.lc_calls.argtypes = (pointer, i32, i32, pointer)
     return lib
@@ -185,6 +191,7 @@ class Program:
         if average is not None:
             made.average, made.sums, made.channels = average.pointer + 1, average.result, average.channels
             made.columns, made.sample, made.row = average.columns, average.sample, average.row
+            made.half = average.half
         self._keep = (made, frames)
         self._address = ctypes.addressof(made)
         count = 1 + max(max(view.pointer for _, views in kernels for view in views), average.result if average else 0)
@@ -198,8 +205,9 @@ class Program:
         frame = _Frame(kernel=address, count=len(views))
         for argument, view in zip(frame.arguments, views, strict=False):
             argument.pointer, argument.dimensions, argument.rows = view.pointer, len(view.dims), view.rows
-            argument.type, argument.sample, argument.offset = _FLOAT32, 4 * view.sample, 4 * view.offset
-            argument.row = 4 * view.dims[-1][1] if view.rows else 0
+            size, argument.type = (2, _BITS16) if view.half else (4, _FLOAT32)
+            argument.sample, argument.offset = size * view.sample, size * view.offset
+            argument.row = size * view.dims[-1][1] if view.rows else 0
             for place, (extent, stride) in enumerate(view.dims):
                 argument.dim[place].extent, argument.dim[place].stride = extent, stride
         return frame
@@ -237,6 +245,7 @@ class Program:
                     sizes, strides = zip(*reversed(v.dims), strict=True)
                     start = tensors[v.pointer].storage_offset() + v.offset + n * v.sample
                     flat = tensors[v.pointer].as_strided(sizes, strides, start)
+                    flat = flat.view(torch.uint16) if v.half else flat
                     buffers.append(hl.Buffer(flat.numpy(), reverse_axes=True))
                 call(*buffers)
         if self.average is not None:
@@ -245,4 +254,4 @@ class Program:
             source = tensors[a.pointer]
             view = source.as_strided((self.work.samples, rows, a.columns, a.channels),
                                      (a.sample, a.row, a.channels, 1), source.storage_offset())  # fmt: skip
-            tensors[a.result].copy_(view.mean((1, 2), dtype=torch.float64))
+            tensors[a.result].copy_(view.double().mean((1, 2)))

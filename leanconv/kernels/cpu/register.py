@@ -1,4 +1,4 @@
-"""The CPU's kernels behind the operators of `ops`: `torch.library` sends float32 tensors of the CPU here."""
+"""The CPU's kernels behind the operators of `ops`: `torch.library` sends its float32 and bfloat16 tensors here."""
 
 import threading
 import weakref
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from leanconv.kernels.cpu import BINDERS, global_average
-from leanconv.kernels.cpu.bound import Bound
+from leanconv.kernels.cpu.bound import DTYPES, Bound
 from leanconv.kernels.cpu.maps import even
 from leanconv.ops import gated_sum, grouped, pool, separable, upsample
 from leanconv.ops.forms import Form, averaged
@@ -39,46 +39,51 @@ def bound_for(form: Form, weights: Sequence[Tensor]) -> Bound:
     return made
 
 
-def takes(form: Form, *tensors: Tensor | None) -> bool:
-    """Whether a kernel exists for this form and these tensors; the reference does the rest."""
-    return type(form) in BINDERS and all(t is None or t.dtype == torch.float32 for t in tensors)
+def takes(form: Form, maps: Sequence[Tensor | None], *others: Tensor | None) -> bool:
+    """Whether a kernel exists for this form and these tensors: maps of float32 or bfloat16, all the same, and weights
+    and vectors of these; the reference does the rest.
+    """
+    kinds = {x.dtype for x in maps if x is not None}
+    allowed = {torch.float32, *kinds}
+    fits = len(kinds) == 1 and kinds <= set(DTYPES) and all(x is None or x.dtype in allowed for x in others)
+    return type(form) in BINDERS and fits
 
 
 def _separable(inputs, weights, form, residual, gate):  # type: ignore[no-untyped-def]
     made = separable.Separable.read(form)
-    if not takes(made, *inputs, *weights, residual, gate):
+    if not takes(made, [*inputs, residual], *weights, gate):
         return separable.reference(inputs, weights, made, residual, gate)
     return bound_for(made, weights)(inputs, residual, gate)
 
 
 def _grouped(inputs, weights, form, residual):  # type: ignore[no-untyped-def]
     made = grouped.Grouped.read(form)
-    if not takes(made, *inputs, *weights, residual):
+    if not takes(made, [*inputs, residual], *weights):
         return grouped.reference(inputs, weights, made, residual)
     return bound_for(made, weights)(inputs, residual)
 
 
 def _gated_pointwise(a, inputs, weights, form, a_average, averages):  # type: ignore[no-untyped-def]
     made = gated_sum.GatedSum.read(form)
-    if not takes(made, a, *inputs, *weights, a_average, *averages):
+    if not takes(made, [a, *inputs], *weights, a_average, *averages):
         return gated_sum.reference(a, inputs, weights, made, a_average, averages or None)
     return bound_for(made, weights)(a, inputs, a_average, averages or None)
 
 
 def _upsample(inputs, weights, form):  # type: ignore[no-untyped-def]
     made = upsample.Upsample.read(form)
-    if not takes(made, *inputs, *weights):
+    if not takes(made, inputs, *weights):
         return upsample.reference(inputs, weights, made)
     return bound_for(made, weights)(inputs)
 
 
 def _max_pool(x, form):  # type: ignore[no-untyped-def]
     made = pool.MaxPool.read(form)
-    return bound_for(made, [])(x) if takes(made, x) else pool.reference(x, made)
+    return bound_for(made, [])(x) if takes(made, [x]) else pool.reference(x, made)
 
 
 def _global_average(x):  # type: ignore[no-untyped-def]
-    return global_average(even(x)) if x.dtype == torch.float32 else averaged(x)
+    return global_average(even(x)) if x.dtype in DTYPES else averaged(x)
 
 
 def register() -> None:

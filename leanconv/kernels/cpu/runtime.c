@@ -82,9 +82,9 @@ typedef int (*kernel_t)(void **);
 typedef struct { kernel_t kernel; int32_t count, unused; argument_t arguments[MAX_ARGS]; } frame_t;
 typedef struct {
     int32_t frames, samples, rows, block;     // rows of the output and rows per block
-    int32_t least, unused;                    // rows that a kernel needs at least: the last block may overlap
+    int32_t least, half;                      // rows that a kernel needs at least: the last block may overlap; whether the averaged map is bfloat16
     int32_t average, channels, columns, sums; // average != 0: pointer `average - 1` is averaged into pointer `sums`
-    int64_t sample, row;                      // of the averaged map, in floats
+    int64_t sample, row;                      // of the averaged map, in numbers
     const frame_t *frame[8];
 } program_t;
 
@@ -108,23 +108,40 @@ static int run_frame(const frame_t *f, uint8_t *const *pointers, int64_t n, int 
     return f->kernel(args);
 }
 
+// A number of a map: float, or bfloat16, which is its upper half.
+static inline __attribute__((always_inline)) float number(const void *map, int64_t at, int half) {
+    if (!half) return ((const float *)map)[at];
+    uint32_t bits = (uint32_t)((const uint16_t *)map)[at] << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 // Sum over rows y0..y1 of a map with channels innermost: in float over 64 pixels, in double between those.
-static void sum_rows(const float *map, int64_t row, int columns, int channels, int64_t pixel, int y0, int y1, double *sums, float *line) {
+static inline __attribute__((always_inline)) void sum_rows_of(const void *map, int half, int64_t row, int columns, int channels, int64_t pixel, int y0, int y1, double *sums, float *line) {
     int64_t rows = y1 - y0, count = columns;
     if (row == columns * pixel) { count *= rows; rows = rows > 0; }
     for (int64_t y = 0; y < rows; y++) {
-        const float *p = map + (y0 + y) * row;
+        int64_t p = (y0 + y) * row;
         for (int64_t x = 0; x < count;) {
             int64_t end = x + 64 < count ? x + 64 : count;
             memset(line, 0, sizeof(float) * channels);
             for (; x + 4 <= end; x += 4, p += 4 * pixel)
-                for (int c = 0; c < channels; c++) line[c] += (p[c] + p[c + pixel]) + (p[c + 2 * pixel] + p[c + 3 * pixel]);
+                for (int c = 0; c < channels; c++)
+                    line[c] += (number(map, p + c, half) + number(map, p + c + pixel, half)) + (number(map, p + c + 2 * pixel, half) + number(map, p + c + 3 * pixel, half));
             for (; x < end; x++, p += pixel)
-                for (int c = 0; c < channels; c++) line[c] += p[c];
+                for (int c = 0; c < channels; c++) line[c] += number(map, p + c, half);
             for (int c = 0; c < channels; c++) sums[c] += line[c];
         }
     }
 }
+
+static void sum_rows(const void *map, int half, int64_t row, int columns, int channels, int64_t pixel, int y0, int y1, double *sums, float *line) {
+    if (half) sum_rows_of(map, 1, row, columns, channels, pixel, y0, y1, sums, line);  // a loop for each kind of number
+    else sum_rows_of(map, 0, row, columns, channels, pixel, y0, y1, sums, line);
+}
+
+static const void *sample_of(const void *map, int half, int64_t at) { return (const uint8_t *)map + at * (half ? 2 : 4); }
 
 // One block of rows of one sample; the averaged channels' sums go to `sums`.
 static int run_task(const program_t *p, void **pointers, int64_t t, int blocks, double *sums) {
@@ -135,8 +152,8 @@ static int run_task(const program_t *p, void **pointers, int64_t t, int blocks, 
     if (sums) {
         float *line = lc_malloc(NULL, sizeof(float) * p->channels);
         if (!line) return 1;
-        const float *map = (const float *)pointers[p->average - 1] + n * p->sample;
-        sum_rows(map, p->row, p->columns, p->channels, p->channels, y0, y1, sums + t * p->channels, line);
+        const void *map = sample_of(pointers[p->average - 1], p->half, n * p->sample);
+        sum_rows(map, p->half, p->row, p->columns, p->channels, p->channels, y0, y1, sums + t * p->channels, line);
         lc_free(NULL, line);
     }
     return failed;
@@ -171,8 +188,8 @@ int lc_run(const program_t *p, void **pointers, int threads) {
     return failed;
 }
 
-// The average over the pixels of `channels` channels of a map whose pixels lie `pixel` floats apart.
-int lc_average(const float *map, int64_t sample, int64_t row, int64_t pixel, int samples, int rows, int columns, int channels, float *means, int64_t mean_sample, int threads) {
+// The average over the pixels of `channels` channels of a map whose pixels lie `pixel` numbers apart.
+int lc_average(const void *map, int half, int64_t sample, int64_t row, int64_t pixel, int samples, int rows, int columns, int channels, float *means, int64_t mean_sample, int threads) {
     int blocks = rows < 16 ? 1 : 16, failed = 0;
     double *sums = calloc((size_t)samples * blocks * channels, sizeof(double));
     if (!sums) return -1;
@@ -181,7 +198,7 @@ int lc_average(const float *map, int64_t sample, int64_t row, int64_t pixel, int
         int n = t / blocks, b = t % blocks;
         float *line = lc_malloc(NULL, sizeof(float) * channels);
         if (!line) { failed = 1; continue; }
-        sum_rows(map + n * sample, row, columns, channels, pixel, (int)((int64_t)rows * b / blocks), (int)((int64_t)rows * (b + 1) / blocks), sums + (int64_t)t * channels, line);
+        sum_rows(sample_of(map, half, n * sample), half, row, columns, channels, pixel, (int)((int64_t)rows * b / blocks), (int)((int64_t)rows * (b + 1) / blocks), sums + (int64_t)t * channels, line);
         lc_free(NULL, line);
     }
     double scale = 1.0 / ((double)rows * columns);

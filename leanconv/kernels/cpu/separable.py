@@ -17,8 +17,6 @@ from leanconv.kernels.cpu.pieces import (
     bound_output,
     clamped,
     copied,
-    image,
-    map_image,
     padded,
     projection,
     schedule_copy,
@@ -28,9 +26,9 @@ from leanconv.kernels.cpu.pieces import (
     schedule_sums,
     size_after,
     stencil,
-    weights_image,
     zeros_around,
 )  # fmt: skip
+from leanconv.kernels.cpu.storage import FLOAT, Storage, image, map_image, weights_image
 from leanconv.ops.forms import Stencil
 
 
@@ -49,6 +47,7 @@ class Core:
 
     Args:
         wide: rows are so long that stencils go by strips of columns.
+        storage: of the maps; scratch is float32, but for what a product reads.
         out_pixel, residual: numbers from one pixel to the next of the output, and of the map that is added (0: none).
     """
 
@@ -60,6 +59,7 @@ class Core:
     residual: int
     gate: bool
     wide: bool = False
+    storage: Storage = FLOAT
 
 
 @dataclass
@@ -79,32 +79,32 @@ def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
     Per track: the input `c x y`, then taps and bias of each stencil, then the packed 1×1 and the gate. At last the bias
     and the residual. The output is `m x y` (`c x y` without a projection).
     """
-    hl, axes, arguments = halide(), Axes(), []
+    hl, axes, arguments, storage = halide(), Axes(), [], core.storage
     out, chains, parts = hl.Func("out"), [], []
     c, x, y = axes.c, axes.x, axes.y
     for index, track in enumerate(core.tracks):
-        chain = _chain(axes, track, index, stored=core.out_channels is not None)
+        chain = _chain(axes, core, index)
         arguments += chain.arguments
         if core.out_channels is not None:
-            weights = weights_image(f"w{index}", tile.block, track.channels)
+            weights = weights_image(f"w{index}", tile.block, track.channels, storage)
             arguments.append(weights)
             if core.gate:
                 gate = image(f"gate{index}", 1)
                 arguments.append(gate)
                 func = hl.Func(f"gated{index}")
                 factors = gate if track.channels % WHOLE == 0 else _held(axes, gate, track.channels, tile)
-                func[c, x, y] = chain.funcs[-1][c, x, y] * factors[c]
+                func[c, x, y] = storage.factor(chain.funcs[-1][c, x, y] * factors[c])
                 chain.funcs.append(func)
-            parts.append((chain.funcs[-1], track.channels, weights))
+            parts.append((storage.factors(chain.funcs[-1]), track.channels, weights))
         chains.append(chain)
     added: Any = None
     channel = c if core.out_channels is None else axes.m
     if core.residual:
-        residual = map_image("residual", core.residual)
-        added = residual[channel, hl.min(x, chains[0].width - 1), y]
+        residual = map_image("residual", core.residual, storage)
+        added = storage.read(residual)[channel, hl.min(x, chains[0].width - 1), y]
     if core.out_channels is None:
         value = chains[0].funcs[-1][c, x, y]
-        out[c, x, y] = activate(core.activation, value if added is None else value + added, c, x, y)
+        out[c, x, y] = storage.narrow(activate(core.activation, value if added is None else value + added, c, x, y))
         _schedule_depthwise(axes, out, core, chains[0], tile)
         _schedule_chain(axes, chains[0], core, 0, tile, last=len(chains[0].funcs) - 1)
     else:
@@ -113,12 +113,14 @@ def pipeline(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
             bias = image("bias", 1)
             arguments.append(bias)
             start = bias[axes.m]
-        acc = projection(axes, parts, start, tile)
+        acc = projection(axes, parts, start, tile, storage)
         value = acc[axes.m, x, y]
-        out[axes.m, x, y] = activate(core.activation, value if added is None else value + added, axes.m, x, y)
+        out[axes.m, x, y] = storage.narrow(
+            activate(core.activation, value if added is None else value + added, axes.m, x, y)
+        )
         schedule_output(axes, out, core.out_channels, tile, [y])
         acc.compute_at(out, axes.xo)
-        schedule_projection(axes, acc, len(parts), tile)
+        schedule_projection(axes, acc, tile, storage)
         for index, chain in enumerate(chains):
             _schedule_chain(axes, chain, core, index, tile, last=len(chain.funcs))
     if core.residual:
@@ -138,18 +140,19 @@ def _held(axes: Axes, gate: Any, channels: int, tile: Tile) -> Any:
     return func
 
 
-def _chain(axes: Axes, track: Track, index: int, stored: bool) -> _Chain:
-    """`stored`: the last Func too is a stage of its own, not part of the output's loop."""
-    hl, source = halide(), map_image(f"in{index}", track.pixel)
+def _chain(axes: Axes, core: Core, index: int) -> _Chain:
+    hl, track, storage = halide(), core.tracks[index], core.storage
+    stored = core.out_channels is not None  # the last Func too is a stage of its own, not part of the output's loop
+    source = map_image(f"in{index}", track.pixel, storage)
     source.dim(2).set_min(0)
     w, h = source.dim(1).extent(), source.dim(2).extent()
     first = track.stencils[0]
     chain = _Chain([], [source], w, copies=first.kernel != (1, 1) or any(first.padding), sums={})
     if chain.copies:
-        func = padded(axes, source, h, w, f"pad{index}", track.stencils[0].padding, track.channels)
+        func = padded(axes, storage.read(source), h, w, f"pad{index}", track.stencils[0].padding, track.channels)
         chain.funcs.append(func)
     else:
-        func = clamped(axes, source, h, w, f"pad{index}")
+        func = clamped(axes, storage.read(source), h, w, f"pad{index}")
     for place, form in enumerate(track.stencils):
         packed = bias = None
         name = f"t{index}_{place}"
@@ -168,8 +171,11 @@ def _chain(axes: Axes, track: Track, index: int, stored: bool) -> _Chain:
             each[axes.c, axes.x, axes.y] = value
             value, chain.copies = each[channel, axes.x, axes.y], True
         h, w = size_after(form, h, w)
+        kind = None
+        if stored and place + 1 == len(track.stencils) and not core.gate:
+            value, kind = storage.factor(value), storage.factor_type
         sides = track.stencils[place + 1].padding if place + 1 < len(track.stencils) else (0, 0, 0, 0)
-        func = zeros_around(axes, value, h, w, name, sides, channel)
+        func = zeros_around(axes, value, h, w, name, sides, channel, kind)
         chain.funcs.append(func)
         if sums is not None:
             chain.sums[func.name()] = sums

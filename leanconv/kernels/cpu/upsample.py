@@ -9,13 +9,11 @@ from leanconv.kernels.cpu.pieces import (
     Axes,
     Tile,
     bound_output,
-    image,
-    map_image,
     projection,
     schedule_output,
     schedule_projection,
-    weights_image,
 )  # fmt: skip
+from leanconv.kernels.cpu.storage import FLOAT, Storage, image, map_image, weights_image
 
 
 @dataclass(frozen=True)
@@ -26,29 +24,34 @@ class Rows:
         inputs: of each, its channels and the numbers from pixel to pixel.
         width: k·O, the numbers that one pixel of the input becomes in a row.
         bias, activation: whether and which.
+        storage: of the maps.
     """
 
     inputs: tuple[tuple[int, int], ...]
     width: int
     bias: bool
     activation: str
+    storage: Storage = FLOAT
 
 
 def pipeline(core: Rows, tile: Tile) -> tuple[Any, list[Any]]:
     """The kernel and its arguments: per input its map `c x y` and packed 1×1; bias. Rows have `tile.pixels` or more."""
-    hl, axes, arguments, parts = halide(), Axes(), [], []
+    hl, axes, arguments, parts, storage = halide(), Axes(), [], [], core.storage
     for index, (channels, pixel) in enumerate(core.inputs):
-        source, weights = map_image(f"in{index}", pixel), weights_image(f"w{index}", tile.block, channels)
+        source = map_image(f"in{index}", pixel, storage)
+        weights = weights_image(f"w{index}", tile.block, channels, storage)
         arguments += [source, weights]
-        parts.append((source, channels, weights))
+        parts.append((storage.read(source), channels, weights))
     start: Any = hl.f32(0.0)
     if core.bias:
         arguments.append(image("bias", 1))
         start = arguments[-1][axes.m]
-    acc, out = projection(axes, parts, start, tile), hl.Func("out")
-    out[axes.m, axes.x, axes.y] = activate(core.activation, acc[axes.m, axes.x, axes.y], axes.m, axes.x, axes.y)
+    acc, out = projection(axes, parts, start, tile, storage), hl.Func("out")
+    out[axes.m, axes.x, axes.y] = storage.narrow(
+        activate(core.activation, acc[axes.m, axes.x, axes.y], axes.m, axes.x, axes.y)
+    )
     schedule_output(axes, out, core.width, tile, [axes.y], whole_tiles=True)
     acc.compute_at(out, axes.xo)
-    schedule_projection(axes, acc, len(parts), tile)
+    schedule_projection(axes, acc, tile, storage)
     bound_output(out, core.width, core.width)
     return out, arguments
