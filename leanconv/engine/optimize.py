@@ -16,6 +16,7 @@ from leanconv.engine.candidate import Candidate, Form
 from leanconv.engine.candidates import GIVEN, chosen
 from leanconv.engine.choices import Choice, Choices, faster
 from leanconv.engine.optimized import Optimized
+from leanconv.engine.weights import Weights
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput, LeanconvError, told
 from leanconv.measure import Timing, interleave, label
@@ -71,6 +72,7 @@ def optimize(
     args, kwargs = as_call(inputs)
     start = time.perf_counter()
     deadline = start + budget_s
+    weights = Weights(model)
     bench = _bench(model, args, kwargs)
     with _Progress(1 + len(candidates) * (1 if dtype is None else 2)) as progress:
         given = _Entry(Choice(GIVEN, error=0.0), model, True, bench.forward_s)
@@ -92,9 +94,11 @@ def optimize(
     folds = len(bench.fold_report.done) if "_folding" in bench.__dict__ else 0
     blocks = next((found for e in entries if (found := getattr(e.form, "blocks", None)) is not None), None)
     choices = Choices(tuple(rows), told, folds, time.perf_counter() - start, blocks)
+    weights.settle()
     again = partial(optimize, model, dtype=dtype, engines=(winner.row.engine,), budget_s=budget_s)
     return Optimized(
-        model, choices, (args, kwargs), winner.form, any_shape=winner.any_shape, fallback=fallback, again=again
+        model, choices, (args, kwargs), winner.form, any_shape=winner.any_shape, fallback=fallback, again=again,
+        weights=weights,
     )  # fmt: skip
 
 

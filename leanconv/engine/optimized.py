@@ -11,6 +11,7 @@ from leanconv.deploy.calls import Inputs, as_call
 from leanconv.deploy.verify import difference
 from leanconv.engine.candidate import Form
 from leanconv.engine.choices import Choices
+from leanconv.engine.weights import Weights
 from leanconv.errors import BadInput
 
 # Call shapes that stay prepared at once; the oldest goes first.
@@ -25,7 +26,8 @@ class Optimized(nn.Module):
     A call of the measured shapes runs the chosen form. The first call of other shapes (or other constants) is answered
     by the given model, and held against it is the chosen form where that takes any shape, else the folded model; where
     the two agree, later calls of those shapes run that one. `specialise_(inputs)` prepares the chosen form for another
-    shape. May be called from many threads. The weights are those of the moment of `optimize`.
+    shape. May be called from many threads. The weights are those of the moment of `optimize`: where the given model
+    itself would have to answer and its weights were changed since, it raises BadInput.
 
     Attributes:
         choices: the table of what was tried and why this form was chosen.
@@ -37,13 +39,23 @@ class Optimized(nn.Module):
 
     def __init__(
         self, original: nn.Module, choices: Choices, call: tuple[Any, Any], form: Form, *, any_shape: bool,
-        fallback: tuple[Form, float], again: Any,
+        fallback: tuple[Form, float], again: Any, weights: Weights,
     ) -> None:  # fmt: skip
         super().__init__()
+
+        def own(*args: Any, **kwargs: Any) -> Any:
+            weights.check()
+            return original(*args, **kwargs)
+
+        form, fallback = (
+            (own if form is original else form),
+            (own if fallback[0] is original else fallback[0], fallback[1]),
+        )
         held: dict[str, Any] = {
             "original": original, "choices": choices, "_fallback": fallback, "_again": again,
             "_any": (_kind(*call), (form, choices.winner.tolerance or 0.0)) if any_shape else (None, fallback),
-            "_forms": {_key(*call): form}, "_checked": {}, "_lock": threading.Lock(),
+            "_forms": {_key(*call): form}, "_checked": {}, "_lock": threading.Lock(), "_own": own,
+            "_weights": weights,
         }  # fmt: skip
         self.__dict__.update(held)  # not as submodules: whoever walks the modules finds this one alone
         self.__dict__["training"] = False
@@ -81,17 +93,18 @@ class Optimized(nn.Module):
         A model may take another path at other sizes, one on which two layers that were folded into one do not follow
         each other: nothing that was seen at the measured shapes can rule that out.
         """
+        self._weights.check(thoroughly=True)
         answer = self.original(*args, **kwargs)
         kind, form = self._any
         form, tolerance = form if kind is not None and kind == _kind(args, kwargs) else self._fallback
-        if form is self.original or len(self._checked) >= MOST_CHECKED:
+        if form is self._own or len(self._checked) >= MOST_CHECKED:
             return answer
         try:
             right = difference(answer, form(*args, **kwargs)).ok(tolerance)
         except Exception:  # the given model takes this call and the form does not
             right = False
         with self._lock:
-            self.__dict__["_checked"] = {**self._checked, key: form if right else self.original}
+            self.__dict__["_checked"] = {**self._checked, key: form if right else self._own}
         return answer
 
     def specialise_(self, inputs: Inputs) -> Choices:
@@ -99,6 +112,7 @@ class Optimized(nn.Module):
 
         Returns: the table. Where the engine is not faster for these shapes, they keep running the given model.
         """
+        self._weights.check(thoroughly=True)
         made = self._again(inputs)
         key = _key(*as_call(inputs))
         with self._lock:

@@ -329,6 +329,69 @@ def test_an_optimised_model_is_for_inference_here(tmp_path):
         fast(x)
 
 
+def changed_by_optimizer(model):
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(model.parameters(), 0.1).step()
+
+
+def changed_by_training(model):
+    model.train()(torch.randn(2, 3, 4, 4))
+    model.eval()
+
+
+CHANGES = {
+    "state": lambda model: model.load_state_dict(Tiny().state_dict()),
+    "optimizer": changed_by_optimizer,
+    "training": changed_by_training,
+    "layer": lambda model: setattr(model, "conv", nn.Conv2d(3, 4, 3, padding=1)),
+    "tensor": lambda model: setattr(model.conv.weight, "data", torch.randn(4, 3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_old_and_new_weights_are_never_mixed(change, always):
+    """The chosen form keeps the old ones at every shape that it runs; the given model, which has new ones, never runs."""
+    model, x, other = Tiny().eval(), torch.randn(1, 3, 8, 8), torch.randn(2, 3, 5, 5)
+    fast = optimize(model, x, engines=("folded",), budget_s=240)
+    assert fast.engine == "folded"
+    want = model(x).detach()
+    wide = model(other).detach()
+    fast(other)
+    CHANGES[change](model)
+    close(fast(x), want)
+    close(fast(other), wide)
+    for act in (lambda: fast(torch.randn(3, 3, 6, 6)), lambda: fast.specialise_(x)):
+        with pytest.raises(BadInput, match="weights were changed after optimize"):
+            act()
+    close(fast(x), want)
+
+
+def test_where_the_given_model_won_its_new_weights_are_refused():
+    model, x = Tiny().eval(), torch.randn(1, 3, 8, 8)
+    fast = optimize(model, x, engines=("eager",), budget_s=240)
+    close(fast(x), model(x).detach())
+    changed_by_optimizer(model)
+    for size in (8, 6):
+        with pytest.raises(BadInput, match="weights were changed after optimize"):
+            fast(torch.randn(1, 3, size, size))
+
+
+def test_a_state_that_calls_change_is_no_weight():
+    class Counts(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    fast = optimize(Counts().eval(), torch.randn(1, 3, 8, 8), engines=("folded",), budget_s=240)
+    for size in (8, 6, 6, 8):
+        assert fast(torch.randn(1, 3, size, size)).shape == (1, 4, size, size)
+
+
 def test_specialise(always):
     fast = optimize(Tiny().eval(), torch.randn(1, 3, 4, 4), engines=("openvino",), budget_s=240)
     if fast.engine != "openvino":
