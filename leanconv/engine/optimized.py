@@ -47,10 +47,8 @@ class Optimized(nn.Module):
             weights.check()
             return original(*args, **kwargs)
 
-        form, fallback = (
-            (own if form is original else form),
-            (own if fallback[0] is original else fallback[0], fallback[1]),
-        )
+        form = own if form is original else form
+        fallback = own if fallback[0] is original else fallback[0], fallback[1]
         held: dict[str, Any] = {
             "original": original, "choices": choices, "_fallback": fallback, "_again": again,
             "_any": (_kind(*call), (form, choices.winner.tolerance or 0.0)) if any_shape else (None, fallback),

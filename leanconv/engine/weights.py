@@ -21,7 +21,7 @@ class Weights:
 
     def settle(self) -> None:
         """Leave out what the model's own calls have changed since: a state of its own, such as a counter."""
-        self._held = [held for held, now in zip(self._held, _versions(self._model), strict=True) if held[1] == now[1]]
+        self._held = [held for held in self._held if held[1] == _version(held[0])]
         self._sum = sum(version for _, version, _ in self._held)
 
     def check(self, *, thoroughly: bool = False) -> None:

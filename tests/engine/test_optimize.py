@@ -351,7 +351,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_old_and_new_weights_are_never_mixed(change, always):
-    """The chosen form keeps the old ones at every shape that it runs; the given model, which has new ones, never runs."""
+    """The chosen form keeps the old ones at every shape that it runs; the given model, with new ones, never runs."""
     model, x, other = Tiny().eval(), torch.randn(1, 3, 8, 8), torch.randn(2, 3, 5, 5)
     fast = optimize(model, x, engines=("folded",), budget_s=240)
     assert fast.engine == "folded"
