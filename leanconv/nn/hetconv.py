@@ -113,9 +113,18 @@ class HetConv2d(Operator):
         return F.pad(x, (w, w, h, h))
 
     def _full_pointwise(self, pointwise: Tensor) -> Tensor:  # O C 1 1, zero where a k×k kernel stands
-        flat = pointwise.new_zeros(self.out_channels * self.in_channels)
-        flat = flat.scatter(0, self._others, pointwise.flatten())
-        return flat.view(self.out_channels, self.in_channels, 1, 1)
+        p = self.part
+        if not torch.compiler.is_exporting():  # one pass, where `with_diagonal` takes three
+            flat = pointwise.new_zeros(self.out_channels * self.in_channels)
+            flat = flat.scatter(0, self._others, pointwise.flatten())
+            return flat.view(self.out_channels, self.in_channels, 1, 1)
+        if self.arrangement == "shifted":  # channel k·P + j of filter i·P + r: zero where j = r
+            live = pointwise.view(self.out_channels // p, p, -1, p - 1).transpose(1, 2)
+            full = with_diagonal(live).transpose(1, 2)
+        else:  # channel j·C/P + k of filter r·O/P + i, likewise
+            live = pointwise.view(p, self.out_channels // p, p - 1, -1).permute(1, 3, 0, 2)
+            full = with_diagonal(live).permute(2, 0, 3, 1)
+        return full.reshape(self.out_channels, self.in_channels, 1, 1)
 
     def dense_weight(self) -> Tensor:  # O C R S
         (r, s), pairs = self.kernel_size, self.out_channels * self.in_channels
@@ -225,6 +234,16 @@ def owners(o: int, c: int, part: int, arrangement: str) -> Tensor:
     if arrangement == "blocked":
         return filters // (o // part) == channels // (c // part)
     return (channels - filters) % part == 0
+
+
+def with_diagonal(rows: Tensor) -> Tensor:
+    """`... P P-1 -> ... P P`, zeros on the diagonal; by padding alone: indices would be as large as what they place.
+
+    Row after row, a zero stands first, and then one after every P numbers.
+    """
+    p = rows.shape[-2]
+    tail = F.pad(rows.flatten(-2).unflatten(-1, (p - 1, p)), (0, 1))  # ... P-1 P+1
+    return F.pad(tail.flatten(-2), (1, 0)).unflatten(-1, (p, p))
 
 
 def deal(x: Tensor, hands: int) -> Tensor:

@@ -111,3 +111,18 @@ def test_state_dict_keys_are_api():
 def test_a_dense_weight_of_another_size_is_refused():
     with pytest.raises(RuntimeError, match="spatial"):
         HetConv2d(8, 8, 3).load_state_dict(nn.Conv2d(8, 8, 5).state_dict())
+
+
+@pytest.mark.parametrize("arrangement", ["shifted", "blocked"])
+def test_an_exported_file_holds_the_numbers_and_no_indices(arrangement, tmp_path):
+    """Exactly the layer, and hardly larger than the same two convolutions, whose 1×1 is full."""
+    pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
+    from leanconv.deploy import export
+
+    layer = HetConv2d(48, 96, 3, padding=1, part=3, arrangement=arrangement).eval()
+    export(layer, torch.randn(2, 48, 6, 5), tmp_path / "layer.onnx")
+    numbers = layer.spatial.numel() + 96 * 48 + 96
+    assert (tmp_path / "layer.onnx").stat().st_size < 4 * numbers + 20_000
+    program = torch.export.export(layer, (torch.randn(2, 48, 6, 5),)).module()
+    x = torch.randn(2, 48, 6, 5)
+    assert torch.equal(program(x), layer(x))
