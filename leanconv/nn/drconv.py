@@ -149,7 +149,9 @@ class DRConv2d(Operator):
         """W(x): `N m O C R S`."""
         shape = (self.regions, self.out_channels, self.in_channels, *self.kernel_size)
         if self.generator == "adaptive":
-            return self.conv_kernel(x).unflatten(1, shape[:3])  # type: ignore[no-any-return]
+            pool, *rest = self.conv_kernel
+            pooled = adaptive_average(x, self.kernel_size) if torch.compiler.is_exporting() else pool(x)
+            return nn.Sequential(*rest)(pooled).unflatten(1, shape[:3])  # type: ignore[no-any-return]
         return (self.coefficients(x).to(self.weight.dtype) @ self.weight.t()).unflatten(2, shape[1:])
 
     @torch.no_grad()
@@ -239,6 +241,19 @@ def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
         if x.shape[dim] != wanted:
             x = x.index_select(dim, torch.arange(wanted, device=x.device) * x.shape[dim] // wanted)
     return x
+
+
+def adaptive_average(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """`AdaptiveAvgPool2d(size)` as two products, for exported programs: torch's own parts keep the traced size.
+
+    Output i averages the rows from floor(i · H / R) up to, not with, ceil((i + 1) · H / R).
+    """
+    averages = []
+    for whole, parts in zip(x.shape[2:], size, strict=True):
+        part, place = torch.arange(parts, device=x.device)[:, None], torch.arange(whole, device=x.device)
+        first, last = part * whole // parts, ((part + 1) * whole + parts - 1) // parts
+        averages.append(((place >= first) & (place < last)).to(x.dtype) / (last - first).to(x.dtype))
+    return averages[0] @ x @ averages[1].t()  # N C H W -> N C R S
 
 
 def _scale_rows_(stored: Tensor, scale: Tensor) -> None:

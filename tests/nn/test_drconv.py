@@ -8,7 +8,7 @@ from torch import nn
 from leanconv.deploy.runtimes import openvino_core
 from leanconv.errors import BadInput, UnsupportedConv
 from leanconv.nn import DRConv2d
-from leanconv.nn.drconv import choice, nearest
+from leanconv.nn.drconv import adaptive_average, choice, nearest
 
 
 def hard(*arguments, **options):
@@ -222,3 +222,20 @@ def test_logits_are_asked_for_where_they_are_needed_and_nowhere_else():
     ):
         with pytest.raises(UnsupportedConv, match=words):
             DRConv2d(4, 6, 3, **options)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (3, 3), (2, 9), (16, 17)])
+@pytest.mark.parametrize("parts", [(3, 3), (1, 1), (3, 5), (2, 4)])
+def test_the_average_of_an_exported_program_is_torchs(size, parts):
+    x = torch.randn(2, 4, *size, dtype=torch.double)
+    torch.testing.assert_close(adaptive_average(x, parts), F.adaptive_avg_pool2d(x, parts))
+
+
+@pytest.mark.parametrize("generator", ["routing", "adaptive"])
+def test_an_exported_program_takes_any_size(generator):
+    layer = DRConv2d(6, 5, 3, 2, 1, generator=generator, regions=3).eval()
+    axes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(layer, (torch.randn(2, 6, 12, 10),), dynamic_shapes=(axes,)).module()
+    for shape in ((1, 6, 12, 10), (3, 6, 7, 19)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), layer(x), rtol=1e-4, atol=1e-5)
