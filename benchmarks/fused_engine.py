@@ -8,15 +8,14 @@ Every engine is prepared as `optimize` prepares it, then all take turns in one p
 best of its model leaves after a few rounds. `--clock process` counts the CPU time of the process: what a
 crowded machine leaves comparable where each engine has one thread. `--against` adds another model on
 its own engines, as the dense U-Net beside the SPLConv one; "MODEL to OPERATOR" is a model swapped by `plan` and
-`apply_`. "of the floor": the network's roofline floor (benchmarks/floors.py) over the time. Prints the tables, adds to
-benchmarks/results/fused_engine.json after every model; `--show` prints what stands there as one table.
+`apply_`. "of the floor": the network's roofline floor (leanconv/engine/fused/floor.py) over the time. Prints the
+tables, adds to benchmarks/results/fused_engine.json after every model; `--show` prints what stands there as one table.
 """
 
 import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,21 +24,14 @@ import torch
 from torch import Tensor, nn
 
 import leanconv as lc
-from benchmarks.floors import Floor, floor_of
 from benchmarks.operators import commit
-from leanconv.deploy.runtimes import first_line
-from leanconv.engine.candidates import CANDIDATES
-from leanconv.engine.workbench import Workbench
+from leanconv.engine.candidates import CANDIDATES, GIVEN
+from leanconv.engine.peers import compare_engines
 from leanconv.files import write_json
-from leanconv.measure import Timing, interleave
-from leanconv.measure.device import describe
-from leanconv.measure.roofline import peaks
 from leanconv.table import table
 
 RESULT = Path(__file__).parent / "results" / "fused_engine.json"
 ENGINES = ["fused", "openvino", "onnxruntime", "compile", "channels_last"]
-# Rounds that everybody is given, and how far behind the best of its own model a peer may then be to stay.
-LOOK, BEHIND = 4, 1.2
 
 
 @dataclass(frozen=True)
@@ -51,6 +43,7 @@ class Row:
     size: str = "224"
     batch: int = 1
     threads: int = 1
+    dtype: str = "float32"
     clock: str = "wall"
 
     def input(self) -> Tensor:
@@ -58,9 +51,9 @@ class Row:
         return torch.randn(self.batch, 3, int(height), int(width or height))
 
     def same(self, entry: dict[str, Any]) -> bool:
-        """Whether an entry of the results is of this row; `size` was a number once."""
+        """Whether an entry of the results is of this row; the first ones have a number for `size`, and no dtype."""
         own = {key: value for key, value in asdict(self).items() if key != "against"}
-        return all(str(entry.get(key)) == str(value) for key, value in own.items())
+        return all(str(entry.get(key, "float32")) == str(value) for key, value in own.items())
 
 
 _UNET, _VGG, _RESNET = "leanconv:unet?base=32&conv=", "leanconv:vgg16_cifar?conv=", "leanconv:resnet50?conv="
@@ -74,6 +67,8 @@ SETS = {
         Row("timm:mobilenetv1_100"), Row("timm:mobilenetv3_small_100"), Row("timm:inception_next_tiny"),
         Row(f"{_UNET}splconv", f"{_UNET}conv", "256", threads=2),
         Row(f"{_UNET}splconv", f"{_UNET}conv", "512", threads=2),
+        Row(f"{_UNET}splconv", f"{_UNET}conv", "256", dtype="bfloat16"),
+        Row(f"{_UNET}splconv", f"{_UNET}conv", "512", dtype="bfloat16"),
     ],
     # Other widths, odd sizes, residual additions: nothing was looked at while the engine was made.
     "untuned": [
@@ -95,92 +90,28 @@ def built(reference: str) -> nn.Module:
     return model
 
 
-def prepared(
-    reference: str, x: Tensor, engines: list[str], show: bool
-) -> tuple[dict[str, Callable[[], Any]], Workbench]:
-    """Each engine's form of the model, called on `x`; those that cannot run it or are wrong are left out and told."""
-    bench = Workbench(built(reference), (x,), {}, torch.get_num_threads())
-    calls: dict[str, Callable[[], Any]] = {}
-    for name in engines:
-        if reason := CANDIDATES[name].why_not(bench, None):
-            print(f"{reference}, {name}: {reason}")
-            continue
-        progress(f"{reference}: preparing {name}")
-        try:
-            form = CANDIDATES[name].prepare(bench, None)
-            seen, _ = bench.verify(form)
-        except Exception as error:  # a peer that cannot run the network is one less
-            print(f"{reference}, {name}: {first_line(error)}")
-            continue
-        if not seen.ok(bench.tolerance(None)):
-            print(f"{reference}, {name}: differs by {seen.relative:.1e}")
-            continue
-        if show and hasattr(form, "blocks"):
-            print(f"\n{reference}\n{form.blocks}", flush=True)
-        calls[f"{reference}, {name}"] = lambda form=form: form(x)  # type: ignore[misc]
-    return calls, bench
-
-
 def progress(text: str) -> None:
     """A line on a terminal's error stream that the next one writes over."""
     if sys.stderr.isatty():
         print(f"\r{text[:100]:<100}", end="\r", file=sys.stderr, flush=True)
 
 
-def timed(calls: dict[str, Callable[[], Any]], clock: str, seconds: float) -> dict[str, Timing]:
-    """A few rounds of all calls, then of those that are not far behind until the seconds are spent; at least six."""
-    first = interleave(calls, budget_s=0, warmup=2, min_rounds=LOOK, clock=clock)
-    near = {name: calls[name] for name in hopeful({name: t.median_ms for name, t in first.items()})}
-    found = interleave(
-        near, budget_s=seconds, warmup=0, min_rounds=6, max_rounds=2000, clock=clock,
-        on_round=lambda done: progress(f"{done:.0%} of the rounds"),
-    )  # fmt: skip
-    return first | found
-
-
-def hopeful(times: dict[str, float]) -> list[str]:
-    """The peers near the best peer of their own model, and our engine."""
-    best: dict[str, float] = {}
-    for name, ms in times.items():
-        model, _, engine = name.rpartition(", ")
-        if engine != "fused":
-            best[model] = min(ms, best.get(model, ms))
-    return [
-        name for name, ms in times.items() if name.endswith(", fused") or ms <= BEHIND * best[name.rpartition(", ")[0]]
-    ]
-
-
 def measured(row: Row, engines: list[str], seconds: float, blocks: bool) -> dict[str, Any]:
     """One row: every engine's time of the model and of what it is held against, and both floors."""
     torch.set_num_threads(row.threads)
-    x = row.input()
-    top = peaks(clock=row.clock)
-    calls, bench = prepared(row.model, x, engines, blocks)
-    floors = {row.model: floor_of(bench, top)}
-    if row.against:
-        more, bench = prepared(row.against, x, engines, blocks)
-        calls, floors = calls | more, floors | {row.against: floor_of(bench, top)}
-    times = timed(calls, row.clock, seconds)
-    print(f"\n{shown(row, times, floors)}\n{top}", flush=True)
-    return {
-        **asdict(row), "command": shlex.join(["python", "-m", "benchmarks.fused_engine", *sys.argv[1:]]),
-        "commit": commit(), "times": {name: t.to_dict() for name, t in times.items()},
-        "floors": {name: floor.to_dict() for name, floor in floors.items()}, "peaks": top.to_dict(),
-        "machine": describe(),
-    }  # fmt: skip
 
+    def tell(name: str, form: Any) -> None:
+        if blocks and hasattr(form, "blocks"):
+            print(f"\n{name}\n{form.blocks}", flush=True)
 
-def shown(row: Row, times: dict[str, Timing], floors: dict[str, Floor]) -> str:
-    """The table of one row: every form, how many times as long as our engine it takes, its share of the floor."""
-    own = times.get(f"{row.model}, fused") or min(times.values(), key=lambda t: t.median_ms)
-    lines = [
-        [name, f"{t.median_ms:.2f}", f"{t.iqr_ms:.2g}", str(t.rounds), f"{t.median_ms / own.median_ms:.2f}",
-         f"{floors[name.rpartition(', ')[0]].ms:.2f}", f"{floors[name.rpartition(', ')[0]].ms / t.median_ms:.0%}"]
-        for name, t in times.items()
-    ]  # fmt: skip
-    note = ", ".join(f"{key} {value}" for key, value in asdict(row).items() if key not in ("model", "against"))
-    columns = ["form", "ms", "IQR", "rounds", "the fused one is faster by", "floor ms", "of the floor"]
-    return table(columns, lines, note=note)
+    found = compare_engines(
+        {reference: built(reference) for reference in (row.model, row.against) if reference}, row.input(),
+        engines=engines, dtype=None if row.dtype == "float32" else getattr(torch, row.dtype), budget_s=seconds,
+        clock=row.clock, progress=lambda what, done: progress(f"{what}, {done:.0%}"), on_form=tell,
+    )  # fmt: skip
+    print(f"\n{found}", flush=True)
+    command = shlex.join(["python", "-m", "benchmarks.fused_engine", *sys.argv[1:]])
+    return {**asdict(row), "command": command, "commit": commit(), **found.to_dict()}
 
 
 def summary(entries: list[dict[str, Any]]) -> str:
@@ -196,13 +127,14 @@ def summary(entries: list[dict[str, Any]]) -> str:
         single = next((e for e in entries if _one_thread(entry, e)), None)
         alone = medians(single, entry["model"]).get("fused") if single else None
         lines.append([
-            entry["model"], str(entry["size"]), str(entry["batch"]), str(entry["threads"]), f"{fused:.2f}",
+            entry["model"], *(str(entry.get(key, "float32")) for key in ("size", "batch", "threads", "dtype")),
+            f"{fused:.2f}",
             *_least(own, fused), *_least(dense, fused), f"{floor['ms'] / fused:.0%}" if floor else "-",
             f"{alone / fused:.2f}" if alone else "-", entry["clock"],
         ])  # fmt: skip
     columns = [
-        "network", "size", "batch", "threads", "ours ms", "best peer is slower by", "which", "dense is slower by",
-        "which", "of the floor", "1 thread is slower by", "clock",
+        "network", "size", "batch", "threads", "dtype", "ours ms", "best peer is slower by", "which",
+        "dense is slower by", "which", "of the floor", "1 thread is slower by", "clock",
     ]  # fmt: skip
     return table(columns, lines)
 
@@ -220,16 +152,17 @@ def _least(times: dict[str, float], fused: float) -> list[str]:
 
 def _one_thread(entry: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether `other` is the same row on one thread."""
-    alike = all(str(entry.get(key)) == str(other.get(key)) for key in ("model", "size", "batch", "dtype"))
+    alike = all(entry.get(key, "float32") == other.get(key, "float32") for key in ("model", "size", "batch", "dtype"))
     return alike and entry["threads"] > 1 == other["threads"] and entry["clock"] == other["clock"]
 
 
 def rows_of(arguments: argparse.Namespace) -> list[Row]:
     """The rows of the named sets and of `--models`; the default is the first row of the issue's table."""
-    given = Row("", arguments.against, arguments.size, arguments.batch, arguments.threads or 1, arguments.clock)
+    given = Row("", arguments.against, arguments.size, arguments.batch, arguments.threads or 1, arguments.dtype,
+                arguments.clock)  # fmt: skip
     rows = [replace(row, clock=arguments.clock) for name in arguments.set for row in SETS[name]]
-    if arguments.threads and arguments.set:
-        rows = [row for row in rows if row.threads == arguments.threads]
+    if arguments.threads:
+        rows = [row for row in rows if row.threads == arguments.threads and row.dtype == arguments.dtype]
     return rows + [replace(given, model=model) for model in arguments.models]
 
 
@@ -239,11 +172,12 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[])
     parser.add_argument("--set", nargs="+", default=[], choices=list(SETS), help="rows that stand in this file")
     parser.add_argument("--against", default="", help="another model, timed beside each of --models")
-    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=list(CANDIDATES))
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=[GIVEN, *CANDIDATES])
     parser.add_argument("--without", nargs="+", default=[], help="engines to leave out, as compile: it takes longest")
     parser.add_argument("--size", default="224", help="256, or 200x136 (height, width)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, help="of --models (default 1); of --set: those rows only")
+    parser.add_argument("--dtype", default="float32", help="of --models; of --set, with --threads: those rows only")
     parser.add_argument("--clock", choices=["wall", "process"], default="wall")
     parser.add_argument("--seconds", type=float, default=15, help="of timing per row, at least eight rounds")
     parser.add_argument("--blocks", action="store_true", help="print the tables of blocks")

@@ -142,6 +142,7 @@ def engines(stem: str, entries: list[dict[str, Any]]) -> str:
         against = f"{dense[base] / fused:.2f} ({base})" if base else "-"
         size, floor = str(entry["size"]), entry.get("floors", {}).get(entry["model"])
         setting = f"{entry['batch']}x3x{size if 'x' in size else f'{size}x{size}'}, {entry['threads']}"
+        setting += f", {entry['dtype']}" if entry.get("dtype", "float32") != "float32" else ""
         share = f"{floor['ms'] / fused:.0%}" if floor else "-"
         faster = f"{peers[peer] / fused:.2f} ({peer})"
         rows.append([f"`{entry['model']}`", setting, f"{fused:.3g}", faster, against, share])
@@ -151,7 +152,7 @@ def engines(stem: str, entries: list[dict[str, Any]]) -> str:
             "of the floor"]  # fmt: skip
     return page(
         "## Whole networks on our engine",
-        f"Float32, interleaved medians in one process ({clocks} time); above 1 our engine is faster. "
+        f"Float32 where nothing else is said, interleaved medians in one process ({clocks} time); above 1 our engine is faster. "
         "The floor: what the network's arithmetic and traffic take at this machine's peaks, block by block.",
         table(head, rows, "llrrrr"),
         f"{machine(entries[0])}; {'; '.join(dict.fromkeys(filter(None, commands)))}, `{stem}.json`.",

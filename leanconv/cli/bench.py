@@ -14,6 +14,7 @@ from leanconv.cli.common import (
     ModelWords,
     Out,
     Threads,
+    bar,
     example,
     references,
     report,
@@ -57,6 +58,14 @@ def command(
     clock: Annotated[
         str, typer.Option("--clock", help="wall, or cpu: one thread's own computing time, for a crowded machine.")
     ] = "wall",
+    engines: Annotated[
+        str | None,
+        typer.Option(
+            "--engines",
+            metavar="all|NAME,...",
+            help="Each model on the engines of optimize and on its peers, with its roofline floor: fused,openvino,...",
+        ),
+    ] = None,
     trust_code: TrustCode = False,
     out: Out = None,
     json: Json = False,
@@ -64,9 +73,15 @@ def command(
     """Compare models side by side: params, MACs, latency (the models take turns), FPS; the first is the base.
 
     Options follow the model they belong to: leanconv bench leanconv:unet base=32 leanconv:unet base=32 conv=splconv.
-    With --dtype bfloat16 inference runs the model in bfloat16, a training step runs under bfloat16 autocast.
+    With --dtype bfloat16 inference runs the model in bfloat16, a training step runs under bfloat16 autocast, an engine
+    computes in bfloat16 on inputs and outputs of float32.
     """
     set_threads(threads)
+    if engines is not None:
+        if train or convention or channels_last or device != "cpu":
+            raise BadInput("--engines stands alone: without --train, --convention, --channels-last and --device")
+        report(_engines(models, input, dtype, engines, budget, clock, trust_code), json=json, out=out)
+        return
     x = example(input, dtype, device, channels_last=channels_last)
     from leanconv.measure import compare
 
@@ -89,6 +104,21 @@ def command(
         )  # fmt: skip
         result = _Both(result, steps)
     report(result, json=json, out=out)
+
+
+def _engines(
+    models: list[str], input: str, dtype: Dtype, engines: str, budget: float, clock: str, trust_code: bool
+) -> Any:
+    """The models on each engine, with a bar of what is prepared and measured."""
+    from leanconv.engine.peers import compare_engines
+
+    made = {name: model.eval() for name, model in named(references(models), trust_code).items()}
+    wanted = None if engines == "all" else engines.split(",")
+    with bar() as progress:
+        return compare_engines(
+            made, example(input), engines=wanted, dtype=None if dtype is Dtype.float32 else torch_dtype(dtype),
+            budget_s=budget, clock=clock, progress=progress,
+        )  # fmt: skip
 
 
 def named(found: list[str], trust_code: bool) -> dict[str, "nn.Module"]:

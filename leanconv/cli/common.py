@@ -2,7 +2,8 @@
 
 import json as _json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -130,3 +131,16 @@ def report(result: Any, *, json: bool, out: Path | None = None) -> None:
         else:
             write_atomic(out, f"{result}\n")
     print(_json.dumps(result.to_dict(), indent=2) if json else result)
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[str, float], object]]:
+    """A progress bar on standard error, gone when it is done; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task("", total=1.0)
+        yield lambda what, done: shown.update(task, description=what, completed=done)

@@ -1,7 +1,5 @@
 """`leanconv reproduce PAPER/TABLE`: the papers' figures beside ours."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -39,7 +37,7 @@ def command(
 
     batch, size = _size(input)
     common.set_threads(threads)
-    with _bar() as progress:
+    with common.bar() as progress:
         found = reproduce(
             table, counts=counts or not time, time=time, size=size, batch=batch, device=common.torch_device(device),
             budget_s=budget, clock=clock, progress=progress,
@@ -56,16 +54,3 @@ def _size(text: str | None) -> tuple[int, tuple[int, int] | None]:
     if len(sizes) != 4 or sizes[1] != 3:
         raise BadInput(f"--input {text!r}: the tables' networks take N,3,H,W")
     return sizes[0], (sizes[2], sizes[3])
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, float], object]]:
-    """A progress bar on standard error, gone when it is done; nothing where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task("", total=1.0)
-        yield lambda what, done: shown.update(task, description=what, completed=done)

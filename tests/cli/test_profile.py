@@ -42,6 +42,20 @@ def test_bench_compares_models_and_their_training_steps(leanconv):
         assert text in table
 
 
+def test_bench_puts_models_on_every_engine(leanconv):
+    words = ["bench", *SMALL, *SMALL, "conv=splconv", "--input", "1,3,32,32", *QUICK, "--clock", "cpu"]
+    code, printed, _ = leanconv(*words, "--engines", "eager", "--json")
+    assert code == 0
+    data = json.loads(printed)
+    names = ["leanconv:unet?base=4&levels=2", "leanconv:unet?base=4&levels=2&conv=splconv"]
+    assert list(data["times"]) == [f"{name}, eager" for name in names]
+    assert data["floors"][names[0]]["macs"] > 2 * data["floors"][names[1]]["macs"]
+    code, table, _ = leanconv("bench", *SMALL, *words[-8:], "--engines", "channels_last", "--dtype", "bfloat16")
+    assert code == 0
+    for text in ("of the floor", "bfloat16", "GFLOP/s", "cpu time"):
+        assert text in table
+
+
 def test_profile_compares_operators_on_an_array(leanconv, tmp_path):
     small = ["--input", "1,3,32,32", "--array", "16x8"]
     code, printed, _ = leanconv("profile", *SMALL, *small, "--json")
@@ -103,6 +117,8 @@ def test_profile_on_lanes_and_by_every_convention(leanconv):
         (["profile", *SMALL, "--array", "8x8", "--to", "spl", "--input", "1,3,32,32"], 2, "unknown"),
         (["bench", "base=32"], 1, "before any model"),
         (["bench", "leanconv:nonet"], 2, "unknown"),
+        (["bench", *SMALL, "--engines", "fuzed", "--input", "1,3,32,32"], 2, "did you mean 'fused'"),
+        (["bench", *SMALL, "--engines", "all", "--train", "--input", "1,3,32,32"], 1, "stands alone"),
         (["bench", *SMALL, "--clock", "sun", "--input", "1,3,32,32"], 1, "known: wall, cpu"),
     ],
 )

@@ -1,0 +1,179 @@
+"""Models on every engine of this machine, in turns: medians, spread, and the share of the roofline floor."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from leanconv.deploy.calls import Inputs, as_call
+from leanconv.deploy.runtimes import first_line
+from leanconv.engine.candidates import CANDIDATES, GIVEN, chosen
+from leanconv.engine.fused.capture import NotCaptured
+from leanconv.engine.fused.floor import Floor, floor_of
+from leanconv.engine.workbench import Workbench
+from leanconv.errors import BadInput
+from leanconv.measure import Timing, interleave, label
+from leanconv.measure.device import describe
+from leanconv.measure.latency import check_clock
+from leanconv.measure.roofline import Peaks, peaks
+from leanconv.table import table
+
+OWN = "fused"  # the engine that the others are peers of
+# Rounds that everybody is given, and how far behind the best peer of its model a form may then be to stay.
+LOOK, BEHIND = 4, 1.2
+Progress = Callable[[str, float], object]
+
+
+@dataclass(frozen=True)
+class EngineComparison:
+    """Every form that was right, and what it took; the first model on our engine (or its best) is the base of ratios.
+
+    Attributes:
+        times: (model, engine) -> Timing. Forms far behind have few rounds.
+        floors: model -> its roofline floor; None where it cannot be captured.
+        refused: (model, engine) -> why it is not among the times.
+    """
+
+    times: Mapping[tuple[str, str], Timing]
+    floors: Mapping[str, Floor | None]
+    refused: Mapping[tuple[str, str], str]
+    peaks: Peaks
+    label: str
+    clock: str
+    device: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> tuple[str, str]:
+        first = next(iter(self.floors))
+        own = [key for key in self.times if key[0] == first]
+        return (first, OWN) if (first, OWN) in own else min(own, key=lambda key: self.times[key].median_ms)
+
+    def share(self, key: tuple[str, str]) -> float | None:
+        """The model's floor over the form's time."""
+        floor = self.floors[key[0]]
+        return floor.ms / self.times[key].median_ms if floor else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "times": {f"{model}, {engine}": timing.to_dict() for (model, engine), timing in self.times.items()},
+            "floors": {model: floor.to_dict() for model, floor in self.floors.items() if floor},
+            "refused": {f"{model}, {engine}": why for (model, engine), why in self.refused.items()},
+            "peaks": self.peaks.to_dict(), "clock": self.clock, "machine": self.device,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        base = self.times[self.base].median_ms
+        rows = []
+        for (model, engine), timing in self.times.items():
+            floor, share = self.floors[model], self.share((model, engine))
+            rows.append([
+                model, engine, f"{timing.median_ms:.4g}", f"{timing.iqr_ms:.2g}", str(timing.rounds),
+                f"{timing.median_ms / base:.2f}", f"{floor.ms:.4g}" if floor else "-", f"{share:.0%}" if share else "-",
+            ])  # fmt: skip
+        columns = ["model", "engine", "ms (median)", "IQR", "rounds", "times as long", "floor ms", "of the floor"]
+        note = f"the engines in turns, {self.clock} time; times as long as {', '.join(self.base)}\n{self.peaks}"
+        told = [f"{model}, {engine}: {why}" for (model, engine), why in self.refused.items()]
+        return "\n".join([table(columns, rows, title=self.label, note=note), *told])
+
+
+@torch.no_grad()
+def compare_engines(
+    models: Mapping[str, nn.Module],
+    inputs: Inputs,
+    *,
+    engines: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+    budget_s: float = 10.0,
+    clock: str = "wall",
+    progress: Progress | None = None,
+    on_form: Callable[[str, Any], object] | None = None,
+) -> EngineComparison:
+    """Prepare every engine as `optimize` does, verify it against its model, and time all of them interleaved.
+
+    Args:
+        models: name -> model in eval mode; they are not changed.
+        inputs: as `optimize` takes them, for all models alike.
+        engines: those of `optimize`, "eager" for the model as given (default: every one).
+        dtype: what the engines compute in; None is the models' own. Inputs and outputs keep theirs.
+        budget_s: seconds of timing, preparation not counted; at least six rounds.
+        clock: as `measure.latency.interleave` has it.
+        progress: called with what is done and the share of it; `on_form` with a label and each form that was prepared.
+    Raises: BadInput where no form of the first model can be timed; UnknownName for another engine.
+    """
+    check_clock(clock)
+    words = [GIVEN, *CANDIDATES] if engines is None else list(engines)
+    names = [GIVEN] * (GIVEN in words) + [each.name for each in chosen(words)]
+    names.sort(key=words.index)
+    top = peaks(dtype=dtype or torch.float32, clock=clock)
+    item = torch.finfo(dtype or torch.float32).bits // 8
+    forms: dict[tuple[str, str], Callable[[], object]] = {}
+    floors: dict[str, Floor | None] = {}
+    refused: dict[tuple[str, str], str] = {}
+    args, kwargs = as_call(inputs)
+    for i, (name, model) in enumerate(models.items()):
+        bench = Workbench(model, args, kwargs, torch.get_num_threads())
+        for j, engine in enumerate(names):
+            if progress:
+                progress(f"{name}: preparing {engine}", (i * len(names) + j) / len(models) / len(names))
+            form, why = (model, "") if engine == GIVEN else _prepared(bench, engine, dtype)
+            if form is None:
+                refused[name, engine] = why
+                continue
+            if on_form:
+                on_form(f"{name}, {engine}", form)
+            forms[name, engine] = lambda form=form: form(*args, **kwargs)  # type: ignore[misc]
+        floors[name] = _floor(bench, top, item)
+    if not any(model == next(iter(models)) for model, _ in forms):
+        raise BadInput(f"no engine runs {next(iter(models))}: {'; '.join(refused.values())}")
+    times = _timed(forms, budget_s, clock, progress)
+    told = label("cpu", dtype=dtype or torch.float32, shape=bench.tensors[0].shape if bench.tensors else None)
+    return EngineComparison(times, floors, refused, top, told, clock, describe("cpu"))
+
+
+def _prepared(bench: Workbench, engine: str, dtype: torch.dtype | None) -> tuple[Any, str]:
+    """(the form, ""), or (None, why it is not used)."""
+    candidate = CANDIDATES[engine]
+    if reason := candidate.why_not(bench, dtype):
+        return None, reason
+    try:
+        form = candidate.prepare(bench, dtype)
+        seen, _ = bench.verify(form)
+    except Exception as error:  # an engine that cannot run the network is one less
+        return None, f"failed: {first_line(error)}"
+    if not seen.ok(bench.tolerance(dtype)):
+        return None, f"differs: {seen.problem or f'{seen.relative:.1e} of the output'}"
+    return form, ""
+
+
+def _floor(bench: Workbench, top: Peaks, item: int) -> Floor | None:
+    try:
+        return floor_of(bench, top, item)
+    except NotCaptured:
+        return None
+
+
+def _timed(
+    forms: Mapping[tuple[str, str], Callable[[], object]], seconds: float, clock: str, progress: Progress | None
+) -> dict[tuple[str, str], Timing]:
+    """A few rounds of all forms, then of those that are not far behind until the seconds are spent."""
+    calls, keys = {str(i): call for i, call in enumerate(forms.values())}, list(forms)
+    if progress:
+        progress("the first rounds", 0.0)
+    first = interleave(calls, budget_s=0, warmup=2, min_rounds=LOOK, clock=clock)
+    near = hopeful({keys[int(i)]: timing.median_ms for i, timing in first.items()})
+    found = interleave(
+        {i: call for i, call in calls.items() if keys[int(i)] in near}, budget_s=seconds, warmup=0, min_rounds=6,
+        max_rounds=2000, clock=clock, on_round=(lambda done: progress("in turns", done)) if progress else None,
+    )  # fmt: skip
+    return {keys[int(i)]: timing for i, timing in (first | found).items()}
+
+
+def hopeful(times: Mapping[tuple[str, str], float]) -> set[tuple[str, str]]:
+    """The peers near the best peer of their own model, and our engine."""
+    best: dict[str, float] = {}
+    for (model, engine), ms in times.items():
+        if engine != OWN:
+            best[model] = min(ms, best.get(model, ms))
+    return {(model, engine) for (model, engine), ms in times.items() if engine == OWN or ms <= BEHIND * best[model]}
