@@ -29,11 +29,14 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the measured tables under benchmarks/results
-	$(BIN)/python -m benchmarks.operators
-	$(BIN)/python -m benchmarks.cpu_kernels
+# About 45 minutes on two cores that do nothing else. Every command writes after each row or table and, begun again at
+# the same commit, goes on behind what it has: it may be stopped at any time. What the results say then: make docs.
+bench: $(READY)  ## the measured tables under benchmarks/results, most important first
+	$(BIN)/python -m benchmarks.fused_engine --set issue untuned --resume --seconds 10
+	$(BIN)/python -m benchmarks.cpu_kernels --resume
+	$(BIN)/python -m benchmarks.choices --minutes 12
 	$(BIN)/python -m benchmarks.unet_engines --convs conv splconv
-	$(BIN)/python -m benchmarks.fused_engine --against "leanconv:unet?base=32&conv=conv" --size 256
+	$(BIN)/python -m benchmarks.operators --quick --resume --out benchmarks/results/operators_cpu.json
 
 docs: $(READY)  ## the generated pages and figures under docs
 	$(BIN)/python -m docs.generate

@@ -13,6 +13,7 @@ geometric means; writes benchmarks/results/cpu_kernels.json.
 
 import argparse
 import ctypes
+import json
 import math
 import random
 import shlex
@@ -69,28 +70,49 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile among the peers")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.4, help="of timing per row")
+    parser.add_argument("--resume", action="store_true", help="leave out rows that --out has of this commit")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    top, rows = peaks(clock="cpu"), []
+    top, here = peaks(clock="cpu"), commit()
+    old = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    rows = old["rows"] if old.get("batch") == arguments.batch else []  # each stays until it is measured again
     command = " ".join(["python -m benchmarks.cpu_kernels", *map(shlex.quote, sys.argv[1:])])
     report = {
-        "command": command, "commit": commit(), "machine": describe("cpu"), "peaks": top.to_dict(),
+        "command": command, "commit": here, "machine": describe("cpu"), "peaks": top.to_dict(),
         "batch": arguments.batch,
     }  # fmt: skip
     print(top, flush=True)
     for operator in arguments.operators:
-        depthwise = "depthwise" in get(operator).replaces and "dense" not in get(operator).replaces
-        for place, (c, o, k, size) in (DEPTHWISE if depthwise else DENSE).items():
-            if any(word in place for word in arguments.layers):
-                spec = ConvSpec.of(c, o, k, 1, k // 2, groups=c if depthwise else 1, bias=False, h=size, w=size)
-                rows.append(measured(operator, place, spec, top, arguments))
-        shown = [row for row in rows if row["operator"] == operator]
+        for place, spec in places(operator, arguments.layers).items():
+            held = next((row for row in rows if (row["operator"], row["layer"]) == (operator, place)), None)
+            if held is None or not (arguments.resume and held.get("commit") == here):
+                found = measured(operator, place, spec, top, arguments) | {"commit": here}
+                rows = [row for row in rows if row is not held] + [found]
+                write_json(arguments.out, report | {"rows": in_order(rows)})
+        shown = [row for row in in_order(rows) if row["operator"] == operator]
         if shown:
             print(show(operator, shown), end="\n\n", flush=True)
-        write_json(arguments.out, report | {"rows": rows})
-    print(f"all: {mean_of(rows)}")
+    if rows:
+        print(f"all: {mean_of(rows)}")
+
+
+def places(operator: str, words: list[str]) -> dict[str, ConvSpec]:
+    """The layers that an operator stands in, those whose name contains one of the words."""
+    depthwise = "depthwise" in get(operator).replaces and "dense" not in get(operator).replaces
+    layers = DEPTHWISE if depthwise else DENSE
+    return {
+        place: ConvSpec.of(c, o, k, 1, k // 2, groups=c if depthwise else 1, bias=False, h=size, w=size)
+        for place, (c, o, k, size) in layers.items()
+        if any(word in place for word in words)
+    }
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows operator by operator, layer by layer, whichever was measured last."""
+    layers = [*DENSE, *DEPTHWISE]
+    return sorted(rows, key=lambda row: (OPERATORS.index(row["operator"]), layers.index(row["layer"])))
 
 
 def keep_freed_memory() -> None:

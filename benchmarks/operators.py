@@ -1,17 +1,22 @@
 """Every registered operator against the dense convolution it replaces: layer by layer, then as a whole U-Net.
 
-    python -m benchmarks.operators [--quick] [--threads 1] [--compile conv splconv ...]
+    python -m benchmarks.operators [--quick] [--threads 1] [--compile conv splconv ...] [--resume] [--minutes 10]
 
 Inference and training step (forward, backward, SGD), eager and channels_last, peak memory of the step, parameters,
 MACs. All candidates of one table take turns in one process; read the ratios, not the times. With one thread (the
 default) the clock is that thread's own computing time, so that a neighbour's load does not decide the table.
-Writes benchmarks/results/operators_cpu.json after every table, so that a stopped run keeps what it has.
+Writes benchmarks/results/operators_cpu.json after every table, so that a stopped run keeps what it has; `--resume` goes
+on behind it, `--minutes` begins no table after these.
 """
 
 import argparse
+import json
+import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +70,64 @@ COMPILED = ["conv", "depthwise_separable", "spconv", "splconv", "hetconv"]
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    report: dict[str, Any] = {
-        "command": "python -m benchmarks.operators " + " ".join(sys.argv[1:]), "commit": commit(),
-        "device": describe("cpu"), "clock": _timing(arguments)["clock"], "layers": [], "networks": [],
-    }  # fmt: skip
-    layers = QUICK_LAYERS if arguments.quick else LAYERS
-    layers = {place: spec for place, spec in layers.items() if arguments.layers is None or place in arguments.layers}
-    for place, spec in layers.items():
-        rows = layer_rows(place, spec, arguments)
-        report["layers"] += rows
-        _save(arguments.out, report)
-        print(show_layer(place, spec, rows, arguments.batch), end="\n\n", flush=True)
-    for row, text in network_rows(arguments):
-        report["networks"].append(row)
+    report = _report(arguments)
+    tables = [*_layer_tables(report, arguments), *_network_tables(report, arguments)]
+    start = time.perf_counter()
+    for i, (what, measure) in enumerate(tables):
+        spent = time.perf_counter() - start
+        if spent > 60 * arguments.minutes:
+            print(f"{len(tables) - i} tables left: --resume goes on with {what}")
+            break
+        print(f"{i + 1} of {len(tables)}: {what}; {spent / 60:.1f} minutes so far", file=sys.stderr, flush=True)
+        text = measure()
         _save(arguments.out, report)
         print(text, end="\n\n", flush=True)
+
+
+def _report(arguments: argparse.Namespace) -> dict[str, Any]:
+    """An empty report, or the one that a stopped run of this commit and these settings left."""
+    report: dict[str, Any] = {
+        "command": "python -m benchmarks.operators " + " ".join(sys.argv[1:]), "commit": commit(),
+        "device": describe("cpu"), "clock": _timing(arguments)["clock"], "quick": arguments.quick, "layers": [],
+        "networks": [],
+    }  # fmt: skip
+    if not (arguments.resume and arguments.out and arguments.out.exists()):
+        return report
+    old = json.loads(arguments.out.read_text())
+    for key in ("device", "clock", "quick", *(() if arguments.any_commit else ("commit",))):
+        if old.get(key) != report[key]:
+            print(f"{arguments.out} is of another {key}: a new table begins")
+            return report
+    return report | {"layers": old["layers"], "networks": old["networks"]}
+
+
+def _layer_tables(report: dict[str, Any], arguments: argparse.Namespace) -> list[tuple[str, Callable[[], str]]]:
+    """The layers that the report does not have yet: what each is, and what measures it into the report."""
+
+    def measure(place: str, spec: ConvSpec) -> str:
+        rows = [row | {"commit": report["commit"]} for row in layer_rows(place, spec, arguments)]
+        report["layers"] += rows
+        return show_layer(place, spec, rows, arguments.batch)
+
+    layers = QUICK_LAYERS if arguments.quick else LAYERS
+    done = {row["layer"] for row in report["layers"]}
+    return [
+        (place, partial(measure, place, spec)) for place, spec in layers.items()
+        if place not in done and (arguments.layers is None or place in arguments.layers)
+    ]  # fmt: skip
+
+
+def _network_tables(report: dict[str, Any], arguments: argparse.Namespace) -> list[tuple[str, Callable[[], str]]]:
+    """Likewise the tables of the network."""
+
+    def measure(kind: str, table_of: Callable[[], Comparison | TrainingComparison]) -> str:
+        found = table_of()
+        report["networks"].append({"network": title, "table": kind, "commit": report["commit"], **found.to_dict()})
+        return f"{title}, {kind}\n{found}"
+
+    title, tables = network_tables(arguments)
+    done = {row["table"] for row in report["networks"]}
+    return [(f"{title}, {kind}", partial(measure, kind, run)) for kind, run in tables.items() if kind not in done]
 
 
 def _arguments() -> argparse.Namespace:
@@ -92,6 +140,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="batch of a layer's training step")
     parser.add_argument("--operators", nargs="*", help="default: every registered one")
     parser.add_argument("--compile", nargs="*", help=f"networks to time compiled too; default {' '.join(COMPILED)}")
+    parser.add_argument("--resume", action="store_true", help="keep the tables that --out has, measure the others")
+    parser.add_argument("--any-commit", action="store_true", help="--resume keeps the tables of other commits too")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no table after these")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/operators_cpu.json, quick: nowhere")
     arguments = parser.parse_args()
     arguments.budget = arguments.budget or (1.0 if arguments.quick else 8.0)
@@ -181,27 +232,36 @@ def show_layer(place: str, spec: ConvSpec, rows: list[dict[str, Any]], batch: in
     return table([*head, "peak"], cells, title=title, note=note)
 
 
-def network_rows(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], str]]:
-    """The U-Net built from each operator: training step and inference in every setting, table by table."""
+def network_tables(
+    arguments: argparse.Namespace,
+) -> tuple[str, dict[str, Callable[[], Comparison | TrainingComparison]]]:
+    """The U-Net built from each operator, and what measures training step and inference of it in every setting."""
     base, size = (8, 64) if arguments.quick else (32, 256)
     chosen = operators(ConvSpec.of(base, base, 3, 1, 1, bias=False, h=size, w=size), arguments.operators)
-    models: dict[str, nn.Module] = {text: unet(base=base, conv=text) for text in chosen}
-    # A training step needs two images: ODConv's norm stands behind a global average.
     x, batch, timing = torch.randn(1, 3, size, size), torch.randn(2, 3, size, size), _timing(arguments, 6)
-    some = {text: models[text] for text in arguments.compile}
-    title = f"U-Net base {base} at {size} px, 3 channels in, 1 out"
-
-    def row(kind: str, part: Comparison | TrainingComparison) -> tuple[dict[str, Any], str]:
-        return {"network": title, "table": kind, **part.to_dict()}, f"{title}, {kind}\n{part}"
-
-    yield row("training", compare_training(models, batch, settings=LAYOUTS, **timing))
-    yield row("inference eager", compare(models | _compiled(some), x, **timing))
     wide = x.contiguous(memory_format=torch.channels_last)
-    models = {name: _channels_last(model) for name, model in models.items()}
-    yield row("inference channels_last", compare(models | _compiled({t: models[t] for t in some}), wide, **timing))
-    if some:
+
+    def models(texts: list[str], layout: str = "eager") -> dict[str, nn.Module]:
+        made: dict[str, nn.Module] = {text: unet(base=base, conv=text) for text in texts}
+        return {name: _channels_last(model) for name, model in made.items()} if layout != "eager" else made
+
+    def inference(layout: str) -> Comparison:
+        made = models(chosen, layout)
+        compiled = _compiled({text: made[text] for text in arguments.compile})
+        return compare(made | compiled, x if layout == "eager" else wide, **timing)
+
+    # A training step needs two images: ODConv's norm stands behind a global average.
+    tables: dict[str, Callable[[], Comparison | TrainingComparison]] = {
+        "training": lambda: compare_training(models(chosen), batch, settings=LAYOUTS, **timing),
+        "inference eager": lambda: inference("eager"),
+        "inference channels_last": lambda: inference("channels_last"),
+    }
+    if arguments.compile:
         settings = (*LAYOUTS, "compile", "compile channels_last")
-        yield row("training compiled", compare_training(some, batch, settings=settings, **timing))
+        tables["training compiled"] = lambda: compare_training(
+            models(arguments.compile), batch, settings=settings, **timing
+        )
+    return f"U-Net base {base} at {size} px, 3 channels in, 1 out", tables
 
 
 def _channels_last(model: nn.Module) -> nn.Module:

@@ -152,8 +152,8 @@ def engines(stem: str, entries: list[dict[str, Any]]) -> str:
             "of the floor"]  # fmt: skip
     return page(
         "## Whole networks on our engine",
-        f"Float32 where nothing else is said, interleaved medians in one process ({clocks} time); above 1 our engine is faster. "
-        "The floor: what the network's arithmetic and traffic take at this machine's peaks, block by block.",
+        f"Float32 where nothing else is said, interleaved medians in one process ({clocks} time); above 1 our engine "
+        "is faster. The floor: what the network's arithmetic and traffic take at this machine's peaks, block by block.",
         table(head, rows, "llrrrr"),
         f"{machine(entries[0])}; {'; '.join(dict.fromkeys(filter(None, commands)))}, `{stem}.json`.",
     ).rstrip()
