@@ -40,11 +40,11 @@ class KernelRun:
 
     def step(self, maps: Sequence[Any]) -> Any:
         """The bound kernel's step for these maps, or None where it would read a copy of one."""
-        from leanconv.kernels.cpu.maps import even
+        from leanconv.kernels.cpu.maps import pixel_stride
 
         flat = [*maps[:-1], maps[-1].flatten(1)] if self.gate else list(maps)
         first, *rest = flat[:-1] if self.gate else flat
-        if not self.bound.takes(first) or any(x is not None and even(x) is not x for x in rest):
+        if not self.bound.takes(first) or any(x is not None and not pixel_stride(x) for x in rest):
             return None
         if self.gate and not flat[-1].is_contiguous():
             return None

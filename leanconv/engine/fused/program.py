@@ -73,15 +73,21 @@ class Program:
         return handed_out([values[i] for i in self._outputs], given, self._held)
 
     def _planned(self, key: Hashable, given: Sequence[Tensor]) -> list[Tensor]:
-        """As `_stepwise`, keeping every value to the end, from which the plan is made."""
+        """As `_stepwise`, and the plan is made from the shapes and strides that were seen."""
         values = self._values(given)
-        for run, reads, at, second, _, _ in self.steps:
+        seen = [_outline(value) for value in values]
+        for run, reads, at, second, frees, _ in self.steps:
             made = run(*[values[i] for i in reads])
             if second < 0:
                 values[at] = made
             else:
                 values[at], values[second] = made
-        plan = Plan(self.steps, values, self._outputs, self._fixed)
+                seen[second] = _outline(values[second])
+            seen[at] = _outline(values[at])
+            del made
+            for i in frees:
+                values[i] = None
+        plan = Plan(self.steps, seen, self._outputs, self._fixed)
         with self._lock:
             self._plans = {**self._plans, key: plan}
         return handed_out([values[i] for i in self._outputs], given, self._held)
@@ -91,6 +97,13 @@ class Program:
         for place, tensor in self._fixed.items():
             values[place] = tensor
         return values
+
+
+def _outline(value: Any) -> Tensor | None:
+    """A tensor's shape, strides and dtype without its memory; None for what is no tensor."""
+    if not isinstance(value, Tensor):
+        return None
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def _in_planes(graph: Graph, image: Node, runs: Mapping[Node, Run]) -> bool:

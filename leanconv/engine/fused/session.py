@@ -76,7 +76,7 @@ def handed_out(values: Sequence[Tensor], given: Sequence[Tensor], held: Set[int]
 
 
 class Plan:
-    """Where everything lies, and what runs. `values`: those of a run step by step, for their sizes."""
+    """Where everything lies, and what runs. `values`: as those of a run step by step, their memory left out."""
 
     def __init__(
         self, steps: Sequence[Step], values: Sequence[Any], outputs: Sequence[int], fixed: Mapping[int, Tensor]

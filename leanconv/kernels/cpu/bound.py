@@ -78,7 +78,7 @@ class Bound:
 
     def takes(self, x: Tensor) -> bool:
         """Whether a step reads the map where it lies, without a copy."""
-        return even(x) is x or (self.planes and in_planes(x))
+        return bool(pixel_stride(x)) or (self.planes and in_planes(x))
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{type(self).__name__} cannot be called")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
@@ -78,6 +79,27 @@ def test_memory_that_was_never_written_is_never_read(monkeypatch):
     for _ in range(3):
         for y, want in zip(program(x), model(x), strict=True):
             torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_first_call_frees_what_nobody_needs_any_more():
+    model, x = nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(12)]), torch.randn(1, 3, 9, 9)
+    program, _ = program_of(model, x)
+    alive, most = weakref.WeakSet(), []
+
+    def watched(run):
+        def call(*inputs):
+            y = run(*inputs)
+            alive.add(y)
+            most.append(len(alive))
+            return y
+
+        return call
+
+    program.steps = [step._replace(run=watched(step.run)) for step in program.steps]
+    program(x)
+    assert len(most) == 12
+    assert max(most) == 2
 
 
 @kernels
