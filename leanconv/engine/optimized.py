@@ -6,6 +6,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 from leanconv.deploy.calls import Inputs, as_call
 from leanconv.deploy.verify import difference
@@ -62,16 +63,26 @@ class Optimized(nn.Module):
     def engine(self) -> str:
         return self.choices.winner.label
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The chosen form at once, where nothing stands between; else as every module.
+
+        The whole way takes 3 µs before the form begins, as long as a small layer.
+        """
+        if len(args) == 1 and not kwargs and type(x := args[0]) is Tensor:
+            form = self._forms.get((x.shape, x.dtype, x.device))  # `_key` of one tensor
+            if form is not None and not (
+                torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or torch._C._get_tracing_state()
+                or self.original.training or self._forward_hooks or self._forward_pre_hooks
+                or hooks._global_forward_hooks or hooks._global_forward_pre_hooks
+            ):  # fmt: skip
+                return form(x)
+        return super().__call__(*args, **kwargs)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             raise BadInput("an optimised model cannot be exported or traced; export model.original")
         if self.original.training:
             raise BadInput("the model under this optimised one was put in training mode; call .original.eval()")
-        if len(args) == 1 and not kwargs and isinstance(x := args[0], Tensor):
-            form = self._forms.get((x.shape, x.dtype, x.device))
-            # What follows takes 2 µs, a good part of a small network's call.
-            if form is not None and not torch.is_grad_enabled() and not torch._C._is_any_autocast_enabled():
-                return form(x)
         key = _key(args, kwargs)
         with torch.no_grad():
             if torch.is_autocast_enabled(device := _device_type(args)):

@@ -324,9 +324,18 @@ def test_an_optimised_model_is_for_inference_here(tmp_path):
             assert fast(x).dtype == torch.float32
     with torch.no_grad():
         assert torch.equal(fast(x), fast(x.clone().requires_grad_()))
-    model.train()
-    with pytest.raises(BadInput, match=r"\.original\.eval\(\)"):
+        seen = []
+        with_hook = fast.register_forward_hook(lambda *_: seen.append("own"))
+        for_all = nn.modules.module.register_module_forward_hook(lambda *_: seen.append("all"))
         fast(x)
+        with_hook.remove(), for_all.remove()
+        assert {"own", "all"} <= set(seen)
+        with pytest.raises(BadInput, match="original"), pytest.warns(FutureWarning):
+            torch.jit.trace(fast, x)
+    model.train()
+    for gradients in (torch.enable_grad(), torch.no_grad()):
+        with gradients, pytest.raises(BadInput, match=r"\.original\.eval\(\)"):
+            fast(x)
 
 
 def changed_by_optimizer(model):
