@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu import bind, bind_separable, tiles
 from leanconv.ops.separable import Separable, Stencil, reference
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
@@ -102,3 +102,16 @@ def test_any_size_batch_and_layout(case, data):
         return
     layouts = data.draw(st.lists(st.sampled_from(["nchw", "channels_last", "slice", "crop"]), min_size=2, max_size=2))
     check(form, weights, h, w, data.draw(st.integers(0, 3)), bound, layouts, dtype)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("far", "dtype"), [(False, torch.float32), (True, torch.bfloat16), (True, torch.float32)])
+@pytest.mark.parametrize(("name", "h", "w"), [("splconv", 5, 121), ("wide", 9, 61), ("xsepconv", 8, 115)])
+def test_long_rows_and_far_maps(name, h, w, far, dtype, monkeypatch):
+    """Rows whose stencils go by strips, and maps that are copied before the vectors take turns; blocks of few rows."""
+    if far:
+        for place in (tiles, bind_separable):
+            monkeypatch.setattr(place, "cache_bytes", lambda: 1000)
+    form = FORMS[name]
+    weights = [w.to(dtype) for w in weights_of(form)]
+    check(form, weights, h, w, 2, bind(form, weights), ["channels_last"] * 2, dtype)

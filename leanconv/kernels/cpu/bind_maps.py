@@ -20,8 +20,9 @@ from leanconv.kernels.cpu.bound import (
 )  # fmt: skip
 from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
+from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Average, Program, View, Work
-from leanconv.kernels.cpu.tiles import matrix_tile, row_block, stencil_tile
+from leanconv.kernels.cpu.tiles import lanes_for, matrix_tile, row_block
 from leanconv.ops.forms import check_channels
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.upsample import Upsample
@@ -103,8 +104,8 @@ class BoundMaxPool(Bound):
         (n, c, _, w), (p, q) = x.shape, form.size(*x.shape[2:])
         storage, sides = storage_for(x), (form.padding[0], form.padding[2])
         core = pool.Pool(c, pixel_stride(x), form.kernel, form.stride, sides, storage)
-        size = (n, c, p, q)
-        made = kernel(pool.pipeline, core, stencil_tile(c, q))
+        size, lanes = (n, c, p, q), lanes_for(c)
+        made = kernel(pool.pipeline, core, Tile(1, lanes, lanes))
         block = row_block(
             p, n, storage.bytes * c * (q + w * form.stride[0]), form.kernel[0] - 1, torch.get_num_threads()
         )

@@ -27,12 +27,11 @@ from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Program, View, Work
-from leanconv.kernels.cpu.tiles import matrix_tile, row_block, stencil_tile
+from leanconv.kernels.cpu.stencils import Track
+from leanconv.kernels.cpu.tiles import cache_bytes, fill, lanes_for, matrix_tile, row_block, strip
 from leanconv.kernels.cpu.tracks import Source, split_weights, track_weights, tracks
 from leanconv.ops.forms import check_channels
 from leanconv.ops.separable import Separable
-
-WIDE = 96  # pixels: three rows of one vector of channels fill half of a first-level cache
 
 
 class BoundSeparable(Bound):
@@ -95,15 +94,15 @@ class _Maker:
         """One kernel for each track, all of them on a block of rows before the next block."""
         views, kernels, first = [], [], 0
         for source, taps in zip(self.bound._tracks, self.bound._taps, strict=True):
-            tile = stencil_tile(source.channels, self.size[3])
             core = separable.Core(
                 (self._track(source),), None, self.size[1], False, self.form.activation, self._residual_pixel(), False,
-                self.size[3] > WIDE, self.storage,
+                self.storage,
             )  # fmt: skip
+            lanes = lanes_for(source.channels)
             arguments = [self._input(source), *map(self._add, taps)]
             if self.residual is not None:
                 arguments.append(map_view(self.at_residual, self.residual, first, source.channels))
-            kernels.append(kernel(separable.pipeline, core, tile))
+            kernels.append(kernel(separable.depthwise, core, Tile(core.tracks[0].tiles[-1], lanes, lanes)))
             views.append((arguments, first, source.channels))
             first += source.channels
         out = self.pointers + len(self.weights)
@@ -114,13 +113,14 @@ class _Maker:
         return self._finish(listed, self._work(), flat=False)
 
     def projected(self) -> Step:
-        """Stencils, then the 1×1."""
-        form, o = self.form, self.size[1]
+        """Stencils, then the 1×1 of whole rows of pixels."""
+        form, (n, o, p, q), work = self.form, self.size, self._work()
         assert self.bound._project is not None
-        tile = matrix_tile(o, self.size[3], self.storage.steps(form.middle), False)
+        last = p - (p - 1) // work.block * work.block  # rows of the smallest block
+        tile = matrix_tile(o, last * q, self.storage.steps(form.middle), True)
         core = separable.Core(
             tuple(map(self._track, self.bound._tracks)), o, o, form.bias, form.activation, self._residual_pixel(),
-            form.gate, self.size[3] > WIDE, self.storage,
+            form.gate, self.storage,
         )  # fmt: skip
         arguments: list[View] = []
         for source, taps, column in zip(self.bound._tracks, self.bound._taps, self._columns(), strict=True):
@@ -129,9 +129,11 @@ class _Maker:
         if form.bias:
             arguments.append(self._add(pack_vector(self.bound._bias, tile.block, o)))
         if self.residual is not None:
-            arguments.append(map_view(self.at_residual, self.residual, 0, o))
-        arguments.append(out_view(self.pointers + len(self.weights), self.size, 0, o, self.storage))
-        return self._finish([(kernel(separable.pipeline, core, tile), arguments)], self._work(), flat=False)
+            arguments.append(flat_view(self.at_residual, self.residual, 0, o))
+        target = flat_out_view(self.pointers + len(self.weights), self.size, self.storage)
+        arguments = [target, *arguments, target]
+        made = kernel(separable.projected, core, tile)
+        return self._finish([(made, arguments)], Work(n, p * q, work.block * q), flat=True)
 
     def pointwise(self) -> Step:
         """A 1×1 alone: all pixels in a row."""
@@ -166,9 +168,17 @@ class _Maker:
         self.weights.append(packed)
         return weights_view(self.pointers + len(self.weights) - 1, packed)
 
-    def _track(self, source: Source) -> separable.Track:
+    def _track(self, source: Source) -> Track:
         stencils = tuple(replace(s, first=0) for s in source.stencils)
-        return separable.Track(pixel_stride(self.inputs[source.index]), source.channels, stencils)
+        x = self.inputs[source.index]
+        far = self.storage.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * cache_bytes()
+        size, tiles, strips = (x.shape[2], x.shape[3]), [fill(x.shape[3])], [0]
+        for stencil in stencils:
+            rows, wide = (stencil.kernel[0] - 1) * stencil.dilation[0] + 1, size[1]
+            size = stencil.size(*size)
+            tiles.append(fill(size[1]))
+            strips.append(strip(rows, wide, tiles[-1] * stencil.stride[1]))
+        return Track(pixel_stride(x), source.channels, stencils, tuple(tiles), tuple(strips), far)
 
     def _input(self, source: Source) -> View:
         return map_view(source.index, self.inputs[source.index], source.first, source.channels)

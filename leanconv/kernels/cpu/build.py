@@ -144,7 +144,7 @@ def _kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, An
     loaded, lib = None, runtime()
     if lib is not None:
         try:
-            loaded = _library(f"{pipeline.__module__} {core!r} {tile!r}", make)
+            loaded = _library(f"{pipeline.__module__}.{pipeline.__name__} {core!r} {tile!r}", make)
         except CannotBuild as error:
             _in_process_only(str(error))
     if loaded is None or lib is None:

@@ -58,21 +58,32 @@ def matrix_tile(width: int, pixels: int, depth: int, flat: bool) -> Tile:
 
 
 @functools.lru_cache(4096)
-def stencil_tile(channels: int, pixels: int) -> Tile:
-    """The tile of a kernel without a projection: vectors that waste few lanes, pixels that fill the row."""
+def lanes_for(channels: int) -> int:
+    """The vectors of a kernel without a projection: those that waste few lanes."""
     widest, half, _ = _vectors()
     narrow = max(4, widest // 2)
     cost = {
         lanes: math.ceil(channels / lanes) * (1.0 if lanes == widest else 0.5 / half + 0.03)
         for lanes in (narrow, widest)
     }
-    lanes = min(cost, key=lambda key: cost[key])
-    return Tile(_fill(pixels), lanes, lanes)
+    return min(cost, key=lambda key: cost[key])
 
 
-def _fill(pixels: int) -> int:
-    """4 to 8 pixels, the number that leaves the least of the last tile empty."""
-    return min(range(8, 3, -1), key=lambda rows: math.ceil(pixels / rows) * rows + 0.1 * (8 - rows))
+def fill(pixels: int) -> int:
+    """4 to 8 pixels, or all where there are fewer: the number that leaves the least of the last tile of a row empty."""
+    if pixels < 4:
+        return max(1, pixels)
+    return min(range(min(8, pixels), 3, -1), key=lambda rows: math.ceil(pixels / rows) * rows + 0.1 * (8 - rows))
+
+
+def strip(rows: int, width: int, tile: int) -> int:
+    """Tiles of a row to be made in all rows of a map before the next ones; 0: whole rows, of which enough are kept.
+
+    A stencil that spans `rows` rows of one vector of channels finds them in the first-level cache again, 32 KiB.
+    """
+    if rows == 1 or rows * width * 64 <= 20 << 10:
+        return 0
+    return max(1, (12 << 10) // (rows * tile * 64))
 
 
 def row_block(rows: int, samples: int, row_bytes: int, halo: int, threads: int, least: int = 1) -> int:

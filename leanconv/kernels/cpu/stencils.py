@@ -1,0 +1,227 @@
+"""Depthwise stencils in Halide, one vector of channels after the other: `i b x y`, number i of vector b.
+
+Between two stencils there is a copy with its border, of one vector of channels and all rows of the block: small enough
+for the first-level cache, each line of it full. Only what lies inside a map is computed. Its border is stored as zeros:
+of 7×7 pixels before a 7×1 a computed border would be as much work as the map.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from leanconv.kernels.cpu.activations import activate
+from leanconv.kernels.cpu.frontend import halide
+from leanconv.kernels.cpu.pieces import Axes
+from leanconv.kernels.cpu.storage import Storage, image, map_image
+from leanconv.ops.forms import Stencil
+
+MOST_WRITTEN_OUT = 11  # taps of a stencil
+
+
+@dataclass(frozen=True)
+class Track:
+    """Channels that lie side by side in one input and share their stencils.
+
+    Args:
+        pixel: numbers from one pixel of the input to the next.
+        channels, stencils: how many, and which one after the other.
+        tiles: pixels made together, of the input and of each stencil's output; at most as many as a row has.
+        strips: tiles of a row that are made in all rows before the next ones, of the same; 0: all of them.
+        far: the input comes from memory: it is copied pixel by pixel, before the vectors of channels take turns.
+    """
+
+    pixel: int
+    channels: int
+    stencils: tuple[Stencil, ...]
+    tiles: tuple[int, ...]
+    strips: tuple[int, ...]
+    far: bool
+
+
+@dataclass
+class Loops:
+    """The loops over the inside of a map, from the innermost; `order` has those of the sum (RVars) alone."""
+
+    order: list[Any]
+    pixel: Any
+    tile: Any
+    masked: bool
+
+
+@dataclass
+class Between:
+    """A map with its border: the Func, the loops of the stage that fills its inside, accumulators if it has some."""
+
+    func: Any
+    loops: Loops
+    sums: Any
+
+
+@dataclass
+class Chain:
+    """The stencils of a track: `value` is the last one's result (`i b x y`, to be inlined), `h` `w` its size.
+
+    Args:
+        sums: accumulators of `value`, or None.
+        partial: `value` reads the map itself, whose last vector has fewer numbers than lanes.
+    """
+
+    value: Any
+    h: Any
+    w: Any
+    arguments: list[Any]
+    between: list[Between] = field(default_factory=list)
+    sums: Any = None
+    partial: bool = False
+
+
+def tile_stride(channels: int) -> int:
+    """Numbers from one tap of all channels to the next: whole vectors of any width."""
+    return -(-channels // 16) * 16
+
+
+def size_after(stencil: Stencil, h: Any, w: Any) -> tuple[Any, Any]:
+    """Expressions of the height and width after a stencil."""
+    (r, s), (sh, sw), (dh, dw) = stencil.kernel, stencil.stride, stencil.dilation
+    top, bottom, left, right = stencil.padding
+    return (h + (top + bottom - dh * (r - 1) - 1)) // sh + 1, (w + (left + right - dw * (s - 1) - 1)) // sw + 1
+
+
+def chain(axes: Axes, track: Track, index: int, lanes: int, storage: Storage) -> Chain:
+    """The stencils of a track, in float32; arguments: the map `c x y`, then taps and bias of each."""
+    hl, (i, b, x, y) = halide(), (axes.i, axes.b, axes.x, axes.y)
+    source = map_image(f"in{index}", track.pixel, storage)
+    source.dim(2).set_min(0)
+    func = hl.Func(f"map{index}")
+    func[i, b, x, y] = storage.read(source)[b * lanes + i, x, y]
+    w, h = source.dim(1).extent(), source.dim(2).extent()
+    made = Chain(func, h, w, [source], partial=track.channels % lanes != 0)
+    for place, form in enumerate(track.stencils):
+        name = f"t{index}_{place}"
+        if form.kernel != (1, 1) or any(form.padding) or made.sums is not None:
+            _bordered(axes, made, form, track, place, lanes, f"{name}_in")
+        _apply(axes, made, form, track.channels, lanes, name)
+    return made
+
+
+def _bordered(axes: Axes, made: Chain, form: Stencil, track: Track, place: int, lanes: int, name: str) -> None:
+    """Put a map with the border that `form` wants behind the chain's value."""
+    hl, (i, b, x, y), (h, w) = halide(), (axes.i, axes.b, axes.x, axes.y), (made.h, made.w)
+    (top, bottom, left, right), func = form.padding, hl.Func(name)
+    func[i, b, x, y] = hl.undef(hl.Float(32))
+    loops, lane, column, _ = inside(axes, made, track, place, lanes, name)
+    func[lane, b, column, y] = made.value[lane, b, column, y]
+    for side, (start, count) in {"left": (-left, left), "right": (w, right)}.items():
+        if count:
+            func[i, b, hl.RDom([(start, count)], f"{name}_{side}")[0], y] = 0.0
+    if top or bottom:
+        across = hl.RDom([(-left, w + (left + right))], f"{name}_rows")
+        across.where((y < 0) | (y >= h))
+        func[i, b, across[0], y] = 0.0
+    made.between.append(Between(func, loops, made.sums))
+    made.value, made.sums, made.partial = func, None, False
+
+
+def inside(
+    axes: Axes, made: Chain, track: Track, place: int, lanes: int, name: str, gated: bool = False,
+    block: tuple[Any, Any] | None = None,
+) -> tuple[Loops, Any, Any, Any]:  # fmt: skip
+    """Loops over the columns of a map, a tile at a time, the last of them over some of those before it once more.
+
+    Args:
+        place: which of the track's tiles and strips.
+        gated: a vector with one number per channel is read. Where channels end in part of a vector it is masked then.
+        block: first row and their number; else rows are the variable y, and those inside the map are made.
+    Returns: the loops, the number in the vector, the column and the row.
+    """
+    hl, pixels, strip = halide(), track.tiles[place], track.strips[place]
+    masked = made.partial or (gated and track.channels % lanes != 0)
+    tiles = (made.w + (pixels - 1)) // pixels
+    ranges = [(0, lanes)] * masked + [(0, pixels), (0, strip or tiles)] + ([block] if block else [])
+    domain = hl.RDom(ranges + ([(0, (tiles + (strip - 1)) // strip)] if strip else []), f"{name}_inside")
+    order = [domain[k] for k in range(len(ranges) + bool(strip))]
+    pixel, tile = order[masked], order[masked + 1]
+    if masked:
+        domain.where(axes.b * lanes + order[0] < track.channels)
+    if strip:
+        domain.where(order[-1] * strip + tile < tiles)
+    row = order[masked + 2] if block else axes.y
+    if not block:
+        domain.where((row >= 0) & (row < made.h))
+    column = hl.min((order[-1] * strip + tile if strip else tile) * pixels, made.w - pixels) + pixel
+    return Loops(order, pixel, tile, masked), order[0] if masked else axes.i, column, row
+
+
+def _apply(axes: Axes, made: Chain, form: Stencil, channels: int, lanes: int, name: str) -> None:
+    """One depthwise convolution and its activation as the chain's new value.
+
+    Few taps are written out. Of many only a row is, summed over the rows in accumulators: LLVM takes seconds for 49
+    taps of 8 pixels, and its code is half as fast.
+    """
+    hl, (i, b, x, y), source = halide(), (axes.i, axes.b, axes.x, axes.y), made.value
+    (r, s), (sh, sw), (dh, dw), (top, _, left, _) = form.kernel, form.stride, form.dilation, form.padding
+    taps, start = None, hl.f32(0.0)
+    if not form.identity:
+        taps = image(f"{name}_taps", 2)
+        taps.dim(1).set_min(0).set_stride(tile_stride(channels))
+        made.arguments.append(taps)
+    if form.bias:
+        made.arguments.append(image(f"{name}_bias", 1))
+        start = made.arguments[-1][b * lanes + i]
+
+    def row(k: Any) -> list[Any]:
+        values = [source[i, b, x * sw + (j * dw - left), y * sh + (k * dh - top)] for j in range(s)]
+        return [v if taps is None else v * taps[b * lanes + i, k * s + j] for j, v in enumerate(values)]
+
+    func = hl.Func(name)
+    if r * s <= MOST_WRITTEN_OUT or r == 1:
+        terms = [term for k in range(r) for term in row(k)]
+        total = sum(terms[1:], start + terms[0] if form.bias else terms[0])
+    else:
+        made.sums = hl.Func(f"{name}_sums")
+        made.sums[i, b, x, y] = start
+        first, *others = row(hl.RDom([(0, r)], f"{name}_each")[0])
+        made.sums[i, b, x, y] += sum(others, first)
+        total = made.sums[i, b, x, y]
+    func[i, b, x, y] = activate(form.activation, total, i, b, x, y)
+    made.value = func
+    made.h, made.w = size_after(form, made.h, made.w)
+
+
+def schedule_chain(axes: Axes, made: Chain, consumer: Any, loop: Any, lanes: int, far: bool) -> None:
+    """What lies between the stencils, for each vector of channels of the consumer anew."""
+    for index, step in enumerate(made.between):
+        func, loops, order = step.func, step.loops, [axes.y, axes.b]
+        if index == 0 and far:
+            func.compute_root()
+            order = [axes.b, axes.y]
+        else:
+            func.compute_at(consumer, loop)
+        func.bound_extent(axes.i, lanes).vectorize(axes.i, lanes)
+        schedule_inside(axes, func, loops, order, step.sums, lanes, by_pixel=index == 0 and far)
+        for border in range(1, func.num_update_definitions()):
+            func.update(border).vectorize(axes.i, lanes)
+
+
+def schedule_inside(
+    axes: Axes, func: Any, loops: Loops, outer: list[Any], sums: Any, lanes: int, by_pixel: bool = False
+) -> None:  # fmt: skip
+    """The stage of `inside`: a vector, the pixels of a tile written out, tiles (of a strip), rows, strips; vectors.
+
+    `outer`: the variables that are left, from the innermost. `by_pixel`: vectors within tiles.
+    """
+    stage, lane = func.update(0), loops.order[0] if loops.masked else axes.i
+    (pixel, tile), strips = loops.order[loops.masked : loops.masked + 2], loops.order[loops.masked + 2 :]
+    if by_pixel:
+        stage.reorder(lane, pixel, outer[0], tile, *strips, *outer[1:]).unroll(pixel)
+    else:
+        stage.reorder(lane, pixel, tile, *outer[:-1], *strips, outer[-1]).unroll(pixel)
+    (stage.allow_race_conditions() if loops.masked else stage).vectorize(lane, lanes)
+    if sums is not None:
+        schedule_sums(axes, sums, func, loops.tile, lanes)
+
+
+def schedule_sums(axes: Axes, sums: Any, func: Any, loop: Any, lanes: int) -> None:
+    """The accumulators of a stencil of many taps, in registers, within the tile loop of their stage."""
+    sums.compute_at(func, loop).bound_extent(axes.i, lanes).vectorize(axes.i, lanes).unroll(axes.x)
+    update = sums.update()
+    update.reorder(axes.i, axes.x, *sums.rvars(0)).vectorize(axes.i, lanes).unroll(axes.x)
