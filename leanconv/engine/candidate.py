@@ -21,6 +21,7 @@ class Candidate:
         seconds: what its preparation takes at the most, about; it is not begun with less of the budget left.
         prepare: makes the form. Whatever it raises becomes the reason in the table of choices.
         any_shape: whether the form also runs inputs of other shapes than the given.
+        widens: whether it is tried in float32 too where the model computes in half precision.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Candidate:
     seconds: Callable[[Workbench], float]
     prepare: Callable[[Workbench, torch.dtype | None], Form]
     any_shape: bool = False
+    widens: bool = False
 
 
 def missing(*libraries: str) -> str | None:

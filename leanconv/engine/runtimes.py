@@ -47,11 +47,11 @@ def _openvino_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None
 
 
 def _openvino(bench: Workbench, dtype: torch.dtype | None) -> Form:
-    precision = "bf16" if dtype is torch.bfloat16 else "f32"
+    precision = "bf16" if (dtype or bench.dtype) is torch.bfloat16 else "f32"
     program = bench.program
     runtime = OpenVino(to_openvino(program), threads=bench.threads, precision=precision, order=input_order(program))
     return bench.from_flat(runtime)
 
 
 ONNXRUNTIME = Candidate("onnxruntime", _onnxruntime_why_not, _seconds, _onnxruntime)
-OPENVINO = Candidate("openvino", _openvino_why_not, _seconds, _openvino)
+OPENVINO = Candidate("openvino", _openvino_why_not, _seconds, _openvino, widens=True)

@@ -161,12 +161,12 @@ class Workbench:
 
         return form
 
-    def from_flat(self, run: Callable[..., list[Tensor]]) -> Callable[..., Any]:
-        """A runtime of flat CPU tensors, called as the model is; half inputs go in as float32."""
+    def from_flat(self, run: Callable[..., list[Tensor]], *, widen: bool = True) -> Callable[..., Any]:
+        """A runtime of flat CPU tensors, called as the model is; with `widen`, half inputs go in as float32."""
         tensors, frame = Frame.split(self.answer)
         dtypes = [t.dtype for t in tensors]
         alone = isinstance(self.answer, Tensor)
-        single, half = self.single, self.half
+        single, half = self.single, self.half and widen
 
         def form(*args: Any, **kwargs: Any) -> Any:
             given = [args[0]] if single else Frame.split((args, kwargs))[0]

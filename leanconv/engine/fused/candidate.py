@@ -7,6 +7,7 @@ from leanconv.engine.candidate import Form as ModelForm
 from leanconv.engine.eager import has_images
 from leanconv.engine.fused.capture import to_graph
 from leanconv.engine.fused.choose import choose
+from leanconv.engine.fused.dtypes import keep_in
 from leanconv.engine.fused.program import Program
 from leanconv.engine.fused.rewrite import rewrite
 from leanconv.engine.workbench import Workbench
@@ -19,8 +20,8 @@ MEASURING_S = 30.0
 def _why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
     if bench.device.type != "cpu":
         return f"its kernels are for the CPU; the model is on {bench.device}"
-    if dtype is not None or bench.dtype is not torch.float32:
-        return "its kernels compute in float32"
+    if (kind := dtype or bench.dtype) not in (torch.float32, torch.bfloat16):
+        return f"its kernels take float32 and bfloat16, not {str(kind).removeprefix('torch.')}"
     return None if has_images(bench) else "the model has no 2-D convolution"
 
 
@@ -29,13 +30,15 @@ def _seconds(bench: Workbench) -> float:
 
 
 def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
-    graph = rewrite(to_graph(bench.program))
+    graph, half = rewrite(to_graph(bench.program)), (dtype or bench.dtype) == torch.bfloat16
+    if half:
+        keep_in(graph, torch.bfloat16)
     with torch.no_grad():
         runs, blocks = choose(graph, seconds=MEASURING_S)
-    form = bench.from_flat(Program(graph, runs))
+    form = bench.from_flat(Program(graph, runs), widen=not half)
     blocks.note = cpu_reason() and f"without kernels of its own: {cpu_reason()}"
     form.blocks = blocks  # type: ignore[attr-defined]
     return form
 
 
-FUSED = Candidate("fused", _why_not, _seconds, _prepare, any_shape=True)
+FUSED = Candidate("fused", _why_not, _seconds, _prepare, any_shape=True, widens=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from leanconv.engine.fused.graph import Node, Ref
 from leanconv.engine.fused.kernels import kernel, split
 from leanconv.engine.fused.stages import Block, Gated, Slices, Stage, activate
+from leanconv.ops.exact import exact_mean
 
 LAST = torch.channels_last
 Run = Callable[..., Any]
@@ -91,12 +92,12 @@ def _chain(
     h = inputs[0] if pieces == 1 else torch.cat(inputs[:pieces], 1)
     for run in runs[:-1]:
         h = run(h)
-    h = runs[-1](h * inputs[-1]) if gate else runs[-1](h)
+    h = runs[-1](h * inputs[-1].to(h.dtype)) if gate else runs[-1](h)
     if residual:
         h = h.add_(inputs[pieces])
     if act:
         h = activate(h, act)
-    return (h, h.mean((2, 3), keepdim=True)) if average else h
+    return (h, exact_mean(h, keepdim=True)) if average else h
 
 
 def _dealt(make_stage: Any, stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run | None:
@@ -195,9 +196,11 @@ def _gated(node: Node) -> Run:
     """a·ga + (W x)·gb + shift with the gate from the averages; the 1×1 carries gate and scale (batch 1) or not."""
     gated: Gated = node.data
     dtype, pieces = node.dtype, gated.pieces
-    weight = gated.weight[:, :, 0, 0].to(dtype).contiguous()
+    exact = torch.float32 if dtype.itemsize == 2 else dtype  # of the gate
+    weight = gated.weight[:, :, 0, 0].to(exact).contiguous()
     kernel = gated.weight.to(dtype).contiguous(memory_format=LAST)
     bias = None if gated.bias is None else gated.bias.to(dtype)
+    exact_bias = None if gated.bias is None else gated.bias.to(exact)
     scale = None if gated.scale is None else gated.scale.to(dtype)[:, None, None]
     shift = None if gated.shift is None else gated.shift.to(dtype)[:, None, None]
 
@@ -205,12 +208,12 @@ def _gated(node: Node) -> Run:
         x = rest[0] if pieces == 1 else torch.cat(rest[:pieces], 1)
         mean_x = rest[1] if pieces == 1 else torch.cat(rest[pieces:], 1)
         b = torch.conv2d(last(x), kernel, bias)
-        gate = torch.sigmoid_(mean_a - F.linear(mean_x.flatten(1), weight, bias)[:, :, None, None])
-        y = torch.lerp(b, a, gate)
+        gate = torch.sigmoid_(mean_a - F.linear(mean_x.flatten(1), weight, exact_bias)[:, :, None, None])
+        y = torch.lerp(b, a, gate.to(dtype))
         if scale is not None and shift is not None:
             y = torch.addcmul(shift, y, scale)
         y = activate(y, gated.act)
-        return (y, y.mean((2, 3), keepdim=True)) if gated.average else y
+        return (y, exact_mean(y, keepdim=True)) if gated.average else y
 
     return run
 
@@ -237,7 +240,7 @@ def _max_pool(node: Node) -> Run:
 
     def run(x: Tensor) -> Any:
         y = torch.max_pool2d(last(x), kernel, stride, padding)
-        return (y, y.mean((2, 3), keepdim=True)) if average else y
+        return (y, exact_mean(y, keepdim=True)) if average else y
 
     return run
 
@@ -255,7 +258,8 @@ def _slice(node: Node) -> Run:
 
 def _call(node: Node) -> Run:
     call = node.data
-    if call.args == tuple(map(Ref, range(len(node.inputs)))) and not call.kwargs:
+    half = node.dtype.itemsize == 2 and node.dtype.is_floating_point  # what a call of its own makes wider is rounded
+    if call.args == tuple(map(Ref, range(len(node.inputs)))) and not call.kwargs and not half:
         return call.target  # type: ignore[no-any-return]
 
     def run(*inputs: Any) -> Any:
@@ -264,7 +268,8 @@ def _call(node: Node) -> Run:
                 return inputs[value.place]
             return type(value)(map(fill, value)) if isinstance(value, list | tuple) else value
 
-        return call.target(*fill(call.args), **{key: fill(value) for key, value in call.kwargs.items()})
+        made = call.target(*fill(call.args), **{key: fill(value) for key, value in call.kwargs.items()})
+        return made.to(node.dtype) if half and isinstance(made, Tensor) and made.dtype == torch.float32 else made
 
     return run
 
@@ -281,13 +286,14 @@ FORMS: dict[str, list[Form]] = {
     "upsample": [Form("aten", _upsample), Form("kernel", kernel)],
     "affine": [Form("aten", _affine)],
     "act": [Form("aten", lambda node: partial(activate, act=node.data))],
-    "scale": [Form("aten", lambda node: torch.mul)],
+    "scale": [Form("aten", lambda node: lambda x, gate: x * gate.to(x.dtype))],
     "add": [Form("aten", lambda node: torch.add)],
     "shuffle": [Form("aten", lambda node: lambda x: shuffled(x, node.data[1]))],
     "cat": [Form("aten", lambda node: lambda *pieces: torch.cat(pieces, 1))],
     "slice": [Form("aten", _slice)],
-    "average": [Form("aten", lambda node: lambda x: x.mean((2, 3), keepdim=True))],
-    "sum": [Form("aten", lambda node: lambda x: x.sum((2, 3), keepdim=True))],
+    "average": [Form("aten", lambda node: partial(exact_mean, keepdim=True))],
+    "sum": [Form("aten", lambda node: lambda x: x.sum((2, 3), keepdim=True, dtype=node.dtype))],
+    "cast": [Form("aten", lambda node: lambda x: x.to(node.dtype))],
     "pad": [Form("aten", _pad)],
     "max_pool": [Form("aten", _max_pool), Form("kernel", kernel)],
     "linear": [Form("aten", _linear)],

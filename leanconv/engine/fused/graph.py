@@ -20,6 +20,7 @@
 | second | a block or gated sum | - : its average |
 | linear | x `N C` | `Linear` |
 | sum | x `N C H W` | - : over height and width |
+| cast | x | the dtype |
 | call | any | an aten operator with its arguments |
 """
 

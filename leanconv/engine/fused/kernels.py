@@ -13,6 +13,8 @@ from leanconv.engine.fused.stages import Block
 from leanconv.kernels import cpu_reason
 from leanconv.ops.grouped import Grouped
 
+DTYPES = (torch.float32, torch.bfloat16)  # of maps
+
 
 class KernelRun:
     """A bound kernel called with a node's inputs.
@@ -92,7 +94,7 @@ class KernelRun:
 
 def kernel(node: Node) -> KernelRun | None:
     """The bound kernel of a node; None where no kernel covers it, or this machine has none."""
-    if cpu_reason() or node.dtype != torch.float32 or (found := primitive(node)) is None:
+    if cpu_reason() or node.dtype not in DTYPES or (found := primitive(node)) is None:
         return None
     from leanconv.kernels.cpu import BINDERS, bind
 
@@ -144,6 +146,6 @@ class SplitRun:
 def split(node: Node) -> SplitRun | None:
     """Two kernels for a block of stencils and a 1×1; None for other blocks, and where there are no kernels."""
     block = node.data
-    if cpu_reason() or node.dtype != torch.float32 or len(block.stages) < 2 or not block.stages[-1].pointwise:
+    if cpu_reason() or node.dtype not in DTYPES or len(block.stages) < 2 or not block.stages[-1].pointwise:
         return None
     return None if block.beside or primitive(node) is None else SplitRun(node)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from leanconv.engine.fused.graph import Node
@@ -14,7 +15,7 @@ from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable
 from leanconv.ops.upsample import Upsample
 
-Primitive = tuple[Form, list[Tensor]]  # weights in the node's dtype
+Primitive = tuple[Form, list[Tensor]]  # weights in the node's dtype, float32 for half ones
 
 
 def primitive(node: Node) -> Primitive | None:
@@ -24,7 +25,8 @@ def primitive(node: Node) -> Primitive | None:
     if found is None:
         return None
     form, weights = found
-    return form, [w.to(node.dtype).contiguous() for w in weights]
+    dtype = torch.float32 if node.dtype.itemsize == 2 else node.dtype
+    return form, [w.to(dtype).contiguous() for w in weights]
 
 
 def _block(node: Node) -> Primitive | None:

@@ -31,6 +31,7 @@ class Program:
         self._held = frozenset(storage(x) for x in self._fixed.values())
         self._size = len(place)
         self._outputs = [place[node] for node in graph.outputs]
+        self._dtypes = [node.dtype for node in graph.inputs]
         self._as_given = [len(node.shape) != 4 or _in_planes(graph, node, runs) for node in graph.inputs]
         seconds = {node.inputs[0]: place[node] for node in graph.nodes if node.kind == "second"}
         freed = _last_readers(graph)
@@ -47,8 +48,8 @@ class Program:
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         given = [
-            x if kept and x.is_contiguous() else last(x) if x.dim() == 4 else x
-            for x, kept in zip(tensors, self._as_given, strict=True)
+            (x if kept and x.is_contiguous() else last(x) if x.dim() == 4 else x).to(dtype)
+            for x, kept, dtype in zip(tensors, self._as_given, self._dtypes, strict=True)
         ]
         key = (torch.get_num_threads(), *[(x.shape, x.stride(), x.dtype) for x in given])
         plan = self._plans.get(key)

@@ -192,4 +192,4 @@ def test_what_it_is_not_for():
     assert "no 2-D convolution" in optimize(model, torch.randn(2, 3), engines=("fused",)).choices["fused"].note
     model = nn.Sequential(nn.Conv2d(3, 4, 1)).eval().double()
     row = optimize(model, torch.randn(2, 3, 4, 4).double(), engines=("fused",)).choices["fused"]
-    assert "float32" in row.note
+    assert "float32 and bfloat16, not float64" in row.note

@@ -1,0 +1,111 @@
+"""The fused engine in bfloat16: as near to float64 as the model itself in bfloat16, float32 where it costs nothing."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import leanconv as lc
+from leanconv.engine import optimize
+from leanconv.engine.fused import candidate
+from leanconv.engine.fused.candidate import FUSED
+from leanconv.engine.fused.capture import to_graph
+from leanconv.engine.fused.dtypes import keep_in
+from leanconv.engine.fused.forms import FORMS
+from leanconv.engine.fused.rewrite import rewrite
+from leanconv.engine.workbench import Workbench
+from tests.engine.fused.test_candidate import Odd, randomised
+
+HALF = torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def quick_choice(monkeypatch):
+    """What is tested is the answer: a kernel wherever there is one, nothing measured."""
+    monkeypatch.setattr(candidate, "MEASURING_S", 0.0)
+    monkeypatch.setitem(FORMS, "block", [form for form in FORMS["block"] if form.name in ("aten", "kernel")])
+
+
+@torch.no_grad()
+def assert_right(form, model, x):
+    """At most twice as far from float64 as the model itself in bfloat16."""
+    exact, short = copy.deepcopy(model).double()(x.double()), copy.deepcopy(model).to(HALF)(x.to(HALF))
+    error, own = ((y - exact).abs().max() for y in (form(x), short))
+    assert error <= 2 * own, f"{error:.2e}, the model's own {own:.2e} in bfloat16"
+
+
+@pytest.mark.parametrize("name", ["splconv", "hetconv(part=4)", "fuseconv", "mobilenetv3_small_050"])
+def test_networks(name):
+    if "mobilenet" in name:
+        timm = pytest.importorskip("timm", reason="needs the zoo extra")
+        model, x = randomised(timm.create_model(name, num_classes=7)), torch.randn(2, 3, 64, 48)
+    else:
+        model, x = randomised(lc.load(f"leanconv:unet?base=12&levels=1&conv={name}")), torch.randn(2, 3, 16, 12)
+    form = FUSED.prepare(Workbench(model, (x,), {}, 1), HALF)
+    short = copy.deepcopy(model).to(HALF)
+    own = FUSED.prepare(Workbench(short, (x.to(HALF),), {}, 1), None)
+    assert form(x).dtype == torch.float32
+    assert own(x.to(HALF)).dtype == HALF
+    for size in (x.shape, x.shape, (1, 3, 32, 24)):  # the first time, by its plan, and another shape
+        x = torch.randn(size).to(HALF)
+        assert_right(lambda x: form(x.float()), model, x)
+        assert_right(own, model, x)
+
+
+def test_an_odd_network():
+    model, x = randomised(Odd()), torch.randn(2, 3, 21, 17)
+    form = FUSED.prepare(Workbench(model, (x,), {"scale": 0.5}, 1), HALF)
+    for size in ((2, 3, 21, 17), (1, 3, 8, 9)):
+        x = torch.randn(size)
+        with torch.no_grad():
+            torch.testing.assert_close(form(x, scale=0.5), model(x, scale=0.5), rtol=2e-2, atol=2e-2)
+
+
+class Meeting(nn.Module):
+    """Operators of PyTorch that read maps, averages and constants together."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 1)
+        self.register_buffer("shift", torch.randn(1, 6, 1, 1))
+
+    def forward(self, x, y):
+        z = self.stem(x)
+        mean = z.mean((2, 3), keepdim=True)
+        z = F.interpolate(z - mean + self.shift, scale_factor=2, mode="bilinear")
+        a, b = torch.split(z / (1 + mean.abs()), 3, 1)
+        return self.last(torch.cat([b, a], 1)).softmax(1), mean.flatten(1) + y, z.argmax(1)
+
+
+def test_where_kinds_meet():
+    torch.manual_seed(0)
+    model, x, y = Meeting().eval(), torch.randn(2, 3, 9, 8), torch.randn(2, 6)
+    bench = Workbench(model, (x, y), {}, 1)
+    graph = keep_in(rewrite(to_graph(bench.program)), HALF)
+    kinds = {node.name: node.dtype for node in graph}
+    assert [node.dtype for node in graph.inputs] == [HALF, torch.float32]
+    assert [node.dtype for node in graph.outputs] == [HALF, torch.float32, torch.int64]
+    assert {node.dtype for node in graph if node.kind in ("average", "second")} == {torch.float32}, kinds
+    assert any(node.kind == "cast" for node in graph)
+    form = FUSED.prepare(bench, HALF)
+    with torch.no_grad():
+        for _ in range(2):
+            found, want = form(x, y), model(x, y)
+            torch.testing.assert_close(found[0], want[0], rtol=2e-2, atol=2e-2)
+            torch.testing.assert_close(found[1], want[1], rtol=1e-2, atol=1e-2)
+            assert (found[2] == want[2]).float().mean() > 0.95
+
+
+def test_half_models_are_tried_in_float32_too():
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, groups=1), nn.ReLU()).eval(), torch.randn(1, 3, 9, 9)
+    rows = optimize(copy.deepcopy(model).to(HALF), x.to(HALF), engines=("fused", "folded"), budget_s=240).choices
+    assert [row.label for row in rows] == ["eager", "folded", "fused", "fused float32"]
+    assert rows["fused float32"].error <= rows["fused"].tolerance
+    rows = optimize(model, x, dtype=HALF, engines=("fused",), budget_s=240).choices
+    assert [row.label for row in rows] == ["eager", "fused", "fused bfloat16"]
+    assert 1e-6 < rows["fused bfloat16"].error < 5e-2
+    rows = optimize(model.half(), x.half(), engines=("fused",), budget_s=240).choices
+    assert "not float16" in rows["fused"].note
+    assert rows["fused float32"].error is not None
