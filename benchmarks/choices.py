@@ -159,7 +159,7 @@ def show(rows: list[dict[str, Any]], most: int = 25) -> str:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--operators", nargs="+", help="default: every registered one, and whole networks")
+    parser.add_argument("--operators", nargs="+", help="default: every registered one, and whole networks (network)")
     parser.add_argument("--layers", nargs="+", default=[""], help="those whose name contains one of these")
     parser.add_argument("--networks", nargs="*", help="model references, or nothing; default: those in this file")
     parser.add_argument("--budget", type=float, default=12, help="seconds that optimize is given; a network four times")
@@ -190,7 +190,8 @@ def asked(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     ]
     wanted = arguments.networks
     if wanted is None:
-        wanted = [] if arguments.operators or arguments.layers != [""] else list(NETWORKS)
+        everything = not arguments.operators and arguments.layers == [""]
+        wanted = list(NETWORKS) if everything or "network" in (arguments.operators or []) else []
     for i, reference in enumerate(wanted):
         layers.insert((i + 1) * 8 + i, ("network", reference))
     return layers

@@ -1,5 +1,7 @@
 """What `optimize` chooses against the best peer: the ratio, the sample that a part is, the forms that are held."""
 
+import argparse
+
 import pytest
 import torch
 from torch import nn
@@ -43,6 +45,22 @@ def test_a_part_of_the_rows_is_a_sample_of_operators_and_layers():
     assert len({layer for _, layer in rows[:80]}) > 20
 
 
+@pytest.mark.parametrize(
+    ("given", "layers", "networks"),
+    [
+        ({}, len(layer_rows()), len(NETWORKS)),
+        ({"networks": []}, len(layer_rows()), 0),
+        ({"operators": ["network"]}, 0, len(NETWORKS)),
+        ({"operators": ["splconv"]}, len(DENSE), 0),
+        ({"layers": ["VGG"], "operators": ["sic"], "networks": ["timm:resnet18"]}, 4, 1),
+    ],
+)
+def test_what_is_asked_for(given, layers, networks):
+    rows = asked(argparse.Namespace(**{"operators": None, "layers": [""], "networks": None} | given))
+    assert sum(operator == "network" for operator, _ in rows) == networks
+    assert len(rows) == layers + networks
+
+
 def test_a_layer_is_the_operator_batchnorm_and_relu_at_the_layers_size():
     spec = spec_of("MobileNetV3 72 5×5 28")
     model = layer_model("xsepconv", spec)
@@ -77,8 +95,6 @@ def test_who_differs_from_the_model_is_no_peer():
 
 
 def test_rows_of_this_commit_are_not_measured_again_and_the_minutes_end_a_run(tmp_path, monkeypatch):
-    import argparse
-
     from benchmarks import choices
 
     done = []
