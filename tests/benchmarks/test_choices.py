@@ -9,9 +9,12 @@ from torch import nn
 from benchmarks.choices import (
     DENSE,
     DEPTHWISE,
+    NETWORKS,
+    asked,
     keeping,
     layer_model,
     layer_rows,
+    left_over,
     near,
     ratio,
     right,
@@ -92,6 +95,19 @@ def test_the_best_peer_is_never_left_out_of_the_rounds():
 def test_who_differs_from_the_model_is_no_peer():
     rows = (Choice("openvino", error=1e-3, tolerance=1e-4), Choice("folded", error=1e-7, tolerance=1e-4), Choice("x"))
     assert right(Choices(rows, "", 0, 0.0)) == {"folded"}
+
+
+def test_a_peer_that_the_budget_left_out_is_prepared_for_the_comparison():
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 8, 8)
+    skipped = "skipped: needs about 2 s, 0 s left before timing; raise budget_s=1"
+    rows = (
+        Choice("channels_last", note=skipped), Choice("compile", note=skipped), Choice("fused", note=skipped),
+        Choice("folded", error=1e-7, tolerance=1e-4), Choice("openvino", note="openvino not installed"),
+    )  # fmt: skip
+    with torch.no_grad():
+        forms = left_over(Choices(rows, "", 0, 0.0), model, x)
+        assert set(forms) == {"channels_last"}
+        torch.testing.assert_close(forms["channels_last"](x), model(x))
 
 
 def test_rows_of_this_commit_are_not_measured_again_and_the_minutes_end_a_run(tmp_path, monkeypatch):
