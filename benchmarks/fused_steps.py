@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 import leanconv as lc
-from benchmarks.floors import work
 from leanconv.deploy.program import input_order, save_onnx
 from leanconv.engine.fused.capture import to_graph
 from leanconv.engine.fused.choose import choose
+from leanconv.engine.fused.floor import work
 from leanconv.engine.fused.program import Program
 from leanconv.engine.fused.rewrite import rewrite
 from leanconv.engine.fused.stages import Block
