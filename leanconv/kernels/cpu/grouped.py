@@ -65,7 +65,7 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
     """
     hl, form, axes, storage = halide(), core.form, Axes(), core.storage
     padded, arguments, width = _padded(axes, core, tiles.inner) if core.pixels else _planes(axes, core)
-    acc, extra = _convolution(axes, core, padded, tiles.inner)
+    acc, extra = _convolution(axes, core, padded, arguments[0].dim(2).extent(), tiles.inner)
     arguments += extra
     out = hl.Func("out")
     q = (width + form.padding[2] + form.padding[3] - form.dilation[1] * (form.kernel[1] - 1) - 1) // form.stride[1] + 1
@@ -218,8 +218,8 @@ def _planes(axes: Axes, core: Core) -> tuple[Any, list[Any], Any]:
     return _Planes(func), [source], w
 
 
-def _convolution(axes: Axes, core: Core, padded: Any, tile: Tile) -> tuple[Any, list[Any]]:
-    """The accumulators `j g x y` and their arguments."""
+def _convolution(axes: Axes, core: Core, padded: Any, h: Any, tile: Tile) -> tuple[Any, list[Any]]:
+    """The accumulators `j g x y` and their arguments. Rows of taps beyond the input's `h` rows are left out."""
     hl, form, product = halide(), core.form, core.product
     (r, s), c = form.kernel, sum(form.channels)
     (sh, sw), (dh, dw), (top, _, left, _) = form.stride, form.dilation, form.padding
@@ -250,6 +250,9 @@ def _convolution(axes: Axes, core: Core, padded: Any, tile: Tile) -> tuple[Any, 
     first, n = ([(0, 2)], each // 2) if product.pairs else ([], each)
     k = hl.RDom([*first, (0, n), (0, s), (0, r)], "k")
     two, (c, u, v) = (k[0] if first else None), (k[len(first) + i] for i in range(3))
+    if form.padding[0] or form.padding[1]:
+        row = y * sh + v * dh - top
+        k.where((row >= 0) & (row < h))
     add(taps, c + n * (u + s * v), g * n + c, x * sw + u * dw - left, y * sh + v * dh - top, two)
     if form.pointwise:
         b = hl.RDom([*first, (0, form.groups * n)], "b")
