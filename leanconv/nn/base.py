@@ -47,6 +47,20 @@ class Operator(nn.Module):
         self.groups, self.padding_mode = spec.groups, spec.padding_mode
         return spec
 
+    def _constant(self, name: str, value: Tensor, device: Any) -> None:
+        """A buffer that no checkpoint holds; `value` lies on the CPU. Built on "meta" it waits there for `to_empty`."""
+        placed = value.to(torch.get_default_device() if device is None else device)
+        self.register_buffer(name, placed, persistent=False)
+        if placed.is_meta:
+            self.__dict__.setdefault("_waiting", {})[name] = value
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        waiting = self.__dict__.get("_waiting", {})
+        for name in [name for name in waiting if not getattr(self, name).is_meta]:
+            getattr(self, name).copy_(waiting.pop(name))
+        return self
+
     def options(self) -> dict[str, Any]:
         """The operator's own options, as given: what `registry.unparse` prints and `from_conv` takes."""
         from leanconv.registry import options_of

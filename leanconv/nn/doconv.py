@@ -52,9 +52,9 @@ class DOConv2d(Operator):
         factory, taps, columns = {"device": device, "dtype": dtype}, math.prod(spec.kernel), _columns(spec, multiplier)
         self.W = nn.Parameter(torch.empty(spec.o, spec.c // spec.groups, columns, **factory))
         self.D = nn.Parameter(torch.zeros(spec.c, taps, columns, **factory)) if taps > 1 else None
-        identity = torch.eye(taps, **factory).repeat(1, columns // taps + 1)[:, :columns].clone()
+        identity = torch.eye(taps, device="cpu", dtype=dtype).repeat(1, columns // taps + 1)[:, :columns].clone()
         identity[:, columns - columns % taps :] = 0
-        self.register_buffer("_identity", identity, persistent=False)  # R·S S
+        self._constant("_identity", identity, device)  # R·S S
         self.bias = nn.Parameter(torch.empty(spec.o, **factory)) if bias else None
         self._reset()
 

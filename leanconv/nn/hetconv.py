@@ -50,12 +50,11 @@ class HetConv2d(Operator):
         spec = self._check(*sizes, part=part, arrangement=arrangement, ragged=ragged)
         self.part, self.arrangement, self.ragged = part, arrangement, ragged
         self.grouped = _divides(spec, part)
-        device = torch.get_default_device() if device is None else device
         owner = owners(spec.o, spec.c, part, arrangement)  # O C, on the CPU: "meta" knows no indices
         owned, others = owner.flatten().nonzero()[:, 0], (~owner).flatten().nonzero()[:, 0]
         # Where each stored number stands in the flat O·C plane of the dense kernel.
-        self.register_buffer("_owned", owned.to(device), persistent=False)
-        self.register_buffer("_others", others.to(device), persistent=False)
+        self._constant("_owned", owned, device)
+        self._constant("_others", others, device)
         factory, (r, s) = {"device": device, "dtype": dtype}, spec.kernel
         lead = (spec.o, spec.c // part) if self.grouped else (len(owned),)
         self.spatial = nn.Parameter(torch.empty(*lead, r, s, **factory))

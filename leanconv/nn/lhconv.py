@@ -69,11 +69,11 @@ class LHConv2d(Operator):
         self.weight, self.bias = plain.weight, plain.bias
         sides = _scores(spec, shapes, tile_in, tile_out)
         self.scores = nn.Parameter(torch.empty(sides, **factory))
-        self.register_buffer("enabled", torch.ones(spec.o, dtype=torch.bool, device=device), persistent=False)
+        self._constant("enabled", torch.ones(spec.o, dtype=torch.bool, device="cpu"), device)
         if shapes == "rigid":
             taps = [[int(tap) for tap in shape if tap != " "] for shape in SHAPES]
-            patterns = torch.tensor(taps, device=device, dtype=self.weight.dtype)
-            self.register_buffer("patterns", patterns.view(-1, 3, 3), persistent=False)
+            patterns = torch.tensor(taps, device="cpu", dtype=self.weight.dtype)
+            self._constant("patterns", patterns.view(-1, 3, 3), device)
         self.output_area = 0  # P·Q of the last training step: what the regulariser weighs this layer with
         with torch.no_grad():
             self.weight.normal_(0.0, math.sqrt(2 / (spec.c * math.prod(spec.kernel))))

@@ -73,7 +73,7 @@ class PSConv2d(Operator):
         self.conv = part(spec.c // parts * (parts - 2) * half, groups * half, 1) if half > 1 else None
         self.bias = nn.Parameter(torch.empty(spec.o, **factory)) if bias else None
         for name, order in self._orders(spec).items():
-            self.register_buffer(name, order.to(device), persistent=False)
+            self._constant(name, order, device)
         self._plain_order = layout == "block"
         self._reset()
 
@@ -82,7 +82,7 @@ class PSConv2d(Operator):
         parts, half = self.parts, self.parts // 2
 
         def channels(count: int, blocks: list[int]) -> Tensor:
-            index = torch.arange(count).unflatten(0, (self.groups, -1))  # G C/G
+            index = torch.arange(count, device="cpu").unflatten(0, (self.groups, -1))  # G C/G
             if self.layout == "block":
                 index = index.unflatten(1, (parts, -1))  # G parts size
             else:

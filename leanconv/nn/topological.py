@@ -68,7 +68,6 @@ class TopologicalConv2d(Operator):
         self.weight = nn.Parameter(torch.empty(spec.o, reach, **factory))
         nn.init.normal_(self.weight, 0.0, math.sqrt(2 / reach))  # fan-in: the window
         self.bias = nn.Parameter(torch.zeros(spec.o, **factory)) if bias else None
-        device = torch.get_default_device() if device is None else device
         windows = seen_channels(d, e, c)  # O Πc, on the CPU: "meta" knows no indices
         # Outputs with one window stand together: the channels of each distinct window, and where its outputs come from.
         share = [b // a if b % a == 0 else 1 for a, b in zip(d, e, strict=True)]
@@ -78,7 +77,7 @@ class TopologicalConv2d(Operator):
         for name, index in {
             "_inputs": windows, "_gather": gather.flatten(), "_order": order, "_back": order.argsort()
         }.items():  # fmt: skip
-            self.register_buffer(name, index.to(device), persistent=False)
+            self._constant(name, index, device)
         self._is_sorted = bool((order == torch.arange(spec.o, device="cpu")).all())
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q

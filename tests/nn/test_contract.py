@@ -448,6 +448,13 @@ def test_meta_device_builds_without_memory(text):
     spec = fitting(text, ConvSpec.of(12, 12, 3, 1, 1, n=2, h=8, w=8), ConvSpec.of(8, 12, 3, 1, 1, n=2, h=8, w=8))
     layer = make(text, **spec.arguments(), device="meta")
     assert layer(spec.input(device="meta")).shape == (2, spec.o, 8, 8)
+    # Large models are built so: sizes first, then memory with whatever stands in it, then a checkpoint.
+    real = make(text, **spec.arguments()).eval()
+    with torch.device("meta"):
+        later = make(text, **spec.arguments()).eval()
+    later.to_empty(device="cpu").load_state_dict(real.state_dict())
+    x = spec.input()
+    assert torch.equal(later(x), real(x))
 
 
 def test_conv_is_conv2d():
