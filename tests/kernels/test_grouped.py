@@ -76,6 +76,21 @@ def test_an_image_is_read_plane_by_plane():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("w", [1, 3, 7])
+def test_rows_of_one_tile(case, w):
+    """Where a tile makes a whole row the taps beside the map are left out."""
+    form, weights, bound, dtype = case
+    inputs = [laid_out(torch.randn(2, c, 5, w).to(dtype), "channels_last") for c in form.channels]
+    if min(form.size(5, w)) < 1:
+        return
+    residual = torch.randn(2, form.width, *form.size(5, w)).to(dtype) if form.residual else None
+    wide = None if residual is None else residual.double()
+    exact, _ = reference([x.double() for x in inputs], [w.double() for w in weights], form, wide)
+    y = bound(inputs, residual)[0]
+    assert_no_worse(y, reference(inputs, weights, form, residual)[0], exact, dtype=dtype)
+
+
+@torch.no_grad()
 def test_a_wide_layer_on_a_small_map():
     """Many blocks of channels and of groups, and a map of four pixels."""
     form = Grouped((256,), 128, (3, 3), padding=AROUND, groups=2, pointwise=True, bias=True)

@@ -84,6 +84,8 @@ class BoundGrouped(Bound):
             storage,
         )  # fmt: skip
         tiles = self._tiles(q, core)
+        if not planes and any(form.padding[2:]) and tiles.inner.pixels == tiles.outer.pixels == q:
+            core = replace(core, columns=w)
         weights = self._packed(tiles, core)
         first = len(inputs) + (residual is not None)
         arguments = [map_view(index, x, 0, x.shape[1]) for index, x in enumerate(inputs)]

@@ -28,13 +28,14 @@ class Core:
     """What one kernel computes: the form, the numbers from pixel to pixel of each input and of the residual, and how
     the maps are stored.
 
-    No `pixels`: the one input is an image in planes.
+    No `pixels`: the one input is an image in planes. `columns`: where one tile makes a whole row, the input's width.
     """
 
     form: Grouped
     pixels: tuple[int, ...]
     residual: int = 0
     storage: Storage = FLOAT
+    columns: int = 0
 
     @property
     def product(self) -> Storage:
@@ -65,7 +66,7 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
     """
     hl, form, axes, storage = halide(), core.form, Axes(), core.storage
     padded, arguments, width = _padded(axes, core, tiles.inner) if core.pixels else _planes(axes, core)
-    acc, extra = _convolution(axes, core, padded, arguments[0].dim(2).extent(), tiles.inner)
+    acc, extra = _convolution(axes, core, padded, arguments[0], tiles.inner)
     arguments += extra
     out = hl.Func("out")
     q = (width + form.padding[2] + form.padding[3] - form.dilation[1] * (form.kernel[1] - 1) - 1) // form.stride[1] + 1
@@ -84,6 +85,8 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
         buffer.dim(0).set_bounds(0, each).set_stride(form.groups if form.dealt else 1)
         buffer.dim(1).set_bounds(0, form.groups).set_stride(1 if form.dealt else each)
         buffer.dim(2).set_min(0).set_stride(form.out_channels)
+        if core.columns:
+            buffer.dim(2).set_bounds(0, tiles.inner.pixels)
         return out, arguments
     inner = hl.Func("inner")
     inner[j, g, x, y] = storage.factor(activate(form.inner_activation, acc[j, g, x, y], j, g, x, y))
@@ -111,6 +114,8 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
     buffer = out.output_buffer()
     buffer.dim(0).set_bounds(0, form.project).set_stride(1)
     buffer.dim(1).set_min(0).set_stride(form.project)
+    if core.columns:
+        buffer.dim(1).set_bounds(0, tiles.outer.pixels)
     return out, arguments
 
 
@@ -135,6 +140,8 @@ def _padded(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any]:
     for index, pixel in enumerate(core.pixels):
         source = map_image(f"in{index}", pixel, core.storage)
         source.dim(2).set_min(0)
+        if core.columns:
+            source.dim(1).set_bounds(0, core.columns)
         arguments.append(source)
     w, h = arguments[0].dim(1).extent(), arguments[0].dim(2).extent()
     inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
@@ -218,8 +225,11 @@ def _planes(axes: Axes, core: Core) -> tuple[Any, list[Any], Any]:
     return _Planes(func), [source], w
 
 
-def _convolution(axes: Axes, core: Core, padded: Any, h: Any, tile: Tile) -> tuple[Any, list[Any]]:
-    """The accumulators `j g x y` and their arguments. Rows of taps beyond the input's `h` rows are left out."""
+def _convolution(axes: Axes, core: Core, padded: Any, source: Any, tile: Tile) -> tuple[Any, list[Any]]:
+    """The accumulators `j g x y` and their arguments.
+
+    Rows of taps beyond the input `source` are left out, and where its width is known columns too.
+    """
     hl, form, product = halide(), core.form, core.product
     (r, s), c = form.kernel, sum(form.channels)
     (sh, sw), (dh, dw), (top, _, left, _) = form.stride, form.dilation, form.padding
@@ -252,7 +262,10 @@ def _convolution(axes: Axes, core: Core, padded: Any, h: Any, tile: Tile) -> tup
     two, (c, u, v) = (k[0] if first else None), (k[len(first) + i] for i in range(3))
     if form.padding[0] or form.padding[1]:
         row = y * sh + v * dh - top
-        k.where((row >= 0) & (row < h))
+        k.where((row >= 0) & (row < source.dim(2).extent()))
+    if core.columns:
+        column = x * sw + u * dw - left
+        k.where((column >= 0) & (column < core.columns))
     add(taps, c + n * (u + s * v), g * n + c, x * sw + u * dw - left, y * sh + v * dh - top, two)
     if form.pointwise:
         b = hl.RDom([*first, (0, form.groups * n)], "b")
@@ -263,6 +276,8 @@ def _convolution(axes: Axes, core: Core, padded: Any, h: Any, tile: Tile) -> tup
         schedule_product(axes, acc.update(index), acc.rvars(index), tile, product.pairs, (g, y))
     if n <= 4:
         acc.update(0).unroll(acc.rvars(0)[len(first)])
+    if core.columns:
+        acc.update(0).unroll(acc.rvars(0)[len(first) + 1])
     return acc, arguments
 
 
