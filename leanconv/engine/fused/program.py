@@ -47,11 +47,8 @@ class Program:
         self._lock = threading.Lock()
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        given = [
-            (x if kept and x.is_contiguous() else last(x) if x.dim() == 4 else x).to(dtype)
-            for x, kept, dtype in zip(tensors, self._as_given, self._dtypes, strict=True)
-        ]
-        key = (torch.get_num_threads(), *[(x.shape, x.stride(), x.dtype) for x in given])
+        given = self._given(tensors)
+        key = self._key(given)
         plan = self._plans.get(key)
         if plan is not None:
             try:
@@ -61,6 +58,22 @@ class Program:
         if len(self._plans) >= _MOST_PLANS or not all(x.numel() for x in given):
             return self._stepwise(given)
         return self._planned(key, given)
+
+    def timed(self, *tensors: Tensor) -> dict[int, float]:
+        """The seconds of every step of one call on shapes that were met before, by the place of its result."""
+        given = self._given(tensors)
+        return self._plans[self._key(given)].timed(given)
+
+    def _given(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Maps in channels_last, but for images that are read in planes."""
+        return [
+            (x if kept and x.is_contiguous() else last(x) if x.dim() == 4 else x).to(dtype)
+            for x, kept, dtype in zip(tensors, self._as_given, self._dtypes, strict=True)
+        ]
+
+    @staticmethod
+    def _key(given: Sequence[Tensor]) -> Hashable:
+        return (torch.get_num_threads(), *[(x.shape, x.stride(), x.dtype) for x in given])
 
     def _stepwise(self, given: Sequence[Tensor]) -> list[Tensor]:
         values = self._values(given)

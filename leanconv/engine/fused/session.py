@@ -308,11 +308,12 @@ class Session:
 
 
 def _computed(step: Step, values: list[Any], clock: dict[int, float] | None) -> None:
-    start = 0.0 if clock is None else time.perf_counter()
+    now = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = 0.0 if clock is None else now()
     made = step.run(*[values[i] for i in step.reads])
     if step.second < 0:
         values[step.at] = made
     else:
         values[step.at], values[step.second] = made
     if clock is not None:
-        clock[step.at] = clock.get(step.at, 0.0) + time.perf_counter() - start
+        clock[step.at] = clock.get(step.at, 0.0) + now() - start
