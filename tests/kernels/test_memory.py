@@ -1,13 +1,17 @@
 """Kernels touch nothing beside their maps, weights and results: each lies between pages that must not be touched."""
 
 import ctypes
+import itertools
 import mmap
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu.memory import ALIGN, HUGE, huge, settled
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
@@ -164,3 +168,35 @@ def test_the_others(c, size, dtype):
     for form in (MaxPool(c, average=True), MaxPool(c, (3, 3), (2, 2), AROUND)):
         fence.add("max pool", bind(form, []), maps[:1])
     fence.hold()
+
+
+def test_weights_lie_side_by_side_in_huge_pages():
+    given = [torch.randn(9, 16), torch.randn(7), torch.empty(0), torch.randn(3, 5).bfloat16(), torch.randn(1 << 21)]
+    made = [settled(x) for x in given]
+    for x, y in zip(given, made, strict=True):
+        assert torch.equal(x, y)
+        assert y.dtype == x.dtype
+        assert y.is_contiguous()
+        assert y.data_ptr() % ALIGN == 0
+    assert 0 < made[1].data_ptr() - made[0].data_ptr() < 2 * made[0].nbytes
+    ends = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in made if x.numel())
+    assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(ends))
+    assert made[-1].data_ptr() % HUGE == 0
+    assert huge(5 * HUGE + 1).numel() == 5 * HUGE + 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/smaps is Linux's")
+def test_weights_are_given_back():
+    def mapped():
+        return int(
+            next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmSize")).split()[1]
+        )
+
+    def many():
+        return [settled(torch.ones(1 << 18)) for _ in range(20)]  # 20 MB, three chunks
+
+    many()
+    before = mapped()
+    for _ in range(20):
+        many()
+    assert mapped() - before < 100_000, "kB"

@@ -4,8 +4,6 @@ with nothing between them but a pointer.
 A `Plan` belongs to one shape of inputs; its `Session`s hold the memory, one for each call that runs at the same time.
 """
 
-import contextlib
-import mmap
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
@@ -17,7 +15,7 @@ from leanconv.engine.fused.kernels import KernelRun
 
 _ALIGN = 64  # bytes; a line of the cache, a vector of AVX-512
 _BEYOND = 4096  # bytes behind the last value: a kernel's vectors may read past a map's end
-_HUGE = 1 << 21  # a huge page
+_MANY = 1 << 19  # bytes; from here on they lie in huge pages
 _MOST_IDLE = 4  # sessions kept when no call needs them
 
 
@@ -173,17 +171,13 @@ def _gap(taken: Sequence[tuple[int, int, int]], length: int) -> int:
 
 
 def _memory(size: int) -> Tensor:
-    """`size` bytes and room to align them; in huge pages where there are many and the system has such.
+    """`size` bytes that begin with a line of the cache, and room behind them; in huge pages where there are many."""
+    from leanconv.kernels.cpu.memory import huge
 
-    A map's rows lie in as many small pages as the translation buffer has entries, or more.
-    """
-    if size < _HUGE:
-        return torch.empty(size + _BEYOND + _ALIGN, dtype=torch.uint8)
-    memory = mmap.mmap(-1, -(-(size + _BEYOND) // _HUGE) * _HUGE + _HUGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    if size >= _MANY:
+        return huge(size + _BEYOND)
+    memory = torch.empty(size + _BEYOND + _ALIGN, dtype=torch.uint8)
+    return memory[-memory.data_ptr() % _ALIGN :]
 
 
 class Batch(NamedTuple):
@@ -207,13 +201,12 @@ class Session:
         self.memory = _memory(plan.size)
         self._storage = storage(self.memory)
         self._held = {self._storage, *map(storage, plan.fixed.values())}  # the next call writes or reads there
-        skip = -self.memory.data_ptr() % (_HUGE if plan.size >= _HUGE else _ALIGN)
         self._values: list[Any] = [None] * plan.count
         self._known = set(plan.slots) | set(plan.fixed)
         for place, tensor in plan.fixed.items():
             self._values[place] = tensor
         for place, slot in plan.slots.items():
-            rest = self.memory[skip + slot.offset : skip + plan.size].view(slot.dtype)
+            rest = self.memory[slot.offset : plan.size].view(slot.dtype)
             self._values[place] = rest.as_strided(slot.shape, slot.strides)
         self._entries: list[Batch | Step] = []
         self._calls: list[Any] = []  # of the batch that is being put together

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu.maps import even, in_planes, new_map, pixel_stride
+from leanconv.kernels.cpu.memory import settled
 from leanconv.kernels.cpu.program import Average, Program, View
 from leanconv.kernels.cpu.storage import Storage, storage_of
 from leanconv.ops.forms import check_channels
@@ -31,7 +32,7 @@ class Step:
         self, program: Program, weights: Sequence[Tensor], size: tuple[int, int, int, int], average: bool,
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        self.program, self.weights, self.size, self.average = program, list(weights), size, average
+        self.program, self.weights, self.size, self.average = program, list(map(settled, weights)), size, average
         self.dtype = dtype
         _, o, p, q = size
         self.strides = (p * q * o, 1, q * o, o)
