@@ -6,13 +6,16 @@ from torch import Tensor
 from leanconv.errors import BadInput
 
 
-def batched(x: Tensor) -> Tensor:
+def batched(x: Tensor, channels: int | None = None) -> Tensor:
     """`x`, which must be `N C H W`: of `C H W` dim 1 are rows, and rows in another order are a wrong picture, no error.
 
-    Raises: BadInput for any other number of dimensions.
+    Raises: BadInput for any other number of dimensions, and of channels where those are given: taking some of them by
+        their numbers would silently leave out the rest.
     """
     if x.ndim != 4:
         raise BadInput(f"an input of shape {tuple(x.shape)} is not N C H W; type x.unsqueeze(0) for a single sample")
+    if channels is not None and x.shape[1] != channels:
+        raise BadInput(f"an input of shape {tuple(x.shape)} has {x.shape[1]} channels, the layer takes {channels}")
     return x
 
 

@@ -457,6 +457,17 @@ def test_meta_device_builds_without_memory(text):
     assert torch.equal(later(x), real(x))
 
 
+@pytest.mark.parametrize("text", OPERATORS)
+def test_an_input_of_other_channels_is_an_error(text):
+    wide = ConvSpec.of(12, 12, 3, 1, 1, n=2, h=8, w=8), ConvSpec.of(12, 12, 1, n=2, h=8, w=8)
+    name, options = parse(text)
+    for spec in wide if not get(name).why_not(wide[1], **options) else (fitting(text, *wide[:1], SPECS["plain"]),):
+        layer = make(text, **spec.arguments()).eval()
+        for c in (spec.c - 1, spec.c + 1, 2 * spec.c):
+            with pytest.raises((RuntimeError, ValueError)):
+                layer(torch.randn(2, c, 8, 8))
+
+
 def test_conv_is_conv2d():
     spec = SPECS["plain"]
     layer, x = make("conv", **spec.arguments()), spec.input()
