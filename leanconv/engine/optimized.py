@@ -6,7 +6,8 @@ from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
+from torch.nn.modules.module import _global_forward_hooks as _HOOKS
+from torch.nn.modules.module import _global_forward_pre_hooks as _PRE_HOOKS
 
 from leanconv.deploy.calls import Inputs, as_call
 from leanconv.deploy.verify import difference
@@ -15,6 +16,8 @@ from leanconv.engine.choices import Choices
 from leanconv.engine.weights import Weights
 from leanconv.errors import BadInput
 
+# Looked up once: a call of a small layer has no time for it.
+_grad, _autocast, _tracing = torch.is_grad_enabled, torch._C._is_any_autocast_enabled, torch._C._get_tracing_state
 # Call shapes that stay prepared at once; the oldest goes first.
 MOST_SHAPES = 16
 # Other call shapes that are held against the given model, once each; those met later run that model itself.
@@ -69,11 +72,11 @@ class Optimized(nn.Module):
         The whole way takes 3 µs before the form begins, as long as a small layer.
         """
         if len(args) == 1 and not kwargs and type(x := args[0]) is Tensor:
-            form = self._forms.get((x.shape, x.dtype, x.device))  # `_key` of one tensor
+            held = self.__dict__
+            form = held["_forms"].get((x.shape, x.dtype, x.device))  # `_key` of one tensor
             if form is not None and not (
-                torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or torch._C._get_tracing_state()
-                or self.original.training or self._forward_hooks or self._forward_pre_hooks
-                or hooks._global_forward_hooks or hooks._global_forward_pre_hooks
+                _grad() or _autocast() or _tracing() or held["original"].training or held["_forward_hooks"]
+                or held["_forward_pre_hooks"] or _HOOKS or _PRE_HOOKS
             ):  # fmt: skip
                 return form(x)
         return super().__call__(*args, **kwargs)

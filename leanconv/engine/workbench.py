@@ -168,6 +168,13 @@ class Workbench:
         alone = isinstance(self.answer, Tensor)
         single, half = self.single, self.half and widen
 
+        def simple(x: Tensor) -> Tensor:
+            answer = run(x)[0]
+            return answer if answer.dtype is dtypes[0] else answer.to(dtypes[0])
+
+        if single and alone and not half:
+            return simple
+
         def form(*args: Any, **kwargs: Any) -> Any:
             given = [args[0]] if single else Frame.split((args, kwargs))[0]
             if half:

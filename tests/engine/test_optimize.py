@@ -209,8 +209,10 @@ def test_bfloat16_inside_float32_outside(always):
 
 
 @pytest.mark.parametrize("engine", ["folded", "channels_last", *RUNTIMES])
-def test_another_path_at_another_size(engine, always):
+def test_another_path_at_another_size(engine, always, monkeypatch):
     """Convolution and BatchNorm fold into one at the measured size; at larger ones both answers are used."""
+    # As where the folded model was not seen to be slower: what wins on so small a model is not the question.
+    monkeypatch.setattr(room, "_fallback", lambda bench, entries, given: (bench.folded, 1e-4))
 
     class Forks(Tiny):
         def forward(self, x, *, sharp=False):
