@@ -23,7 +23,7 @@ from leanconv.kernels.cpu.bound import (
 from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import pack_projection, pixel_stride
 from leanconv.kernels.cpu.program import Gates, Program, View, Work, library
-from leanconv.kernels.cpu.tiles import matrix_tile, row_block
+from leanconv.kernels.cpu.tiles import row_block
 from leanconv.ops.forms import averaged, check_channels
 from leanconv.ops.gated_sum import GatedSum
 
@@ -92,11 +92,11 @@ class BoundGatedSum(Bound):
         form, (n, o, h, w) = self.form, a.shape
         pixels, size, gates = h * w, (n, o, h, w), 1 + len(inputs)
         storage = storage_for(*maps)
-        tile = matrix_tile(o, pixels, storage.steps(sum(form.channels)), True)
         core = pointwise.Pointwise(
             tuple((x.shape[1], pixel_stride(x)) for x in inputs), o, False, form.activation, pixel_stride(a), False,
             True, storage,
         )  # fmt: skip
+        tile = self.matrix_tile(core, o, pixels, storage.steps(sum(form.channels)), True)
         arguments: list[View] = []
         weights: list[Tensor] = []
         for index, (x, part) in enumerate(zip(inputs, self._weight.split(list(form.channels), 1), strict=True)):

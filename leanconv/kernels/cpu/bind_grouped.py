@@ -24,7 +24,7 @@ from leanconv.kernels.cpu.bound import (
 from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import MOST_PLANES, in_planes, pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.program import Program, View, Work
-from leanconv.kernels.cpu.tiles import matrix_tile, row_block
+from leanconv.kernels.cpu.tiles import matrix_cycles, matrix_tile, row_block
 from leanconv.ops.forms import check_channels
 from leanconv.ops.grouped import Grouped
 
@@ -111,11 +111,16 @@ class BoundGrouped(Bound):
         form = self.form
         c, taps = sum(form.channels), form.kernel[0] * form.kernel[1]
         depth = c // form.groups * taps + c * form.pointwise
-        inner = matrix_tile(form.out_channels // form.groups, q, core.product.steps(depth), False)
-        if form.project is None:
-            return grouped.Tiles(inner, inner)
-        outer = matrix_tile(form.project, q, core.storage.steps(form.out_channels), False)
-        return grouped.Tiles(inner, outer)
+        first = form.out_channels // form.groups, q, core.product.steps(depth), False
+        second = form.project or 0, q, core.storage.steps(form.out_channels), False
+
+        def cycles(tiles: grouped.Tiles) -> float:
+            after = 0.0 if form.project is None else matrix_cycles(tiles.outer, *second)
+            return form.groups * matrix_cycles(tiles.inner, *first) + after
+
+        inner = matrix_tile(*first)
+        best = grouped.Tiles(inner, inner if form.project is None else matrix_tile(*second))
+        return self.tile(core, best, cycles)
 
     def _packed(self, tiles: grouped.Tiles, core: grouped.Core) -> list[Tensor]:
         form, block, product = self.form, tiles.inner.block, core.product

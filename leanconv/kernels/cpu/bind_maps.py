@@ -22,7 +22,7 @@ from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Average, Program, View, Work
-from leanconv.kernels.cpu.tiles import lanes_for, matrix_tile, row_block
+from leanconv.kernels.cpu.tiles import lanes_for, row_block
 from leanconv.ops.forms import check_channels
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.upsample import Upsample
@@ -53,10 +53,10 @@ class BoundUpsample(Bound):
         k, o = form.factor, form.out_channels
         size, width = (n, o, h * k, w * k), k * o
         storage = storage_for(*inputs)
-        tile = matrix_tile(width, w, storage.steps(sum(form.channels)), True)
         core = upsample.Rows(
             tuple((x.shape[1], pixel_stride(x)) for x in inputs), width, form.bias, form.activation, storage
         )  # fmt: skip
+        tile = self.matrix_tile(core, width, w, storage.steps(sum(form.channels)), True)
         weights = [
             pack_projection(part, tile.block, storage)
             for row in self._rows

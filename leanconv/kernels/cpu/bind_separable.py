@@ -1,5 +1,7 @@
 """Separable convolutions bound to their weights."""
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,7 +30,7 @@ from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Program, View, Work
 from leanconv.kernels.cpu.stencils import Track
-from leanconv.kernels.cpu.tiles import cache_bytes, fill, lanes_for, matrix_tile, row_block, strip
+from leanconv.kernels.cpu.tiles import cache_bytes, fill, lanes_for, row_block, strip
 from leanconv.kernels.cpu.tracks import Source, split_weights, track_weights, tracks
 from leanconv.ops.forms import check_channels
 from leanconv.ops.separable import Separable
@@ -117,11 +119,11 @@ class _Maker:
         form, (n, o, p, q), work = self.form, self.size, self._work()
         assert self.bound._project is not None
         last = p - (p - 1) // work.block * work.block  # rows of the smallest block
-        tile = matrix_tile(o, last * q, self.storage.steps(form.middle), True)
         core = separable.Core(
             tuple(map(self._track, self.bound._tracks)), o, o, form.bias, form.activation, self._residual_pixel(),
             form.gate, self.storage,
         )  # fmt: skip
+        tile = self.bound.matrix_tile(core, o, last * q, self.storage.steps(form.middle), True)
         arguments: list[View] = []
         for source, taps, column in zip(self.bound._tracks, self.bound._taps, self._columns(), strict=True):
             arguments += [self._input(source), *map(self._add, taps)]
@@ -139,12 +141,12 @@ class _Maker:
         """A 1×1 alone: all pixels in a row."""
         form, (n, o, p, q) = self.form, self.size
         pixels = p * q
-        tile = matrix_tile(o, pixels, self.storage.steps(form.middle), True)
         sources = self.bound._tracks
         core = pointwise.Pointwise(
             tuple((source.channels, pixel_stride(self.inputs[source.index])) for source in sources), o, form.bias,
             form.activation, self._residual_pixel(), form.gate, storage=self.storage,
         )  # fmt: skip
+        tile = self.bound.matrix_tile(core, o, pixels, self.storage.steps(form.middle), True)
         arguments: list[View] = []
         for source, column in zip(sources, self._columns(), strict=True):
             arguments.append(flat_view(source.index, self.inputs[source.index], source.first, source.channels))
@@ -171,14 +173,27 @@ class _Maker:
     def _track(self, source: Source) -> Track:
         stencils = tuple(replace(s, first=0) for s in source.stencils)
         x = self.inputs[source.index]
-        far = self.storage.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * cache_bytes()
-        size, tiles, strips = (x.shape[2], x.shape[3]), [fill(x.shape[3])], [0]
+        sizes = [(x.shape[2], x.shape[3])]
         for stencil in stencils:
-            rows, wide = (stencil.kernel[0] - 1) * stencil.dilation[0] + 1, size[1]
-            size = stencil.size(*size)
-            tiles.append(fill(size[1]))
-            strips.append(strip(rows, wide, tiles[-1] * stencil.stride[1]))
-        return Track(pixel_stride(x), source.channels, stencils, tuple(tiles), tuple(strips), far)
+            sizes.append(stencil.size(*sizes[-1]))
+        widths = [width for _, width in sizes]
+
+        def strips(tiles: tuple[int, ...]) -> tuple[int, ...]:
+            spans = [(s.kernel[0] - 1) * s.dilation[0] + 1 for s in stencils]
+            steps = [tile * s.stride[1] for tile, s in zip(tiles[1:], stencils, strict=True)]
+            return (0, *map(strip, spans, widths, steps))
+
+        def pixels(kept: tuple[tuple[int, ...], tuple[int, ...], bool]) -> float:
+            """What is made for a row, over what is needed; infinite where a kernel would not be made like that here."""
+            if kept[1:] != (strips(kept[0]), far) or any(map(operator.gt, kept[0], widths)):
+                return math.inf
+            return sum(-(-width // tile) * tile / width for width, tile in zip(widths, kept[0], strict=True))
+
+        far = self.storage.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * cache_bytes()
+        best = tuple(map(fill, widths))
+        return Track(
+            pixel_stride(x), source.channels, stencils, *self.bound.tile(source, (best, strips(best), far), pixels)
+        )
 
     def _input(self, source: Source) -> View:
         return map_view(source.index, self.inputs[source.index], source.first, source.channels)

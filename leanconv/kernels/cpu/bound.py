@@ -1,7 +1,7 @@
 """Primitives bound to their weights: packed once, compiled for what arrives, called with maps alone."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu.maps import even, in_planes, new_map, pixel_stride
 from leanconv.kernels.cpu.memory import settled
+from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Average, Program, View
 from leanconv.kernels.cpu.storage import Storage, storage_of
+from leanconv.kernels.cpu.tiles import Tiles, matrix_cycles, matrix_tile, reused
 from leanconv.ops.forms import check_channels
 
 DTYPES = (torch.float32, torch.bfloat16)  # that maps may have, all of a call the same
@@ -60,6 +62,7 @@ class Bound:
     def __init__(self) -> None:
         self._steps: dict[Any, Step] = {}
         self._short: dict[Any, Step] = {}
+        self._made: dict[Hashable, list[Any]] = {}
         self._lock = threading.Lock()
 
     def _step(self, *maps: Tensor | None) -> Step:
@@ -76,6 +79,22 @@ class Bound:
                     self._steps = {}
                 found = self._steps[key] = made
         return found
+
+    def tile(self, core: Hashable, best: Tiles, cost: Callable[[Tiles], float]) -> Tiles:
+        """The tile for a kernel `core`: `best`, unless this primitive has a kernel that is nearly as good (`reused`).
+
+        So most new sizes of a map compile nothing.
+        """
+        made = self._made.setdefault(core, [])
+        found = reused(best, made, cost)
+        if found not in made:
+            made.append(found)
+        return found
+
+    def matrix_tile(self, core: Hashable, width: int, pixels: int, depth: int, flat: bool) -> Tile:
+        """As `tiles.matrix_tile`, see `tile`."""
+        best = matrix_tile(width, pixels, depth, flat)
+        return self.tile(core, best, lambda tile: matrix_cycles(tile, width, pixels, depth, flat))
 
     def takes(self, x: Tensor) -> bool:
         """Whether a step reads the map where it lies, without a copy."""

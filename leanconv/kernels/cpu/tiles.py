@@ -3,6 +3,8 @@
 import functools
 import math
 import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from leanconv.kernels.cpu.frontend import halide
 from leanconv.kernels.cpu.pieces import Tile
@@ -36,25 +38,41 @@ def matrix_tile(width: int, pixels: int, depth: int, flat: bool) -> Tile:
 
     The least cycles of the model: the multiply-adds or the loads of a step, whichever are more, and the tile's own end.
     """
-    widest, half, registers = _vectors()
-    best: tuple[float, Tile] | None = None
-    for lanes in {widest, max(4, widest // 2)}:
-        rate = 1.0 if lanes == widest else 0.5 / half  # cycles per vector operation
+    widest, _, registers = _vectors()
+    found = [
+        Tile(rows, lanes * vectors, lanes)
+        for lanes in {widest, max(4, widest // 2)}
         # Half vectors only one at a time: LLVM pairs several of them into whole ones, and shuffles (half the speed).
-        for vectors in range(1, 9 if lanes == widest else 2):
-            for rows in range(1, 15):
-                if rows * vectors + vectors + 1 > registers - 1 or (flat and rows > pixels):
-                    continue
-                block = lanes * vectors
-                tiles = math.ceil(pixels / rows)
-                step = max(rows * vectors, rows + vectors, 4 / rate) * rate
-                cycles = tiles * math.ceil(width / block) * (depth * step + 2 * rate * rows * vectors + 12)
-                # Of equals the one that fits best what runs fastest everywhere: 8 pixels by 2 vectors.
-                cycles *= 1 + 0.002 * abs(rows - 8) + 0.002 * abs(vectors - 2) + 0.004 * (lanes != widest)
-                if best is None or cycles < best[0]:
-                    best = cycles, Tile(rows, block, lanes)
-    assert best is not None
-    return best[1]
+        for vectors in range(1, 9 if lanes == widest else 2)
+        for rows in range(1, 15)
+        if rows * vectors + vectors + 1 <= registers - 1
+    ]
+    return min(found, key=lambda tile: matrix_cycles(tile, width, pixels, depth, flat))
+
+
+def matrix_cycles(tile: Tile, width: int, pixels: int, depth: int, flat: bool) -> float:
+    """What the model says of a tile for `matrix_tile`'s arguments; infinite where the kernel cannot run with it."""
+    widest, half, _ = _vectors()
+    rows, vectors = tile.pixels, tile.block // tile.lanes
+    if flat and rows > pixels:
+        return math.inf
+    rate = 1.0 if tile.lanes == widest else 0.5 / half  # cycles per vector operation
+    step = max(rows * vectors, rows + vectors, 4 / rate) * rate
+    tiles = math.ceil(pixels / rows) * math.ceil(width / tile.block)
+    cycles = tiles * (depth * step + 2 * rate * rows * vectors + 12)
+    # Of equals the one that fits best what runs fastest everywhere: 8 pixels by 2 vectors.
+    return cycles * (1 + 0.002 * abs(rows - 8) + 0.002 * abs(vectors - 2) + 0.004 * (tile.lanes != widest))
+
+
+# By how much the model may call a tile slower that is there already, before another kernel is compiled.
+REUSED = 1.2
+Tiles = TypeVar("Tiles")
+
+
+def reused(best: Tiles, made: Sequence[Tiles], cost: Callable[[Tiles], float]) -> Tiles:
+    """`best`, or of the tiles that were `made` for other sizes the best, if it costs at most `REUSED` times as much."""
+    kept = min(made, key=cost, default=best)
+    return kept if cost(kept) <= REUSED * cost(best) else best
 
 
 @functools.lru_cache(4096)

@@ -1,0 +1,63 @@
+"""Which tile a kernel gets: the model's best, and at other sizes one that is there already."""
+
+import math
+
+import pytest
+import torch
+
+from leanconv.kernels.cpu import bind, build
+from leanconv.kernels.cpu.pieces import Tile
+from leanconv.kernels.cpu.tiles import REUSED, matrix_cycles, matrix_tile, reused
+from leanconv.ops.grouped import Grouped
+from leanconv.ops.pool import MaxPool
+from leanconv.ops.separable import Separable, Stencil, reference
+
+pytestmark = pytest.mark.usefixtures("halide")
+AROUND = (1, 1, 1, 1)
+
+
+def test_the_best_tile_is_the_one_of_least_cycles():
+    best = matrix_tile(64, 196, 32, True)
+    cycles = matrix_cycles(best, 64, 196, 32, True)
+    for rows in range(1, 15):
+        assert matrix_cycles(Tile(rows, best.block, best.lanes), 64, 196, 32, True) >= cycles
+    assert matrix_cycles(Tile(8, 16, 16), 64, 7, 32, True) == math.inf  # more pixels than the map has
+
+
+def test_a_tile_that_is_there_is_taken_where_it_costs_little_more():
+    cost = {"best": 10.0, "near": 10.0 * REUSED, "far": 10.0 * REUSED + 0.1, "impossible": math.inf}.__getitem__
+    assert reused("best", [], cost) == "best"
+    assert reused("best", ["far", "near", "impossible"], cost) == "near"
+    assert reused("best", ["far", "impossible"], cost) == "best"
+
+
+@torch.no_grad()
+def test_other_sizes_compile_few_kernels():
+    stage = (Stencil(0, 24, (3, 3), padding=AROUND),)
+    forms = [
+        (Separable((24,), (stage,), 40), [torch.randn(24, 1, 3, 3), torch.randn(40, 24)]),
+        (Separable((24,), (), 40), [torch.randn(40, 24)]),
+        (Separable((24,), (stage,)), [torch.randn(24, 1, 3, 3)]),
+        (Grouped((24,), 16, (3, 3), padding=AROUND, groups=2), [torch.randn(16, 12, 3, 3)]),
+        (MaxPool(24), []),
+    ]
+    for form, weights in forms:
+        call, before = bind(form, weights), build._kernel.cache_info().misses
+        for h, w in (
+            (16, 16),
+            (14, 14),
+            (12, 12),
+            (20, 24),
+            (32, 32),
+            (28, 30),
+            (24, 10),
+            (40, 40),
+            (48, 17),
+            (18, 18),
+        ):
+            x = torch.randn(1, 24, h, w)
+            y = call(x if isinstance(form, MaxPool) else [x])[0]
+            if isinstance(form, Separable):
+                torch.testing.assert_close(y, reference([x], weights, form)[0], rtol=1e-4, atol=1e-4)
+        made = build._kernel.cache_info().misses - before
+        assert made <= 3, f"{made} kernels for {form}"
