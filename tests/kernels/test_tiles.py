@@ -55,6 +55,8 @@ def test_other_sizes_compile_few_kernels():
             (48, 17),
             (18, 18),
         ):
+            if isinstance(form, Grouped) and w <= 14:
+                continue  # a row in one tile: such a kernel is made for its width
             x = torch.randn(1, 24, h, w)
             y = call(x if isinstance(form, MaxPool) else [x])[0]
             if isinstance(form, Separable):
