@@ -25,6 +25,25 @@ def net():
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 1, 3, padding=1))
 """
 
+CLASSIFIER = """
+from torch import nn
+
+def net():
+    features = [nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*features, nn.Flatten(), nn.Linear(8, 3))
+"""
+
+
+def launch(path):
+    """`leanconv train` on two processes of the CPU."""
+    return subprocess.run(
+        # accelerate's --cpu would need MPI for a second process; --multi_gpu is its name for torch's own launcher
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+         "-m", "leanconv", "train", str(path), "--trust-code", "--json"],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+
 
 def test_two_processes_and_one(tiny_data, tmp_path):
     """SGD without decay: after n steps the weights are the start minus the rate times the sum of n gradients."""
@@ -33,13 +52,7 @@ def test_two_processes_and_one(tiny_data, tmp_path):
     common |= {"optimizer": "sgd", "lr": 1.0, "weight_decay": 0.0, "warmup": 0.0, "schedule": "constant"}
     common |= {"device": "cpu", "threads": 1, "workers": 0}
     path = Recipe(**common, out=str(tmp_path / "two")).write(tmp_path / "two.toml")
-    launched = subprocess.run(
-        # accelerate's --cpu would need MPI for a second process; --multi_gpu is its name for torch's own launcher
-        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-         "-m", "leanconv", "train", str(path), "--trust-code", "--json"],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
+    launched = launch(path)
     assert launched.returncode == 0, launched.stderr
     assert "2 processes" in launched.stderr
     assert launched.stdout.count('"run"') == 1, "only the main process reports"
@@ -110,3 +123,24 @@ def test_a_set_smaller_than_the_batch_fills_it():
     assert len(images) == 7
     assert set(images) == {0, 1, 2}
     assert len({seed for _, seed in order.at(0)}) == 7
+
+
+def test_two_processes_classify_as_one(coloured, tmp_path):
+    """The same steps of the joint batch, and every image counted once, 15 on two processes too."""
+    (tmp_path / "net.py").write_text(CLASSIFIER)
+    common = {"model": f"{tmp_path / 'net.py'}:net", "data": str(coloured), "size": 16, "batch": 6, "steps": 6}
+    common |= {"optimizer": "sgd", "lr": 0.3, "weight_decay": 0.0, "warmup": 0.0, "schedule": "constant"}
+    common |= {"device": "cpu", "threads": 1, "workers": 0}
+    launched = launch(Recipe(**common, out=str(tmp_path / "two")).write(tmp_path / "two.toml"))
+    assert launched.returncode == 0, launched.stderr
+    two = RunFolder(tmp_path / "two")
+    one = fit(Recipe(**common, out=str(tmp_path / "one")), progress=False, trust_code=True)
+    weights, single = load_file(setup.last(two)), load_file(setup.last(one))
+    start = setup.build_model(Recipe(**common), True)
+    for key in weights:
+        assert torch.allclose(weights[key], single[key], rtol=0, atol=1e-6), key
+    moved = max(float((weights[f"model.{k}"] - v).abs().max()) for k, v in start.state_dict().items())
+    assert moved > 1e-3, "nothing was learnt, so nothing was compared"
+    assert read_metrics(two)["val"] == read_metrics(one)["val"]
+    assert read_metrics(two)["test"] == read_metrics(one)["test"]
+    assert read_metrics(two)["test"]["images"] == sum(map(sum, read_metrics(two)["test"]["confusion"])) == 12
