@@ -7,8 +7,7 @@ then what it returned takes turns with every peer, called directly: the given mo
 Runtime, whether the budget sufficed for them or not, and torch.compile where it did. Ratio = the best peer's median
 over the chosen form's: below 1 the choice cost time. A row under 0.97 is timed three times and the middle ratio
 stands. malloc keeps freed memory, for all alike. Rows that benchmarks/results/choices.json has of this commit are not
-measured again: a stopped run goes on where it was. The order takes every operator and every layer in turn, so that a
-part is a sample.
+measured again: a stopped run goes on where it was. The order was drawn once, so that a part of it is a sample.
 """
 
 import argparse
