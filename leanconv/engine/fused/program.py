@@ -12,7 +12,8 @@ from leanconv.engine.fused.graph import Graph, Node
 from leanconv.engine.fused.kernels import KernelRun
 from leanconv.engine.fused.session import Moved, Plan, Step, handed_out, storage
 
-_MOST_PLANS = 8  # shapes whose memory is laid out at once; others run step by step
+_MOST_PLANS = 8  # shapes whose memory is laid out at once; others run step by step ...
+_AGAIN = 8  # ... until they came so often that they take the place of the one that was called least
 
 
 class Program:
@@ -44,6 +45,7 @@ class Program:
             if node.kind not in ("input", "constant", "second")
         ]  # fmt: skip
         self._plans: dict[Hashable, Plan] = {}
+        self._waiting: dict[Hashable, int] = {}  # shapes without a plan: how often they came
         self._lock = threading.Lock()
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
@@ -55,9 +57,19 @@ class Program:
                 return plan(given)
             except Moved:
                 return self._stepwise(given)
-        if len(self._plans) >= _MOST_PLANS or not all(x.numel() for x in given):
-            return self._stepwise(given)
-        return self._planned(key, given)
+        if all(x.numel() for x in given) and self._has_room(key):
+            return self._planned(key, given)
+        return self._stepwise(given)
+
+    def _has_room(self, key: Hashable) -> bool:
+        """Whether a shape shall have a plan now."""
+        with self._lock:
+            if len(self._plans) < _MOST_PLANS:
+                return True
+            if len(self._waiting) >= 8 * _MOST_PLANS and key not in self._waiting:
+                self._waiting.clear()
+            self._waiting[key] = self._waiting.get(key, 0) + 1
+            return self._waiting[key] >= _AGAIN
 
     def timed(self, *tensors: Tensor) -> dict[int, float]:
         """The seconds of every step of one call on shapes that were met before, by the place of its result."""
@@ -103,7 +115,13 @@ class Program:
                 values[i] = None
         plan = Plan(self.steps, seen, self._outputs, self._fixed)
         with self._lock:
-            self._plans = {**self._plans, key: plan}
+            plans = dict(self._plans)
+            while len(plans) >= _MOST_PLANS and key not in plans:
+                del plans[min(plans, key=lambda each: plans[each].calls)]
+            for other in plans.values():
+                other.calls = 0
+            self._plans = {**plans, key: plan}  # put in place whole: other threads see the old or the new
+            self._waiting.pop(key, None)
         return handed_out([values[i] for i in self._outputs], given, self._held)
 
     def _values(self, given: Sequence[Tensor]) -> list[Any]:

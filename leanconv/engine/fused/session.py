@@ -87,9 +87,11 @@ class Plan:
         self.shapes = [tuple(v.shape) if isinstance(v, Tensor) else () for v in values]
         self.size = self._lay_out(steps, values)
         self._idle: list[Session] = []
+        self.calls = 0  # since a plan was made last; several threads may lose some
 
     def __call__(self, given: Sequence[Tensor]) -> list[Tensor]:
         """The outputs. Raises Moved where it cannot be run; then nothing was handed out."""
+        self.calls += 1
         try:
             session = self._idle.pop()  # atomic, like append: no lock is needed
         except IndexError:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import weakref
+from importlib import import_module
 
 import pytest
 import torch
@@ -100,6 +101,17 @@ def test_the_first_call_frees_what_nobody_needs_any_more():
     program(x)
     assert len(most) == 12
     assert max(most) == 2
+
+
+@torch.no_grad()
+def test_shapes_that_come_again_take_the_place_of_those_that_do_not(monkeypatch):
+    monkeypatch.setattr(import_module("leanconv.engine.fused.program"), "_MOST_PLANS", 3)
+    model = nn.Conv2d(3, 2, 3)
+    program, _ = program_of(model, torch.randn(1, 3, 9, 9))
+    for size in (4, 5, 6, 5, 6, 6, *[7] * 20, *range(10, 40), 8):
+        x = torch.randn(1, 3, size, 4)
+        torch.testing.assert_close(program(x)[0], model(x), rtol=1e-4, atol=1e-5)
+    assert sorted(key[1][0][2] for key in program._plans) == [5, 6, 7]  # 4 was called least; 8 and others too seldom
 
 
 @kernels
