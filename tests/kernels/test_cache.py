@@ -111,10 +111,26 @@ def test_a_folder_that_stood_open_is_closed_and_emptied(tmp_path):
     where = tmp_path / "open"
     where.mkdir(mode=0o777)
     where.chmod(0o777)
-    (where / "name.so").write_bytes(b"planted")
+    (where / f"{cache.key('a')}.so").write_bytes(b"planted")
+    (where / f"{cache.key('b')}.so").symlink_to(tmp_path)
     assert trust.claim(where) is None
     assert where.stat().st_mode & 0o777 == 0o700
     assert list(where.iterdir()) == []
+
+
+def test_other_files_are_never_touched(tmp_path):
+    """`LEANCONV_CACHE` may name a home, or a folder of libraries."""
+    where = tmp_path / "home"
+    where.mkdir(mode=0o755)
+    where.chmod(0o755)
+    for name in ("thesis.txt", "library.so"):
+        (where / name).write_text("mine")
+    assert "other files" in trust.claim(where)
+    assert where.stat().st_mode & 0o777 == 0o755
+    where.chmod(0o700)
+    assert trust.claim(where) is None
+    cache.trim(where, 0)
+    assert sorted(path.name for path in where.iterdir()) == ["library.so", "thesis.txt"]
 
 
 @linked
@@ -211,22 +227,24 @@ def test_a_group_of_the_user_alone_is_no_stranger(monkeypatch):
 
 def test_what_was_not_used_for_longest_goes(tmp_path, monkeypatch):
     where = claimed(tmp_path / "kernels")
+    keys = [cache.key(str(index)) for index in range(11)]
     for index in range(10):
-        path = cache.fetch(f"k{index}", Builder(b"x" * 968), where)  # 1000 bytes with the hash
+        path = cache.fetch(keys[index], Builder(b"x" * 968), where)  # 1000 bytes with the hash
         os.utime(path, (index * 1e6, index * 1e6))
-    cache.fetch("k0", Builder(), where)  # used again
+    cache.fetch(keys[0], Builder(), where)  # used again
     (where / ".building-old").mkdir()
     os.utime(where / ".building-old", (0, 0))
     (where / ".building-new").mkdir()
     cache.trim(where, 10_000)
     assert cache.usage(where) == (10, 10_000)
     cache.trim(where, 5_000)
-    assert sorted(p.name for p in where.iterdir()) == [".building-new", "k0.so", "k7.so", "k8.so", "k9.so"]
+    kept = {".building-new", *(f"{keys[index]}.so" for index in (0, 7, 8, 9))}
+    assert {p.name for p in where.iterdir()} == kept
     monkeypatch.setattr(cache, "LIMIT", 3_000)
     monkeypatch.setattr(cache, "_LOOK_EVERY", 1)
-    cache.fetch("k10", Builder(b"x" * 968), where)
+    cache.fetch(keys[10], Builder(b"x" * 968), where)
     assert cache.usage(where)[1] <= 3_000
-    assert (where / "k10.so").exists()
+    assert (where / f"{keys[10]}.so").exists()
 
 
 @linked

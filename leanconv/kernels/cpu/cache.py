@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from leanconv.kernels.cpu.trust import claim, ours
+from leanconv.kernels.cpu.trust import BUILDING, claim, entry_name, ours
 
 _HASH = 32
 LIMIT = 512 << 20  # bytes; a kernel is some 16 KiB
@@ -127,7 +127,7 @@ def fetch(name: str, build: Callable[[Path], object], where: Path) -> Path:
         return path
     if shutil.disk_usage(where).free < _NEEDED:  # a compiler that finds no space may end the process
         raise OSError(errno.ENOSPC, "no space is left there")
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=where) as folder:
+    with tempfile.TemporaryDirectory(prefix=BUILDING, dir=where) as folder:
         temporary = Path(folder) / path.name
         build(temporary)
         content = temporary.read_bytes()
@@ -175,7 +175,7 @@ def trim(where: Path, limit: int) -> None:
 
     A process that has such an entry loaded keeps it; one that is about to load it builds it again.
     """
-    for left in where.glob(".building-*"):
+    for left in where.glob(f"{BUILDING}*"):
         try:
             if time.time() - left.lstat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(left, ignore_errors=True)
@@ -198,7 +198,7 @@ def _entries(where: Path) -> list[tuple[float, int, Path]]:
     try:
         with os.scandir(where) as listed:
             for entry in listed:
-                if entry.name.endswith(".so"):
+                if entry_name(entry.name):
                     stat = entry.stat(follow_symlinks=False)
                     found.append((stat.st_mtime, stat.st_size, Path(entry.path)))
     except OSError:  # no folder yet, or an entry that another process has just removed

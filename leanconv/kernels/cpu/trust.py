@@ -1,14 +1,24 @@
 """Whether a folder is this user's alone, down from the root: what lies in it is run as native code."""
 
 import os
+import re
 import stat
 from pathlib import Path
+
+BUILDING = ".building-"  # begins the names of the folders in which kernels are made
+_ENTRY = re.compile(r"[0-9a-f]{64}\.so")
+
+
+def entry_name(name: str) -> bool:
+    """Whether a file of the cache may be called so: a hash. All else in the folder is not ours to remove."""
+    return _ENTRY.fullmatch(name) is not None
 
 
 def claim(path: Path) -> str | None:
     """Make the folder, or say why it cannot be trusted, written, or run from.
 
-    A folder of ours that stood open to others is closed, and emptied: what is in it may be theirs.
+    A folder of ours that stood open to others is closed, and its kernels are removed: they may be theirs. One that
+    holds other files was never the cache's alone, and stays as it is.
     """
     if not path.is_absolute():
         return "it is not an absolute path"
@@ -20,9 +30,11 @@ def claim(path: Path) -> str | None:
         if found.st_uid != os.getuid():
             return "another user owns it"
         if found.st_mode & 0o077:
+            if not all(entry_name(entry.name) or entry.name.startswith(BUILDING) for entry in path.iterdir()):
+                return "it holds other files, and others may look into it"
             path.chmod(0o700)
             for entry in path.iterdir():
-                if entry.is_file() or entry.is_symlink():
+                if entry_name(entry.name) and (entry.is_file() or entry.is_symlink()):
                     entry.unlink()
         if not os.access(path, os.W_OK | os.X_OK):
             return "it is not writable"
