@@ -56,7 +56,8 @@ def optimize(
     Args:
         model: in eval mode, on the device it will run on; it is not changed.
         inputs: a tensor, a tuple of arguments or a dict of named ones, as in use: shapes decide what is fastest.
-        dtype: a type that engines may also compute in (torch.bfloat16); inputs and outputs keep theirs.
+        dtype: a type that engines may also compute in (torch.bfloat16); inputs and outputs keep theirs. Of a model in
+            bfloat16 or float16 some engines are tried in float32 too, in any case.
         engines: of "eager" (as given, always tried), "folded", "channels_last", "fused", "openvino", "onnxruntime",
             "compile".
         budget_s: seconds; an engine whose preparation may not fit any more is left out and listed.
@@ -74,10 +75,11 @@ def optimize(
     deadline = start + budget_s
     weights = Weights(model)
     bench = _bench(model, args, kwargs)
-    with _Progress(1 + len(candidates) * (1 if dtype is None else 2)) as progress:
+    variants = _variants(candidates, dtype, bench)
+    with _Progress(1 + len(variants)) as progress:
         given = _Entry(Choice(GIVEN, error=0.0), model, True, bench.forward_s)
         entries, rows = [given], [given.row]
-        for candidate, kind in _variants(candidates, dtype, bench):
+        for candidate, kind in variants:
             progress.show(candidate.name)
             row, entry = _try(bench, candidate, kind, deadline - TIMING_SHARE * budget_s, budget_s)
             rows.append(row)
@@ -92,7 +94,7 @@ def optimize(
     shape = bench.tensors[0].shape if bench.tensors else None
     told = f"{label(bench.device, dtype=bench.dtype, shape=shape)}, {CLOCK_WORDS[_clock(bench)]}"
     folds = len(bench.fold_report.done) if "_folding" in bench.__dict__ else 0
-    blocks = next((found for e in entries if (found := getattr(e.form, "blocks", None)) is not None), None)
+    blocks = next((found for e in [winner, *entries] if (found := getattr(e.form, "blocks", None)) is not None), None)
     choices = Choices(tuple(rows), told, folds, time.perf_counter() - start, blocks)
     weights.settle()
     again = partial(optimize, model, dtype=dtype, engines=(winner.row.engine,), budget_s=budget_s)
