@@ -1,10 +1,12 @@
 """The fused engine on whole networks: what the model gives in float64, in any shape, from any number of threads."""
 
 import copy
+import gc
+import resource
 import threading
-import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -153,30 +155,53 @@ def test_optimize_chooses_it_and_shows_the_blocks(monkeypatch):
     )
 
 
-def test_eight_threads_and_no_growth():
-    model, x = randomised(lc.load("leanconv:unet?base=8&levels=1&conv=splconv")), torch.randn(1, 3, 16, 16)
-    form = fused(model, x)
-    inputs = [torch.randn(1, 3, 16, 16) for _ in range(64)]
+@pytest.fixture
+def small(monkeypatch):
+    """An optimised network on kernels, with PyTorch's steps among them, whose call takes some ten microseconds."""
+    monkeypatch.setattr(import_module("leanconv.engine.optimize"), "faster", lambda challenger, given: True)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 13, 1),
+        nn.MaxPool2d(2), nn.Tanh(), nn.Conv2d(13, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
+    ).eval()  # fmt: skip
+    fast = optimize(model, torch.randn(1, 3, 8, 8), engines=("fused",), budget_s=240)
+    assert fast.engine == "fused", str(fast.choices)
+    return fast, model
+
+
+def test_eight_threads_call_one_optimised_model(small):
+    """Shapes of all kinds at once: measured, met before, new to two threads at the same time."""
+    fast, model = small
+    shapes = [(1, 3, 8, 8), (2, 3, 8, 8), (1, 3, 6, 10), (3, 3, 12, 4)]
+    inputs = [torch.randn(shapes[i % 4]) for i in range(160)]
     start = threading.Barrier(8)
 
-    @torch.no_grad()
     def work(part):
         start.wait()
-        return [form(x) for x in part]
+        return [fast(x) for x in part]
 
     with ThreadPoolExecutor(8) as pool:
-        found = [y for part in pool.map(work, [inputs[i::8] for i in range(8)]) for y in part]
-    with torch.no_grad():
-        for y, want in zip(found, (model(x) for i in range(8) for x in inputs[i::8]), strict=True):
-            torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
-        tracemalloc.start()
-        for calls in (50, 1000):
-            before = tracemalloc.get_traced_memory()[0]
-            for _ in range(calls):
-                form(x)
-        grown = tracemalloc.get_traced_memory()[0] - before
-        tracemalloc.stop()
-    assert grown < 50_000, f"{grown} bytes after 1000 calls"
+        found = list(pool.map(work, [inputs[i::8] for i in range(8)]))
+    for i, part in enumerate(found):
+        for x, y in zip(inputs[i::8], part, strict=True):
+            torch.testing.assert_close(y, model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the system does not tell what a process holds")
+def test_ten_thousand_calls_take_no_more_memory(small):
+    fast, _ = small
+    inputs = [torch.randn(1, 3, 8, 8), torch.randn(2, 3, 8, 8)]  # the measured shape and another
+
+    def held():
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = 0
+    for calls in (1000, 10_000):
+        before = held()
+        for i in range(calls):
+            fast(inputs[i % 2])
+    grown = held() - before
+    assert grown < 1 << 20, f"{grown} bytes more"
 
 
 def test_without_halide_it_says_how_to_get_the_speed(monkeypatch, torch_only):
