@@ -7,7 +7,7 @@ import torch
 
 from leanconv.kernels.cpu import bind, build
 from leanconv.kernels.cpu.pieces import Tile
-from leanconv.kernels.cpu.tiles import REUSED, matrix_cycles, matrix_tile, reused
+from leanconv.kernels.cpu.tiles import REUSED, cache_bytes, matrix_cycles, matrix_tile, reused, row_block
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable, Stencil, reference
@@ -29,6 +29,18 @@ def test_a_tile_that_is_there_is_taken_where_it_costs_little_more():
     assert reused("best", [], cost) == "best"
     assert reused("best", ["far", "near", "impossible"], cost) == "near"
     assert reused("best", ["far", "impossible"], cost) == "best"
+
+
+def test_blocks_are_whole_tiles():
+    """Rows that fill 1.2 of half the cache are made at once, those that fill 2.4 in two blocks of whole tiles."""
+    half = cache_bytes() // 2
+    assert row_block(196, 1, half // 160, 0, 1, 14) == 196
+    assert row_block(196, 1, half // 80, 0, 1, 14) == 98
+    assert row_block(196, 1, half // 60, 0, 1, 14) == 70
+    assert row_block(7, 1, 4, 0, 1, 14) == 14
+    assert row_block(196, 1, half // 160, 0, 2, 14) == 98
+    assert row_block(56, 1, half // 20, 2, 1) == 19
+    assert row_block(0, 1, 4, 0, 1) == 1
 
 
 @torch.no_grad()

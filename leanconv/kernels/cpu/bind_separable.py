@@ -156,7 +156,9 @@ class _Maker:
         if self.residual is not None:
             arguments.append(flat_view(self.at_residual, self.residual, 0, o))
         arguments.append(flat_out_view(self.pointers + len(self.weights), self.size, self.storage))
-        block = row_block(pixels, n, self.storage.bytes * (form.middle + o), 0, torch.get_num_threads(), tile.pixels)
+        # A block's input is read once for every panel of weights; its output passes, unless it is averaged.
+        kept = form.middle + o * form.average
+        block = row_block(pixels, n, self.storage.bytes * kept, 0, torch.get_num_threads(), tile.pixels)
         work = Work(n, pixels, block, tile.pixels)
         return self._finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
 

@@ -105,10 +105,14 @@ def strip(rows: int, width: int, tile: int) -> int:
 
 
 def row_block(rows: int, samples: int, row_bytes: int, halo: int, threads: int, least: int = 1) -> int:
-    """How many rows a block has: half the second-level cache, not so few that the halo counts, all threads busy."""
+    """How many rows a block has: half the second-level cache, not so few that the halo counts, all threads busy.
+
+    `least`: what is made at once; a block is a multiple of it, for what is left over takes as long (7 % of 196 pixels
+    in three blocks by tiles of 14).
+    """
     block = max(least, 4 * halo, cache_bytes() // 2 // max(1, row_bytes))
     blocks = max(1, round(rows / block))
     if threads > 1:  # as many blocks for every thread
         blocks = math.ceil(blocks * samples / threads) * threads // math.gcd(samples, threads)
         blocks = max(1, math.ceil(blocks / samples))
-    return max(least, math.ceil(rows / blocks)) if rows else 1
+    return max(1, math.ceil(rows / blocks / least)) * least if rows else 1
