@@ -10,6 +10,7 @@ from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable, Stencil
 from leanconv.ops.upsample import Upsample
+from tests.kernels.tolerance import assert_no_worse
 
 pytestmark = pytest.mark.usefixtures("halide")
 AROUND = (1, 1, 1, 1)
@@ -41,6 +42,16 @@ def test_activations_of_odd_numbers(name):
     if name in ("silu", "gelu"):  # PyTorch's own answers to infinities differ from machine to machine
         y[..., 0, 1:3] = want[..., 0, 1:3] = 0
     torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activations_are_as_exact_as_pytorchs(name):
+    """Near nothing, where they bend, and where they end, each for itself."""
+    bound = bind(Separable((1,), (), 1, activation=name), [torch.ones(1, 1)])
+    for low, high in ((-1e-3, 1e-3), (-1.0, 1.0), (-8.0, 8.0), (-30.0, -5.0)):
+        x = torch.linspace(low, high, 4096).view(1, 1, 64, 64)
+        assert_no_worse(bound([x])[0], ACTIVATIONS[name](x), ACTIVATIONS[name](x.double()))
 
 
 FORMS = {

@@ -32,8 +32,8 @@ def activate(name: str, x: Any, *place: Any) -> Any:
         func[place] = x + 3.0
         share = _at_most(_at_least(func[place], 0.0), 6.0) * hl.f32(1 / 6)
         return share if name == "hardsigmoid" else x * share
-    if name == "gelu":  # erf is ±1 in float32 from there; Halide's overflows further out
-        return 0.5 * x * (1.0 + hl.erf(hl.clamp(x * hl.f32(math.sqrt(0.5)), -5.0, 5.0)))
+    if name == "gelu":
+        return x * hl.max(_gauss(x) + 0.5, 0.0)  # exactly nothing is left of what is far below zero
     raise ValueError(f"no activation {name!r} in the kernels")
 
 
@@ -66,11 +66,32 @@ def _exp(x: Any) -> Any:
     hl = halide()
     x = hl.clamp(x * hl.f32(1 / math.log(2)), -126.0, 126.0)
     whole = hl.round(x)
-    rest = x - whole
-    total: Any = hl.f32(POWERS[-1])
-    for factor in reversed(POWERS[:-1]):
-        total = total * rest + hl.f32(factor)
+    total = _polynomial(POWERS, x - whole)
     return hl.reinterpret(hl.Float(32), hl.reinterpret(hl.Int(32), total) + (hl.i32(whole) << 23))
+
+
+# The integral of the normal density from 0 to x, as x·P(x²)/Q(x²) up to ±5.6, where it is ½ in float32; by Lawson's
+# iteration over the error times 0.3 + x: 8e-8. GELU with it is at most 1e-6 off for x from -8 to 8, PyTorch's 1.1e-6.
+GAUSS_END = 5.6
+GAUSS_OVER = (0.398941636, 0.0400877595, 0.00478463387, 0.000215227672, 3.8019341e-06, -2.32061073e-08, 1.08748302e-10)
+GAUSS_UNDER = (1.0, 0.267144114, 0.0315289013, 0.00208333903, 7.79748734e-05)
+
+
+def _gauss(x: Any) -> Any:
+    """½ erf(x/√2); some number where x is NaN. Halide's erf, of a power and two polynomials, takes twice as long."""
+    hl = halide()
+    x = hl.clamp(x, hl.f32(-GAUSS_END), hl.f32(GAUSS_END))
+    square = x * x
+    return x * _polynomial(GAUSS_OVER, square) / _polynomial(GAUSS_UNDER, square)
+
+
+def _polynomial(factors: tuple[float, ...], x: Any) -> Any:
+    """The sum of factors[i]·xⁱ."""
+    hl = halide()
+    total: Any = hl.f32(factors[-1])
+    for factor in reversed(factors[:-1]):
+        total = total * x + hl.f32(factor)
+    return total
 
 
 def largest(values: list[Any]) -> Any:
