@@ -129,7 +129,9 @@ class BoundGrouped(Bound):
         taps = pad(self._taps.transpose(2, 3), (0, surplus)).flatten(2)  # G O/G R·S·C/G
         weights = [torch.cat([pack_projection(part, block, product) for part in taps])]
         if self._beside is not None:
-            beside = pad(self._beside.unflatten(1, (form.groups, c)), (0, surplus)).flatten(1)
+            columns = self._beside.unflatten(1, (form.groups, c))
+            mixed = grouped.mixed(form, product)
+            beside = (columns.transpose(1, 2) if mixed else pad(columns, (0, surplus))).flatten(1)
             weights.append(torch.cat([pack_projection(part, block, product) for part in beside.split(each)]))
         if self._bias is not None:
             weights.append(torch.cat([pack_vector(part, block, each) for part in self._bias.split(each)]))

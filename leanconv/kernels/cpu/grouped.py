@@ -23,6 +23,9 @@ from leanconv.ops.grouped import Grouped
 WHOLE = 16  # numbers of a row that are copied at once
 
 
+MIXED = 128  # channels of a map, see `mixed`
+
+
 @dataclass(frozen=True)
 class Core:
     """What one kernel computes: the form, the numbers from pixel to pixel of each input and of the residual, and how
@@ -42,6 +45,14 @@ class Core:
         """How the group convolution multiplies: pairs are two channels of one group, side by side."""
         several = sum(self.form.channels) > self.form.groups
         return self.storage if several and self.pixels else replace(self.storage, pairs=False)
+
+
+def mixed(form: Grouped, product: Storage) -> bool:
+    """Whether the padded copy has dealt channels as the map has them; else group by group.
+
+    Products of float32 read one number at a time, from anywhere. With many channels a group's lie on too many lines.
+    """
+    return form.dealt and not product.pairs and sum(form.channels) <= MIXED
 
 
 def spread(channels: int, product: Storage) -> int:
@@ -176,13 +187,13 @@ def _moves(form: Grouped, product: Storage) -> list[tuple[int, int, int, int, in
     each = sum(form.channels) // form.groups
     room, moves, at = spread(each, product), [], 0
     for index, channels in enumerate(form.channels):
-        if form.dealt:
+        if form.dealt and not mixed(form, product):
             for group in range(form.groups):
                 start = (group - at) % form.groups
                 some = len(range(start, channels, form.groups))
                 if some:
                     moves.append((group * room + (at + start) // form.groups, some, index, start, form.groups))
-        elif room == each:
+        elif room == each:  # `mixed` too
             moves.append((at, channels, index, 0, 1))
         else:
             for group in range(form.groups):
@@ -266,7 +277,8 @@ def _convolution(axes: Axes, core: Core, padded: Any, source: Any, tile: Tile) -
     if core.columns:
         column = x * sw + u * dw - left
         k.where((column >= 0) & (column < core.columns))
-    add(taps, c + n * (u + s * v), g * n + c, x * sw + u * dw - left, y * sh + v * dh - top, two)
+    channel = c * form.groups + g if mixed(form, product) else g * n + c
+    add(taps, c + n * (u + s * v), channel, x * sw + u * dw - left, y * sh + v * dh - top, two)
     if form.pointwise:
         b = hl.RDom([*first, (0, form.groups * n)], "b")
         two, c = (b[0] if first else None), b[len(first)]
