@@ -180,6 +180,16 @@ def test_bfloat16_comes_through_torch_library(halide, weights):
 
 
 @torch.no_grad()
+def test_bfloat16_is_rounded_as_pytorch_rounds(halide):
+    """To nearest, ties to even: one product for each number, so that every bit is known."""
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, 1.0, 3.0])
+    x, taps = torch.randn(1, 45, 4, 5).bfloat16(), torch.cat([ties, torch.randn(40)])
+    x[:, :5] = x[:, :5].sign()
+    y, _ = bind(Separable((45,), ((Stencil(0, 45),),)), [taps.view(-1, 1, 1, 1)])([x])
+    assert torch.equal(y, (x.float() * taps[:, None, None]).bfloat16())
+
+
+@torch.no_grad()
 def test_a_machine_without_products_of_pairs(halide, monkeypatch):
     """Then bfloat16 is widened before the products; the same numbers come out."""
     monkeypatch.setattr(storage, "has_pairs", lambda: False)
