@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from benchmarks.cpu_kernels import keep_freed_memory, least
-from leanconv.kernels.cpu import bind_separable
 from leanconv.kernels.cpu.bind_separable import BoundSeparable
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.tiles import matrix_tile
@@ -57,16 +56,11 @@ def row(c: int, o: int, side: int, tiles: list[Tile], seconds: float) -> list[st
 
 
 def with_tile(form: Separable, weights: list[torch.Tensor], tile: Tile) -> BoundSeparable:
-    """The bound 1×1 with this tile in place of the model's choice; its step is made here, for the one shape to come."""
+    """The bound 1×1 with this tile in place of the model's choice."""
 
     class Fixed(BoundSeparable):
-        def _step(self, *maps: Any) -> Any:
-            real = bind_separable.matrix_tile
-            bind_separable.matrix_tile = lambda *sizes: tile  # type: ignore[assignment]
-            try:
-                return super()._step(*maps)
-            finally:
-                bind_separable.matrix_tile = real
+        def matrix_tile(self, *sizes: Any) -> Tile:
+            return tile
 
     return Fixed(form, weights)
 
