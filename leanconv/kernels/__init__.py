@@ -53,6 +53,8 @@ def cpu_status() -> tuple[str, str]:
         place = "no folder can hold them; set LEANCONV_CACHE to one" if kept is None else f"in {kept} for this process"
         return "yes", f"compiled in each process, {place} ({cache.reasons()})"
     count, size = cache.usage(kept)
+    if reason := cache.shut_reason(kept):
+        return "yes", f"{count} kept in {kept}; each process compiles those that are missing there ({reason})"
     return (
         "yes",
         f"linked by {compiler()}, kept in {kept}: {count} of them, {size / 2**20:.1f} of {cache.LIMIT >> 20} MiB",

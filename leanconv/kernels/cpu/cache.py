@@ -19,14 +19,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from leanconv.kernels.cpu.trust import BUILDING, claim, entry_name, ours
+from leanconv.kernels.cpu.trust import BUILDING, claim, entry_name, ours, shut
 
 _HASH = 32
 LIMIT = 512 << 20  # bytes; a kernel is some 16 KiB
 _LOOK_EVERY = 64  # entries that a process adds between two looks at the folder's size
 _TOUCH_AFTER_S = 3600.0  # an entry's time is that of its last use, to the hour
 _ABANDONED_S = 3600.0  # what is half-built for so long was left by a process that was killed
-_NEEDED = 4 << 20  # bytes that the compilers may write on the way to a kernel
 
 _gone: dict[Path, str] = {}  # folders that this process has given up, and why
 _added = itertools.count()
@@ -45,11 +44,12 @@ def default_folder() -> Path:
 def folders(wanted: Path) -> Iterator[Path]:
     """The folders to try in turn: `wanted` if it can be made ours alone, then some that last as long as this process.
 
-    Who finds that one of them does not serve calls `give_up` and takes the next.
+    Who finds that one of them does not serve calls `give_up` and takes the next. What `wanted` has may be loaded even
+    where nothing can be added to it: kernels that came with an image whose file system is read-only.
     """
-    if wanted not in _gone and (reason := claim(wanted)) is not None:
+    if (reason := claim(wanted)) is not None:
         give_up(wanted, reason)
-    if wanted not in _gone:
+    else:
         yield wanted
     for parent in dict.fromkeys(["", "/dev/shm"]):
         made = _temporary(parent)
@@ -58,7 +58,7 @@ def folders(wanted: Path) -> Iterator[Path]:
 
 
 def give_up(path: Path, why: object) -> None:
-    """Use a folder no more in this process. Warns once, unless it is one that nobody asked for."""
+    """Add no more to a folder in this process. Warns once, unless it is one that nobody asked for."""
     if path in _gone:
         return
     reason = why.strerror or str(why) if isinstance(why, OSError) else str(why)
@@ -69,6 +69,11 @@ def give_up(path: Path, why: object) -> None:
             "set LEANCONV_CACHE to a folder that you own",
             stacklevel=2,
         )
+
+
+def shut_reason(path: Path) -> str:
+    """Why nothing can be added to a folder that is ours, "" where it can."""
+    return _gone.get(path) or shut(path)
 
 
 def reasons() -> str:
@@ -125,8 +130,8 @@ def fetch(name: str, build: Callable[[Path], object], where: Path) -> Path:
     if _sound(path, name):
         _touch(path)
         return path
-    if shutil.disk_usage(where).free < _NEEDED:  # a compiler that finds no space may end the process
-        raise OSError(errno.ENOSPC, "no space is left there")
+    if reason := shut_reason(where):
+        raise OSError(errno.EROFS, reason)
     with tempfile.TemporaryDirectory(prefix=BUILDING, dir=where) as folder:
         temporary = Path(folder) / path.name
         build(temporary)

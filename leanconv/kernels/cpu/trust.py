@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import stat
 from pathlib import Path
 
 BUILDING = ".building-"  # begins the names of the folders in which kernels are made
+_NEEDED = 4 << 20  # bytes that compilers may write on the way to a kernel; who finds no space may end the process
 _ENTRY = re.compile(r"[0-9a-f]{64}\.so")
 
 
@@ -15,7 +17,7 @@ def entry_name(name: str) -> bool:
 
 
 def claim(path: Path) -> str | None:
-    """Make the folder, or say why it cannot be trusted, written, or run from.
+    """Make the folder, or say why it cannot be trusted or run from.
 
     A folder of ours that stood open to others is closed, and its kernels are removed: they may be theirs. One that
     holds other files was never the cache's alone, and stays as it is.
@@ -36,16 +38,20 @@ def claim(path: Path) -> str | None:
             for entry in path.iterdir():
                 if entry_name(entry.name) and (entry.is_file() or entry.is_symlink()):
                     entry.unlink()
-        if not os.access(path, os.W_OK | os.X_OK):
-            return "it is not writable"
-        flags = os.statvfs(path).f_flag
-        if flags & getattr(os, "ST_RDONLY", 1):
-            return "its file system is read-only"
-        if flags & getattr(os, "ST_NOEXEC", 0):
+        if os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0):
             return "its file system runs no programs (noexec)"
         return next((why for parent in path.resolve().parents if (why := _open_to_others(parent))), None)
     except OSError as error:
         return error.strerror or str(error)
+
+
+def shut(path: Path) -> str:
+    """Why nothing can be added to a folder, "" where it can."""
+    if os.statvfs(path).f_flag & getattr(os, "ST_RDONLY", 1):
+        return "its file system is read-only"
+    if not os.access(path, os.W_OK | os.X_OK):
+        return "it is not writable"
+    return "no space is left there" if shutil.disk_usage(path).free < _NEEDED else ""
 
 
 def ours(found: os.stat_result) -> bool:
