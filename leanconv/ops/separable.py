@@ -89,8 +89,10 @@ class Separable(Form):
         return self.middle if self.out_channels is None else self.out_channels
 
     def size(self, h: int, w: int) -> Pair:
-        """Height and width of the output."""
+        """Height and width of the output. Raises BadInput where a stencil would get an empty map."""
         for stage in self.stages:
+            if min(h, w) < 1:
+                raise BadInput(f"a map between two stencils would have {h}×{w} pixels: the input is too small")
             sizes = {out_size(h, w, s.kernel, s.stride, s.dilation, s.padding) for s in stage}
             if len(sizes) != 1:
                 raise BadInput(f"the stencils of one stage disagree on the size of their output: {sorted(sizes)}")

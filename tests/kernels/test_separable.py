@@ -105,6 +105,19 @@ def test_any_size_batch_and_layout(case, data):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("n", [0, 1])
+def test_an_empty_map_between_stencils(n):
+    """A border can make an output of it: PyTorch refuses such an input."""
+    first, second = Stencil(0, 3, (5, 5), (3, 3)), Stencil(0, 3, (3, 3), padding=(2, 2, 2, 2))
+    form = Separable((3,), ((first,), (second,)), 4)
+    weights, x = weights_of(form), torch.randn(n, 3, 3, 9)
+    with pytest.raises(RuntimeError):
+        reference([x], weights, form)
+    with pytest.raises(BadInput, match="between two stencils"):
+        bind(form, weights)([x])
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(("far", "dtype"), [(False, torch.float32), (True, torch.bfloat16), (True, torch.float32)])
 @pytest.mark.parametrize(("name", "h", "w"), [("splconv", 5, 121), ("wide", 9, 61), ("xsepconv", 8, 115)])
 def test_long_rows_and_far_maps(name, h, w, far, dtype, monkeypatch):
