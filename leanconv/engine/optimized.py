@@ -122,6 +122,9 @@ class Optimized(nn.Module):
     def specialise_(self, inputs: Inputs) -> Choices:
         """Prepare the chosen engine for the shapes of `inputs` too; it is verified and measured like the first time.
 
+        Other shapes of the engine "fused" run without it, mostly on the kernels of the measured ones; with it, on those
+        that are best there.
+
         Returns: the table. Where the engine is not faster for these shapes, they keep running the given model.
         """
         self._weights.check(thoroughly=True)

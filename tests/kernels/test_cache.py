@@ -207,20 +207,33 @@ def test_a_folder_that_cannot_serve_gives_one_warning(tmp_path, what, monkeypatc
     assert "set LEANCONV_CACHE" in str(seen[0].message)
 
 
+@linked
 @torch.no_grad()
-def test_without_any_folder_the_kernels_are_made_in_the_process(halide, monkeypatch, tmp_path):
+@pytest.mark.parametrize("broken", ["folders", "compiler", "kernels"])
+def test_what_cannot_be_kept_is_made_in_the_process(halide, broken, monkeypatch, tmp_path):
+    """No folder serves; the compiler makes nothing; the compiler makes the runtime and then no kernel."""
     memos = (build.runtime, build._kernel, build._in_process_only, program.library, cache._temporary)
     for memo in memos:
         memo.cache_clear()
-    monkeypatch.setattr(cache, "claim", lambda path: "it is a bad day")
     monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path))
+    real = build._cc
+
+    def refuse(arguments, folder):
+        if broken == "kernels" and "kernel.o" not in str(arguments) and "stub.c" not in str(arguments):
+            return real(arguments, folder)
+        raise build.CannotBuild("cc failed: no space")
+
+    if broken == "folders":
+        monkeypatch.setattr(cache, "claim", lambda path: "it is a bad day")
+    else:
+        monkeypatch.setattr(build, "_cc", refuse)
     try:
         with pytest.warns(UserWarning, match="compiled") as seen:
             y, _ = bind(Separable((3,), (), 2), [torch.ones(2, 3)])([torch.ones(1, 3, 4, 5)])
         assert torch.equal(y, torch.full((1, 2, 4, 5), 3.0))
         assert any("compiled in this process alone" in str(w.message) for w in seen)
-        assert len(seen) == 2
-        assert "no folder can hold them" in kernels.status()
+        assert len(seen) == (2 if broken == "folders" else 1)
+        assert broken != "folders" or "no folder can hold them" in kernels.status()
     finally:
         for memo in memos:
             memo.cache_clear()
