@@ -16,20 +16,23 @@ class Weights:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._held = list(_versions(model))
-        self._sum = sum(version for _, version, _ in self._held)
+        self._hold(list(_versions(model)))
+
+    def _hold(self, held: list[tuple[Tensor, int, int]]) -> None:
+        self._held = held
+        self._counted = [tensor for tensor, _, _ in held if not tensor.is_inference()]  # others keep no count
+        self._sum = sum(version for _, version, _ in held)
 
     def settle(self) -> None:
         """Leave out what the model's own calls have changed since: a state of its own, such as a counter."""
-        self._held = [held for held in self._held if held[1] == _version(held[0])]
-        self._sum = sum(version for _, version, _ in self._held)
+        self._hold([held for held in self._held if held[1] == _version(held[0])])
 
     def check(self, *, thoroughly: bool = False) -> None:
         """Raises BadInput if they were changed; where they were replaced only if it looks `thoroughly`.
 
-        The quick look takes 30 ns a tensor.
+        The quick look takes 65 ns a tensor on a Zen 4 core.
         """
-        changed = sum([_version(tensor) for tensor, _, _ in self._held]) != self._sum
+        changed = sum([tensor._version for tensor in self._counted]) != self._sum
         if thoroughly and not changed:
             now = {id(tensor): address for tensor, _, address in _versions(self._model)}
             changed = any(now.get(id(tensor)) != address for tensor, _, address in self._held)
