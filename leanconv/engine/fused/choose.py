@@ -19,7 +19,7 @@ from leanconv.table import table
 # Seconds that the turns of one block may take, and that a first look may take before a form is given up.
 BLOCK_S, MIN_ROUNDS, MAX_ROUNDS = 0.12, 5, 60
 # A form that differs from PyTorch's by more than this share of the largest value is not used.
-PREFERRED, MARGIN = "kernel", 0.05
+PREFERRED, MARGIN = ("kernel", "split"), 0.05
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}
 _MEASURED: dict[Hashable, dict[str, Any]] = {}  # by geometry; one process, one machine
 
@@ -112,7 +112,7 @@ def _best(node: Node, choices: Sequence[Form], measured: Mapping[str, Any]) -> t
 
 def _cost(name: str, ms: float) -> float:
     """A kernel's neighbours gain from it (nothing between them but a pointer): it is left for a clear gain only."""
-    return ms * (1 - MARGIN) if name == PREFERRED else ms
+    return ms * (1 - MARGIN) if name in PREFERRED else ms
 
 
 def _measure(node: Node, choices: Sequence[Form], deadline: float) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _measure(node: Node, choices: Sequence[Form], deadline: float) -> dict[str, 
             continue
         calls[form.name] = _calling(run, inputs)
     if time.perf_counter() > deadline:  # unmeasured: a kernel where there is one, as most of those measured turn out
-        return found | {name: (0.0 if name == PREFERRED else math.inf) for name in calls}
+        return found | {name: (0.0 if name == PREFERRED[0] else math.inf) for name in calls}
     clock = "cpu" if torch.get_num_threads() == 1 else "wall"
     budget = min(BLOCK_S, max(0.0, deadline - time.perf_counter()))
     times = interleave(calls, budget_s=budget, warmup=1, min_rounds=MIN_ROUNDS, max_rounds=MAX_ROUNDS, clock=clock)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from leanconv.engine.fused.gates import as_dealt, as_gated, as_named_activation, as_shuffle, aten
-from leanconv.engine.fused.graph import Graph, Node, Users, only_user
+from leanconv.engine.fused.graph import Call, Graph, Node, Ref, Users, only_user
 from leanconv.engine.fused.pieces import (
     average_into_producer,
     average_of_pieces,
@@ -251,18 +251,21 @@ CHAINS: tuple[Rule, ...] = (side_by_side, chain, affine_into_consumer, affine_in
 
 
 def linear_as_product(graph: Graph, node: Node, users: Users) -> bool:
-    """A linear layer behind a global average: a 1×1 on a map of one pixel, then the view `N C`."""
-    if node.kind != "linear" or (flat := node.inputs[0]).kind != "call":
+    """A linear layer: a 1×1 on a map of one pixel (a global average's, or `N C` seen as one), then the view `N C`."""
+    if node.kind != "linear":
         return False
-    source = flat.inputs[0]
-    if flat.data.target is not aten.flatten.using_ints or source.shape[2:] != (1, 1) or len(source.shape) != 4:
-        return False
-    linear = node.data
+    source, linear, flat = node.inputs[0], node.data, Call(aten.flatten.using_ints, (Ref(0), 1))
+    if source.kind == "call" and source.data.target is flat.target and source.inputs[0].shape[2:] == (1, 1):
+        source = source.inputs[0]
+    else:
+        size = (*source.shape, 1, 1)
+        view = Call(aten.unflatten.int, (Ref(0), 1, size[1:]))
+        source = graph.put(Node("call", [source], view, size, source.dtype, f"{source.name}.map"), at=node)
     bias = None if linear.bias is None else linear.bias.double()
     stage = Stage(linear.weight.double()[:, :, None, None], bias, act=linear.act)
     made = Node("block", [source], Block((stage,)), (*node.shape, 1, 1), node.dtype, f"{node.name}.product")
     graph.put(made, at=node)
-    node.kind, node.inputs, node.data = "call", [made], flat.data
+    node.kind, node.inputs, node.data = "call", [made], flat
     return True
 
 

@@ -196,3 +196,29 @@ def test_slices_and_integers(read, x):
     graph = rewrite(to_graph(Workbench(model, (x,), {}, 1).program))
     runs, _ = choose(graph, seconds=0.0, forms={kind: forms[:2] for kind, forms in FORMS.items()})
     torch.testing.assert_close(Program(graph, runs)(x)[0], model(x), rtol=1e-4, atol=1e-5)
+
+
+class Head(nn.Module):
+    """A classifier of two layers, with something between them that is no kernel's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.LayerNorm(20)
+        self.first, self.second = nn.Linear(8, 20), nn.Linear(20, 7, bias=False)
+
+    def forward(self, x):
+        return self.second(self.norm(F.gelu(self.first(self.conv(x).mean((2, 3))))))
+
+
+@torch.no_grad()
+def test_linear_layers_are_products_of_one_pixel():
+    torch.manual_seed(0)
+    model, x = Head(), torch.randn(2, 3, 9, 9)
+    graph = graph_of(model, x)
+    assert blocks(graph)[1] == "[8->20 1x1+gelu]"
+    assert "[20->7 1x1]" in blocks(graph)
+    assert not any(node.kind == "linear" for node in graph)
+    program = Program(graph, choose(graph, seconds=0.0)[0])
+    for n in (2, 1, 0, 5, 1):
+        x = torch.randn(n, 3, 9, 9)
+        torch.testing.assert_close(program(x)[0], model(x), rtol=1e-4, atol=1e-5)
