@@ -190,6 +190,29 @@ def test_bfloat16_is_rounded_as_pytorch_rounds(halide):
 
 
 @torch.no_grad()
+def test_bfloat16_keeps_the_nan_of_a_gpu(halide):
+    """Its bits are all set: rounded like a number it would overflow into -0."""
+    bias = torch.tensor([0x7FFFFFFF, 0], dtype=torch.int32).view(torch.float32)
+    x = torch.randn(1, 3, 4, 5).bfloat16()
+    for activation in ("none", "relu"):
+        form = Separable((3,), (), 2, bias=True, activation=activation)
+        y, _ = bind(form, [torch.randn(2, 3), bias])([x])
+        assert y[:, 0].isnan().all()
+        assert y[:, 1].isfinite().all()
+
+
+@torch.inference_mode()
+def test_weights_made_in_inference_mode_may_change(halide):
+    """Such tensors count no changes."""
+    kernels.load()
+    weights, x = [torch.randn(2, 3)], torch.randn(1, 3, 4, 5)
+    form = Separable((3,), (), 2)
+    before = separable([x], weights, form)[0]
+    weights[0].mul_(2)
+    torch.testing.assert_close(separable([x], weights, form)[0], 2 * before)
+
+
+@torch.no_grad()
 def test_a_machine_without_products_of_pairs(halide, monkeypatch):
     """Then bfloat16 is widened before the products; the same numbers come out."""
     monkeypatch.setattr(storage, "has_pairs", lambda: False)

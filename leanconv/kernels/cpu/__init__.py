@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from leanconv.kernels.cpu.bind_gated import BoundGatedSum, global_average
@@ -39,5 +40,11 @@ def bind(form: Form, weights: Sequence[Tensor]) -> Bound:
     from leanconv.kernels.cpu.frontend import halide
 
     halide()
-    bound: Bound = BINDERS[type(form)](form, weights)
+    bound: Bound = BINDERS[type(form)](form, [_plain(w) for w in weights])
     return bound
+
+
+def _plain(weights: Tensor) -> Tensor:
+    """`weights`, NaN as the CPU makes it: a GPU's has all bits set, and rounding to bfloat16 would make -0 of it."""
+    missing = weights.isnan()
+    return weights.masked_fill(missing, torch.nan) if missing.any() else weights

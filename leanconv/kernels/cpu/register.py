@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu import BINDERS, global_average
+from leanconv.kernels.cpu import BINDERS, bind, global_average
 from leanconv.kernels.cpu.bound import DTYPES, Bound
 from leanconv.kernels.cpu.maps import even
 from leanconv.ops import gated_sum, grouped, pool, separable, upsample
@@ -21,15 +21,20 @@ _lock = threading.Lock()
 
 
 def bound_for(form: Form, weights: Sequence[Tensor]) -> Bound:
-    """The bound primitive of these very weights, packed anew if one of them was changed in place."""
-    key = (form, *[(id(w), 0 if w.is_inference() else w._version) for w in weights])
+    """The bound primitive of these very weights, packed anew if one of them was changed in place.
+
+    Of tensors that were made in inference mode nothing tells whether they were: those are packed in every call.
+    """
+    if any(w.is_inference() for w in weights):
+        return bind(form, weights)
+    key = (form, *[(id(w), w._version) for w in weights])
     with _lock:
         found = _bound.get(key)
         # An id may have passed on to another tensor: the weak references say whose it is.
         if found is not None and all(r() is w for r, w in zip(found[0], weights, strict=True)):
             _bound.move_to_end(key)
             return found[1]
-    made: Bound = BINDERS[type(form)](form, weights)
+    made = bind(form, weights)
     with _lock:
         for old in [k for k, (owners, _) in _bound.items() if any(r() is None for r in owners)]:
             del _bound[old]
