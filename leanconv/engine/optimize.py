@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from leanconv.deploy.calls import Inputs, as_call
 from leanconv.deploy.runtimes import first_line
@@ -111,6 +112,8 @@ def _check(model: nn.Module, dtype: torch.dtype | None, budget_s: float) -> None
     if training is not None:
         where = f"its layer {training!r} is" if training else "it is"
         raise BadInput(f"optimize needs a model in eval mode, and {where} in training mode; call model.eval() first")
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        raise BadInput("the model has lazy layers that know no sizes yet: call it once before optimize")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise BadInput(f"dtype={dtype!r}: must be a floating-point type, such as torch.bfloat16")
     if not budget_s > 0:

@@ -11,7 +11,7 @@ class Weights:
     """The parameters and buffers of a model as they are now.
 
     Seen are changes in place (`load_state_dict`, an optimizer's step, a training's running statistics), and tensors put
-    in their place; not what is written through `.data`.
+    in their place; not what is written through `.data`, nor changes of tensors that were made in inference mode.
     """
 
     def __init__(self, model: nn.Module) -> None:

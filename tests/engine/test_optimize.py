@@ -289,6 +289,8 @@ def test_words_that_are_refused():
         optimize(model, x, engines=("openvin",))
     with pytest.raises(BadInput, match="empty"):
         optimize(model, x[:0])
+    with pytest.raises(BadInput, match="lazy layers"):
+        optimize(nn.Sequential(nn.LazyConv2d(4, 3)).eval(), torch.randn(1, 3, 8, 8))
     with pytest.raises(BadInput, match="does not run"):
         optimize(model, torch.randn(1, 4, 4, 4))
     with pytest.raises(BadInput, match="floating-point"):
