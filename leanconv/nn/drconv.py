@@ -149,9 +149,12 @@ class DRConv2d(Operator):
         """W(x): `N m O C R S`."""
         shape = (self.regions, self.out_channels, self.in_channels, *self.kernel_size)
         if self.generator == "adaptive":
-            pool, *rest = self.conv_kernel
-            pooled = adaptive_average(x, self.kernel_size) if torch.compiler.is_exporting() else pool(x)
-            return nn.Sequential(*rest)(pooled).unflatten(1, shape[:3])  # type: ignore[no-any-return]
+            if not torch.compiler.is_exporting():
+                return self.conv_kernel(x).unflatten(1, shape[:3])  # type: ignore[no-any-return]
+            made = adaptive_average(x, self.kernel_size)
+            for layer in self.conv_kernel[1:]:
+                made = layer(made)
+            return made.unflatten(1, shape[:3])
         return (self.coefficients(x).to(self.weight.dtype) @ self.weight.t()).unflatten(2, shape[1:])
 
     @torch.no_grad()

@@ -84,6 +84,13 @@ def test_definition(arguments, options, guide):
         torch.testing.assert_close(layer.region_kernels(x), literal_kernels(layer, x))
 
 
+def test_hooks_of_the_generator_are_called():
+    seen, conv = [], DRConv2d(4, 6, 3, generator="adaptive")
+    conv.conv_kernel.register_forward_hook(lambda *_: seen.append(1))
+    conv(torch.randn(1, 4, 5, 5))
+    assert seen == [1]
+
+
 @pytest.mark.parametrize("generator", ["routing", "adaptive"])
 def test_gradients(generator):
     """Kernels and input through the chosen region, logits as if the output were the softmax's mixture."""
