@@ -1,0 +1,98 @@
+"""Other sizes of the image on the engine of whole blocks: what is compiled for them, and what that saves in speed.
+
+    python -m benchmarks.fused_sizes timm:mobilenetv3_small_100 [--prepared 224] [--sizes 192 160 256 200 320]
+
+A network prepared for one size is called at others, beside itself prepared for each of them. Kernels compiled and the
+computing time that it takes, in a cache of this run's own; then both in turns: the ratio of the least computing times,
+above 1 where the one prepared for the size is faster. One thread; every block is on a kernel where there is one.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import leanconv as lc
+from leanconv.engine.fused.capture import to_graph
+from leanconv.engine.fused.choose import choose
+from leanconv.engine.fused.program import Program
+from leanconv.engine.fused.rewrite import rewrite
+from leanconv.engine.workbench import Workbench
+from leanconv.kernels.cpu import cache
+from leanconv.table import table
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--prepared", type=int, default=224)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[192, 160, 256, 200, 320])
+    parser.add_argument("--rounds", type=int, default=60)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LEANCONV_CACHE"] = str(Path(folder) / "kernels")
+        print(sizes(lc.load(arguments.model).eval(), arguments.prepared, arguments.sizes, arguments.rounds))
+
+
+def sizes(model: nn.Module, prepared: int, others: list[int], rounds: int) -> str:
+    """The table: a row a size, in this order; each finds what those before it compiled."""
+    shared, first = compiled(lambda: program(model, prepared))
+    rows = [[str(prepared), *first, "", "", "", ""]]
+    for size in others:
+        x = torch.randn(1, 3, size, size)
+        _, new = compiled(lambda x=x: shared(x))
+        own, anew = compiled(lambda size=size: program(model, size))
+        times: dict[Any, list[float]] = {shared: [], own: []}
+        for _ in range(rounds):
+            for each, seen in times.items():
+                start = time.thread_time()
+                each(x)
+                seen.append(time.thread_time() - start)
+        best = [min(seen) for seen in times.values()]
+        rows.append([str(size), *new, *anew, f"{best[1] * 1e3:.2f}", f"{best[0] / best[1]:.3f}"])
+    columns = ["size", "kernels", "s", "kernels if prepared for it", "s", "ms", "ratio"]
+    return table(columns, rows, note=f"prepared for {prepared}, one thread, float32, batch 1")
+
+
+def program(model: nn.Module, size: int) -> Program:
+    """The model on kernels, called twice: the plan is made."""
+    x = torch.randn(1, 3, size, size)
+    graph = rewrite(to_graph(Workbench(model, (x,), {}, 1).program))
+    made = Program(graph, choose(graph, seconds=0.0)[0])
+    made(x)
+    made(x)
+    return made
+
+
+def compiled(run: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """What `run` gives, and how many kernels it compiled in how many seconds of computing time."""
+    made: list[float] = []
+    real = cache.fetch
+
+    def fetch(name: str, build: Callable[[Path], object], where: Path) -> Path:
+        def counted(path: Path) -> object:
+            start = sum(os.times()[:4])  # the C compiler's too
+            found = build(path)
+            made.append(sum(os.times()[:4]) - start)
+            return found
+
+        return real(name, counted, where)
+
+    cache.fetch = fetch
+    try:
+        found = run()
+    finally:
+        cache.fetch = real
+    return found, [str(len(made)), f"{sum(made):.2f}"]
+
+
+if __name__ == "__main__":
+    main()
