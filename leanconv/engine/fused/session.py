@@ -274,7 +274,8 @@ class Session:
     def _copied(self, place: int) -> Tensor:
         """A place for an average that PyTorch makes: it is copied there before the step, whose pointers cannot wait."""
         shape = self._plan.shapes[place]
-        kept = torch.empty(shape[0], shape[1], 1, 1)
+        with torch.inference_mode(False):  # later calls may be made outside that mode
+            kept = torch.empty(shape[0], shape[1], 1, 1)
         self._step(Step(kept.copy_, (place,), place, -1, (), False))
         return kept
 

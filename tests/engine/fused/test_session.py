@@ -14,7 +14,7 @@ from leanconv.engine.fused.capture import to_graph
 from leanconv.engine.fused.choose import choose
 from leanconv.engine.fused.program import Program
 from leanconv.engine.fused.rewrite import rewrite
-from leanconv.engine.fused.session import Native, Step, _ends, _gap
+from leanconv.engine.fused.session import Native, Plan, Session, Step, _ends, _gap
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
 
@@ -112,6 +112,17 @@ def test_shapes_that_come_again_take_the_place_of_those_that_do_not(monkeypatch)
         x = torch.randn(1, 3, size, 4)
         torch.testing.assert_close(program(x)[0], model(x), rtol=1e-4, atol=1e-5)
     assert sorted(key[1][0][2] for key in program._plans) == [5, 6, 7]  # 4 was called least; 8 and others too seldom
+
+
+@kernels
+def test_memory_made_in_inference_mode_is_written_outside_it():
+    """The place of an average that PyTorch makes: it is filled anew in every call."""
+    with torch.inference_mode():
+        session = Session(Plan([], [torch.empty(2, 5, 1, 1)], [0], {}))
+        kept = session._copied(0)
+    (step,) = session._entries
+    step.run(torch.ones(2, 5, 1, 1))
+    assert torch.equal(kept, torch.ones(2, 5, 1, 1))
 
 
 @kernels
