@@ -135,7 +135,7 @@ def compare_engines(
 def _prepared(bench: Workbench, engine: str, dtype: torch.dtype | None) -> tuple[Any, str]:
     """(the form, ""), or (None, why it is not used)."""
     candidate = CANDIDATES[engine]
-    if reason := candidate.why_not(bench, dtype):
+    if reason := bench.obstacle or candidate.why_not(bench, dtype):
         return None, reason
     try:
         form = candidate.prepare(bench, dtype)

@@ -65,6 +65,18 @@ def test_a_form_that_is_wrong_is_told_and_not_timed(monkeypatch):
         compare_engines({"one": tiny()}, x, engines=["folded"], budget_s=0)
 
 
+def test_a_model_that_writes_into_its_inputs_is_timed_alone():
+    """Its engines would be given what its last call left."""
+
+    class Writes(nn.Module):
+        def forward(self, x):
+            return x.add_(1)
+
+    found = compare_engines({"one": Writes().eval()}, torch.zeros(1, 3, 4, 4), engines=["eager", "folded"], budget_s=0)
+    assert set(found.times) == {("one", "eager")}
+    assert "writes into its inputs" in found.refused["one", "folded"]
+
+
 def test_bfloat16_halves_the_traffic_and_an_engine_without_it_is_told():
     x = torch.randn(1, 3, 16, 16)
     whole = compare_engines({"one": tiny()}, x, engines=["channels_last"], budget_s=0)
