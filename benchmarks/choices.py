@@ -214,7 +214,11 @@ def run(rows: list[tuple[str, str]], report: dict[str, Any], arguments: argparse
     """Measure row by row into the report, which is written after each."""
     start, here = time.perf_counter(), commit()
     settings = {"threads": arguments.threads, "clock": arguments.clock}
-    report |= {"command": shlex.join(["python", "-m", "benchmarks.choices", *sys.argv[1:]]), "machine": describe("cpu")}
+    machine = describe("cpu") | {"threads": "of each row"}
+    if report.get("machine", machine) | {"threads": "of each row"} != machine:
+        print("the results are of another machine: a new table begins")
+        report["rows"] = []
+    report |= {"command": shlex.join(["python", "-m", "benchmarks.choices", *sys.argv[1:]]), "machine": machine}
     for i, (operator, place) in enumerate(rows):
         key = {"operator": operator, "place": place, **settings}
         old = next((row for row in report["rows"] if all(row.get(k) == v for k, v in key.items())), None)

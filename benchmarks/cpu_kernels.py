@@ -77,7 +77,8 @@ def main() -> None:
     keep_freed_memory()
     top, here = peaks(clock="cpu"), commit()
     old = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    rows = old["rows"] if old.get("batch") == arguments.batch else []  # each stays until it is measured again
+    alike = old.get("batch") == arguments.batch and old.get("machine") == describe("cpu")
+    rows = old["rows"] if alike else []  # each stays until it is measured again
     command = " ".join(["python -m benchmarks.cpu_kernels", *map(shlex.quote, sys.argv[1:])])
     report = {
         "command": command, "commit": here, "machine": describe("cpu"), "peaks": top.to_dict(),

@@ -126,6 +126,11 @@ def test_rows_of_this_commit_are_not_measured_again_and_the_minutes_end_a_run(tm
     assert len(done) == len(report["rows"]) == 3
     assert given.out.read_text().count('"ratio"') == 3
     assert "3 rows, 3 below 0.97" in show(report["rows"])
+    real = choices.describe
+    monkeypatch.setattr(choices, "describe", lambda device: real(device) | {"name": "another"})
+    run(rows[:1], report, given)
+    assert len(report["rows"]) == 1
+    assert len(done) == 4
     given.minutes = -1.0
     run(layer_rows()[:3], report, given)
-    assert len(done) == 3
+    assert len(done) == 4
