@@ -125,7 +125,7 @@ def global_average(x: Tensor) -> Tensor:
     means = torch.empty(n, c)
     sample = x.stride(0) if n > 1 else 0
     if lib.lc_average(
-        x.data_ptr(), x.dtype.itemsize == 2, sample, w * pixel, pixel, n, h, w, c, means.data_ptr(), c,
+        x.data_ptr(), x.dtype.itemsize == 2, sample, w * pixel, pixel, n, h, w, c, means.data_ptr(),
         torch.get_num_threads(),
     ):  # fmt: skip
         raise MemoryError("no memory for the sums of a global average")

@@ -243,6 +243,3 @@ def average_of(
     """The average of a dense output that was made in blocks of rows, or of pixels (`flat`)."""
     _, o, p, q = size
     return Average(pointer, result, o, 1 if flat else q, p * q * o, o if flat else q * o, storage.half)
-
-
-Binder = Callable[[Any, Sequence[Tensor]], Bound]

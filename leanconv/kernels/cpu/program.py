@@ -50,7 +50,7 @@ class _Program(ctypes.Structure):
 class _Gates(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("mean_a", "means", "sizes")),
-        *((name, ctypes.c_int32) for name in ("parts", "samples", "width", "count")),
+        *((name, ctypes.c_int32) for name in ("parts", "samples", "width")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "scale", "shift", "out")),
     ]  # fmt: skip
 
@@ -114,7 +114,7 @@ def library() -> Any:
         raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
     pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     lib.lc_run.argtypes = (pointer, pointer, i32)
-    lib.lc_average.argtypes = (pointer, i32, i64, i64, i64, i32, i32, i32, i32, pointer, i64, i32)
+    lib.lc_average.argtypes = (pointer, i32, i64, i64, i64, i32, i32, i32, i32, pointer, i32)
     lib.lc_gates.argtypes = (pointer,)
     lib.lc_calls.argtypes = (pointer, i32, i32, pointer)
     return lib
@@ -134,7 +134,7 @@ class Gates:
         means = (ctypes.c_void_p * len(rest))(*[x.data_ptr() for x in rest])
         sizes = (ctypes.c_int32 * len(rest))(*[x.shape[1] for x in rest])
         self._made = _Gates(
-            first.data_ptr(), ctypes.addressof(means), ctypes.addressof(sizes), len(rest), n, o, o, weight.data_ptr(),
+            first.data_ptr(), ctypes.addressof(means), ctypes.addressof(sizes), len(rest), n, o, weight.data_ptr(),
             *[None if v is None else v.data_ptr() for v in vectors], out.data_ptr(),
         )  # fmt: skip
         self.address = ctypes.addressof(self._made)

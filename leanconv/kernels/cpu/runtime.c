@@ -7,7 +7,7 @@
 #include <time.h>
 #include <pthread.h>
 
-// As HalideRuntime.h has them; the two must agree, and runtime.py checks the sizes.
+// As HalideRuntime.h has them.
 typedef struct { int32_t min, extent, stride; uint32_t flags; } dimension_t;
 typedef struct {
     uint64_t device; const void *interface; uint8_t *host; uint64_t flags;
@@ -66,7 +66,7 @@ void lc_free(void *context, void *p) {
     free(p);
 }
 
-// ---- frames: one kernel with its arguments, made once for a shape ----
+// ---- frames: one kernel with its arguments, made once for a shape; program.py has the same structures, and checks their sizes ----
 typedef struct {
     int32_t pointer;      // index among the call's pointers
     int32_t dimensions;
@@ -189,7 +189,7 @@ int lc_run(const program_t *p, void **pointers, int threads) {
 }
 
 // The average over the pixels of `channels` channels of a map whose pixels lie `pixel` numbers apart.
-int lc_average(const void *map, int half, int64_t sample, int64_t row, int64_t pixel, int samples, int rows, int columns, int channels, float *means, int64_t mean_sample, int threads) {
+int lc_average(const void *map, int half, int64_t sample, int64_t row, int64_t pixel, int samples, int rows, int columns, int channels, float *means, int threads) {
     int blocks = rows < 16 ? 1 : 16, failed = 0;
     double *sums = calloc((size_t)samples * blocks * channels, sizeof(double));
     if (!sums) return -1;
@@ -206,7 +206,7 @@ int lc_average(const void *map, int half, int64_t sample, int64_t row, int64_t p
         for (int c = 0; c < channels; c++) {
             double sum = 0;
             for (int b = 0; b < blocks; b++) sum += sums[((int64_t)n * blocks + b) * channels + c];
-            means[n * mean_sample + c] = (float)(sum * scale);
+            means[(int64_t)n * channels + c] = (float)(sum * scale);
         }
     free(sums);
     return failed;
@@ -215,12 +215,12 @@ int lc_average(const void *map, int half, int64_t sample, int64_t row, int64_t p
 typedef struct {
     const float *mean_a, *const *means;
     const int32_t *sizes;
-    int32_t parts, samples, width, count;
+    int32_t parts, samples, width;
     const float *weight /* C × width */, *bias, *scale, *shift;
     float *out;
 } gates_t;
 
-// Gates of a softmax pair from the two averages, and the affine behind it: per sample three rows of `width` numbers, of which `count` count,
+// Gates of a softmax pair from the two averages, and the affine behind it: per sample three rows of `width` numbers,
 // y = a·first + (W·x)·second + third. The averages of x come in `parts` pieces that stand for their concatenation.
 int lc_gates(const gates_t *g) {
     int width = g->width;
@@ -233,8 +233,8 @@ int lc_gates(const gates_t *g) {
                 float m = g->means[p][(int64_t)n * g->sizes[p] + c];
                 for (int o = 0; o < width; o++) third[o] += m * w[o];
             }
-        for (int o = 0; o < g->count; o++) {
-            float gate = 1.0f / (1.0f + expf(third[o] - g->mean_a[(int64_t)n * g->count + o])), s = g->scale ? g->scale[o] : 1.0f;
+        for (int o = 0; o < width; o++) {
+            float gate = 1.0f / (1.0f + expf(third[o] - g->mean_a[(int64_t)n * width + o])), s = g->scale ? g->scale[o] : 1.0f;
             first[o] = gate * s;
             second[o] = (1.0f - gate) * s;
             third[o] = (g->bias ? g->bias[o] * second[o] : 0.0f) + (g->shift ? g->shift[o] : 0.0f);
@@ -262,6 +262,6 @@ int lc_calls(const call_t *calls, int count, int threads, double *seconds) {
 }
 
 int lc_sizes(int which) {
-    const int sizes[] = {sizeof(argument_t), sizeof(frame_t), sizeof(program_t), sizeof(gates_t), sizeof(call_t), sizeof(buffer_t)};
+    const int sizes[] = {sizeof(argument_t), sizeof(frame_t), sizeof(program_t), sizeof(gates_t), sizeof(call_t)};
     return sizes[which];
 }
