@@ -190,6 +190,17 @@ def test_bfloat16_is_rounded_as_pytorch_rounds(halide):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_averages_of_any_dtype(halide, dtype):
+    """They go by their address: read as float32 they were nonsense, and shorter than what is read."""
+    a, x, weight = torch.randn(2, 5, 7, 8).bfloat16(), torch.randn(2, 6, 7, 8).bfloat16(), torch.randn(5, 6)
+    first, second = (t.float().mean((2, 3)).bfloat16() for t in (a, x))
+    call = bind(GatedSum((6,), 5), [weight])
+    want, _ = call(a, [x], first.float(), [second.float()])
+    assert torch.equal(call(a, [x], first.to(dtype), [second.to(dtype)])[0], want)
+
+
+@torch.no_grad()
 def test_bfloat16_keeps_the_nan_of_a_gpu(halide):
     """Its bits are all set: rounded like a number it would overflow into -0."""
     bias = torch.tensor([0x7FFFFFFF, 0], dtype=torch.int32).view(torch.float32)

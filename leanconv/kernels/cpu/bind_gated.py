@@ -64,7 +64,7 @@ class BoundGatedSum(Bound):
         first = global_average(maps[0]) if a_average is None else a_average
         rest = averages if averages else [global_average(x) for x in maps[1:]]
         check_vectors([first, *rest], maps[0].shape[0], [self.form.out_channels, *self.form.channels])
-        return self._gates(first.contiguous(), [x.contiguous() for x in rest])
+        return self._gates(first.float().contiguous(), [x.float().contiguous() for x in rest])
 
     def _gates(self, first: Tensor, rest: list[Tensor]) -> Tensor:
         """`N 3 O`: what a, the 1×1 and 1 are multiplied with."""
