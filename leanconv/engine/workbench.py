@@ -145,8 +145,12 @@ class Workbench:
         return sum(1 for module in self.model.modules() if not any(module.children()))
 
     def nested(self, run: Callable[..., Any], prepare: Callable[[Tensor], Tensor], *, cast: bool) -> Callable[..., Any]:
-        """`run` called as the model is, every tensor through `prepare`; with `cast`, answers in the model's dtypes."""
-        dtypes = [t.dtype for t in Frame.split(self.answer)[0]]
+        """`run` called as the model is, every tensor through `prepare`; answers laid out as the model's.
+
+        With `cast` they have the model's dtypes too.
+        """
+        made = Frame.split(self.answer)[0]
+        dtypes, dense = [t.dtype for t in made], [t.is_contiguous() for t in made]
 
         def form(*args: Any, **kwargs: Any) -> Any:
             if self.single:
@@ -154,23 +158,32 @@ class Workbench:
             else:
                 args, kwargs = tree_map_only(Tensor, prepare, (args, kwargs))
             answer = run(*args, **kwargs)
-            if cast:
+            if isinstance(answer, Tensor) and not cast:
+                return answer.contiguous() if dense[0] else answer
+            if cast or any(dense):
                 tensors, frame = Frame.split(answer)
-                answer = frame.join([t.to(dtype) for t, dtype in zip(tensors, dtypes, strict=True)])
+                if cast:
+                    tensors = [t.to(dtype) for t, dtype in zip(tensors, dtypes, strict=True)]
+                answer = frame.join(_laid_out(tensors, dense))
             return answer
 
         return form
 
     def from_flat(self, run: Callable[..., list[Tensor]], *, widen: bool = True) -> Callable[..., Any]:
-        """A runtime of flat CPU tensors, called as the model is; with `widen`, half inputs go in as float32."""
+        """A runtime of flat CPU tensors, called as the model is; answers laid out as the model's.
+
+        With `widen`, half inputs go in as float32.
+        """
         tensors, frame = Frame.split(self.answer)
-        dtypes = [t.dtype for t in tensors]
+        dtypes, dense = [t.dtype for t in tensors], [t.is_contiguous() for t in tensors]
         alone = isinstance(self.answer, Tensor)
         single, half = self.single, self.half and widen
 
         def simple(x: Tensor) -> Tensor:
             answer = run(x)[0]
-            return answer if answer.dtype is dtypes[0] else answer.to(dtypes[0])
+            if answer.dtype is not dtypes[0]:
+                answer = answer.to(dtypes[0])
+            return answer.contiguous() if dense[0] else answer
 
         if single and alone and not half:
             return simple
@@ -179,10 +192,15 @@ class Workbench:
             given = [args[0]] if single else Frame.split((args, kwargs))[0]
             if half:
                 given = [t.float() if t.dtype in HALF else t for t in given]
-            found = [t.to(dtype) for t, dtype in zip(run(*given), dtypes, strict=True)]
+            found = _laid_out([t.to(dtype) for t, dtype in zip(run(*given), dtypes, strict=True)], dense)
             return found[0] if alone else frame.join(found)
 
         return form
+
+
+def _laid_out(tensors: list[Tensor], dense: list[bool]) -> list[Tensor]:
+    """Contiguous where the given model's answers are: what reads them may ask for a view that channels_last has not."""
+    return [t.contiguous() if wanted else t for t, wanted in zip(tensors, dense, strict=True)]
 
 
 def _size(error: Error) -> float:

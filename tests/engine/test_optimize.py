@@ -38,6 +38,16 @@ class Tiny(nn.Module):
         return self.drop(self.norm(self.conv(x)).relu())
 
 
+class Pair(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        y = self.body(x)
+        return y, y.mean(1, keepdim=True) * y
+
+
 class Nested(Tiny):
     """An argument by name, a number that decides the path, a dict with a constant, whole numbers."""
 
@@ -86,6 +96,20 @@ def test_every_engine_gives_what_the_model_gives(engine, always):
     strided = torch.randn(2, 3, 6, 12)[..., ::2]
     for x in (strided, strided.to(memory_format=torch.channels_last), strided.clone().requires_grad_()):
         close(fast(**inputs | {"x": x}), model(**inputs | {"x": x.detach()}))
+
+
+@pytest.mark.parametrize("engine", ["folded", "channels_last", "fused", *RUNTIMES])
+@pytest.mark.parametrize("pair", [False, True])
+def test_maps_lie_in_memory_as_the_models_own(engine, pair, always):
+    """Who takes a view of an answer, as `flatten` by `.view` does, goes on taking it."""
+    tiny = Tiny().eval()
+    model = Pair(tiny).eval() if pair else tiny
+    x = torch.randn(2, 3, 6, 6)
+    fast = optimize(model, x, engines=(engine,), budget_s=240)
+    assert fast.engine == engine, str(fast.choices)
+    for answer, expected in zip(*((y if pair else (y,)) for y in (fast(x), model(x))), strict=True):
+        assert answer.stride() == expected.stride()
+        assert answer.view(2, -1).shape == expected.view(2, -1).shape
 
 
 @pytest.mark.parametrize("engine", ["eager", "folded", *RUNTIMES])

@@ -93,10 +93,15 @@ def _temporary(parent: str) -> Path | None:
         made = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent or None))  # mode 0700
     except OSError:
         return None
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    atexit.register(_remove, made, os.getpid())
     if (reason := claim(made)) is not None:
         give_up(made, reason)
     return made
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child runs its parent's clean-ups too
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def usage(path: Path) -> tuple[int, int]:
