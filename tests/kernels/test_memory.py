@@ -17,7 +17,7 @@ from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable, Stencil
 from leanconv.ops.upsample import Upsample
-from tests.kernels.tolerance import DTYPES
+from tests.kernels.tolerance import DTYPES, weights_of
 
 pytestmark = pytest.mark.usefixtures("halide")
 AROUND, PAGE = (1, 1, 1, 1), mmap.PAGESIZE
@@ -98,18 +98,6 @@ def separables(c):
         "7x7": Separable((c,), (stencil(c, (7, 7), padding=(3, 3, 3, 3)),), 9, gate=True),
         "two": Separable((c,), (stencil(c, (1, 5), padding=(0, 0, 2, 2)), stencil(c, (5, 1), padding=(2, 2, 0, 0)))),
     }  # fmt: skip
-
-
-def weights_of(form):
-    made = []
-    for stage in form.stages:
-        for s in stage:
-            made += [] if s.identity else [torch.randn(s.channels, 1, *s.kernel)]
-            made += [torch.randn(s.channels)] if s.bias else []
-    if form.out_channels is not None:
-        made.append(torch.randn(form.out_channels, form.middle, 1, 1))
-        made += [torch.randn(form.out_channels)] if form.bias else []
-    return made
 
 
 @torch.no_grad()

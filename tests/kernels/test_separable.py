@@ -8,22 +8,9 @@ from hypothesis import strategies as st
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind, bind_separable, tiles
 from leanconv.ops.separable import Separable, Stencil, reference
-from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
+from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out, weights_of
 
 pytestmark = pytest.mark.usefixtures("halide")
-
-
-def weights_of(form):
-    """Random weights in the form's order."""
-    made = []
-    for stage in form.stages:
-        for s in stage:
-            made += [] if s.identity else [torch.randn(s.channels, 1, *s.kernel)]
-            made += [torch.randn(s.channels)] if s.bias else []
-    if form.out_channels is not None:
-        made.append(torch.randn(form.out_channels, form.middle, 1, 1))
-        made += [torch.randn(form.out_channels)] if form.bias else []
-    return made
 
 
 def check(form, weights, h, w, n, bound, layouts, dtype):

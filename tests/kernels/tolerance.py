@@ -35,3 +35,16 @@ def laid_out(x, how):
     )  # "crop"
     wide[:, :, 1:, 1:-1] = x
     return wide[:, :, 1:, 1:-1]
+
+
+def weights_of(form):
+    """Random weights of a separable form, in its order."""
+    made = []
+    for stage in form.stages:
+        for s in stage:
+            made += [] if s.identity else [torch.randn(s.channels, 1, *s.kernel)]
+            made += [torch.randn(s.channels)] if s.bias else []
+    if form.out_channels is not None:
+        made.append(torch.randn(form.out_channels, form.middle, 1, 1))
+        made += [torch.randn(form.out_channels)] if form.bias else []
+    return made
