@@ -16,6 +16,7 @@ from leanconv.kernels.cpu.pieces import (
     schedule_output,
     schedule_product,
     schedule_projection,
+    start_of,
 )  # fmt: skip
 from leanconv.kernels.cpu.storage import FLOAT, Storage, Widened, image, map_image, weights_image
 from leanconv.ops.grouped import Grouped
@@ -108,10 +109,7 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
         weights = weights_image(f"project{index}", tiles.outer.block, each, storage)
         arguments.append(weights)
         parts.append((storage.factors(_Slice(inner, index)), each, weights))
-    start: Any = hl.f32(0.0)
-    if form.project_bias:
-        arguments.append(image("project_bias", 1))
-        start = arguments[-1][axes.m]
+    start = start_of(axes, form.project_bias, arguments, "project_bias")
     final = projection(axes, parts, start, tiles.outer, storage)
     value = final[axes.m, x, y]
     if core.residual:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanconv.kernels.cpu.frontend import halide
-from leanconv.kernels.cpu.storage import Storage
+from leanconv.kernels.cpu.storage import Storage, image
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,14 @@ def schedule_copy(axes: Axes, func: Any, channels: int, tile: Tile) -> None:
     tail = hl.TailStrategy.RoundUp if channels % tile.lanes == 0 else hl.TailStrategy.Predicate
     func.align_storage(axes.c, tile.storage(channels))
     func.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
+
+
+def start_of(axes: Axes, present: bool, arguments: list[Any], name: str = "bias") -> Any:
+    """What a projection starts from: its bias, the next of the arguments, or zero."""
+    if not present:
+        return halide().f32(0.0)
+    arguments.append(image(name, 1))
+    return arguments[-1][axes.m]
 
 
 def projection(

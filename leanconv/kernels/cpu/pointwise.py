@@ -16,6 +16,7 @@ from leanconv.kernels.cpu.pieces import (
     schedule_copy,
     schedule_output,
     schedule_projection,
+    start_of,
 )  # fmt: skip
 from leanconv.kernels.cpu.storage import FLOAT, Storage, image, map_image, weights_image
 
@@ -68,10 +69,7 @@ def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
             scratch.append((func, channels))
             factors = storage.factors(func)
         parts.append((factors, channels, weights))
-    start: Any = hl.f32(0.0)
-    if core.bias:
-        arguments.append(image("bias", 1))
-        start = arguments[-1][axes.m]
+    start = start_of(axes, core.bias, arguments)
     acc = projection(axes, parts, start, tile, storage, flat=True)
     value = acc[axes.m, axes.x]
     if core.residual:

@@ -16,6 +16,7 @@ from leanconv.kernels.cpu.pieces import (
     projection,
     schedule_output,
     schedule_projection,
+    start_of,
 )  # fmt: skip
 from leanconv.kernels.cpu.stencils import Chain, Track, chain, inside, schedule_chain, schedule_inside, schedule_sums
 from leanconv.kernels.cpu.storage import FLOAT, Storage, image, map_image, weights_image
@@ -84,10 +85,7 @@ def projected(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
         arguments += [] if gate is None else [gate]
         flat = _flat(axes, made, track, gate, block, tile, storage, f"flat{index}")
         parts.append((storage.factors(flat), track.channels, weights))
-    start: Any = hl.f32(0.0)
-    if core.bias:
-        arguments.append(image("bias", 1))
-        start = arguments[-1][axes.m]
+    start = start_of(axes, core.bias, arguments)
     acc = projection(axes, parts, start, tile, storage, flat=True)
     value = acc[axes.m, axes.x]
     if core.residual:
