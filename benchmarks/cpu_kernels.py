@@ -183,7 +183,7 @@ def peers(model: nn.Module, x: Tensor, compiled: bool) -> dict[str, Callable[[],
     try:
         import openvino
 
-        converted = OpenVino(openvino.convert_model(model, example_input=plain), threads=1)
+        converted = OpenVino(openvino.convert_model(model, example_input=plain), threads=1, shapes=[plain.shape])
         calls["OpenVINO"] = lambda: converted(plain)
     except ImportError:
         pass

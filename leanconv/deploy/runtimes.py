@@ -79,31 +79,54 @@ class OpenVino:
         threads: of one inference; default `torch.get_num_threads()`.
         precision: "f32", or "bf16" where the CPU computes in it.
         order: names of the tensors of a call, in order; inputs that the model does not read may be missing in it.
+        shapes: of the tensors of a call, where they are always the same: then it is faster, and writes its answers
+            into tensors of the caller's. Otherwise sizes are as open as the model has them.
     Raises: MissingExtra without openvino; what openvino raises for a model it cannot compile.
     """
 
     def __init__(
-        self, model: Any, *, threads: int | None = None, precision: str = "f32", order: Sequence[str] | None = None
-    ) -> None:
+        self, model: Any, *, threads: int | None = None, precision: str = "f32", order: Sequence[str] | None = None,
+        shapes: Sequence[Sequence[int]] | None = None,
+    ) -> None:  # fmt: skip
         settings = {
             "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
         }  # fmt: skip
+        core = openvino_core()
+        import openvino
+
+        self._shared = openvino.Tensor
         model = str(model) if isinstance(model, Path) else model
-        self._compiled = openvino_core().compile_model(model, "CPU", settings)
+        model = core.read_model(model) if isinstance(model, str) else model
+        self._places = _places([port.get_names() for port in model.inputs], order)
+        if shapes is not None:
+            model.reshape({i: [int(size) for size in shapes[place]] for i, place in enumerate(self._places)})
+        self._compiled = core.compile_model(model, "CPU", settings)
         self.inputs = [_name(port, i) for i, port in enumerate(self._compiled.inputs)]
         self.outputs = [_name(port, i) for i, port in enumerate(self._compiled.outputs)]
-        self._places = _places([port.get_names() for port in self._compiled.inputs], order)
+        self._made = None if shapes is None else _own_answer(model)
         self._thread = threading.local()
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         request = getattr(self._thread, "request", None)
         if request is None:  # a request belongs to one call at a time, so each thread has its own
             request = self._thread.request = self._compiled.create_infer_request()
+        if self._made is not None:
+            return self._into_new(request, tensors, *self._made)
         fed = [as_numpy(tensors[place]) for place in self._places]
         # The request's output memory is written again by its next call: it is copied out.
         found = request.infer(fed, share_inputs=True, share_outputs=True)
         return [torch.from_numpy(found[port].copy()) for port in self._compiled.outputs]
+
+    def _into_new(self, request: Any, tensors: Sequence[Tensor], shape: list[int], dtype: torch.dtype) -> list[Tensor]:
+        """The request reads and writes torch's own memory: of 190 µs of a small layer, 70 are copies else."""
+        fed = [as_numpy(tensors[place]) for place in self._places]  # alive until the end: OpenVINO has an address alone
+        for i, array in enumerate(fed):
+            request.set_input_tensor(i, self._shared(array, shared_memory=True))
+        answer = torch.empty(shape, dtype=dtype)
+        request.set_output_tensor(0, self._shared(answer.numpy(), shared_memory=True))
+        request.infer()
+        return [answer]
 
 
 class TorchProgram:
@@ -203,6 +226,30 @@ def first_line(error: BaseException) -> str:
 
 def _name(port: Any, index: int) -> str:
     return port.any_name if port.get_names() else str(index)
+
+
+# What both OpenVINO and NumPy have.
+_DTYPES = {
+    "f32": torch.float32, "f64": torch.float64, "i64": torch.int64, "i32": torch.int32, "u8": torch.uint8,
+    "boolean": torch.bool,
+}  # fmt: skip
+_VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Convert", "Transpose", "Split", "VariadicSplit", "Slice", "StridedSlice"}
+
+
+def _own_answer(model: Any) -> tuple[list[int], torch.dtype] | None:
+    """Shape and dtype of an OpenVINO model's answer, where it may be written into any memory: its size and type are
+    known, and it is one that the model computes. (An input that is handed out, or a view of it, is wrong in memory of
+    the caller's, 2026.4; several answers may share theirs.)
+    """
+    if len(model.outputs) != 1:
+        return None
+    port, node = model.outputs[0], model.outputs[0].node
+    dtype = _DTYPES.get(port.element_type.get_type_name())
+    while node.get_type_name() in {"Result", *_VIEWS}:
+        node = node.input_value(0).get_node()
+    if node.get_type_name() in ("Parameter", "Constant") or port.partial_shape.is_dynamic or dtype is None:
+        return None
+    return list(port.partial_shape.to_shape()), dtype
 
 
 def _places(names: Sequence[set[str]], order: Sequence[str] | None) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from leanconv.deploy.program import capture_flat, to_openvino
+from leanconv.deploy.program import capture_flat, input_order, to_openvino
 from leanconv.deploy.runtimes import OpenVino
 
 openvino = pytest.importorskip("openvino", reason="needs the export extra: openvino")
@@ -39,3 +39,44 @@ def test_signals_find_their_stack_after_models_were_freed_in_the_order_they_were
         torch.testing.assert_close(made.pop(0)(x)[0], net(x).detach(), rtol=1e-4, atol=1e-4)
         gc.collect()
         assert signal_stack_is_mapped()
+
+
+ANSWERS = {
+    "a map": lambda y, x: y,
+    "a number without a size": lambda y, x: y.sum(),
+    "whole numbers": lambda y, x: y.argmax(1),
+    "truths": lambda y, x: y > 0,
+    "a view": lambda y, x: y.flatten(1),
+    "an input": lambda y, x: x,
+    "a view of an input": lambda y, x: x.flatten(2),
+    "several": lambda y, x: (y, x, y.flatten(1), y.sum()),
+}
+
+
+class Answers(nn.Module):
+    def __init__(self, pick):
+        super().__init__()
+        self.conv, self.pick = nn.Conv2d(3, 4, 3), pick
+
+    def forward(self, x, scale):
+        return self.pick(self.conv(x) * scale, x)
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_a_program_of_fixed_sizes_gives_tensors_that_no_later_call_writes(kind):
+    net, given = Answers(ANSWERS[kind]).eval(), (torch.randn(2, 3, 8, 8), torch.rand(1))
+    program = capture_flat(net, given, {})
+    order = input_order(program)
+    run = OpenVino(to_openvino(program), order=order, shapes=[x.shape for x in given])
+    assert (run._made is None) == (kind in ("an input", "a view of an input", "several"))
+    calls = [(torch.randn(2, 3, 8, 16)[..., ::2], torch.rand(1)) for _ in range(3)]
+    found = [run(*call) for call in calls for _ in range(2)]
+    for i, answers in enumerate(found):
+        want = net(*calls[i // 2])
+        for answer, exact in zip(answers, want if isinstance(want, tuple) else (want,), strict=True):
+            assert answer.dtype == exact.dtype
+            torch.testing.assert_close(answer, exact.detach(), rtol=1e-4, atol=1e-4)
+    taken = [answer.data_ptr() for answers in found for answer in answers]
+    assert len(set(taken)) == len(taken)
+    with pytest.raises(RuntimeError):
+        run(torch.randn(1, 3, 8, 8), torch.rand(1))

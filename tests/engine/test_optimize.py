@@ -84,6 +84,19 @@ def test_the_table_and_the_answer():
     assert not fast(x.requires_grad_()).requires_grad
 
 
+def test_whether_gradients_are_recorded_is_after_a_call_what_it_was():
+    fast, x = optimize(Tiny().eval(), torch.randn(1, 3, 8, 8), engines=(), budget_s=240), torch.randn(1, 3, 8, 8)
+    assert not fast(x).requires_grad
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        fast(x)
+        assert not torch.is_grad_enabled()
+    fast.original.conv.forward = lambda x: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        fast(x)
+    assert torch.is_grad_enabled()
+
+
 @pytest.mark.parametrize("engine", ["folded", "channels_last", *RUNTIMES])
 def test_every_engine_gives_what_the_model_gives(engine, always):
     model = Nested().eval()
