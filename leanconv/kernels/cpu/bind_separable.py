@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu import pointwise, separable
+from leanconv.kernels.cpu import pointwise, separable, strassen
 from leanconv.kernels.cpu.bound import (
     Bound,
     Step,
@@ -18,6 +18,8 @@ from leanconv.kernels.cpu.bound import (
     checked,
     flat_out_view,
     flat_view,
+    halved_out_view,
+    halved_view,
     map_view,
     out_view,
     ready,
@@ -142,6 +144,8 @@ class _Maker:
         form, (n, o, p, q) = self.form, self.size
         pixels = p * q
         sources = self.bound._tracks
+        if (tile := self._halved_tile()) is not None:
+            return self._halved(tile)
         core = pointwise.Pointwise(
             tuple((source.channels, pixel_stride(self.inputs[source.index])) for source in sources), o, form.bias,
             form.activation, self._residual_pixel(), form.gate, storage=self.storage,
@@ -162,9 +166,40 @@ class _Maker:
         work = Work(n, pixels, block, tile.pixels)
         return self._finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
 
-    def _finish(self, kernels: list[tuple[tuple[int, object], list[View]]], work: Work, flat: bool) -> Step:
+    def _halved_tile(self) -> Tile | None:
+        """The tile of seven products of halves; None where the direct product is taken.
+
+        Of an odd number of pixels the middle one is made twice, in an order that only one thread keeps.
+        """
+        (n, o, p, q), threads = self.size, torch.get_num_threads()
+        if self.storage.half or self.form.gate or len(self.bound._tracks) > 1 or (p * q % 2 and threads > n):
+            return None
+        return self.bound.halved_tile(o, p * q, self.form.middle)
+
+    def _halved(self, tile: Tile) -> Step:
+        """A 1×1 alone, by `strassen`: pairs of pixels, half a map from each other, in a row."""
+        form, (n, o, p, q), (x,) = self.form, self.size, self.inputs
+        assert self.bound._project is not None
+        core = strassen.Halved(form.middle, pixel_stride(x), o, form.bias, form.activation, self._residual_pixel())
+        first = self.bound._tracks[0].first
+        arguments = [halved_view(0, x, first, form.middle)]
+        arguments.append(self._add(strassen.pack_products(self.bound._project, tile.block)))
+        if form.bias:
+            arguments.append(self._add(pack_vector(self.bound._bias, 1, o)))
+        if self.residual is not None:
+            arguments.append(halved_view(self.at_residual, self.residual, 0, o))
+        arguments.append(halved_out_view(self.pointers + len(self.weights), self.size))
+        pairs = -(-p * q // 2)
+        row_bytes = 4 * strassen.PRODUCTS * form.middle // 2
+        block = pairs if p * q % 2 else row_block(pairs, n, row_bytes, 0, torch.get_num_threads(), tile.pixels)
+        work = Work(n, pairs, block, tile.pixels)
+        return self._finish([(kernel(strassen.pipeline, core, tile), arguments)], work, flat=False, apart=True)
+
+    def _finish(
+        self, kernels: list[tuple[tuple[int, object], list[View]]], work: Work, flat: bool, apart: bool = False
+    ) -> Step:  # fmt: skip
         out = self.pointers + len(self.weights)
-        average = average_of(out, out + 1, self.size, self.storage, flat) if self.form.average else None
+        average = average_of(out, out + 1, self.size, self.storage, flat, apart) if self.form.average else None
         program = Program(kernels, work, average)
         return Step(program, self.weights, self.size, self.form.average, self.storage.dtype)
 

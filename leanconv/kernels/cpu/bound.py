@@ -13,7 +13,7 @@ from leanconv.kernels.cpu.memory import settled
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Average, Program, View
 from leanconv.kernels.cpu.storage import Storage, storage_of
-from leanconv.kernels.cpu.tiles import Tiles, matrix_cycles, matrix_tile, reused
+from leanconv.kernels.cpu.tiles import Tiles, halved_cycles, halved_tile, matrix_cycles, matrix_tile, reused
 from leanconv.ops.forms import check_channels
 
 DTYPES = (torch.float32, torch.bfloat16)  # that maps may have, all of a call the same
@@ -95,6 +95,13 @@ class Bound:
         """As `tiles.matrix_tile`, see `tile`."""
         best = matrix_tile(width, pixels, depth, flat)
         return self.tile(core, best, lambda tile: matrix_cycles(tile, width, pixels, depth, flat))
+
+    def halved_tile(self, width: int, pixels: int, depth: int) -> Tile | None:
+        """As `tiles.halved_tile`, see `tile`."""
+        best = halved_tile(width, pixels, depth)
+        if best is None:
+            return None
+        return self.tile("halved", best, lambda tile: halved_cycles(tile, width, pixels, depth))
 
     def takes(self, x: Tensor) -> bool:
         """Whether a step reads the map where it lies, without a copy."""
@@ -237,9 +244,30 @@ def flat_out_view(pointer: int, size: tuple[int, int, int, int], storage: Storag
     return View(pointer, ((o, 1), (p * q, o)), 0, p * q * o, rows=True, half=storage.half)
 
 
-def average_of(
-    pointer: int, result: int, size: tuple[int, int, int, int], storage: Storage, flat: bool = False
-) -> Average:
-    """The average of a dense output that was made in blocks of rows, or of pixels (`flat`)."""
+def halved_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
+    """Channels of a map as `c i j x`: halves i of the channels, j of the pixels. Of an odd number of pixels both halves
+    have the middle one.
+    """
+    n, _, h, w = x.shape
+    pixel, sample = pixel_stride(x), x.stride(0) if n > 1 else 0
+    return View(pointer, _halves(channels, h * w, pixel), first, sample)
+
+
+def halved_out_view(pointer: int, size: tuple[int, int, int, int]) -> View:
+    """A dense output likewise, pixels cut to the block."""
     _, o, p, q = size
-    return Average(pointer, result, o, 1 if flat else q, p * q * o, o if flat else q * o, storage.half)
+    return View(pointer, _halves(o, p * q, o), 0, p * q * o, rows=True)
+
+
+def _halves(channels: int, pixels: int, pixel: int) -> tuple[tuple[int, int], ...]:
+    return (channels // 2, 1), (2, channels // 2), (2, pixels // 2 * pixel), (-(-pixels // 2), pixel)
+
+
+def average_of(
+    pointer: int, result: int, size: tuple[int, int, int, int], storage: Storage, flat: bool = False,
+    apart: bool = False,
+) -> Average:  # fmt: skip
+    """The average of a dense output that was made in blocks of rows, or of pixels (`flat`), or of neither (`apart`)."""
+    _, o, p, q = size
+    columns, row = (1, o) if flat else (q, q * o)
+    return Average(pointer, result, o, columns, p * q * o, row, storage.half, p if apart else 0)

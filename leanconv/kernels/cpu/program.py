@@ -41,7 +41,7 @@ class _Program(ctypes.Structure):
         *(
             (name, ctypes.c_int32)
             for name in ("frames", "samples", "rows", "block", "least", "half", "average", "channels", "columns",
-                         "sums")
+                         "sums", "apart", "unused")
         ),
         ("sample", ctypes.c_int64), ("row", ctypes.c_int64), ("frame", ctypes.c_void_p * _FRAMES),
     ]  # fmt: skip
@@ -92,6 +92,9 @@ class Work:
 class Average:
     """The map that is averaged while it is in the cache: pointers of map and result, sizes, steps in numbers, and
     whether they are bfloat16. The result is float32.
+
+    Args:
+        apart: the map's rows, where they are not those of the work: it is averaged after all blocks. 0: they are.
     """
 
     pointer: int
@@ -101,6 +104,7 @@ class Average:
     sample: int
     row: int
     half: bool = False
+    apart: int = 0
 
 
 @functools.lru_cache(1)
@@ -191,7 +195,7 @@ class Program:
         if average is not None:
             made.average, made.sums, made.channels = average.pointer + 1, average.result, average.channels
             made.columns, made.sample, made.row = average.columns, average.sample, average.row
-            made.half = average.half
+            made.half, made.apart = average.half, average.apart
         self._keep = (made, frames)
         self._address = ctypes.addressof(made)
         count = 1 + max(max(view.pointer for _, views in kernels for view in views), average.result if average else 0)
@@ -250,7 +254,7 @@ class Program:
                 call(*buffers)
         if self.average is not None:
             a = self.average
-            rows = self.work.rows
+            rows = a.apart or self.work.rows
             source = tensors[a.pointer]
             view = source.as_strided((self.work.samples, rows, a.columns, a.channels),
                                      (a.sample, a.row, a.channels, 1), source.storage_offset())  # fmt: skip

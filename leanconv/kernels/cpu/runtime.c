@@ -84,6 +84,7 @@ typedef struct {
     int32_t frames, samples, rows, block;     // rows of the output and rows per block
     int32_t least, half;                      // rows that a kernel needs at least: the last block may overlap; whether the averaged map is bfloat16
     int32_t average, channels, columns, sums; // average != 0: pointer `average - 1` is averaged into pointer `sums`
+    int32_t apart, unused;                    // its rows, where it is averaged when all blocks are done
     int64_t sample, row;                      // of the averaged map, in numbers
     const frame_t *frame[8];
 } program_t;
@@ -159,10 +160,34 @@ static int run_task(const program_t *p, void **pointers, int64_t t, int blocks, 
     return failed;
 }
 
+// The average over the pixels of `channels` channels of a map whose pixels lie `pixel` numbers apart.
+int lc_average(const void *map, int half, int64_t sample, int64_t row, int64_t pixel, int samples, int rows, int columns, int channels, float *means, int threads) {
+    int blocks = rows < 16 ? 1 : 16, failed = 0;
+    double *sums = calloc((size_t)samples * blocks * channels, sizeof(double));
+    if (!sums) return -1;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && samples * blocks > 1) reduction(| : failed)
+    for (int t = 0; t < samples * blocks; t++) {
+        int n = t / blocks, b = t % blocks;
+        float *line = lc_malloc(NULL, sizeof(float) * channels);
+        if (!line) { failed = 1; continue; }
+        sum_rows(sample_of(map, half, n * sample), half, row, columns, channels, pixel, (int)((int64_t)rows * b / blocks), (int)((int64_t)rows * (b + 1) / blocks), sums + (int64_t)t * channels, line);
+        lc_free(NULL, line);
+    }
+    double scale = 1.0 / ((double)rows * columns);
+    for (int n = 0; n < samples; n++)
+        for (int c = 0; c < channels; c++) {
+            double sum = 0;
+            for (int b = 0; b < blocks; b++) sum += sums[((int64_t)n * blocks + b) * channels + c];
+            means[(int64_t)n * channels + c] = (float)(sum * scale);
+        }
+    free(sums);
+    return failed;
+}
+
 int lc_run(const program_t *p, void **pointers, int threads) {
     int blocks = (p->rows + p->block - 1) / p->block, failed = 0;
     int64_t tasks = (int64_t)blocks * p->samples;
-    int channels = p->average ? p->channels : 0;
+    int channels = p->average && !p->apart ? p->channels : 0;
     double *sums = NULL;
     if (channels) {
         sums = lc_malloc(NULL, sizeof(double) * tasks * channels);
@@ -185,30 +210,8 @@ int lc_run(const program_t *p, void **pointers, int threads) {
             }
         lc_free(NULL, sums);
     }
-    return failed;
-}
-
-// The average over the pixels of `channels` channels of a map whose pixels lie `pixel` numbers apart.
-int lc_average(const void *map, int half, int64_t sample, int64_t row, int64_t pixel, int samples, int rows, int columns, int channels, float *means, int threads) {
-    int blocks = rows < 16 ? 1 : 16, failed = 0;
-    double *sums = calloc((size_t)samples * blocks * channels, sizeof(double));
-    if (!sums) return -1;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && samples * blocks > 1) reduction(| : failed)
-    for (int t = 0; t < samples * blocks; t++) {
-        int n = t / blocks, b = t % blocks;
-        float *line = lc_malloc(NULL, sizeof(float) * channels);
-        if (!line) { failed = 1; continue; }
-        sum_rows(sample_of(map, half, n * sample), half, row, columns, channels, pixel, (int)((int64_t)rows * b / blocks), (int)((int64_t)rows * (b + 1) / blocks), sums + (int64_t)t * channels, line);
-        lc_free(NULL, line);
-    }
-    double scale = 1.0 / ((double)rows * columns);
-    for (int n = 0; n < samples; n++)
-        for (int c = 0; c < channels; c++) {
-            double sum = 0;
-            for (int b = 0; b < blocks; b++) sum += sums[((int64_t)n * blocks + b) * channels + c];
-            means[(int64_t)n * channels + c] = (float)(sum * scale);
-        }
-    free(sums);
+    if (p->average && p->apart)
+        failed |= lc_average(pointers[p->average - 1], p->half, p->sample, p->row, p->channels, p->samples, p->apart, p->columns, p->channels, pointers[p->sums], threads);
     return failed;
 }
 

@@ -32,22 +32,27 @@ def cache_bytes() -> int:
     return found if found > 0 else 1 << 20
 
 
-@functools.lru_cache(4096)
-def matrix_tile(width: int, pixels: int, depth: int, flat: bool) -> Tile:
-    """The register tile of a projection of `depth` channels to `width`, of rows of `pixels` (all of them if `flat`).
-
-    The least cycles of the model: the multiply-adds or the loads of a step, whichever are more, and the tile's own end.
-    """
+@functools.lru_cache(1)
+def matrix_tiles() -> tuple[Tile, ...]:
+    """The register tiles of a product that this machine has registers for."""
     widest, _, registers = _vectors()
-    found = [
+    return tuple(
         Tile(rows, lanes * vectors, lanes)
         for lanes in {widest, max(4, widest // 2)}
         # Half vectors only one at a time: LLVM pairs several of them into whole ones, and shuffles (half the speed).
         for vectors in range(1, 9 if lanes == widest else 2)
         for rows in range(1, 15)
         if rows * vectors + vectors + 1 <= registers - 1
-    ]
-    return min(found, key=lambda tile: matrix_cycles(tile, width, pixels, depth, flat))
+    )
+
+
+@functools.lru_cache(4096)
+def matrix_tile(width: int, pixels: int, depth: int, flat: bool) -> Tile:
+    """The register tile of a projection of `depth` channels to `width`, of rows of `pixels` (all of them if `flat`).
+
+    The least cycles of the model: the multiply-adds or the loads of a step, whichever are more, and the tile's own end.
+    """
+    return min(matrix_tiles(), key=lambda tile: matrix_cycles(tile, width, pixels, depth, flat))
 
 
 def matrix_cycles(tile: Tile, width: int, pixels: int, depth: int, flat: bool) -> float:
@@ -62,6 +67,33 @@ def matrix_cycles(tile: Tile, width: int, pixels: int, depth: int, flat: bool) -
     cycles = tiles * (depth * step + 2 * rate * rows * vectors + 12)
     # Of equals the one that fits best what runs fastest everywhere: 8 pixels by 2 vectors.
     return cycles * (1 + 0.002 * abs(rows - 8) + 0.002 * abs(vectors - 2) + 0.004 * (tile.lanes != widest))
+
+
+# Of the direct product's cycles, what seven products in place of eight may cost at most to be taken.
+PAYS = 0.97
+
+
+def halved_cycles(tile: Tile, width: int, pixels: int, depth: int) -> float:
+    """As `matrix_cycles`, of seven products of halves in place of the direct one (`strassen.py`)."""
+    widest, half, _ = _vectors()
+    rows, vectors, pairs = tile.pixels, tile.block // tile.lanes, -(-pixels // 2)
+    if rows > pairs:
+        return math.inf
+    rate = 1.0 if tile.lanes == widest else 0.5 / half
+    # The map's sums: seven vectors are written where four were read. The products' sums: 22 additions per four vectors.
+    sums = pairs * math.ceil(depth / 2 / tile.lanes) * 16 * rate
+    added = math.ceil(pairs / rows) * math.ceil(width / 2 / tile.block) * rows * vectors * 22 * rate
+    return 7 * matrix_cycles(tile, -(-width // 2), pairs, depth // 2, True) + sums + added
+
+
+@functools.lru_cache(4096)
+def halved_tile(width: int, pixels: int, depth: int) -> Tile | None:
+    """The register tile of seven products of halves; None where the direct product is as fast, or they do not halve."""
+    if width % 2 or depth % 2:
+        return None
+    best = min(matrix_tiles(), key=lambda tile: halved_cycles(tile, width, pixels, depth))
+    direct = matrix_cycles(matrix_tile(width, pixels, depth, True), width, pixels, depth, True)
+    return best if halved_cycles(best, width, pixels, depth) < PAYS * direct else None
 
 
 # By how much the model may call a tile slower that is there already, before another kernel is compiled.

@@ -1,0 +1,170 @@
+"""A 1×1 convolution of seven products in place of eight, in Halide: one level of Strassen's.
+
+Pixels, channels and outputs are cut in halves, the map A (pixels by channels) and the weights B into quarters:
+
+    M0 = (A11 + A22)(B11 + B22)   M1 = (A21 + A22) B11          M2 = A11 (B12 - B22)   M3 = A22 (B21 - B11)
+    M4 = (A11 + A12) B22          M5 = (A21 - A11)(B11 + B12)   M6 = (A12 - A22)(B21 + B22)
+    C11 = M0 + M3 - M4 + M6   C12 = M2 + M4   C21 = M1 + M3   C22 = M0 - M1 + M2 + M5
+
+Sums of weights are made beforehand, in float64; those of the map once for a block of pixels; those of the products tile
+by tile, in the first-level cache. There a product's channels are summed piece by piece, too: of the same long sum it
+would be 1.7 times as far from float64 as the direct one. So it is nearer from 600 channels on.
+
+A pixel has another beside it, half a map away. NaN or infinity in one of them is NaN in both, and rounding errors are
+those of the larger. Source: Strassen 1969, doi:10.1007/BF02165411; Huang et al. 2016, doi:10.1109/SC.2016.58.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels.cpu.activations import activate
+from leanconv.kernels.cpu.frontend import halide
+from leanconv.kernels.cpu.pieces import Axes, Tile
+from leanconv.kernels.cpu.storage import image
+
+PRODUCTS = 7
+# Channels that are summed in registers at the most, before they are added to those before: 1 % of the time.
+LONGEST = 96
+
+
+@dataclass(frozen=True)
+class Halved:
+    """What one kernel computes, in float32.
+
+    Args:
+        channels, pixel: of the input, and the numbers from pixel to pixel; channels are even.
+        out_channels: O, even; the output is dense.
+        bias: whether one is added.
+        activation: the last one.
+        residual: numbers from pixel to pixel of the map that is added before it; 0 for none.
+    """
+
+    channels: int
+    pixel: int
+    out_channels: int
+    bias: bool = False
+    activation: str = "none"
+    residual: int = 0
+
+
+def pack_products(weight: Tensor, block: int) -> Tensor:
+    """The seven second factors: `O C -> O/2/block 7 C/2 block`, zeros behind the last output."""
+    width, depth = weight.shape[0] // 2, weight.shape[1] // 2
+    first, second = weight.double().split(width)  # outputs
+    (b11, b21), (b12, b22) = first.split(depth, 1), second.split(depth, 1)
+    factors = torch.stack([b11 + b22, b11, b12 - b22, b21 - b11, b22, b11 + b12, b21 + b22])
+    blocks = -(-width // block)
+    packed = torch.zeros(PRODUCTS, blocks * block, depth)
+    packed[:, :width] = factors
+    return packed.view(PRODUCTS, blocks, block, depth).permute(1, 0, 3, 2).contiguous()
+
+
+def pipeline(core: Halved, tile: Tile) -> tuple[Any, list[Any]]:
+    """The kernel and its arguments: the map `c i j x`, factors, bias, residual `m i j x`.
+
+    i counts halves of the channels, j those of the pixels, x pixels of a half: at least `tile.pixels`, in the map and
+    in each block of them.
+    """
+    hl, axes = halide(), Axes()
+    m, i, j, x, s = axes.m, axes.i, hl.Var("j"), axes.x, hl.Var("s")
+    depth, width = core.channels // 2, core.out_channels // 2
+    source = _quarters("in0", depth, core.pixel)
+    weights = _factors(tile.block, depth)
+    arguments = [source, weights]
+    sums = hl.Func("sums")
+    a11, a12, a21, a22 = (source[axes.c, k, p, x] for p in (0, 1) for k in (0, 1))
+    sums[axes.c, x, s] = hl.mux(s, [a11 + a22, a21 + a22, a11, a22, a11 + a12, a21 - a11, a12 - a22])
+    products = hl.Func("products")
+    pieces = -(-depth // LONGEST)
+    length = depth // pieces
+    first = depth - length * (pieces - 1)
+    head, head_sum = _piece(axes, "head", tile, weights, sums, s, 0, first)
+    products[m, x, s] = head[m, x, s, 0]
+    if pieces > 1:
+        rest = hl.RDom([(0, pieces - 1)], "rest")
+        tail, tail_sum = _piece(axes, "tail", tile, weights, sums, s, first, length)
+        products[m, x, s] += tail[m, x, s, rest[0]]
+    p = [products[m, x, number] for number in range(PRODUCTS)]
+    c11, c12, c21, c22 = p[0] + p[3] - p[4] + p[6], p[2] + p[4], p[1] + p[3], p[0] - p[1] + p[2] + p[5]
+    value = hl.mux(j, [hl.mux(i, [c11, c12]), hl.mux(i, [c21, c22])])
+    if core.bias:
+        arguments.append(image("bias", 1))
+        value = value + arguments[-1][i * width + m]
+    if core.residual:
+        arguments.append(_quarters("residual", width, core.residual))
+        value = value + arguments[-1][m, i, j, x]
+    out = hl.Func("out")
+    out[m, i, j, x] = activate(core.activation, value, m, i, j, x)
+    _schedule_output(axes, out, j, width, core.out_channels, tile)
+    products.compute_at(out, axes.xo).bound(s, 0, PRODUCTS).bound_extent(m, tile.block)
+    products.vectorize(m, tile.lanes).unroll(m).unroll(x)
+    _schedule_piece(axes, head, head_sum, tile, products, s)
+    if pieces > 1:
+        products.update().reorder(m, x, rest[0], s).vectorize(m, tile.lanes).unroll(m).unroll(x)
+        _schedule_piece(axes, tail, tail_sum, tile, products, rest[0])
+    last = hl.TailStrategy.RoundUp if depth % tile.lanes == 0 else hl.TailStrategy.Predicate
+    sums.compute_root().bound(s, 0, PRODUCTS).align_storage(axes.c, tile.storage(depth))
+    sums.split(axes.c, axes.co, axes.ci, tile.lanes, last)
+    sums.reorder(axes.ci, s, axes.co, x).vectorize(axes.ci).unroll(s)
+    return out, arguments
+
+
+def _piece(
+    axes: Axes, name: str, tile: Tile, weights: Any, sums: Any, s: Any, start: int, length: int
+) -> tuple[Any, Any]:  # fmt: skip
+    """Product s over `length` channels from the piece g of those behind `start`; and what it is summed over."""
+    hl, m, x, g = halide(), axes.m, axes.x, axes.g
+    func, k = hl.Func(name), hl.RDom([(0, length)], f"{name}_k")
+    channel = g * length + (k + start)
+    func[m, x, s, g] = hl.f32(0.0)
+    func[m, x, s, g] += weights[m % tile.block, channel, s, m // tile.block] * sums[channel, x, s]
+    return func, k
+
+
+def _schedule_piece(axes: Axes, func: Any, k: Any, tile: Tile, products: Any, loop: Any) -> None:
+    """Accumulators in registers, within a loop of the products."""
+    func.compute_at(products, loop).bound_extent(axes.m, tile.block)
+    func.vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x)
+    func.update(0).reorder(axes.m, axes.x, k).vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x)
+
+
+def _quarters(name: str, half: int, pixel: int) -> Any:
+    """A map as `c i j x`, `half` channels in each half."""
+    made = halide().ImageParam(halide().Float(32), 4, name)
+    made.dim(0).set_bounds(0, half).set_stride(1)
+    made.dim(1).set_bounds(0, 2).set_stride(half)
+    made.dim(2).set_bounds(0, 2)
+    made.dim(3).set_stride(pixel)
+    return made
+
+
+def _factors(block: int, depth: int) -> Any:
+    """What `pack_products` makes, as `block c product blocks`."""
+    made, step = image("w0", 4), 1
+    for place, size in enumerate([block, depth, PRODUCTS]):
+        made.dim(place).set_bounds(0, size).set_stride(step)
+        step *= size
+    made.dim(3).set_min(0).set_stride(step)
+    return made
+
+
+def _schedule_output(axes: Axes, out: Any, j: Any, width: int, pixel: int, tile: Tile) -> None:
+    """Tiles of `pixels` pairs of pixels × `block` pairs of outputs, outputs outermost: their factors stay in the cache.
+
+    Of a tile the four quarters of a vector are written together: each product of it is read once.
+    """
+    hl = halide()
+    tail = hl.TailStrategy.RoundUp if width % tile.block == 0 else hl.TailStrategy.Predicate
+    out.bound(axes.i, 0, 2).bound(j, 0, 2)
+    out.split(axes.m, axes.mo, axes.mi, tile.block, tail).split(axes.mi, axes.mv, axes.mi, tile.lanes)
+    out.split(axes.x, axes.xo, axes.xi, tile.pixels, hl.TailStrategy.ShiftInwards)
+    out.reorder(axes.mi, axes.i, j, axes.mv, axes.xi, axes.xo, axes.mo)
+    out.vectorize(axes.mi).unroll(axes.i).unroll(j)
+    buffer = out.output_buffer()
+    buffer.dim(0).set_bounds(0, width).set_stride(1)
+    buffer.dim(1).set_bounds(0, 2).set_stride(width)
+    buffer.dim(2).set_bounds(0, 2)
+    buffer.dim(3).set_stride(pixel)
