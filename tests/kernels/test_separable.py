@@ -1,5 +1,8 @@
 """The separable kernels against float64, over shapes that nobody tuned for."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind, bind_separable, tiles
+from leanconv.kernels.cpu.storage import FLOAT, Storage
 from leanconv.ops.separable import Separable, Stencil, reference
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out, weights_of
 
@@ -115,3 +119,42 @@ def test_long_rows_and_far_maps(name, h, w, far, dtype, monkeypatch):
     form = FORMS[name]
     weights = [w.to(dtype) for w in weights_of(form)]
     check(form, weights, h, w, 2, bind(form, weights), ["channels_last"] * 2, dtype)
+
+
+ASKEW = Separable(
+    (19,), ((Stencil(0, 19, (3, 2), dilation=(2, 3), padding=(3, 0, 1, 2), bias=True, activation="relu"),),), 21,
+    bias=True, residual=True, gate=True,
+)  # fmt: skip
+FEW = Separable((19,), ((Stencil(0, 19, (1, 3), padding=(0, 0, 1, 1)),),), 21)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("form", [ASKEW, FEW, FORMS["splconv"], FORMS["fuseconv"]], ids=["askew", "few", "two", "both"])
+def test_a_map_read_where_it_lies(form, far, monkeypatch):
+    """Borders of every side, narrow maps and maps that end within a tile: nothing but the map is read."""
+    if far:
+        for place in (tiles, bind_separable):
+            monkeypatch.setattr(place, "cache_bytes", lambda: 100)
+    weights = weights_of(form)
+    bound = bind(form, weights)
+    for h, w in ((2, 4), (1, 5), (3, 9), (6, 24), (19, 31)):
+        if min(form.size(h, w)) > 0:
+            check(form, weights, h, w, 2, bound, ["crop", "slice"], torch.float32)
+
+
+def test_which_maps_are_read_where_they_lie():
+    """A copy is made where it is faster, or where a stencil cannot do without one."""
+    made = bind_separable._Maker._reads_in_place
+    maker = SimpleNamespace(storage=FLOAT)
+    square = Stencil(0, 8, (3, 3), padding=(1, 1, 1, 1))
+    row = Stencil(0, 8, (1, 3), padding=(0, 0, 1, 1))
+    assert made(maker, square, 3, False)
+    assert made(maker, row, 3, True)
+    assert not made(maker, square, 3, True)
+    assert not made(maker, square, 2, False)
+    assert not made(maker, replace(square, stride=(1, 2)), 9, False)
+    assert not made(maker, replace(square, kernel=(7, 7), padding=(3, 3, 3, 3)), 30, False)
+    assert not made(maker, replace(row, padding=(0, 0, 40, 0)), 90, False)
+    assert not made(maker, Stencil(0, 8, identity=True), 9, False)
+    assert not made(SimpleNamespace(storage=Storage(True)), square, 9, False)

@@ -31,11 +31,13 @@ from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Program, View, Work
-from leanconv.kernels.cpu.stencils import Track
+from leanconv.kernels.cpu.stencils import Track, written_out
 from leanconv.kernels.cpu.tiles import cache_bytes, fill, lanes_for, row_block, strip
 from leanconv.kernels.cpu.tracks import Source, split_weights, track_weights, tracks
-from leanconv.ops.forms import check_channels
+from leanconv.ops.forms import Stencil, check_channels
 from leanconv.ops.separable import Separable
+
+_FEW = 3  # taps of a stencil that reads a map from memory as fast as a copy does
 
 
 class BoundSeparable(Bound):
@@ -227,10 +229,24 @@ class _Maker:
             return sum(-(-width // tile) * tile / width for width, tile in zip(widths, kept[0], strict=True))
 
         far = self.storage.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * cache_bytes()
+        direct = self.bound._project is not None and self._reads_in_place(stencils[0], widths[1], far)
+        if direct:
+            widths[1] -= sum(stencils[0].padding[2:])
         best = tuple(map(fill, widths))
         return Track(
-            pixel_stride(x), source.channels, stencils, *self.bound.tile(source, (best, strips(best), far), pixels)
-        )
+            pixel_stride(x), source.channels, stencils, *self.bound.tile(source, (best, strips(best), far), pixels),
+            direct,
+        )  # fmt: skip
+
+    def _reads_in_place(self, form: Stencil, width: int, far: bool) -> bool:
+        """Whether a first stencil with `width` columns of output reads the map where it lies: without a copy.
+
+        A copy costs as much as three taps. It pays where the map comes from memory, which it reads faster than many
+        taps do; where a number would be widened for each tap; and where there is no inside, or a wide border.
+        """
+        (r, s), (_, _, left, right) = form.kernel, form.padding
+        plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and not self.storage.half
+        return plain and max(left, right) <= 8 and width > left + right and (not far or r * s <= _FEW)
 
     def _input(self, source: Source) -> View:
         return map_view(source.index, self.inputs[source.index], source.first, source.channels)

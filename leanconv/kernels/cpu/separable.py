@@ -108,14 +108,21 @@ def _flat(
     pixels, func = block.dim(1), hl.Func(name)
     func[i, b, axes.x] = hl.undef(storage.factor_type)
     rows = pixels.min() // made.w, pixels.extent() // made.w
-    loops, lane, column, row = inside(axes, made, track, -1, lanes, name, gate is not None, rows)
-    value = made.value[lane, b, column, row]
-    value = value if gate is None else value * gate[b * lanes + lane]
-    func[lane, b, row * made.w + column] = storage.factor(value)
+    stages = []
+    for number, columns in enumerate(made.columns):
+        loops, lane, column, row = inside(
+            axes, made, columns, track, -1, lanes, f"{name}{number}", gate is not None, rows
+        )  # fmt: skip
+        value = columns.value[lane, b, column, row]
+        value = value if gate is None else value * gate[b * lanes + lane]
+        func[lane, b, row * made.w + column] = storage.factor(value)
+        stages.append(loops)
     func.compute_root().bound_extent(i, lanes).vectorize(i, lanes)
     vectors = tile.whole(track.channels) // lanes
     func.bound_extent(b, vectors).align_storage(b, tile.storage(track.channels) // lanes)
-    schedule_inside(axes, func, loops, [b], made.sums, lanes)
+    for stage, loops in enumerate(stages):
+        by_pixel = track.direct and not made.between
+        schedule_inside(axes, func, stage, loops, [b], made.sums, lanes, by_pixel)
     schedule_chain(axes, made, func, b, lanes, track.far)
     read = hl.Func(f"{name}_channel")
     read[axes.c, axes.x] = func[axes.c % lanes, axes.c // lanes, axes.x]
