@@ -8,10 +8,10 @@ from typing import Any
 from leanconv.measure import Timing
 from leanconv.table import table
 
-# A challenger must be faster by more than this share of the given model's median ...
-MARGIN = 0.03
-# ... and by more than this many standard errors of the difference of the two medians.
-SIGMAS = 2.0
+# Forms whose times differ by less than this share are alike: the simplest of them is taken.
+TIE = 0.01
+# What makes a median the smaller one: this share of it, and this many standard errors of the difference.
+MARGIN, SIGMAS = 0.03, 2.0
 
 
 def faster(challenger: Timing, given: Timing) -> bool:
@@ -36,7 +36,7 @@ class Choice:
         prepare_s: seconds that its preparation and verification took.
         timing: interleaved with all others that were right; None where it was not timed.
         ratio: the given model's median over this one's: above 1 is faster.
-        confirmed: the ratio of the second, separate A/B round, for the form that was about to be chosen.
+        confirmed: the same ratio of the final, taken round by round; None for those that were not in it.
         note: why it was chosen, or why not.
     """
 
@@ -106,8 +106,8 @@ class Choices:
             for row in self.rows
         ]  # fmt: skip
         note = (
-            f"{self.device}; {self.folds} folds; {self.seconds:.0f} s. A form wins if it computes the same and its "
-            f"median is below the given model's by more than {MARGIN:.0%} and {SIGMAS:g} standard errors, twice."
+            f"{self.device}; {self.folds} folds; {self.seconds:.0f} s. The fastest that computes the same wins, if "
+            f"it is faster than the given model beyond noise; of those within {TIE:.0%} of it, the one listed first."
         )
         text = table(columns, cells, note=note)
         return text if self.blocks is None else f"{text}\n\n{self.blocks}"

@@ -2,8 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,31 +16,15 @@ from leanconv.engine.candidate import Candidate, Form
 from leanconv.engine.candidates import GIVEN, chosen
 from leanconv.engine.choices import Choice, Choices, faster
 from leanconv.engine.optimized import Optimized
+from leanconv.engine.race import Entry, clock_of, race
 from leanconv.engine.weights import Weights
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput, LeanconvError, told
-from leanconv.measure import Timing, interleave, label
+from leanconv.measure import label
 
-# The share of the budget that is kept for timing, and the most seconds that the main round takes of it.
-TIMING_SHARE, TIMING_S = 0.25, 10.0
-# Where fewer than this many rounds would fit into that, forms that took HOPELESS times the fastest one's first look are
-# not timed further.
-FEW_ROUNDS, HOPELESS = 20, 2.5
-
-
-# Rounds shorter than this are measured in warm caches: there the state that others leave is a good part of a call.
-PRIMED_S = 0.1
+# The share of the budget that is kept for timing.
+TIMING_SHARE = 0.25
 CLOCK_WORDS = {"wall": "wall time", "process": "computing time"}
-
-
-@dataclass
-class _Entry:
-    """A form that was tried, its row in the table, and the seconds of its first look."""
-
-    row: Choice
-    form: Form
-    any_shape: bool
-    look_s: float
 
 
 def optimize(
@@ -67,7 +50,7 @@ def optimize(
 
     A form is chosen if it is right (its largest error, as a share of the output, is at most 1e-4 in float32 and 5e-2
     in bfloat16; up to ten times the model's own distance to float64 where that is more) and faster than the given model
-    beyond noise, in an interleaved measurement and once more in a separate one. Threads: `torch.get_num_threads()`.
+    beyond noise, in turns with all others and once more with the best. Threads: `torch.get_num_threads()`.
     """
     candidates = chosen(engines)
     _check(model, dtype, budget_s)
@@ -78,7 +61,7 @@ def optimize(
     bench = _bench(model, args, kwargs)
     variants = _variants(candidates, dtype, bench)
     with _Progress(1 + len(variants)) as progress:
-        given = _Entry(Choice(GIVEN, error=0.0), model, True, bench.forward_s)
+        given = Entry(Choice(GIVEN, error=0.0), model, True, bench.forward_s)
         entries, rows = [given], [given.row]
         for candidate, kind in variants:
             progress.show(candidate.name)
@@ -87,13 +70,13 @@ def optimize(
             entries += [entry] if entry else []
             progress.advance()
         progress.show("measuring")
-        winner = _race(bench, entries, deadline, progress.part)
+        winner = race(bench, entries, deadline, progress.part)
     for entry in entries:
         if note := getattr(getattr(entry.form, "blocks", None), "note", ""):
             entry.row.note += f"; {note}"
     fallback = _fallback(bench, entries, given)
     shape = bench.tensors[0].shape if bench.tensors else None
-    told = f"{label(bench.device, dtype=bench.dtype, shape=shape)}, {CLOCK_WORDS[_clock(bench)]}"
+    told = f"{label(bench.device, dtype=bench.dtype, shape=shape)}, {CLOCK_WORDS[clock_of(bench)]}"
     folds = len(bench.fold_report.done) if "_folding" in bench.__dict__ else 0
     blocks = next((found for e in [winner, *entries] if (found := getattr(e.form, "blocks", None)) is not None), None)
     choices = Choices(tuple(rows), told, folds, time.perf_counter() - start, blocks)
@@ -150,7 +133,7 @@ def _variants(
 
 def _try(
     bench: Workbench, candidate: Candidate, dtype: torch.dtype | None, until: float, budget_s: float
-) -> tuple[Choice, _Entry | None]:
+) -> tuple[Choice, Entry | None]:
     """Prepare one candidate and hold it against the model. No reason to give up on it is an error of ours."""
     row = Choice(candidate.name, "" if dtype is None else str(dtype).removeprefix("torch."))
     row.note = bench.obstacle or candidate.why_not(bench, dtype) or ""
@@ -171,72 +154,10 @@ def _try(
     if not seen.ok(row.tolerance):
         row.note = f"differs: {seen.problem or f'{seen.relative:.1e} of the output'} (allowed {row.tolerance:.1e})"
         return row, None
-    return row, _Entry(row, form, candidate.any_shape, look_s)
+    return row, Entry(row, form, candidate.any_shape, look_s)
 
 
-def _race(bench: Workbench, entries: list[_Entry], deadline: float, on_part: Callable[[float], object]) -> _Entry:
-    """Time the forms that are right, and choose."""
-    given = entries[0]
-    seconds = min(TIMING_S, (deadline - time.perf_counter()) * 0.6)
-    hopeful, best_s = entries, min(entry.look_s for entry in entries)
-    if seconds < FEW_ROUNDS * sum(entry.look_s for entry in entries):
-        hopeful = [entry for entry in entries if entry is given or entry.look_s <= HOPELESS * best_s]
-    for entry in entries:
-        if entry not in hopeful:
-            entry.row.note = f"slow: {entry.look_s * 1e3:.3g} ms at the first look; not timed further"
-    times = _time(bench, hopeful, seconds, on_part)
-    for entry, timing in zip(hopeful, times, strict=True):
-        entry.row.timing, entry.row.ratio = timing, times[0].median_ms / timing.median_ms
-    winner = given
-    for entry in sorted(hopeful[1:], key=lambda e: e.row.timing.median_ms if e.row.timing else 0.0):
-        if winner is not given:
-            entry.row.note = f"slower than {winner.row.label}"
-        elif entry.row.timing is None or not faster(entry.row.timing, times[0]):
-            entry.row.note = "not faster than the given model beyond noise"
-        else:
-            again = _time(bench, [given, entry], min(TIMING_S / 2, (deadline - time.perf_counter()) * 0.8), None)
-            entry.row.confirmed = again[0].median_ms / again[1].median_ms
-            if faster(again[1], again[0]):
-                winner = entry
-            verdict = "chosen" if winner is entry else "not confirmed"
-            entry.row.note = f"{verdict}: {entry.row.confirmed:.2f}x the given model's speed in the second round"
-    winner.row.chosen = True
-    given.row.note = "chosen: nothing was faster beyond noise" if winner is given else "as given"
-    if bench.obstacle:
-        given.row.note = f"chosen: {bench.obstacle}, so nothing can be verified against it"
-    return winner
-
-
-def _time(
-    bench: Workbench, entries: list[_Entry], seconds: float, on_part: Callable[[float], object] | None
-) -> list[Timing]:
-    """The forms in turns. Even where the budget is spent there are three rounds: a choice needs a spread."""
-
-    def calling(form: Form) -> Callable[[], object]:
-        args, kwargs = bench.call()
-
-        def once() -> object:
-            with torch.no_grad():
-                return form(*args, **kwargs)
-
-        return once
-
-    calls = {str(i): calling(entry.form) for i, entry in enumerate(entries)}
-    round_s = sum(entry.look_s for entry in entries)
-    short = seconds < 8 * round_s
-    times = interleave(
-        calls, budget_s=max(seconds, 0.05), warmup=1 if short else 2, min_rounds=3 if short else 5, on_round=on_part,
-        clock=_clock(bench), primed=not short and round_s < PRIMED_S,
-    )  # fmt: skip
-    return list(times.values())
-
-
-def _clock(bench: Workbench) -> str:
-    """On one thread of the CPU the time that was computed: what neighbours take away decides nothing then."""
-    return "process" if bench.device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
-
-
-def _fallback(bench: Workbench, entries: list[_Entry], given: _Entry) -> tuple[Form, float]:
+def _fallback(bench: Workbench, entries: list[Entry], given: Entry) -> tuple[Form, float]:
     """What runs calls of other shapes, and the error allowed to it: the folded model where it is right and was not seen
     to be slower.
     """

@@ -5,7 +5,6 @@ import gc
 import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -138,8 +137,7 @@ def test_an_odd_network():
         torch.testing.assert_close(form(strided, scale=0.5), model(strided, scale=0.5), rtol=1e-4, atol=1e-5)
 
 
-def test_optimize_chooses_it_and_shows_the_blocks(monkeypatch):
-    monkeypatch.setattr(import_module("leanconv.engine.optimize"), "faster", lambda challenger, given: True)
+def test_optimize_chooses_it_and_shows_the_blocks(always):
     model, x = randomised(lc.load("leanconv:unet?base=8&levels=1&conv=splconv")), torch.randn(1, 3, 16, 16)
     fast = optimize(model, x, engines=("fused",), budget_s=240)
     assert fast.engine == "fused", str(fast.choices)
@@ -156,9 +154,8 @@ def test_optimize_chooses_it_and_shows_the_blocks(monkeypatch):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(always):
     """An optimised network on kernels, with PyTorch's steps among them, whose call takes some ten microseconds."""
-    monkeypatch.setattr(import_module("leanconv.engine.optimize"), "faster", lambda challenger, given: True)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 13, 1),
         nn.MaxPool2d(2), nn.Tanh(), nn.Conv2d(13, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),

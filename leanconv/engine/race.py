@@ -1,0 +1,159 @@
+"""The race: all forms that are right in turns, then the best of them against each other until it is known who is."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from leanconv.engine.candidate import Form
+from leanconv.engine.choices import TIE, Choice
+from leanconv.engine.workbench import Workbench
+from leanconv.measure import interleave
+from leanconv.measure.paired import Ratio, Turns
+
+# The most seconds of the whole race, and the share of the time left that it takes; of that, the heat's share.
+RACE_S, RACE_SHARE, HEAT_SHARE, HEAT_ROUNDS = 10.0, 0.8, 0.3, 40
+# Where fewer than this many rounds would fit into the heat, forms that took HOPELESS times the fastest one's first look
+# are not timed further.
+FEW_ROUNDS, HOPELESS = 20, 2.5
+# Who is within this share of the best challenger in the heat meets it again in the final; where the best one is slower
+# than the given model by more, there is none.
+WITHIN = 0.10
+# The final's rounds between two looks, at most, and the standard errors that make something known.
+LOOK, MOST_ROUNDS, SIGMAS = 8, 1500, 2.5
+# Rounds shorter than this are measured in warm caches: there the state that others leave is a good part of a call.
+PRIMED_S = 0.1
+GIVEN = "0"  # the given model's name among the turns; the others follow in the order they were tried, simplest first
+
+
+@dataclass
+class Entry:
+    """A form that was tried, its row in the table, and the seconds of its first look."""
+
+    row: Choice
+    form: Form
+    any_shape: bool
+    look_s: float
+
+
+def race(bench: Workbench, entries: Sequence[Entry], deadline: float, on_part: Callable[[float], object]) -> Entry:
+    """Time the forms that are right, and choose; `entries` begins with the given model. Their rows tell why."""
+    given = entries[0]
+    seconds = min(RACE_S, (deadline - time.perf_counter()) * RACE_SHARE)
+    finalists = _heat(bench, entries, HEAT_SHARE * seconds, lambda part: on_part(HEAT_SHARE * part))
+    winner = given
+    if len(finalists) > 1:
+        winner = _final(bench, [given, *finalists[1:]], seconds, lambda part: on_part(max(part, HEAT_SHARE)))
+    winner.row.chosen = True
+    given.row.note = "chosen: nothing was faster beyond noise" if winner is given else "as given"
+    if bench.obstacle:
+        given.row.note = f"chosen: {bench.obstacle}, so nothing can be verified against it"
+    return winner
+
+
+def _heat(
+    bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: Callable[[float], object]
+) -> list[Entry]:
+    """All in turns, for the table. Returns the given model and the challengers that it is not known to beat."""
+    given, hopeful, best_s = entries[0], list(entries), min(entry.look_s for entry in entries)
+    if seconds < FEW_ROUNDS * sum(entry.look_s for entry in entries):
+        hopeful = [entry for entry in entries if entry is given or entry.look_s <= HOPELESS * best_s]
+    for entry in entries:
+        if entry not in hopeful:
+            entry.row.note = f"slow: {entry.look_s * 1e3:.3g} ms at the first look; not timed further"
+    round_s = sum(entry.look_s for entry in hopeful)
+    short = seconds < 8 * round_s
+    times = interleave(
+        _calls(bench, hopeful), budget_s=max(seconds, 0.05), warmup=1 if short else 2, min_rounds=3 if short else 5,
+        max_rounds=HEAT_ROUNDS, on_round=on_part, clock=clock_of(bench), primed=not short and round_s < PRIMED_S,
+    )  # fmt: skip
+    for entry, timing in zip(hopeful, times.values(), strict=True):
+        entry.row.timing, entry.row.ratio = timing, times[GIVEN].median_ms / timing.median_ms
+    medians = [timing.median_ms for timing in times.values()]
+    best, found = min(medians[1:], default=math.inf), [given]
+    for entry, median in zip(hopeful[1:], medians[1:], strict=True):
+        if best > (1 + WITHIN) * medians[0]:
+            entry.row.note = "slower than the given model"
+        elif median > (1 + WITHIN) * best:
+            entry.row.note = "slower than the best"
+        else:
+            found.append(entry)
+    return found
+
+
+def _final(bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: Callable[[float], object]) -> Entry:
+    """The best of the heat and the given model, in turns until it is known which is fastest, or time is out."""
+    round_s = sum(entry.look_s for entry in entries)
+    turns = Turns(_calls(bench, entries), clock=clock_of(bench), primed=round_s < min(PRIMED_S, seconds / 16))
+    start, rounds = time.perf_counter(), 0
+    while True:
+        turns.round()
+        rounds += 1
+        spent = (time.perf_counter() - start) / ((1 - HEAT_SHARE) * seconds) if seconds > 0 else 1.0
+        on_part(min(1.0, max(spent, rounds / MOST_ROUNDS)))
+        last = rounds >= MOST_ROUNDS or (spent >= 1 and rounds >= 3)
+        if last or rounds % LOOK == 0:
+            best = min((name for name in turns.calls if name != GIVEN), key=lambda name: turns.timing(name).median_ms)
+            if last or _known(turns, best):
+                return _verdict(turns, best, entries)
+
+
+def _known(turns: Turns, best: str) -> bool:
+    """Whether nothing is open between the best challenger and the others; who is slower than it leaves."""
+    is_open = False
+    for name in [name for name in turns.calls if name != best]:
+        seen = turns.ratio(name, best, sigmas=SIGMAS)
+        if seen.low > 1 + TIE:
+            turns.leave(name)
+        elif seen.high < 1 / (1 + TIE) and name == GIVEN:
+            return True
+        else:
+            is_open = is_open or seen.high > 1 + TIE
+    return not is_open
+
+
+def _verdict(turns: Turns, best: str, entries: Sequence[Entry]) -> Entry:
+    """The given model unless the best challenger beats it, else the simplest that is as fast as that one."""
+    by_name = dict(zip(turns.times, entries, strict=True))
+    alike = [name for name in turns.calls if turns.ratio(name, best, sigmas=SIGMAS).middle <= 1 + TIE]
+    winner = next(name for name in alike if name != GIVEN)
+    won = beats(turns.ratio(GIVEN, best, sigmas=SIGMAS))
+    for name, entry in by_name.items():
+        if name == GIVEN:
+            continue
+        entry.row.confirmed = turns.ratio(GIVEN, name, sigmas=SIGMAS).middle
+        told = f"{entry.row.confirmed:.2f}x the given model's speed in the final"
+        leader = by_name[winner].row.label
+        if name == winner:
+            entry.row.note = f"chosen: {told}" if won else f"not faster than the given model beyond noise: {told}"
+        elif name in alike:
+            entry.row.note = f"as fast as {leader}, which is simpler: {told}"
+        else:
+            entry.row.note = f"slower than {leader}: {told}"
+    return by_name[winner] if won else entries[0]
+
+
+def beats(given: Ratio) -> bool:
+    """Whether a form is faster than the given model beyond noise, from the ratio of that one's time to its own."""
+    return given.low > 1 and given.middle > 1 + TIE
+
+
+def _calls(bench: Workbench, entries: Sequence[Entry]) -> dict[str, Callable[[], object]]:
+    def calling(form: Form) -> Callable[[], object]:
+        args, kwargs = bench.call()
+
+        def once() -> Any:
+            with torch.no_grad():
+                return form(*args, **kwargs)
+
+        return once
+
+    return {str(i): calling(entry.form) for i, entry in enumerate(entries)}
+
+
+def clock_of(bench: Workbench) -> str:
+    """On one thread of the CPU the time that was computed: what neighbours take away decides nothing then."""
+    return "process" if bench.device.type == "cpu" and torch.get_num_threads() == 1 else "wall"

@@ -1,0 +1,103 @@
+"""The race, with forms whose times are drawn: who is chosen, how often wrongly, and when it is known."""
+
+import itertools
+import random
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from leanconv.engine import race
+from leanconv.engine.choices import Choice, faster
+from leanconv.engine.race import Entry
+from leanconv.measure import Timing, latency, paired
+from leanconv.measure.paired import Ratio
+
+FAR = time.perf_counter() + 1e6
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """`held(medians, noise, seed)`: the race of such forms; (the winner's place, rounds of the final of each)."""
+    monkeypatch.setattr(latency, "once_ms", lambda call, clock="wall": call())
+    monkeypatch.setattr(paired, "once_ms", lambda call, clock="wall": call())
+    bench = SimpleNamespace(device=torch.device("cpu"), obstacle="")
+
+    def run(forms, noise=0.05, seed=0, deadline=FAR):
+        draw, made = random.Random(seed), []
+
+        def calling(_, entries):
+            made.append([0] * len(entries))
+            count = made[-1]
+
+            def call(i, form):
+                count[i] += 1
+                return (form() if callable(form) else form) * draw.lognormvariate(0.0, noise)
+
+            return {str(i): (lambda i=i, e=e: call(i, e.form)) for i, e in enumerate(entries)}
+
+        monkeypatch.setattr(race, "_calls", calling)
+        entries = [Entry(Choice(f"form{i}"), form, True, 1e-3) for i, form in enumerate(forms)]
+        winner = race.race(bench, entries, deadline, lambda part: None)
+        assert [entry.row.chosen for entry in entries] == [entry is winner for entry in entries]
+        assert all(entry.row.note for entry in entries)
+        return entries.index(winner), made[1] if len(made) > 1 else []
+
+    return run
+
+
+def test_forms_that_are_alike_do_not_replace_the_given_model(held):
+    assert [held([1.0, 1.0, 1.0], seed=seed)[0] for seed in range(20)].count(0) >= 19
+
+
+def test_of_challengers_that_are_alike_the_first_is_taken(held):
+    assert [held([2.0, 1.0, 1.0, 1.003], seed=seed)[0] for seed in range(20)].count(1) >= 19
+
+
+def test_four_per_cent_are_found_under_more_noise_than_that(held):
+    assert [held([2.0, 1.04, 1.0, 1.06], noise=0.08, seed=seed)[0] for seed in range(20)].count(2) >= 19
+    assert [held([1.04, 1.0], noise=0.08, seed=seed)[0] for seed in range(20)].count(1) >= 19
+
+
+def test_who_was_lucky_in_the_heat_does_not_win(held):
+    calls = itertools.count()
+    assert held([1.0, lambda: 0.5 if next(calls) < 84 else 1.2, 1.5], noise=0.01)[0] == 0
+
+
+def test_what_is_clear_is_known_soon_and_who_is_out_leaves(held):
+    winner, rounds = held([1.5, 1.0, 1.09], noise=0.01)
+    assert winner == 1
+    assert rounds == [16, 16, 16]  # each timed call follows one of the same; eight rounds
+    winner, rounds = held([1.5, 1.0, 1.004, 1.025], noise=0.03)
+    assert winner == 1
+    assert rounds[0] < rounds[1] / 4
+
+
+def test_a_given_model_that_is_far_ahead_meets_nobody_in_a_final(held):
+    assert held([1.0, 1.3, 1.5]) == (0, [])
+
+
+def test_where_no_time_is_left_three_rounds_decide_what_is_clear(held):
+    now = time.perf_counter()
+    assert held([1.5, 1.0], noise=0.02, deadline=now) == (1, [3, 3])
+    assert held([1.02, 1.0], noise=0.0, deadline=now)[0] == 0
+
+
+def test_a_ratio_is_of_common_rounds_and_bounded_as_its_noise_says():
+    draw, inside = random.Random(0), 0
+    for _ in range(300):
+        load = [draw.lognormvariate(0.0, 0.5) for _ in range(40)]  # hits both alike
+        a, b = ([x * y * draw.lognormvariate(0.0, 0.04) for x in load] for y in (1.1, 1.0))
+        seen = Ratio.of([*a, 100.0], b, sigmas=2.0)
+        inside += seen.low <= 1.1 <= seen.high
+        assert seen.high / seen.low < 1.12
+    assert inside >= 270
+
+
+def test_the_rule_of_faster():
+    given = Timing(10.0, 11.0, 0.1, 50)
+    assert faster(Timing(9.0, 10.0, 0.1, 50), given)
+    assert not faster(Timing(9.8, 10.0, 0.0, 50), Timing(10.0, 10.0, 0.0, 50))  # within the margin
+    assert not faster(Timing(9.0, 20.0, 8.0, 5), given)  # within the noise
+    assert not faster(Timing(11.0, 12.0, 0.1, 50), given)
