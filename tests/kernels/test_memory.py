@@ -118,10 +118,12 @@ def test_separable(c, size, dtype):
 GROUPED = {
     "hetconv": Grouped((10,), 15, (3, 3), padding=AROUND, groups=5, pointwise=True, bias=True),
     "dealt": Grouped((15,), 9, (3, 3), (2, 2), (1, 1), AROUND, 3, dealt=True, residual=True, average=True),
+    "dealt, 3x3": Grouped((15,), 27, (3, 3), padding=AROUND, groups=3, dealt=True, pointwise=True, residual=True),
     "then 1x1": Grouped((7, 5), 12, (3, 3), padding=AROUND, groups=2, bias=True, project=19, residual=True),
     "dense": Grouped((3,), 13, (5, 2), (1, 2), (1, 3), (0, 2, 3, 1)),
     "image": Grouped((4,), 9, (3, 3), (2, 2), padding=AROUND, residual=True, average=True),
     "wide": Grouped((33,), 66, (1, 1), groups=3),
+    "many": Grouped((140,), 28, (3, 3), groups=4, pointwise=True),
 }
 
 
@@ -134,10 +136,12 @@ def test_grouped(dtype):
         weights = [torch.randn(o, c // form.groups, *form.kernel)]
         weights += [torch.randn(o, c, 1, 1)] * form.pointwise + [torch.randn(o)] * form.bias
         weights += [torch.randn(form.project, o, 1, 1)] if form.project else []
-        bound = bind(form, weights)
-        for size in ((5, 4), (5, 17)):
+        filtered = dtype == torch.float32 and form.groups > 1 and form.kernel == (3, 3) and form.stride == (1, 1)
+        for method, size in itertools.product(("direct", "winograd")[: 1 + filtered], ((5, 4), (5, 17))):
+            bound = bind(form, weights)
+            bound.method = method
             residual = dense(dtype, 2, form.width, *form.size(*size)) if form.residual else None
-            fence.add(name, bound, [*[dense(dtype, 2, each, *size) for each in form.channels], residual])
+            fence.add(f"{name}, {method}", bound, [*[dense(dtype, 2, each, *size) for each in form.channels], residual])
             if bound.planes:
                 fence.add(f"{name}, in planes", bound, [torch.randn(2, c, *size).to(dtype), residual])
     fence.hold()

@@ -5,9 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from leanconv.kernels.cpu import grouped
 from leanconv.kernels.cpu.bound import (
     Bound,
     Step,
@@ -23,14 +21,20 @@ from leanconv.kernels.cpu.bound import (
 )  # fmt: skip
 from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import MOST_PLANES, in_planes, pack_projection, pack_vector, pixel_stride
+from leanconv.kernels.cpu.padded import Core
 from leanconv.kernels.cpu.program import Program, View, Work
-from leanconv.kernels.cpu.tiles import matrix_cycles, matrix_tile, row_block
-from leanconv.ops.forms import check_channels
+from leanconv.kernels.cpu.ways import PACKED, PIPELINES, Way, direct_way, may_winograd, winograd_way
+from leanconv.ops.forms import Pair, check_channels
 from leanconv.ops.grouped import Grouped
 
 
 class BoundGrouped(Bound):
-    """`ops.grouped.grouped` with form and weights given: `bound(inputs, residual=None)`."""
+    """`ops.grouped.grouped` with form and weights given: `bound(inputs, residual=None)`.
+
+    `method`: "direct" or "winograd", where it is not to be chosen.
+    """
+
+    method: str | None = None
 
     def __init__(self, form: Grouped, weights: Sequence[Tensor]) -> None:
         super().__init__()
@@ -79,14 +83,15 @@ class BoundGrouped(Bound):
         size = (n, form.width, p, q)
         storage = storage_for(*inputs, residual)
         planes = self.planes and in_planes(inputs[0])
-        core = grouped.Core(
+        core = Core(
             form, () if planes else tuple(map(pixel_stride, inputs)), 0 if residual is None else pixel_stride(residual),
             storage,
         )  # fmt: skip
-        tiles = self._tiles(q, core)
-        if not planes and any(form.padding[2:]) and tiles.inner.pixels == tiles.outer.pixels == q:
+        way = self._way(core, n, (p, q))
+        tiles, direct = way.tiles, way.method == "direct" and not planes
+        if direct and any(form.padding[2:]) and tiles.inner.pixels == tiles.outer.pixels == q:
             core = replace(core, columns=w)
-        weights = self._packed(tiles, core)
+        weights = self._packed(way, core)
         first = len(inputs) + (residual is not None)
         arguments = [map_view(index, x, 0, x.shape[1]) for index, x in enumerate(inputs)]
         arguments = [planes_view(0, inputs[0])] if planes else arguments
@@ -97,42 +102,22 @@ class BoundGrouped(Bound):
         out = first + len(weights)
         target = out_view(out, size, 0, form.width, storage)
         arguments.append(self._by_group(target) if form.project is None else target)
-        made = kernel(grouped.pipeline, core, tiles)
-        c = sum(form.channels)
-        inner = 0 if form.project is None else form.out_channels
-        row_bytes = storage.bytes * q * (c * form.stride[0] * form.stride[1] + inner + form.width)
-        halo = (form.kernel[0] - 1) * form.dilation[0]
-        block = row_block(p, n, row_bytes, halo, torch.get_num_threads())
+        made = kernel(PIPELINES[way.method], core, tiles)
         average = average_of(out, out + 1, size, storage) if form.average else None
-        program = Program([(made, arguments)], Work(n, p, block), average)
+        program = Program([(made, arguments)], Work(n, p, way.block), average)
         return Step(program, weights, size, form.average, storage.dtype)
 
-    def _tiles(self, q: int, core: grouped.Core) -> grouped.Tiles:
-        form = self.form
-        c, taps = sum(form.channels), form.kernel[0] * form.kernel[1]
-        depth = c // form.groups * taps + c * form.pointwise
-        first = form.out_channels // form.groups, q, core.product.steps(depth), False
-        second = form.project or 0, q, core.storage.steps(form.out_channels), False
+    def _way(self, core: Core, samples: int, size: Pair) -> Way:
+        """How maps of that size are made: the method that costs least, its tiles and its blocks of rows."""
+        ways = {"direct": direct_way, "winograd": winograd_way} if may_winograd(core) else {"direct": direct_way}
+        allowed = [way for name, way in ways.items() if self.method in (None, name)]
+        best = min(allowed, key=lambda way: way(core, samples, size, lambda _, tiles, __: tiles).cycles)
+        return best(core, samples, size, self.tile)  # the others' tiles are not made
 
-        def cycles(tiles: grouped.Tiles) -> float:
-            after = 0.0 if form.project is None else matrix_cycles(tiles.outer, *second)
-            return form.groups * matrix_cycles(tiles.inner, *first) + after
-
-        inner = matrix_tile(*first)
-        best = grouped.Tiles(inner, inner if form.project is None else matrix_tile(*second))
-        return self.tile(core, best, cycles)
-
-    def _packed(self, tiles: grouped.Tiles, core: grouped.Core) -> list[Tensor]:
-        form, block, product = self.form, tiles.inner.block, core.product
-        each, c = form.out_channels // form.groups, sum(form.channels) // form.groups
-        surplus = grouped.spread(c, product) - c
-        taps = pad(self._taps.transpose(2, 3), (0, surplus)).flatten(2)  # G O/G R·S·C/G
-        weights = [torch.cat([pack_projection(part, block, product) for part in taps])]
-        if self._beside is not None:
-            columns = self._beside.unflatten(1, (form.groups, c))
-            mixed = grouped.mixed(form, product)
-            beside = (columns.transpose(1, 2) if mixed else pad(columns, (0, surplus))).flatten(1)
-            weights.append(torch.cat([pack_projection(part, block, product) for part in beside.split(each)]))
+    def _packed(self, way: Way, core: Core) -> list[Tensor]:
+        form, tiles = self.form, way.tiles
+        block, each = tiles.inner.block, form.out_channels // form.groups
+        weights = PACKED[way.method](core, self._taps, self._beside, block)
         if self._bias is not None:
             weights.append(torch.cat([pack_vector(part, block, each) for part in self._bias.split(each)]))
         if self._project is not None and form.project is not None:

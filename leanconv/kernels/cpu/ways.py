@@ -1,0 +1,141 @@
+"""The ways to make a grouped convolution, direct and by minimal filtering: tiles, blocks of rows, what they cost, and
+how their weights are packed.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from leanconv.kernels.cpu import grouped, winograd
+from leanconv.kernels.cpu.grouped import Tiles
+from leanconv.kernels.cpu.maps import pack_projection
+from leanconv.kernels.cpu.padded import Core, mixed, spread
+from leanconv.kernels.cpu.pieces import Tile
+from leanconv.kernels.cpu.tiles import matrix_cycles, matrix_tile, row_block
+from leanconv.ops.forms import Pair
+from leanconv.ops.grouped import Grouped
+
+Choose = Callable[[Any, Tiles, Callable[[Tiles], float]], Tiles]  # `Bound.tile`
+
+# Of a core in the model, measured on a Zen 4: bytes of weights that come from the third-level cache in a cycle, and
+# cycles that transforms take for a vector of channels of 2×2 outputs.
+WEIGHT_BYTES = 16.0
+INTO = 50.0
+OUT_OF = 50.0
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a map is made: by which method, with which tiles, so many rows at a time, in so many cycles a sample."""
+
+    method: str
+    tiles: Tiles
+    block: int
+    cycles: float
+
+
+def direct_way(core: Core, samples: int, size: Pair, choose: Choose) -> Way:
+    """By the sum as it stands."""
+    form, storage, (p, q) = core.form, core.storage, size
+    c, taps = sum(form.channels), form.kernel[0] * form.kernel[1]
+    depth = c // form.groups * taps + c * form.pointwise
+    each, steps = form.out_channels // form.groups, core.product.steps(depth)
+    tiles = _tiles(core, q, each, q, steps, ("direct", core), choose)
+    inner = 0 if form.project is None else form.out_channels
+    row_bytes = storage.bytes * q * (c * form.stride[0] * form.stride[1] + inner + form.width)
+    block = row_block(p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], torch.get_num_threads())
+    products = form.groups * p * matrix_cycles(tiles.inner, each, q, steps, False)
+    read = storage.bytes * form.out_channels * depth * math.ceil(p / block) / WEIGHT_BYTES
+    return Way("direct", tiles, block, products + read)
+
+
+def _tiles(core: Core, q: int, each: int, pixels: int, depth: int, key: Any, choose: Choose) -> Tiles:
+    """The tiles for sums of `depth` for `pixels`, and of the 1×1 that follows for rows of q."""
+    form = core.form
+    first, second = (each, pixels, depth, False), (form.project or 0, q, core.storage.steps(form.out_channels), False)
+
+    def cycles(tiles: Tiles) -> float:
+        after = 0.0 if form.project is None else matrix_cycles(tiles.outer, *second)
+        return form.groups * matrix_cycles(tiles.inner, *first) + after
+
+    inner = matrix_tile(*first)
+    return choose(key, Tiles(inner, inner if form.project is None else matrix_tile(*second)), cycles)
+
+
+def may_winograd(core: Core) -> bool:
+    """Whether minimal filtering is meant for such: the sums that the operators of this project save already.
+
+    A dense convolution is not among them, and stays with the peers' own method.
+    """
+    form = core.form
+    plain = form.kernel == (3, 3) and form.stride == form.dilation == (1, 1)
+    return plain and not core.storage.half and bool(core.pixels) and (form.groups > 1 or form.pointwise)
+
+
+def winograd_way(core: Core, samples: int, size: Pair, choose: Choose) -> Way:
+    """By F(2×2, 3×3)."""
+    form, (p, q) = core.form, size
+    c, each, across = sum(form.channels), form.out_channels // form.groups, math.ceil(q / 2)
+    kept = sum(len(part.places) * (c if part.at_once(form) else part.depth(form)) for part in winograd.parts_of(form))
+    inner = 0 if form.project is None else form.out_channels
+    row_bytes = 4 * (q * (c + inner + form.width) + across * (kept + 16 * min(each, 32)) // 2)
+    block = row_block(p, samples, row_bytes, 1, torch.get_num_threads(), 2)
+    fours = across * math.ceil(min(block, p) / 2)
+    tiles = _tiles(core, q, each, fours, c // form.groups, ("winograd", core), choose)
+    blocks = math.ceil(p / block)
+    return Way("winograd", tiles, block, blocks * _winograd_cycles(form, tiles.inner, fours))
+
+
+def _winograd_cycles(form: Grouped, tile: Tile, fours: int) -> float:
+    """Of one block with so many 2×2 outputs."""
+    c, each, cycles = sum(form.channels), form.out_channels // form.groups, 0.0
+    for part in winograd.parts_of(form):
+        depth, n = part.depth(form), len(part.places)
+        cycles += n * form.groups * matrix_cycles(tile, each, fours, depth, False)
+        wide = c if part.at_once(form) else c // form.groups
+        cycles += c / wide * math.ceil(wide / tile.lanes) * fours * INTO * n / 16
+        cycles += 4 * n * form.out_channels * depth / WEIGHT_BYTES
+    return cycles + form.groups * math.ceil(each / tile.lanes) * fours * OUT_OF
+
+
+def packed_direct(core: Core, taps: Tensor, beside: Tensor | None, block: int) -> list[Tensor]:
+    """Of `grouped.pipeline`, from taps `G O/G C/G R·S` and the 1×1 beside them, `O C` group by group."""
+    form, product = core.form, core.product
+    each, c = form.out_channels // form.groups, sum(form.channels) // form.groups
+    surplus = spread(c, product) - c
+    taps = pad(taps.transpose(2, 3), (0, surplus)).flatten(2)  # G O/G R·S·C/G
+    weights = [torch.cat([pack_projection(part, block, product) for part in taps])]
+    if beside is not None:
+        columns = beside.unflatten(1, (form.groups, c))
+        columns = (columns.transpose(1, 2) if mixed(form, product) else pad(columns, (0, surplus))).flatten(1)
+        weights.append(torch.cat([pack_projection(part, block, product) for part in columns.split(each)]))
+    return weights
+
+
+def packed_winograd(core: Core, taps: Tensor, beside: Tensor | None, block: int) -> list[Tensor]:
+    """Of `winograd.pipeline`: transformed in float64, G g Gᵀ, rounded once."""
+    form = core.form
+    into = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+    numbers = torch.einsum("ir,gocrs,ks->ikgoc", into, taps.double().unflatten(3, (3, 3)), into)
+    whole = None
+    if beside is not None:  # its tap is the one at the centre; with the group's own channels it is one sum
+        each, c, g = form.out_channels // form.groups, sum(form.channels) // form.groups, form.groups
+        whole = torch.einsum("i,k,gohc->ikgohc", into[:, 1], into[:, 1], beside.double().view(g, each, g, c))
+        own = torch.arange(g)
+        whole[:, :, own, :, own] += numbers.movedim(2, 0)
+        whole = (whole.transpose(4, 5) if mixed(form, core.product) else whole).flatten(4)  # 4 4 G O/G C
+    weights = []
+    for part in winograd.parts_of(form):
+        of = whole if part.beside and whole is not None else numbers
+        side = torch.cat([of[place] for place in part.places], -1).float()  # G O/G n·C
+        weights.append(torch.cat([pack_projection(group, block) for group in side]))
+    return weights
+
+
+PIPELINES = {"direct": grouped.pipeline, "winograd": winograd.pipeline}
+PACKED = {"direct": packed_direct, "winograd": packed_winograd}
