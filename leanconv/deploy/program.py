@@ -26,26 +26,31 @@ ONE_AT_A_TIME = threading.RLock()
 
 @torch.no_grad()
 def capture(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Axes | None = None
-) -> ExportedProgram:
-    """The model as a graph; the dimensions named in `axes` stay open, every other size is fixed to the example's."""
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Axes | None = None, *,
+    fixable: bool = False,
+) -> ExportedProgram:  # fmt: skip
+    """The model as a graph; the dimensions named in `axes` stay open, every other size is fixed to the example's.
+
+    A model that asks for the number behind an open dimension is refused, or, where it is `fixable`, has that one fixed.
+    """
     tensors = Frame.split((args, dict(kwargs)))[0]
-    dynamic = None
+    dynamic, dim = None, torch.export.Dim.AUTO if fixable else torch.export.Dim.DYNAMIC
     if axes and any(axes.values()):
         dynamic = torch.export.ShapesCollection()
         for index, dims in axes.items():
             if dims:
-                dynamic[tensors[index]] = dict.fromkeys(dims, torch.export.Dim.DYNAMIC)
+                dynamic[tensors[index]] = dict.fromkeys(dims, dim)
     with _quiet():
         return torch.export.export(model, args, dict(kwargs), dynamic_shapes=dynamic, strict=False)
 
 
 def capture_flat(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Axes | None = None
-) -> ExportedProgram:
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Axes | None = None, *,
+    fixable: bool = False,
+) -> ExportedProgram:  # fmt: skip
     """Likewise, but the program takes and gives its tensors one after another, as ONNX and OpenVINO need it."""
     tensors, frame = Frame.split((args, dict(kwargs)))
-    return capture(FlatModel(model, frame).eval(), tuple(tensors), {}, axes)
+    return capture(FlatModel(model, frame).eval(), tuple(tensors), {}, axes, fixable=fixable)
 
 
 def save_onnx(

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from leanconv.convert import FoldReport, fold_
 from leanconv.deploy.calls import Call, Frame, resampled
-from leanconv.deploy.program import capture_flat
+from leanconv.deploy.program import Axes, capture_flat
 from leanconv.deploy.verify import Error, difference, has_nan, tolerance
 
 HALF = (torch.bfloat16, torch.float16)
@@ -128,11 +128,15 @@ class Workbench:
     @cached_property
     def program(self) -> ExportedProgram:
         """The folded model as a flat program at the given sizes, in float32 where the model computes in half."""
-        model, (args, kwargs) = self.folded, self.call()
+        return self.captured(self.tensors)
+
+    def captured(self, tensors: list[Tensor], axes: Axes | None = None) -> ExportedProgram:
+        """Likewise on other tensors, with the dimensions in `axes` open where the model leaves them so."""
+        model, (args, kwargs) = self.folded, self.call(tensors)
         if self.half:
             model = self.copy_of_folded(torch.float32)
             args, kwargs = tree_map_only(Tensor, lambda t: t.float() if t.dtype in HALF else t, (args, kwargs))
-        return capture_flat(model, args, kwargs)
+        return capture_flat(model, args, kwargs, axes, fixable=True)
 
     @property
     def half(self) -> bool:

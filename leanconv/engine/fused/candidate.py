@@ -1,5 +1,8 @@
 """The candidate "fused": the folded model as a graph of whole blocks, each in the form that is fastest here."""
 
+from collections import Counter
+from typing import Any
+
 import torch
 
 from leanconv.engine.candidate import Candidate
@@ -8,8 +11,11 @@ from leanconv.engine.eager import has_images
 from leanconv.engine.fused.capture import to_graph
 from leanconv.engine.fused.choose import choose
 from leanconv.engine.fused.dtypes import keep_in
+from leanconv.engine.fused.forms import FORMS
+from leanconv.engine.fused.graph import UNRUN, Graph, Node
 from leanconv.engine.fused.program import Program
 from leanconv.engine.fused.rewrite import rewrite
+from leanconv.engine.fused.sizes import holds_sizes, opened
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
 
@@ -31,6 +37,8 @@ def _seconds(bench: Workbench) -> float:
 
 def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     graph, half = rewrite(to_graph(bench.program)), (dtype or bench.dtype) == torch.bfloat16
+    if holds_sizes(bench.program, graph):
+        graph = _open(bench, graph)
     if half:
         keep_in(graph, torch.bfloat16)
     with torch.no_grad():
@@ -39,6 +47,29 @@ def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     blocks.note = cpu_reason() and f"without kernels of its own: {cpu_reason()}"
     form.blocks = blocks  # type: ignore[attr-defined]
     return form
+
+
+def _open(bench: Workbench, fixed: Graph) -> Graph:
+    """The graph with open sizes, where it does the same in the same blocks as the graph at fixed sizes."""
+    for spatial in (True, False):
+        try:
+            graph = rewrite(to_graph(*opened(bench, spatial=spatial)))
+            runs = {node: _plain(node) for node in graph.nodes if node.kind not in UNRUN}
+            seen, _ = bench.verify(bench.from_flat(Program(graph, runs)))
+        except Exception:  # not captured so: with fewer axes open, or with none, it is as good at the given sizes
+            continue
+        if _blocks(graph) == _blocks(fixed) and seen.ok(bench.tolerance(None)):
+            return graph
+    return fixed
+
+
+def _blocks(graph: Graph) -> Counter[tuple[str, str]]:
+    """What a graph is made of, but for what a size can be written in."""
+    return Counter((node.kind, repr(node.data)) for node in graph.nodes if node.kind not in UNRUN | {"call", "pad"})
+
+
+def _plain(node: Node) -> Any:
+    return next(form for form in FORMS[node.kind] if form.name == "aten").make(node)
 
 
 FUSED = Candidate("fused", _why_not, _seconds, _prepare, any_shape=True, widens=True)

@@ -1,6 +1,8 @@
 """From an exported program to the engine's graph: constants computed once, every spelling of a thing made one."""
 
 import operator
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,24 +10,33 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from leanconv.engine.fused.graph import Call, Graph, Node, Ref, constant
-from leanconv.engine.fused.readers import READERS, aten
+from leanconv.engine.fused.graph import Call, Graph, Length, Node, Ref, constant
+from leanconv.engine.fused.readers import READERS, aten, may_fix
 
 
 class NotCaptured(Exception):
     """Why a program cannot be run as a graph of this engine."""
 
 
-def to_graph(program: ExportedProgram) -> Graph:
-    """The flat program of the workbench as a graph. Raises NotCaptured for programs that write into what they read."""
-    return Capture(program.run_decompositions({})).graph()
+def to_graph(program: ExportedProgram, shapes: Sequence[torch.Size] | None = None) -> Graph:
+    """The flat program of the workbench as a graph. Raises NotCaptured for programs that write into what they read.
+
+    Args:
+        shapes: of a program with open sizes, those of the call that it is made for (default: those it was traced with).
+    """
+    return Capture(program.run_decompositions({}), shapes).graph()
 
 
 class Capture:
-    """One program being read: `of` maps its values to ours (a list where a reader made several, None for asserts)."""
+    """One program being read: `of` maps its values to ours (a list where a reader made several, None for asserts).
 
-    def __init__(self, program: ExportedProgram) -> None:
-        self.program = program
+    Where the program has open sizes, what is decided by shapes is decided by those it was traced with, and nodes have
+    the shapes of the call that they are made for: a batch of one is traced as two, lest it be taken for a constant.
+    """
+
+    def __init__(self, program: ExportedProgram, shapes: Sequence[torch.Size] | None = None) -> None:
+        self.program, self.shapes = program, shapes
+        self.symbols: dict[Any, int] = {}  # their values in the call
         self.nodes: list[Node] = []
         self.of: dict[fx.Node, Any] = {}
 
@@ -43,6 +54,7 @@ class Capture:
             if node.op == "placeholder":
                 source = next(specs)
                 if source.kind is InputKind.USER_INPUT:
+                    self.meet(node, len(inputs))
                     self.of[node] = self.add("input", [], len(inputs), node)
                     inputs.append(self.of[node])
                 else:
@@ -63,7 +75,7 @@ class Capture:
         shape = value.shape if shape is None and isinstance(value, Tensor) else shape or ()
         dtype = value.dtype if isinstance(value, Tensor) else torch.float32
         sources = [self.value(x) for x in inputs]
-        made = Node(kind, sources, data, tuple(map(int, shape)), dtype, f"{kind}{len(self.nodes)}")
+        made = Node(kind, sources, data, tuple(map(self.here, shape)), dtype, f"{kind}{len(self.nodes)}")
         self.nodes.append(made)
         return made
 
@@ -79,19 +91,61 @@ class Capture:
         return found.data if isinstance(found, Node) and found.kind == "constant" else None
 
     def shape(self, x: fx.Node) -> tuple[int, ...]:
-        return tuple(map(int, x.meta["val"].shape))
+        """Of the traced call."""
+        return tuple(size if isinstance(size, int) else size.node.hint for size in x.meta["val"].shape)
+
+    def same_sizes(self, x: fx.Node, y: fx.Node) -> bool:
+        """Whether two values have one shape in every call."""
+        return [*map(_expression, x.meta["val"].shape)] == [*map(_expression, y.meta["val"].shape)]
+
+    def meet(self, placeholder: fx.Node, index: int) -> None:
+        """Note what the symbols in an input's shape are in the call."""
+        if self.shapes is not None:
+            for size, length in zip(placeholder.meta["val"].shape, self.shapes[index], strict=True):
+                if not isinstance(size, int):
+                    self.symbols[size.node.expr] = length
+
+    def here(self, size: Any) -> Any:
+        """A number of the program as it is in the call."""
+        if not isinstance(size, torch.SymInt | torch.SymFloat):
+            return size
+        value: Any = size.node.expr.xreplace(self.symbols) if self.symbols else size.node.hint
+        return int(value) if isinstance(size, torch.SymInt) else float(value)
+
+    def size(self, node: fx.Node) -> Node:
+        """A number that the program computes from the lengths of its inputs."""
+        value = self.here(node.meta["val"])
+        if node.target is aten.sym_size.int:
+            source, axis = node.args
+            place: Any = self.of[source]  # type: ignore[index]
+            how: Any = Length(place.data, axis) if place.kind == "input" else None  # type: ignore[arg-type]
+            sources: list[fx.Node] = []
+        else:
+            how, sources = _call(node)
+        if how is None or any(self.value(x).kind != "size" for x in sources):
+            raise NotCaptured(f"{node.target} of what is computed in the program")
+        made = Node("size", [self.value(x) for x in sources], (value, how), (), torch.int64, f"size{len(self.nodes)}")
+        self.nodes.append(made)
+        return made
+
+    def is_size(self, x: fx.Node) -> bool:
+        return isinstance(found := self.of[x], Node) and found.kind == "size"
 
     def read(self, node: fx.Node) -> Any:
         if "_assert" in str(node.target):
             return None
+        if isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
+            return self.size(node)
         sources = list(node.all_input_nodes)
         known = [self.of[x] for x in sources]
         if all(isinstance(x, Node) and x.kind == "constant" for x in known):
             return self.computed(node)
         if node.target is operator.getitem and isinstance(known[0], list):
             return known[0][node.args[1]]  # type: ignore[index]  # a reader made several values
-        args = _arguments(node)
-        reader = READERS.get(node.target)
+        args, reader = _arguments(node), READERS.get(node.target)
+        if any(isinstance(x, Node) and x.kind == "size" for x in known):
+            reader = reader if may_fix(node) else None
+            args = fx.node.map_arg(args, lambda x: self.of[x].data[0] if self.is_size(x) else x)
         made = reader(self, node, args) if reader is not None and args is not None else None
         return self.call(node) if made is None else made
 
@@ -116,14 +170,24 @@ class Capture:
             raise NotCaptured(f"{node.target} in the program")
         if "as_strided" in str(target):
             raise NotCaptured("the model reads memory by strides (as_strided)")
-        sources: list[fx.Node] = []
+        call, sources = _call(node)
+        return self.add("call", sources, replace(call, target=target), node)
 
-        def place(x: fx.Node) -> Any:
-            sources.append(x)
-            return Ref(len(sources) - 1)
 
-        args, kwargs = fx.node.map_arg(node.args, place), fx.node.map_arg(node.kwargs, place)
-        return self.add("call", sources, Call(target, args, dict(kwargs)), node)
+def _call(node: fx.Node) -> tuple[Call, list[fx.Node]]:
+    """The program's call with places for what it reads, and that."""
+    sources: list[fx.Node] = []
+
+    def place(x: fx.Node) -> Any:
+        sources.append(x)
+        return Ref(len(sources) - 1)
+
+    args, kwargs = fx.node.map_arg(node.args, place), fx.node.map_arg(node.kwargs, place)
+    return Call(node.target, args, dict(kwargs)), sources  # type: ignore[arg-type]
+
+
+def _expression(size: Any) -> Any:
+    return size if isinstance(size, int) else size.node.expr
 
 
 def _arguments(node: fx.Node) -> tuple[Any, ...] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from leanconv.engine.fused.forms import FORMS, LAST, Form, Run
-from leanconv.engine.fused.graph import Graph, Node
+from leanconv.engine.fused.graph import UNRUN, Graph, Node
 from leanconv.engine.fused.kernels import KernelRun, SplitRun
 from leanconv.engine.fused.stages import Block, Gated, Slices, Stage, Upsample
 from leanconv.measure.latency import interleave
@@ -74,7 +74,7 @@ def choose(
     runs: dict[Node, Run] = {}
     seen: dict[Hashable, list[Any]] = {}
     for node in list(graph.nodes):
-        if node.kind in ("input", "constant", "second"):
+        if node.kind in UNRUN:
             continue
         choices = forms[node.kind]
         key, label = geometry(node), repr(node.data)
@@ -162,6 +162,8 @@ def sample(node: Node) -> Tensor:
     """A value as the node gives it; a slice as the view that it is."""
     if node.kind == "constant":
         return node.data  # type: ignore[no-any-return]
+    if node.kind == "size":
+        return node.data[0]  # type: ignore[no-any-return]
     if node.kind == "slice" and node.shape[2:] != (1, 1):
         start, stop = node.data
         return sample(node.inputs[0]).narrow(1, start, stop - start)

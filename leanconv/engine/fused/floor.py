@@ -17,14 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from leanconv.engine.fused.capture import to_graph
 from leanconv.engine.fused.choose import sample
 from leanconv.engine.fused.forms import FORMS
-from leanconv.engine.fused.graph import Graph, Node
+from leanconv.engine.fused.graph import UNRUN, Graph, Node
 from leanconv.engine.fused.rewrite import rewrite
 from leanconv.engine.fused.stages import Block, Gated, Linear, Slices, Stage, Upsample
 from leanconv.engine.workbench import Workbench
 from leanconv.measure.roofline import Peaks
 
 # Nothing is computed, and nothing need be moved.
-FREE = {"input", "constant", "second", "cat", "slice", "shuffle"}
+FREE = UNRUN | {"cat", "slice", "shuffle"}
 
 
 @dataclass(frozen=True)

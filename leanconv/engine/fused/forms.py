@@ -263,12 +263,7 @@ def _call(node: Node) -> Run:
         return call.target  # type: ignore[no-any-return]
 
     def run(*inputs: Any) -> Any:
-        def fill(value: Any) -> Any:
-            if isinstance(value, Ref):
-                return inputs[value.place]
-            return type(value)(map(fill, value)) if isinstance(value, list | tuple) else value
-
-        made = call.target(*fill(call.args), **{key: fill(value) for key, value in call.kwargs.items()})
+        made = call(*inputs)
         return made.to(node.dtype) if half and isinstance(made, Tensor) and made.dtype == torch.float32 else made
 
     return run

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from leanconv.engine.fused.graph import Graph, Node
+from leanconv.engine.fused.graph import Graph, Node, Ref
 from leanconv.engine.fused.stages import Block, Gated
 
 aten = torch.ops.aten
@@ -15,6 +15,15 @@ def _calls(node: Node, target: Any) -> bool:
     return node.kind == "call" and node.data.target is target
 
 
+def _second(node: Node) -> Any:
+    """The second argument of a call of two: a number, or what a size is in the captured call."""
+    second = node.data.args[1]
+    if isinstance(second, Ref):
+        source = node.inputs[second.place]
+        return source.data[0] if source.kind == "size" else None
+    return second
+
+
 def as_gated(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> bool:
     """`lerp(b, a, sigmoid((sum a - sum b) / HW))` with b a bare 1×1 that nobody else reads: `ops.gated_sum`."""
     if not _calls(node, aten.lerp.Tensor) or len(node.shape) != 4:
@@ -22,7 +31,7 @@ def as_gated(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> bool:
     b, a, gate = node.inputs
     if gate.kind != "act" or gate.data != "sigmoid" or not _calls(share := gate.inputs[0], aten.div.Tensor):
         return False
-    if share.data.args[1:] != (node.shape[2] * node.shape[3],) or not _calls(minus := share.inputs[0], aten.sub.Tensor):
+    if _second(share) != node.shape[2] * node.shape[3] or not _calls(minus := share.inputs[0], aten.sub.Tensor):
         return False
     if [x.kind for x in minus.inputs] != ["sum", "sum"] or [x.inputs[0] for x in minus.inputs] != [a, b]:
         return False

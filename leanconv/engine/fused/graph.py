@@ -4,6 +4,7 @@
 |---|---|---|
 | input | - | its place in the call |
 | constant | - | the tensor |
+| size | other sizes | its value in the captured call, and the `Length` or `Call` that gives it in another |
 | block | pieces of one concatenation, then residual and gate where it has them | `Block` |
 | gated | a, average of a, pieces of b's input, their averages | `Gated` |
 | upsample | x | `Upsample`: transposed convolution 2x2 with stride 2 |
@@ -53,6 +54,7 @@ class Node:
         return f"{self.name} = {self.kind}({', '.join(x.name for x in self.inputs)}) {sizes} {data}"
 
 
+UNRUN = frozenset({"input", "constant", "size", "second"})  # kinds that are no step of a call
 Users = dict[Node, list[Node]]  # who reads each node; None stands for the caller
 
 
@@ -71,8 +73,24 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    def __call__(self, *inputs: Any) -> Any:
+        def fill(value: Any) -> Any:
+            if isinstance(value, Ref):
+                return inputs[value.place]
+            return type(value)(map(fill, value)) if isinstance(value, list | tuple) else value
+
+        return self.target(*fill(self.args), **{key: fill(value) for key, value in self.kwargs.items()})
+
     def __repr__(self) -> str:
         return str(self.target)
+
+
+@dataclass(frozen=True)
+class Length:
+    """The length of an axis of one of the graph's inputs."""
+
+    tensor: int
+    axis: int
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from leanconv.engine.fused.forms import Run, last
-from leanconv.engine.fused.graph import Graph, Node
+from leanconv.engine.fused.graph import UNRUN, Graph, Length, Node
 from leanconv.engine.fused.kernels import KernelRun
 from leanconv.engine.fused.session import Moved, Plan, Step, handed_out, storage
 
@@ -29,6 +29,7 @@ class Program:
             place.setdefault(node, len(place))
         self.places = place
         self._fixed = {place[node]: node.data for node in graph.nodes if node.kind == "constant"}
+        self._sizes = [(place[x], x.data[1], [place[y] for y in x.inputs]) for x in graph.nodes if x.kind == "size"]
         self._held = frozenset(storage(x) for x in self._fixed.values())
         self._size = len(place)
         self._outputs = [place[node] for node in graph.outputs]
@@ -42,7 +43,7 @@ class Program:
                 tuple(place[x] for x in freed.get(node, ())), node.kind in ("call", "slice", "shuffle"),
             )
             for node in graph.nodes
-            if node.kind not in ("input", "constant", "second")
+            if node.kind not in UNRUN
         ]  # fmt: skip
         self._plans: dict[Hashable, Plan] = {}
         self._waiting: dict[Hashable, int] = {}  # shapes without a plan: how often they came
@@ -90,7 +91,7 @@ class Program:
         return (torch.get_num_threads(), *[(x.shape, x.stride(), x.dtype) for x in given])
 
     def _stepwise(self, given: Sequence[Tensor]) -> list[Tensor]:
-        values = self._values(given)
+        values = self._values(given, self._lengths(given))
         for run, reads, at, second, frees, _ in self.steps:
             if second < 0:
                 values[at] = run(*[values[i] for i in reads])
@@ -102,7 +103,8 @@ class Program:
 
     def _planned(self, key: Hashable, given: Sequence[Tensor]) -> list[Tensor]:
         """As `_stepwise`, and the plan is made from the shapes and strides that were seen."""
-        values = self._values(given)
+        lengths = self._lengths(given)
+        values = self._values(given, lengths)
         seen = [_outline(value) for value in values]
         for run, reads, at, second, frees, _ in self.steps:
             made = run(*[values[i] for i in reads])
@@ -115,7 +117,7 @@ class Program:
             del made
             for i in frees:
                 values[i] = None
-        plan = Plan(self.steps, seen, self._outputs, self._fixed)
+        plan = Plan(self.steps, seen, self._outputs, self._fixed | lengths)
         with self._lock:
             plans = dict(self._plans)
             while len(plans) >= _MOST_PLANS and key not in plans:
@@ -126,11 +128,19 @@ class Program:
             self._waiting.pop(key, None)
         return handed_out([values[i] for i in self._outputs], given, self._held)
 
-    def _values(self, given: Sequence[Tensor]) -> list[Any]:
+    def _values(self, given: Sequence[Tensor], lengths: Mapping[int, Any]) -> list[Any]:
         values: list[Any] = [*given, *[None] * (self._size - len(given))]
-        for place, tensor in self._fixed.items():
-            values[place] = tensor
+        for place, fixed in (*self._fixed.items(), *lengths.items()):
+            values[place] = fixed
         return values
+
+    def _lengths(self, given: Sequence[Tensor]) -> dict[int, Any]:
+        """The sizes in the graph as they are in this call, by their places."""
+        found: dict[int, Any] = {}
+        for at, how, reads in self._sizes:
+            length = isinstance(how, Length)
+            found[at] = given[how.tensor].shape[how.axis] if length else how(*[found[i] for i in reads])
+        return found
 
 
 def _outline(value: Any) -> Tensor | None:
@@ -158,7 +168,7 @@ def _last_readers(graph: Graph) -> dict[Node, list[Node]]:
         last[node] = node
         for source in node.inputs:
             last[source] = node
-    kept = {*graph.inputs, *graph.outputs, *(node for node in graph.nodes if node.kind == "constant")}
+    kept = {*graph.inputs, *graph.outputs, *(node for node in graph.nodes if node.kind in ("constant", "size"))}
     freed: dict[Node, list[Node]] = {}
     for source, reader in last.items():
         if source not in kept:

@@ -64,7 +64,7 @@ def _norm(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Any:
     scale = 1 / torch.sqrt(var.double() + eps)
     scale = scale if weight is None else scale * weight.double()
     shift = -mean.double() * scale if bias is None else bias.double() - mean.double() * scale
-    return [capture.add("affine", [x], (scale, shift), node, capture.shape(x)), None, None]
+    return [capture.add("affine", [x], (scale, shift), node, x.meta["val"].shape), None, None]
 
 
 def _act(name: str) -> Reader:
@@ -86,8 +86,8 @@ def _same_value(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node:
 
 
 def _same_dtype(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
-    same = node.meta["val"].dtype == args[0].meta["val"].dtype and node.meta["val"].shape == args[0].meta["val"].shape
-    return capture.value(args[0]) if same else None
+    same = node.meta["val"].dtype == args[0].meta["val"].dtype
+    return capture.value(args[0]) if same and capture.same_sizes(args[0], node) else None
 
 
 def _binary(kind: str) -> Reader:
@@ -169,7 +169,7 @@ def _mean(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
         return None
     if args[3] not in (None, x.meta["val"].dtype):
         return None
-    made = capture.add("average", [x], None, node, (*capture.shape(x)[:2], 1, 1))
+    made = capture.add("average", [x], None, node, (*x.meta["val"].shape[:2], 1, 1))
     return made if keep else capture.add("call", [made], Call(aten.flatten.using_ints, (Ref(0), 1)), node)
 
 
@@ -191,7 +191,7 @@ def _sum(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
 def _view(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
     """`N C 1 1 -> N C`, without the sizes of this call in it."""
     shape, new = capture.shape(args[0]), capture.shape(node)
-    if new == shape:
+    if capture.same_sizes(args[0], node):
         return capture.value(args[0])
     if len(shape) == 4 and len(new) == 2 and new[0] == shape[0]:
         return capture.add("call", [args[0]], Call(aten.flatten.using_ints, (Ref(0), 1)), node)
@@ -221,6 +221,19 @@ def _linear(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
     if w is None or (bias is not None and b is None) or len(capture.shape(x)) != 2:
         return None
     return capture.add("linear", [x], Linear(w, b), node)
+
+
+PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
+SHAPED = frozenset({aten.view.default, aten.reshape.default, aten.expand.default})
+
+
+def may_fix(node: fx.Node) -> bool:
+    """Whether a node's reader may be given its sizes as they are in the captured call.
+
+    Those of views look at shapes alone. The pad of a convolution moves into its block, which is worth more than other
+    sizes are (there the given model answers where they need other pads).
+    """
+    return node.target in SHAPED or (node.target in PADS and all("conv2d" in str(user.target) for user in node.users))
 
 
 READERS: dict[Any, Reader] = {

@@ -77,7 +77,7 @@ class Plan:
     """Where everything lies, and what runs. `values`: as those of a run step by step, their memory left out."""
 
     def __init__(
-        self, steps: Sequence[Step], values: Sequence[Any], outputs: Sequence[int], fixed: Mapping[int, Tensor]
+        self, steps: Sequence[Step], values: Sequence[Any], outputs: Sequence[int], fixed: Mapping[int, Any]
     ) -> None:
         self.outputs, self.fixed = list(outputs), dict(fixed)
         self.todo: list[Native | Step] = [_native(step, values) or step for step in steps]
@@ -202,11 +202,12 @@ class Session:
         self.outputs, self._plan = plan.outputs, plan
         self.memory = _memory(plan.size)
         self._storage = storage(self.memory)
-        self._held = {self._storage, *map(storage, plan.fixed.values())}  # the next call writes or reads there
+        fixed = [x for x in plan.fixed.values() if isinstance(x, Tensor)]  # others are numbers
+        self._held = {self._storage, *map(storage, fixed)}  # the next call writes or reads there
         self._values: list[Any] = [None] * plan.count
         self._known = set(plan.slots) | set(plan.fixed)
-        for place, tensor in plan.fixed.items():
-            self._values[place] = tensor
+        for place, value in plan.fixed.items():
+            self._values[place] = value
         for place, slot in plan.slots.items():
             rest = self.memory[slot.offset : plan.size].view(slot.dtype)
             self._values[place] = rest.as_strided(slot.shape, slot.strides)

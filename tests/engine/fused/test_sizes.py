@@ -1,0 +1,141 @@
+"""Networks whose program has sizes in it run fused at every size, and give up sizes rather than speed."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from leanconv.deploy.verify import difference
+from leanconv.engine.fused import candidate, sizes
+from leanconv.engine.fused.candidate import FUSED
+from leanconv.engine.fused.capture import to_graph
+from leanconv.engine.fused.forms import FORMS
+from leanconv.engine.fused.rewrite import rewrite
+from leanconv.engine.optimize import optimize
+from leanconv.engine.workbench import Workbench
+from leanconv.nn import DRConv2d, ODConv2d
+
+C = 8
+
+
+class Read(nn.Module):
+    """`read(layers, x)` between two convolutions."""
+
+    def __init__(self, read, **layers):
+        super().__init__()
+        self.read, self.layers = read, nn.ModuleDict(layers)
+        self.stem, self.out = nn.Conv2d(3, C, 3, padding=1), nn.Conv2d(C, 5, 1)
+
+    def forward(self, x):
+        return self.out(self.read(self.layers, self.stem(x)).relu())
+
+
+def attention(m, x):
+    n, c, h, w = x.shape
+    q, k, v = m["qkv"](x).reshape(n, 3, 2, c // 2, h * w).transpose(-1, -2).unbind(1)
+    return x + F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(n, c, h, w)
+
+
+def windows(m, x):
+    n, c, h, w = x.shape
+    padded = F.pad(x, (0, -w % 4, 0, -h % 4))
+    rows, columns = padded.shape[2] // 4, padded.shape[3] // 4
+    each = padded.view(n, c, rows, 4, columns, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c).softmax(1)
+    back = each.view(n, rows, columns, 4, 4, c).permute(0, 5, 1, 3, 2, 4)
+    return back.reshape(n, c, 4 * rows, 4 * columns)[:, :, :h, :w]
+
+
+def decoded(m, x):
+    up = m["up"](F.max_pool2d(x, 2))
+    up = F.pad(up, (0, x.shape[3] - up.shape[3], 0, x.shape[2] - up.shape[2]))
+    return up + F.interpolate(F.avg_pool2d(x, 3, 2, 1), x.shape[2:], mode="bilinear")
+
+
+def channels_mixed(m, x):
+    h, w = x.shape[2:]
+    return x * (x.sum((2, 3), keepdim=True) / (h * w)).sigmoid() + x.new_ones(h, w) / (h + w)
+
+
+MODELS = {
+    "odconv": lambda: Read(lambda m, x: m["a"](x), a=ODConv2d(C, C, 2, 2, padding=1)),
+    "drconv": lambda: Read(lambda m, x: m["a"](x), a=DRConv2d(C, C, 3, padding=1, regions=3)),
+    "attention": lambda: Read(attention, qkv=nn.Conv2d(C, 3 * C, 1)),
+    "windows": lambda: Read(windows),
+    "brought to a size": lambda: Read(decoded, up=nn.ConvTranspose2d(C, C, 2, 2)),
+    "divided by sizes": lambda: Read(channels_mixed),
+}
+
+
+@pytest.fixture(autouse=True)
+def _pytorch_alone(monkeypatch):
+    """What holds sizes are calls of PyTorch; compiling kernels takes longer than these tests may."""
+    monkeypatch.setattr(candidate, "MEASURING_S", 0.0)
+    for kind, forms in FORMS.items():
+        monkeypatch.setitem(FORMS, kind, [form for form in forms if form.name in ("aten", "matrix")])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "batch"), [*((name, 1) for name in MODELS), ("odconv", 2), ("attention", 2)])
+def test_every_size(name, batch):
+    model = MODELS[name]().eval()
+    form = FUSED.prepare(Workbench(model, (torch.randn(batch, 3, 20, 24),), {}, 1), None)
+    for n, h, w in ((batch, 20, 24), (batch, 13, 17), (batch, 24, 20), (3 - batch, 20, 24), (3, 15, 30), (0, 20, 24)):
+        for _ in range(2):  # step by step, then by a plan
+            x = torch.randn(n, 3, h, w)
+            error = difference(model(x), form(x))
+            assert error.ok(1e-4), f"{(n, h, w)}: {error}"
+
+
+@torch.no_grad()
+def test_a_capture_that_takes_too_long_leaves_the_batch_open(monkeypatch):
+    monkeypatch.setattr(sizes, "OPENING_S", 0.0)
+    model = MODELS["attention"]().eval()
+    form = FUSED.prepare(Workbench(model, (torch.randn(1, 3, 20, 24),), {}, 1), None)
+    for n in (1, 4, 0):
+        x = torch.randn(n, 3, 20, 24)
+        error = difference(model(x), form(x))
+        assert error.ok(1e-4), f"{n}: {error}"
+    with pytest.raises(RuntimeError, match="size"):
+        form(torch.randn(1, 3, 24, 20))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_only_programs_with_sizes_are_captured_again(monkeypatch):
+    asked = []
+    monkeypatch.setattr(candidate, "_open", lambda bench, graph: asked.append(bench.model) or graph)
+    plain = nn.Sequential(
+        nn.Conv2d(3, C, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 4), nn.Softmax(1)
+    )
+    grid = Read(lambda m, x: x + torch.linspace(0, 1, x.shape[3]))
+    for model in (plain.eval(), grid.eval()):
+        FUSED.prepare(Workbench(model, (torch.randn(1, 3, 12, 12),), {}, 1), None)
+    assert asked == [grid]
+
+
+@torch.no_grad()
+def test_pads_of_convolutions_stay_in_their_blocks():
+    """They are worth more than other sizes; where those need other pads the given model answers."""
+
+    def read(m, x):
+        return attention(m, m["a"](F.pad(x, (0, 1 + x.shape[3] % 2, 0, 1))))
+
+    model = Read(read, a=nn.Conv2d(C, C, 2), qkv=nn.Conv2d(C, 3 * C, 1)).eval()
+    bench = Workbench(model, (torch.randn(2, 3, 12, 12),), {}, 1)
+    kinds = [node.kind for node in rewrite(to_graph(*sizes.opened(bench, spatial=True))).nodes]
+    assert "size" in kinds
+    assert "pad" not in kinds
+    form, x = FUSED.prepare(bench, None), torch.randn(1, 3, 9, 14)
+    assert difference(model(x), form(x)).ok(1e-4)
+
+
+def test_optimize_uses_it_at_other_sizes():
+    torch.manual_seed(0)
+    model = MODELS["attention"]().eval()
+    fast = optimize(model, torch.randn(1, 3, 12, 16), engines=("fused",), budget_s=20)
+    form = fast._any[1][0]
+    for shape in ((2, 3, 9, 7), (1, 3, 16, 12), (3, 3, 12, 16)):
+        x = torch.randn(shape)
+        for _ in range(3):
+            assert difference(model(x).detach(), fast(x)).ok(1e-4)
+        if fast.engine == "fused":
+            assert fast._checked[(x.shape, x.dtype, x.device)] is form
