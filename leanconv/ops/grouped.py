@@ -116,7 +116,9 @@ def reference(
     if form.pointwise:
         top, bottom, start, end = centre_sides(form)
         weight = left.pop(0).view(form.out_channels, -1, 1, 1)
-        z = z + F.conv2d(F.pad(x, (start, end, top, bottom)), weight, stride=form.stride)
+        sides = (start, end, top, bottom)
+        wide = F.pad(x, [max(side, 0) for side in sides])  # first: a map may be smaller than what is cut off
+        z = z + F.conv2d(F.pad(wide, [min(side, 0) for side in sides]), weight, stride=form.stride)
     if form.bias:
         z = z + left.pop(0)[:, None, None]
     if form.project is not None:

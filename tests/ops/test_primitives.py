@@ -87,6 +87,19 @@ def test_hetconv_is_grouped_with_a_pointwise(arrangement):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("padding", [(0, 4, 4, 0), (4, 0, 0, 4), (4, 1, 1, 5)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (4, 1)])
+def test_a_pointwise_on_lopsided_padding(padding, size):
+    """A map may be smaller than what the kernel's centre never sees; a dense kernel has the 1×1 in its centre."""
+    form = Grouped((4,), 6, (3, 3), (1, 2), (2, 2), padding, pointwise=True)
+    x, spatial, pointwise = torch.randn(2, 4, *size), torch.randn(6, 4, 3, 3), torch.randn(6, 4)
+    top, bottom, left, right = padding
+    dense = spatial.clone()
+    dense[:, :, 1, 1] += pointwise
+    want = F.conv2d(F.pad(x, (left, right, top, bottom)), dense, stride=(1, 2), dilation=2)
+    torch.testing.assert_close(grouped([x], [spatial, pointwise], form)[0], want, rtol=1e-4, atol=1e-5)
+
+
 def test_group_pointwise_is_grouped_with_a_projection():
     layer = _layer("group_pointwise(part=2, block=True)", 6, 5, 3, padding=1)
     x = torch.randn(2, 6, 5, 4, dtype=torch.double)

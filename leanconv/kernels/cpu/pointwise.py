@@ -63,7 +63,7 @@ def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
             if core.gate:
                 gate = image(f"gate{index}", 1)
                 arguments.append(gate)
-                value = value * gate[axes.c]
+                value = value * storage.gate(gate[axes.c])
             func = hl.Func(f"gated{index}")
             func[axes.c, axes.x] = storage.factor(value)
             scratch.append((func, channels))

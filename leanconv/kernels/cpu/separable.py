@@ -114,7 +114,7 @@ def _flat(
             axes, made, columns, track, -1, lanes, f"{name}{number}", gate is not None, rows
         )  # fmt: skip
         value = columns.value[lane, b, column, row]
-        value = value if gate is None else value * gate[b * lanes + lane]
+        value = value if gate is None else value * storage.gate(gate[b * lanes + lane])
         func[lane, b, row * made.w + column] = storage.factor(value)
         stages.append(loops)
     func.compute_root().bound_extent(i, lanes).vectorize(i, lanes)

@@ -58,6 +58,14 @@ class Storage:
         hl = halide()
         return hl.cast(hl.UInt(16), hl.reinterpret(hl.UInt(32), value) >> 16) if self.half else value
 
+    def gate(self, value: Any) -> Any:
+        """A float32 factor of any origin for what will be `narrow`: a NaN of many bits would be rounded up to -0."""
+        if not self.half:
+            return value
+        hl = halide()
+        bits = hl.reinterpret(hl.UInt(32), value)
+        return hl.reinterpret(hl.Float(32), hl.select((bits << 1) > (0xFF << 24), hl.u32(0x7FC00000), bits))
+
     def factor(self, value: Any) -> Any:
         """A float32 as it is stored in scratch that a product reads."""
         return self.narrow(value) if self.pairs else value
