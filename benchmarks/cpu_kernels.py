@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from benchmarks.operators import commit
 from leanconv.deploy.runtimes import OnnxRuntime, OpenVino
 from leanconv.files import write_json
-from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu import bind, bind_split
 from leanconv.measure.device import describe
 from leanconv.measure.roofline import Peaks, peaks
 from leanconv.nn import get, make, parse
@@ -282,22 +282,16 @@ def _hetconv(layer: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: call([x])[0]
 
 
-def _gated(layer: Any, first: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
-    """The second pass; the average of its input is part of the time, as where nothing before gives it."""
-    split, plain = layer.split[0], layer.plain
+def _split(layer: Any, first: Separable | Grouped, weights: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Both passes; the average of the second one's input is part of the time, as where nothing before gives it."""
+    plain = layer.plain
     form = GatedSum((layer.split[1],), plain.out_channels, plain.bias is not None, activation="relu")
-    call = bind(form, _weights(plain))
-
-    def run(x: Tensor) -> Tensor:
-        a, average = first(x[:, :split])
-        return call(a, [x[:, split:]], average)[0]
-
-    return run
+    call = bind_split(first, weights, form, _weights(plain))
+    return lambda x: call(x)[0]
 
 
 def _spconv(layer: Any) -> Callable[[Tensor], Tensor]:
-    call = bind(*_hetconv_form(layer.representative, "none", True))
-    return _gated(layer, lambda x: call([x]))
+    return _split(layer, *_hetconv_form(layer.representative, "none", True))
 
 
 def _splconv(layer: Any) -> Callable[[Tensor], Tensor]:
@@ -306,8 +300,7 @@ def _splconv(layer: Any) -> Callable[[Tensor], Tensor]:
         (layer.split[0],), ((_stencil(first),), (_stencil(second),)), project.out_channels, project.bias is not None,
         "relu", average=True,
     )  # fmt: skip
-    call = bind(form, _weights(first, second, project))
-    return _gated(layer, lambda x: call([x]))
+    return _split(layer, form, _weights(first, second, project))
 
 
 def _xsepconv(layer: Any) -> Callable[[Tensor], Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 from leanconv import kernels
 from leanconv.errors import BadInput, MissingExtra
-from leanconv.kernels.cpu import bind, bound, build, program, storage
+from leanconv.kernels.cpu import bind, bind_gated, bind_split, bound, build, program, storage
 from leanconv.ops.gated_sum import GatedSum, gated_pointwise
 from leanconv.ops.grouped import Grouped, grouped
 from leanconv.ops.grouped import reference as grouped_reference
@@ -34,6 +34,10 @@ def test_torch_library_reaches_the_kernels(halide, weights, monkeypatch):
     assert kernels.load() == ("cpu",)
     calls, run = [], bound.Step.__call__
     monkeypatch.setattr(bound.Step, "__call__", lambda self, *maps: calls.append(self) or run(self, *maps))
+    blend = bind_gated.GatedStep.__call__
+    monkeypatch.setattr(
+        bind_gated.GatedStep, "__call__", lambda self, *maps, **rest: calls.append(self) or blend(self, *maps, **rest)
+    )
     x = torch.randn(2, 6, 7, 8)
     y, means = separable([x], weights, FORM)
     torch.testing.assert_close(y, reference([x], weights, FORM)[0])
@@ -125,9 +129,9 @@ def test_without_a_compiler_the_kernels_are_made_in_the_process(halide, weights,
         torch.testing.assert_close(means, y.mean((2, 3)))
         form, plain = GatedSum((6,), 20, bias=True), [weights[1], weights[2]]
         z, _ = bind(form, plain)(y, [x])
-        torch.testing.assert_close(
-            z, gated_pointwise(y.double(), [x.double()], [w.double() for w in plain], form)[0].float()
-        )
+        expected = gated_pointwise(y.double(), [x.double()], [w.double() for w in plain], form)[0].float()
+        torch.testing.assert_close(z, expected)
+        torch.testing.assert_close(bind_split(FORM, weights, form, plain)(torch.cat([x, x], 1))[0], expected)
     finally:
         for cached in (build.runtime, build._kernel, program.library):
             cached.cache_clear()

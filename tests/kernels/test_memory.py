@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu import bind, bind_split
 from leanconv.kernels.cpu.memory import ALIGN, HUGE, huge, settled
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.grouped import Grouped
@@ -160,6 +160,19 @@ def test_the_others(c, size, dtype):
     for form in (MaxPool(c, average=True), MaxPool(c, (3, 3), (2, 2), AROUND)):
         fence.add("max pool", bind(form, []), maps[:1])
     fence.hold()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(4, 8), (1, 23)])
+def test_both_passes_of_a_split_map(size):
+    first = Separable((5,), (stencil(5, (3, 3), padding=AROUND),), 7, average=True)
+    bound = bind_split(first, weights_of(first), GatedSum((6,), 7), [torch.randn(7, 6)])
+    x = dense(torch.float32, 2, 11, *size)
+    y = bound(x)[0]
+    if not (child := os.fork()):
+        same = [torch.equal(bound.step(x)(fenced(x, after))[0], y) for after in (True, False)]
+        os._exit(0 if all(same) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_weights_lie_side_by_side_in_huge_pages():

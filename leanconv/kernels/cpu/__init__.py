@@ -10,6 +10,7 @@ from leanconv.kernels.cpu.bind_gated import BoundGatedSum, global_average
 from leanconv.kernels.cpu.bind_grouped import BoundGrouped
 from leanconv.kernels.cpu.bind_maps import BoundMaxPool, BoundUpsample
 from leanconv.kernels.cpu.bind_separable import BoundSeparable
+from leanconv.kernels.cpu.bind_split import BoundSplit
 from leanconv.kernels.cpu.bound import Bound
 from leanconv.ops.forms import Form
 from leanconv.ops.gated_sum import GatedSum
@@ -18,7 +19,7 @@ from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable
 from leanconv.ops.upsample import Upsample
 
-__all__ = ["BINDERS", "Bound", "bind", "global_average"]
+__all__ = ["BINDERS", "Bound", "bind", "bind_split", "global_average"]
 
 # Form -> the class that binds it.
 BINDERS: dict[type[Form], Any] = {
@@ -42,6 +43,17 @@ def bind(form: Form, weights: Sequence[Tensor]) -> Bound:
     halide()
     bound: Bound = BINDERS[type(form)](form, [_plain(w) for w in weights])
     return bound
+
+
+def bind_split(
+    first: Separable | Grouped, first_weights: Sequence[Tensor], second: GatedSum, second_weights: Sequence[Tensor]
+) -> BoundSplit:
+    """Both passes of SPConv or SPLConv as one primitive, to be called with the map: its first channels go through
+    `first`, the others are `second`'s.
+
+    Raises: BadInput unless the two fit together; MissingExtra without halide.
+    """
+    return BoundSplit(bind(first, first_weights), bind(second, second_weights))  # type: ignore[arg-type]
 
 
 def _plain(weights: Tensor) -> Tensor:

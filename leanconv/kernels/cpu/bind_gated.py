@@ -1,11 +1,14 @@
 """The second pass of a softmax pair bound to its weights: averages, gates, and a 1×1 that blends."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from leanconv.errors import BadInput
 from leanconv.kernels.cpu import pointwise
+from leanconv.kernels.cpu.blend import Blend
 from leanconv.kernels.cpu.bound import (
     Bound,
     Step,
@@ -23,7 +26,7 @@ from leanconv.kernels.cpu.bound import (
 from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import pack_projection, pixel_stride
 from leanconv.kernels.cpu.program import Gates, Program, View, Work, library
-from leanconv.kernels.cpu.tiles import row_block
+from leanconv.kernels.cpu.tiles import row_block, whole_tile
 from leanconv.ops.forms import averaged, check_channels
 from leanconv.ops.gated_sum import GatedSum
 
@@ -45,8 +48,11 @@ class BoundGatedSum(Bound):
         averages: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         given = (a, *inputs)
-        if (step := self._known(given)) is not None:
-            return step(*given, self._averaged(given, a_average, averages))
+        nothing_known: Sequence[Tensor | None] = [None] * len(inputs)
+        means = [a_average, *(averages or nothing_known)]
+        step: Any = self._known(given)
+        if step is not None:
+            return step(*given, averages=self._checked(given, means))  # type: ignore[no-any-return]
         form = self.form
         check_channels(inputs, form.channels)
         check_channels([a], [form.out_channels])
@@ -57,28 +63,29 @@ class BoundGatedSum(Bound):
             return nothing
         maps = [ready(x) for x in given]
         self._remember(given, maps)
-        return self.step(*maps)(*maps, self._averaged(maps, a_average, averages))
+        step = self.step(*maps)
+        return step(*maps, averages=self._checked(maps, means))  # type: ignore[no-any-return]
 
-    def _averaged(self, maps: Sequence[Tensor], a_average: Tensor | None, averages: Sequence[Tensor] | None) -> Tensor:
-        """The factors, from the averages that are given or those of the maps."""
-        first = global_average(maps[0]) if a_average is None else a_average
-        rest = averages if averages else [global_average(x) for x in maps[1:]]
-        check_vectors([first, *rest], maps[0].shape[0], [self.form.out_channels, *self.form.channels])
-        return self._gates(first.float().contiguous(), [x.float().contiguous() for x in rest])
-
-    def _gates(self, first: Tensor, rest: list[Tensor]) -> Tensor:
-        """`N 3 O`: what a, the 1×1 and 1 are multiplied with."""
-        if library() is None:
-            return self._gates_in_torch(first, rest)
-        out = torch.empty(first.shape[0], 3, self.form.out_channels)
-        self.gates(first, rest, out)()
-        return out
+    def _checked(self, maps: Sequence[Tensor], averages: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The averages as the step takes them. Raises BadInput unless those that are given fit."""
+        widths = [self.form.out_channels, *self.form.channels]
+        if len(averages) != len(widths):
+            raise BadInput(f"{len(widths) - 1} averages of the inputs are needed, got {len(averages) - 1}")
+        given = [(x, width) for x, width in zip(averages, widths, strict=True) if x is not None]
+        check_vectors([x for x, _ in given], maps[0].shape[0], [width for _, width in given])
+        return [None if x is None else x.float().contiguous() for x in averages]
 
     def gates(self, first: Tensor, rest: Sequence[Tensor], out: Tensor) -> Gates:
         """The call that turns averages into the factors `out`, `N 3 O`; none of them may move."""
         return Gates(first, rest, self._transposed, self._vectors, out)
 
-    def _gates_in_torch(self, first: Tensor, rest: list[Tensor]) -> Tensor:
+    def blend(self, program: Program, maps: Sequence[Tensor], before: Program | None = None) -> Blend:
+        """A program of this sum as one call of the runtime, with its gates, for maps like these; see `Blend`."""
+        return Blend(program, maps, self._transposed, self._vectors, before)
+
+    def in_torch(self, maps: Sequence[Tensor], averages: Sequence[Tensor | None]) -> Tensor:
+        """The factors where there is no runtime: `N 3 O`, what a, the 1×1 and 1 are multiplied with."""
+        first, *rest = [averaged(x) if known is None else known for x, known in zip(maps, averages, strict=True)]
         bias, scale, shift = self._vectors
         second = torch.nn.functional.linear(torch.cat(rest, 1), self._weight, bias)
         gate = torch.sigmoid(first - second)
@@ -86,9 +93,21 @@ class BoundGatedSum(Bound):
         factors[:, 2] = (0.0 if bias is None else bias * factors[:, 1]) + (0.0 if shift is None else shift)
         return factors
 
-    def _step(self, *maps: Tensor | None) -> Step:
+    def _step(self, *maps: Tensor | None) -> "GatedStep":
+        made = self._with_tile([x for x in maps if x is not None], whole=False)
+        assert made is not None
+        return made
+
+    def in_place(self, maps: Sequence[Tensor]) -> "GatedStep | None":
+        """A step whose output may lie where a does: each of its pixels is made once, by whole register tiles.
+
+        None where such tiles are slower.
+        """
+        return self._with_tile(maps, whole=True)
+
+    def _with_tile(self, maps: Sequence[Tensor], whole: bool) -> "GatedStep | None":
         """Pointers: a, inputs, gates, packed weights, output, averages."""
-        a, *inputs = [x for x in maps if x is not None]
+        a, *inputs = maps
         form, (n, o, h, w) = self.form, a.shape
         pixels, size, gates = h * w, (n, o, h, w), 1 + len(inputs)
         storage = storage_for(*maps)
@@ -96,7 +115,10 @@ class BoundGatedSum(Bound):
             tuple((x.shape[1], pixel_stride(x)) for x in inputs), o, False, form.activation, pixel_stride(a), False,
             True, storage,
         )  # fmt: skip
-        tile = self.matrix_tile(core, o, pixels, storage.steps(sum(form.channels)), True)
+        depth = storage.steps(sum(form.channels))
+        tile = whole_tile(o, pixels, depth) if whole else self.matrix_tile(core, o, pixels, depth, True)
+        if tile is None:
+            return None
         arguments: list[View] = []
         weights: list[Tensor] = []
         for index, (x, part) in enumerate(zip(inputs, self._weight.split(list(form.channels), 1), strict=True)):
@@ -112,7 +134,31 @@ class BoundGatedSum(Bound):
         average = average_of(out, out + 1, size, storage, flat=True) if form.average else None
         made = kernel(pointwise.pipeline, core, tile)
         program = Program([(made, arguments)], Work(n, pixels, block, tile.pixels), average)
-        return Step(program, weights, size, form.average, storage.dtype)
+        return GatedStep(self, program, weights, size, storage.dtype, maps)
+
+
+class GatedStep(Step):
+    """The step of a gated sum: `step(*maps, averages=...)`; those that are None, or all, are computed."""
+
+    def __init__(
+        self, bound: BoundGatedSum, program: Program, weights: Sequence[Tensor], size: tuple[int, int, int, int],
+        dtype: torch.dtype, maps: Sequence[Tensor],
+    ) -> None:  # fmt: skip
+        super().__init__(program, weights, size, bound.form.average, dtype)
+        self._bound, self._blend = bound, bound.blend(program, maps) if program.native else None
+
+    def __call__(self, *maps: Tensor, averages: Sequence[Tensor | None] = ()) -> tuple[Tensor, Tensor]:
+        if self._blend is None:
+            return super().__call__(*maps, self._bound.in_torch(maps, list(averages) or [None] * len(maps)))
+        y = torch.empty_strided(self.size, self.strides, dtype=self.dtype)
+        means = torch.empty(self.size[:2] if self.average else (0,))
+        known = [None if x is None else x.data_ptr() for x in averages]
+        self._blend.run([*[x.data_ptr() for x in maps], *self.rest(y, means), *known])
+        return y, means
+
+    def rest(self, y: Tensor, means: Tensor) -> list[int | None]:
+        """The pointers behind the maps: the gates, whose place the runtime knows, weights and results."""
+        return [None, *self._constant, y.data_ptr(), *([means.data_ptr()] if self.average else [])]
 
 
 def global_average(x: Tensor) -> Tensor:

@@ -69,6 +69,16 @@ def matrix_cycles(tile: Tile, width: int, pixels: int, depth: int, flat: bool) -
     return cycles * (1 + 0.002 * abs(rows - 8) + 0.002 * abs(vectors - 2) + 0.004 * (tile.lanes != widest))
 
 
+@functools.lru_cache(4096)
+def whole_tile(width: int, pixels: int, depth: int) -> Tile | None:
+    """As `matrix_tile`, of all pixels in a row, a tile of which the pixels are a multiple; None where it is slower."""
+    fitting = [tile for tile in matrix_tiles() if pixels % tile.pixels == 0]
+    best = min(fitting, key=lambda tile: matrix_cycles(tile, width, pixels, depth, True))
+    fastest = matrix_tile(width, pixels, depth, True)
+    slower = matrix_cycles(best, width, pixels, depth, True) / matrix_cycles(fastest, width, pixels, depth, True)
+    return best if slower < 1.1 else None
+
+
 # Of the direct product's cycles, what seven products in place of eight may cost at most to be taken.
 PAYS = 0.97
 
