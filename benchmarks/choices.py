@@ -1,13 +1,16 @@
 """What `optimize` chooses against the best peer: every operator on every layer shape, then whole networks.
 
-    python -m benchmarks.choices [--operators splconv ...] [--layers "U-Net" ...] [--minutes 10] [--show]
+    python -m benchmarks.choices [--operators splconv ...] [--layers "U-Net" ...] [--minutes 10] [--show | --warm]
 
-A layer is convolution, BatchNorm, ReLU as the user has them. `optimize` gets its default engines, `--budget` seconds;
+A layer is convolution, BatchNorm, ReLU as the user has them. `optimize` gets its default engines and `--budget` seconds
+and CALLS calls of the model: too few for torch.compile, which takes 15 s a layer, enough for the others;
 then what it returned takes turns with every peer, called directly: the given model, channels_last, OpenVINO, ONNX
-Runtime, whether the budget sufficed for them or not, and torch.compile where it did. Ratio = the best peer's median
-over the chosen form's: below 1 the choice cost time. A row under 0.97 is timed three times and the middle ratio
-stands. malloc keeps freed memory, for all alike. Rows that benchmarks/results/choices.json has of this commit are not
-measured again: a stopped run goes on where it was. The order was drawn once, so that a part of it is a sample.
+Runtime, whether the budget sufficed for them or not, and torch.compile where it did. The fastest of them is the best
+peer, and meets the chosen form once more, in rounds of their own: ratio = its time over the chosen form's, the median
+over those rounds, with the bounds of two standard errors: below 1 the choice cost time. Every row has as many rounds as
+it needs to be known to +-1 %, within `--seconds`; none is measured again because of what it said. malloc keeps freed
+memory, for all alike. Rows that benchmarks/results/choices.json has of this commit are not measured again: a stopped
+run goes on where it was. The order was drawn once, so that a part of it is a sample.
 """
 
 import argparse
@@ -37,13 +40,16 @@ from leanconv.engine.workbench import Workbench
 from leanconv.files import write_json
 from leanconv.measure import Timing, interleave
 from leanconv.measure.device import describe
+from leanconv.measure.paired import Turns
 from leanconv.nn import make, names
 from leanconv.spec import ConvSpec
 from leanconv.table import table
 
 OUT = Path(__file__).parent / "results" / "choices.json"
 OURS = ("folded", "fused")  # all other forms are peers
-LIMIT, HOPELESS = 0.97, 2.0
+LIMIT, HOPELESS, CALLS = 0.97, 2.0, 60
+# A ratio is known where it is to this share, with so many standard errors; the rounds that takes, at least and at most.
+KNOWN, SIGMAS, LEAST_ROUNDS, MOST_ROUNDS = 0.01, 2.0, 16, 400
 NETWORKS = {
     "leanconv:unet?base=32&conv=splconv": 256, "leanconv:unet?base=32": 256, "timm:resnet18": 224,
     "leanconv:resnet50?conv=hetconv(part=4)": 224,
@@ -113,24 +119,42 @@ def right(choices: Choices) -> set[str]:
 
 def measured(model: nn.Module, x: Tensor, budget_s: float, seconds: float, clock: str) -> dict[str, Any]:
     """What `optimize` made of a model against every peer."""
+    start = time.perf_counter()
+    model(x)
     with keeping() as forms:
-        fast = lc.optimize(model, x, budget_s=budget_s)
+        fast = lc.optimize(model, x, budget_s=budget_s + CALLS * (time.perf_counter() - start))
     alike = right(fast.choices) - {"eager"}
     held = {name: form for name, form in forms.items() if name in alike} | left_over(fast.choices, model, x)
     calls = {"chosen": lambda: fast(x), "eager": lambda: model(x)}
     calls |= {name: (lambda form=form: form(x)) for name, form in held.items()}  # type: ignore[misc]
-    calls = near(calls, clock)
-    timing: dict[str, Any] = {"budget_s": seconds, "min_rounds": 7, "max_rounds": 500, "clock": clock, "primed": True}
-    rounds = [interleave(calls, **timing)]
-    if ratio(rounds[0])[0] < LIMIT:
-        rounds += [interleave(calls, **timing) for _ in range(2)]
-    times = sorted(rounds, key=lambda found: ratio(found)[0])[len(rounds) // 2]
-    against, peer = ratio(times)
+    looks = interleave(
+        near(calls, clock), budget_s=0.3 * seconds, min_rounds=5, max_rounds=20, clock=clock, primed=True
+    )
+    peer = best_peer(looks)
+    turns = duel(calls["chosen"], calls[peer], seconds, clock)
+    seen = turns.ratio("peer", "chosen", sigmas=SIGMAS)
+    times = looks | {"chosen": turns.timing("chosen"), peer: turns.timing("peer")}
     return {
-        "chosen": fast.engine, "peer": peer, "ratio": against, "ratios": [ratio(found)[0] for found in rounds],
+        "chosen": fast.engine, "peer": peer, "ratio": seen.middle, "low": seen.low, "high": seen.high,
         "ms": {name: timing.to_dict() for name, timing in times.items()},
         "left_out": {row.engine: row.note for row in fast.choices if row.error is None},
     }  # fmt: skip
+
+
+def duel(chosen: Callable[[], Any], peer: Callable[[], Any], seconds: float, clock: str) -> Turns:
+    """The two in turns until their ratio is known to KNOWN either way, or time is out. What the ratio is ends nothing:
+    that would favour one side.
+    """
+    turns, start = Turns({"chosen": chosen, "peer": peer}, clock=clock, primed=True), time.perf_counter()
+    for rounds in range(1, MOST_ROUNDS + 1):
+        turns.round()
+        if rounds % 8 == 0:
+            seen = turns.ratio("peer", "chosen", sigmas=SIGMAS)
+            if seen.high / seen.low < (1 + KNOWN) ** 2 and rounds >= LEAST_ROUNDS:
+                break
+        if rounds >= 7 and time.perf_counter() - start > seconds:
+            break
+    return turns
 
 
 def near(calls: dict[str, Callable[[], Any]], clock: str = "wall") -> dict[str, Callable[[], Any]]:
@@ -141,23 +165,22 @@ def near(calls: dict[str, Callable[[], Any]], clock: str = "wall") -> dict[str, 
     return {name: call for name, call in calls.items() if name == "chosen" or looks[name] <= HOPELESS * best}
 
 
-def ratio(times: dict[str, Timing]) -> tuple[float, str]:
-    """The best peer's median over the chosen form's, and that peer."""
+def best_peer(times: dict[str, Timing]) -> str:
     peers = {name: timing.median_ms for name, timing in times.items() if name not in ("chosen", *OURS)}
-    best = min(peers, key=peers.__getitem__)
-    return peers[best] / times["chosen"].median_ms, best
+    return min(peers, key=peers.__getitem__)
 
 
 def show(rows: list[dict[str, Any]], most: int = 25) -> str:
     """Worst first, then a line per operator."""
     lines = [
         [row["operator"], row["place"], row["chosen"], f"{row['ms']['chosen']['median_ms']:.3f}",
-         f"{row['ms']['chosen']['iqr_ms']:.2g}", row["peer"], f"{row['ratio']:.3f}"]
+         f"{row['ms']['chosen']['iqr_ms']:.2g}", row["peer"], f"{row['ratio']:.3f}",
+         f"{row['low']:.3f} {row['high']:.3f}"]
         for row in sorted(rows, key=lambda row: row["ratio"])
     ]  # fmt: skip
-    columns = ["operator", "layer or network", "chosen", "ms", "IQR", "best peer", "ratio"]
-    below = sum(row["ratio"] < LIMIT for row in rows)
-    note = f"{len(rows)} rows, {below} below {LIMIT}; the worst {min(most, len(rows))} of them"
+    columns = ["operator", "layer or network", "chosen", "ms", "IQR", "best peer", "ratio", "between"]
+    below, surely = (sum(row[key] < LIMIT for row in rows) for key in ("ratio", "high"))
+    note = f"{len(rows)} rows, {below} below {LIMIT}, {surely} of them beyond noise; the worst {min(most, len(rows))}"
     groups: dict[str, list[float]] = {}
     for row in rows:
         groups.setdefault(row["operator"], []).append(row["ratio"])
@@ -175,12 +198,13 @@ def main() -> None:
     parser.add_argument("--operators", nargs="+", help="default: every registered one, and whole networks (network)")
     parser.add_argument("--layers", nargs="+", default=[""], help="those whose name contains one of these")
     parser.add_argument("--networks", nargs="*", help="model references, or nothing; default: those in this file")
-    parser.add_argument("--budget", type=float, default=12, help="seconds that optimize is given; a network four times")
+    parser.add_argument("--budget", type=float, default=10, help="seconds that optimize is given; a network four times")
     parser.add_argument("--seconds", type=float, default=0.6, help="of timing per row; a network six times")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=["wall", "process"], default="wall")
     parser.add_argument("--again", action="store_true", help="measure rows of this commit again")
+    parser.add_argument("--warm", action="store_true", help="measure nothing, compile the kernels into the cache")
     parser.add_argument("--show", action="store_true", help="measure nothing, print the results")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
@@ -190,6 +214,10 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
+    if arguments.warm:
+        warm(asked(arguments))
+        return
+    lc.optimize(*example(*layer_rows()[0]), budget_s=60, engines=[*CANDIDATES][:-1])  # what is imported once, is now
     run(asked(arguments), report, arguments)
     print(show(report["rows"]))
 
@@ -210,6 +238,23 @@ def asked(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     return layers
 
 
+def example(operator: str, place: str) -> tuple[nn.Module, Tensor]:
+    """The model of a row and its input."""
+    if operator == "network":
+        size = NETWORKS.get(place, 224)
+        return built(place), torch.randn(1, 3, size, size)
+    spec = spec_of(place)
+    return layer_model(operator, spec), torch.randn(1, spec.c, spec.h, spec.w)
+
+
+def warm(rows: list[tuple[str, str]]) -> None:
+    """Compile what the rows' kernels need: no row waits for it then."""
+    for i, (operator, place) in enumerate(rows):
+        progress(f"{i + 1} of {len(rows)}: {operator}, {place}")
+        model, x = example(operator, place)
+        CANDIDATES["fused"].prepare(Workbench(model, (x,), {}, torch.get_num_threads()), None)
+
+
 def run(rows: list[tuple[str, str]], report: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Measure row by row into the report, which is written after each."""
     start, here = time.perf_counter(), commit()
@@ -228,16 +273,9 @@ def run(rows: list[tuple[str, str]], report: dict[str, Any], arguments: argparse
             print(f"{len(rows) - i} rows left for another run")
             break
         progress(f"{i + 1} of {len(rows)}: {operator}, {place}")
-        times = 1
-        if operator == "network":
-            size = NETWORKS.get(place, 224)
-            model, x, times = built(place), torch.randn(1, 3, size, size), 4
-        else:
-            spec = spec_of(place)
-            model, x = layer_model(operator, spec), torch.randn(1, spec.c, spec.h, spec.w)
-        found = measured(
-            model, x, arguments.budget * times, arguments.seconds * (6 if times > 1 else 1), arguments.clock
-        )
+        times, longer = (4, 6) if operator == "network" else (1, 1)
+        model, x = example(operator, place)
+        found = measured(model, x, arguments.budget * times, arguments.seconds * longer, arguments.clock)
         print(f"{operator}, {place}: {found['chosen']}, {found['ratio']:.3f} of {found['peer']}", flush=True)
         report["rows"] = [row for row in report["rows"] if row is not old] + [key | {"commit": here} | found]
         write_json(arguments.out, report)

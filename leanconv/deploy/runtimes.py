@@ -53,7 +53,7 @@ class OnnxRuntime:
             feed = {self.inputs[0]: as_numpy(tensors[0])}
         else:
             feed = dict(zip(self.inputs, map(as_numpy, tensors), strict=True))
-        return [torch.from_numpy(each) for each in self._session.run(None, feed)]
+        return [torch.from_numpy(each) for each in self._session.run(self.outputs, feed)]
 
 
 @functools.cache

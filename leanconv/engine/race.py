@@ -15,7 +15,7 @@ from leanconv.measure import interleave
 from leanconv.measure.paired import Ratio, Turns
 
 # The most seconds of the whole race, and the share of the time left that it takes; of that, the heat's share.
-RACE_S, RACE_SHARE, HEAT_SHARE, HEAT_ROUNDS = 10.0, 0.8, 0.3, 40
+RACE_S, RACE_SHARE, HEAT_SHARE, HEAT_ROUNDS = 10.0, 0.8, 0.3, 20
 # Where fewer than this many rounds would fit into the heat, forms that took HOPELESS times the fastest one's first look
 # are not timed further.
 FEW_ROUNDS, HOPELESS = 20, 2.5
@@ -23,9 +23,9 @@ FEW_ROUNDS, HOPELESS = 20, 2.5
 # than the given model by more, there is none.
 WITHIN = 0.10
 # The final's rounds between two looks, at most, and the standard errors that make something known.
-LOOK, MOST_ROUNDS, SIGMAS = 8, 1500, 2.5
+LOOK, MOST_ROUNDS, SIGMAS = 16, 1600, 3.0
 # Rounds shorter than this are measured in warm caches: there the state that others leave is a good part of a call.
-PRIMED_S = 0.1
+PRIMED_S = 0.02
 GIVEN = "0"  # the given model's name among the turns; the others follow in the order they were tried, simplest first
 
 
@@ -102,7 +102,9 @@ def _final(bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: 
 
 
 def _known(turns: Turns, best: str) -> bool:
-    """Whether nothing is open between the best challenger and the others; who is slower than it leaves."""
+    """Whether no challenger can be faster than the best one by more than TIE, and whether it beats the given model is
+    known too. Who is slower than it by more than TIE leaves.
+    """
     is_open = False
     for name in [name for name in turns.calls if name != best]:
         seen = turns.ratio(name, best, sigmas=SIGMAS)
@@ -111,7 +113,7 @@ def _known(turns: Turns, best: str) -> bool:
         elif seen.high < 1 / (1 + TIE) and name == GIVEN:
             return True
         else:
-            is_open = is_open or seen.high > 1 + TIE
+            is_open = is_open or (seen.low < 1 < seen.high / (1 + TIE) if name == GIVEN else seen.low < 1 / (1 + TIE))
     return not is_open
 
 

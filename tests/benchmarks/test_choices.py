@@ -1,6 +1,8 @@
 """What `optimize` chooses against the best peer: the ratio, the sample that a part is, the forms that are held."""
 
 import argparse
+import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,23 +11,27 @@ from torch import nn
 from benchmarks.choices import (
     DENSE,
     DEPTHWISE,
+    KNOWN,
     NETWORKS,
+    SIGMAS,
     asked,
+    best_peer,
+    duel,
     keeping,
     layer_model,
     layer_rows,
     left_over,
     near,
-    ratio,
     right,
     run,
     show,
     spec_of,
+    warm,
 )
 from leanconv.engine.candidates import CANDIDATES
 from leanconv.engine.choices import Choice, Choices
 from leanconv.engine.optimize import optimize
-from leanconv.measure import Timing
+from leanconv.measure import Timing, paired
 from leanconv.nn import names
 
 
@@ -33,9 +39,20 @@ def times(**medians):
     return {name: Timing(ms, ms, 0.0, 5) for name, ms in medians.items()}
 
 
-def test_the_ratio_is_the_best_peers_time_over_the_chosen_ones_and_our_forms_are_no_peers():
-    assert ratio(times(chosen=2.0, eager=5.0, openvino=1.9, onnxruntime=3.0)) == (pytest.approx(0.95), "openvino")
-    assert ratio(times(chosen=2.0, eager=5.0, folded=1.0, fused=1.0)) == (2.5, "eager")
+def test_the_best_peer_is_the_fastest_of_the_others_and_our_forms_are_none():
+    assert best_peer(times(chosen=2.0, eager=5.0, openvino=1.9, onnxruntime=3.0)) == "openvino"
+    assert best_peer(times(chosen=2.0, eager=5.0, folded=1.0, fused=1.0)) == "eager"
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.0, 1.3])
+def test_a_duel_has_the_rounds_it_needs_to_know_the_ratio_whatever_that_is(monkeypatch, factor):
+    draw = random.Random(0)
+    monkeypatch.setattr(paired, "once_ms", lambda call, clock="wall": call() * draw.lognormvariate(0.0, 0.04))
+    turns = duel(lambda: 1.0, lambda: factor, 60.0, "wall")
+    seen = turns.ratio("peer", "chosen", sigmas=SIGMAS)
+    assert seen.low <= factor <= seen.high < seen.low * (1 + KNOWN) ** 2
+    assert 60 < len(turns.times["peer"]) == len(turns.times["chosen"]) < 260
+    assert len(duel(lambda: 1.0, lambda: factor, 0.0, "wall").times["peer"]) == 7
 
 
 def test_a_part_of_the_rows_is_a_sample_of_operators_and_layers():
@@ -114,7 +131,14 @@ def test_rows_of_this_commit_are_not_measured_again_and_the_minutes_end_a_run(tm
     from benchmarks import choices
 
     done = []
-    found = {"chosen": "fused", "peer": "eager", "ratio": 0.96, "ms": {"chosen": {"median_ms": 1.0, "iqr_ms": 0.1}}}
+    found = {
+        "chosen": "fused",
+        "peer": "eager",
+        "ratio": 0.96,
+        "low": 0.94,
+        "high": 0.98,
+        "ms": {"chosen": {"median_ms": 1.0, "iqr_ms": 0.1}},
+    }
     monkeypatch.setattr(choices, "commit", lambda: "abc")
     monkeypatch.setattr(choices, "measured", lambda *given: done.append(given) or found)
     given = argparse.Namespace(
@@ -125,7 +149,8 @@ def test_rows_of_this_commit_are_not_measured_again_and_the_minutes_end_a_run(tm
     run(rows, report, given)
     assert len(done) == len(report["rows"]) == 3
     assert given.out.read_text().count('"ratio"') == 3
-    assert "3 rows, 3 below 0.97" in show(report["rows"])
+    assert "3 rows, 3 below 0.97, 0 of them beyond noise" in show(report["rows"])
+    assert "1 of them beyond noise" in show([*report["rows"][1:], report["rows"][0] | {"high": 0.969}])
     real = choices.describe
     monkeypatch.setattr(choices, "describe", lambda device: real(device) | {"name": "another"})
     run(rows[:1], report, given)
@@ -134,3 +159,10 @@ def test_rows_of_this_commit_are_not_measured_again_and_the_minutes_end_a_run(tm
     given.minutes = -1.0
     run(layer_rows()[:3], report, given)
     assert len(done) == 4
+
+
+def test_to_warm_is_to_prepare_every_rows_kernels(monkeypatch):
+    made = []
+    monkeypatch.setitem(CANDIDATES, "fused", replace(CANDIDATES["fused"], prepare=lambda b, dtype: made.append(b)))
+    warm([("sic", "VGG 512→512 2"), ("hetconv", "VGG 512→512 2")])
+    assert [bench.tensors[0].shape for bench in made] == [(1, 512, 2, 2)] * 2

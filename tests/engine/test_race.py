@@ -61,14 +61,14 @@ def test_four_per_cent_are_found_under_more_noise_than_that(held):
 
 
 def test_who_was_lucky_in_the_heat_does_not_win(held):
-    calls = itertools.count()
-    assert held([1.0, lambda: 0.5 if next(calls) < 84 else 1.2, 1.5], noise=0.01)[0] == 0
+    calls, heat = itertools.count(), 2 + 2 * race.HEAT_ROUNDS
+    assert held([1.0, lambda: 0.5 if next(calls) < heat else 1.2, 1.5], noise=0.01) == (0, [32, 32])
 
 
 def test_what_is_clear_is_known_soon_and_who_is_out_leaves(held):
     winner, rounds = held([1.5, 1.0, 1.09], noise=0.01)
     assert winner == 1
-    assert rounds == [16, 16, 16]  # each timed call follows one of the same; eight rounds
+    assert rounds == [32, 32, 32]  # each timed call follows one of the same; sixteen rounds
     winner, rounds = held([1.5, 1.0, 1.004, 1.025], noise=0.03)
     assert winner == 1
     assert rounds[0] < rounds[1] / 4
