@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from leanconv.kernels.cpu.frontend import halide
 from leanconv.kernels.cpu.pieces import Tile
+from leanconv.kernels.cpu.strassen import SHORTEST, piece_length
 
 
 @functools.lru_cache(1)
@@ -81,6 +82,7 @@ def whole_tile(width: int, pixels: int, depth: int) -> Tile | None:
 
 # Of the direct product's cycles, what seven products in place of eight may cost at most to be taken.
 PAYS = 0.97
+MEMORY = 12  # bytes a cycle
 
 
 def halved_cycles(tile: Tile, width: int, pixels: int, depth: int) -> float:
@@ -93,13 +95,15 @@ def halved_cycles(tile: Tile, width: int, pixels: int, depth: int) -> float:
     # The map's sums: seven vectors are written where four were read. The products' sums: 22 additions per four vectors.
     sums = pairs * math.ceil(depth / 2 / tile.lanes) * 16 * rate
     added = math.ceil(pairs / rows) * math.ceil(width / 2 / tile.block) * rows * vectors * 22 * rate
-    return 7 * matrix_cycles(tile, -(-width // 2), pairs, depth // 2, True) + sums + added
+    # Weights are seven quarters as large, and come from memory in a network that does not fit the cache.
+    brought = 0.75 * 4 * width * depth / MEMORY
+    return 7 * matrix_cycles(tile, -(-width // 2), pairs, depth // 2, True) + sums + added + brought
 
 
 @functools.lru_cache(4096)
 def halved_tile(width: int, pixels: int, depth: int) -> Tile | None:
     """The register tile of seven products of halves; None where the direct product is as fast, or they do not halve."""
-    if width % 2 or depth % 2:
+    if width % 2 or depth % 2 or piece_length(depth // 2) < SHORTEST:
         return None
     best = min(matrix_tiles(), key=lambda tile: halved_cycles(tile, width, pixels, depth))
     direct = matrix_cycles(matrix_tile(width, pixels, depth, True), width, pixels, depth, True)
