@@ -135,6 +135,19 @@ def test_the_model_chooses_the_method():
     assert bound._way(core, 1, (14, 14)).block % 2 == 0
 
 
+def test_what_fits_the_first_level_cache_stays_there():
+    """Groups of few channels; not where all of them are transformed at once, nor with weights of 64 KiB."""
+
+    def near(c, groups, **more):
+        form = Grouped((c,), c, (3, 3), padding=AROUND, groups=groups, **more)
+        return BoundGrouped(form, weights_of(form))._way(Core(form, (c,)), 1, (56, 56)).tiles.near
+
+    assert near(32, 4)
+    assert not near(32, 4, pointwise=True)
+    assert not near(32, 4, dealt=True)
+    assert not near(128, 4)
+
+
 @pytest.mark.parametrize(
     ("changed", "storage", "pixels"),
     [

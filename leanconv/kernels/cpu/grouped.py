@@ -27,10 +27,14 @@ from leanconv.ops.grouped import Grouped
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of the group convolution and of the 1×1 that follows (the same where none does)."""
+    """The tiles of the group convolution and of the 1×1 that follows (the same where none does).
+
+    `near`: see `winograd.pipeline`.
+    """
 
     inner: Tile
     outer: Tile
+    near: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from leanconv.kernels.cpu import grouped, winograd
 from leanconv.kernels.cpu.grouped import Tiles
 from leanconv.kernels.cpu.maps import pack_projection
 from leanconv.kernels.cpu.padded import Core, mixed, spread
-from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.tiles import matrix_cycles, matrix_tile, row_block
 from leanconv.ops.forms import Pair
 from leanconv.ops.grouped import Grouped
@@ -23,10 +22,9 @@ from leanconv.ops.grouped import Grouped
 Choose = Callable[[Any, Tiles, Callable[[Tiles], float]], Tiles]  # `Bound.tile`
 
 # Of a core in the model, measured on a Zen 4: bytes of weights that come from the third-level cache in a cycle, and
-# cycles that transforms take for a vector of channels of 2×2 outputs.
+# cycles that transforms take for a vector of channels of 2×2 outputs: into, out of, and either one `Tiles.near`.
 WEIGHT_BYTES = 16.0
-INTO = 50.0
-OUT_OF = 50.0
+INTO, OUT_OF, NEAR = 50.0, 50.0, 25.0
 
 
 @dataclass(frozen=True)
@@ -45,26 +43,26 @@ def direct_way(core: Core, samples: int, size: Pair, choose: Choose) -> Way:
     c, taps = sum(form.channels), form.kernel[0] * form.kernel[1]
     depth = c // form.groups * taps + c * form.pointwise
     each, steps = form.out_channels // form.groups, core.product.steps(depth)
-    tiles = _tiles(core, q, each, q, steps, ("direct", core), choose)
+    first = each, q, steps, False
+
+    def cycles(tiles: Tiles) -> float:
+        after = 0.0 if form.project is None else matrix_cycles(tiles.outer, *_after(core, q))
+        return form.groups * matrix_cycles(tiles.inner, *first) + after
+
+    tile = matrix_tile(*first)
+    best = Tiles(tile, tile if form.project is None else matrix_tile(*_after(core, q)))
+    tiles = choose(("direct", core), best, cycles)
     inner = 0 if form.project is None else form.out_channels
     row_bytes = storage.bytes * q * (c * form.stride[0] * form.stride[1] + inner + form.width)
     block = row_block(p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], torch.get_num_threads())
-    products = form.groups * p * matrix_cycles(tiles.inner, each, q, steps, False)
+    products = form.groups * p * matrix_cycles(tiles.inner, *first)
     read = storage.bytes * form.out_channels * depth * math.ceil(p / block) / WEIGHT_BYTES
     return Way("direct", tiles, block, products + read)
 
 
-def _tiles(core: Core, q: int, each: int, pixels: int, depth: int, key: Any, choose: Choose) -> Tiles:
-    """The tiles for sums of `depth` for `pixels`, and of the 1×1 that follows for rows of q."""
-    form = core.form
-    first, second = (each, pixels, depth, False), (form.project or 0, q, core.storage.steps(form.out_channels), False)
-
-    def cycles(tiles: Tiles) -> float:
-        after = 0.0 if form.project is None else matrix_cycles(tiles.outer, *second)
-        return form.groups * matrix_cycles(tiles.inner, *first) + after
-
-    inner = matrix_tile(*first)
-    return choose(key, Tiles(inner, inner if form.project is None else matrix_tile(*second)), cycles)
+def _after(core: Core, q: int) -> tuple[int, int, int, bool]:
+    """What `matrix_tile` is to know of the 1×1 that follows, on a row of q."""
+    return core.form.project or 0, q, core.storage.steps(core.form.out_channels), False
 
 
 def may_winograd(core: Core) -> bool:
@@ -81,26 +79,37 @@ def winograd_way(core: Core, samples: int, size: Pair, choose: Choose) -> Way:
     """By F(2×2, 3×3)."""
     form, (p, q) = core.form, size
     c, each, across = sum(form.channels), form.out_channels // form.groups, math.ceil(q / 2)
-    kept = sum(len(part.places) * (c if part.at_once(form) else part.depth(form)) for part in winograd.parts_of(form))
     inner = 0 if form.project is None else form.out_channels
-    row_bytes = 4 * (q * (c + inner + form.width) + across * (kept + 16 * min(each, 32)) // 2)
+    own = matrix_tile(each, across, c // form.groups, False)
+    near = winograd.may_be_near(form, own)
+    kept = sum(len(part.places) * (c if part.at_once(form) else part.depth(form)) for part in winograd.parts_of(form))
+    scratch = 0 if near else across * (kept + 16 * min(each, 32)) // 2
+    row_bytes = 4 * (q * (c + inner + form.width) + scratch)
     block = row_block(p, samples, row_bytes, 1, torch.get_num_threads(), 2)
-    fours = across * math.ceil(min(block, p) / 2)
-    tiles = _tiles(core, q, each, fours, c // form.groups, ("winograd", core), choose)
-    blocks = math.ceil(p / block)
-    return Way("winograd", tiles, block, blocks * _winograd_cycles(form, tiles.inner, fours))
+    down = math.ceil(min(block, p) / 2)
+    tile = own if near else matrix_tile(each, across * down, c // form.groups, False)
+
+    def cycles(tiles: Tiles) -> float:
+        after = 0.0 if form.project is None else block * matrix_cycles(tiles.outer, *_after(core, q))
+        return _winograd_cycles(form, tiles, across, down) + after
+
+    best = Tiles(tile, tile if form.project is None else matrix_tile(*_after(core, q)), near)
+    tiles = choose(("winograd", core), best, cycles)
+    return Way("winograd", tiles, block, math.ceil(p / block) * _winograd_cycles(form, tiles, across, down))
 
 
-def _winograd_cycles(form: Grouped, tile: Tile, fours: int) -> float:
+def _winograd_cycles(form: Grouped, tiles: Tiles, across: int, down: int) -> float:
     """Of one block with so many 2×2 outputs."""
-    c, each, cycles = sum(form.channels), form.out_channels // form.groups, 0.0
+    c, each, cycles, tile = sum(form.channels), form.out_channels // form.groups, 0.0, tiles.inner
+    rows, columns = (down, across) if tiles.near else (1, across * down)
+    into, out_of = (NEAR, NEAR) if tiles.near else (INTO, OUT_OF)
     for part in winograd.parts_of(form):
         depth, n = part.depth(form), len(part.places)
-        cycles += n * form.groups * matrix_cycles(tile, each, fours, depth, False)
-        wide = c if part.at_once(form) else c // form.groups
-        cycles += c / wide * math.ceil(wide / tile.lanes) * fours * INTO * n / 16
+        cycles += n * form.groups * rows * matrix_cycles(tile, each, columns, depth, False)
+        wide = c if part.at_once(form) and not tiles.near else c // form.groups
+        cycles += c / wide * math.ceil(wide / tile.lanes) * across * down * into * n / 16
         cycles += 4 * n * form.out_channels * depth / WEIGHT_BYTES
-    return cycles + form.groups * math.ceil(each / tile.lanes) * fours * OUT_OF
+    return cycles + form.groups * math.ceil(each / tile.lanes) * across * down * out_of
 
 
 def packed_direct(core: Core, taps: Tensor, beside: Tensor | None, block: int) -> list[Tensor]:

@@ -58,14 +58,31 @@ def parts_of(form: Grouped) -> tuple[Part, ...]:
     return (Part(EDGE), Part(MIDDLE, True)) if form.pointwise else (Part(EDGE + MIDDLE),)
 
 
+NEAR_BYTES = 24 << 10  # of the first-level cache, 32 KiB
+
+
+def may_be_near(form: Grouped, tile: Tile) -> bool:
+    """Whether all that a tile of one group needs stays in the first-level cache: its numbers, sums and weights.
+
+    Once, for one block of channels, and only of groups whose channels lie side by side.
+    """
+    c, each = sum(form.channels) // form.groups, form.out_channels // form.groups
+    held = 4 * 16 * (tile.pixels * (tile.storage(c) + tile.block) + c * tile.block)
+    return each <= tile.block and held <= NEAR_BYTES and not form.pointwise and not mixed(form, FLOAT)
+
+
 def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
     """The kernel and its arguments: as `grouped.pipeline`'s, with packed weights `block n·c blocks·groups` of each part
     in place of taps and 1×1. `tiles.inner` has 2×2 outputs for its pixels. Blocks of rows begin with an even row.
+
+    Either the sums of a block of rows are made for one of the 16 numbers after the other, so that its weights stay in
+    the first-level cache; or (`tiles.near`, see `may_be_near`) those of one tile for all 16, so that what is
+    transformed stays there too.
     """
     axes, out = Axes(), new_output(core)
     padded, arguments, width = padded_map(axes, core, tiles.inner)
     rows = out.output_buffer().dim(out.dimensions() - 1)
-    made = _Transformed(axes, core, tiles.inner, (columns(core.form, width), rows.min(), rows.extent()))
+    made = _Transformed(axes, core, tiles, (columns(core.form, width), rows.min(), rows.extent()))
     sums = made.sums(padded, arguments)
     return finished(axes, core, tiles, sums, out, arguments, width)
 
@@ -75,12 +92,13 @@ class _Transformed:
     addresses within it are constants.
     """
 
-    def __init__(self, axes: Axes, core: Core, tile: Tile, size: tuple[Any, Any, Any]) -> None:
-        hl = halide()
+    def __init__(self, axes: Axes, core: Core, tiles: Tiles, size: tuple[Any, Any, Any]) -> None:
+        hl, tile = halide(), tiles.inner
         q, self.top, h = size
-        self.axes, self.form, self.tile = axes, core.form, tile
+        self.axes, self.form, self.tile, self.near = axes, core.form, tile, tiles.near
         self.across, self.down, self.last = (q + 1) // 2, (h + 1) // 2, self.top + h - 1
         self.ti, self.to, self.n = hl.Var("ti"), hl.Var("to"), hl.Var("n")
+        self.tiles_across = (self.across + (tile.pixels - 1)) // tile.pixels
         self.blocks = -(-(core.form.out_channels // core.form.groups) // tile.block)
 
     def sums(self, padded: Any, arguments: list[Any]) -> Sums:
@@ -93,11 +111,11 @@ class _Transformed:
             products = self._products(source, part, arguments)
             made.append((source, products, part))
             where |= {place: (products, n) for n, place in enumerate(part.places)}
-        t = y * self.across + x
+        ti, to = self._tile_of(x, y)
 
         def number(i: int, k: int) -> Any:
             products, n = where[i, k]
-            return products[j, t % self.tile.pixels, n, t // self.tile.pixels, g]
+            return products[j, ti, n, to, g]
 
         lines = [[column(lambda k: row(lambda i: number(i, k))) for column in _OUT_OF] for row in _OUT_OF]  # noqa: B023
         u, v, func = hl.Var("u"), hl.Var("v"), hl.Func("fours")
@@ -114,16 +132,35 @@ class _Transformed:
 
         return Sums(at, partial(self._schedule, func, made), self.last)
 
+    def _whole(self, part: Part) -> bool:
+        """Whether all channels are transformed before the first product."""
+        return part.at_once(self.form) and not self.near
+
+    def _tile_of(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Where 2×2 output (x, y) stands; `near`, tiles do not go on in the next row."""
+        if self.near:
+            return x % self.tile.pixels, x // self.tile.pixels + y * self.tiles_across
+        t = y * self.across + x
+        return t % self.tile.pixels, t // self.tile.pixels
+
+    def _place_of(self, ti: Any, to: Any) -> tuple[Any, Any]:
+        """The 2×2 output that stands there. What is behind the last one is computed from a place within again."""
+        hl, pixels = halide(), self.tile.pixels
+        if self.near:
+            x, y = hl.min(to % self.tiles_across * pixels + ti, self.across - 1), to // self.tiles_across
+        else:
+            t = to * pixels + ti
+            x, y = t % self.across, t // self.across
+        return x, hl.clamp(y, 0, self.down - 1)
+
     def _into(self, padded: Any, part: Part) -> Any:
         """V: `c ti n to`, of all channels or, once for each group, of its own: `c ti n to g`."""
         hl, form, tile = halide(), self.form, self.tile
         c, g, ti, n, to = self.axes.c, self.axes.g, self.ti, self.n, self.to
-        whole, each = part.at_once(form), sum(form.channels) // form.groups
+        whole, each = self._whole(part), sum(form.channels) // form.groups
         wide = sum(form.channels) if whole else each
-        t, first = to * tile.pixels + ti, c if whole else c + g * each
-        # What is behind the last of them, up to a whole tile, is computed from the last row again.
-        row = hl.clamp(t // self.across, 0, self.down - 1) * 2 + self.top - form.padding[0]
-        column = t % self.across * 2 - form.padding[2]
+        first, (x, y) = c if whole else c + g * each, self._place_of(ti, to)
+        column, row = x * 2 - form.padding[2], y * 2 + self.top - form.padding[0]
         values = [
             _INTO[k](lambda u: _INTO[i](lambda v: padded[first, column + u, row + v]))  # noqa: B023
             for i, k in part.places
@@ -140,7 +177,7 @@ class _Transformed:
         """M: `j ti n to g`, a tile of it in registers while channels pass, its weights in the first-level cache."""
         hl, form, tile = halide(), self.form, self.tile
         j, g, ti, n, to = self.axes.m, self.axes.g, self.ti, self.n, self.to
-        depth, whole = part.depth(form), part.at_once(form)
+        depth, whole = part.depth(form), self._whole(part)
         name = "beside" if part.beside else "taps"
         weights = weights_image(name, tile.block, depth * len(part.places), FLOAT)
         arguments.append(weights)
@@ -153,9 +190,10 @@ class _Transformed:
         acc[j, ti, n, to, g] = hl.f32(0.0)
         acc[j, ti, n, to, g] += weights[j % tile.block, k[0] + depth * n, j // tile.block + g * self.blocks] * read
         func[j, ti, n, to, g] = acc[j, ti, n, to, g]
-        count = (self.across * self.down + (tile.pixels - 1)) // tile.pixels
         func.bound_extent(j, tile.block).bound_extent(n, len(part.places)).bound_extent(ti, tile.pixels)
-        func.bound(to, 0, count).reorder(j, ti, to, n, g).vectorize(j, tile.lanes).unroll(j).unroll(ti)
+        func.reorder(j, ti, to, n, g).vectorize(j, tile.lanes).unroll(j).unroll(ti)
+        if not self.near:
+            func.bound(to, 0, (self.across * self.down + (tile.pixels - 1)) // tile.pixels)
         acc.compute_at(func, to).bound_extent(j, tile.block).vectorize(j, tile.lanes).unroll(j).unroll(ti)
         acc.update(0).reorder(j, ti, k[0], n, to, g).vectorize(j, tile.lanes).unroll(j).unroll(ti)
         return func
@@ -168,9 +206,16 @@ class _Transformed:
         func.split(axes.m, axes.mo, axes.mi, tile.block, tails.RoundUp if whole else tails.Predicate)
         func.split(axes.mi, axes.mv, axes.mi, tile.lanes).split(axes.x, axes.xo, axes.xi, 2, ends)
         func.split(axes.y, yo, yi, 2, ends)
-        func.reorder(axes.mi, axes.xi, yi, axes.mv, axes.xo, yo, axes.mo, axes.g)
+        if self.near:
+            func.split(axes.xo, axes.xs, axes.xo, tile.pixels, tails.GuardWithIf)
+            func.reorder(axes.mi, axes.xi, yi, axes.mv, axes.xo, axes.xs, yo, axes.mo, axes.g)
+        else:
+            func.reorder(axes.mi, axes.xi, yi, axes.mv, axes.xo, yo, axes.mo, axes.g)
         func.vectorize(axes.mi).unroll(axes.xi).unroll(yi)
         fours.compute_at(func, axes.mv).bound_extent(axes.m, tile.lanes).vectorize(axes.m)
         for source, products, part in made:
-            products.compute_at(func, axes.mo)
-            source.compute_root() if part.at_once(self.form) else source.compute_at(func, axes.g)
+            products.compute_at(func, axes.xs if self.near else axes.mo)
+            if self._whole(part):
+                source.compute_root()
+            else:
+                source.compute_at(func, axes.xs if self.near else axes.g)
