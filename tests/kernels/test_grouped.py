@@ -1,15 +1,16 @@
 """The grouped kernels against float64, over shapes that nobody tuned for; both methods, whichever the model prefers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leanconv.kernels.cpu import bind
-from leanconv.kernels.cpu.bind_grouped import BoundGrouped
 from leanconv.kernels.cpu.padded import Core
 from leanconv.kernels.cpu.storage import FLOAT, Storage
-from leanconv.kernels.cpu.ways import may_winograd
+from leanconv.kernels.cpu.ways import way_of
 from leanconv.ops.grouped import Grouped, reference
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
@@ -125,40 +126,50 @@ def weights_of(form):
     return [torch.randn(o, c // form.groups, *form.kernel), *beside, *[torch.randn(o)] * form.bias]
 
 
+def chosen(form, side, pixels=None, storage=FLOAT, method=None):
+    core = Core(form, form.channels if pixels is None else pixels, 0, storage)
+    return way_of(core, 1, (side, side), lambda _, best, __: best, method)
+
+
 def test_the_model_chooses_the_method():
     """Minimal filtering where products outweigh what it adds; not on a map of one 2×2, where its weights do."""
     form = Grouped((512,), 512, (3, 3), padding=AROUND, groups=4, dealt=True, pointwise=True)
-    bound = BoundGrouped(form, weights_of(form))
-    core = Core(form, (512,))
-    assert bound._way(core, 1, (14, 14)).method == "winograd"
-    assert bound._way(core, 1, (2, 2)).method == "direct"
-    assert bound._way(core, 1, (14, 14)).block % 2 == 0
-
-
-def test_what_fits_the_first_level_cache_stays_there():
-    """Groups of few channels; not where all of them are transformed at once, nor with weights of 64 KiB."""
-
-    def near(c, groups, **more):
-        form = Grouped((c,), c, (3, 3), padding=AROUND, groups=groups, **more)
-        return BoundGrouped(form, weights_of(form))._way(Core(form, (c,)), 1, (56, 56)).tiles.near
-
-    assert near(32, 4)
-    assert not near(32, 4, pointwise=True)
-    assert not near(32, 4, dealt=True)
-    assert not near(128, 4)
+    assert chosen(form, 14).method == "winograd"
+    assert chosen(form, 14).block % 2 == 0
+    assert chosen(form, 2).method == "direct"
+    assert chosen(form, 2, method="winograd").method == "winograd"
 
 
 @pytest.mark.parametrize(
     ("changed", "storage", "pixels"),
     [
-        ({"stride": (1, 2)}, FLOAT, (8,)), ({"dilation": (2, 1)}, FLOAT, (8,)), ({"kernel": (3, 1)}, FLOAT, (8,)),
-        ({"groups": 1}, FLOAT, (8,)), ({}, Storage(True), (8,)), ({}, FLOAT, ()),
+        ({"stride": (1, 2)}, FLOAT, None), ({"dilation": (2, 1)}, FLOAT, None), ({"kernel": (3, 1)}, FLOAT, None),
+        ({"groups": 1}, FLOAT, None), ({}, Storage(True), None), ({}, FLOAT, ()),
     ],
 )  # fmt: skip
-def test_what_is_always_direct(changed, storage, pixels):
+def test_what_is_direct(changed, storage, pixels):
     plain = {"kernel": (3, 3), "groups": 2}
-    assert may_winograd(Core(Grouped((8,), 8, **plain), (8,)))
-    assert not may_winograd(Core(Grouped((8,), 8, **plain | changed), pixels, 0, storage))
+    assert chosen(Grouped((256,), 256, **plain), 14).method == "winograd"
+    assert chosen(Grouped((256,), 256, **plain | changed), 14, pixels, storage).method == "direct"
+
+
+@torch.no_grad()
+def test_a_dense_convolution_that_is_asked_for():
+    form = Grouped((12,), 20, (3, 3), padding=AROUND, bias=True)
+    weights, x = weights_of(form), torch.randn(2, 12, 9, 14)
+    bound = bind(form, weights)
+    bound.method = "winograd"
+    exact, _ = reference([x.double()], [w.double() for w in weights], form)
+    assert_no_worse(bound([x])[0], reference([x], weights, form)[0], exact)
+
+
+def test_what_fits_the_first_level_cache_stays_there():
+    """Groups of few channels; not where all of them are transformed at once, nor with weights of 64 KiB."""
+    form = Grouped((32,), 32, (3, 3), padding=AROUND, groups=4)
+    assert chosen(form, 56).tiles.near
+    assert not chosen(replace(form, pointwise=True), 56, method="winograd").tiles.near
+    assert not chosen(replace(form, dealt=True), 56, method="winograd").tiles.near
+    assert not chosen(replace(form, channels=(128,), out_channels=128), 56).tiles.near
 
 
 @torch.no_grad()

@@ -23,8 +23,8 @@ from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import MOST_PLANES, in_planes, pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.padded import Core
 from leanconv.kernels.cpu.program import Program, View, Work
-from leanconv.kernels.cpu.ways import PACKED, PIPELINES, Way, direct_way, may_winograd, winograd_way
-from leanconv.ops.forms import Pair, check_channels
+from leanconv.kernels.cpu.ways import PACKED, PIPELINES, Way, way_of
+from leanconv.ops.forms import check_channels
 from leanconv.ops.grouped import Grouped
 
 
@@ -87,7 +87,7 @@ class BoundGrouped(Bound):
             form, () if planes else tuple(map(pixel_stride, inputs)), 0 if residual is None else pixel_stride(residual),
             storage,
         )  # fmt: skip
-        way = self._way(core, n, (p, q))
+        way = way_of(core, n, (p, q), self.tile, self.method)
         tiles, direct = way.tiles, way.method == "direct" and not planes
         if direct and any(form.padding[2:]) and tiles.inner.pixels == tiles.outer.pixels == q:
             core = replace(core, columns=w)
@@ -106,13 +106,6 @@ class BoundGrouped(Bound):
         average = average_of(out, out + 1, size, storage) if form.average else None
         program = Program([(made, arguments)], Work(n, p, way.block), average)
         return Step(program, weights, size, form.average, storage.dtype)
-
-    def _way(self, core: Core, samples: int, size: Pair) -> Way:
-        """How maps of that size are made: the method that costs least, its tiles and its blocks of rows."""
-        ways = {"direct": direct_way, "winograd": winograd_way} if may_winograd(core) else {"direct": direct_way}
-        allowed = [way for name, way in ways.items() if self.method in (None, name)]
-        best = min(allowed, key=lambda way: way(core, samples, size, lambda _, tiles, __: tiles).cycles)
-        return best(core, samples, size, self.tile)  # the others' tiles are not made
 
     def _packed(self, way: Way, core: Core) -> list[Tensor]:
         form, tiles = self.form, way.tiles

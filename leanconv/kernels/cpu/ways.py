@@ -65,14 +65,23 @@ def _after(core: Core, q: int) -> tuple[int, int, int, bool]:
     return core.form.project or 0, q, core.storage.steps(core.form.out_channels), False
 
 
-def may_winograd(core: Core) -> bool:
-    """Whether minimal filtering is meant for such: the sums that the operators of this project save already.
+def can_winograd(core: Core) -> bool:
+    """Whether minimal filtering can make it: 3×3 of every pixel, in float32, not of an image in planes."""
+    plain = core.form.kernel == (3, 3) and core.form.stride == core.form.dilation == (1, 1)
+    return plain and not core.storage.half and bool(core.pixels)
 
-    A dense convolution is not among them, and stays with the peers' own method.
+
+def way_of(core: Core, samples: int, size: Pair, choose: Choose, method: str | None) -> Way:
+    """The way that costs least, or by the `method` that is asked for.
+
+    A dense convolution is none of the sums that this project's operators save, and direct unless it is asked for.
     """
-    form = core.form
-    plain = form.kernel == (3, 3) and form.stride == form.dilation == (1, 1)
-    return plain and not core.storage.half and bool(core.pixels) and (form.groups > 1 or form.pointwise)
+    meant = (core.form.groups > 1 or core.form.pointwise) and can_winograd(core)
+    ways = [direct_way, winograd_way] if meant else [direct_way]
+    if method is not None:
+        ways = [{"direct": direct_way, "winograd": winograd_way}[method]]
+    best = min(ways, key=lambda way: way(core, samples, size, lambda _, tiles, __: tiles).cycles)
+    return best(core, samples, size, choose)  # the tiles of others are not made
 
 
 def winograd_way(core: Core, samples: int, size: Pair, choose: Choose) -> Way:
