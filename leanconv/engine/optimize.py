@@ -7,15 +7,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map_only
 
 from leanconv.deploy.calls import Inputs, as_call
 from leanconv.deploy.runtimes import first_line
 from leanconv.engine.candidate import Candidate, Form
 from leanconv.engine.candidates import GIVEN, chosen
 from leanconv.engine.choices import Choice, Choices, faster
-from leanconv.engine.optimized import Optimized
+from leanconv.engine.optimized import PLAIN, Optimized
 from leanconv.engine.race import Entry, clock_of, race
 from leanconv.engine.weights import Weights
 from leanconv.engine.workbench import Workbench
@@ -54,7 +55,7 @@ def optimize(
     """
     candidates = chosen(engines)
     _check(model, dtype, budget_s)
-    args, kwargs = as_call(inputs)
+    args, kwargs = _plain(*as_call(inputs))
     start = time.perf_counter()
     deadline = start + budget_s
     weights = Weights(model)
@@ -89,6 +90,8 @@ def optimize(
 
 
 def _check(model: nn.Module, dtype: torch.dtype | None, budget_s: float) -> None:
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"optimize takes a torch.nn.Module, got {type(model).__name__}")
     if getattr(model, "optimized_by_leanconv", False):
         raise BadInput("the model is optimised already; optimize(model.original, ...) starts again")
     training = next((name for name, module in model.named_modules() if module.training), None)
@@ -103,6 +106,19 @@ def _check(model: nn.Module, dtype: torch.dtype | None, budget_s: float) -> None
         raise BadInput(f"budget_s={budget_s}: must be more than 0 seconds")
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise BadInput("optimize was called under torch.autocast; leave it, and say dtype=torch.bfloat16 instead")
+
+
+def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call with tensors that are their numbers in memory and no more."""
+
+    def plain(tensor: Tensor) -> Tensor:
+        if type(tensor) not in PLAIN or tensor.layout is not torch.strided:
+            what = type(tensor).__name__ if type(tensor) not in PLAIN else str(tensor.layout)
+            raise BadInput(f"an input is a tensor of the kind {what}; optimize takes plain, dense ones")
+        return tensor.resolve_neg()
+
+    made: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(Tensor, plain, (args, kwargs))
+    return made
 
 
 def _bench(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Workbench:

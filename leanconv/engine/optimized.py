@@ -18,11 +18,19 @@ from leanconv.errors import BadInput
 
 # Looked up once: a call of a small layer has no time for it.
 _grad, _autocast, _tracing = torch.is_grad_enabled, torch._C._is_any_autocast_enabled, torch._C._get_tracing_state
-_set_grad = torch._C._set_grad_enabled
+_set_grad, _transforms = torch._C._set_grad_enabled, torch._C._are_functorch_transforms_active
 # Call shapes that stay prepared at once; the oldest goes first.
 MOST_SHAPES = 16
 # Other call shapes that are held against the given model, once each; those met later run that model itself.
 MOST_CHECKED = 64
+
+
+# Types of tensors that the forms take; a subclass may stand for anything.
+PLAIN = (Tensor, nn.Parameter)
+
+
+class _Unusual(Exception):
+    """A tensor among the arguments is none that the forms take: the given model answers."""
 
 
 class Optimized(nn.Module):
@@ -81,7 +89,7 @@ class Optimized(nn.Module):
             shape, dtype, form, original, hooks, before = self.__dict__["_short"]
             if (
                 not (_tracing() or _autocast() or original.training or hooks or before or _HOOKS or _PRE_HOOKS)
-                and x.shape == shape and x.dtype is dtype and x.is_cpu
+                and x.shape == shape and x.dtype is dtype and x.is_cpu and not (x.is_neg() or _transforms())
             ):  # fmt: skip
                 if not _grad():
                     return form(x)
@@ -93,11 +101,17 @@ class Optimized(nn.Module):
         return super().__call__(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() or isinstance(args, torch.fx.Proxy):
             raise BadInput("an optimised model cannot be exported or traced; export model.original")
+        if _transforms():
+            raise BadInput("an optimised model takes no part in torch.func's transforms; use model.original")
         if self.original.training:
             raise BadInput("the model under this optimised one was put in training mode; call .original.eval()")
-        key = _key(args, kwargs)
+        try:
+            key = _key(args, kwargs)
+        except _Unusual:
+            with torch.no_grad():
+                return self._own(*args, **kwargs)
         with torch.no_grad():
             if torch.is_autocast_enabled(device := _device_type(args)):
                 with torch.autocast(device, enabled=False):  # the forms were chosen in the model's own dtype
@@ -199,7 +213,14 @@ class Optimized(nn.Module):
 
 def _key(args: Any, kwargs: Any) -> Hashable:
     """What a prepared form is for: structure, shapes, dtypes, devices and the values of everything else."""
-    return _signature(args, kwargs, lambda t: (t.shape, t.dtype, t.device))
+    return _signature(args, kwargs, _sizes)
+
+
+def _sizes(tensor: Tensor) -> Hashable:
+    """Raises _Unusual for what is more than its numbers in memory: the forms read those alone."""
+    if type(tensor) not in PLAIN or tensor.is_neg() or tensor.layout is not torch.strided:
+        raise _Unusual
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _kind(args: Any, kwargs: Any) -> Hashable:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
@@ -16,6 +17,11 @@ class Weights:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._buffers = [
+            (module, name, buffer, _version(buffer), buffer.detach().clone())
+            for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)
+            for name, buffer in module._buffers.items() if buffer is not None
+        ]  # fmt: skip
         self._hold(list(_versions(model)))
 
     def _hold(self, held: list[tuple[Tensor, int, int]]) -> None:
@@ -24,8 +30,18 @@ class Weights:
         self._sum = sum(version for _, version, _ in held)
 
     def settle(self) -> None:
-        """Leave out what the model's own calls have changed since: a state of its own, such as a counter."""
-        self._hold([held for held in self._held if held[1] == _version(held[0])])
+        """Leave out what the model's own calls have changed since: a state of its own, such as a counter. Its buffers
+        are as they were before.
+        """
+        now = {id(tensor) for tensor, _, _ in _versions(self._model)}
+        changed = {id(t) for t, version, _ in self._held if version != _version(t) or id(t) not in now}
+        self._hold([held for held in self._held if id(held[0]) not in changed])
+        for module, name, buffer, version, before in self._buffers:
+            module._buffers[name] = buffer
+            if version != _version(buffer):
+                with torch.no_grad():
+                    buffer.copy_(before)
+        self._buffers = []
 
     def check(self, *, thoroughly: bool = False) -> None:
         """Raises BadInput if they were changed; where they were replaced only if it looks `thoroughly`.

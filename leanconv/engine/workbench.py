@@ -67,6 +67,8 @@ class Workbench:
         if has_nan(self.answer):
             return "the model's output has NaN in it"
         if not difference(self.answer, again).ok(0.0):
+            if opaque := sorted({type(value).__name__ for value in _opaque(self.answer)}):
+                return f"the model's output has {' and '.join(opaque)} in it, whose tensors are not found"
             return "two calls of the model give two answers"
         args, kwargs = self.call()
         with torch.no_grad():
@@ -205,6 +207,12 @@ class Workbench:
 def _laid_out(tensors: list[Tensor], dense: list[bool]) -> list[Tensor]:
     """Contiguous where the given model's answers are: what reads them may ask for a view that channels_last has not."""
     return [t.contiguous() if wanted else t for t, wanted in zip(tensors, dense, strict=True)]
+
+
+def _opaque(value: Any) -> list[Any]:
+    """What is neither a tensor nor a plain value in a nested answer: PyTorch knows no parts of it."""
+    constants = [each for _, each in Frame.split(value)[1].constants]
+    return [each for each in constants if not isinstance(each, int | float | complex | str | bytes | type(None))]
 
 
 def _size(error: Error) -> float:

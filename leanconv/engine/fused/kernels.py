@@ -64,10 +64,10 @@ class KernelRun:
         kept = [x for x in maps if x is not None]
         calls: list[Any] = []
         if averages:
-            kept.append(torch.empty(step.size[0], 3, step.size[1]))
+            kept.append(torch.empty(step.size[0], 3, step.size[1], dtype=torch.float32))
             calls.append(self.bound.gates(averages[0], averages[1:], kept[-1]))
         result = torch.empty_strided(step.size, step.strides, dtype=step.dtype)
-        kept += [*step.weights, result, torch.empty(step.size[:2])]
+        kept += [*step.weights, result, torch.empty(step.size[:2], dtype=torch.float32)]
         pointers = step.program.pointers()
         for index in range(len(pointers)):
             pointers[index] = kept[index].data_ptr()

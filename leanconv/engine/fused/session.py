@@ -252,7 +252,7 @@ class Session:
         step, program = todo.step, todo.step.program
         maps: list[Any] = [self._values[i] if i in self._known else i for i in todo.maps]
         if todo.averages:
-            gates = torch.empty(step.size[0], 3, step.size[1])
+            gates = torch.empty(step.size[0], 3, step.size[1], dtype=torch.float32)
             first, *rest = [self._values[i] if i in self._known else self._copied(i) for i in todo.averages]
             self._calls.append(todo.bound.gates(first, rest, gates))
             self._batch.places.append(todo.at)
@@ -279,7 +279,7 @@ class Session:
         """A place for an average that PyTorch makes: it is copied there before the step, whose pointers cannot wait."""
         shape = self._plan.shapes[place]
         with torch.inference_mode(False):  # later calls may be made outside that mode
-            kept = torch.empty(shape[0], shape[1], 1, 1)
+            kept = torch.empty(shape[0], shape[1], 1, 1, dtype=torch.float32)
         self._step(Step(kept.copy_, (place,), place, -1, (), False))
         return kept
 

@@ -151,7 +151,7 @@ class GatedStep(Step):
         if self._blend is None:
             return super().__call__(*maps, self._bound.in_torch(maps, list(averages) or [None] * len(maps)))
         y = torch.empty_strided(self.size, self.strides, dtype=self.dtype)
-        means = torch.empty(self.size[:2] if self.average else (0,))
+        means = torch.empty(self.size[:2] if self.average else (0,), dtype=torch.float32)
         known = [None if x is None else x.data_ptr() for x in averages]
         self._blend.run([*[x.data_ptr() for x in maps], *self.rest(y, means), *known])
         return y, means
@@ -168,7 +168,7 @@ def global_average(x: Tensor) -> Tensor:
     pixel = pixel_stride(x)
     if lib is None or not x.numel() or not pixel:
         return averaged(x)
-    means = torch.empty(n, c)
+    means = torch.empty(n, c, dtype=torch.float32)
     sample = x.stride(0) if n > 1 else 0
     if lib.lc_average(
         x.data_ptr(), x.dtype.itemsize == 2, sample, w * pixel, pixel, n, h, w, c, means.data_ptr(),

@@ -42,7 +42,7 @@ class Step:
 
     def __call__(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.empty_strided(self.size, self.strides, dtype=self.dtype)
-        means = torch.empty(self.size[:2] if self.average else (0,))
+        means = torch.empty(self.size[:2] if self.average else (0,), dtype=torch.float32)
         if self.program.native:
             outputs = [y.data_ptr(), means.data_ptr()] if self.average else [y.data_ptr()]
             self.program.run(*[m.data_ptr() for m in maps], *self._constant, *outputs)

@@ -53,7 +53,7 @@ def pack_projection(weight: Tensor, block: int, storage: Storage = FLOAT) -> Ten
 
 def pack_vector(vector: Tensor | None, block: int, size: int) -> Tensor:
     """`O`, zeros behind up to whole blocks; all zeros where there is none."""
-    packed = torch.zeros(-(-size // block) * block)
+    packed = torch.zeros(-(-size // block) * block, dtype=torch.float32)
     if vector is not None:
         packed[:size] = vector
     return packed
@@ -62,6 +62,6 @@ def pack_vector(vector: Tensor | None, block: int, size: int) -> Tensor:
 def pack_taps(taps: Tensor) -> Tensor:
     """`C 1 R S -> R·S C`, with C rounded up to 16."""
     c = taps.shape[0]
-    packed = torch.zeros(taps[0].numel(), -(-c // 16) * 16)
+    packed = torch.zeros(taps[0].numel(), -(-c // 16) * 16, dtype=torch.float32)
     packed[:, :c] = taps.reshape(c, -1).T
     return packed

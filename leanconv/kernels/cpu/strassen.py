@@ -66,7 +66,7 @@ def pack_products(weight: Tensor, block: int) -> Tensor:
     (b11, b21), (b12, b22) = first.split(depth, 1), second.split(depth, 1)
     factors = torch.stack([b11 + b22, b11, b12 - b22, b21 - b11, b22, b11 + b12, b21 + b22])
     blocks = -(-width // block)
-    packed = torch.zeros(PRODUCTS, blocks * block, depth)
+    packed = torch.zeros(PRODUCTS, blocks * block, depth, dtype=torch.float32)
     packed[:, :width] = factors
     return packed.view(PRODUCTS, blocks, block, depth).permute(1, 0, 3, 2).contiguous()
 

@@ -76,7 +76,7 @@ def track_weights(source: Source, stencils: dict[tuple[int, int], tuple[Tensor |
         if taps is not None:
             packed.append(pack_taps(taps.detach().float()[at : at + form.channels]))
         if bias is not None:
-            whole = torch.zeros(-(-form.channels // 16) * 16)
+            whole = torch.zeros(-(-form.channels // 16) * 16, dtype=torch.float32)
             whole[: form.channels] = bias.detach().float()[at : at + form.channels]
             packed.append(whole)
     return packed
