@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanconv.engine.fused.graph import Node, Ref
-from leanconv.engine.fused.kernels import kernel, split
+from leanconv.engine.fused.kernels import has_matrix_unit, kernel, split
 from leanconv.engine.fused.stages import Block, Gated, Slices, Stage, activate
 from leanconv.ops.exact import exact_mean
 
@@ -169,6 +169,13 @@ def _has_onednn(dtype: torch.dtype) -> bool:
     return torch.backends.mkldnn.is_available() and dtype in (torch.float32, torch.bfloat16)
 
 
+def _mixed(node: Node) -> Run | None:
+    """Stencils in a kernel, the product in oneDNN."""
+    if node.dtype != torch.bfloat16 or not has_matrix_unit():
+        return None
+    return split(node, lambda tail: _block(tail, _onednn_stage))
+
+
 def _matrix(node: Node) -> Run | None:
     """1×1 on maps of one pixel: a small matrix product, which needs none of a convolution's preparations."""
     block: Block = node.data
@@ -276,6 +283,7 @@ FORMS: dict[str, list[Form]] = {
         Form("matrix", _matrix),
         Form("kernel", kernel),
         Form("split", split),
+        Form("kernel+onednn", _mixed),
     ],
     "gated": [Form("aten", _gated), Form("kernel", kernel)],
     "upsample": [Form("aten", _upsample), Form("kernel", kernel)],

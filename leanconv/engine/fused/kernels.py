@@ -1,7 +1,9 @@
 """The form "kernel": the primitive's kernel for this machine's CPU, bound to the node's weights."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,12 @@ from leanconv.kernels import cpu_reason
 from leanconv.ops.grouped import Grouped
 
 DTYPES = (torch.float32, torch.bfloat16)  # of maps
+
+
+@functools.cache
+def has_matrix_unit() -> bool:
+    """Whether the machine multiplies tiles of bfloat16 in a unit of its own (AMX), which oneDNN uses and Halide not."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 class KernelRun:
@@ -102,13 +110,17 @@ def kernel(node: Node) -> KernelRun | None:
     return KernelRun(node, bind(form, weights), form) if type(form) in BINDERS else None
 
 
-class SplitRun:
-    """A block as two kernels: its stencils, then its 1×1, with the map between them in memory.
+Finish = Callable[[Node], Callable[..., Any] | None]
 
-    Where the map does not stay in the cache anyway this can be faster: each kernel has a schedule of its own.
+
+class SplitRun:
+    """A block as two steps: its stencils in a kernel, then its 1×1 as `finish` makes it, with the map between them in
+    memory.
+
+    Where the map does not stay in the cache anyway this can be faster: each has a schedule of its own.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, finish: Finish) -> None:
         block: Block = node.data
         pieces = node.inputs[: block.pieces]
         h, w = pieces[0].shape[2:]
@@ -121,7 +133,7 @@ class SplitRun:
         inputs = [self.head, *node.inputs[block.pieces :]]
         self.tail = Node("block", inputs, tail, node.shape, node.dtype, node.name)
         self.pieces = block.pieces
-        first, second = kernel(self.head), kernel(self.tail)
+        first, second = kernel(self.head), finish(self.tail)
         if first is None or second is None:
             raise ValueError("no kernel for a part of it")
         self.first, self.second = first, second
@@ -130,9 +142,10 @@ class SplitRun:
         return self.second(self.first(*inputs[: self.pieces]), *inputs[self.pieces :])
 
     def launch(self, inputs: Sequence[Tensor]) -> Callable[[], None] | None:
-        """Both kernels as a plan runs them. For measuring."""
-        between = self.first(*inputs[: self.pieces])
-        first, second = self.first.launch(inputs[: self.pieces]), self.second.launch([between, *inputs[self.pieces :]])
+        """Both steps as a plan runs them. For measuring."""
+        between, run = [self.first(*inputs[: self.pieces]), *inputs[self.pieces :]], self.second
+        first = self.first.launch(inputs[: self.pieces])
+        second = run.launch(between) if isinstance(run, KernelRun) else partial(run, *between)
         if first is None or second is None:
             return None
 
@@ -143,9 +156,9 @@ class SplitRun:
         return call
 
 
-def split(node: Node) -> SplitRun | None:
-    """Two kernels for a block of stencils and a 1×1; None for other blocks, and where there are no kernels."""
+def split(node: Node, finish: Finish = kernel) -> SplitRun | None:
+    """Two steps for a block of stencils and a 1×1; None for other blocks, and where there are no kernels."""
     block = node.data
     if cpu_reason() or node.dtype not in DTYPES or len(block.stages) < 2 or not block.stages[-1].pointwise:
         return None
-    return None if block.beside or primitive(node) is None else SplitRun(node)
+    return None if block.beside or primitive(node) is None else SplitRun(node, finish)

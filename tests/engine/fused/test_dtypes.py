@@ -9,16 +9,19 @@ from torch import nn
 
 import leanconv as lc
 from leanconv.engine import optimize
-from leanconv.engine.fused import candidate
+from leanconv.engine.fused import candidate, forms
+from leanconv.engine.fused import choose as room
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture import to_graph
 from leanconv.engine.fused.dtypes import keep_in
 from leanconv.engine.fused.forms import FORMS
 from leanconv.engine.fused.rewrite import rewrite
 from leanconv.engine.workbench import Workbench
+from leanconv.kernels import cpu_reason
 from tests.engine.fused.test_candidate import Odd, randomised
 
 HALF = torch.bfloat16
+BLOCKS = FORMS["block"]
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +55,44 @@ def test_networks(name):
         x = torch.randn(size).to(HALF)
         assert_right(lambda x: form(x.float()), model, x)
         assert_right(own, model, x)
+
+
+class Products(nn.Module):
+    """Stencils with a 1×1 behind them: a chain, a residual, a gate between them, groups, two pieces."""
+
+    def __init__(self, c=24):
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, c, 3, padding=1), nn.Conv2d(c, 5, 1)
+        self.stencils = nn.ModuleList(nn.Conv2d(c, c, 3, padding=d, dilation=d, groups=c) for d in (1, 2, 1))
+        self.groups, self.pair = nn.Conv2d(c, c, 3, 2, 1, groups=4), nn.Conv2d(2 * c, 2 * c, (1, 3), groups=2 * c)
+        self.products = nn.ModuleList(nn.Conv2d(i, c, 1) for i in (c, c, c, c, 2 * c))
+
+    def forward(self, x):
+        (a, b, c), (p, q, r, s, t), x = self.stencils, self.products, self.stem(x)
+        y = q(b(a(x)).relu()) + x
+        z = p(F.silu(c(y)) * y.mean((2, 3), keepdim=True).sigmoid())
+        return self.out(s(self.groups(r(z)).relu()).relu()), t(self.pair(torch.cat([y, z], 1))).mean((2, 3))
+
+
+@pytest.mark.skipif(bool(cpu_reason()), reason=cpu_reason() or "kernels")
+def test_products_on_a_matrix_unit(monkeypatch):
+    """As on a machine that has one: stencils in kernels, products in oneDNN."""
+    monkeypatch.setitem(FORMS, "block", [form for form in BLOCKS if form.name in ("aten", "kernel+onednn")])
+    monkeypatch.setattr(room, "PREFERRED", ("kernel+onednn",))
+    model, x = Products().eval(), torch.randn(2, 3, 14, 12)
+    without = FUSED.prepare(Workbench(model, (x,), {}, 1), HALF)
+    assert {row.chosen for row in without.blocks.rows} == {"aten"}
+    monkeypatch.setattr(forms, "has_matrix_unit", lambda: True)
+    room._MEASURED.clear()
+    form = FUSED.prepare(Workbench(model, (x,), {}, 1), HALF)
+    room._MEASURED.clear()
+    chosen = [row.block for row in form.blocks.rows if row.chosen == "kernel+onednn"]
+    assert len(chosen) >= 3, str(form.blocks)
+    for size in (x.shape, x.shape, (1, 3, 9, 11), (1, 3, 9, 11)):
+        x = torch.randn(size).to(HALF).float()
+        exact, short = copy.deepcopy(model).double()(x.double()), copy.deepcopy(model).to(HALF)(x.to(HALF))
+        for y, right, own in zip(form(x), exact, short, strict=True):
+            assert (y - right).abs().max() <= 2 * (own - right).abs().max()
 
 
 def test_an_odd_network():
