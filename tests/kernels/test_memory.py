@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leanconv.kernels.cpu import bind, bind_split
+from leanconv.kernels.cpu import bind, bind_separable, bind_split, tiles
 from leanconv.kernels.cpu.memory import ALIGN, HUGE, huge, settled
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.grouped import Grouped
@@ -159,6 +159,24 @@ def test_the_others(c, size, dtype):
     fence.add("gated sum", gated, [dense(dtype, 2, c + 2, *size), *maps], [torch.rand(2, 3, c + 2)])
     for form in (MaxPool(c, average=True), MaxPool(c, (3, 3), (2, 2), AROUND)):
         fence.add("max pool", bind(form, []), maps[:1])
+    fence.hold()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(3, 5), (9, 30)])
+def test_maps_that_are_fetched_from_memory(size, monkeypatch):
+    """Block by block, a row or so at a time; of a slice of channels that slice alone."""
+    for place in (tiles, bind_separable):
+        monkeypatch.setattr(place, "cache_bytes", lambda: 10)
+    fence = Fence()
+    for c, wide in ((5, 5), (19, 19), (3, 40)):
+        x = dense(torch.float32, 2, wide, *size)[:, :c]
+        square, row = stencil(c, (3, 3), padding=AROUND), (Stencil(0, 2, (1, 3), padding=(0, 0, 1, 1)),)
+        beside = (*row, Stencil(2, c - 2, (3, 1), padding=(1, 1, 0, 0)))
+        for name, stages in {"3x3": (square,), "two": (square, square), "side by side": (beside,)}.items():
+            form = Separable((c,), stages, 9)
+            fence.add(f"{name} of {c}", bind(form, weights_of(form)), [x, None, None])
+    assert all(step.program._keep[2] for _, step, *_ in fence.cases)
     fence.hold()
 
 

@@ -149,12 +149,24 @@ def test_which_maps_are_read_where_they_lie():
     maker = SimpleNamespace(storage=FLOAT)
     square = Stencil(0, 8, (3, 3), padding=(1, 1, 1, 1))
     row = Stencil(0, 8, (1, 3), padding=(0, 0, 1, 1))
-    assert made(maker, square, 3, False)
-    assert made(maker, row, 3, True)
-    assert not made(maker, square, 3, True)
-    assert not made(maker, square, 2, False)
-    assert not made(maker, replace(square, stride=(1, 2)), 9, False)
-    assert not made(maker, replace(square, kernel=(7, 7), padding=(3, 3, 3, 3)), 30, False)
-    assert not made(maker, replace(row, padding=(0, 0, 40, 0)), 90, False)
-    assert not made(maker, Stencil(0, 8, identity=True), 9, False)
-    assert not made(SimpleNamespace(storage=Storage(True)), square, 9, False)
+    assert made(maker, square, 3)
+    assert made(maker, row, 3)
+    assert not made(maker, square, 2)
+    assert not made(maker, replace(square, stride=(1, 2)), 9)
+    assert not made(maker, replace(square, kernel=(7, 7), padding=(3, 3, 3, 3)), 30)
+    assert not made(maker, replace(row, padding=(0, 0, 40, 0)), 90)
+    assert not made(maker, Stencil(0, 8, identity=True), 9)
+    assert not made(SimpleNamespace(storage=Storage(True)), square, 9)
+
+
+@pytest.mark.parametrize("name", ["splconv", "xsepconv", "mobilenet", "unpadded"])
+def test_which_rows_are_read(name):
+    """The last row of a map that a row of the result depends on, from derivatives."""
+    form = replace(FORMS[name], residual=False, gate=False, activation="none")
+    form = replace(form, stages=tuple(tuple(replace(s, activation="none") for s in each) for each in form.stages))
+    x = torch.randn(1, form.channels[0], 40, 40, dtype=torch.double, requires_grad=True)
+    y = reference([x], [w.double() for w in weights_of(form)], form)[0]
+    ahead, step = bind_separable._rows_read([each[0] for each in form.stages])
+    for row in (3, 7):
+        (slope,) = torch.autograd.grad(y[:, :, row].sum(), x, retain_graph=True)
+        assert slope[0].abs().amax((0, 2)).nonzero().max() == row * step + ahead

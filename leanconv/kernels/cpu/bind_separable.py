@@ -30,14 +30,12 @@ from leanconv.kernels.cpu.bound import (
 from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.pieces import Tile
-from leanconv.kernels.cpu.program import Program, View, Work
+from leanconv.kernels.cpu.program import Fetch, Program, View, Work
 from leanconv.kernels.cpu.stencils import Track, written_out
 from leanconv.kernels.cpu.tiles import cache_bytes, fill, lanes_for, row_block, strip
 from leanconv.kernels.cpu.tracks import Source, split_weights, track_weights, tracks
 from leanconv.ops.forms import Stencil, check_channels
 from leanconv.ops.separable import Separable
-
-_FEW = 3  # taps of a stencil that reads a map from memory as fast as a copy does
 
 
 class BoundSeparable(Bound):
@@ -139,7 +137,16 @@ class _Maker:
         target = flat_out_view(self.pointers + len(self.weights), self.size, self.storage)
         arguments = [target, *arguments, target]
         made = kernel(separable.projected, core, tile)
-        return self._finish([(made, arguments)], Work(n, p * q, work.block * q), flat=True)
+        return self._finish([(made, arguments)], Work(n, p * q, work.block * q), True, fetches=self._fetches(core))
+
+    def _fetches(self, core: separable.Core) -> list[Fetch]:
+        """The maps from memory that are not copied, each once."""
+        found: dict[int, Fetch] = {}
+        for source, track in zip(self.bound._tracks, core.tracks, strict=True):
+            if track.far and track.direct:
+                made = Fetch(self._input(source), self.size[3], *_rows_read(track.stencils))
+                found[source.index] = made.joined(found.get(source.index, made))
+        return list(found.values())
 
     def pointwise(self) -> Step:
         """A 1×1 alone: all pixels in a row."""
@@ -198,11 +205,12 @@ class _Maker:
         return self._finish([(kernel(strassen.pipeline, core, tile), arguments)], work, flat=False, apart=True)
 
     def _finish(
-        self, kernels: list[tuple[tuple[int, object], list[View]]], work: Work, flat: bool, apart: bool = False
+        self, kernels: list[tuple[tuple[int, object], list[View]]], work: Work, flat: bool, apart: bool = False,
+        fetches: Sequence[Fetch] = (),
     ) -> Step:  # fmt: skip
         out = self.pointers + len(self.weights)
         average = average_of(out, out + 1, self.size, self.storage, flat, apart) if self.form.average else None
-        program = Program(kernels, work, average)
+        program = Program(kernels, work, average, fetches)
         return Step(program, self.weights, self.size, self.form.average, self.storage.dtype)
 
     def _add(self, packed: Tensor) -> View:
@@ -229,7 +237,7 @@ class _Maker:
             return sum(-(-width // tile) * tile / width for width, tile in zip(widths, kept[0], strict=True))
 
         far = self.storage.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * cache_bytes()
-        direct = self.bound._project is not None and self._reads_in_place(stencils[0], widths[1], far)
+        direct = self.bound._project is not None and self._reads_in_place(stencils[0], widths[1])
         if direct:
             widths[1] -= sum(stencils[0].padding[2:])
         best = tuple(map(fill, widths))
@@ -238,15 +246,15 @@ class _Maker:
             direct,
         )  # fmt: skip
 
-    def _reads_in_place(self, form: Stencil, width: int, far: bool) -> bool:
+    def _reads_in_place(self, form: Stencil, width: int) -> bool:
         """Whether a first stencil with `width` columns of output reads the map where it lies: without a copy.
 
-        A copy costs as much as three taps. It pays where the map comes from memory, which it reads faster than many
-        taps do; where a number would be widened for each tap; and where there is no inside, or a wide border.
+        A copy costs as much as three taps. It pays where a number would be widened for each tap, and where there is no
+        inside, or a wide border.
         """
         (r, s), (_, _, left, right) = form.kernel, form.padding
         plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and not self.storage.half
-        return plain and max(left, right) <= 8 and width > left + right and (not far or r * s <= _FEW)
+        return plain and max(left, right) <= 8 and width > left + right
 
     def _input(self, source: Source) -> View:
         return map_view(source.index, self.inputs[source.index], source.first, source.channels)
@@ -281,3 +289,12 @@ class _Maker:
                 halo = max(halo, (stencil.kernel[0] - 1) * stencil.dilation[0])
                 row_bytes += 4 * source.channels * q * step * step
         return Work(n, p, row_block(p, n, row_bytes, halo, torch.get_num_threads()))
+
+
+def _rows_read(stencils: Sequence[Stencil]) -> tuple[int, int]:
+    """The last row of a map that the first row of a chain's result reads, and how much further each next one does."""
+    last, step = 0, 1
+    for form in reversed(stencils):
+        last = last * form.stride[0] + (form.kernel[0] - 1) * form.dilation[0] - form.padding[0]
+        step *= form.stride[0]
+    return last, step

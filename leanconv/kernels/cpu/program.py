@@ -3,7 +3,7 @@
 import ctypes
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,14 @@ class _Program(ctypes.Structure):
                          "sums", "apart", "unused")
         ),
         ("sample", ctypes.c_int64), ("row", ctypes.c_int64), ("frame", ctypes.c_void_p * _FRAMES),
+        ("fetch", ctypes.c_void_p), ("fetches", ctypes.c_int64),
+    ]  # fmt: skip
+
+
+class _Fetch(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("pointer", "unit", "step", "ahead", "rows", "pixels")),
+        *((name, ctypes.c_int64) for name in ("sample", "offset", "pixel", "bytes")),
     ]  # fmt: skip
 
 
@@ -107,14 +115,47 @@ class Average:
     apart: int = 0
 
 
+@dataclass(frozen=True)
+class Fetch:
+    """A map in memory of which each block's part is read, line by line, before the block's kernels jump about in it.
+
+    Args:
+        view: the map, `c x y`.
+        unit: rows of the work that make one row of the result.
+        ahead, step: the last row of the map that the first row of the result reads, and how much further each next one.
+    """
+
+    view: View
+    unit: int
+    ahead: int
+    step: int
+
+    def joined(self, other: "Fetch") -> "Fetch":
+        """What covers both, of the same map."""
+        first = min(self.view.offset, other.view.offset)
+        end = max(view.offset + view.dims[0][0] for view in (self.view, other.view))
+        view = replace(self.view, offset=first, dims=((end - first, 1), *self.view.dims[1:]))
+        return replace(self, view=view, ahead=max(self.ahead, other.ahead))
+
+    def made(self) -> _Fetch:
+        """As the runtime takes it."""
+        (channels, _), (pixels, pixel), (rows, _) = self.view.dims
+        size = 2 if self.view.half else 4
+        numbers = (self.view.sample, self.view.offset, pixel, channels)
+        return _Fetch(
+            self.view.pointer, self.unit, self.step, self.ahead, rows, pixels, *[size * number for number in numbers]
+        )
+
+
 @functools.lru_cache(1)
 def library() -> Any:
     """The runtime with its argument types. Raises BadInput where its structures are not those of this file."""
     lib: Any = runtime()
     if lib is None:
         return None
-    sizes = [ctypes.sizeof(kind) for kind in (_Argument, _Frame, _Program, _Gates, _Call)]
-    if sizes != [lib.lc_sizes(i) for i in range(len(sizes))]:
+    kinds = {0: _Argument, 1: _Frame, 2: _Program, 3: _Gates, 4: _Call, 6: _Fetch}
+    sizes = [ctypes.sizeof(kind) for kind in kinds.values()]
+    if sizes != [lib.lc_sizes(i) for i in kinds]:
         raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
     pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     lib.lc_run.argtypes = (pointer, pointer, i32)
@@ -181,8 +222,9 @@ class Program:
     """
 
     def __init__(
-        self, kernels: Sequence[tuple[tuple[int, Any], Sequence[View]]], work: Work, average: Average | None = None
-    ) -> None:
+        self, kernels: Sequence[tuple[tuple[int, Any], Sequence[View]]], work: Work, average: Average | None = None,
+        fetches: Sequence[Fetch] = (),
+    ) -> None:  # fmt: skip
         self.work, self.average = work, average
         self._kernels = list(kernels)
         self._native = all(address for (address, _), _ in kernels)
@@ -196,7 +238,9 @@ class Program:
             made.average, made.sums, made.channels = average.pointer + 1, average.result, average.channels
             made.columns, made.sample, made.row = average.columns, average.sample, average.row
             made.half, made.apart = average.half, average.apart
-        self._keep = (made, frames)
+        fetched = (_Fetch * len(fetches))(*[fetch.made() for fetch in fetches])
+        made.fetch, made.fetches = ctypes.addressof(fetched), len(fetches)
+        self._keep = (made, frames, fetched)
         self._address = ctypes.addressof(made)
         count = 1 + max(max(view.pointer for _, views in kernels for view in views), average.result if average else 0)
         self._pointers = ctypes.c_void_p * count

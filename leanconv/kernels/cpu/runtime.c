@@ -80,6 +80,13 @@ typedef struct {
 
 typedef int (*kernel_t)(void **);
 typedef struct { kernel_t kernel; int32_t count, unused; argument_t arguments[MAX_ARGS]; } frame_t;
+// A map in memory that a block's kernels jump about in: what of it they read first is read before them, line by line, as
+// fast as memory gives it.
+typedef struct {
+    int32_t pointer, unit, step, ahead;       // unit: of the program's rows, which make one of the result's; step: from the last of the map's rows that one of those reads to the next; ahead: the first such
+    int32_t rows, pixels;                     // of the map
+    int64_t sample, offset, pixel, bytes;     // in bytes: steps, and what of a pixel is read
+} fetch_t;
 typedef struct {
     int32_t frames, samples, rows, block;     // rows of the output and rows per block
     int32_t least, half;                      // rows that a kernel needs at least: the last block may overlap; whether the averaged map is bfloat16
@@ -87,6 +94,8 @@ typedef struct {
     int32_t apart, unused;                    // its rows, where it is averaged when all blocks are done
     int64_t sample, row;                      // of the averaged map, in numbers
     const frame_t *frame[8];
+    const fetch_t *fetch;
+    int64_t fetches;
 } program_t;
 
 static int run_frame(const frame_t *f, uint8_t *const *pointers, int64_t n, int y0, int y1) {
@@ -142,6 +151,20 @@ static void sum_rows(const void *map, int half, int64_t row, int columns, int ch
     else sum_rows_of(map, 0, row, columns, channels, pixel, y0, y1, sums, line);
 }
 
+static int64_t last_row(const fetch_t *f, int64_t y) {
+    int64_t end = y ? ((y - 1) / f->unit) * f->step + f->ahead + 1 : 0;
+    return end < 0 ? 0 : end < f->rows ? end : f->rows;
+}
+
+static void fetch_block(const fetch_t *f, void *const *pointers, int64_t n, int y0, int y1) {
+    int64_t from = last_row(f, y0) * f->pixels, pixels = last_row(f, y1) * f->pixels - from, bytes = f->bytes;
+    const uint8_t *map = (const uint8_t *)pointers[f->pointer] + f->offset + n * f->sample + from * f->pixel;
+    if (pixels <= 0) return;
+    if (2 * bytes >= f->pixel) { bytes += (pixels - 1) * f->pixel; pixels = 1; }
+    for (; pixels > 0; pixels--, map += f->pixel)
+        for (int64_t i = 0; i < bytes; i += 64) (void)*(const volatile uint8_t *)(map + i);
+}
+
 static const void *sample_of(const void *map, int half, int64_t at) { return (const uint8_t *)map + at * (half ? 2 : 4); }
 
 // One block of rows of one sample; the averaged channels' sums go to `sums`.
@@ -149,6 +172,7 @@ static int run_task(const program_t *p, void **pointers, int64_t t, int blocks, 
     int64_t n = t / blocks;
     int y0 = (int)(t % blocks) * p->block, y1 = y0 + p->block < p->rows ? y0 + p->block : p->rows, failed = 0;
     int start = y1 - y0 < p->least ? y1 - p->least : y0;
+    for (int f = 0; f < p->fetches; f++) fetch_block(&p->fetch[f], pointers, n, y0, y1);
     for (int f = 0; f < p->frames; f++) failed |= run_frame(p->frame[f], (uint8_t *const *)pointers, n, start, y1);
     if (sums) {
         float *line = lc_malloc(NULL, sizeof(float) * p->channels);
@@ -327,6 +351,6 @@ int lc_calls(const call_t *calls, int count, int threads, double *seconds) {
 }
 
 int lc_sizes(int which) {
-    const int sizes[] = {sizeof(argument_t), sizeof(frame_t), sizeof(program_t), sizeof(gates_t), sizeof(call_t), sizeof(blend_t)};
+    const int sizes[] = {sizeof(argument_t), sizeof(frame_t), sizeof(program_t), sizeof(gates_t), sizeof(call_t), sizeof(blend_t), sizeof(fetch_t)};
     return sizes[which];
 }
