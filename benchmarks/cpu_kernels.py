@@ -6,9 +6,10 @@ Layers of U-Net (base 32, 256 px), VGG-16 on CIFAR, ResNet-50, MobileNetV1/V3 an
 inference, in turns in one process. Peers run at their best setting: eager channels_last, OpenVINO (latency, f32), ONNX
 Runtime (all optimisations), with --compile torch.compile (freezing, channels_last; half a minute of compiling a row).
 BatchNorm behind the layer is folded, and a ReLU follows, for all alike. "floor" = the larger of flops / peak and
-compulsory bytes / bandwidth, both measured here. malloc keeps freed memory, for all alike. The time of a candidate is
-its least CPU time over the rounds: what the others on a shared machine take away is in every other figure. Prints
-geometric means; writes benchmarks/results/cpu_kernels.json.
+compulsory bytes / bandwidth, both measured here; its flops are those of the sums as they stand, so that a method of
+fewer multiplications, named beside the share ("winograd"), can be above 100 %. malloc keeps freed memory, for all
+alike. The time of a candidate is its least CPU time over the rounds: what the others on a shared machine take away is
+in every other figure. Prints geometric means; writes benchmarks/results/cpu_kernels.json.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from benchmarks.operators import commit
 from leanconv.deploy.runtimes import OnnxRuntime, OpenVino
 from leanconv.files import write_json
-from leanconv.kernels.cpu import bind, bind_split
+from leanconv.kernels.cpu import Bound, bind, bind_split
 from leanconv.measure.device import describe
 from leanconv.measure.roofline import Peaks, peaks
 from leanconv.nn import get, make, parse
@@ -39,6 +40,8 @@ from leanconv.ops.grouped import Grouped
 from leanconv.ops.separable import Separable
 from leanconv.spec import ConvSpec
 from leanconv.table import table
+
+Fused = tuple[Bound, Callable[[Tensor], Tensor]]  # what computes a layer, and the call that does
 
 OUT = Path(__file__).parent / "results" / "cpu_kernels.json"
 DENSE = {
@@ -154,7 +157,7 @@ def measured(operator: str, place: str, spec: ConvSpec, top: Peaks, arguments: a
     layer = layer.fold()
     model = nn.Sequential(layer, nn.ReLU()).eval()
     x = torch.randn(arguments.batch, spec.c, spec.h, spec.w).contiguous(memory_format=torch.channels_last)
-    ours = FUSED[parse(operator)[0]](layer)
+    bound, ours = FUSED[parse(operator)[0]](layer)
     exact, found = model(x), ours(x)
     error = ((exact - found).abs().max() / exact.abs().max()).item()
     if error > 1e-5:
@@ -171,7 +174,7 @@ def measured(operator: str, place: str, spec: ConvSpec, top: Peaks, arguments: a
     return {
         "operator": operator, "layer": place, "macs": cost.executed_macs, "ms": times, "best_peer": best,
         "speedup": rivals[best] / times["ours"], "floor_ms": floor_ms, "bound_by": bound_by,
-        "of_floor": floor_ms / times["ours"], "error": error,
+        "of_floor": floor_ms / times["ours"], "error": error, "methods": sorted(bound.methods - {"direct"}),
     }  # fmt: skip
 
 
@@ -209,7 +212,7 @@ def show(operator: str, rows: list[dict[str, Any]]) -> str:
     names = list(rows[0]["ms"])
     lines = [
         [row["layer"], *(f"{row['ms'][name]:.3f}" for name in names), f"{row['speedup']:.2f}x {row['best_peer']}",
-         f"{row['of_floor']:.0%} {row['bound_by']}"]
+         " ".join([f"{row['of_floor']:.0%}", row["bound_by"], *row.get("methods", [])])]
         for row in rows
     ]  # fmt: skip
     columns = ["layer", *(f"{name} ms" for name in names), "against the best peer", "of the floor"]
@@ -240,31 +243,31 @@ def _weights(*convs: nn.Conv2d) -> list[Tensor]:
     return [p for conv in convs for p in (conv.weight, conv.bias) if p is not None]
 
 
-def _separable(layer: Any) -> Callable[[Tensor], Tensor]:
+def _separable(layer: Any) -> Fused:
     biased = layer.pointwise.bias is not None
     form = Separable((layer.in_channels,), ((_stencil(layer.spatial),),), layer.out_channels, biased, "relu")
     call = bind(form, _weights(layer.spatial, layer.pointwise))
-    return lambda x: call([x])[0]
+    return call, lambda x: call([x])[0]
 
 
-def _sic(layer: Any) -> Callable[[Tensor], Tensor]:
+def _sic(layer: Any) -> Fused:
     pair, adds = layer.pairs[0], layer._adds[0]
     form = Separable(
         (layer.in_channels,), ((_stencil(pair.spatial),),), layer.out_channels, pair.pointwise.bias is not None, "relu",
         residual=adds,
     )  # fmt: skip
     call = bind(form, _weights(pair.spatial, pair.pointwise))
-    return lambda x: call([x], x if adds else None)[0]
+    return call, lambda x: call([x], x if adds else None)[0]
 
 
-def _group_pointwise(layer: Any) -> Callable[[Tensor], Tensor]:
+def _group_pointwise(layer: Any) -> Fused:
     conv, project = layer.spatial, layer.pointwise
     form = Grouped(
         (layer.in_channels,), conv.out_channels, conv.kernel_size, padding=_around(conv), groups=conv.groups,
         project=layer.out_channels, project_bias=project.bias is not None, activation="relu",
     )  # fmt: skip
     call = bind(form, _weights(conv, project))
-    return lambda x: call([x])[0]
+    return call, lambda x: call([x])[0]
 
 
 def _hetconv_form(layer: Any, activation: str, average: bool) -> tuple[Grouped, list[Tensor]]:
@@ -277,24 +280,24 @@ def _hetconv_form(layer: Any, activation: str, average: bool) -> tuple[Grouped, 
     ), weights  # fmt: skip
 
 
-def _hetconv(layer: Any) -> Callable[[Tensor], Tensor]:
+def _hetconv(layer: Any) -> Fused:
     call = bind(*_hetconv_form(layer, "relu", False))
-    return lambda x: call([x])[0]
+    return call, lambda x: call([x])[0]
 
 
-def _split(layer: Any, first: Separable | Grouped, weights: list[Tensor]) -> Callable[[Tensor], Tensor]:
+def _split(layer: Any, first: Separable | Grouped, weights: list[Tensor]) -> Fused:
     """Both passes; the average of the second one's input is part of the time, as where nothing before gives it."""
     plain = layer.plain
     form = GatedSum((layer.split[1],), plain.out_channels, plain.bias is not None, activation="relu")
     call = bind_split(first, weights, form, _weights(plain))
-    return lambda x: call(x)[0]
+    return call, lambda x: call(x)[0]
 
 
-def _spconv(layer: Any) -> Callable[[Tensor], Tensor]:
+def _spconv(layer: Any) -> Fused:
     return _split(layer, *_hetconv_form(layer.representative, "none", True))
 
 
-def _splconv(layer: Any) -> Callable[[Tensor], Tensor]:
+def _splconv(layer: Any) -> Fused:
     first, second, project = layer.stencil1, layer.stencil2, layer.pointwise
     form = Separable(
         (layer.split[0],), ((_stencil(first),), (_stencil(second),)), project.out_channels, project.bias is not None,
@@ -303,23 +306,23 @@ def _splconv(layer: Any) -> Callable[[Tensor], Tensor]:
     return _split(layer, form, _weights(first, second, project))
 
 
-def _xsepconv(layer: Any) -> Callable[[Tensor], Tensor]:
+def _xsepconv(layer: Any) -> Fused:
     c = layer.in_channels
     square = Stencil(0, c, (2, 2), padding=(0, 1, 0, 1), bias=layer.square.bias is not None, activation="relu")
     stages = ((square,), (_stencil(layer.row, activation="relu"),), (_stencil(layer.column),))
     call = bind(Separable((c,), stages, activation="relu"), _weights(layer.square, layer.row, layer.column))
-    return lambda x: call([x])[0]
+    return call, lambda x: call([x])[0]
 
 
-def _inception(layer: Any) -> Callable[[Tensor], Tensor]:
+def _inception(layer: Any) -> Fused:
     same, g, *_ = layer.split
     convs = (layer.dwconv_hw, layer.dwconv_w, layer.dwconv_h)
     stage = (Stencil(0, same, identity=True), *(_stencil(conv, same + i * g) for i, conv in enumerate(convs)))
     call = bind(Separable((layer.in_channels,), (stage,), activation="relu"), _weights(*convs))
-    return lambda x: call([x])[0]
+    return call, lambda x: call([x])[0]
 
 
-def _fuseconv(layer: Any) -> Callable[[Tensor], Tensor]:
+def _fuseconv(layer: Any) -> Fused:
     second = 0 if layer.variant == "full" else layer.width
     convs, project = (layer.row, layer.column), layer.pointwise
     stage = (_stencil(layer.row), _stencil(layer.column, second))
@@ -327,10 +330,10 @@ def _fuseconv(layer: Any) -> Callable[[Tensor], Tensor]:
     bias = project is not None and project.bias is not None
     weights = _weights(*convs, *(() if project is None else (project,)))
     call = bind(Separable((layer.in_channels,), (stage,), out, bias, "relu"), weights)
-    return lambda x: call([x])[0]
+    return call, lambda x: call([x])[0]
 
 
-FUSED: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
+FUSED: dict[str, Callable[[Any], Fused]] = {
     "depthwise_separable": _separable, "group_pointwise": _group_pointwise, "spconv": _spconv, "splconv": _splconv,
     "hetconv": _hetconv, "sic": _sic, "xsepconv": _xsepconv, "inception_dw": _inception, "fuseconv": _fuseconv,
 }  # fmt: skip

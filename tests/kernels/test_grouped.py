@@ -161,6 +161,7 @@ def test_a_dense_convolution_that_is_asked_for():
     bound.method = "winograd"
     exact, _ = reference([x.double()], [w.double() for w in weights], form)
     assert_no_worse(bound([x])[0], reference([x], weights, form)[0], exact)
+    assert bound.methods == {"winograd"}
 
 
 def test_what_fits_the_first_level_cache_stays_there():

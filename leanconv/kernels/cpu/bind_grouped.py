@@ -105,7 +105,9 @@ class BoundGrouped(Bound):
         made = kernel(PIPELINES[way.method], core, tiles)
         average = average_of(out, out + 1, size, storage) if form.average else None
         program = Program([(made, arguments)], Work(n, p, way.block), average)
-        return Step(program, weights, size, form.average, storage.dtype)
+        step = Step(program, weights, size, form.average, storage.dtype)
+        step.method = way.method
+        return step
 
     def _packed(self, way: Way, core: Core) -> list[Tensor]:
         form, tiles = self.form, way.tiles

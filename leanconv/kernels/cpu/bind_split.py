@@ -62,6 +62,7 @@ class _SplitStep(Step):
         step: GatedStep = self._step
         super().__init__(step.program, (), step.size, step.average, step.dtype)
         native = step.program.native and self._before.program.native
+        self.method = self._before.method
         self._run = blend.blend(step.program, (a, other), self._before.program).run if native else None
         self._skip = self._split * x.itemsize
 

@@ -28,7 +28,10 @@ class Step:
         size: `N O P Q` of the output.
         average: whether `N O` averages are a second output, in float32.
         dtype: of the output's map.
+        method: "direct", or by what fewer multiplications are made.
     """
+
+    method = "direct"
 
     def __init__(
         self, program: Program, weights: Sequence[Tensor], size: tuple[int, int, int, int], average: bool,
@@ -79,6 +82,11 @@ class Bound:
                     self._steps = {}
                 found = self._steps[key] = made
         return found
+
+    @property
+    def methods(self) -> set[str]:
+        """By which methods its maps were made so far."""
+        return {step.method for step in self._steps.values()}
 
     def tile(self, core: Hashable, best: Tiles, cost: Callable[[Tiles], float]) -> Tiles:
         """The tile for a kernel `core`: `best`, unless this primitive has a kernel that is nearly as good (`reused`).
