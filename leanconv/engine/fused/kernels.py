@@ -1,10 +1,11 @@
 """The form "kernel": the primitive's kernel for this machine's CPU, bound to the node's weights."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,27 @@ from leanconv.kernels import cpu_reason
 from leanconv.ops.grouped import Grouped
 
 DTYPES = (torch.float32, torch.bfloat16)  # of maps
+_BEYOND = 4096  # bytes behind a map: a kernel's vectors may read past its end
+
+
+class Prepared(NamedTuple):
+    """Calls of the runtime for given inputs, what they make, and what their addresses belong to."""
+
+    calls: list[Any]
+    result: Tensor
+    kept: Any
+
+
+def _launched(steps: Sequence[Prepared]) -> Callable[[], None]:
+    """All of them in one call of the runtime."""
+    from leanconv.kernels.cpu.program import Calls
+
+    run = Calls([call for step in steps for call in step.calls], torch.get_num_threads())
+
+    def call(_kept: Any = steps) -> None:  # the addresses are theirs
+        run()
+
+    return call
 
 
 @functools.cache
@@ -62,29 +84,31 @@ class KernelRun:
 
     def launch(self, inputs: Sequence[Tensor]) -> Callable[[], None] | None:
         """The kernel on these inputs as a plan runs it: into memory that is there, nothing checked. For measuring."""
+        prepared = self.prepared(inputs)
+        return prepared and _launched([prepared])
+
+    def prepared(self, inputs: Sequence[Tensor]) -> "Prepared | None":
+        """The calls on these inputs, with memory of their own; None where a plan would not run them so."""
         maps = self.maps(inputs)
         step = self.step(maps)
         averages = [x.flatten(1) for x in self.averages(inputs)]
         if step is None or not step.program.native or not all(x.is_contiguous() for x in averages):
             return None
-        from leanconv.kernels.cpu.program import Calls
+        from leanconv.kernels.cpu.memory import huge
 
         kept = [x for x in maps if x is not None]
         calls: list[Any] = []
         if averages:
             kept.append(torch.empty(step.size[0], 3, step.size[1], dtype=torch.float32))
             calls.append(self.bound.gates(averages[0], averages[1:], kept[-1]))
-        result = torch.empty_strided(step.size, step.strides, dtype=step.dtype)
+        count = math.prod(step.size)
+        result = huge(count * step.dtype.itemsize + _BEYOND)[: count * step.dtype.itemsize].view(step.dtype)
+        result = result.as_strided(step.size, step.strides)
         kept += [*step.weights, result, torch.empty(step.size[:2], dtype=torch.float32)]
         pointers = step.program.pointers()
         for index in range(len(pointers)):
             pointers[index] = kept[index].data_ptr()
-        run = Calls([*calls, (step.program, pointers)], torch.get_num_threads())
-
-        def call(_kept: Any = (kept, step)) -> None:  # the addresses are theirs
-            run()
-
-        return call
+        return Prepared([*calls, (step.program, pointers)], result, (kept, step))
 
     def __call__(self, *inputs: Tensor) -> Any:
         maps = self.maps(inputs)
@@ -142,16 +166,19 @@ class SplitRun:
         return self.second(self.first(*inputs[: self.pieces]), *inputs[self.pieces :])
 
     def launch(self, inputs: Sequence[Tensor]) -> Callable[[], None] | None:
-        """Both steps as a plan runs them. For measuring."""
-        between, run = [self.first(*inputs[: self.pieces]), *inputs[self.pieces :]], self.second
-        first = self.first.launch(inputs[: self.pieces])
-        second = run.launch(between) if isinstance(run, KernelRun) else partial(run, *between)
-        if first is None or second is None:
+        """Both steps as a plan runs them, one after the other. For measuring."""
+        first, run = self.first.prepared(inputs[: self.pieces]), self.second
+        if first is None:
             return None
+        between = [first.result, *inputs[self.pieces :]]
+        if isinstance(run, KernelRun):
+            second = run.prepared(between)
+            return second and _launched([first, second])
+        stencils, product = _launched([first]), partial(run, *between)
 
         def call() -> None:
-            first()
-            second()
+            stencils()
+            product()
 
         return call
 
