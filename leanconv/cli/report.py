@@ -22,6 +22,9 @@ def command(
     device: Device = "cpu",
     cases: Annotated[int, typer.Option("--cases", min=0, help="Pictures at most.")] = 10,
     budget: Annotated[float, typer.Option("--budget", min=0.0, help="Seconds for all timing; 0: no timing.")] = 10.0,
+    optimize: Annotated[
+        float, typer.Option("--optimize", min=0.0, help="Seconds to find each model's fastest form; 0: plain PyTorch.")
+    ] = 60.0,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Run the Python file that a run's model.json names.")
     ] = False,
@@ -32,7 +35,7 @@ def command(
 
     report = compare_runs(
         runs, data=data, split=split, threads=threads, device=str(torch_device(device)), cases=cases, budget_s=budget,
-        trust_code=trust_code, say=_say,
+        optimize_s=optimize, trust_code=trust_code, say=_say,
     )  # fmt: skip
     asked = ["--data", data] if data else []
     report.command = shlex.join(["leanconv", "report", *map(str, runs), *asked, "--split", split])

@@ -1,6 +1,5 @@
 """From run folders to a report: load, count, time, score, picture. What a run lacks costs it a remark and no more."""
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -13,14 +12,12 @@ from torch import nn
 
 from leanconv.errors import BadInput, LeanconvError, UnknownName
 from leanconv.files import write_atomic
-from leanconv.measure.count import count_recorded
-from leanconv.measure.device import describe, label
-from leanconv.measure.latency import interleave
-from leanconv.measure.record import record
+from leanconv.measure.device import describe
 from leanconv.registry import nearest
 from leanconv.report.document import Report
 from leanconv.report.overlays import Case, case, choose
 from leanconv.report.page import render
+from leanconv.report.speed import count_and_time, first_line
 from leanconv.report.summary import RunSummary, numbers, read_runs
 from leanconv.runs import RunFolder
 from leanconv.train import classify
@@ -55,6 +52,7 @@ def compare_runs(
     device: str = "cpu",
     cases: int = 10,
     budget_s: float = 10.0,
+    optimize_s: float = 0.0,
     trust_code: bool = False,
     say: Say | None = None,
 ) -> Report:
@@ -67,7 +65,8 @@ def compare_runs(
         threads: CPU threads while timing and scoring; default: torch's own choice.
         device: where the models run.
         cases: pictures at most; 0 for none.
-        budget_s: seconds for all timing together.
+        budget_s: seconds for all timing together; 0: no timing.
+        optimize_s: seconds that `optimize` may take on each model, which is then timed in that form too; 0: it is not.
         trust_code: run the Python file that a run's model.json names.
         say: called with a line before each slow part.
     Raises: BadInput for a path that is no run folder, or for a `data` or `split` that was asked for and cannot be read;
@@ -75,8 +74,10 @@ def compare_runs(
     """
     if not runs:
         raise BadInput("a report needs at least one run folder")
-    if cases < 0 or budget_s < 0:
-        raise BadInput(f"cannot report cases={cases}, budget_s={budget_s}: neither may be below 0")
+    if cases < 0 or budget_s < 0 or optimize_s < 0:
+        raise BadInput(
+            f"cannot report cases={cases}, budget_s={budget_s}, optimize_s={optimize_s}: none may be below 0"
+        )
     if split not in SPLITS:
         raise UnknownName(f"split {split!r}{nearest(split, list(SPLITS))}: one of {', '.join(SPLITS)}")
     say = say or (lambda text: None)
@@ -85,11 +86,11 @@ def compare_runs(
     with _threads(threads):
         models = _load(summaries, device, trust_code, say)
         if models:
-            _count_and_time(report, models, device, budget_s, say)
+            count_and_time(report, models, device, budget_s, optimize_s, say)
             _score(report, models, data, cases, say)
         for run in summaries:
             _stored_scores(run, split)
-        report.environment = {**describe(device), "weights": "the run folder's best, plain eager PyTorch, eval mode"}
+        report.environment = {**describe(device), "weights": "the run folder's best, eval mode"}
     return report
 
 
@@ -122,58 +123,6 @@ def _load(runs: Sequence[RunSummary], device: str, trust_code: bool, say: Say) -
     return models
 
 
-def _count_and_time(report: Report, models: dict[int, nn.Module], device: str, budget_s: float, say: Say) -> None:
-    """MACs, torchstat's columns and latency of each model on one image of the training size."""
-    sizes = Counter(size for run in report.runs if type(size := run.recipe.get("size")) is int and 0 < size <= 4096)
-    size = sizes.most_common(1)[0][0] if sizes else 256
-    if len(sizes) > 1:
-        report.remarks.append(f"Training sizes differ ({', '.join(map(str, sorted(sizes)))}): all are timed at {size}.")
-    if any(run.task == "segment" for run in report.runs):
-        size = -(-size // 32) * 32  # a multiple of every U-Net's stride
-    shape = (1, 3, size, size)
-    inputs = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
-    calls = {}
-    for index, model in models.items():
-        run = report.runs[index]
-        say(f"count {run.name}")
-        try:
-            run.costs = _costs(model, inputs)
-            calls[str(index)] = _call(model, inputs)
-        except (LeanconvError, RuntimeError) as error:
-            run.remark(f"does not run on {'×'.join(map(str, shape))}, so it was not timed: {_first_line(error)}")
-    if not calls:
-        return
-    report.shape = shape
-    if budget_s > 0:
-        say(f"time {len(calls)} model{'s' * (len(calls) > 1)}, {budget_s:g} s")
-        for key, timing in interleave(calls, budget_s=budget_s).items():
-            run = report.runs[int(key)]
-            run.ms, run.p95_ms, run.iqr_ms = timing.median_ms, timing.p95_ms, timing.iqr_ms
-            run.rounds = timing.rounds
-        report.measured = f"{label(device, dtype=inputs.dtype, shape=shape)}, plain eager PyTorch"
-
-
-def _costs(model: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
-    with warnings.catch_warnings():
-        # What torchstat has no rule for is part of the convention: `leanconv profile` lists it.
-        warnings.simplefilter("ignore")
-        recording = record(model, inputs)
-        macs, published = count_recorded(recording, "macs"), count_recorded(recording, "torchstat")
-    return {
-        "params": macs.params, "macs": macs.flops, "torchstat_flops": published.flops,
-        "torchstat_madd": published.madd or 0,
-    }  # fmt: skip
-
-
-def _call(model: nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
-    def run() -> object:
-        with torch.inference_mode():
-            return model(inputs)
-
-    run()
-    return run
-
-
 def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit: int, say: Say) -> None:
     """Scores of each model on the same images, and the pictures of some of them."""
     asked = data or next((str(run.recipe["data"]) for run in report.runs if run.recipe.get("data")), None)
@@ -203,7 +152,7 @@ def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit
         try:
             scores = evaluate(model, samples, threshold=run.threshold)
         except (LeanconvError, RuntimeError) as error:
-            run.remark(f"could not be scored on {asked}: {_first_line(error)}")
+            run.remark(f"could not be scored on {asked}: {first_line(error)}")
             continue
         found = scores.to_dict()
         run.classes = {name: numbers(value) for name, value in found["classes"].items()}
@@ -228,7 +177,7 @@ def _score_classes(report: Report, models: dict[int, nn.Module], asked: str, *, 
         except (LeanconvError, RuntimeError) as error:
             if named and isinstance(error, LeanconvError) and not report.images:
                 raise
-            run.remark(f"could not be scored on {asked}: {_first_line(error)}")
+            run.remark(f"could not be scored on {asked}: {first_line(error)}")
             continue
         if samples.note and samples.note not in report.remarks:
             report.remarks.append(samples.note)
@@ -282,7 +231,3 @@ def _unique(names: Sequence[str]) -> list[str]:
     """Image names that differ: a repeated one gets its place in the data set."""
     times = Counter(names)
     return [name if times[name] == 1 else f"{name} #{place}" for place, name in enumerate(names)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,6 +18,7 @@ class Report:
         data, split, images: what the scores were counted on; `measured`: what the latency was measured on.
         classes: names, the first is the background; `cases`: the pictures.
         remarks: what holds for the whole report.
+        optimised: run name -> what `optimize` made of it, where that was asked for.
     """
 
     runs: list[RunSummary]
@@ -32,6 +33,7 @@ class Report:
     remarks: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+    optimised: dict[str, Any] = field(default_factory=dict)
 
     @property
     def all_remarks(self) -> list[tuple[str, str]]:
@@ -58,6 +60,7 @@ class Report:
                     **values,
                     "p95_ms": _or_none(run.p95_ms),
                     "iqr_ms": _or_none(run.iqr_ms),
+                    "engine": run.engine or None,
                     "ratios": ratios,
                     "classes": run.classes,
                     "recipe": run.recipe,

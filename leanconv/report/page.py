@@ -67,12 +67,16 @@ def _words(report: Report) -> dict[str, Any]:
         "rows": [_row(report, run) for run in report.runs],
         "table_note": f"Small: against {report.runs[0].name}, a ratio, or a difference for scores. Green and bold: "
         "best of the column.",
-        "measured": report.measured and f"Latency: {report.measured}.", "notes": _notes(report),
+        "measured": report.measured and f"Latency: {report.measured}." + _marks(report), "notes": _notes(report),
         "cases": report.cases, "colours": css_colours(report.classes), "cases_note": _cases_note(report),
         "classes": _classes(report, scored), "classes_note": _classes_note(report),
         "differing": differing if len(report.runs) > 1 else {}, "same": same,
         "environment": report.environment,
     }  # fmt: skip
+
+
+def _marks(report: Report) -> str:
+    return " Filled: optimised; hollow: plain PyTorch." if any(run.engine for run in report.runs) else ""
 
 
 def _subtitle(report: Report) -> str:
@@ -90,6 +94,10 @@ def _notes(report: Report) -> list[str]:
             f"Latency and frames/s: {report.measured}; median of {rounds} interleaved rounds in one process. On a "
             "shared machine trust the ratios, not the bare times."
         )
+    engines = {run.name: run.engine for run in report.runs if run.engine}
+    if engines:
+        forms = ", ".join(f"{name}: {engine}" for name, engine in engines.items())
+        notes.append(f"Optimised: the fastest form with the same answers that leanconv.optimize found here ({forms}).")
     if report.shape:
         notes.append(f"MACs, Flops and MAdd are of one {'×'.join(map(str, report.shape[1:]))} image.")
     if any("image_dice" in run.scores for run in report.runs):
@@ -159,18 +167,26 @@ def _frontier(report: Report) -> str:
     key, word, axis = main_score(report.runs)
     most = max((run.value("macs") for run in report.runs if run.value("macs") > 0), default=math.nan)
     points = [
-        Point(
-            run.name, index, run.ms, run.iqr_ms, score, size=run.value("macs") / most if run.value("macs") > 0 else 0.3,
-            tip=f"{run.name}: {run.ms:.3g} ms, {run.fps:.3g} frames/s, {word} {score:.3f}, "
-            f"{si(run.value('macs')) if run.value('macs') > 0 else 'unknown'} MACs",
-        )
+        _point(run, index, score, word, most)
         for index, run in enumerate(report.runs)
         if math.isfinite(run.ms) and math.isfinite(score := run.value(key))
-    ]  # fmt: skip
+    ]
     if not points:
         return ""
     label = f"Scatter plot of {axis} against latency: " + "; ".join(point.tip for point in points)
     return frontier("plot-frontier", label, points, y_label=axis)
+
+
+def _point(run: RunSummary, index: int, score: float, word: str, most: float) -> Point:
+    """A run's mark: where it was optimised that form's latency, and plain PyTorch's beside it."""
+    fast, macs = math.isfinite(run.fast_ms), run.value("macs")
+    ms, iqr_ms, fps = (run.fast_ms, run.fast_iqr_ms, run.fast_fps) if fast else (run.ms, run.iqr_ms, run.fps)
+    tip = (
+        f"{run.name}{', optimised' * fast}: {ms:.3g} ms, {fps:.3g} frames/s, {word} {score:.3f}, "
+        f"{si(macs) if macs > 0 else 'unknown'} MACs"
+    )
+    size = macs / most if macs > 0 else 0.3
+    return Point(run.name, index, ms, iqr_ms, score, size, tip, run.ms if fast else math.nan)
 
 
 def _curves(report: Report) -> list[tuple[str, str]]:

@@ -41,7 +41,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Point:
-    """One model: latency in ms with its interquartile range, a score, and how large to draw it (0 to 1)."""
+    """One model: latency in ms with its interquartile range, a score, and how large to draw it (0 to 1).
+
+    `plain_ms`: where `ms` is the optimised model's, what plain PyTorch takes; drawn hollow.
+    """
 
     name: str
     index: int
@@ -50,6 +53,7 @@ class Point:
     score: float
     size: float = 0.5
     tip: str = ""
+    plain_ms: float = math.nan
 
 
 @dataclass
@@ -106,11 +110,18 @@ def frontier(name: str, label: str, points: Sequence[Point], *, y_label: str) ->
             axes.plot(
                 [point.ms - point.iqr_ms / 2, point.ms + point.iqr_ms / 2], [point.score] * 2, color=colour, lw=1.5
             )
-            (mark,) = axes.plot(
-                [point.ms], [point.score], linestyle="none", marker=_MARKERS[point.index % len(_MARKERS)],
-                markersize=8 + 10 * math.sqrt(max(0.0, min(1.0, point.size))), color=colour, alpha=0.9,
-                markeredgewidth=0,
-            )  # fmt: skip
+            look: Any = {
+                "linestyle": "none", "marker": _MARKERS[point.index % len(_MARKERS)], "color": colour, "alpha": 0.9,
+                "markersize": 8 + 10 * math.sqrt(max(0.0, min(1.0, point.size))),
+            }  # fmt: skip
+            if math.isfinite(point.plain_ms):
+                axes.plot([point.plain_ms, point.ms], [point.score] * 2, color=colour, lw=1, linestyle=(0, (2, 2)))
+                (mark,) = axes.plot(
+                    [point.plain_ms], [point.score], markerfacecolor="none", markeredgewidth=1.5, **look
+                )
+                tip = f"{point.name} in plain PyTorch: {point.plain_ms:.3g} ms, {point.score:.3f}"
+                canvas.tag(mark, "plain", point.index, [tip])
+            (mark,) = axes.plot([point.ms], [point.score], markeredgewidth=0, **look)
             canvas.tag(mark, "point", point.index, [point.tip or f"{point.name}: {point.ms:.3g} ms, {point.score:.3f}"])
         _room(axes, points)
         axes.set_xlabel("latency, ms per batch (median; bar: interquartile range)")
@@ -132,8 +143,12 @@ def _room(axes: Any, points: Sequence[Point]) -> None:
     """Limits that keep marks and names inside; a logarithmic axis where the latencies span more than five times."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    ms, scores = [p.ms for p in points], [p.score for p in points]
-    low, high = min(p.ms - p.iqr_ms / 2 for p in points), max(p.ms + p.iqr_ms / 2 for p in points)
+    plain = [p.plain_ms for p in points if math.isfinite(p.plain_ms)]
+    ms, scores = [p.ms for p in points] + plain, [p.score for p in points]
+    low, high = (
+        pick(*(p.ms + sign * p.iqr_ms / 2 for p in points), *plain, at_least)
+        for pick, sign, at_least in ((min, -1, math.inf), (max, 1, 0.0))
+    )
     if min(ms) > 0 and max(ms) / min(ms) > 5:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -149,17 +164,20 @@ def _room(axes: Any, points: Sequence[Point]) -> None:
 
 
 def _labels(canvas: _Canvas, points: Sequence[Point]) -> None:
-    """Each name beside its mark, moved down where it would cover another (in pixels of the finished drawing)."""
+    """Each name beside its mark, moved down where it would cover another (in pixels of the finished drawing); over it
+    where a line leads from it to plain PyTorch's.
+    """
     canvas.figure.draw_without_rendering()
     taken: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda p: -p.score):
         name = point.name if len(point.name) <= 26 else point.name[:25] + "…"
         x, y = canvas.axes.transData.transform((point.ms, point.score))
         edge = canvas.axes.transData.transform((point.ms + point.iqr_ms / 2, point.score))[0]
-        away = max(12.0, float(edge - x) + 5)
-        left, right, place = x + away, x + away + 6.5 * len(name), y
+        over = math.isfinite(point.plain_ms)
+        away = -5.0 if over else max(12.0, float(edge - x) + 5)
+        left, right, place = x + away, x + away + 6.5 * len(name), y + 20 * over
         while any(abs(place - other) < 14 and left < end and right > start for start, end, other in taken):
-            place -= 4
+            place += 4 if over else -4
         taken.append((left, right, place))
         words = canvas.axes.annotate(
             name, (point.ms, point.score), xytext=(away, place - y), textcoords="offset pixels", va="center",

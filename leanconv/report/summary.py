@@ -24,7 +24,8 @@ class RunSummary:
         model: the model reference; `recipe`: the flat keys of recipe.toml.
         history: column of history.csv -> its numbers, one per epoch; `epochs` counts them.
         costs: params, macs, torchstat_flops, torchstat_madd of one `shape` input.
-        ms, p95_ms, iqr_ms: latency of one batch; `fps` follows from them.
+        ms, p95_ms, iqr_ms: latency of one batch as PyTorch runs the model; `fps` follows from them.
+        fast_ms, fast_iqr_ms: of the form that `optimize` chose, timed in turns with those; `engine` is its name.
         task: segment or classify, as model.json says.
         scores: metric -> value on the report's split; `classes`: class -> {"iou", "dice"} or {"accuracy"};
             `images`: name -> Dice, or 1 for a hit and 0; `confusion`: counts, rows = truth.
@@ -43,6 +44,9 @@ class RunSummary:
     p95_ms: float = math.nan
     iqr_ms: float = math.nan
     rounds: int = 0
+    engine: str = ""
+    fast_ms: float = math.nan
+    fast_iqr_ms: float = math.nan
     scores: dict[str, float] = field(default_factory=dict)
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     images: dict[str, float] = field(default_factory=dict)
@@ -56,6 +60,11 @@ class RunSummary:
         return 1e3 * self.batch / self.ms if self.ms > 0 else math.nan
 
     @property
+    def fast_fps(self) -> float:
+        """Likewise of the optimised model."""
+        return 1e3 * self.batch / self.fast_ms if self.fast_ms > 0 else math.nan
+
+    @property
     def threshold(self) -> float | None:
         """The probability above which a pixel is a defect, as chosen on validation; None where none is stored."""
         stored = self.metrics.get("threshold")
@@ -63,7 +72,7 @@ class RunSummary:
 
     def value(self, key: str) -> float:
         """A number of the comparison by its key (params, macs, fps, ms, iou, dice, ...); NaN where unknown."""
-        if key in ("fps", "ms", "p95_ms", "iqr_ms"):
+        if key in ("fps", "ms", "p95_ms", "iqr_ms", "fast_fps", "fast_ms"):
             return float(getattr(self, key))
         found = self.costs.get(key, self.scores.get(key))
         return math.nan if found is None else float(found)

@@ -28,7 +28,9 @@ def run(tmp_path_factory):
 
 def test_json_on_standard_output_and_a_page_beside(run, tmp_path):
     out = tmp_path / "r.html"
-    done = leanconv("report", run.path, "--out", out, "--budget", "0.01", "--threads", "1", "--json")
+    done = leanconv(
+        "report", run.path, "--out", out, "--budget", "0.01", "--optimize", "0.01", "--threads", "1", "--json"
+    )
     assert done.returncode == 0, done.stderr
     numbers = json.loads(done.stdout)
     assert numbers["runs"][0]["params"] > 0

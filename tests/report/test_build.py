@@ -11,7 +11,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from leanconv.errors import BadInput, UnknownName
-from leanconv.report import build_report, compare_runs
+from leanconv.report import build_report, compare_runs, speed
+from leanconv.report.page import render
 from leanconv.runs import RunFolder
 from leanconv.train.augment import to_float
 
@@ -59,6 +60,28 @@ def test_report_says_the_same_in_every_form(compared, tmp_path):
     assert len(numbers["cases"]) == 4
     worst = [np.mean(each["dice"]) for each in numbers["cases"][:2]]
     assert worst[0] <= worst[1]
+
+
+def test_the_optimised_models_are_timed_in_turns_with_the_plain_ones(two_runs, monkeypatch, browser):
+    turns = []
+    real = speed.interleave
+    monkeypatch.setattr(speed, "interleave", lambda calls, **given: turns.append(set(calls)) or real(calls, **given))
+    report = compare_runs(two_runs, cases=0, budget_s=0.05, optimize_s=0.05, threads=1)
+    assert turns == [{"0 plain", "1 plain", "0 fast", "1 fast"}]
+    assert set(report.optimised) == {"dense", "lean"}
+    for run, numbers in zip(report.runs, report.to_dict()["runs"], strict=True):
+        assert numbers["engine"] == report.optimised[run.name].engine
+        assert numbers["fast_fps"] == pytest.approx(1e3 / numbers["fast_ms"])
+    assert "Frames/s, optimised" in str(report)
+    page = render(report)
+    assert "lean in plain PyTorch: " in page
+    assert "hollow: plain PyTorch" in page
+    dom, console = browser(page)
+    assert console == []
+    assert dom.count('class="mark"') >= 4
+    plain = compare_runs(two_runs[:1], cases=0, budget_s=0.01)
+    assert "optimised" not in str(plain)
+    assert "hollow" not in render(plain)
 
 
 def test_one_file_is_written_that_the_browser_likes(two_runs, tmp_path, browser):
@@ -118,6 +141,8 @@ def test_bad_calls_are_refused(two_runs, tmp_path):
         compare_runs(two_runs, split="tets")
     with pytest.raises(BadInput, match="cases=-1"):
         compare_runs(two_runs, cases=-1)
+    with pytest.raises(BadInput, match="optimize_s=-1"):
+        compare_runs(two_runs, optimize_s=-1)
     with pytest.raises(BadInput, match="is not a run folder"):
         compare_runs([tmp_path])
     file = tmp_path / "file"

@@ -40,6 +40,23 @@ def test_saved_arithmetic_that_saves_no_time_is_said_plainly():
     )
 
 
+def test_where_models_were_optimised_that_speed_stands_beside_the_plain_one_and_decides():
+    dense, lean = run("dense"), run("lean", macs=20, params=210, ms=14, dice=0.7)
+    for each, ms in ((dense, 5.0), (lean, 2.0)):
+        each.fast_ms, each.fast_iqr_ms, each.engine = ms, 0.1, "fused"
+    ((_, text),) = sentences([dense, lean])
+    assert text == (
+        "5× fewer MACs and 4.8× fewer parameters, 1.4× slower here in plain PyTorch, 2.5× faster optimised, "
+        "the same Dice."
+    )
+    card = next(card for card in cards([dense, lean]) if card.title == "Fastest here, optimised")
+    assert (card.winner, card.value, card.detail) == ("lean", "500 frames/s", "next: dense, 200")
+    lean.fast_ms = 5.1
+    assert next(c for c in cards([dense, lean]) if c.title == "Fastest here, optimised").winner == "a tie"
+    lean.fast_ms = 6.0
+    assert sentences([dense, lean])[0][1].endswith("The saved arithmetic is not saved time on this device.")
+
+
 def test_equal_is_equal():
     ((_, text),) = sentences([run("a"), run("b", ms=10.1)])
     assert text == "as many MACs and as many parameters, as fast here, the same Dice."

@@ -1,0 +1,110 @@
+"""What each run's model costs and how fast it is: its arithmetic, its latency in plain PyTorch and optimised."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from leanconv.engine import optimize
+from leanconv.errors import LeanconvError
+from leanconv.measure.count import count_recorded
+from leanconv.measure.device import label
+from leanconv.measure.latency import interleave
+from leanconv.measure.record import record
+from leanconv.report.document import Report
+
+Say = Callable[[str], object]
+
+
+def count_and_time(
+    report: Report, models: dict[int, nn.Module], device: str, budget_s: float, optimize_s: float, say: Say
+) -> None:
+    """MACs, torchstat's columns and latency of each model on one image of the training size."""
+    sizes = Counter(size for run in report.runs if type(size := run.recipe.get("size")) is int and 0 < size <= 4096)
+    size = sizes.most_common(1)[0][0] if sizes else 256
+    if len(sizes) > 1:
+        report.remarks.append(f"Training sizes differ ({', '.join(map(str, sorted(sizes)))}): all are timed at {size}.")
+    if any(run.task == "segment" for run in report.runs):
+        size = -(-size // 32) * 32  # a multiple of every U-Net's stride
+    shape = (1, 3, size, size)
+    inputs = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    timed = {}
+    for index, model in models.items():
+        run = report.runs[index]
+        say(f"count {run.name}")
+        try:
+            run.costs = _costs(model, inputs)
+            _call(model, inputs)()
+            timed[index] = model
+        except (LeanconvError, RuntimeError) as error:
+            run.remark(f"does not run on {'×'.join(map(str, shape))}, so it was not timed: {first_line(error)}")
+    if not timed:
+        return
+    report.shape = shape
+    if budget_s > 0:
+        fast = _optimised(report, timed, inputs, optimize_s, say) if optimize_s > 0 else {}
+        _time(report, timed, fast, inputs, budget_s, say)
+
+
+def _optimised(
+    report: Report, models: dict[int, nn.Module], inputs: torch.Tensor, seconds: float, say: Say
+) -> dict[int, nn.Module]:
+    """The fastest form of each model on this device."""
+    found: dict[int, nn.Module] = {}
+    for index, model in models.items():
+        run = report.runs[index]
+        say(f"optimise {run.name}, {seconds:g} s at most")
+        try:
+            made = optimize(model, inputs, budget_s=seconds)
+        except LeanconvError as error:
+            run.remark(f"could not be optimised: {first_line(error)}")
+            continue
+        found[index] = report.optimised[run.name] = made
+        run.engine = made.engine
+    return found
+
+
+def _time(
+    report: Report, models: dict[int, nn.Module], fast: dict[int, nn.Module], inputs: torch.Tensor, budget_s: float,
+    say: Say,
+) -> None:  # fmt: skip
+    """All models in turns, each as PyTorch runs it and optimised."""
+    calls = {f"{index} {kind}": _call(model, inputs) for kind, held in (("plain", models), ("fast", fast))
+             for index, model in held.items()}  # fmt: skip
+    say(f"time {len(calls)} model{'s' * (len(calls) > 1)}, {budget_s:g} s")
+    for key, timing in interleave(calls, budget_s=budget_s).items():
+        index, kind = key.split()
+        run = report.runs[int(index)]
+        if kind == "fast":
+            run.fast_ms, run.fast_iqr_ms = timing.median_ms, timing.iqr_ms
+        else:
+            run.ms, run.p95_ms, run.iqr_ms = timing.median_ms, timing.p95_ms, timing.iqr_ms
+            run.rounds = timing.rounds
+    how = "plain eager PyTorch" + ", and optimised" * bool(fast)
+    report.measured = f"{label(inputs.device, dtype=inputs.dtype, shape=inputs.shape)}, {how}"
+
+
+def _costs(model: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
+    with warnings.catch_warnings():
+        # What torchstat has no rule for is part of the convention: `leanconv profile` lists it.
+        warnings.simplefilter("ignore")
+        recording = record(model, inputs)
+        macs, published = count_recorded(recording, "macs"), count_recorded(recording, "torchstat")
+    return {
+        "params": macs.params, "macs": macs.flops, "torchstat_flops": published.flops,
+        "torchstat_madd": published.madd or 0,
+    }  # fmt: skip
+
+
+def _call(model: nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
+    def run() -> object:
+        with torch.inference_mode():
+            return model(inputs)
+
+    return run
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
