@@ -196,8 +196,8 @@ def test_blocks_of_rows_begin_with_even_ones(name, monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("pointwise", [False, True])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_where_it_is(value, pointwise):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_what_is_not_finite_or_huge_stays_where_it_is(value, pointwise):
     """In all channels: nothing further than the 3×3 reaches. In one of another group: the 2×2 around the pixel."""
     form = Grouped((8,), 8, (3, 3), padding=AROUND, groups=2, pointwise=pointwise)
     weights, bad = weights_of(form), torch.zeros(1, 8, 9, 9)
@@ -208,7 +208,7 @@ def test_what_is_not_finite_stays_where_it_is(value, pointwise):
     y = bound([x])[0]
     bad[0, :4, 3:6, 4:7] = 1
     bad[0, 4:, 4:6, 4:6] = pointwise
-    assert torch.equal(~y.isfinite(), bad.bool())
-    assert not reference([x], weights, form)[0].isfinite()[bad.bool()].all()
+    assert torch.equal(~y.isfinite(), bad.bool() & (value != 1e30))
+    assert reference([x], weights, form)[0][bad == 0].abs().max() < 100
     finite = bad == 0
     torch.testing.assert_close(y[finite], reference([x], weights, form)[0][finite], rtol=1e-5, atol=1e-5)
