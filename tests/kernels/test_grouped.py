@@ -131,13 +131,15 @@ def chosen(form, side, pixels=None, storage=FLOAT, method=None):
     return way_of(core, 1, (side, side), lambda _, best, __: best, method)
 
 
-def test_the_model_chooses_the_method():
+def test_the_model_chooses_the_method(monkeypatch):
     """Minimal filtering where products outweigh what it adds; not on a map of one 2×2, where its weights do."""
     form = Grouped((512,), 512, (3, 3), padding=AROUND, groups=4, dealt=True, pointwise=True)
     assert chosen(form, 14).method == "winograd"
     assert chosen(form, 14).block % 2 == 0
     assert chosen(form, 2).method == "direct"
     assert chosen(form, 2, method="winograd").method == "winograd"
+    monkeypatch.setenv("LEANCONV_ARITHMETIC", "direct")
+    assert chosen(form, 14).method == "direct"
 
 
 @pytest.mark.parametrize(

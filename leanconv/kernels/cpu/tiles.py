@@ -80,6 +80,15 @@ def whole_tile(width: int, pixels: int, depth: int) -> Tile | None:
     return best if slower < 1.1 else None
 
 
+def may_regroup() -> bool:
+    """Whether products may be saved by multiplying sums of pixels (`strassen.py`, `winograd.py`).
+
+    Not with LEANCONV_ARITHMETIC=direct: an output is then a sum of its own products, as PyTorch's is, and NaN, infinity
+    or a far larger number elsewhere in the map does not reach it.
+    """
+    return os.environ.get("LEANCONV_ARITHMETIC") != "direct"
+
+
 # Of the direct product's cycles, what seven products in place of eight may cost at most to be taken.
 PAYS = 0.97
 MEMORY = 12  # bytes a cycle
@@ -102,8 +111,11 @@ def halved_cycles(tile: Tile, width: int, pixels: int, depth: int) -> float:
 
 @functools.lru_cache(4096)
 def halved_tile(width: int, pixels: int, depth: int) -> Tile | None:
-    """The register tile of seven products of halves; None where the direct product is as fast, or they do not halve."""
-    if width % 2 or depth % 2 or piece_length(depth // 2) < SHORTEST:
+    """The register tile of seven products of halves.
+
+    None where the direct product is as fast, where they do not halve, or a sum is too short to be made in pieces.
+    """
+    if width % 2 or depth % 2 or not SHORTEST <= piece_length(depth // 2) < depth // 2:
         return None
     best = min(matrix_tiles(), key=lambda tile: halved_cycles(tile, width, pixels, depth))
     direct = matrix_cycles(matrix_tile(width, pixels, depth, True), width, pixels, depth, True)
