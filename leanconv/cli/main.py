@@ -83,7 +83,7 @@ def main() -> None:
         if debug:
             raise
         if by_model(error):
-            line = f"the model does not run: {told(error)}; the error is the model's own, --debug shows the way there"
+            line = f"the model does not run: {told(error)}; it stopped in its forward pass, --debug shows where"
         else:
             line = f"{type(error).__name__}: {error} (a fault of leanconv's; --debug shows where)"
         print(f"error: {_one_line(line)}", file=sys.stderr)

@@ -81,7 +81,8 @@ def check_clock(clock: str) -> None:
         raise BadInput(f"unknown clock {clock!r}; known: {', '.join(CLOCKS)}")
     if clock != "wall" and torch.get_num_threads() != 1:
         raise BadInput(
-            f"clock {clock!r} is for one thread, torch has {torch.get_num_threads()}: set_num_threads(1) first"
+            f"clock {clock!r} is for one thread, torch has {torch.get_num_threads()}: torch.set_num_threads(1) first"
+            " (on the command line: --threads 1)"
         )
 
 

@@ -1,7 +1,10 @@
 """What `doctor` says about this machine."""
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -61,3 +64,36 @@ def test_without_halide_the_kernels_say_what_to_install(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "halide" else real(name))
     assert "pip install 'leanconv[cpu]'" in machine.diagnose().machine["kernels"]
+
+
+WITHOUT = """
+import warnings
+warnings.simplefilter("ignore")
+import torch
+import leanconv as lc
+from leanconv.engine import diagnose
+torch.set_num_threads(1)
+torch.manual_seed(0)
+assert "no C compiler to keep kernels; apt install gcc" in str(diagnose()), diagnose()
+model = torch.nn.Sequential(
+    torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, padding=1, groups=8),
+    torch.nn.Conv2d(8, 6, 1), torch.nn.AdaptiveAvgPool2d(1),
+).eval()
+x = torch.randn(2, 3, 14, 18)
+fast = lc.optimize(model, x, engines=["fused"], budget_s=240)
+row = fast.choices["fused"]
+assert row.error is not None and row.error <= row.tolerance, row
+assert any("kernel" in block["times_ms"] for block in fast.choices.to_dict()["blocks"]), fast.choices
+for size in (14, 9):
+    given = torch.randn(1, 3, size, size)
+    torch.testing.assert_close(fast(given), model(given).detach(), rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_a_process_without_a_c_compiler_says_so_and_is_right(tmp_path):
+    """No compiler on its PATH: kernels are Halide's own, made in the process; nothing is kept."""
+    pytest.importorskip("halide", reason="needs the cpu extra")
+    environment = os.environ | {"LEANCONV_CACHE": str(tmp_path / "kernels"), "PATH": str(tmp_path), "CC": ""}
+    done = subprocess.run([sys.executable, "-c", WITHOUT], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not list(tmp_path.rglob("*.so"))

@@ -239,6 +239,16 @@ def test_what_cannot_be_kept_is_made_in_the_process(halide, broken, monkeypatch,
             memo.cache_clear()
 
 
+@linked
+def test_what_a_compiler_says_is_told_in_one_line(tmp_path):
+    source = tmp_path / "bad.c"
+    source.write_text("int f(void) { return one; }\nint g(void) { return two; }\n")
+    with pytest.raises(build.CannotBuild) as found:
+        build._cc(["-c", str(source), "-o", str(tmp_path / "bad.o")], tmp_path)
+    assert "two" in str(found.value)
+    assert "\n" not in str(found.value)
+
+
 def test_folders_above_that_others_can_write_to(tmp_path, monkeypatch):
     above = tmp_path / "above"
     above.mkdir()

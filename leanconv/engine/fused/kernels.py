@@ -46,6 +46,10 @@ def has_matrix_unit() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
+def _plain(average: Tensor) -> bool:
+    return average.is_contiguous() and average.dtype == torch.float32
+
+
 class KernelRun:
     """A bound kernel called with a node's inputs.
 
@@ -71,14 +75,16 @@ class KernelRun:
         return [inputs[1], *inputs[2 + self._data.pieces :]] if self._kind == "gated" else []
 
     def step(self, maps: Sequence[Any]) -> Any:
-        """The bound kernel's step for these maps, or None where it would read a copy of one."""
+        """The bound kernel's step for these maps; None where it would read a copy of one, or a gate's bits as float32's
+        that are not.
+        """
         from leanconv.kernels.cpu.maps import pixel_stride
 
         flat = [*maps[:-1], maps[-1].flatten(1)] if self.gate else list(maps)
         first, *rest = flat[:-1] if self.gate else flat
         if not self.bound.takes(first) or any(x is not None and not pixel_stride(x) for x in rest):
             return None
-        if self.gate and not flat[-1].is_contiguous():
+        if self.gate and not (flat[-1].is_contiguous() and flat[-1].dtype == torch.float32):
             return None
         return self.bound.step(*flat)
 
@@ -92,7 +98,7 @@ class KernelRun:
         maps = self.maps(inputs)
         step = self.step(maps)
         averages = [x.flatten(1) for x in self.averages(inputs)]
-        if step is None or not step.program.native or not all(x.is_contiguous() for x in averages):
+        if step is None or not step.program.native or not all(map(_plain, averages)):
             return None
         from leanconv.kernels.cpu.memory import huge
 

@@ -253,7 +253,8 @@ class Session:
         maps: list[Any] = [self._values[i] if i in self._known else i for i in todo.maps]
         if todo.averages:
             gates = torch.empty(step.size[0], 3, step.size[1], dtype=torch.float32)
-            first, *rest = [self._values[i] if i in self._known else self._copied(i) for i in todo.averages]
+            there = {i for i in todo.averages if i in self._known and self._values[i].dtype == torch.float32}
+            first, *rest = [self._values[i] if i in there else self._copied(i) for i in todo.averages]
             self._calls.append(todo.bound.gates(first, rest, gates))
             self._batch.places.append(todo.at)
             maps.append(gates)

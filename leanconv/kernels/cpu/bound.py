@@ -73,7 +73,7 @@ class Bound:
 
     def step(self, *maps: Tensor | None) -> Step:
         """The step for maps like these (that it `takes`), for `torch.get_num_threads()` threads."""
-        key = (torch.get_num_threads(), *[None if x is None else (x.shape, x.stride(), x.dtype) for x in maps])
+        key = self._key(maps)
         found = self._steps.get(key)
         if found is None:
             made = self._step(*maps)

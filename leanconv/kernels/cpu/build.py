@@ -48,7 +48,7 @@ def _cc(arguments: list[str], folder: Path) -> None:
     except OSError as error:
         raise CannotBuild(f"{compiler()} does not run: {error.strerror}") from error
     if done.returncode:
-        raise CannotBuild(f"{compiler()} failed: {done.stderr.strip()[-300:]}")
+        raise CannotBuild(f"{compiler()} failed: {' '.join(done.stderr.split())[-300:]}")
 
 
 @functools.lru_cache(1)

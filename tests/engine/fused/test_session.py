@@ -274,3 +274,27 @@ def test_answers_are_the_callers_to_change():
             torch.testing.assert_close(y, exact, rtol=1e-4, atol=1e-5)
             y.fill_(1e6)
         assert torch.equal(x, kept)
+
+
+@kernels
+@torch.no_grad()
+def test_a_gate_of_another_type_is_not_read_as_it_lies():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.squeeze, self.project = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 8, 1)
+
+        def forward(self, x):
+            y = self.stem(x)
+            return self.project(y * self.squeeze(y.mean((2, 3), keepdim=True)).sigmoid())
+
+    program, _ = program_of(Gated(), torch.randn(1, 3, 6, 6))
+    run = next(step.run for step in program.steps if getattr(step.run, "gate", False))
+    last = {"memory_format": torch.channels_last}
+    y, gate = torch.randn(1, 16, 6, 6).to(**last), torch.randn(1, 16, 1, 1)
+    want = run(y, gate)
+    assert run.step([y, None, gate]) is not None
+    for kind in (torch.float64, torch.bfloat16):
+        assert run.step([y, None, gate.to(kind)]) is None
+        torch.testing.assert_close(run(y, gate.to(kind)), run(y, gate.to(kind).float()))
+    torch.testing.assert_close(run(y, gate.double()), want)
