@@ -74,4 +74,4 @@ def test_other_sizes_compile_few_kernels():
             if isinstance(form, Separable):
                 torch.testing.assert_close(y, reference([x], weights, form)[0], rtol=1e-4, atol=1e-4)
         made = build._kernel.cache_info().misses - before
-        assert made <= 3, f"{made} kernels for {form}"
+        assert made <= 4, f"{made} kernels for {form}"

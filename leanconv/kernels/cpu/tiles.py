@@ -122,9 +122,9 @@ def halved_tile(width: int, pixels: int, depth: int) -> Tile | None:
     return best if halved_cycles(best, width, pixels, depth) < PAYS * direct else None
 
 
-# By how much the model may call a tile slower that is there already, before another kernel is compiled. MobileNetV3-Small
-# prepared for 224 px takes at most 2.6 % longer at 160 to 320 px than prepared for each, for 8 to 11 more kernels at the
-# smaller ones; with 1.2 up to 5.4 %, for 3 to 6 (one Zen 4 core, `python -m benchmarks.fused_sizes`).
+# By how much the model may call a tile slower that is there already, before another kernel is compiled.
+# MobileNetV3-Small prepared for 224 px takes at most 2.6 % longer at 160 to 320 px than prepared for each, for 8 to 11
+# more kernels at the smaller ones; with 1.2 up to 5.4 %, for 3 to 6 (one Zen 4 core, `benchmarks/fused_sizes.py`).
 REUSED = 1.1
 Tiles = TypeVar("Tiles")
 
