@@ -10,7 +10,8 @@ from torch import Tensor
 from leanconv.engine.fused.forms import Run, last
 from leanconv.engine.fused.graph import UNRUN, Graph, Length, Node
 from leanconv.engine.fused.kernels import KernelRun
-from leanconv.engine.fused.session import Moved, Plan, Step, handed_out, storage
+from leanconv.engine.fused.layout import Step
+from leanconv.engine.fused.session import Moved, Plan, handed_out, storage
 
 _MOST_PLANS = 8  # shapes whose memory is laid out at once; others run step by step ...
 _AGAIN = 8  # ... until they came so often that they take the place of the one that was called least

@@ -5,51 +5,17 @@ A `Plan` belongs to one shape of inputs; its `Session`s hold the memory, one for
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from leanconv.engine.fused.kernels import KernelRun
+from leanconv.engine.fused.layout import ALIGN, Native, Step, laid_out
 
-_ALIGN = 64  # bytes; a line of the cache, a vector of AVX-512
 _BEYOND = 4096  # bytes behind the last value: a kernel's vectors may read past a map's end
 _MANY = 1 << 19  # bytes; from here on they lie in huge pages
 _MOST_IDLE = 4  # sessions kept when no call needs them
-
-
-class Step(NamedTuple):
-    """What runs, the places of what it reads, of its results (second: -1 for none), what is freed after it, and
-    whether its result may lie in what it read (a view).
-    """
-
-    run: Callable[..., Any]
-    reads: tuple[int, ...]
-    at: int
-    second: int
-    frees: tuple[int, ...]
-    views: bool
-
-
-class Slot(NamedTuple):
-    """A value in the plan's memory, `offset` bytes behind its start."""
-
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-
-
-class Native(NamedTuple):
-    """A kernel's step for these shapes: the places of its maps and averages, where its results go."""
-
-    step: Any
-    maps: tuple[int, ...]
-    averages: tuple[int, ...]
-    bound: Any
-    at: int
-    second: int
 
 
 class Moved(Exception):
@@ -80,12 +46,10 @@ class Plan:
         self, steps: Sequence[Step], values: Sequence[Any], outputs: Sequence[int], fixed: Mapping[int, Any]
     ) -> None:
         self.outputs, self.fixed = list(outputs), dict(fixed)
-        self.todo: list[Native | Step] = [_native(step, values) or step for step in steps]
-        self.slots: dict[int, Slot] = {}
         self.count = len(values)
         self.strides = [v.stride() if isinstance(v, Tensor) else () for v in values]
         self.shapes = [tuple(v.shape) if isinstance(v, Tensor) else () for v in values]
-        self.size = self._lay_out(steps, values)
+        self.todo, self.slots, self.size = laid_out(steps, values, self.outputs)
         self._idle: list[Session] = []
         self.calls = 0  # since a plan was made last; several threads may lose some
 
@@ -109,68 +73,6 @@ class Plan:
         self._idle.append(session)
         return clock
 
-    def _lay_out(self, steps: Sequence[Step], values: Sequence[Any]) -> int:
-        """An offset for every result of a kernel that is not handed out; two share memory if they are never needed at
-        the same time. First fit, in the order of the steps. Returns the size in bytes.
-        """
-        free_at = _ends(steps, len(values))
-        taken: list[tuple[int, int, int]] = []  # start, stop, last step that needs it
-        size = 0
-        for now, (step, todo) in enumerate(zip(steps, self.todo, strict=True)):
-            taken = [piece for piece in taken if piece[2] >= now]
-            for place in (step.at, step.second):
-                if not isinstance(todo, Native) or place < 0 or place in self.outputs:
-                    continue
-                value: Tensor = values[place]
-                length = -(-value.numel() * value.itemsize // _ALIGN) * _ALIGN
-                start = _gap(taken, length)
-                taken.append((start, start + length, free_at[place]))
-                size = max(size, start + length)
-                self.slots[place] = Slot(start, tuple(value.shape), value.stride(), value.dtype)
-        return size
-
-
-def _native(step: Step, values: Sequence[Any]) -> Native | None:
-    """The step as a kernel that takes nothing but pointers, where it is one."""
-    run = step.run
-    if not isinstance(run, KernelRun):
-        return None
-    inputs = [values[place] for place in step.reads]
-    maps, places = run.maps(inputs), run.maps(step.reads)
-    averages = tuple(run.averages(step.reads))
-    if any(not values[place].flatten(1).is_contiguous() for place in averages):
-        return None
-    made = run.step(maps)
-    if made is None or not made.program.native:
-        return None
-    return Native(made, tuple(p for p in places if p is not None), averages, run.bound, step.at, step.second)
-
-
-def _ends(steps: Sequence[Step], count: int) -> list[int]:
-    """The last step that needs each value, itself or through a view of it."""
-    last = [-1] * count
-    for now, step in enumerate(steps):
-        for place in (step.at, step.second):
-            if place >= 0:
-                last[place] = now
-        for place in step.reads:
-            last[place] = now
-    for step in reversed(steps):
-        if step.views:
-            for place in step.reads:
-                last[place] = max(last[place], last[step.at])
-    return last
-
-
-def _gap(taken: Sequence[tuple[int, int, int]], length: int) -> int:
-    """The lowest start of `length` bytes that no taken piece overlaps."""
-    start = 0
-    for low, high, _ in sorted(taken):
-        if low - start >= length:
-            break
-        start = max(start, high)
-    return start
-
 
 def _memory(size: int) -> Tensor:
     """`size` bytes that begin with a line of the cache, and room behind them; in huge pages where there are many."""
@@ -178,8 +80,8 @@ def _memory(size: int) -> Tensor:
 
     if size >= _MANY:
         return huge(size + _BEYOND)
-    memory = torch.empty(size + _BEYOND + _ALIGN, dtype=torch.uint8)
-    return memory[-memory.data_ptr() % _ALIGN :]
+    memory = torch.empty(size + _BEYOND + ALIGN, dtype=torch.uint8)
+    return memory[-memory.data_ptr() % ALIGN :]
 
 
 class Batch(NamedTuple):

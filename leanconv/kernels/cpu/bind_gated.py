@@ -25,8 +25,9 @@ from leanconv.kernels.cpu.bound import (
 )  # fmt: skip
 from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import pack_projection, pixel_stride
+from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Gates, Program, View, Work, library
-from leanconv.kernels.cpu.tiles import row_block, whole_tile
+from leanconv.kernels.cpu.tiles import cache_bytes, row_block, whole_tile
 from leanconv.ops.forms import averaged, check_channels
 from leanconv.ops.gated_sum import GatedSum
 
@@ -101,7 +102,7 @@ class BoundGatedSum(Bound):
     def in_place(self, maps: Sequence[Tensor]) -> "GatedStep | None":
         """A step whose output may lie where a does: each of its pixels is made once, by whole register tiles.
 
-        None where such tiles are slower.
+        None where such tiles are slower, by more than a map from memory is worth.
         """
         return self._with_tile(maps, whole=True)
 
@@ -116,7 +117,10 @@ class BoundGatedSum(Bound):
             True, storage,
         )  # fmt: skip
         depth = storage.steps(sum(form.channels))
-        tile = whole_tile(o, pixels, depth) if whole else self.matrix_tile(core, o, pixels, depth, True)
+        tile: Tile | None = self.matrix_tile(core, o, pixels, depth, True)
+        if whole and tile is not None and pixels % tile.pixels:
+            far = storage.bytes * pixels * o > cache_bytes()
+            tile = whole_tile(o, pixels, depth, 1.1 if far else 1.02)
         if tile is None:
             return None
         arguments: list[View] = []

@@ -71,13 +71,15 @@ def matrix_cycles(tile: Tile, width: int, pixels: int, depth: int, flat: bool) -
 
 
 @functools.lru_cache(4096)
-def whole_tile(width: int, pixels: int, depth: int) -> Tile | None:
-    """As `matrix_tile`, of all pixels in a row, a tile of which the pixels are a multiple; None where it is slower."""
+def whole_tile(width: int, pixels: int, depth: int, most: float) -> Tile | None:
+    """As `matrix_tile`, of all pixels in a row, a tile of which the pixels are a multiple; None where it takes more
+    than `most` times as long.
+    """
     fitting = [tile for tile in matrix_tiles() if pixels % tile.pixels == 0]
     best = min(fitting, key=lambda tile: matrix_cycles(tile, width, pixels, depth, True))
     fastest = matrix_tile(width, pixels, depth, True)
     slower = matrix_cycles(best, width, pixels, depth, True) / matrix_cycles(fastest, width, pixels, depth, True)
-    return best if slower < 1.1 else None
+    return best if slower <= most else None
 
 
 def may_regroup() -> bool:

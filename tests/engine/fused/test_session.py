@@ -12,11 +12,14 @@ from torch import nn
 from leanconv.engine.fused import choose as room
 from leanconv.engine.fused.capture import to_graph
 from leanconv.engine.fused.choose import choose
+from leanconv.engine.fused.layout import Native, Step, _bases, _ends, _gap
 from leanconv.engine.fused.program import Program
 from leanconv.engine.fused.rewrite import rewrite
-from leanconv.engine.fused.session import Native, Plan, Session, Step, _ends, _gap
+from leanconv.engine.fused.session import Plan, Session
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
+from leanconv.nn.splconv import SPLConv2d
+from leanconv.ops.gated_sum import gated_sum
 
 kernels = pytest.mark.skipif(bool(cpu_reason()), reason=cpu_reason() or "kernels")
 
@@ -149,6 +152,41 @@ def test_where_values_lie():
     assert _gap([(0, 10, 0), (16, 32, 0)], 6) == 10
     assert _gap([(0, 10, 0), (16, 32, 0)], 7) == 32
     assert _gap([], 7) == 0
+    assert _bases([*steps, Step(None, (2, 3), 6, -1, (), True)]) == {2: {1}, 6: {1, 3}}
+
+
+class Twice(nn.Module):
+    """SPLConvs whose first pass is needed once, or once more: by what follows, or by the same sum as a slice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(SPLConv2d(16, 16, 3, padding=1) for _ in range(3))
+        self.plain = nn.Conv2d(8, 16, 1)
+
+    def branches(self, layer, x):
+        large, rest = x.split(layer.split, 1)
+        return layer.act(layer.norm(layer.pointwise(layer.stencil2(layer.stencil1(large))))), rest
+
+    def forward(self, x):
+        x = self.layers[0](x)
+        a, rest = self.branches(self.layers[1], x)
+        x = gated_sum(a, self.plain(rest)) + a
+        a, _ = self.branches(self.layers[2], x)
+        return gated_sum(a, self.plain(a[:, :8])).relu() * 2
+
+
+@kernels
+@torch.no_grad()
+def test_a_gated_sum_lies_where_its_first_map_did_where_nothing_else_needs_that():
+    torch.manual_seed(0)
+    model, x = Twice().eval(), torch.randn(1, 16, 84, 130)  # a multiple of most tiles
+    program, _ = program_of(model, x)
+    found = [program(x) for _ in range(3)][-1]
+    torch.testing.assert_close(found[0], model.double()(x.double()).float(), rtol=1e-4, atol=1e-4)
+    (plan,) = program._plans.values()
+    gated = [todo for todo in plan.todo if isinstance(todo, Native) and todo.averages]
+    shared = [todo.at in plan.slots and plan.slots[todo.at] == plan.slots.get(todo.maps[0]) for todo in gated]
+    assert shared == [True, False, False]
 
 
 def test_the_choice(monkeypatch):
