@@ -22,8 +22,9 @@ from leanconv.report.summary import RunSummary, numbers, read_runs
 from leanconv.runs import RunFolder
 from leanconv.train import classify
 from leanconv.train.augment import to_float
-from leanconv.train.data import SPLITS, open_data
+from leanconv.train.data import open_data
 from leanconv.train.evaluate import evaluate, pad_to, predicted_classes
+from leanconv.train.folders import SPLITS
 from leanconv.train.tasks import open_run_data
 
 Say = Callable[[str], object]

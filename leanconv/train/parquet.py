@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from leanconv.errors import BadInput, missing_extra
-from leanconv.train.data import same_size
+from leanconv.train.folders import same_size
 from leanconv.train.images import read_image, read_mask, read_size
 
 # The encoded files are held in memory, since rows in random order cannot be read from Parquet one by one.

@@ -23,7 +23,7 @@ from leanconv.table import si
 from leanconv.train.augment import PlainTransform, TrainTransform
 from leanconv.train.batches import Order, batches
 from leanconv.train.crops import Crops, memory_batches
-from leanconv.train.data import NoSplit
+from leanconv.train.folders import NoSplit
 from leanconv.train.labelled import Labelled
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks import Task, open_split

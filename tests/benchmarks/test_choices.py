@@ -142,12 +142,20 @@ def test_rows_of_this_commit_are_not_measured_again_and_the_minutes_end_a_run(tm
     monkeypatch.setattr(choices, "commit", lambda: "abc")
     monkeypatch.setattr(choices, "measured", lambda *given: done.append(given) or found)
     given = argparse.Namespace(
-        threads=1, clock="wall", again=False, minutes=5.0, budget=1.0, seconds=0.1, out=tmp_path / "choices.json"
+        threads=1,
+        clock="wall",
+        again=False,
+        compile=False,
+        minutes=5.0,
+        budget=1.0,
+        seconds=0.1,
+        out=tmp_path / "choices.json",
     )
     rows, report = layer_rows()[-3:], {"rows": []}
     run(rows, report, given)
     run(rows, report, given)
     assert len(done) == len(report["rows"]) == 3
+    assert all("compile" not in engines and "fused" in engines for *_, engines in done)
     assert given.out.read_text().count('"ratio"') == 3
     assert "3 rows, 3 below 0.97, 0 of them beyond noise" in show(report["rows"])
     assert "1 of them beyond noise" in show([*report["rows"][1:], report["rows"][0] | {"high": 0.969}])

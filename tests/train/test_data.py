@@ -12,7 +12,8 @@ from PIL import Image
 
 from leanconv.errors import BadInput, UnknownName
 from leanconv.train import data
-from leanconv.train.data import open_data, split_by_name
+from leanconv.train.data import open_data
+from leanconv.train.folders import split_by_name
 from leanconv.train.images import MAX_PIXELS, mirror, read_image, read_mask, read_size
 
 
