@@ -154,8 +154,7 @@ class GatedStep(Step):
     def __call__(self, *maps: Tensor, averages: Sequence[Tensor | None] = ()) -> tuple[Tensor, Tensor]:
         if self._blend is None:
             return super().__call__(*maps, self._bound.in_torch(maps, list(averages) or [None] * len(maps)))
-        y = torch.empty_strided(self.size, self.strides, dtype=self.dtype)
-        means = torch.empty(self.size[:2] if self.average else (0,), dtype=torch.float32)
+        y, means = self.results()
         known = [None if x is None else x.data_ptr() for x in averages]
         self._blend.run([*[x.data_ptr() for x in maps], *self.rest(y, means), *known])
         return y, means

@@ -72,8 +72,7 @@ class _SplitStep(Step):
             first, blend = self._bound
             a, average = first([x[:, : self._split]])
             return blend(a, [x[:, self._split :]], average)
-        y = torch.empty_strided(self.size, self.strides, dtype=self.dtype)
-        means = torch.empty(self.size[:2] if self.average else (0,), dtype=torch.float32)
+        y, means = self.results()
         a = y if self._in_place else torch.empty_strided(self.size, self.strides, dtype=self.dtype)
         at, between = x.data_ptr(), a.data_ptr()
         before = [at, *self._before._constant, between, None]

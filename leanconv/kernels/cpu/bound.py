@@ -42,10 +42,16 @@ class Step:
         _, o, p, q = size
         self.strides = (p * q * o, 1, q * o, o)
         self._constant = [w.data_ptr() for w in self.weights]
+        with torch.inference_mode(False):
+            self._no_means = torch.empty(0, dtype=torch.float32)
+
+    def results(self) -> tuple[Tensor, Tensor]:
+        """New tensors for the outputs. An average of no numbers is the same one in every call: 1 µs less."""
+        y = torch.empty_strided(self.size, self.strides, dtype=self.dtype)
+        return y, torch.empty(self.size[:2], dtype=torch.float32) if self.average else self._no_means
 
     def __call__(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
-        y = torch.empty_strided(self.size, self.strides, dtype=self.dtype)
-        means = torch.empty(self.size[:2] if self.average else (0,), dtype=torch.float32)
+        y, means = self.results()
         if self.program.native:
             outputs = [y.data_ptr(), means.data_ptr()] if self.average else [y.data_ptr()]
             self.program.run(*[m.data_ptr() for m in maps], *self._constant, *outputs)
