@@ -177,11 +177,11 @@ def test_what_fits_the_first_level_cache_stays_there():
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["hetconv", "wide"])
-def test_blocks_of_rows_begin_with_even_ones(name, monkeypatch):
-    """As two threads have them: 23 rows as 12 and 11. No number depends on where a block ends."""
+def test_blocks_of_rows_are_whole_pairs(name, monkeypatch):
+    """As two threads have them: 21 rows as 12 and 9. No number depends on where a block ends."""
     form = FORMS[name]
-    weights, x = weights_of(form), [torch.randn(3, c, 23, 9) for c in form.channels]
-    residual = torch.randn(3, form.width, 23, 11) if form.residual else None
+    weights, x = weights_of(form), [torch.randn(3, c, 21, 9) for c in form.channels]
+    residual = torch.randn(3, form.width, 21, 11) if form.residual else None
     bound = bind(form, weights)
     bound.method = "winograd"
     whole = bound(x, residual)

@@ -73,7 +73,7 @@ def may_be_near(form: Grouped, tile: Tile) -> bool:
 
 def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
     """The kernel and its arguments: as `grouped.pipeline`'s, with packed weights `block n·c blocks·groups` of each part
-    in place of taps and 1×1. `tiles.inner` has 2×2 outputs for its pixels. Blocks of rows begin with an even row.
+    in place of taps and 1×1. `tiles.inner` has 2×2 outputs for its pixels, the first of them at a block's first row.
 
     Either the sums of a block of rows are made for one of the 16 numbers after the other, so that its weights stay in
     the first-level cache; or (`tiles.near`, see `may_be_near`) those of one tile for all 16, so that what is
