@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from leanconv.kernels.cpu import bind, bind_separable, bind_split, tiles
+from leanconv.kernels.cpu import bind, bind_separable, bind_split, bound, tiles
 from leanconv.kernels.cpu.memory import ALIGN, HUGE, huge, settled
+from leanconv.kernels.cpu.pieces import Tile
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
@@ -112,6 +113,19 @@ def test_separable(c, size, dtype):
         residual = dense(dtype, 2, form.width, *form.size(*size)) if form.residual else None
         gate = torch.rand(2, form.middle) if form.gate else None
         fence.add(name, bind(form, weights_of(form)), [*inputs, residual, gate])
+    fence.hold()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("c", "o"), [(72, 90), (64, 96)])
+@pytest.mark.parametrize("size", [(3, 5), (4, 6)])
+def test_seven_products(c, o, size, monkeypatch):
+    """Halves that are whole vectors or not, of even and odd numbers of pixels."""
+    monkeypatch.setattr(bound, "halved_tile", lambda *sizes: Tile(3, 32, 16))
+    fence = Fence()
+    form = Separable((c,), (), o, bias=True, activation="relu", residual=True, average=True)
+    inputs = [dense(torch.float32, 2, c, *size), dense(torch.float32, 2, o, *size), None]
+    fence.add(f"{c} to {o}", bind(form, weights_of(form)), inputs)
     fence.hold()
 
 
