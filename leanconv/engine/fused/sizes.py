@@ -85,8 +85,10 @@ def _no_longer_than(seconds: float, model: nn.Module) -> Iterator[None]:
         if time.thread_time() > end:
             raise TookTooLong(f"more than {seconds:g} s")
 
-    handles = [module.register_forward_pre_hook(look) for module in model.modules()]
+    handles = []
     try:
+        for module in model.modules():
+            handles.append(module.register_forward_pre_hook(look))
         yield
     finally:
         for handle in handles:
