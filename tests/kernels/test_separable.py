@@ -170,3 +170,12 @@ def test_which_rows_are_read(name):
     for row in (3, 7):
         (slope,) = torch.autograd.grad(y[:, :, row].sum(), x, retain_graph=True)
         assert slope[0].abs().amax((0, 2)).nonzero().max() == row * step + ahead
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("w", [43, 52, 60])
+def test_many_taps_strided_and_dilated_before_a_projection(w):
+    """Of these widths Halide does not see by itself how many pixels a tile has."""
+    form = Separable((5,), ((Stencil(0, 5, (5, 5), (2, 2), (2, 2), (4, 4, 4, 4)),),), 7, bias=True)
+    weights = weights_of(form)
+    check(form, weights, 9, w, 2, bind(form, weights), ["channels_last"], torch.float32)

@@ -62,7 +62,7 @@ def depthwise(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
         out.split(axes.xo, axes.xs, axes.xo, track.strips[-1], hl.TailStrategy.GuardWithIf)
     out.reorder(axes.ci, axes.xi, axes.xo, y, *strips, axes.co).vectorize(axes.ci).unroll(axes.xi)
     if made.sums is not None:
-        schedule_sums(axes, made.sums, out, axes.xo, lanes)
+        schedule_sums(axes, made.sums, out, axes.xo, lanes, track.tiles[-1])
     schedule_chain(axes, made, out, axes.co, lanes, track.far)
     bound_output(out, track.channels, core.out_pixel)
     return out, made.arguments

@@ -63,6 +63,7 @@ class Loops:
     pixel: Any
     tile: Any
     masked: bool
+    pixels: int  # of a tile
 
 
 @dataclass
@@ -178,7 +179,7 @@ def inside(
         domain.where((row >= 0) & (row < made.h))
     column = hl.min((order[-1] * strip + tile if strip else tile) * pixels, columns.width - pixels) + pixel
     column = columns.first + (pixel if columns.tile else column)
-    return Loops(order, pixel, tile, masked), order[0] if masked else axes.i, column, row
+    return Loops(order, pixel, tile, masked, pixels), order[0] if masked else axes.i, column, row
 
 
 def _apply(
@@ -284,11 +285,15 @@ def schedule_inside(
         update.reorder(lane, pixel, tile, *outer[:-1], *strips, outer[-1]).unroll(pixel)
     (update.allow_race_conditions() if loops.masked else update).vectorize(lane, lanes)
     if sums is not None:
-        schedule_sums(axes, sums, func, loops.tile, lanes)
+        schedule_sums(axes, sums, func, loops.tile, lanes, loops.pixels)
 
 
-def schedule_sums(axes: Axes, sums: Any, func: Any, loop: Any, lanes: int) -> None:
-    """The accumulators of a stencil of many taps, in registers, within the tile loop of their stage."""
-    sums.compute_at(func, loop).bound_extent(axes.i, lanes).vectorize(axes.i, lanes).unroll(axes.x)
+def schedule_sums(axes: Axes, sums: Any, func: Any, loop: Any, lanes: int, pixels: int) -> None:
+    """The accumulators of a stencil of many taps, in registers, within the tile loop of their stage.
+
+    How many pixels a tile has is said: of some strides with dilation Halide does not see it.
+    """
+    sums.compute_at(func, loop).bound_extent(axes.i, lanes).bound_extent(axes.x, pixels)
+    sums.vectorize(axes.i, lanes).unroll(axes.x)
     update = sums.update()
     update.reorder(axes.i, axes.x, *sums.rvars(0)).vectorize(axes.i, lanes).unroll(axes.x)
