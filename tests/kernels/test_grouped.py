@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.padded import Core
 from leanconv.kernels.cpu.storage import FLOAT, Storage
@@ -140,6 +141,13 @@ def test_the_model_chooses_the_method(monkeypatch):
     assert chosen(form, 2, method="winograd").method == "winograd"
     monkeypatch.setenv("LEANCONV_ARITHMETIC", "direct")
     assert chosen(form, 14).method == "direct"
+    dense = Grouped((128,), 128, (3, 3), padding=AROUND)
+    assert chosen(dense, 14).method == "direct"
+    monkeypatch.setenv("LEANCONV_ARITHMETIC", "fewest")
+    assert chosen(form, 14).method == chosen(dense, 14).method == "winograd"
+    monkeypatch.setenv("LEANCONV_ARITHMETIC", "fast")
+    with pytest.raises(BadInput, match="'fast'; it may be lean, direct, fewest"):
+        chosen(form, 14)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Fetch, Program, View, Work
 from leanconv.kernels.cpu.stencils import Track, written_out
-from leanconv.kernels.cpu.tiles import cache_bytes, fill, lanes_for, may_regroup, row_block, strip
+from leanconv.kernels.cpu.tiles import arithmetic, cache_bytes, fill, lanes_for, row_block, strip
 from leanconv.kernels.cpu.tracks import Source, split_weights, track_weights, tracks
 from leanconv.ops.forms import Stencil, check_channels
 from leanconv.ops.separable import Separable
@@ -182,7 +182,7 @@ class _Maker:
         """
         (n, o, p, q), threads = self.size, torch.get_num_threads()
         plain = not (self.storage.half or self.form.gate or len(self.bound._tracks) > 1)
-        if not (plain and may_regroup()) or (p * q % 2 and threads > n):
+        if not plain or arithmetic() == "direct" or (p * q % 2 and threads > n):
             return None
         return self.bound.halved_tile(o, p * q, self.form.middle)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from leanconv.errors import BadInput
 from leanconv.kernels.cpu.frontend import halide
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.strassen import SHORTEST, piece_length
@@ -82,13 +83,20 @@ def whole_tile(width: int, pixels: int, depth: int, most: float) -> Tile | None:
     return best if slower <= most else None
 
 
-def may_regroup() -> bool:
-    """Whether products may be saved by multiplying sums of pixels (`strassen.py`, `winograd.py`).
+ARITHMETICS = ("lean", "direct", "fewest")
 
-    Not with LEANCONV_ARITHMETIC=direct: an output is then a sum of its own products, as PyTorch's is, and NaN, infinity
-    or a far larger number elsewhere in the map does not reach it.
+
+def arithmetic() -> str:
+    """Where products are saved by multiplying sums of pixels (`strassen.py`, `winograd.py`): LEANCONV_ARITHMETIC.
+
+    "lean", the default: in 1×1 convolutions and in the 3×3 sums of groups that this project's operators are made of.
+    "direct": nowhere. An output is a sum of its own products, as PyTorch's is, and NaN, infinity or a far larger number
+    elsewhere in the map does not reach it. "fewest": in dense 3×3 convolutions too.
     """
-    return os.environ.get("LEANCONV_ARITHMETIC") != "direct"
+    told = os.environ.get("LEANCONV_ARITHMETIC") or ARITHMETICS[0]
+    if told not in ARITHMETICS:
+        raise BadInput(f"LEANCONV_ARITHMETIC is {told!r}; it may be {', '.join(ARITHMETICS)}")
+    return told
 
 
 # Of the direct product's cycles, what seven products in place of eight may cost at most to be taken: they lean on the

@@ -15,7 +15,7 @@ from leanconv.kernels.cpu import grouped, winograd
 from leanconv.kernels.cpu.grouped import Tiles
 from leanconv.kernels.cpu.maps import pack_projection
 from leanconv.kernels.cpu.padded import Core, mixed, spread
-from leanconv.kernels.cpu.tiles import matrix_cycles, matrix_tile, may_regroup, row_block
+from leanconv.kernels.cpu.tiles import arithmetic, matrix_cycles, matrix_tile, row_block
 from leanconv.ops.forms import Pair
 from leanconv.ops.grouped import Grouped
 
@@ -76,7 +76,8 @@ def way_of(core: Core, samples: int, size: Pair, choose: Choose, method: str | N
 
     A dense convolution is none of the sums that this project's operators save, and direct unless it is asked for.
     """
-    meant = may_regroup() and (core.form.groups > 1 or core.form.pointwise) and can_winograd(core)
+    lean = core.form.groups > 1 or core.form.pointwise
+    meant = can_winograd(core) and arithmetic() in (("lean", "fewest") if lean else ("fewest",))
     ways = [direct_way, winograd_way] if meant else [direct_way]
     if method is not None:
         ways = [{"direct": direct_way, "winograd": winograd_way}[method]]
