@@ -171,6 +171,16 @@ def test_what_the_kernels_do_not_take(halide, weights):
         two([torch.randn(1, 6, 4, 4), torch.randn(1, 2, 4, 4, dtype=torch.bfloat16)])
 
 
+def test_calls_with_and_without_gradients_share_no_result(halide, weights):
+    """Autograd writes into results: of the first call's nothing may be in the next one's."""
+    kernels.load()
+    x, form = torch.randn(1, 6, 7, 8), Separable((6,), (STAGE,), 20)
+    traced = separable([x.clone().requires_grad_()], weights[:2], form)
+    plain = separable([x], weights[:2], form)
+    assert traced[0].requires_grad
+    assert not any(each.requires_grad for each in plain)
+
+
 @torch.no_grad()
 def test_bfloat16_comes_through_torch_library(halide, weights):
     kernels.load()

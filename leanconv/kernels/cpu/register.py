@@ -54,37 +54,45 @@ def takes(form: Form, maps: Sequence[Tensor | None], *others: Tensor | None) -> 
     return type(form) in BINDERS and fits
 
 
+def _fresh(results: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Autograd writes into what an operator gives back: an average of no numbers, which a step has once for all calls,
+    would keep the last call's graph, and ask for gradients in the next call's.
+    """
+    y, means = results
+    return y, means if means.dim() > 1 else torch.empty(0, dtype=torch.float32)
+
+
 def _separable(inputs, weights, form, residual, gate):  # type: ignore[no-untyped-def]
     made = separable.Separable.read(form)
     if not takes(made, [*inputs, residual], *weights, gate):
         return separable.reference(inputs, weights, made, residual, gate)
-    return bound_for(made, weights)(inputs, residual, gate)
+    return _fresh(bound_for(made, weights)(inputs, residual, gate))
 
 
 def _grouped(inputs, weights, form, residual):  # type: ignore[no-untyped-def]
     made = grouped.Grouped.read(form)
     if not takes(made, [*inputs, residual], *weights):
         return grouped.reference(inputs, weights, made, residual)
-    return bound_for(made, weights)(inputs, residual)
+    return _fresh(bound_for(made, weights)(inputs, residual))
 
 
 def _gated_pointwise(a, inputs, weights, form, a_average, averages):  # type: ignore[no-untyped-def]
     made = gated_sum.GatedSum.read(form)
     if not takes(made, [a, *inputs], *weights, a_average, *averages):
         return gated_sum.reference(a, inputs, weights, made, a_average, averages or None)
-    return bound_for(made, weights)(a, inputs, a_average, averages or None)
+    return _fresh(bound_for(made, weights)(a, inputs, a_average, averages or None))
 
 
 def _upsample(inputs, weights, form):  # type: ignore[no-untyped-def]
     made = upsample.Upsample.read(form)
     if not takes(made, inputs, *weights):
         return upsample.reference(inputs, weights, made)
-    return bound_for(made, weights)(inputs)
+    return _fresh(bound_for(made, weights)(inputs))
 
 
 def _max_pool(x, form):  # type: ignore[no-untyped-def]
     made = pool.MaxPool.read(form)
-    return bound_for(made, [])(x) if takes(made, [x]) else pool.reference(x, made)
+    return _fresh(bound_for(made, [])(x)) if takes(made, [x]) else pool.reference(x, made)
 
 
 def _global_average(x):  # type: ignore[no-untyped-def]
