@@ -7,9 +7,9 @@ inference, in turns in one process. Peers run at their best setting: eager chann
 Runtime (all optimisations), with --compile torch.compile (freezing, channels_last; half a minute of compiling a row).
 BatchNorm behind the layer is folded, and a ReLU follows, for all alike. "floor" = the larger of flops / peak and
 compulsory bytes / bandwidth, both measured here; its flops are those of the sums as they stand, so that a method of
-fewer multiplications, named beside the share ("winograd"), can be above 100 %. malloc keeps freed memory, for all
-alike. The time of a candidate is its least CPU time over the rounds: what the others on a shared machine take away is
-in every other figure. Prints geometric means; writes benchmarks/results/cpu_kernels.json.
+fewer multiplications, named beside the share ("winograd", "strassen"), can be above 100 %. malloc keeps freed memory,
+for all alike. The time of a candidate is its least CPU time over the rounds: what the others on a shared machine take
+away is in every other figure. Prints geometric means; writes benchmarks/results/cpu_kernels.json.
 """
 
 import argparse

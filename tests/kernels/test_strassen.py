@@ -48,7 +48,8 @@ def test_any_size_batch_and_layout(name, halved, h, w, n, how, other):
     weights = weights_of(form)
     x = laid_out(torch.randn(n, form.middle, h, w), how)
     residual = laid_out(torch.randn(n, form.width, h, w), other) if form.residual else None
-    y, means = bind(form, weights)([x], residual)
+    call = bind(form, weights)
+    y, means = call([x], residual)
     wide = None if residual is None else residual.double()
     exact, exact_means = reference([x.double()], [t.double() for t in weights], form, wide)
     eager, eager_means = reference([x], weights, form, residual)
@@ -56,6 +57,7 @@ def test_any_size_batch_and_layout(name, halved, h, w, n, how, other):
     assert_no_worse(means, eager_means, exact_means)
     assert all(isinstance(core, strassen.Halved) for core in halved)
     assert len(halved) == (n > 0)
+    assert call.methods == ({"strassen"} if n else set())
 
 
 @torch.no_grad()

@@ -36,6 +36,10 @@ def _seconds(bench: Workbench) -> float:
 
 
 def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
+    if not cpu_reason():
+        from leanconv.kernels.cpu.tiles import arithmetic
+
+        arithmetic()  # an unknown one would put every kernel out, without a word
     graph, half = rewrite(to_graph(bench.program)), (dtype or bench.dtype) == torch.bfloat16
     if holds_sizes(bench.program, graph):
         graph = _open(bench, graph)

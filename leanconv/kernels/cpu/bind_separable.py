@@ -203,7 +203,9 @@ class _Maker:
         row_bytes = 4 * strassen.PRODUCTS * form.middle // 2
         block = pairs if p * q % 2 else row_block(pairs, n, row_bytes, 0, torch.get_num_threads(), tile.pixels)
         work = Work(n, pairs, block, tile.pixels)
-        return self._finish([(kernel(strassen.pipeline, core, tile), arguments)], work, flat=False, apart=True)
+        step = self._finish([(kernel(strassen.pipeline, core, tile), arguments)], work, flat=False, apart=True)
+        step.method = "strassen"
+        return step
 
     def _finish(
         self, kernels: list[tuple[tuple[int, object], list[View]]], work: Work, flat: bool, apart: bool = False,

@@ -18,6 +18,7 @@ from leanconv.engine.fused import candidate, sizes
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.forms import FORMS
 from leanconv.engine.workbench import Workbench
+from leanconv.kernels import cpu_reason
 
 
 @pytest.fixture(autouse=True)
@@ -209,6 +210,13 @@ def test_without_halide_it_says_how_to_get_the_speed(monkeypatch, torch_only):
     fast = optimize(Odd().eval(), torch.randn(1, 3, 9, 9), engines=("fused",), budget_s=240)
     assert "pip install 'leanconv[cpu]'" in fast.choices["fused"].note
     assert "pip install 'leanconv[cpu]'" in fast.choices.blocks.note
+
+
+@pytest.mark.skipif(bool(cpu_reason()), reason=cpu_reason() or "kernels")
+def test_an_unknown_arithmetic_is_told(monkeypatch):
+    monkeypatch.setenv("LEANCONV_ARITHMETIC", "Direct")
+    fast = optimize(nn.Conv2d(3, 8, 1).eval(), torch.randn(1, 3, 8, 8), engines=("fused",), budget_s=5)
+    assert fast.choices.rows[-1].note.startswith("failed: BadInput: LEANCONV_ARITHMETIC is 'Direct'; it may be lean")
 
 
 def test_what_it_is_not_for():
