@@ -63,7 +63,7 @@ def test_any_size_batch_and_layout(name, halved, h, w, n, how, other):
 @torch.no_grad()
 @pytest.mark.parametrize("c", [192, 512, 1536])
 def test_long_sums_are_made_piece_by_piece(c, halved, monkeypatch):
-    """The average error is less than twice PyTorch's however many channels there are; the direct kernel's grows."""
+    """The average error is less than twice PyTorch's however many channels there are, and about the direct one's."""
     form, x = Separable((c,), (), 64), torch.randn(1, c, 8, 9).relu()
     weights = weights_of(form)
     exact, eager = F.conv2d(x.double(), weights[0].double()), F.conv2d(x, weights[0])
@@ -72,7 +72,7 @@ def test_long_sums_are_made_piece_by_piece(c, halved, monkeypatch):
     direct = bind(form, weights)([x])[0]
     error, direct_error, allowed = (float((y - exact).square().mean().sqrt()) for y in (seven, direct, eager))
     assert error < 2 * allowed
-    assert error < direct_error or c < 1000
+    assert error < 1.5 * direct_error
 
 
 @torch.no_grad()

@@ -13,10 +13,13 @@ from leanconv.kernels.cpu.activations import activate
 from leanconv.kernels.cpu.frontend import halide
 from leanconv.kernels.cpu.padded import Core, mixed, padded_map, padded_planes, spread
 from leanconv.kernels.cpu.pieces import (
+    LONGEST,
     Axes,
     Tile,
+    cut,
     projection,
     schedule_output,
+    schedule_pieces,
     schedule_product,
     schedule_projection,
     start_of,
@@ -128,7 +131,7 @@ def _projected(
     out[m, x, y] = storage.narrow(activate(form.activation, value, m, x, y))
     schedule_output(axes, out, form.project or 0, tiles.outer, [y])
     final.compute_at(out, axes.xo)
-    schedule_projection(axes, final, tiles.outer, storage)
+    schedule_projection(axes, final, parts, tiles.outer, storage)
     buffer = out.output_buffer()
     buffer.dim(0).set_bounds(0, form.project).set_stride(1)
     buffer.dim(1).set_min(0).set_stride(form.project)
@@ -195,14 +198,31 @@ def _convolution(axes: Axes, core: Core, padded: Any, source: Any, tile: Tile) -
         b = hl.RDom([*first, (0, form.groups * n)], "b")
         two, c = (b[0] if first else None), b[len(first)]
         add(beside, c, c, x * sw + (s // 2 * dw - left), y * sh + (r // 2 * dh - top), two)
-    acc.bound_extent(j, tile.block).vectorize(j, tile.lanes).unroll(j).unroll(x)
-    for index in range(acc.num_update_definitions()):
-        schedule_product(axes, acc.update(index), acc.rvars(index), tile, product.pairs, (g, y))
-    if n <= 4:
-        acc.update(0).unroll(acc.rvars(0)[len(first)])
-    if core.columns:
-        acc.update(0).unroll(acc.rvars(0)[len(first) + 1])
+    _schedule_sums(axes, acc, core, tile, n)
     return acc, arguments
+
+
+def _schedule_sums(axes: Axes, acc: Any, core: Core, tile: Tile, n: int) -> None:
+    """The sums over n channels (or pairs of them), columns and rows of taps, and over all channels beside them."""
+    (r, s), pairs, outer = core.form.kernel, core.product.pairs, (axes.g, axes.y)
+    acc.bound_extent(axes.m, tile.block).vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x)
+    wide = core.form.groups * n * core.form.pointwise
+    c, u, v = acc.rvars(0)[-3:]
+    if not pairs and n * r * s + wide > LONGEST:
+        # Where columns of a whole row are left out tap by tap, a piece has all of them: its pixels are constants then.
+        kept, one = ([v], n * s) if core.columns or n * s <= LONGEST else ([u, v], n)
+        kept = [cut(acc, 0, 0, n, LONGEST * n // one), *kept] if one > LONGEST else kept
+        taps = [schedule_pieces(axes, acc, 0, kept, tile, outer), acc]
+        if wide:
+            schedule_pieces(axes, acc, 1, [cut(acc, 1, 0, wide)], tile, outer)
+    else:
+        for index in range(acc.num_update_definitions()):
+            schedule_product(axes, acc.update(index), acc.rvars(index), tile, pairs, outer)
+        taps = [acc]
+    for func in taps:
+        for loop in func.rvars(0):
+            if (n <= 4 and loop.name() == c.name()) or (core.columns and loop.name() == u.name()):
+                func.update(0).unroll(loop)
 
 
 def _schedule_groups(axes: Axes, acc: Any, form: Grouped, tile: Tile, func: Any, scratch: bool) -> None:

@@ -91,22 +91,68 @@ def projection(
     return func
 
 
-def schedule_projection(axes: Axes, func: Any, tile: Tile, storage: Storage) -> None:
-    """Accumulators in registers: everything unrolled but the sum."""
-    func.bound_extent(axes.m, tile.block).vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x)
-    for index in range(func.num_update_definitions()):
-        schedule_product(axes, func.update(index), func.rvars(index), tile, storage.pairs)
+# Products that are added up in registers, one after the other, at the most: PyTorch's own sums are made in pieces, too,
+# and the error of one long sum passes twice theirs from 600 products on (`tests/kernels/test_long_sums.py`).
+LONGEST = 256
 
 
-def schedule_product(axes: Axes, update: Any, inner: list[Any], tile: Tile, pairs: bool, outer: Any = ()) -> None:
-    """One sum of products, over `inner`; of pairs the first of them goes over the two."""
-    m, x = axes.m, axes.x
+def piece_of(depth: int, longest: int = LONGEST) -> int:
+    """How many of `depth` products are a piece: equal ones where that leaves at least a quarter of the longest."""
+    if depth <= longest:
+        return depth
+    equal = next(length for length in range(longest, 0, -1) if depth % length == 0)
+    return equal if equal >= longest // 4 else -(-depth // -(-depth // longest))
+
+
+def cut(func: Any, index: int, place: int, depth: int, longest: int = LONGEST) -> Any:
+    """Cut a loop of an update's sum into pieces; the loop over them."""
+    loop, outer, inner = func.rvars(index)[place], halide().RVar(f"ko{index}"), halide().RVar(f"ki{index}")
+    func.update(index).split(loop, outer, inner, piece_of(depth, longest))
+    return outer
+
+
+def schedule_pieces(
+    axes: Axes, func: Any, index: int, kept: list[Any], tile: Tile, outer: Any = (), pixel: Any = None
+) -> Any:  # fmt: skip
+    """An update's sum piece by piece: the loops over `kept` add what is summed in registers over the other ones.
+
+    Returns the pieces, as a Func.
+    """
+    update = func.update(index)
+    piece = update.rfactor([(r, halide().Var(f"piece{index}_{place}")) for place, r in enumerate(kept)])
+    rest = func.rvars(index)
+    schedule_product(axes, func.update(index), rest, tile, False, outer, pixel)
+    piece.compute_at(func, rest[0]).bound_extent(axes.m, tile.block)
+    piece.bound_storage(axes.x if pixel is None else pixel, tile.pixels)  # not known to be so where a row ends
+    piece.vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x if pixel is None else pixel)
+    schedule_product(axes, piece.update(0), piece.rvars(0), tile, False, outer, pixel)
+    return piece
+
+
+def schedule_product(
+    axes: Axes, update: Any, inner: list[Any], tile: Tile, pairs: bool, outer: Any = (), pixel: Any = None
+) -> None:  # fmt: skip
+    """One sum of products, over `inner`; of pairs the first of them goes over the two. `pixel`: in place of x."""
+    m, x = axes.m, axes.x if pixel is None else pixel
     if pairs and inner:
         update.split(m, m, axes.mv, tile.lanes).reorder(inner[0], axes.mv, m, x, *inner[1:], *outer)
         update.atomic().vectorize(inner[0]).vectorize(axes.mv)
     else:
         update.reorder(m, x, *inner, *outer).vectorize(m, tile.lanes)
     update.unroll(m).unroll(x)
+
+
+def schedule_projection(
+    axes: Axes, func: Any, parts: list[tuple[Any, int, Any]], tile: Tile, storage: Storage
+) -> None:  # fmt: skip
+    """Accumulators of `projection` in registers: everything unrolled but the sum, which is made in pieces if long."""
+    func.bound_extent(axes.m, tile.block).vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x)
+    if not storage.pairs and sum(channels for _, channels, _ in parts) > LONGEST:
+        for index, (_, channels, _) in enumerate(parts):
+            schedule_pieces(axes, func, index, [cut(func, index, 0, channels)], tile)
+        return
+    for index in range(func.num_update_definitions()):
+        schedule_product(axes, func.update(index), func.rvars(index), tile, storage.pairs)
 
 
 def schedule_output(axes: Axes, out: Any, width: int, tile: Tile, inner: list[Any], whole_tiles: bool = False) -> None:

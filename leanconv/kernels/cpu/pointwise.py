@@ -85,7 +85,7 @@ def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
     out[axes.m, axes.x] = storage.narrow(activate(core.activation, value, axes.m, axes.x))
     schedule_output(axes, out, core.out_channels, tile, [], whole_tiles=True)
     acc.compute_at(out, axes.xo)
-    schedule_projection(axes, acc, tile, storage)
+    schedule_projection(axes, acc, parts, tile, storage)
     for func, channels in scratch:
         func.compute_root()
         schedule_copy(axes, func, channels, tile)

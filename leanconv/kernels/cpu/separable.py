@@ -95,7 +95,7 @@ def projected(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
     assert core.out_channels is not None
     schedule_output(axes, out, core.out_channels, tile, [], whole_tiles=True)
     acc.compute_at(out, axes.xo)
-    schedule_projection(axes, acc, tile, storage)
+    schedule_projection(axes, acc, parts, tile, storage)
     bound_output(out, core.out_channels, core.out_pixel, flat=True)
     return out, arguments
 

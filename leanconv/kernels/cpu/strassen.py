@@ -7,8 +7,8 @@ Pixels, channels and outputs are cut in halves, the map A (pixels by channels) a
     C11 = M0 + M3 - M4 + M6   C12 = M2 + M4   C21 = M1 + M3   C22 = M0 - M1 + M2 + M5
 
 Sums of weights are made beforehand, in float64; those of the map once for a block of pixels; those of the products tile
-by tile, in the first-level cache. There a product's channels are summed piece by piece, too: of the same long sum it
-would be 1.9 times as far from float64 as the direct one. So it is nearer from 300 channels on.
+by tile, in the first-level cache. There a product's channels are summed piece by piece, too, and in shorter ones than
+the direct product's: of equal ones it would be 1.9 times as far from float64.
 
 A pixel has another beside it, half a map away. NaN or infinity in one of them is NaN in both, and rounding errors are
 those of the larger. Source: Strassen 1969, doi:10.1007/BF02165411; Huang et al. 2016, doi:10.1109/SC.2016.58.

@@ -52,6 +52,6 @@ def pipeline(core: Rows, tile: Tile) -> tuple[Any, list[Any]]:
     )
     schedule_output(axes, out, core.width, tile, [axes.y], whole_tiles=True)
     acc.compute_at(out, axes.xo)
-    schedule_projection(axes, acc, tile, storage)
+    schedule_projection(axes, acc, parts, tile, storage)
     bound_output(out, core.width, core.width)
     return out, arguments

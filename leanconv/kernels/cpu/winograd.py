@@ -19,7 +19,7 @@ from typing import Any
 from leanconv.kernels.cpu.frontend import halide
 from leanconv.kernels.cpu.grouped import Sums, Tiles, columns, finished, new_output
 from leanconv.kernels.cpu.padded import MIXED, Core, mixed, padded_map
-from leanconv.kernels.cpu.pieces import Axes, Tile
+from leanconv.kernels.cpu.pieces import Axes, Tile, cut, schedule_pieces, schedule_product
 from leanconv.kernels.cpu.storage import FLOAT, image, weights_image
 from leanconv.ops.grouped import Grouped
 
@@ -27,6 +27,7 @@ Place = tuple[int, int]
 # Rows and columns of the 4×4 numbers: where a 1×1 is not zero, and the others.
 MIDDLE: tuple[Place, ...] = ((1, 1), (1, 2), (2, 1), (2, 2))
 EDGE: tuple[Place, ...] = tuple((i, j) for i in range(4) for j in range(4) if (i, j) not in MIDDLE)
+LONGEST = 128  # products of a piece of a sum, see `pieces.LONGEST`: four sums make an output, with errors of their own
 # Bᵀ and Aᵀ, a row as what it takes from the four numbers f(0) ... f(3).
 _INTO: tuple[Callable[[Any], Any], ...] = (
     lambda f: f(0) - f(2),
@@ -195,7 +196,10 @@ class _Transformed:
         if not self.near:
             func.bound(to, 0, (self.across * self.down + (tile.pixels - 1)) // tile.pixels)
         acc.compute_at(func, to).bound_extent(j, tile.block).vectorize(j, tile.lanes).unroll(j).unroll(ti)
-        acc.update(0).reorder(j, ti, k[0], n, to, g).vectorize(j, tile.lanes).unroll(j).unroll(ti)
+        if depth > LONGEST:
+            schedule_pieces(self.axes, acc, 0, [cut(acc, 0, 0, depth, LONGEST)], tile, (n, to, g), ti)
+        else:
+            schedule_product(self.axes, acc.update(0), acc.rvars(0), tile, False, (n, to, g), ti)
         return func
 
     def _schedule(self, fours: Any, made: list[tuple[Any, Any, Part]], func: Any, scratch: bool) -> None:

@@ -1,0 +1,56 @@
+"""Long sums against float64: at most twice PyTorch's error however many products there are."""
+
+import pytest
+import torch
+
+from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu.pieces import piece_of
+from leanconv.ops import grouped, separable
+from leanconv.ops.grouped import Grouped
+from leanconv.ops.separable import Separable
+from tests.kernels.tolerance import assert_no_worse
+
+pytestmark = pytest.mark.usefixtures("halide")
+AROUND = (1, 1, 1, 1)
+PRODUCTS = [(257,), (509,), (1024,), (2310,), (300, 7, 410)]
+SUMS = [
+    (Grouped((200,), 48, (3, 3), padding=AROUND), "direct"),  # rows and columns of taps are pieces
+    (Grouped((64,), 48, (3, 3), padding=AROUND), "direct"),  # rows are
+    (Grouped((300,), 48, (3, 3), padding=AROUND), "direct"),  # channels are, too
+    (Grouped((33,), 48, (7, 5), (2, 1), padding=(3, 3, 2, 2)), "direct"),
+    (Grouped((400,), 48, (3, 3), (2, 2), padding=AROUND, groups=2, dealt=True, pointwise=True), "direct"),
+    (Grouped((640,), 640, (3, 3), padding=AROUND, groups=4, project=40), "direct"),
+    (Grouped((640,), 640, (3, 3), padding=AROUND, groups=4, project=40), "winograd"),
+    (Grouped((640,), 64, (3, 3), padding=AROUND, groups=4, pointwise=True), "winograd"),
+    (Grouped((300,), 48, (3, 3), padding=AROUND), "winograd"),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", PRODUCTS, ids=str)
+def test_a_1x1(channels):
+    torch.manual_seed(0)
+    form, weight = Separable(channels, (), 48), torch.randn(48, sum(channels), 1, 1)
+    x = torch.randn(2, sum(channels), 9, 23)
+    parts = x.split(channels, 1)
+    exact = separable.reference([p.double() for p in parts], [weight.double()], form)[0]
+    assert_no_worse(bind(form, [weight])(parts)[0], separable.reference(parts, [weight], form)[0], exact)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("form", "method"), SUMS, ids=str)
+def test_sums_of_groups(form, method):
+    torch.manual_seed(0)
+    c, o = form.channels[0], form.out_channels
+    weights = [torch.randn(o, c // form.groups, *form.kernel)]
+    weights += [torch.randn(o, c)] if form.pointwise else []
+    weights += [torch.randn(form.project, o)] if form.project else []
+    x, bound = torch.randn(2, c, 9, 15), bind(form, weights)
+    bound.method = method
+    exact = grouped.reference([x.double()], [w.double() for w in weights], form)[0]
+    assert_no_worse(bound([x])[0], grouped.reference([x], weights, form)[0], exact)
+
+
+@pytest.mark.parametrize(("depth", "piece"), [(1, 1), (256, 256), (257, 129), (384, 192), (509, 255), (1024, 256)])
+def test_pieces_are_equal_where_they_can_be(depth, piece):
+    assert piece_of(depth) == piece
