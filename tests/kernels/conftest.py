@@ -3,6 +3,7 @@
 import importlib.util
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,3 +22,18 @@ def halide():
     import halide
 
     return halide
+
+
+@pytest.fixture
+def two_threads():
+    """Call something on two of torch's threads."""
+
+    def run(call, *inputs):
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            return call(*inputs)
+        finally:
+            torch.set_num_threads(before)
+
+    return run

@@ -79,14 +79,10 @@ def test_eight_threads_on_one_bound_kernel(halide, weights):
 
 
 @torch.no_grad()
-def test_two_threads_of_torch_give_the_same_numbers(halide, weights):
+def test_two_threads_of_torch_give_the_same_numbers(halide, weights, two_threads):
     x, call = torch.randn(2, 6, 40, 33), bind(FORM, weights)
     one, means = call([x])
-    try:
-        torch.set_num_threads(2)
-        two, means_two = call([x])
-    finally:
-        torch.set_num_threads(1)
+    two, means_two = two_threads(call, [x])
     assert torch.equal(one, two)
     torch.testing.assert_close(means, means_two)
 

@@ -66,16 +66,10 @@ def test_any_size_batch_and_layout(form, dtype, blocks, monkeypatch):
 
 
 @torch.no_grad()
-def test_two_threads_make_what_one_makes():
+def test_two_threads_make_what_one_makes(two_threads):
     weights, others = passes(LARGE)
     bound, x = bind_split(LARGE, weights, BLEND, others), torch.randn(3, 19, 40, 24)
-    one, threads = bound(x), torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        two = bound(x)
-    finally:
-        torch.set_num_threads(threads)
-    for a, b in zip(one, two, strict=True):
+    for a, b in zip(bound(x), two_threads(bound, x), strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -89,16 +89,12 @@ def test_what_is_no_number_reaches_its_pair_and_nothing_else(value, at, halved):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("h", "n"), [(40, 1), (41, 1), (41, 2)])
-def test_two_threads(h, n, halved):
+def test_two_threads(h, n, halved, two_threads):
     """They give the same numbers as one; where a pixel would be made by both, the direct product is taken."""
     form, x = FORMS["mobilenet"], torch.randn(n, 96, h, 33)
     call = bind(form, weights_of(form))
     one, means = call([x])
-    try:
-        torch.set_num_threads(2)
-        two, means_two = call([x])
-    finally:
-        torch.set_num_threads(1)
+    two, means_two = two_threads(call, [x])
     torch.testing.assert_close(means, means_two)
     if h * 33 % 2 and n == 1:
         assert not isinstance(halved[-1], strassen.Halved)
