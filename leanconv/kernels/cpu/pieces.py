@@ -96,12 +96,15 @@ def projection(
 LONGEST = 256
 
 
+def equal_piece(depth: int, longest: int) -> int:
+    """The longest of equal pieces of `depth` products, at most `longest` each."""
+    return next(length for length in range(min(depth, longest), 0, -1) if depth % length == 0)
+
+
 def piece_of(depth: int, longest: int = LONGEST) -> int:
     """How many of `depth` products are a piece: equal ones where that leaves at least a quarter of the longest."""
-    if depth <= longest:
-        return depth
-    equal = next(length for length in range(longest, 0, -1) if depth % length == 0)
-    return equal if equal >= longest // 4 else -(-depth // -(-depth // longest))
+    equal = equal_piece(depth, longest)
+    return equal if equal >= min(depth, longest // 4) else -(-depth // -(-depth // longest))
 
 
 def cut(func: Any, index: int, place: int, depth: int, longest: int = LONGEST) -> Any:
