@@ -31,6 +31,7 @@ from leanconv.measure.ops import (
     norm_facts,
     tensor_bytes,
 )  # fmt: skip
+from leanconv.measure.origins import Origins
 from leanconv.measure.state import arguments, countable, first_shape, tensors, untouched, untouched_random
 from leanconv.nn import Operator
 
@@ -145,36 +146,13 @@ def _run(recording: Recording, inputs: Any, train: bool | None = None) -> None:
 
 
 class _Stack:
-    """Who is running: the modules by hooks, the outermost torch function, and what came from parameters alone."""
+    """Who is running: the modules by hooks, and the outermost torch function."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
         self.modules: list[tuple[str, str]] = []
         self.api = ""
-        # Storage -> names of the parameters it was computed from. The tensors are kept, so that no storage's place is
-        # taken by another one's while we look.
-        self.origin: dict[int, frozenset[str]] = {}
-        self.kept: list[Tensor] = []
-        for name, parameter in recording.model.named_parameters():
-            self.remember(parameter, frozenset([name]))
-        for buffer in recording.model.buffers():
-            self.remember(buffer, frozenset())
-
-    def remember(self, tensor: Tensor, names: frozenset[str]) -> None:
-        key = storage_key(tensor)
-        if key is not None:
-            self.origin[key] = names
-            self.kept.append(tensor)
-
-    def forget(self, tensor: Tensor) -> None:
-        key = storage_key(tensor)
-        if key is not None:
-            self.origin.pop(key, None)
-
-    def origins(self, value: Any) -> frozenset[str] | None:
-        """The parameters that a tensor was computed from; None where the model's input had a part in it."""
-        key = storage_key(value) if isinstance(value, Tensor) else None
-        return self.origin.get(key) if key is not None else None
+        self.origins = Origins(recording.model)
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -261,19 +239,15 @@ class _Ops(TorchDispatchMode):
     def _note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         stack = self.stack
         given, given_out = [a for a in flat([*args, *kwargs.values()]) if isinstance(a, Tensor)], tensors(out)
-        origins = [stack.origins(tensor) for tensor in given]
+        origins = [stack.origins.of(tensor) for tensor in given]
         kind, macs, bias = classify(func, args, out, stack.api, weighted=any(origins))
         affine, training = norm_facts(func, kind, args) if kind.endswith("_norm") else (False, False)
-        kernel = stack.origins(args[1]) if kind == "conv" else None
+        kernel = stack.origins.of(args[1]) if kind == "conv" else None
         if kind in ("conv", "linear"):
             factors = origins if base_name(func) in RECURRENT else origins[-2:]
             chosen = [kernel] if kind == "conv" else factors
             stack.recording.weights.update(*(names for names in chosen if names))
-        for tensor in given_out:
-            if all(names is not None for names in origins):
-                stack.remember(tensor, frozenset().union(*(names for names in origins if names is not None)))
-            else:
-                stack.forget(tensor)
+        stack.origins.follow(given_out, origins)
         started = launches(func, kind)
         stack.recording.ops.append(
             OpCall(
@@ -294,11 +268,3 @@ class _Ops(TorchDispatchMode):
                 sizes=contractions(func, kind, args, out) if kind in CONTRACTIONS else (),
             )
         )
-
-
-def storage_key(tensor: Tensor) -> int | None:
-    """What two views of the same memory have in common; None for tensors without a storage of their own."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except RuntimeError:  # sparse tensors and wrapper subclasses have none
-        return None

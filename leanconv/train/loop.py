@@ -21,7 +21,6 @@ from leanconv.runs import RunFolder, load_weights, save_weights
 from leanconv.train import checkpoint, setup
 from leanconv.train.batches import Order, mix
 from leanconv.train.checkpoint import State
-from leanconv.train.images import listing
 from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.optimizer import make_optimizer, rate_at
 from leanconv.train.progress import Reporter, write_history
@@ -250,23 +249,7 @@ class _Run:
         if not path.is_file():  # stopped before the first checkpoint: the beginning is where it was left
             return State(images=len(self.data["train"]))
         state, scaler = checkpoint.load(path, self.net, self.optimizer)
-        path = self.folder.path
-        if state.images not in (0, images := len(self.data["train"])):
-            raise BadInput(
-                f"{path} was started with {state.images} training images, {self.recipe.data} now has {images}: "
-                f"resume it with the same, or train its weights on with model={path} out=another/folder"
-            )
-        before, now = self.folder.read_model().classes, tuple(self.task.classes)
-        if before and before != now:  # the files would get other labels, and model.json other names
-            raise BadInput(
-                f"{path} was started with the classes {listing(before)}, {self.recipe.data} now has "
-                f"{listing(now)}: resume it with the same, or choose out="
-            )
-        if state.step > self.total:
-            raise BadInput(
-                f"{path} has done {state.step} steps ({state.step / self.per_epoch:g} epochs), more than the "
-                f"{self.total} asked for: ask for as many or more, or say out=another/folder"
-            )
+        setup.check_resumed(state, self.recipe, self.folder, self.data["train"], self.total, self.per_epoch)
         if state.schedule:
             self.schedule.load_state_dict(state.schedule)
         if scaler and self.accelerator.scaler is not None:

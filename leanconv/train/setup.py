@@ -22,8 +22,10 @@ from leanconv.runs.kinds import build, read
 from leanconv.table import si
 from leanconv.train.augment import PlainTransform, TrainTransform
 from leanconv.train.batches import Order, batches
+from leanconv.train.checkpoint import State
 from leanconv.train.crops import Crops, memory_batches
 from leanconv.train.folders import NoSplit
+from leanconv.train.images import listing
 from leanconv.train.labelled import Labelled
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks import Task, open_split
@@ -74,6 +76,32 @@ def claim(recipe: Recipe, resume: bool) -> RunFolder:
     if changed:
         raise BadInput(f"{recipe.out} was started with {' '.join(changed)}: resume it with the same, or choose out=")
     return folder
+
+
+def check_resumed(state: State, recipe: Recipe, folder: RunFolder, samples: Any, total: int, per_epoch: int) -> None:
+    """Raise BadInput where the checkpoint's training images, classes or steps are not those that the run would have.
+
+    Args:
+        samples: the training split.
+        total, per_epoch: steps that are asked for, and those of an epoch.
+    """
+    path, images = folder.path, len(samples)
+    if state.images not in (0, images):
+        raise BadInput(
+            f"{path} was started with {state.images} training images, {recipe.data} now has {images}: "
+            f"resume it with the same, or train its weights on with model={path} out=another/folder"
+        )
+    before, now = folder.read_model().classes, tuple(samples.classes)
+    if before and before != now:  # the files would get other labels, and model.json other names
+        raise BadInput(
+            f"{path} was started with the classes {listing(before)}, {recipe.data} now has "
+            f"{listing(now)}: resume it with the same, or choose out="
+        )
+    if state.step > total:
+        raise BadInput(
+            f"{path} has done {state.step} steps ({state.step / per_epoch:g} epochs), more than the "
+            f"{total} asked for: ask for as many or more, or say out=another/folder"
+        )
 
 
 def accelerator(recipe: Recipe) -> Any:

@@ -5,7 +5,7 @@ dimensions; a function may get others (from a caller, from an operator of `call`
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leanconv.engine.fused.chain import Run, chain, shuffled
 from leanconv.engine.fused.graph import Node, Ref
 from leanconv.engine.fused.kernels import has_matrix_unit, kernel, split
-from leanconv.engine.fused.stages import Block, Gated, Slices, Stage, activate
+from leanconv.engine.fused.stages import Block, Gated, Stage, activate
 from leanconv.ops.exact import exact_mean
 
 LAST = torch.channels_last
-Run = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -33,87 +33,6 @@ class Form:
 def last(x: Tensor) -> Tensor:
     """The map in channels_last, copied only where it is not."""
     return x if x.is_contiguous(memory_format=LAST) else x.contiguous(memory_format=LAST)
-
-
-# Blocks.
-
-
-def _block(node: Node, make_stage: Callable[[Stage, tuple[int, ...], torch.dtype], Run | None]) -> Run | None:
-    """A block as its stages one after another, each made by `make_stage`."""
-    if any(stage.dealt for stage in node.data.stages):
-        make_stage = partial(_dealt, make_stage)
-    block: Block = node.data
-    shape, dtype, runs = _entry_shape(node), node.dtype, []
-    for stage in block.stages:
-        if isinstance(stage, Slices):
-            run = _slices(make_stage, stage, shape, dtype)
-        else:
-            run = make_stage(stage, shape, dtype)
-        if run is None:
-            return None
-        runs.append(run)
-        shape = (shape[0], stage.o, *stage.size(*shape[2:]))
-    beside = None
-    if block.beside is not None:
-        bare: Any = replace(block.stages[0], act="")
-        beside = make_stage(block.beside, _entry_shape(node), dtype)
-        first = make_stage(bare, _entry_shape(node), dtype)
-        if beside is None or first is None:
-            return None
-        runs[0] = partial(_both, first, beside, block.stages[0].act)
-    if block.pieces == 1 and len(runs) == 1 and not (block.residual or block.gate or block.act or block.average):
-        return runs[0]
-    return partial(_chain, block.pieces, tuple(runs), block.residual, block.gate, block.act, block.average)
-
-
-def _slices(make_stage: Any, slices: Slices, shape: tuple[int, ...], dtype: torch.dtype) -> Run | None:
-    """Stencils side by side: each on its slice, then a concatenation."""
-    runs = []
-    for first, channels, stage in slices.parts:
-        run = make_stage(stage, (shape[0], channels, *shape[2:]), dtype) if stage else None
-        if stage is not None and run is None:
-            return None
-        runs.append((first, channels, run))
-    return lambda x: torch.cat([run(x.narrow(1, at, n)) if run else x.narrow(1, at, n) for at, n, run in runs], 1)
-
-
-def _entry_shape(node: Node) -> tuple[int, ...]:
-    pieces = node.inputs[: node.data.pieces]
-    return (pieces[0].shape[0], sum(x.channels for x in pieces), *pieces[0].shape[2:])
-
-
-def _both(first: Run, second: Run, act: str, x: Tensor) -> Tensor:
-    return activate(first(x).add_(second(x)), act)
-
-
-def _chain(
-    pieces: int, runs: tuple[Run, ...], residual: bool, gate: bool, act: str, average: bool, *inputs: Tensor
-) -> Any:
-    h = inputs[0] if pieces == 1 else torch.cat(inputs[:pieces], 1)
-    for run in runs[:-1]:
-        h = run(h)
-    h = runs[-1](h * inputs[-1].to(h.dtype)) if gate else runs[-1](h)
-    if residual:
-        h = h.add_(inputs[pieces])
-    if act:
-        h = activate(h, act)
-    return (h, exact_mean(h, keepdim=True)) if average else h
-
-
-def _dealt(make_stage: Any, stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run | None:
-    """A stage whose groups own channels dealt like cards: they are brought together and dealt back."""
-    if not stage.dealt:
-        return make_stage(stage, shape, dtype)  # type: ignore[no-any-return]
-    groups = stage.groups
-    bias = None if stage.bias is None else stage.bias.view(-1, groups).t().reshape(-1)
-    run = make_stage(replace(stage, dealt=False, bias=bias), shape, dtype)
-    return None if run is None else lambda x: shuffled(run(shuffled(x, groups)), stage.o // groups)
-
-
-def shuffled(x: Tensor, b: int) -> Tensor:
-    """Channel i·b + j becomes channel j·a + i, in channels_last."""
-    n, c, h, w = x.shape
-    return x.permute(0, 2, 3, 1).reshape(n, h, w, c // b, b).transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
 
 
 def _aten_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run:
@@ -173,7 +92,7 @@ def _mixed(node: Node) -> Run | None:
     """Stencils in a kernel, the product in oneDNN."""
     if node.dtype != torch.bfloat16 or not has_matrix_unit():
         return None
-    return split(node, lambda tail: _block(tail, _onednn_stage))
+    return split(node, lambda tail: chain(tail, _onednn_stage))
 
 
 def _matrix(node: Node) -> Run | None:
@@ -278,8 +197,8 @@ def _call(node: Node) -> Run:
 
 FORMS: dict[str, list[Form]] = {
     "block": [
-        Form("onednn", lambda node: _block(node, _onednn_stage)),
-        Form("aten", lambda node: _block(node, _aten_stage)),
+        Form("onednn", lambda node: chain(node, _onednn_stage)),
+        Form("aten", lambda node: chain(node, _aten_stage)),
         Form("matrix", _matrix),
         Form("kernel", kernel),
         Form("split", split),

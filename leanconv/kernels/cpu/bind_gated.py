@@ -26,7 +26,8 @@ from leanconv.kernels.cpu.bound import (
 from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import pack_projection, pixel_stride
 from leanconv.kernels.cpu.pieces import Tile
-from leanconv.kernels.cpu.program import Gates, Program, View, Work, library
+from leanconv.kernels.cpu.program import Gates, Program, View, Work
+from leanconv.kernels.cpu.structures import library
 from leanconv.kernels.cpu.tiles import cache_bytes, row_block, whole_tile
 from leanconv.ops.forms import averaged, check_channels
 from leanconv.ops.gated_sum import GatedSum

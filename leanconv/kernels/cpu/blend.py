@@ -3,43 +3,16 @@ before all that, perhaps, the program that makes its first map.
 """
 
 import ctypes
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput
+from leanconv.kernels.cpu import structures
 from leanconv.kernels.cpu.maps import pixel_stride
-from leanconv.kernels.cpu.program import Program, library
-
-_PIECES = 24
-
-
-class _Piece(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("sample", "pixel")),
-        *((name, ctypes.c_int32) for name in ("channels", "rows", "columns", "half")),
-    ]  # fmt: skip
-
-
-class _Blend(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("program", "before", "weight", "bias", "scale", "shift")),
-        *((name, ctypes.c_int32) for name in ("samples", "width", "parts", "gates", "averages", "first")),
-        ("piece", _Piece * _PIECES),
-    ]  # fmt: skip
-
-
-@functools.lru_cache(1)
-def _run() -> Any:
-    """`lc_blend`. Raises BadInput where the runtime's structure is not that of this file."""
-    lib = library()
-    if lib.lc_sizes(5) != ctypes.sizeof(_Blend):
-        raise BadInput("the kernels' runtime was built for another structure of a gated sum: clear the cache")
-    lib.lc_blend.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
-    return lib.lc_blend
+from leanconv.kernels.cpu.program import Program
+from leanconv.kernels.cpu.structures import PIECES, library
 
 
 class Blend:
@@ -56,12 +29,12 @@ class Blend:
         self, program: Program, maps: Sequence[Tensor], weight: Tensor, vectors: Sequence[Tensor | None],
         before: Program | None = None,
     ) -> None:  # fmt: skip
-        if len(maps) > _PIECES:
-            raise BadInput(f"a gated sum of {len(maps)} maps: at most {_PIECES}")
+        if len(maps) > PIECES:
+            raise BadInput(f"a gated sum of {len(maps)} maps: at most {PIECES}")
         count = len(program.pointers())
         first = count + len(maps)
         n, _, h, w = maps[0].shape
-        self._made = _Blend(
+        self._made = structures.Blend(
             program._address, None if before is None else before._address, weight.data_ptr(),
             *[None if v is None else v.data_ptr() for v in vectors], n, maps[0].shape[1], len(maps) - 1, len(maps),
             count, first,
@@ -71,7 +44,7 @@ class Blend:
             piece.rows, piece.columns, piece.half = h, w, x.dtype.itemsize == 2
         self._keep = (program, before, weight, list(vectors))
         self._pointers = ctypes.c_void_p * (first + (0 if before is None else len(before.pointers())))
-        self._address, self._run = ctypes.addressof(self._made), _run()
+        self._address, self._run = ctypes.addressof(self._made), library().lc_blend
 
     def run(self, pointers: Sequence[int | None]) -> None:
         """On addresses: the program's, the maps' averages (None: computed here), then those of `before`.

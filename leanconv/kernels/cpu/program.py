@@ -1,7 +1,6 @@
 """Kernels with their arguments for one shape: made once, called with nothing but pointers."""
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,61 +9,8 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu.build import runtime
-
-_DIMS, _ARGS, _FRAMES = 4, 48, 8
-# halide_type_t: code (float 2, unsigned 1), bits, lanes; bfloat16 goes as its bits
-_FLOAT32, _BITS16 = 2 | 32 << 8 | 1 << 16, 1 | 16 << 8 | 1 << 16
-
-
-class _Dimension(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("min", "extent", "stride", "flags")]
-
-
-class _Argument(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("pointer", "dimensions", "rows", "type")),
-        *((name, ctypes.c_int64) for name in ("sample", "offset", "row")),
-        ("dim", _Dimension * _DIMS),
-    ]  # fmt: skip
-
-
-class _Frame(ctypes.Structure):
-    _fields_ = [
-        ("kernel", ctypes.c_void_p), ("count", ctypes.c_int32), ("unused", ctypes.c_int32),
-        ("arguments", _Argument * _ARGS),
-    ]  # fmt: skip
-
-
-class _Program(ctypes.Structure):
-    _fields_ = [
-        *(
-            (name, ctypes.c_int32)
-            for name in ("frames", "samples", "rows", "block", "least", "half", "average", "channels", "columns",
-                         "sums", "apart", "unused")
-        ),
-        ("sample", ctypes.c_int64), ("row", ctypes.c_int64), ("frame", ctypes.c_void_p * _FRAMES),
-        ("fetch", ctypes.c_void_p), ("fetches", ctypes.c_int64),
-    ]  # fmt: skip
-
-
-class _Fetch(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("pointer", "unit", "step", "ahead", "rows", "pixels")),
-        *((name, ctypes.c_int64) for name in ("sample", "offset", "pixel", "bytes")),
-    ]  # fmt: skip
-
-
-class _Gates(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("mean_a", "means", "sizes")),
-        *((name, ctypes.c_int32) for name in ("parts", "samples", "width")),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "scale", "shift", "out")),
-    ]  # fmt: skip
-
-
-class _Call(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("program", "pointers", "gates")]
+from leanconv.kernels.cpu import structures
+from leanconv.kernels.cpu.structures import library
 
 
 @dataclass(frozen=True)
@@ -137,32 +83,14 @@ class Fetch:
         view = replace(self.view, offset=first, dims=((end - first, 1), *self.view.dims[1:]))
         return replace(self, view=view, ahead=max(self.ahead, other.ahead))
 
-    def made(self) -> _Fetch:
+    def made(self) -> structures.Fetch:
         """As the runtime takes it."""
         (channels, _), (pixels, pixel), (rows, _) = self.view.dims
         size = 2 if self.view.half else 4
         numbers = (self.view.sample, self.view.offset, pixel, channels)
-        return _Fetch(
+        return structures.Fetch(
             self.view.pointer, self.unit, self.step, self.ahead, rows, pixels, *[size * number for number in numbers]
         )
-
-
-@functools.lru_cache(1)
-def library() -> Any:
-    """The runtime with its argument types. Raises BadInput where its structures are not those of this file."""
-    lib: Any = runtime()
-    if lib is None:
-        return None
-    kinds = {0: _Argument, 1: _Frame, 2: _Program, 3: _Gates, 4: _Call, 6: _Fetch}
-    sizes = [ctypes.sizeof(kind) for kind in kinds.values()]
-    if sizes != [lib.lc_sizes(i) for i in kinds]:
-        raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
-    pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-    lib.lc_run.argtypes = (pointer, pointer, i32)
-    lib.lc_average.argtypes = (pointer, i32, i64, i64, i64, i32, i32, i32, i32, pointer, i32)
-    lib.lc_gates.argtypes = (pointer,)
-    lib.lc_calls.argtypes = (pointer, i32, i32, pointer)
-    return lib
 
 
 class Gates:
@@ -178,7 +106,7 @@ class Gates:
         n, _, o = out.shape
         means = (ctypes.c_void_p * len(rest))(*[x.data_ptr() for x in rest])
         sizes = (ctypes.c_int32 * len(rest))(*[x.shape[1] for x in rest])
-        self._made = _Gates(
+        self._made = structures.Gates(
             first.data_ptr(), ctypes.addressof(means), ctypes.addressof(sizes), len(rest), n, o, weight.data_ptr(),
             *[None if v is None else v.data_ptr() for v in vectors], out.data_ptr(),
         )  # fmt: skip
@@ -194,7 +122,7 @@ class Calls:
 
     def __init__(self, calls: "Sequence[tuple[Program, Any] | Gates]", threads: int) -> None:
         self._keep = list(calls)
-        self._calls = (_Call * len(calls))()
+        self._calls = (structures.Call * len(calls))()
         for made, call in zip(self._calls, calls, strict=True):
             if isinstance(call, Gates):
                 made.gates = call.address
@@ -229,7 +157,7 @@ class Program:
         self._kernels = list(kernels)
         self._native = all(address for (address, _), _ in kernels)
         frames = [self._frame(address, views) for (address, _), views in kernels]
-        made = _Program(
+        made = structures.Program(
             frames=len(frames), samples=work.samples, rows=work.rows, block=work.block, least=work.least
         )  # fmt: skip
         for index, frame in enumerate(frames):
@@ -238,7 +166,7 @@ class Program:
             made.average, made.sums, made.channels = average.pointer + 1, average.result, average.channels
             made.columns, made.sample, made.row = average.columns, average.sample, average.row
             made.half, made.apart = average.half, average.apart
-        fetched = (_Fetch * len(fetches))(*[fetch.made() for fetch in fetches])
+        fetched = (structures.Fetch * len(fetches))(*[fetch.made() for fetch in fetches])
         made.fetch, made.fetches = ctypes.addressof(fetched), len(fetches)
         self._keep = (made, frames, fetched)
         self._address = ctypes.addressof(made)
@@ -247,13 +175,13 @@ class Program:
         self._run: Any = library().lc_run if self._native else None
 
     @staticmethod
-    def _frame(address: int, views: Sequence[View]) -> _Frame:
-        if len(views) > _ARGS:
-            raise BadInput(f"a kernel with {len(views)} arguments: at most {_ARGS}")
-        frame = _Frame(kernel=address, count=len(views))
+    def _frame(address: int, views: Sequence[View]) -> structures.Frame:
+        if len(views) > structures.ARGUMENTS:
+            raise BadInput(f"a kernel with {len(views)} arguments: at most {structures.ARGUMENTS}")
+        frame = structures.Frame(kernel=address, count=len(views))
         for argument, view in zip(frame.arguments, views, strict=False):
             argument.pointer, argument.dimensions, argument.rows = view.pointer, len(view.dims), view.rows
-            size, argument.type = (2, _BITS16) if view.half else (4, _FLOAT32)
+            size, argument.type = (2, structures.BITS16) if view.half else (4, structures.FLOAT32)
             argument.sample, argument.offset = size * view.sample, size * view.offset
             argument.row = size * view.dims[-1][1] if view.rows else 0
             for place, (extent, stride) in enumerate(view.dims):

@@ -1,0 +1,151 @@
+"""A fold tried before it is done: on a copy of the model whose BatchNorms are random, in float64 where that runs."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.convert.absorb import folded, perform, tail
+from leanconv.convert.observe import Inputs, call, map_tensors, tensors_in, undisturbed
+from leanconv.convert.tree import walk
+from leanconv.errors import BadInput
+
+# Largest relative difference a certificate may show: rounding grows with depth, a wrong fold is off by 0.1 and more.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+_COARSE = 5e-2  # bfloat16 and float16, for models that run in nothing else
+
+
+@dataclass(frozen=True)
+class Step:
+    """A fold that may be done: indices into `walk(model)`, the same in the model and in its copy."""
+
+    layer: int
+    norm: int | None
+
+
+class Trial:
+    """A copy of the model in which every BatchNorm is random: what holds here is algebra, not luck."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        try:
+            self._prepare(model, inputs, torch.float64)
+        except BadInput:  # a model that casts by itself, or a device without float64, runs in its own dtype
+            self._prepare(model, inputs, None)
+        if not any(t.numel() for t in self.reference):
+            raise BadInput("the model returned no tensor with elements on these inputs: no fold can be certified")
+
+    def _prepare(self, model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> None:
+        try:
+            self.model = copy.deepcopy(model)
+        except Exception as error:
+            raise BadInput(f"the model cannot be copied, so no fold can be certified: {error}") from error
+        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        if dtype is not None:
+            try:
+                self.model.to(dtype)
+            except (TypeError, RuntimeError) as error:
+                raise BadInput(f"the model does not go to {dtype}: {error}") from error
+            inputs = map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)
+        used = dtype or own
+        self.dtype_name, self.tolerance = str(used).removeprefix("torch."), TOLERANCE.get(used, _COARSE)
+        self.inputs, self.sites = inputs, list(walk(self.model))
+        _randomise_(self.model)
+        self.reference = self._run()
+
+    def _run(self) -> list[Tensor]:
+        with undisturbed(self.model):
+            return [t.detach().clone() for t in tensors_in(call(self.model, self.inputs))]
+
+    def compare(self) -> float:
+        """The outputs now against those before any fold; infinite where they no longer compare."""
+        try:
+            now = self._run()
+        except BadInput:
+            return float("inf")
+        if len(now) != len(self.reference):
+            return float("inf")
+        return max(_relative(a, b) for a, b in zip(now, self.reference, strict=True))
+
+    def certify(self, steps: list[Step]) -> dict[Step, float | str]:
+        """Per fold its error at the place of the fold, from one run of the unfolded copy, or why it has none."""
+        results: dict[Step, float | str] = {}
+        handles = []
+        for step in steps:
+            layer = self.sites[step.layer].module
+            norm = None if step.norm is None else self.sites[step.norm].module
+            new = cast(nn.Module, folded(layer, norm))  # `_candidates` saw that there is one
+            results[step] = "never reached"
+            handles.extend(_comparing(results, step, layer, norm, new))
+        try:
+            self._run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return results
+
+    def admit(self, steps: list[Step]) -> set[Step]:
+        """Fold here what leaves the outputs alone, all at once if that goes; halves of it where it does not."""
+        if not steps:
+            return set()
+        undo = [perform(self.sites[s.layer], None if s.norm is None else self.sites[s.norm]) for s in steps]
+        if self.compare() <= self.tolerance:
+            return set(steps)
+        for each in reversed(undo):
+            each()
+        middle = len(steps) // 2
+        return self.admit(steps[:middle]) | self.admit(steps[middle:]) if middle else set()
+
+
+def _comparing(
+    results: dict[Step, float | str], step: Step, layer: nn.Module, norm: nn.Module | None, new: nn.Module
+) -> list[Any]:
+    """Hooks that feed the folded layer what the layer is fed, and compare where the normalisation returns."""
+    held: list[Tensor] = []
+
+    def after_layer(module: nn.Module, arguments: Any, named: Any, output: Tensor) -> None:
+        try:
+            held.append(new(*arguments, **named))
+        except (RuntimeError, TypeError, ValueError) as error:
+            results[step] = f"the folded layer does not run: {str(error).splitlines()[0][:120]}"
+            return
+        if norm is None:
+            results[step] = _relative(held.pop(), output)
+
+    def after_norm(module: nn.Module, arguments: Any, output: Tensor) -> None:
+        if held:
+            results[step] = _relative(tail(module)(held.pop()), output)
+
+    handles = [layer.register_forward_hook(cast(Callable[..., Any], after_layer), with_kwargs=True)]
+    return handles if norm is None else [*handles, norm.register_forward_hook(after_norm)]
+
+
+def _relative(value: Tensor, expected: Tensor) -> float:
+    """max |value - expected| / max |expected|; infinite where they differ in shape or are not finite."""
+    if value.shape != expected.shape:
+        return float("inf")
+    if not expected.numel():
+        return 0.0
+    difference = float((value.double() - expected.double()).abs().max())
+    largest = float(expected.double().abs().max())
+    error = difference / largest if largest else difference
+    return error if error == error else float("inf")
+
+
+@torch.no_grad()
+def _randomise_(model: nn.Module) -> None:
+    """Random statistics and affine for every BatchNorm, inside operators too; from a generator of its own."""
+    dice = torch.Generator().manual_seed(20)
+    for module in model.modules():
+        mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+        if not (isinstance(mean, Tensor) and isinstance(var, Tensor)):
+            continue
+        mean.copy_(torch.randn(mean.shape, generator=dice) * 0.3)
+        var.copy_(torch.rand(var.shape, generator=dice) * 1.5 + 0.5)
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if isinstance(weight, Tensor):
+            weight.copy_(torch.rand(weight.shape, generator=dice) + 0.5)
+        if isinstance(bias, Tensor):
+            bias.copy_(torch.randn(bias.shape, generator=dice) * 0.3)
