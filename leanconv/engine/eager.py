@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from leanconv.engine.candidate import Candidate, Form
 from leanconv.engine.workbench import Workbench
+from leanconv.kernels.cpu.layouts import to_pixels
 
 
 def converter(bench: Workbench, dtype: torch.dtype | None, *, channels_last: bool = False):
@@ -14,7 +15,7 @@ def converter(bench: Workbench, dtype: torch.dtype | None, *, channels_last: boo
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         if channels_last and tensor.dim() == 4:
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
+            tensor = to_pixels(tensor)
         return tensor
 
     return convert

@@ -15,6 +15,7 @@ from leanconv.convert import FoldReport, fold_
 from leanconv.deploy.calls import Call, Frame, resampled
 from leanconv.deploy.program import Axes, capture_flat
 from leanconv.deploy.verify import Error, difference, has_nan, tolerance
+from leanconv.kernels.cpu.layouts import to_planes
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -165,7 +166,7 @@ class Workbench:
                 args, kwargs = tree_map_only(Tensor, prepare, (args, kwargs))
             answer = run(*args, **kwargs)
             if isinstance(answer, Tensor) and not cast:
-                return answer.contiguous() if dense[0] else answer
+                return to_planes(answer) if dense[0] else answer
             if cast or any(dense):
                 tensors, frame = Frame.split(answer)
                 if cast:
@@ -189,7 +190,7 @@ class Workbench:
             answer = run(x)[0]
             if answer.dtype is not dtypes[0]:
                 answer = answer.to(dtypes[0])
-            return answer.contiguous() if dense[0] else answer
+            return to_planes(answer) if dense[0] else answer
 
         if single and alone and not half:
             return simple
@@ -206,7 +207,7 @@ class Workbench:
 
 def _laid_out(tensors: list[Tensor], dense: list[bool]) -> list[Tensor]:
     """Contiguous where the given model's answers are: what reads them may ask for a view that channels_last has not."""
-    return [t.contiguous() if wanted else t for t, wanted in zip(tensors, dense, strict=True)]
+    return [to_planes(t) if wanted else t for t, wanted in zip(tensors, dense, strict=True)]
 
 
 def _opaque(value: Any) -> list[Any]:

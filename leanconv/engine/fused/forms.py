@@ -17,6 +17,7 @@ from leanconv.engine.fused.chain import Run, chain, shuffled
 from leanconv.engine.fused.graph import Node, Ref
 from leanconv.engine.fused.kernels import has_matrix_unit, kernel, split
 from leanconv.engine.fused.stages import Block, Gated, Stage, activate
+from leanconv.kernels.cpu.layouts import to_pixels
 from leanconv.ops.exact import exact_mean
 
 LAST = torch.channels_last
@@ -28,11 +29,6 @@ class Form:
 
     name: str
     make: Callable[[Node], Run | None]
-
-
-def last(x: Tensor) -> Tensor:
-    """The map in channels_last, copied only where it is not."""
-    return x if x.is_contiguous(memory_format=LAST) else x.contiguous(memory_format=LAST)
 
 
 def _aten_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run:
@@ -47,7 +43,7 @@ def _aten_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run
     def run(x: Tensor) -> Tensor:
         if sides is not None:
             x = F.pad(x, sides)
-        y = torch.conv2d(last(x), weight, bias, stage.stride, padding, stage.dilation, stage.groups)
+        y = torch.conv2d(to_pixels(x), weight, bias, stage.stride, padding, stage.dilation, stage.groups)
         return y if act is None else act(y)
 
     return run
@@ -79,7 +75,7 @@ def _onednn_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> R
     op, act, groups = torch.ops.mkldnn._convolution_pointwise.default, ONEDNN_ACTS[stage.act], stage.groups
 
     def run(x: Tensor) -> Tensor:
-        return op(last(x), packed, bias, padding, stride, dilation, groups, *act)  # type: ignore[no-any-return]
+        return op(to_pixels(x), packed, bias, padding, stride, dilation, groups, *act)  # type: ignore[no-any-return]
 
     return run
 
@@ -133,7 +129,7 @@ def _gated(node: Node) -> Run:
     def run(a: Tensor, mean_a: Tensor, *rest: Tensor) -> Any:
         x = rest[0] if pieces == 1 else torch.cat(rest[:pieces], 1)
         mean_x = rest[1] if pieces == 1 else torch.cat(rest[pieces:], 1)
-        b = torch.conv2d(last(x), kernel, bias)
+        b = torch.conv2d(to_pixels(x), kernel, bias)
         gate = torch.sigmoid_(mean_a - F.linear(mean_x.flatten(1), weight, exact_bias)[:, :, None, None])
         y = torch.lerp(b, a, gate.to(dtype))
         if scale is not None and shift is not None:
@@ -148,7 +144,7 @@ def _upsample(node: Node) -> Run:
     weight = node.data.weight.to(node.dtype).contiguous(memory_format=LAST)
     bias = None if node.data.bias is None else node.data.bias.to(node.dtype)
     act = node.data.act
-    return lambda x: activate(torch.conv_transpose2d(last(x), weight, bias, (2, 2)), act)
+    return lambda x: activate(torch.conv_transpose2d(to_pixels(x), weight, bias, (2, 2)), act)
 
 
 def _affine(node: Node) -> Run:
@@ -165,7 +161,7 @@ def _max_pool(node: Node) -> Run:
     kernel, stride, padding, average = node.data
 
     def run(x: Tensor) -> Any:
-        y = torch.max_pool2d(last(x), kernel, stride, padding)
+        y = torch.max_pool2d(to_pixels(x), kernel, stride, padding)
         return (y, exact_mean(y, keepdim=True)) if average else y
 
     return run

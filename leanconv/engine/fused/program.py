@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.engine.fused.forms import Run, last
+from leanconv.engine.fused.forms import Run
 from leanconv.engine.fused.graph import UNRUN, Graph, Length, Node
 from leanconv.engine.fused.kernels import KernelRun
 from leanconv.engine.fused.layout import Step
 from leanconv.engine.fused.session import Moved, Plan, handed_out, storage
+from leanconv.kernels.cpu.layouts import to_pixels
 
 _MOST_PLANS = 8  # shapes whose memory is laid out at once; others run step by step ...
 _AGAIN = 8  # ... until they came so often that they take the place of the one that was called least
@@ -83,7 +84,7 @@ class Program:
         given = []
         for x, kept, dtype in zip(tensors, self._as_given, self._dtypes, strict=True):
             if x.dim() == 4 and not (kept and x.is_contiguous()):
-                x = last(x)
+                x = to_pixels(x)
             given.append(x if x.dtype is dtype else x.to(dtype))  # `to` takes 1 µs to find out that nothing is to do
         return given
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu.maps import even, in_planes, new_map, pixel_stride
+from leanconv.kernels.cpu.layouts import even
+from leanconv.kernels.cpu.maps import in_planes, new_map, pixel_stride
 from leanconv.kernels.cpu.memory import settled
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Average, Program, View

@@ -18,6 +18,7 @@ from leanconv.kernels.cpu import cache
 from leanconv.kernels.cpu.frontend import halide
 
 _HERE = Path(__file__).parent
+_RUNTIME = ("runtime", "transpose")  # what every kernel stands on, in C
 _LOCK = threading.RLock()  # Halide's front end is not made for several threads; compiling one kernel twice is a waste
 
 
@@ -53,7 +54,7 @@ def _cc(arguments: list[str], folder: Path) -> None:
 
 @functools.lru_cache(1)
 def runtime() -> ctypes.CDLL | None:
-    """The library of runtime.c, built if need be; None where there is no C compiler, or no folder for what it makes.
+    """The library of `_RUNTIME`, built if need be; None where there is no C compiler, or no folder for what it makes.
 
     OpenMP's functions are left undefined, so that they are those of torch's own threads: kernels and torch share
     one pool, and neither waits for the other's idle threads. Where torch has none, the compiler's OpenMP or one thread.
@@ -61,15 +62,15 @@ def runtime() -> ctypes.CDLL | None:
     if not compiler():
         return None
     with _LOCK:
-        source = str(_HERE / "runtime.c")
         flags = ["-O3", "-march=native", "-fPIC"]
         last = ""
         for extra, linked in ((["-fopenmp"], []), (["-fopenmp"], ["-fopenmp"]), ([], [])):
 
             def make(path: Path, extra: list[str] = extra, linked: list[str] = linked) -> None:
-                code = str(path.with_suffix(".o"))
-                _cc([*flags, *extra, "-c", source, "-o", code], path.parent)
-                _cc(["-shared", code, *linked, "-lm", "-lpthread", "-o", str(path)], path.parent)
+                codes = [str(path.with_name(f"{path.stem}-{name}.o")) for name in _RUNTIME]
+                for name, code in zip(_RUNTIME, codes, strict=True):
+                    _cc([*flags, *extra, "-c", str(_HERE / f"{name}.c"), "-o", code], path.parent)
+                _cc(["-shared", *codes, *linked, "-lm", "-lpthread", "-o", str(path)], path.parent)
 
             try:
                 return _library(f"runtime {extra} {linked}", make)

@@ -18,13 +18,6 @@ def pixel_stride(x: Tensor) -> int:
     return pixel if pixel >= c else 0
 
 
-def even(x: Tensor) -> Tensor:
-    """`x`, or its channels_last copy where its pixels are not evenly spaced. Slices of channels stay as they are."""
-    if pixel_stride(x):
-        return x
-    return x.contiguous(memory_format=torch.channels_last) if x.shape[1] > 1 else x.contiguous()
-
-
 MOST_PLANES = 4  # channels of an image that a kernel reads plane by plane
 
 

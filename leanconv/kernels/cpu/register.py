@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leanconv.kernels.cpu import BINDERS, bind, global_average
 from leanconv.kernels.cpu.bound import DTYPES, Bound
-from leanconv.kernels.cpu.maps import even
+from leanconv.kernels.cpu.layouts import even
 from leanconv.ops import gated_sum, grouped, pool, separable, upsample
 from leanconv.ops.forms import Form, averaged
 

@@ -92,4 +92,5 @@ def library() -> Any:
     lib.lc_gates.argtypes = (pointer,)
     lib.lc_calls.argtypes = (pointer, i32, i32, pointer)
     lib.lc_blend.argtypes = (pointer, pointer, i32)
+    lib.lc_transpose.argtypes = (pointer, pointer, i32, i32, i64, i64, i64, i64, i64, i64, i32)
     return lib
