@@ -52,7 +52,7 @@ def laid_out(
     First fit, in the order of the steps. `values`: as those of a run step by step, their memory left out.
     """
     todo: list[Native | Step] = [_native(step, values) or step for step in steps]
-    free_at, bases = _ends(steps, len(values)), _bases(steps)
+    free_at, bases = _ends(steps, len(values), outputs), _bases(steps)
     slots: dict[int, Slot] = {}
     taken: list[tuple[int, int, int]] = []  # start, stop, last step that needs it
     size = 0
@@ -112,8 +112,8 @@ def _native(step: Step, values: Sequence[Any]) -> Native | None:
     return Native(made, tuple(p for p in places if p is not None), averages, run.bound, step.at, step.second)
 
 
-def _ends(steps: Sequence[Step], count: int) -> list[int]:
-    """The last step that needs each value, itself or through a view of it."""
+def _ends(steps: Sequence[Step], count: int, outputs: Sequence[int]) -> list[int]:
+    """The last step that needs each value, itself or through a view of it; beyond the last one what is handed out."""
     last = [-1] * count
     for now, step in enumerate(steps):
         for place in (step.at, step.second):
@@ -121,6 +121,8 @@ def _ends(steps: Sequence[Step], count: int) -> list[int]:
                 last[place] = now
         for place in step.reads:
             last[place] = now
+    for place in outputs:
+        last[place] = len(steps)
     for step in reversed(steps):
         if step.views:
             for place in step.reads:
