@@ -1,6 +1,7 @@
 """Operator: the methods that every efficient convolution has, with their defaults."""
 
 import copy
+import functools
 import math
 from typing import Any, ClassVar, Self
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.cost import Cost
-from leanconv.errors import UnsupportedConv
+from leanconv.errors import BadInput, UnsupportedConv
 from leanconv.registry import get, misfit, parse
 from leanconv.spec import ConvSpec, PaddingMode, centred
 
@@ -16,8 +17,36 @@ from leanconv.spec import ConvSpec, PaddingMode, centred
 _PLAIN: dict[str, Any] = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
 
 
+def batch_or_sample(forward: Any) -> Any:
+    """The `forward` of a layer, for `N C H W` or, as nn.Conv2d takes it too, one sample `C H W`.
+
+    Of `C H W` dim 1 are rows: split or put in another order as channels they would be a wrong picture, no error.
+    Raises: BadInput for an input of other dimensions, or other channels than the layer's `in_channels`.
+    """
+
+    @functools.wraps(forward)
+    def checked(self: Any, x: Tensor, *more: Any, **named: Any) -> Any:
+        if not isinstance(x, Tensor):  # a symbol of torch.fx
+            return forward(self, x, *more, **named)
+        if x.ndim not in (3, 4):
+            raise BadInput(f"an input of shape {tuple(x.shape)} is neither N C H W nor C H W; reshape it")
+        if x.shape[-3] != self.in_channels:
+            raise BadInput(
+                f"an input of shape {tuple(x.shape)} has {x.shape[-3]} channels, the layer takes {self.in_channels}"
+            )
+        if x.ndim == 4:
+            return forward(self, x, *more, **named)
+        batched = [value if value is None else value[None] for value in (x, *more)]
+        return forward(
+            self, *batched, **{key: value if value is None else value[None] for key, value in named.items()}
+        )[0]
+
+    return checked
+
+
 class Operator(nn.Module):
-    """An efficient convolution that stands where an `nn.Conv2d` stood: `N C H W -> N O P Q`, sizes by Conv2d's formula.
+    """An efficient convolution that stands where an `nn.Conv2d` stood: `N C H W -> N O P Q`, sizes by Conv2d's formula;
+    and `C H W -> O P Q`. A subclass's `forward` sees `N C H W` alone (`batch_or_sample`).
 
     A subclass takes `nn.Conv2d`'s arguments in its order and its own options keyword-only, calls `_check`, and says
     what it `accepts` and what kinds of layers it `replaces`.
@@ -36,6 +65,11 @@ class Operator(nn.Module):
     dilation: tuple[int, int]
     groups: int
     padding_mode: PaddingMode
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "forward" in cls.__dict__:
+            setattr(cls, "forward", batch_or_sample(cls.__dict__["forward"]))  # noqa: B010 - a method, to mypy
 
     def _check(self, *arguments: Any, **options: Any) -> ConvSpec:
         """Set Conv2d's size attributes and return them as a spec. Raises UnsupportedConv with what to type instead."""

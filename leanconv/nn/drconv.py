@@ -24,7 +24,8 @@ from leanconv.errors import BadInput
 from leanconv.nn.base import Operator
 from leanconv.ops.exact import exact, exact_mean, without_autocast
 from leanconv.ops.fold import scale_bias_
-from leanconv.ops.padded import conv2d, like
+from leanconv.ops.layout import like
+from leanconv.ops.padded import conv2d
 from leanconv.ops.per_sample import per_sample_conv2d
 from leanconv.registry import register
 from leanconv.spec import ConvSpec

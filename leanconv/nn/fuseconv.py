@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator, deployed, kaiming_fan_out_, needs_odd_centred
-from leanconv.ops.channels import batched
 from leanconv.ops.fold import fold_bn_, scale_conv_, then_pointwise, ungroup
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, centred
@@ -71,7 +70,7 @@ class FuSeConv2d(Operator):
         first, second = (x, x) if self.variant == "full" else x.split(self.width, 1)
         branches = [self.norm_row(self.row(first)), self.norm_column(self.column(second))]
         z = self.act(torch.cat(branches, 1))  # N 2·width P Q
-        return batched(z) if self.pointwise is None else self.pointwise(z)
+        return z if self.pointwise is None else self.pointwise(z)
 
     def fold(self) -> nn.Module:
         """The BatchNorms go into the one-dimensional convolutions."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator
-from leanconv.ops.channels import batched
+from leanconv.ops.layout import is_channels_last
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, centred
 
@@ -96,7 +96,7 @@ class HetConv2d(Operator):
     def _padded(self, x: Tensor) -> Tensor:
         ph, pw = self.padding
         padded = F.pad(x, (pw, pw, ph, ph), mode=self.padding_mode)
-        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        if is_channels_last(x):
             return padded.contiguous(memory_format=torch.channels_last)  # F.pad's other modes forget it
         return padded
 
@@ -247,7 +247,7 @@ def with_diagonal(rows: Tensor) -> Tensor:
 
 def deal(x: Tensor, hands: int) -> Tensor:
     """Deal the channels out like cards: `N (C/hands hands) H W -> N (hands C/hands) H W`."""
-    if batched(x).is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    if is_channels_last(x):
         rows = x.permute(0, 2, 3, 1).unflatten(3, (-1, hands))  # N C H W -> N H W C/hands hands
         return rows.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
     return x.unflatten(1, (-1, hands)).transpose(1, 2).flatten(1, 2)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost, dense_cost
 from leanconv.nn.base import Operator
-from leanconv.ops.channels import batched, take
+from leanconv.ops.channels import take
 from leanconv.ops.fold import scale_bias_
 from leanconv.registry import register
 from leanconv.spec import ConvSpec
@@ -114,7 +114,6 @@ class PSConv2d(Operator):
         return parts if self.conv is None else [*parts, (self.conv, self._order_rest, self._filters_rest)]
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
-        x = batched(x, self.in_channels)
         bias = self.bias if self.bias is None or self._plain_order else self.bias[self._filters]
         first = self.gwconv
         y = F.conv2d(

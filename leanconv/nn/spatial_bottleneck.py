@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator
 from leanconv.ops.fold import scale_bias_
-from leanconv.ops.padded import like
+from leanconv.ops.layout import like
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, centred
 

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.cost import Cost
-from leanconv.nn.base import Operator, deployed, kaiming_fan_out_, needs_odd_centred, needs_stride_1_or_2
+from leanconv.nn.base import (
+    Operator,
+    batch_or_sample,
+    deployed,
+    kaiming_fan_out_,
+    needs_odd_centred,
+    needs_stride_1_or_2,
+)  # fmt: skip
 from leanconv.nn.hetconv import HetConv2d
 from leanconv.ops.fold import bn_scale_shift, fold_bn_, scale_conv_
 from leanconv.ops.gated_sum import gated_sum
@@ -124,7 +131,7 @@ class SplitAndBlend(nn.Module):
     def __init__(self, folded: SPConv2d) -> None:
         super().__init__()
         spatial, pointwise = folded.spatial, folded.pointwise
-        self.split, self.plain = folded.split, folded.plain
+        self.split, self.plain, self.in_channels = folded.split, folded.plain, folded.in_channels
         self.representative = HetConv2d(
             spatial.in_channels, spatial.out_channels, spatial.kernel_size, 1, spatial.padding, spatial.dilation,
             padding_mode=spatial.padding_mode, device=spatial.weight.device, dtype=spatial.weight.dtype,
@@ -133,6 +140,7 @@ class SplitAndBlend(nn.Module):
         self.representative.load_sum_(spatial, pointwise)
         self.eval()
 
+    @batch_or_sample
     def forward(self, x: Tensor) -> Tensor:
         representative, rest = x.split(self.split, 1)
         return gated_sum(self.representative(representative), self.plain(rest))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator, kaiming_fan_out_
-from leanconv.ops.channels import batched, take
+from leanconv.ops.channels import take
 from leanconv.ops.fold import scale_bias_, then_pointwise, ungroup
 from leanconv.ops.padded import conv2d
 from leanconv.registry import register
@@ -92,7 +92,7 @@ class TopologicalConv2d(Operator):
         bias: Tensor | None = self.bias
         if not self._is_sorted:
             weight, bias = self.weight[self._order], None if self.bias is None else self.bias[self._order]
-        windows = take(batched(x, self.in_channels), self._gather)  # N C H W -> N (distinct Πc) H W
+        windows = take(x, self._gather)  # N C H W -> N (distinct Πc) H W
         mode = self.padding_mode if padding != (0, 0) else "zeros"
         y = conv2d(windows, weight[..., None, None], bias, stride, padding, (1, 1), self.distinct, mode)
         return y if self._is_sorted else take(y, self._back)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator, deployed, kaiming_fan_out_, needs_odd_centred
-from leanconv.ops.channels import batched
 from leanconv.ops.fold import fold_bn_, scale_conv_
 from leanconv.registry import register
 from leanconv.spec import ConvSpec
@@ -79,7 +78,7 @@ class XSepConv2d(Operator):
             return F.pad(x, directions[0])
         if self.pad_policy == "layer":
             return F.pad(x, directions[self.layer_index % 4])
-        parts = zip(batched(x).split(self._quarters(), 1), directions, strict=False)
+        parts = zip(x.split(self._quarters(), 1), directions, strict=False)
         return torch.cat([F.pad(part, direction) for part, direction in parts], 1)
 
     def _quarters(self) -> list[int]:

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from leanconv.ops.layout import like
 
 
 def sides(kernel: tuple[int, int], padding: Any, dilation: tuple[int, int]) -> list[int]:
@@ -21,12 +22,6 @@ def pad(x: Tensor, amounts: list[int], mode: str = "zeros") -> Tensor:
         return x
     padded = F.pad(x, amounts, mode="constant" if mode == "zeros" else mode)
     return like(padded, x)
-
-
-def like(y: Tensor, x: Tensor) -> Tensor:
-    """`y`, contiguous in the memory format of `x`."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def conv2d(

@@ -238,7 +238,9 @@ def test_the_new_operator_is_one_and_keeps_the_contract(lowrank):
                 held += sum(_holds(contract, test, (text, spec)) for test in vars(contract))
         contract.test_gradcheck(text)
         contract.test_meta_device_builds_without_memory(text)
-        contract.test_an_input_without_its_batch_is_never_a_wrong_picture(text)
+        contract.test_a_sample_without_its_batch_gives_what_it_gives_in_one(text)
+        contract.test_inputs_of_other_sizes_are_refused_in_words(text)
+        contract.test_vmap_and_gradients_of_each_sample(text, last=True)
     contract.test_option_values_of_any_kind_are_taken_or_refused_in_words(lowrank)
     contract.test_signature_is_conv2ds(lowrank)
     assert held > 200

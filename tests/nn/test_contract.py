@@ -259,20 +259,53 @@ def test_channels_last_and_strided_inputs_give_the_same(case):
         assert result.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("text", OPERATORS)
-def test_an_input_without_its_batch_is_never_a_wrong_picture(text):
-    """Of `C H W` dim 1 are rows: with as many rows as channels nothing but a look at the dimensions would notice."""
+def square(text):
+    """A row's operator in eval mode on maps with as many rows as channels: mixing the two up would not be noticed."""
     name, options = parse(text)
     sizes = [(8, 8, 3, 1), (12, 12, 3, 1), (8, 12, 3, 1), (16, 16, 7, 16)]
-    wanted = [ConvSpec.of(c, o, k, 1, k // 2, groups=g, n=1, h=c, w=9) for c, o, k, g in sizes]
+    wanted = [ConvSpec.of(c, o, k, 1, k // 2, groups=g, n=2, h=c, w=9) for c, o, k, g in sizes]
     spec = next(spec for spec in wanted if not get(name).why_not(spec, **options))
-    layer, x = built(text, spec).eval().fold(), spec.input()
+    return built(text, spec).eval(), spec
+
+
+@pytest.mark.parametrize("text", OPERATORS)
+def test_a_sample_without_its_batch_gives_what_it_gives_in_one(text):
+    """As nn.Conv2d takes `C H W`; of its rows nobody may take channels."""
+    layer, spec = square(text)
+    x = spec.input()
     with torch.no_grad():
-        try:
-            result = layer(x[0])
-        except (RuntimeError, ValueError, IndexError):
-            return
-        torch.testing.assert_close(result, layer(x)[0])
+        for each in (layer, layer.fold()):
+            torch.testing.assert_close(each(x[0]), each(x)[0])
+
+
+@pytest.mark.parametrize("text", OPERATORS)
+def test_inputs_of_other_sizes_are_refused_in_words(text):
+    layer, spec = square(text)
+    with pytest.raises((RuntimeError, ValueError), match=r"to have \d+ channels|layer takes \d+") as error:
+        layer(torch.randn(2, spec.c + 1, spec.h, spec.w))
+    assert str(spec.c + 1) in str(error.value)
+    for shape in ((spec.c, spec.h), (1, 2, spec.c, spec.h, spec.w)):
+        with pytest.raises((RuntimeError, ValueError), match=r"C H W|3D \(unbatched\) or 4D \(batched\)"):
+            layer(torch.randn(shape))
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["plain", "channels_last"])
+@pytest.mark.parametrize("text", OPERATORS)
+def test_vmap_and_gradients_of_each_sample(text, last):
+    layer, spec = square(text)
+    x = torch.randn(6, spec.c, 9, 7)
+    x = x.to(memory_format=torch.channels_last if last else torch.contiguous_format).unflatten(0, (3, 2))
+    weights = {key: value.detach() for key, value in layer.named_parameters()}
+
+    def loss(weights, x):
+        return torch.func.functional_call(layer, weights, (x,)).square().mean()
+
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(layer)(x), torch.stack([layer(each) for each in x]))
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    for i, sample in enumerate(x):
+        for key, expected in torch.func.grad(loss)(weights, sample).items():
+            torch.testing.assert_close(each[key][i], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_is_near_float64(case):

@@ -112,6 +112,15 @@ def test_gradients(generator):
     torch.testing.assert_close(logits.grad, expected)
 
 
+def test_a_sample_and_its_logits_without_their_batch():
+    layer = hard(4, 6, 3, 1, 1, regions=3, guide=None)
+    x, logits = torch.randn(1, 4, 5, 6).double(), torch.randn(1, 3, 5, 6).double()
+    torch.testing.assert_close(layer(x[0], logits[0]), layer(x, logits)[0])
+    torch.testing.assert_close(layer(x[0], logits=logits[0]), layer(x, logits)[0])
+    with pytest.raises(BadInput, match=r"got \(3, 5, 6\)"):
+        layer(x, logits[0])
+
+
 def test_equal_kernels_are_that_kernels_convolution_and_give_the_guide_no_gradient():
     layer, x = hard(4, 6, 3, 1, 1, regions=3), torch.randn(2, 4, 5, 6, dtype=torch.double)
     with torch.no_grad():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from leanconv.errors import BadInput, UnsupportedConv
+from leanconv.errors import UnsupportedConv
 from leanconv.nn import FuSeConv2d
 
 
@@ -123,7 +123,7 @@ def test_refusals():
             FuSeConv2d(*arguments, **options)
 
 
-def test_both_branches_alone_refuse_an_input_without_its_batch():
-    layer = FuSeConv2d(8, 16, 3, padding=1, groups=8, variant="full")
-    with pytest.raises(BadInput, match="not N C H W"):
-        layer(torch.randn(8, 8, 8))
+def test_both_branches_alone_take_a_sample_without_its_batch():
+    """No 1×1 follows, which would notice rows in the place of channels."""
+    layer, x = FuSeConv2d(8, 16, 3, padding=1, groups=8, variant="full").eval(), torch.randn(1, 8, 8, 8)
+    torch.testing.assert_close(layer(x[0]), layer(x)[0])
