@@ -18,7 +18,7 @@ from leanconv.kernels.cpu import cache
 from leanconv.kernels.cpu.frontend import halide
 
 _HERE = Path(__file__).parent
-_RUNTIME = ("runtime", "transpose")  # what every kernel stands on, in C
+_RUNTIME = ("runtime", "scratch", "gates", "transpose")  # what every kernel stands on, in C
 _LOCK = threading.RLock()  # Halide's front end is not made for several threads; compiling one kernel twice is a waste
 
 
@@ -36,7 +36,7 @@ def compiler() -> str:
 @functools.lru_cache(1)
 def _source() -> str:
     """A hash of all that a kernel's code depends on here: the files of this folder and the versions of the tools."""
-    files = sorted(path for path in _HERE.iterdir() if path.suffix in (".py", ".c"))
+    files = sorted(path for path in _HERE.iterdir() if path.suffix in (".py", ".c", ".h"))
     content = hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
     return "\0".join((content, version("halide"), str(halide().get_host_target()), cache.machine(), compiler()))
 
