@@ -1,6 +1,7 @@
 """Kernels touch nothing beside their maps, weights and results: each lies between pages that must not be touched."""
 
 import ctypes
+import functools
 import itertools
 import mmap
 import os
@@ -13,6 +14,7 @@ import torch
 from leanconv.kernels.cpu import bind, bind_separable, bind_split, bound, tiles
 from leanconv.kernels.cpu.memory import ALIGN, HUGE, huge, settled
 from leanconv.kernels.cpu.pieces import Tile
+from leanconv.kernels.cpu.program import Gates
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
@@ -24,9 +26,14 @@ pytestmark = pytest.mark.usefixtures("halide")
 AROUND, PAGE = (1, 1, 1, 1), mmap.PAGESIZE
 
 
+def span(x):
+    """How many numbers lie from the first to the last: weights share their memory with others."""
+    return 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+
+
 def fenced(x, after):
     """A copy whose last number is the last of its page (`after`), or its first the first; no neighbour is readable."""
-    length = x.untyped_storage().nbytes()
+    length = span(x) * x.itemsize
     pages = -(-length // PAGE)
     memory = mmap.mmap(-1, (pages + 2) * PAGE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -196,13 +203,37 @@ def test_maps_that_are_fetched_from_memory(size, monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(4, 8), (1, 23)])
-def test_both_passes_of_a_split_map(size):
-    first = Separable((5,), (stencil(5, (3, 3), padding=AROUND),), 7, average=True)
-    bound = bind_split(first, weights_of(first), GatedSum((6,), 7), [torch.randn(7, 6)])
+def test_both_passes_of_a_split_map(size, monkeypatch):
+    form = Separable((5,), (stencil(5, (3, 3), padding=AROUND),), 7, average=True)
+    weights, factors = weights_of(form), [torch.randn(7, 6)]
     x = dense(torch.float32, 2, 11, *size)
-    y = bound(x)[0]
+    y = bind_split(form, weights, GatedSum((6,), 7), factors)(x)[0]
     if not (child := os.fork()):
-        same = [torch.equal(bound.step(x)(fenced(x, after))[0], y) for after in (True, False)]
+        for after in (True, False):
+            monkeypatch.setattr(bound, "settled", functools.partial(fenced, after=after))
+            made = bind_split(form, weights, GatedSum((6,), 7), factors)(fenced(x, after))[0]
+            if not torch.equal(made, y):
+                os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("c", [1, 4, 7])
+def test_gates_of_a_sum(c):
+    """What the runtime reads and writes by itself: averages, the 1×1's weights, vectors."""
+    n, o = 2, 5
+    given = [torch.randn(size) for size in ((n, o), (n, c), (n, 3), (c + 3, o), (o,), (o,), (o,))]
+
+    def made(first, one, other, weight, *vectors):
+        out = torch.full((n, 3, o), torch.nan)
+        out = fenced(out, True) if first is not given[0] else out
+        Gates(first, [one, other], weight, vectors, out)()
+        return out
+
+    expected = made(*given)
+    assert expected.isfinite().all()
+    if not (child := os.fork()):
+        same = [torch.equal(made(*[fenced(x, after) for x in given]), expected) for after in (True, False)]
         os._exit(0 if all(same) else 1)
     assert os.waitpid(child, 0)[1] == 0
 
