@@ -159,6 +159,21 @@ def test_which_maps_are_read_where_they_lie():
     assert not made(SimpleNamespace(storage=Storage(True)), square, 9)
 
 
+@torch.no_grad()
+def test_which_maps_are_fetched(monkeypatch):
+    """What is too large for the cache, be it one map or the maps of a batch."""
+    bound = bind(FEW, weights_of(FEW))
+    x = torch.randn(1, 19, 5, 8)
+    monkeypatch.setattr(bind_separable, "cache_bytes", lambda: x.numel() * 4)
+
+    def fetched(x):
+        return bool(bound.step(x.contiguous(memory_format=torch.channels_last), None, None).program._keep[2])
+
+    assert not fetched(x)
+    assert fetched(torch.randn(2, 19, 5, 8))
+    assert fetched(torch.randn(1, 19, 10, 8))
+
+
 @pytest.mark.parametrize("name", ["splconv", "xsepconv", "mobilenet", "unpadded"])
 def test_which_rows_are_read(name):
     """The last row of a map that a row of the result depends on, from derivatives."""

@@ -140,10 +140,10 @@ class _Maker:
         return self._finish([(made, arguments)], Work(n, p * q, work.block * q), True, fetches=self._fetches(core))
 
     def _fetches(self, core: separable.Core) -> list[Fetch]:
-        """The maps from memory that are not copied, each once."""
+        """The maps (all samples) that are not copied and are too large for the second-level cache, each once."""
         found: dict[int, Fetch] = {}
         for source, track in zip(self.bound._tracks, core.tracks, strict=True):
-            if track.far and track.direct:
+            if track.direct and self.storage.bytes * self.inputs[source.index].numel() >= 2 * cache_bytes():
                 made = Fetch(self._input(source), self.size[3], *_rows_read(track.stencils))
                 found[source.index] = made.joined(found.get(source.index, made))
         return list(found.values())
@@ -239,8 +239,9 @@ class _Maker:
                 return math.inf
             return sum(-(-width // tile) * tile / width for width, tile in zip(widths, kept[0], strict=True))
 
-        far = self.storage.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * cache_bytes()
         direct = self.bound._project is not None and self._reads_in_place(stencils[0], widths[1])
+        copied = len(stencils) > 1 or not direct
+        far = copied and self.storage.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * cache_bytes()
         if direct:
             widths[1] -= sum(stencils[0].padding[2:])
         best = tuple(map(fill, widths))
