@@ -141,6 +141,11 @@ class Workbench:
             args, kwargs = tree_map_only(Tensor, lambda t: t.float() if t.dtype in HALF else t, (args, kwargs))
         return capture_flat(model, args, kwargs, axes, fixable=True)
 
+    @cached_property
+    def dense(self) -> list[bool]:
+        """Which tensors of the answer are contiguous."""
+        return [t.is_contiguous() for t in Frame.split(self.answer)[0]]
+
     @property
     def half(self) -> bool:
         """Whether the model computes in float16 or bfloat16."""
@@ -156,8 +161,7 @@ class Workbench:
 
         With `cast` they have the model's dtypes too.
         """
-        made = Frame.split(self.answer)[0]
-        dtypes, dense = [t.dtype for t in made], [t.is_contiguous() for t in made]
+        dtypes, dense = [t.dtype for t in Frame.split(self.answer)[0]], self.dense
 
         def form(*args: Any, **kwargs: Any) -> Any:
             if self.single:
@@ -182,7 +186,7 @@ class Workbench:
         With `widen`, half inputs go in as float32.
         """
         tensors, frame = Frame.split(self.answer)
-        dtypes, dense = [t.dtype for t in tensors], [t.is_contiguous() for t in tensors]
+        dtypes, dense = [t.dtype for t in tensors], self.dense
         alone = isinstance(self.answer, Tensor)
         single, half = self.single, self.half and widen
 

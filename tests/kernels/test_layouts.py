@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanconv.kernels.cpu import layouts
+from leanconv.kernels.cpu import layouts, structures
 from leanconv.kernels.cpu.layouts import even, to_pixels, to_planes
 
 LAST = torch.channels_last
@@ -27,15 +27,15 @@ def same(x, y):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How many maps went through the runtime's function."""
-    seen, real = [], layouts._transpose
+    """Whether each map asked about goes through the runtime."""
+    seen, real = [], layouts.copy_of
 
-    def transpose(x):
-        made = real(x)
+    def copy_of(x, **rest):
+        made = real(x, **rest)
         seen.append(made is not None)
         return made
 
-    monkeypatch.setattr(layouts, "_transpose", transpose)
+    monkeypatch.setattr(layouts, "copy_of", copy_of)
     return seen
 
 
@@ -102,6 +102,32 @@ def test_maps_that_are_more_than_their_numbers_in_memory():
 
 
 def test_without_kernels_pytorch_copies(monkeypatch):
-    monkeypatch.setattr(layouts, "library", lambda: None)
+    monkeypatch.setattr(structures, "library", lambda: None)
     x = map_of(1, 32, 24, 24)
     assert same(to_planes(to_pixels(x)), x)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 3), st.integers(1, 40), st.integers(1, 18), st.integers(1, 18), st.sampled_from(KINDS),
+    st.sampled_from([1, 2]),
+)  # fmt: skip
+def test_small_copies_of_a_plan_fill_their_map_and_no_more(n, c, h, w, dtype, threads):
+    x, before = map_of(n, c, h, w, dtype), torch.get_num_threads()
+    pixels = x.contiguous(memory_format=LAST)
+    torch.set_num_threads(threads)
+    try:
+        for planes, source in ((False, x), (True, pixels)):
+            copy = layouts.copy_of(source, planes=planes)
+            if copy is None:
+                assert x.numel() >= layouts._LEAST
+                continue
+            room = torch.full((x.numel() + 64,), 7, dtype=dtype)
+            made = torch.contiguous_format if planes else LAST
+            strides = torch.empty_like(x, memory_format=made, device="meta").stride()
+            copy(source, room[32:])
+            assert same(room[32:].as_strided(x.shape, strides, room.storage_offset() + 32), x)
+            assert (room[:32] == 7).all()
+            assert (room[32 + x.numel() :] == 7).all()
+    finally:
+        torch.set_num_threads(before)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from leanconv.engine.fused.kernels import KernelRun
+from leanconv.kernels.cpu.layouts import copy_of, to_pixels, to_planes
 
 ALIGN = 64  # bytes; a line of the cache, a vector of AVX-512
 
@@ -33,8 +34,19 @@ class Slot(NamedTuple):
     dtype: torch.dtype
 
 
+class Copied(NamedTuple):
+    """A map's copy in the other layout, with what a plan asks of a bound kernel's step."""
+
+    program: Any
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    weights: tuple[Tensor, ...] = ()
+    average: bool = False
+
+
 class Native(NamedTuple):
-    """A kernel's step for these shapes: the places of its maps and averages, where its results go."""
+    """A kernel's step for these shapes, or a copy's: the places of its maps and averages, where its results go."""
 
     step: Any
     maps: tuple[int, ...]
@@ -99,6 +111,8 @@ def _over_first(made: Native, values: Sequence[Any], slots: Mapping[int, Slot]) 
 def _native(step: Step, values: Sequence[Any]) -> Native | None:
     """The step as a kernel that takes nothing but pointers, where it is one."""
     run = step.run
+    if run in (to_pixels, to_planes):
+        return _copied(step, values[step.reads[0]], values[step.at])
     if not isinstance(run, KernelRun):
         return None
     inputs = [values[place] for place in step.reads]
@@ -110,6 +124,15 @@ def _native(step: Step, values: Sequence[Any]) -> Native | None:
     if made is None or not made.program.native:
         return None
     return Native(made, tuple(p for p in places if p is not None), averages, run.bound, step.at, step.second)
+
+
+def _copied(step: Step, x: Tensor, made: Tensor) -> Native | None:
+    """A change of layout as a copy; None where there is none, or PyTorch makes it."""
+    program = copy_of(x, planes=step.run is to_planes) if x.dim() == 4 and x.stride() != made.stride() else None
+    if program is None:
+        return None
+    copied = Copied(program, tuple(made.shape), made.stride(), made.dtype)
+    return Native(copied, step.reads, (), None, step.at, -1)
 
 
 def _ends(steps: Sequence[Step], count: int, outputs: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ from leanconv.engine.fused.graph import UNRUN, Graph, Length, Node
 from leanconv.engine.fused.kernels import KernelRun
 from leanconv.engine.fused.layout import Step
 from leanconv.engine.fused.session import Moved, Plan, handed_out, storage
-from leanconv.kernels.cpu.layouts import to_pixels
+from leanconv.kernels.cpu.layouts import to_pixels, to_planes
 
 _MOST_PLANS = 8  # shapes whose memory is laid out at once; others run step by step ...
 _AGAIN = 8  # ... until they came so often that they take the place of the one that was called least
@@ -25,31 +25,49 @@ class Program:
     beforehand, kernel after kernel (`Plan`).
     """
 
-    def __init__(self, graph: Graph, runs: Mapping[Node, Run]) -> None:
-        place: dict[Node, int] = {node: i for i, node in enumerate(graph.inputs)}
-        for node in graph.nodes:
+    def __init__(self, graph: Graph, runs: Mapping[Node, Run], planes: Sequence[bool] = ()) -> None:
+        """`planes`: which outputs are handed out contiguous (default: none; maps are then in channels_last)."""
+        place: dict[Node, int] = {}
+        for node in (*graph.inputs, *graph.nodes):
             place.setdefault(node, len(place))
-        self.places = place
+        self.places, self._size = place, len(place)
         self._fixed = {place[node]: node.data for node in graph.nodes if node.kind == "constant"}
         self._sizes = [(place[x], x.data[1], [place[y] for y in x.inputs]) for x in graph.nodes if x.kind == "size"]
         self._held = frozenset(storage(x) for x in self._fixed.values())
-        self._size = len(place)
-        self._outputs = [place[node] for node in graph.outputs]
         self._dtypes = [node.dtype for node in graph.inputs]
-        self._as_given = [len(node.shape) != 4 or _in_planes(graph, node, runs) for node in graph.inputs]
+        before, read = self._before(graph, runs)
         seconds = {node.inputs[0]: place[node] for node in graph.nodes if node.kind == "second"}
         freed = _last_readers(graph)
-        self.steps = [
+        self.steps = before + [
             Step(
-                runs[node], tuple(place[x] for x in node.inputs), place[node], seconds.get(node, -1),
+                runs[node], tuple(read[x] for x in node.inputs), place[node], seconds.get(node, -1),
                 tuple(place[x] for x in freed.get(node, ())), node.kind in ("call", "slice", "shuffle"),
             )
             for node in graph.nodes
             if node.kind not in UNRUN
         ]  # fmt: skip
+        self._outputs = [read[node] for node in graph.outputs]
+        for i, node in enumerate(graph.outputs):
+            if any(planes[i : i + 1]) and len(node.shape) == 4 and node.shape[1] > 1 < node.shape[2] * node.shape[3]:
+                self._outputs[i] = self._changed(to_planes, read[node], self.steps)
         self._plans: dict[Hashable, Plan] = {}
         self._waiting: dict[Hashable, int] = {}  # shapes without a plan: how often they came
         self._lock = threading.Lock()
+
+    def _before(self, graph: Graph, runs: Mapping[Node, Run]) -> tuple[list[Step], dict[Node, int]]:
+        """Steps that bring maps into channels_last, but images that are read in planes; where each value is read."""
+        steps: list[Step] = []
+        read = dict(self.places)
+        for node in graph.inputs:
+            if len(node.shape) == 4 and not _in_planes(graph, node, runs):
+                read[node] = self._changed(to_pixels, read[node], steps)
+        return steps, read
+
+    def _changed(self, run: Run, place: int, steps: list[Step]) -> int:
+        """The place of a map in another layout, by one more step."""
+        steps.append(Step(run, (place,), self._size, -1, (), True))
+        self._size += 1
+        return self._size - 1
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         given = self._given(tensors)
@@ -80,10 +98,10 @@ class Program:
         return self._plans[self._key(given)].timed(given)
 
     def _given(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Maps in channels_last, but for images that are read in planes."""
+        """Maps in planes or in channels_last, in the types that the steps take."""
         given = []
-        for x, kept, dtype in zip(tensors, self._as_given, self._dtypes, strict=True):
-            if x.dim() == 4 and not (kept and x.is_contiguous()):
+        for x, dtype in zip(tensors, self._dtypes, strict=True):
+            if x.dim() == 4 and not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
                 x = to_pixels(x)
             given.append(x if x.dtype is dtype else x.to(dtype))  # `to` takes 1 µs to find out that nothing is to do
         return given

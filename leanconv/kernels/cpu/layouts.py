@@ -4,6 +4,7 @@ PyTorch makes them number by number: 4 ms for 32 channels of 256×256, back 2 ms
 `transpose.c` takes 0.6 ms (one Zen 4 core). Small or narrow maps, and all where there is no compiler, are PyTorch's.
 """
 
+import ctypes
 import functools
 from typing import Any
 
@@ -11,11 +12,43 @@ import torch
 from torch import Tensor
 
 from leanconv.kernels import cpu_reason
+from leanconv.kernels.cpu import structures
 from leanconv.kernels.cpu.maps import new_map, pixel_stride
-from leanconv.kernels.cpu.structures import library
 
-_SIDE = 16  # of transpose.c: channels and pixels are at least so many
-_LEAST = 1 << 14  # numbers; below, PyTorch's copy is as fast
+_SIDE = 16  # of transpose.c's squares
+_LEAST = 1 << 14  # numbers; below, PyTorch's copy is as fast as a call of ours, and a narrow map's as fast as any
+
+
+class Copy:
+    """One copy for maps of one size: the memory of the first pointer to that of the second. Immutable."""
+
+    native = True
+
+    def __init__(self, x: Tensor, planes: bool) -> None:
+        (n, c, h, w), pixels = x.shape, x.shape[2] * x.shape[3]
+        inside = (pixels, c, x.stride(0), pixel_stride(x)) if planes else (c, pixels, x.stride(0), x.stride(1))
+        self._made = structures.Copy(x.itemsize, n, *inside, c * h * w, pixels if planes else c)
+        self.address = ctypes.addressof(self._made)
+
+    def pointers(self) -> Any:
+        """Room for the two addresses of one call."""
+        return (ctypes.c_void_p * 2)()
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        pointers = (ctypes.c_void_p * 2)(x.data_ptr(), y.data_ptr())
+        structures.library().lc_copy(self.address, pointers, torch.get_num_threads())
+        return y
+
+
+def copy_of(x: Tensor, *, planes: bool) -> Copy | None:
+    """How a map like this becomes contiguous (`planes`) or channels_last; None where that is PyTorch's to do."""
+    _, c, h, w = x.shape
+    ready = pixel_stride(x) if planes else x.stride(3) == 1 and x.stride(2) == w
+    if not ready or not x.numel() or x.itemsize not in (2, 4):
+        return None
+    if (x.numel() >= _LEAST and min(c, h * w) < _SIDE) or not _runs() or structures.library() is None:
+        return None
+    return Copy(x, planes)
 
 
 def even(x: Tensor) -> Tensor:
@@ -29,39 +62,24 @@ def to_pixels(x: Tensor) -> Tensor:
     """The map in channels_last, copied only where it is not."""
     if x.is_contiguous(memory_format=torch.channels_last):
         return x
-    n, c, h, w = x.shape
-    dense = x.stride(3) == 1 and x.stride(2) == w
-    if not dense or (transpose := _transpose(x)) is None:
+    copy = copy_of(x, planes=False) if _pays(x) else None
+    if copy is None:
         return x.contiguous(memory_format=torch.channels_last)
-    made = new_map(n, c, h, w, x.dtype)
-    steps = x.stride(0), made.stride(0), c, h * w, x.stride(1), c
-    transpose(x.data_ptr(), made.data_ptr(), x.itemsize, n, *steps, torch.get_num_threads())
-    return made
+    n, c, h, w = x.shape
+    return copy(x, new_map(n, c, h, w, x.dtype))
 
 
 def to_planes(x: Tensor) -> Tensor:
     """The tensor contiguous, copied only where it is not."""
-    if x.is_contiguous() or x.dim() != 4:
-        return x.contiguous()
-    pixel = pixel_stride(x)
-    if not pixel or (transpose := _transpose(x)) is None:
-        return x.contiguous()
-    n, c, h, w = x.shape
-    made = torch.empty(x.shape, dtype=x.dtype)
-    steps = x.stride(0), made.stride(0), h * w, c, pixel, h * w
-    transpose(x.data_ptr(), made.data_ptr(), x.itemsize, n, *steps, torch.get_num_threads())
-    return made
+    if x.is_contiguous():
+        return x
+    copy = copy_of(x, planes=True) if x.dim() == 4 and _pays(x) else None
+    return x.contiguous() if copy is None else copy(x, torch.empty(x.shape, dtype=x.dtype))
 
 
-def _transpose(x: Tensor) -> Any:
-    """The runtime's function, where it serves the map: it copies numbers as they are, and gradients do not flow."""
-    _, c, h, w = x.shape
-    if x.numel() < _LEAST or c < _SIDE or h * w < _SIDE or x.itemsize not in (2, 4) or not x.is_cpu:
-        return None
-    if x.is_neg() or (x.requires_grad and torch.is_grad_enabled()):
-        return None
-    lib = library() if _runs() else None
-    return None if lib is None else lib.lc_transpose
+def _pays(x: Tensor) -> bool:
+    """Whether a call of ours is faster, and copies all that the tensor is: no gradients flow through it."""
+    return x.numel() >= _LEAST and x.is_cpu and not (x.is_neg() or (x.requires_grad and torch.is_grad_enabled()))
 
 
 @functools.lru_cache(1)

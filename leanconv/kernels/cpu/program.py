@@ -10,6 +10,7 @@ from torch import Tensor
 
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import structures
+from leanconv.kernels.cpu.layouts import Copy
 from leanconv.kernels.cpu.structures import library
 
 
@@ -118,16 +119,20 @@ class Gates:
 
 
 class Calls:
-    """Programs with their pointers, and gates, that run one after the other in one call of the runtime."""
+    """Programs and copies with their pointers, and gates, that run one after the other in one call of the runtime."""
 
-    def __init__(self, calls: "Sequence[tuple[Program, Any] | Gates]", threads: int) -> None:
+    def __init__(self, calls: "Sequence[tuple[Program | Copy, Any] | Gates]", threads: int) -> None:
         self._keep = list(calls)
         self._calls = (structures.Call * len(calls))()
         for made, call in zip(self._calls, calls, strict=True):
             if isinstance(call, Gates):
                 made.gates = call.address
+                continue
+            made.pointers = ctypes.addressof(call[1])
+            if isinstance(call[0], Copy):
+                made.copy = call[0].address
             else:
-                made.program, made.pointers = call[0]._address, ctypes.addressof(call[1])
+                made.program = call[0]._address
         self._run, self._arguments = library().lc_calls, (ctypes.addressof(self._calls), len(calls), threads)
 
     def __call__(self) -> None:

@@ -151,13 +151,18 @@ int lc_run(const program_t *p, void **pointers, int threads) {
     return failed;
 }
 
+static int run_call(const call_t *c, int threads) {
+    if (c->gates) return lc_gates(c->gates);
+    return c->copy ? lc_copy(c->copy, c->pointers, threads) : lc_run(c->program, c->pointers, threads);
+}
+
 // `seconds`: where it is given, the time of each call is put there; of one thread the time that it computed.
 int lc_calls(const call_t *calls, int count, int threads, double *seconds) {
     struct timespec before, after;
     clockid_t clock = threads > 1 ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID;
     for (int i = 0; i < count; i++) {
         if (seconds) clock_gettime(clock, &before);
-        int failed = calls[i].gates ? lc_gates(calls[i].gates) : lc_run(calls[i].program, calls[i].pointers, threads);
+        int failed = run_call(&calls[i], threads);
         if (failed) return failed;
         if (!seconds) continue;
         clock_gettime(clock, &after);
@@ -167,6 +172,6 @@ int lc_calls(const call_t *calls, int count, int threads, double *seconds) {
 }
 
 int lc_sizes(int which) {
-    const int sizes[] = {sizeof(argument_t), sizeof(frame_t), sizeof(program_t), sizeof(gates_t), sizeof(call_t), sizeof(blend_t), sizeof(fetch_t)};
+    const int sizes[] = {sizeof(argument_t), sizeof(frame_t), sizeof(program_t), sizeof(gates_t), sizeof(call_t), sizeof(blend_t), sizeof(fetch_t), sizeof(copy_t)};
     return sizes[which];
 }

@@ -68,11 +68,15 @@ typedef struct {
     piece_t piece[MAX_PIECES];                   // the maps, which are the first pointers
 } blend_t;
 
-// What a plan runs between two steps of PyTorch: programs and gates, one after the other.
-typedef struct { const program_t *program; void **pointers; const gates_t *gates; } call_t;
+// A map that goes from planes to pixels, or back; see `lc_copy`. Steps in numbers, of 4 or 2 bytes.
+typedef struct { int32_t bytes, samples; int64_t rows, columns, in_sample, in_row, out_sample, out_row; } copy_t;
+
+// What a plan runs between two steps of PyTorch, one after the other: of the three the one that is there.
+typedef struct { const program_t *program; void **pointers; const gates_t *gates; const copy_t *copy; } call_t;
 
 void *lc_malloc(void *context, size_t size);
 void lc_free(void *context, void *p);
 int lc_average(const void *map, int half, int64_t sample, int64_t row, int64_t pixel, int samples, int rows, int columns, int channels, float *means, int threads);
 int lc_run(const program_t *p, void **pointers, int threads);
 int lc_gates(const gates_t *g);
+int lc_copy(const copy_t *p, void **pointers, int threads);

@@ -59,7 +59,14 @@ class Gates(ctypes.Structure):
 
 
 class Call(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("program", "pointers", "gates")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("program", "pointers", "gates", "copy")]
+
+
+class Copy(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("bytes", "samples")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "in_sample", "in_row", "out_sample", "out_row")),
+    ]  # fmt: skip
 
 
 class Piece(ctypes.Structure):
@@ -83,7 +90,7 @@ def library() -> Any:
     lib: Any = runtime()
     if lib is None:
         return None
-    sizes = [ctypes.sizeof(kind) for kind in (Argument, Frame, Program, Gates, Call, Blend, Fetch)]
+    sizes = [ctypes.sizeof(kind) for kind in (Argument, Frame, Program, Gates, Call, Blend, Fetch, Copy)]
     if sizes != [lib.lc_sizes(i) for i in range(len(sizes))]:
         raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
     pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
@@ -92,5 +99,5 @@ def library() -> Any:
     lib.lc_gates.argtypes = (pointer,)
     lib.lc_calls.argtypes = (pointer, i32, i32, pointer)
     lib.lc_blend.argtypes = (pointer, pointer, i32)
-    lib.lc_transpose.argtypes = (pointer, pointer, i32, i32, i64, i64, i64, i64, i64, i64, i32)
+    lib.lc_copy.argtypes = (pointer, pointer, i32)
     return lib

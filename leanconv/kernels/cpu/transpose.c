@@ -1,7 +1,7 @@
 // Maps from planes to pixels (channels_last) and back: out[x][r] = in[r][x], in squares of 16 by 16 numbers, each read
 // and written in whole vectors. With the vectors of GCC and Clang, of no machine in particular.
-#include <stdint.h>
 #include <string.h>
+#include "runtime.h"
 
 #define SIDE 16
 #ifdef __clang__
@@ -38,17 +38,34 @@ static inline int64_t start(int64_t at, int64_t length) { return at + SIDE > len
 TRANSPOSE(uint32_t)
 TRANSPOSE(uint16_t)
 
-// `samples` of `rows` lines of `columns` numbers of 4 or 2 bytes, both at least SIDE; steps in numbers. In bands of the
-// longer side, each by one thread: what a band writes, or what it reads, are whole lines of the cache.
-void lc_transpose(const void *in, void *out, int bytes, int samples, int64_t in_sample, int64_t out_sample, int64_t rows, int64_t columns, int64_t in_row, int64_t out_row, int threads) {
-    int down = rows > columns;
-    int64_t length = down ? rows : columns, bands = (length + SIDE - 1) / SIDE;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t t = 0; t < samples * bands; t++) {
-        int64_t n = t / bands, at = start(t % bands * SIDE, length), r = down ? at : 0, c = down ? 0 : at;
-        int64_t height = down ? SIDE : rows, width = down ? columns : SIDE;
-        int64_t from = n * in_sample + r * in_row + c, to = n * out_sample + c * out_row + r;
-        if (bytes == 4) band_uint32_t((const uint32_t *)in + from, in_row, (uint32_t *)out + to, out_row, height, width);
-        else band_uint16_t((const uint16_t *)in + from, in_row, (uint16_t *)out + to, out_row, height, width);
+#define NARROW(number)                                                                                                 \
+    static void narrow_##number(                                                                                       \
+        const number *in, int64_t in_row, number *out, int64_t out_row, int64_t rows, int64_t columns) {               \
+        for (int64_t r = 0; r < rows; r++)                                                                             \
+            for (int64_t c = 0; c < columns; c++) out[c * out_row + r] = in[r * in_row + c];                           \
     }
+NARROW(uint32_t)
+NARROW(uint16_t)
+
+// `samples` of `rows` lines of `columns` numbers of 4 or 2 bytes, from the first pointer to the second.
+// In bands of the longer side, each by one thread: what a band writes, or what it reads, are whole lines of the cache.
+int lc_copy(const copy_t *p, void **pointers, int threads) {
+    int wide = p->rows >= SIDE && p->columns >= SIDE, down = p->rows > p->columns;
+    int64_t length = down ? p->rows : p->columns, bands = wide ? (length + SIDE - 1) / SIDE : 1;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t t = 0; t < p->samples * bands; t++) {
+        int64_t n = t / bands, at = wide ? start(t % bands * SIDE, length) : 0, r = down ? at : 0, c = down ? 0 : at;
+        int64_t rows = wide && down ? SIDE : p->rows, columns = wide && !down ? SIDE : p->columns;
+        int64_t from = n * p->in_sample + r * p->in_row + c, to = n * p->out_sample + c * p->out_row + r;
+        if (p->bytes == 4) {
+            const uint32_t *in = (const uint32_t *)pointers[0] + from;
+            uint32_t *out = (uint32_t *)pointers[1] + to;
+            (wide ? band_uint32_t : narrow_uint32_t)(in, p->in_row, out, p->out_row, rows, columns);
+        } else {
+            const uint16_t *in = (const uint16_t *)pointers[0] + from;
+            uint16_t *out = (uint16_t *)pointers[1] + to;
+            (wide ? band_uint16_t : narrow_uint16_t)(in, p->in_row, out, p->out_row, rows, columns);
+        }
+    }
+    return 0;
 }

@@ -259,9 +259,51 @@ def test_an_image_is_read_where_it_lies(how, in_planes):
             want = model(x)
             for y, exact in zip(program(x), [want] if isinstance(want, torch.Tensor) else want, strict=True):
                 torch.testing.assert_close(y, exact, rtol=1e-4, atol=1e-5)
-    read = {plan.strides[0] for plan in program._plans.values()}
+    read = {
+        plan.strides[place]
+        for plan in program._plans.values()
+        for todo in plan.todo
+        if isinstance(todo, Native) and todo.bound
+        for place in todo.maps
+    }
     assert ((216, 72, 8, 1) in read) == bool(in_planes)
     assert (216, 1, 24, 3) in read
+
+
+@kernels
+@torch.no_grad()
+@pytest.mark.parametrize("planes", [[True, True], [True, False], []])
+def test_maps_in_planes_come_and_go_within_the_plan(planes):
+    """Inputs and answers in planes, one handed out as it came, one a single pixel; other layouts; a batch of none."""
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(20, 24, 3, padding=1), nn.Conv2d(24, 17, 1)
+
+        def forward(self, x):
+            y = self.first(x).relu()
+            return y, self.second(y)
+
+    torch.manual_seed(0)
+    model = Pair()
+    graph = rewrite(to_graph(Workbench(model.eval(), (torch.randn(1, 20, 12, 14),), {}, 1).program))
+    program = Program(graph, choose(graph, seconds=0.0)[0], planes)
+    for size in (12, 14), (1, 1), (9, 5), (40, 42):
+        for x in (
+            torch.randn(2, 20, *size), torch.randn(2, *size, 20).permute(0, 3, 1, 2),
+            torch.randn(2, 20, size[0], size[1] + 2)[..., 1:-1], torch.randn(0, 20, *size),
+        ):  # fmt: skip
+            for _ in range(3):
+                kept, want = x.clone(), model(x)
+                found = program(x)
+                for y, exact, dense in zip(found, want, [*planes, False, False], strict=False):
+                    torch.testing.assert_close(y, exact, rtol=1e-4, atol=1e-5)
+                    assert y.is_contiguous() or not dense or size == (1, 1)
+                    y.fill_(1e6)
+                assert torch.equal(x, kept)
+    copies = [todo for plan in program._plans.values() for todo in plan.todo if isinstance(todo, Native)]
+    assert sum(todo.bound is None for todo in copies) >= 3 + 3 * sum(planes)
 
 
 class Shuffled(nn.Module):
