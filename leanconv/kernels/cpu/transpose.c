@@ -38,6 +38,7 @@ static inline int64_t start(int64_t at, int64_t length) { return at + SIDE > len
 TRANSPOSE(uint32_t)
 TRANSPOSE(uint16_t)
 
+// Likewise number by number, where rows or columns are few.
 #define NARROW(number)                                                                                                 \
     static void narrow_##number(                                                                                       \
         const number *in, int64_t in_row, number *out, int64_t out_row, int64_t rows, int64_t columns) {               \
@@ -47,12 +48,12 @@ TRANSPOSE(uint16_t)
 NARROW(uint32_t)
 NARROW(uint16_t)
 
-// `samples` of `rows` lines of `columns` numbers of 4 or 2 bytes, from the first pointer to the second.
-// In bands of the longer side, each by one thread: what a band writes, or what it reads, are whole lines of the cache.
+// `samples` of `rows` lines of `columns` numbers of 4 or 2 bytes, from the first pointer to the second. In bands of the
+// longer side, each by one thread: what a band writes, or what it reads, are whole lines of the cache.
 int lc_copy(const copy_t *p, void **pointers, int threads) {
     int wide = p->rows >= SIDE && p->columns >= SIDE, down = p->rows > p->columns;
     int64_t length = down ? p->rows : p->columns, bands = wide ? (length + SIDE - 1) / SIDE : 1;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && p->samples * bands > 16)
     for (int64_t t = 0; t < p->samples * bands; t++) {
         int64_t n = t / bands, at = wide ? start(t % bands * SIDE, length) : 0, r = down ? at : 0, c = down ? 0 : at;
         int64_t rows = wide && down ? SIDE : p->rows, columns = wide && !down ? SIDE : p->columns;
