@@ -111,7 +111,7 @@ class Program:
         return (torch.get_num_threads(), *[(x.shape, x.stride(), x.dtype) for x in given])
 
     def _stepwise(self, given: Sequence[Tensor]) -> list[Tensor]:
-        values = self._values(given, self._lengths(given))
+        values = self._values(given, self._fixed | self._lengths(given))
         for run, reads, at, second, frees, _ in self.steps:
             if second < 0:
                 values[at] = run(*[values[i] for i in reads])
@@ -122,22 +122,33 @@ class Program:
         return handed_out([values[i] for i in self._outputs], given, self._held)
 
     def _planned(self, key: Hashable, given: Sequence[Tensor]) -> list[Tensor]:
-        """As `_stepwise`, and the plan is made from the shapes and strides that were seen."""
-        lengths = self._lengths(given)
-        values = self._values(given, lengths)
+        """As `_stepwise`, and the plan is made from the shapes and strides that were seen.
+
+        What depends on sizes alone (grids, masks) is made this once.
+        """
+        fixed = self._fixed | self._lengths(given)
+        values, steps = self._values(given, fixed), []
         seen = [_outline(value) for value in values]
-        for run, reads, at, second, frees, _ in self.steps:
+        for step in self.steps:
+            run, reads, at, second, frees, _ = step
             made = run(*[values[i] for i in reads])
             if second < 0:
                 values[at] = made
+                if fixed.keys() >= set(reads):
+                    fixed[at] = made
+                else:
+                    steps.append(step)
             else:
                 values[at], values[second] = made
                 seen[second] = _outline(values[second])
+                steps.append(step)
             seen[at] = _outline(values[at])
             del made
             for i in frees:
                 values[i] = None
-        plan = Plan(self.steps, seen, self._outputs, self._fixed | lengths)
+        needed = {*self._outputs, *(at for step in steps for at in step.reads)}
+        fixed = {at: value for at, value in fixed.items() if at in needed}
+        plan = Plan(steps, seen, self._outputs, fixed)
         with self._lock:
             plans = dict(self._plans)
             while len(plans) >= _MOST_PLANS and key not in plans:
@@ -146,12 +157,13 @@ class Program:
                 other.calls = 0
             self._plans = {**plans, key: plan}  # put in place whole: other threads see the old or the new
             self._waiting.pop(key, None)
-        return handed_out([values[i] for i in self._outputs], given, self._held)
+        held = {storage(value) for value in fixed.values() if isinstance(value, Tensor)}  # the plan keeps these
+        return handed_out([values[i] for i in self._outputs], given, held)
 
-    def _values(self, given: Sequence[Tensor], lengths: Mapping[int, Any]) -> list[Any]:
+    def _values(self, given: Sequence[Tensor], fixed: Mapping[int, Any]) -> list[Any]:
         values: list[Any] = [*given, *[None] * (self._size - len(given))]
-        for place, fixed in (*self._fixed.items(), *lengths.items()):
-            values[place] = fixed
+        for place, value in fixed.items():
+            values[place] = value
         return values
 
     def _lengths(self, given: Sequence[Tensor]) -> dict[int, Any]:

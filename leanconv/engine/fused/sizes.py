@@ -4,6 +4,7 @@ Most networks have none: convolutions, pools and averages take any size. What re
 convolutions, windows) or fills a grid has, and would run at the example's size alone.
 """
 
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
 
 from leanconv.engine.fused.graph import Graph, Node
 from leanconv.engine.workbench import Workbench
@@ -71,9 +73,31 @@ def opened(bench: Workbench, *, spatial: bool) -> tuple[ExportedProgram, list[Si
             axes[i][0] = "batch"
             tensor = torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor
         tensors.append(tensor)
-    with _no_longer_than(OPENING_S, bench.folded) if spatial else nullcontext():
+    with _no_longer_than(OPENING_S, bench.folded) if spatial else nullcontext(), _OpenGrids():
         program = bench.captured(tensors, axes)
     return program, [tensor.shape for tensor in bench.tensors]
+
+
+class _OpenGrids(TorchFunctionMode):
+    """`torch.linspace` over a length that stays open, by what can have one: it takes whole numbers alone itself."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.linspace:
+            given = inspect.signature(_linspace).bind(*args, **kwargs or {}).arguments
+            numbers = isinstance(given["start"], int | float) and isinstance(given["end"], int | float)
+            if numbers and isinstance(given["steps"], torch.SymInt):
+                return _linspace(**given)
+        return func(*args, **kwargs or {})
+
+
+def _linspace(
+    start: Any, end: Any, steps: Any, *, dtype: torch.dtype | None = None, device: Any = None, **rest: Any
+) -> Tensor:
+    """As PyTorch computes it: from both ends to the middle."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    at = torch.arange(steps, device=device)
+    step = (end - start) / torch.sym_max(steps - 1, 1)
+    return torch.where(2 * at < steps, start + step * at, end - step * (steps - 1 - at)).to(dtype)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.deploy.verify import difference
 from leanconv.engine.fused import candidate, sizes
@@ -56,6 +57,12 @@ def channels_mixed(m, x):
     return x * (x.sum((2, 3), keepdim=True) / (h * w)).sigmoid() + x.new_ones(h, w) / (h + w)
 
 
+def grids(m, x):
+    """Coordinates of every pixel, as a model spells them that warps or embeds by place."""
+    rows = torch.linspace(-1, 1, x.shape[2], dtype=x.dtype)[:, None]
+    return x * rows + torch.linspace(end=0.5, start=0, steps=x.shape[3]) + torch.linspace(3, 1, 1)
+
+
 MODELS = {
     "odconv": lambda: Read(lambda m, x: m["a"](x), a=ODConv2d(C, C, 2, 2, padding=1)),
     "drconv": lambda: Read(lambda m, x: m["a"](x), a=DRConv2d(C, C, 3, padding=1, regions=3)),
@@ -63,6 +70,7 @@ MODELS = {
     "windows": lambda: Read(windows),
     "brought to a size": lambda: Read(decoded, up=nn.ConvTranspose2d(C, C, 2, 2)),
     "divided by sizes": lambda: Read(channels_mixed),
+    "grids": lambda: Read(grids),
 }
 
 
@@ -84,6 +92,41 @@ def test_every_size(name, batch):
             x = torch.randn(n, 3, h, w)
             error = difference(model(x), form(x))
             assert error.ok(1e-4), f"{(n, h, w)}: {error}"
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operators that ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_what_depends_on_sizes_alone_is_made_once_for_each_and_is_the_callers_own():
+    class Grid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, C, 3, padding=1)
+
+        def forward(self, x):
+            grid = torch.linspace(0, 1, x.shape[3])
+            return self.stem(x) + grid, grid
+
+    model = Grid().eval()
+    form = FUSED.prepare(Workbench(model, (torch.randn(1, 3, 12, 12),), {}, 1), None)
+    for shape in ((1, 3, 12, 12), (2, 3, 9, 15)):
+        x = torch.randn(shape)
+        for again in range(4):
+            with Seen() as seen:
+                made = form(x)
+            assert ("arange" in seen.names) == (not again)
+            assert difference(model(x), made).ok(1e-4)
+            made[1].fill_(7)
 
 
 @torch.no_grad()
