@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leanconv.kernels.cpu import bind, bind_separable, bind_split, bound, tiles
+from leanconv.kernels.cpu import bind, bind_halved, bind_separable, bind_split, bound, tiles
 from leanconv.kernels.cpu.memory import ALIGN, HUGE, huge, settled
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Gates
@@ -127,13 +127,17 @@ def test_separable(c, size, dtype):
 @pytest.mark.parametrize(("c", "o"), [(72, 90), (64, 96)])
 @pytest.mark.parametrize("size", [(3, 5), (4, 6)])
 def test_seven_products(c, o, size, monkeypatch):
-    """Halves that are whole vectors or not, of even and odd numbers of pixels."""
-    monkeypatch.setattr(bound, "halved_tile", lambda *sizes: Tile(3, 32, 16))
+    """Halves that are whole vectors or not, of even and odd numbers of pixels; alone, or behind a stencil."""
+    for place in (bound, bind_halved):
+        monkeypatch.setattr(place, "halved_tile", lambda *sizes: Tile(3, 32, 16))
     fence = Fence()
-    form = Separable((c,), (), o, bias=True, activation="relu", residual=True, average=True)
-    inputs = [dense(torch.float32, 2, c, *size), dense(torch.float32, 2, o, *size), None]
-    fence.add(f"{c} to {o}", bind(form, weights_of(form)), inputs)
+    for name, stages in {"alone": (), "3x3": (stencil(c, (3, 3), padding=AROUND, bias=True),)}.items():
+        form = Separable((c,), stages, o, bias=True, activation="relu", residual=True, average=True)
+        inputs = [dense(torch.float32, 2, c, *size), dense(torch.float32, 2, o, *size), None]
+        fence.add(f"{c} to {o}, {name}", bind(form, weights_of(form)), inputs)
     fence.hold()
+    methods = {name: step.method for name, step, *_ in fence.cases}
+    assert all(method == "strassen" for name, method in methods.items() if c % 32 == 0 or "alone" in name)
 
 
 GROUPED = {

@@ -145,7 +145,7 @@ def test_a_map_read_where_it_lies(form, far, monkeypatch):
 
 def test_which_maps_are_read_where_they_lie():
     """A copy is made where it is faster, or where a stencil cannot do without one."""
-    made = bind_separable._Maker._reads_in_place
+    made = bind_separable.Maker._reads_in_place
     maker = SimpleNamespace(storage=FLOAT)
     square = Stencil(0, 8, (3, 3), padding=(1, 1, 1, 1))
     row = Stencil(0, 8, (1, 3), padding=(0, 0, 1, 1))

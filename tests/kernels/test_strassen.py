@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leanconv.kernels.cpu import bind, bind_separable, bound, strassen, tiles
+from leanconv.kernels.cpu import bind, bind_halved, bind_separable, bound, strassen, tiles
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.ops.separable import Separable, reference
 from tests.kernels.tolerance import assert_no_worse, laid_out, weights_of
@@ -29,12 +29,13 @@ def halved(monkeypatch):
     def tile(width, pixels, depth):
         return Tile(3, 32, 16) if width % 2 == depth % 2 == 0 and pixels >= 5 else None
 
-    def kernel(pipeline, core, tile, made=bind_separable.kernel):
+    def kernel(pipeline, core, tile, made=bind_halved.kernel):
         asked.append(core)
         return made(pipeline, core, tile)
 
     monkeypatch.setattr(bound, "halved_tile", tile)
-    monkeypatch.setattr(bind_separable, "kernel", kernel)
+    for place in (bind_halved, bind_separable):
+        monkeypatch.setattr(place, "kernel", kernel)
     return asked
 
 

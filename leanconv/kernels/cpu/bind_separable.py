@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu import pointwise, separable, strassen
+from leanconv.kernels.cpu import bind_halved, pointwise, separable
 from leanconv.kernels.cpu.bound import (
     Bound,
     Step,
@@ -18,8 +18,6 @@ from leanconv.kernels.cpu.bound import (
     checked,
     flat_out_view,
     flat_view,
-    halved_out_view,
-    halved_view,
     map_view,
     out_view,
     ready,
@@ -32,7 +30,7 @@ from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Fetch, Program, View, Work
 from leanconv.kernels.cpu.stencils import Track, written_out
-from leanconv.kernels.cpu.tiles import arithmetic, cache_bytes, fill, lanes_for, row_block, strip
+from leanconv.kernels.cpu.tiles import cache_bytes, fill, lanes_for, row_block, strip
 from leanconv.kernels.cpu.tracks import Source, split_weights, track_weights, tracks
 from leanconv.ops.forms import Stencil, check_channels
 from leanconv.ops.separable import Separable
@@ -43,14 +41,14 @@ class BoundSeparable(Bound):
 
     def __init__(self, form: Separable, weights: Sequence[Tensor]) -> None:
         super().__init__()
-        self.form, self._tracks = form, tracks(form)
+        self.form, self.tracks = form, tracks(form)
         self._flat = all(
-            s.identity and s.stride == (1, 1) and s.activation == "none" for t in self._tracks for s in t.stencils
+            s.identity and s.stride == (1, 1) and s.activation == "none" for t in self.tracks for s in t.stencils
         )
         stencils, project, bias = split_weights(form, weights)
-        self._taps = [track_weights(source, stencils) for source in self._tracks]
-        self._project = None if project is None else project.detach().float()
-        self._bias = None if bias is None else bias.detach().float()
+        self.taps = [track_weights(source, stencils) for source in self.tracks]
+        self.project = None if project is None else project.detach().float()
+        self.bias = None if bias is None else bias.detach().float()
 
     def __call__(
         self, inputs: Sequence[Tensor], residual: Tensor | None = None, gate: Tensor | None = None
@@ -75,13 +73,15 @@ class BoundSeparable(Bound):
         given = [x for x in inputs if x is not None]
         n, _, h, w = given[0].shape
         size = (n, self.form.width, *self.form.size(h, w))
-        made = _Maker(self, given, residual, gate, size)
-        if self._project is None:
+        made = Maker(self, given, residual, gate, size)
+        if self.project is None:
             return made.depthwise()
-        return made.pointwise() if self._flat else made.projected()
+        if self._flat:
+            return bind_halved.pointwise(made) or made.pointwise()
+        return bind_halved.projected(made) or made.projected()
 
 
-class _Maker:
+class Maker:
     """Puts one step together. Pointers: inputs, residual, gate, weights, output, averages."""
 
     def __init__(
@@ -97,13 +97,13 @@ class _Maker:
     def depthwise(self) -> Step:
         """One kernel for each track, all of them on a block of rows before the next block."""
         views, kernels, first = [], [], 0
-        for source, taps in zip(self.bound._tracks, self.bound._taps, strict=True):
+        for source, taps in zip(self.bound.tracks, self.bound.taps, strict=True):
             core = separable.Core(
-                (self._track(source),), None, self.size[1], False, self.form.activation, self._residual_pixel(), False,
+                (self._track(source),), None, self.size[1], False, self.form.activation, self.residual_pixel(), False,
                 self.storage,
             )  # fmt: skip
             lanes = lanes_for(source.channels)
-            arguments = [self._input(source), *map(self._add, taps)]
+            arguments = [self.input(source), *map(self.add, taps)]
             if self.residual is not None:
                 arguments.append(map_view(self.at_residual, self.residual, first, source.channels))
             kernels.append(kernel(separable.depthwise, core, Tile(core.tracks[0].tiles[-1], lanes, lanes)))
@@ -114,37 +114,42 @@ class _Maker:
             (made, [*arguments, out_view(out, self.size, start, channels, self.storage)])
             for made, (arguments, start, channels) in zip(kernels, views, strict=True)
         ]
-        return self._finish(listed, self._work(), flat=False)
+        return self.finish(listed, self._work(), flat=False)
 
     def projected(self) -> Step:
         """Stencils, then the 1×1 of whole rows of pixels."""
         form, (n, o, p, q), work = self.form, self.size, self._work()
-        assert self.bound._project is not None
+        assert self.bound.project is not None
         last = p - (p - 1) // work.block * work.block  # rows of the smallest block
-        core = separable.Core(
-            tuple(map(self._track, self.bound._tracks)), o, o, form.bias, form.activation, self._residual_pixel(),
-            form.gate, self.storage,
-        )  # fmt: skip
+        core = self.core()
         tile = self.bound.matrix_tile(core, o, last * q, self.storage.steps(form.middle), True)
         arguments: list[View] = []
-        for source, taps, column in zip(self.bound._tracks, self.bound._taps, self._columns(), strict=True):
-            arguments += [self._input(source), *map(self._add, taps)]
+        for source, taps, column in zip(self.bound.tracks, self.bound.taps, self.columns(), strict=True):
+            arguments += [self.input(source), *map(self.add, taps)]
             arguments += self._projection(column, source.channels, tile)
         if form.bias:
-            arguments.append(self._add(pack_vector(self.bound._bias, tile.block, o)))
+            arguments.append(self.add(pack_vector(self.bound.bias, tile.block, o)))
         if self.residual is not None:
             arguments.append(flat_view(self.at_residual, self.residual, 0, o))
         target = flat_out_view(self.pointers + len(self.weights), self.size, self.storage)
         arguments = [target, *arguments, target]
         made = kernel(separable.projected, core, tile)
-        return self._finish([(made, arguments)], Work(n, p * q, work.block * q), True, fetches=self._fetches(core))
+        return self.finish([(made, arguments)], Work(n, p * q, work.block * q), True, fetches=self.fetches(core))
 
-    def _fetches(self, core: separable.Core) -> list[Fetch]:
+    def core(self) -> separable.Core:
+        """Of a kernel of stencils and projection."""
+        form, o = self.form, self.size[1]
+        return separable.Core(
+            tuple(map(self._track, self.bound.tracks)), o, o, form.bias, form.activation, self.residual_pixel(),
+            form.gate, self.storage,
+        )  # fmt: skip
+
+    def fetches(self, core: separable.Core) -> list[Fetch]:
         """The maps (all samples) that are not copied and are too large for the second-level cache, each once."""
         found: dict[int, Fetch] = {}
-        for source, track in zip(self.bound._tracks, core.tracks, strict=True):
+        for source, track in zip(self.bound.tracks, core.tracks, strict=True):
             if track.direct and self.storage.bytes * self.inputs[source.index].numel() >= 2 * cache_bytes():
-                made = Fetch(self._input(source), self.size[3], *_rows_read(track.stencils))
+                made = Fetch(self.input(source), self.size[3], *_rows_read(track.stencils))
                 found[source.index] = made.joined(found.get(source.index, made))
         return list(found.values())
 
@@ -152,20 +157,18 @@ class _Maker:
         """A 1×1 alone: all pixels in a row."""
         form, (n, o, p, q) = self.form, self.size
         pixels = p * q
-        sources = self.bound._tracks
-        if (tile := self._halved_tile()) is not None:
-            return self._halved(tile)
+        sources = self.bound.tracks
         core = pointwise.Pointwise(
             tuple((source.channels, pixel_stride(self.inputs[source.index])) for source in sources), o, form.bias,
-            form.activation, self._residual_pixel(), form.gate, storage=self.storage,
+            form.activation, self.residual_pixel(), form.gate, storage=self.storage,
         )  # fmt: skip
         tile = self.bound.matrix_tile(core, o, pixels, self.storage.steps(form.middle), True)
         arguments: list[View] = []
-        for source, column in zip(sources, self._columns(), strict=True):
+        for source, column in zip(sources, self.columns(), strict=True):
             arguments.append(flat_view(source.index, self.inputs[source.index], source.first, source.channels))
             arguments += self._projection(column, source.channels, tile)
         if form.bias:
-            arguments.append(self._add(pack_vector(self.bound._bias, tile.block, o)))
+            arguments.append(self.add(pack_vector(self.bound.bias, tile.block, o)))
         if self.residual is not None:
             arguments.append(flat_view(self.at_residual, self.residual, 0, o))
         arguments.append(flat_out_view(self.pointers + len(self.weights), self.size, self.storage))
@@ -173,41 +176,9 @@ class _Maker:
         kept = form.middle + o * form.average
         block = row_block(pixels, n, self.storage.bytes * kept, 0, torch.get_num_threads(), tile.pixels)
         work = Work(n, pixels, block, tile.pixels)
-        return self._finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
+        return self.finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
 
-    def _halved_tile(self) -> Tile | None:
-        """The tile of seven products of halves; None where the direct product is taken.
-
-        Of an odd number of pixels the middle one is made twice, in an order that only one thread keeps.
-        """
-        (n, o, p, q), threads = self.size, torch.get_num_threads()
-        plain = not (self.storage.half or self.form.gate or len(self.bound._tracks) > 1)
-        if not plain or arithmetic() == "direct" or (p * q % 2 and threads > n):
-            return None
-        return self.bound.halved_tile(o, p * q, self.form.middle)
-
-    def _halved(self, tile: Tile) -> Step:
-        """A 1×1 alone, by `strassen`: pairs of pixels, half a map from each other, in a row."""
-        form, (n, o, p, q), (x,) = self.form, self.size, self.inputs
-        assert self.bound._project is not None
-        core = strassen.Halved(form.middle, pixel_stride(x), o, form.bias, form.activation, self._residual_pixel())
-        first = self.bound._tracks[0].first
-        arguments = [halved_view(0, x, first, form.middle)]
-        arguments.append(self._add(strassen.pack_products(self.bound._project, tile.block)))
-        if form.bias:
-            arguments.append(self._add(pack_vector(self.bound._bias, 1, o)))
-        if self.residual is not None:
-            arguments.append(halved_view(self.at_residual, self.residual, 0, o))
-        arguments.append(halved_out_view(self.pointers + len(self.weights), self.size))
-        pairs = -(-p * q // 2)
-        row_bytes = 4 * strassen.PRODUCTS * form.middle // 2
-        block = pairs if p * q % 2 else row_block(pairs, n, row_bytes, 0, torch.get_num_threads(), tile.pixels)
-        work = Work(n, pairs, block, tile.pixels)
-        step = self._finish([(kernel(strassen.pipeline, core, tile), arguments)], work, flat=False, apart=True)
-        step.method = "strassen"
-        return step
-
-    def _finish(
+    def finish(
         self, kernels: list[tuple[tuple[int, object], list[View]]], work: Work, flat: bool, apart: bool = False,
         fetches: Sequence[Fetch] = (),
     ) -> Step:  # fmt: skip
@@ -216,7 +187,7 @@ class _Maker:
         program = Program(kernels, work, average, fetches)
         return Step(program, self.weights, self.size, self.form.average, self.storage.dtype)
 
-    def _add(self, packed: Tensor) -> View:
+    def add(self, packed: Tensor) -> View:
         self.weights.append(packed)
         return weights_view(self.pointers + len(self.weights) - 1, packed)
 
@@ -239,7 +210,7 @@ class _Maker:
                 return math.inf
             return sum(-(-width // tile) * tile / width for width, tile in zip(widths, kept[0], strict=True))
 
-        direct = self.bound._project is not None and self._reads_in_place(stencils[0], widths[1])
+        direct = self.bound.project is not None and self._reads_in_place(stencils[0], widths[1])
         copied = len(stencils) > 1 or not direct
         far = copied and self.storage.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * cache_bytes()
         if direct:
@@ -260,33 +231,33 @@ class _Maker:
         plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and not self.storage.half
         return plain and max(left, right) <= 8 and width > left + right
 
-    def _input(self, source: Source) -> View:
+    def input(self, source: Source) -> View:
         return map_view(source.index, self.inputs[source.index], source.first, source.channels)
 
-    def _columns(self) -> list[int]:
+    def columns(self) -> list[int]:
         starts, at = [], 0
-        for source in self.bound._tracks:
+        for source in self.bound.tracks:
             starts.append(at)
             at += source.channels
         return starts
 
     def _projection(self, column: int, channels: int, tile: Tile) -> list[View]:
         """The packed 1×1 of a track and, where there is one, its gate."""
-        assert self.bound._project is not None
-        part = self.bound._project[:, column : column + channels]
-        views = [self._add(pack_projection(part, tile.block, self.storage))]
+        assert self.bound.project is not None
+        part = self.bound.project[:, column : column + channels]
+        views = [self.add(pack_projection(part, tile.block, self.storage))]
         if self.gate is not None:
             views.append(vector_view(self.at_gate, channels, column, self.gate.shape[1]))
         return views
 
-    def _residual_pixel(self) -> int:
+    def residual_pixel(self) -> int:
         return 0 if self.residual is None else pixel_stride(self.residual)
 
     def _work(self) -> Work:
         """Blocks of rows: what one row of output takes of scratch, and how many rows overlap."""
         n, o, p, q = self.size
         row_bytes, halo = self.storage.bytes * q * o, 0
-        for source in self.bound._tracks:
+        for source in self.bound.tracks:
             step = 1
             for stencil in reversed(source.stencils):
                 step *= stencil.stride[0]

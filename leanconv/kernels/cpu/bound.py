@@ -259,25 +259,6 @@ def flat_out_view(pointer: int, size: tuple[int, int, int, int], storage: Storag
     return View(pointer, ((o, 1), (p * q, o)), 0, p * q * o, rows=True, half=storage.half)
 
 
-def halved_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
-    """Channels of a map as `c i j x`: halves i of the channels, j of the pixels. Of an odd number of pixels both halves
-    have the middle one.
-    """
-    n, _, h, w = x.shape
-    pixel, sample = pixel_stride(x), x.stride(0) if n > 1 else 0
-    return View(pointer, _halves(channels, h * w, pixel), first, sample)
-
-
-def halved_out_view(pointer: int, size: tuple[int, int, int, int]) -> View:
-    """A dense output likewise, pixels cut to the block."""
-    _, o, p, q = size
-    return View(pointer, _halves(o, p * q, o), 0, p * q * o, rows=True)
-
-
-def _halves(channels: int, pixels: int, pixel: int) -> tuple[tuple[int, int], ...]:
-    return (channels // 2, 1), (2, channels // 2), (2, pixels // 2 * pixel), (-(-pixels // 2), pixel)
-
-
 def average_of(
     pointer: int, result: int, size: tuple[int, int, int, int], storage: Storage, flat: bool = False,
     apart: bool = False,

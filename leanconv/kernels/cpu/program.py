@@ -23,6 +23,8 @@ class View:
         sample: numbers from one sample to the next; 0 for weights.
         rows: whether the last dimension is cut to the block of rows that is being made (outputs).
         half: whether the numbers are bfloat16, else float32.
+        moved: whether it begins with the block, its extent as it is: all blocks are alike, and its last dimension has
+            the stride of their rows.
     """
 
     pointer: int
@@ -31,6 +33,7 @@ class View:
     sample: int = 0
     rows: bool = False
     half: bool = False
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,10 +188,11 @@ class Program:
             raise BadInput(f"a kernel with {len(views)} arguments: at most {structures.ARGUMENTS}")
         frame = structures.Frame(kernel=address, count=len(views))
         for argument, view in zip(frame.arguments, views, strict=False):
-            argument.pointer, argument.dimensions, argument.rows = view.pointer, len(view.dims), view.rows
+            argument.pointer, argument.dimensions = view.pointer, len(view.dims)
+            argument.rows = 2 if view.moved else view.rows
             size, argument.type = (2, structures.BITS16) if view.half else (4, structures.FLOAT32)
             argument.sample, argument.offset = size * view.sample, size * view.offset
-            argument.row = size * view.dims[-1][1] if view.rows else 0
+            argument.row = size * view.dims[-1][1] if view.rows or view.moved else 0
             for place, (extent, stride) in enumerate(view.dims):
                 argument.dim[place].extent, argument.dim[place].stride = extent, stride
         return frame
@@ -215,20 +219,13 @@ class Program:
             self._in_process(tensors)
 
     def _in_process(self, tensors: Sequence[Tensor]) -> None:
-        """Without a C compiler: sample by sample, all rows at once, in this thread."""
-        from leanconv.kernels.cpu.frontend import halide
-
-        hl = halide()
+        """Without a C compiler: sample by sample, in this thread, in blocks only where they are all alike."""
+        alike = any(view.moved for _, views in self._kernels for view in views)
+        block = self.work.block if alike else self.work.rows
         for n in range(self.work.samples):
-            for (_, call), views in self._kernels:
-                buffers = []
-                for v in views:
-                    sizes, strides = zip(*reversed(v.dims), strict=True)
-                    start = tensors[v.pointer].storage_offset() + v.offset + n * v.sample
-                    flat = tensors[v.pointer].as_strided(sizes, strides, start)
-                    flat = flat.view(torch.uint16) if v.half else flat
-                    buffers.append(hl.Buffer(flat.numpy(), reverse_axes=True))
-                call(*buffers)
+            for first in range(0, self.work.rows, block):
+                for (_, call), views in self._kernels:
+                    call(*[_buffer(view, tensors[view.pointer], n, first, block) for view in views])
         if self.average is not None:
             a = self.average
             rows = a.apart or self.work.rows
@@ -236,3 +233,20 @@ class Program:
             view = source.as_strided((self.work.samples, rows, a.columns, a.channels),
                                      (a.sample, a.row, a.channels, 1), source.storage_offset())  # fmt: skip
             tensors[a.result].copy_(view.double().mean((1, 2)))
+
+
+def _buffer(view: View, tensor: Tensor, sample: int, first: int, block: int) -> Any:
+    """What a kernel is given for a block of rows that begins with `first`."""
+    from leanconv.kernels.cpu.frontend import halide
+
+    sizes, strides = (list(numbers) for numbers in zip(*view.dims, strict=True))
+    start = tensor.storage_offset() + view.offset + sample * view.sample
+    if view.rows:
+        sizes[-1] = block
+    if view.rows or view.moved:
+        start += first * strides[-1]
+    flat = tensor.as_strided(sizes[::-1], strides[::-1], start)
+    made = halide().Buffer((flat.view(torch.uint16) if view.half else flat).numpy(), reverse_axes=True)
+    if view.rows:
+        made.set_min([0] * (len(sizes) - 1) + [first])
+    return made

@@ -15,7 +15,7 @@ static int run_frame(const frame_t *f, uint8_t *const *pointers, int64_t n, int 
         uint8_t *host = pointers[a->pointer] + a->offset + n * a->sample;
         if (a->rows) {
             dimension_t *last = &dims[i][a->dimensions - 1];
-            last->min = y0; last->extent = y1 - y0;
+            if (a->rows == 1) { last->min = y0; last->extent = y1 - y0; }
             host += y0 * a->row;
         }
         *b = (buffer_t){0, NULL, host, 0, (uint32_t)a->type, a->dimensions, dims[i], NULL};

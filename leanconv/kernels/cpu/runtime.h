@@ -18,7 +18,7 @@ typedef struct {
 typedef struct {
     int32_t pointer;      // index among the call's pointers
     int32_t dimensions;
-    int32_t rows;         // 1: dimension `MAX_DIMS - 1` is cut to the block of rows
+    int32_t rows;         // 1: the last dimension is cut to the block of rows; 2: it begins there
     int32_t type;         // halide_type_t, packed
     int64_t sample;       // bytes from one sample to the next
     int64_t offset;       // bytes from the pointer to the first element

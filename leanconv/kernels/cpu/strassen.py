@@ -10,10 +10,12 @@ Sums of weights are made beforehand, in float64; those of the map once for a blo
 by tile, in the first-level cache. There a product's channels are summed piece by piece, too, and in shorter ones than
 the direct product's: of equal ones it would be 1.9 times as far from float64.
 
-A pixel has another beside it, half a map away. NaN or infinity in one of them is NaN in both, and rounding errors are
-those of the larger. Source: Strassen 1969, doi:10.1007/BF02165411; Huang et al. 2016, doi:10.1109/SC.2016.58.
+A pixel has another beside it, half a map away (behind a stencil, half a block of rows: `halved.py`). NaN or infinity in
+one of them is NaN in both, and rounding errors are those of the larger.
+Source: Strassen 1969, doi:10.1007/BF02165411; Huang et al. 2016, doi:10.1109/SC.2016.58.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,24 +80,56 @@ def pipeline(core: Halved, tile: Tile) -> tuple[Any, list[Any]]:
     i counts halves of the channels, j those of the pixels, x pixels of a half: at least `tile.pixels`, in the map and
     in each block of them.
     """
-    hl, axes = halide(), Axes()
-    m, i, j, x, s = axes.m, axes.i, hl.Var("j"), axes.x, hl.Var("s")
-    depth, width = core.channels // 2, core.out_channels // 2
+    axes, depth = Axes(), core.channels // 2
     source = _quarters("in0", depth, core.pixel)
-    weights = _factors(tile.block, depth)
-    arguments = [source, weights]
-    sums = hl.Func("sums")
-    a11, a12, a21, a22 = (source[axes.c, k, p, x] for p in (0, 1) for k in (0, 1))
-    sums[axes.c, x, s] = hl.mux(s, [a11 + a22, a21 + a22, a11, a22, a11 + a12, a21 - a11, a12 - a22])
-    piece, products = hl.Func("piece"), hl.Func("products")
-    length = piece_length(depth)
-    k, pieces = hl.RDom([(0, length)], "k"), hl.RDom([(0, depth // length)], "pieces")
-    channel = axes.g * length + k
-    piece[m, x, s, axes.g] = hl.f32(0.0)
-    piece[m, x, s, axes.g] += weights[m % tile.block, channel, s, m // tile.block] * sums[channel, x, s]
-    products[m, x, s] = hl.f32(0.0) if length < depth else piece[m, x, s, 0]
-    if length < depth:
-        products[m, x, s] += piece[m, x, s, pieces[0]]
+    sums = sums_of(axes, "sums", lambda c, i, j, x: source[c, i, j, x])
+    weights = factors("w0", tile.block, depth)
+    out, rest = output(axes, [(sums, depth, weights)], core, tile)
+    schedule_sums(axes, sums, depth, tile)
+    return out, [source, weights, *rest]
+
+
+Quarters = Callable[[Any, int, int, Any], Any]
+
+
+def sums_of(axes: Axes, name: str, quarter: Quarters) -> Any:
+    """The seven first factors, `c x s`, of a map: `quarter(c, i, j, x)`."""
+    func, s = halide().Func(name), halide().Var("s")
+    a11, a12, a21, a22 = (quarter(axes.c, i, j, axes.x) for j in (0, 1) for i in (0, 1))
+    func[axes.c, axes.x, s] = halide().mux(
+        s, [a11 + a22, a21 + a22, a11, a22, a11 + a12, a21 - a11, a12 - a22]
+    )  # fmt: skip
+    return func
+
+
+def schedule_sums(axes: Axes, sums: Any, depth: int, tile: Tile, by_pixel: bool = True) -> None:
+    """All of the block: pixel by pixel, or of all pixels one vector of channels after the other."""
+    hl = halide()
+    s = sums.args()[2]
+    tail = hl.TailStrategy.RoundUp if depth % tile.lanes == 0 else hl.TailStrategy.Predicate
+    sums.compute_root().bound(s, 0, PRODUCTS).align_storage(axes.c, tile.storage(depth))
+    sums.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci).unroll(s)
+    sums.reorder(axes.ci, s, *([axes.co, axes.x] if by_pixel else [axes.x, axes.co]))
+
+
+def output(axes: Axes, parts: Sequence[tuple[Any, int, Any]], core: Any, tile: Tile) -> tuple[Any, list[Any]]:
+    """The map `m i j x` from parts of the channels (`sums_of`, their `depth`, `factors`); bias and residual.
+
+    `core`: has `out_channels`, `bias`, `activation`, `residual` as `Halved` has them.
+    """
+    hl, m, i, j, x, s = halide(), axes.m, axes.i, halide().Var("j"), axes.x, halide().Var("s")
+    width, arguments = core.out_channels // 2, []
+    products = hl.Func("products")
+    products[m, x, s] = hl.f32(0.0)
+    pieces = []
+    for index, (sums, depth, weights) in enumerate(parts):
+        length, piece = piece_length(depth), hl.Func(f"piece{index}")
+        k, each = hl.RDom([(0, length)], f"k{index}"), hl.RDom([(0, depth // length)], f"pieces{index}")
+        channel = axes.g * length + k
+        piece[m, x, s, axes.g] = hl.f32(0.0)
+        piece[m, x, s, axes.g] += weights[m % tile.block, channel, s, m // tile.block] * sums[channel, x, s]
+        products[m, x, s] += piece[m, x, s, each[0]]
+        pieces.append((piece, k, each))
     p = [products[m, x, number] for number in range(PRODUCTS)]
     c11, c12, c21, c22 = p[0] + p[3] - p[4] + p[6], p[2] + p[4], p[1] + p[3], p[0] - p[1] + p[2] + p[5]
     value = hl.mux(j, [hl.mux(i, [c11, c12]), hl.mux(i, [c21, c22])])
@@ -109,16 +143,18 @@ def pipeline(core: Halved, tile: Tile) -> tuple[Any, list[Any]]:
     out[m, i, j, x] = activate(core.activation, value, m, i, j, x)
     _schedule_output(axes, out, j, width, core.out_channels, tile)
     products.compute_at(out, axes.xo).bound(s, 0, PRODUCTS)
-    piece.compute_at(products, pieces[0] if length < depth else s)
-    for func, loops in ((products, [pieces[0], s]), (piece, [k])):
-        func.bound_extent(m, tile.block).vectorize(m, tile.lanes).unroll(m).unroll(x)
-        if func.num_update_definitions():
-            func.update(0).reorder(m, x, *loops).vectorize(m, tile.lanes).unroll(m).unroll(x)
-    tail = hl.TailStrategy.RoundUp if depth % tile.lanes == 0 else hl.TailStrategy.Predicate
-    sums.compute_root().bound(s, 0, PRODUCTS).align_storage(axes.c, tile.storage(depth))
-    sums.split(axes.c, axes.co, axes.ci, tile.lanes, tail)
-    sums.reorder(axes.ci, s, axes.co, x).vectorize(axes.ci).unroll(s)
+    _unrolled(axes, products, tile)
+    for index, (piece, k, each) in enumerate(pieces):
+        update = products.update(index).reorder(m, x, each[0], s)
+        update.vectorize(m, tile.lanes).unroll(m).unroll(x)
+        piece.compute_at(products, each[0])
+        _unrolled(axes, piece, tile)
+        piece.update(0).reorder(m, x, k[0]).vectorize(m, tile.lanes).unroll(m).unroll(x)
     return out, arguments
+
+
+def _unrolled(axes: Axes, func: Any, tile: Tile) -> None:
+    func.bound_extent(axes.m, tile.block).vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x)
 
 
 def _quarters(name: str, half: int, pixel: int) -> Any:
@@ -131,9 +167,9 @@ def _quarters(name: str, half: int, pixel: int) -> Any:
     return made
 
 
-def _factors(block: int, depth: int) -> Any:
+def factors(name: str, block: int, depth: int) -> Any:
     """What `pack_products` makes, as `block c product blocks`."""
-    made, step = image("w0", 4), 1
+    made, step = image(name, 4), 1
     for place, size in enumerate([block, depth, PRODUCTS]):
         made.dim(place).set_bounds(0, size).set_stride(step)
         step *= size

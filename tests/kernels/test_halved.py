@@ -1,0 +1,152 @@
+"""A stencil and then seven products of halves against float64, over shapes that nobody tuned for."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from leanconv.kernels.cpu import bind, bind_halved, bind_separable, build, halved, program
+from leanconv.kernels.cpu.bind_separable import BoundSeparable, Maker
+from leanconv.kernels.cpu.pieces import Tile
+from leanconv.ops.separable import Separable, Stencil, reference
+from tests.kernels.tolerance import laid_out, weights_of
+
+pytestmark = pytest.mark.usefixtures("halide")
+SQUARE = Stencil(0, 128, (3, 3), padding=(1, 1, 1, 1), bias=True, activation="relu")
+MOBILENET = Separable((128,), ((SQUARE,),), 96, bias=True, activation="relu", average=True)
+FORMS = {
+    "mobilenet": MOBILENET,
+    "sic": Separable((128,), ((replace(SQUARE, kernel=(3, 3), dilation=(2, 1), padding=(2, 2, 1, 1)),),), 128,
+                     residual=True),
+    "fuseconv": Separable(
+        (128,),
+        ((Stencil(0, 64, (1, 3), padding=(0, 0, 1, 1)), Stencil(64, 64, (3, 1), padding=(1, 1, 0, 0), bias=True)),),
+        34, bias=True, activation="gelu", residual=True,
+    ),  # of two tracks, to a number of outputs whose halves are not whole vectors
+    "valid": Separable((64, 96), ((Stencil(0, 160, (2, 2)),),), 64),  # of two maps
+}  # fmt: skip
+LAYOUTS = st.sampled_from(["nchw", "channels_last", "slice", "crop"])
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    """Every block with enough pixels is made so; the pipelines that kernels were asked for."""
+    asked = []
+
+    def kernel(pipeline, core, tile, made=bind_halved.kernel):
+        asked.append(pipeline)
+        return made(pipeline, core, tile)
+
+    monkeypatch.setattr(bind_halved, "halved_tile", lambda o, pixels, depth: Tile(3, 32, 16) if pixels > 4 else None)
+    for place in (bind_halved, bind_separable):
+        monkeypatch.setattr(place, "kernel", kernel)
+    return asked
+
+
+def assert_close(found, eager, exact):
+    """On average less than twice PyTorch's error, and nowhere far off: of few sums the largest error says little."""
+    error, allowed = ((y - exact).square().mean().sqrt() for y in (found, eager))
+    assert error < 2 * allowed, f"{error:.1e}, PyTorch's own {allowed:.1e}"
+    assert (found - exact).abs().max() < 8 * (eager - exact).abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FORMS)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(
+    h=st.integers(3, 20), w=st.sampled_from([6, 7, 13]), n=st.integers(1, 3), how=LAYOUTS, other=LAYOUTS,
+    cache=st.sampled_from([160 << 10, 1 << 20]),
+)  # fmt: skip
+def test_any_size_batch_and_layout(name, forced, h, w, n, how, other, cache):
+    forced.clear()
+    form = FORMS[name]
+    weights = weights_of(form)
+    inputs = [laid_out(torch.randn(n, c, h, w), how) for c in form.channels]
+    residual = laid_out(torch.randn(n, form.width, h, w), other) if form.residual else None
+    wide = None if residual is None else residual.double()
+    exact, exact_means = reference([x.double() for x in inputs], [t.double() for t in weights], form, wide)
+    eager, eager_means = reference(inputs, weights, form, residual)
+    call = bind(form, weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bind_halved, "cache_bytes", lambda: cache)  # blocks of few rows, too
+        y, means = call(inputs, residual)
+    assert_close(y, eager, exact)
+    if form.average:
+        assert (means - exact_means).abs().max() < 8 * (eager_means - exact_means).abs().max() + 1e-6
+    assert forced == [halved.projected]
+    assert call.methods == {"strassen"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("h", "n", "rows"), [(40, 1, 20), (41, 2, 41), (41, 1, None)])
+def test_two_threads(h, n, rows, forced, monkeypatch, two_threads):
+    """As many blocks for each, all alike; where they cannot be, the direct product is taken."""
+    monkeypatch.setattr(bind_halved, "cache_bytes", lambda: 20 << 20)
+    monkeypatch.setattr(bind_halved, "halved_cycles", lambda tile, o, pixels, depth: pixels + 1)  # few blocks
+    x, call = torch.randn(n, 128, h, 13), bind(MOBILENET, weights_of(MOBILENET))
+    one, means = call([x])
+    two, means_two = two_threads(call, [x])
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(means, means_two)
+    assert torch.equal(one, two) or rows != h  # the same blocks give the same numbers
+    assert (forced[-1] is halved.projected) == (rows is not None)
+    if rows is not None:
+        assert [step.program.work.block for step in call._steps.values()] == [13 * h, 13 * rows]
+
+
+@torch.no_grad()
+def test_without_a_compiler(forced, monkeypatch):
+    """Blocks are made one after the other there, too."""
+    weights, x = weights_of(MOBILENET), torch.randn(2, 128, 8, 6)
+    monkeypatch.setattr(bind_halved, "cache_bytes", lambda: 2 * 7 * 128 * 6 * 2)  # of two rows
+    expected, means = bind(MOBILENET, weights)([x])
+    monkeypatch.setattr(build, "compiler", lambda: "")
+    memos = (build.runtime, build._kernel, program.library)
+    try:
+        for memo in memos:
+            memo.cache_clear()
+        call = bind(MOBILENET, weights)
+        y, found = call([x])
+    finally:
+        for memo in memos:
+            memo.cache_clear()
+    assert [step.program.work.block for step in call._steps.values()] == [2 * 6]
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(found, means)
+
+
+@torch.no_grad()
+def test_where_the_direct_product_stays(forced, monkeypatch):
+    """Factors of channels, bfloat16, another stencil before, stride, halves of vectors; where it is asked for."""
+    x = torch.randn(1, 128, 6, 6)
+    twice = replace(MOBILENET, stages=(MOBILENET.stages[0], (replace(SQUARE, bias=False),)))
+    for form in (
+        replace(MOBILENET, gate=True), twice, Separable((128,), ((replace(SQUARE, stride=(2, 2)),),), 96),
+        Separable((112,), ((replace(SQUARE, channels=112),),), 96),
+    ):  # fmt: skip
+        bind(form, weights_of(form))([x[:, : form.middle]], None, torch.rand(1, 128) if form.gate else None)
+    bind(MOBILENET, weights_of(MOBILENET))([x.bfloat16()])
+    monkeypatch.setenv("LEANCONV_ARITHMETIC", "direct")
+    bind(MOBILENET, weights_of(MOBILENET))([x])
+    assert len(forced) == 6
+    assert halved.projected not in forced
+
+
+def test_blocks_are_where_it_pays(monkeypatch):
+    """Of large maps only, and as many rows as divide the map, with sums for half of the cache."""
+
+    def rows(channels, side, height=0):
+        stencil = replace(SQUARE, channels=channels)
+        form = Separable((channels,), ((stencil,),), channels)
+        x = torch.empty(1, channels, height or side, side).contiguous(memory_format=torch.channels_last)
+        bound = BoundSeparable(form, weights_of(form))
+        return bind_halved._rows(Maker(bound, [x], None, None, (1, channels, height or side, side)))
+
+    monkeypatch.setattr(bind_halved, "cache_bytes", lambda: 1 << 20)
+    found = rows(512, 14)
+    assert found in (7, 2, 1)
+    assert 7 * 512 * 14 * found <= 1 << 19
+    assert rows(512, 14, 13) is None  # but for all of them only single rows
+    assert rows(64, 14) is None
