@@ -47,6 +47,7 @@ class SpatialBottleneckConv2d(Operator):
         spec = self._check(*sizes, ratio=ratio, overlap=overlap, residual=residual)
         self.ratio, self.overlap, self.residual = ratio, overlap, residual
         self._adds = residual and spec.c == spec.o
+        self._beyond = 0 if overlap else ratio - 1  # zeros that complete any last r×r; the wide kernels bring their own
         (down, up), c, o, factory = _kernels(ratio, overlap), spec.c, spec.o, {"device": device, "dtype": dtype}
         self.down = nn.Conv2d(c, c, down, ratio, down // 2 if overlap else 0, groups=c, bias=False, **factory)
         self.pointwise = nn.Conv2d(c, o, 1, bias=False, **factory)
@@ -65,10 +66,11 @@ class SpatialBottleneckConv2d(Operator):
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O H W
         h, w = x.shape[-2:]
-        below, right = -h % self.ratio, -w % self.ratio
-        whole = F.pad(x, (0, right, 0, below)) if below or right else x
+        # Of sizes that a program being exported leaves open nothing is asked.
+        uneven = any(isinstance(size, torch.SymInt) or size % self.ratio for size in (h, w))
+        whole = F.pad(x, (0, self._beyond, 0, self._beyond)) if uneven and self._beyond else x
         y = self.up(self.pointwise(self.down(whole)))
-        if below or right:
+        if uneven:
             y = like(y[..., :h, :w], y)
         return y + x.to(y.dtype) if self._adds else y  # under autocast x may be wider
 

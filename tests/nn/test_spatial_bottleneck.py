@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from leanconv.deploy.export import export
 from leanconv.errors import UnsupportedConv
 from leanconv.nn import SpatialBottleneckConv2d
 
@@ -68,3 +69,14 @@ def test_what_changes_the_size_is_refused():
 def test_state_dict_keys_are_api():
     keys = ["down.weight", "pointwise.weight", "up.weight", "up.bias"]
     assert list(SpatialBottleneckConv2d(4, 4, 3, padding=1).state_dict()) == keys
+
+
+@pytest.mark.parametrize(
+    ("options", "size"), [({}, (12, 24)), ({"ratio": 3}, (11, 25)), ({"ratio": 4, "overlap": True}, (12, 24))]
+)
+def test_exported_with_open_sizes_it_takes_every_one(options, size, tmp_path):
+    """`export` holds the file against the layer at sizes that the ratio divides and at others."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(library)
+    layer = SpatialBottleneckConv2d(4, 6, 3, padding=1, **options).eval()
+    export(layer, torch.randn(2, 4, *size), tmp_path / "layer.onnx", dynamic=("batch", "height", "width"))

@@ -14,7 +14,7 @@ from leanconv.engine.fused.forms import FORMS
 from leanconv.engine.fused.rewrite import rewrite
 from leanconv.engine.optimize import optimize
 from leanconv.engine.workbench import Workbench
-from leanconv.nn import DRConv2d, ODConv2d
+from leanconv.nn import DRConv2d, ODConv2d, SpatialBottleneckConv2d
 
 C = 8
 
@@ -92,6 +92,16 @@ def test_every_size(name, batch):
             x = torch.randn(n, 3, h, w)
             error = difference(model(x), form(x))
             assert error.ok(1e-4), f"{(n, h, w)}: {error}"
+
+
+@torch.no_grad()
+def test_a_spatial_bottleneck_that_was_measured_where_its_ratio_does_not_divide():
+    model = Read(lambda m, x: m["a"](x), a=SpatialBottleneckConv2d(C, C, 3, padding=1)).eval()
+    form = FUSED.prepare(Workbench(model, (torch.randn(1, 3, 21, 24),), {}, 1), None)
+    for shape in ((1, 3, 21, 24), (1, 3, 20, 24), (2, 3, 13, 17), (3, 3, 14, 15)):
+        x = torch.randn(shape)
+        for _ in range(2):
+            assert difference(model(x), form(x)).ok(1e-4)
 
 
 class Seen(TorchDispatchMode):
