@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from leanconv.kernels.cpu import bind, build
+from leanconv.kernels.cpu import bind, build, tiles
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.tiles import REUSED, cache_bytes, matrix_cycles, matrix_tile, reused, row_block
 from leanconv.ops.grouped import Grouped
@@ -22,6 +22,20 @@ def test_the_best_tile_is_the_one_of_least_cycles():
     for rows in range(1, 15):
         assert matrix_cycles(Tile(rows, best.block, best.lanes), 64, 196, 32, True) >= cycles
     assert matrix_cycles(Tile(8, 16, 16), 64, 7, 32, True) == math.inf  # more pixels than the map has
+
+
+def test_which_of_equal_tiles(monkeypatch):
+    """With AVX-512: 4 vectors of pixels in a row, 2 elsewhere; of pairs 4 are slow in more than one panel."""
+    monkeypatch.setattr(tiles, "_vectors", lambda: (16, 1.0, 32))
+    wide, narrow = Tile(4, 64, 16), Tile(8, 32, 16)
+
+    def slower(*sizes):
+        return matrix_cycles(wide, *sizes) / matrix_cycles(narrow, *sizes)
+
+    assert 0.95 < slower(128, 64, 32, True) < 1
+    assert 1 < slower(128, 64, 32, False) < 1.05
+    assert 1 < slower(64, 64, 32, True, True) < 1.05
+    assert slower(128, 64, 32, True, True) > 2
 
 
 def test_a_tile_that_is_there_is_taken_where_it_costs_little_more():

@@ -117,11 +117,11 @@ class BoundGatedSum(Bound):
             tuple((x.shape[1], pixel_stride(x)) for x in inputs), o, False, form.activation, pixel_stride(a), False,
             True, storage,
         )  # fmt: skip
-        depth = storage.steps(sum(form.channels))
-        tile: Tile | None = self.matrix_tile(core, o, pixels, depth, True)
+        channels = sum(form.channels)
+        tile: Tile | None = self.matrix_tile(core, o, pixels, channels, storage)
         if whole and tile is not None and pixels % tile.pixels:
             far = storage.bytes * pixels * o > cache_bytes()
-            tile = whole_tile(o, pixels, depth, 1.1 if far else 1.02)
+            tile = whole_tile(o, pixels, storage.steps(channels), storage.pairs, 1.1 if far else 1.02)
         if tile is None:
             return None
         arguments: list[View] = []

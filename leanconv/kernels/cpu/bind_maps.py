@@ -56,7 +56,7 @@ class BoundUpsample(Bound):
         core = upsample.Rows(
             tuple((x.shape[1], pixel_stride(x)) for x in inputs), width, form.bias, form.activation, storage
         )  # fmt: skip
-        tile = self.matrix_tile(core, width, w, storage.steps(sum(form.channels)), True)
+        tile = self.matrix_tile(core, width, w, sum(form.channels), storage)
         weights = [
             pack_projection(part, tile.block, storage)
             for row in self._rows

@@ -122,7 +122,7 @@ class Maker:
         assert self.bound.project is not None
         last = p - (p - 1) // work.block * work.block  # rows of the smallest block
         core = self.core()
-        tile = self.bound.matrix_tile(core, o, last * q, self.storage.steps(form.middle), True)
+        tile = self.bound.matrix_tile(core, o, last * q, form.middle, self.storage)
         arguments: list[View] = []
         for source, taps, column in zip(self.bound.tracks, self.bound.taps, self.columns(), strict=True):
             arguments += [self.input(source), *map(self.add, taps)]
@@ -162,7 +162,7 @@ class Maker:
             tuple((source.channels, pixel_stride(self.inputs[source.index])) for source in sources), o, form.bias,
             form.activation, self.residual_pixel(), form.gate, storage=self.storage,
         )  # fmt: skip
-        tile = self.bound.matrix_tile(core, o, pixels, self.storage.steps(form.middle), True)
+        tile = self.bound.matrix_tile(core, o, pixels, form.middle, self.storage)
         arguments: list[View] = []
         for source, column in zip(sources, self.columns(), strict=True):
             arguments.append(flat_view(source.index, self.inputs[source.index], source.first, source.channels))

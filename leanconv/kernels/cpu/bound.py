@@ -106,10 +106,10 @@ class Bound:
             made.append(found)
         return found
 
-    def matrix_tile(self, core: Hashable, width: int, pixels: int, depth: int, flat: bool) -> Tile:
-        """As `tiles.matrix_tile`, see `tile`."""
-        best = matrix_tile(width, pixels, depth, flat)
-        return self.tile(core, best, lambda tile: matrix_cycles(tile, width, pixels, depth, flat))
+    def matrix_tile(self, core: Hashable, width: int, pixels: int, channels: int, storage: Storage) -> Tile:
+        """As `tiles.matrix_tile` of all pixels in a row, see `tile`."""
+        sizes = width, pixels, storage.steps(channels), True, storage.pairs
+        return self.tile(core, matrix_tile(*sizes), lambda tile: matrix_cycles(tile, *sizes))
 
     def halved_tile(self, width: int, pixels: int, depth: int) -> Tile | None:
         """As `tiles.halved_tile`, see `tile`."""

@@ -49,15 +49,16 @@ def matrix_tiles() -> tuple[Tile, ...]:
 
 
 @functools.lru_cache(4096)
-def matrix_tile(width: int, pixels: int, depth: int, flat: bool) -> Tile:
+def matrix_tile(width: int, pixels: int, depth: int, flat: bool, pairs: bool = False) -> Tile:
     """The register tile of a projection of `depth` channels to `width`, of rows of `pixels` (all of them if `flat`).
 
     The least cycles of the model: the multiply-adds or the loads of a step, whichever are more, and the tile's own end.
+    Where the product takes `pairs` of channels, `depth` counts those (`Storage.steps`).
     """
-    return min(matrix_tiles(), key=lambda tile: matrix_cycles(tile, width, pixels, depth, flat))
+    return min(matrix_tiles(), key=lambda tile: matrix_cycles(tile, width, pixels, depth, flat, pairs))
 
 
-def matrix_cycles(tile: Tile, width: int, pixels: int, depth: int, flat: bool) -> float:
+def matrix_cycles(tile: Tile, width: int, pixels: int, depth: int, flat: bool, pairs: bool = False) -> float:
     """What the model says of a tile for `matrix_tile`'s arguments; infinite where the kernel cannot run with it."""
     widest, half, _ = _vectors()
     rows, vectors = tile.pixels, tile.block // tile.lanes
@@ -67,20 +68,27 @@ def matrix_cycles(tile: Tile, width: int, pixels: int, depth: int, flat: bool) -
     step = max(rows * vectors, rows + vectors, 4 / rate) * rate
     tiles = math.ceil(pixels / rows) * math.ceil(width / tile.block)
     cycles = tiles * (depth * step + 2 * rate * rows * vectors + 12)
-    # Of equals the one that fits best what runs fastest everywhere: 8 pixels by 2 vectors.
-    return cycles * (1 + 0.002 * abs(rows - 8) + 0.002 * abs(vectors - 2) + 0.004 * (tile.lanes != widest))
+    if pairs and vectors > 3 and tile.block < width:
+        cycles *= 3  # of 64 channels and more LLVM shuffles the weights of every panel: 128 to 128 channels, 28×28
+    # Of equals the one nearest to what runs fastest: 8 pixels by 2 vectors; of all pixels in a row 16 accumulators, of
+    # 4 vectors if they can be: fewer panels read those pixels, and what is written lies side by side.
+    wide = flat and not pairs
+    far = abs(rows * vectors - 16) / 2 + abs(vectors - 4) if wide else abs(rows - 8) + abs(vectors - 2)
+    return cycles * (1 + 0.002 * far + 0.004 * (tile.lanes != widest))
 
 
 @functools.lru_cache(4096)
-def whole_tile(width: int, pixels: int, depth: int, most: float) -> Tile | None:
+def whole_tile(width: int, pixels: int, depth: int, pairs: bool, most: float) -> Tile | None:
     """As `matrix_tile`, of all pixels in a row, a tile of which the pixels are a multiple; None where it takes more
     than `most` times as long.
     """
+
+    def cycles(tile: Tile) -> float:
+        return matrix_cycles(tile, width, pixels, depth, True, pairs)
+
     fitting = [tile for tile in matrix_tiles() if pixels % tile.pixels == 0]
-    best = min(fitting, key=lambda tile: matrix_cycles(tile, width, pixels, depth, True))
-    fastest = matrix_tile(width, pixels, depth, True)
-    slower = matrix_cycles(best, width, pixels, depth, True) / matrix_cycles(fastest, width, pixels, depth, True)
-    return best if slower <= most else None
+    best = min(fitting, key=cycles)
+    return best if cycles(best) <= most * cycles(matrix_tile(width, pixels, depth, True, pairs)) else None
 
 
 ARITHMETICS = ("lean", "direct", "fewest")
@@ -118,7 +126,7 @@ def halved_cycles(tile: Tile, width: int, pixels: int, depth: int) -> float:
     added = math.ceil(pairs / rows) * math.ceil(width / 2 / tile.block) * rows * vectors * 22 * rate
     # Weights are seven quarters as large, and come from memory in a network that does not fit the cache.
     brought = 0.75 * 4 * width * depth / MEMORY
-    return 7 * matrix_cycles(tile, -(-width // 2), pairs, depth // 2, True) + sums + added + brought
+    return 7 * matrix_cycles(tile, -(-width // 2), pairs, depth // 2, False) + sums + added + brought
 
 
 @functools.lru_cache(4096)
