@@ -113,8 +113,8 @@ PAYS = 0.95
 MEMORY = 12  # bytes a cycle
 
 
-def halved_cycles(tile: Tile, width: int, pixels: int, depth: int) -> float:
-    """As `matrix_cycles`, of seven products of halves in place of the direct one (`strassen.py`)."""
+def halved_cycles(tile: Tile, width: int, pixels: int, depth: int, blocks: int = 1) -> float:
+    """As `matrix_cycles`, of seven products of halves in place of the direct one (`strassen.py`), of so many blocks."""
     widest, half, _ = _vectors()
     rows, vectors, pairs = tile.pixels, tile.block // tile.lanes, -(-pixels // 2)
     if rows > pairs:
@@ -126,20 +126,21 @@ def halved_cycles(tile: Tile, width: int, pixels: int, depth: int) -> float:
     added = math.ceil(pairs / rows) * math.ceil(width / 2 / tile.block) * rows * vectors * 22 * rate
     # Weights are seven quarters as large, and come from memory in a network that does not fit the cache.
     brought = 0.75 * 4 * width * depth / MEMORY
-    return 7 * matrix_cycles(tile, -(-width // 2), pairs, depth // 2, False) + sums + added + brought
+    return blocks * (7 * matrix_cycles(tile, -(-width // 2), pairs, depth // 2, False) + sums + added) + brought
 
 
 @functools.lru_cache(4096)
-def halved_tile(width: int, pixels: int, depth: int) -> Tile | None:
-    """The register tile of seven products of halves.
+def halved_tile(width: int, pixels: int, depth: int, blocks: int = 1) -> Tile | None:
+    """The register tile of seven products of halves, of so many blocks of `pixels`.
 
     None where the direct product is as fast, where they do not halve, or a sum is too short to be made in pieces.
     """
     if width % 2 or depth % 2 or not SHORTEST <= piece_length(depth // 2) < depth // 2:
         return None
     best = min(matrix_tiles(), key=lambda tile: halved_cycles(tile, width, pixels, depth))
-    direct = matrix_cycles(matrix_tile(width, pixels, depth, True), width, pixels, depth, True)
-    return best if halved_cycles(best, width, pixels, depth) < PAYS * direct else None
+    every = width, blocks * pixels, depth, True
+    direct = matrix_cycles(matrix_tile(*every), *every)
+    return best if halved_cycles(best, width, pixels, depth, blocks) < PAYS * direct else None
 
 
 # By how much the model may call a tile slower that is there already, before another kernel is compiled.
