@@ -38,6 +38,17 @@ def test_a_1x1(channels):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("channels", "width"), [(200, 48), (240, 40), (256, 128)])
+def test_a_1x1_that_pytorch_makes_in_two_pieces(channels, width):
+    for seed in range(8):
+        torch.manual_seed(seed)
+        form = Separable((channels,), (), width)
+        weight, x = torch.randn(width, channels, 1, 1), torch.randn(1, channels, 7, 8)
+        exact = separable.reference([x.double()], [weight.double()], form)[0]
+        assert_no_worse(bind(form, [weight])([x])[0], separable.reference([x], [weight], form)[0], exact)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(("form", "method"), SUMS, ids=str)
 def test_sums_of_groups(form, method):
     torch.manual_seed(0)
@@ -51,6 +62,8 @@ def test_sums_of_groups(form, method):
     assert_no_worse(bound([x])[0], grouped.reference([x], weights, form)[0], exact)
 
 
-@pytest.mark.parametrize(("depth", "piece"), [(1, 1), (256, 256), (257, 129), (384, 192), (509, 255), (1024, 256)])
+@pytest.mark.parametrize(
+    ("depth", "piece"), [(1, 1), (200, 100), (256, 128), (257, 129), (384, 192), (509, 255), (1024, 256)]
+)
 def test_pieces_are_equal_where_they_can_be(depth, piece):
     assert piece_of(depth) == piece

@@ -92,8 +92,10 @@ def projection(
 
 
 # Products that are added up in registers, one after the other, at the most: PyTorch's own sums are made in pieces, too,
-# and the error of one long sum passes twice theirs from 600 products on (`tests/kernels/test_long_sums.py`).
+# and the error of one long sum passes twice theirs from 600 products on (`tests/kernels/test_long_sums.py`). Of a 1×1
+# they are two from 200 channels on.
 LONGEST = 256
+WHOLE = 192  # channels of a 1×1 that are one piece
 
 
 def equal_piece(depth: int, longest: int) -> int:
@@ -102,7 +104,10 @@ def equal_piece(depth: int, longest: int) -> int:
 
 
 def piece_of(depth: int, longest: int = LONGEST) -> int:
-    """How many of `depth` products are a piece: equal ones where that leaves at least a quarter of the longest."""
+    """How many of `depth` products are one of two pieces or more: equal ones where that leaves at least a quarter of
+    the longest.
+    """
+    longest = min(longest, -(-depth // 2))
     equal = equal_piece(depth, longest)
     return equal if equal >= min(depth, longest // 4) else -(-depth // -(-depth // longest))
 
@@ -150,7 +155,7 @@ def schedule_projection(
 ) -> None:  # fmt: skip
     """Accumulators of `projection` in registers: everything unrolled but the sum, which is made in pieces if long."""
     func.bound_extent(axes.m, tile.block).vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x)
-    if not storage.pairs and sum(channels for _, channels, _ in parts) > LONGEST:
+    if not storage.pairs and sum(channels for _, channels, _ in parts) > WHOLE:
         for index, (_, channels, _) in enumerate(parts):
             schedule_pieces(axes, func, index, [cut(func, index, 0, channels)], tile)
         return
