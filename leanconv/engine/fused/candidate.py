@@ -68,8 +68,13 @@ def _open(bench: Workbench, fixed: Graph) -> Graph:
 
 
 def _blocks(graph: Graph) -> Counter[tuple[str, str]]:
-    """What a graph is made of, but for what a size can be written in."""
-    return Counter((node.kind, repr(node.data)) for node in graph.nodes if node.kind not in UNRUN | {"call", "pad"})
+    """What a graph is made of, but for what a size can be written in, and for grids, which are constants at fixed sizes."""
+    grids: set[Node] = set()  # made of sizes and constants alone
+    for node in graph.nodes:
+        if grids.issuperset(node.inputs):
+            grids.add(node)
+    kept = [node for node in graph.nodes if node not in grids and node.kind not in UNRUN | {"call", "pad"}]
+    return Counter((node.kind, repr(node.data)) for node in kept)
 
 
 def _plain(node: Node) -> Any:

@@ -63,6 +63,14 @@ def grids(m, x):
     return x * rows + torch.linspace(end=0.5, start=0, steps=x.shape[3]) + torch.linspace(3, 1, 1)
 
 
+def coordinates(m, x):
+    """The grid of both coordinates as two more channels of a map, and once more by itself."""
+    n, _, h, w = x.shape
+    rows, columns = torch.linspace(-1, 1, h)[:, None].expand(n, 1, h, w), torch.linspace(0, 1, w).expand(n, 1, h, w)
+    grid = torch.cat([rows, columns], 1)
+    return m["mix"](torch.cat([x, grid], 1)) * grid.exp().mean(1, keepdim=True)
+
+
 MODELS = {
     "odconv": lambda: Read(lambda m, x: m["a"](x), a=ODConv2d(C, C, 2, 2, padding=1)),
     "drconv": lambda: Read(lambda m, x: m["a"](x), a=DRConv2d(C, C, 3, padding=1, regions=3)),
@@ -71,6 +79,7 @@ MODELS = {
     "brought to a size": lambda: Read(decoded, up=nn.ConvTranspose2d(C, C, 2, 2)),
     "divided by sizes": lambda: Read(channels_mixed),
     "grids": lambda: Read(grids),
+    "coordinates": lambda: Read(coordinates, mix=nn.Conv2d(C + 2, C, 3, padding=1)),
 }
 
 
