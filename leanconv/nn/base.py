@@ -30,7 +30,8 @@ def batch_or_sample(forward: Any) -> Any:
             return forward(self, x, *more, **named)
         if x.ndim not in (3, 4):
             raise BadInput(f"an input of shape {tuple(x.shape)} is neither N C H W nor C H W; reshape it")
-        if x.shape[-3] != self.in_channels:
+        # A trace has sizes that are tensors: to look at them would make PyTorch warn of a wrong trace.
+        if not torch.jit.is_tracing() and x.shape[-3] != self.in_channels:
             raise BadInput(
                 f"an input of shape {tuple(x.shape)} has {x.shape[-3]} channels, the layer takes {self.in_channels}"
             )

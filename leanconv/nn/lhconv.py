@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.cost import Cost, dense_cost
-from leanconv.nn.base import Operator, needs_odd_centred
+from leanconv.nn.base import Operator, batch_or_sample, needs_odd_centred
 from leanconv.ops.fold import scale_conv_
 from leanconv.ops.padded import conv2d, pad
 from leanconv.registry import register
@@ -189,6 +189,7 @@ class LHConv2d(Operator):
 class TFSameConv2d(nn.Conv2d):
     """A plain convolution padded as TensorFlow's SAME does: ceil(H / stride) wide, the larger half right and below."""
 
+    @batch_or_sample
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
         x = pad(x, _tf_same(self, x), self.padding_mode)
         return conv2d(x, self.weight, self.bias, pair(self.stride), (0, 0), pair(self.dilation))

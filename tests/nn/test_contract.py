@@ -289,6 +289,16 @@ def test_inputs_of_other_sizes_are_refused_in_words(text):
             layer(torch.randn(shape))
 
 
+@pytest.mark.parametrize("text", ["hetconv(part=4)", "sic", "splconv"])
+def test_a_trace_of_a_layer_warns_of_nothing(text, recwarn):
+    """As nn.Conv2d's: what is looked at before a layer computes asks nothing of sizes, which a trace takes for data."""
+    layer, spec = square(text)
+    traced = torch.jit.trace(layer, spec.input())
+    assert not [w for w in recwarn if issubclass(w.category, torch.jit.TracerWarning)]
+    x = torch.randn(3, spec.c, 11, 6)
+    torch.testing.assert_close(traced(x), layer(x))
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["plain", "channels_last"])
 @pytest.mark.parametrize("text", OPERATORS)
 def test_vmap_and_gradients_of_each_sample(text, last):

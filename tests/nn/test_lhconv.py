@@ -156,6 +156,13 @@ def test_tf_same_puts_the_larger_half_behind(size, pads):
     assert layer.dense_weight() is None
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_tf_same_takes_a_sample_without_its_batch_when_it_is_folded_too(stride):
+    layer, x = LHConv2d(4, 6, 3, stride, 1, tf_same=True).eval(), torch.randn(4, 8, 9)
+    for each in (layer, layer.fold()):
+        torch.testing.assert_close(each(x), each(x[None])[0])
+
+
 def test_compiled_training_records_the_output_area():
     layer, x = LHConv2d(4, 6, 3), torch.randn(2, 4, 7, 8)
     torch._dynamo.reset()
