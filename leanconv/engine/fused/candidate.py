@@ -68,7 +68,7 @@ def _open(bench: Workbench, fixed: Graph) -> Graph:
 
 
 def _blocks(graph: Graph) -> Counter[tuple[str, str]]:
-    """What a graph is made of, but for what a size can be written in, and for grids, which are constants at fixed sizes."""
+    """What a graph is made of, but for what a size can be written in, and for grids (constants, of fixed sizes)."""
     grids: set[Node] = set()  # made of sizes and constants alone
     for node in graph.nodes:
         if grids.issuperset(node.inputs):
