@@ -17,7 +17,7 @@ from leanconv.engine.weights import Weights
 from leanconv.errors import BadInput
 
 # Looked up once: a call of a small layer has no time for it.
-_grad, _autocast, _tracing = torch.is_grad_enabled, torch._C._is_any_autocast_enabled, torch._C._get_tracing_state
+_grad, _autocast = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
 _set_grad, _transforms = torch._C._set_grad_enabled, torch._C._are_functorch_transforms_active
 # Call shapes that stay prepared at once; the oldest goes first.
 MOST_SHAPES = 16
@@ -72,8 +72,8 @@ class Optimized(nn.Module):
         self.__dict__["training"] = False
         x = call[0][0] if len(call[0]) == 1 and not call[1] and type(call[0][0]) is Tensor else None
         hooks = self._forward_hooks, self._forward_pre_hooks  # these dicts stay: hooks come and go in them
-        short = (None, None, form) if x is None or not x.is_cpu else (x.shape, x.dtype, form)
-        self.__dict__["_short"] = (*short, original, *hooks)
+        short = ((), None, form) if x is None or not x.is_cpu else (x.shape, x.dtype, form)
+        self.__dict__["_short"] = (*short, getattr(form, "alone", False), original, *hooks)
 
     @property
     def engine(self) -> str:
@@ -83,21 +83,31 @@ class Optimized(nn.Module):
         """The chosen form at once, where the call is of the measured shape and nothing stands between; else as every
         module.
 
-        The whole way takes 3 µs before the form begins, as long as a small layer; this one takes half of it.
+        The whole way takes 3 µs before the form begins, as long as a small layer; this one takes half of it. Where the
+        form has emptied the caches each function of PyTorch's that is called takes half a microsecond: of those there
+        are as few as can be. A trace has tensors for sizes. To a form in which PyTorch computes nothing autocast and
+        gradients mean nothing, and it cannot read a transform's tensors.
         """
         if len(args) == 1 and not kwargs and type(x := args[0]) is Tensor:
-            shape, dtype, form, original, hooks, before = self.__dict__["_short"]
+            shape, dtype, form, alone, original, hooks, before = self.__dict__["_short"]
             if (
-                not (_tracing() or _autocast() or original.training or hooks or before or _HOOKS or _PRE_HOOKS)
-                and x.shape == shape and x.dtype is dtype and x.is_cpu and not (x.is_neg() or _transforms())
+                (size := x.shape) and type(size[0]) is int and size == shape and x.dtype is dtype and x.is_cpu
+                and not (x.is_neg() or original.training or hooks or before or _HOOKS or _PRE_HOOKS)
             ):  # fmt: skip
-                if not _grad():
-                    return form(x)
-                _set_grad(False)  # as `torch.no_grad()` does it, without making an object of it
-                try:
-                    return form(x)
-                finally:
-                    _set_grad(True)
+                if alone:
+                    try:
+                        return form(x)
+                    except RuntimeError:
+                        if not _transforms():
+                            raise
+                elif not (_autocast() or _transforms()):
+                    if not _grad():
+                        return form(x)
+                    _set_grad(False)  # as `torch.no_grad()` does it, without making an object of it
+                    try:
+                        return form(x)
+                    finally:
+                        _set_grad(True)
         return super().__call__(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -33,7 +33,7 @@ def _onnxruntime(bench: Workbench, dtype: torch.dtype | None) -> Form:
     with tempfile.TemporaryDirectory(prefix="leanconv-") as folder:
         path = Path(folder) / "model.onnx"
         save_onnx(program, path, inputs=inputs, outputs=outputs)
-        return bench.from_flat(OnnxRuntime(path, threads=bench.threads))
+        return bench.from_flat(OnnxRuntime(path, threads=bench.threads), alone=True)
 
 
 def _openvino_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
@@ -53,7 +53,7 @@ def _openvino(bench: Workbench, dtype: torch.dtype | None) -> Form:
         to_openvino(program), threads=bench.threads, precision=precision, order=input_order(program),
         shapes=[tensor.shape for tensor in bench.tensors],
     )  # fmt: skip
-    return bench.from_flat(runtime)
+    return bench.from_flat(runtime, alone=True)
 
 
 ONNXRUNTIME = Candidate("onnxruntime", _onnxruntime_why_not, _seconds, _onnxruntime)

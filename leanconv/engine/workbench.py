@@ -180,14 +180,17 @@ class Workbench:
 
         return form
 
-    def from_flat(self, run: Callable[..., list[Tensor]], *, widen: bool = True) -> Callable[..., Any]:
+    def from_flat(
+        self, run: Callable[..., list[Tensor]], *, widen: bool = True, alone: bool = False
+    ) -> Callable[..., Any]:
         """A runtime of flat CPU tensors, called as the model is; answers laid out as the model's.
 
-        With `widen`, half inputs go in as float32.
+        With `widen`, half inputs go in as float32. `alone`: PyTorch computes nothing in it; the form has it as an
+        attribute where that is true of the form too.
         """
         tensors, frame = Frame.split(self.answer)
         dtypes, dense = [t.dtype for t in tensors], self.dense
-        alone = isinstance(self.answer, Tensor)
+        only = isinstance(self.answer, Tensor)
         single, half = self.single, self.half and widen
 
         def simple(x: Tensor) -> Tensor:
@@ -196,7 +199,8 @@ class Workbench:
                 answer = answer.to(dtypes[0])
             return to_planes(answer) if dense[0] else answer
 
-        if single and alone and not half:
+        if single and only and not half:
+            simple.alone = alone and dtypes[0] == self.tensors[0].dtype  # type: ignore[attr-defined]
             return simple
 
         def form(*args: Any, **kwargs: Any) -> Any:
@@ -204,7 +208,7 @@ class Workbench:
             if half:
                 given = [t.float() if t.dtype in HALF else t for t in given]
             found = _laid_out([t.to(dtype) for t, dtype in zip(run(*given), dtypes, strict=True)], dense)
-            return found[0] if alone else frame.join(found)
+            return found[0] if only else frame.join(found)
 
         return form
 

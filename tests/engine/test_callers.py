@@ -23,21 +23,25 @@ pytestmark = [
 ]
 
 
+ENGINES = ("fused", "onnxruntime", "openvino")
+
+
 @functools.cache
-def fused():
-    """A fused model that has met its shape, and another."""
+def made_by(engine):
+    """A model that has met its shape, and another: PyTorch computes nothing in it."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
-    made = optimize(model, torch.randn(SIZE), engines=("fused",), budget_s=60)
+    made = optimize(model, torch.randn(SIZE), engines=(engine,), budget_s=60)
     for _ in range(2):
         made(torch.randn(1, *SIZE[1:]))
     return made
 
 
-@pytest.fixture
-def fast(always):
-    assert fused().engine == "fused"
-    return fused()
+@pytest.fixture(params=ENGINES)
+def fast(request, always):
+    made = made_by(request.param)
+    assert made.engine == request.param
+    return made
 
 
 class Labelled(Tensor):
@@ -65,6 +69,7 @@ def test_tensors_of_every_kind(kind, batch, fast):
             assert type(y) is type(want)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning")
 @pytest.mark.parametrize("batch", [1, 2])
 def test_transforms_are_refused(batch, fast):
     """They would find no gradient, without a word."""
@@ -79,6 +84,28 @@ def test_transforms_are_refused(batch, fast):
             call()
     with pytest.raises(BadInput, match="traced"):
         torch.fx.symbolic_trace(fast)
+    with pytest.raises(BadInput, match="traced"):
+        torch.jit.trace(fast, x)
+    with pytest.raises(BadInput, match="traced"):
+        torch.jit.trace(lambda t: fast(t) + 1, x)
+    with pytest.raises(BadInput, match="exported"):
+        torch.export.export(fast, (x,))
+    assert fast(x).shape == fast.original(x).shape
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_autocast_and_gradients_are_not_for_it(batch, fast):
+    x = torch.randn(batch, *SIZE[1:])
+    with torch.no_grad():
+        want = fast.original(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = fast(x)
+    assert y.dtype == torch.float32
+    assert difference(want, y).ok(1e-4)
+    leaf = x.clone().requires_grad_()
+    y = fast(leaf)
+    assert not y.requires_grad
+    assert difference(want, y).ok(1e-4)
 
 
 def test_a_default_dtype_decides_nothing(fast):

@@ -89,3 +89,25 @@ def test_the_rule_of_faster():
     assert not faster(Timing(9.8, 10.0, 0.0, 50), Timing(10.0, 10.0, 0.0, 50))  # within the margin
     assert not faster(Timing(9.0, 20.0, 8.0, 5), given)  # within the noise
     assert not faster(Timing(11.0, 12.0, 0.1, 50), given)
+
+
+@pytest.mark.parametrize(
+    ("looks", "chosen"), [([35e-3, 9e-3, 8e-3], "slow at first"), ([35e-3, 34e-3, 36e-3], "given")]
+)
+def test_who_was_slow_at_the_first_look_gets_two_more(looks, chosen, monkeypatch):
+    """As ONNX Runtime, which plans its memory then; where no twenty rounds of all fit into the heat."""
+    seen = iter(looks[1:])
+    monkeypatch.setattr(race, "once_ms", lambda call, clock: 1e3 * next(seen))
+    monkeypatch.setattr(latency, "once_ms", lambda call, clock="wall": call())
+    monkeypatch.setattr(paired, "once_ms", lambda call, clock="wall": call())
+    monkeypatch.setattr(race, "_calls", lambda bench, entries: {str(i): e.form for i, e in enumerate(entries)})
+    bench = SimpleNamespace(device=torch.device("cpu"), obstacle="")
+    entries = [
+        Entry(Choice("given"), lambda: 10.0, True, 10e-3),
+        Entry(Choice("slow at first"), lambda: 7.5, True, looks[0]),
+        Entry(Choice("slow"), lambda: 100.0, True, 100e-3),
+    ]
+    seen = itertools.chain(seen, itertools.repeat(100e-3))
+    winner = race.race(bench, entries, time.perf_counter() + 8.0, lambda part: None)
+    assert winner.row.engine == chosen
+    assert "at the first look" in entries[2].row.note

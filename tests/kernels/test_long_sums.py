@@ -39,14 +39,16 @@ def test_a_1x1(channels):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("channels", "width"), [(200, 48), (240, 40), (256, 128)])
-def test_a_1x1_that_pytorch_makes_in_two_pieces(channels, width):
+def test_a_1x1_of_two_pieces(channels, width):
+    """Held against two convolutions of half the channels: what PyTorch makes of one goes by the machine."""
     for seed in range(8):
         torch.manual_seed(seed)
         form = Separable((channels,), (), width)
         weight, x = torch.randn(width, channels, 1, 1), torch.randn(1, channels, 7, 8)
         exact = separable.reference([x.double()], [weight.double()], form)[0]
-        fused, eager = bind(form, [weight])([x])[0], separable.reference([x], [weight], form)[0]
-        assert (fused - exact).abs().max() <= 2 * (eager - exact).abs().max()
+        fused = bind(form, [weight])([x])[0]
+        halves = sum(map(torch.conv2d, x.split(channels // 2, 1), weight.split(channels // 2, 1)))
+        assert (fused - exact).abs().max() <= 2 * (halves - exact).abs().max()
 
 
 @torch.no_grad()

@@ -47,7 +47,8 @@ def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
         keep_in(graph, torch.bfloat16)
     with torch.no_grad():
         runs, blocks = choose(graph, seconds=MEASURING_S)
-    form = bench.from_flat(Program(graph, runs, bench.dense), widen=not half)
+    program = Program(graph, runs, bench.dense)
+    form = bench.from_flat(program, widen=not half, alone=program.alone)
     blocks.note = cpu_reason() and f"without kernels of its own: {cpu_reason()}"
     form.blocks = blocks  # type: ignore[attr-defined]
     return form

@@ -54,6 +54,11 @@ class Program:
         self._waiting: dict[Hashable, int] = {}  # shapes without a plan: how often they came
         self._lock = threading.Lock()
 
+    @property
+    def alone(self) -> bool:
+        """Whether PyTorch computes nothing in it."""
+        return all(isinstance(step.run, KernelRun) or step.run in (to_pixels, to_planes) for step in self.steps)
+
     def _before(self, graph: Graph, runs: Mapping[Node, Run]) -> tuple[list[Step], dict[Node, int]]:
         """Steps that bring maps into channels_last, but images that are read in planes; where each value is read."""
         steps: list[Step] = []

@@ -95,7 +95,7 @@ def _linspace(
 ) -> Tensor:
     """As PyTorch computes it: from both ends to the middle."""
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    at = torch.arange(steps, device=device)
+    at = torch.arange(steps, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=device)
     step = (end - start) / torch.sym_max(steps - 1, 1)
     return torch.where(2 * at < steps, start + step * at, end - step * (steps - 1 - at)).to(dtype)
 

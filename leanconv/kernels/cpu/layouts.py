@@ -1,7 +1,8 @@
 """Copies of maps from planes (`N C H W` dense) to pixels (channels_last) and back.
 
-PyTorch makes them number by number: 4 ms for 32 channels of 256×256, back 2 ms, as long as the layer between them;
-`transpose.c` takes 0.6 ms (one Zen 4 core). Small or narrow maps, and all where there is no compiler, are PyTorch's.
+PyTorch makes them number by number: of 32 channels of 256×256 both take as long as the layer between them. Here they go
+by squares (`transpose.c`; times by `python -m benchmarks.layouts`). Small or narrow maps, and all where there is no
+compiler, are PyTorch's.
 """
 
 import ctypes
@@ -79,7 +80,11 @@ def to_planes(x: Tensor) -> Tensor:
 
 def _pays(x: Tensor) -> bool:
     """Whether a call of ours is faster, and copies all that the tensor is: no gradients flow through it."""
-    return x.numel() >= _LEAST and x.is_cpu and not (x.is_neg() or (x.requires_grad and torch.is_grad_enabled()))
+    return (
+        x.numel() >= _LEAST
+        and x.is_cpu
+        and not (x.is_neg() or x.is_conj() or (x.requires_grad and torch.is_grad_enabled()))
+    )
 
 
 @functools.lru_cache(1)

@@ -48,25 +48,32 @@ TRANSPOSE(uint16_t)
 NARROW(uint32_t)
 NARROW(uint16_t)
 
+// Square by square, where both sides have one: a band of the longer side, its last square where the side ends.
+static void copy_band(const copy_t *p, void **pointers, int64_t n, int64_t band) {
+    int wide = p->rows >= SIDE && p->columns >= SIDE, down = p->rows > p->columns;
+    int64_t at = wide ? start(band * SIDE, down ? p->rows : p->columns) : 0, r = down ? at : 0, c = down ? 0 : at;
+    int64_t rows = wide && down ? SIDE : p->rows, columns = wide && !down ? SIDE : p->columns;
+    int64_t from = n * p->in_sample + r * p->in_row + c, to = n * p->out_sample + c * p->out_row + r;
+    if (p->bytes == 4) {
+        const uint32_t *in = (const uint32_t *)pointers[0] + from;
+        uint32_t *out = (uint32_t *)pointers[1] + to;
+        (wide ? band_uint32_t : narrow_uint32_t)(in, p->in_row, out, p->out_row, rows, columns);
+    } else {
+        const uint16_t *in = (const uint16_t *)pointers[0] + from;
+        uint16_t *out = (uint16_t *)pointers[1] + to;
+        (wide ? band_uint16_t : narrow_uint16_t)(in, p->in_row, out, p->out_row, rows, columns);
+    }
+}
+
 // `samples` of `rows` lines of `columns` numbers of 4 or 2 bytes, from the first pointer to the second. In bands of the
 // longer side, each by one thread: what a band writes, or what it reads, are whole lines of the cache.
 int lc_copy(const copy_t *p, void **pointers, int threads) {
-    int wide = p->rows >= SIDE && p->columns >= SIDE, down = p->rows > p->columns;
-    int64_t length = down ? p->rows : p->columns, bands = wide ? (length + SIDE - 1) / SIDE : 1;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && p->samples * bands > 16)
-    for (int64_t t = 0; t < p->samples * bands; t++) {
-        int64_t n = t / bands, at = wide ? start(t % bands * SIDE, length) : 0, r = down ? at : 0, c = down ? 0 : at;
-        int64_t rows = wide && down ? SIDE : p->rows, columns = wide && !down ? SIDE : p->columns;
-        int64_t from = n * p->in_sample + r * p->in_row + c, to = n * p->out_sample + c * p->out_row + r;
-        if (p->bytes == 4) {
-            const uint32_t *in = (const uint32_t *)pointers[0] + from;
-            uint32_t *out = (uint32_t *)pointers[1] + to;
-            (wide ? band_uint32_t : narrow_uint32_t)(in, p->in_row, out, p->out_row, rows, columns);
-        } else {
-            const uint16_t *in = (const uint16_t *)pointers[0] + from;
-            uint16_t *out = (uint16_t *)pointers[1] + to;
-            (wide ? band_uint16_t : narrow_uint16_t)(in, p->in_row, out, p->out_row, rows, columns);
-        }
-    }
+    int64_t length = p->rows > p->columns ? p->rows : p->columns;
+    int64_t bands = p->rows >= SIDE && p->columns >= SIDE ? (length + SIDE - 1) / SIDE : 1, tasks = p->samples * bands;
+    if (threads > 1 && tasks > 16) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (int64_t t = 0; t < tasks; t++) copy_band(p, pointers, t / bands, t % bands);
+    } else  // a team of one thread is made and ended too: half a microsecond
+        for (int64_t t = 0; t < tasks; t++) copy_band(p, pointers, t / bands, t % bands);
     return 0;
 }
