@@ -1,5 +1,7 @@
 """Copies between planes and pixels: every bit as PyTorch's copy has it."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,6 +27,17 @@ def same(x, y):
     return torch.equal(x.contiguous().view(bits), y.contiguous().view(bits))
 
 
+@contextmanager
+def on(threads):
+    """So many of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture
 def counted(monkeypatch):
     """Whether each map asked about goes through the runtime."""
@@ -45,14 +58,11 @@ def counted(monkeypatch):
     st.sampled_from([1, 2]),
 )  # fmt: skip
 def test_every_number_is_where_pytorch_puts_it(n, c, h, w, dtype, threads):
-    x, before = map_of(n, c, h, w, dtype), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    x = map_of(n, c, h, w, dtype)
+    with on(threads):
         pixels = to_pixels(x)
         planes = to_planes(pixels)
         inner = to_planes(pixels[:, c // 3 :])  # channels of a wider map
-    finally:
-        torch.set_num_threads(before)
     expected = x.contiguous(memory_format=LAST)
     assert pixels.stride() == expected.stride() or 1 in (n, c, h, w)
     assert pixels.is_contiguous(memory_format=LAST)
@@ -113,21 +123,17 @@ def test_without_kernels_pytorch_copies(monkeypatch):
     st.sampled_from([1, 2]),
 )  # fmt: skip
 def test_small_copies_of_a_plan_fill_their_map_and_no_more(n, c, h, w, dtype, threads):
-    x, before = map_of(n, c, h, w, dtype), torch.get_num_threads()
-    pixels = x.contiguous(memory_format=LAST)
-    torch.set_num_threads(threads)
-    try:
-        for planes, source in ((False, x), (True, pixels)):
-            copy = layouts.copy_of(source, planes=planes)
-            if copy is None:
-                assert x.numel() >= layouts._LEAST
-                continue
-            room = torch.full((x.numel() + 64,), 7, dtype=dtype)
-            made = torch.contiguous_format if planes else LAST
-            strides = torch.empty_like(x, memory_format=made, device="meta").stride()
+    x = map_of(n, c, h, w, dtype)
+    for planes, source in ((False, x), (True, x.contiguous(memory_format=LAST))):
+        copy = layouts.copy_of(source, planes=planes)
+        if copy is None:
+            assert x.numel() >= layouts._LEAST
+            continue
+        room = torch.full((x.numel() + 64,), 7, dtype=dtype)
+        made = torch.contiguous_format if planes else LAST
+        strides = torch.empty_like(x, memory_format=made, device="meta").stride()
+        with on(threads):
             copy(source, room[32:])
-            assert same(room[32:].as_strided(x.shape, strides, room.storage_offset() + 32), x)
-            assert (room[:32] == 7).all()
-            assert (room[32 + x.numel() :] == 7).all()
-    finally:
-        torch.set_num_threads(before)
+        assert same(room[32:].as_strided(x.shape, strides, room.storage_offset() + 32), x)
+        assert (room[:32] == 7).all()
+        assert (room[32 + x.numel() :] == 7).all()
