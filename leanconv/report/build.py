@@ -23,8 +23,9 @@ from leanconv.runs import RunFolder
 from leanconv.train import classify
 from leanconv.train.augment import to_float
 from leanconv.train.data import open_data
-from leanconv.train.evaluate import evaluate, pad_to, predicted_classes
+from leanconv.train.evaluate import evaluate, predicted_classes
 from leanconv.train.folders import SPLITS
+from leanconv.train.padding import pad_to
 from leanconv.train.tasks import open_run_data
 
 Say = Callable[[str], object]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput, missing_extra
-from leanconv.train.images import mirror
+from leanconv.train.padding import mirror
 
 MEAN, STD = 0.5, 0.25
 

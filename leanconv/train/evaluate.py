@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from leanconv.errors import BadInput, missing_extra
 from leanconv.table import table
 from leanconv.train.augment import to_float
-from leanconv.train.images import mirror
+from leanconv.train.padding import pad_to
 
 Total = Callable[[Tensor], Tensor]
 Group = list[tuple[int, Any]]  # images of one size: index and sample
@@ -225,16 +225,6 @@ def _run(model: nn.Module, group: Group, classes: int) -> tuple[Group, Tensor, T
     if logits.shape[1] != classes and (logits.shape[1], classes) != (1, 2):
         raise BadInput(f"the model gives {logits.shape[1]} classes, the data has {classes}")
     return group, logits, masks
-
-
-def pad_to(images: Tensor, multiple: int) -> Tensor:
-    """`N C H W` mirrored outwards at the right and below, to multiples."""
-    h, w = images.shape[-2:]
-    if h % multiple == w % multiple == 0:
-        return images
-    rows = mirror(0, -(-h // multiple) * multiple, h, images.device)
-    columns = mirror(0, -(-w // multiple) * multiple, w, images.device)
-    return images[..., rows, :][..., columns]
 
 
 def _confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:

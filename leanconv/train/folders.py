@@ -7,7 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from leanconv.errors import BadInput
-from leanconv.train.images import SUFFIXES, listing, read_image, read_mask, read_size
+from leanconv.train.decode import SUFFIXES, read_size
+from leanconv.train.images import listing, read_image
+from leanconv.train.masks import read_mask
 
 SPLITS = ("train", "val", "test")
 # Names that folders and files of a split may have.

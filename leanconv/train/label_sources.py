@@ -12,8 +12,9 @@ from torch import Tensor
 from leanconv.errors import BadInput, UnknownName, missing_extra
 from leanconv.registry import nearest
 from leanconv.train.data import number, parse
+from leanconv.train.decode import SUFFIXES, read_size
 from leanconv.train.folders import ALSO, SPLITS, NoSplit, parquet_files, split_by_name
-from leanconv.train.images import SUFFIXES, listing, read_image, read_size
+from leanconv.train.images import listing, read_image
 from leanconv.train.labelled import (
     MAX_CLASSES,
     VAL_SHARE,

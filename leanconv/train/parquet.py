@@ -7,8 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from leanconv.errors import BadInput, missing_extra
+from leanconv.train.decode import read_size
 from leanconv.train.folders import same_size
-from leanconv.train.images import read_image, read_mask, read_size
+from leanconv.train.images import read_image
+from leanconv.train.masks import read_mask
 
 # The encoded files are held in memory, since rows in random order cannot be read from Parquet one by one.
 MAX_BYTES = 8 * 2**30

@@ -15,9 +15,10 @@ from leanconv.files import replace_atomic, write_json
 from leanconv.runs import RunFolder
 from leanconv.table import table
 from leanconv.train.data import side_of
+from leanconv.train.decode import SUFFIXES
 from leanconv.train.defects import Defect, find_defects
 from leanconv.train.evaluate import predicted_classes
-from leanconv.train.images import SUFFIXES, listing, read_image
+from leanconv.train.images import listing, read_image
 from leanconv.train.predict_classes import Guesses, predict_classes
 from leanconv.train.recipe import Recipe
 from leanconv.train.reduce import enlarge_logits, reduce_image

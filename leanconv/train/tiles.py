@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from leanconv.errors import BadInput
 from leanconv.train.augment import to_float
-from leanconv.train.images import mirror
+from leanconv.train.padding import mirror
 
 TILE, OVERLAP = 512, 64
 

@@ -13,8 +13,11 @@ from PIL import Image
 from leanconv.errors import BadInput, UnknownName
 from leanconv.train import data
 from leanconv.train.data import open_data
+from leanconv.train.decode import MAX_PIXELS, read_size
 from leanconv.train.folders import split_by_name
-from leanconv.train.images import MAX_PIXELS, mirror, read_image, read_mask, read_size
+from leanconv.train.images import read_image
+from leanconv.train.masks import read_mask
+from leanconv.train.padding import mirror
 
 
 def picture(seed=0, h=20, w=30):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from leanconv.errors import BadInput
-from leanconv.train.evaluate import GRID, Scores, best_threshold, evaluate, pad_to
+from leanconv.train.evaluate import GRID, Scores, best_threshold, evaluate
+from leanconv.train.padding import pad_to
 
 
 class Sample(NamedTuple):

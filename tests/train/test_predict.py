@@ -15,7 +15,8 @@ from leanconv.models import build
 from leanconv.train.augment import to_float
 from leanconv.train.data import open_data
 from leanconv.train.defects import find_defects
-from leanconv.train.images import mirror, read_image
+from leanconv.train.images import read_image
+from leanconv.train.padding import mirror
 from leanconv.train.predict import defect_score, overlay, predict
 from leanconv.train.tiles import _Axis, predict_logits
 
