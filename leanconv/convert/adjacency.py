@@ -24,13 +24,17 @@ class Output:
 
 @dataclass
 class Watch:
-    """What one run showed: the outputs of every layer, the calls of every module, the input of every normalisation."""
+    """What one run showed: the outputs of every layer, the calls of every module, the input of every normalisation.
+
+    `path`: the operators that ran, one after another, each with the parameters and buffers that it read.
+    """
 
     outputs: list[Output] = field(default_factory=list)
     calls: dict[nn.Module, int] = field(default_factory=dict)
     inputs: dict[nn.Module, Output | None] = field(default_factory=dict)
     live: dict[int, Output] = field(default_factory=dict)
     inside: list[tuple[nn.Module, Output | None]] = field(default_factory=list)
+    path: list[Any] = field(default_factory=list)
 
     def output_of(self, tensor: Tensor) -> Output | None:
         """The record of this very tensor object, if a watched layer made it and it still lives."""
@@ -56,12 +60,15 @@ class Watch:
 class _Readers(TorchDispatchMode):
     """Notes every aten operation that reads a watched output; what a normalisation runs on its input is its own."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, model: nn.Module) -> None:
         super().__init__()
         self.watch = watch
+        self.own = {id(t) for t in (*model.parameters(), *model.buffers())}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tensors_in((args, kwargs)):
+        tensors = tensors_in((args, kwargs))
+        self.watch.path.append((func, *[id(t) for t in tensors if id(t) in self.own]))
+        for tensor in tensors:
             output = self.watch.output_of(tensor)
             if output is not None:
                 inside, source = self.watch.inside[-1] if self.watch.inside else (None, None)
@@ -77,7 +84,7 @@ def watch(model: nn.Module, inputs: Inputs, layers: list[nn.Module], norms: list
         handles.append(norm.register_forward_pre_hook(_entering(seen)))
         handles.append(norm.register_forward_hook(_leaving(seen), always_call=True))
     try:
-        with undisturbed(model), _Readers(seen):
+        with undisturbed(model), _Readers(seen, model):
             outputs = call(model, inputs)
     finally:
         for handle in handles:
@@ -88,6 +95,14 @@ def watch(model: nn.Module, inputs: Inputs, layers: list[nn.Module], norms: list
         output.returned = output.tensor() is not None
     del outputs  # held until here: whatever lives now is in the answer (an object or a closure too), or was kept
     return seen
+
+
+def path_of(model: nn.Module, inputs: Inputs) -> list[Any]:
+    """The operators that the model runs on `inputs`, with what they read of its own. Raises BadInput where it fails."""
+    seen = Watch()
+    with undisturbed(model), _Readers(seen, model):
+        call(model, inputs)
+    return seen.path
 
 
 def _noting_output(seen: Watch) -> Callable[..., None]:

@@ -7,8 +7,9 @@ from typing import Any, cast
 from torch import nn
 
 from leanconv.convert.absorb import absorbs, folded, is_norm, norm_obstacle, perform
-from leanconv.convert.adjacency import watch
+from leanconv.convert.adjacency import Watch, watch
 from leanconv.convert.observe import Inputs
+from leanconv.convert.smaller import smaller
 from leanconv.convert.tree import Site, has_computed_weight, has_hooks, tied_parameters, walk
 from leanconv.convert.trial import Step, Trial
 from leanconv.errors import BadInput
@@ -75,17 +76,20 @@ def fold_(model: nn.Module, inputs: Inputs) -> FoldReport:
 
     Which layer feeds which BatchNorm is observed by running the model on `inputs`: the layer's output must be read by
     that BatchNorm and by nothing else. Every fold is tried first on a copy in float64 with random BatchNorm statistics
-    and affine; one that changes an output there is not done, and listed. Folded parts cannot be trained as before.
+    and affine; one that changes an output there is not done, and listed. For this, images are cut to some 64 pixels if
+    the model runs the same operators on them. Folded parts cannot be trained as before.
     What is observed and certified is the path that `inputs` take; for a branch that other inputs take nothing vouches.
 
     Raises: BadInput in training mode, or where the model does not run on `inputs`.
     """
     _check_eval(model)
     sites = list(walk(model))
-    steps, refused = _candidates(model, inputs, sites)
+    seen = _observed(model, inputs, sites)
+    steps, refused = _candidates(model, sites, seen)
     if not steps:
         return FoldReport(tuple(refused), None, "")
-    trial = Trial(model, inputs)
+    less = smaller(model, inputs, seen.path)
+    trial = Trial(model, inputs if less is None else less)
     certificates = trial.certify(steps)
     passed = []
     for step in steps:
@@ -122,12 +126,17 @@ def _line(sites: list[Site], step: Step, certificate: float | None, reason: str)
     return Fold(layer.name, f"{type(norm.module).__name__} {norm.name}", certificate, reason)
 
 
-def _candidates(model: nn.Module, inputs: Inputs, sites: list[Site]) -> tuple[list[Step], list[Fold]]:
+def _observed(model: nn.Module, inputs: Inputs, sites: list[Site]) -> Watch:
+    """One run of the model on `inputs`, watched."""
+    modules = [site.module for site in sites]
+    return watch(model, inputs, list(filter(absorbs, modules)), list(filter(is_norm, modules)))
+
+
+def _candidates(model: nn.Module, sites: list[Site], seen: Watch) -> tuple[list[Step], list[Fold]]:
     """The folds that observation allows, in the order of the model, and the normalisations that stay."""
     index = {id(site.module): i for i, site in enumerate(sites)}
-    layers = [site.module for site in sites if absorbs(site.module)]
     norms = [site for site in sites if is_norm(site.module)]
-    seen, tied = watch(model, inputs, layers, [site.module for site in norms]), tied_parameters(model)
+    tied = tied_parameters(model)
     steps, refused = [], []
     for site in norms:
         reason = norm_obstacle(site.module) or _touched(site.module, tied) or seen.why_not(site.module)
