@@ -11,7 +11,7 @@ from torch import nn
 from leanconv.convert.observe import has_lazy
 from leanconv.deploy.axes import Dynamic, Sizes
 from leanconv.deploy.calls import Frame, Inputs, as_call
-from leanconv.deploy.place import Beside, move_into_place
+from leanconv.deploy.place import beside, move_into_place
 from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, names_of, save_onnx, to_openvino
 from leanconv.deploy.result import Exported, Verified
 from leanconv.deploy.runtimes import Runtime, first_line, open_file
@@ -75,15 +75,15 @@ def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | No
             raise BadInput(f"the model does not run on inputs {call.given}: {told(error)}") from error
     _exportable(answer, path)
     trace, looks = call.plan(plain)
-    with Beside(path) as folder:
-        draft = Path(folder) / path.name
+    with beside(path) as folder:
+        draft = folder / path.name
         names = _write(plain, call, trace, answer, draft)
         runtime = _open(plain, draft, answer)
         limit = tolerance(plain, args, kwargs, answer)
         verified = tuple(_verify(plain, runtime, call, sizes, limit, path) for sizes in looks)
         metrics = _metrics(check, plain, runtime, path) if check is not None else {}
         del runtime  # its file may not be mapped while it is moved
-        files = move_into_place(Path(folder), path)
+        files = move_into_place(folder, path)
     return Exported(path, FORMATS[path.suffix], files, call.dynamic, *names, verified, limit, metrics)
 
 

@@ -1,55 +1,45 @@
 """Several files put in place as one: drafted in a hidden folder beside their target, then moved."""
 
 import os
-import tempfile
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from leanconv.errors import BadInput, LeanconvError
+from leanconv.errors import BadInput
+from leanconv.files import LOCK, Held, Lock, draft
 
-_MOVING = threading.Lock()  # two pairs moved to one place at once would end as one's main file with the other's weights
+_DRAFT = ".export-"
+_MOVING = ".export.lock"  # two pairs moved to one place at once would end as one's main file with the other's weights
+_PATIENCE_S = 60.0
 
 
-class Beside:
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
     """A hidden folder next to `path`, gone afterwards; what cannot be written becomes one clear line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> str:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.folder = tempfile.TemporaryDirectory(
-                prefix=".export-", dir=self.path.parent, ignore_cleanup_errors=True
-            )
-        except OSError as error:
-            raise self._unwritable(error) from error
-        return self.folder.name
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self.folder is not None:
-            self.folder.cleanup()
-        if isinstance(error, OSError) and not isinstance(error, LeanconvError):
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> BadInput:
-        return BadInput(
-            f"{self.path}: cannot be written: {error.strerror or error}; the old file, if any, is untouched"
-        )  # fmt: skip
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft(path.parent, _DRAFT) as folder:
+            yield folder
+    except OSError as error:
+        raise BadInput(
+            f"{path}: cannot be written: {error.strerror or error}; the old file, if any, is untouched"
+        ) from error
 
 
 def move_into_place(folder: Path, path: Path) -> tuple[Path, ...]:
     """Put the draft and its weight file in place, weights first: whoever finds the main file finds its own weights."""
-    with _MOVING:
-        return _move(folder, path)
+    try:
+        with Lock(path.parent / _MOVING, patience_s=_PATIENCE_S):
+            return _move(folder, path)
+    except Held as held:
+        raise BadInput(f"{path}: another export is being put into this folder; try again when it is done") from held
 
 
 def _move(folder: Path, path: Path) -> tuple[Path, ...]:
-    drafts = sorted(folder.iterdir(), key=lambda each: each.name == path.name)
+    drafts = sorted((each for each in folder.iterdir() if each.name != LOCK), key=lambda each: each.name == path.name)
     targets = [path.parent / each.name for each in drafts]
-    for draft in drafts:
-        with draft.open("rb") as file:
+    for each in drafts:
+        with each.open("rb") as file:
             os.fsync(file.fileno())
     # The old main file steps aside first: a kill in between leaves no main file, never one with another's weights.
     kept = folder / "old"
@@ -60,8 +50,8 @@ def _move(folder: Path, path: Path) -> tuple[Path, ...]:
         if len(targets) > 1:
             for target in old:
                 target.replace(kept / target.name)
-        for draft, target in zip(drafts, targets, strict=True):
-            draft.replace(target)
+        for each, target in zip(drafts, targets, strict=True):
+            each.replace(target)
             moved.append(target)
     except BaseException:
         for target in moved:

@@ -1,7 +1,12 @@
 """torch.compile with frozen weights, channels_last for images, one shape: Inductor's best setting for inference."""
 
+import functools
+import os
 import shutil
+import subprocess
+import tempfile
 import types
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +15,34 @@ from torch import Tensor, nn
 from leanconv.engine.candidate import Candidate, Form
 from leanconv.engine.eager import has_images
 from leanconv.engine.workbench import Workbench
+from leanconv.kernels import limited
 
 
 def _why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
-    if bench.device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
-        return "torch.compile needs a C++ compiler: apt install g++"
+    if bench.device.type == "cpu" and (reason := _compiler_obstacle()):
+        return reason
     if bench.device.type == "cuda" and not torch.utils._triton.has_triton():
         return "torch.compile needs Triton on a GPU: pip install triton"
     return None
+
+
+@functools.lru_cache(1)
+def _compiler_obstacle() -> str:
+    """Why no C++ compiler serves Inductor, which would wait for ever for one that hangs."""
+    names = [*os.environ.get("CXX", "").split()[:1], "g++", "c++", "clang++"]
+    found = next((path for path in map(shutil.which, names) if path), None)
+    if found is None:
+        return "torch.compile needs a C++ compiler: apt install g++"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "empty.cpp"
+        source.touch()
+        try:
+            limited.run([found, "-c", str(source), "-o", str(source.with_suffix(".o"))])
+        except subprocess.TimeoutExpired as error:
+            return f"torch.compile needs a C++ compiler, and {found} did not end within {error.timeout:g} s"
+        except OSError as error:
+            return f"torch.compile needs a C++ compiler, and {found} does not run: {error.strerror}"
+    return ""
 
 
 def _seconds(bench: Workbench) -> float:

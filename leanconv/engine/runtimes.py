@@ -9,6 +9,7 @@ from leanconv.deploy.program import input_order, save_onnx, to_openvino
 from leanconv.deploy.runtimes import OnnxRuntime, OpenVino
 from leanconv.engine.candidate import Candidate, Form, missing
 from leanconv.engine.workbench import Workbench
+from leanconv.files import draft
 
 
 def _seconds(bench: Workbench) -> float:
@@ -30,8 +31,8 @@ def _onnxruntime(bench: Workbench, dtype: torch.dtype | None) -> Form:
     program = bench.program
     inputs = [f"input{i}" for i in range(len(input_order(program)))]
     outputs = [f"output{i}" for i in range(len(program.graph_signature.user_outputs))]
-    with tempfile.TemporaryDirectory(prefix="leanconv-") as folder:
-        path = Path(folder) / "model.onnx"
+    with draft(Path(tempfile.gettempdir()), "leanconv-onnx-") as folder:
+        path = folder / "model.onnx"
         save_onnx(program, path, inputs=inputs, outputs=outputs)
         return bench.from_flat(OnnxRuntime(path, threads=bench.threads), alone=True)
 

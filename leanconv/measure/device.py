@@ -1,5 +1,6 @@
 """What a measurement was made on: the words that every table of times carries."""
 
+import contextlib
 import functools
 import platform
 import subprocess
@@ -63,7 +64,7 @@ def _cpu_name() -> str:
         if names:
             return names[0]
     if platform.system() == "Darwin":
-        answer = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-        if answer.returncode == 0:
-            return answer.stdout.strip()
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            words = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(words, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     return platform.processor() or platform.machine() or "cpu"

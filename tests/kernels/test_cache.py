@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from leanconv import kernels
+from leanconv.files import LOCK, Lock, drafts
 from leanconv.kernels.cpu import bind, build, cache, program, trust
 from leanconv.ops.separable import Separable
 
@@ -247,6 +248,105 @@ def test_what_a_compiler_says_is_told_in_one_line(tmp_path):
         build._cc(["-c", str(source), "-o", str(tmp_path / "bad.o")], tmp_path)
     assert "two" in str(found.value)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("inside", ["empty", "full"])
+def test_a_folder_where_an_entry_belongs_is_replaced(entry, inside):
+    where, path = entry
+    path.unlink()
+    path.mkdir()
+    if inside == "full":
+        (path / "file").write_text("")
+    found, calls = again(where)
+    assert calls == 1
+    assert found.read_bytes()[:3] == b"new"
+    assert again(where)[1] == 0
+
+
+@linked
+@pytest.mark.parametrize("what", ["folder", "file that stays"])
+def test_what_blocks_one_entry_costs_no_other(tmp_path, monkeypatch, what):
+    """A mount point, an immutable file: this kernel goes elsewhere, the folder serves for the others, nobody warns."""
+    monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path / "kernels"))
+    monkeypatch.setattr(build, "_source", lambda: "")
+    where = claimed(tmp_path / "kernels")
+    blocked = where / f"{cache.key('', 'first')}.so"
+    blocked.mkdir() if what == "folder" else blocked.write_bytes(b"")
+    real = cache.Path.replace
+
+    def replace(self, target):
+        if target == blocked:
+            raise OSError(16, "Device or resource busy")
+        return real(self, target)
+
+    monkeypatch.setattr(cache.shutil, "rmtree", lambda *a, **k: None)
+    monkeypatch.setattr(cache.Path, "replace", replace)
+
+    def make(path):
+        build._cc(["-shared", "-o", str(path), str(build._HERE / "stub.c")], path.parent)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert build._library("first", make).lc_attach
+        assert build._library("second", make).lc_attach
+    assert blocked.is_dir() == (what == "folder")
+    assert (where / f"{cache.key('', 'second')}.so").is_file()
+    assert cache.shut_reason(where) == ""
+
+
+def test_what_cannot_be_removed_is_left_and_the_others_go(tmp_path):
+    where = claimed(tmp_path / "kernels")
+    keys = [cache.key(str(index)) for index in range(3)]
+    for index, key in enumerate(keys[:2]):
+        path = cache.fetch(key, Builder(b"x" * 968), where)
+        os.utime(path, (index, index))
+    (where / f"{keys[2]}.so").mkdir()
+    os.utime(where / f"{keys[2]}.so", (0, 0))
+    assert cache.usage(where) == (2, 2000)
+    cache.trim(where, 1500)
+    assert [path.name for path in where.iterdir() if path.is_file()] == [f"{keys[1]}.so"]
+
+
+@linked
+def test_an_entry_that_is_no_library_is_made_once_more_and_never_kept(tmp_path, monkeypatch):
+    """A compiler that wrote nonsense was kept for good: its nonsense had the right hash."""
+    monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path / "kernels"))
+    monkeypatch.setattr(build, "_source", lambda: "")
+    made = []
+
+    def nonsense(path):
+        made.append(path)
+        path.write_bytes(b"nonsense" * 99)
+
+    with pytest.raises(build.CannotBuild, match="made no library"):
+        build._library("kernel", nonsense)
+    assert len(made) == 2
+    assert not list((tmp_path / "kernels").iterdir())
+
+    def sound(path):
+        build._cc(["-shared", "-o", str(path), str(build._HERE / "stub.c")], path.parent)
+
+    assert build._library("kernel", sound, ["lc_attach"]).lc_attach
+    with pytest.raises(build.CannotBuild, match="it lacks lc_kernel_argv"):
+        build._library("another", sound, ["lc_attach", "lc_kernel_argv"])
+    assert cache.usage(tmp_path / "kernels")[0] == 1
+
+
+def test_a_home_that_nobody_has_is_no_crash(monkeypatch):
+    monkeypatch.setenv("LEANCONV_CACHE", "~nobody-of-this-name/kernels")
+    assert "absolute" in trust.claim(cache.default_folder())
+
+
+def test_what_a_killed_process_was_building_goes_with_the_next_build(tmp_path, monkeypatch):
+    where = claimed(tmp_path / "kernels")
+    for name in (".building-killed", ".building-living"):
+        (where / name).mkdir()
+        (where / name / LOCK).touch()
+        (where / name / "half.so").write_bytes(b"half")
+    monkeypatch.setattr(drafts, "_swept", set())
+    with Lock(where / ".building-living" / LOCK):
+        cache.fetch("name", Builder(), where)
+        assert {path.name for path in where.iterdir()} == {".building-living", "name.so"}
 
 
 def test_folders_above_that_others_can_write_to(tmp_path, monkeypatch):

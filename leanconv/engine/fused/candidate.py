@@ -49,9 +49,18 @@ def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
         runs, blocks = choose(graph, seconds=MEASURING_S)
     program = Program(graph, runs, bench.dense)
     form = bench.from_flat(program, widen=not half, alone=program.alone)
-    blocks.note = cpu_reason() and f"without kernels of its own: {cpu_reason()}"
+    blocks.note = _kernels()
     form.blocks = blocks  # type: ignore[attr-defined]
     return form
+
+
+def _kernels() -> str:
+    """Why its kernels are not there, or slower to make and to run than they could be; "" where all is well."""
+    if reason := cpu_reason():
+        return f"without kernels of its own: {reason}"
+    from leanconv.kernels.cpu.build import obstacle
+
+    return obstacle()
 
 
 def _open(bench: Workbench, fixed: Graph) -> Graph:

@@ -8,18 +8,24 @@ import shutil
 import subprocess
 import threading
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from leanconv.errors import LeanconvError
+from leanconv.kernels import limited
 from leanconv.kernels.cpu import cache
 from leanconv.kernels.cpu.frontend import halide
 
 _HERE = Path(__file__).parent
 _RUNTIME = ("runtime", "scratch", "gates", "transpose")  # what every kernel stands on, in C
+_FUNCTIONS = ("lc_sizes", "lc_run", "lc_calls", "lc_average", "lc_gates", "lc_blend", "lc_copy", "lc_malloc", "lc_free")
 _LOCK = threading.RLock()  # Halide's front end is not made for several threads; compiling one kernel twice is a waste
+
+
+_alone: list[str] = []  # why kernels are compiled in this process alone
+_hung: dict[str, str] = {}  # compilers that did not end, and what to say of them
 
 
 class CannotBuild(LeanconvError, RuntimeError):
@@ -42,14 +48,25 @@ def _source() -> str:
 
 
 def _cc(arguments: list[str], folder: Path) -> None:
-    """Run the compiler; `folder` takes what it writes on the way."""
-    environment = os.environ | {"TMPDIR": str(folder)}
+    """Run the compiler; `folder` takes what it writes on the way.
+
+    Raises: CannotBuild where it fails or hangs. One that has hung is not asked again in this process.
+    """
+    if compiler() in _hung:
+        raise CannotBuild(_hung[compiler()])
     try:
-        done = subprocess.run([compiler(), *arguments], capture_output=True, text=True, env=environment)
+        done = limited.run([compiler(), *arguments], os.environ | {"TMPDIR": str(folder)})
+    except subprocess.TimeoutExpired as error:
+        _hung[compiler()] = f"{compiler()} did not end within {error.timeout:g} s"
+        raise CannotBuild(_hung[compiler()]) from error
     except OSError as error:
         raise CannotBuild(f"{compiler()} does not run: {error.strerror}") from error
     if done.returncode:
-        raise CannotBuild(f"{compiler()} failed: {' '.join(done.stderr.split())[-300:]}")
+        words = " ".join(done.stderr.split())[-300:]
+        raise CannotBuild(f"{compiler()} failed: {words or f'exit status {done.returncode}'}")
+    made = Path(arguments[arguments.index("-o") + 1])
+    if not made.is_file() or not made.stat().st_size:
+        raise CannotBuild(f"{compiler()} wrote nothing to {made.name}")
 
 
 @functools.lru_cache(1)
@@ -73,22 +90,26 @@ def runtime() -> ctypes.CDLL | None:
                 _cc(["-shared", *codes, *linked, "-lm", "-lpthread", "-o", str(path)], path.parent)
 
             try:
-                return _library(f"runtime {extra} {linked}", make)
+                return _library(f"runtime {extra} {linked}", make, _FUNCTIONS)
             except CannotBuild as error:
                 last = str(error)
         _in_process_only(last)
         return None
 
 
-def _library(what: str, make: Callable[[Path], None]) -> ctypes.CDLL | None:
-    """The library, from the first folder that can keep it and run it; None where there is none.
+def _library(what: str, make: Callable[[Path], None], needs: Sequence[str] = ()) -> ctypes.CDLL | None:
+    """The library with the functions that it `needs`, from the first folder that can keep it and run it; None where
+    there is none.
 
+    A folder in which something blocks this one entry is passed over, and serves for all others.
     Raises: CannotBuild where it cannot be made, or lacks a function wherever it lies.
     """
     name = cache.key(_source(), what)
     for where in cache.folders(cache.default_folder()):
         try:
-            return _opened(name, make, where)
+            return _opened(name, make, where, needs)
+        except cache.Blocked:
+            continue
         except OSError as error:
             if "symbol" in str(error):
                 raise CannotBuild(str(error)) from error
@@ -97,19 +118,44 @@ def _library(what: str, make: Callable[[Path], None]) -> ctypes.CDLL | None:
     return None
 
 
-def _opened(name: str, make: Callable[[Path], None], where: Path) -> ctypes.CDLL:
-    path = cache.fetch(name, make, where)
-    try:
-        return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
-    except OSError:
-        if path.exists():
-            raise
-        return ctypes.CDLL(str(cache.fetch(name, make, where)), mode=os.RTLD_NOW)  # another process just tidied up
+def _opened(name: str, make: Callable[[Path], None], where: Path, needs: Sequence[str] = ()) -> ctypes.CDLL:
+    """The library, loaded. One that cannot be is removed and made once more.
+
+    Raises: CannotBuild where the compiler made something else then too; OSError where the folder does not serve.
+    """
+    reason = ""
+    for _ in range(2):
+        path = cache.fetch(name, make, where)
+        try:
+            lib = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+        except OSError as error:
+            if "symbol" in str(error) or _forbidden(error):
+                raise
+            reason = str(error)
+        else:
+            if not (lacking := [function for function in needs if not hasattr(lib, function)]):
+                return lib
+            reason = f"it lacks {', '.join(lacking)}"
+        path.unlink(missing_ok=True)  # unless another process has just tidied up
+    raise CannotBuild(f"{compiler()} made no library: {reason}")
+
+
+def _forbidden(error: OSError) -> bool:
+    """Whether it is the file system that runs no programs."""
+    return "map segment" in str(error) or "not permitted" in str(error)
 
 
 @functools.lru_cache(1)
 def _in_process_only(why: str) -> None:
+    _alone.append(why)
     warnings.warn(f"kernels are compiled in this process alone, slowly, and run in one thread ({why})", stacklevel=2)
+
+
+def obstacle() -> str:
+    """What the kernels of this process lack, and why; "" where they are compiled once, kept, and run in all threads."""
+    if _alone:
+        return f"kernels compiled in this process alone, for one thread ({_alone[-1]})"
+    return f"kernels compiled in each process ({cache.reasons()})" if cache.reasons() else ""
 
 
 def target(ahead: bool) -> Any:
@@ -145,7 +191,9 @@ def _kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, An
     loaded, lib = None, runtime()
     if lib is not None:
         try:
-            loaded = _library(f"{pipeline.__module__}.{pipeline.__name__} {core!r} {tile!r}", make)
+            loaded = _library(
+                f"{pipeline.__module__}.{pipeline.__name__} {core!r} {tile!r}", make, ("lc_attach", "lc_kernel_argv")
+            )
         except CannotBuild as error:
             _in_process_only(str(error))
     if loaded is None or lib is None:

@@ -5,6 +5,7 @@ A folder of mode 0700 that this user owns, below folders that nobody else can ch
 never loaded: they are built again. What was not used for longest goes when the folder outgrows `LIMIT`.
 """
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -19,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from leanconv.files import LOCK, Held, Lock, draft, sweep
 from leanconv.kernels.cpu.trust import BUILDING, claim, entry_name, ours, shut
 
 _HASH = 32
@@ -27,6 +29,11 @@ _LOOK_EVERY = 64  # entries that a process adds between two looks at the folder'
 _TOUCH_AFTER_S = 3600.0  # an entry's time is that of its last use, to the hour
 _ABANDONED_S = 3600.0  # what is half-built for so long was left by a process that was killed
 
+
+class Blocked(OSError):
+    """Something stands where an entry belongs and cannot be removed; the folder serves for all others."""
+
+
 _gone: dict[Path, str] = {}  # folders that this process has given up, and why
 _added = itertools.count()
 
@@ -34,7 +41,7 @@ _added = itertools.count()
 def default_folder() -> Path:
     """`LEANCONV_CACHE` if it is set, else the platform's folder for caches."""
     if told := os.environ.get("LEANCONV_CACHE"):
-        return Path(told).expanduser()
+        return Path(os.path.expanduser(told))  # "~nobody" stays as it is where Path would raise
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given) / "leanconv"
     home = Path(os.path.expanduser("~"))  # "~" itself where nobody knows: such a folder is refused below
@@ -90,17 +97,23 @@ def _temporary(parent: str) -> Path | None:
     import atexit
 
     try:
-        made = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent or None))  # mode 0700
+        place = Path(parent or tempfile.gettempdir())
+        sweep(place, _TEMPORARY)  # those of processes that were killed: in /dev/shm they take memory
+        made = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=place))  # mode 0700
     except OSError:
         return None
-    atexit.register(_remove, made, os.getpid())
+    lock = Lock(made / LOCK)
+    with contextlib.suppress(OSError, Held):
+        lock.__enter__()
+    atexit.register(_remove, made, lock, os.getpid())
     if (reason := claim(made)) is not None:
         give_up(made, reason)
     return made
 
 
-def _remove(folder: Path, owner: int) -> None:
+def _remove(folder: Path, lock: Lock, owner: int) -> None:
     if os.getpid() == owner:  # a forked child runs its parent's clean-ups too
+        lock.__exit__(None, None, None)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -129,7 +142,8 @@ def machine() -> str:
 def fetch(name: str, build: Callable[[Path], object], where: Path) -> Path:
     """The file `name` of the folder, built by `build(path)` unless a sound one is there. Safe among many processes.
 
-    Returns: a path whose content was checked, ready to be loaded. Raises: OSError where the folder cannot hold it.
+    Returns: a path whose content was checked, ready to be loaded. Raises: OSError where the folder cannot hold it,
+        Blocked where it can hold others.
     """
     path = where / f"{name}.so"
     if _sound(path, name):
@@ -137,8 +151,8 @@ def fetch(name: str, build: Callable[[Path], object], where: Path) -> Path:
         return path
     if reason := shut_reason(where):
         raise OSError(errno.EROFS, reason)
-    with tempfile.TemporaryDirectory(prefix=BUILDING, dir=where) as folder:
-        temporary = Path(folder) / path.name
+    with draft(where, BUILDING) as folder:
+        temporary = folder / path.name
         build(temporary)
         content = temporary.read_bytes()
         with temporary.open("wb") as file:
@@ -146,12 +160,25 @@ def fetch(name: str, build: Callable[[Path], object], where: Path) -> Path:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o700)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        temporary.replace(path)  # a link that stands there is replaced, never followed
+        _put(temporary, path)
     if next(_added) % _LOOK_EVERY == 0:
         trim(where, LIMIT)
     return path
+
+
+def _put(made: Path, path: Path) -> None:
+    """Move a file into its place: a link that stands there is replaced, never followed, a folder is removed.
+
+    Raises: Blocked where neither can be.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        made.replace(path)
+    except OSError as error:
+        if os.path.lexists(path):
+            raise Blocked(error.errno, f"{path.name} in it cannot be replaced: {error.strerror}") from error
+        raise
 
 
 def _digest(name: str, content: bytes) -> bytes:
@@ -164,10 +191,15 @@ def _sound(path: Path, name: str) -> bool:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         return False
-    with os.fdopen(handle, "rb") as file:
-        if not ours(os.fstat(file.fileno())):
+    try:
+        if not ours(os.fstat(handle)):  # which also says that it is no folder, of which no file can be made
             return False
-        data = file.read()
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            data = file.read()
+    except OSError:  # a bad sector
+        return False
+    finally:
+        os.close(handle)
     return len(data) > _HASH and data[-_HASH:] == _digest(name, data[:-_HASH])
 
 
@@ -198,19 +230,23 @@ def trim(where: Path, limit: int) -> None:
     for _, size, path in entries:
         if total <= 0.9 * limit:
             break
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:  # it is held fast: the next ones go in its place
+            continue
         total -= size
 
 
 def _entries(where: Path) -> list[tuple[float, int, Path]]:
-    """The time of last use, the size and the path of every entry."""
+    """The time of last use, the size and the path of every entry that is a file or a link."""
     found = []
     try:
         with os.scandir(where) as listed:
             for entry in listed:
-                if entry_name(entry.name):
-                    stat = entry.stat(follow_symlinks=False)
-                    found.append((stat.st_mtime, stat.st_size, Path(entry.path)))
-    except OSError:  # no folder yet, or an entry that another process has just removed
+                if entry_name(entry.name) and not entry.is_dir(follow_symlinks=False):
+                    with contextlib.suppress(OSError):  # another process has just removed it
+                        stat = entry.stat(follow_symlinks=False)
+                        found.append((stat.st_mtime, stat.st_size, Path(entry.path)))
+    except OSError:  # no folder yet
         return found
     return found

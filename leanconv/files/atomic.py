@@ -2,41 +2,37 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from leanconv.errors import BadInput
+from leanconv.files.drafts import draft
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> Path:
     """Write `data` to `path` whole or not at all; the folder is made. Raises BadInput where it cannot be written."""
     content = data.encode() if isinstance(data, str) else data
-    return replace_atomic(path, lambda temporary: _write(temporary, content))
+    return replace_atomic(path, lambda temporary: temporary.write_bytes(content))
 
 
 def replace_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a file beside `path` (same suffix), then put it in place at once. Raises BadInput on failure."""
+    """Let `write` fill a file of the same name in a draft, then put it in place at once. Raises BadInput on failure."""
     path = Path(path)
-    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError("it is a device or a pipe, which no file replaces")
+        with draft(path.parent) as folder:
+            temporary = folder / path.name
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except OSError as error:
         raise BadInput(
             f"{path}: cannot be written: {error.strerror or error}; the old file, if any, is untouched"
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -47,22 +43,19 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file. Raises BadInput with the path and the reason where that is not possible."""
-    path = Path(path)
+    content = read_bytes(path)
     try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: is not JSON: {error}") from error
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def read_bytes(path: str | Path) -> bytes:
+    """What a file holds. Raises BadInput where it is missing, or no file: a pipe would keep us waiting for ever."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path}: cannot be read: it is no file")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error

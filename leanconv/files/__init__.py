@@ -1,0 +1,9 @@
+"""Files that other processes read and write too: written whole or not at all, one writer at a time."""
+
+from leanconv.files.atomic import read_bytes, read_json, replace_atomic, write_atomic, write_json
+from leanconv.files.drafts import draft, sweep
+from leanconv.files.locks import LOCK, Held, Lock
+
+__all__ = [
+    "LOCK", "Held", "Lock", "draft", "read_bytes", "read_json", "replace_atomic", "sweep", "write_atomic", "write_json"
+]  # fmt: skip

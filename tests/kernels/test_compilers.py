@@ -1,0 +1,116 @@
+"""Compilers that hang, fail, babble or write nothing: kernels run all the same, and the reason is told."""
+
+import os
+import subprocess
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from leanconv.engine import compiled
+from leanconv.kernels import limited
+from leanconv.kernels.cpu import bind, build, cache, program
+from leanconv.ops.separable import Separable
+
+SCRIPTS = {
+    "hangs": "sleep 300 & sleep 300",  # a driver with a child, both of which hold the output
+    "fails": "printf 'a.c:1: error: \\377 no' >&2; exit 1",
+    "silent": "exit 3",
+    "writes nothing": "exit 0",
+    "writes nonsense": 'while [ $# -gt 0 ]; do [ "$1" = -o ] && echo nonsense > "$2"; shift; done',
+    "is no program": None,
+}
+SAID = {
+    "hangs": "did not end within 0.3 s",
+    "fails": "failed: a.c:1: error: \N{REPLACEMENT CHARACTER} no",
+    "silent": "failed: exit status 3",
+    "writes nothing": "wrote nothing",
+    "writes nonsense": "made no library",
+    "is no program": "does not run",
+}
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """A process that has compiled nothing yet."""
+    memos = (build.runtime, build._kernel, build._in_process_only, build.compiler, build._source, program.library)
+    memos += (compiled._compiler_obstacle,)
+    for memo in memos:
+        memo.cache_clear()
+    monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path / "kernels"))
+    monkeypatch.setattr(build, "_hung", {})
+    monkeypatch.setattr(build, "_alone", [])
+    monkeypatch.setattr(cache, "_gone", {})
+    yield
+    for memo in memos:
+        memo.cache_clear()
+
+
+def script(folder, words):
+    path = folder / "cc"
+    path.write_bytes(b"\x7fELF nonsense" if words is None else f"#!/bin/sh\n{words}\n".encode("latin-1"))
+    path.chmod(0o755)
+    return path
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_kernels_run_without_it(halide, fresh, tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("CC", str(script(tmp_path, SCRIPTS[kind])))
+    monkeypatch.setattr(limited, "LIMIT_S", 0.3 if kind == "hangs" else 20.0)
+
+    def kernels_run():
+        for channels in (3, 4):
+            y, _ = bind(Separable((channels,), (), 2), [torch.ones(2, channels)])([torch.ones(1, channels, 4, 5)])
+            assert torch.equal(y, torch.full((1, 2, 4, 5), float(channels)))
+
+    with pytest.warns(UserWarning, match="compiled in this process alone") as seen:
+        kernels_run()
+    assert len(seen) == 1
+    assert SAID[kind] in str(seen[0].message)
+    assert SAID[kind] in build.obstacle()
+    left = cache.usage(tmp_path / "kernels")
+    assert left == (0, 0)
+
+
+def test_what_a_compiler_babbles_is_no_failure(halide, fresh, tmp_path, monkeypatch):
+    real = build.compiler()
+    if not real:
+        pytest.skip("no C compiler: apt install gcc")
+    build.compiler.cache_clear()
+    babble = "i=0; while [ $i -lt 3000 ]; do echo 'warning: \xff you should not' >&2; echo more; i=$((i+1)); done"
+    monkeypatch.setenv("CC", str(script(tmp_path, f'{babble}\nexec {real} "$@"')))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert build.runtime() is not None
+    assert build.obstacle() == ""
+
+
+def test_all_that_a_hanging_program_started_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(limited, "LIMIT_S", 0.3)
+    words = f"sleep 300 & echo $! > {tmp_path}/child; sleep 300"
+    with pytest.raises(subprocess.TimeoutExpired):
+        limited.run(["sh", "-c", words])
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        status = Path(f"/proc/{child}/status")
+        if status.exists() and "\nState:\tZ" in status.read_text():  # killed; nobody has asked for its status yet
+            return
+        time.sleep(0.05)
+    pytest.fail("it lives")
+
+
+@pytest.mark.parametrize("kind", ["hangs", "is no program"])
+def test_torch_compile_is_not_tried_with_a_compiler_that_hangs(fresh, tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("CXX", str(script(tmp_path, SCRIPTS[kind])))
+    monkeypatch.setattr(limited, "LIMIT_S", 0.3)
+    reason = compiled._compiler_obstacle()
+    assert "torch.compile needs a C++ compiler" in reason
+    assert SAID[kind] in reason
+    assert str(tmp_path) in reason
