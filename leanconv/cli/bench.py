@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leanconv.cli.common import (
+    ENGINES,
     ChannelsLast,
     Device,
     Dtype,
@@ -63,7 +64,7 @@ def command(
         typer.Option(
             "--engines",
             metavar="all|NAME,...",
-            help="Each model on the engines of optimize and on its peers, with its roofline floor: fused,openvino,...",
+            help=f"Each model on these engines, with its roofline floor. Known: {', '.join(ENGINES)}.",
         ),
     ] = None,
     trust_code: TrustCode = False,

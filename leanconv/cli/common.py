@@ -40,6 +40,9 @@ ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Run model a
 Out = Annotated[Path | None, typer.Option("--out", help="Also write the report there (.json: the numbers).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+# The engines of `optimize`, as its help lists them: known here without PyTorch; a test compares.
+ENGINES = ("eager", "folded", "channels_last", "fused", "openvino", "onnxruntime", "compile")
+
 _WORD = re.compile(r"[A-Za-z_][\w.]*=")
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from leanconv.cli.common import (
+    ENGINES,
     Device,
     Dtype,
     DtypeOption,
@@ -29,9 +30,11 @@ def command(
     dtype: DtypeOption = Dtype.float32,
     engines: Annotated[
         str | None,
-        typer.Option("--engines", help="Comma-separated: eager,folded,channels_last,openvino,onnxruntime,compile."),
+        typer.Option("--engines", help=f"Comma-separated, of: {', '.join(ENGINES)}."),
     ] = None,
-    budget: Annotated[float, typer.Option("--budget", help="Seconds for all of it.")] = 90.0,
+    budget: Annotated[
+        float, typer.Option("--budget", help="Seconds for all of it; an engine that does not fit is named first.")
+    ] = 90.0,
     device: Device = "cpu",
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Run Python code that a run folder's model.json names.")

@@ -72,6 +72,8 @@ class Choices:
     folds: int  # folds in the folded forms
     seconds: float
     blocks: Any = None  # the table of the fused engine's blocks, where it was tried; prints below this one
+    budget_s: float = 0.0
+    missed: tuple[str, float] = ("", 0.0)  # the engines that the budget did not reach, and one that would
 
     @property
     def winner(self) -> Choice:
@@ -90,6 +92,7 @@ class Choices:
     def to_dict(self) -> dict[str, Any]:
         return {
             "device": self.device, "folds": self.folds, "seconds": self.seconds, "chosen": self.winner.label,
+            "budget_s": self.budget_s, "missed": self.missed[0], "enough_s": self.missed[1],
             "choices": [row.to_dict() for row in self.rows],
             "blocks": [] if self.blocks is None else self.blocks.to_dict(),
         }  # fmt: skip
@@ -109,7 +112,9 @@ class Choices:
             f"{self.device}; {self.folds} folds; {self.seconds:.0f} s. The fastest that computes the same wins, if "
             f"it is faster than the given model beyond noise; of those within {TIE:.0%} of it, the one listed first."
         )
-        text = table(columns, cells, note=note)
+        names, enough = self.missed
+        short = f"budget_s={self.budget_s:g} was too small for {names}; budget_s={enough:g} would do\n" if names else ""
+        text = short + table(columns, cells, note=note)
         return text if self.blocks is None else f"{text}\n\n{self.blocks}"
 
 

@@ -47,7 +47,7 @@ def _compiler_obstacle() -> str:
 
 def _seconds(bench: Workbench) -> float:
     # 12 to 19 s for a U-Net of 35 to 160 layers on one core of a 2-core server; a first use compiles headers too.
-    return 15.0 + 0.15 * bench.layers + 4 * bench.forward_s
+    return bench.folding_s + 8.0 + 0.1 * bench.layers + 3 * bench.forward_s
 
 
 def _prepare(bench: Workbench, dtype: torch.dtype | None) -> Form:

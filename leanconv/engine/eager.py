@@ -38,16 +38,13 @@ def _channels_last(bench: Workbench, dtype: torch.dtype | None) -> Form:
     return bench.nested(model, converter(bench, dtype, channels_last=True), cast=dtype is not None)
 
 
-def _fold_seconds(bench: Workbench) -> float:
-    # Each fold is certified by runs in float64, two to three times as long as the model's own.
-    return 1.0 + 0.02 * bench.layers + 15 * bench.forward_s
-
-
-FOLDED = Candidate("folded", lambda bench, dtype: None, _fold_seconds, _folded, any_shape=True)
+FOLDED = Candidate(
+    "folded", lambda bench, dtype: None, lambda bench: bench.folding_s + 3 * bench.forward_s, _folded, any_shape=True
+)  # fmt: skip
 CHANNELS_LAST = Candidate(
     "channels_last",
     lambda bench, dtype: None if has_images(bench) else "the model has no 2-D convolution",
-    lambda bench: 0.5 + 4 * bench.forward_s,
+    lambda bench: bench.folding_s + 0.5 + 3 * bench.forward_s,
     _channels_last,
     any_shape=True,
 )

@@ -1,7 +1,5 @@
 """`optimize`: a model's fastest form on this device, found by measurement, and never slower than the model itself."""
 
-import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,20 +10,18 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
 from leanconv.deploy.calls import Inputs, as_call
-from leanconv.deploy.runtimes import first_line
-from leanconv.engine.candidate import Candidate, Form
-from leanconv.engine.candidates import GIVEN, chosen
-from leanconv.engine.choices import Choice, Choices, faster
+from leanconv.engine.budget import Budget
+from leanconv.engine.candidate import Candidate
+from leanconv.engine.candidates import chosen
+from leanconv.engine.choices import Choices
 from leanconv.engine.optimized import PLAIN, Optimized
-from leanconv.engine.race import Entry, clock_of, race
+from leanconv.engine.preparation import Preparation
+from leanconv.engine.progress import Progress
 from leanconv.engine.weights import Weights
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput, LeanconvError, told
 from leanconv.measure import label
-
-# The share of the budget that is kept for timing.
-TIMING_SHARE = 0.25
-CLOCK_WORDS = {"wall": "wall time", "process": "computing time"}
+from leanconv.measure.latency import CLOCK_WORDS
 
 
 def optimize(
@@ -45,7 +41,8 @@ def optimize(
             bfloat16 or float16 some engines are tried in float32 too, in any case.
         engines: of "eager" (as given, always tried), "folded", "channels_last", "fused", "openvino", "onnxruntime",
             "compile".
-        budget_s: seconds; an engine whose preparation may not fit any more is left out and listed.
+        budget_s: seconds. `dtype` has its turn first. An engine that does not fit any more is left out, and the table's
+            first line says so.
     Returns: a module that is called like the model, with the table `.choices`. Inference only (no gradients).
     Raises: BadInput in training mode, or where the model does not run on `inputs`; UnknownName for another engine.
 
@@ -56,36 +53,25 @@ def optimize(
     candidates = chosen(engines)
     _check(model, dtype, budget_s)
     args, kwargs = _plain(*as_call(inputs))
-    start = time.perf_counter()
-    deadline = start + budget_s
+    budget = Budget(budget_s)
     weights = Weights(model)
     bench = _bench(model, args, kwargs)
     variants = _variants(candidates, dtype, bench)
-    with _Progress(1 + len(variants)) as progress:
-        given = Entry(Choice(GIVEN, error=0.0), model, True, bench.forward_s)
-        entries, rows = [given], [given.row]
-        for candidate, kind in variants:
-            progress.show(candidate.name)
-            row, entry = _try(bench, candidate, kind, deadline - TIMING_SHARE * budget_s, budget_s)
-            rows.append(row)
-            entries += [entry] if entry else []
-            progress.advance()
-        progress.show("measuring")
-        winner = race(bench, entries, deadline, progress.part)
-    for entry in entries:
-        if note := getattr(getattr(entry.form, "blocks", None), "note", ""):
-            entry.row.note += f"; {note}"
-    fallback = _fallback(bench, entries, given)
+    with Progress(1 + len(variants)) as progress:
+        preparation = Preparation(bench, budget, variants, first=dtype)
+        while preparation.prepare(progress):
+            progress.show("measuring")
+            winner = preparation.race(progress.part)
     shape = bench.tensors[0].shape if bench.tensors else None
-    told = f"{label(bench.device, dtype=bench.dtype, shape=shape)}, {CLOCK_WORDS[clock_of(bench)]}"
+    told = f"{label(bench.device, dtype=bench.dtype, shape=shape)}, {CLOCK_WORDS[bench.clock]}"
     folds = len(bench.fold_report.done) if "_folding" in bench.__dict__ else 0
-    blocks = next((found for e in [winner, *entries] if (found := getattr(e.form, "blocks", None)) is not None), None)
-    choices = Choices(tuple(rows), told, folds, time.perf_counter() - start, blocks)
+    blocks = preparation.blocks(winner)
+    choices = Choices(preparation.rows, told, folds, budget.spent, blocks, budget_s, preparation.missed())
     weights.settle()
     again = partial(optimize, model, dtype=dtype, engines=(winner.row.engine,), budget_s=budget_s)
     return Optimized(
-        model, choices, (args, kwargs), winner.form, any_shape=winner.any_shape, fallback=fallback, again=again,
-        weights=weights,
+        model, choices, (args, kwargs), winner.form, any_shape=winner.any_shape, fallback=preparation.fallback(),
+        again=again, weights=weights,
     )  # fmt: skip
 
 
@@ -145,72 +131,3 @@ def _variants(
     if bench.half and torch.float32 not in dtypes:
         found += [(candidate, torch.float32) for candidate in candidates if candidate.widens]
     return found
-
-
-def _try(
-    bench: Workbench, candidate: Candidate, dtype: torch.dtype | None, until: float, budget_s: float
-) -> tuple[Choice, Entry | None]:
-    """Prepare one candidate and hold it against the model. No reason to give up on it is an error of ours."""
-    row = Choice(candidate.name, "" if dtype is None else str(dtype).removeprefix("torch."))
-    row.note = bench.obstacle or candidate.why_not(bench, dtype) or ""
-    start = time.perf_counter()
-    if not row.note and (needs := candidate.seconds(bench)) > until - start:
-        left = max(0.0, until - start)
-        row.note = f"skipped: needs about {needs:.0f} s, {left:.0f} s left before timing; raise budget_s={budget_s:g}"
-    if row.note:
-        return row, None
-    try:
-        form = candidate.prepare(bench, dtype)
-        seen, look_s = bench.verify(form)
-        row.tolerance = bench.tolerance(dtype)
-    except Exception as error:
-        row.note, row.prepare_s = f"failed: {first_line(error)}", time.perf_counter() - start
-        return row, None
-    row.prepare_s, row.error = time.perf_counter() - start, seen.relative
-    if not seen.ok(row.tolerance):
-        row.note = f"differs: {seen.problem or f'{seen.relative:.1e} of the output'} (allowed {row.tolerance:.1e})"
-        return row, None
-    return row, Entry(row, form, candidate.any_shape, look_s)
-
-
-def _fallback(bench: Workbench, entries: list[Entry], given: Entry) -> tuple[Form, float]:
-    """What runs calls of other shapes, and the error allowed to it: the folded model where it is right and was not seen
-    to be slower.
-    """
-    for entry in entries:
-        if entry.form is bench.__dict__.get("_folding", (None,))[0]:
-            timing, own = entry.row.timing, given.row.timing
-            if timing is not None and own is not None and not faster(own, timing):
-                return bench.folded, entry.row.tolerance or 0.0
-    return bench.model, 0.0
-
-
-class _Progress:
-    """A bar on the terminal's error stream; nothing where that is no terminal."""
-
-    def __init__(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        columns = TextColumn("optimize: {task.description}"), BarColumn(), TimeElapsedColumn()
-        self._bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
-        self._task = self._bar.add_task("folding", total=total)
-        self._done = 0
-
-    def __enter__(self) -> "_Progress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, what: str) -> None:
-        self._bar.update(self._task, description=what)
-
-    def advance(self) -> None:
-        self._done += 1
-        self._bar.update(self._task, completed=self._done)
-
-    def part(self, share: float) -> None:
-        self._bar.update(self._task, completed=self._done + share)

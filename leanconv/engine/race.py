@@ -73,7 +73,7 @@ def _heat(
     short = seconds < 8 * round_s
     times = interleave(
         _calls(bench, hopeful), budget_s=max(seconds, 0.05), warmup=1 if short else 2, min_rounds=3 if short else 5,
-        max_rounds=HEAT_ROUNDS, on_round=on_part, clock=clock_of(bench), primed=not short and round_s < PRIMED_S,
+        max_rounds=HEAT_ROUNDS, on_round=on_part, clock=bench.clock, primed=not short and round_s < PRIMED_S,
     )  # fmt: skip
     for entry, timing in zip(hopeful, times.values(), strict=True):
         entry.row.timing, entry.row.ratio = timing, times[GIVEN].median_ms / timing.median_ms
@@ -100,13 +100,13 @@ def _look_again(bench: Workbench, entries: Sequence[Entry], seconds: float) -> N
         (call,) = _calls(bench, [entry]).values()
         for _ in range(2):
             if time.perf_counter() + entry.look_s < until:
-                entry.look_s = min(entry.look_s, once_ms(call, clock_of(bench)) / 1e3)
+                entry.look_s = min(entry.look_s, once_ms(call, bench.clock) / 1e3)
 
 
 def _final(bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: Callable[[float], object]) -> Entry:
     """The best of the heat and the given model, in turns until it is known which is fastest, or time is out."""
     round_s = sum(entry.row.timing.median_ms / 1e3 for entry in entries if entry.row.timing)
-    turns = Turns(_calls(bench, entries), clock=clock_of(bench), primed=round_s < min(PRIMED_FINAL_S, seconds / 16))
+    turns = Turns(_calls(bench, entries), clock=bench.clock, primed=round_s < min(PRIMED_FINAL_S, seconds / 16))
     start, rounds = time.perf_counter(), 0
     while True:
         turns.round()
@@ -173,8 +173,3 @@ def _calls(bench: Workbench, entries: Sequence[Entry]) -> dict[str, Callable[[],
         return once
 
     return {str(i): calling(entry.form) for i, entry in enumerate(entries)}
-
-
-def clock_of(bench: Workbench) -> str:
-    """On one thread of the CPU the time that was computed: what neighbours take away decides nothing then."""
-    return "process" if bench.device.type == "cpu" and torch.get_num_threads() == 1 else "wall"

@@ -13,8 +13,8 @@ from leanconv.files import draft
 
 
 def _seconds(bench: Workbench) -> float:
-    # Capturing and converting a U-Net of 160 layers takes 3 to 5 s on one core.
-    return 2.0 + 0.05 * bench.layers + 6 * bench.forward_s
+    # Converting a U-Net of 160 layers takes 3 s on one core.
+    return bench.capture_s + 1.0 + 0.02 * bench.layers + 3 * bench.forward_s
 
 
 def _onnxruntime_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:

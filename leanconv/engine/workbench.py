@@ -16,7 +16,10 @@ from leanconv.deploy.calls import Call, Frame, resampled
 from leanconv.deploy.program import Axes, capture_flat
 from leanconv.deploy.verify import Error, difference, has_nan, tolerance
 from leanconv.kernels.cpu.layouts import to_planes
+from leanconv.measure.latency import CLOCKS
 
+# What an engine's own measurements may take where nobody says otherwise.
+MEASURING_S = 20.0
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -28,6 +31,9 @@ class Workbench:
         obstacle: why no other form can be verified against it, or "".
         forward_s: seconds of one call of it.
         dtype: the number type of its first floating-point input, or of its parameters.
+        clock: what every form is timed with (`measure.latency.CLOCKS`). On one thread of the CPU the time that was
+            computed: what neighbours take away decides nothing then.
+        measuring_s: seconds that an engine may take for measurements of its own while it is prepared.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], threads: int) -> None:
@@ -36,13 +42,17 @@ class Workbench:
         self.single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
         self.device = self._device()
         self.dtype = self._dtype()
+        self.clock = "process" if self.device.type == "cpu" and threads == 1 else "wall"
+        self.measuring_s = MEASURING_S
         generator = torch.Generator().manual_seed(0)
         self._others = [resampled(t, t.shape, generator) for t in self.tensors]
         self.answer = self._ask(self.tensors)
+        (args, kwargs), self.other = self.call(), None
         start = time.perf_counter()
-        again, self.other = self._ask(self.tensors), None
+        with torch.no_grad():
+            again = self.model(*args, **kwargs)
         self.forward_s = time.perf_counter() - start
-        self.obstacle = self._obstacle(again)
+        self.obstacle = self._obstacle(again, (args, kwargs))
         self._tolerances: dict[torch.dtype | None, float] = {}
 
     def _device(self) -> torch.device:
@@ -63,18 +73,15 @@ class Workbench:
         with torch.no_grad():
             return self.model(*args, **kwargs)
 
-    def _obstacle(self, again: Any) -> str:
-        """Why nothing can be verified against the model."""
+    def _obstacle(self, again: Any, call: Call) -> str:
+        """Why nothing can be verified against the model. `again`: its answer to `call`, a second one on its inputs."""
         if has_nan(self.answer):
             return "the model's output has NaN in it"
         if not difference(self.answer, again).ok(0.0):
             if opaque := sorted({type(value).__name__ for value in _opaque(self.answer)}):
                 return f"the model's output has {' and '.join(opaque)} in it, whose tensors are not found"
             return "two calls of the model give two answers"
-        args, kwargs = self.call()
-        with torch.no_grad():
-            self.model(*args, **kwargs)
-        if not difference(self.tensors, Frame.split((args, kwargs))[0]).ok(0.0):
+        if not difference(self.tensors, Frame.split(call)[0]).ok(0.0):
             return "the model writes into its inputs"
         try:
             other = self._ask(self._others)
@@ -84,13 +91,14 @@ class Workbench:
         return ""
 
     def verify(self, form: Callable[..., Any]) -> tuple[Error, float]:
-        """A form's error on the given inputs and on random ones, and the seconds of its second call."""
+        """A form's error on the given inputs and on random ones, and the seconds of its second call by the clock."""
         seen = difference(self.answer, self._run(form, self.tensors))
         if seen.problem:
             return seen, 0.0
-        start = time.perf_counter()
+        now = CLOCKS[self.clock]
+        start = now()
         again = self._run(form, self.tensors if self.other is None else self._others)
-        seconds = time.perf_counter() - start
+        seconds = now() - start
         return max(seen, difference(self.answer if self.other is None else self.other, again), key=_size), seconds
 
     def _run(self, form: Callable[..., Any], tensors: list[Tensor]) -> Any:
@@ -155,6 +163,19 @@ class Workbench:
     def layers(self) -> int:
         """Leaf modules: what preparation times are estimated from."""
         return sum(1 for module in self.model.modules() if not any(module.children()))
+
+    @property
+    def folding_s(self) -> float:
+        """Seconds that folding will take, about, and the model once in float64; 0 where it is done."""
+        if "_folding" in self.__dict__:
+            return 0.0
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return 0.3 + 0.01 * self.layers + 5e-8 * parameters + 5 * self.forward_s
+
+    @property
+    def capture_s(self) -> float:
+        """Seconds that folding and capturing will take, about; 0 where it is done."""
+        return 0.0 if "program" in self.__dict__ else self.folding_s + 0.5 + 0.015 * self.layers
 
     def nested(self, run: Callable[..., Any], prepare: Callable[[Tensor], Tensor], *, cast: bool) -> Callable[..., Any]:
         """`run` called as the model is, every tensor through `prepare`; answers laid out as the model's.

@@ -63,6 +63,10 @@ CLOCKS: dict[str, Callable[[], float]] = {
 }  # fmt: skip
 
 
+# What a report calls them.
+CLOCK_WORDS = {"wall": "wall time", "cpu": "this thread's computing time", "process": "computing time"}
+
+
 def once_ms(call: Callable[[], object], clock: str = "wall") -> float:
     """Time of one call in ms, the device's queue emptied before and after."""
     now, waits = CLOCKS[clock], has_accelerator()

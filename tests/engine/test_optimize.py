@@ -4,7 +4,6 @@ import copy
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from leanconv.deploy import export
 from leanconv.engine import Optimized, optimize
 from leanconv.engine.candidate import Candidate, missing
 from leanconv.engine.candidates import CANDIDATES
+from leanconv.engine.preparation import Preparation
 from leanconv.errors import BadInput, UnknownName
 
 QUICK = ("folded", "channels_last")
@@ -224,9 +224,7 @@ def test_bfloat16_inside_float32_outside(always):
 def test_another_path_at_another_size(engine, always, monkeypatch):
     """Convolution and BatchNorm fold into one at the measured size; at larger ones both answers are used."""
     # As where the folded model was not seen to be slower: what wins on so small a model is not the question.
-    monkeypatch.setattr(
-        import_module("leanconv.engine.optimize"), "_fallback", lambda bench, entries, given: (bench.folded, 1e-4)
-    )
+    monkeypatch.setattr(Preparation, "fallback", lambda self: (self.bench.folded, 1e-4))
 
     class Forks(Tiny):
         def forward(self, x, *, sharp=False):

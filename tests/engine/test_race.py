@@ -21,7 +21,7 @@ def held(monkeypatch):
     """`held(medians, noise, seed)`: the race of such forms; (the winner's place, rounds of the final of each)."""
     monkeypatch.setattr(latency, "once_ms", lambda call, clock="wall": call())
     monkeypatch.setattr(paired, "once_ms", lambda call, clock="wall": call())
-    bench = SimpleNamespace(device=torch.device("cpu"), obstacle="")
+    bench = SimpleNamespace(device=torch.device("cpu"), obstacle="", clock="wall")
 
     def run(forms, noise=0.05, seed=0, deadline=FAR):
         draw, made = random.Random(seed), []
@@ -101,7 +101,7 @@ def test_who_was_slow_at_the_first_look_gets_two_more(looks, chosen, monkeypatch
     monkeypatch.setattr(latency, "once_ms", lambda call, clock="wall": call())
     monkeypatch.setattr(paired, "once_ms", lambda call, clock="wall": call())
     monkeypatch.setattr(race, "_calls", lambda bench, entries: {str(i): e.form for i, e in enumerate(entries)})
-    bench = SimpleNamespace(device=torch.device("cpu"), obstacle="")
+    bench = SimpleNamespace(device=torch.device("cpu"), obstacle="", clock="wall")
     entries = [
         Entry(Choice("given"), lambda: 10.0, True, 10e-3),
         Entry(Choice("slow at first"), lambda: 7.5, True, looks[0]),

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import leanconv as lc
-from leanconv.engine import optimize
-from leanconv.engine.fused import candidate, sizes
+from leanconv.engine import optimize, workbench
+from leanconv.engine.fused import sizes
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.forms import FORMS
 from leanconv.engine.workbench import Workbench
@@ -26,7 +26,7 @@ def quick_choice(monkeypatch):
     """What is tested is the answer: a kernel wherever there is one, PyTorch's form to hold it to, nothing measured; of
     sizes in a program the batch alone is opened (test_sizes.py has the others).
     """
-    monkeypatch.setattr(candidate, "MEASURING_S", 0.0)
+    monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setattr(sizes, "OPENING_S", 0.0)
     monkeypatch.setitem(FORMS, "block", [form for form in FORMS["block"] if form.name in ("aten", "kernel")])
 

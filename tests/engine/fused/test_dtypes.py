@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import leanconv as lc
-from leanconv.engine import optimize
-from leanconv.engine.fused import candidate, forms
+from leanconv.engine import optimize, workbench
 from leanconv.engine.fused import choose as room
+from leanconv.engine.fused import forms
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture import to_graph
 from leanconv.engine.fused.dtypes import keep_in
@@ -27,7 +27,7 @@ BLOCKS = FORMS["block"]
 @pytest.fixture(autouse=True)
 def quick_choice(monkeypatch):
     """What is tested is the answer: a kernel wherever there is one, nothing measured."""
-    monkeypatch.setattr(candidate, "MEASURING_S", 0.0)
+    monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setitem(FORMS, "block", [form for form in FORMS["block"] if form.name in ("aten", "kernel")])
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from leanconv.deploy.verify import difference
-from leanconv.engine.fused import candidate
+from leanconv.engine import workbench
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.forms import FORMS
 from leanconv.engine.workbench import Workbench
@@ -133,7 +133,7 @@ def randomised(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_odd_models(name, monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(candidate, "MEASURING_S", 0.0)
+    monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     for kind, forms in FORMS.items():  # compiling kernels for all of them takes longer than a test may
         monkeypatch.setitem(FORMS, kind, [form for form in forms if form.name in ("aten", "onednn", "matrix")])
     model, x = randomised(MODELS[name]()), torch.randn(2, 3, 15, 17)
@@ -164,7 +164,7 @@ def test_odd_models(name, monkeypatch):
 @pytest.mark.parametrize("name", ["chains", "sums"])
 def test_odd_models_on_kernels(name, monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(candidate, "MEASURING_S", 0.0)
+    monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setitem(FORMS, "block", [form for form in FORMS["block"] if form.name in ("aten", "kernel")])
     model, x = randomised(MODELS[name]()), torch.randn(2, 3, 15, 17)
     form = FUSED.prepare(Workbench(model, (x,), {}, 1), None)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.deploy.verify import difference
+from leanconv.engine import workbench
 from leanconv.engine.fused import candidate, sizes
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture import to_graph
@@ -86,7 +87,7 @@ MODELS = {
 @pytest.fixture(autouse=True)
 def _pytorch_alone(monkeypatch):
     """What holds sizes are calls of PyTorch; compiling kernels takes longer than these tests may."""
-    monkeypatch.setattr(candidate, "MEASURING_S", 0.0)
+    monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     for kind, forms in FORMS.items():
         monkeypatch.setitem(FORMS, kind, [form for form in forms if form.name in ("aten", "matrix")])
 

@@ -1,0 +1,145 @@
+"""The forms that one `optimize` tries: prepared as far as its budget reaches, held against the model, and timed."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from leanconv.deploy.runtimes import first_line
+from leanconv.engine import race as racing
+from leanconv.engine import workbench
+from leanconv.engine.budget import Budget
+from leanconv.engine.candidate import Candidate, Form
+from leanconv.engine.candidates import GIVEN
+from leanconv.engine.choices import Choice, faster
+from leanconv.engine.progress import Progress
+from leanconv.engine.race import Entry
+from leanconv.engine.workbench import Workbench
+
+Variant = tuple[Candidate, torch.dtype | None]
+# Seconds that an engine may measure for while it is prepared, however many others wait.
+LEAST_MEASURING_S = 4.0
+
+
+class Preparation:
+    """Rows in the order of the table, one for each variant, and the entries of those that were right.
+
+    Attributes:
+        given: the model as it was given; its row is the table's first.
+        rows: of everything that was tried, or was to be.
+    """
+
+    def __init__(
+        self, bench: Workbench, budget: Budget, variants: Sequence[Variant], *, first: torch.dtype | None
+    ) -> None:
+        """`first`: the number type whose variants have their turn first."""
+        self.bench, self.budget = bench, budget
+        self.given = Entry(Choice(GIVEN, error=0.0), bench.model, True, bench.forward_s)
+        tried = {variant: Choice(variant[0].name, _word(variant[1])) for variant in variants}
+        self.rows = (self.given.row, *tried.values())
+        self._entries = {0: self.given}  # by their rows' places
+        self._field = [self.given]  # who takes part in the next race
+        self._raced = False
+        self._waiting: list[tuple[int, Candidate, torch.dtype | None]] = []
+        for place, ((candidate, dtype), row) in enumerate(tried.items(), 1):
+            row.note = bench.obstacle or candidate.why_not(bench, dtype) or ""
+            if not row.note:
+                self._waiting.append((place, candidate, dtype))
+        # The quick ones first: what the peers need is then known before an engine measures for as long as it may.
+        self._waiting.sort(key=lambda each: (each[2] is not first, each[1].seconds(bench)))
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Those that were right, in the order of the table."""
+        return [entry for _, entry in sorted(self._entries.items())]
+
+    def prepare(self, progress: Progress) -> bool:
+        """Prepare and verify whoever waits and fits into the budget beside the race.
+
+        Returns whether a race is to be run: the first, or one with a new form in it.
+        """
+        before = len(self._field)
+        for each in list(self._waiting):
+            place, candidate, dtype = each
+            if not self._fits(candidate):
+                continue
+            self._waiting.remove(each)
+            progress.show(self.rows[place].label)
+            if entry := self._tried(self.rows[place], candidate, dtype):
+                self._entries[place] = entry
+                self._field.append(entry)
+            progress.advance()
+        return len(self._field) > before or not self._raced
+
+    def _fits(self, candidate: Candidate) -> bool:
+        return self.budget.needs(candidate, self.bench) <= self.budget.left - self.budget.timing(self._field)
+
+    def _tried(self, row: Choice, candidate: Candidate, dtype: torch.dtype | None) -> Entry | None:
+        """Prepare one candidate and hold it against the model. No reason to give up on it is an error of ours."""
+        bench, start = self.bench, time.perf_counter()
+        expected, others = candidate.seconds(bench), sum(self.budget.needs(each, bench) for _, each, _ in self._waiting)
+        spare = self.budget.left - self.budget.timing(self._field) - self.budget.needs(candidate, bench) - others
+        bench.measuring_s = min(workbench.MEASURING_S, LEAST_MEASURING_S + max(0.0, spare))
+        try:
+            form = candidate.prepare(bench, dtype)
+            seen, look_s = bench.verify(form)
+            row.tolerance = bench.tolerance(dtype)
+        except Exception as error:
+            row.note, row.prepare_s = f"failed: {first_line(error)}", time.perf_counter() - start
+            return None
+        row.prepare_s, row.error = time.perf_counter() - start, seen.relative
+        self.budget.learn(expected, row.prepare_s)
+        if not seen.ok(row.tolerance):
+            row.note = f"differs: {seen.problem or f'{seen.relative:.1e} of the output'} (allowed {row.tolerance:.1e})"
+            return None
+        return Entry(row, form, candidate.any_shape, look_s)
+
+    def race(self, on_part: Callable[[float], object]) -> Entry:
+        """The fastest of the given model, the winner so far and the new forms. Who waits still may be next: then it
+        takes no longer than it must.
+        """
+        field, budget = [each for each in self.entries if each in self._field], self.budget
+        for entry in field:
+            entry.row.chosen = False
+        until = budget.deadline
+        if any(budget.needs(candidate, self.bench) < budget.left for _, candidate, _ in self._waiting):
+            until = min(until, time.perf_counter() + budget.timing(field) / racing.RACE_SHARE)
+        winner = racing.race(self.bench, field, until, on_part)
+        for entry in field:
+            if note := getattr(getattr(entry.form, "blocks", None), "note", ""):
+                entry.row.note += f"; {note}"
+        self._field = [self.given] if winner is self.given else [self.given, winner]
+        self._raced = True
+        return winner
+
+    def missed(self) -> tuple[str, float]:
+        """The engines that the budget did not reach, for the table's first line, and a budget that would; ("", 0)."""
+        if not self._waiting:
+            return "", 0.0
+        needs = {place: self.budget.needs(candidate, self.bench) for place, candidate, _ in self._waiting}
+        enough = 5 * math.ceil((self.budget.spent + 1.2 * sum(needs.values()) + self.budget.timing(self.entries)) / 5)
+        for place, seconds in needs.items():
+            self.rows[place].note = f"skipped: needs about {seconds:.0f} s, {self.budget.left:.0f} s left"
+        return ", ".join(self.rows[place].label for place in sorted(needs)), float(enough)
+
+    def blocks(self, winner: Entry) -> Any:
+        """The table of blocks of the winner, or of whoever else has one."""
+        found = (getattr(entry.form, "blocks", None) for entry in [winner, *self.entries])
+        return next((blocks for blocks in found if blocks is not None), None)
+
+    def fallback(self) -> tuple[Form, float]:
+        """What runs calls of other shapes, and the error allowed to it: the folded model where it is right and was not
+        seen to be slower.
+        """
+        for entry in self.entries:
+            if entry.form is self.bench.__dict__.get("_folding", (None,))[0]:
+                timing, own = entry.row.timing, self.given.row.timing
+                if timing is not None and own is not None and not faster(own, timing):
+                    return self.bench.folded, entry.row.tolerance or 0.0
+        return self.bench.model, 0.0
+
+
+def _word(dtype: torch.dtype | None) -> str:
+    return "" if dtype is None else str(dtype).removeprefix("torch.")

@@ -1,0 +1,35 @@
+"""The bar of `optimize`."""
+
+import sys
+
+
+class Progress:
+    """A bar on the terminal's error stream; nothing where that is no terminal."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        columns = TextColumn("optimize: {task.description}"), BarColumn(), TimeElapsedColumn()
+        self._bar = Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
+        self._task = self._bar.add_task("folding", total=total)
+        self._done = 0
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, what: str) -> None:
+        self._bar.update(self._task, description=what)
+
+    def advance(self) -> None:
+        self._done += 1
+        self._bar.update(self._task, completed=self._done)
+
+    def part(self, share: float) -> None:
+        self._bar.update(self._task, completed=self._done + share)

@@ -1,0 +1,105 @@
+"""Who is prepared, in which order, within which seconds: `optimize`'s budget, with engines that take what they say."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from leanconv.engine import optimize
+from leanconv.engine.budget import Budget
+from leanconv.engine.candidate import Candidate
+from leanconv.engine.candidates import CANDIDATES
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """`engines(name=(estimate, takes), ...)`: engines in place of the real ones; the list of who was prepared."""
+    prepared: list[str] = []
+
+    def made(**each):
+        CANDIDATES_BEFORE = list(CANDIDATES)
+        for name in CANDIDATES_BEFORE:
+            monkeypatch.delitem(CANDIDATES, name)
+        for name, (estimate, takes) in each.items():
+
+            def prepare(bench, dtype, name=name, takes=takes):
+                prepared.append(name if dtype is None else f"{name} half")
+                time.sleep(takes)
+                return bench.model
+
+            monkeypatch.setitem(CANDIDATES, name, Candidate(name, lambda b, d: None, lambda b, s=estimate: s, prepare))
+        return prepared
+
+    return made
+
+
+def run(budget_s, **options):
+    return optimize(nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 16, 16), budget_s=budget_s, **options).choices
+
+
+def test_the_quick_ones_first_and_the_asked_dtype_before_all(engines):
+    prepared = engines(slow=(3.0, 0.0), quick=(1.0, 0.0))
+    run(240, dtype=torch.bfloat16)
+    assert prepared == ["quick half", "slow half", "quick", "slow"]
+
+
+def test_the_table_keeps_its_order(engines):
+    engines(slow=(3.0, 0.0), quick=(1.0, 0.0))
+    choices = run(240, dtype=torch.bfloat16)
+    assert [row.label for row in choices] == ["eager", "slow", "quick", "slow bfloat16", "quick bfloat16"]
+    assert choices.missed == ("", 0.0)
+    assert not str(choices).startswith("budget_s")
+
+
+def test_a_budget_that_is_too_small_says_so_first_and_names_one_that_is_not(engines):
+    prepared = engines(endless=(1000.0, 0.0), quick=(0.1, 0.0))
+    choices = run(6)
+    assert prepared == ["quick"]
+    assert choices["endless"].note.startswith("skipped: needs about ")
+    first = str(choices).splitlines()[0]
+    assert first.startswith("budget_s=6 was too small for endless; budget_s=")
+    assert choices.to_dict()["missed"] == "endless"
+    assert choices.to_dict()["enough_s"] > 200
+
+
+def test_who_does_not_fit_lets_the_next_one_pass(engines):
+    prepared = engines(first=(0.01, 0.0), endless=(500.0, 0.0), other=(600.0, 0.0))
+    run(6)
+    assert prepared == ["first"]
+
+
+def test_no_second_is_left_while_an_engine_waits(engines, monkeypatch):
+    """An engine that did not fit beside the race is prepared after it, in the seconds that the race left."""
+    prepared = engines(quick=(0.1, 0.0), other=(0.1, 0.0), waits=(60.0, 0.2))
+    monkeypatch.setattr(Budget, "timing", lambda self, entries: 15.0 * len(entries))
+    monkeypatch.setattr(Budget, "learn", lambda self, expected, took: None)
+    choices = run(100)  # 60 s do not fit beside the 45 that three forms are given, but beside the 15 or 30 of a duel
+    assert prepared == ["quick", "other", "waits"]
+    assert choices["waits"].timing is not None
+    assert choices.missed == ("", 0.0)
+
+
+def test_estimates_learn_from_what_the_engines_before_took(engines):
+    """On a machine four times as fast as the estimates say, engines fit that seemed too slow."""
+    prepared = engines(a=(2.0, 0.2), b=(18.0, 0.2))
+    run(8)
+    assert prepared == ["a", "b"]
+
+
+def test_and_from_engines_that_took_longer(engines):
+    prepared = engines(a=(0.5, 1.5), b=(3.0, 3.0))
+    choices = run(6)
+    assert prepared == ["a"]
+    assert choices.missed[0] == "b"
+
+
+def test_the_winner_of_a_second_race_is_the_one_chosen(engines, monkeypatch):
+    prepared = engines(quick=(0.1, 0.0), other=(0.1, 0.0), waits=(60.0, 0.0))
+    monkeypatch.setattr(Budget, "timing", lambda self, entries: 15.0 * len(entries))
+    monkeypatch.setattr(Budget, "learn", lambda self, expected, took: None)
+    monkeypatch.setattr("leanconv.engine.race.beats", lambda given: True)
+    choices = run(100)
+    assert prepared[-1] == "waits"
+    assert sum(row.chosen for row in choices) == 1
+    assert all(row.note for row in choices)
