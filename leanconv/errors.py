@@ -6,9 +6,17 @@ from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
 
+from leanconv.text import one_line
+
 
 class LeanconvError(Exception):
-    """The parent of every error that a caller or a file can cause; anything else is a bug of ours."""
+    """The parent of every error that a caller or a file can cause; anything else is a bug of ours.
+
+    `str` is one line that a terminal can take, whatever name stands in it.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UnsupportedConv(LeanconvError, ValueError):

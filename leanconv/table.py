@@ -9,14 +9,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from leanconv.text import one_line
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", note: str = "") -> str:
-    """A table as plain text; numbers stand right, words left. `note` follows below it, wrapped."""
-    listed = [[str(cell) for cell in row] for row in rows]
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", note: str | Sequence[str] = ""
+) -> str:  # fmt: skip
+    """A table as plain text; numbers stand right, words left. The lines of `note` follow below it, wrapped.
+
+    Each cell and each line stays one, whatever name stands in it.
+    """
+    listed = [[one_line(cell) for cell in row] for row in rows]
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
         numeric = all(_is_number(row[index]) for row in listed) and bool(listed)
-        view.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+        view.add_column(Text(one_line(column)), justify="right" if numeric else "left", overflow="fold")
     for row in listed:
         view.add_row(*(Text(cell) for cell in row))
     out = io.StringIO()
@@ -24,10 +31,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     width = shutil.get_terminal_size((160, 24)).columns
     console = Console(file=out, width=max(width, 60), color_system=None, highlight=False, emoji=False)
     if title:
-        console.print(Text(title))
+        console.print(Text(one_line(title)))
     console.print(view)
-    if note:
-        console.print(Text(note))
+    for line in [note] if isinstance(note, str) else note:
+        if line:
+            console.print(Text(one_line(line)))
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 

@@ -10,6 +10,7 @@ import typer
 from leanconv.cli.common import Input, Json, ModelWords, example, reference
 from leanconv.cli.plan import TrustCode, Where
 from leanconv.errors import BadInput
+from leanconv.text import one_line
 
 if TYPE_CHECKING:
     from leanconv.convert import Plan
@@ -56,7 +57,8 @@ def command(
     if json:
         print(_json.dumps({"run": str(out), **applied.to_dict(), "plan": steps.to_dict()}, indent=2))
     else:
-        print(f"{applied}\n\n{out}: written; it is a MODEL for every command, and load({str(out)!r}) in Python")
+        told = one_line(f"{out}: written; it is a MODEL for every command, and load({str(out)!r}) in Python")
+        print(f"{applied}\n\n{told}")
 
 
 def _write(run: "RunFolder", named: str, network: object, steps: "Plan") -> None:

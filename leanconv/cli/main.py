@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from leanconv.cli.streams import patient_streams
 from leanconv.errors import LeanconvError, UnknownName, by_model, told
+from leanconv.text import one_line
 from leanconv.version import __version__
 
 # command -> its line in `leanconv --help`. The command is the function `command` of leanconv/cli/COMMAND.py.
@@ -29,6 +31,7 @@ COMMANDS = {
     "doctor": "What this machine can run, and what to install for the rest.",
 }
 
+_USAGE: Any = typer.BadParameter.__base__  # click's UsageError; who bundles click differs between versions of typer
 _EPILOG = "Every command takes --json (the report for machines) and --debug (tracebacks). Exit 2: usage; 1: failure."
 
 
@@ -67,32 +70,41 @@ def _listed_only() -> None:
 
 def main() -> None:
     """The entry point: one readable line for what a user can cause, a traceback only with `--debug`."""
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments
-    arguments = [word for word in arguments if word != "--debug"]
+    debug = "--debug" in sys.argv[1:]
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    with patient_streams(), _clean_warnings(debug):
+        try:
+            status = _called(arguments)
+        except Exception as error:
+            if debug:
+                raise
+            print(f"error: {_line(error)}", file=sys.stderr)
+            status = 2 if isinstance(error, UnknownName) else 1
+    sys.exit(status)
+
+
+def _called(arguments: list[str]) -> int:
+    """Run the command that the words ask for; its exit status."""
     asked = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        with _clean_warnings(debug):
-            build(asked)(arguments, prog_name="leanconv")
-    except LeanconvError as error:
-        if debug:
-            raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UnknownName) else 1)
-    except Exception as error:
-        if debug:
-            raise
-        if by_model(error):
-            line = f"the model does not run: {told(error)}; it stopped in its forward pass, --debug shows where"
-        else:
-            line = f"{type(error).__name__}: {error} (a fault of leanconv's; --debug shows where)"
-        print(f"error: {_one_line(line)}", file=sys.stderr)
-        sys.exit(1)
+        return build(asked)(arguments, prog_name="leanconv", standalone_mode=False) or 0
+    except _USAGE as error:
+        # With no words at all the message is the help, of many lines; else a name may stand in it.
+        error.message = one_line(error.message) if arguments else error.message
+        error.show()
+        return int(error.exit_code)
+    except typer.Abort:
+        print("Aborted!", file=sys.stderr)
+        return 1
 
 
-def _one_line(message: object) -> str:
-    """The message as one line; a file's text in it (a name in a model.json) moves no cursor of the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
+def _line(error: Exception) -> str:
+    """An error in one line that says whose it is; a file's text in it moves no cursor of the terminal."""
+    if isinstance(error, LeanconvError):
+        return str(error)
+    if by_model(error):
+        return one_line(f"the model does not run: {told(error)}; it stopped in its forward pass, --debug shows where")
+    return one_line(f"{type(error).__name__}: {error} (a fault of leanconv's; --debug shows where)")
 
 
 @contextmanager
@@ -100,5 +112,5 @@ def _clean_warnings(debug: bool) -> Iterator[None]:
     """A warning is one line without the place in our code and its source line."""
     with warnings.catch_warnings():
         if not debug:
-            warnings.showwarning = lambda message, *_, **__: print(f"warning: {_one_line(message)}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {one_line(message)}", file=sys.stderr)
         yield

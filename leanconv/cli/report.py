@@ -9,6 +9,7 @@ import typer
 
 from leanconv.cli.common import Device, Json, Threads, torch_device
 from leanconv.cli.common import report as print_report
+from leanconv.text import one_line
 
 
 def command(
@@ -41,8 +42,8 @@ def command(
     report.command = shlex.join(["leanconv", "report", *map(str, runs), *asked, "--split", split])
     print_report(report, json=json)  # first: `out` may be unwritable
     written = write_report(report, out)
-    print(f"wrote {written}", file=sys.stderr)
+    print(one_line(f"wrote {written}"), file=sys.stderr)
 
 
 def _say(text: str) -> None:
-    print(f"{text} ...", file=sys.stderr, flush=True)
+    print(one_line(f"{text} ..."), file=sys.stderr, flush=True)

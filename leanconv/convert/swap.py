@@ -13,6 +13,7 @@ from leanconv.files import read_json, write_json
 from leanconv.registry import parse
 from leanconv.spec import ConvSpec
 from leanconv.table import si, table
+from leanconv.text import one_line
 
 _FORMAT = "leanconv plan 1"
 
@@ -40,9 +41,12 @@ class Swap:
     calls: int = 0
 
     def __str__(self) -> str:
-        if self.to is None or self.before is None or self.after is None:
-            return f"keep {self.name}: {self.reason}" if self.to is None else f"swap {self.name}: {self.to}"
-        return f"swap {self.name}: {self.to}, {si(self.before.macs)} -> {si(self.after.macs)} MACs"
+        if self.to is None:
+            return one_line(f"keep {self.name}: {self.reason}")
+        costs = ""
+        if self.before is not None and self.after is not None:
+            costs = f", {si(self.before.macs)} -> {si(self.after.macs)} MACs"
+        return one_line(f"swap {self.name}: {self.to}{costs}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,7 +117,7 @@ class Plan(Sequence[Swap]):
     def __repr__(self) -> str:
         return f"Plan({len(self.swapped)} swapped, {len(self.kept)} kept)"
 
-    def _note(self) -> str:
+    def _note(self) -> list[str]:
         before, after = self.before, self.after
         lines = [
             f"{len(self.swapped)} of {len(self)} convolutions change; all counted convolutions together: "
@@ -123,7 +127,7 @@ class Plan(Sequence[Swap]):
         if self.kept:
             lines.append("kept: " + ", ".join(f"{count} {reason}" for reason, count in self.reasons().items()))
             lines.extend(f"  {reason}: {reasons.MEANING[reason]}" for reason in self.reasons())
-        return "\n".join(lines)
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain numbers and strings: what `save` writes."""

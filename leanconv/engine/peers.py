@@ -73,9 +73,9 @@ class EngineComparison:
                 f"{timing.median_ms / base:.2f}", f"{floor.ms:.4g}" if floor else "-", f"{share:.0%}" if share else "-",
             ])  # fmt: skip
         columns = ["model", "engine", "ms (median)", "IQR", "rounds", "times as long", "floor ms", "of the floor"]
-        note = f"the engines in turns, {self.clock} time; times as long as {', '.join(self.base)}\n{self.peaks}"
+        note = f"the engines in turns, {self.clock} time; times as long as {', '.join(self.base)}"
         told = [f"{model}, {engine}: {why}" for (model, engine), why in self.refused.items()]
-        return "\n".join([table(columns, rows, title=self.label, note=note), *told])
+        return table(columns, rows, title=self.label, note=[note, str(self.peaks), *told])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ class Progress:
         from rich.progress import Progress as Bar
 
         console = Console(stderr=True)
-        columns = TextColumn("optimize: {task.description}"), BarColumn(), TimeElapsedColumn()
+        columns = TextColumn("optimize: {task.description}", markup=False), BarColumn(), TimeElapsedColumn()
         self._bar = Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
         self._task = self._bar.add_task("folding", total=total)
         self._done = 0

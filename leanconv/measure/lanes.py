@@ -144,13 +144,13 @@ class LaneProfile:
             f"input {'x'.join(map(str, self.shape))}"
         )
         head = ["layer", "type", "kind", "kernel", "MACs", *schemes]
-        by_layer = table(head, rows, title=title, note="\n".join(unmapped_notes(self.unmapped)))
+        by_layer = table(head, rows, title=title, note=unmapped_notes(self.unmapped))
         others = [[w.kernels, si(w.macs), *self._cells(w.macs, w.cycles, w.intra_cycles)] for w in self.enlarged]
         better = sum(min(one.cycles, one.intra_cycles) for one in self.layers)
-        note = (
-            f"fewer cycles: {k0}x{k0} taps a cycle against one tap a cycle, with the same multipliers\n"
-            f"as they are, each layer in the scheme that suits it: {better:,} cycles"
-        )
+        note = [
+            f"fewer cycles: {k0}x{k0} taps a cycle against one tap a cycle, with the same multipliers",
+            f"as they are, each layer in the scheme that suits it: {better:,} cycles",
+        ]
         return f"{by_layer}\n\n{table(['kernels', 'MACs', *schemes], others, note=note)}"
 
     def _cells(self, macs: int, plain: int, intra: int) -> list[str]:

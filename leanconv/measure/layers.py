@@ -105,7 +105,7 @@ class Profile:
         notes = [f"{self.peaks}; {self.timing.rounds} rounds; the total is timed without the layers' clocks"]
         notes += [_convention_line(counts) for name, counts in self.counts.items() if name != "macs"]
         notes += [counts.note() for counts in self.counts.values() if counts.uncounted]
-        return table(head, rows, title=self.label, note="\n".join(notes))
+        return table(head, rows, title=self.label, note=notes)
 
 
 def _cells(row: LayerProfile) -> list[object]:

@@ -189,7 +189,7 @@ class ArrayProfile:
         ]
         notes += unmapped_notes(self.unmapped)
         batch = "x".join(map(str, self.shape))
-        return table(head, rows, title=f"{self.array}, input {batch}", note="\n".join(notes))
+        return table(head, rows, title=f"{self.array}, input {batch}", note=notes)
 
 
 def unmapped_notes(unmapped: Mapping[str, int]) -> list[str]:
@@ -274,7 +274,7 @@ class ArrayComparison:
         notes.append(f"fewest cycles: {self.fastest}")
         notes += [f"{name}: {line}" for name, one in self.profiles.items() for line in unmapped_notes(one.unmapped)]
         batch = "x".join(map(str, self.base.shape))
-        return table(head, rows, title=f"{self.base.array}, input {batch}", note="\n".join(notes))
+        return table(head, rows, title=f"{self.base.array}, input {batch}", note=notes)
 
 
 def compare_array(

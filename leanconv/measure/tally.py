@@ -79,7 +79,7 @@ class ConventionTable:
              f"{row.ratio:.4f}x", row.why]
             for row in self.rows
         ]  # fmt: skip
-        rules = "\n".join(f"{row.counts.convention}: {convention(row.counts.convention).says}" for row in self.rows)
+        rules = [f"{row.counts.convention}: {convention(row.counts.convention).says}" for row in self.rows]
         title = f"one model, input {'x'.join(map(str, self.shape))}, by every counting rule; differences are to macs"
         head = ["convention", "params", "counts", "unit", "to macs", "why it differs"]
         return table(head, rows, title=title, note=rules)

@@ -91,7 +91,7 @@ class Reproduction:
                 because.setdefault(f"{s.paper}: {reason}", []).append(what)
         notes = [f"{reason} ({', '.join(what)})." for reason, what in because.items()]
         head = ["paper", "tables", "rows", "figures", "agree", "do not"]
-        return table(head, cells, title="Summary", note="\n".join(notes))
+        return table(head, cells, title="Summary", note=notes)
 
     def _tables(self) -> list[tuple[str, list[Entry]]]:
         groups: dict[tuple[str, str], list[Entry]] = {}
@@ -116,4 +116,4 @@ class Reproduction:
         if formulas := dict.fromkeys(e.convention for e in entries if e.how == "formula"):
             notes.append(f"By a formula, of no layer that can be built: {', '.join(formulas)}. The real layers below.")
         columns = ["row", "column", "paper", "ours", "error", "ok"]
-        return table(columns, [e.cells() for e in entries], title=title, note="\n".join(notes))
+        return table(columns, [e.cells() for e in entries], title=title, note=notes)

@@ -88,8 +88,7 @@ class Report:
             *(f"note: {who} {text}".replace("  ", " ") for who, text in self.all_remarks),
         ]
         measured = [f"Latency: {self.measured}"] if self.measured else []
-        notes = "\n".join([*measured, *lines])
-        return table(["", *(run.name for run in self.runs)], rows, note=notes)
+        return table(["", *(run.name for run in self.runs)], rows, note=[*measured, *lines])
 
 
 def _divide(a: float, b: float) -> float:

@@ -16,6 +16,7 @@ from leanconv.report.plots import SERIES, Curve, Point, curves, frontier
 from leanconv.report.summary import RunSummary, recipe_differences
 from leanconv.report.words import against, cards, main_score, ranked, sentences
 from leanconv.table import si
+from leanconv.text import printable
 from leanconv.version import __version__
 
 _HERE = Path(__file__).parent
@@ -30,7 +31,7 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, bool], ...]], ...] = (
 
 
 def render(report: Report) -> str:
-    """The whole page: styles, script, drawings and pictures inside it, every text escaped."""
+    """The whole page: styles, script, drawings and pictures inside it, every text escaped, every name printable."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
@@ -41,7 +42,7 @@ def render(report: Report) -> str:
     ).get_template("page.html")
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return page.render(
+    filled = page.render(
         _words(report)
         | {
             "css": Markup((_HERE / "page.css").read_text(encoding="utf-8")), "script": Markup(script),
@@ -52,6 +53,7 @@ def render(report: Report) -> str:
             "curves": [(title, Markup(svg)) for title, svg in _curves(report)],
         }
     )  # fmt: skip
+    return printable(filled)
 
 
 def _words(report: Report) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from leanconv.errors import BadInput, LeanconvError
 from leanconv.files import read_json
+from leanconv.text import one_line
 
 # Recipe keys that name the run and do not change what it computes.
 _NAMING = {"out", "log_every", "workers", "threads", "save_every"}
@@ -20,7 +22,7 @@ class RunSummary:
     """One column of numbers about one run; NaN or an empty container where nothing is known.
 
     Attributes:
-        name: short and unique in the report.
+        name: short and unique in the report, made printable.
         model: the model reference; `recipe`: the flat keys of recipe.toml.
         history: column of history.csv -> its numbers, one per epoch; `epochs` counts them.
         costs: params, macs, torchstat_flops, torchstat_madd of one `shape` input.
@@ -53,6 +55,9 @@ class RunSummary:
     confusion: list[list[int]] = field(default_factory=list)
     task: str = "segment"
     remarks: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.name = one_line(self.name)  # drawings take no other letters
 
     @property
     def fps(self) -> float:
@@ -194,7 +199,7 @@ def numbers(stored: dict[str, Any]) -> dict[str, float]:
     return {
         str(key): float(value)
         for key, value in stored.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     }
 
 

@@ -6,6 +6,7 @@ It knows neither masks nor labels: `tasks.py` gives it a task and the data of it
 """
 
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -117,7 +118,7 @@ class _Run:
                         self._save()
                     raise Interrupted(
                         f"stopped at step {state.step} of {self.total}, saved; "
-                        f"go on with: leanconv train {self.folder.path} --resume"
+                        f"go on with: leanconv train {shlex.quote(str(self.folder.path))} --resume"
                     ) from None
 
     def _showing(self) -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from leanconv.errors import missing_extra
 from leanconv.files import write_atomic
+from leanconv.text import printable
 
 
 class Reporter:
@@ -24,7 +25,7 @@ class Reporter:
         self.active, self.visible = active, visible and active
         self.console = Console(stderr=True, highlight=False, quiet=not self.visible)
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[label]} {task.fields[score]}"),
             console=self.console, disable=not (self.visible and self.console.is_terminal),
         )  # fmt: skip
@@ -51,8 +52,8 @@ class Reporter:
                 self.writer = None
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        """Lines above the bar."""
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def step(self, step: int, **shown: float) -> None:
         """One step is done; what is `shown` replaces the figures beside the bar."""

@@ -1,5 +1,6 @@
 """The scores of a finished run: read back from its folder, or measured again on any data."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from leanconv.errors import BadCheckpoint, BadInput
 from leanconv.files import read_json, write_json
 from leanconv.runs import RunFolder
 from leanconv.table import table
+from leanconv.text import one_line
 from leanconv.train import classify
 from leanconv.train.data import open_data
 from leanconv.train.evaluate import Scores, best_threshold, evaluate
@@ -101,13 +103,14 @@ def summary(folder: RunFolder) -> str:
     said = "top-k: share of the images whose class is among the k most probable ones."
     if not classes:
         said = "IoU, Dice: the defect class over all pixels; mean IoU: over classes; image: mean over images."
-    path = folder.path
+    path = one_line(shlex.quote(str(folder.path)))
+    exported = one_line(shlex.quote(str(folder.export / "model.onnx")))
     return "\n".join([
-        table(head, rows, title=str(path), note=note), "",
+        table(head, rows, title=str(folder.path), note=note), "",
         said,
         "Next:",
         f"  leanconv eval {path} --split test",
         f"  leanconv predict {path} IMAGE...",
-        f"  leanconv export {path} {path / 'export' / 'model.onnx'}{'' if 'val' in metrics else ' --split test'}",
+        f"  leanconv export {path} {exported}{'' if 'val' in metrics else ' --split test'}",
         f"  leanconv report {path}",
     ])  # fmt: skip

@@ -20,6 +20,7 @@ from leanconv.nn import Schedule
 from leanconv.runs import RunFolder
 from leanconv.runs.kinds import build, read
 from leanconv.table import si
+from leanconv.text import one_line
 from leanconv.train.augment import PlainTransform, TrainTransform
 from leanconv.train.batches import Order, batches
 from leanconv.train.checkpoint import State
@@ -154,7 +155,7 @@ def open_splits(recipe: Recipe, kind: str, say: Callable[[str], object], *, prog
         raise BadInput(f"{recipe.data} has neither a val nor a test split: nothing would be scored")
     for note in dict.fromkeys([absent, *(samples.note for samples in splits.values())]):
         if note:
-            say(f"note   {note}")
+            say(one_line(f"note   {note}"))
     for samples in splits.values():
         samples.check(progress=progress)
     return splits
@@ -253,9 +254,10 @@ def headline(recipe: Recipe, net: nn.Module, data: dict[str, Any], total: int, e
     processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     classes = list(data["train"].classes)
     names = ", ".join(classes) if len(classes) <= 20 else f"{len(classes)} classes"
-    return (
-        f"model  {recipe.model}: {si(params)} parameters, {si(macs)} MACs at 3x{recipe.size}x{recipe.size}\n"
-        f"data   {recipe.data}: {images} images; {names}\n"
-        f"run    {total} steps of {recipe.batch}, {epochs} epochs, on {device}{processes}\n"
-        f"into   {recipe.out}"
+    lines = (
+        f"model  {recipe.model}: {si(params)} parameters, {si(macs)} MACs at 3x{recipe.size}x{recipe.size}",
+        f"data   {recipe.data}: {images} images; {names}",
+        f"run    {total} steps of {recipe.batch}, {epochs} epochs, on {device}{processes}",
+        f"into   {recipe.out}",
     )
+    return "\n".join(map(one_line, lines))

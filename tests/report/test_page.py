@@ -1,6 +1,7 @@
 """The page in a real browser: drawn, quiet on the console, in both themes; and no text of a run can become code."""
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from leanconv.report.document import Report
 from leanconv.report.overlays import case
 from leanconv.report.page import render
 from leanconv.report.summary import RunSummary
+from leanconv.text import one_line
 
 EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
 
@@ -89,6 +91,14 @@ def test_nothing_a_run_says_can_run(browser):
     assert "<title>pwned" not in dom
     assert '<img src="x"' not in dom
     assert dom.count("<script") == 1
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Kb", "a\u202eb", os.fsdecode(b"a\xe9b"), "\ud83d", "a\nb\x00\x0b"])
+def test_every_name_becomes_text_that_a_file_can_hold(name):
+    page = render(report(name))
+    page.encode()
+    assert all(line.isprintable() for line in page.split("\n"))
+    assert one_line(name) in page
 
 
 def test_the_controls_work(browser):

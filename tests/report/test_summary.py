@@ -5,7 +5,7 @@ import math
 import pytest
 
 from leanconv.errors import BadInput
-from leanconv.report.summary import RunSummary, comparability, read_run, read_runs, recipe_differences
+from leanconv.report.summary import RunSummary, comparability, numbers, read_run, read_runs, recipe_differences
 
 
 def folder(path, **files):
@@ -51,6 +51,11 @@ def test_damaged_files_do_not_stop_the_report(tmp_path, name, text):
     assert run.remarks
     assert run.threshold is None
     assert math.isnan(run.value("dice"))
+
+
+def test_only_finite_numbers_of_a_file_are_taken():
+    stored = {"a": 1, "b": 10**400, "c": float("nan"), "d": True, "e": "1", "f": -(10**400), "g": 0.5}
+    assert numbers(stored) == {"a": 1.0, "g": 0.5}
 
 
 def test_what_is_no_run_folder_is_refused(tmp_path):
