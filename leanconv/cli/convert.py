@@ -43,17 +43,18 @@ def command(
     from leanconv.convert import Plan, apply_
     from leanconv.convert import plan as make_plan
     from leanconv.runs import RunFolder, load
+    from leanconv.runs.lock import writing
 
     if (plan is None) == (to is None) or (plan is not None and where is not None):
         raise BadInput("say what to swap: either --to OP (with --where GLOB if you like) or --plan PLAN.json")
-    run = RunFolder(out)
-    if run.model_json.exists() or run.weights.exists():
-        raise BadInput(f"{out}: holds a model already; give --out a new folder")
-    named = reference(model)
-    network, x = load(named, trust_code=trust_code), example(input)
-    steps = Plan.load(plan) if plan is not None else make_plan(network, x, to=str(to), where=where)
-    applied = apply_(network, steps, init=init.value, data=x)
-    _write(run, named, network, steps)
+    run, named = RunFolder(out), reference(model)
+    with writing(out, "leanconv convert"):
+        if run.model_json.exists() or run.weights.exists():
+            raise BadInput(f"{out}: holds a model already; give --out a new folder")
+        network, x = load(named, trust_code=trust_code), example(input)
+        steps = Plan.load(plan) if plan is not None else make_plan(network, x, to=str(to), where=where)
+        applied = apply_(network, steps, init=init.value, data=x)
+        _write(run, named, network, steps)
     if json:
         print(_json.dumps({"run": str(out), **applied.to_dict(), "plan": steps.to_dict()}, indent=2))
     else:

@@ -2,8 +2,9 @@
 
 from leanconv.files.atomic import read_bytes, read_json, replace_atomic, write_atomic, write_json
 from leanconv.files.drafts import draft, sweep
-from leanconv.files.locks import LOCK, Held, Lock
+from leanconv.files.locks import LOCK, Held, Lock, NoLocks, holder
 
 __all__ = [
-    "LOCK", "Held", "Lock", "draft", "read_bytes", "read_json", "replace_atomic", "sweep", "write_atomic", "write_json"
+    "LOCK", "Held", "Lock", "NoLocks", "draft", "holder", "read_bytes", "read_json", "replace_atomic", "sweep",
+    "write_atomic", "write_json",
 ]  # fmt: skip

@@ -25,6 +25,10 @@ _FAR = 1 << 30  # the byte that Windows locks: the text before it stays readable
 _SHOWN = 200  # letters of the text that are shown
 
 
+class NoLocks(OSError):
+    """The file system locks no files."""
+
+
 class Held(Exception):
     """Somebody else has the lock; the message is what he wrote into it, perhaps nothing."""
 
@@ -35,8 +39,8 @@ class Lock:
     Args:
         said: what others read who do not get it.
         patience_s: how long to wait for it.
-    Raises, when it is entered: Held where another holds it; OSError where the file cannot be made, or its file system
-        has no locks.
+    Raises, when it is entered: Held where another holds it; NoLocks where none can be had; another OSError where the
+        file cannot be made.
     """
 
     def __init__(self, path: Path, said: str = "", *, patience_s: float = 0.0) -> None:
@@ -132,6 +136,8 @@ else:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return False
+        except OSError as error:  # a network's file system, as a rule
+            raise NoLocks(error.errno, error.strerror) from error
         return True
 
 

@@ -132,11 +132,11 @@ class Schedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken: temperatures, masks and frozen scores are set. Raises BadCheckpoint."""
-        whole = [isinstance(state.get(key), int) for key in ("steps", "seed")]
+        whole = [type(state.get(key)) is int for key in ("steps", "seed")]
         loss_sum = state.get("loss_sum")
-        if set(state) != set(self.state_dict()) or not all(whole) or not isinstance(loss_sum, int | float):
+        if set(state) != set(self.state_dict()) or not all(whole) or type(loss_sum) not in (int, float):
             raise BadCheckpoint(f"not a state of Schedule: {str(state)[:120]}")
-        if state["steps"] < 0 or not math.isfinite(loss_sum):
+        if state["steps"] < 0 or not -1e300 < loss_sum < 1e300:
             raise BadCheckpoint(f"not a state of Schedule: steps={state['steps']}, loss_sum={loss_sum}")
         self.steps, self.seed = state["steps"], state["seed"]
         self._loss_sum = self._sum = float(loss_sum)

@@ -1,6 +1,7 @@
 """RunFolder: what a training leaves behind and every later command reads. No pickle anywhere."""
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from leanconv.errors import BadCheckpoint, BadInput, LeanconvError, MissingExtra
 from leanconv.files import read_json, write_json
 from leanconv.registry import parse
 from leanconv.runs.kinds import Reference, build, read
+from leanconv.runs.lock import in_use
 from leanconv.runs.weights import load_weights, save_weights
 from leanconv.version import __version__
 
@@ -43,6 +45,16 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.export = self.path / "export"
         self.last = self.path / "last"
+
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """What a training leaves behind in the end."""
+        return self.weights, self.history, self.metrics
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is or may be written there."""
+        return self.recipe, self.model_json, *self.results, self.events, self.report, self.export, self.last
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -115,6 +127,8 @@ class RunFolder:
         Raises: UntrustedCode where model.json names somebody's Python file, BadCheckpoint where a file is damaged.
         """
         model = self.build_model(trust_code=trust_code)
+        if who := in_use(self.path):
+            warnings.warn(f"{self.path} is being written by {who}: these are its weights so far", stacklevel=2)
         load_weights(model, self.weights)
         return model.eval()
 

@@ -57,7 +57,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     for name, first in _tied(state).items():  # written once, under the name that comes first
         if name not in stored and first in stored:
             stored[name] = stored[first]
-    complaints = _mismatch(state, stored)
+    complaints = mismatch(state, stored)
     if complaints:
         raise BadCheckpoint(f"{path}: these are another model's weights: {'; '.join(complaints)}")
     model.load_state_dict({name: stored[name] for name in state}, strict=False)
@@ -101,7 +101,8 @@ def _tied(state: dict[str, Tensor]) -> dict[str, str]:
     return tied
 
 
-def _mismatch(state: dict[str, Tensor], stored: dict[str, Tensor]) -> list[str]:
+def mismatch(state: dict[str, Tensor], stored: dict[str, Tensor], *, exact: bool = False) -> list[str]:
+    """How stored tensors differ from a model's in names, sizes and number types (`exact`: also in their widths)."""
     missing = [name for name in state if name not in stored]
     extra = [name for name in stored if name not in state]
     both = [name for name in state if name in stored and not is_lazy(state[name])]
@@ -112,6 +113,7 @@ def _mismatch(state: dict[str, Tensor], stored: dict[str, Tensor]) -> list[str]:
         f"{n} is {_dtype(stored[n])}, not {_dtype(state[n])}"
         for n in both
         if stored[n].dtype.is_floating_point != state[n].dtype.is_floating_point
+        or (exact and stored[n].dtype != state[n].dtype)
     ]
     sorts = {"it lacks": missing, "it has besides": extra, "other sizes": shapes, "other number types": types}
     return [f"{what} {_few(names)}" for what, names in sorts.items() if names]

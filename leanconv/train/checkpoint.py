@@ -2,44 +2,24 @@
 
 Tensors are `model.*` (parameters and buffers) and `optimizer.N.*`; the step, the history and the other numbers are JSON
 in the file's header. No random state is in it: every random number of step n is drawn after seeding with (seed, n,
-process).
+process). Whoever wrote the file: each entry is checked before one of them is used.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leanconv.errors import BadCheckpoint
+from leanconv.errors import BadCheckpoint, BadInput
 from leanconv.files import write_atomic
+from leanconv.runs.weights import mismatch, read_tensors
+from leanconv.train.optimizer import KEPT
+from leanconv.train.state import State, number
 
-
-@dataclass
-class State:
-    """Where a run stands.
-
-    Attributes:
-        step: steps done.
-        loss_sum, loss_steps: of the running epoch.
-        seconds: of training, over all the times it was resumed.
-        best, best_epoch: the largest validation score so far; -1 before the first.
-        history: a row for each validated epoch.
-        images: training images, whose order the steps follow; 0: not written down.
-        schedule: of `leanconv.nn.Schedule`; empty: not written down.
-    """
-
-    step: int = 0
-    loss_sum: float = 0.0
-    loss_steps: int = 0
-    seconds: float = 0.0
-    best: float = -1.0
-    best_epoch: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    images: int = 0
-    schedule: dict[str, Any] = field(default_factory=dict)
+_SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
 def save(
@@ -62,38 +42,88 @@ def save(
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, Any]]:
     """Put model and optimizer where `save` found them; returns the state and the loss scaler's.
 
-    Raises: BadCheckpoint for a file that is damaged, no checkpoint, or of another model.
+    Raises: BadCheckpoint for a file that is damaged, no checkpoint, or of another model. Then nothing was changed.
     """
-    from safetensors import SafetensorError, safe_open
-
+    header, tensors = _read(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["leanconv"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        state = State(**header["state"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        state = State.read(header["state"])
+        scaler = _scaler(header["scaler"])
+    except BadInput as error:
         raise BadCheckpoint(f"{path}: is no checkpoint of a training run: {error}") from error
     try:
-        model.load_state_dict(_below(tensors, "model."))
-        _load_optimizer(optimizer, _below(tensors, "optimizer.") | _below(header["optimizer"], "optimizer."))
-    except (RuntimeError, KeyError, IndexError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BadCheckpoint(f"{path}: belongs to another model or optimizer: {reason}") from error
-    return state, header["scaler"]
+        weights = _weights(_below(tensors, "model."), model)
+        moments = _moments(_below(tensors, "optimizer.") | _below(header["optimizer"], "optimizer."), optimizer, state)
+    except BadInput as error:
+        raise BadCheckpoint(f"{path}: belongs to another model or optimizer: {error}") from error
+    model.load_state_dict(weights)
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return state, scaler
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors. Raises BadCheckpoint."""
+    from safetensors import safe_open
+
+    try:
+        tensors = read_tensors(path)
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["leanconv"])
+    except (BadCheckpoint, KeyError, ValueError, RecursionError) as error:
+        reason = "its header has no entry leanconv" if isinstance(error, KeyError) else error
+        raise BadCheckpoint(f"{path}: is no checkpoint of a training run: {_after(path, reason)}") from error
+    if not isinstance(header, dict) or any(not isinstance(header.get(key), dict) for key in ("optimizer", "scaler")):
+        raise BadCheckpoint(f"{path}: is no checkpoint of a training run: its header has no optimizer and scaler")
+    return {"state": None, **header}, tensors
+
+
+def _after(path: Path, reason: object) -> str:
+    return str(reason).removeprefix(f"{path}: ")
 
 
 def _below(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, entries: dict[str, Any]) -> None:
+def _scaler(stored: dict[str, Any]) -> dict[str, Any]:
+    if stored and (set(stored) != _SCALER or not all(number(value) and value >= 0 for value in stored.values())):
+        names = ", ".join(sorted(_SCALER))
+        raise BadInput(f"scaler={str(stored)[:80]}: must have {names}, each a number of at least 0")
+    return stored
+
+
+def _weights(stored: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors: all of them, of its sizes and number types, parameters finite. Raises BadInput."""
+    state = model.state_dict()
+    if complaints := mismatch(state, stored, exact=True):
+        raise BadInput("; ".join(complaints))
+    for name, _ in model.named_parameters():
+        if not torch.isfinite(stored[name]).all():
+            raise BadInput(f"{name} is not finite")
+    return stored
+
+
+def _moments(entries: dict[str, Any], optimizer: torch.optim.Optimizer, state: State) -> dict[int, dict[str, Any]]:
+    """What the optimizer keeps of each parameter, checked against what it keeps. Raises BadInput."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Any]] = {}
+    kept = KEPT[type(getattr(optimizer, "optimizer", optimizer))]
+    found: dict[int, dict[str, Any]] = {}
     for name, value in entries.items():
-        index, key = name.split(".", 1)
-        parameter = parameters[int(index)]
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            # In the parameter's memory format: another one takes another code path, which rounds otherwise.
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        index, _, key = name.partition(".")
+        if not (index.isdecimal() and len(index) < 10 and int(index) < len(parameters) and key in kept):
+            raise BadInput(f"the optimizer has no entry {name[:80]!r}")
+        if what := kept[key].why_not(value, parameters[int(index)], state.step):
+            raise BadInput(f"optimizer entry {name}: {what}")
+        found.setdefault(int(index), {})[key] = _laid_out(value, parameters[int(index)])
+    for index, entry in found.items():
+        if lacking := kept.keys() - entry.keys():
+            raise BadInput(f"the optimizer's entries of parameter {index} lack {', '.join(sorted(lacking))}")
+    if state.step and not found and not all(each.optional for each in kept.values()):
+        raise BadInput(f"the optimizer has no entries after {state.step} steps")
+    return found
+
+
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """In the parameter's memory format: another one takes another code path, which rounds otherwise."""
+    if isinstance(value, Tensor) and value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value

@@ -18,14 +18,15 @@ from torch import Tensor
 from leanconv.errors import BadInput, Diverged, Interrupted
 from leanconv.files import write_json
 from leanconv.nn import Schedule
-from leanconv.runs import RunFolder, load_weights, save_weights
+from leanconv.runs import RunFolder, load_weights
 from leanconv.train import checkpoint, setup
 from leanconv.train.batches import Order, mix
-from leanconv.train.checkpoint import State
 from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.optimizer import make_optimizer, rate_at
 from leanconv.train.progress import Reporter, write_history
 from leanconv.train.recipe import Recipe
+from leanconv.train.resume import check_resumed, claimed, keep_best, load_schedule, processes_note, restore_files
+from leanconv.train.state import State
 from leanconv.train.tasks import make_task, task_of
 
 
@@ -43,7 +44,9 @@ def fit(recipe: Recipe, *, resume: bool = False, progress: bool = True, trust_co
     try:
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
-        return _Run(recipe, resume, progress, trust_code).train()
+        accelerator = setup.accelerator(recipe)
+        with claimed(recipe, resume, main=accelerator.is_main_process) as folder:
+            return _Run(recipe, folder, accelerator, resume, progress, trust_code).train()
     except OSError as error:
         raise BadInput(f"{error.filename or recipe.out}: {error.strerror or error}") from error
     finally:
@@ -53,10 +56,10 @@ def fit(recipe: Recipe, *, resume: bool = False, progress: bool = True, trust_co
 class _Run:
     """What one training holds. `train` is the story, the other methods are its sentences."""
 
-    def __init__(self, recipe: Recipe, resume: bool, progress: bool, trust_code: bool) -> None:
-        self.recipe = recipe
-        self.folder = setup.claim(recipe, resume)
-        self.accelerator = setup.accelerator(recipe)
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, accelerator: Any, resume: bool, progress: bool, trust_code: bool
+    ) -> None:
+        self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
         self.main, self.processes = self.accelerator.is_main_process, self.accelerator.num_processes
         self.report = Reporter(active=self.main, visible=progress)
         if note := setup.launch_note(self.processes):
@@ -85,12 +88,16 @@ class _Run:
             temperature_epochs=recipe.temperature_epochs,
         )  # fmt: skip
         self.state = self._resumed() if resume else State(images=len(self.data["train"]))
+        self.state.processes = self.processes
         if self.main:  # now that nothing of it is refused any more
             setup.write_start(self.folder, recipe, self.task)
+            restore_files(self.folder, self.net, self.state)
         if recipe.compile:
             self.model = torch.compile(self.model)
-        # Summed on the device: reading it at every step would stop a GPU's queue.
-        self.loss_sum = torch.tensor(self.state.loss_sum, dtype=torch.float64, device=self.accelerator.device)
+        # Summed on the device: reading it at every step would stop a GPU's queue. What was saved is of all processes:
+        # the main one goes on with it, the others add what is new.
+        before = self.state.loss_sum * self.processes if self.main else 0.0
+        self.loss_sum = torch.tensor(before, dtype=torch.float64, device=self.accelerator.device)
 
     def train(self) -> RunFolder:
         """Step, validate at the end of an epoch, save; at the end score the best weights on validation and test."""
@@ -105,7 +112,6 @@ class _Run:
                 try:
                     if self._validation_is_due():
                         self._validate()
-                        self._save()
                     if state.step == self.total:
                         return self._finish()
                     self._step(*next(batches))
@@ -194,9 +200,10 @@ class _Run:
         self.loss_sum.zero_()
         if best:
             state.best, state.best_epoch = row[self.task.goal], row["epoch"]
-            if self.main:
-                save_weights(self.net, self.folder.weights)
+        self._save()  # first: from it a run that is killed now puts the files right that follow
         if self.main:
+            if best:
+                keep_best(self.folder, self.net)
             write_history(self.folder.history, state.history)
         self.report.epoch(row, self.epochs, self.task.shown, self.task.columns, best=best and not last)
 
@@ -240,7 +247,8 @@ class _Run:
         # The loss of step n says nothing about the weights after step n: look at them before the old file goes.
         if not all(bool(torch.isfinite(p).all()) for p in self.net.parameters()):
             raise self._diverged("the weights are")
-        self.state.loss_sum, self.state.schedule = float(self.loss_sum), self.schedule.state_dict()
+        self.state.loss_sum = float(self._total(self.loss_sum)) / self.processes
+        self.state.schedule = self.schedule.state_dict()
         if self.main:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
             checkpoint.save(setup.last(self.folder), self.state, self.net, self.optimizer, scaler)
@@ -250,9 +258,10 @@ class _Run:
         if not path.is_file():  # stopped before the first checkpoint: the beginning is where it was left
             return State(images=len(self.data["train"]))
         state, scaler = checkpoint.load(path, self.net, self.optimizer)
-        setup.check_resumed(state, self.recipe, self.folder, self.data["train"], self.total, self.per_epoch)
-        if state.schedule:
-            self.schedule.load_state_dict(state.schedule)
+        check_resumed(state, self.recipe, self.folder, self.data["train"], self.task, self.total, self.per_epoch)
+        load_schedule(self.schedule, state, self.folder)
+        if note := processes_note(state.processes, self.processes):
+            self.report.say(note)
         if scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
         return state

@@ -1,11 +1,39 @@
 """The update: SGD or AdamW, and the learning rate as a function of the step alone, so that it needs no state."""
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from leanconv.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an optimizer keeps of a parameter: a tensor like it (or None, if `optional`), or the number of its steps."""
+
+    like: bool
+    optional: bool = False
+
+    def why_not(self, value: Any, parameter: Tensor, steps: int) -> str | None:
+        """Why this cannot be such a thing after so many steps; None where it can."""
+        if not self.like:
+            number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+            right = type(number) in (int, float) and 0 < number <= steps and number == int(number)
+            return None if right else f"must be a number of steps, from 1 to {steps}"
+        if value is None and self.optional:
+            return None
+        if not isinstance(value, Tensor) or value.shape != parameter.shape or value.dtype != parameter.dtype:
+            return f"must be {str(parameter.dtype).removeprefix('torch.')} of size {tuple(parameter.shape)}"
+        return "is not a number" if value.isnan().any() else None
+
+
+KEPT: dict[type[torch.optim.Optimizer], dict[str, Kept]] = {
+    torch.optim.AdamW: {"step": Kept(like=False), "exp_avg": Kept(like=True), "exp_avg_sq": Kept(like=True)},
+    torch.optim.SGD: {"momentum_buffer": Kept(like=True, optional=True)},
+}
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -23,86 +23,16 @@ from leanconv.table import si
 from leanconv.text import one_line
 from leanconv.train.augment import PlainTransform, TrainTransform
 from leanconv.train.batches import Order, batches
-from leanconv.train.checkpoint import State
 from leanconv.train.crops import Crops, memory_batches
 from leanconv.train.folders import NoSplit
-from leanconv.train.images import listing
 from leanconv.train.labelled import Labelled
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks import Task, open_split
-
-# What a run that goes on must have in common with its beginning. The rest may change: more epochs, other workers.
-SAME = (
-    "task",
-    "model",
-    "data",
-    "size",
-    "batch",
-    "seed",
-    "optimizer",
-    "loss",
-    "smoothing",
-    "keep",
-    "augment",
-    "zoom",
-    "flips",
-    "light",
-    "defect_crop",
-)
 
 
 def last(folder: RunFolder) -> Path:
     """The checkpoint that a killed run resumes from."""
     return folder.last / "state.safetensors"
-
-
-def claim(recipe: Recipe, resume: bool) -> RunFolder:
-    """The run folder of a new run, or of the one to go on with. Writes nothing.
-
-    Raises: BadInput where a new run would overwrite one, or there is none to resume, or it was started otherwise.
-    """
-    folder = RunFolder(recipe.out)
-    if not resume:
-        if any(path.exists() for path in (folder.recipe, folder.model_json, folder.weights, folder.last)):
-            raise BadInput(
-                f"{recipe.out} already holds a run: add --resume to go on with it, or say out=another/folder"
-            )
-        return folder
-    if not folder.recipe.is_file():
-        raise BadInput(f"{recipe.out} holds no run to resume: start one without --resume")
-    before = Recipe.read(folder.recipe)
-    changed = [
-        f"{key}={getattr(before, key)}" for key in SAME if getattr(before, key) != getattr(recipe, key)
-    ]  # fmt: skip
-    if changed:
-        raise BadInput(f"{recipe.out} was started with {' '.join(changed)}: resume it with the same, or choose out=")
-    return folder
-
-
-def check_resumed(state: State, recipe: Recipe, folder: RunFolder, samples: Any, total: int, per_epoch: int) -> None:
-    """Raise BadInput where the checkpoint's training images, classes or steps are not those that the run would have.
-
-    Args:
-        samples: the training split.
-        total, per_epoch: steps that are asked for, and those of an epoch.
-    """
-    path, images = folder.path, len(samples)
-    if state.images not in (0, images):
-        raise BadInput(
-            f"{path} was started with {state.images} training images, {recipe.data} now has {images}: "
-            f"resume it with the same, or train its weights on with model={path} out=another/folder"
-        )
-    before, now = folder.read_model().classes, tuple(samples.classes)
-    if before and before != now:  # the files would get other labels, and model.json other names
-        raise BadInput(
-            f"{path} was started with the classes {listing(before)}, {recipe.data} now has "
-            f"{listing(now)}: resume it with the same, or choose out="
-        )
-    if state.step > total:
-        raise BadInput(
-            f"{path} has done {state.step} steps ({state.step / per_epoch:g} epochs), more than the "
-            f"{total} asked for: ask for as many or more, or say out=another/folder"
-        )
 
 
 def accelerator(recipe: Recipe) -> Any:

@@ -1,6 +1,7 @@
 """Two processes give the averaged gradients of one process with the joint batch."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -34,14 +35,33 @@ def net():
 """
 
 
-def launch(path):
+# Asks its run to stop in the third training step, where the environment says so.
+STOPS = (
+    NET
+    + """
+import os, signal
+class Stops(nn.Sequential):
+    calls = 0
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls == 3 and "STOPS" in os.environ:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().forward(x)
+
+def stops():
+    return Stops(*net())
+"""
+)
+
+
+def launch(path, *words, **environment):
     """`leanconv train` on two processes of the CPU."""
     return subprocess.run(
         # accelerate's --cpu would need MPI for a second process; --multi_gpu is its name for torch's own launcher
         [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
          "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-         "-m", "leanconv", "train", str(path), "--trust-code", "--json"],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+         "-m", "leanconv", "train", str(path), "--trust-code", "--json", *words],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, timeout=300,
     )  # fmt: skip
 
 
@@ -70,6 +90,31 @@ def test_two_processes_and_one(tiny_data, tmp_path):
         assert read_metrics(two)[split]["images"] == images
         assert read_metrics(two)[split]["dice"] == pytest.approx(read_metrics(one)[split]["dice"], abs=1e-4)
     assert two.history.read_text().split(",")[:9] == one.history.read_text().split(",")[:9]
+
+
+def test_what_is_saved_is_of_all_processes(tiny_data, tmp_path):
+    """Stopped in mid-epoch on two processes, gone on with on two and on one: the epoch's loss is that of all its steps.
+
+    The main process's sum of losses was given to all of them.
+    """
+    (tmp_path / "net.py").write_text(STOPS)
+    common = {"model": f"{tmp_path / 'net.py'}:stops", "data": str(tiny_data), "size": 24, "batch": 4, "epochs": 1}
+    common |= {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "warmup": 0.0, "schedule": "constant"}
+    common |= {"device": "cpu", "threads": 1, "workers": 0, "log_every": 1}
+    path = Recipe(**common, out=str(tmp_path / "two")).write(tmp_path / "two.toml")
+    stopped = launch(path, STOPS="1")
+    assert "stopped at step 3 of 5, saved" in stopped.stderr
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    resumed = launch(path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    fit(Recipe(**common, out=str(tmp_path / "one")), resume=True, progress=False, trust_code=True)
+    whole = fit(Recipe(**common, out=str(tmp_path / "whole")), progress=False, trust_code=True)
+    losses = [float(RunFolder(tmp_path / name).history.read_text().split("\n")[1].split(",")[2]) for name in
+              ("whole", "two", "one")]  # fmt: skip
+    assert losses[1:] == pytest.approx([losses[0]] * 2, abs=1e-6)
+    for name in ("two", "one"):
+        weights, single = load_file(RunFolder(tmp_path / name).weights), load_file(whole.weights)
+        assert all(torch.allclose(weights[key], single[key], rtol=0, atol=1e-6) for key in single)
 
 
 def test_one_process_where_two_were_asked_for_is_said(monkeypatch):

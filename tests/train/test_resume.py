@@ -104,6 +104,7 @@ def test_killed_at_a_random_place(recipe, tmp_path, where):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     started = RunFolder(settings.out).recipe.is_file()
     resumed = fit(settings, resume=started, progress=False, trust_code=True)
+    assert not [path for path in resumed.path.rglob("*") if path.name.startswith(".") or path.suffix == ".lock"]
     whole = fit(recipe("whole", **options), progress=False, trust_code=True)
     assert_same_run(resumed, whole)
 

@@ -1,0 +1,165 @@
+"""Whether a run may begin in a folder, or go on there: what is in it is never lost, nor mixed with another run's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from leanconv.errors import BadCheckpoint, BadInput
+from leanconv.nn import Schedule
+from leanconv.runs import RunFolder, save_weights
+from leanconv.runs.lock import writing
+from leanconv.runs.weights import read_tensors
+from leanconv.train.images import listing
+from leanconv.train.progress import write_history
+from leanconv.train.recipe import Recipe
+from leanconv.train.setup import last
+from leanconv.train.state import State
+from leanconv.train.tasks import Task
+
+# What a run that goes on must have in common with its beginning. The rest may change: more epochs, other workers.
+SAME = (
+    "task",
+    "model",
+    "data",
+    "size",
+    "batch",
+    "seed",
+    "optimizer",
+    "loss",
+    "smoothing",
+    "keep",
+    "augment",
+    "zoom",
+    "flips",
+    "light",
+    "defect_crop",
+)
+
+
+@contextmanager
+def claimed(recipe: Recipe, resume: bool, *, main: bool) -> Iterator[RunFolder]:
+    """The run folder of a new run, or of the one to go on with, held until this closes.
+
+    Of several processes that train together the `main` one holds it, and alone writes there. Nothing is written yet.
+    Raises: BadInput where another run has it, a new run would overwrite something, there is none to resume, or it was
+        started otherwise.
+    """
+    folder = RunFolder(recipe.out)
+    if not main:
+        _check_folder(folder, recipe, resume)
+        yield folder
+        return
+    with writing(folder.path, "leanconv train"):
+        _check_folder(folder, recipe, resume)
+        yield folder
+
+
+def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
+    if not resume:
+        if any(path.exists() for path in (folder.recipe, folder.model_json, folder.weights, folder.last)):
+            raise BadInput(
+                f"{recipe.out} already holds a run: add --resume to go on with it, or say out=another/folder"
+            )
+        if there := [path.name for path in folder.files if path.exists()]:
+            raise BadInput(f"{recipe.out} holds {listing(there)}, and a run would overwrite it: say out=another/folder")
+        return
+    if not folder.recipe.is_file():
+        raise BadInput(f"{recipe.out} holds no run to resume: start one without --resume")
+    before = Recipe.read(folder.recipe)
+    changed = [
+        f"{key}={getattr(before, key)}" for key in SAME if getattr(before, key) != getattr(recipe, key)
+    ]  # fmt: skip
+    if changed:
+        raise BadInput(f"{recipe.out} was started with {' '.join(changed)}: resume it with the same, or choose out=")
+    if not last(folder).is_file() and (there := [path.name for path in folder.results if path.exists()]):
+        raise BadInput(
+            f"{recipe.out} has {listing(there)} but no checkpoint ({last(folder).relative_to(folder.path)}), and would "
+            f"begin anew over it: train its weights on with model={recipe.out} out=another/folder"
+        )
+
+
+def check_resumed(
+    state: State, recipe: Recipe, folder: RunFolder, samples: Any, task: Task, total: int, per_epoch: int
+) -> None:
+    """Raise BadInput where the checkpoint's training images, classes or steps are not those that the run would have,
+    BadCheckpoint where its numbers contradict the run.
+
+    Args:
+        samples: the training split.
+        total, per_epoch: steps that are asked for, and those of an epoch.
+    """
+    path, images = folder.path, len(samples)
+    if state.images not in (0, images):
+        raise BadInput(
+            f"{path} was started with {state.images} training images, {recipe.data} now has {images}: "
+            f"resume it with the same, or train its weights on with model={path} out=another/folder"
+        )
+    before, now = folder.read_model().classes, tuple(samples.classes)
+    if before and before != now:  # the files would get other labels, and model.json other names
+        raise BadInput(
+            f"{path} was started with the classes {listing(before)}, {recipe.data} now has "
+            f"{listing(now)}: resume it with the same, or choose out="
+        )
+    if state.step > total:
+        raise BadInput(
+            f"{path} has done {state.step} steps ({state.step / per_epoch:g} epochs), more than the "
+            f"{total} asked for: ask for as many or more, or say out=another/folder"
+        )
+    _check_numbers(state, recipe, folder, task)
+
+
+def processes_note(before: int, now: int) -> str:
+    """What to say where another number of processes goes on than was there before (0: not known)."""
+    if before in (0, now):
+        return ""
+    return (
+        f"note   started with {before} processes, goes on with {now}: each draws its dropout, and takes its BatchNorm "
+        "statistics, of another share of the batch than before"
+    )
+
+
+def _check_numbers(state: State, recipe: Recipe, folder: RunFolder, task: Task) -> None:
+    try:
+        state.check(task.columns, task.goal)
+        if state.schedule and (state.schedule.get("steps"), state.schedule.get("seed")) != (state.step, recipe.seed):
+            raise BadInput(f"schedule={str(state.schedule)[:80]}: {state.step} steps are done with seed {recipe.seed}")
+    except BadInput as error:
+        raise BadCheckpoint(f"{last(folder)}: is no checkpoint of this run: {error}") from error
+
+
+def load_schedule(schedule: Schedule, state: State, folder: RunFolder) -> None:
+    """Set the schedule to where the run stands. Raises BadCheckpoint for a state that is none of its."""
+    if not state.schedule:
+        return
+    try:
+        schedule.load_state_dict(state.schedule)
+    except BadCheckpoint as error:
+        raise BadCheckpoint(f"{last(folder)}: is no checkpoint of this run: schedule: {error}") from error
+
+
+def keep_best(folder: RunFolder, net: nn.Module) -> None:
+    """Write the network's weights as the best ones; scores of others go first, so that nobody takes them for theirs."""
+    folder.metrics.unlink(missing_ok=True)
+    save_weights(net, folder.weights)
+
+
+def restore_files(folder: RunFolder, net: nn.Module, state: State) -> None:
+    """What a run writes after its checkpoint, of one that was killed in between."""
+    if not state.history:
+        return
+    if state.best_step == state.step and not _holds(folder, net):
+        keep_best(folder, net)
+    write_history(folder.history, state.history)
+
+
+def _holds(folder: RunFolder, net: nn.Module) -> bool:
+    """Whether the best weights in the folder are the network's, number by number."""
+    try:
+        stored = read_tensors(folder.weights)
+    except BadCheckpoint:
+        return False
+    now = net.state_dict()
+    return all(name in now and torch.equal(value, now[name].cpu()) for name, value in stored.items())
