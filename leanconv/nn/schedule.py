@@ -132,9 +132,10 @@ class Schedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken: temperatures, masks and frozen scores are set. Raises BadCheckpoint."""
-        whole = [type(state.get(key)) is int for key in ("steps", "seed")]
-        loss_sum = state.get("loss_sum")
-        if set(state) != set(self.state_dict()) or not all(whole) or type(loss_sum) not in (int, float):
+        if set(state) != set(self.state_dict()):
+            raise BadCheckpoint(f"not a state of Schedule: {str(state)[:120]}")
+        whole, loss_sum = [type(state[key]) is int for key in ("steps", "seed")], state["loss_sum"]
+        if not all(whole) or type(loss_sum) not in (int, float):
             raise BadCheckpoint(f"not a state of Schedule: {str(state)[:120]}")
         if state["steps"] < 0 or not -1e300 < loss_sum < 1e300:
             raise BadCheckpoint(f"not a state of Schedule: steps={state['steps']}, loss_sum={loss_sum}")

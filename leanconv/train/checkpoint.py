@@ -105,7 +105,8 @@ def _weights(stored: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 def _moments(entries: dict[str, Any], optimizer: torch.optim.Optimizer, state: State) -> dict[int, dict[str, Any]]:
     """What the optimizer keeps of each parameter, checked against what it keeps. Raises BadInput."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    kept = KEPT[type(getattr(optimizer, "optimizer", optimizer))]
+    plain: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    kept = KEPT[type(plain)]
     found: dict[int, dict[str, Any]] = {}
     for name, value in entries.items():
         index, _, key = name.partition(".")
@@ -114,9 +115,9 @@ def _moments(entries: dict[str, Any], optimizer: torch.optim.Optimizer, state: S
         if what := kept[key].why_not(value, parameters[int(index)], state.step):
             raise BadInput(f"optimizer entry {name}: {what}")
         found.setdefault(int(index), {})[key] = _laid_out(value, parameters[int(index)])
-    for index, entry in found.items():
+    for place, entry in found.items():
         if lacking := kept.keys() - entry.keys():
-            raise BadInput(f"the optimizer's entries of parameter {index} lack {', '.join(sorted(lacking))}")
+            raise BadInput(f"the optimizer's entries of parameter {place} lack {', '.join(sorted(lacking))}")
     if state.step and not found and not all(each.optional for each in kept.values()):
         raise BadInput(f"the optimizer has no entries after {state.step} steps")
     return found
