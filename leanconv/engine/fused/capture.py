@@ -4,6 +4,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
@@ -24,7 +25,17 @@ def to_graph(program: ExportedProgram, shapes: Sequence[torch.Size] | None = Non
     Args:
         shapes: of a program with open sizes, those of the call that it is made for (default: those it was traced with).
     """
-    return Capture(program.run_decompositions({}), shapes).graph()
+    return Capture(decomposed(program), shapes).graph()
+
+
+_DECOMPOSED: WeakKeyDictionary[ExportedProgram, ExportedProgram] = WeakKeyDictionary()
+
+
+def decomposed(program: ExportedProgram) -> ExportedProgram:
+    """The program in core operators; made once, for it takes seconds and each number type asks for it."""
+    if program not in _DECOMPOSED:
+        _DECOMPOSED[program] = program.run_decompositions({})
+    return _DECOMPOSED[program]
 
 
 class Capture:

@@ -1,5 +1,6 @@
 """Which form each node runs in: every form of a block on this machine, against each other, in short turns."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -13,12 +14,14 @@ from leanconv.engine.fused.forms import FORMS, LAST, Form, Run
 from leanconv.engine.fused.graph import UNRUN, Graph, Node
 from leanconv.engine.fused.kernels import KernelRun, SplitRun
 from leanconv.engine.fused.stages import Block, Gated, Slices, Stage, Upsample
+from leanconv.kernels import cpu_reason
 from leanconv.measure.latency import CLOCK_WORDS, Timing, interleave, once_ms
 from leanconv.table import table
 
 # Seconds that the turns of one block may take, of those forms that a first look did not show to be hopeless.
-BLOCK_S, MIN_ROUNDS, MAX_ROUNDS = 0.12, 5, 60
-HOPELESS = 1.5  # times the best form's look
+BLOCK_S, MIN_ROUNDS, MAX_ROUNDS = 0.1, 5, 60
+HOPELESS, LOST = 1.5, 4.0  # times the best form's look: one look more is given, and none
+DRAWN = 65_537  # random numbers of a map, before they come again: a prime, so that no two rows or channels are alike
 PRIMED_MS = 3.0  # shorter calls are timed in warm caches
 # A form that differs from PyTorch's by more than this share of the largest value is not used.
 PREFERRED, MARGIN = ("kernel", "split"), 0.05
@@ -85,6 +88,8 @@ def choose(
         seconds: what measuring may take at the most.
         clock: as `measure.latency.interleave` has it.
     """
+    if seconds > 0:
+        _compile(graph, forms)
     deadline = time.perf_counter() + seconds
     runs: dict[Node, Run] = {}
     seen: dict[Hashable, list[Any]] = {}
@@ -114,6 +119,26 @@ def choose(
         for label, shape, measured, name, count in seen.values()
     ]  # fmt: skip
     return runs, Blocks(rows, clock)
+
+
+def _compile(graph: Graph, forms: Mapping[str, Sequence[Form]]) -> None:
+    """Compile the kernels of all forms of all nodes that were not measured before, on more than one core."""
+    if cpu_reason():
+        return
+    from leanconv.kernels.cpu.ahead import compile_all
+    from leanconv.kernels.cpu.build import listed
+
+    with listed() as jobs:
+        for node in graph.nodes:
+            if node.kind in UNRUN or len(forms[node.kind]) < 2 or geometry(node) in _MEASURED:
+                continue
+            inputs = [sample(x, empty=True) for x in node.inputs]
+            for form in forms[node.kind]:
+                with contextlib.suppress(Exception):  # what it is shows when the form is measured
+                    run = form.make(node)
+                    if isinstance(run, KernelRun | SplitRun):
+                        run.meet(inputs)
+    compile_all(jobs)
 
 
 def _best(node: Node, choices: Sequence[Form], measured: Mapping[str, Any]) -> tuple[str, Run]:
@@ -174,7 +199,7 @@ def _looks(calls: Mapping[str, Callable[[], object]], clock: str) -> dict[str, f
     looks = {name: once_ms(call, clock) for name, call in calls.items()}
     best = min(looks.values())
     for name, call in calls.items():
-        if looks[name] > HOPELESS * best:
+        if HOPELESS * best < looks[name] < LOST * best:
             looks[name] = min(looks[name], once_ms(call, clock))
     return looks
 
@@ -208,23 +233,28 @@ def agrees(seen: Any, want: Any, tolerance: float) -> bool:
     return float((seen - want).abs_().amax()) <= tolerance * max(1e-30, float(want.abs().amax()))
 
 
-def sample(node: Node) -> Tensor:
-    """A value as the node gives it; a slice as the view that it is."""
+def sample(node: Node, *, empty: bool = False) -> Tensor:
+    """A value as the node gives it, or memory for one; a slice as the view that it is."""
     if node.kind == "constant":
         return node.data  # type: ignore[no-any-return]
     if node.kind == "size":
         return node.data[0]  # type: ignore[no-any-return]
     if node.kind == "slice" and node.shape[2:] != (1, 1):
         start, stop = node.data
-        return sample(node.inputs[0]).narrow(1, start, stop - start)
-    made = (
-        torch.randn(node.shape, dtype=node.dtype)
-        if node.dtype.is_floating_point
-        else torch.zeros(node.shape, dtype=node.dtype)
-    )
+        return sample(node.inputs[0], empty=empty).narrow(1, start, stop - start)
+    if empty or not node.dtype.is_floating_point:
+        made = (torch.empty if empty else torch.zeros)(node.shape, dtype=node.dtype)
+    else:
+        made = _drawn(math.prod(node.shape), node.dtype).view(node.shape)
     if len(node.shape) != 4 or node.kind == "input":  # an image comes in planes
         return made
     return made.contiguous(memory_format=LAST)
+
+
+def _drawn(count: int, dtype: torch.dtype) -> Tensor:
+    """Random numbers, over and over where there are many: to draw a large map takes as long as to convolve it."""
+    numbers = torch.randn(min(count, DRAWN), dtype=dtype)
+    return numbers.repeat(-(-count // DRAWN))[:count] if count > DRAWN else numbers
 
 
 def geometry(node: Node) -> Hashable:

@@ -88,6 +88,10 @@ class KernelRun:
             return None
         return self.bound.step(*flat)
 
+    def meet(self, inputs: Sequence[Tensor]) -> None:
+        """Make the step for inputs like these, and its kernels."""
+        self.step(self.maps(inputs))
+
     def launch(self, inputs: Sequence[Tensor]) -> Callable[[], None] | None:
         """The kernel on these inputs as a plan runs it: into memory that is there, nothing checked. For measuring."""
         prepared = self.prepared(inputs)
@@ -170,6 +174,13 @@ class SplitRun:
 
     def __call__(self, *inputs: Tensor) -> Any:
         return self.second(self.first(*inputs[: self.pieces]), *inputs[self.pieces :])
+
+    def meet(self, inputs: Sequence[Tensor]) -> None:
+        """Make the steps for inputs like these, and their kernels."""
+        self.first.meet(inputs[: self.pieces])
+        if isinstance(self.second, KernelRun):
+            between = torch.empty(self.head.shape, dtype=self.head.dtype).contiguous(memory_format=torch.channels_last)
+            self.second.meet([between, *inputs[self.pieces :]])
 
     def launch(self, inputs: Sequence[Tensor]) -> Callable[[], None] | None:
         """Both steps as a plan runs them, one after the other. For measuring."""

@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,25 @@ def target(ahead: bool) -> Any:
     return made
 
 
+def _stub(path: Path) -> None:
+    """The object that is linked into every kernel: compiled once, each link then takes half the time."""
+    _cc(["-O1", "-fPIC", "-c", str(_HERE / "stub.c"), "-o", str(path)], path.parent)
+
+
 Pipeline = Callable[[Any, Any], tuple[Any, list[Any]]]
+# A kernel that is to be: `pipeline(core, tile)` gives the Halide Func and its arguments.
+Job = tuple[Pipeline, Hashable, Hashable]
+_listing = threading.local()
+
+
+@contextmanager
+def listed() -> Iterator[list[Job]]:
+    """Inside, this thread compiles nothing: the list has what it would have compiled. What is made so cannot run."""
+    _listing.jobs = jobs = []
+    try:
+        yield jobs
+    finally:
+        del _listing.jobs
 
 
 def kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, Any]:
@@ -176,24 +195,44 @@ def kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, Any
 
     `pipeline(core, tile)` gives the Halide Func and its arguments. In this process each kernel is made once.
     """
+    if (jobs := getattr(_listing, "jobs", None)) is not None:
+        jobs.append((pipeline, core, tile))
+        return 0, None
     with _LOCK:
         return _kernel(pipeline, core, tile)
 
 
+def name_of(job: Job) -> str:
+    """The name of its entry in the cache."""
+    return cache.key(_source(), _words(job))
+
+
+def _words(job: Job) -> str:
+    pipeline, core, tile = job
+    return f"{pipeline.__module__}.{pipeline.__name__} {core!r} {tile!r}"
+
+
+def make(job: Job, path: Path) -> None:
+    """Compile a kernel to a library at `path`, in a folder for drafts below that of the cache."""
+    pipeline, core, tile = job
+    out, arguments = pipeline(core, tile)
+    code = str(path.with_suffix(".o"))
+    out.compile_to_object(code, arguments, "lc_kernel", target(ahead=True))
+    stub = cache.fetch(cache.key(_source(), "stub"), _stub, path.parent.parent)
+    _cc(["-shared", str(stub), code, "-lm", "-o", str(path)], path.parent)
+
+
+def _stub(path: Path) -> None:
+    """The object that is linked into every kernel: compiled once, each link then takes half the time."""
+    _cc(["-O1", "-fPIC", "-c", str(_HERE / "stub.c"), "-o", str(path)], path.parent)
+
+
 @functools.lru_cache(4096)
 def _kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, Any]:
-    def make(path: Path) -> None:
-        out, arguments = pipeline(core, tile)
-        code = str(path.with_suffix(".o"))
-        out.compile_to_object(code, arguments, "lc_kernel", target(ahead=True))
-        _cc(["-O1", "-fPIC", "-shared", str(_HERE / "stub.c"), code, "-lm", "-o", str(path)], path.parent)
-
-    loaded, lib = None, runtime()
+    job, loaded, lib = (pipeline, core, tile), None, runtime()
     if lib is not None:
         try:
-            loaded = _library(
-                f"{pipeline.__module__}.{pipeline.__name__} {core!r} {tile!r}", make, ("lc_attach", "lc_kernel_argv")
-            )
+            loaded = _library(_words(job), functools.partial(make, job), ("lc_attach", "lc_kernel_argv"))
         except CannotBuild as error:
             _in_process_only(str(error))
     if loaded is None or lib is None:

@@ -181,6 +181,11 @@ def _put(made: Path, path: Path) -> None:
         raise
 
 
+def has(where: Path, name: str) -> bool:
+    """Whether an entry is there, sound or not."""
+    return (where / f"{name}.so").exists()
+
+
 def _digest(name: str, content: bytes) -> bytes:
     return hashlib.sha256(name.encode() + content).digest()
 
