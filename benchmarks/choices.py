@@ -83,14 +83,15 @@ def layer_model(operator: str, spec: ConvSpec) -> nn.Module:
 
 @contextmanager
 def keeping() -> Iterator[dict[str, Callable[..., Any]]]:
-    """Every form that `optimize` prepares inside the block, by its engine's name."""
+    """Every form that `optimize` prepares inside the block, by its row's label."""
     forms: dict[str, Callable[..., Any]] = {}
     before = dict(CANDIDATES)
 
     def kept(name: str) -> Callable[..., Any]:
-        def prepare(*given: Any) -> Any:
-            forms[name] = before[name].prepare(*given)
-            return forms[name]
+        def prepare(bench: Workbench, dtype: torch.dtype | None) -> Any:
+            label = name if dtype is None else f"{name} {str(dtype).removeprefix('torch.')}"
+            forms[label] = before[name].prepare(bench, dtype)
+            return forms[label]
 
         return prepare
 
@@ -113,8 +114,8 @@ def left_over(choices: Choices, model: nn.Module, x: Tensor) -> dict[str, Callab
 
 
 def right(choices: Choices) -> set[str]:
-    """The engines whose answer was the model's."""
-    return {row.engine for row in choices if row.error is not None and row.error <= (row.tolerance or 0.0)}
+    """The labels of the forms whose answer was the model's."""
+    return {row.label for row in choices if row.error is not None and row.error <= (row.tolerance or 0.0)}
 
 
 def measured(
@@ -161,12 +162,12 @@ def near(calls: dict[str, Callable[[], Any]], clock: str = "wall") -> dict[str, 
     """The chosen form, and the others that are not hopelessly behind: the best peer is among them."""
     seen = interleave(calls, budget_s=0, warmup=1, min_rounds=3, clock=clock)
     looks = {name: timing.median_ms for name, timing in seen.items()}
-    best = min(ms for name, ms in looks.items() if name not in ("chosen", *OURS))
+    best = min(ms for name, ms in looks.items() if name.split()[0] not in ("chosen", *OURS))
     return {name: call for name, call in calls.items() if name == "chosen" or looks[name] <= HOPELESS * best}
 
 
 def best_peer(times: dict[str, Timing]) -> str:
-    peers = {name: timing.median_ms for name, timing in times.items() if name not in ("chosen", *OURS)}
+    peers = {name: timing.median_ms for name, timing in times.items() if name.split()[0] not in ("chosen", *OURS)}
     return min(peers, key=peers.__getitem__)
 
 

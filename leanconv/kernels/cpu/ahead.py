@@ -5,6 +5,7 @@ waits for the other. Without the helper everything is as it was, and takes longe
 """
 
 import contextlib
+import functools
 import os
 import pickle
 import subprocess
@@ -77,7 +78,7 @@ def main() -> None:
     for job in jobs:
         if os.getppid() != parent:
             break
-        cache.fetch(name_of(job), lambda path, job=job: make(job, path), Path(where))
+        cache.fetch(name_of(job), functools.partial(make, job), Path(where))
     os._exit(0)
 
 

@@ -183,7 +183,8 @@ _listing = threading.local()
 @contextmanager
 def listed() -> Iterator[list[Job]]:
     """Inside, this thread compiles nothing: the list has what it would have compiled. What is made so cannot run."""
-    _listing.jobs = jobs = []
+    jobs: list[Job] = []
+    _listing.jobs = jobs
     try:
         yield jobs
     finally:
@@ -220,11 +221,6 @@ def make(job: Job, path: Path) -> None:
     out.compile_to_object(code, arguments, "lc_kernel", target(ahead=True))
     stub = cache.fetch(cache.key(_source(), "stub"), _stub, path.parent.parent)
     _cc(["-shared", str(stub), code, "-lm", "-o", str(path)], path.parent)
-
-
-def _stub(path: Path) -> None:
-    """The object that is linked into every kernel: compiled once, each link then takes half the time."""
-    _cc(["-O1", "-fPIC", "-c", str(_HERE / "stub.c"), "-o", str(path)], path.parent)
 
 
 @functools.lru_cache(4096)
