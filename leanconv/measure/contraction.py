@@ -2,11 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
-
-from leanconv.measure.ops import PRODUCTS, base_name, recurrent_weights
 
 
 @dataclass(frozen=True)
@@ -58,59 +53,6 @@ class Contraction:
         return "dense" if self.taps > 1 else "pointwise"
 
 
-def contractions(func: Any, kind: str, args: tuple[Any, ...], out: Any) -> tuple[Contraction, ...]:
-    """What an operation of one of the kinds `conv linear matmul attention` multiplies; `()` where that is not known."""
-    name = base_name(func)
-    if kind == "conv":
-        result = out[0] if isinstance(out, (tuple, list)) else out
-        found = _convolution(func, args, result)
-        return () if found is None else (found,)
-    if name in PRODUCTS:
-        a, b = (args[place] for place in PRODUCTS[name])
-        return (_product(math.prod(a.shape[:-2]), *_sides(a, b)),)
-    if name == "mkldnn_rnn_layer":  # all steps' inputs at once, then the states step by step
-        (steps, batch, width), (inner, outer) = args[0].shape, recurrent_weights(name, args)
-        gates, state = outer.shape
-        return _product(1, steps * batch, width, inner.shape[0]), _product(steps, batch, state, gates)
-    if kind == "attention" and len(args) > 2 and all(isinstance(each, Tensor) and each.dim() == 4 for each in args[:3]):
-        query, key, value = args[:3]
-        heads, (asked, width), known = math.prod(query.shape[:2]), query.shape[-2:], key.shape[-2]
-        return _product(heads, asked, width, known), _product(heads, asked, known, value.shape[-1])
-    return ()
-
-
-def _sides(a: Tensor, b: Tensor) -> tuple[int, int, int]:
-    """(rows, length, columns) of a product; a vector is one row, or one column."""
-    return (a.shape[-2] if a.dim() > 1 else 1), a.shape[-1], (b.shape[-1] if b.dim() > 1 else 1)
-
-
-def _product(batch: int, rows: int, length: int, columns: int) -> Contraction:
+def product(batch: int, rows: int, length: int, columns: int) -> Contraction:
+    """`batch` products of `rows` by `length` by `columns`."""
     return Contraction(1, batch * length, batch * columns, batch, (1, 1), (1, 1), (rows, 1), (rows, 1))
-
-
-def _convolution(func: Any, args: tuple[Any, ...], out: Tensor) -> Contraction | None:
-    """From the arguments by their names in the operation's schema; a 1-D one lies along the width."""
-    names = [argument.name for argument in func._schema.arguments]
-    given = dict(zip(names, args, strict=False))
-    x, weight = args[0], args[1]
-    axes = weight.dim() - 2
-    transposed, groups = bool(given.get("transposed", False)), int(given.get("groups", 1))
-    if "_conv_depthwise2d" in func.name() or "conv_depthwise3d" in func.name():
-        groups = x.shape[1]
-    stride, padding = _each(given.get("stride", 1), axes), given.get("padding", 0)
-    if isinstance(padding, str):
-        return None
-    padding = _each(padding, axes)
-    sizes = list(x.shape[2:])
-    padded = sizes if transposed else [size + 2 * pad for size, pad in zip(sizes, padding, strict=True)]
-    o = weight.shape[1] * groups if transposed else weight.shape[0]
-    flat = [1] if axes == 1 else []
-    kernel, strides, place, result = (
-        tuple(int(size) for size in [*flat, *each]) for each in (weight.shape[2:], stride, padded, out.shape[2:])
-    )
-    return Contraction(x.shape[0], x.shape[1], o, groups, kernel, strides, place, result, transposed)
-
-
-def _each(value: Any, axes: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * axes if len(values) == 1 else values

@@ -16,7 +16,8 @@ from torch import nn
 
 from leanconv.errors import UnknownName
 from leanconv.measure import tools
-from leanconv.measure.ops import RECURRENT, OpCall
+from leanconv.measure.ops import OpCall
+from leanconv.measure.products import RECURRENT
 from leanconv.measure.record import ModuleCall, Recording
 from leanconv.registry import nearest
 from leanconv.spec import ConvSpec

@@ -9,7 +9,7 @@ from torch import nn
 
 from leanconv.errors import BadInput
 from leanconv.measure.conventions import Convention, convention
-from leanconv.measure.ops import CONTRACTIONS
+from leanconv.measure.products import CONTRACTIONS
 from leanconv.measure.record import ModuleCall, Recording, child_names, record
 from leanconv.measure.tools import ToolFigures
 from leanconv.nn import Operator

@@ -9,7 +9,7 @@ from torch import nn
 
 from leanconv.measure.contraction import Contraction
 from leanconv.measure.count import Layer, Uncounted, count_recorded
-from leanconv.measure.ops import CONTRACTIONS
+from leanconv.measure.products import CONTRACTIONS
 from leanconv.measure.record import record
 from leanconv.measure.state import main_input
 

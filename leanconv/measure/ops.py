@@ -1,24 +1,20 @@
-"""What one dispatched operation is: a contraction and its multiply-accumulates, a norm, an activation, a move of bytes.
+"""What one dispatched operation is: a contraction (`products.py`), a norm, an activation, a move of bytes.
 
 Kinds: `conv linear matmul attention` (contractions), `batch_norm instance_norm group_norm layer_norm relu hardswish
 adaptive_pool global_mean upsample_nearest upsample_bilinear grid_sample` (what some convention counts by the element),
 `view` (no kernel), `free` (known, and no convention counts it), `unknown`.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry
 
-if TYPE_CHECKING:
-    from leanconv.measure.contraction import Contraction
-
-CONTRACTIONS = ("conv", "linear", "matmul", "attention")
+from leanconv.measure.contraction import Contraction
+from leanconv.measure.products import Work, base_name
 
 
 @dataclass(frozen=True)
@@ -54,21 +50,9 @@ class OpCall:
     made: bool = False
     bytes: int = 0
     launches: int = 1
-    sizes: tuple["Contraction", ...] = ()
+    sizes: tuple[Contraction, ...] = ()
 
 
-_CONVOLUTION = {"convolution", "_convolution", "convolution_overrideable"}
-_PLAIN_CONVOLUTION = {
-    "mkldnn_convolution", "cudnn_convolution", "miopen_convolution", "thnn_conv2d", "_slow_conv2d_forward",
-    "slow_conv3d_forward", "_conv_depthwise2d", "conv_depthwise3d", "cudnn_convolution_relu",
-}  # fmt: skip
-# aten's name -> the positions of the two factors.
-PRODUCTS = {
-    "mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2), "addbmm": (1, 2), "mv": (0, 1), "addmv": (1, 2),
-    "dot": (0, 1), "vdot": (0, 1),
-}  # fmt: skip
-# One layer of an LSTM (oneDNN), or a whole recurrent network (cuDNN, MIOpen), as one operation.
-RECURRENT = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
 # Views that torch does not mark as such: in place, or of a tensor that nobody may write to.
 _VIEWS = {
     "as_strided", "t", "transpose", "swapaxes", "swapdims", "squeeze", "unsqueeze", "unsafe_split",
@@ -91,7 +75,7 @@ _FREE = re.compile(
     r"|(native_)?channel_shuffle|hardsigmoid|hardtanh|silu|mish|gelu|selu|celu|elu|glu|(_)?prelu.*|leaky_relu|softplus"
     r"|log_sigmoid.*|_local_scalar_dense|is_.*|equal|nonzero.*|bucketize|unique.*|one_hot|diag_embed|diagonal_copy"
     r"|(_)?empty.*|zeros.*|ones.*|full.*|new_.*|_unsafe_view|_reshape_alias|_reshape_copy|.*_copy|_assert.*|sym_.*"
-    r"|item|bincount|count_nonzero|searchsorted|isin|_cast_.*|_weight_norm_interface|linalg_norm"
+    r"|_thnn_fused_(lstm|gru)_cell|addr|item|bincount|count_nonzero|searchsorted|isin|_cast_.*|_weight_norm_interface|linalg_norm"
     r"|native_batch_norm.*|isnan|isinf|isfinite|cummax|cummin|median|kthvalue|mode|trace|histc|nan_to_num|logsumexp)_?"
 )
 _NO_KERNEL = re.compile(
@@ -99,41 +83,16 @@ _NO_KERNEL = re.compile(
 )
 
 
-def classify(func: Any, args: tuple[Any, ...], out: Any, api: str, weighted: bool) -> tuple[str, int, int]:
-    """(kind, MACs, bias additions) of an operation that was called with `args` and gave `out`.
+def classify(func: Any, args: tuple[Any, ...], api: str, work: Work | None, weighted: bool) -> str:
+    """The kind of an operation, which multiplies as `work` says.
 
-    `weighted`: one of the tensors it multiplies is a parameter, or was computed from parameters alone.
+    `weighted`: one of its factors is a parameter, or was computed from parameters alone.
     """
     name = base_name(func)
-    if name in _CONVOLUTION or name in _PLAIN_CONVOLUTION:
-        x, weight = args[0], args[1]
-        result = out[0] if isinstance(out, (tuple, list)) else out
-        transposed = bool(args[6]) if name in _CONVOLUTION else False
-        macs = x.shape[0] * math.prod(weight.shape) * math.prod((x if transposed else result).shape[2:])
-        biased = name != "cudnn_convolution" and len(args) > 2 and isinstance(args[2], Tensor)
-        return "conv", macs, result.numel() if biased else 0
-    if name in PRODUCTS:
-        a, b = (args[place] for place in PRODUCTS[name])
-        kind = "linear" if api == "linear" or weighted else "matmul"
-        adds = out.numel() if name.startswith("add") else 0
-        return kind, a.numel() * (b.shape[-1] if b.dim() > 1 else 1), adds
-    if name in RECURRENT:
-        return "linear", math.prod(args[0].shape[:-1]) * sum(w.numel() for w in recurrent_weights(name, args)), 0
+    if work is not None:
+        return "linear" if work.kind == "matmul" and (api == "linear" or weighted) else work.kind
     if getattr(func, "is_view", False) or name in _VIEWS:
-        return "view", 0, 0
-    if func.overloadpacket in flop_registry:  # attention in all its forms, and operations that said their formula
-        flops = flop_registry[func.overloadpacket](*args, out_val=out)
-        return ("attention" if "attention" in name else "matmul"), int(flops) // 2, 0
-    return _without_macs(func, name, args, api), 0, 0
-
-
-def recurrent_weights(name: str, args: tuple[Any, ...]) -> list[Tensor]:
-    """The matrices that one of `RECURRENT` multiplies every step of every sequence by."""
-    given = args[1:5] if name == "mkldnn_rnn_layer" else args[1]
-    return [weight for weight in given if weight.dim() > 1]
-
-
-def _without_macs(func: Any, name: str, args: tuple[Any, ...], api: str) -> str:
+        return "view"
     if "batch_norm" in name:
         return "instance_norm" if api == "instance_norm" else "batch_norm"
     if name in _ELEMENTWISE:
@@ -145,12 +104,6 @@ def _without_macs(func: Any, name: str, args: tuple[Any, ...], api: str) -> str:
     tags = {torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.view_copy}
     known = tags.intersection(func.tags) or _FREE.fullmatch(name) or not any(isinstance(a, Tensor) for a in flat(args))
     return "free" if known else "unknown"
-
-
-def base_name(func: Any) -> str:
-    """`aten::relu_.default` -> "relu": the operation, in place or not."""
-    name: str = func.overloadpacket.__name__
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
 def is_global_mean(args: tuple[Any, ...]) -> bool:

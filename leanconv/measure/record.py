@@ -19,19 +19,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.errors import LeanconvError
-from leanconv.measure.contraction import contractions
-from leanconv.measure.ops import (
-    CONTRACTIONS,
-    RECURRENT,
-    OpCall,
-    base_name,
-    classify,
-    flat,
-    launches,
-    norm_facts,
-    tensor_bytes,
-)  # fmt: skip
+from leanconv.measure.ops import OpCall, classify, flat, launches, norm_facts, tensor_bytes
 from leanconv.measure.origins import Origins
+from leanconv.measure.products import work_of
 from leanconv.measure.state import arguments, countable, first_shape, tensors, untouched, untouched_random
 from leanconv.nn import Operator
 
@@ -215,7 +205,9 @@ def _function_call(func: Any, room: str, owner: str, given: Any, out: Any) -> Fu
 
 
 class _Ops(TorchDispatchMode):
-    """Notes every aten operation."""
+    """Notes every aten operation, and those of higher order (flexible attention)."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, stack: _Stack) -> None:
         super().__init__()
@@ -240,31 +232,30 @@ class _Ops(TorchDispatchMode):
         stack = self.stack
         given, given_out = [a for a in flat([*args, *kwargs.values()]) if isinstance(a, Tensor)], tensors(out)
         origins = [stack.origins.of(tensor) for tensor in given]
-        kind, macs, bias = classify(func, args, out, stack.api, weighted=any(origins))
+        work = work_of(func, args, kwargs, out)
+        factors = [stack.origins.of(tensor) for tensor in work.factors] if work else []
+        kind = classify(func, args, stack.api, work, weighted=any(factors))
         affine, training = norm_facts(func, kind, args) if kind.endswith("_norm") else (False, False)
-        kernel = stack.origins.of(args[1]) if kind == "conv" else None
         if kind in ("conv", "linear"):
-            factors = origins if base_name(func) in RECURRENT else origins[-2:]
-            chosen = [kernel] if kind == "conv" else factors
-            stack.recording.weights.update(*(names for names in chosen if names))
+            stack.recording.weights.update(*(names for names in factors if names))
         stack.origins.follow(given_out, origins)
         started = launches(func, kind)
         stack.recording.ops.append(
             OpCall(
-                name=func.overloadpacket.__name__,
+                name=getattr(func, "overloadpacket", func).__name__,
                 kind=kind,
                 api=stack.api,
                 owner=stack.modules[-1][0] if stack.modules else "",
                 inside=tuple(word for _, word in stack.modules),
-                macs=macs,
-                bias=bias,
+                macs=work.macs if work else 0,
+                bias=work.bias if work else 0,
                 affine=affine,
                 training=training,
-                made=kind == "conv" and kernel is None,
+                made=kind == "conv" and factors[0] is None,
                 read=given[0].numel() if given else 0,
                 written=given_out[0].numel() if given_out else 0,
                 bytes=sum(map(tensor_bytes, [*given, *given_out])) if started else 0,
                 launches=started,
-                sizes=contractions(func, kind, args, out) if kind in CONTRACTIONS else (),
+                sizes=work.sizes if work else (),
             )
         )

@@ -12,7 +12,8 @@ from torch import nn
 from leanconv.errors import BadInput
 from leanconv.measure.conventions import CONVENTIONS, Convention, convention
 from leanconv.measure.count import Counts, Uncounted, count_recorded
-from leanconv.measure.ops import CONTRACTIONS, OpCall
+from leanconv.measure.ops import OpCall
+from leanconv.measure.products import CONTRACTIONS
 from leanconv.measure.record import ModuleCall, Recording, child_names, record
 from leanconv.measure.state import main_input
 from leanconv.table import si, table

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from leanconv.engine.fused.capture import to_graph
 from leanconv.engine.fused.choose import sample
@@ -21,6 +20,7 @@ from leanconv.engine.fused.graph import UNRUN, Graph, Node
 from leanconv.engine.fused.rewrite import rewrite
 from leanconv.engine.fused.stages import Block, Gated, Linear, Slices, Stage, Upsample
 from leanconv.engine.workbench import Workbench
+from leanconv.measure.products import MacCounter
 from leanconv.measure.roofline import Peaks
 
 # Nothing is computed, and nothing need be moved.
@@ -96,15 +96,15 @@ def _block(node: Node, block: Block) -> tuple[int, int, int]:
 
 
 def _called(node: Node) -> tuple[int, int]:
-    """Any other operator, run once: what PyTorch's counter sees, and nothing moved where the result is a view."""
+    """Any other operator, run once: what it multiplies, and nothing moved where the result is a view."""
     inputs = [sample(x) for x in node.inputs]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), MacCounter() as counter:
         made = FORMS["call"][0].make(node)(*inputs)  # type: ignore[misc]
     made = [made] if isinstance(made, Tensor) else [x for x in made if isinstance(x, Tensor)]
     storages = {x.untyped_storage().data_ptr() for x in inputs if isinstance(x, Tensor)}
     if all(x.untyped_storage().data_ptr() in storages for x in made):
-        return counter.get_total_flops() // 2, 0
-    return counter.get_total_flops() // 2, sum(x.numel() for x in made) + sum(map(_numbers, node.inputs))
+        return counter.macs, 0
+    return counter.macs, sum(x.numel() for x in made) + sum(map(_numbers, node.inputs))
 
 
 def _numbers(node: Node) -> int:

@@ -67,3 +67,11 @@ def test_a_view_moves_nothing_and_an_operator_of_pytorch_counts():
     found = floor(Tail(), torch.randn(2, 3, 4, 4))
     assert found.macs == 0
     assert found.moved == 4 * (96 + 2 * 3 * 9) + 4 * 2 * (2 * 3 * 9)  # the map in, its spectrum out; that in, sizes out
+
+
+def test_attention_is_arithmetic_too():
+    class Attention(nn.Module):
+        def forward(self, x):
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    assert floor(Attention(), torch.randn(2, 4, 49, 16)).macs == 614_656
