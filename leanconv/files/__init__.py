@@ -1,10 +1,11 @@
 """Files that other processes read and write too: written whole or not at all, one writer at a time."""
 
-from leanconv.files.atomic import read_bytes, read_json, replace_atomic, write_atomic, write_json
+from leanconv.files.atomic import replace_atomic, write_atomic, write_json
 from leanconv.files.drafts import draft, sweep
 from leanconv.files.locks import LOCK, Held, Lock, NoLocks, holder
+from leanconv.files.reading import check_file, read_bytes, read_json, read_toml
 
 __all__ = [
-    "LOCK", "Held", "Lock", "NoLocks", "draft", "holder", "read_bytes", "read_json", "replace_atomic", "sweep",
-    "write_atomic", "write_json",
+    "LOCK", "Held", "Lock", "NoLocks", "check_file", "draft", "holder", "read_bytes", "read_json", "read_toml",
+    "replace_atomic", "sweep", "write_atomic", "write_json",
 ]  # fmt: skip

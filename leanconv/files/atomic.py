@@ -11,8 +11,11 @@ from leanconv.files.drafts import draft
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> Path:
-    """Write `data` to `path` whole or not at all; the folder is made. Raises BadInput where it cannot be written."""
-    content = data.encode() if isinstance(data, str) else data
+    """Write `data` to `path` whole or not at all; the folder is made. Raises BadInput where it cannot be written.
+
+    Half a letter of a name that is no UTF-8 is written as its escape.
+    """
+    content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     return replace_atomic(path, lambda temporary: temporary.write_bytes(content))
 
 
@@ -39,23 +42,3 @@ def replace_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically."""
     return write_atomic(path, json.dumps(value, indent=2) + "\n")
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises BadInput with the path and the reason where that is not possible."""
-    content = read_bytes(path)
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: is not JSON: {error}") from error
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """What a file holds. Raises BadInput where it is missing, or no file: a pipe would keep us waiting for ever."""
-    path = Path(path)
-    try:
-        if path.exists() and not path.is_file():
-            raise BadInput(f"{path}: cannot be read: it is no file")
-        return path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from leanconv.text import one_line
+
 if sys.platform == "win32":
     import msvcrt
 else:
@@ -161,7 +163,7 @@ def _text(handle: int) -> str:
     """The first line, as far as it may be printed: anybody may have written it."""
     os.lseek(handle, 0, os.SEEK_SET)
     line = os.read(handle, 4 * _SHOWN).decode(errors="replace").split("\n")[0]
-    return "".join(letter for letter in line if letter.isprintable())[:_SHOWN]
+    return one_line(line)[:_SHOWN]
 
 
 def _let_go() -> None:

@@ -2,15 +2,15 @@
 
 import csv
 import math
+import os
 import sys
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from leanconv.errors import BadInput, LeanconvError
-from leanconv.files import read_json
+from leanconv.files import read_bytes, read_json, read_toml
 from leanconv.text import one_line
 
 # Recipe keys that name the run and do not change what it computes.
@@ -145,13 +145,15 @@ def comparability(runs: Sequence[RunSummary]) -> list[str]:
 
 
 def _recipe(run: RunSummary) -> dict[str, Any]:
-    try:
-        return tomllib.loads((run.path / "recipe.toml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    path = run.path / "recipe.toml"
+    if not os.path.exists(path):
         run.remark("has no recipe.toml: how it was trained is not known")
-    except (OSError, ValueError, RecursionError) as error:
+        return {}
+    try:
+        return read_toml(path)
+    except LeanconvError as error:
         run.remark(f"recipe.toml cannot be read ({error}): how it was trained is not known")
-    return {}
+        return {}
 
 
 def _model(run: RunSummary) -> str:
@@ -168,12 +170,15 @@ def _model(run: RunSummary) -> str:
 
 def _history(run: RunSummary) -> dict[str, list[float]]:
     """The columns of history.csv; a last line cut short by a killed run is left out."""
+    path = run.path / "history.csv"
+    if not os.path.exists(path):
+        run.remark("has no history.csv: no training curves")
+        return {}
     try:
-        with (run.path / "history.csv").open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, ValueError, csv.Error) as error:
-        missing = isinstance(error, FileNotFoundError)
-        run.remark("has no history.csv: no training curves" if missing else f"history.csv cannot be read ({error})")
+        text = read_bytes(path).decode()
+        rows = [row for row in csv.reader(text.splitlines(keepends=True)) if row]
+    except (LeanconvError, ValueError, csv.Error) as error:
+        run.remark(f"history.csv cannot be read ({error})")
         return {}
     if len(rows) < 2:
         run.remark("history.csv is empty: stopped before the end of the first epoch?")

@@ -3,15 +3,15 @@
 import dataclasses
 import json
 import math
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from leanconv.errors import BadInput, UnknownName
-from leanconv.files import write_atomic
+from leanconv.files import read_toml, write_atomic
 from leanconv.registry import nearest
+from leanconv.text import one_line
 
 # The words that a key takes, where it takes words.
 CHOICES = {
@@ -110,9 +110,10 @@ class Recipe:
     log_every: int = 10
 
     def __post_init__(self) -> None:
+        self._check_writable()
         for key, words in CHOICES.items():
             if getattr(self, key) not in words:
-                raise BadInput(f"recipe: {key}={getattr(self, key)!r}: one of {', '.join(words)}")
+                raise BadInput(f"recipe: {key}={_shown(getattr(self, key))}: one of {', '.join(words)}")
         for key in ("drop_epochs", "eval_every", "log_every"):
             if getattr(self, key) < 1:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: must be at least 1")
@@ -125,9 +126,6 @@ class Recipe:
         ):  # fmt: skip
             if not 0 <= getattr(self, key) < math.inf:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: must be a number of at least 0")
-        for field in dataclasses.fields(self):
-            if type(value := getattr(self, field.name)) is int and value >= _TOO_LARGE:
-                raise BadInput(f"recipe: {field.name} has {len(str(value))} digits: must be below 2**63")
         if self.defect_crop > 1:
             raise BadInput(f"recipe: defect_crop={self.defect_crop}: a share, from 0 to 1")
         if not 0 < self.temperature_epochs < math.inf:
@@ -150,6 +148,16 @@ class Recipe:
         if (self.epochs > 0) == (self.steps > 0):
             raise BadInput(f"recipe: epochs={self.epochs}, steps={self.steps}: say one of the two, above 0")
 
+    def _check_writable(self) -> None:
+        """Raise BadInput for what no recipe.toml can hold: numbers beyond 64 bits, text that is not UTF-8."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and abs(value) >= _TOO_LARGE:
+                digits = len(str(abs(value))) if abs(value).bit_length() < 14_000 else "thousands of"
+                raise BadInput(f"recipe: {field.name} has {digits} digits: must be below 2**63")
+            if isinstance(value, str) and ("\0" in value or value.encode(errors="ignore").decode() != value):
+                raise BadInput(f"recipe: {field.name}={_shown(value)} is not UTF-8: rename it, or give a link to it")
+
     def falls(self, epoch: int) -> int:
         """How often the rate of `schedule="step"` has fallen when an epoch (from 0) begins."""
         if not self.drop_at:
@@ -162,21 +170,18 @@ class Recipe:
 
         Raises: UnknownName for a key that no recipe has, BadInput for a value of another type or an unreadable file.
         """
-        path = Path(path)
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadInput(f"{path}: is not TOML: {error}") from error
-        return cls.of(values, overrides, where=str(path))
+        return cls.of(read_toml(path), overrides, where=str(path))
 
     @classmethod
     def of(cls, values: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe") -> Self:
         """The recipe of a dictionary, with `key=value` words over it; a word for `epochs` puts `steps` aside."""
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         merged = {key: _typed(key, value, fields, where) for key, value in values.items()}
-        words = dict(_word(text, fields) for text in overrides)
+        words: dict[str, Any] = {}
+        for key, value in (_word(text, fields) for text in overrides):
+            if key in words:
+                raise BadInput(f"{key}= is given twice; give it once")
+            words[key] = value
         for length, other in (("epochs", "steps"), ("steps", "epochs")):
             if words.get(length, 0) > 0 and other not in words:
                 merged[other] = 0
@@ -184,7 +189,7 @@ class Recipe:
 
     def write(self, path: str | Path) -> Path:
         """Write the recipe as TOML, every key said."""
-        lines = [f"{key} = {json.dumps(value)}" for key, value in dataclasses.asdict(self).items()]
+        lines = [f"{key} = {_toml(value)}" for key, value in dataclasses.asdict(self).items()]
         return write_atomic(path, "\n".join(lines) + "\n")
 
     def __str__(self) -> str:
@@ -205,7 +210,7 @@ def _word(text: str, fields: dict[str, Any]) -> tuple[str, Any]:
     try:
         parsed = _READERS[kind](value.strip())
     except ValueError as error:
-        raise BadInput(f"{key}={value!r}: {key} takes {_KINDS[kind]}") from error
+        raise BadInput(f"{key}={_shown(value)}: {key} takes {_KINDS[kind]}") from error
     return key.strip(), parsed
 
 
@@ -215,8 +220,21 @@ def _typed(key: str, value: Any, fields: dict[str, Any], where: str) -> Any:
     if kind == "float" and type(value) is int and abs(value) < _TOO_LARGE:
         return float(value)
     if type(value).__name__ != kind:
-        raise BadInput(f"{where}: {key} = {value!r}: {key} takes {_KINDS[kind]}")
+        raise BadInput(f"{where}: {key} = {_shown(value)}: {key} takes {_KINDS[kind]}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value as the line of an error takes it; Python writes no number of thousands of digits."""
+    try:
+        return one_line(repr(value), most=80)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML, whose text differs from JSON's by the letter 127 and by those beyond 16 bits."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _known(key: str, fields: dict[str, Any], where: str) -> str:

@@ -1,6 +1,7 @@
 """Recipes: typed, flat, and an unknown key names its neighbour."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,8 @@ def test_a_word_for_epochs_replaces_the_files_steps(tmp_path):
 
 
 def test_round_trip_of_every_key(tmp_path):
-    odd = 'a"b\\c?conv=splconv(alpha=0.5)\u00e9'
-    recipe = Recipe(model=odd, epochs=3, compile=True, lr=1e-7, momentum=0.1 + 0.2)
+    odd = 'a"b\\c?conv=splconv(alpha=0.5)\u00e9\U0001f600\x7f\n\x1b'
+    recipe = Recipe(model=odd, data=odd, epochs=3, compile=True, lr=1e-7, momentum=0.1 + 0.2)
     assert Recipe.read(recipe.write(tmp_path / "r.toml")) == recipe
 
 
@@ -79,6 +80,82 @@ def test_round_trip_of_every_key(tmp_path):
 def test_refusals(tmp_path, text, words, error, message):
     with pytest.raises(error, match=message):
         Recipe.read(written(tmp_path, text), words)
+
+
+TEXT = "# Läufe 😀\nepochs = 3\n"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_recipe_as_editors_write_it(tmp_path, mark, end):
+    path = tmp_path / "recipe.toml"
+    path.write_bytes((mark + TEXT.replace("\n", end)).encode())
+    assert Recipe.read(path) == Recipe(epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TEXT.encode("utf-16"), "UTF-16.*save it as UTF-8"),
+        (TEXT.encode("utf-16-le"), "UTF-16.*save it as UTF-8"),
+        (TEXT.encode("utf-32"), "UTF-16.*save it as UTF-8"),
+        ("# Läufe\nepochs = 3".encode("cp1252"), "byte 3 is not UTF-8; save it as UTF-8"),
+        (b"epochs = 3\nseed = " + b"9" * 5000, "a number in it has more than 4300 digits"),
+        (b"epochs = 3\nlr = [" + b"9" * 5000 + b"]", "a number in it has more than 4300 digits"),
+        (b"epochs = 3\nseed = 0x" + b"f" * 5000, "seed has thousands of digits"),
+        (b"epochs = 3\nbatch = 0x" + b"f" * 5000, "batch has thousands of digits"),
+        (b"epochs = 3\nlr = 0x" + b"f" * 5000, "lr takes a number"),
+        (b"epochs = 3\nlr = [0x" + b"f" * 5000 + b"]", "lr takes a number"),
+        (b"epochs = 3\nlr = 1" + b"0" * 400, "lr takes a number"),
+        (b"epochs = 3\nlr = 1e400", "lr=inf: must be a number"),
+        (b"epochs = 3\nlr = nan", "lr=nan: must be a number"),
+        (b"epochs = 3\nlr = -inf", "lr=-inf: must be a number"),
+        (b"epochs = 3\nzoom = inf", "zoom=inf"),
+        (b"epochs = 3\nsize = -64", "size=-64: must be at least 2"),
+        (b"epochs = -3", "epochs=-3: must be a number of at least 0"),
+        (b"epochs = 3\nseed = -9223372036854775809", "seed has 19 digits"),
+        (b"epochs = 3\nseed = 2020-01-01", r"seed = datetime.date\(2020, 1, 1\): seed takes a whole number"),
+        (b"epochs = 3\nout = 10:20:30", "out takes text in quotes"),
+        (b"epochs = 3\nseed = 2020-13-01", "is not TOML"),
+        (b"epochs = 3\nepochs = 4", "is not TOML: Cannot overwrite a value"),
+        (b"epochs = 3\nlr.start = 1", "lr takes a number"),
+        (b"epochs = 3\nlr = {start = 1}", "lr takes a number"),
+        (b"epochs = 3\nout = 'a\0b'", "UTF-16, or no text"),
+        (b'epochs = 3\nout = "a\\u0000b"', "out='a.x00b' is not UTF-8"),
+        (b"epochs = 3\nout = [" + b"[" * 9999, "is not TOML"),
+        (b"# " + b"x" * 2**20, "has 1,048,578 bytes; such a file has at most 1,048,576"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_recipe_that_says_nothing_clear_is_one_line(tmp_path, content, message):
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=message) as found:
+        Recipe.read(path)
+    assert "\n" not in str(found.value)
+    assert len(str(found.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=" + "9" * 5000], "seed='9+ ... 9+': seed takes a whole number"),
+        (["seed=" + "9" * 4000], "seed has 4000 digits"),
+        (["lr=1e999"], "lr=inf: must be a number"),
+        (["lr=-1"], "lr=-1.0: must be a number of at least 0"),
+        (["size=inf"], "size takes a whole number"),
+        (["size=1e2"], "size takes a whole number"),
+        (["lr=0.1", "lr=0.2"], "lr= is given twice"),
+        (["seed=2020-01-01"], "seed takes a whole number"),
+        (["task=" + "x" * 5000], "auto, segment, classify"),
+        ([os.fsdecode(b"data=caf\xe9")], r"data='caf.udce9' is not UTF-8: rename it"),
+        ([os.fsdecode(b"out=caf\xe9")], r"out='caf.udce9' is not UTF-8: rename it"),
+    ],
+)
+def test_a_word_that_says_nothing_clear_is_one_line(tmp_path, words, message):
+    with pytest.raises(BadInput, match=message) as found:
+        Recipe.read(written(tmp_path, "epochs = 3\n"), words)
+    assert len(str(found.value)) < 400
 
 
 def test_a_file_that_is_not_there(tmp_path):
