@@ -1,5 +1,6 @@
 """`leanconv COMMAND`: one dict from command to module; a module is loaded only when its command is called."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -102,6 +103,8 @@ def _line(error: Exception) -> str:
     """An error in one line that says whose it is; a file's text in it moves no cursor of the terminal."""
     if isinstance(error, LeanconvError):
         return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
     if by_model(error):
         return one_line(f"the model does not run: {told(error)}; it stopped in its forward pass, --debug shows where")
     return one_line(f"{type(error).__name__}: {error} (a fault of leanconv's; --debug shows where)")

@@ -1,6 +1,7 @@
 """`leanconv train RECIPE.toml [key=value ...]`: train, validate, write a run folder; `--resume` goes on with one."""
 
 import json as _json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,7 @@ def command(
 
 def _where(recipe: Path, words: list[str], resume: bool) -> tuple[Path, list[str]]:
     """The recipe's file, and the words with the run folder's own path, wherever it lies now, as `out`."""
-    if recipe.is_dir():
+    if os.path.isdir(recipe):  # unlike Path.is_dir, False rather than an error for a name of any length
         recipe = recipe / "recipe.toml"
     moved = resume and (recipe.parent / "model.json").is_file() and not any(word.startswith("out=") for word in words)
     return recipe, [f"out={recipe.parent}", *words] if moved else words
@@ -52,6 +53,4 @@ def _where(recipe: Path, words: list[str], resume: bool) -> tuple[Path, list[str
 
 def _is_main() -> bool:
     """Several processes train, one reports."""
-    import os
-
     return os.environ.get("RANK", "0") == "0"

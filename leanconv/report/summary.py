@@ -95,7 +95,7 @@ def read_run(path: str | Path, name: str = "") -> RunSummary:
         raise BadInput(f"{path}: is not a run folder (no such folder); give a folder that `leanconv train` wrote")
     if not any((path / file).is_file() for file in ("recipe.toml", "model.json")):
         raise BadInput(f"{path}: is not a run folder: it has neither recipe.toml nor model.json")
-    run = RunSummary(name or path.resolve().name, path)
+    run = RunSummary(name or os.path.basename(os.path.realpath(path)), path)
     run.recipe = _recipe(run)
     run.model = _model(run)
     run.history = _history(run)
@@ -107,7 +107,7 @@ def read_run(path: str | Path, name: str = "") -> RunSummary:
 
 def read_runs(paths: Sequence[str | Path]) -> list[RunSummary]:
     """Read several runs under names that differ: the last part of the path, or as many parts as it takes."""
-    folders = [Path(path).resolve() for path in paths]
+    folders = [Path(os.path.realpath(path)) for path in paths]  # `resolve` fails where a link leads to itself
     if not folders:
         raise BadInput("a report needs at least one run folder")
     if len(set(folders)) < len(folders):

@@ -255,7 +255,7 @@ class _Run:
 
     def _resumed(self) -> State:
         path = setup.last(self.folder)
-        if not path.is_file():  # stopped before the first checkpoint: the beginning is where it was left
+        if not path.exists():  # stopped before the first checkpoint: the beginning is where it was left
             return State(images=len(self.data["train"]))
         state, scaler = checkpoint.load(path, self.net, self.optimizer)
         check_resumed(state, self.recipe, self.folder, self.data["train"], self.task, self.total, self.per_epoch)
