@@ -1,12 +1,14 @@
 """The errors a user can meet. Each message says what, which value, and what to do, in one line."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
 
 from leanconv.text import one_line
+
+_FAULTS = 8  # that are shown at once
 
 
 class LeanconvError(Exception):
@@ -29,6 +31,25 @@ class UnknownName(LeanconvError, ValueError):
 
 class BadInput(LeanconvError, ValueError):
     """A value or a file that cannot be used as it is: an image, a mask, a recipe, a shape, an argument."""
+
+
+class BadFiles(BadInput):
+    """Several files that cannot be used, of `count`; `faults` has a line of each, the message the first few."""
+
+    def __init__(self, faults: Sequence[str], count: int) -> None:
+        self.faults, self.count = tuple(faults), count
+        super().__init__(f"{self.headline}: {'; '.join(self.shown)}")
+
+    @property
+    def headline(self) -> str:
+        """How many there are."""
+        return f"{len(self.faults):,} of {self.count:,} images cannot be used"
+
+    @property
+    def shown(self) -> list[str]:
+        """The first faults, and how many more there are."""
+        more = len(self.faults) - _FAULTS
+        return [*self.faults[:_FAULTS], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 class BadCheckpoint(LeanconvError, RuntimeError):

@@ -1,11 +1,13 @@
 """`leanconv eval RUN`: IoU and Dice, or top-1 and top-5, of a run's weights on any split of any data."""
 
 import json as _json
+import sys
 from typing import Annotated
 
 import typer
 
 from leanconv.cli.common import Device, Json, Out, Threads, set_threads
+from leanconv.text import one_line
 
 
 def command(
@@ -33,8 +35,9 @@ def command(
 
     set_threads(threads)
     scores = score_run(
-        run, data=data, split=split, threshold=threshold, device=str(torch_device(device)), trust_code=trust_code
-    )
+        run, data=data, split=split, threshold=threshold, device=str(torch_device(device)), trust_code=trust_code,
+        say=lambda remark: print(one_line(f"note   {remark}"), file=sys.stderr), progress=True,
+    )  # fmt: skip
     numbers = {"run": run, "split": split, **scores.to_dict(per_image=per_image)}
     print(_json.dumps(numbers, indent=2) if json else scores)  # first: `out` may be unwritable
     if out is not None:

@@ -105,10 +105,13 @@ def _same_scores(
 ) -> "Check":
     """IoU and Dice of a model on a split; one that takes a fixed size sees the images in pieces of it."""
     from leanconv.deploy.pieces import Pieces
+    from leanconv.runs import RunFolder
     from leanconv.train.data import open_data
     from leanconv.train.evaluate import evaluate
+    from leanconv.train.tasks import open_run_data
 
-    samples = open_data(source, split)
+    own = Path(run).is_dir()
+    samples = open_run_data(RunFolder.open(run), source, split) if own else open_data(source, split)
 
     def check(model: "nn.Module") -> dict[str, float]:
         form: Any = model

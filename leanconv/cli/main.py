@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from leanconv.cli.streams import patient_streams
-from leanconv.errors import LeanconvError, UnknownName, by_model, told
+from leanconv.errors import BadFiles, LeanconvError, UnknownName, by_model, told
 from leanconv.text import one_line
 from leanconv.version import __version__
 
@@ -100,7 +100,12 @@ def _called(arguments: list[str]) -> int:
 
 
 def _line(error: Exception) -> str:
-    """An error in one line that says whose it is; a file's text in it moves no cursor of the terminal."""
+    """An error in one line that says whose it is; a file's text in it moves no cursor of the terminal.
+
+    Of several files each is told in a line of its own.
+    """
+    if isinstance(error, BadFiles):
+        return "\n  ".join(map(one_line, (error.headline, *error.shown)))
     if isinstance(error, LeanconvError):
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from leanconv.cli.common import Device, Json, Threads, report, set_threads
+from leanconv.text import one_line
 
 
 def command(
@@ -28,6 +29,12 @@ def command(
         typer.Option("--overlap", min=0, help="Pixels that neighbouring tiles share.", show_default="64"),
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Tiles at a time.", show_default="1")] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            "--bits", min=8, max=16, help="Bits that 16-bit images use; default: as in the training, else their own."
+        ),
+    ] = None,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
     threads: Threads = None,
     device: Device = "cpu",
@@ -36,7 +43,7 @@ def command(
     """Find the defects in images; write STEM_mask.png, STEM_overlay.png and STEM.json (box, area, score of each).
 
     Of a classifier: print class and score of each image, and write predictions.json; options of masks are refused.
-    An image that cannot be read is reported on one line; the others are written all the same, and the exit is 1.
+    An image that cannot be used is reported on one line; the others are written all the same, and the exit is 1.
     """
     from leanconv.cli.common import torch_device
     from leanconv.train.predict import predict
@@ -44,9 +51,11 @@ def command(
     set_threads(threads)
     found = predict(
         run, images, out, threshold=threshold, side=side, tile=tile, overlap=overlap, batch=batch,
-        device=str(torch_device(device)), trust_code=trust_code, progress=True,
+        bits=bits, device=str(torch_device(device)), trust_code=trust_code, progress=True,
     )  # fmt: skip
     report(found, json=json)
+    for note in found.notes:
+        print(one_line(f"note   {note}"), file=sys.stderr)
     for _, reason in found.failed:
         print(f"error: {reason}", file=sys.stderr)
     if found.failed:

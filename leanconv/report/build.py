@@ -22,7 +22,7 @@ from leanconv.report.summary import RunSummary, numbers, read_runs
 from leanconv.runs import RunFolder
 from leanconv.train import classify
 from leanconv.train.augment import to_float
-from leanconv.train.data import open_data
+from leanconv.train.data import Samples, open_data
 from leanconv.train.evaluate import evaluate, predicted_classes
 from leanconv.train.folders import SPLITS
 from leanconv.train.padding import pad_to
@@ -138,7 +138,7 @@ def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit
         _score_classes(report, models, asked, named=data is not None, say=say)
         return
     try:
-        samples = open_data(asked, report.split)
+        samples, sets = _samples(report, models, asked)
     except LeanconvError as error:
         if data is not None:
             raise
@@ -152,7 +152,7 @@ def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit
         run = report.runs[index]
         say(f"score {run.name} on {len(samples)} images")
         try:
-            scores = evaluate(model, samples, threshold=run.threshold)
+            scores = evaluate(model, sets[index], threshold=run.threshold)
         except (LeanconvError, RuntimeError) as error:
             run.remark(f"could not be scored on {asked}: {first_line(error)}")
             continue
@@ -165,7 +165,7 @@ def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit
             run.remark("has no stored threshold: 0.5 was used")
     say("draw")
     for name, why in choose([run.images for run in report.runs], limit):
-        report.cases.append(_case(report, models, samples, names.index(name), name, why))
+        report.cases.append(_case(report, models, sets, names.index(name), name, why))
 
 
 def _score_classes(report: Report, models: dict[int, nn.Module], asked: str, *, named: bool, say: Say) -> None:
@@ -194,15 +194,23 @@ def _score_classes(report: Report, models: dict[int, nn.Module], asked: str, *, 
         run.images = dict(zip(_unique(scores.names), hits, strict=True))
 
 
+def _samples(report: Report, models: dict[int, nn.Module], asked: str) -> tuple[Samples, dict[int, Samples]]:
+    """The images, and as each model takes them: of 16-bit images its run knows the range. One set for each range."""
+    bits = {index: RunFolder.open(report.runs[index].path).read_model().bits for index in models}
+    sets = {each: open_data(asked, report.split, bits=each) for each in dict.fromkeys(bits.values() or [None])}
+    return next(iter(sets.values())), {index: sets[each] for index, each in bits.items()}
+
+
 def _case(
-    report: Report, models: dict[int, nn.Module], samples: Any, place: int, name: str, why: str
+    report: Report, models: dict[int, nn.Module], sets: dict[int, Samples], place: int, name: str, why: str
 ) -> Case:  # fmt: skip
-    sample = samples[place]
+    sample = next(iter(sets.values()))[place]
     guesses = []
     for index, model in models.items():
         run = report.runs[index]
         if name in run.images:
-            guesses.append((index, run.name, _predict(model, sample.image, run.threshold), run.images[name]))
+            guess = _predict(model, sets[index][place].image, run.threshold)
+            guesses.append((index, run.name, guess, run.images[name]))
     image, truth = sample.image.numpy(), sample.mask.numpy().astype(np.uint8)
     return case(name, why, image, truth, guesses, report.classes)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanconv.errors import missing_extra
+from leanconv.train.masks import IGNORE
 
 Pixels = NDArray[np.uint8]
 
@@ -19,6 +20,7 @@ Pixels = NDArray[np.uint8]
 FOUND, MISSED, FALSE, OTHER = 1, 2, 3, 4
 COLOURS = {FOUND: (100, 143, 255), MISSED: (220, 38, 127), FALSE: (255, 176, 0), OTHER: (120, 94, 240)}
 WORDS = {FOUND: "found", MISSED: "missed", FALSE: "false alarm", OTHER: "found, but as another class"}
+NOT_JUDGED = (128, 128, 128)
 # The truth of several classes: one colour each (Okabe and Ito), repeated after seven.
 CLASS_COLOURS = (
     (100, 143, 255), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (86, 180, 233),
@@ -98,16 +100,18 @@ def case(
     h, w = truth.shape
     scale = min(1.0, side / max(h, w))
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
-    share = float((truth > 0).mean())
-    names = ", ".join(_name(classes, int(k)) for k in np.unique(truth) if k) or "no defect"
+    defect = (truth > 0) & (truth != IGNORE)
+    share = float(defect.mean())
+    names = ", ".join(_name(classes, int(k)) for k in np.unique(truth[defect])) or "no defect"
     palette = {k: CLASS_COLOURS[(k - 1) % len(CLASS_COLOURS)] for k in range(1, max(2, len(classes)))}
+    palette[IGNORE] = NOT_JUDGED
     tiles = [
         Tile("Image", f"Photo {name}", ""),
         Tile("Truth", f"Truth of {name}: {names}, {share:.1%} of the image", _mask(truth, palette, size)),
     ]
     for index, run, guess, dice in guesses:
         errors = error_map(guess, truth)
-        found = (errors == FOUND).sum() / max(1, (truth > 0).sum())
+        found = (errors == FOUND).sum() / max(1, defect.sum())
         alarm = float((errors == FALSE).mean())
         known = f"{found:.0%} of the defect found" if share else "there is no defect to find"
         alt = f"{run} on {name}: Dice {dice:.2f}; {known}, {alarm:.1%} of the image falsely marked"
@@ -116,12 +120,13 @@ def case(
 
 
 def error_map(guess: Pixels, truth: Pixels) -> Pixels:
-    """`H W` of FOUND, MISSED, FALSE, OTHER, and 0 where both say background."""
+    """`H W` of FOUND, MISSED, FALSE, OTHER, and 0 where both say background or nothing is judged."""
     errors = np.zeros(truth.shape, np.uint8)
     errors[(truth > 0) & (guess == truth)] = FOUND
     errors[(truth > 0) & (guess == 0)] = MISSED
     errors[(truth == 0) & (guess > 0)] = FALSE
     errors[(truth > 0) & (guess > 0) & (guess != truth)] = OTHER
+    errors[truth == IGNORE] = 0
     return errors
 
 

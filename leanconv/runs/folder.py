@@ -73,10 +73,12 @@ class RunFolder:
         swaps: Plan | Iterable[tuple[str, str]] = (),
         task: str = "",
         classes: Sequence[str] = (),
+        bits: int | None = None,
     ) -> Path:
         """Write model.json: the model's reference, and the swaps to repeat on it (a `Plan`, or pairs name, operator).
 
-        `task` and `classes` say what its outputs mean, where that is known.
+        `task` and `classes` say what its outputs mean, where that is known; `bits` how many a channel of its 16-bit
+        images uses.
         Raises: BadInput for a reference that names no model, or another run folder (give that one's own reference);
             UnknownName for an operator or option nobody has.
         """
@@ -98,6 +100,7 @@ class RunFolder:
                 "reference": reference,
                 "swaps": [list(pair) for pair in pairs],
                 **({"task": task, "classes": list(classes)} if task else {}),
+                **({"bits": bits} if bits else {}),
             },
         )
 
@@ -147,13 +150,15 @@ class RunFolder:
 class ModelFile:
     """What model.json says: the reference, and the swaps (name, operator string) made on that model.
 
-    `task` is `segment`, `classify`, or empty where nobody said; `classes` are the names of what it tells apart.
+    `task` is `segment`, `classify`, or empty where nobody said; `classes` are the names of what it tells apart; `bits`
+    is the range of the 16-bit images that it was trained on, None where there were none.
     """
 
     reference: Reference
     swaps: tuple[tuple[str, str], ...]
     task: str = ""
     classes: tuple[str, ...] = ()
+    bits: int | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -189,4 +194,7 @@ class ModelFile:
             raise BadInput(f"task {str(task)[:40]!r}: one of {', '.join(TASKS)}")
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise BadInput("classes must be a list of names")
-        return cls(reference, tuple((name, to) for name, to in swaps), task, tuple(classes))
+        bits = stored.get("bits")
+        if bits is not None and (type(bits) is not int or not 8 <= bits <= 16):
+            raise BadInput(f"bits {str(bits)[:40]!r}: from 8 to 16")
+        return cls(reference, tuple((name, to) for name, to in swaps), task, tuple(classes), bits)

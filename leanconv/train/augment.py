@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput, missing_extra
+from leanconv.train.masks import IGNORE
 from leanconv.train.padding import mirror
 
 MEAN, STD = 0.5, 0.25
@@ -28,7 +29,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """`(image uint8 3 H W, mask uint8 H W) -> (float32 3 S S, int64 S S)`, at random.
+    """`(image uint8 3 H W, mask uint8 H W) -> (float32 3 S S, int64 S S)`, at random; IGNORE stays IGNORE.
 
     Attributes:
         size: side S of the crop; smaller images are mirrored outwards.
@@ -65,7 +66,7 @@ class TrainTransform:
         zoom = low * (high / low) ** torch.rand(()).item()  # a zoom of 2 is as likely as one of 1/2
         window = max(1, round(self.size / zoom))
         on_defect = torch.rand(()).item() < self.defect_crop
-        pixels = mask.nonzero() if on_defect else mask.new_empty((0, 2))
+        pixels = ((mask > 0) & (mask != IGNORE)).nonzero() if on_defect else mask.new_empty((0, 2))
         anchor = pixels[_below(len(pixels))].tolist() if len(pixels) else [None, None]
         rows, columns = (_place(size, window, at) for size, at in zip(mask.shape, anchor, strict=True))
         image, mask = image[:, rows][:, :, columns], mask[rows][:, columns]

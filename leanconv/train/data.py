@@ -5,13 +5,18 @@ A data reference is one of
     DIR                        with images/ and masks/ (same stem), or with train-*, val-* and test-*.parquet
     DIR?classes=4              masks of class indices 0 ... 3; or their names: classes=background,scratch,particle
     DIR?threshold=128          soft masks: a grey of at least that is a defect
+    DIR?colors=000000,ff0000   masks of colours: RRGGBB of each class, or a file of them (see colours.py)
+    DIR?ignore=255             mask values (with colors: a colour) that are neither learnt nor scored
+    DIR?palette=index          palette masks whose indices are the classes, whatever their colours (see masks.py)
+    DIR?bits=12                of 16-bit images as many bits are used; by default as the largest value needs
     DIR?side=256               images reduced to at most that many pixels on their longer side, and their masks
     synthetic:wafer?size=128&count=400&seed=0
 
 A folder may be divided: DIR/train/images, DIR/train/masks, or DIR/images/train, DIR/masks/train; likewise val and test.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -20,11 +25,17 @@ from torch.utils.data import Dataset
 
 from leanconv.errors import BadInput, UnknownName
 from leanconv.registry import nearest
-from leanconv.train.folders import SPLITS, FolderSource, folder_pairs, parquet_files
+from leanconv.train.check import FileCheck
+from leanconv.train.colours import colour_of, read_colours
+from leanconv.train.folders import SPLITS, FolderSource, folder_pairs, image_files, parquet_files
+from leanconv.train.images import ImageReader
+from leanconv.train.masks import MaskReader
+from leanconv.train.pairs import PairReader
 from leanconv.train.reduce import ReducedSource
 
 # Decoded samples are kept in memory up to this much; each worker process of a DataLoader shares or repeats it.
 CACHE_BYTES = 512 * 2**20
+_OPTIONS = ("classes", "threshold", "colors", "ignore", "palette", "bits", "side")
 
 
 class Sample(NamedTuple):
@@ -53,12 +64,16 @@ class Samples(Dataset[Sample]):
     Attributes:
         classes: names; the first is the background.
         note: what a user should know of how the split came about; may be empty.
+        reader: what reads its files; None where there are none.
     """
 
-    def __init__(self, source: Source, classes: Sequence[str], note: str = "") -> None:
-        self.source, self.classes, self.note = source, tuple(classes), note
+    def __init__(
+        self, source: Source, classes: Sequence[str], note: str = "", reader: PairReader | None = None
+    ) -> None:  # fmt: skip
+        self.source, self.classes, self.note, self.reader = source, tuple(classes), note, reader
         self._cache: dict[int, Sample] = {}
         self._room = CACHE_BYTES
+        self._unread = ""
 
     def __len__(self) -> int:
         return len(self.source.names)
@@ -83,32 +98,45 @@ class Samples(Dataset[Sample]):
         return self.source.names[index]
 
     def check(self, *, progress: bool = True) -> None:
-        """Find bad files now rather than in the third epoch.
+        """Find bad files now rather than in the third epoch: read every header, decode every image.
 
-        Reads every header; then decodes, and keeps, the images that the memory limit holds (all of a small set).
-        A bar is drawn on a terminal for more than a few hundred images. Raises BadInput for the first bad file.
+        What the memory limit holds is kept. A bar is drawn on a terminal. Raises BadInput, BadFiles for several.
         """
-        steps: Iterable[int] = range(2 * len(self))
-        if progress and len(self) > 300:
-            from rich.console import Console
-            from rich.progress import track
+        check = FileCheck(len(self), progress=progress)
+        check.read_headers(self.source.sizes)
+        if self.reader is not None:
+            self.reader.images.settle(progress=progress)
+        check.decode(self.__getitem__)
+        self._unread = check.finish()
 
-            console = Console(stderr=True)
-            steps = track(steps, "checking images", console=console, disable=not console.is_terminal, transient=True)
-        room = CACHE_BYTES
-        for step in steps:
-            index = step % len(self)
-            if step < len(self):
-                self.source.sizes(index)
-            elif room > 0:
-                sample = self[index]
-                room -= sample.image.numel() + sample.mask.numel()
+    def like(self, other: "Samples") -> None:
+        """Read files as another split of the same data does."""
+        if self.reader is not None and other.reader is not None:
+            self.reader.like(other.reader)
+
+    @property
+    def bits(self) -> int | None:
+        """How many bits a channel of its 16-bit images uses; None where there are none."""
+        return self.reader.images.bits if self.reader is not None else None
+
+    def remarks(self) -> list[str]:
+        """What a user should know of what `check` found, in a line each."""
+        read = self.reader.notes() if self.reader is not None else []
+        return [*read, *filter(None, [self._unread])]
+
+    def unseen(self) -> list[str]:
+        """The classes of which no decoded mask has a pixel."""
+        if self.reader is None:
+            return []
+        return [name for place, name in enumerate(self.classes) if place not in self.reader.masks.seen]
 
 
-def open_data(ref: str, split: str, *, classes: int | Sequence[str] = 2, threshold: int | None = None) -> Samples:
+def open_data(
+    ref: str, split: str, *, classes: int | Sequence[str] = 2, threshold: int | None = None, bits: int | None = None
+) -> Samples:  # fmt: skip
     """The samples that a data reference names (see the head of this file), of one split: train, val or test.
 
-    `classes` and `threshold` are the reference's options of the same name, which win where both are given.
+    `classes`, `threshold` and `bits` are the reference's options of the same name, which win where both are given.
     Nothing is decoded yet; `Samples.check()` does. Raises BadInput, UnknownName for a split or option nobody knows.
     """
     if split not in SPLITS:
@@ -116,34 +144,42 @@ def open_data(ref: str, split: str, *, classes: int | Sequence[str] = 2, thresho
     place, options = parse(ref)
     if place.startswith("synthetic:"):
         return _synthetic(ref, place, options, split)
-    if unknown := set(options) - {"classes", "threshold", "side"}:
-        raise UnknownName(f"data {ref!r}: unknown option {sorted(unknown)[0]!r}; known: classes, threshold, side")
-    names = _class_names(options.get("classes", classes), ref)
-    grey = number(ref, "threshold", options["threshold"], 1, 65535) if "threshold" in options else threshold
-    if grey is not None and len(names) != 2:
-        raise BadInput(f"data {ref!r}: threshold={grey} is for two classes, not for {len(names)}")
+    for key in options:
+        if key not in _OPTIONS:
+            raise UnknownName(
+                f"data {ref!r}: unknown option {key!r}{nearest(key, list(_OPTIONS))}; known: {', '.join(_OPTIONS)}"
+            )
     root = Path(place).expanduser()
     if not root.is_dir():
         raise BadInput(
             f"data {place!r}: no such folder; give a folder with images/ and masks/, one with Parquet splits, "
             "or synthetic:wafer"
         )
+    names, masks = _mask_reader(ref, options, classes, threshold, root)
+    bits = bits_option(ref, options) or bits
+    source: Source
     if any(root.glob("*.parquet")):
-        from leanconv.train.parquet import ParquetSource
+        from leanconv.train.parquet import ParquetSource, image_rows
 
-        source: Source = ParquetSource(parquet_files(root, split, needed=True), len(names), grey)
-        note = ""
+        reader = PairReader(ImageReader(bits, partial(image_rows, root)), masks)
+        source, note = ParquetSource(parquet_files(root, split, needed=True), reader), ""
     else:
         pairs, note = folder_pairs(root, split)
-        source = FolderSource(pairs, len(names), grey)
+        reader = PairReader(ImageReader(bits, partial(image_files, root)), masks)
+        source = FolderSource(pairs, reader)
     side = side_of(ref)
-    return Samples(source if side is None else ReducedSource(source, side), names, note)
+    return Samples(source if side is None else ReducedSource(source, side), names, note, reader)
 
 
 def side_of(ref: str) -> int | None:
     """The option `side` of a reference: the longest that a network's images may be, in pixels; None: as they are."""
     options = parse(ref)[1]
     return number(ref, "side", options["side"], 16, 65535) if "side" in options else None
+
+
+def bits_option(ref: str, options: dict[str, str]) -> int | None:
+    """The option `bits` of 16-bit images. Raises BadInput unless it is a number of bits."""
+    return number(ref, "bits", options["bits"], 8, 16) if "bits" in options else None
 
 
 def parse(ref: str) -> tuple[str, dict[str, str]]:
@@ -160,15 +196,43 @@ def parse(ref: str) -> tuple[str, dict[str, str]]:
     return place, options
 
 
+def _mask_reader(
+    ref: str, options: dict[str, str], classes: int | Sequence[str], threshold: int | None, root: Path
+) -> tuple[tuple[str, ...], MaskReader]:
+    """The names of the classes, and what reads their masks."""
+    colours, ignore = read_colours(options["colors"], root) if "colors" in options else None, None
+    if colours is not None:
+        if "ignore" in options and (ignore := colour_of(options["ignore"])) is None:
+            raise BadInput(f"data {ref!r}: ignore={options['ignore']}: with colors= a colour, RRGGBB or transparent")
+        colours = colours if ignore is None else colours.without(ignore)
+        names = _class_names(options.get("classes", colours.names or colours.number), ref)
+        if len(names) != colours.number:
+            raise BadInput(f"data {ref!r}: {len(names)} classes ({', '.join(names)}), colors= has {colours.number}")
+    else:
+        names = _class_names(options.get("classes", classes), ref)
+        ignore = number(ref, "ignore", options["ignore"], 0, 65535) if "ignore" in options else None
+    if options.get("palette", "index") != "index":
+        raise BadInput(f"data {ref!r}: palette={options['palette']}: index, or leave it out and say colors=")
+    grey = number(ref, "threshold", options["threshold"], 1, 65535) if "threshold" in options else threshold
+    if grey is not None and len(names) != 2:
+        raise BadInput(f"data {ref!r}: threshold={grey} is for two classes, not for {len(names)}")
+    for other, given in {"threshold": grey is not None, "palette": "palette" in options}.items():
+        if colours is not None and given:
+            raise BadInput(f"data {ref!r}: colors= says which colour is which class; leave out {other}=")
+    reader = MaskReader(len(names), grey, colours=colours, ignore=ignore, by_index="palette" in options)
+    return names, reader
+
+
 def _class_names(classes: int | str | Sequence[str], ref: str) -> tuple[str, ...]:
     if isinstance(classes, str):
-        classes = int(classes) if classes.isdigit() else classes.split(",")
+        classes = int(classes) if classes.isdecimal() and len(classes) < 9 else classes.split(",")
     if isinstance(classes, int):
-        classes = (
-            ("background", "defect") if classes == 2 else ["background", *(f"class{i}" for i in range(1, classes))]
-        )
+        many = min(classes, 256)
+        classes = ("background", "defect") if many == 2 else ["background", *(f"class{i}" for i in range(1, many))]
     if not 2 <= len(classes) <= 255 or len(set(classes)) != len(classes):
-        raise BadInput(f"data {ref!r}: classes={','.join(classes)}: 2 to 255 different names, the background first")
+        raise BadInput(
+            f"data {ref!r}: classes={','.join(list(classes)[:9])}: 2 to 255 different names, the background first"
+        )
     return tuple(classes)
 
 

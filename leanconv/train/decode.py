@@ -7,8 +7,11 @@ annotation tools show the upright picture, and write masks that are upright and 
 import io
 import logging
 import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from leanconv.errors import BadInput, missing_extra
 
@@ -18,11 +21,21 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 # PIL's own limit for an error (a warning at half of it): 537 MB as RGB. Larger files are never decoded.
 MAX_PIXELS = 178_956_970
-SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+# Networks need sides in multiples of 32: a strip one pixel high grows 32 times, and must stay below MAX_PIXELS then.
+MAX_SIDE = 1 << 20
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-_ORIENTATION = 0x0112
+_WIDTH, _PHOTOMETRIC, _ORIENTATION = 256, 262, 274
+_GREY16 = ("I;16", "I;16B", "I;16L", "I;16N")
+# PIL keeps the high byte of colours of 16 bits a channel. Read in the other byte order, it keeps the low one.
+_LOW_BYTE = {
+    "RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": "RGB;16B",
+    "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B", "RGBA;16N": "RGBA;16B",
+    "RGBX;16B": "RGBX;16L", "RGBX;16L": "RGBX;16B", "RGBX;16N": "RGBX;16B",
+}  # fmt: skip
+_GREY_ALPHA16 = "LA;16B"
+_STEP = {"L;2": 85, "L;4": 17}  # grey of 2 and 4 bits, as it is shown with 8
 
 Source = Path | bytes
 
@@ -30,20 +43,74 @@ Source = Path | bytes
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def read_size(source: Source, name: str) -> tuple[int, int]:
-    """Height and width of the upright picture, from the header alone. Raises BadInput as the readers do."""
-    with opened(source, name) as image:
-        width, height = image.size
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                turned = image.getexif().get(_ORIENTATION) in _TURNED
-            except Exception:  # a broken tag turns nothing; the readers judge the pixels
-                turned = False
-    return (width, height) if turned else (height, width)
+class Header(NamedTuple):
+    """What a file says before it is decoded.
+
+    Attributes:
+        height, width: of the upright picture.
+        orientation: the EXIF tag; 1 is upright.
+        mode: PIL's name of its kind of pixels, "RGB", "L", "P", "CMYK", ...
+        deep: 16 bits a channel.
+        lossy: compressed so that values change.
+    """
+
+    height: int
+    width: int
+    orientation: int
+    mode: str
+    deep: bool
+    lossy: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    @property
+    def kind(self) -> str:
+        """The kind of pixels in words, for a message."""
+        from PIL import ImageMode
+
+        return f"{len(ImageMode.getmode(self.mode).bands)} channels of kind {self.mode}"
 
 
-def opened(source: Source, name: str) -> "Image":
+class Decoded(NamedTuple):
+    """A decoded, upright picture; `deep` has its values, uint16 `H W` or `H W C`, where they take 16 bits."""
+
+    image: "Image"
+    header: Header
+    deep: np.ndarray | None
+
+
+def read_header(source: Source, name: str, *, whole: bool = False) -> Header:
+    """What the file says of itself; `whole`: also behind its pixels. Raises BadInput where it is not to be used."""
+    with _opened(source, name) as image:
+        return _header(image, source, name, whole=whole)
+
+
+def decode(source: Source, name: str, kind: str = "image") -> Decoded:
+    """The picture, decoded and upright. `kind` (image, mask) stands in the message. Raises BadInput naming the file."""
+    with _opened(source, name) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header, raw = _header(image, source, name), _raw_mode(image)
+        try:
+            if raw == _GREY_ALPHA16:
+                _read_as(image, "RGBA")  # high and low byte of grey, then of alpha
+            image.load()
+            upright = _upright(image)
+            deep = _deep(upright, raw, source, name) if header.deep else None
+            if raw == _GREY_ALPHA16:
+                upright = _high_bytes(upright)
+        except BadInput:
+            raise
+        except Exception as error:  # decoders raise whatever the bytes lead them to
+            raise BadInput(f"{name}: corrupt or truncated {kind}: {_reason(error)}") from error
+    if raw in _STEP and "transparency" in upright.info:
+        upright.info["transparency"] *= _STEP[raw]
+    return Decoded(upright, header._replace(height=upright.height, width=upright.width), deep)
+
+
+def _opened(source: Source, name: str) -> "Image":
     """The file with its header read and its size judged; not decoded yet."""
     try:
         from PIL import Image
@@ -61,33 +128,110 @@ def opened(source: Source, name: str) -> "Image":
         ) from error
     except Exception as error:  # decoders raise whatever the bytes lead them to
         raise BadInput(f"{name}: cannot be opened: {_reason(error)}") from error
-    if image.width * image.height > MAX_PIXELS:  # where a program has lifted PIL's own limit
+    if says := _why_not(image):
         image.close()
-        raise BadInput(f"{name}: {image.width}x{image.height}, more than {MAX_PIXELS} pixels; cut it into parts")
+        raise BadInput(f"{name}: {says}")
     return image
 
 
-def decoded(source: Source, name: str, kind: str) -> "Image":
-    """The decoded, upright picture. `kind` (image, mask) stands in the message. Raises BadInput naming the file."""
+def _why_not(image: Any) -> str:
+    """Why a file is not to be used, by its header; empty where it is."""
+    if image.width * image.height > MAX_PIXELS:  # where a program has lifted PIL's own limit
+        return f"{image.width}x{image.height}, more than {MAX_PIXELS} pixels; cut it into parts"
+    if max(image.size) > MAX_SIDE:
+        return f"{image.width}x{image.height}, a side of more than {MAX_SIDE} pixels; cut it into parts"
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        return "holds more than one page; save one page to a file"
+    if image.mode in _GREY16 and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+        return "16 bits of which 0 is white; save it with 0 as black"
+    if image.format == "BMP" and not _bmp_as_shown(image):
+        return "a BMP whose palette of greys is read as other pixels; save it as PNG"
+    return ""
+
+
+def _bmp_as_shown(image: Any) -> bool:
+    """Whether Pillow reads as many bits a pixel as there are: it forgets them where a palette is black and white."""
+    image.fp.seek(0)
+    head = image.fp.read(30)
+    place = 24 if head[14:18] == b"\x0c\0\0\0" else 28
+    bits = int.from_bytes(head[place : place + 2], "little")
+    return bits == {"1": 1, "L": 8}.get(image.mode, bits)
+
+
+def _header(image: "Image", source: Source, name: str, *, whole: bool = False) -> Header:
+    from PIL import Image
+
+    (width, height), raw, orientation = image.size, _raw_mode(image), 1
+    with warnings.catch_warnings(), suppress(Exception):  # a broken tag turns nothing; decoding judges the pixels
+        warnings.simplefilter("ignore")
+        # A PNG's own `getexif` decodes the picture to find a tag that stands behind the pixels.
+        exif = image.getexif() if whole else Image.Image.getexif(image)
+        orientation = exif.get(_ORIENTATION, 1)
+    stored = getattr(image, "tag_v2", {}).get(_WIDTH, width)  # PIL has turned the size of a TIFF already
+    if orientation in _TURNED and stored == width:
+        width, height = height, width
+    deep = image.mode in _GREY16 or (image.mode == "I" and image.format == "PNG")
+    if ";16" in raw and not deep and image.mode in ("L", "RGB", "RGBA"):
+        if raw not in (*_LOW_BYTE, _GREY_ALPHA16):
+            raise BadInput(f"{name}: 16 bits a channel in the order {raw}, which is not read; save it as PNG")
+        deep = True
+    mode = "LA" if raw == _GREY_ALPHA16 else image.mode
+    return Header(height, width, orientation, mode, deep, _is_lossy(image, source))
+
+
+def _raw_mode(image: "Image") -> str:
+    """How the file lays out a pixel, by PIL's name; empty where PIL does not say."""
+    tiles: Any = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    return str(arguments if isinstance(arguments, str) else next(iter(arguments or ()), ""))
+
+
+def _read_as(image: Any, raw: str) -> None:
+    """Let PIL read another layout of pixels than the file's own."""
+    tiles = []
+    for tile in image.tile:
+        arguments = raw if isinstance(tile[3], str) else (raw, *tile[3][1:])
+        tiles.append(tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments))
+    image.tile = tiles
+
+
+def _deep(upright: "Image", raw: str, source: Source, name: str) -> np.ndarray:
+    """The values of 16 bits."""
+    if raw not in _LOW_BYTE and raw != _GREY_ALPHA16:
+        return np.asarray(upright).astype(np.uint16)
+    high = np.asarray(upright).astype(np.uint16)
+    if raw == _GREY_ALPHA16:
+        return high[..., ::2] * np.uint16(256) + high[..., 1::2]  # H W (grey, alpha)
+    with _opened(source, name) as again:
+        _read_as(again, _LOW_BYTE[raw])
+        again.load()
+        return high * np.uint16(256) + np.asarray(_upright(again))
+
+
+def _high_bytes(image: "Image") -> "Image":
+    from PIL import Image
+
+    return Image.merge("LA", (image.getchannel(0), image.getchannel(2)))
+
+
+def _upright(image: "Image") -> "Image":
     from PIL import ImageOps
 
-    with opened(source, name) as image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            image.load()
-            turned = image.getexif().get(_ORIENTATION, 1) != 1
-            upright = ImageOps.exif_transpose(image) if turned else image.copy()
-        except Exception as error:  # decoders raise whatever the bytes lead them to
-            raise BadInput(f"{name}: corrupt or truncated {kind}: {_reason(error)}") from error
-    if pages > 1:
-        raise BadInput(f"{name}: holds {pages} pages; save one page to a file")
-    return upright
+    turned = image.getexif().get(_ORIENTATION, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image.copy()
 
 
-def channels(image: "Image") -> str:
-    """What kind of pixels a picture has, for a message."""
-    return f"{len(image.getbands())} channels of kind {image.mode}"
+def _is_lossy(image: "Image", source: Source) -> bool:
+    if image.format == "WEBP":
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            file.seek(12)
+            while len(chunk := file.read(8)) == 8:
+                if chunk[:4] in (b"VP8 ", b"VP8L"):
+                    return chunk[:4] == b"VP8 "
+                size = int.from_bytes(chunk[4:], "little")
+                file.seek(size + size % 2, 1)
+        return True
+    return image.format in ("JPEG", "MPO") or "jpeg" in str(image.info.get("compression"))
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,8 @@ Dice = 2·IoU / (1 + IoU) holds for one class exactly; its U-Net prints IoU .601
 gives .7509. A mean over images falls below it, as here, since the formula is concave. So `image_iou` and `image_dice`
 stand beside the paper's.
 
-An image without a defect, where none is predicted either, counts as 1 in the mean over images.
+An image without a defect, where none is predicted either, counts as 1 in the mean over images. Pixels that the masks
+leave out (`ignore=` of the data reference) count nowhere.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from leanconv.errors import BadInput, missing_extra
 from leanconv.table import table
 from leanconv.train.augment import to_float
+from leanconv.train.masks import IGNORE
 from leanconv.train.padding import pad_to
 
 Total = Callable[[Tensor], Tensor]
@@ -33,6 +35,8 @@ Group = list[tuple[int, Any]]  # images of one size: index and sample
 GRID = tuple(i / 100 for i in range(5, 96))
 # Whole images go through the model in batches of at most this many pixels: 1 Mpx of a base-32 U-Net is 1 GB.
 BATCH_PIXELS = 1 << 20
+# Images that wait for others of their size hold at most so many pixels: 256 MB with their masks.
+HELD_PIXELS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,17 @@ class Scores:
     @property
     def image_iou(self) -> float:
         """The mean over images of `image_ious`: beside the paper's "Mean IOU"."""
-        return _mean(self.image_ious)
+        return self._over_images(self.image_ious)
 
     @property
     def image_dice(self) -> float:
         """The mean over images of `image_dices`: beside the paper's "Dice"."""
-        return _mean(self.image_dices)
+        return self._over_images(self.image_dices)
+
+    def _over_images(self, values: list[float]) -> float:
+        """The mean over the images in which something was judged."""
+        judged = self.confusion.sum((1, 2)).tolist()
+        return _mean([value for value, pixels in zip(values, judged, strict=True) if pixels])
 
     def to_dict(self, *, per_image: bool = False) -> dict[str, Any]:
         """Every figure; with `per_image`, also those of each image."""
@@ -176,7 +185,8 @@ def best_threshold(
             return None
         reached = torch.bucketize(logits[:, 0].float().sigmoid(), grid.to(logits.device), right=True)
         flat = reached.flatten() + (len(GRID) + 1) * (masks.flatten() > 0)
-        counts += torch.bincount(flat, minlength=counts.numel()).view_as(counts).cpu()
+        judged = flat[masks.flatten() != IGNORE]
+        counts += torch.bincount(judged, minlength=counts.numel()).view_as(counts).cpu()
     if total is not None and processes > 1:
         counts = total(counts).cpu()
     positive = counts.flip(1).cumsum(1).flip(1)[:, 1:]  # truth, threshold: pixels called a defect
@@ -201,11 +211,16 @@ def _logits(
     training, waiting = model.training, dict[tuple[int, ...], Group]()
     model.eval()
     try:
+        held = 0
         for index in range(rank, len(samples), processes):
             size = tuple((sample := samples[index]).image.shape[-2:])
             waiting.setdefault(size, []).append((index, sample))
-            if len(waiting[size]) >= max(1, min(batch, BATCH_PIXELS // (size[0] * size[1]))):
-                yield _run(model, waiting.pop(size), len(samples.classes))
+            held += size[0] * size[1]
+            full = [size] if len(waiting[size]) >= max(1, min(batch, BATCH_PIXELS // (size[0] * size[1]))) else []
+            for size in full or (list(waiting) if held > HELD_PIXELS else []):
+                group = waiting.pop(size)
+                held -= len(group) * size[0] * size[1]
+                yield _run(model, group, len(samples.classes))
                 if on_images:
                     on_images(index + 1)
         for group in waiting.values():
@@ -232,7 +247,9 @@ def _confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
         from torchmetrics.functional.classification import multiclass_confusion_matrix
     except ImportError as error:
         raise missing_extra("torchmetrics", "train") from error
-    return multiclass_confusion_matrix(predicted, truth.long(), num_classes=classes, validate_args=False).cpu()
+    judged = truth != IGNORE
+    predicted, truth = predicted[judged], truth[judged].long()
+    return multiclass_confusion_matrix(predicted, truth, num_classes=classes, validate_args=False).cpu()
 
 
 def _areas(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:

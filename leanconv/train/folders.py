@@ -1,15 +1,15 @@
 """Images and masks as files: how a folder is divided into splits, which mask belongs to which image."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from leanconv.errors import BadInput
-from leanconv.train.decode import SUFFIXES, read_size
-from leanconv.train.images import listing, read_image
-from leanconv.train.masks import read_mask
+from leanconv.train.decode import SUFFIXES
+from leanconv.train.images import listing
+from leanconv.train.pairs import PairReader
 
 SPLITS = ("train", "val", "test")
 # Names that folders and files of a split may have.
@@ -23,31 +23,19 @@ class NoSplit(BadInput):
 class FolderSource:
     """Pairs of files, image and mask."""
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], classes: int, threshold: int | None) -> None:
-        self.pairs, self.classes, self.threshold = list(pairs), classes, threshold
+    def __init__(self, pairs: Sequence[tuple[Path, Path]], reader: PairReader) -> None:
+        self.pairs, self.reader = list(pairs), reader
         self.names: Sequence[str] = [image.stem for image, _ in pairs]
 
     def sizes(self, index: int) -> tuple[int, int]:
         """Height and width by the headers."""
         image, mask = self.pairs[index]
-        return same_size(read_size(image, str(image)), read_size(mask, str(mask)), str(mask))
+        return self.reader.sizes(image, mask, str(image), str(mask))
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """The decoded image and mask."""
-        path, mask_path = self.pairs[index]
-        image, mask = read_image(path, str(path)), read_mask(mask_path, str(mask_path), self.classes, self.threshold)
-        same_size(tuple(image.shape[1:]), tuple(mask.shape), str(mask_path))
-        return image, mask
-
-
-def same_size(image: tuple[int, ...], mask: tuple[int, ...], name: str) -> tuple[int, int]:
-    """The common height and width. Raises BadInput naming the mask."""
-    if image != mask:
-        raise BadInput(
-            f"{name}: the mask is {mask[1]}x{mask[0]} (width x height), its image {image[1]}x{image[0]}; "
-            "give the mask the image's size"
-        )
-    return image[0], image[1]
+        image, mask = self.pairs[index]
+        return self.reader.read(image, mask, str(image), str(mask))
 
 
 def folder_pairs(root: Path, split: str) -> tuple[list[tuple[Path, Path]], str]:
@@ -69,6 +57,13 @@ def folder_pairs(root: Path, split: str) -> tuple[list[tuple[Path, Path]], str]:
         "(80/10/10). Photographs of one part may fall on both sides; folders train/ val/ test/ keep them apart."
     )
     return [pair for pair in pairs if pair[0].stem in chosen], note
+
+
+def image_files(root: Path) -> Iterator[tuple[Path, str]]:
+    """The images of all splits and their names."""
+    layouts = [found for split in SPLITS if (found := _split_folders(root, split))]
+    for folder in [images for images, _ in layouts] or [root / "images"]:
+        yield from ((path, str(path)) for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES)
 
 
 def split_by_name(names: Sequence[str], where: object = "data") -> dict[str, set[str]]:

@@ -2,54 +2,55 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from leanconv.errors import BadInput, UnknownName, missing_extra
 from leanconv.registry import nearest
-from leanconv.train.data import number, parse
-from leanconv.train.decode import SUFFIXES, read_size
+from leanconv.train.data import bits_option, number, parse
+from leanconv.train.decode import SUFFIXES
 from leanconv.train.folders import ALSO, SPLITS, NoSplit, parquet_files, split_by_name
-from leanconv.train.images import listing, read_image
+from leanconv.train.images import ImageReader, listing
 from leanconv.train.labelled import (
     MAX_CLASSES,
     VAL_SHARE,
     Labelled,
-    LabelSource,
-    Part,
     check_classes,
     check_labels,
     held_out,
     share_of,
 )
-from leanconv.train.parquet import check_bytes, encoded, read_columns
+from leanconv.train.parquet import check_bytes, image_rows, read_columns
+from leanconv.train.pictures import Array, Files, LabelSource, Part, Rows
 
 _TORCHVISION = ("CIFAR10", "CIFAR100", "SVHN", "ImageFolder")
 Splits = dict[str, LabelSource]
 
 
-def open_labelled(ref: str, split: str, *, size: int) -> Labelled:
+def open_labelled(ref: str, split: str, *, size: int, bits: int | None = None) -> Labelled:
     """The labelled images that a data reference names (see `labelled.py`), of one split: train, val or test.
 
+    `bits` is the reference's option of that name, which wins where both are given.
     Raises BadInput, NoSplit, UnknownName for a split, set or option nobody knows.
     """
     if split not in SPLITS:
         raise UnknownName(f"split {split!r}{nearest(split, list(SPLITS))}: one of {', '.join(SPLITS)}")
     place, options = parse(ref)
     torchvision = place.startswith("torchvision:")
-    known = ("val", "root", "download") if torchvision else ("val", "classes")
+    known = ("val", "root", "download", "bits") if torchvision else ("val", "classes", "bits")
     for key in options:
         if key not in known:
             raise UnknownName(
                 f"data {ref!r}: unknown option {key!r}{nearest(key, list(known))}; known: {', '.join(known)}"
             )
     share = share_of(options.get("val", str(VAL_SHARE)), ref)
+    reader = ImageReader(bits_option(ref, options) or bits)
     if torchvision:
-        classes, splits, note = _torchvision(ref, place.removeprefix("torchvision:"), options, split)
+        classes, splits, note = _torchvision(ref, place.removeprefix("torchvision:"), options, split, reader)
     else:
         root = Path(place).expanduser()
         if place.startswith("synthetic:"):
@@ -58,9 +59,10 @@ def open_labelled(ref: str, split: str, *, size: int) -> Labelled:
             raise BadInput(f"data {place!r}: no such folder; give one with a folder a class, or with Parquet splits")
         count = number(ref, "classes", options["classes"], 2, MAX_CLASSES) if "classes" in options else 0
         if any(root.glob("*.parquet")):
-            classes, splits, note = _parquet(root, split, count)
+            reader.everything = partial(image_rows, root)
+            classes, splits, note = _parquet(root, split, count, reader)
         else:
-            classes, splits, note = _folders(root)
+            classes, splits, note = _folders(root, reader)
             if count and count != len(classes):
                 raise BadInput(f"data {ref!r}: classes={count}, but {root} has {len(classes)} class folders")
     check_classes(classes, ref)
@@ -72,7 +74,7 @@ def open_labelled(ref: str, split: str, *, size: int) -> Labelled:
     if split not in splits:
         raise NoSplit(f"{place}: there is no {split} split; it has {', '.join(splits) or 'none'}")
     notes = [note, _unseen(splits["train"], classes) if "train" in splits else ""]
-    return Labelled(splits[split], classes, size, "; ".join(filter(None, notes)))
+    return Labelled(splits[split], classes, size, "; ".join(filter(None, notes)), reader)
 
 
 def _unseen(train: LabelSource, classes: Sequence[str]) -> str:
@@ -83,51 +85,8 @@ def _unseen(train: LabelSource, classes: Sequence[str]) -> str:
     return f"{len(unseen)} of {len(classes)} classes have no training images: {listing(unseen)}"
 
 
-class _Files:
-    """Image files with a class each."""
-
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int], names: Sequence[str]) -> None:
-        self.paths, self.labels, self.names = paths, labels, names
-
-    def size(self, index: int) -> tuple[int, int]:
-        return read_size(self.paths[index], str(self.paths[index]))
-
-    def read(self, index: int) -> Tensor:
-        return read_image(self.paths[index], str(self.paths[index]))
-
-
-class _Rows:
-    """Encoded images of Parquet files; a row's name is its number within the split."""
-
-    def __init__(
-        self, files: Sequence[Path], rows: Sequence[bytes], labels: Sequence[int], starts: Sequence[int]
-    ) -> None:
-        self.files, self.rows, self.labels, self.starts = files, rows, labels, starts
-        self.names: Sequence[str] = [f"{row:06d}" for row in range(len(rows))]
-
-    def where(self, index: int) -> str:
-        file = max(place for place, start in enumerate(self.starts) if start <= index)
-        return f"{self.files[file]}, row {index - self.starts[file]}"
-
-    def size(self, index: int) -> tuple[int, int]:
-        return read_size(self.rows[index], self.where(index))
-
-    def read(self, index: int) -> Tensor:
-        return read_image(self.rows[index], self.where(index))
-
-
-class _Array:
-    """Pictures that somebody else has decoded already: uint8 `N 3 H W`."""
-
-    def __init__(self, images: Tensor, labels: Sequence[int]) -> None:
-        self.images, self.labels = images, labels
-        self.names: Sequence[str] = [f"{row:06d}" for row in range(len(images))]
-
-    def size(self, index: int) -> tuple[int, int]:
-        return int(self.images.shape[2]), int(self.images.shape[3])
-
-    def read(self, index: int) -> Tensor:
-        return self.images[index]
+def _images(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    yield from ((path, str(path)) for path in paths)
 
 
 def has_class_folders(root: Path) -> bool:
@@ -136,12 +95,12 @@ def has_class_folders(root: Path) -> bool:
     return any(_pictures(folder) for top in tops for folder in _subfolders(top))
 
 
-def _folders(root: Path) -> tuple[list[str], Splits, str]:
+def _folders(root: Path, reader: ImageReader) -> tuple[list[str], Splits, str]:
     """Classes, and files of each split; an undivided folder is divided by a hash of the names."""
     tops = {split: next((root / n for n in ALSO[split] if (root / n).is_dir()), None) for split in SPLITS}
     there = {split: top for split, top in tops.items() if top is not None} or {"": root}
     classes = sorted({folder.name for top in there.values() for folder in _subfolders(top)})
-    splits: Splits = {}
+    splits: dict[str, Files] = {}
     for split, top in there.items():
         paths: list[Path] = []
         labels: list[int] = []
@@ -155,9 +114,10 @@ def _folders(root: Path) -> tuple[list[str], Splits, str]:
         if not paths:
             raise BadInput(f"{top}: no class folders with images")
         names = [str(path.relative_to(top).with_suffix("")) for path in paths]
-        splits[split] = _Files(paths, labels, names)
+        splits[split] = Files(paths, labels, names, reader)
+    reader.everything = partial(_images, [path for source in splits.values() for path in source.paths])
     if "" not in splits:
-        return classes, splits, ""
+        return classes, dict(splits), ""
     check_classes(classes, root)
     whole = splits[""]
     chosen = split_by_name(list(whole.names), root)
@@ -189,7 +149,7 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _parquet(root: Path, split: str, count: int) -> tuple[list[str], Splits, str]:
+def _parquet(root: Path, split: str, count: int, reader: ImageReader) -> tuple[list[str], Splits, str]:
     """Classes by the label columns of all splits; the images of the asked one (for val also those of train)."""
     files = {each: found for each in SPLITS if (found := parquet_files(root, each))}
     if not files:
@@ -198,9 +158,9 @@ def _parquet(root: Path, split: str, count: int) -> tuple[list[str], Splits, str
     classes, index = _class_names([table for tables in labels.values() for _, table in tables], count)
     wanted = split if split in files else "train" if split == "val" else ""
     splits: Splits = {}
-    check_bytes(files.get(wanted, []))
+    check_bytes(files.get(wanted, []), ("image",))
     for each in files:
-        rows: list[bytes] = []
+        rows: list[Any] = []
         numbers: list[int] = []
         starts: list[int] = []
         for path, table in labels[each]:
@@ -208,11 +168,10 @@ def _parquet(root: Path, split: str, count: int) -> tuple[list[str], Splits, str
             raw = _numbered(table["label"], index, path)
             numbers += check_labels(raw, len(classes), f"{path}, row")
             if each == wanted:
-                cells = read_columns(path, ("image",))["image"]
-                rows += [encoded(cell, path, row, "image") for row, cell in enumerate(cells)]
+                rows += read_columns(path, ("image",))["image"]
         if not numbers:
             raise BadInput(f"{files[each][0]}: no rows")
-        splits[each] = _Rows(files[each], rows or [b""] * len(numbers), numbers, starts)
+        splits[each] = Rows(files[each], rows or [b""] * len(numbers), numbers, starts, reader)
     return classes, splits, ""
 
 
@@ -244,7 +203,9 @@ def _numbered(labels: list[Any], index: dict[Any, int], path: Path) -> list[Any]
     return [index[label] if isinstance(label, str) else label for label in labels]
 
 
-def _torchvision(ref: str, name: str, options: dict[str, str], split: str) -> tuple[list[str], Splits, str]:
+def _torchvision(
+    ref: str, name: str, options: dict[str, str], split: str, reader: ImageReader
+) -> tuple[list[str], Splits, str]:  # fmt: skip
     if name not in _TORCHVISION:
         raise UnknownName(
             f"data {ref!r}: unknown set {name!r}{nearest(name, list(_TORCHVISION))}; known: {', '.join(_TORCHVISION)}"
@@ -255,7 +216,7 @@ def _torchvision(ref: str, name: str, options: dict[str, str], split: str) -> tu
     if name == "ImageFolder":
         if not root.is_dir():
             raise BadInput(f"data {ref!r}: {root}: no such folder; say root=DIR, with a folder a class")
-        return _folders(root)
+        return _folders(root, reader)
     each = "test" if split == "test" else "train"
     classes, source = _torchvision_split(ref, name, root, each, options.get("download") == "true")
     return classes, {each: source}, ""
@@ -278,4 +239,4 @@ def _torchvision_split(ref: str, name: str, root: Path, split: str, download: bo
     images = torch.from_numpy(found.data)  # CIFAR: N H W 3; SVHN: N 3 H W
     images = images if name == "SVHN" else images.permute(0, 3, 1, 2).contiguous()
     labels = [int(label) for label in (found.labels if name == "SVHN" else found.targets)]
-    return classes, _Array(images, check_labels(labels, len(classes), f"{name} {split}, image"))
+    return classes, Array(images, check_labels(labels, len(classes), f"{name} {split}, image"))

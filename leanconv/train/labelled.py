@@ -18,19 +18,23 @@ than that), and the middle S x S is cut out. A picture of S x S is taken as it i
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from leanconv.errors import BadInput, missing_extra
+from leanconv.train.check import FileCheck
 from leanconv.train.data import CACHE_BYTES
+from leanconv.train.images import ImageReader
+from leanconv.train.pictures import LabelSource, Part
 
 # A set whose first picture is no larger is decoded once, into one tensor, where that has at most so many bytes.
 SMALL_SIDE = 96
 MEMORY_BYTES = 2 * 2**30
+# Pixels of a picture that is scaled before its middle is cut out: 50 MB as stored, some seconds of a core.
+MOST_SCALED = 1 << 24
 VAL_SHARE = 0.1
 MAX_CLASSES = 1_000_000
 
@@ -41,34 +45,6 @@ class Picture(NamedTuple):
     image: Tensor
     label: int
     name: str
-
-
-class LabelSource(Protocol):
-    """Where pictures come from."""
-
-    names: Sequence[str]
-    labels: Sequence[int]
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width by the header."""
-
-    def read(self, index: int) -> Tensor:
-        """The decoded image, uint8 `3 H W`. Raises BadInput."""
-
-
-class Part:
-    """Some pictures of a source."""
-
-    def __init__(self, source: LabelSource, places: Sequence[int]) -> None:
-        self.source, self.places = source, places
-        self.names: Sequence[str] = [source.names[place] for place in places]
-        self.labels: Sequence[int] = [source.labels[place] for place in places]
-
-    def size(self, index: int) -> tuple[int, int]:
-        return self.source.size(self.places[index])
-
-    def read(self, index: int) -> Tensor:
-        return self.source.read(self.places[index])
 
 
 class Labelled(Dataset[Picture]):
@@ -82,12 +58,16 @@ class Labelled(Dataset[Picture]):
         images: uint8 `N 3 S S` after `check()`, of a set small enough to be kept so; else None.
     """
 
-    def __init__(self, source: LabelSource, classes: Sequence[str], size: int, note: str = "") -> None:
+    def __init__(
+        self, source: LabelSource, classes: Sequence[str], size: int, note: str = "", reader: ImageReader | None = None
+    ) -> None:  # fmt: skip
         self.source, self.classes, self.size, self.note = source, tuple(classes), size, note
+        self.reader = reader or ImageReader()
         self.labels = torch.tensor(list(source.labels), dtype=torch.int64)
         self.images: Tensor | None = None
         self._cache: dict[int, Tensor] = {}
         self._room = CACHE_BYTES
+        self._unread = ""
 
     def __len__(self) -> int:
         return len(self.source.names)
@@ -101,7 +81,9 @@ class Labelled(Dataset[Picture]):
 
     def square(self, index: int) -> Tensor:
         """The picture as a network sees it when it is not trained: uint8 `3 S S`."""
-        return prepared(self._pixels(index), self.size)
+        picture = self._pixels(index)
+        judge_shape(picture.shape[1], picture.shape[2], self.size, self.source.names[index])
+        return prepared(picture, self.size)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_cache": {}, "_room": CACHE_BYTES}
@@ -121,29 +103,46 @@ class Labelled(Dataset[Picture]):
         return self
 
     def check(self, *, progress: bool = True) -> None:
-        """Find bad files now rather than in the third epoch: reads every header, decodes what memory holds.
+        """Find bad files now rather than in the third epoch: read every header, decode every picture.
 
-        A bar is drawn on a terminal for more than a few hundred images. Raises BadInput for the first bad file.
+        What the memory limit holds is kept. A bar is drawn on a terminal. Raises BadInput, BadFiles for several.
         """
         if self.images is not None:
             return
-        count = len(self)
-        if max(self.source.size(0)) <= SMALL_SIDE and count * 3 * self.size**2 <= MEMORY_BYTES:
+        count, check = len(self), FileCheck(len(self), progress=progress)
+        check.read_headers(self._size)
+        self.reader.settle(progress=progress)
+        first = next(iter(check.sizes.values()), (0, 0))
+        squares = None
+        if max(first) <= SMALL_SIDE and count * 3 * self.size**2 <= MEMORY_BYTES:
             squares = torch.empty(count, 3, self.size, self.size, dtype=torch.uint8)
 
-            def decode(index: int) -> None:
-                squares[index] = prepared(self.source.read(index), self.size)
+        def decode(index: int) -> None:
+            picture = self._pixels(index) if squares is None else self.source.read(index)
+            if squares is not None:
+                squares[index] = prepared(picture, self.size)
 
-            # Decoders let other threads run: two cores take half the time.
-            with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), 8))) as pool:
-                for _ in _tracked(pool.map(decode, range(count), chunksize=64), count, progress):
-                    pass
-            self.images = squares
-            return
-        for index in _tracked(range(count), count, progress):
-            self.source.size(index)
-            if self._room > 0:
-                self._pixels(index)
+        check.decode(decode)
+        self._unread = check.finish()
+        self.images = squares
+
+    def like(self, other: "Labelled") -> None:
+        """Read files as another split of the same data does."""
+        self.reader.like(other.reader)
+
+    @property
+    def bits(self) -> int | None:
+        """How many bits a channel of its 16-bit images uses; None where there are none."""
+        return self.reader.bits
+
+    def remarks(self) -> list[str]:
+        """What a user should know of what `check` found, in a line each."""
+        return [*self.reader.notes(), *filter(None, [self._unread])]
+
+    def _size(self, index: int) -> tuple[int, int]:
+        height, width = self.source.size(index)
+        judge_shape(height, width, self.size, self.source.where(index))
+        return height, width
 
     def _pixels(self, index: int) -> Tensor:
         if self.images is not None:
@@ -168,12 +167,29 @@ def prepared(image: Tensor, size: int) -> Tensor:
         from torchvision.transforms.v2 import functional
     except ImportError as error:
         raise missing_extra("torchvision", "train") from error
-    short = round(size * 8 / 7) if min(h, w) > size else size
-    if min(h, w) != short:
-        rows, columns = (max(size, round(side * short / min(h, w))) for side in (h, w))
-        image = functional.resize(image, [rows, columns], antialias=True)
+    if (h, w) != (scaled := _scaled(h, w, size)):
+        image = functional.resize(image, list(scaled), antialias=True)
     square: Tensor = functional.center_crop(image, [size, size])
     return square
+
+
+def judge_shape(height: int, width: int, size: int, name: str) -> None:
+    """Raise BadInput naming a picture so long and narrow that it would not fit in memory as `prepared` scales it."""
+    rows, columns = _scaled(height, width, size)
+    if rows * columns > max(MOST_SCALED, 4 * size**2):
+        raise BadInput(
+            f"{name}: {width}x{height} pixels would be {columns}x{rows} with a short side for squares of {size}; "
+            "cut it into parts"
+        )
+
+
+def _scaled(height: int, width: int, size: int) -> tuple[int, int]:
+    """The size of a picture whose middle square is seen."""
+    short = min(height, width)
+    target = round(size * 8 / 7) if short > size else size
+    if short == target:
+        return height, width
+    return max(size, round(height * target / short)), max(size, round(width * target / short))
 
 
 def held_out(source: LabelSource, share: float, classes: Sequence[str]) -> tuple[Part, Part, str]:
@@ -226,13 +242,3 @@ def share_of(text: str, ref: str) -> float:
     if not 0 <= share < 1:
         raise BadInput(f"data {ref!r}: val={text}: the share of train that is held out, from 0 to below 1")
     return share
-
-
-def _tracked(steps: Iterable[Any], count: int, progress: bool) -> Iterable[Any]:
-    if not progress or count <= 300:
-        return steps
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(steps, "reading images", total=count, console=console, disable=not console.is_terminal, transient=True)

@@ -65,7 +65,7 @@ class _Run:
         if note := setup.launch_note(self.processes):
             self.report.say(note)
         kind = task_of(recipe)
-        self.data = setup.open_splits(recipe, kind, self.report.say, progress=self.main and progress)
+        self.data = setup.open_splits(recipe, kind, self.report, before=folder if resume else None)
         self.watched = "val" if "val" in self.data else "test"
         self.task = make_task(recipe, kind, tuple(self.data["train"].classes))
         setup.seed_everything(recipe.seed)
@@ -90,7 +90,7 @@ class _Run:
         self.state = self._resumed() if resume else State(images=len(self.data["train"]))
         self.state.processes = self.processes
         if self.main:  # now that nothing of it is refused any more
-            setup.write_start(self.folder, recipe, self.task)
+            setup.write_start(self.folder, recipe, self.task, setup.bits_of(self.data))
             restore_files(self.folder, self.net, self.state)
         if recipe.compile:
             self.model = torch.compile(self.model)

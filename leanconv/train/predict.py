@@ -1,6 +1,6 @@
 """Prediction: the mask, the overlay and the list of defects of each image; of a classifier, its class."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,18 +18,25 @@ from leanconv.train.data import side_of
 from leanconv.train.decode import SUFFIXES
 from leanconv.train.defects import Defect, find_defects
 from leanconv.train.evaluate import predicted_classes
-from leanconv.train.images import listing, read_image
+from leanconv.train.images import ImageReader, listing
 from leanconv.train.predict_classes import Guesses, predict_classes
+from leanconv.train.progress import tracked
 from leanconv.train.recipe import Recipe
 from leanconv.train.reduce import enlarge_logits, reduce_image
 from leanconv.train.score import stored_threshold
-from leanconv.train.tiles import OVERLAP, TILE, predict_logits
+from leanconv.train.tiles import TooLarge, check_logits, enough_memory, predict_logits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Class 1, 2, ... in overlays and palettes: none of them is a colour of copper, gold, silicon or resist.
-_COLOURS = ((255, 0, 200), (0, 220, 255), (80, 255, 60), (255, 255, 0), (120, 80, 255), (255, 90, 60))
+_CLEAR = ((255, 0, 200), (0, 220, 255), (80, 255, 60), (255, 255, 0), (120, 80, 255), (255, 90, 60))
+# Then those of PASCAL VOC, the bits of the index dealt to red, green and blue: no two are alike.
+_VOC = [
+    tuple(sum((index >> 3 * bit + band & 1) << 7 - bit for bit in range(3)) for band in range(3))
+    for index in range(1, 250)
+]
+_COLOURS = (*_CLEAR, *_VOC)
 
 
 def defect_score(logits: Tensor) -> Tensor:
@@ -76,17 +83,19 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `predict` wrote to `out`, and the images that could not be read, with the reason."""
+    """What `predict` wrote to `out`, the images that could not be used, with the reason, and how others were read."""
 
     out: str
     done: tuple[Prediction, ...]
     failed: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
         return {
             "out": self.out, "images": [prediction.to_dict() for prediction in self.done],
             "failed": [{"image": image, "error": reason} for image, reason in self.failed],
+            "notes": list(self.notes),
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -103,13 +112,14 @@ class Predictions:
 def predict(
     model: str | Path | nn.Module, images: Iterable[str | Path], out: str | Path, *, threshold: float | None = None,
     side: int | None = None, tile: int | None = None, overlap: int | None = None, batch: int | None = None,
-    device: str = "cpu", trust_code: bool = False, progress: bool = False,
+    bits: int | None = None, device: str = "cpu", trust_code: bool = False, progress: bool = False,
 ) -> Predictions | Guesses:  # fmt: skip
     """Write `<stem>_mask.png`, `<stem>_overlay.png` and `<stem>.json` to `out` for every image.
 
     Of a run that was trained for classification: `predictions.json` with class and score of every image.
 
-    A file that cannot be read is left out and listed in `.failed`; the others are written, each whole or not at all.
+    A file that cannot be read, or that memory does not hold, is left out and listed in `.failed`; the others are
+    written, each whole or not at all.
 
     Args:
         model: a run folder, or a module.
@@ -119,42 +129,61 @@ def predict(
             what the run was trained on. Masks have the image's own size in any case.
         tile, overlap, batch: as in `predict_logits`. These, `side` and `threshold` are for masks alone: a classifier
             sees each image as the square of its recipe's size, and they are refused.
+        bits: that a channel of 16-bit images uses; default: as in the training, else what these images use.
         progress: draw a bar on a terminal.
     Raises: BadInput for what no image can be blamed for (no images, two of one stem, an unwritable folder, one of the
         images' own: masks and annotations that lie beside them must not be overwritten).
     """
     if threshold is not None and not 0 < threshold < 1:
         raise BadInput(f"threshold={threshold}: a number between 0 and 1")
-    classifier = not isinstance(model, nn.Module) and RunFolder.open(model).read_model().task == "classify"
+    if bits is not None and not 8 <= bits <= 16:
+        raise BadInput(f"bits={bits}: from 8 to 16")
+    folder = None if isinstance(model, nn.Module) else RunFolder.open(model)
+    stored = folder.read_model() if folder else None
+    classifier = stored is not None and stored.task == "classify"
     paths = _images(images, apart=not classifier)
-    if not isinstance(model, nn.Module) and classifier:
+    reader = ImageReader(bits or (stored.bits if stored else None), partial(_named, paths))
+    steps = tracked(paths, "predict", progress=progress, count=len(paths))
+    if folder is not None and classifier:
         _no_masks(str(model), threshold=threshold, side=side, tile=tile, overlap=overlap, batch=batch)
-        tracked = _tracked(paths, progress)
-        return predict_classes(RunFolder(model), tracked, Path(out), device=device, trust_code=trust_code)
+        return predict_classes(folder, steps, Path(out), reader, device=device, trust_code=trust_code)
     _not_among(paths, Path(out))
-    if not isinstance(model, nn.Module):
-        folder = RunFolder.open(model)
+    if folder is not None:
         threshold = stored_threshold(folder) if threshold is None else threshold
         model = folder.load_model(trust_code=trust_code)
         if side is None and folder.recipe.is_file():
             side = side_of(Recipe.read(folder.recipe).data)
-    model = model.to(torch.device(device))
-    threshold = 0.5 if threshold is None else threshold
+    assert isinstance(model, nn.Module)
+    asked = {"tile": tile, "overlap": overlap, "batch": batch}
+    tiles = {name: value for name, value in asked.items() if value is not None}
+    look = partial(_logits, model.to(torch.device(device)), side=side, tiles=tiles)
+    return _predicted(steps, Path(out), reader, look, 0.5 if threshold is None else threshold)
+
+
+def _predicted(
+    paths: Iterable[Path], out: Path, reader: ImageReader, look: Callable[[Tensor], Tensor], threshold: float
+) -> Predictions:  # fmt: skip
+    """The images that can be used, written; `look` gives the logits of one."""
     done, failed = [], []
-    for path in _tracked(paths, progress):
+    for path in paths:
         try:
-            image = read_image(path, str(path))
+            image = reader.read(path, str(path))
         except BadInput as error:
             failed.append((str(path), str(error)))
             continue
-        seen = reduce_image(image, side) if side else image
-        logits = predict_logits(
-            model, seen, tile=TILE if tile is None else tile, overlap=OVERLAP if overlap is None else overlap,
-            batch=1 if batch is None else batch,
-        )  # fmt: skip
-        logits = enlarge_logits(logits, *image.shape[-2:])
-        done.append(_written(path, image, logits, threshold, Path(out)))
-    return Predictions(str(out), tuple(done), tuple(failed))
+        try:
+            with enough_memory():
+                done.append(_written(path, image, look(image), threshold, out))
+        except TooLarge as error:
+            failed.append((str(path), f"{path}: {error}"))
+    return Predictions(str(out), tuple(done), tuple(failed), tuple(reader.notes()))
+
+
+def _logits(model: nn.Module, image: Tensor, *, side: int | None, tiles: dict[str, int]) -> Tensor:
+    """Logits `O H W` at the image's own size."""
+    logits = predict_logits(model, reduce_image(image, side) if side else image, **tiles)
+    check_logits(len(logits), image.shape[-2], image.shape[-1])
+    return enlarge_logits(logits, *image.shape[-2:])
 
 
 def _written(path: Path, image: Tensor, logits: Tensor, threshold: float, out: Path) -> Prediction:
@@ -174,7 +203,7 @@ def _mask_image(mask: Tensor, *, binary: bool) -> "Image":
     if binary:
         return _pil().fromarray(mask.numpy() * np.uint8(255))
     picture = _pil().fromarray(mask.numpy())
-    picture.putpalette([0, 0, 0, *(part for colour in _COLOURS * 43 for part in colour)][:768])
+    picture.putpalette([0, 0, 0, *(part for colour in _COLOURS for part in colour)][:768])
     return picture
 
 
@@ -201,6 +230,10 @@ def _images(given: Iterable[str | Path], *, apart: bool) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
+def _named(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    yield from ((path, str(path)) for path in paths)
+
+
 def _no_masks(run: str, **settings: float | None) -> None:
     """Raise BadInput for what a classifier has no use for."""
     for name, value in settings.items():
@@ -211,16 +244,6 @@ def _no_masks(run: str, **settings: float | None) -> None:
 def _not_among(paths: Sequence[Path], out: Path) -> None:
     if any(path.parent.resolve() == out.resolve() for path in paths):
         raise BadInput(f"{out} holds the images themselves, and masks or annotations of theirs perhaps: choose another")
-
-
-def _tracked(paths: Sequence[Path], progress: bool) -> Iterable[Path]:
-    if not progress or len(paths) < 4:
-        return paths
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(paths, "predict", console=console, disable=not console.is_terminal, transient=True)
 
 
 def _pil() -> Any:

@@ -13,8 +13,9 @@ from leanconv.files import write_json
 from leanconv.runs import RunFolder
 from leanconv.table import table
 from leanconv.train.augment import to_float
-from leanconv.train.images import read_image
-from leanconv.train.labelled import prepared
+from leanconv.train.classify import BATCH_PIXELS
+from leanconv.train.images import ImageReader
+from leanconv.train.labelled import judge_shape, prepared
 from leanconv.train.recipe import Recipe
 
 TOP = 5
@@ -37,17 +38,20 @@ class Guess:
 
 @dataclass(frozen=True)
 class Guesses:
-    """What `predict` found and wrote to `out`, and the images that could not be read, with the reason."""
+    """What `predict` found and wrote to `out`, the images that could not be used, with the reason, and how others were
+    read."""
 
     out: str
     done: tuple[Guess, ...]
     failed: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON: also what the file holds."""
         return {
             "out": self.out, "images": [guess.to_dict() for guess in self.done],
             "failed": [{"image": image, "error": reason} for image, reason in self.failed],
+            "notes": list(self.notes),
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -59,7 +63,9 @@ class Guesses:
         return table(["image", "class", "score", "next"], rows, note=note)
 
 
-def predict_classes(folder: RunFolder, paths: Iterable[Path], out: Path, *, device: str, trust_code: bool) -> Guesses:
+def predict_classes(
+    folder: RunFolder, paths: Iterable[Path], out: Path, reader: ImageReader, *, device: str, trust_code: bool
+) -> Guesses:  # fmt: skip
     """Write `predictions.json` to the folder `out`: class and score of each image that can be read.
 
     Raises: BadInput for a run that does not say its image size, BadCheckpoint for one whose classes do not fit.
@@ -69,16 +75,19 @@ def predict_classes(folder: RunFolder, paths: Iterable[Path], out: Path, *, devi
     done: list[Guess] = []
     failed: list[tuple[str, str]] = []
     waiting: list[tuple[Path, Tensor]] = []
+    batch = max(1, min(_BATCH, BATCH_PIXELS // size**2))
     for path in paths:
         try:
-            waiting.append((path, prepared(read_image(path, str(path)), size)))
+            image = reader.read(path, str(path))
+            judge_shape(image.shape[1], image.shape[2], size, str(path))
+            waiting.append((path, prepared(image, size)))
         except BadInput as error:
             failed.append((str(path), str(error)))
-        if len(waiting) == _BATCH:
+        if len(waiting) == batch:
             done += _guesses(model, classes, waiting)
             waiting = []
     done += _guesses(model, classes, waiting)
-    found = Guesses(str(out / "predictions.json"), tuple(done), tuple(failed))
+    found = Guesses(str(out / "predictions.json"), tuple(done), tuple(failed), tuple(reader.notes()))
     write_json(found.out, found.to_dict())
     return found
 

@@ -2,17 +2,19 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, track
 
 from leanconv.errors import missing_extra
 from leanconv.files import write_atomic
 from leanconv.text import printable
+
+T = TypeVar("T")
 
 
 class Reporter:
@@ -89,3 +91,12 @@ def write_history(path: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(path, text.getvalue())
+
+
+def tracked(steps: Iterable[T], what: str, *, progress: bool, count: int | None = None) -> Iterator[T]:
+    """The steps; on a terminal with a bar on standard error, gone when it is done."""
+    console = Console(stderr=True)
+    if progress and console.is_terminal:
+        yield from track(steps, what, total=count, console=console, transient=True)
+    else:
+        yield from steps

@@ -1,6 +1,7 @@
 """The scores of a finished run: read back from its folder, or measured again on any data."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +13,44 @@ from leanconv.runs import RunFolder
 from leanconv.table import table
 from leanconv.text import one_line
 from leanconv.train import classify
-from leanconv.train.data import open_data
 from leanconv.train.evaluate import Scores, best_threshold, evaluate
+from leanconv.train.labelled import Labelled
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks import open_run_data, run_task
 
 
 def score_run(
     run: str | Path, *, data: str = "", split: str = "test", threshold: float | None = None, device: str = "cpu",
-    trust_code: bool = False,
+    trust_code: bool = False, say: Callable[[str], object] = str, progress: bool = False,
 ) -> "Scores | classify.Accuracy":  # fmt: skip
-    """What a run's best weights reach on a split.
+    """What a run's best weights reach on a split, every file of which is looked at first.
 
     Args:
         data: a data reference; default: what the run was trained on.
         threshold: default: the stored one; where none is stored, it is chosen on the validation split of the run's own
             data, and stored.
-    Raises: BadInput for a path that is no run, BadCheckpoint for a damaged one, UntrustedCode for somebody's Python.
+        say: is told, a line each, how files were read.
+        progress: draw a bar on a terminal.
+    Raises: BadInput for a path that is no run or a file that cannot be used, BadFiles for several, BadCheckpoint for a
+        damaged run, UntrustedCode for somebody's Python.
     """
     folder = RunFolder.open(run)
     own = Recipe.read(folder.recipe).data if folder.recipe.is_file() else ""
     if not (data or own):
         raise BadInput(f"{run} does not say what it was trained on: give --data")
-    if run_task(folder) == "classify":
-        if threshold is not None:
-            raise BadInput(f"threshold={threshold} is for masks; {run} tells whole images apart by the largest logit")
-        samples = open_run_data(folder, data or own, split)
-        model = folder.load_model(trust_code=trust_code).to(torch.device(device))
-        return classify.evaluate(model, samples)
-    samples = open_data(data or own, split)
+    if threshold is not None and run_task(folder) == "classify":
+        raise BadInput(f"threshold={threshold} is for masks; {run} tells whole images apart by the largest logit")
+    samples = open_run_data(folder, data or own, split)
     model = folder.load_model(trust_code=trust_code).to(torch.device(device))
+    samples.check(progress=progress)
+    for remark in samples.remarks():
+        say(remark)
+    if isinstance(samples, Labelled):
+        return classify.evaluate(model, samples)
     if threshold is None:
         threshold = stored_threshold(folder)
     if threshold is None and len(samples.classes) == 2:
-        threshold = best_threshold(model, open_data(own or data, "val"))
+        threshold = best_threshold(model, open_run_data(folder, own or data, "val"))
         if threshold is not None:
             store_threshold(folder, threshold)
     return evaluate(model, samples, threshold=threshold)

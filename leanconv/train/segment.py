@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from leanconv.errors import BadInput
 from leanconv.train import evaluate as _evaluate
+from leanconv.train.masks import IGNORE
 from leanconv.train.probe import answer
 
 Total = Callable[[Tensor], Tensor]
@@ -58,22 +59,26 @@ class Segmentation:
             )
 
     def loss(self, logits: Tensor, masks: Tensor, *, processes: int = 1, total: Total | None = None) -> Tensor:
-        """The loss of `N O H W` logits against `N H W` class indices, computed in float32.
+        """The loss of `N O H W` logits against `N H W` class indices, computed in float32; IGNORE counts nowhere.
 
         With several processes each gives its share of the batch, and `total` sums a tensor over them.
         """
-        logits = logits.float()
+        logits, judged = logits.float(), masks != IGNORE
         if self.outputs > 1:
-            return F.cross_entropy(logits, masks.long())
-        truth = masks.unsqueeze(1).float()  # N H W -> N 1 H W
-        dice = soft_dice(logits.sigmoid(), truth, processes=processes, total=total)
-        return F.binary_cross_entropy_with_logits(logits, truth) + 1 - dice
+            losses = F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="none")
+            return losses.sum() / _share(judged, processes, total)
+        judged = judged.unsqueeze(1)  # N H W -> N 1 H W
+        truth = (masks.unsqueeze(1) * judged).float()
+        losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * judged
+        dice = soft_dice(logits.sigmoid() * judged, truth, processes=processes, total=total)
+        return losses.sum() / _share(judged, processes, total) + 1 - dice
 
     @torch.no_grad()
     def batch_score(self, logits: Tensor, masks: Tensor) -> Tensor:
         """Dice of the foreground in this batch, for the progress bar."""
-        predicted = _evaluate.predicted_classes(logits, 0.5) > 0
-        truth = masks > 0
+        judged = masks != IGNORE
+        predicted = (_evaluate.predicted_classes(logits, 0.5) > 0) & judged
+        truth = (masks > 0) & judged
         return (2 * (predicted & truth).sum() + 1e-6) / (predicted.sum() + truth.sum() + 1e-6)
 
     def evaluate(self, model: nn.Module, samples: Any, **options: Any) -> "_evaluate.Scores":
@@ -83,6 +88,14 @@ class Segmentation:
     def best_threshold(self, model: nn.Module, samples: Any, **options: Any) -> float | None:
         """The threshold to store with the weights; None where classes are chosen by the largest logit."""
         return _evaluate.best_threshold(model, samples, **options) if self.outputs == 1 else None
+
+
+def _share(judged: Tensor, processes: int, total: Total | None) -> Tensor:
+    """By how many pixels a process divides its sum, so that the average over processes is the joint batch's mean."""
+    count = judged.sum().float()
+    if processes > 1 and total is not None:
+        count = total(count) / processes
+    return count.clamp(min=1)
 
 
 def soft_dice(probability: Tensor, truth: Tensor, *, processes: int = 1, total: Total | None = None) -> Tensor:

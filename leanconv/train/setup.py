@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leanconv.errors import BadInput, UntrustedCode, missing_extra
+from leanconv.errors import BadFiles, BadInput, UntrustedCode, missing_extra
 from leanconv.files import read_json, write_json
 from leanconv.measure import label
 from leanconv.measure.count import count
@@ -23,9 +23,13 @@ from leanconv.table import si
 from leanconv.text import one_line
 from leanconv.train.augment import PlainTransform, TrainTransform
 from leanconv.train.batches import Order, batches
+from leanconv.train.check import refuse
 from leanconv.train.crops import Crops, memory_batches
+from leanconv.train.data import Samples
 from leanconv.train.folders import NoSplit
+from leanconv.train.images import listing
 from leanconv.train.labelled import Labelled
+from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks import Task, open_split
 
@@ -67,16 +71,21 @@ def launch_note(processes: int) -> str:
     return ""
 
 
-def open_splits(recipe: Recipe, kind: str, say: Callable[[str], object], *, progress: bool) -> dict[str, Any]:
+def open_splits(recipe: Recipe, kind: str, report: Reporter, *, before: RunFolder | None = None) -> dict[str, Any]:
     """The splits of the recipe's data, every file looked at: train, val, and test where there is one.
 
     With keep=last nothing is chosen on val, and it may be absent where there is a test split.
-    What a user should know of the splits goes to `say`. Raises: BadInput for the first bad file.
+    Raises: BadInput for a bad file, BadFiles for several.
+
+    Args:
+        report: is told what a user should know of the splits.
+        before: the run that goes on: it has written down the range of its 16-bit images.
     """
+    bits = before.read_model().bits if before is not None and before.model_json.is_file() else None
     splits, absent = {}, ""
     for split in ("train", "val", "test"):
         try:
-            splits[split] = open_split(recipe.data, split, task=kind, size=recipe.size)
+            splits[split] = open_split(recipe.data, split, task=kind, size=recipe.size, bits=bits)
         except NoSplit as error:  # one that is there and bad is an error like any other
             if split == "train" or (split == "val" and recipe.keep == "best"):
                 raise
@@ -85,10 +94,35 @@ def open_splits(recipe: Recipe, kind: str, say: Callable[[str], object], *, prog
         raise BadInput(f"{recipe.data} has neither a val nor a test split: nothing would be scored")
     for note in dict.fromkeys([absent, *(samples.note for samples in splits.values())]):
         if note:
-            say(one_line(f"note   {note}"))
-    for samples in splits.values():
-        samples.check(progress=progress)
+            report.say(one_line(f"note   {note}"))
+    _check(splits, report)
     return splits
+
+
+def _check(splits: dict[str, Any], report: Reporter) -> None:
+    """Look at every file of the splits; what is wrong with several is said at once."""
+    faults: list[str] = []
+    before: Any = None
+    for samples in splits.values():
+        if before is not None:
+            samples.like(before)
+        before = samples
+        try:
+            samples.check(progress=report.visible)
+        except BadInput as error:
+            faults += error.faults if isinstance(error, BadFiles) else [str(error)]
+    refuse(faults, sum(map(len, splits.values())))
+    for split, samples in splits.items():
+        for remark in samples.remarks():
+            report.say(one_line(f"note   {split}: {remark}"))
+    train = splits.get("train")
+    if isinstance(train, Samples) and (unseen := train.unseen()):
+        report.say(one_line(f"note   no training mask that was read has a pixel of {listing(unseen)}"))
+
+
+def bits_of(splits: dict[str, Any]) -> int | None:
+    """How many bits a channel of the 16-bit images uses; None where there are none."""
+    return next((samples.bits for samples in splits.values() if samples.bits), None)
 
 
 def seed_everything(seed: int) -> None:
@@ -139,14 +173,15 @@ def schedule_note(schedule: Schedule, total: int) -> str:
     )
 
 
-def write_start(folder: RunFolder, recipe: Recipe, task: Task) -> None:
+def write_start(folder: RunFolder, recipe: Recipe, task: Task, bits: int | None) -> None:
     """recipe.toml and model.json. A model that is itself a run folder's keeps that one's reference and swaps."""
     recipe.write(folder.recipe)
     if read(recipe.model).kind == "path":
-        meaning = {"task": task.name, "classes": list(task.classes)}
-        write_json(folder.model_json, read_json(RunFolder(recipe.model).model_json) | meaning)
+        before = read_json(RunFolder(recipe.model).model_json)
+        meaning = {"task": task.name, "classes": list(task.classes), **({"bits": bits} if bits else {})}
+        write_json(folder.model_json, before | meaning)
     else:
-        folder.write_model(recipe.model, task=task.name, classes=task.classes)
+        folder.write_model(recipe.model, task=task.name, classes=task.classes, bits=bits)
 
 
 def train_batches(

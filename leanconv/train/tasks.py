@@ -50,17 +50,19 @@ def make_task(recipe: Recipe, kind: str, classes: tuple[str, ...]) -> Task:
     return Segmentation(classes, recipe.loss)
 
 
-def open_split(ref: str, split: str, *, task: str, size: int) -> Any:
+def open_split(ref: str, split: str, *, task: str, size: int, bits: int | None = None) -> Any:
     """One split of the data as the task sees it: `Samples` of masks, or `Labelled` images (squares of `size`)."""
-    return open_labelled(ref, split, size=size) if task == "classify" else open_data(ref, split)
+    if task == "classify":
+        return open_labelled(ref, split, size=size, bits=bits)
+    return open_data(ref, split, bits=bits)
 
 
 def open_run_data(folder: RunFolder, ref: str, split: str) -> Any:
-    """A split of any data as a run's model takes it: its task, its image size, its numbers of the classes."""
+    """A split of any data as a run's model takes it: its task, image size, range of 16 bits, numbers of the classes."""
     stored = folder.read_model()
     if stored.task != "classify":
-        return open_data(ref, split)
-    return open_labelled(ref, split, size=run_size(folder)).as_classes(stored.classes)
+        return open_data(ref, split, bits=stored.bits)
+    return open_labelled(ref, split, size=run_size(folder), bits=stored.bits).as_classes(stored.classes)
 
 
 def run_task(folder: RunFolder) -> str:

@@ -7,11 +7,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from leanconv.errors import BadInput
+from leanconv.errors import BadInput, LeanconvError
 from leanconv.train.augment import to_float
 from leanconv.train.padding import mirror
 
 TILE, OVERLAP = 512, 64
+# Logits of one image in memory: 4 GiB.
+MOST_LOGITS = 1 << 30
+
+
+class TooLarge(BadInput):
+    """An image whose logits memory would not hold."""
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn what Python and PyTorch raise where memory ends into TooLarge."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = ("out of memory", "can't allocate memory", "not enough memory")
+        if isinstance(error, LeanconvError) or not (
+            isinstance(error, MemoryError) or any(each in str(error) for each in words)
+        ):
+            raise
+        raise TooLarge("there is not enough memory for it; cut it into parts, or say side=") from error
+
+
+def check_logits(outputs: int, height: int, width: int) -> None:
+    """Raise TooLarge where an image's logits would not fit in memory."""
+    if outputs * height * width > MOST_LOGITS:
+        size = outputs * height * width / 2**28
+        raise TooLarge(f"{outputs} outputs for {width}x{height} pixels are {size:.0f} GiB of logits; cut it into parts")
 
 
 @torch.no_grad()
@@ -53,6 +80,7 @@ def predict_logits(
                     f"the model gives {shown} for {tuple(parts.shape)}; predict needs logits of the same H W"
                 )
             if total is None:
+                check_logits(logits.shape[1], *image.shape[1:])
                 total = torch.zeros(logits.shape[1], *image.shape[1:])
             for (i, j), part in zip(group, logits.float().cpu(), strict=True):
                 y, x, wy, wx = rows.starts[i], columns.starts[j], rows.weights[i], columns.weights[j]

@@ -86,8 +86,8 @@ def greys(root):
     Image.fromarray(np.asarray(Image.open(root / "images/2.png").convert("L"))).save(root / "masks/2.png")
 
 
-def four_inks(root):
-    Image.open(root / "images/2.png").convert("CMYK").save(root / "images/2.jpg")
+def fractions(root):
+    Image.open(root / "images/2.png").convert("F").save(root / "images/2.tif")
     (root / "images/2.png").unlink()
 
 
@@ -106,7 +106,7 @@ BAD_DATA = [
     (bomb, "images/2.png: more than 178956970 pixels"),
     (other_size, "masks/2.png: the mask is 9x9"),
     (greys, "masks/2.png: non-binary mask"),
-    (four_inks, "images/2.jpg: 4 channels of kind CMYK"),
+    (fractions, "images/2.tif: 1 channels of kind F"),
     (no_mask, "no mask for 1 of 5 images: 2.png"),
     (empty, "images: no images"),
 ]
@@ -121,13 +121,46 @@ def test_bad_data(refused, recipe, run, images, tmp_path, spoil, says):
     assert says in refused("eval", run.path)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_is_damaged_during_the_training(refused, recipe, images, monkeypatch, workers):
-    """A data set larger than memory is not decoded before; a worker process must not send its traceback."""
-    monkeypatch.setattr(data, "CACHE_BYTES", 0)
-    for index in range(20):
+def test_several_bad_files_are_a_line_each(leanconv, recipe, run, images, tmp_path):
+    for index in (3, 11):
         path = images / f"train/images/{index}.png"
         path.write_bytes(path.read_bytes()[:-200])
+    (images / "test/images/0.png").write_bytes(b"nothing\x1b[2J")
+    for words in (("train", recipe, "--quiet"), ("eval", run.path, "--split", "train")):
+        code, _, err = leanconv(*words)
+        assert code == 1
+        count = 3 if "--quiet" in words else 2
+        lines = err.splitlines()
+        assert lines[0] == f"error: {count} of {31 if count == 3 else 20} images cannot be used"
+        assert [line.split(": ")[0] for line in lines[1:3]] == [f"  {images}/train/images/{i}.png" for i in (11, 3)]
+        assert len(lines) == count + 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_goes_on_without_the_images_that_it_cannot_use(leanconv, run, images, tmp_path):
+    folder = images / "test/images"
+    (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:-40])
+    Image.new("L", (60_000, 1)).save(folder / "strip.png")
+    code, out, err = leanconv("predict", run.path, folder, "--out", tmp_path / "found")
+    assert code == 1
+    assert err == f"error: {folder}/0.png: corrupt or truncated image: image file is truncated\n"
+    assert "5 of 6 images written" in out
+    assert {path.stem for path in (tmp_path / "found").glob("*.json")} == {"1", "2", "3", "4", "strip"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_damaged_during_the_training(refused, recipe, images, monkeypatch, workers):
+    """It was whole when all were looked at; a worker process must not send its traceback."""
+    monkeypatch.setattr(data, "CACHE_BYTES", 0)
+    check = data.Samples.check
+
+    def damage(samples, **options):
+        check(samples, **options)
+        for index in range(20):
+            path = images / f"train/images/{index}.png"
+            path.write_bytes(path.read_bytes()[:900])
+
+    monkeypatch.setattr(data.Samples, "check", damage)
     assert "png: corrupt or truncated image" in refused("train", recipe, "--quiet", f"workers={workers}")
 
 

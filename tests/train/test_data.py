@@ -13,7 +13,7 @@ from PIL import Image
 from leanconv.errors import BadInput, UnknownName
 from leanconv.train import data
 from leanconv.train.data import open_data
-from leanconv.train.decode import MAX_PIXELS, read_size
+from leanconv.train.decode import MAX_PIXELS, read_header
 from leanconv.train.folders import split_by_name
 from leanconv.train.images import read_image
 from leanconv.train.masks import read_mask
@@ -161,7 +161,7 @@ def test_the_orientation_tag_turns_the_picture(orientation):
     exif[0x0112] = orientation
     stored = encoded(picture(), exif=exif)
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(stored))))
-    assert read_size(stored, "x") == upright.shape[:2]
+    assert read_header(stored, "x").size == upright.shape[:2]
     np.testing.assert_array_equal(read_image(stored, "x").permute(1, 2, 0), upright)
 
 
@@ -228,9 +228,6 @@ def spoil(root, kind):
         put(mask, picture()[..., 0])
     elif kind == "colours":
         put(mask, picture())
-    elif kind == "cmyk":
-        Image.fromarray(picture()).convert("CMYK").save(image.with_suffix(".jpg"))
-        image.unlink()
     elif kind == "float":
         Image.fromarray(picture()[..., 0].astype(np.float32)).save(image.with_suffix(".tif"))
         image.unlink()
@@ -256,9 +253,8 @@ def spoil(root, kind):
         ("other size", r"masks/b\.png: the mask is 30x21 \(width x height\), its image 30x20"),
         ("greys", r"masks/b\.png: non-binary mask, it holds \d+ values \(.*threshold=128.*classes=N"),
         ("colours", r"masks/b\.png: the mask has colours"),
-        ("cmyk", r"images/b\.jpg: 4 channels of kind CMYK"),
         ("float", r"images/b\.tif: 1 channels of kind F"),
-        ("pages", r"images/b\.tiff: holds 2 pages"),
+        ("pages", r"images/b\.tiff: holds more than one page"),
         ("bomb", r"images/b\.png: more than 178956970 pixels"),
         ("smaller bomb", r"images/b\.png: more than 178956970 pixels"),
         ("script", r"images/b\.png: not a readable"),
@@ -276,7 +272,7 @@ def test_a_bad_file_is_named_before_training_starts(tmp_path, kind, says):
 def test_a_bomb_is_refused_where_a_program_lifted_pils_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     (tmp_path / "x.png").write_bytes(png_header(MAX_PIXELS // 10000 + 1, 10000))
-    for reader in (read_image, read_mask, read_size):
+    for reader in (read_image, read_mask, read_header):
         with pytest.raises(BadInput, match=r"x\.png: 17896x10000, more than 178956970 pixels"):
             reader(tmp_path / "x.png", "x.png")
 
@@ -289,7 +285,7 @@ def test_damaged_bytes_raise_badinput_or_give_an_image(form):
     for _ in range(150):
         damaged = whole.copy()[: rng.integers(1, len(whole) + 1) if rng.random() < 0.3 else None]
         damaged[rng.integers(0, len(damaged), rng.integers(1, 6))] = rng.integers(0, 256)
-        for reader in (read_image, read_mask, read_size):
+        for reader in (read_image, read_mask, read_header):
             try:
                 reader(damaged.tobytes(), "file.x")
             except BadInput as error:
@@ -330,7 +326,7 @@ def test_bad_parquet(tmp_path):
         open_data(str(tmp_path / "a"), "train")
     parquet(tmp_path / "b" / "train-0.parquet", {"image": [good, None], "mask": [mask, mask]})
     with pytest.raises(BadInput, match="row 1: column image holds nothing"):
-        open_data(str(tmp_path / "b"), "train")
+        open_data(str(tmp_path / "b"), "train").check()
     parquet(tmp_path / "c" / "train-0.parquet", {"image": [good, good[:100]], "mask": [mask, mask], "name": ["x", "y"]})
     with pytest.raises(BadInput, match=r"train-0\.parquet, row 'y', image: "):
         open_data(str(tmp_path / "c"), "train").check()
@@ -341,7 +337,7 @@ def test_bad_parquet(tmp_path):
         with pytest.raises(BadInput, match=r"train-0\.parquet: cannot be read as Parquet"):
             open_data(str(tmp_path / name), "train")
     parquet(tmp_path / "g" / "train-0.parquet", {"image": [3], "mask": ["x"]})
-    with pytest.raises(BadInput, match="row 0: column image holds int"):
+    with pytest.raises(BadInput, match="column image holds int64; it needs the bytes"):
         open_data(str(tmp_path / "g"), "train")
 
 

@@ -136,9 +136,9 @@ def _beyond_all(root, folders):
     return table(root / "p", [0, 10**12]), r"label 1000000000000: the classes are 0 to 999999$"
 
 
-def _cmyk(root, folders):
-    images = [png((1, 2, 3)), png((1, 2, 3)), png((1, 2, 3, 4), mode="CMYK"), png((1, 2, 3))]
-    return table(root / "p", [0, 1, 0, 1], images=images), r"row 2: 4 channels of kind CMYK; save it as grey or RGB"
+def _strip(root, folders):
+    images = [png((1, 2, 3)), png((1, 2, 3)), png((1, 2, 3), (800_000, 1)), png((1, 2, 3))]
+    return table(root / "p", [0, 1, 0, 1], images=images), r"row 2: 800000x1 pixels would be 8000000x10"
 
 
 def _share(root, folders):
@@ -170,7 +170,7 @@ def _not_downloaded(root, folders):
 
 
 BAD = (
-    _corrupt, _empty, _one, _out_of_range, _negative, _no_label, _fraction, _cmyk, _share, _option, _count, _nowhere,
+    _corrupt, _empty, _one, _out_of_range, _negative, _no_label, _fraction, _strip, _share, _option, _count, _nowhere,
     _lists, _words_and_numbers, _masks, _rare_folder, _beyond_all,
     _rare, _set, _not_downloaded,
 )  # fmt: skip
