@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from leanconv.engine.budget import Budget
 from leanconv.engine.candidate import Candidate, Form
 from leanconv.engine.candidates import GIVEN
 from leanconv.engine.choices import Choice, faster
+from leanconv.engine.fused.choose import Blocks
 from leanconv.engine.progress import Progress
 from leanconv.engine.race import Entry
 from leanconv.engine.workbench import Workbench
@@ -108,8 +108,8 @@ class Preparation:
             until = min(until, time.perf_counter() + budget.timing(field) / racing.RACE_SHARE)
         winner = racing.race(self.bench, field, until, on_part)
         for entry in field:
-            if note := getattr(getattr(entry.form, "blocks", None), "note", ""):
-                entry.row.note += f"; {note}"
+            if (blocks := _blocks(entry)) and blocks.note:
+                entry.row.note += f"; {blocks.note}"
         self._field = [self.given] if winner is self.given else [self.given, winner]
         self._raced = True
         return winner
@@ -124,10 +124,9 @@ class Preparation:
             self.rows[place].note = f"skipped: needs about {seconds:.0f} s, {self.budget.left:.0f} s left"
         return ", ".join(self.rows[place].label for place in sorted(needs)), float(enough)
 
-    def blocks(self, winner: Entry) -> Any:
+    def blocks(self, winner: Entry) -> Blocks | None:
         """The table of blocks of the winner, or of whoever else has one."""
-        found = (getattr(entry.form, "blocks", None) for entry in [winner, *self.entries])
-        return next((blocks for blocks in found if blocks is not None), None)
+        return next((blocks for entry in [winner, *self.entries] if (blocks := _blocks(entry))), None)
 
     def fallback(self) -> tuple[Form, float]:
         """What runs calls of other shapes, and the error allowed to it: the folded model where it is right and was not
@@ -139,6 +138,12 @@ class Preparation:
                 if timing is not None and own is not None and not faster(own, timing):
                     return self.bench.folded, entry.row.tolerance or 0.0
         return self.bench.model, 0.0
+
+
+def _blocks(entry: Entry) -> Blocks | None:
+    """The table of a form that runs in blocks. Of a network, which may call its own parts so, it is none."""
+    found = getattr(entry.form, "blocks", None)
+    return found if isinstance(found, Blocks) else None
 
 
 def _word(dtype: torch.dtype | None) -> str:
