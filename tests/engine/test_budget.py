@@ -109,7 +109,7 @@ def test_a_network_with_blocks_of_its_own_prints_none(engines):
     """As timm's: `model.blocks` is a module, not the table of an engine's blocks."""
     engines(quick=(0.1, 0.0))
     model = nn.Conv2d(3, 4, 3).eval()
-    model.blocks = nn.Sequential(nn.Identity())
+    model.blocks = nn.Sequential(nn.Identity()).eval()
     choices = optimize(model, torch.randn(1, 3, 16, 16), budget_s=240).choices
     assert choices.blocks is None
     assert "Sequential" not in str(choices)
