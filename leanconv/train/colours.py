@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from leanconv.errors import BadInput
+from leanconv.files import read_bytes
 
 TRANSPARENT = 1 << 24  # beside the 2^24 colours
 
@@ -82,11 +83,9 @@ def _entry(word: str) -> tuple[str, list[int]] | None:
 def _file(path: Path) -> ColourMap:
     """The classes of a file; its first line may be a headline, and lines that begin with # are remarks."""
     try:
-        if path.stat().st_size > _LARGEST:
-            raise BadInput(f"{path}: {path.stat().st_size} bytes; a list of colours has at most {_LARGEST}")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read as a list of colours: {error}") from error
+        lines = read_bytes(path, most=_LARGEST).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: cannot be read as a list of colours: {error}; save it as UTF-8") from error
     entries: list[tuple[str, list[int]]] = []
     for number, line in enumerate(map(str.strip, lines), 1):
         if found := _line(line):

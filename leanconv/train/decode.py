@@ -218,7 +218,7 @@ def _upright(image: "Image") -> "Image":
     from PIL import ImageOps
 
     turned = image.getexif().get(_ORIENTATION, 1) != 1
-    return ImageOps.exif_transpose(image) if turned else image.copy()
+    return ImageOps.exif_transpose(image) if turned else image
 
 
 def _is_lossy(image: "Image", source: Source) -> bool:

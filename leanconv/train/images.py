@@ -47,8 +47,8 @@ class ImageReader:
         self._judge(picture.header, name)
         if picture.deep is not None:
             return self._scaled(picture.deep, name)
-        rgb = np.array(picture.image.convert("RGB"))  # H W 3
-        return torch.from_numpy(rgb).permute(2, 0, 1).contiguous()  # H W 3 -> 3 H W
+        image = picture.image if picture.image.mode == "RGB" else picture.image.convert("RGB")
+        return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())  # H W 3 -> 3 H W
 
     def settle(self, *, progress: bool = False) -> None:
         """Find the range of 16-bit images, if there are any among those whose headers were read."""

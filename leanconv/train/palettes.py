@@ -55,10 +55,12 @@ class Palette:
 
 def values_of(codes: np.ndarray) -> list[int]:
     """The numbers that occur, ascending."""
-    if codes.dtype == np.uint8:  # a tenth of the time of sorting
-        found: list[int] = np.bincount(codes.ravel(), minlength=256).nonzero()[0].tolist()
-        return found
-    return [int(value) for value in np.unique(codes)]
+    if codes.dtype not in (np.uint8, np.uint16):
+        return [int(value) for value in np.unique(codes)]
+    occurs = np.zeros(np.iinfo(codes.dtype).max + 1, bool)
+    occurs[codes] = True  # half the time of sorting or counting 12 megapixels
+    found: list[int] = occurs.nonzero()[0].tolist()
+    return found
 
 
 def looked_up(codes: np.ndarray, values: list[int], meanings: list[int]) -> np.ndarray:

@@ -46,16 +46,17 @@ def defect_score(logits: Tensor) -> Tensor:
 
 def overlay(image: Tensor, mask: Tensor) -> "Image":
     """The picture (uint8 `3 H W`) with each class of the mask (`H W`) tinted and outlined in a colour of its own."""
-    picture = image.permute(1, 2, 0).float().numpy().copy()  # 3 H W -> H W 3
+    picture = image.permute(1, 2, 0).numpy().copy()  # 3 H W -> H W 3
     classes = mask.numpy()
     for index in np.unique(classes[classes > 0]).tolist():
         colour = np.array(_COLOURS[(index - 1) % len(_COLOURS)], np.float32)
         inside = classes == index
         framed = np.pad(inside, 1, mode="edge")
         core = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
-        picture[inside & core] += 0.3 * (colour - picture[inside & core])
+        tinted = picture[inside & core].astype(np.float32)
+        picture[inside & core] = (tinted + 0.3 * (colour - tinted)).round()
         picture[inside & ~core] = colour
-    return _pil().fromarray(picture.round().astype(np.uint8))
+    return _pil().fromarray(picture)
 
 
 @dataclass(frozen=True)

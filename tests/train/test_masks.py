@@ -294,7 +294,7 @@ def test_a_file_of_colours(read, tmp_path, text):
         ("colors=000000", BadInput, "2 to 255 different names"),
         ("colors=odd.txt", BadInput, r"odd\.txt, line 2: 'what\?'"),
         ("colors=none.txt", BadInput, r"none\.txt: holds no colour"),
-        ("colors=large.txt", BadInput, r"large\.txt: 1100000 bytes"),
+        ("colors=large.txt", BadInput, r"large\.txt: has 1,100,000 bytes"),
         ("colors=bytes.txt", BadInput, r"bytes\.txt: cannot be read"),
         ("ignore=x", BadInput, "ignore=x: a whole number from 0"),
         ("palette=colour", BadInput, "palette=colour: index, or leave it out"),
