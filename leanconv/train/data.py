@@ -115,6 +115,11 @@ class Samples(Dataset[Sample]):
             self.reader.like(other.reader)
 
     @property
+    def ignores(self) -> bool:
+        """Whether its masks leave pixels out."""
+        return self.reader is not None and self.reader.masks.ignore is not None
+
+    @property
     def bits(self) -> int | None:
         """How many bits a channel of its 16-bit images uses; None where there are none."""
         return self.reader.images.bits if self.reader is not None else None

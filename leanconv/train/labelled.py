@@ -18,7 +18,7 @@ than that), and the middle S x S is cut out. A picture of S x S is taken as it i
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,8 +55,11 @@ class Labelled(Dataset[Picture]):
         size: side of the squares that networks see, in pixels.
         note: what a user should know of how the split came about; may be empty.
         labels: int64 `N`.
+        ignores: false: every picture has a class.
         images: uint8 `N 3 S S` after `check()`, of a set small enough to be kept so; else None.
     """
+
+    ignores: ClassVar[bool] = False
 
     def __init__(
         self, source: LabelSource, classes: Sequence[str], size: int, note: str = "", reader: ImageReader | None = None

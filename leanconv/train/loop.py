@@ -67,7 +67,7 @@ class _Run:
         kind = task_of(recipe)
         self.data = setup.open_splits(recipe, kind, self.report, before=folder if resume else None)
         self.watched = "val" if "val" in self.data else "test"
-        self.task = make_task(recipe, kind, tuple(self.data["train"].classes))
+        self.task = make_task(recipe, kind, tuple(self.data["train"].classes), ignores=self.data["train"].ignores)
         setup.seed_everything(recipe.seed)
         self.net = setup.build_model(recipe, trust_code)
         self.task.check(self.net, torch.zeros(1, 3, recipe.size, recipe.size))

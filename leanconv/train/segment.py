@@ -28,10 +28,12 @@ class Segmentation:
     Attributes:
         classes: their names, two or more.
         loss_name: `bce_dice`, `ce`, or `auto`.
+        ignores: whether masks leave pixels out, so that processes may differ in how many they judge.
     """
 
     classes: tuple[str, ...]
     loss_name: str = "auto"
+    ignores: bool = False
 
     name: ClassVar[str] = "segment"
     goal: ClassVar[str] = "dice"  # the score of `evaluate` by which the best weights are kept
@@ -66,12 +68,19 @@ class Segmentation:
         logits, judged = logits.float(), masks != IGNORE
         if self.outputs > 1:
             losses = F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="none")
-            return losses.sum() / _share(judged, processes, total)
+            return losses.sum() / self._pixels(judged, processes, total)
         judged = judged.unsqueeze(1)  # N H W -> N 1 H W
         truth = (masks.unsqueeze(1) * judged).float()
         losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * judged
         dice = soft_dice(logits.sigmoid() * judged, truth, processes=processes, total=total)
-        return losses.sum() / _share(judged, processes, total) + 1 - dice
+        return losses.sum() / self._pixels(judged, processes, total) + 1 - dice
+
+    def _pixels(self, judged: Tensor, processes: int, total: Total | None) -> Tensor:
+        """By how many pixels a process divides its sum: the average over processes is then the joint batch's mean."""
+        count = judged.sum().float()
+        if self.ignores and processes > 1 and total is not None:  # else all processes have as many
+            count = total(count) / processes
+        return count.clamp(min=1)
 
     @torch.no_grad()
     def batch_score(self, logits: Tensor, masks: Tensor) -> Tensor:
@@ -88,14 +97,6 @@ class Segmentation:
     def best_threshold(self, model: nn.Module, samples: Any, **options: Any) -> float | None:
         """The threshold to store with the weights; None where classes are chosen by the largest logit."""
         return _evaluate.best_threshold(model, samples, **options) if self.outputs == 1 else None
-
-
-def _share(judged: Tensor, processes: int, total: Total | None) -> Tensor:
-    """By how many pixels a process divides its sum, so that the average over processes is the joint batch's mean."""
-    count = judged.sum().float()
-    if processes > 1 and total is not None:
-        count = total(count) / processes
-    return count.clamp(min=1)
 
 
 def soft_dice(probability: Tensor, truth: Tensor, *, processes: int = 1, total: Total | None = None) -> Tensor:

@@ -38,8 +38,8 @@ def task_of(recipe: Recipe) -> str:
     return find_task(recipe.data) if recipe.task == "auto" else recipe.task
 
 
-def make_task(recipe: Recipe, kind: str, classes: tuple[str, ...]) -> Task:
-    """What the loop trains. Raises BadInput for settings of the other task."""
+def make_task(recipe: Recipe, kind: str, classes: tuple[str, ...], *, ignores: bool = False) -> Task:
+    """What the loop trains; `ignores`: masks leave pixels out. Raises BadInput for settings of the other task."""
     if kind == "classify":
         for key, unused in {"zoom": 1.0, "defect_crop": 0.0}.items():
             if (value := getattr(recipe, key)) != unused:
@@ -47,7 +47,7 @@ def make_task(recipe: Recipe, kind: str, classes: tuple[str, ...]) -> Task:
         return Classification(classes, recipe.loss, recipe.smoothing)
     if recipe.smoothing:
         raise BadInput(f"recipe: smoothing={recipe.smoothing} is for classification, this data has masks")
-    return Segmentation(classes, recipe.loss)
+    return Segmentation(classes, recipe.loss, ignores)
 
 
 def open_split(ref: str, split: str, *, task: str, size: int, bits: int | None = None) -> Any:

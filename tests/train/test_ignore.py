@@ -60,7 +60,7 @@ def test_a_batch_in_which_nothing_is_judged_costs_nothing(classes):
 @pytest.mark.parametrize("classes", [2, 4])
 def test_two_processes_have_the_gradient_of_the_joint_batch(classes):
     """Their shares of judged pixels differ: the mean of their own means would be another figure."""
-    task = Segmentation(tuple("abcd"[:classes]))
+    task = Segmentation(tuple("abcd"[:classes]), ignores=True)
     truth, out = masks(classes, n=4)
     out[:2] |= torch.rand(2, 8, 10) < 0.7
     marked, logits = torch.where(out, IGNORE, truth), torch.randn(4, task.outputs, 8, 10, requires_grad=True)
