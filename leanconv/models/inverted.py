@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
-from leanconv.models.replaced import Replaced, check_image
+from leanconv.models.replaced import Replaced, checked_image
 from leanconv.spec import ConvSpec
 
 ACTS: dict[str, Any] = {"relu": nn.ReLU, "relu6": nn.ReLU6, "hardswish": nn.Hardswish}
@@ -152,7 +152,7 @@ class Classifier(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_image(self.network, x, self.settings["in_channels"])
+        x = checked_image(self.network, x, self.settings["in_channels"])
         x = self.last(self.stages(self.first(x)))
         return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
 

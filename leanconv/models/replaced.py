@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from leanconv.errors import BadInput, UnsupportedConv
 from leanconv.nn.base import kaiming_fan_out_
+from leanconv.ops.fx import leaf_function
 from leanconv.registry import get, nearest, options_of, parse
 from leanconv.spec import ConvSpec
 
@@ -136,10 +137,12 @@ def one_of(network: str, name: str, value: Any, known: list[str]) -> None:
         raise BadInput(f"{network}: {name}={value!r}{nearest(str(value), known)}: one of {', '.join(known)}")
 
 
-def check_image(network: str, x: Tensor, channels: int, *, least: int = 1) -> None:
-    """Raises BadInput unless `x` is `N C H W` with C = `channels` and, in eager mode, H and W of at least `least`."""
+@leaf_function
+def checked_image(network: str, x: Tensor, channels: int, *, least: int = 1) -> Tensor:
+    """`x`, if it is `N C H W` with C = `channels` and, in eager mode, H and W of at least `least`. Raises BadInput."""
     if x.dim() != 4 or x.shape[1] != channels:
         raise BadInput(f"{network} takes N C H W with C={channels}, got {tuple(x.shape)}")
     # A trace or a compiled graph would keep the comparison as a constant or as a guard.
     if least > 1 and not torch.jit.is_tracing() and not torch.compiler.is_compiling() and min(x.shape[2:]) < least:
         raise BadInput(f"{network} takes images of {least}x{least} and larger, got {x.shape[2]}x{x.shape[3]}")
+    return x

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
-from leanconv.models.replaced import Replaced, check_image, check_options, one_of, scaled, standard
+from leanconv.models.replaced import Replaced, check_options, checked_image, one_of, scaled, standard
 from leanconv.nn import SqueezeExcite
 
 # Blocks per stage, block, CIFAR's stem and widths.
@@ -137,7 +137,7 @@ class ResNet(nn.Module):
         del self._build
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N num_classes
-        check_image(self.network, x, self.in_channels)
+        x = checked_image(self.network, x, self.in_channels)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for stage in self.stages:
             x = getattr(self, stage)(x)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from leanconv.errors import BadInput, UnsupportedConv
 from leanconv.nn import make
 from leanconv.nn.base import kaiming_fan_out_
+from leanconv.ops.fx import leaf_function
 from leanconv.registry import nearest, parse
 
 _WIDEST = 2**16  # channels; wider is a slip of the pen, and a 3×3 layer of that width alone takes 155 GB
@@ -116,8 +117,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(base, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N out H W
-        if not torch.jit.is_tracing():  # a trace would turn the sizes it compares into constants, and warn
-            self._check(x)
+        x = _checked(x, self.in_channels, self.levels)
         skips: list[Tensor] = []
         for level in self.encoder.values():
             x = level(x)
@@ -163,18 +163,24 @@ class UNet(nn.Module):
         except UnsupportedConv as error:
             raise UnsupportedConv(f"unet, {name} ({before}->{width}): {error}") from error
 
-    def _check(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise BadInput(f"unet takes N C H W with C={self.in_channels}, got {tuple(x.shape)}")
-        m, (h, w) = self.size_multiple, x.shape[-2:]
-        if h % m or w % m:
-            raise BadInput(
-                f"unet with levels={self.levels} takes H and W that are multiples of {m}, got {h}x{w}; "
-                f"pad to {-(-h // m) * m}x{-(-w // m) * m}"
-            )
-
 
 unet = UNet
+
+
+@leaf_function
+def _checked(x: Tensor, channels: int, levels: int) -> Tensor:
+    """`x`, if it is `N C H W` of these channels and of sizes that halve `levels` times. Raises BadInput."""
+    if torch.jit.is_tracing():  # a trace would turn the sizes it compares into constants, and warn
+        return x
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise BadInput(f"unet takes N C H W with C={channels}, got {tuple(x.shape)}")
+    m, (h, w) = 2**levels, x.shape[-2:]
+    if h % m or w % m:
+        raise BadInput(
+            f"unet with levels={levels} takes H and W that are multiples of {m}, got {h}x{w}; "
+            f"pad to {-(-h // m) * m}x{-(-w // m) * m}"
+        )
+    return x
 
 
 def _whole(name: str, value: Any) -> None:

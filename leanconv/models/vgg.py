@@ -16,7 +16,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
-from leanconv.models.replaced import Replaced, check_image, check_options, scaled, standard
+from leanconv.models.replaced import Replaced, check_options, checked_image, scaled, standard
 from leanconv.nn import SqueezeExcite
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
@@ -65,7 +65,7 @@ class VGG(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N num_classes
-        check_image(self.network, x, self.in_channels, least=_LEAST)
+        x = checked_image(self.network, x, self.in_channels, least=_LEAST)
         for i in range(len(_STAGES)):
             x = getattr(self, f"stage{i + 1}")(x)
         return self.head(x)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.errors import BadInput, UnsupportedConv
+from leanconv.ops.fx import leaf_function
 from leanconv.registry import get, misfit, parse
 from leanconv.spec import ConvSpec, PaddingMode, centred
 
@@ -26,23 +27,33 @@ def batch_or_sample(forward: Any) -> Any:
 
     @functools.wraps(forward)
     def checked(self: Any, x: Tensor, *more: Any, **named: Any) -> Any:
-        if not isinstance(x, Tensor):  # a symbol of torch.fx
-            return forward(self, x, *more, **named)
-        if x.ndim not in (3, 4):
-            raise BadInput(f"an input of shape {tuple(x.shape)} is neither N C H W nor C H W; reshape it")
-        # A trace has sizes that are tensors: to look at them would make PyTorch warn of a wrong trace.
-        if not torch.jit.is_tracing() and x.shape[-3] != self.in_channels:
-            raise BadInput(
-                f"an input of shape {tuple(x.shape)} has {x.shape[-3]} channels, the layer takes {self.in_channels}"
-            )
-        if x.ndim == 4:
-            return forward(self, x, *more, **named)
-        batched = [value if value is None else value[None] for value in (x, *more)]
-        return forward(
-            self, *batched, **{key: value if value is None else value[None] for key, value in named.items()}
-        )[0]
+        batch = checked_batch(x, self.in_channels)
+        others = {key: value if value is None else _batched(value, x) for key, value in named.items()}
+        return _unbatched(forward(self, batch, *(v if v is None else _batched(v, x) for v in more), **others), x)
 
     return checked
+
+
+@leaf_function
+def checked_batch(x: Tensor, channels: int) -> Tensor:
+    """`N C H W` as it is, `C H W` as a batch of one. Raises BadInput for other dimensions or another C."""
+    if x.ndim not in (3, 4):
+        raise BadInput(f"an input of shape {tuple(x.shape)} is neither N C H W nor C H W; reshape it")
+    # A trace has sizes that are tensors: to look at them would make PyTorch warn of a wrong trace.
+    if not torch.jit.is_tracing() and x.shape[-3] != channels:
+        raise BadInput(f"an input of shape {tuple(x.shape)} has {x.shape[-3]} channels, the layer takes {channels}")
+    return x if x.ndim == 4 else x[None]
+
+
+@leaf_function
+def _batched(value: Any, x: Tensor) -> Any:
+    """A second input, in a batch of one where `x` has no batch; None where a traced graph was called without it."""
+    return value if value is None or x.ndim == 4 else value[None]
+
+
+@leaf_function
+def _unbatched(y: Tensor, x: Tensor) -> Tensor:
+    return y if x.ndim == 4 else y[0]
 
 
 class Operator(nn.Module):

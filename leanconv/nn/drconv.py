@@ -17,13 +17,16 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.errors import BadInput
 from leanconv.nn.base import Operator
-from leanconv.ops.exact import exact, exact_mean, without_autocast
+from leanconv.nn.exact import ExactLinear
+from leanconv.ops.exact import conv2d_in_own_type, exact, exact_mean
 from leanconv.ops.fold import scale_bias_
+from leanconv.ops.fx import leaf_function
 from leanconv.ops.layout import like
 from leanconv.ops.padded import conv2d
 from leanconv.ops.per_sample import per_sample_conv2d
@@ -63,10 +66,10 @@ class DRConv2d(Operator):
         c, o, factory = spec.c, spec.o, {"device": device, "dtype": dtype}
         if generator == "routing":
             self.weight = nn.Parameter(torch.empty(o * c * math.prod(spec.kernel), experts, **factory))
-            self.routing_fc = nn.Linear(c, regions * experts, **factory)
+            self.routing_fc = ExactLinear(c, regions * experts, **factory)
         else:
             self.conv_kernel: Any = nn.Sequential(
-                nn.AdaptiveAvgPool2d(spec.kernel),
+                AdaptiveAverage(spec.kernel),
                 nn.Conv2d(c, regions**2, 1, **factory),
                 nn.Sigmoid(),
                 nn.Conv2d(regions**2, regions * o * c, 1, groups=regions, **factory),
@@ -104,24 +107,22 @@ class DRConv2d(Operator):
     def _logits(self, x: Tensor, logits: Tensor | None) -> Tensor:  # N m P Q
         size = self._output_size(x)
         if self.conv_guide is None:
-            if logits is None or logits.ndim != 4 or logits.shape[1] != self.regions:
-                got = "none" if logits is None else f"{tuple(logits.shape)}"
-                raise BadInput(f"drconv with guide=None needs logits `N {self.regions} H W` as second input, got {got}")
-            return nearest(logits, size)
+            return nearest(given_logits(logits, self.regions), *size)
         if logits is not None:
-            raise BadInput(f"drconv has a guide of its own, guide={self.guide!r}; type guide=None to pass logits in")
+            x = _alone(x, logits, self.guide)
         guide = self.conv_guide
-        with without_autocast(x):  # in float32, for of logits with 8 bits many are equal
-            weight, bias = exact(guide.weight), None if guide.bias is None else exact(guide.bias)
-            if self.guide == "pointwise":
-                return conv2d(exact(nearest(x, size)), weight, None, (1, 1), (0, 0), (1, 1))
-            return conv2d(exact(x), weight, bias, self.stride, self.padding, self.dilation, 1, self.padding_mode)
+        # In float32, for of logits with 8 bits many are equal.
+        weight, bias = exact(guide.weight), None if guide.bias is None else exact(guide.bias)
+        if self.guide == "pointwise":
+            return conv2d_in_own_type(nearest(x, *size), weight, None)
+        geometry = (self.stride, self.padding, self.dilation, 1, self.padding_mode)
+        return conv2d_in_own_type(x, weight, bias, *geometry)
 
     def _output_size(self, x: Tensor) -> tuple[int, int]:
         if self.padding == "same":
             return x.shape[2], x.shape[3]
-        sizes: Any = zip(x.shape[2:], self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
-        p, q = ((size + 2 * int(pad) - d * (k - 1) - 1) // s + 1 for size, pad, d, k, s in sizes)
+        geometry: Any = zip((2, 3), self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
+        p, q = ((x.shape[dim] + 2 * int(pad) - d * (k - 1) - 1) // s + 1 for dim, pad, d, k, s in geometry)
         return p, q
 
     def _routed(self, x: Tensor, logits: Tensor) -> Tensor:
@@ -135,9 +136,8 @@ class DRConv2d(Operator):
 
     def coefficients(self, x: Tensor) -> Tensor:
         """The routing generator's 2 · sigmoid / E: `N m E`, in float32 for half types."""
-        with without_autocast(x):
-            z = exact(self.routing_fc(exact_mean(x).to(self.routing_fc.weight.dtype)))
-            return 2 * torch.sigmoid(z).view(-1, self.regions, self.experts) / self.experts
+        z = exact(self.routing_fc(exact_mean(x)))
+        return 2 * torch.sigmoid(z).view(-1, self.regions, self.experts) / self.experts
 
     def _adaptive(self, x: Tensor, logits: Tensor) -> Tensor:
         m, o = self.regions, self.out_channels
@@ -150,12 +150,7 @@ class DRConv2d(Operator):
         """W(x): `N m O C R S`."""
         shape = (self.regions, self.out_channels, self.in_channels, *self.kernel_size)
         if self.generator == "adaptive":
-            if not torch.compiler.is_exporting():
-                return self.conv_kernel(x).unflatten(1, shape[:3])  # type: ignore[no-any-return]
-            made = adaptive_average(x, self.kernel_size)
-            for layer in self.conv_kernel[1:]:
-                made = layer(made)
-            return made.unflatten(1, shape[:3])
+            return self.conv_kernel(x).unflatten(1, shape[:3])  # type: ignore[no-any-return]
         return (self.coefficients(x).to(self.weight.dtype) @ self.weight.t()).unflatten(2, shape[1:])
 
     @torch.no_grad()
@@ -226,6 +221,7 @@ class DRConv2d(Operator):
         return None
 
 
+@leaf_function
 def choice(logits: Tensor) -> Tensor:
     """The one-hot of the argmax over dim 1 in value; its gradient reaches the logits as the softmax's would.
 
@@ -233,25 +229,53 @@ def choice(logits: Tensor) -> Tensor:
     """
     index = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
     hard = (index == logits.argmax(1, keepdim=True)).to(torch.promote_types(logits.dtype, torch.float32))
-    if not (torch.is_grad_enabled() and logits.requires_grad):
+    if not (torch.is_grad_enabled() and logits.requires_grad) and not torch.jit.is_tracing():
         return hard
     soft = torch.softmax(logits, 1, dtype=hard.dtype)
     return hard + (soft - soft.detach())
 
 
-def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour resize of `N C H W`, by whole-number indices floor(i · H / P)."""
-    for dim, wanted in zip((2, 3), size, strict=True):
-        if x.shape[dim] != wanted:
+@leaf_function
+def _alone(x: Tensor, logits: Tensor | None, guide: Any) -> Tensor:
+    """`x`; of a traced graph the second input may be there and yet be None."""
+    if logits is not None:
+        raise BadInput(f"drconv has a guide of its own, guide={guide!r}; type guide=None to pass logits in")
+    return x
+
+
+@leaf_function
+def given_logits(logits: Tensor | None, regions: int) -> Tensor:
+    """The second input of a layer without a guide of its own. Raises BadInput unless `N regions H W`."""
+    if logits is None or logits.ndim != 4 or logits.shape[1] != regions:
+        got = "none" if logits is None else f"{tuple(logits.shape)}"
+        raise BadInput(f"drconv with guide=None needs logits `N {regions} H W` as second input, got {got}")
+    return logits
+
+
+@leaf_function
+def nearest(x: Tensor, p: int, q: int) -> Tensor:
+    """Nearest-neighbour resize `N C H W -> N C P Q`, by whole-number indices floor(i · H / P)."""
+    for dim, wanted in ((2, p), (3, q)):
+        if torch.jit.is_tracing() or x.shape[dim] != wanted:
             x = x.index_select(dim, torch.arange(wanted, device=x.device) * x.shape[dim] // wanted)
     return x
 
 
-def adaptive_average(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """`AdaptiveAvgPool2d(size)` as two products, for exported programs: torch's own parts keep the traced size.
+class AdaptiveAverage(nn.AdaptiveAvgPool2d):
+    """`nn.AdaptiveAvgPool2d` that leaves the size of an exported program's input open."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return adaptive_average(x, self.output_size)
+
+
+@leaf_function
+def adaptive_average(x: Tensor, size: Any) -> Tensor:
+    """`F.adaptive_avg_pool2d`; for exported programs as two products, for torch's own parts keep the traced size.
 
     Output i averages the rows from floor(i · H / R) up to, not with, ceil((i + 1) · H / R).
     """
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, size)
     averages = []
     for whole, parts in zip(x.shape[2:], size, strict=True):
         part, place = torch.arange(parts, device=x.device)[:, None], torch.arange(whole, device=x.device)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator
-from leanconv.ops.layout import is_channels_last
+from leanconv.ops.channels import deal
+from leanconv.ops.padded import pad
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, centred
 
@@ -95,10 +96,7 @@ class HetConv2d(Operator):
 
     def _padded(self, x: Tensor) -> Tensor:
         ph, pw = self.padding
-        padded = F.pad(x, (pw, pw, ph, ph), mode=self.padding_mode)
-        if is_channels_last(x):
-            return padded.contiguous(memory_format=torch.channels_last)  # F.pad's other modes forget it
-        return padded
+        return pad(x, [pw, pw, ph, ph], self.padding_mode)
 
     def _centre(self, x: Tensor) -> Tensor:
         """The pixels under the kernel's centre: crop or pad by p - d·(k - 1)/2 so that the 1×1 samples them."""
@@ -243,14 +241,6 @@ def with_diagonal(rows: Tensor) -> Tensor:
     p = rows.shape[-2]
     tail = F.pad(rows.flatten(-2).unflatten(-1, (p - 1, p)), (0, 1))  # ... P-1 P+1
     return F.pad(tail.flatten(-2), (1, 0)).unflatten(-1, (p, p))
-
-
-def deal(x: Tensor, hands: int) -> Tensor:
-    """Deal the channels out like cards: `N (C/hands hands) H W -> N (hands C/hands) H W`."""
-    if is_channels_last(x):
-        rows = x.permute(0, 2, 3, 1).unflatten(3, (-1, hands))  # N C H W -> N H W C/hands hands
-        return rows.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
-    return x.unflatten(1, (-1, hands)).transpose(1, 2).flatten(1, 2)
 
 
 def _divides(spec: ConvSpec, part: int) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from leanconv.cost import Cost, dense_cost
 from leanconv.nn.base import Operator, batch_or_sample, needs_odd_centred
 from leanconv.ops.fold import scale_conv_
+from leanconv.ops.fx import leaf_function
 from leanconv.ops.padded import conv2d, pad
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, pair
@@ -83,8 +84,7 @@ class LHConv2d(Operator):
 
     def mask(self) -> Tensor:
         """What multiplies the weight: the learned mask; while training, ones for the filters that are not enabled."""
-        mask = self.learned_mask()
-        return torch.where(self.enabled[:, None, None, None], mask, torch.ones_like(mask)) if self.training else mask
+        return _where_enabled(self.learned_mask(), self.enabled, self.training)
 
     def learned_mask(self) -> Tensor:
         """M: `O C R S` of 0 and 1, with the straight-through gradient to `scores`."""
@@ -105,7 +105,7 @@ class LHConv2d(Operator):
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
         y = _convolve(self, x, self.weight * self.mask())
-        if self.training and not torch.compiler.is_exporting():
+        if self.training and isinstance(y, Tensor) and not torch.compiler.is_exporting():  # else a symbol of a trace
             self.output_area = y.shape[-2] * y.shape[-1]
         return y
 
@@ -191,31 +191,38 @@ class TFSameConv2d(nn.Conv2d):
 
     @batch_or_sample
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
-        x = pad(x, _tf_same(self, x), self.padding_mode)
+        x = _tf_same(x, self.kernel_size, self.stride, self.dilation, self.padding_mode)
         return conv2d(x, self.weight, self.bias, pair(self.stride), (0, 0), pair(self.dilation))
 
 
 def _convolve(layer: LHConv2d, x: Tensor, weight: Tensor) -> Tensor:
     if not layer.tf_same or layer.stride == (1, 1):  # at stride 1 the two paddings agree
         return conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, 1, layer.padding_mode)
-    x = pad(x, _tf_same(layer, x), layer.padding_mode)
+    x = _tf_same(x, layer.kernel_size, layer.stride, layer.dilation, layer.padding_mode)
     return conv2d(x, weight, layer.bias, layer.stride, (0, 0), layer.dilation)
 
 
-def _tf_same(layer: Any, x: Tensor) -> list[int]:
-    """Left, right, top, bottom of TensorFlow's SAME padding for this input."""
-    amounts: list[int] = []
+@leaf_function
+def _tf_same(x: Tensor, kernel: Any, stride: Any, dilation: Any, mode: str) -> Tensor:
+    """`x` with TensorFlow's SAME padding around it."""
+    amounts: list[int] = []  # left, right, top, bottom
     for axis in (1, 0):
-        size, stride = x.shape[2 + axis], layer.stride[axis]
-        extent = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-        total = max(((size + stride - 1) // stride - 1) * stride + extent - size, 0)
+        size, step, extent = x.shape[2 + axis], stride[axis], dilation[axis] * (kernel[axis] - 1) + 1
+        total = max(((size + step - 1) // step - 1) * step + extent - size, 0)
         amounts += [total // 2, total - total // 2]
-    return amounts
+    return pad(x, amounts, mode)
 
 
+@leaf_function
+def _where_enabled(mask: Tensor, enabled: Tensor, training: bool) -> Tensor:
+    """One node in both modes: torchvision's extractors of features compare the nodes of the two."""
+    return torch.where(enabled[:, None, None, None], mask, torch.ones_like(mask)) if training else mask
+
+
+@leaf_function
 def _straight_through(hard: Tensor, scores: Tensor, near: Tensor) -> Tensor:
     """`hard` in value; its gradient goes to `scores`, whole where `near`, a tenth elsewhere."""
-    if not (torch.is_grad_enabled() and scores.requires_grad):
+    if not (torch.is_grad_enabled() and scores.requires_grad) and not torch.jit.is_tracing():
         return hard
     slope = torch.full_like(scores, 0.1).masked_fill(near, 1.0)  # `where` of plain numbers knows float32's 0.1 alone
     return hard + slope * (scores - scores.detach())

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost, dense_cost
 from leanconv.nn.base import Operator, deployed, kaiming_fan_out_
-from leanconv.ops.exact import exact, exact_mean, without_autocast
+from leanconv.nn.exact import ExactConv2d
+from leanconv.ops.exact import exact, exact_mean
 from leanconv.ops.fold import fold_bn_, scale_bias_
 from leanconv.ops.padded import conv2d
 from leanconv.ops.per_sample import mixed_conv2d, mixes_outputs
@@ -175,21 +176,20 @@ class Attention(nn.Module):
         super().__init__()
         self.taps = spec.kernel
         hidden, heads = _hidden(spec, reduction), _heads(spec, kernels)
-        self.fc = nn.Conv2d(spec.c, hidden, 1, bias=False, **factory)
+        self.fc = ExactConv2d(spec.c, hidden, 1, bias=False, **factory)
         self.bn = nn.Identity() if norm == "none" else NORMS[norm](hidden, **factory)
         self.channel_fc, self.filter_fc, self.spatial_fc, self.kernel_fc = (
-            nn.Conv2d(hidden, heads[key], 1, **factory) if heads[key] else None
+            ExactConv2d(hidden, heads[key], 1, **factory) if heads[key] else None
             for key in ("channels", "filters", "taps", "kernels")
         )
         kaiming_fan_out_(*(m for m in self.modules() if isinstance(m, nn.Conv2d)))
 
     def forward(self, x: Tensor, temperature: float) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        with without_autocast(x):
-            z = F.relu(self.bn(self.fc(exact_mean(x, keepdim=True).to(self.fc.weight.dtype))))
-            channels, filters, taps, kernels = (
-                None if head is None else exact(head(z)) / temperature
-                for head in (self.channel_fc, self.filter_fc, self.spatial_fc, self.kernel_fc)
-            )
+        z = F.relu(self.bn(self.fc(exact_mean(x, keepdim=True))))
+        channels, filters, taps, kernels = (
+            None if head is None else exact(head(z)) / temperature
+            for head in (self.channel_fc, self.filter_fc, self.spatial_fc, self.kernel_fc)
+        )
         assert channels is not None
         return (
             torch.sigmoid(channels),

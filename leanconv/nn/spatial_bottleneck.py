@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator
 from leanconv.ops.fold import scale_bias_
-from leanconv.ops.layout import like
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, centred
 
@@ -65,13 +64,14 @@ class SpatialBottleneckConv2d(Operator):
             self.up.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O H W
-        h, w = x.shape[-2:]
-        # Of sizes that a program being exported leaves open nothing is asked.
-        uneven = any(isinstance(size, torch.SymInt) or size % self.ratio for size in (h, w))
+        h, w = x.shape[-2], x.shape[-1]
+        # Of sizes that a program being exported, or traced, leaves open nothing is asked.
+        uneven = any(not isinstance(size, int) or size % self.ratio for size in (h, w))
         whole = F.pad(x, (0, self._beyond, 0, self._beyond)) if uneven and self._beyond else x
         y = self.up(self.pointwise(self.down(whole)))
         if uneven:
-            y = like(y[..., :h, :w], y)
+            # A slice of an open size would have an exported program ask whether that is the whole.
+            y = F.pad(y, (0, w - y.shape[-1], 0, h - y.shape[-2]))
         return y + x.to(y.dtype) if self._adds else y  # under autocast x may be wider
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
+from leanconv.ops.exact import exact_mean
 
 
 class SqueezeExcite(nn.Module):
@@ -41,8 +42,7 @@ class SqueezeExcite(nn.Module):
             nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N C H W
-        exact = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
-        squeezed = x.mean((2, 3), dtype=exact).to(x.dtype)  # N C H W -> N C
+        squeezed = exact_mean(x).to(x.dtype)  # N C H W -> N C
         z = self.up(F.relu(self.down(squeezed)))
         gate = torch.sigmoid(z) if self.gate == "sigmoid" else F.hardsigmoid(z)
         return x * gate.to(x.dtype)[..., None, None]

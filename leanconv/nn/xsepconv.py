@@ -78,8 +78,9 @@ class XSepConv2d(Operator):
             return F.pad(x, directions[0])
         if self.pad_policy == "layer":
             return F.pad(x, directions[self.layer_index % 4])
-        parts = zip(x.split(self._quarters(), 1), directions, strict=False)
-        return torch.cat([F.pad(part, direction) for part, direction in parts], 1)
+        sizes = self._quarters()
+        parts = x.split(sizes, 1)
+        return torch.cat([F.pad(parts[i], directions[i]) for i in range(len(sizes))], 1)
 
     def _quarters(self) -> list[int]:
         sizes = [self.in_channels // 4 + (i < self.in_channels % 4) for i in range(4)]

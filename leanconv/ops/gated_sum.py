@@ -9,8 +9,10 @@ from torch import Tensor
 
 from leanconv.ops.activations import check_activation
 from leanconv.ops.forms import Form, Pair, averaged, check_channels, fake_map, finish, joined
+from leanconv.ops.fx import leaf_function
 
 
+@leaf_function
 def gated_sum(a: Tensor, b: Tensor) -> Tensor:
     """Blend `g · a + (1 - g) · b`, g = softmax over the pair (mean_hw a, mean_hw b) (SPConv, arXiv:2006.12085).
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from leanconv.ops.fx import leaf_function
+
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether `N C H W` lies in channels_last, and not in the plain order as well (one channel, one pixel)."""
@@ -11,6 +13,7 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
+@leaf_function
 def like(y: Tensor, x: Tensor) -> Tensor:
     """`y`, contiguous in the memory format of `x`."""
     if not is_channels_last(x):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leanconv.ops.fx import leaf_function
 from leanconv.ops.layout import like
 from leanconv.ops.padded import pad, sides
 
@@ -24,6 +25,7 @@ def mixes_outputs(n: int, pixels: int, weight: torch.Size | tuple[int, ...], gro
     return groups == 1 and weight[0] * pixels <= MIXED_PIXELS and n * math.prod(weight[1:]) >= CACHED
 
 
+@leaf_function
 def mixed_conv2d(
     x: Tensor, weight: Tensor, mixture: Tensor | None, taps: Tensor | None, stride: tuple[int, int], padding: Any,
     dilation: tuple[int, int], groups: int = 1, padding_mode: str = "zeros",
@@ -37,7 +39,7 @@ def mixed_conv2d(
         taps: `N 1 1 R S`, or None for ones.
     MACs: N·P·Q·O·(C/G)·R·S, and N·K·O·(C/G)·R·S to mix the kernels; where `mixes_outputs` K·N·P·Q·O·(C/G)·R·S.
     """
-    if not torch.compiler.is_exporting() and x.shape[0]:
+    if not _open_sizes() and x.shape[0]:
         pixels = math.prod(_out_size(x, (weight.shape[-2], weight.shape[-1]), stride, padding, dilation))
         lone = mixture is None and groups == 1 and pixels < weight.shape[1]  # its outputs are the mixture
         if lone or mixes_outputs(x.shape[0], pixels, weight.shape, groups):
@@ -51,6 +53,7 @@ def mixed_conv2d(
     return per_sample_conv2d(x, kernel, stride, padding, dilation, groups, padding_mode, taps)
 
 
+@leaf_function
 def per_sample_conv2d(
     x: Tensor, weight: Tensor, stride: tuple[int, int], padding: Any, dilation: tuple[int, int], groups: int = 1,
     padding_mode: str = "zeros", taps: Tensor | None = None,
@@ -63,7 +66,7 @@ def per_sample_conv2d(
     """
     n, o, kernel = x.shape[0], weight.shape[1], (weight.shape[-2], weight.shape[-1])
     x, padding = _padded(x, weight, padding, dilation, padding_mode)
-    fixed = torch.compiler.is_exporting() or n == 0  # an exported size may be a symbol: nothing is asked of it
+    fixed = _open_sizes() or n == 0
     small = not fixed and math.prod(_out_size(x, kernel, stride, padding, dilation)) < o // groups
     if small and kernel != (1, 1):
         return like(_products(x, weight, taps, stride, padding, dilation, groups), x)
@@ -75,6 +78,11 @@ def per_sample_conv2d(
         x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), None, stride, padding, dilation, groups * n
     )  # 1 N·C H W -> 1 N·O P Q
     return like(y.view(n, o, *y.shape[2:]), x)
+
+
+def _open_sizes() -> bool:
+    """Whether a program is made in which the sizes stay open: nothing is asked of them."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def _padded(x: Tensor, weight: Tensor, padding: Any, dilation: tuple[int, int], mode: str) -> tuple[Tensor, Any]:

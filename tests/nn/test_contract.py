@@ -289,14 +289,64 @@ def test_inputs_of_other_sizes_are_refused_in_words(text):
             layer(torch.randn(shape))
 
 
-@pytest.mark.parametrize("text", ["hetconv(part=4)", "sic", "splconv"])
+@pytest.mark.parametrize("text", [*OPERATORS, "hetconv(part=4)"])
 def test_a_trace_of_a_layer_warns_of_nothing(text, recwarn):
     """As nn.Conv2d's: what is looked at before a layer computes asks nothing of sizes, which a trace takes for data."""
     layer, spec = square(text)
     traced = torch.jit.trace(layer, spec.input())
-    assert not [w for w in recwarn if issubclass(w.category, torch.jit.TracerWarning)]
+    assert not [w for w in recwarn if issubclass(w.category, torch.jit.TracerWarning) and "torch/nn" not in w.filename]
     x = torch.randn(3, spec.c, 11, 6)
     torch.testing.assert_close(traced(x), layer(x))
+
+
+@pytest.mark.parametrize("key", ["stride2", "unpadded", "overpadded", "same", "reflect", "depthwise", "k1"])
+@pytest.mark.parametrize("text", OPERATORS)
+def test_torch_fx_traces_through_it(text, key):
+    """As a part of a model and folded; the graph answers as the layer does, at sizes and batches it has not seen."""
+    name, options = parse(text)
+    if get(name).why_not(SPECS[key], **options):
+        pytest.skip("refused, see test_refusals")
+    layer, x = built(text, SPECS[key]).eval(), torch.randn(3, SPECS[key].c, 13, 16)
+    for each in (layer, layer.fold()):
+        graph = torch.fx.symbolic_trace(nn.Sequential(each))
+        with torch.no_grad():
+            torch.testing.assert_close(graph(x), each(x))
+
+
+@pytest.mark.parametrize("text", OPERATORS)
+def test_a_graph_of_torch_fx_is_the_layer(text):
+    """Traced as the whole model: in training, in bfloat16, under autocast, for a sample alone, copied, traced again."""
+    layer, spec = square(text)
+    graph, x = torch.fx.symbolic_trace(layer), spec.input()
+    with torch.no_grad():
+        for each in (graph, copy.deepcopy(graph), pickle.loads(pickle.dumps(graph)), torch.fx.symbolic_trace(graph)):
+            torch.testing.assert_close(each(x), layer(x))
+        torch.testing.assert_close(graph(x[0]), layer(x[0]))
+        torch.testing.assert_close(_autocast(graph, x), _autocast(layer, x))
+        last = x.to(memory_format=torch.channels_last)
+        assert graph(last).stride() == layer(last).stride()
+        half = copy.deepcopy(layer).bfloat16()
+        torch.testing.assert_close(torch.fx.symbolic_trace(half)(x.bfloat16()), half(x.bfloat16()))
+    with pytest.raises((RuntimeError, ValueError), match=r"to have \d+ channels|layer takes \d+"):
+        graph(torch.randn(2, spec.c + 1, spec.h, spec.w))
+    ours, theirs = copy.deepcopy(layer).train(), copy.deepcopy(layer).train()
+    graph = torch.fx.symbolic_trace(theirs)
+    pickle.dumps(theirs)  # no symbol stays behind in the layer
+    for each in (ours, graph):
+        each(x).square().sum().backward()
+    for (key, mine), other in zip(ours.named_parameters(), theirs.parameters()):
+        torch.testing.assert_close(other.grad, mine.grad, msg=key)
+
+
+@pytest.mark.parametrize("text", [*names(), "drconv(regions=2, generator='adaptive')", "gmconv(mode='dynamic')"])
+def test_an_exported_program_leaves_every_size_open(text):
+    layer, spec = square(text)
+    dims = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(layer, (spec.input(),), dynamic_shapes=(dims,)).module()
+    for size in ((1, 11, 13), (3, 16, 10)):
+        x = torch.randn(size[0], spec.c, *size[1:])
+        with torch.no_grad():
+            torch.testing.assert_close(program(x), layer(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["plain", "channels_last"])
