@@ -107,14 +107,14 @@ class DRConv2d(Operator):
     def _logits(self, x: Tensor, logits: Tensor | None) -> Tensor:  # N m P Q
         size = self._output_size(x)
         if self.conv_guide is None:
-            return nearest(given_logits(logits, self.regions), *size)
+            return nearest(given_logits(logits, self.regions), size)
         if logits is not None:
             x = _alone(x, logits, self.guide)
         guide = self.conv_guide
         # In float32, for of logits with 8 bits many are equal.
         weight, bias = exact(guide.weight), None if guide.bias is None else exact(guide.bias)
         if self.guide == "pointwise":
-            return conv2d_in_own_type(nearest(x, *size), weight, None)
+            return conv2d_in_own_type(nearest(x, size), weight, None)
         geometry = (self.stride, self.padding, self.dilation, 1, self.padding_mode)
         return conv2d_in_own_type(x, weight, bias, *geometry)
 
@@ -253,9 +253,9 @@ def given_logits(logits: Tensor | None, regions: int) -> Tensor:
 
 
 @leaf_function
-def nearest(x: Tensor, p: int, q: int) -> Tensor:
-    """Nearest-neighbour resize `N C H W -> N C P Q`, by whole-number indices floor(i · H / P)."""
-    for dim, wanted in ((2, p), (3, q)):
+def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resize of `N C H W`, by whole-number indices floor(i · H / P)."""
+    for dim, wanted in zip((2, 3), size, strict=True):
         if torch.jit.is_tracing() or x.shape[dim] != wanted:
             x = x.index_select(dim, torch.arange(wanted, device=x.device) * x.shape[dim] // wanted)
     return x
