@@ -71,7 +71,7 @@ class SpatialBottleneckConv2d(Operator):
         y = self.up(self.pointwise(self.down(whole)))
         if uneven:
             # A slice of an open size would have an exported program ask whether that is the whole.
-            y = F.pad(y, (0, w - y.shape[-1], 0, h - y.shape[-2]))
+            y = F.pad(y, (0, -(-w % self.ratio), 0, -(-h % self.ratio)))
         return y + x.to(y.dtype) if self._adds else y  # under autocast x may be wider
 
     @torch.no_grad()

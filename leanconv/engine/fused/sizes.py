@@ -54,11 +54,17 @@ def _lengths(node: Node) -> Iterator[Any]:
     named = [*zip((a.name for a in arguments), call.args, strict=False), *call.kwargs.items()]
     for name, value in named:
         if name in LENGTHS:
-            yield from value if isinstance(value, list | tuple) else [value]
+            values = value if isinstance(value, list | tuple) else [value]
+            # A crop, even of one row: it brings a map to the size of another.
+            yield from [OPEN_END - 1] if name == "pad" and any(_is_crop(v) for v in values) else values
 
 
 def _is_length(value: Any) -> bool:
     return isinstance(value, int) and 1 < abs(value) < OPEN_END
+
+
+def _is_crop(value: Any) -> bool:
+    return isinstance(value, int) and value < 0
 
 
 def opened(bench: Workbench, *, spatial: bool) -> tuple[ExportedProgram, list[Size]]:
