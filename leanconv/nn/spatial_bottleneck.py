@@ -64,14 +64,14 @@ class SpatialBottleneckConv2d(Operator):
             self.up.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O H W
-        h, w = x.shape[-2], x.shape[-1]
+        h, w, r = x.shape[-2], x.shape[-1], self.ratio
         # Of sizes that a program being exported, or traced, leaves open nothing is asked.
-        uneven = any(not isinstance(size, int) or size % self.ratio for size in (h, w))
+        uneven = any(not isinstance(size, int) or size % r for size in (h, w))
         whole = F.pad(x, (0, self._beyond, 0, self._beyond)) if uneven and self._beyond else x
         y = self.up(self.pointwise(self.down(whole)))
         if uneven:
             # A slice of an open size would have an exported program ask whether that is the whole.
-            y = F.pad(y, (0, -(-w % self.ratio), 0, -(-h % self.ratio)))
+            y = F.pad(y, (0, w - (w + r - 1) // r * r, 0, h - (h + r - 1) // r * r))
         return y + x.to(y.dtype) if self._adds else y  # under autocast x may be wider
 
     @torch.no_grad()
