@@ -4,6 +4,7 @@ A data reference is one of
 
     DIR                        a folder a class, or with train-*, val-* and test-*.parquet (columns image and label)
     DIR?classes=1000           how many classes there are, where the files at hand do not show them all
+    DIR?bits=12                of 16-bit images as many bits are used; by default as the largest value needs
     DIR?val=0.2                where the data has no val split: the share of train that is held out (default 0.1;
                                0 trains on all, and needs keep=last in the recipe)
     torchvision:CIFAR10?root=DIR&download=true        likewise CIFAR100, SVHN, ImageFolder; nothing is downloaded

@@ -267,6 +267,22 @@ def test_masks_of_several_classes_read_back(pictures, tmp_path):
         assert torch.equal(sample.mask.long(), net(to_float(sample.image)[None]).argmax(1)[0])
 
 
+def test_masks_of_many_classes_read_back(pictures, tmp_path):
+    """Each class has a colour of its own: a mask whose palette repeats one is refused."""
+    truth = np.arange(40 * 56).reshape(40, 56) % 12
+
+    class Told(nn.Module):
+        def forward(self, x):
+            shown = torch.nn.functional.one_hot(torch.from_numpy(truth), 12).movedim(2, 0)[None].float()
+            return torch.nn.functional.pad(shown, (0, x.shape[3] - 56, 0, x.shape[2] - 40))
+
+    predict(Told(), [pictures / "p0.png"], tmp_path / "masks")
+    for kind, source in {"images": pictures / "p0.png", "masks": tmp_path / "masks/p0_mask.png"}.items():
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        source.rename(tmp_path / "train" / kind / "p0.png")
+    np.testing.assert_array_equal(open_data(f"{tmp_path}?classes=12", "train")[0].mask, truth)
+
+
 def test_one_bad_image_costs_no_other(pictures, tmp_path):
     (pictures / "p1.png").write_bytes((pictures / "p1.png").read_bytes()[:500])
     found = predict(bright(), [pictures, tmp_path / "gone.png"], tmp_path / "out")
