@@ -47,7 +47,10 @@ class ImageReader:
         self._judge(picture.header, name)
         if picture.deep is not None:
             return self._scaled(picture.deep, name)
-        image = picture.image if picture.image.mode == "RGB" else picture.image.convert("RGB")
+        image = picture.image
+        if "transparency" in image.info:  # whose colours PIL would change, or warn of
+            image = image.convert("RGBA")
+        image = image if image.mode == "RGB" else image.convert("RGB")
         return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())  # H W 3 -> 3 H W
 
     def settle(self, *, progress: bool = False) -> None:

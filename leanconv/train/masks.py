@@ -247,10 +247,7 @@ def _greys(mask: Decoded) -> np.ndarray:
     raise _Unclear(f"the mask has colours ({_colours(image)}); {_SAY_COLOURS}")
 
 
-_SAY_COLOURS = (
-    "say colors=000000,RRGGBB,... in the order of the classes, or save it with one channel, or as a palette PNG of "
-    "class indices"
-)
+_SAY_COLOURS = "say colors=000000,RRGGBB,... in the order of the classes, or save it as a palette PNG of class indices"
 
 
 def _check_transparency(found: np.ndarray, mask: Decoded) -> None:
@@ -263,9 +260,11 @@ def _check_transparency(found: np.ndarray, mask: Decoded) -> None:
     wrong, opaque = int((clear & judged & (found > 0)).sum()), int((~clear & judged & (found == 0)).sum())
     if wrong or opaque:
         what = f"{wrong} transparent pixels are no background" if wrong else f"{opaque} opaque pixels are background"
+        opaques = [] if mask.deep is not None else np.asarray(mask.image.convert("RGBA"))[~clear][:1].tolist()
+        red, green, blue, _ = next(iter(opaques), (255, 255, 255, 255))
         raise _Unclear(
             f"transparency and colour differ: {int(clear.sum())} pixels are transparent, and {what}; say which is "
-            "which, as in colors=transparent,ffffff, or save it without transparency"
+            f"which, as in colors=transparent,{written(red << 16 | green << 8 | blue)}, or save it without transparency"
         )
 
 

@@ -166,6 +166,15 @@ def test_the_orientation_tag_turns_deep_pictures(tmp_path):
         np.testing.assert_array_equal(read_image(stored, "x")[0], np.rot90(scaled(grey), -1))
 
 
+@pytest.mark.parametrize("transparency", [0, b"\x80\x00\xff"])
+def test_transparency_leaves_a_photographs_colours(transparency):
+    shown = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(4, 15) % 3)
+    shown.putpalette([9, 8, 7, 200, 100, 50, 0, 255, 3])
+    file = io.BytesIO()
+    shown.save(file, "PNG", transparency=transparency)
+    np.testing.assert_array_equal(read_image(file.getvalue(), "x").permute(1, 2, 0), np.asarray(shown.convert("RGB")))
+
+
 def test_white_as_zero_is_refused_in_sixteen_bits():
     stored = encoded(exposure(4), "TIFF", tiffinfo={262: 0})
     with pytest.raises(BadInput, match="16 bits of which 0 is white"):
