@@ -13,14 +13,13 @@ from leanconv.engine.candidates import CANDIDATES
 
 
 @pytest.fixture
-def engines(monkeypatch):
+def engines():
     """`engines(name=(estimate, takes), ...)`: engines in place of the real ones; the list of who was prepared."""
     prepared: list[str] = []
+    before = dict(CANDIDATES)
 
     def made(**each):
-        CANDIDATES_BEFORE = list(CANDIDATES)
-        for name in CANDIDATES_BEFORE:
-            monkeypatch.delitem(CANDIDATES, name)
+        CANDIDATES.clear()
         for name, (estimate, takes) in each.items():
 
             def prepare(bench, dtype, name=name, takes=takes):
@@ -28,10 +27,12 @@ def engines(monkeypatch):
                 time.sleep(takes)
                 return bench.model
 
-            monkeypatch.setitem(CANDIDATES, name, Candidate(name, lambda b, d: None, lambda b, s=estimate: s, prepare))
+            CANDIDATES[name] = Candidate(name, lambda b, d: None, lambda b, s=estimate: s, prepare)
         return prepared
 
-    return made
+    yield made
+    CANDIDATES.clear()  # their order is the table's
+    CANDIDATES.update(before)
 
 
 def run(budget_s, **options):
