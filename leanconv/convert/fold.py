@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from leanconv.agreement import Error
 from leanconv.convert.absorb import absorbs, folded, is_norm, norm_obstacle, perform
 from leanconv.convert.adjacency import Watch, watch
 from leanconv.convert.observe import Inputs
@@ -24,8 +25,8 @@ class Fold:
     Attributes:
         layer: the layer that absorbs, or the normalisation that stays.
         what: what goes into it.
-        certificate: max |after - before| / max |before| at the layer, with BatchNorm statistics and affine randomised,
-            in `FoldReport.dtype`; None where it was not measured.
+        certificate: the largest error at the layer, as a share of its channel's or group's size (leanconv/agreement.py),
+            with BatchNorm statistics and affine randomised, in `FoldReport.dtype`; None where it was not measured.
         reason: why it was not done; empty where it was.
     """
 
@@ -94,21 +95,22 @@ def fold_(model: nn.Module, inputs: Inputs) -> FoldReport:
     passed = []
     for step in steps:
         certificate = certificates[step]
-        if isinstance(certificate, float) and certificate <= trial.tolerance:
+        if isinstance(certificate, str):
+            refused.append(_line(sites, step, None, certificate))
+        elif certificate.passes:
             passed.append(step)
         else:
-            text = certificate if isinstance(certificate, str) else "its certificate fails"
-            refused.append(_line(sites, step, certificate if isinstance(certificate, float) else None, text))
+            refused.append(_line(sites, step, certificate.relative, "its certificate fails"))
     admitted = trial.admit(passed)
     done = []
     for step in passed:
-        certificate = cast(float, certificates[step])
+        certificate = cast(Error, certificates[step]).relative
         if step in admitted:
             perform(sites[step.layer], None if step.norm is None else sites[step.norm])
             done.append(_line(sites, step, certificate, ""))
         else:
             refused.append(_line(sites, step, certificate, "the outputs of the model would change"))
-    return FoldReport((*done, *refused), trial.compare() if done else None, trial.dtype_name)
+    return FoldReport((*done, *refused), trial.compare().relative if done else None, trial.dtype_name)
 
 
 def _check_eval(model: nn.Module) -> None:

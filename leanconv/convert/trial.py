@@ -8,12 +8,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from leanconv.agreement import Error, compare, incomparable
 from leanconv.convert.absorb import folded, perform, tail
 from leanconv.convert.observe import Inputs, call, map_tensors, tensors_in, undisturbed
 from leanconv.convert.tree import walk
 from leanconv.errors import BadInput
+from leanconv.probes import resampled
 
-# Largest relative difference a certificate may show: rounding grows with depth, a wrong fold is off by 0.1 and more.
+# Largest relative error a certificate may show: rounding grows with depth, a wrong fold is off by 0.1 and more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _COARSE = 5e-2  # bfloat16 and float16, for models that run in nothing else
 
@@ -36,6 +38,8 @@ class Trial:
             self._prepare(model, inputs, None)
         if not any(t.numel() for t in self.reference):
             raise BadInput("the model returned no tensor with elements on these inputs: no fold can be certified")
+        if not any(bool((t == t).any()) for t in self.reference):
+            raise BadInput("the model returned nothing but NaN on these inputs: no fold can be certified")
 
     def _prepare(self, model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> None:
         try:
@@ -51,34 +55,43 @@ class Trial:
             inputs = map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)
         used = dtype or own
         self.dtype_name, self.tolerance = str(used).removeprefix("torch."), TOLERANCE.get(used, _COARSE)
-        self.inputs, self.sites = inputs, list(walk(self.model))
+        self.inputs, self.sites = [inputs], list(walk(self.model))
         _randomise_(self.model)
         self.reference = self._run()
+        self._try_others(inputs)
+
+    def _try_others(self, inputs: Inputs) -> None:
+        """Random inputs beside the given ones, which may be all zeros: where the model runs on them."""
+        dice = torch.Generator().manual_seed(21)
+        self.inputs.append(map_tensors(lambda t: resampled(t, t.shape, dice), inputs))
+        try:
+            self.reference = self._run()
+        except BadInput:
+            del self.inputs[1:]
 
     def _run(self) -> list[Tensor]:
+        """The outputs on all inputs, one after the other."""
         with undisturbed(self.model):
-            return [t.detach().clone() for t in tensors_in(call(self.model, self.inputs))]
+            return [t.detach().clone() for each in self.inputs for t in tensors_in(call(self.model, each))]
 
-    def compare(self) -> float:
-        """The outputs now against those before any fold; infinite where they no longer compare."""
+    def compare(self) -> Error:
+        """The outputs now against those before any fold."""
         try:
             now = self._run()
-        except BadInput:
-            return float("inf")
-        if len(now) != len(self.reference):
-            return float("inf")
-        return max(_relative(a, b) for a, b in zip(now, self.reference, strict=True))
+        except BadInput as error:
+            return incomparable(str(error))
+        return compare(self.reference, now, self.tolerance)
 
-    def certify(self, steps: list[Step]) -> dict[Step, float | str]:
+    def certify(self, steps: list[Step]) -> dict[Step, Error | str]:
         """Per fold its error at the place of the fold, from one run of the unfolded copy, or why it has none."""
-        results: dict[Step, float | str] = {}
+        results: dict[Step, Error | str] = {}
         handles = []
         for step in steps:
             layer = self.sites[step.layer].module
             norm = None if step.norm is None else self.sites[step.norm].module
             new = cast(nn.Module, folded(layer, norm))  # `_candidates` saw that there is one
             results[step] = "never reached"
-            handles.extend(_comparing(results, step, layer, norm, new))
+            handles.extend(_comparing(results, step, layer, norm, new, self.tolerance))
         try:
             self._run()
         finally:
@@ -91,7 +104,7 @@ class Trial:
         if not steps:
             return set()
         undo = [perform(self.sites[s.layer], None if s.norm is None else self.sites[s.norm]) for s in steps]
-        if self.compare() <= self.tolerance:
+        if self.compare().passes:
             return set(steps)
         for each in reversed(undo):
             each()
@@ -100,10 +113,15 @@ class Trial:
 
 
 def _comparing(
-    results: dict[Step, float | str], step: Step, layer: nn.Module, norm: nn.Module | None, new: nn.Module
-) -> list[Any]:
+    results: dict[Step, Error | str], step: Step, layer: nn.Module, norm: nn.Module | None, new: nn.Module,
+    tolerance: float,
+) -> list[Any]:  # fmt: skip
     """Hooks that feed the folded layer what the layer is fed, and compare where the normalisation returns."""
     held: list[Tensor] = []
+
+    def note(expected: Tensor, given: Tensor) -> None:
+        seen, before = compare([expected], [given], tolerance), results[step]
+        results[step] = seen if isinstance(before, str) else max(before, seen, key=lambda error: error.excess)
 
     def after_layer(module: nn.Module, arguments: Any, named: Any, output: Tensor) -> None:
         try:
@@ -112,26 +130,14 @@ def _comparing(
             results[step] = f"the folded layer does not run: {str(error).splitlines()[0][:120]}"
             return
         if norm is None:
-            results[step] = _relative(held.pop(), output)
+            note(output, held.pop())
 
     def after_norm(module: nn.Module, arguments: Any, output: Tensor) -> None:
         if held:
-            results[step] = _relative(tail(module)(held.pop()), output)
+            note(output, tail(module)(held.pop()))
 
     handles = [layer.register_forward_hook(cast(Callable[..., Any], after_layer), with_kwargs=True)]
     return handles if norm is None else [*handles, norm.register_forward_hook(after_norm)]
-
-
-def _relative(value: Tensor, expected: Tensor) -> float:
-    """max |value - expected| / max |expected|; infinite where they differ in shape or are not finite."""
-    if value.shape != expected.shape:
-        return float("inf")
-    if not expected.numel():
-        return 0.0
-    difference = float((value.double() - expected.double()).abs().max())
-    largest = float(expected.double().abs().max())
-    error = difference / largest if largest else difference
-    return error if error == error else float("inf")
 
 
 @torch.no_grad()

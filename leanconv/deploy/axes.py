@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leanconv.deploy.calls import Frame, resampled
+from leanconv.deploy.calls import Frame
 from leanconv.deploy.runtimes import first_line
 from leanconv.errors import BadInput, UnknownName
+from leanconv.probes import KINDS, LIKE, resampled
 
 AXES = ("batch", "height", "width")
 # A size grows in steps of one of these: networks with k halvings take multiples of 2^k (timm, smp: up to 64).
@@ -29,6 +31,10 @@ class Sizes:
 
     def __str__(self) -> str:
         return "x".join(str(v) for v in (self.batch, self.height, self.width) if v is not None)
+
+
+GIVEN = "the given values"
+Look = tuple[Sizes, tuple[str, ...]]  # where a file is compared with its model: the sizes, the kinds of values
 
 
 class Dynamic:
@@ -69,20 +75,22 @@ class Dynamic:
                 raise BadInput(f"dynamic axis {axis!r}: no input of shape {shapes} has it")
         return axes
 
-    def call(self, sizes: Sizes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Random arguments of these sizes, distributed like the example's."""
-        made = [self._tensor(index, tensor, sizes) for index, tensor in enumerate(self.tensors)]
+    def call(self, sizes: Sizes, kind: str = LIKE) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The given arguments, or random ones of a kind at these sizes."""
+        made = self.tensors
+        if kind != GIVEN:
+            made = [self._tensor(index, tensor, sizes, kind) for index, tensor in enumerate(self.tensors)]
         args, kwargs = self.frame.join(made)
         return args, kwargs
 
-    def _tensor(self, index: int, tensor: Tensor, sizes: Sizes) -> Tensor:
+    def _tensor(self, index: int, tensor: Tensor, sizes: Sizes, kind: str) -> Tensor:
         shape = list(tensor.shape)
         for dim, axis in self.axes[index].items():
             new, old = getattr(sizes, axis), getattr(self.given, axis)
             if shape[dim] * new % old:
                 raise BadInput(f"dynamic axis {axis!r}: inputs of {old} and {shape[dim]} cannot both grow to {new}")
             shape[dim] = shape[dim] * new // old
-        return resampled(tensor, shape, self._generator)
+        return resampled(tensor, shape, self._generator, kind)
 
     def step(self, model: nn.Module, axis: str) -> int:
         """The step in which the model lets this axis grow. Raises BadInput where it takes the example's size alone."""
@@ -102,8 +110,8 @@ class Dynamic:
     def _with(self, **changed: int) -> Sizes:
         return Sizes(**{**self.given.to_dict(), **changed})  # type: ignore[arg-type]
 
-    def plan(self, model: nn.Module) -> tuple[Sizes, list[Sizes]]:
-        """The sizes to trace at, and those to verify at: batch 1, 2 and 5, three heights and widths."""
+    def plan(self, model: nn.Module) -> tuple[Sizes, list[Look]]:
+        """The sizes to trace at, and where to compare: batch 1, 2 and 5, three heights and widths, every kind once."""
         steps = {axis: self.step(model, axis) for axis in self.dynamic if axis != "batch"}
         # Traced with sizes that differ from each other and from 1, lest the tracer take two for one.
         trace = self.given
@@ -125,4 +133,9 @@ class Dynamic:
                 if axis in steps:
                     sizes[axis] = (sizes[axis] or 0) + times * steps[axis]
             looks.append(Sizes(**sizes))  # type: ignore[arg-type]
-        return trace, list(dict.fromkeys(looks))
+        kinds: dict[Sizes, list[str]] = {sizes: [] for sizes in looks}
+        elsewhere = [sizes for sizes in kinds if sizes != self.given] or [self.given]
+        for sizes, kind in zip(cycle(elsewhere), KINDS, strict=False):
+            kinds[sizes].append(kind)
+        kinds[self.given].insert(0, GIVEN)
+        return trace, [(sizes, tuple(each or [LIKE])) for sizes, each in kinds.items()]

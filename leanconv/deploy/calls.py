@@ -65,19 +65,3 @@ class FlatModel(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = self.frame.join(tensors)
         return tuple(Frame.split(self.model(*args, **kwargs))[0])
-
-
-def resampled(tensor: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """A random tensor of another shape distributed like `tensor`: normal for floats, else drawn from it."""
-    shape = tuple(shape)
-    if tensor.is_floating_point():
-        values = tensor.detach().double()
-        mean, spread = (values.mean(), values.std(correction=0)) if values.numel() else (0.0, 0.0)
-        mean, spread = float(mean), float(spread)
-        if not (spread > 0 and spread < float("inf")):  # constant or non-finite examples say nothing about the spread
-            mean, spread = 0.0, 1.0
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * spread + mean
-        return drawn.to(tensor.device, tensor.dtype)
-    flat = tensor.detach().flatten().cpu()
-    index = torch.randint(0, max(1, flat.numel()), shape, generator=generator)
-    return flat[index].to(tensor.device)

@@ -10,11 +10,12 @@ from leanconv.table import table
 
 @dataclass(frozen=True)
 class Verified:
-    """One comparison of the file with the model, on random inputs of these sizes."""
+    """The comparison of the file with the model at these sizes; of several inputs the worst."""
 
     sizes: Sizes
     absolute: float
     relative: float
+    allowed: float
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,7 @@ class Exported:
     Attributes:
         files: every file that belongs together, the one to open first.
         inputs, outputs: names in the file (torch.export: of the graph).
-        verified: one entry per size looked at; `relative` is the share of the output's largest absolute value.
-        tolerance: the largest `relative` that would have passed.
+        verified: one entry per size looked at; `relative` is the error as a share of the size of the channel or group it is in.
         metrics: name -> (the model's, the file's), where a `check` was given.
     """
 
@@ -36,7 +36,6 @@ class Exported:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     verified: tuple[Verified, ...]
-    tolerance: float
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
@@ -46,24 +45,30 @@ class Exported:
 
     @property
     def max_relative_error(self) -> float:
-        """The largest difference as a share of the output's largest absolute value."""
+        """The largest difference as a share of the size of its channel or group."""
         return max(each.relative for each in self.verified)
+
+    @property
+    def tolerance(self) -> float:
+        """The largest relative error that would have passed."""
+        return max(each.allowed for each in self.verified)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "path": str(self.path), "format": self.format,
             "files": {str(path): path.stat().st_size for path in self.files if path.exists()},
             "dynamic": list(self.dynamic), "inputs": list(self.inputs), "outputs": list(self.outputs),
-            "verified": [v.sizes.to_dict() | {"absolute": v.absolute, "relative": v.relative} for v in self.verified],
+            "verified": [
+                v.sizes.to_dict() | {"absolute": v.absolute, "relative": v.relative, "allowed": v.allowed}
+                for v in self.verified
+            ],
             "tolerance": self.tolerance, "max_error": self.max_error, "max_relative_error": self.max_relative_error,
             "metrics": {name: {"model": a, "file": b} for name, (a, b) in self.metrics.items()},
         }  # fmt: skip
 
     def __str__(self) -> str:
         size = sum(path.stat().st_size for path in self.files if path.exists())
-        rows = [
-            [str(v.sizes), f"{v.absolute:.1e}", f"{v.relative:.1e}", f"{self.tolerance:.1e}"] for v in self.verified
-        ]
+        rows = [[str(v.sizes), f"{v.absolute:.1e}", f"{v.relative:.1e}", f"{v.allowed:.1e}"] for v in self.verified]
         open_axes = ", ".join(self.dynamic) or "none"
         text = table(
             ["input", "max error", "of the output", "allowed"], rows,

@@ -1,117 +1,91 @@
-"""An answer against the answer it should be, number by number."""
+"""An answer against the answer that a model gives: the rule of `leanconv.agreement`, on nested answers."""
 
 import copy
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from leanconv.agreement import Error, compare, incomparable
 from leanconv.deploy.calls import Frame
 
-# The largest error allowed, as a share of the largest absolute value of the output it stands in. Another runtime adds
-# the same numbers in another order; what that costs depends on the number type alone until a network amplifies it.
+# The largest error allowed, as a share of the size of the channel or group that it stands in. Another runtime adds the
+# same numbers in another order; what that costs depends on the number type alone until a network amplifies it.
 FLOOR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-# A deep network amplifies rounding: the model may then be off by this much more than its own distance from float64 ...
-AMPLIFIED = 10.0
-# ... but never by more than this share of its output.
-CEILING = 5e-2
-# Class indices and other whole numbers: the share of them that may differ, because two scores tie.
-WHOLE = 1e-3
 
 
-@dataclass(frozen=True)
-class Error:
-    """How far an answer is from the model's: largest absolute difference, and as a share of the largest output."""
-
-    absolute: float
-    relative: float
-    problem: str = ""  # why the two cannot be compared at all
-
-    def ok(self, tolerance: float) -> bool:
-        return not self.problem and self.relative <= tolerance
-
-    def __str__(self) -> str:
-        return self.problem or f"{self.relative:.1e}"
+def floor(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> float:
+    """The largest error allowed to an answer of `tensors`, computed in `dtype` (None: as they are)."""
+    types = [t.dtype for t in tensors if t.is_floating_point()] + ([dtype] if dtype is not None else [])
+    return max((FLOOR.get(each, FLOOR[torch.float32]) for each in types), default=FLOOR[torch.float32])
 
 
-def difference(expected: Any, given: Any) -> Error:
+def difference(expected: Any, given: Any, tolerance: float = 0.0) -> Error:
     """The error of a nested answer. Structure, shapes, dtypes and constants must be the same; NaN equals NaN."""
     (want, frame), (have, other) = Frame.split(expected), Frame.split(given)
-    if frame.spec != other.spec or len(want) != len(have):
-        return Error(math.inf, math.inf, "another structure of outputs")
+    return _unlike(frame, other, len(want), len(have)) or compare(want, have, tolerance)
+
+
+def _unlike(frame: Frame, other: Frame, wanted: int, found: int) -> Error | None:
+    if frame.spec != other.spec or wanted != found:
+        return incomparable("another structure of outputs")
     for (i, constant), (j, value) in zip(frame.constants, other.constants, strict=True):
         if i != j or type(constant) is not type(value) or not _same(constant, value):
-            return Error(math.inf, math.inf, f"another constant among the outputs: {value!r:.40}, not {constant!r:.40}")
-    return tensors_difference(want, have)
+            return incomparable(f"another constant among the outputs: {value!r:.40}, not {constant!r:.40}")
+    return None
 
 
-def tensors_difference(expected: Sequence[Tensor], given: Sequence[Tensor]) -> Error:
-    """The error of a flat answer, tensor by tensor; the worst one counts."""
-    if len(expected) != len(given):
-        return Error(math.inf, math.inf, f"{len(given)} outputs, not {len(expected)}")
-    worst = Error(0.0, 0.0)
-    for index, (want, have) in enumerate(zip(expected, given, strict=True)):
-        if want.shape != have.shape:
-            return Error(math.inf, math.inf, f"output {index}: shape {tuple(have.shape)}, not {tuple(want.shape)}")
-        if want.dtype != have.dtype:
-            return Error(math.inf, math.inf, f"output {index}: {have.dtype}, not {want.dtype}")
-        error = _tensor(want.detach().cpu(), have.detach().cpu())
-        if error.problem:
-            return Error(math.inf, math.inf, f"output {index}: {error.problem}")
-        worst = max(worst, error, key=lambda e: e.relative)
-    return worst
+class InFloat64:
+    """A model in float64, made when it is asked for: how far the model itself is from what it means."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @cached_property
+    def _exact(self) -> nn.Module:
+        return copy.deepcopy(self._model).double()
+
+    @torch.no_grad()
+    def __call__(self, args: Any, kwargs: Any, answer: Sequence[Tensor]) -> list[Tensor] | None:
+        """The answer to a call; None where nothing runs so, or nothing is more exact than it was."""
+        if any(t.dtype in (torch.float64, torch.complex128) for t in answer):
+            return None
+        try:
+            tensors, frame = Frame.split((args, kwargs))
+            args, kwargs = frame.join([t.double() if t.is_floating_point() else t.clone() for t in tensors])
+            found = [t.detach().cpu() for t in Frame.split(self._exact(*args, **kwargs))[0]]
+        except Exception:  # a model with fixed dtypes inside
+            return None
+        return found if [t.shape for t in found] == [t.shape for t in answer] else None
 
 
-def _tensor(want: Tensor, have: Tensor) -> Error:
-    if not want.numel():
-        return Error(0.0, 0.0)
-    if not (want.is_floating_point() or want.is_complex()):
-        share = float((want != have).double().mean())
-        return Error(share, 0.0 if share <= WHOLE else math.inf)
-    if want.is_complex():
-        want, have = torch.view_as_real(want), torch.view_as_real(have)
-    want, have = want.double(), have.double()
-    finite = want.isfinite()
-    if not torch.equal(finite, have.isfinite()):
-        return Error(math.inf, math.inf, "other numbers are NaN or infinite than the model's")
-    special = want[~finite]
-    if not torch.equal(special.nan_to_num(), have[~finite].nan_to_num()):
-        return Error(math.inf, math.inf, "other numbers are NaN or infinite than the model's")
-    want, have = want[finite], have[finite]
-    if not want.numel():
-        return Error(0.0, 0.0)
-    absolute, scale = float((want - have).abs().max()), float(want.abs().max())
-    return Error(absolute, absolute / scale if scale else (0.0 if absolute == 0 else math.inf))
+class Reference:
+    """What a model answered to one call. Other forms of it are held against this."""
+
+    def __init__(self, exact: InFloat64, args: Any, kwargs: Any, answer: Any) -> None:
+        self.args, self.kwargs, self.answer = args, kwargs, answer
+        self._tensors, self._frame = Frame.split(answer)
+        self._exact = exact
+
+    @cached_property
+    def _truth(self) -> list[Tensor] | None:
+        return self._exact(self.args, self.kwargs, self._tensors)
+
+    def error(self, given: Any, dtype: torch.dtype | None = None) -> Error:
+        """How far a form's answer is from it. `dtype`: what the form computes in (None: as the model does)."""
+        have, other = Frame.split(given)
+        if unlike := _unlike(self._frame, other, len(self._tensors), len(have)):
+            return unlike
+        own = [torch.finfo(t.dtype).eps for t in self._tensors if t.is_floating_point()]
+        coarser = max(1.0, torch.finfo(dtype).eps / max(own)) if dtype is not None and own else 1.0
+        return compare(self._tensors, have, floor(self._tensors, dtype), lambda: self._truth, coarser)
 
 
 def has_nan(value: Any) -> bool:
     """Whether a nested answer has NaN in it: then nothing can be told right from wrong."""
     return any(bool(t.isnan().any()) for t in Frame.split(value)[0] if t.is_floating_point() or t.is_complex())
-
-
-@torch.no_grad()
-def tolerance(model: nn.Module, args: Any, kwargs: Any, answer: Any, *, dtype: torch.dtype | None = None) -> float:
-    """The relative error allowed to another form of `model`, from the model's own distance to float64 on this input.
-
-    The floor of the dtype it runs in, or `AMPLIFIED` times the model's own error where that is more, up to `CEILING`.
-    """
-    tensors = Frame.split(answer)[0]
-    types = [t.dtype for t in tensors if t.is_floating_point()] + ([dtype] if dtype is not None else [])
-    floor = max((FLOOR.get(each, FLOOR[torch.float32]) for each in types), default=FLOOR[torch.float32])
-    try:
-        exact = copy.deepcopy(model).double()
-        flat, frame = Frame.split((args, kwargs))
-        doubled, named = frame.join([t.double() if t.is_floating_point() else t for t in flat])
-        truth = Frame.split(exact(*doubled, **named))[0]
-        own = tensors_difference([t.to(have.dtype) for t, have in zip(truth, tensors, strict=True)], tensors)
-    except Exception:  # a model that cannot run in float64 (fixed dtypes inside) keeps the floor
-        return floor
-    if own.problem or not math.isfinite(own.relative):
-        return floor
-    return max(floor, min(AMPLIFIED * own.relative, CEILING))
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leanconv.agreement import Error
 from leanconv.measure import Timing
 from leanconv.table import table
 
@@ -32,7 +33,9 @@ class Choice:
 
     Attributes:
         engine, dtype: what it is; dtype "" is the model's own.
-        error: largest error against the given model, as a share of the output; None where it was not run.
+        error: largest error against the given model, as a share of the size of the channel or group it is in; None where
+            it was not run.
+        tolerance: what it may be there.
         prepare_s: seconds that its preparation and verification took.
         timing: interleaved with all others that were right; None where it was not timed.
         ratio: the given model's median over this one's: above 1 is faster.
@@ -50,6 +53,12 @@ class Choice:
     confirmed: float | None = None
     chosen: bool = False
     note: str = ""
+
+    def note_error(self, seen: Error) -> None:
+        """Its error on the inputs that it was tried on, and why it is not used where that is too much."""
+        self.error, self.tolerance = seen.relative, seen.allowed
+        if not seen.passes:
+            self.note = f"differs: {seen.problem or f'{seen.relative:.1e} of the output'} (allowed {seen.allowed:.1e})"
 
     @property
     def label(self) -> str:

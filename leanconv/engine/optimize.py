@@ -46,9 +46,10 @@ def optimize(
     Returns: a module that is called like the model, with the table `.choices`. Inference only (no gradients).
     Raises: BadInput in training mode, or where the model does not run on `inputs`; UnknownName for another engine.
 
-    A form is chosen if it is right (its largest error, as a share of the output, is at most 1e-4 in float32 and 5e-2
-    in bfloat16; up to ten times the model's own distance to float64 where that is more) and faster than the given model
-    beyond noise, in turns with all others and once more with the best. Threads: `torch.get_num_threads()`.
+    A form is chosen if it is right (its largest error, as a share of its channel's or group's size, is at most 1e-4 in
+    float32 and 5e-2 in bfloat16; up to ten times the model's own distance to float64 where that is more; on the given
+    inputs and on bright, flat, large and small ones) and faster than the given model beyond noise, in turns with all
+    others and once more with the best. Threads: `torch.get_num_threads()`.
     """
     candidates = chosen(engines)
     _check(model, dtype, budget_s)
@@ -70,8 +71,8 @@ def optimize(
     weights.settle()
     again = partial(optimize, model, dtype=dtype, engines=(winner.row.engine,), budget_s=budget_s)
     return Optimized(
-        model, choices, (args, kwargs), winner.form, any_shape=winner.any_shape, fallback=preparation.fallback(),
-        again=again, weights=weights,
+        model, choices, (args, kwargs), winner.form, any_shape=winner.any_shape, dtype=winner.dtype,
+        fallback=preparation.fallback(), again=again, weights=weights,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from torch.nn.modules.module import _global_forward_hooks as _HOOKS
 from torch.nn.modules.module import _global_forward_pre_hooks as _PRE_HOOKS
 
 from leanconv.deploy.calls import Inputs, as_call
-from leanconv.deploy.verify import difference
+from leanconv.deploy.verify import InFloat64, Reference
 from leanconv.engine.candidate import Form
 from leanconv.engine.choices import Choices
 from leanconv.engine.weights import Weights
@@ -52,7 +52,7 @@ class Optimized(nn.Module):
 
     def __init__(
         self, original: nn.Module, choices: Choices, call: tuple[Any, Any], form: Form, *, any_shape: bool,
-        fallback: tuple[Form, float], again: Any, weights: Weights,
+        dtype: torch.dtype | None, fallback: Form, again: Any, weights: Weights,
     ) -> None:  # fmt: skip
         super().__init__()
 
@@ -61,10 +61,10 @@ class Optimized(nn.Module):
             return original(*args, **kwargs)
 
         form = own if form is original else form
-        fallback = own if fallback[0] is original else fallback[0], fallback[1]
+        fallback = own if fallback is original else fallback
         held: dict[str, Any] = {
             "original": original, "choices": choices, "_fallback": fallback, "_again": again,
-            "_any": (_kind(*call), (form, choices.winner.tolerance or 0.0)) if any_shape else (None, fallback),
+            "_any": (_kind(*call), form, dtype) if any_shape else (None, fallback, None),
             "_forms": {_key(*call): form}, "_checked": {}, "_lock": threading.Lock(), "_own": own,
             "_weights": weights,
         }  # fmt: skip
@@ -142,12 +142,14 @@ class Optimized(nn.Module):
         """
         self._weights.check(thoroughly=True)
         answer = self.original(*args, **kwargs)
-        kind, form = self._any
-        form, tolerance = form if kind is not None and kind == _kind(args, kwargs) else self._fallback
+        kind, form, dtype = self._any
+        if kind is None or kind != _kind(args, kwargs):
+            form, dtype = self._fallback, None
         if form is self._own or len(self._checked) >= MOST_CHECKED:
             return answer
         try:
-            right = difference(answer, form(*args, **kwargs)).ok(tolerance)
+            reference = Reference(InFloat64(self.original), args, kwargs, answer)
+            right = reference.error(form(*args, **kwargs), dtype).passes
         except Exception:  # the given model takes this call and the form does not
             right = False
         with self._lock:

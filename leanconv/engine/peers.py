@@ -139,10 +139,10 @@ def _prepared(bench: Workbench, engine: str, dtype: torch.dtype | None) -> tuple
         return None, reason
     try:
         form = candidate.prepare(bench, dtype)
-        seen, _ = bench.verify(form)
+        seen, _ = bench.verify(form, dtype)
     except Exception as error:  # an engine that cannot run the network is one less
         return None, f"failed: {first_line(error)}"
-    if not seen.ok(bench.tolerance(dtype)):
+    if not seen.passes:
         return None, f"differs: {seen.problem or f'{seen.relative:.1e} of the output'}"
     return form, ""
 

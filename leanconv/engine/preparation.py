@@ -41,6 +41,7 @@ class Preparation:
         self.rows = (self.given.row, *tried.values())
         self._entries = {0: self.given}  # by their rows' places
         self._field = [self.given]  # who takes part in the next race
+        self._sure = [self.given]  # seen to be right on all inputs that forms are tried on
         self._raced = False
         self._waiting: list[tuple[int, Candidate, torch.dtype | None]] = []
         for place, ((candidate, dtype), row) in enumerate(tried.items(), 1):
@@ -84,17 +85,14 @@ class Preparation:
         bench.measuring_s = min(workbench.MEASURING_S, LEAST_MEASURING_S + max(0.0, spare))
         try:
             form = candidate.prepare(bench, dtype)
-            seen, look_s = bench.verify(form)
-            row.tolerance = bench.tolerance(dtype)
+            seen, look_s = bench.verify(form, dtype)
         except Exception as error:
             row.note, row.prepare_s = f"failed: {first_line(error)}", time.perf_counter() - start
             return None
-        row.prepare_s, row.error = time.perf_counter() - start, seen.relative
+        row.prepare_s = time.perf_counter() - start
         self.budget.learn(expected, row.prepare_s)
-        if not seen.ok(row.tolerance):
-            row.note = f"differs: {seen.problem or f'{seen.relative:.1e} of the output'} (allowed {row.tolerance:.1e})"
-            return None
-        return Entry(row, form, candidate.any_shape, look_s)
+        row.note_error(seen)
+        return Entry(row, form, candidate.any_shape, look_s, dtype) if seen.passes else None
 
     def race(self, on_part: Callable[[float], object]) -> Entry:
         """The fastest of the given model, the winner so far and the new forms. Who waits still may be next: then it
@@ -106,13 +104,27 @@ class Preparation:
         until = budget.deadline
         if any(budget.needs(candidate, self.bench) < budget.left for _, candidate, _ in self._waiting):
             until = min(until, time.perf_counter() + budget.timing(field) / racing.RACE_SHARE)
-        winner = racing.race(self.bench, field, until, on_part)
+        while not self._proven(winner := racing.race(self.bench, field, until, on_part)):
+            field.remove(winner)
         for entry in field:
             if (blocks := _blocks(entry)) and blocks.note:
                 entry.row.note += f"; {blocks.note}"
         self._field = [self.given] if winner is self.given else [self.given, winner]
         self._raced = True
         return winner
+
+    def _proven(self, winner: Entry) -> bool:
+        """Whether a winner is right on all other inputs too; a form that is not leaves for good."""
+        if winner in self._sure:
+            return True
+        seen = self.bench.trials.later(winner.form, winner.dtype)
+        if seen.passes:
+            self._sure.append(winner)
+            return True
+        winner.row.chosen = False
+        winner.row.note_error(seen)
+        self._entries = {place: entry for place, entry in self._entries.items() if entry is not winner}
+        return False
 
     def missed(self) -> tuple[str, float]:
         """The engines that the budget did not reach, for the table's first line, and a budget that would; ("", 0)."""
@@ -128,16 +140,14 @@ class Preparation:
         """The table of blocks of the winner, or of whoever else has one."""
         return next((blocks for entry in [winner, *self.entries] if (blocks := _blocks(entry))), None)
 
-    def fallback(self) -> tuple[Form, float]:
-        """What runs calls of other shapes, and the error allowed to it: the folded model where it is right and was not
-        seen to be slower.
-        """
+    def fallback(self) -> Form:
+        """What runs calls of other shapes: the folded model where it is right and was not seen to be slower."""
         for entry in self.entries:
             if entry.form is self.bench.__dict__.get("_folding", (None,))[0]:
                 timing, own = entry.row.timing, self.given.row.timing
                 if timing is not None and own is not None and not faster(own, timing):
-                    return self.bench.folded, entry.row.tolerance or 0.0
-        return self.bench.model, 0.0
+                    return self.bench.folded
+        return self.bench.model
 
 
 def _blocks(entry: Entry) -> Blocks | None:

@@ -34,12 +34,13 @@ GIVEN = "0"  # the given model's name among the turns; the others follow in the 
 
 @dataclass
 class Entry:
-    """A form that was tried, its row in the table, and the seconds of its first look."""
+    """A form that was tried, its row in the table, the seconds of its first look, and what it computes in."""
 
     row: Choice
     form: Form
     any_shape: bool
     look_s: float
+    dtype: torch.dtype | None = None
 
 
 def race(bench: Workbench, entries: Sequence[Entry], deadline: float, on_part: Callable[[float], object]) -> Entry:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
+from leanconv.agreement import Error
 from leanconv.convert import FoldReport, fold_
-from leanconv.deploy.calls import Call, Frame, resampled
+from leanconv.deploy.calls import Call, Frame
 from leanconv.deploy.program import Axes, capture_flat
-from leanconv.deploy.verify import Error, difference, has_nan, tolerance
+from leanconv.deploy.verify import difference, has_nan
+from leanconv.engine.trials import Trials
 from leanconv.kernels.cpu.layouts import to_planes
-from leanconv.measure.latency import CLOCKS
 
 # What an engine's own measurements may take where nobody says otherwise.
 MEASURING_S = 20.0
@@ -44,16 +45,14 @@ class Workbench:
         self.dtype = self._dtype()
         self.clock = "process" if self.device.type == "cpu" and threads == 1 else "wall"
         self.measuring_s = MEASURING_S
-        generator = torch.Generator().manual_seed(0)
-        self._others = [resampled(t, t.shape, generator) for t in self.tensors]
         self.answer = self._ask(self.tensors)
-        (args, kwargs), self.other = self.call(), None
+        args, kwargs = self.call()
         start = time.perf_counter()
         with torch.no_grad():
             again = self.model(*args, **kwargs)
         self.forward_s = time.perf_counter() - start
         self.obstacle = self._obstacle(again, (args, kwargs))
-        self._tolerances: dict[torch.dtype | None, float] = {}
+        self.trials = Trials(model, self.frame, self.tensors, self.answer, self.clock)
 
     def _device(self) -> torch.device:
         held = [*self.model.parameters(), *self.model.buffers(), *self.tensors]
@@ -77,44 +76,19 @@ class Workbench:
         """Why nothing can be verified against the model. `again`: its answer to `call`, a second one on its inputs."""
         if has_nan(self.answer):
             return "the model's output has NaN in it"
-        if not difference(self.answer, again).ok(0.0):
+        if not difference(self.answer, again).passes:
             if opaque := sorted({type(value).__name__ for value in _opaque(self.answer)}):
                 return f"the model's output has {' and '.join(opaque)} in it, whose tensors are not found"
             return "two calls of the model give two answers"
-        if not difference(self.tensors, Frame.split(call)[0]).ok(0.0):
+        if not difference(self.tensors, Frame.split(call)[0]).passes:
             return "the model writes into its inputs"
-        try:
-            other = self._ask(self._others)
-            self.other = None if has_nan(other) else other
-        except Exception:  # random numbers may be out of what a model takes; its own inputs are then the only check
-            self.other = None
         return ""
 
-    def verify(self, form: Callable[..., Any]) -> tuple[Error, float]:
-        """A form's error on the given inputs and on random ones, and the seconds of its second call by the clock."""
-        seen = difference(self.answer, self._run(form, self.tensors))
-        if seen.problem:
-            return seen, 0.0
-        now = CLOCKS[self.clock]
-        start = now()
-        again = self._run(form, self.tensors if self.other is None else self._others)
-        seconds = now() - start
-        return max(seen, difference(self.answer if self.other is None else self.other, again), key=_size), seconds
-
-    def _run(self, form: Callable[..., Any], tensors: list[Tensor]) -> Any:
-        args, kwargs = self.call(tensors)
-        with torch.no_grad():
-            answer = form(*args, **kwargs)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return answer
-
-    def tolerance(self, dtype: torch.dtype | None) -> float:
-        """The relative error allowed to a form that runs in `dtype` (None: in the model's own)."""
-        if dtype not in self._tolerances:
-            args, kwargs = self.call()
-            self._tolerances[dtype] = tolerance(self.model, args, kwargs, self.answer, dtype=dtype)
-        return self._tolerances[dtype]
+    def verify(self, form: Callable[..., Any], dtype: torch.dtype | None = None) -> tuple[Error, float]:
+        """The error of a form that computes in `dtype` (None: as the model does), and the seconds of its second call by
+        the clock.
+        """
+        return self.trials.first(form, dtype)
 
     @cached_property
     def _folding(self) -> tuple[nn.Module, FoldReport]:
@@ -243,10 +217,6 @@ def _opaque(value: Any) -> list[Any]:
     """What is neither a tensor nor a plain value in a nested answer: PyTorch knows no parts of it."""
     constants = [each for _, each in Frame.split(value)[1].constants]
     return [each for each in constants if not isinstance(each, int | float | complex | str | bytes | type(None))]
-
-
-def _size(error: Error) -> float:
-    return error.relative
 
 
 def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

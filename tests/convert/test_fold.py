@@ -380,3 +380,43 @@ def test_after_a_swap():
     with pytest.raises(BadInput, match="'3' was replaced or folded after this swap"):
         applied.undo_()
     assert type(model[4]) is nn.Identity
+
+
+class Masked(nn.Module):
+    """A head whose answer has a mark where there is nothing; `shares` the weight with a second, mirrored reading."""
+
+    def __init__(self, mark, shares):
+        super().__init__()
+        self.conv, self.norm, self.mark, self.shares = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), mark, shares
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        y = y + F.conv2d(x.flip(3), self.conv.weight, padding=1) if self.shares else y
+        return y.masked_fill(x[:, :1] > 1, self.mark)
+
+
+MARKS = [-1e9, -1e4, torch.finfo(torch.float32).min, -float("inf"), float("nan")]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_mark_in_the_answer_neither_hides_a_wrong_fold_nor_blocks_a_right_one(mark):
+    wrong, right = trained(Masked(mark, shares=True)), trained(Masked(mark, shares=False))
+    report = fold_(wrong, X)
+    assert [fold.reason for fold in report.folds] == ["the outputs of the model would change"], str(report)
+    report = fold_(right, X)
+    assert [fold.layer for fold in report.done] == ["conv"], str(report)
+
+
+def test_a_wrong_fold_shows_beside_a_large_output():
+    class Two(Masked):
+        def forward(self, x):
+            return torch.cat([1e7 * x, super().forward(x)], 1)
+
+    assert not fold_(trained(Two(0.0, shares=True)), X).done
+    assert len(fold_(trained(Two(0.0, shares=False)), X)) == 1
+
+
+@pytest.mark.parametrize("example", [torch.zeros_like(X), torch.full_like(X, 0.5)], ids=["zeros", "grey"])
+def test_an_example_without_contrast_hides_no_wrong_fold(example):
+    assert not fold_(trained(Masked(0.0, shares=True)), example).done
+    assert len(fold_(trained(Masked(0.0, shares=False)), example)) == 1

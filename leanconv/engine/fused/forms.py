@@ -5,7 +5,7 @@ dimensions; a function may get others (from a caller, from an operator of `call`
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from leanconv.engine.fused.chain import Run, chain, shuffled
 from leanconv.engine.fused.graph import Node, Ref
 from leanconv.engine.fused.kernels import has_matrix_unit, kernel, split
 from leanconv.engine.fused.stages import Block, Gated, Stage, activate
+from leanconv.engine.fused.statistics import AROUND_A_PIVOT
 from leanconv.kernels.cpu.layouts import to_pixels
 from leanconv.ops.exact import exact_mean
 
@@ -179,7 +180,7 @@ def _slice(node: Node) -> Run:
 
 
 def _call(node: Node) -> Run:
-    call = node.data
+    call = replace(node.data, target=AROUND_A_PIVOT.get(node.data.target, node.data.target))
     half = node.dtype.itemsize == 2 and node.dtype.is_floating_point  # what a call of its own makes wider is rounded
     if call.args == tuple(map(Ref, range(len(node.inputs)))) and not call.kwargs and not half:
         return call.target  # type: ignore[no-any-return]

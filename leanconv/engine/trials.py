@@ -1,0 +1,90 @@
+"""Trials: the inputs that every form of a model is tried on, the model's answers to them, and who agrees with those."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.agreement import Error
+from leanconv.deploy.calls import Call, Frame
+from leanconv.deploy.verify import InFloat64, Reference, has_nan
+from leanconv.measure.latency import CLOCKS
+from leanconv.probes import LIKE, resampled
+
+# What a form is tried on beside the caller's own values: at once, and where it would be chosen. The first tells the
+# most: statistics in one pass lose a picture of low contrast. A coarser type loses that by itself.
+FIRST, LATER = "low contrast", ("offset", "large", "small")
+COARSE_FIRST, COARSE_LATER = LIKE, ("large", "small")
+Form = Callable[..., Any]
+
+
+class Trials:
+    """One model on one call, and on inputs made like it. Every answer of the model's is asked for once."""
+
+    def __init__(self, model: nn.Module, frame: Frame, tensors: list[Tensor], answer: Any, clock: str) -> None:
+        """`clock`: of `measure.latency.CLOCKS`; it times the calls."""
+        self._model, self._frame, self._tensors = model, frame, tensors
+        self._exact, self._clock = InFloat64(model), clock
+        self._infinite = _infinite(answer)
+        self._seen: dict[str, Reference | None] = {"": Reference(self._exact, *self._call(tensors), answer)}
+
+    def first(self, form: Form, dtype: torch.dtype | None) -> tuple[Error, float]:
+        """A form's error on the given inputs and on hard ones, and the seconds of its second call."""
+        seen, _ = self._held(form, dtype, "")
+        if not seen.passes:
+            return seen, 0.0
+        kind = FIRST if dtype is None else COARSE_FIRST
+        again, seconds = self._held(form, dtype, kind if self._reference(kind) else "")
+        return max(seen, again, key=_excess), seconds
+
+    def later(self, form: Form, dtype: torch.dtype | None) -> Error:
+        """Its error on all other inputs."""
+        kinds = [kind for kind in (LATER if dtype is None else COARSE_LATER) if self._reference(kind)]
+        return max((self._held(form, dtype, kind)[0] for kind in kinds), key=_excess, default=Error(0.0, 0.0))
+
+    def _held(self, form: Form, dtype: torch.dtype | None, kind: str) -> tuple[Error, float]:
+        """The error on one kind of inputs, and the seconds of the call."""
+        reference = self._reference(kind)
+        assert reference is not None
+        args, kwargs = self._call(self._inputs(kind))
+        now = CLOCKS[self._clock]
+        start = now()
+        with torch.no_grad():
+            answer = form(*args, **kwargs)
+        if self._tensors and self._tensors[0].device.type == "cuda":
+            torch.cuda.synchronize(self._tensors[0].device)
+        seconds = now() - start
+        return reference.error(answer, dtype), seconds
+
+    def _reference(self, kind: str) -> Reference | None:
+        """The model's answer to inputs of a kind; None where it takes no such ones, or they say nothing."""
+        if kind not in self._seen:
+            self._seen[kind] = None
+            inputs = self._inputs(kind)
+            args, kwargs = self._call(inputs)
+            try:
+                with torch.no_grad():
+                    answer = self._model(*args, **kwargs)
+            except Exception:  # random numbers may be out of what a model takes
+                return None
+            if not has_nan(answer) and _infinite(answer) <= self._infinite:
+                self._seen[kind] = Reference(self._exact, *self._call(inputs), answer)
+        return self._seen[kind]
+
+    def _inputs(self, kind: str) -> list[Tensor]:
+        dice = torch.Generator().manual_seed(0)
+        return [resampled(t, t.shape, dice, kind) for t in self._tensors] if kind else self._tensors
+
+    def _call(self, tensors: list[Tensor]) -> Call:
+        """Arguments of their own: a model may write into its inputs."""
+        args, kwargs = self._frame.join([t.detach().clone() for t in tensors])
+        return args, kwargs
+
+
+def _infinite(answer: Any) -> bool:
+    return any(bool(t.isinf().any()) for t in Frame.split(answer)[0] if t.is_floating_point())
+
+
+def _excess(error: Error) -> float:
+    return error.excess
