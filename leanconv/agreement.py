@@ -7,10 +7,10 @@ are cut into sets of one scale, so that nothing large hides what is wrong beside
 2. each of these along every axis, slice by slice; neighbours together until `ENOUGH` entries vouch for a size.
 
 A set's size is its largest expected value; its error may be `tolerance` times that. More is excused as rounding: up to
-`AMPLIFIED` times the noise of the expected values, which is their distance from the same computation in float64, and
-never more than the ceiling of the set's unit. The unit is the largest set with no more noise, among all outputs: a
-channel that is nearly dead is known as well as its neighbours are. Shares from 0 to 1 have one unit.
-A set of zeros, or of noise alone, is measured with the smallest of the others.
+`AMPLIFIED` times the noise of the expected values, which is their distance from the same computation in float64, or
+what roundings of the inputs change there; and never more than the ceiling of the set's unit. The unit is the largest
+set with no more noise, among all outputs: a channel that is nearly dead is known as well as its neighbours are. Shares
+from 0 to 1 have one unit. A set of zeros, or of noise alone, is measured with the smallest of the others.
 """
 
 import math
@@ -30,7 +30,9 @@ ROUNDINGS = 16.0
 # Whole numbers (class indices): the share of them that may differ, because two scores tie; none in exact algebra.
 WHOLE, ALGEBRA = 1e-3, 1e-6
 
-Exact = Callable[[], Sequence[Tensor] | None]
+# The expected answer computed in float64: at 0 on the same inputs, then on inputs moved by a rounding. None: unknown.
+Exact = Callable[[int], Sequence[Tensor] | None]
+MOVED = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,10 @@ class Error:
 
     @property
     def passes(self) -> bool:
-        return not self.problem and self.relative <= self.allowed
+        return self.ok(self.allowed)
+
+    def ok(self, tolerance: float) -> bool:
+        return not self.problem and self.relative <= tolerance
 
     @property
     def excess(self) -> float:
@@ -75,7 +80,7 @@ def compare(
     """The error of a flat answer, by the rule above. Shapes and dtypes must be the same.
 
     Args:
-        exact: gives the expected answer computed in float64, or None; asked only where `tolerance` is not kept.
+        exact: asked only where `tolerance` is not kept.
         coarser: how many times coarser than the expected answer's the number type is that the other was computed in.
     """
     if len(expected) != len(given):
@@ -114,7 +119,7 @@ def _apart(want: Tensor, have: Tensor) -> Tensor:
 
 
 class _Part:
-    """One tensor of an answer. `sets`: which entries, and along some axes the set that each slice of them belongs to."""
+    """One tensor of an answer. `sets`: which entries, and along every axis the set that each slice belongs to."""
 
     def __init__(self, index: int, want: Tensor, have: Tensor) -> None:
         self.index, self.dtype = index, want.dtype
@@ -139,7 +144,8 @@ class _Part:
 
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
         """The largest difference of two tensors in each set; what is not finite is no distance."""
-        return self.largest((one - other.reshape(self.want.shape)).abs().nan_to_num(0.0, 0.0))
+        one, other = (t.reshape(self.want.shape) for t in (one, other))
+        return self.largest((one - other).abs().nan_to_num(0.0, 0.0))
 
 
 def _wide(value: Tensor) -> Tensor:
@@ -166,7 +172,7 @@ def _of_one_magnitude(size: Tensor, apart: Tensor) -> list[Tensor]:
         held[-1], empty = held[-1] + count, 0 if count else empty + 1
     if not bounds:
         return [apart]
-    level = torch.bucketize(octave, torch.tensor(bounds), right=True)
+    level = torch.bucketize(octave.contiguous(), torch.tensor(bounds), right=True)
     level = torch.where(size > 0, level, held.index(max(held)))
     return [apart & (level == each) for each in range(len(held))]
 
@@ -188,41 +194,63 @@ def _judged(parts: Sequence[_Part], tolerance: float, exact: Exact | None, coars
     largest = float(error.max())
     if bool((error <= tolerance * size).all()):
         return Error(largest, float((error / size).max()), tolerance)
-    scale, excused, unforgiven = _rounding(parts, size, None if exact is None else exact(), coarser)
-    allowed = torch.maximum(tolerance * scale, excused)
-    error = torch.where(unforgiven <= tolerance * scale, 0.0, error)
-    worst = int(torch.where(error > 0, error / allowed, 0.0).argmax())
-    if not float(scale[worst]):
-        return Error(largest, math.inf if float(error[worst]) else 0.0, tolerance)
-    return Error(largest, float(error[worst] / scale[worst]), float(allowed[worst] / scale[worst]))
+    truth = None if exact is None else exact(0)
+    seen = _beside_noise(error, tolerance, _Noise(parts, size, [truth] if truth is not None else [], coarser))
+    if seen.passes or exact is None or truth is None:
+        return seen
+    moved = [answer for answer in map(exact, range(1, MOVED + 1)) if answer is not None]
+    return _beside_noise(error, tolerance, _Noise(parts, size, [truth, *moved], coarser))
 
 
-def _rounding(
-    parts: Sequence[_Part], size: Tensor, truth: Sequence[Tensor] | None, coarser: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each set: the scale, the error that rounding excuses, and the error that is more than the expected one's."""
-    eps = torch.cat([torch.full_like(part.largest(part.size), torch.finfo(part.dtype).eps) for part in parts])
-    own, beyond, ceiling = torch.zeros_like(size), torch.full_like(size, math.inf), CEILING
-    if truth is None:
-        noise = ROUNDINGS * eps * size[size > 0].median()
-        size = torch.where(size <= noise, 0.0, size)
-        unit = size
-        ceiling = EXACT_CEILING if all(part.dtype == torch.float64 for part in parts) else CEILING
-    else:
-        own = torch.cat([part.distance(part.want, truth[part.index]) for part in parts])
-        off = torch.cat([part.distance(part.have, truth[part.index]) for part in parts])
-        beyond = torch.where(off <= own, 0.0, off)  # no worse than PyTorch
-        size = torch.where(size <= 4 * own, 0.0, size)  # nothing but noise
-        noise = torch.maximum(own, eps / 4 * size)
-        unit = _units(parts, size, noise)
-    if bool((size > 0).any()):
-        least = int(torch.where(size > 0, size, math.inf).argmin())
-        scale, noise, unit = (torch.where(size > 0, each, each[least]) for each in (size, noise, unit))
-    else:  # what is equal tells at least what is large here
-        equal = torch.cat([part.equal.double() for part in parts])
-        equal = equal[equal > 0]
-        scale = unit = torch.full_like(size, float(equal.median()) if equal.numel() else 0.0)
-    return scale, torch.minimum(AMPLIFIED * coarser * noise, torch.maximum(ceiling * unit, 2 * own)), beyond
+class _Noise:
+    """What rounding is worth in each set.
+
+    Attributes:
+        scale: the set's size, or what it is measured with.
+        excused: the error that rounding excuses.
+        worse: the error against float64, where that is more than the expected answer's own; infinite where unknown.
+    """
+
+    def __init__(self, parts: Sequence[_Part], size: Tensor, exact: Sequence[Sequence[Tensor]], coarser: float) -> None:
+        eps = torch.cat([torch.full_like(part.largest(part.size), torch.finfo(part.dtype).eps) for part in parts])
+        own, self.worse, ceiling = torch.zeros_like(size), torch.full_like(size, math.inf), CEILING
+        if not exact:
+            noise = ROUNDINGS * eps * size[size > 0].median() if bool((size > 0).any()) else eps
+            unit = size = torch.where(size <= noise, 0.0, size)
+            ceiling = EXACT_CEILING if all(part.dtype == torch.float64 for part in parts) else CEILING
+        else:
+            own, off = _distances(parts, exact)
+            self.worse = torch.where(off <= own, 0.0, off)
+            size = torch.where(size <= 4 * own, 0.0, size)  # nothing but noise
+            noise = torch.maximum(own, eps / 4 * size)
+            unit = _units(parts, size, noise)
+        if bool((size > 0).any()):
+            least = int(torch.where(size > 0, size, math.inf).argmin())
+            self.scale, noise, unit = (torch.where(size > 0, each, each[least]) for each in (size, noise, unit))
+        else:  # what is equal tells at least what is large here
+            equal = torch.cat([part.equal.double() for part in parts])
+            equal = equal[equal > 0]
+            self.scale = unit = torch.full_like(size, float(equal.median()) if equal.numel() else 0.0)
+        self.excused = torch.minimum(AMPLIFIED * coarser * noise, torch.maximum(ceiling * unit, 2 * own))
+
+
+def _distances(parts: Sequence[_Part], exact: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    """Of the expected and of the given answer from float64; of the former also what roundings of the inputs change."""
+    truth, *moved = exact
+    own = [torch.cat([part.distance(part.want, truth[part.index]) for part in parts])]
+    for answer in moved:
+        own.append(torch.cat([part.distance(truth[part.index], answer[part.index]) for part in parts]))
+    return torch.stack(own).amax(0), torch.cat([part.distance(part.have, truth[part.index]) for part in parts])
+
+
+def _beside_noise(error: Tensor, tolerance: float, noise: _Noise) -> Error:
+    """The error of the set that is worst off."""
+    largest, allowed = float(error.max()), torch.maximum(tolerance * noise.scale, noise.excused)
+    allowed = torch.where(noise.worse <= tolerance * noise.scale, torch.maximum(allowed, error), allowed)
+    worst = int((error / allowed).nan_to_num(0.0, math.inf).argmax())
+    if not float(noise.scale[worst]):
+        return Error(largest, math.inf, tolerance)
+    return Error(largest, float(error[worst] / noise.scale[worst]), float(allowed[worst] / noise.scale[worst]))
 
 
 def _units(parts: Sequence[_Part], size: Tensor, noise: Tensor) -> Tensor:

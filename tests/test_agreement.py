@@ -59,7 +59,7 @@ def test_scores_are_judged_alike_however_they_are_joined_to_boxes(layout, size):
     boxes, scores = size * torch.rand(2, 4, 60), torch.rand(2, 3, 60)
     near = boxes * (1 + noise(boxes, 0.004))
     exact = layout(boxes * (1 + noise(boxes, 1e-6)), scores * (1 + noise(scores, 1e-6)))
-    told = {"exact": lambda: [exact] if isinstance(exact, torch.Tensor) else exact, "coarser": COARSER}
+    told = {"exact": lambda _: [exact] if isinstance(exact, torch.Tensor) else exact, "coarser": COARSER}
     want = layout(boxes, scores)
     assert agree(want, layout(near, scores * (1 + noise(scores, 0.004))), BF16, **told)
     assert not agree(want, layout(near, (scores + noise(scores, 0.1)).clamp(0, 1)), BF16, **told)
@@ -70,8 +70,8 @@ def test_a_channel_that_is_small_by_itself_is_judged_by_itself():
     features[:, 5] *= 1e-6
     wrong = features.clone()
     wrong[:, 5] *= 1.01
-    assert not agree(features, wrong, exact=lambda: [features.double()])
-    assert agree(features, features * (1 + noise(features, 1e-6)), exact=lambda: [features.double()])
+    assert not agree(features, wrong, exact=lambda _: [features.double()])
+    assert agree(features, features * (1 + noise(features, 1e-6)), exact=lambda _: [features.double()])
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-9, 1e-3])
@@ -82,23 +82,23 @@ def test_dust_in_dead_channels_is_no_error(size, known):
     want = before.relu()
     exact = (before.double() + noise(before, 3e-7)).relu()
     given = (before + noise(before, 1e-6)).relu()
-    assert agree(want, given, exact=(lambda: [exact]) if known or size == 1e-3 else None)
+    assert agree(want, given, exact=(lambda _: [exact]) if known or size == 1e-3 else None)
     coarse = (before + noise(before, 0.01)).relu()
-    assert agree(want, coarse, BF16, exact=lambda: [exact], coarser=COARSER)
+    assert agree(want, coarse, BF16, exact=lambda _: [exact], coarser=COARSER)
 
 
 def test_nothing_but_noise_is_no_answer_to_be_wrong_about():
     map_ = torch.randn(1, 8, 14, 14)
     want = torch.cat([map_, noise(map_, 1e-8)], 1)  # an average taken from itself
     exact = torch.cat([map_, noise(map_, 1e-17)], 1).double()
-    assert agree(want, torch.cat([map_ + noise(map_, 1e-7), noise(map_, 1e-8)], 1), exact=lambda: [exact])
+    assert agree(want, torch.cat([map_ + noise(map_, 1e-7), noise(map_, 1e-8)], 1), exact=lambda _: [exact])
 
 
 @pytest.mark.parametrize("shape", [(1, 1000), (2, 10), (4, 3)])
 def test_small_logits_among_large_ones(shape):
     logits = 4 * torch.randn(shape)
     exact, given = logits.double() + noise(logits, 3e-7), logits + noise(logits, 0.01)
-    assert agree(logits, given, BF16, exact=lambda: [exact], coarser=COARSER)
+    assert agree(logits, given, BF16, exact=lambda _: [exact], coarser=COARSER)
 
 
 @pytest.mark.parametrize("squash", [lambda x: x.softmax(1), torch.sigmoid], ids=["softmax", "sigmoid"])
@@ -106,15 +106,15 @@ def test_rare_classes_among_shares(squash):
     logits = 2 * torch.randn(1, 12, 20, 20)
     logits[:, 4] -= 14
     exact, given = squash(logits.double() + noise(logits, 4e-7)), squash(logits + noise(logits, 0.02))
-    assert agree(squash(logits), given, BF16, exact=lambda: [exact], coarser=COARSER)
-    assert not agree(squash(logits), squash(logits + noise(logits, 0.02)), exact=lambda: [exact])
+    assert agree(squash(logits), given, BF16, exact=lambda _: [exact], coarser=COARSER)
+    assert not agree(squash(logits), squash(logits + noise(logits, 0.02)), exact=lambda _: [exact])
 
 
 def test_no_worse_than_the_model_itself():
     want = torch.randn(2, 4, 9, 9)
     exact = want.double() + noise(want, 0.3)  # PyTorch is off by much
-    assert agree(want, exact.float(), exact=lambda: [exact])
-    assert not agree(want, want + noise(want, 3.0), exact=lambda: [exact])
+    assert agree(want, exact.float(), exact=lambda _: [exact])
+    assert not agree(want, want + noise(want, 3.0), exact=lambda _: [exact])
 
 
 def test_whole_numbers_may_tie_here_and_there():

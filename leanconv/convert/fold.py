@@ -25,7 +25,7 @@ class Fold:
     Attributes:
         layer: the layer that absorbs, or the normalisation that stays.
         what: what goes into it.
-        certificate: the largest error at the layer, as a share of its channel's or group's size (leanconv/agreement.py),
+        certificate: the largest error at the layer, as a share of its channel's or group's size (`leanconv.agreement`)
             with BatchNorm statistics and affine randomised, in `FoldReport.dtype`; None where it was not measured.
         reason: why it was not done; empty where it was.
     """
@@ -94,13 +94,13 @@ def fold_(model: nn.Module, inputs: Inputs) -> FoldReport:
     certificates = trial.certify(steps)
     passed = []
     for step in steps:
-        certificate = certificates[step]
-        if isinstance(certificate, str):
-            refused.append(_line(sites, step, None, certificate))
-        elif certificate.passes:
+        shown = certificates[step]
+        if isinstance(shown, str):
+            refused.append(_line(sites, step, None, shown))
+        elif shown.passes:
             passed.append(step)
         else:
-            refused.append(_line(sites, step, certificate.relative, "its certificate fails"))
+            refused.append(_line(sites, step, shown.relative, "its certificate fails"))
     admitted = trial.admit(passed)
     done = []
     for step in passed:

@@ -133,9 +133,9 @@ class Dynamic:
                 if axis in steps:
                     sizes[axis] = (sizes[axis] or 0) + times * steps[axis]
             looks.append(Sizes(**sizes))  # type: ignore[arg-type]
-        kinds: dict[Sizes, list[str]] = {sizes: [] for sizes in looks}
-        elsewhere = [sizes for sizes in kinds if sizes != self.given] or [self.given]
-        for sizes, kind in zip(cycle(elsewhere), KINDS, strict=False):
-            kinds[sizes].append(kind)
+        kinds: dict[Sizes, list[str]] = {look: [] for look in looks}
+        elsewhere = [look for look in kinds if look != self.given] or [self.given]
+        for where, kind in zip(cycle(elsewhere), KINDS, strict=False):
+            kinds[where].append(kind)
         kinds[self.given].insert(0, GIVEN)
-        return trace, [(sizes, tuple(each or [LIKE])) for sizes, each in kinds.items()]
+        return trace, [(where, tuple(each or [LIKE])) for where, each in kinds.items()]

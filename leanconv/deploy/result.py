@@ -25,7 +25,7 @@ class Exported:
     Attributes:
         files: every file that belongs together, the one to open first.
         inputs, outputs: names in the file (torch.export: of the graph).
-        verified: one entry per size looked at; `relative` is the error as a share of the size of the channel or group it is in.
+        verified: one entry per size looked at; `relative` is the error as a share of its channel's or group's size.
         metrics: name -> (the model's, the file's), where a `check` was given.
     """
 

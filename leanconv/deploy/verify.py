@@ -48,17 +48,31 @@ class InFloat64:
         return copy.deepcopy(self._model).double()
 
     @torch.no_grad()
-    def __call__(self, args: Any, kwargs: Any, answer: Sequence[Tensor]) -> list[Tensor] | None:
-        """The answer to a call; None where nothing runs so, or nothing is more exact than it was."""
+    def __call__(self, args: Any, kwargs: Any, answer: Sequence[Tensor], moved: int = 0) -> list[Tensor] | None:
+        """The answer to a call; None where nothing runs so, or nothing is more exact than it was.
+
+        `moved`: not 0 for inputs each of which is moved by a rounding of its own type, every number in another way.
+        """
         if any(t.dtype in (torch.float64, torch.complex128) for t in answer):
             return None
         try:
             tensors, frame = Frame.split((args, kwargs))
-            args, kwargs = frame.join([t.double() if t.is_floating_point() else t.clone() for t in tensors])
+            dice = torch.Generator().manual_seed(moved)
+            args, kwargs = frame.join([_widened(t, dice if moved else None) for t in tensors])
             found = [t.detach().cpu() for t in Frame.split(self._exact(*args, **kwargs))[0]]
         except Exception:  # a model with fixed dtypes inside
             return None
         return found if [t.shape for t in found] == [t.shape for t in answer] else None
+
+
+def _widened(tensor: Tensor, dice: torch.Generator | None) -> Tensor:
+    """In float64, as it is or moved by a rounding."""
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    if dice is None:
+        return tensor.double()
+    step = torch.randn(tensor.shape, generator=dice, dtype=torch.float64).to(tensor.device)
+    return tensor * (1 + torch.finfo(tensor.dtype).eps * step)
 
 
 class Reference:
@@ -68,10 +82,12 @@ class Reference:
         self.args, self.kwargs, self.answer = args, kwargs, answer
         self._tensors, self._frame = Frame.split(answer)
         self._exact = exact
+        self._known: dict[int, list[Tensor] | None] = {}
 
-    @cached_property
-    def _truth(self) -> list[Tensor] | None:
-        return self._exact(self.args, self.kwargs, self._tensors)
+    def _in_float64(self, moved: int) -> list[Tensor] | None:
+        if moved not in self._known:
+            self._known[moved] = self._exact(self.args, self.kwargs, self._tensors, moved)
+        return self._known[moved]
 
     def error(self, given: Any, dtype: torch.dtype | None = None) -> Error:
         """How far a form's answer is from it. `dtype`: what the form computes in (None: as the model does)."""
@@ -80,7 +96,7 @@ class Reference:
             return unlike
         own = [torch.finfo(t.dtype).eps for t in self._tensors if t.is_floating_point()]
         coarser = max(1.0, torch.finfo(dtype).eps / max(own)) if dtype is not None and own else 1.0
-        return compare(self._tensors, have, floor(self._tensors, dtype), lambda: self._truth, coarser)
+        return compare(self._tensors, have, floor(self._tensors, dtype), self._in_float64, coarser)
 
 
 def has_nan(value: Any) -> bool:

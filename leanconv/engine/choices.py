@@ -33,8 +33,8 @@ class Choice:
 
     Attributes:
         engine, dtype: what it is; dtype "" is the model's own.
-        error: largest error against the given model, as a share of the size of the channel or group it is in; None where
-            it was not run.
+        error: largest error against the given model, as a share of its channel's or group's size; None where it was not
+            run.
         tolerance: what it may be there.
         prepare_s: seconds that its preparation and verification took.
         timing: interleaved with all others that were right; None where it was not timed.

@@ -64,7 +64,7 @@ class Optimized(nn.Module):
         fallback = own if fallback is original else fallback
         held: dict[str, Any] = {
             "original": original, "choices": choices, "_fallback": fallback, "_again": again,
-            "_any": (_kind(*call), form, dtype) if any_shape else (None, fallback, None),
+            "_any": (_kind(*call), (form, dtype)) if any_shape else (None, (fallback, None)),
             "_forms": {_key(*call): form}, "_checked": {}, "_lock": threading.Lock(), "_own": own,
             "_weights": weights,
         }  # fmt: skip
@@ -142,7 +142,7 @@ class Optimized(nn.Module):
         """
         self._weights.check(thoroughly=True)
         answer = self.original(*args, **kwargs)
-        kind, form, dtype = self._any
+        kind, (form, dtype) = self._any
         if kind is None or kind != _kind(args, kwargs):
             form, dtype = self._fallback, None
         if form is self._own or len(self._checked) >= MOST_CHECKED:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from leanconv.agreement import incomparable
 from leanconv.deploy.runtimes import first_line
 from leanconv.engine import race as racing
 from leanconv.engine import workbench
@@ -117,7 +118,10 @@ class Preparation:
         """Whether a winner is right on all other inputs too; a form that is not leaves for good."""
         if winner in self._sure:
             return True
-        seen = self.bench.trials.later(winner.form, winner.dtype)
+        try:
+            seen = self.bench.trials.later(winner.form, winner.dtype)
+        except Exception as error:  # one that takes the given values alone
+            seen = incomparable(first_line(error))
         if seen.passes:
             self._sure.append(winner)
             return True
