@@ -4,7 +4,7 @@ Entries that are equal say nothing (NaN equals NaN, an infinity itself): they ar
 are cut into sets of one scale, so that nothing large hides what is wrong beside it, joined to it or not:
 
 1. by magnitude, where a gap of `GAP` times lies between them: a sentinel of -1e9 stands apart from the scores;
-2. each of these along every axis, slice by slice; neighbours together until `ENOUGH` entries vouch for a size.
+2. each of these along every axis, slice by slice; neighbours together until entries enough vouch for a size.
 
 A set's size is its largest expected value; its error may be `tolerance` times that. More is excused as rounding: up to
 `AMPLIFIED` times the noise of the expected values, which is their distance from the same computation in float64, or
@@ -21,10 +21,13 @@ import torch
 from torch import Tensor
 
 GAP = 8.0
-ENOUGH = 4
+# Entries that vouch for a size: a quarter of all, within these bounds.
+FEW, MANY = 4, 16
 AMPLIFIED = 10.0
 # Of the unit, by the number type where float64 tells nothing of the noise.
 CEILING, EXACT_CEILING = 5e-2, 1e-3
+# Noise that is not more, to speak of.
+LIKE = 3.0
 # Noise where float64 tells nothing: so many roundings of the largest number.
 ROUNDINGS = 16.0
 # Whole numbers (class indices): the share of them that may differ, because two scores tie; none in exact algebra.
@@ -44,12 +47,14 @@ class Error:
         relative: the largest difference in the set of entries that is worst off, as a share of the set's size.
         allowed: what `relative` may be there.
         problem: why the two cannot be compared at all, or "".
+        noise: what rounding alone changes in the expected answer there, where that was asked for.
     """
 
     absolute: float
     relative: float
     allowed: float = 0.0
     problem: str = ""
+    noise: float = 0.0
 
     @property
     def passes(self) -> bool:
@@ -166,7 +171,7 @@ def _of_one_magnitude(size: Tensor, apart: Tensor) -> list[Tensor]:
     octave = size.view(torch.int32) >> 23 if size.dtype == torch.float32 else size.view(torch.int64) >> 52
     bounds, held, empty = [], [0], 0
     for step, count in enumerate(torch.bincount(octave.flatten())[1:].tolist(), 1):
-        if count and empty >= math.log2(GAP) and held[-1] >= ENOUGH:
+        if count and empty >= math.log2(GAP) and held[-1] >= FEW:
             bounds.append(step)
             held.append(0)
         held[-1], empty = held[-1] + count, 0 if count else empty + 1
@@ -180,8 +185,9 @@ def _of_one_magnitude(size: Tensor, apart: Tensor) -> list[Tensor]:
 def _together(counts: Sequence[float]) -> Tensor:
     """The set of each slice: neighbours together until there are entries enough."""
     places, place, held, left = [], 0, 0.0, sum(counts)
+    enough = min(max(left / 4, FEW), MANY)
     for count in counts:
-        if held >= ENOUGH and left >= ENOUGH:
+        if held >= enough and left >= enough:
             place, held = place + 1, 0
         places.append(place)
         held, left = held + count, left - count
@@ -206,6 +212,7 @@ class _Noise:
     """What rounding is worth in each set.
 
     Attributes:
+        own: the expected answer's; 0 where it is not known.
         scale: the set's size, or what it is measured with.
         excused: the error that rounding excuses.
         worse: the error against float64, where that is more than the expected answer's own; infinite where unknown.
@@ -213,16 +220,16 @@ class _Noise:
 
     def __init__(self, parts: Sequence[_Part], size: Tensor, exact: Sequence[Sequence[Tensor]], coarser: float) -> None:
         eps = torch.cat([torch.full_like(part.largest(part.size), torch.finfo(part.dtype).eps) for part in parts])
-        own, self.worse, ceiling = torch.zeros_like(size), torch.full_like(size, math.inf), CEILING
+        self.own, self.worse, ceiling = torch.zeros_like(size), torch.full_like(size, math.inf), CEILING
         if not exact:
             noise = ROUNDINGS * eps * size[size > 0].median() if bool((size > 0).any()) else eps
             unit = size = torch.where(size <= noise, 0.0, size)
             ceiling = EXACT_CEILING if all(part.dtype == torch.float64 for part in parts) else CEILING
         else:
-            own, off = _distances(parts, exact)
-            self.worse = torch.where(off <= own, 0.0, off)
-            size = torch.where(size <= 4 * own, 0.0, size)  # nothing but noise
-            noise = torch.maximum(own, eps / 4 * size)
+            self.own, off = _distances(parts, exact)
+            self.worse = torch.where(off <= self.own, 0.0, off)
+            size = torch.where(size <= 4 * self.own, 0.0, size)  # nothing but noise
+            noise = torch.maximum(self.own, eps / 4 * size)
             unit = _units(parts, size, noise)
         if bool((size > 0).any()):
             least = int(torch.where(size > 0, size, math.inf).argmin())
@@ -231,7 +238,7 @@ class _Noise:
             equal = torch.cat([part.equal.double() for part in parts])
             equal = equal[equal > 0]
             self.scale = unit = torch.full_like(size, float(equal.median()) if equal.numel() else 0.0)
-        self.excused = torch.minimum(AMPLIFIED * coarser * noise, torch.maximum(ceiling * unit, 2 * own))
+        self.excused = torch.minimum(AMPLIFIED * coarser * noise, torch.maximum(ceiling * unit, 2 * self.own))
 
 
 def _distances(parts: Sequence[_Part], exact: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
@@ -250,14 +257,15 @@ def _beside_noise(error: Tensor, tolerance: float, noise: _Noise) -> Error:
     worst = int((error / allowed).nan_to_num(0.0, math.inf).argmax())
     if not float(noise.scale[worst]):
         return Error(largest, math.inf, tolerance)
-    return Error(largest, float(error[worst] / noise.scale[worst]), float(allowed[worst] / noise.scale[worst]))
+    relative, room, own = (float(each[worst] / noise.scale[worst]) for each in (error, allowed, noise.own))
+    return Error(largest, relative, room, noise=own)
 
 
 def _units(parts: Sequence[_Part], size: Tensor, noise: Tensor) -> Tensor:
     """Of each set the size of the largest with no more noise to speak of; of shares, of the largest shares."""
     order = noise.argsort()
     largest = size[order].cummax(0).values
-    unit = largest[torch.searchsorted(noise[order], 2 * noise, right=True) - 1]
+    unit = largest[torch.searchsorted(noise[order], LIKE * noise, right=True) - 1]
     share = torch.cat([part.largest(~_within(part.want, part.have)) for part in parts]) == 0
     return torch.where(share, torch.maximum(unit, size[share].max() if bool(share.any()) else unit), unit)
 
