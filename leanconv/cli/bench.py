@@ -14,8 +14,10 @@ from leanconv.cli.common import (
     Json,
     ModelWords,
     Out,
+    Overwrite,
     Threads,
     bar,
+    check_out,
     example,
     references,
     report,
@@ -69,6 +71,7 @@ def command(
     ] = None,
     trust_code: TrustCode = False,
     out: Out = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Compare models side by side: params, MACs, latency (the models take turns), FPS; the first is the base.
@@ -77,11 +80,14 @@ def command(
     With --dtype bfloat16 inference runs the model in bfloat16, a training step runs under bfloat16 autocast, an engine
     computes in bfloat16 on inputs and outputs of float32.
     """
+    check_out(out, overwrite)
     set_threads(threads)
     if engines is not None:
         if train or convention or channels_last or device != "cpu":
             raise BadInput("--engines stands alone: without --train, --convention, --channels-last and --device")
-        report(_engines(models, input, dtype, engines, budget, clock, trust_code), json=json, out=out)
+        report(
+            _engines(models, input, dtype, engines, budget, clock, trust_code), json=json, out=out, overwrite=overwrite
+        )
         return
     x = example(input, dtype, device, channels_last=channels_last)
     from leanconv.measure import compare
@@ -104,7 +110,7 @@ def command(
             autocast=autocast, budget_s=budget, clock=clock,
         )  # fmt: skip
         result = _Both(result, steps)
-    report(result, json=json, out=out)
+    report(result, json=json, out=out, overwrite=overwrite)
 
 
 def _engines(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leanconv.errors import BadInput
-from leanconv.files import write_atomic, write_json
+from leanconv.files import check_report, write_atomic
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not when its help is printed
     import torch
@@ -38,6 +38,9 @@ DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number type of mode
 Device = Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1, ...")]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Run model and input in channels_last.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Also write the report there (.json: the numbers).")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a file at --out, though leanconv did not write it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # The engines of `optimize`, as its help lists them: known here without PyTorch; a test compares.
@@ -126,14 +129,26 @@ def example(
     return tensor.contiguous(memory_format=torch.channels_last) if channels_last else tensor
 
 
-def report(result: Any, *, json: bool, out: Path | None = None) -> None:
+def report(result: Any, *, json: bool, out: Path | None = None, overwrite: bool = False) -> None:
     """Print a result (its table, or its numbers as JSON), and write it to `out` where that is given."""
+    print(_json.dumps(result.to_dict(), indent=2) if json else result)  # first: `out` may be unwritable
     if out is not None:
-        if out.suffix == ".json":
-            write_json(out, result.to_dict())
-        else:
-            write_atomic(out, f"{result}\n")
-    print(_json.dumps(result.to_dict(), indent=2) if json else result)
+        write_out(out, result, result.to_dict(), overwrite=overwrite)
+
+
+def check_out(out: Path | None, overwrite: bool, numbers: dict[str, Any] | None = None) -> None:
+    """Raise BadInput where a report would take the place of something that is no report of ours.
+
+    `numbers`: those that will be written; None before the work begins, when they are not known.
+    """
+    if out is not None and not overwrite:
+        check_report(out, numbers)
+
+
+def write_out(out: Path, text: object, numbers: dict[str, Any], *, overwrite: bool) -> None:
+    """Write a report to a file: the numbers to .json, else the text. Raises BadInput as `check_out` does."""
+    content = _json.dumps(numbers, indent=2) if out.suffix == ".json" else str(text)
+    write_atomic(out, f"{content}\n", check=lambda: check_out(out, overwrite, numbers))
 
 
 @contextmanager

@@ -51,6 +51,8 @@ def command(
     with writing(out, "leanconv convert"):
         if run.model_json.exists() or run.weights.exists():
             raise BadInput(f"{out}: holds a model already; give --out a new folder")
+        if there := next((path.name for path in run.files if path.exists()), None):
+            raise BadInput(f"{out}: holds {there}, as a run does; give --out a new folder")
         network, x = load(named, trust_code=trust_code), example(input)
         steps = Plan.load(plan) if plan is not None else make_plan(network, x, to=str(to), where=where)
         applied = apply_(network, steps, init=init.value, data=x)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import Device, Json, Out, Threads, set_threads
+from leanconv.cli.common import Device, Json, Out, Overwrite, Threads, set_threads, write_out
 from leanconv.text import one_line
 
 
@@ -22,6 +22,7 @@ def command(
     threads: Threads = None,
     device: Device = "cpu",
     out: Out = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """IoU and Dice of a run on whole images: per class, over all pixels, and the mean over images.
@@ -30,7 +31,6 @@ def command(
     matrix.
     """
     from leanconv.cli.common import torch_device
-    from leanconv.files import write_atomic, write_json
     from leanconv.train.score import score_run
 
     set_threads(threads)
@@ -41,4 +41,4 @@ def command(
     numbers = {"run": run, "split": split, **scores.to_dict(per_image=per_image)}
     print(_json.dumps(numbers, indent=2) if json else scores)  # first: `out` may be unwritable
     if out is not None:
-        write_json(out, numbers) if out.suffix == ".json" else write_atomic(out, f"{scores}\n")
+        write_out(out, scores, numbers, overwrite=overwrite)

@@ -7,6 +7,7 @@ import typer
 
 from leanconv.cli.common import Json, ModelWords, Threads, example, reference, report, set_threads
 from leanconv.errors import BadInput
+from leanconv.files import check_own
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +33,9 @@ def command(
     ] = False,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
     threads: Threads = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file at PATH, though leanconv did not write it.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write a trained RUN or any MODEL as a file for other runtimes.
@@ -39,6 +43,7 @@ def command(
     The file is compared with the model on random inputs at several sizes of the open axes, and for a run by IoU and
     Dice (a classifier: top-1) on its validation images too. Where they do not match, nothing is written.
     """
+    check_own(path, overwrite, *(path.parent / name for name in _weights_of(path)))
     set_threads(threads)
     from leanconv.deploy import export
     from leanconv.runs import load
@@ -56,6 +61,11 @@ def command(
         same = _same_top1 if run and run.task == "classify" else _same_scores
         check = same(name, source, split, run.threshold if run else None, axes, inputs.shape)
     report(export(made, inputs, path, dynamic=axes, check=check), json=json)
+
+
+def _weights_of(path: Path) -> tuple[str, ...]:
+    """The names of the second file that an export of this suffix has, or may have."""
+    return {".xml": (f"{path.stem}.bin",), ".onnx": (f"{path.name}.data",)}.get(path.suffix, ())
 
 
 class _Run:

@@ -13,7 +13,9 @@ from leanconv.cli.common import (
     Json,
     ModelWords,
     Out,
+    Overwrite,
     Threads,
+    check_out,
     example,
     reference,
     report,
@@ -40,12 +42,14 @@ def command(
         bool, typer.Option("--trust-code", help="Run Python code that a run folder's model.json names.")
     ] = False,
     out: Out = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Fold MODEL, try every engine of this machine on it, print the table of choices.
 
     Float32 goes in and out; --dtype bfloat16 lets the engines compute in bfloat16 where that is faster.
     """
+    check_out(out, overwrite)
     set_threads(threads)
     from leanconv.engine import optimize
     from leanconv.runs import load
@@ -54,4 +58,4 @@ def command(
     inside = None if dtype is Dtype.float32 else torch_dtype(dtype)
     words = None if engines is None else [word.strip() for word in engines.split(",") if word.strip()]
     result = optimize(made, example(input, device=device), dtype=inside, engines=words, budget_s=budget)
-    report(result.choices, json=json, out=out)
+    report(result.choices, json=json, out=out, overwrite=overwrite)

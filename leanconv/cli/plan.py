@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import Input, Json, ModelWords, example, reference, report
+from leanconv.cli.common import Input, Json, ModelWords, Overwrite, check_out, example, reference, report
 
 To = Annotated[str, typer.Option("--to", metavar="OP", help="The operator, such as 'hetconv(part=4)'; see `ops`.")]
 Where = Annotated[
@@ -23,14 +23,17 @@ def command(
     input: Input = "1,3,224,224",
     where: Where = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="PLAN.json", help="Save the plan there.")] = None,
+    overwrite: Overwrite = False,
     trust_code: TrustCode = False,
     json: Json = False,
 ) -> None:
     """Show what a swap would change, layer by layer, and why every other convolution stays; changes nothing."""
+    check_out(out, overwrite)
     from leanconv.convert import plan
     from leanconv.runs import load
 
     found = plan(load(reference(model), trust_code=trust_code), example(input), to=to, where=where)
-    if out is not None:
-        found.save(out)
     report(found, json=json)
+    if out is not None:
+        check_out(out, overwrite, found.to_dict())
+        found.save(out)

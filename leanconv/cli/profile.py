@@ -13,7 +13,9 @@ from leanconv.cli.common import (
     Json,
     ModelWords,
     Out,
+    Overwrite,
     Threads,
+    check_out,
     example,
     reference,
     references,
@@ -90,6 +92,7 @@ def command(
     budget: Budget = 5.0,
     trust_code: TrustCode = False,
     out: Out = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Count and time MODEL layer by layer: params, MACs, bytes, kernels, latency, and what bounds each layer.
@@ -98,11 +101,12 @@ def command(
     --to OP, or with several models, which one suits it), --lanes 16x36 (cycles on multiplier lanes).
     """
     _check(array, lanes, conventions, broadcast_rows or drain, to, where)
+    check_out(out, overwrite)
     set_threads(threads)
     x = example(input, dtype, device, channels_last=channels_last)
     if array is not None:
         result: Any = _on_array(references(model), x, array, broadcast_rows, drain, to or [], where, trust_code)
-        report(result, json=json, out=out)
+        report(result, json=json, out=out, overwrite=overwrite)
         return
     from leanconv.runs import load
 
@@ -123,7 +127,7 @@ def command(
 
             made = made.to(memory_format=torch.channels_last)
         result = profile(made, x, conventions=convention or (), budget_s=budget)
-    report(result, json=json, out=out)
+    report(result, json=json, out=out, overwrite=overwrite)
 
 
 def _check(

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import Device, Json, Threads, torch_device
+from leanconv.cli.common import Device, Json, Overwrite, Threads, torch_device
 from leanconv.cli.common import report as print_report
+from leanconv.files import check_own
 from leanconv.text import one_line
 
 
 def command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; ratios are against the first.")],
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
+    overwrite: Overwrite = False,
     data: Annotated[
         str | None, typer.Option("--data", help="Data for scores and pictures; default: what the first run trained on.")
     ] = None,
@@ -32,6 +34,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Compare trained runs: counts, measured frame rate, scores, curves and pictures in one offline HTML file."""
+    check_own(out, overwrite)
     from leanconv.report import compare_runs, write_report
 
     report = compare_runs(

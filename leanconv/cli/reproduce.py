@@ -26,6 +26,7 @@ def command(
     threads: common.Threads = None,
     device: common.Device = "cpu",
     out: common.Out = None,
+    overwrite: common.Overwrite = False,
     json: common.Json = False,
 ) -> None:
     """Build a paper's networks, count them under the paper's convention, and print paper / ours / error per figure.
@@ -35,6 +36,7 @@ def command(
     """
     from leanconv.papers import reproduce
 
+    common.check_out(out, overwrite)
     batch, size = _size(input)
     common.set_threads(threads)
     with common.bar() as progress:
@@ -42,7 +44,7 @@ def command(
             table, counts=counts or not time, time=time, size=size, batch=batch, device=common.torch_device(device),
             budget_s=budget, clock=clock, progress=progress,
         )  # fmt: skip
-    common.report(found, json=json, out=out)
+    common.report(found, json=json, out=out, overwrite=overwrite)
     if found.unexpected:
         raise typer.Exit(1)
 

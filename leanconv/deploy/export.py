@@ -17,6 +17,7 @@ from leanconv.deploy.result import Exported, Verified
 from leanconv.deploy.runtimes import Runtime, first_line, open_file
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
 from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName, missing_extra, told
+from leanconv.files import origin
 from leanconv.probes import LIKE
 
 FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
@@ -138,7 +139,8 @@ def _write(
     inputs, outputs = names_of(given, "input", prefix="input"), names_of(answer, "output", prefix="output")
     try:
         if draft.suffix == ".pt2":
-            torch.export.save(capture(plain, args, kwargs, call.axes), str(draft))
+            made = capture(plain, args, kwargs, call.axes)
+            torch.export.save(made, str(draft), extra_files={"origin.txt": origin()})
         elif draft.suffix == ".onnx":
             program = capture_flat(plain, args, kwargs, call.axes)
             save_onnx(program, draft, inputs=inputs, outputs=outputs, axes=call.axes)
@@ -146,6 +148,7 @@ def _write(
             import openvino
 
             made = to_openvino(capture_flat(plain, args, kwargs, call.axes), inputs=inputs, outputs=outputs)
+            made.set_rt_info(origin(), ["origin"])
             openvino.save_model(made, str(draft), compress_to_fp16=False)
     except (LeanconvError, OSError):
         raise

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from leanconv.deploy.calls import FlatModel, Frame
 from leanconv.errors import missing_extra
+from leanconv.files import origin
 
 # tensor index in the call -> {dimension: axis name}
 Axes = Mapping[int, Mapping[int, str]]
@@ -69,6 +70,7 @@ def save_onnx(
         if made is None:
             raise RuntimeError("torch.onnx gave no program")
         _name_axes(made.model.graph, axes or {})
+        made.model.metadata_props["origin"] = origin()
         made.save(str(path))
     onnx.checker.check_model(str(path))
 

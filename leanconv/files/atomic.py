@@ -10,17 +10,21 @@ from leanconv.errors import BadInput
 from leanconv.files.drafts import draft
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> Path:
+def write_atomic(path: str | Path, data: bytes | str, *, check: Callable[[], object] = bool) -> Path:
     """Write `data` to `path` whole or not at all; the folder is made. Raises BadInput where it cannot be written.
 
     Half a letter of a name that is no UTF-8 is written as its escape.
     """
     content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
-    return replace_atomic(path, lambda temporary: temporary.write_bytes(content))
+    return replace_atomic(path, lambda temporary: temporary.write_bytes(content), check=check)
 
 
-def replace_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a file of the same name in a draft, then put it in place at once. Raises BadInput on failure."""
+def replace_atomic(path: str | Path, write: Callable[[Path], object], *, check: Callable[[], object] = bool) -> Path:
+    """Let `write` fill a file of the same name in a draft, then put it in place at once. Raises BadInput on failure.
+
+    Args:
+        check: called right before it takes the place of what stands there; may raise.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,6 +35,7 @@ def replace_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
             write(temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
+            check()
             temporary.replace(path)
     except OSError as error:
         raise BadInput(

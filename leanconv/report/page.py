@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leanconv.errors import missing_extra
+from leanconv.files import origin
 from leanconv.report.confusion import matrix
 from leanconv.report.document import Report
 from leanconv.report.overlays import css_colours
@@ -17,7 +18,6 @@ from leanconv.report.summary import RunSummary, recipe_differences
 from leanconv.report.words import against, cards, main_score, ranked, sentences
 from leanconv.table import si
 from leanconv.text import printable
-from leanconv.version import __version__
 
 _HERE = Path(__file__).parent
 # A transparent pixel: the photo itself stands behind each tile, so that it is embedded once.
@@ -61,7 +61,7 @@ def _words(report: Report) -> dict[str, Any]:
     place = {run.name: index for index, run in enumerate(report.runs)}
     scored = [index for index, run in enumerate(report.runs) if run.scores]
     return {
-        "title": report.title, "subtitle": _subtitle(report), "version": __version__, "command": report.command,
+        "title": report.title, "subtitle": _subtitle(report), "origin": origin(), "command": report.command,
         "series": SERIES, "runs": [{"name": run.name, "index": place[run.name]} for run in report.runs],
         "scored": [{"name": report.runs[i].name, "index": i} for i in scored], "blank": _BLANK,
         "cards": [asdict(card) | {"index": place.get(card.winner, -1)} for card in cards(report.runs)],
