@@ -49,8 +49,8 @@ def command(
     from leanconv.runs import load
 
     name = reference(model)
-    made = load(name, trust_code=trust_code)
     run = _Run(name) if Path(name).is_dir() else None
+    made = run.load(trust_code) if run else load(name, trust_code=trust_code)
     axes = _axes(dynamic, run)
     shape = input or (f"1,3,{run.size},{run.size}" if run and run.size else "1,3,224,224")
     inputs, check = example(shape), None
@@ -77,10 +77,17 @@ class _Run:
         from leanconv.train.score import stored_threshold
         from leanconv.train.tasks import run_task
 
-        folder = RunFolder.open(path)
+        self.folder = folder = RunFolder.open(path)
         recipe = Recipe.read(folder.recipe) if folder.recipe.is_file() else None
         self.data, self.size = (recipe.data, recipe.size) if recipe else ("", 0)
         self.threshold, self.task = stored_threshold(folder), run_task(folder)
+
+    def load(self, trust_code: bool) -> "nn.Module":
+        """Its network, and the threshold of these very weights."""
+        from leanconv.train.score import load_scored
+
+        model, self.threshold = load_scored(self.folder, trust_code=trust_code)
+        return model
 
 
 def _axes(dynamic: str, run: _Run | None) -> tuple[str, ...]:

@@ -36,6 +36,9 @@ def command(
         ),
     ] = None,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Let files go that are no earlier prediction of the same images.")
+    ] = False,
     threads: Threads = None,
     device: Device = "cpu",
     json: Json = False,
@@ -43,7 +46,8 @@ def command(
     """Find the defects in images; write STEM_mask.png, STEM_overlay.png and STEM.json (box, area, score of each).
 
     Of a classifier: print class and score of each image, and write predictions.json; options of masks are refused.
-    An image that cannot be used is reported on one line; the others are written all the same, and the exit is 1.
+    What stands in --out is kept, unless it is an earlier prediction of the same image. An image that cannot be used is
+    reported on one line; the others are written all the same, and the exit is 1.
     """
     from leanconv.cli.common import torch_device
     from leanconv.train.predict import predict
@@ -51,7 +55,7 @@ def command(
     set_threads(threads)
     found = predict(
         run, images, out, threshold=threshold, side=side, tile=tile, overlap=overlap, batch=batch,
-        bits=bits, device=str(torch_device(device)), trust_code=trust_code, progress=True,
+        bits=bits, device=str(torch_device(device)), trust_code=trust_code, progress=True, overwrite=overwrite,
     )  # fmt: skip
     report(found, json=json)
     for note in found.notes:

@@ -106,9 +106,9 @@ class Plan(Sequence[Swap]):
             return "the model has no convolution"
         rows = [
             [
-                swap.name, swap.spec or "-", swap.to or "-",
+                swap.name, _sizes(swap), swap.to or "-",
                 *_pair(swap, lambda cost: cost.macs), *_pair(swap, lambda cost: cost.params + cost.norm_params),
-                swap.reason + (f"; called {swap.calls} times" if swap.calls > 1 else ""),
+                swap.reason,
             ] for swap in self
         ]  # fmt: skip
         columns = ["layer", "sizes", "to", "MACs", "after", "params", "after", "stays because"]
@@ -153,6 +153,12 @@ class Plan(Sequence[Swap]):
             except (TypeError, ValueError, KeyError) as error:
                 raise BadInput(f"{path}: layer {index}: {error}") from error
         return cls(swaps)
+
+
+def _sizes(swap: Swap) -> str:
+    """The sizes at the first call, and how many calls the costs are of."""
+    text = str(swap.spec or "-")
+    return f"{text}, {swap.calls} calls" if swap.calls > 1 else text
 
 
 def _pair(swap: Swap, number: Callable[[Cost], int]) -> tuple[str, str]:

@@ -39,13 +39,39 @@ METRICS = (
     Metric("ms", "Latency, ms", False, _three, title="Median over interleaved rounds, as PyTorch runs the model."),
     Metric("fast_ms", "Latency, ms, optimised", False, _three, title="Median over the same rounds, optimised."),
     Metric(
-        "image_dice", "Dice per image", True, _score, score=True, title="Dice of the defect in each image, the mean."
+        "image_dice",
+        "Dice per image",
+        True,
+        _score,
+        score=True,
+        title="Dice of the defect (of several: their mean) in each image, the mean.",
     ),
-    Metric("image_iou", "IoU per image", True, _score, score=True, title="IoU of the defect in each image, the mean."),
-    Metric("dice", "Dice, all pixels", True, _score, score=True, title="Dice of the defect over all pixels together."),
+    Metric(
+        "image_iou",
+        "IoU per image",
+        True,
+        _score,
+        score=True,
+        title="IoU of the defect (of several: their mean) in each image, the mean.",
+    ),
+    Metric(
+        "dice",
+        "Dice, all pixels",
+        True,
+        _score,
+        score=True,
+        title="Dice of the defect (of several: their mean) over all pixels.",
+    ),
     Metric("top1", "Top-1", True, _score, score=True, title="Share of the images whose class got the largest logit."),
     Metric("top5", "Top-5", True, _score, score=True, title="Share whose class is among the five largest logits."),
-    Metric("iou", "IoU, all pixels", True, _score, score=True, title="IoU of the defect over all pixels together."),
+    Metric(
+        "iou",
+        "IoU, all pixels",
+        True,
+        _score,
+        score=True,
+        title="IoU of the defect (of several: their mean) over all pixels.",
+    ),
 )
 BY_KEY = {metric.key: metric for metric in METRICS}
 

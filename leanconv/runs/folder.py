@@ -2,10 +2,10 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from torch import nn
 
@@ -17,6 +17,8 @@ from leanconv.runs.kinds import Reference, build, read
 from leanconv.runs.lock import in_use
 from leanconv.runs.weights import load_weights, save_weights
 from leanconv.version import __version__
+
+Read = TypeVar("Read")
 
 FORMAT = 1
 TASKS = ("segment", "classify")
@@ -134,6 +136,18 @@ class RunFolder:
             warnings.warn(f"{self.path} is being written by {who}: these are its weights so far", stacklevel=2)
         load_weights(model, self.weights)
         return model.eval()
+
+    def load_with(self, read: Callable[[], Read], *, trust_code: bool = False) -> tuple[nn.Module, Read]:
+        """The network as `load_model` gives it, and what `read` says of the folder, both as they were at one moment.
+
+        A run that is trained on replaces its weights, and drops the scores of the older ones before.
+        """
+        before = read()
+        while True:
+            model, after = self.load_model(trust_code=trust_code), read()
+            if after == before:
+                return model, after
+            before = after
 
     def save_model(self, model: nn.Module) -> Path:
         """Write the model's weights to `weights`, atomically."""

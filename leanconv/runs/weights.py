@@ -63,6 +63,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict({name: stored[name] for name in state}, strict=False)
 
 
+def holds_weights(model: nn.Module, path: str | Path) -> bool:
+    """Whether a file holds the model's weights, number by number."""
+    try:
+        stored = read_tensors(path)
+    except BadCheckpoint:
+        return False
+    now = model.state_dict()
+    return all(name in now and torch.equal(value, now[name].cpu()) for name, value in stored.items())
+
+
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU. Raises BadCheckpoint where it is missing or damaged."""
     path = Path(path)

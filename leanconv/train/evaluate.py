@@ -131,8 +131,12 @@ class Scores:
             [name, "-" if iou is None else f"{iou:.4f}", "-" if dice is None else f"{dice:.4f}"]
             for name, iou, dice in zip(self.classes, self.class_iou, self.class_dice, strict=True)
         ]
-        rows.append(["mean over classes", f"{self.mean_iou:.4f}", f"{_mean(self.class_dice):.4f}"])
-        rows.append(["defect, mean over images", f"{self.image_iou:.4f}", f"{self.image_dice:.4f}"])
+        background, several = self.classes[0], len(self.classes) > 2
+        if several:
+            rows.append([f"mean over classes without {background}", f"{self.iou:.4f}", f"{self.dice:.4f}"])
+        rows.append([f"mean over classes with {background}", f"{self.mean_iou:.4f}", f"{_mean(self.class_dice):.4f}"])
+        of = f"mean of all but {background}" if several else self.classes[1]
+        rows.append([f"{of} in each image, mean over images", f"{self.image_iou:.4f}", f"{self.image_dice:.4f}"])
         chosen = "largest logit" if self.threshold is None else f"threshold {self.threshold:.2f}"
         return table(["class", "IoU", "Dice"], rows, note=f"{len(self.names)} images, {chosen}")
 
@@ -147,7 +151,7 @@ def evaluate(
     Args:
         model: `N 3 H W -> N O H W` logits; it runs in eval mode on its own device.
         samples: a data set of `Sample(image, mask, name)` with `.classes`.
-        threshold: for one logit (default 0.5).
+        threshold: for one logit (default 0.5); refused for several.
         batch: images of one size that go through the model together, at most.
         rank, processes, total: with several processes each counts its share and `total` sums the counts.
         on_images: called with the number of images done, after each batch.
@@ -160,6 +164,8 @@ def evaluate(
     names, outputs = [""] * len(samples), 1
     for group, logits, masks in _logits(model, samples, batch, rank, processes, on_images):
         outputs = logits.shape[1]
+        if outputs > 1 and threshold is not None:
+            raise BadInput(largest_wins(threshold, outputs))
         predicted = predicted_classes(logits, threshold)
         for (index, sample), truth, guess in zip(group, masks, predicted, strict=True):
             names[index], confusion[index] = sample.name, _confusion(guess, truth, len(classes))
@@ -193,6 +199,11 @@ def best_threshold(
     dice = 2 * positive[1] / (positive.sum(0) + counts[1].sum()).clamp(min=1)
     best = (dice >= dice.max()).nonzero().flatten().tolist()
     return min((GRID[i] for i in best), key=lambda value: abs(value - 0.5))
+
+
+def largest_wins(threshold: float, outputs: int) -> str:
+    """Why a threshold is refused for a model of several logits."""
+    return f"threshold={threshold:g} is for one logit; this model gives {outputs}, and the largest wins: leave it out"
 
 
 def predicted_classes(logits: Tensor, threshold: float | None) -> Tensor:

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput, missing_extra
-from leanconv.files import replace_atomic, write_json
 from leanconv.runs import RunFolder
 from leanconv.table import table
 from leanconv.train.data import side_of
 from leanconv.train.decode import SUFFIXES
 from leanconv.train.defects import Defect, find_defects
-from leanconv.train.evaluate import predicted_classes
+from leanconv.train.evaluate import largest_wins, predicted_classes
 from leanconv.train.images import ImageReader, listing
 from leanconv.train.predict_classes import Guesses, predict_classes
 from leanconv.train.progress import tracked
 from leanconv.train.recipe import Recipe
 from leanconv.train.reduce import enlarge_logits, reduce_image
-from leanconv.train.score import stored_threshold
+from leanconv.train.score import load_scored
 from leanconv.train.tiles import TooLarge, check_logits, enough_memory, predict_logits
+from leanconv.train.written import Places, check_free, write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -114,6 +114,7 @@ def predict(
     model: str | Path | nn.Module, images: Iterable[str | Path], out: str | Path, *, threshold: float | None = None,
     side: int | None = None, tile: int | None = None, overlap: int | None = None, batch: int | None = None,
     bits: int | None = None, device: str = "cpu", trust_code: bool = False, progress: bool = False,
+    overwrite: bool = False,
 ) -> Predictions | Guesses:  # fmt: skip
     """Write `<stem>_mask.png`, `<stem>_overlay.png` and `<stem>.json` to `out` for every image.
 
@@ -125,15 +126,17 @@ def predict(
     Args:
         model: a run folder, or a module.
         images: files, or folders of images.
-        threshold: probability from which a pixel is a defect; default: the run's own, else 0.5. Unused for K classes.
+        threshold: probability from which a pixel is a defect; default: the run's own, else 0.5. Refused for K classes,
+            of which the largest logit wins.
         side: the network sees the image reduced to at most this many pixels on its longer side, 0: as it is; default:
             what the run was trained on. Masks have the image's own size in any case.
         tile, overlap, batch: as in `predict_logits`. These, `side` and `threshold` are for masks alone: a classifier
             sees each image as the square of its recipe's size, and they are refused.
         bits: that a channel of 16-bit images uses; default: as in the training, else what these images use.
         progress: draw a bar on a terminal.
+        overwrite: let files of those names go that are no earlier prediction of the same images.
     Raises: BadInput for what no image can be blamed for (no images, two of one stem, an unwritable folder, one of the
-        images' own: masks and annotations that lie beside them must not be overwritten).
+        images' own: masks and annotations that lie beside them must not be overwritten; files that would be lost).
     """
     if threshold is not None and not 0 < threshold < 1:
         raise BadInput(f"threshold={threshold}: a number between 0 and 1")
@@ -147,55 +150,63 @@ def predict(
     steps = tracked(paths, "predict", progress=progress, count=len(paths))
     if folder is not None and classifier:
         _no_masks(str(model), threshold=threshold, side=side, tile=tile, overlap=overlap, batch=batch)
-        return predict_classes(folder, steps, Path(out), reader, device=device, trust_code=trust_code)
+        return predict_classes(
+            folder, steps, Path(out), reader, device=device, trust_code=trust_code, overwrite=overwrite
+        )
     _not_among(paths, Path(out))
+    check_free((Places.of(path, Path(out)) for path in paths), overwrite)
+    asked = threshold
     if folder is not None:
-        threshold = stored_threshold(folder) if threshold is None else threshold
-        model = folder.load_model(trust_code=trust_code)
+        model, chosen = load_scored(folder, trust_code=trust_code)
+        threshold = chosen if asked is None else asked
         if side is None and folder.recipe.is_file():
             side = side_of(Recipe.read(folder.recipe).data)
     assert isinstance(model, nn.Module)
-    asked = {"tile": tile, "overlap": overlap, "batch": batch}
-    tiles = {name: value for name, value in asked.items() if value is not None}
-    look = partial(_logits, model.to(torch.device(device)), side=side, tiles=tiles)
-    return _predicted(steps, Path(out), reader, look, 0.5 if threshold is None else threshold)
+    given = {"tile": tile, "overlap": overlap, "batch": batch}
+    tiles = {name: value for name, value in given.items() if value is not None}
+    look = partial(_logits, model.to(torch.device(device)), side=side, tiles=tiles, asked=asked)
+    return _predicted(steps, Path(out), reader, look, 0.5 if threshold is None else threshold, overwrite)
 
 
 def _predicted(
-    paths: Iterable[Path], out: Path, reader: ImageReader, look: Callable[[Tensor], Tensor], threshold: float
+    paths: Iterable[Path], out: Path, reader: ImageReader, look: Callable[[Tensor], Tensor], threshold: float,
+    overwrite: bool,
 ) -> Predictions:  # fmt: skip
     """The images that can be used, written; `look` gives the logits of one."""
     done, failed = [], []
     for path in paths:
+        places = Places.of(path, out)
         try:
+            places.check_names()
             image = reader.read(path, str(path))
         except BadInput as error:
             failed.append((str(path), str(error)))
             continue
         try:
             with enough_memory():
-                done.append(_written(path, image, look(image), threshold, out))
+                done.append(_written(places, image, look(image), threshold, overwrite))
         except TooLarge as error:
             failed.append((str(path), f"{path}: {error}"))
     return Predictions(str(out), tuple(done), tuple(failed), tuple(reader.notes()))
 
 
-def _logits(model: nn.Module, image: Tensor, *, side: int | None, tiles: dict[str, int]) -> Tensor:
-    """Logits `O H W` at the image's own size."""
+def _logits(
+    model: nn.Module, image: Tensor, *, side: int | None, tiles: dict[str, int], asked: float | None
+) -> Tensor:  # fmt: skip
+    """Logits `O H W` at the image's own size. Raises BadInput where a threshold was asked for, and is of no use."""
     logits = predict_logits(model, reduce_image(image, side) if side else image, **tiles)
+    if asked is not None and len(logits) > 1:
+        raise BadInput(largest_wins(asked, len(logits)))
     check_logits(len(logits), image.shape[-2], image.shape[-1])
     return enlarge_logits(logits, *image.shape[-2:])
 
 
-def _written(path: Path, image: Tensor, logits: Tensor, threshold: float, out: Path) -> Prediction:
+def _written(places: Places, image: Tensor, logits: Tensor, threshold: float, overwrite: bool) -> Prediction:
     mask = predicted_classes(logits[None], threshold)[0].to(torch.uint8)
     defects = find_defects(mask.numpy(), defect_score(logits).numpy())
     height, width = mask.shape
-    found = Prediction(str(path), width, height, threshold if len(logits) == 1 else None, tuple(defects))
-    pictures = {"mask": _mask_image(mask, binary=len(logits) <= 2), "overlay": overlay(image, mask)}
-    for name, picture in pictures.items():
-        replace_atomic(out / f"{path.stem}_{name}.png", partial(picture.save, format="PNG"))
-    write_json(out / f"{path.stem}.json", found.to_dict())
+    found = Prediction(str(places.image), width, height, threshold if len(logits) == 1 else None, tuple(defects))
+    write(places, _mask_image(mask, binary=len(logits) <= 2), overlay(image, mask), found.to_dict(), overwrite)
     return found
 
 

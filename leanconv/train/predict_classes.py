@@ -17,6 +17,7 @@ from leanconv.train.classify import BATCH_PIXELS
 from leanconv.train.images import ImageReader
 from leanconv.train.labelled import judge_shape, prepared
 from leanconv.train.recipe import Recipe
+from leanconv.train.written import check_list
 
 TOP = 5
 _BATCH = 32
@@ -64,12 +65,15 @@ class Guesses:
 
 
 def predict_classes(
-    folder: RunFolder, paths: Iterable[Path], out: Path, reader: ImageReader, *, device: str, trust_code: bool
+    folder: RunFolder, paths: Iterable[Path], out: Path, reader: ImageReader, *, device: str, trust_code: bool,
+    overwrite: bool = False,
 ) -> Guesses:  # fmt: skip
     """Write `predictions.json` to the folder `out`: class and score of each image that can be read.
 
-    Raises: BadInput for a run that does not say its image size, BadCheckpoint for one whose classes do not fit.
+    Raises: BadInput for a run that does not say its image size, or a file of that name which is no such list;
+        BadCheckpoint for a run whose classes do not fit.
     """
+    check_list(out / "predictions.json", overwrite)
     classes, size = folder.read_model().classes, run_size(folder)
     model = folder.load_model(trust_code=trust_code).to(torch.device(device))
     done: list[Guess] = []

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from leanconv.errors import BadCheckpoint, BadInput
 from leanconv.nn import Schedule
 from leanconv.runs import RunFolder, save_weights
 from leanconv.runs.lock import writing
-from leanconv.runs.weights import read_tensors
+from leanconv.runs.weights import holds_weights
 from leanconv.train.images import listing
 from leanconv.train.progress import write_history
 from leanconv.train.recipe import Recipe
@@ -150,16 +149,6 @@ def restore_files(folder: RunFolder, net: nn.Module, state: State) -> None:
     """What a run writes after its checkpoint, of one that was killed in between."""
     if not state.history:
         return
-    if state.best_step == state.step and not _holds(folder, net):
+    if state.best_step == state.step and not holds_weights(net, folder.weights):
         keep_best(folder, net)
     write_history(folder.history, state.history)
-
-
-def _holds(folder: RunFolder, net: nn.Module) -> bool:
-    """Whether the best weights in the folder are the network's, number by number."""
-    try:
-        stored = read_tensors(folder.weights)
-    except BadCheckpoint:
-        return False
-    now = net.state_dict()
-    return all(name in now and torch.equal(value, now[name].cpu()) for name, value in stored.items())

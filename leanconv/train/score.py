@@ -1,15 +1,19 @@
 """The scores of a finished run: read back from its folder, or measured again on any data."""
 
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from leanconv.errors import BadCheckpoint, BadInput
 from leanconv.files import read_json, write_json
 from leanconv.runs import RunFolder
+from leanconv.runs.lock import writing
+from leanconv.runs.weights import holds_weights
 from leanconv.table import table
 from leanconv.text import one_line
 from leanconv.train import classify
@@ -41,19 +45,25 @@ def score_run(
     if threshold is not None and run_task(folder) == "classify":
         raise BadInput(f"threshold={threshold} is for masks; {run} tells whole images apart by the largest logit")
     samples = open_run_data(folder, data or own, split)
-    model = folder.load_model(trust_code=trust_code).to(torch.device(device))
+    model, stored = load_scored(folder, trust_code=trust_code)
+    model = model.to(torch.device(device))
     samples.check(progress=progress)
     for remark in samples.remarks():
         say(remark)
     if isinstance(samples, Labelled):
         return classify.evaluate(model, samples)
     if threshold is None:
-        threshold = stored_threshold(folder)
+        threshold = stored
     if threshold is None and len(samples.classes) == 2:
         threshold = best_threshold(model, open_run_data(folder, own or data, "val"))
         if threshold is not None:
-            store_threshold(folder, threshold)
+            store_threshold(folder, threshold, of=model)
     return evaluate(model, samples, threshold=threshold)
+
+
+def load_scored(folder: RunFolder, *, trust_code: bool = False) -> tuple[nn.Module, float | None]:
+    """The run's network in eval mode and the threshold that was chosen for these very weights, or None."""
+    return folder.load_with(lambda: stored_threshold(folder), trust_code=trust_code)
 
 
 def stored_threshold(folder: RunFolder) -> float | None:
@@ -67,9 +77,17 @@ def stored_threshold(folder: RunFolder) -> float | None:
     return float(value)
 
 
-def store_threshold(folder: RunFolder, threshold: float) -> None:
-    """Put the threshold into metrics.json, beside what stands there."""
-    write_json(folder.metrics, {**read_metrics(folder), "threshold": threshold})
+def store_threshold(folder: RunFolder, threshold: float, *, of: nn.Module) -> None:
+    """Put the threshold into metrics.json, beside what stands there, if the folder still has the weights it is `of`.
+
+    Where another process trains there, or nothing can be written, it is not kept, with a warning.
+    """
+    try:
+        with writing(folder.path, "leanconv eval"):
+            if holds_weights(of, folder.weights):
+                write_json(folder.metrics, {**read_metrics(folder), "threshold": threshold})
+    except BadInput as error:
+        warnings.warn(f"the threshold {threshold:g} that was chosen is not kept: {error}", stacklevel=2)
 
 
 def read_metrics(folder: RunFolder) -> dict[str, Any]:
@@ -88,8 +106,7 @@ def read_metrics(folder: RunFolder) -> dict[str, Any]:
 def summary(folder: RunFolder) -> str:
     """The final scores of a run as a table, and the commands that come next."""
     metrics = read_metrics(folder)
-    classes = metrics.get("task") == "classify"
-    names = ("top1", "top5") if classes else ("iou", "dice", "mean_iou", "image_iou", "image_dice")
+    head, names, said = _scores_of(metrics)
     rows = [
         [split, metrics[split]["images"], *(f"{metrics[split][name]:.4f}" for name in names)]
         for split in ("val", "test")
@@ -103,15 +120,10 @@ def summary(folder: RunFolder) -> str:
         else f"epoch {metrics.get('best_epoch')} of the run was best on val; "
     )
     note += "the largest logit wins." if threshold is None else f"threshold {threshold:.2f} chosen on val."
-    scores = ["top-1", "top-5"] if classes else ["IoU", "Dice", "mean IoU", "image IoU", "image Dice"]
-    head = ["split", "images", *scores]
-    said = "top-k: share of the images whose class is among the k most probable ones."
-    if not classes:
-        said = "IoU, Dice: the defect class over all pixels; mean IoU: over classes; image: mean over images."
     path = one_line(shlex.quote(str(folder.path)))
     exported = one_line(shlex.quote(str(folder.export / "model.onnx")))
     return "\n".join([
-        table(head, rows, title=str(folder.path), note=note), "",
+        table(["split", "images", *head], rows, title=str(folder.path), note=note), "",
         said,
         "Next:",
         f"  leanconv eval {path} --split test",
@@ -119,3 +131,15 @@ def summary(folder: RunFolder) -> str:
         f"  leanconv export {path} {exported}{'' if 'val' in metrics else ' --split test'}",
         f"  leanconv report {path}",
     ])  # fmt: skip
+
+
+def _scores_of(metrics: dict[str, Any]) -> tuple[list[str], list[str], str]:
+    """The heads of the columns, their keys in a split's scores, and what they mean for these classes."""
+    classes = next((list(metrics[split]["classes"]) for split in ("val", "test") if split in metrics), ["", ""])
+    if metrics.get("task") == "classify":
+        said = "top-k: share of the images whose class is among the k most probable ones."
+        return ["top-1", f"top-{max(1, min(5, len(classes) - 1))}"], ["top1", "top5"], said
+    of = f"the class {classes[1]}" if len(classes) == 2 else f"the mean of all classes but {classes[0]}"
+    said = f"IoU, Dice: {of} over all pixels; mean IoU: over classes, {classes[0]} too; image: mean over images."
+    heads = ["IoU", "Dice", "mean IoU", "image IoU", "image Dice"]
+    return heads, ["iou", "dice", "mean_iou", "image_iou", "image_dice"], said

@@ -392,3 +392,30 @@ def test_sizes_outside_the_papers_rule_stay_unless_they_are_named():
     assert "k >= 7" in found[2].reason
     assert [swap.name for swap in plan(model, x, to="xsepconv", where="[12]").swapped] == ["1", "2"]
     assert rule in str(found)
+
+
+def test_what_stands_under_stays_because_is_a_reason():
+    """A layer that is called twice and swapped had its calls there, as if it stayed because of them."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.body, self.last = (
+                nn.Conv2d(3, 8, 3, padding=1),
+                nn.Conv2d(8, 8, 3, padding=1),
+                nn.Conv2d(8, 8, 1),
+            )
+
+        def forward(self, x):
+            return self.last(self.last(self.body(self.body(self.stem(x)))))
+
+    found = plan(Twice(), torch.randn(1, 3, 16, 16), to="splconv")
+    lines = {line.split()[0]: line for line in str(found).splitlines() if line.strip()}
+    assert [swap.calls for swap in found] == [1, 2, 2]
+    column = lines["layer"].index("stays because")
+    assert lines["body"][column:].strip() == ""
+    assert lines["last"][column:].strip() == "kernel 1x1"
+    assert lines["stem"][column:].strip() == "first convolution"
+    for name, calls in (("stem", ""), ("body", "2 calls"), ("last", "2 calls")):
+        assert calls in lines[name][:column]
+        assert ("calls" in lines[name]) == bool(calls)

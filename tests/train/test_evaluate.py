@@ -177,3 +177,34 @@ def test_the_report_says_every_figure():
     assert len(report["per_image"]) == report["images"] == 7
     assert f"{scores.image_dice:.4f}" in str(scores)
     assert "threshold 0.50" in str(scores)
+
+
+def test_each_row_of_the_table_is_what_it_says():
+    """The rows' names against sums by hand: with the background or without it, over pixels or over images."""
+    confusion = torch.zeros(2, 3, 3, dtype=torch.int64)
+    confusion[0] = torch.tensor([[50, 10, 0], [5, 20, 5], [0, 0, 10]])
+    confusion[1] = torch.tensor([[80, 0, 0], [10, 10, 0], [0, 0, 0]])
+    scores = Scores(("copper", "scratch", "pit"), None, ("a", "b"), confusion)
+
+    def cells(text):
+        return {line.rsplit("  ", 2)[0].strip(): line.split()[-2:] for line in text.splitlines()}
+
+    ious = [130 / 155, 30 / 60, 10 / 15]
+    dices = [2 * 130 / 285, 2 * 30 / 90, 2 * 10 / 25]
+    rows = cells(str(scores))
+    for name, iou, dice in zip(("copper", "scratch", "pit"), ious, dices, strict=True):
+        assert rows[name] == [f"{iou:.4f}", f"{dice:.4f}"]
+    assert rows["mean over classes with copper"] == [f"{sum(ious) / 3:.4f}", f"{sum(dices) / 3:.4f}"]
+    assert rows["mean over classes without copper"] == [f"{sum(ious[1:]) / 2:.4f}", f"{sum(dices[1:]) / 2:.4f}"]
+    image = [(20 / 40 + 10 / 15) / 2, 10 / 20]
+    assert rows["mean of all but copper in each image, mean over images"][0] == f"{sum(image) / 2:.4f}"
+    two = Scores(("copper", "scratch"), 0.4, ("a", "b"), confusion[:, :2, :2])
+    rows = cells(str(two))
+    assert not any("without" in name for name in rows)
+    assert rows["scratch in each image, mean over images"][0] == f"{(20 / 35 + 10 / 20) / 2:.4f}"
+    assert "threshold 0.40" in str(two)
+
+
+def test_a_threshold_for_several_logits_is_refused():
+    with pytest.raises(BadInput, match=r"threshold=0\.9 is for one logit; this model gives 3, and the largest wins"):
+        evaluate(FromImage(3), random_samples(classes=3), threshold=0.9)
