@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.cpu_kernels import keep_freed_memory, least
 from leanconv.kernels.cpu.bind_separable import BoundSeparable
+from leanconv.kernels.cpu.cpu import this_cpu
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.tiles import matrix_tile
 from leanconv.ops.separable import Separable
@@ -41,7 +42,7 @@ def row(c: int, o: int, side: int, tiles: list[Tile], seconds: float) -> list[st
     """GFLOP/s of each tile, then the chosen one's, and its share of the best."""
     x = torch.randn(1, c, side, side).contiguous(memory_format=torch.channels_last)
     weights, form = [torch.randn(o, c), torch.randn(o)], Separable((c,), (), o, True, "relu")
-    chosen = matrix_tile(o, side * side, c, True)
+    chosen = matrix_tile(this_cpu(), o, side * side, c, True)
     calls: dict[str, Any] = {}
     for tile in {*tiles, chosen}:
         bound = with_tile(form, weights, tile)

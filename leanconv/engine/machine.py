@@ -1,17 +1,16 @@
 """What this machine can run, and what to install for the rest."""
 
 import importlib.util
-import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from leanconv.kernels import cpu_status
+from leanconv.kernels.cpu.cpu import cpuinfo, this_cpu, usable_cores
 from leanconv.measure import describe
 from leanconv.table import table
 from leanconv.version import __version__
@@ -83,7 +82,8 @@ def diagnose() -> Diagnosis:
     """Look at this machine: CPU, threads, accelerators, compilers, and the libraries of every extra."""
     facts = describe("cpu")
     machine = {
-        "cpu": facts["name"], "features": _cpu_features(), "torch_isa": facts["isa"], "cores": _cores(),
+        "cpu": facts["name"], "features": [name for name in FEATURES if name in cpuinfo()[1]],
+        "caches": _caches(), "torch_isa": facts["isa"], "cores": len(usable_cores()),
         "threads": facts["threads"], "system": f"{facts['system']} {platform.machine()}", "python": facts["python"],
         "leanconv": __version__, "torch": facts["torch"], "gpus": _gpus(),
         "kernels": "{}: {}".format(*cpu_status()),
@@ -125,18 +125,11 @@ def _which(*names: str) -> str:
     return next((path for path in map(shutil.which, names) if path), "")
 
 
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu_features() -> list[str]:
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return []
-    lines = info.read_text().splitlines()
-    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return [name for name in FEATURES if name in flags]
+def _caches() -> str:
+    """The data caches of a core, such as "32 KiB, 1 MiB, 32 MiB"."""
+    cpu = this_cpu()
+    sizes = (size for size in (cpu.l1, cpu.l2, cpu.l3) if size)
+    return ", ".join(f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB" for size in sizes)
 
 
 def _gpus() -> list[str]:

@@ -5,6 +5,8 @@ import importlib.util
 import pytest
 import torch
 
+from tests.cpus import CPUS
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
@@ -22,6 +24,12 @@ def halide():
     import halide
 
     return halide
+
+
+@pytest.fixture(params=CPUS)
+def cpu(request):
+    """Each of the described processors."""
+    return CPUS[request.param]
 
 
 @pytest.fixture

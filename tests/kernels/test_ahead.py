@@ -44,7 +44,7 @@ def test_other_threads_compile_while_one_lists(jobs):
 def test_the_helper_fills_the_cache(jobs, tmp_path, monkeypatch):
     monkeypatch.setattr(ahead, "WORTH", 1)
     monkeypatch.setattr(ahead, "_LEAVING_S", 120.0)
-    monkeypatch.setattr(ahead, "_cores", lambda: 2)
+    monkeypatch.setattr(ahead, "usable_cores", lambda: {0, 1})
     with ahead._helper(jobs):
         pass
     assert all(cache.has(tmp_path, build.name_of(job)) for job in jobs)
@@ -55,7 +55,7 @@ def test_the_helper_fills_the_cache(jobs, tmp_path, monkeypatch):
 @pytest.mark.parametrize("broken", ["/nowhere/python", "/bin/false"])
 def test_without_a_helper_all_is_compiled_here(jobs, tmp_path, monkeypatch, broken):
     monkeypatch.setattr(ahead, "WORTH", 1)
-    monkeypatch.setattr(ahead, "_cores", lambda: 2)
+    monkeypatch.setattr(ahead, "usable_cores", lambda: {0, 1})
     monkeypatch.setattr(sys, "executable", broken)
     ahead.compile_all(jobs)
     assert all(cache.has(tmp_path, build.name_of(job)) for job in jobs)

@@ -4,13 +4,15 @@ import gc
 import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
 from leanconv import kernels
 from leanconv.errors import BadInput, MissingExtra
-from leanconv.kernels.cpu import bind, bind_gated, bind_split, bound, build, program, storage
+from leanconv.kernels.cpu import bind, bind_gated, bind_split, bound, build, program
+from leanconv.kernels.cpu.cpu import this_cpu
 from leanconv.ops.gated_sum import GatedSum, gated_pointwise
 from leanconv.ops.grouped import Grouped, grouped
 from leanconv.ops.grouped import reference as grouped_reference
@@ -234,9 +236,9 @@ def test_weights_made_in_inference_mode_may_change(halide):
 
 
 @torch.no_grad()
-def test_a_machine_without_products_of_pairs(halide, monkeypatch):
+def test_a_machine_without_products_of_pairs(halide):
     """Then bfloat16 is widened before the products; the same numbers come out."""
-    monkeypatch.setattr(storage, "has_pairs", lambda: False)
+    cpu = replace(this_cpu(), bf16=False)
     around = (1, 1, 1, 1)
     x, skip = (torch.randn(2, c, 9, 7).bfloat16() for c in (6, 5))
     short = [
@@ -252,7 +254,7 @@ def test_a_machine_without_products_of_pairs(halide, monkeypatch):
         (Upsample((6,), 2), 1, slice(5, 6), ()),
     ):
         op = {Separable: reference, Grouped: grouped_reference, Upsample: upsample_reference}[type(form)]
-        y, _ = bind(form, short[which])([x, skip][:inputs], *rest)
+        y, _ = bind(form, short[which], cpu)([x, skip][:inputs], *rest)
         eager = op([x, skip][:inputs], short[which], form, *rest)[0]
         exact = op(double[:inputs], wide[which], form, *[None if r is None else r.double() for r in rest])[0]
         assert_no_worse(y, eager, exact, dtype=torch.bfloat16)

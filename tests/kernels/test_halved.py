@@ -11,6 +11,7 @@ from leanconv.kernels.cpu import bind, bind_halved, bind_separable, build, halve
 from leanconv.kernels.cpu.bind_separable import BoundSeparable, Maker
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.ops.separable import Separable, Stencil, reference
+from tests.cpus import with_cache
 from tests.kernels.tolerance import laid_out, weights_of
 
 pytestmark = pytest.mark.usefixtures("halide")
@@ -39,7 +40,9 @@ def forced(monkeypatch):
         asked.append(pipeline)
         return made(pipeline, core, tile)
 
-    monkeypatch.setattr(bind_halved, "halved_tile", lambda o, pixels, *more: Tile(3, 32, 16) if pixels > 4 else None)
+    monkeypatch.setattr(
+        bind_halved, "halved_tile", lambda cpu, o, pixels, *more: Tile(3, 32, 16) if pixels > 4 else None
+    )
     monkeypatch.setattr(bind_halved, "DEPTH", 0)
     for place in (bind_halved, bind_separable):
         monkeypatch.setattr(place, "kernel", kernel)
@@ -69,10 +72,8 @@ def test_any_size_batch_and_layout(name, forced, h, w, n, how, other, cache):
     wide = None if residual is None else residual.double()
     exact, exact_means = reference([x.double() for x in inputs], [t.double() for t in weights], form, wide)
     eager, eager_means = reference(inputs, weights, form, residual)
-    call = bind(form, weights)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bind_halved, "cache_bytes", lambda: cache)  # blocks of few rows, too
-        y, means = call(inputs, residual)
+    call = bind(form, weights, with_cache(cache))  # blocks of few rows, too
+    y, means = call(inputs, residual)
     assert_close(y, eager, exact)
     if form.average:
         assert (means - exact_means).abs().max() < 8 * (eager_means - exact_means).abs().max() + 1e-6
@@ -84,9 +85,8 @@ def test_any_size_batch_and_layout(name, forced, h, w, n, how, other, cache):
 @pytest.mark.parametrize(("h", "n", "rows"), [(40, 1, 20), (41, 2, 41), (41, 1, None)])
 def test_two_threads(h, n, rows, forced, monkeypatch, two_threads):
     """As many blocks for each, all alike; where they cannot be, the direct product is taken."""
-    monkeypatch.setattr(bind_halved, "cache_bytes", lambda: 20 << 20)
-    monkeypatch.setattr(bind_halved, "halved_cycles", lambda tile, o, pixels, depth, blocks=1: blocks)  # few
-    x, call = torch.randn(n, 128, h, 13), bind(MOBILENET, weights_of(MOBILENET))
+    monkeypatch.setattr(bind_halved, "halved_cycles", lambda cpu, tile, o, pixels, depth, blocks=1: blocks)  # few
+    x, call = torch.randn(n, 128, h, 13), bind(MOBILENET, weights_of(MOBILENET), with_cache(20 << 20))
     one, means = call([x])
     two, means_two = two_threads(call, [x])
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
@@ -101,14 +101,14 @@ def test_two_threads(h, n, rows, forced, monkeypatch, two_threads):
 def test_without_a_compiler(forced, monkeypatch):
     """Blocks are made one after the other there, too."""
     weights, x = weights_of(MOBILENET), torch.randn(2, 128, 8, 6)
-    monkeypatch.setattr(bind_halved, "cache_bytes", lambda: 4 * 7 * 128 * 6 * 2)  # of two rows
-    expected, means = bind(MOBILENET, weights)([x])
+    cpu = with_cache(4 * 7 * 128 * 6 * 2)  # of two rows
+    expected, means = bind(MOBILENET, weights, cpu)([x])
     monkeypatch.setattr(build, "compiler", lambda: "")
     memos = (build.runtime, build._kernel, program.library)
     try:
         for memo in memos:
             memo.cache_clear()
-        call = bind(MOBILENET, weights)
+        call = bind(MOBILENET, weights, cpu)
         y, found = call([x])
     finally:
         for memo in memos:
@@ -135,22 +135,20 @@ def test_where_the_direct_product_stays(forced, monkeypatch):
     assert halved.projected not in forced
 
 
-def test_blocks_are_where_it_pays(monkeypatch, two_threads):
+def test_blocks_are_where_it_pays(cpu, two_threads):
     """Of large maps only, and as many rows as divide the map, with sums for a quarter of the cache, or half of it."""
 
-    def rows(channels, side, height=0):
+    def rows(channels, side, height=0, l2=1 << 20):
         stencil = replace(SQUARE, channels=channels)
         form = Separable((channels,), ((stencil,),), channels)
         x = torch.empty(1, channels, height or side, side).contiguous(memory_format=torch.channels_last)
-        bound = BoundSeparable(form, weights_of(form))
+        bound = BoundSeparable(form, weights_of(form), replace(cpu, l2=l2))
         return bind_halved._rows(Maker(bound, [x], None, None, (1, channels, height or side, side)))
 
-    monkeypatch.setattr(bind_halved, "cache_bytes", lambda: 1 << 20)
     assert rows(512, 14) == 2  # of 1, 2, 7 and 14
     assert two_threads(rows, 512, 14) == 7  # as many blocks for each
     assert rows(512, 16) == 4
     assert rows(512, 14, 13) is None  # single rows are too few pixels
     assert rows(512, 5) is None  # on narrower vectors 7 are enough
     assert rows(256, 28) is None
-    monkeypatch.setattr(bind_halved, "cache_bytes", lambda: 100 << 10)
-    assert rows(512, 14) is None
+    assert rows(512, 14, l2=100 << 10) is None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leanconv.kernels.cpu import bind, bind_halved, bind_separable, bind_split, bound, tiles
+from leanconv.kernels.cpu import bind, bind_halved, bind_split, bound
 from leanconv.kernels.cpu.memory import ALIGN, HUGE, huge, settled
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Gates
@@ -20,6 +20,7 @@ from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable, Stencil
 from leanconv.ops.upsample import Upsample
+from tests.cpus import with_cache
 from tests.kernels.tolerance import DTYPES, weights_of
 
 pytestmark = pytest.mark.usefixtures("halide")
@@ -190,10 +191,8 @@ def test_the_others(c, size, dtype):
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(3, 5), (9, 30)])
-def test_maps_that_are_fetched_from_memory(size, monkeypatch):
+def test_maps_that_are_fetched_from_memory(size):
     """Block by block, a row or so at a time; of a slice of channels that slice alone."""
-    for place in (tiles, bind_separable):
-        monkeypatch.setattr(place, "cache_bytes", lambda: 10)
     fence = Fence()
     for c, wide in ((5, 5), (19, 19), (3, 40)):
         x = dense(torch.float32, 2, wide, *size)[:, :c]
@@ -201,7 +200,7 @@ def test_maps_that_are_fetched_from_memory(size, monkeypatch):
         beside = (*row, Stencil(2, c - 2, (3, 1), padding=(1, 1, 0, 0)))
         for name, stages in {"3x3": (square,), "two": (square, square), "side by side": (beside,)}.items():
             form = Separable((c,), stages, 9)
-            fence.add(f"{name} of {c}", bind(form, weights_of(form)), [x, None, None])
+            fence.add(f"{name} of {c}", bind(form, weights_of(form), with_cache(10)), [x, None, None])
     assert all(step.program._keep[2] for _, step, *_ in fence.cases)
     fence.hold()
 

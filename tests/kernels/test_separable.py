@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu import bind, bind_separable, tiles
+from leanconv.kernels.cpu import bind, bind_separable
 from leanconv.kernels.cpu.storage import FLOAT, Storage
 from leanconv.ops.separable import Separable, Stencil, reference
+from tests.cpus import with_cache
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out, weights_of
 
 pytestmark = pytest.mark.usefixtures("halide")
@@ -111,14 +112,11 @@ def test_an_empty_map_between_stencils(n):
 @torch.no_grad()
 @pytest.mark.parametrize(("far", "dtype"), [(False, torch.float32), (True, torch.bfloat16), (True, torch.float32)])
 @pytest.mark.parametrize(("name", "h", "w"), [("splconv", 5, 121), ("wide", 9, 61), ("xsepconv", 8, 115)])
-def test_long_rows_and_far_maps(name, h, w, far, dtype, monkeypatch):
+def test_long_rows_and_far_maps(name, h, w, far, dtype):
     """Rows whose stencils go by strips, and maps that are copied before the vectors take turns; blocks of few rows."""
-    if far:
-        for place in (tiles, bind_separable):
-            monkeypatch.setattr(place, "cache_bytes", lambda: 1000)
-    form = FORMS[name]
+    form, cpu = FORMS[name], with_cache(1000) if far else None
     weights = [w.to(dtype) for w in weights_of(form)]
-    check(form, weights, h, w, 2, bind(form, weights), ["channels_last"] * 2, dtype)
+    check(form, weights, h, w, 2, bind(form, weights, cpu), ["channels_last"] * 2, dtype)
 
 
 ASKEW = Separable(
@@ -131,13 +129,10 @@ FEW = Separable((19,), ((Stencil(0, 19, (1, 3), padding=(0, 0, 1, 1)),),), 21)
 @torch.no_grad()
 @pytest.mark.parametrize("far", [False, True])
 @pytest.mark.parametrize("form", [ASKEW, FEW, FORMS["splconv"], FORMS["fuseconv"]], ids=["askew", "few", "two", "both"])
-def test_a_map_read_where_it_lies(form, far, monkeypatch):
+def test_a_map_read_where_it_lies(form, far):
     """Borders of every side, narrow maps and maps that end within a tile: nothing but the map is read."""
-    if far:
-        for place in (tiles, bind_separable):
-            monkeypatch.setattr(place, "cache_bytes", lambda: 100)
     weights = weights_of(form)
-    bound = bind(form, weights)
+    bound = bind(form, weights, with_cache(100) if far else None)
     for h, w in ((2, 4), (1, 5), (3, 9), (6, 24), (19, 31)):
         if min(form.size(h, w)) > 0:
             check(form, weights, h, w, 2, bound, ["crop", "slice"], torch.float32)
@@ -160,11 +155,10 @@ def test_which_maps_are_read_where_they_lie():
 
 
 @torch.no_grad()
-def test_which_maps_are_fetched(monkeypatch):
+def test_which_maps_are_fetched():
     """What is too large for the cache, be it one map or the maps of a batch."""
-    bound = bind(FEW, weights_of(FEW))
     x = torch.randn(1, 19, 5, 8)
-    monkeypatch.setattr(bind_separable, "cache_bytes", lambda: x.numel() * 4)
+    bound = bind(FEW, weights_of(FEW), with_cache(x.numel() * 4))
 
     def fetched(x):
         return bool(bound.step(x.contiguous(memory_format=torch.channels_last), None, None).program._keep[2])

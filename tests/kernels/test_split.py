@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu import bind, bind_separable, bind_split, tiles
+from leanconv.kernels.cpu import bind, bind_split
 from leanconv.ops import gated_sum, grouped, separable
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.separable import Separable, Stencil
+from tests.cpus import with_cache
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out, weights_of
 
 pytestmark = pytest.mark.usefixtures("halide")
@@ -41,13 +42,11 @@ def composed(x, form, weights, others):
 @pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", [LARGE, MIXED], ids=["splconv", "spconv"])
-def test_any_size_batch_and_layout(form, dtype, blocks, monkeypatch):
+def test_any_size_batch_and_layout(form, dtype, blocks):
     """Sizes at which the result lies where the first pass's did, and such at which it cannot."""
-    if blocks:
-        for place in (tiles, bind_separable):
-            monkeypatch.setattr(place, "cache_bytes", lambda: 20000)
     weights, others = ([w.to(dtype) for w in each] for each in passes(form))
-    bound, placed = bind_split(form, weights, BLEND, others), set()
+    cpu = with_cache(20000) if blocks else None
+    bound, placed = bind_split(form, weights, BLEND, others, cpu), set()
     for n, h, w, layout in [(0, 5, 5, "nchw"), (2, 16, 24, "slice"), (1, 29, 1, "crop"), (3, 8, 16, "nchw")]:
         x = laid_out(torch.randn(n, 19, h, w).to(dtype), layout)
         before = x.clone()

@@ -26,7 +26,7 @@ def halved(monkeypatch):
     """Every 1×1 of even sizes and enough pixels is made so; what the kernels were asked for."""
     asked = []
 
-    def tile(width, pixels, depth):
+    def tile(cpu, width, pixels, depth):
         return Tile(3, 32, 16) if width % 2 == depth % 2 == 0 and pixels >= 5 else None
 
     def kernel(pipeline, core, tile, made=bind_halved.kernel):
@@ -127,14 +127,14 @@ def test_factors_of_weights_are_rounded_once():
     assert torch.equal(packed[1, 4].T, torch.stack([b22[2].float(), torch.zeros(2)]))
 
 
-def test_it_is_taken_where_it_pays():
+def test_it_is_taken_where_it_pays(cpu):
     """Large products only: sums of the map and of the products take their time."""
-    tile = tiles.halved_tile(512, 196, 512)
+    tile = tiles.halved_tile(cpu, 512, 196, 512)
     assert tile is not None
-    least = tiles.halved_cycles(tile, 512, 196, 512)
-    assert all(tiles.halved_cycles(other, 512, 196, 512) >= least for other in tiles.matrix_tiles())
-    direct = tiles.matrix_tile(512, 196, 512, True)
-    assert least < tiles.PAYS * tiles.matrix_cycles(direct, 512, 196, 512, True)
+    least = tiles.halved_cycles(cpu, tile, 512, 196, 512)
+    assert all(tiles.halved_cycles(cpu, other, 512, 196, 512) >= least for other in tiles.matrix_tiles(cpu))
+    direct = tiles.matrix_tile(cpu, 512, 196, 512, True)
+    assert least < tiles.PAYS * tiles.matrix_cycles(cpu, direct, 512, 196, 512, True)
     for width, pixels, depth in (
         (512, 196, 16),
         (16, 196, 512),
@@ -143,4 +143,4 @@ def test_it_is_taken_where_it_pays():
         (512, 196, 511),
         (512, 196, 502),
     ):  # 251 is a prime
-        assert tiles.halved_tile(width, pixels, depth) is None
+        assert tiles.halved_tile(cpu, width, pixels, depth) is None

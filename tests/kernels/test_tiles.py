@@ -5,32 +5,41 @@ import math
 import pytest
 import torch
 
-from leanconv.kernels.cpu import bind, build, tiles
+from leanconv.kernels.cpu import bind, build
 from leanconv.kernels.cpu.pieces import Tile
-from leanconv.kernels.cpu.tiles import REUSED, cache_bytes, matrix_cycles, matrix_tile, reused, row_block
+from leanconv.kernels.cpu.tiles import REUSED, lanes_for, matrix_cycles, matrix_tile, matrix_tiles, reused, row_block
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable, Stencil, reference
+from tests.cpus import HASWELL, NEOVERSE, SAPPHIRE_RAPIDS, ZEN4
 
 pytestmark = pytest.mark.usefixtures("halide")
 AROUND = (1, 1, 1, 1)
 
 
-def test_the_best_tile_is_the_one_of_least_cycles():
-    best = matrix_tile(64, 196, 32, True)
-    cycles = matrix_cycles(best, 64, 196, 32, True)
-    for rows in range(1, 15):
-        assert matrix_cycles(Tile(rows, best.block, best.lanes), 64, 196, 32, True) >= cycles
-    assert matrix_cycles(Tile(8, 16, 16), 64, 7, 32, True) == math.inf  # more pixels than the map has
+def test_the_best_tile_is_the_one_of_least_cycles(cpu):
+    best = matrix_tile(cpu, 64, 196, 32, True)
+    cycles = matrix_cycles(cpu, best, 64, 196, 32, True)
+    assert best in matrix_tiles(cpu)
+    assert all(matrix_cycles(cpu, tile, 64, 196, 32, True) >= cycles for tile in matrix_tiles(cpu))
+    assert matrix_cycles(cpu, Tile(8, 16, 16), 64, 7, 32, True) == math.inf  # more pixels than the map has
 
 
-def test_which_of_equal_tiles(monkeypatch):
+def test_tiles_fit_the_registers(cpu):
+    """Its sums, a vector of weights for each of its vectors, one for a pixel, and one to spare."""
+    for tile in matrix_tiles(cpu):
+        vectors = tile.block // tile.lanes
+        assert tile.pixels * vectors + vectors + 1 < cpu.registers
+        assert tile.lanes <= cpu.lanes
+
+
+@pytest.mark.parametrize("cpu", [ZEN4, SAPPHIRE_RAPIDS], ids=["zen4", "sapphire rapids"])
+def test_which_of_equal_tiles(cpu):
     """With AVX-512: 4 vectors of pixels in a row, 2 elsewhere; of pairs 4 are slow in more than one panel."""
-    monkeypatch.setattr(tiles, "_vectors", lambda: (16, 1.0, 32))
     wide, narrow = Tile(4, 64, 16), Tile(8, 32, 16)
 
     def slower(*sizes):
-        return matrix_cycles(wide, *sizes) / matrix_cycles(narrow, *sizes)
+        return matrix_cycles(cpu, wide, *sizes) / matrix_cycles(cpu, narrow, *sizes)
 
     assert 0.95 < slower(128, 64, 32, True) < 1
     assert 1 < slower(128, 64, 32, False) < 1.05
@@ -45,16 +54,23 @@ def test_a_tile_that_is_there_is_taken_where_it_costs_little_more():
     assert reused("best", ["far", "impossible"], cost) == "best"
 
 
-def test_blocks_are_whole_tiles():
+def test_half_vectors_where_they_cost_nothing():
+    """24 channels: Zen 4's vectors pass in two halves, whole ones would waste a fourth; elsewhere half ones take twice
+    as long."""
+    assert (lanes_for(ZEN4, 24), lanes_for(SAPPHIRE_RAPIDS, 24)) == (8, 16)
+    assert (lanes_for(HASWELL, 24), lanes_for(NEOVERSE, 24)) == (8, 4)
+
+
+def test_blocks_are_whole_tiles(cpu):
     """Rows that fill 1.2 of half the cache are made at once, those that fill 2.4 in two blocks of whole tiles."""
-    half = cache_bytes() // 2
-    assert row_block(196, 1, half // 160, 0, 1, 14) == 196
-    assert row_block(196, 1, half // 80, 0, 1, 14) == 98
-    assert row_block(196, 1, half // 60, 0, 1, 14) == 70
-    assert row_block(7, 1, 4, 0, 1, 14) == 14
-    assert row_block(196, 1, half // 160, 0, 2, 14) == 98
-    assert row_block(56, 1, half // 20, 2, 1) == 19
-    assert row_block(0, 1, 4, 0, 1) == 1
+    half = cpu.l2 // 2
+    assert row_block(cpu, 196, 1, half // 160, 0, 1, 14) == 196
+    assert row_block(cpu, 196, 1, half // 80, 0, 1, 14) == 98
+    assert row_block(cpu, 196, 1, half // 60, 0, 1, 14) == 70
+    assert row_block(cpu, 7, 1, 4, 0, 1, 14) == 14
+    assert row_block(cpu, 196, 1, half // 160, 0, 2, 14) == 98
+    assert row_block(cpu, 56, 1, half // 20, 2, 1) == 19
+    assert row_block(cpu, 0, 1, 4, 0, 1) == 1
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     if half:
         keep_in(graph, torch.bfloat16)
     with torch.no_grad():
-        runs, blocks = choose(graph, seconds=bench.measuring_s, clock=bench.clock)
+        runs, blocks = choose(graph, seconds=bench.measuring_s, clock=bench.clock, cpu=bench.cpu)
     program = Program(graph, runs, bench.dense)
     form = bench.from_flat(program, widen=not half, alone=program.alone)
     blocks.note = _kernels()

@@ -15,6 +15,7 @@ from leanconv.engine.fused.graph import UNRUN, Graph, Node
 from leanconv.engine.fused.kernels import KernelRun, SplitRun
 from leanconv.engine.fused.stages import Block, Gated, Slices, Stage, Upsample
 from leanconv.kernels import cpu_reason
+from leanconv.kernels.cpu.cpu import Cpu
 from leanconv.measure.latency import CLOCK_WORDS, Timing, interleave, once_ms
 from leanconv.table import table
 
@@ -26,7 +27,7 @@ PRIMED_MS = 3.0  # shorter calls are timed in warm caches
 # A form that differs from PyTorch's by more than this share of the largest value is not used.
 PREFERRED, MARGIN = ("kernel", "split"), 0.05
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}
-_MEASURED: dict[Hashable, dict[str, Any]] = {}  # by geometry; one process, one machine
+_MEASURED: dict[Hashable, dict[str, Any]] = {}  # by processor and geometry; one process, one machine
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,19 @@ class Blocks:
 
 
 def choose(
-    graph: Graph, *, seconds: float, clock: str = "wall", forms: Mapping[str, Sequence[Form]] = FORMS
-) -> tuple[dict[Node, Run], Blocks]:
+    graph: Graph, *, seconds: float, clock: str = "wall", forms: Mapping[str, Sequence[Form]] = FORMS,
+    cpu: Cpu | None = None,
+) -> tuple[dict[Node, Run], Blocks]:  # fmt: skip
     """A function for every node of the graph, and the table of why.
 
     Args:
         seconds: what measuring may take at the most.
         clock: as `measure.latency.interleave` has it.
+        cpu: the processor that kernels are chosen for (default: this one).
     """
+    forms = {kind: [form.on(cpu) for form in each] for kind, each in forms.items()}
     if seconds > 0:
-        _compile(graph, forms)
+        _compile(graph, forms, cpu)
     deadline = time.perf_counter() + seconds
     runs: dict[Node, Run] = {}
     seen: dict[Hashable, list[Any]] = {}
@@ -97,7 +101,7 @@ def choose(
         if node.kind in UNRUN:
             continue
         choices = forms[node.kind]
-        key, label = geometry(node), repr(node.data)
+        key, label = (cpu, geometry(node)), repr(node.data)
         measured = {choices[0].name: 0.0} if len(choices) == 1 else _MEASURED.get(key)
         if measured is None:
             measured = _measure(node, choices, deadline, clock)
@@ -121,7 +125,7 @@ def choose(
     return runs, Blocks(rows, clock)
 
 
-def _compile(graph: Graph, forms: Mapping[str, Sequence[Form]]) -> None:
+def _compile(graph: Graph, forms: Mapping[str, Sequence[Form]], cpu: Cpu | None) -> None:
     """Compile the kernels of all forms of all nodes that were not measured before, on more than one core."""
     if cpu_reason():
         return
@@ -130,7 +134,7 @@ def _compile(graph: Graph, forms: Mapping[str, Sequence[Form]]) -> None:
 
     with listed() as jobs:
         for node in graph.nodes:
-            if node.kind in UNRUN or len(forms[node.kind]) < 2 or geometry(node) in _MEASURED:
+            if node.kind in UNRUN or len(forms[node.kind]) < 2 or (cpu, geometry(node)) in _MEASURED:
                 continue
             inputs = [sample(x, empty=True) for x in node.inputs]
             for form in forms[node.kind]:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from leanconv.engine.fused.chain import Run, chain, shuffled
 from leanconv.engine.fused.graph import Node, Ref
-from leanconv.engine.fused.kernels import has_matrix_unit, kernel, split
+from leanconv.engine.fused.kernels import kernel, split
 from leanconv.engine.fused.stages import Block, Gated, Stage, activate
 from leanconv.engine.fused.statistics import AROUND_A_PIVOT
+from leanconv.kernels.cpu.cpu import Cpu, this_cpu
 from leanconv.kernels.cpu.layouts import to_pixels
 from leanconv.ops.exact import exact_mean
 
@@ -26,10 +27,18 @@ LAST = torch.channels_last
 
 @dataclass(frozen=True)
 class Form:
-    """`make(node)` gives the function, or None where the form does not cover the node."""
+    """`make(node)` gives the function, or None where the form does not cover the node.
+
+    `of_cpu`: it depends on the processor, `make(node, cpu=...)`; None is this one.
+    """
 
     name: str
-    make: Callable[[Node], Run | None]
+    make: Callable[..., Run | None]
+    of_cpu: bool = False
+
+    def on(self, cpu: Cpu | None) -> "Form":
+        """The form as it is made for a processor."""
+        return Form(self.name, partial(self.make, cpu=cpu)) if self.of_cpu else self
 
 
 def _aten_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run:
@@ -85,11 +94,11 @@ def _has_onednn(dtype: torch.dtype) -> bool:
     return torch.backends.mkldnn.is_available() and dtype in (torch.float32, torch.bfloat16)
 
 
-def _mixed(node: Node) -> Run | None:
-    """Stencils in a kernel, the product in oneDNN."""
-    if node.dtype != torch.bfloat16 or not has_matrix_unit():
+def _mixed(node: Node, cpu: Cpu | None = None) -> Run | None:
+    """Stencils in a kernel, the product in oneDNN: where there is a unit for it, which Halide does not use."""
+    if node.dtype != torch.bfloat16 or not (cpu or this_cpu()).amx:
         return None
-    return split(node, lambda tail: chain(tail, _onednn_stage))
+    return split(node, lambda tail: chain(tail, _onednn_stage), cpu)
 
 
 def _matrix(node: Node) -> Run | None:
@@ -197,12 +206,12 @@ FORMS: dict[str, list[Form]] = {
         Form("onednn", lambda node: chain(node, _onednn_stage)),
         Form("aten", lambda node: chain(node, _aten_stage)),
         Form("matrix", _matrix),
-        Form("kernel", kernel),
-        Form("split", split),
-        Form("kernel+onednn", _mixed),
+        Form("kernel", kernel, of_cpu=True),
+        Form("split", lambda node, cpu=None: split(node, cpu=cpu), of_cpu=True),
+        Form("kernel+onednn", _mixed, of_cpu=True),
     ],
-    "gated": [Form("aten", _gated), Form("kernel", kernel)],
-    "upsample": [Form("aten", _upsample), Form("kernel", kernel)],
+    "gated": [Form("aten", _gated), Form("kernel", kernel, of_cpu=True)],
+    "upsample": [Form("aten", _upsample), Form("kernel", kernel, of_cpu=True)],
     "affine": [Form("aten", _affine)],
     "act": [Form("aten", lambda node: partial(activate, act=node.data))],
     "scale": [Form("aten", lambda node: lambda x, gate: x * gate.to(x.dtype))],
@@ -214,7 +223,7 @@ FORMS: dict[str, list[Form]] = {
     "sum": [Form("aten", lambda node: lambda x: x.sum((2, 3), keepdim=True, dtype=node.dtype))],
     "cast": [Form("aten", lambda node: lambda x: x.to(node.dtype))],
     "pad": [Form("aten", _pad)],
-    "max_pool": [Form("aten", _max_pool), Form("kernel", kernel)],
+    "max_pool": [Form("aten", _max_pool), Form("kernel", kernel, of_cpu=True)],
     "linear": [Form("aten", _linear)],
     "call": [Form("aten", _call)],
 }

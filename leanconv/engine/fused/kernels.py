@@ -1,6 +1,5 @@
 """The form "kernel": the primitive's kernel for this machine's CPU, bound to the node's weights."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from leanconv.engine.fused.graph import Node
 from leanconv.engine.fused.primitives import primitive
 from leanconv.engine.fused.stages import Block
 from leanconv.kernels import cpu_reason
+from leanconv.kernels.cpu.cpu import Cpu
 from leanconv.ops.grouped import Grouped
 
 DTYPES = (torch.float32, torch.bfloat16)  # of maps
@@ -38,12 +38,6 @@ def _launched(steps: Sequence[Prepared]) -> Callable[[], None]:
         run()
 
     return call
-
-
-@functools.cache
-def has_matrix_unit() -> bool:
-    """Whether the machine multiplies tiles of bfloat16 in a unit of its own (AMX), which oneDNN uses and Halide not."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def _plain(average: Tensor) -> bool:
@@ -134,27 +128,30 @@ class KernelRun:
         return (y, average[:, :, None, None]) if self.average else y
 
 
-def kernel(node: Node) -> KernelRun | None:
-    """The bound kernel of a node; None where no kernel covers it, or this machine has none."""
+def kernel(node: Node, cpu: Cpu | None = None) -> KernelRun | None:
+    """The bound kernel of a node; None where no kernel covers it, or this machine has none.
+
+    `cpu`: the processor that it is chosen for (default: this one).
+    """
     if cpu_reason() or node.dtype not in DTYPES or (found := primitive(node)) is None:
         return None
     from leanconv.kernels.cpu import BINDERS, bind
 
     form, weights = found
-    return KernelRun(node, bind(form, weights), form) if type(form) in BINDERS else None
+    return KernelRun(node, bind(form, weights, cpu), form) if type(form) in BINDERS else None
 
 
 Finish = Callable[[Node], Callable[..., Any] | None]
 
 
 class SplitRun:
-    """A block as two steps: its stencils in a kernel, then its 1×1 as `finish` makes it, with the map between them in
-    memory.
+    """A block as two steps: its stencils in a kernel, then its 1×1 as `finish` makes it (default: in a kernel, too),
+    with the map between them in memory.
 
     Where the map does not stay in the cache anyway this can be faster: each has a schedule of its own.
     """
 
-    def __init__(self, node: Node, finish: Finish) -> None:
+    def __init__(self, node: Node, finish: Finish | None, cpu: Cpu | None) -> None:
         block: Block = node.data
         pieces = node.inputs[: block.pieces]
         h, w = pieces[0].shape[2:]
@@ -167,7 +164,7 @@ class SplitRun:
         inputs = [self.head, *node.inputs[block.pieces :]]
         self.tail = Node("block", inputs, tail, node.shape, node.dtype, node.name)
         self.pieces = block.pieces
-        first, second = kernel(self.head), finish(self.tail)
+        first, second = kernel(self.head, cpu), finish(self.tail) if finish else kernel(self.tail, cpu)
         if first is None or second is None:
             raise ValueError("no kernel for a part of it")
         self.first, self.second = first, second
@@ -200,9 +197,9 @@ class SplitRun:
         return call
 
 
-def split(node: Node, finish: Finish = kernel) -> SplitRun | None:
+def split(node: Node, finish: Finish | None = None, cpu: Cpu | None = None) -> SplitRun | None:
     """Two steps for a block of stencils and a 1×1; None for other blocks, and where there are no kernels."""
     block = node.data
     if cpu_reason() or node.dtype not in DTYPES or len(block.stages) < 2 or not block.stages[-1].pointwise:
         return None
-    return None if block.beside or primitive(node) is None else SplitRun(node, finish)
+    return None if block.beside or primitive(node) is None else SplitRun(node, finish, cpu)

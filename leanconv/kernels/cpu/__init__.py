@@ -12,6 +12,7 @@ from leanconv.kernels.cpu.bind_maps import BoundMaxPool, BoundUpsample
 from leanconv.kernels.cpu.bind_separable import BoundSeparable
 from leanconv.kernels.cpu.bind_split import BoundSplit
 from leanconv.kernels.cpu.bound import Bound
+from leanconv.kernels.cpu.cpu import Cpu, this_cpu
 from leanconv.ops.forms import Form
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.grouped import Grouped
@@ -19,7 +20,7 @@ from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable
 from leanconv.ops.upsample import Upsample
 
-__all__ = ["BINDERS", "Bound", "bind", "bind_split", "global_average"]
+__all__ = ["BINDERS", "Bound", "Cpu", "bind", "bind_split", "global_average", "this_cpu"]
 
 # Form -> the class that binds it.
 BINDERS: dict[type[Form], Any] = {
@@ -31,29 +32,33 @@ BINDERS: dict[type[Form], Any] = {
 }
 
 
-def bind(form: Form, weights: Sequence[Tensor]) -> Bound:
+def bind(form: Form, weights: Sequence[Tensor], cpu: Cpu | None = None) -> Bound:
     """A primitive with its weights packed, to be called with maps alone: the arguments of its function in `ops`.
 
     Takes maps of float32 or bfloat16 (and gives the same). Compiles when it first meets maps of a new kind, or finds
     what was compiled before. Safe in many threads.
+
+    Args:
+        cpu: the processor that schedules are chosen for (default: this one). The code is compiled for this one.
     Raises: MissingExtra without halide.
     """
     from leanconv.kernels.cpu.frontend import halide
 
     halide()
-    bound: Bound = BINDERS[type(form)](form, [_plain(w) for w in weights])
+    bound: Bound = BINDERS[type(form)](form, [_plain(w) for w in weights], cpu)
     return bound
 
 
 def bind_split(
-    first: Separable | Grouped, first_weights: Sequence[Tensor], second: GatedSum, second_weights: Sequence[Tensor]
-) -> BoundSplit:
+    first: Separable | Grouped, first_weights: Sequence[Tensor], second: GatedSum, second_weights: Sequence[Tensor],
+    cpu: Cpu | None = None,
+) -> BoundSplit:  # fmt: skip
     """Both passes of SPConv or SPLConv as one primitive, to be called with the map: its first channels go through
     `first`, the others are `second`'s.
 
     Raises: BadInput unless the two fit together; MissingExtra without halide.
     """
-    return BoundSplit(bind(first, first_weights), bind(second, second_weights))  # type: ignore[arg-type]
+    return BoundSplit(bind(first, first_weights, cpu), bind(second, second_weights, cpu))  # type: ignore[arg-type]
 
 
 def _plain(weights: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import IO, cast
 
 from leanconv.kernels.cpu import cache
 from leanconv.kernels.cpu.build import Job, compiler, kernel, make, name_of
+from leanconv.kernels.cpu.cpu import usable_cores
 
 # So many kernels are worth another process: it begins by importing PyTorch, in the time that a dozen take.
 WORTH = 16
@@ -34,7 +35,7 @@ def compile_all(jobs: Iterable[Job]) -> None:
 def _helper(jobs: Sequence[Job]) -> Iterator[None]:
     """A process that compiles the jobs from the last to the first, if there is a core for it and enough to do."""
     where = next(cache.folders(cache.default_folder()), None) if compiler() else None
-    if where is None or cache.shut_reason(where) or _cores() < 2:
+    if where is None or cache.shut_reason(where) or len(usable_cores()) < 2:
         yield
         return
     missing = [job for job in jobs if not cache.has(where, name_of(job))]
@@ -65,10 +66,6 @@ def _started(where: Path, jobs: Sequence[Job]) -> "subprocess.Popen[bytes] | Non
     with contextlib.suppress(BrokenPipeError), cast(IO[bytes], process.stdin) as stream:
         stream.write(listed)
     return process
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:

@@ -24,11 +24,12 @@ from leanconv.kernels.cpu.bound import (
     weights_view,
 )  # fmt: skip
 from leanconv.kernels.cpu.build import kernel
+from leanconv.kernels.cpu.cpu import Cpu
 from leanconv.kernels.cpu.maps import pack_projection, pixel_stride
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Gates, Program, View, Work
 from leanconv.kernels.cpu.structures import library
-from leanconv.kernels.cpu.tiles import cache_bytes, row_block, whole_tile
+from leanconv.kernels.cpu.tiles import row_block, whole_tile
 from leanconv.ops.forms import averaged, check_channels
 from leanconv.ops.gated_sum import GatedSum
 
@@ -36,8 +37,8 @@ from leanconv.ops.gated_sum import GatedSum
 class BoundGatedSum(Bound):
     """`ops.gated_sum.gated_pointwise` bound to its weights: `bound(a, inputs, a_average=None, averages=None)`."""
 
-    def __init__(self, form: GatedSum, weights: Sequence[Tensor]) -> None:
-        super().__init__()
+    def __init__(self, form: GatedSum, weights: Sequence[Tensor], cpu: Cpu | None = None) -> None:
+        super().__init__(cpu)
         self.form, left = form, [w.detach().float() for w in weights]
         self._weight = left.pop(0).reshape(form.out_channels, sum(form.channels))
         self._bias = left.pop(0) if form.bias else None
@@ -112,7 +113,7 @@ class BoundGatedSum(Bound):
         a, *inputs = maps
         form, (n, o, h, w) = self.form, a.shape
         pixels, size, gates = h * w, (n, o, h, w), 1 + len(inputs)
-        storage = storage_for(*maps)
+        storage = storage_for(self.cpu, *maps)
         core = pointwise.Pointwise(
             tuple((x.shape[1], pixel_stride(x)) for x in inputs), o, False, form.activation, pixel_stride(a), False,
             True, storage,
@@ -120,8 +121,8 @@ class BoundGatedSum(Bound):
         channels = sum(form.channels)
         tile: Tile | None = self.matrix_tile(core, o, pixels, channels, storage)
         if whole and tile is not None and pixels % tile.pixels:
-            far = storage.bytes * pixels * o > cache_bytes()
-            tile = whole_tile(o, pixels, storage.steps(channels), storage.pairs, 1.1 if far else 1.02)
+            far = storage.bytes * pixels * o > self.cpu.l2
+            tile = whole_tile(self.cpu, o, pixels, storage.steps(channels), storage.pairs, 1.1 if far else 1.02)
         if tile is None:
             return None
         arguments: list[View] = []
@@ -134,7 +135,7 @@ class BoundGatedSum(Bound):
         out = gates + 1 + len(weights)
         arguments.append(flat_out_view(out, size, storage))
         block = row_block(
-            pixels, n, storage.bytes * (sum(form.channels) + 2 * o), 0, torch.get_num_threads(), tile.pixels
+            self.cpu, pixels, n, storage.bytes * (sum(form.channels) + 2 * o), 0, torch.get_num_threads(), tile.pixels
         )
         average = average_of(out, out + 1, size, storage, flat=True) if form.average else None
         made = kernel(pointwise.pipeline, core, tile)

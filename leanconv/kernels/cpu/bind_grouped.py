@@ -20,6 +20,7 @@ from leanconv.kernels.cpu.bound import (
     weights_view,
 )  # fmt: skip
 from leanconv.kernels.cpu.build import kernel
+from leanconv.kernels.cpu.cpu import Cpu
 from leanconv.kernels.cpu.maps import MOST_PLANES, in_planes, pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.padded import Core
 from leanconv.kernels.cpu.program import Program, View, Work
@@ -36,8 +37,8 @@ class BoundGrouped(Bound):
 
     method: str | None = None
 
-    def __init__(self, form: Grouped, weights: Sequence[Tensor]) -> None:
-        super().__init__()
+    def __init__(self, form: Grouped, weights: Sequence[Tensor], cpu: Cpu | None = None) -> None:
+        super().__init__(cpu)
         self.planes = form.groups == len(form.channels) == 1 and sum(form.channels) <= MOST_PLANES
         self.form, left = form, [w.detach().float() for w in weights]
         g, o, c = form.groups, form.out_channels, sum(form.channels)
@@ -81,13 +82,13 @@ class BoundGrouped(Bound):
         form, (n, _, h, w) = self.form, inputs[0].shape
         p, q = form.size(h, w)
         size = (n, form.width, p, q)
-        storage = storage_for(*inputs, residual)
+        storage = storage_for(self.cpu, *inputs, residual)
         planes = self.planes and in_planes(inputs[0])
         core = Core(
             form, () if planes else tuple(map(pixel_stride, inputs)), 0 if residual is None else pixel_stride(residual),
             storage,
         )  # fmt: skip
-        way = way_of(core, n, (p, q), self.tile, self.method)
+        way = way_of(self.cpu, core, n, (p, q), self.tile, self.method)
         tiles, direct = way.tiles, way.method == "direct" and not planes
         if direct and any(form.padding[2:]) and tiles.inner.pixels == tiles.outer.pixels == q:
             core = replace(core, columns=w)

@@ -14,7 +14,7 @@ from leanconv.kernels.cpu.build import kernel
 from leanconv.kernels.cpu.maps import pack_vector, pixel_stride
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import View, Work
-from leanconv.kernels.cpu.tiles import arithmetic, cache_bytes, halved_cycles, halved_tile, row_block
+from leanconv.kernels.cpu.tiles import arithmetic, halved_cycles, halved_tile, row_block
 
 if TYPE_CHECKING:
     from leanconv.kernels.cpu.bind_separable import Maker
@@ -39,7 +39,7 @@ def pointwise(made: Maker) -> Step | None:
     out = View(made.pointers + len(made.weights), _halves(o, p * q, o), 0, p * q * o, rows=True)
     pairs = -(-p * q // 2)
     row_bytes = 4 * strassen.PRODUCTS * form.middle // 2
-    block = pairs if p * q % 2 else row_block(pairs, n, row_bytes, 0, torch.get_num_threads(), tile.pixels)
+    block = pairs if p * q % 2 else row_block(made.cpu, pairs, n, row_bytes, 0, torch.get_num_threads(), tile.pixels)
     work = Work(n, pairs, block, tile.pixels)
     step = made.finish([(kernel(strassen.pipeline, core, tile), [*arguments, out])], work, flat=False, apart=True)
     step.method = "strassen"
@@ -62,9 +62,9 @@ def projected(made: Maker) -> Step | None:
     if rows is None:
         return None
     pixels = rows * q
-    best = halved_tile(o, pixels, form.middle, p // rows)
+    best = halved_tile(made.cpu, o, pixels, form.middle, p // rows)
     assert best is not None
-    tile = made.bound.tile(("halved", core), best, lambda tile: halved_cycles(tile, o, pixels, form.middle))
+    tile = made.bound.tile(("halved", core), best, lambda tile: halved_cycles(made.cpu, tile, o, pixels, form.middle))
     arguments: list[View] = []
     for source, taps, column in zip(made.bound.tracks, made.bound.taps, made.columns(), strict=True):
         arguments += [made.input(source), *map(made.add, taps), _products(made, column, source.channels, tile)]
@@ -88,13 +88,13 @@ def _rows(made: Maker) -> int | None:
     14×14, blocks of 2 rows take 1 % less than such of 7, although weights pass more often, and 2 % less than such of 1.
     """
     (n, o, p, q), depth = made.size, made.form.middle
-    fitting = cache_bytes() // 4 // (strassen.PRODUCTS * depth * q) if depth >= DEPTH else 0
+    fitting = made.cpu.l2 // 4 // (strassen.PRODUCTS * depth * q) if depth >= DEPTH else 0
     costs: dict[int, tuple[bool, float]] = {}
     for rows in range(min(p, 2 * fitting), 0, -1):
         alike = p % rows == 0 and n * (p // rows) % torch.get_num_threads() == 0
-        tile = halved_tile(o, rows * q, depth, p // rows) if alike else None
+        tile = halved_tile(made.cpu, o, rows * q, depth, p // rows) if alike else None
         if tile is not None and rows * q >= 4 * tile.pixels:
-            costs[rows] = rows > fitting, halved_cycles(tile, o, rows * q, depth, p // rows)
+            costs[rows] = rows > fitting, halved_cycles(made.cpu, tile, o, rows * q, depth, p // rows)
     return min(costs, key=lambda rows: costs[rows], default=None)
 
 

@@ -19,6 +19,7 @@ from leanconv.kernels.cpu.bound import (
     weights_view,
 )  # fmt: skip
 from leanconv.kernels.cpu.build import kernel
+from leanconv.kernels.cpu.cpu import Cpu
 from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Average, Program, View, Work
@@ -31,8 +32,8 @@ from leanconv.ops.upsample import Upsample
 class BoundUpsample(Bound):
     """`ops.upsample.upsample` with form and weights given: `bound(inputs)`."""
 
-    def __init__(self, form: Upsample, weights: Sequence[Tensor]) -> None:
-        super().__init__()
+    def __init__(self, form: Upsample, weights: Sequence[Tensor], cpu: Cpu | None = None) -> None:
+        super().__init__(cpu)
         k, o = form.factor, form.out_channels
         self.form, weight = form, weights[0].detach().float()  # C O k k
         # For each row i of the factor a 1×1 `k·O C`, the column's results first by pixel, then by channel.
@@ -52,7 +53,7 @@ class BoundUpsample(Bound):
         form, (n, _, h, w) = self.form, inputs[0].shape
         k, o = form.factor, form.out_channels
         size, width = (n, o, h * k, w * k), k * o
-        storage = storage_for(*inputs)
+        storage = storage_for(self.cpu, *inputs)
         core = upsample.Rows(
             tuple((x.shape[1], pixel_stride(x)) for x in inputs), width, form.bias, form.activation, storage
         )  # fmt: skip
@@ -74,7 +75,9 @@ class BoundUpsample(Bound):
             line = k * w * o
             target = View(out, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, True, storage.half)
             kernels.append((made, [*arguments, target]))
-        block = row_block(h, n, storage.bytes * w * (sum(form.channels) + k * width), 0, torch.get_num_threads())
+        block = row_block(
+            self.cpu, h, n, storage.bytes * w * (sum(form.channels) + k * width), 0, torch.get_num_threads()
+        )
         average = None
         if form.average:  # a row of the work is k rows of the output
             average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, k * k * w * o, storage.half)
@@ -84,8 +87,8 @@ class BoundUpsample(Bound):
 class BoundMaxPool(Bound):
     """`ops.pool.max_pool` with the form given: `bound(x)`."""
 
-    def __init__(self, form: MaxPool, weights: Sequence[Tensor] = ()) -> None:
-        super().__init__()
+    def __init__(self, form: MaxPool, weights: Sequence[Tensor] = (), cpu: Cpu | None = None) -> None:
+        super().__init__(cpu)
         self.form = form
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -102,12 +105,12 @@ class BoundMaxPool(Bound):
     def _step(self, *maps: Tensor | None) -> Step:
         form, (x,) = self.form, [x for x in maps if x is not None]
         (n, c, _, w), (p, q) = x.shape, form.size(*x.shape[2:])
-        storage, sides = storage_for(x), (form.padding[0], form.padding[2])
+        storage, sides = storage_for(self.cpu, x), (form.padding[0], form.padding[2])
         core = pool.Pool(c, pixel_stride(x), form.kernel, form.stride, sides, storage)
-        size, lanes = (n, c, p, q), lanes_for(c)
+        size, lanes = (n, c, p, q), lanes_for(self.cpu, c)
         made = kernel(pool.pipeline, core, Tile(1, lanes, lanes))
         block = row_block(
-            p, n, storage.bytes * c * (q + w * form.stride[0]), form.kernel[0] - 1, torch.get_num_threads()
+            self.cpu, p, n, storage.bytes * c * (q + w * form.stride[0]), form.kernel[0] - 1, torch.get_num_threads()
         )
         average = average_of(1, 2, size, storage) if form.average else None
         arguments = [map_view(0, x, 0, c), out_view(1, size, 0, c, storage)]

@@ -26,11 +26,12 @@ from leanconv.kernels.cpu.bound import (
     weights_view,
 )  # fmt: skip
 from leanconv.kernels.cpu.build import kernel
+from leanconv.kernels.cpu.cpu import Cpu
 from leanconv.kernels.cpu.maps import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.program import Fetch, Program, View, Work
 from leanconv.kernels.cpu.stencils import Track, written_out
-from leanconv.kernels.cpu.tiles import cache_bytes, fill, lanes_for, row_block, strip
+from leanconv.kernels.cpu.tiles import fill, lanes_for, row_block, strip
 from leanconv.kernels.cpu.tracks import Source, split_weights, track_weights, tracks
 from leanconv.ops.forms import Stencil, check_channels
 from leanconv.ops.separable import Separable
@@ -39,8 +40,8 @@ from leanconv.ops.separable import Separable
 class BoundSeparable(Bound):
     """`ops.separable.separable` with form and weights given: `bound(inputs, residual=None, gate=None)`."""
 
-    def __init__(self, form: Separable, weights: Sequence[Tensor]) -> None:
-        super().__init__()
+    def __init__(self, form: Separable, weights: Sequence[Tensor], cpu: Cpu | None = None) -> None:
+        super().__init__(cpu)
         self.form, self.tracks = form, tracks(form)
         self._flat = all(
             s.identity and s.stride == (1, 1) and s.activation == "none" for t in self.tracks for s in t.stencils
@@ -88,8 +89,8 @@ class Maker:
         self, bound: BoundSeparable, inputs: list[Tensor], residual: Tensor | None, gate: Tensor | None,
         size: tuple[int, int, int, int],
     ) -> None:  # fmt: skip
-        self.bound, self.form, self.inputs, self.size = bound, bound.form, inputs, size
-        self.residual, self.gate, self.storage = residual, gate, storage_for(*inputs, residual)
+        self.bound, self.form, self.inputs, self.size, self.cpu = bound, bound.form, inputs, size, bound.cpu
+        self.residual, self.gate, self.storage = residual, gate, storage_for(bound.cpu, *inputs, residual)
         self.pointers = len(inputs) + (residual is not None) + (gate is not None)
         self.weights: list[Tensor] = []
         self.at_residual, self.at_gate = len(inputs), len(inputs) + (residual is not None)
@@ -102,7 +103,7 @@ class Maker:
                 (self._track(source),), None, self.size[1], False, self.form.activation, self.residual_pixel(), False,
                 self.storage,
             )  # fmt: skip
-            lanes = lanes_for(source.channels)
+            lanes = lanes_for(self.cpu, source.channels)
             arguments = [self.input(source), *map(self.add, taps)]
             if self.residual is not None:
                 arguments.append(map_view(self.at_residual, self.residual, first, source.channels))
@@ -148,7 +149,7 @@ class Maker:
         """The maps (all samples) that are not copied and are too large for the second-level cache, each once."""
         found: dict[int, Fetch] = {}
         for source, track in zip(self.bound.tracks, core.tracks, strict=True):
-            if track.direct and self.storage.bytes * self.inputs[source.index].numel() >= 2 * cache_bytes():
+            if track.direct and self.storage.bytes * self.inputs[source.index].numel() >= 2 * self.cpu.l2:
                 made = Fetch(self.input(source), self.size[3], *_rows_read(track.stencils))
                 found[source.index] = made.joined(found.get(source.index, made))
         return list(found.values())
@@ -174,7 +175,7 @@ class Maker:
         arguments.append(flat_out_view(self.pointers + len(self.weights), self.size, self.storage))
         # A block's input is read once for every panel of weights; its output passes, unless it is averaged.
         kept = form.middle + o * form.average
-        block = row_block(pixels, n, self.storage.bytes * kept, 0, torch.get_num_threads(), tile.pixels)
+        block = row_block(self.cpu, pixels, n, self.storage.bytes * kept, 0, torch.get_num_threads(), tile.pixels)
         work = Work(n, pixels, block, tile.pixels)
         return self.finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
 
@@ -212,7 +213,7 @@ class Maker:
 
         direct = self.bound.project is not None and self._reads_in_place(stencils[0], widths[1])
         copied = len(stencils) > 1 or not direct
-        far = copied and self.storage.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * cache_bytes()
+        far = copied and self.storage.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * self.cpu.l2
         if direct:
             widths[1] -= sum(stencils[0].padding[2:])
         best = tuple(map(fill, widths))
@@ -263,7 +264,7 @@ class Maker:
                 step *= stencil.stride[0]
                 halo = max(halo, (stencil.kernel[0] - 1) * stencil.dilation[0])
                 row_bytes += 4 * source.channels * q * step * step
-        return Work(n, p, row_block(p, n, row_bytes, halo, torch.get_num_threads()))
+        return Work(n, p, row_block(self.cpu, p, n, row_bytes, halo, torch.get_num_threads()))
 
 
 def _rows_read(stencils: Sequence[Stencil]) -> tuple[int, int]:

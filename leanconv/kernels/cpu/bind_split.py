@@ -24,7 +24,7 @@ class BoundSplit(Bound):
     """
 
     def __init__(self, first: BoundSeparable | BoundGrouped, blend: BoundGatedSum) -> None:
-        super().__init__()
+        super().__init__(first.cpu)
         self._first, self._blend = first, blend
         form = first.form
         if len(form.channels) != 1 or not form.average or form.residual or getattr(form, "gate", False):

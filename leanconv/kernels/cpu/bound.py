@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput
+from leanconv.kernels.cpu.cpu import Cpu, this_cpu
 from leanconv.kernels.cpu.layouts import even
 from leanconv.kernels.cpu.maps import in_planes, new_map, pixel_stride
 from leanconv.kernels.cpu.memory import settled
@@ -64,12 +65,14 @@ class Step:
 class Bound:
     """What the primitives share: a step for each set of shapes, made when it is first met. Safe in many threads.
 
-    A subclass says in `_step(*maps)` how to make one; maps that are not there are None, and left out of the call.
+    A subclass says in `_step(*maps)` how to make one, for its `cpu`; maps that are not there are None, and left out of
+    the call.
     """
 
     planes = False  # whether an image in planes is read as it is
 
-    def __init__(self) -> None:
+    def __init__(self, cpu: Cpu | None = None) -> None:
+        self.cpu = cpu or this_cpu()
         self._steps: dict[Any, Step] = {}
         self._short: dict[Any, Step] = {}
         self._made: dict[Hashable, list[Any]] = {}
@@ -109,14 +112,15 @@ class Bound:
     def matrix_tile(self, core: Hashable, width: int, pixels: int, channels: int, storage: Storage) -> Tile:
         """As `tiles.matrix_tile` of all pixels in a row, see `tile`."""
         sizes = width, pixels, storage.steps(channels), True, storage.pairs
-        return self.tile(core, matrix_tile(*sizes), lambda tile: matrix_cycles(tile, *sizes))
+        best = matrix_tile(self.cpu, *sizes)
+        return self.tile(core, best, lambda tile: matrix_cycles(self.cpu, tile, *sizes))
 
     def halved_tile(self, width: int, pixels: int, depth: int) -> Tile | None:
         """As `tiles.halved_tile`, see `tile`."""
-        best = halved_tile(width, pixels, depth)
+        best = halved_tile(self.cpu, width, pixels, depth)
         if best is None:
             return None
-        return self.tile("halved", best, lambda tile: halved_cycles(tile, width, pixels, depth))
+        return self.tile("halved", best, lambda tile: halved_cycles(self.cpu, tile, width, pixels, depth))
 
     def takes(self, x: Tensor) -> bool:
         """Whether a step reads the map where it lies, without a copy."""
@@ -169,12 +173,12 @@ def check_fit(maps: Sequence[Tensor], n: int, size: Sequence[int]) -> None:
         raise BadInput(f"maps of {n} samples of {size[0]}×{size[1]} are needed, got {[tuple(x.shape) for x in maps]}")
 
 
-def storage_for(*maps: Tensor | None) -> Storage:
+def storage_for(cpu: Cpu, *maps: Tensor | None) -> Storage:
     """How the maps of a call are stored. Raises BadInput unless all in the same way."""
     found = {x.dtype for x in maps if x is not None}
     if len(found) != 1:
         raise BadInput(f"maps of one dtype are needed, got {', '.join(sorted(map(str, found)))}")
-    return storage_of(found.pop())
+    return storage_of(found.pop(), cpu)
 
 
 def check_vectors(vectors: Sequence[Tensor], n: int, channels: Sequence[int]) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from leanconv.files import LOCK, Held, Lock, draft, sweep
+from leanconv.kernels.cpu.cpu import cpuinfo
 from leanconv.kernels.cpu.trust import BUILDING, claim, entry_name, ours, shut
 
 _HASH = 32
@@ -131,12 +132,7 @@ def key(*parts: str) -> str:
 @functools.lru_cache(1)
 def machine() -> str:
     """The CPU's features, as far as compiled code depends on them."""
-    info = Path("/proc/cpuinfo")
-    flags = ""
-    if info.is_file():
-        lines = info.read_text().splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{sys.platform} {platform.machine()} {flags}"
+    return f"{sys.platform} {platform.machine()} {' '.join(sorted(cpuinfo()[1]))}"
 
 
 def fetch(name: str, build: Callable[[Path], object], where: Path) -> Path:

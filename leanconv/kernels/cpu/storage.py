@@ -1,11 +1,11 @@
 """How a kernel's maps and weights are stored: in float32, or in bfloat16, which is computed with in float32."""
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from leanconv.kernels.cpu.cpu import Cpu
 from leanconv.kernels.cpu.frontend import halide
 
 
@@ -99,17 +99,9 @@ class Widened:
         return hl.cast(hl.Float(32), hl.reinterpret(hl.BFloat(16), self.bits[place]))
 
 
-@functools.lru_cache(1)
-def has_pairs() -> bool:
-    """Whether this machine sums two products of bfloat16 in one instruction that Halide knows of."""
-    hl = halide()
-    target = hl.get_host_target()
-    return any(target.has_feature(getattr(hl.TargetFeature, name)) for name in ("AVX512_Zen4", "AVX512_SapphireRapids"))
-
-
-def storage_of(dtype: torch.dtype) -> Storage:
-    """How maps of `dtype` (float32 or bfloat16) are stored and multiplied on this machine."""
-    return Storage(True, has_pairs()) if dtype == torch.bfloat16 else FLOAT
+def storage_of(dtype: torch.dtype, cpu: Cpu) -> Storage:
+    """How maps of `dtype` (float32 or bfloat16) are stored and multiplied on a processor."""
+    return Storage(True, cpu.bf16) if dtype == torch.bfloat16 else FLOAT
 
 
 def image(name: str, dimensions: int, storage: Storage = FLOAT) -> Any:

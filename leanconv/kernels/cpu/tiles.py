@@ -7,60 +7,38 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu.frontend import halide
+from leanconv.kernels.cpu.cpu import Cpu
 from leanconv.kernels.cpu.pieces import Tile
 from leanconv.kernels.cpu.strassen import SHORTEST, piece_length
 
 
-@functools.lru_cache(1)
-def _vectors() -> tuple[int, float, int]:
-    """Widest vector in numbers, how fast one half as wide is (1: as many numbers a cycle), how many registers."""
-    hl = halide()
-    target = hl.get_host_target()
-    widest = int(target.natural_vector_size(hl.Float(32)))
-    registers = 16 if widest == 8 else 32
-    # Zen 4 runs a 512-bit instruction in two halves: 256-bit ones lose nothing, and waste less on odd channels.
-    half = 1.0 if widest <= 8 or "znver4" in str(target) else 0.5
-    return widest, half, registers
-
-
-@functools.lru_cache(1)
-def cache_bytes() -> int:
-    """The second-level cache of a core."""
-    try:
-        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
-    except (ValueError, OSError):
-        found = 0
-    return found if found > 0 else 1 << 20
-
-
-@functools.lru_cache(1)
-def matrix_tiles() -> tuple[Tile, ...]:
-    """The register tiles of a product that this machine has registers for."""
-    widest, _, registers = _vectors()
+@functools.lru_cache(16)
+def matrix_tiles(cpu: Cpu) -> tuple[Tile, ...]:
+    """The register tiles of a product that the processor has registers for."""
+    widest = cpu.lanes
     return tuple(
         Tile(rows, lanes * vectors, lanes)
         for lanes in {widest, max(4, widest // 2)}
         # Half vectors only one at a time: LLVM pairs several of them into whole ones, and shuffles (half the speed).
         for vectors in range(1, 9 if lanes == widest else 2)
         for rows in range(1, 15)
-        if rows * vectors + vectors + 1 <= registers - 1
+        if rows * vectors + vectors + 1 <= cpu.registers - 1
     )
 
 
 @functools.lru_cache(4096)
-def matrix_tile(width: int, pixels: int, depth: int, flat: bool, pairs: bool = False) -> Tile:
+def matrix_tile(cpu: Cpu, width: int, pixels: int, depth: int, flat: bool, pairs: bool = False) -> Tile:
     """The register tile of a projection of `depth` channels to `width`, of rows of `pixels` (all of them if `flat`).
 
     The least cycles of the model: the multiply-adds or the loads of a step, whichever are more, and the tile's own end.
     Where the product takes `pairs` of channels, `depth` counts those (`Storage.steps`).
     """
-    return min(matrix_tiles(), key=lambda tile: matrix_cycles(tile, width, pixels, depth, flat, pairs))
+    return min(matrix_tiles(cpu), key=lambda tile: matrix_cycles(cpu, tile, width, pixels, depth, flat, pairs))
 
 
-def matrix_cycles(tile: Tile, width: int, pixels: int, depth: int, flat: bool, pairs: bool = False) -> float:
+def matrix_cycles(cpu: Cpu, tile: Tile, width: int, pixels: int, depth: int, flat: bool, pairs: bool = False) -> float:
     """What the model says of a tile for `matrix_tile`'s arguments; infinite where the kernel cannot run with it."""
-    widest, half, _ = _vectors()
+    widest, half = cpu.lanes, cpu.half_speed
     rows, vectors = tile.pixels, tile.block // tile.lanes
     if flat and rows > pixels:
         return math.inf
@@ -78,17 +56,17 @@ def matrix_cycles(tile: Tile, width: int, pixels: int, depth: int, flat: bool, p
 
 
 @functools.lru_cache(4096)
-def whole_tile(width: int, pixels: int, depth: int, pairs: bool, most: float) -> Tile | None:
+def whole_tile(cpu: Cpu, width: int, pixels: int, depth: int, pairs: bool, most: float) -> Tile | None:
     """As `matrix_tile`, of all pixels in a row, a tile of which the pixels are a multiple; None where it takes more
     than `most` times as long.
     """
 
     def cycles(tile: Tile) -> float:
-        return matrix_cycles(tile, width, pixels, depth, True, pairs)
+        return matrix_cycles(cpu, tile, width, pixels, depth, True, pairs)
 
-    fitting = [tile for tile in matrix_tiles() if pixels % tile.pixels == 0]
+    fitting = [tile for tile in matrix_tiles(cpu) if pixels % tile.pixels == 0]
     best = min(fitting, key=cycles)
-    return best if cycles(best) <= most * cycles(matrix_tile(width, pixels, depth, True, pairs)) else None
+    return best if cycles(best) <= most * cycles(matrix_tile(cpu, width, pixels, depth, True, pairs)) else None
 
 
 ARITHMETICS = ("lean", "direct", "fewest")
@@ -113,9 +91,9 @@ PAYS = 0.95
 MEMORY = 12  # bytes a cycle
 
 
-def halved_cycles(tile: Tile, width: int, pixels: int, depth: int, blocks: int = 1) -> float:
+def halved_cycles(cpu: Cpu, tile: Tile, width: int, pixels: int, depth: int, blocks: int = 1) -> float:
     """As `matrix_cycles`, of seven products of halves in place of the direct one (`strassen.py`), of so many blocks."""
-    widest, half, _ = _vectors()
+    widest, half = cpu.lanes, cpu.half_speed
     rows, vectors, pairs = tile.pixels, tile.block // tile.lanes, -(-pixels // 2)
     if rows > pairs:
         return math.inf
@@ -126,21 +104,21 @@ def halved_cycles(tile: Tile, width: int, pixels: int, depth: int, blocks: int =
     added = math.ceil(pairs / rows) * math.ceil(width / 2 / tile.block) * rows * vectors * 22 * rate
     # Weights are seven quarters as large, and come from memory in a network that does not fit the cache.
     brought = 0.75 * 4 * width * depth / MEMORY
-    return blocks * (7 * matrix_cycles(tile, -(-width // 2), pairs, depth // 2, False) + sums + added) + brought
+    return blocks * (7 * matrix_cycles(cpu, tile, -(-width // 2), pairs, depth // 2, False) + sums + added) + brought
 
 
 @functools.lru_cache(4096)
-def halved_tile(width: int, pixels: int, depth: int, blocks: int = 1) -> Tile | None:
+def halved_tile(cpu: Cpu, width: int, pixels: int, depth: int, blocks: int = 1) -> Tile | None:
     """The register tile of seven products of halves, of so many blocks of `pixels`.
 
     None where the direct product is as fast, where they do not halve, or a sum is too short to be made in pieces.
     """
     if width % 2 or depth % 2 or not SHORTEST <= piece_length(depth // 2) < depth // 2:
         return None
-    best = min(matrix_tiles(), key=lambda tile: halved_cycles(tile, width, pixels, depth))
+    best = min(matrix_tiles(cpu), key=lambda tile: halved_cycles(cpu, tile, width, pixels, depth))
     every = width, blocks * pixels, depth, True
-    direct = matrix_cycles(matrix_tile(*every), *every)
-    return best if halved_cycles(best, width, pixels, depth, blocks) < PAYS * direct else None
+    direct = matrix_cycles(cpu, matrix_tile(cpu, *every), *every)
+    return best if halved_cycles(cpu, best, width, pixels, depth, blocks) < PAYS * direct else None
 
 
 # By how much the model may call a tile slower that is there already, before another kernel is compiled.
@@ -157,9 +135,9 @@ def reused(best: Tiles, made: Sequence[Tiles], cost: Callable[[Tiles], float]) -
 
 
 @functools.lru_cache(4096)
-def lanes_for(channels: int) -> int:
+def lanes_for(cpu: Cpu, channels: int) -> int:
     """The vectors of a kernel without a projection: those that waste few lanes."""
-    widest, half, _ = _vectors()
+    widest, half = cpu.lanes, cpu.half_speed
     narrow = max(4, widest // 2)
     cost = {
         lanes: math.ceil(channels / lanes) * (1.0 if lanes == widest else 0.5 / half + 0.03)
@@ -185,13 +163,13 @@ def strip(rows: int, width: int, tile: int) -> int:
     return max(1, (12 << 10) // (rows * tile * 64))
 
 
-def row_block(rows: int, samples: int, row_bytes: int, halo: int, threads: int, least: int = 1) -> int:
+def row_block(cpu: Cpu, rows: int, samples: int, row_bytes: int, halo: int, threads: int, least: int = 1) -> int:
     """How many rows a block has: half the second-level cache, not so few that the halo counts, all threads busy.
 
     `least`: what is made at once; a block is a multiple of it, for what is left over takes as long (7 % of 196 pixels
     in three blocks by tiles of 14).
     """
-    block = max(least, 4 * halo, cache_bytes() // 2 // max(1, row_bytes))
+    block = max(least, 4 * halo, cpu.l2 // 2 // max(1, row_bytes))
     blocks = max(1, round(rows / block))
     if threads > 1:  # as many blocks for every thread
         blocks = math.ceil(blocks * samples / threads) * threads // math.gcd(samples, threads)

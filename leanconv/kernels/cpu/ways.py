@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from leanconv.kernels.cpu import grouped, winograd
+from leanconv.kernels.cpu.cpu import Cpu
 from leanconv.kernels.cpu.grouped import Tiles
 from leanconv.kernels.cpu.maps import pack_projection
 from leanconv.kernels.cpu.padded import Core, mixed, spread
@@ -37,7 +38,7 @@ class Way:
     cycles: float
 
 
-def direct_way(core: Core, samples: int, size: Pair, choose: Choose) -> Way:
+def direct_way(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose) -> Way:
     """By the sum as it stands."""
     form, storage, (p, q) = core.form, core.storage, size
     c, taps = sum(form.channels), form.kernel[0] * form.kernel[1]
@@ -46,16 +47,16 @@ def direct_way(core: Core, samples: int, size: Pair, choose: Choose) -> Way:
     first = each, q, steps, False
 
     def cycles(tiles: Tiles) -> float:
-        after = 0.0 if form.project is None else matrix_cycles(tiles.outer, *_after(core, q))
-        return form.groups * matrix_cycles(tiles.inner, *first) + after
+        after = 0.0 if form.project is None else matrix_cycles(cpu, tiles.outer, *_after(core, q))
+        return form.groups * matrix_cycles(cpu, tiles.inner, *first) + after
 
-    tile = matrix_tile(*first)
-    best = Tiles(tile, tile if form.project is None else matrix_tile(*_after(core, q)))
+    tile = matrix_tile(cpu, *first)
+    best = Tiles(tile, tile if form.project is None else matrix_tile(cpu, *_after(core, q)))
     tiles = choose(("direct", core), best, cycles)
     inner = 0 if form.project is None else form.out_channels
     row_bytes = storage.bytes * q * (c * form.stride[0] * form.stride[1] + inner + form.width)
-    block = row_block(p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], torch.get_num_threads())
-    products = form.groups * p * matrix_cycles(tiles.inner, *first)
+    block = row_block(cpu, p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], torch.get_num_threads())
+    products = form.groups * p * matrix_cycles(cpu, tiles.inner, *first)
     read = storage.bytes * form.out_channels * depth * math.ceil(p / block) / WEIGHT_BYTES
     return Way("direct", tiles, block, products + read)
 
@@ -71,7 +72,7 @@ def can_winograd(core: Core) -> bool:
     return plain and not core.storage.half and bool(core.pixels)
 
 
-def way_of(core: Core, samples: int, size: Pair, choose: Choose, method: str | None) -> Way:
+def way_of(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose, method: str | None) -> Way:
     """The way that costs least, or by the `method` that is asked for.
 
     A dense convolution is none of the sums that this project's operators save, and direct unless it is asked for.
@@ -81,41 +82,41 @@ def way_of(core: Core, samples: int, size: Pair, choose: Choose, method: str | N
     ways = [direct_way, winograd_way] if meant else [direct_way]
     if method is not None:
         ways = [{"direct": direct_way, "winograd": winograd_way}[method]]
-    best = min(ways, key=lambda way: way(core, samples, size, lambda _, tiles, __: tiles).cycles)
-    return best(core, samples, size, choose)  # the tiles of others are not made
+    best = min(ways, key=lambda way: way(cpu, core, samples, size, lambda _, tiles, __: tiles).cycles)
+    return best(cpu, core, samples, size, choose)  # the tiles of others are not made
 
 
-def winograd_way(core: Core, samples: int, size: Pair, choose: Choose) -> Way:
+def winograd_way(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose) -> Way:
     """By F(2×2, 3×3)."""
     form, (p, q) = core.form, size
     c, each, across = sum(form.channels), form.out_channels // form.groups, math.ceil(q / 2)
     inner = 0 if form.project is None else form.out_channels
-    own = matrix_tile(each, across, c // form.groups, False)
+    own = matrix_tile(cpu, each, across, c // form.groups, False)
     near = winograd.may_be_near(form, own)
     kept = sum(len(part.places) * (c if part.at_once(form) else part.depth(form)) for part in winograd.parts_of(form))
     scratch = 0 if near else across * (kept + 16 * min(each, 32)) // 2
     row_bytes = 4 * (q * (c + inner + form.width) + scratch)
-    block = row_block(p, samples, row_bytes, 1, torch.get_num_threads(), 2)
+    block = row_block(cpu, p, samples, row_bytes, 1, torch.get_num_threads(), 2)
     down = math.ceil(min(block, p) / 2)
-    tile = own if near else matrix_tile(each, across * down, c // form.groups, False)
+    tile = own if near else matrix_tile(cpu, each, across * down, c // form.groups, False)
 
     def cycles(tiles: Tiles) -> float:
-        after = 0.0 if form.project is None else block * matrix_cycles(tiles.outer, *_after(core, q))
-        return _winograd_cycles(form, tiles, across, down) + after
+        after = 0.0 if form.project is None else block * matrix_cycles(cpu, tiles.outer, *_after(core, q))
+        return _winograd_cycles(cpu, form, tiles, across, down) + after
 
-    best = Tiles(tile, tile if form.project is None else matrix_tile(*_after(core, q)), near)
+    best = Tiles(tile, tile if form.project is None else matrix_tile(cpu, *_after(core, q)), near)
     tiles = choose(("winograd", core), best, cycles)
-    return Way("winograd", tiles, block, math.ceil(p / block) * _winograd_cycles(form, tiles, across, down))
+    return Way("winograd", tiles, block, math.ceil(p / block) * _winograd_cycles(cpu, form, tiles, across, down))
 
 
-def _winograd_cycles(form: Grouped, tiles: Tiles, across: int, down: int) -> float:
+def _winograd_cycles(cpu: Cpu, form: Grouped, tiles: Tiles, across: int, down: int) -> float:
     """Of one block with so many 2×2 outputs."""
     c, each, cycles, tile = sum(form.channels), form.out_channels // form.groups, 0.0, tiles.inner
     rows, columns = (down, across) if tiles.near else (1, across * down)
     into, out_of = (NEAR, NEAR) if tiles.near else (INTO, OUT_OF)
     for part in winograd.parts_of(form):
         depth, n = part.depth(form), len(part.places)
-        cycles += n * form.groups * rows * matrix_cycles(tile, each, columns, depth, False)
+        cycles += n * form.groups * rows * matrix_cycles(cpu, tile, each, columns, depth, False)
         wide = c if part.at_once(form) and not tiles.near else c // form.groups
         cycles += c / wide * math.ceil(wide / tile.lanes) * across * down * into * n / 16
         cycles += 4 * n * form.out_channels * depth / WEIGHT_BYTES

@@ -10,7 +10,6 @@ from torch import nn
 import leanconv as lc
 from leanconv.engine import optimize, workbench
 from leanconv.engine.fused import choose as room
-from leanconv.engine.fused import forms
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture import to_graph
 from leanconv.engine.fused.dtypes import keep_in
@@ -18,6 +17,7 @@ from leanconv.engine.fused.forms import FORMS
 from leanconv.engine.fused.rewrite import rewrite
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
+from tests.cpus import HASWELL, SAPPHIRE_RAPIDS, ZEN4
 from tests.engine.fused.test_candidate import Odd, randomised
 
 HALF = torch.bfloat16
@@ -76,16 +76,14 @@ class Products(nn.Module):
 
 @pytest.mark.skipif(bool(cpu_reason()), reason=cpu_reason() or "kernels")
 def test_products_on_a_matrix_unit(monkeypatch):
-    """As on a machine that has one: stencils in kernels, products in oneDNN."""
+    """Where a processor has one: stencils in kernels, products in oneDNN."""
     monkeypatch.setitem(FORMS, "block", [form for form in BLOCKS if form.name in ("aten", "kernel+onednn")])
     monkeypatch.setattr(room, "PREFERRED", ("kernel+onednn",))
     model, x = Products().eval(), torch.randn(2, 3, 14, 12)
-    without = FUSED.prepare(Workbench(model, (x,), {}, 1), HALF)
-    assert {row.chosen for row in without.blocks.rows} == {"aten"}
-    monkeypatch.setattr(forms, "has_matrix_unit", lambda: True)
-    room._MEASURED.clear()
-    form = FUSED.prepare(Workbench(model, (x,), {}, 1), HALF)
-    room._MEASURED.clear()
+    for cpu in (ZEN4, HASWELL):
+        without = FUSED.prepare(Workbench(model, (x,), {}, 1, cpu), HALF)
+        assert {row.chosen for row in without.blocks.rows} == {"aten"}
+    form = FUSED.prepare(Workbench(model, (x,), {}, 1, SAPPHIRE_RAPIDS), HALF)
     chosen = [row.block for row in form.blocks.rows if row.chosen == "kernel+onednn"]
     assert len(chosen) >= 3, str(form.blocks)
     for size in (x.shape, x.shape, (1, 3, 9, 11), (1, 3, 9, 11)):
