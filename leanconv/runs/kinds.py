@@ -18,6 +18,7 @@ from torch import nn
 from leanconv import models
 from leanconv.errors import BadInput, LeanconvError, UnknownName, UntrustedCode, missing_extra
 from leanconv.registry import nearest
+from leanconv.text import one_line
 
 KINDS = (
     "leanconv:unet?base=32&conv=splconv(alpha=0.5), timm:resnet18, smp:Unet?encoder_name=resnet18, "
@@ -166,7 +167,7 @@ def _from_code(path: Path, factory: str, options: dict[str, Any]) -> nn.Module:
     """Run a Python file the user named, and call its factory. The file may import its neighbours."""
     where = f"{path}:{factory}"
     if not os.path.isfile(path):
-        raise BadInput(f"{where}: there is no file {path}")
+        raise BadInput(f"{one_line(where, most=300)}: there is no file {one_line(path, most=300)}")
     name = "leanconv_user_" + sha256(str(path.resolve()).encode()).hexdigest()[:12]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
