@@ -129,6 +129,14 @@ def example(
     return tensor.contiguous(memory_format=torch.channels_last) if channels_last else tensor
 
 
+def refuse(context: typer.Context, why: str, *names: str) -> None:
+    """Raise BadInput for an option that was typed and is of no use here: it is never ignored in silence."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise BadInput(f"--{name.replace('_', '-')} {why}: leave it out")
+
+
 def report(result: Any, *, json: bool, out: Path | None = None, overwrite: bool = False) -> None:
     """Print a result (its table, or its numbers as JSON), and write it to `out` where that is given."""
     print(_json.dumps(result.to_dict(), indent=2) if json else result)  # first: `out` may be unwritable

@@ -6,18 +6,21 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import Device, Json, Out, Overwrite, Threads, set_threads, write_out
+from leanconv.cli.common import Device, Json, Out, Overwrite, Threads, refuse, set_threads, write_out
 from leanconv.text import one_line
 
 
 def command(
+    context: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
     data: Annotated[str, typer.Option("--data", help="Data reference; default: what the run was trained on.")] = "",
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Default: the one chosen on validation images.")
     ] = None,
-    per_image: Annotated[bool, typer.Option("--per-image", help="With --json: also each image's scores.")] = False,
+    per_image: Annotated[
+        bool, typer.Option("--per-image", help="With --json or --out FILE.json: also each image's scores.")
+    ] = False,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
     threads: Threads = None,
     device: Device = "cpu",
@@ -33,6 +36,8 @@ def command(
     from leanconv.cli.common import torch_device
     from leanconv.train.score import score_run
 
+    if not json and (out is None or out.suffix != ".json"):
+        refuse(context, "is of --json, or of --out FILE.json", "per_image")
     set_threads(threads)
     scores = score_run(
         run, data=data, split=split, threshold=threshold, device=str(torch_device(device)), trust_code=trust_code,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanconv.cli.common import Json, ModelWords, Threads, example, reference, report, set_threads
+from leanconv.cli.common import Json, ModelWords, Threads, example, reference, refuse, report, set_threads
 from leanconv.errors import BadInput
 from leanconv.files import check_own
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    context: typer.Context,
     model: ModelWords,
     path: Annotated[Path, typer.Argument(help="The file to write: .onnx, .xml (OpenVINO) or .pt2 (torch.export).")],
     input: Annotated[
@@ -44,6 +45,8 @@ def command(
     Dice (a classifier: top-1) on its validation images too. Where they do not match, nothing is written.
     """
     check_own(path, overwrite, *(path.parent / name for name in _weights_of(path)))
+    if outputs_only:
+        refuse(context, "is of the scores, and --outputs-only compares none", "data", "split")
     set_threads(threads)
     from leanconv.deploy import export
     from leanconv.runs import load
@@ -57,6 +60,8 @@ def command(
     source = data or (run.data if run else "")
     if run and not source and not outputs_only:
         raise BadInput(f"{name} does not say what it was trained on: give --data, or --outputs-only")
+    if not source:
+        refuse(context, "is of --data, and there is none", "split")
     if source and not outputs_only:
         same = _same_top1 if run and run.task == "classify" else _same_scores
         check = same(name, source, split, run.threshold if run else None, axes, inputs.shape)

@@ -19,6 +19,7 @@ from leanconv.cli.common import (
     example,
     reference,
     references,
+    refuse,
     report,
     set_threads,
     torch_device,
@@ -74,6 +75,7 @@ Where = Annotated[
 
 
 def command(
+    context: typer.Context,
     model: ModelWords,
     input: Input = "1,3,224,224",
     threads: Threads = None,
@@ -101,6 +103,10 @@ def command(
     --to OP, or with several models, which one suits it), --lanes 16x36 (cycles on multiplier lanes).
     """
     _check(array, lanes, conventions, broadcast_rows or drain, to, where)
+    if array is not None or lanes is not None or conventions:
+        refuse(context, "is of the timed profile, and nothing is timed here", "convention", "budget", "channels_last")
+    if lanes is None:
+        refuse(context, "is of --lanes", "intra")
     check_out(out, overwrite)
     set_threads(threads)
     x = example(input, dtype, device, channels_last=channels_last)

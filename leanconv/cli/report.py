@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import Device, Json, Overwrite, Threads, torch_device
+from leanconv.cli.common import Device, Json, Overwrite, Threads, refuse, torch_device
 from leanconv.cli.common import report as print_report
 from leanconv.files import check_own
 from leanconv.text import one_line
 
 
 def command(
+    context: typer.Context,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; ratios are against the first.")],
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
     overwrite: Overwrite = False,
@@ -23,7 +24,10 @@ def command(
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     threads: Threads = None,
     device: Device = "cpu",
-    cases: Annotated[int, typer.Option("--cases", min=0, help="Pictures at most.")] = 10,
+    cases: Annotated[
+        int | None,
+        typer.Option("--cases", min=0, help="Pictures at most, of runs that find defects.", show_default="10"),
+    ] = None,
     budget: Annotated[float, typer.Option("--budget", min=0.0, help="Seconds for all timing; 0: no timing.")] = 10.0,
     optimize: Annotated[
         float, typer.Option("--optimize", min=0.0, help="Seconds to find each model's fastest form; 0: plain PyTorch.")
@@ -35,10 +39,13 @@ def command(
 ) -> None:
     """Compare trained runs: counts, measured frame rate, scores, curves and pictures in one offline HTML file."""
     check_own(out, overwrite)
+    if not budget and optimize:
+        refuse(context, "finds forms to be timed, and --budget 0 times nothing", "optimize")
     from leanconv.report import compare_runs, write_report
 
     report = compare_runs(
-        runs, data=data, split=split, threads=threads, device=str(torch_device(device)), cases=cases, budget_s=budget,
+        runs, data=data, split=split, threads=threads, device=str(torch_device(device)), budget_s=budget,
+        cases=cases,
         optimize_s=optimize, trust_code=trust_code, say=_say,
     )  # fmt: skip
     asked = ["--data", data] if data else []

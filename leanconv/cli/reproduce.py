@@ -9,6 +9,7 @@ from leanconv.errors import BadInput
 
 
 def command(
+    context: typer.Context,
     table: Annotated[str, typer.Argument(metavar="PAPER/TABLE", help="hetconv/table1, hetconv, or all.")],
     counts: Annotated[bool, typer.Option("--counts", help="Params, Flops, MAdd (the default).")] = False,
     time: Annotated[
@@ -37,6 +38,8 @@ def command(
     from leanconv.papers import reproduce
 
     common.check_out(out, overwrite)
+    if not time:
+        common.refuse(context, "is of --time", "budget", "clock")
     batch, size = _size(input)
     common.set_threads(threads)
     with common.bar() as progress:

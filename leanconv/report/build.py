@@ -28,6 +28,7 @@ from leanconv.train.folders import SPLITS
 from leanconv.train.padding import pad_to
 from leanconv.train.tasks import open_run_data
 
+CASES = 10
 Say = Callable[[str], object]
 Run = str | Path | RunFolder
 
@@ -52,7 +53,7 @@ def compare_runs(
     split: str = "test",
     threads: int | None = None,
     device: str = "cpu",
-    cases: int = 10,
+    cases: int | None = None,
     budget_s: float = 10.0,
     optimize_s: float = 0.0,
     trust_code: bool = False,
@@ -66,7 +67,7 @@ def compare_runs(
         split: train, val or test.
         threads: CPU threads while timing and scoring; default: torch's own choice.
         device: where the models run.
-        cases: pictures at most; 0 for none.
+        cases: pictures at most, 0 for none; default: 10 of runs that find defects, and refused for classifiers.
         budget_s: seconds for all timing together; 0: no timing.
         optimize_s: seconds that `optimize` may take on each model, which is then timed in that form too; 0: it is not.
         trust_code: run the Python file that a run's model.json names.
@@ -76,7 +77,7 @@ def compare_runs(
     """
     if not runs:
         raise BadInput("a report needs at least one run folder")
-    if cases < 0 or budget_s < 0 or optimize_s < 0:
+    if (cases or 0) < 0 or budget_s < 0 or optimize_s < 0:
         raise BadInput(
             f"cannot report cases={cases}, budget_s={budget_s}, optimize_s={optimize_s}: none may be below 0"
         )
@@ -84,12 +85,14 @@ def compare_runs(
         raise UnknownName(f"split {split!r}{nearest(split, list(SPLITS))}: one of {', '.join(SPLITS)}")
     say = say or (lambda text: None)
     summaries = read_runs([Path(run) for run in runs])
+    if cases and all(run.task == "classify" for run in summaries):
+        raise BadInput(f"cases={cases}: pictures are drawn of masks; these runs tell whole images apart, leave it out")
     report = Report(summaries, split=split, title=_title(summaries))
     with _threads(threads):
         models = _load(summaries, device, trust_code, say)
         if models:
             count_and_time(report, models, device, budget_s, optimize_s, say)
-            _score(report, models, data, cases, say)
+            _score(report, models, data, CASES if cases is None else cases, say)
         for run in summaries:
             _stored_scores(run, split)
         report.environment = {**describe(device), "weights": "the run folder's best, eval mode"}

@@ -14,7 +14,7 @@ from leanconv.runs.weights import holds_weights
 from leanconv.train.images import listing
 from leanconv.train.progress import write_history
 from leanconv.train.recipe import Recipe
-from leanconv.train.setup import last
+from leanconv.train.setup import check_used, last
 from leanconv.train.state import State
 from leanconv.train.tasks import Task
 
@@ -43,10 +43,12 @@ def claimed(recipe: Recipe, resume: bool, *, main: bool) -> Iterator[RunFolder]:
     """The run folder of a new run, or of the one to go on with, held until this closes.
 
     Of several processes that train together the `main` one holds it, and alone writes there. Nothing is written yet.
-    Raises: BadInput where another run has it, a new run would overwrite something, there is none to resume, or it was
-        started otherwise.
+    Raises: BadInput where another run has it, a new run would overwrite something or has useless settings; where there
+        is none to resume, or it was started otherwise.
     """
     folder = RunFolder(recipe.out)
+    if not resume:
+        check_used(recipe)
     if not main:
         _check_folder(folder, recipe, resume)
         yield folder

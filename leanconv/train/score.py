@@ -17,7 +17,7 @@ from leanconv.runs.weights import holds_weights
 from leanconv.table import table
 from leanconv.text import one_line
 from leanconv.train import classify
-from leanconv.train.evaluate import Scores, best_threshold, evaluate
+from leanconv.train.evaluate import Scores, best_threshold, evaluate, largest_wins
 from leanconv.train.labelled import Labelled
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks import open_run_data, run_task
@@ -44,6 +44,8 @@ def score_run(
         raise BadInput(f"{run} does not say what it was trained on: give --data")
     if threshold is not None and run_task(folder) == "classify":
         raise BadInput(f"threshold={threshold} is for masks; {run} tells whole images apart by the largest logit")
+    if threshold is not None and len(classes := folder.read_model().classes) > 2:
+        raise BadInput(largest_wins(threshold, len(classes)))
     samples = open_run_data(folder, data or own, split)
     model, stored = load_scored(folder, trust_code=trust_code)
     model = model.to(torch.device(device))

@@ -1,6 +1,7 @@
 """What a run needs before its first step: the folder, the device, the data, the model, and the line that says so."""
 
 import copy
+import dataclasses
 import os
 import random
 import warnings
@@ -130,6 +131,23 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - a model's own code may draw from the global one
     torch.manual_seed(seed)
+
+
+def check_used(recipe: Recipe) -> None:
+    """Raise BadInput for a setting that another one makes useless; what stands at its default was not asked for."""
+    sgd, steps = recipe.optimizer == "sgd", recipe.schedule == "step"
+    useless = {
+        "momentum": (not sgd, f"optimizer={recipe.optimizer}"),
+        "drop": (not steps, f"schedule={recipe.schedule}"),
+        "drop_epochs": (not steps or bool(recipe.drop_at), "drop_at" if steps else f"schedule={recipe.schedule}"),
+        "zoom": (not recipe.augment, "augment=false"),
+        "defect_crop": (not recipe.augment, "augment=false"),
+        "light": (not recipe.augment and recipe.light != 0, "augment=false"),
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(recipe)}
+    for key, (idle, why) in useless.items():
+        if idle and (value := getattr(recipe, key)) != defaults[key]:
+            raise BadInput(f"recipe: {key}={value} is of no use with {why}: leave it out, or say {key}={defaults[key]}")
 
 
 def build_model(recipe: Recipe, trust_code: bool) -> nn.Module:
