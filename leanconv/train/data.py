@@ -197,6 +197,8 @@ def parse(ref: str) -> tuple[str, dict[str, str]]:
         key, equals, value = part.partition("=")
         if not equals or not value:
             raise BadInput(f"data {ref!r}: options are written ?key=value&key=value, got {part!r}")
+        if key in options:
+            raise BadInput(f"data {ref!r}: {key} is given twice")
         options[key] = value
     return place, options
 

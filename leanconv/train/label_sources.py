@@ -66,6 +66,10 @@ def open_labelled(ref: str, split: str, *, size: int, bits: int | None = None) -
             if count and count != len(classes):
                 raise BadInput(f"data {ref!r}: classes={count}, but {root} has {len(classes)} class folders")
     check_classes(classes, ref)
+    if "val" in splits and "val" in options and share:
+        raise BadInput(
+            f"data {ref!r}: val={options['val']} holds out a part of train, and it has a val split: leave one out"
+        )
     if "val" not in splits and "train" in splits and split in ("train", "val"):
         train, val, note = held_out(splits["train"], share, classes)
         splits["train"] = train

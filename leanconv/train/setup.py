@@ -142,7 +142,6 @@ def check_used(recipe: Recipe) -> None:
         "drop_epochs": (not steps or bool(recipe.drop_at), "drop_at" if steps else f"schedule={recipe.schedule}"),
         "zoom": (not recipe.augment, "augment=false"),
         "defect_crop": (not recipe.augment, "augment=false"),
-        "light": (not recipe.augment and recipe.light != 0, "augment=false"),
     }
     defaults = {field.name: field.default for field in dataclasses.fields(recipe)}
     for key, (idle, why) in useless.items():

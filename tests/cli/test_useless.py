@@ -69,6 +69,19 @@ def test_what_is_of_no_use_is_refused(leanconv, runs, tiny_data, tmp_path, monke
 
 
 @pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("side=24&side=12", "side is given twice"),
+        ("val=0.3", "val=0.3 holds out a part of train, and it has a val split"),
+    ],
+)
+def test_an_option_of_the_data(leanconv, runs, coloured, tiny_data, words, says):
+    run, data = ("TWO", tiny_data) if "side" in words else ("COLOURS", coloured)
+    code, _, err = leanconv("eval", runs[run].path, "--data", f"{data}?{words}")
+    assert (code, says in err) == (1, True), err
+
+
+@pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"drop": 0.5}, r"drop=0\.5 is of no use with schedule=cosine: leave it out, or say drop=0\.1"),
@@ -77,7 +90,6 @@ def test_what_is_of_no_use_is_refused(leanconv, runs, tiny_data, tmp_path, monke
         ({"momentum": 0.5}, r"momentum=0\.5 is of no use with optimizer=adamw"),
         ({"augment": False, "zoom": 1.5}, r"zoom=1\.5 is of no use with augment=false"),
         ({"augment": False, "defect_crop": 0.5}, r"defect_crop=0\.5 is of no use with augment=false"),
-        ({"augment": False, "light": 0.5}, r"light=0\.5 is of no use with augment=false"),
     ],
 )
 def test_a_setting_that_another_makes_useless(tmp_path, settings, says):
