@@ -24,8 +24,8 @@ from leanconv.train import classify
 from leanconv.train.augment import to_float
 from leanconv.train.data import Samples, open_data
 from leanconv.train.evaluate import evaluate, predicted_classes
-from leanconv.train.folders import SPLITS
 from leanconv.train.padding import pad_to
+from leanconv.train.splits import SPLITS
 from leanconv.train.tasks import open_run_data
 
 CASES = 10

@@ -12,9 +12,11 @@ A data reference is one of
     DIR?side=256               images reduced to at most that many pixels on their longer side, and their masks
     synthetic:wafer?size=128&count=400&seed=0
 
-A folder may be divided: DIR/train/images, DIR/train/masks, or DIR/images/train, DIR/masks/train; likewise val and test.
+A folder may be divided: DIR/train/images, DIR/train/masks, or DIR/images/train, DIR/masks/train; likewise val and test,
+in the spellings of splits.py. DIR?divided=false: folders called so are no splits.
 """
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,15 +29,16 @@ from leanconv.errors import BadInput, UnknownName
 from leanconv.registry import nearest
 from leanconv.train.check import FileCheck
 from leanconv.train.colours import colour_of, read_colours
-from leanconv.train.folders import SPLITS, FolderSource, folder_pairs, image_files, parquet_files
+from leanconv.train.folders import FolderSource, folder_pairs, images_of_all
 from leanconv.train.images import ImageReader
 from leanconv.train.masks import MaskReader
 from leanconv.train.pairs import PairReader
 from leanconv.train.reduce import ReducedSource
+from leanconv.train.splits import SPLITS, holds_parquet, option_divided, parquet_files
 
 # Decoded samples are kept in memory up to this much; each worker process of a DataLoader shares or repeats it.
 CACHE_BYTES = 512 * 2**20
-_OPTIONS = ("classes", "threshold", "colors", "ignore", "palette", "bits", "side")
+_OPTIONS = ("classes", "threshold", "colors", "ignore", "palette", "bits", "side", "divided")
 
 
 class Sample(NamedTuple):
@@ -154,8 +157,8 @@ def open_data(
             raise UnknownName(
                 f"data {ref!r}: unknown option {key!r}{nearest(key, list(_OPTIONS))}; known: {', '.join(_OPTIONS)}"
             )
-    root = Path(place).expanduser()
-    if not root.is_dir():
+    root = Path(os.path.expanduser(place))
+    if not os.path.isdir(root):
         raise BadInput(
             f"data {place!r}: no such folder; give a folder with images/ and masks/, one with Parquet splits, "
             "or synthetic:wafer"
@@ -163,14 +166,15 @@ def open_data(
     names, masks = _mask_reader(ref, options, classes, threshold, root)
     bits = bits_option(ref, options) or bits
     source: Source
-    if any(root.glob("*.parquet")):
+    if holds_parquet(root):
         from leanconv.train.parquet import ParquetSource, image_rows
 
         reader = PairReader(ImageReader(bits, partial(image_rows, root)), masks)
         source, note = ParquetSource(parquet_files(root, split, needed=True), reader), ""
     else:
-        pairs, note = folder_pairs(root, split)
-        reader = PairReader(ImageReader(bits, partial(image_files, root)), masks)
+        divided = option_divided(ref, options)
+        pairs, note = folder_pairs(root, split, divided=divided)
+        reader = PairReader(ImageReader(bits, partial(images_of_all, root, divided=divided)), masks)
         source = FolderSource(pairs, reader)
     side = side_of(ref)
     return Samples(source if side is None else ReducedSource(source, side), names, note, reader)
@@ -190,7 +194,7 @@ def bits_option(ref: str, options: dict[str, str]) -> int | None:
 def parse(ref: str) -> tuple[str, dict[str, str]]:
     """`place?key=value&key=value` -> place and options. A folder whose name holds a `?` is taken as it is."""
     place, mark, query = ref.partition("?")
-    if not mark or Path(ref).is_dir():
+    if not mark or os.path.isdir(ref):
         return ref, {}
     options: dict[str, str] = {}
     for part in query.split("&"):

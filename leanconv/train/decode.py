@@ -1,6 +1,6 @@
 """Opening and decoding image files that somebody else made: every way in which one can be bad is one clear line.
 
-Only PNG, JPEG, WebP, BMP and TIFF decoders are tried. A file's own EXIF orientation is applied, to images and to masks:
+Only the decoders of the formats below are tried. A file's own EXIF orientation is applied, to images and to masks:
 annotation tools show the upright picture, and write masks that are upright and carry no tag.
 """
 
@@ -8,23 +8,26 @@ import io
 import logging
 import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from leanconv.errors import BadInput, missing_extra
+from leanconv.files import check_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 # PIL's own limit for an error (a warning at half of it): 537 MB as RGB. Larger files are never decoded.
 MAX_PIXELS = 178_956_970
 # Networks need sides in multiples of 32: a strip one pixel high grows 32 times, and must stay below MAX_PIXELS then.
 MAX_SIDE = 1 << 20
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+FORMAT_NAMES = "PNG, JPEG, WebP, AVIF, JPEG 2000, TIFF, BMP, GIF or PPM"
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "GIF", "PPM")
+_ALWAYS_LOSSY = ("JPEG", "MPO", "AVIF", "JPEG2000")  # the last two may be lossless, and do not say so in their header
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _WIDTH, _PHOTOMETRIC, _ORIENTATION = 256, 262, 274
 _GREY16 = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -82,6 +85,14 @@ class Decoded(NamedTuple):
     deep: np.ndarray | None
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that are read, by PIL's names, as far as this PIL was built with their decoders."""
+    Image = _pil()
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def read_header(source: Source, name: str, *, whole: bool = False) -> Header:
     """What the file says of itself; `whole`: also behind its pixels. Raises BadInput where it is not to be used."""
     with _opened(source, name) as image:
@@ -112,20 +123,17 @@ def decode(source: Source, name: str, kind: str = "image") -> Decoded:
 
 def _opened(source: Source, name: str) -> "Image":
     """The file with its header read and its size judged; not decoded yet."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise missing_extra("pillow", "train") from error
+    Image = _pil()
+    if not isinstance(source, bytes):
+        check_file(source)
     try:
         with warnings.catch_warnings():  # PIL warns from half of the limit on, and about odd tags
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats())
     except Image.DecompressionBombError as error:
         raise BadInput(f"{name}: more than {MAX_PIXELS} pixels; cut it into parts") from error
     except Image.UnidentifiedImageError as error:
-        raise BadInput(
-            f"{name}: not a readable PNG, JPEG, WebP, BMP or TIFF image (damaged, or another format)"
-        ) from error
+        raise BadInput(f"{name}: not a readable {FORMAT_NAMES} image (damaged, or another format)") from error
     except Exception as error:  # decoders raise whatever the bytes lead them to
         raise BadInput(f"{name}: cannot be opened: {_reason(error)}") from error
     if says := _why_not(image):
@@ -159,18 +167,16 @@ def _bmp_as_shown(image: Any) -> bool:
 
 
 def _header(image: "Image", source: Source, name: str, *, whole: bool = False) -> Header:
-    from PIL import Image
-
     (width, height), raw, orientation = image.size, _raw_mode(image), 1
     with warnings.catch_warnings(), suppress(Exception):  # a broken tag turns nothing; decoding judges the pixels
         warnings.simplefilter("ignore")
         # A PNG's own `getexif` decodes the picture to find a tag that stands behind the pixels.
-        exif = image.getexif() if whole else Image.Image.getexif(image)
+        exif = image.getexif() if whole else _pil().Image.getexif(image)
         orientation = exif.get(_ORIENTATION, 1)
     stored = getattr(image, "tag_v2", {}).get(_WIDTH, width)  # PIL has turned the size of a TIFF already
     if orientation in _TURNED and stored == width:
         width, height = height, width
-    deep = image.mode in _GREY16 or (image.mode == "I" and image.format == "PNG")
+    deep = image.mode in _GREY16 or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if ";16" in raw and not deep and image.mode in ("L", "RGB", "RGBA"):
         if raw not in (*_LOW_BYTE, _GREY_ALPHA16):
             raise BadInput(f"{name}: 16 bits a channel in the order {raw}, which is not read; save it as PNG")
@@ -231,7 +237,15 @@ def _is_lossy(image: "Image", source: Source) -> bool:
                 size = int.from_bytes(chunk[4:], "little")
                 file.seek(size + size % 2, 1)
         return True
-    return image.format in ("JPEG", "MPO") or "jpeg" in str(image.info.get("compression"))
+    return image.format in _ALWAYS_LOSSY or "jpeg" in str(image.info.get("compression"))
+
+
+def _pil() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise missing_extra("pillow", "train") from error
+    return Image
 
 
 def _reason(error: Exception) -> str:

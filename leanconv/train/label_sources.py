@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ import torch
 
 from leanconv.errors import BadInput, UnknownName, missing_extra
 from leanconv.registry import nearest
+from leanconv.train.class_folders import Splits, class_folders
 from leanconv.train.data import bits_option, number, parse
-from leanconv.train.decode import SUFFIXES
-from leanconv.train.folders import ALSO, SPLITS, NoSplit, parquet_files, split_by_name
 from leanconv.train.images import ImageReader, listing
 from leanconv.train.labelled import (
     MAX_CLASSES,
@@ -25,10 +24,10 @@ from leanconv.train.labelled import (
     share_of,
 )
 from leanconv.train.parquet import check_bytes, image_rows, read_columns
-from leanconv.train.pictures import Array, Files, LabelSource, Part, Rows
+from leanconv.train.pictures import Array, LabelSource, Rows
+from leanconv.train.splits import SPLITS, NoSplit, holds_parquet, option_divided, parquet_files
 
 _TORCHVISION = ("CIFAR10", "CIFAR100", "SVHN", "ImageFolder")
-Splits = dict[str, LabelSource]
 
 
 def open_labelled(ref: str, split: str, *, size: int, bits: int | None = None) -> Labelled:
@@ -41,7 +40,7 @@ def open_labelled(ref: str, split: str, *, size: int, bits: int | None = None) -
         raise UnknownName(f"split {split!r}{nearest(split, list(SPLITS))}: one of {', '.join(SPLITS)}")
     place, options = parse(ref)
     torchvision = place.startswith("torchvision:")
-    known = ("val", "root", "download", "bits") if torchvision else ("val", "classes", "bits")
+    known = ("val", "root", "download", "bits", "divided") if torchvision else ("val", "classes", "bits", "divided")
     for key in options:
         if key not in known:
             raise UnknownName(
@@ -52,17 +51,17 @@ def open_labelled(ref: str, split: str, *, size: int, bits: int | None = None) -
     if torchvision:
         classes, splits, note = _torchvision(ref, place.removeprefix("torchvision:"), options, split, reader)
     else:
-        root = Path(place).expanduser()
+        root = Path(os.path.expanduser(place))
         if place.startswith("synthetic:"):
             raise BadInput(f"data {ref!r} has masks, and classification needs a class for each image")
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise BadInput(f"data {place!r}: no such folder; give one with a folder a class, or with Parquet splits")
         count = number(ref, "classes", options["classes"], 2, MAX_CLASSES) if "classes" in options else 0
-        if any(root.glob("*.parquet")):
+        if holds_parquet(root):
             reader.everything = partial(image_rows, root)
             classes, splits, note = _parquet(root, split, count, reader)
         else:
-            classes, splits, note = _folders(root, reader)
+            classes, splits, note = class_folders(root, reader, divided=option_divided(ref, options))
             if count and count != len(classes):
                 raise BadInput(f"data {ref!r}: classes={count}, but {root} has {len(classes)} class folders")
     check_classes(classes, ref)
@@ -71,7 +70,8 @@ def open_labelled(ref: str, split: str, *, size: int, bits: int | None = None) -
             f"data {ref!r}: val={options['val']} holds out a part of train, and it has a val split: leave one out"
         )
     if "val" not in splits and "train" in splits and split in ("train", "val"):
-        train, val, note = held_out(splits["train"], share, classes)
+        train, val, held = held_out(splits["train"], share, classes)
+        note = "; ".join(filter(None, [note, held]))
         splits["train"] = train
         if share:
             splits["val"] = val
@@ -87,70 +87,6 @@ def _unseen(train: LabelSource, classes: Sequence[str]) -> str:
     if not (unseen := [name for place, name in enumerate(classes) if place not in seen]):
         return ""
     return f"{len(unseen)} of {len(classes)} classes have no training images: {listing(unseen)}"
-
-
-def _images(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    yield from ((path, str(path)) for path in paths)
-
-
-def has_class_folders(root: Path) -> bool:
-    """Whether a folder holds folders of images, divided into splits or not."""
-    tops = [root / name for split in SPLITS for name in ALSO[split] if (root / name).is_dir()] or [root]
-    return any(_pictures(folder) for top in tops for folder in _subfolders(top))
-
-
-def _folders(root: Path, reader: ImageReader) -> tuple[list[str], Splits, str]:
-    """Classes, and files of each split; an undivided folder is divided by a hash of the names."""
-    tops = {split: next((root / n for n in ALSO[split] if (root / n).is_dir()), None) for split in SPLITS}
-    there = {split: top for split, top in tops.items() if top is not None} or {"": root}
-    classes = sorted({folder.name for top in there.values() for folder in _subfolders(top)})
-    splits: dict[str, Files] = {}
-    for split, top in there.items():
-        paths: list[Path] = []
-        labels: list[int] = []
-        for folder in _subfolders(top):
-            if not (found := _pictures(folder)):
-                raise BadInput(
-                    f"{folder}: no images (png, jpg, jpeg, webp, bmp, tif): an empty class; fill or remove it"
-                )
-            paths += found
-            labels += [classes.index(folder.name)] * len(found)
-        if not paths:
-            raise BadInput(f"{top}: no class folders with images")
-        names = [str(path.relative_to(top).with_suffix("")) for path in paths]
-        splits[split] = Files(paths, labels, names, reader)
-    reader.everything = partial(_images, [path for source in splits.values() for path in source.paths])
-    if "" not in splits:
-        return classes, dict(splits), ""
-    check_classes(classes, root)
-    whole = splits[""]
-    chosen = split_by_name(list(whole.names), root)
-    divided: Splits = {
-        split: Part(whole, [i for i, name in enumerate(whole.names) if name in chosen[split]]) for split in SPLITS
-    }
-    counts = ", ".join(f"{len(part.names)} {split}" for split, part in divided.items())
-    note = (
-        f"{root} is not divided: {counts}, by a hash of the names. Photographs of one part may fall on both sides; "
-        "folders train/ val/ test/ keep them apart."
-    )
-    return classes, divided, note
-
-
-def _subfolders(top: Path) -> list[Path]:
-    return sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """Image files of a folder and of the folders in it, linked ones too."""
-    found, entered = [], set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(here)) in entered:  # a link back up: its files are there already
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(here, name) for name in files if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
-    return sorted(found)
 
 
 def _parquet(root: Path, split: str, count: int, reader: ImageReader) -> tuple[list[str], Splits, str]:
@@ -216,11 +152,11 @@ def _torchvision(
         )
     if options.get("download", "false") not in ("true", "false"):
         raise BadInput(f"data {ref!r}: download={options['download']}: true or false")
-    root = Path(options.get("root", "data")).expanduser()
+    root = Path(os.path.expanduser(options.get("root", "data")))
     if name == "ImageFolder":
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise BadInput(f"data {ref!r}: {root}: no such folder; say root=DIR, with a folder a class")
-        return _folders(root, reader)
+        return class_folders(root, reader, divided=option_divided(ref, options))
     each = "test" if split == "test" else "train"
     classes, source = _torchvision_split(ref, name, root, each, options.get("download") == "true")
     return classes, {each: source}, ""

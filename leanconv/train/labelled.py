@@ -10,7 +10,8 @@ A data reference is one of
     torchvision:CIFAR10?root=DIR&download=true        likewise CIFAR100, SVHN, ImageFolder; nothing is downloaded
                                unless download=true is said
 
-Class folders may be divided: DIR/train/CLASS/..., DIR/val/CLASS/..., DIR/test/CLASS/...
+Class folders may be divided: DIR/train/CLASS/..., DIR/val/CLASS/..., DIR/test/CLASS/..., in the spellings of splits.py.
+DIR?divided=false: folders called so are classes.
 
 A network sees every picture as a square of the recipe's size S: the short side becomes 8/7 S (S, where it is no longer
 than that), and the middle S x S is cut out. A picture of S x S is taken as it is.
@@ -30,6 +31,7 @@ from leanconv.train.check import FileCheck
 from leanconv.train.data import CACHE_BYTES
 from leanconv.train.images import ImageReader
 from leanconv.train.pictures import LabelSource, Part
+from leanconv.train.splits import same_name
 
 # A set whose first picture is no larger is decoded once, into one tensor, where that has at most so many bytes.
 SMALL_SIDE = 96
@@ -96,13 +98,15 @@ class Labelled(Dataset[Picture]):
         """The same pictures with the numbers that a trained network gives these names. Raises BadInput for others."""
         if not classes or tuple(classes) == self.classes:
             return self
-        place = {name: number for number, name in enumerate(classes)}
-        if unknown := [name for name in self.classes if name not in place]:
+        place = {same_name(name): number for number, name in enumerate(classes)}
+        if unknown := [name for name in self.classes if same_name(name) not in place]:
             raise BadInput(
                 f"the data has {len(self.classes)} classes, of which the run does not know {unknown[0]!r}: "
                 f"it was trained on {', '.join(list(classes)[:10])}"
             )
-        self.labels = torch.tensor([place[self.classes[label]] for label in self.labels.tolist()], dtype=torch.int64)
+        self.labels = torch.tensor(
+            [place[same_name(self.classes[label])] for label in self.labels.tolist()], dtype=torch.int64
+        )
         self.classes = tuple(classes)
         return self
 

@@ -12,7 +12,7 @@ decides. Nothing is guessed.
 - Any kind, with `colors`: the colour shown is the class. Without it, colours are refused.
 - Transparency must say the same again: transparent where the background is, and nowhere else; or be named in `colors`.
 - `ignore`: pixels of that number (with `colors`: of that colour) are not judged; in memory they are IGNORE.
-- JPEG and lossy WebP change values: they take `threshold`, or must hold exact black and white.
+- JPEG, JPEG 2000, AVIF and lossy WebP change values: they take `threshold`, or must hold exact black and white.
 """
 
 from collections.abc import Sequence
@@ -95,12 +95,12 @@ class MaskReader:
         if header.mode not in _MODES:
             raise BadInput(f"{name}: {header.kind}; save the mask with one channel of 8 bits")
         if header.lossy and (self.classes > 2 or self.colours is not None):
-            raise BadInput(f"{name}: JPEG and lossy WebP change values; save masks of classes as PNG")
+            raise BadInput(f"{name}: lossy formats change values; save masks of classes as PNG")
 
     def _by_grey(self, greys: np.ndarray, lossy: bool) -> np.ndarray:
         values = values_of(greys)
         if lossy and self.threshold is None and not set(values) <= {0, 255}:
-            raise _Unclear(f"JPEG and lossy WebP change values ({_some(values)}); save it as PNG, or say threshold=128")
+            raise _Unclear(f"lossy formats change values ({_some(values)}); save it as PNG, or say threshold=128")
         if self.threshold is not None:
             self._judge_threshold(values[-1], wide=greys.dtype != np.uint8)
         if (classes := self._classes_of_greys(values)) is None:

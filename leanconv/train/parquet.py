@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from leanconv.errors import BadInput, missing_extra
-from leanconv.train.folders import SPLITS, parquet_files
+from leanconv.files import check_file
 from leanconv.train.pairs import PairReader
+from leanconv.train.splits import SPLITS, parquet_files
 
 # The encoded files are held in memory, since rows in random order cannot be read from Parquet one by one.
 MAX_BYTES = 8 * 2**30
@@ -121,6 +122,7 @@ def image_rows(root: Path) -> Iterator[tuple[bytes, str]]:
 def _opened(path: Path, shared: Sequence[str] = ()) -> Iterator[Any]:
     """The file; of the columns `shared` equal values stay one. Raises BadInput for whatever the bytes lead to."""
     pyarrow = _pyarrow()
+    check_file(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             leaves = [file.schema.column(place) for place in range(len(file.schema.names))]

@@ -1,5 +1,6 @@
 """Prediction: the mask, the overlay and the list of defects of each image; of a classifier, its class."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,15 +15,16 @@ from leanconv.errors import BadInput, missing_extra
 from leanconv.runs import RunFolder
 from leanconv.table import table
 from leanconv.train.data import side_of
-from leanconv.train.decode import SUFFIXES
 from leanconv.train.defects import Defect, find_defects
 from leanconv.train.evaluate import largest_wins, predicted_classes
+from leanconv.train.image_files import Found, images_in, left_out, no_images
 from leanconv.train.images import ImageReader, listing
 from leanconv.train.predict_classes import Guesses, predict_classes
 from leanconv.train.progress import tracked
 from leanconv.train.recipe import Recipe
 from leanconv.train.reduce import enlarge_logits, reduce_image
 from leanconv.train.score import load_scored
+from leanconv.train.splits import same_name
 from leanconv.train.tiles import TooLarge, check_logits, enough_memory, predict_logits
 from leanconv.train.written import Places, check_free, write
 
@@ -145,13 +147,13 @@ def predict(
     folder = None if isinstance(model, nn.Module) else RunFolder.open(model)
     stored = folder.read_model() if folder else None
     classifier = stored is not None and stored.task == "classify"
-    paths = _images(images, apart=not classifier)
+    paths, note = _images(images, apart=not classifier)
     reader = ImageReader(bits or (stored.bits if stored else None), partial(_named, paths))
     steps = tracked(paths, "predict", progress=progress, count=len(paths))
     if folder is not None and classifier:
         _no_masks(str(model), threshold=threshold, side=side, tile=tile, overlap=overlap, batch=batch)
         return predict_classes(
-            folder, steps, Path(out), reader, device=device, trust_code=trust_code, overwrite=overwrite
+            folder, steps, Path(out), reader, note=note, device=device, trust_code=trust_code, overwrite=overwrite
         )
     _not_among(paths, Path(out))
     check_free((Places.of(path, Path(out)) for path in paths), overwrite)
@@ -165,19 +167,18 @@ def predict(
     given = {"tile": tile, "overlap": overlap, "batch": batch}
     tiles = {name: value for name, value in given.items() if value is not None}
     look = partial(_logits, model.to(torch.device(device)), side=side, tiles=tiles, asked=asked)
-    return _predicted(steps, Path(out), reader, look, 0.5 if threshold is None else threshold, overwrite)
+    return _predicted(steps, Path(out), reader, look, 0.5 if threshold is None else threshold, overwrite, note)
 
 
 def _predicted(
     paths: Iterable[Path], out: Path, reader: ImageReader, look: Callable[[Tensor], Tensor], threshold: float,
-    overwrite: bool,
+    overwrite: bool, note: str,
 ) -> Predictions:  # fmt: skip
     """The images that can be used, written; `look` gives the logits of one."""
     done, failed = [], []
     for path in paths:
         places = Places.of(path, out)
         try:
-            places.check_names()
             image = reader.read(path, str(path))
         except BadInput as error:
             failed.append((str(path), str(error)))
@@ -187,7 +188,7 @@ def _predicted(
                 done.append(_written(places, image, look(image), threshold, overwrite))
         except TooLarge as error:
             failed.append((str(path), f"{path}: {error}"))
-    return Predictions(str(out), tuple(done), tuple(failed), tuple(reader.notes()))
+    return Predictions(str(out), tuple(done), tuple(failed), tuple(filter(None, [note, *reader.notes()])))
 
 
 def _logits(
@@ -219,27 +220,33 @@ def _mask_image(mask: Tensor, *, binary: bool) -> "Image":
     return picture
 
 
-def _images(given: Iterable[str | Path], *, apart: bool) -> list[Path]:
-    """The files, and those of the folders. Raises BadInput where there are none; or, with `apart`, where two would
-    write the same files."""
+def _images(given: Iterable[str | Path], *, apart: bool) -> tuple[list[Path], str]:
+    """The files, those of the folders, and a note of what was left out of these.
+
+    Raises: BadInput where there are none; or, with `apart`, where two would write the same files.
+    """
     paths: list[Path] = []
+    listed: list[Found] = []
     for place in map(Path, given):
-        if place.is_dir():
-            inside = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-            if not inside:
-                raise BadInput(f"{place}: no images (png, jpg, jpeg, webp, bmp, tif)")
-            paths += inside
+        if os.path.isdir(place):
+            found = images_in(place)
+            if not found.images:
+                raise BadInput(f"{place}: {no_images(found)}")
+            listed.append(found)
+            paths += found.images
         else:
             paths.append(place)
     if not paths:
         raise BadInput("predict needs at least one image")
-    by_stem: dict[str, list[str]] = {}
+    by_stem: dict[str, list[Path]] = {}
     for path in dict.fromkeys(paths if apart else ()):
-        by_stem.setdefault(path.stem, []).append(str(path))
+        by_stem.setdefault(same_name(path.stem), []).append(path)
     for same in by_stem.values():
         if len(same) > 1:
-            raise BadInput(f"{listing(same)} have one stem and would overwrite each other's masks; predict them apart")
-    return list(dict.fromkeys(paths))
+            forms = {path.stem for path in same}
+            names = listing(map(str, same) if len(forms) == 1 else (ascii(str(path)) for path in same))
+            raise BadInput(f"{names} have one stem and would overwrite each other's masks; predict them apart")
+    return list(dict.fromkeys(paths)), left_out(listed)
 
 
 def _named(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
@@ -254,7 +261,7 @@ def _no_masks(run: str, **settings: float | None) -> None:
 
 
 def _not_among(paths: Sequence[Path], out: Path) -> None:
-    if any(path.parent.resolve() == out.resolve() for path in paths):
+    if os.path.realpath(out) in {os.path.realpath(path.parent) for path in paths}:
         raise BadInput(f"{out} holds the images themselves, and masks or annotations of theirs perhaps: choose another")
 
 

@@ -66,7 +66,7 @@ class Guesses:
 
 def predict_classes(
     folder: RunFolder, paths: Iterable[Path], out: Path, reader: ImageReader, *, device: str, trust_code: bool,
-    overwrite: bool = False,
+    overwrite: bool = False, note: str = "",
 ) -> Guesses:  # fmt: skip
     """Write `predictions.json` to the folder `out`: class and score of each image that can be read.
 
@@ -91,7 +91,9 @@ def predict_classes(
             done += _guesses(model, classes, waiting)
             waiting = []
     done += _guesses(model, classes, waiting)
-    found = Guesses(str(out / "predictions.json"), tuple(done), tuple(failed), tuple(reader.notes()))
+    found = Guesses(
+        str(out / "predictions.json"), tuple(done), tuple(failed), tuple(filter(None, [note, *reader.notes()]))
+    )
     write_json(found.out, found.to_dict())
     return found
 

@@ -33,7 +33,7 @@ def score_run(
         data: a data reference; default: what the run was trained on.
         threshold: default: the stored one; where none is stored, it is chosen on the validation split of the run's own
             data, and stored.
-        say: is told, a line each, how files were read.
+        say: is told, a line each, how the split came about and how its files were read.
         progress: draw a bar on a terminal.
     Raises: BadInput for a path that is no run or a file that cannot be used, BadFiles for several, BadCheckpoint for a
         damaged run, UntrustedCode for somebody's Python.
@@ -50,7 +50,7 @@ def score_run(
     model, stored = load_scored(folder, trust_code=trust_code)
     model = model.to(torch.device(device))
     samples.check(progress=progress)
-    for remark in samples.remarks():
+    for remark in filter(None, [samples.note, *samples.remarks()]):
         say(remark)
     if isinstance(samples, Labelled):
         return classify.evaluate(model, samples)

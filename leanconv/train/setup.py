@@ -27,11 +27,11 @@ from leanconv.train.batches import Order, batches
 from leanconv.train.check import refuse
 from leanconv.train.crops import Crops, memory_batches
 from leanconv.train.data import Samples
-from leanconv.train.folders import NoSplit
 from leanconv.train.images import listing
 from leanconv.train.labelled import Labelled
 from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
+from leanconv.train.splits import NoSplit
 from leanconv.train.tasks import Task, open_split
 
 

@@ -1,16 +1,20 @@
 """Which task a recipe, a data reference or a run folder is about, and its data: the one place that knows both."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from leanconv.errors import BadInput
 from leanconv.runs import RunFolder
+from leanconv.train.class_folders import has_class_folders
 from leanconv.train.classify import Classification
 from leanconv.train.data import open_data, parse
-from leanconv.train.label_sources import has_class_folders, open_labelled
+from leanconv.train.folders import is_of_masks
+from leanconv.train.label_sources import open_labelled
 from leanconv.train.predict_classes import run_size
 from leanconv.train.recipe import Recipe
 from leanconv.train.segment import Segmentation
+from leanconv.train.splits import SPLITS, holds_parquet, parquet_files
 
 Task = Segmentation | Classification
 
@@ -20,15 +24,16 @@ def find_task(ref: str) -> str:
     place, _ = parse(ref)
     if place.startswith("torchvision:"):
         return "classify"
-    root = Path(place).expanduser()
-    if place.startswith("synthetic:") or not root.is_dir():
+    root = Path(os.path.expanduser(place))
+    if place.startswith("synthetic:") or not os.path.isdir(root):
         return "segment"  # whose reader says what is wrong with it
-    if files := sorted(root.glob("*.parquet")):
+    if holds_parquet(root):
         from leanconv.train.parquet import column_names
 
-        names = column_names(files[0])
+        files = [path for split in SPLITS for path in parquet_files(root, split)]
+        names = column_names(files[0]) if files else []
         return "classify" if "label" in names and "mask" not in names else "segment"
-    if any((root / name).is_dir() for name in ("images", "masks")) or any(root.glob("*/images")):
+    if is_of_masks(root):
         return "segment"
     return "classify" if has_class_folders(root) else "segment"
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG
 _KEYS = {"image", "width", "height", "threshold", "defect_area_px", "defects"}
-_LONGEST = 255  # bytes of a name, on every file system in use
+_LONGEST_STEM = 255 - len("_overlay.png")  # bytes: file systems take 255 of a name
 _WRITING, _PATIENCE_S = ".predict.lock", 60.0
 _LIST_KEYS = {"out", "images", "failed"}
 
@@ -39,13 +39,9 @@ class Places:
 
     @classmethod
     def of(cls, image: Path, out: Path) -> Self:
-        """Their names have the image's stem."""
-        return cls(image, out / f"{image.stem}_mask.png", out / f"{image.stem}_overlay.png", out / f"{image.stem}.json")
-
-    def check_names(self) -> None:
-        """Raise BadInput where a name would be longer than file systems take; this image alone is to blame."""
-        if len(os.fsencode(self.overlay.name)) > _LONGEST:
-            raise BadInput(f"{self.image}: {self.overlay.name} has more than {_LONGEST} bytes: give it a shorter name")
+        """Their names have the image's stem; of one too long for that its beginning and a hash."""
+        stem = _fitting(image.stem)
+        return cls(image, out / f"{stem}_mask.png", out / f"{stem}_overlay.png", out / f"{stem}.json")
 
     def obstacle(self) -> str:
         """What stands there that is no earlier prediction of this image, and why; "" for nothing."""
@@ -59,6 +55,16 @@ class Places:
             return f"{self.defects} was not made by predict"
         same = os.path.abspath(str(found["image"])) == os.path.abspath(self.image)
         return "" if same else f"{self.defects} is the prediction of {str(found['image'])[:200]}"
+
+
+def _fitting(stem: str) -> str:
+    encoded = os.fsencode(stem)
+    if len(encoded) <= _LONGEST_STEM:
+        return stem
+    end = "~" + hashlib.sha256(encoded).hexdigest()[:8]
+    while len(os.fsencode(stem)) > _LONGEST_STEM - len(end):
+        stem = stem[:-1]
+    return stem + end
 
 
 def check_free(places: Iterable[Places], overwrite: bool) -> None:

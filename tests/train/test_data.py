@@ -14,10 +14,10 @@ from leanconv.errors import BadInput, UnknownName
 from leanconv.train import data
 from leanconv.train.data import open_data
 from leanconv.train.decode import MAX_PIXELS, read_header
-from leanconv.train.folders import split_by_name
 from leanconv.train.images import read_image
 from leanconv.train.masks import read_mask
 from leanconv.train.padding import mirror
+from leanconv.train.splits import split_by_name
 
 
 def picture(seed=0, h=20, w=30):

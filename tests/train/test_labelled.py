@@ -13,9 +13,9 @@ from PIL import Image
 from leanconv.errors import BadInput, LeanconvError, UnknownName
 from leanconv.train.batches import Order
 from leanconv.train.crops import Crops, memory_batches, relit
-from leanconv.train.folders import NoSplit
 from leanconv.train.label_sources import open_labelled
 from leanconv.train.labelled import prepared
+from leanconv.train.splits import NoSplit
 from leanconv.train.tasks import find_task
 
 
