@@ -3,8 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OLDEST := .venv-oldest
 
-.PHONY: demo test lint format bench docs clean
+# On 2 processes; a browser beside them: a process of their own.
+define run_tests
+	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist worksteal --ignore tests/report --ignore tests/examples
+	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest tests/report tests/examples
+endef
+
+.PHONY: demo test test-oldest lint format bench docs clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "leanconv needs Python >= 3.11, this is %s: make PYTHON=python3.x" % sys.version.split()[0])'
@@ -17,8 +24,19 @@ demo: $(READY)  ## train a small U-Net and its SPLConv twin on made wafers, comp
 	$(BIN)/python -m examples.demo
 
 test: $(READY)  ## the whole test suite on 2 processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/report --ignore tests/examples
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/report tests/examples  # a browser beside them: a process of their own
+	$(call run_tests,$(VENV))
+
+# Constraints come from pyproject.toml itself, so the build must not fetch tools of its own.
+$(OLDEST)/.ready: pyproject.toml .ci/oldest.py
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) .ci/oldest.py > $(OLDEST)/floors.txt
+	$(OLDEST)/bin/python -m pip install --upgrade --quiet pip
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/floors.txt setuptools
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/floors.txt --no-build-isolation --editable '.[dev]'
+	touch $(OLDEST)/.ready
+
+test-oldest: $(OLDEST)/.ready  ## the same with the oldest versions of everything that pyproject.toml allows
+	$(call run_tests,$(OLDEST))
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -42,4 +60,4 @@ docs: $(READY)  ## the generated pages and figures under docs
 	$(BIN)/python -m docs.generate
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

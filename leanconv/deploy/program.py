@@ -1,13 +1,12 @@
 """From a module to a program: torch.export, then ONNX or OpenVINO from that one program."""
 
-import contextlib
 import io
 import logging
 import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from leanconv.files import origin
 
 # tensor index in the call -> {dimension: axis name}
 Axes = Mapping[int, Mapping[int, str]]
-# torch.export, its loader and the converters change the whole process while they run, as `_quiet` does.
+# torch.export, its loader and the converters change the whole process while they run, as `quiet` does.
 ONE_AT_A_TIME = threading.RLock()
 
 
@@ -41,7 +40,7 @@ def capture(
         for index, dims in axes.items():
             if dims:
                 dynamic[tensors[index]] = dict.fromkeys(dims, dim)
-    with _quiet():
+    with quiet():
         return torch.export.export(model, args, dict(kwargs), dynamic_shapes=dynamic, strict=False)
 
 
@@ -63,7 +62,7 @@ def save_onnx(
         import onnxscript  # noqa: F401  torch.onnx needs both
     except ImportError as error:
         raise missing_extra(error.name or "onnx", "export") from error
-    with _quiet():
+    with quiet():
         made = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=list(inputs), output_names=list(outputs)
         )  # fmt: skip
@@ -81,7 +80,7 @@ def to_openvino(program: ExportedProgram, *, inputs: Sequence[str] = (), outputs
         import openvino
     except ImportError as error:
         raise missing_extra("openvino", "export") from error
-    with _quiet():
+    with quiet():
         model = openvino.convert_model(program)
     for ports, names in ((model.inputs, inputs), (model.outputs, outputs)):
         if names and len(ports) == len(names):
@@ -124,9 +123,10 @@ def _name_axes(graph: Any, axes: Axes) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The converters' progress lines, warnings and dumps of graphs are for their own authors: errors are still raised,
-    and what they made is verified number by number. Other threads wait here.
+def quiet() -> Iterator[None]:
+    """Where PyTorch exports, loads or converts: progress lines, dumps of graphs and what it says of its own calls (that
+    they are deprecated) are for the authors of the converters. Errors are still raised, and what was made is verified
+    number by number. Other threads wait here.
     """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx")]
     with ONE_AT_A_TIME:
@@ -134,7 +134,7 @@ def _quiet() -> Iterator[None]:
         try:
             for logger in loggers:
                 logger.setLevel(logging.ERROR)
-            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")
                 yield
         finally:

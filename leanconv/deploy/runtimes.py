@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.deploy.calls import Frame
+from leanconv.deploy.program import quiet
 from leanconv.errors import BadInput, missing_extra
 
 
@@ -136,7 +137,8 @@ class TorchProgram:
     outputs: list[str]
 
     def __init__(self, path: str | Path) -> None:
-        program = torch.export.load(str(path))
+        with quiet():
+            program = torch.export.load(str(path))
         self._module = program.module()
         self.inputs = list(program.graph_signature.user_inputs)
         self.outputs = [str(name) for name in program.graph_signature.user_outputs]

@@ -194,7 +194,9 @@ def _allocator_peak(call: Callable[[], object]) -> int:
     """The highest sum of bytes that torch's CPU allocator handed out during a call and had not got back."""
     from torch.profiler import ProfilerActivity, profile
 
-    with _quiet_kineto(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    activities = [ProfilerActivity.CPU]
+    # There is one cycle; with `acc_events` torch 2.11 does not warn that those before are forgotten.
+    with _quiet_kineto(), profile(activities=activities, profile_memory=True, acc_events=True) as seen:
         call()
     recorded = seen.profiler.kineto_results if seen.profiler is not None else None
     events = [event for event in recorded.events() if event.name() == "[memory]"] if recorded is not None else []

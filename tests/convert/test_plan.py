@@ -261,7 +261,7 @@ def _own_forward(conv):
         (lambda conv: Conv2d(8, 8, 3), ""), (lambda conv: conv, ""),
     ],
 )  # fmt: skip
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.filterwarnings("ignore:.*[lL]azy.*:UserWarning")
 def test_layers_that_cannot_go(change, reason):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), change(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 8, 3))
@@ -304,7 +304,7 @@ def test_a_convolution_alone_cannot_be_swapped_inside_itself():
     assert why(plan(nn.Conv2d(3, 8, 3), X, to="splconv", where="*")) == {"": "the model itself"}
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_wrapped_models():
     inner = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
     assert [s.name for s in plan(nn.DataParallel(inner), X, to="hetconv").swapped] == ["module.1"]

@@ -18,9 +18,10 @@ TIMM = (
     "resnet10t", "densenet121", "efficientnet_b0", "tf_mobilenetv3_small_minimal_100", "mobilenetv3_small_050",
     "convnext_atto", "regnetx_002", "test_nfnet", "repvgg_a0", "hrnet_w18_small", "inception_next_atto",
     "edgenext_xx_small", "mobilevit_xxs", "xcit_nano_12_p16_224", "test_vit", "darknet17", "dla46_c", "ghostnet_050",
-    "mixnet_s", "resnest14d", "skresnet18", "ese_vovnet19b_dw", "levit_conv_128s", "fastvit_t8", "test_maxvit",
+    "mixnet_s", "resnest14d", "skresnet18", "ese_vovnet19b_dw", "levit_conv_128s", "fastvit_t8", "maxvit_pico_rw_256",
 )  # fmt: skip
-FIXED_SIZE = {"levit_conv_128s": 224, "test_vit": 160, "test_maxvit": 160}
+FIXED_SIZE = {"levit_conv_128s": 224, "test_vit": 160}
+OPTIONS = {"maxvit_pico_rw_256": {"img_size": 64}}
 SMP = {
     ("unet", "resnet18"), ("unetplusplus", "mobilenet_v2"), ("fpn", "resnet18"), ("deeplabv3plus", "mobilenet_v2"),
     ("linknet", "resnet18"), ("pspnet", "resnet18"), ("manet", "resnet18"),
@@ -30,7 +31,7 @@ SMP = {
 def timm_network(name):
     timm = pytest.importorskip("timm")
     side = FIXED_SIZE.get(name, 64)
-    return timm.create_model(name, num_classes=4), torch.randn(1, 3, side, side)
+    return timm.create_model(name, num_classes=4, **OPTIONS.get(name, {})), torch.randn(1, 3, side, side)
 
 
 def smp_network(name):

@@ -111,8 +111,8 @@ def test_every_command_is_one_that_leanconv_would_take(page):
             parse(context.params["to"])
         if words[0] == "reproduce":
             select(words[1])
-        recipe = context.params.get("recipe")
-        if recipe and recipe.suffix == ".toml":
+        recipe = Path(context.params.get("recipe") or "")
+        if recipe.suffix == ".toml":
             Recipe.read(ROOT.parent / recipe, context.params["words"] or [])
 
 

@@ -346,7 +346,7 @@ def test_an_optimised_model_is_for_inference_here(tmp_path):
         fast(x)
         with_hook.remove(), for_all.remove()
         assert {"own", "all"} <= set(seen)
-        with pytest.raises(BadInput, match="original"), pytest.warns(FutureWarning):
+        with pytest.raises(BadInput, match="original"), pytest.warns((FutureWarning, DeprecationWarning)):
             torch.jit.trace(fast, x)
     model.train()
     for gradients in (torch.enable_grad(), torch.no_grad()):

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from leanconv.deploy.program import quiet
 from leanconv.engine.fused.graph import Call, Graph, Length, Node, Ref, constant
 from leanconv.engine.fused.readers import READERS, aten, may_fix
 
@@ -34,7 +35,8 @@ _DECOMPOSED: WeakKeyDictionary[ExportedProgram, ExportedProgram] = WeakKeyDictio
 def decomposed(program: ExportedProgram) -> ExportedProgram:
     """The program in core operators; made once, for it takes seconds and each number type asks for it."""
     if program not in _DECOMPOSED:
-        _DECOMPOSED[program] = program.run_decompositions({})
+        with quiet():
+            _DECOMPOSED[program] = program.run_decompositions({})
     return _DECOMPOSED[program]
 
 
