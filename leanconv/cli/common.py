@@ -12,6 +12,7 @@ import typer
 
 from leanconv.errors import BadInput
 from leanconv.files import check_report, write_atomic
+from leanconv.text import one_line
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not when its help is printed
     import torch
@@ -33,7 +34,9 @@ ModelWords = Annotated[
     ),
 ]
 Input = Annotated[str, typer.Option("--input", metavar="N,C,H,W", help="Shape of the input.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: torch's own choice.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, max=2**12, help="CPU threads; default: torch's own choice.")
+]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number type of model and input.")]
 Device = Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1, ...")]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Run model and input in channels_last.")]
@@ -80,7 +83,7 @@ def shape(text: str) -> tuple[int, ...]:
     try:
         sizes = tuple(int(part) for part in re.split(r"[,x]", text.strip()))
     except ValueError as error:
-        raise BadInput(f"--input {text!r}: write the sizes as 1,3,512,512") from error
+        raise BadInput(f"--input {one_line(text, most=80)!r}: write the sizes as 1,3,512,512") from error
     if len(sizes) < 2 or min(sizes) < 1:
         raise BadInput(f"--input {text!r}: at least two sizes, each at least 1, like 1,3,512,512")
     return sizes

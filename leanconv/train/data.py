@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from leanconv.errors import BadInput, UnknownName
 from leanconv.registry import nearest
+from leanconv.text import one_line
 from leanconv.train.check import FileCheck
 from leanconv.train.colours import colour_of, read_colours
 from leanconv.train.folders import FolderSource, folder_pairs, images_of_all
@@ -164,19 +165,18 @@ def open_data(
             "or synthetic:wafer"
         )
     names, masks = _mask_reader(ref, options, classes, threshold, root)
-    bits = bits_option(ref, options) or bits
+    bits, side = bits_option(ref, options) or bits, side_of(ref)
     source: Source
-    if holds_parquet(root):
+    divided = option_divided(ref, options, folders=not (parquet := holds_parquet(root)))
+    if parquet:
         from leanconv.train.parquet import ParquetSource, image_rows
 
         reader = PairReader(ImageReader(bits, partial(image_rows, root)), masks)
         source, note = ParquetSource(parquet_files(root, split, needed=True), reader), ""
     else:
-        divided = option_divided(ref, options)
         pairs, note = folder_pairs(root, split, divided=divided)
         reader = PairReader(ImageReader(bits, partial(images_of_all, root, divided=divided)), masks)
         source = FolderSource(pairs, reader)
-    side = side_of(ref)
     return Samples(source if side is None else ReducedSource(source, side), names, note, reader)
 
 
@@ -249,8 +249,8 @@ def _class_names(classes: int | str | Sequence[str], ref: str) -> tuple[str, ...
 
 def number(ref: str, key: str, value: str, low: int, high: int) -> int:
     """A whole number among a reference's options. Raises BadInput outside of low ... high."""
-    if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
-        raise BadInput(f"data {ref!r}: {key}={value}: a whole number from {low} to {high}")
+    if not value.isascii() or not value.isdigit() or len(value) > 18 or not low <= int(value) <= high:
+        raise BadInput(f"data {one_line(repr(ref), most=200)}: {key}={value[:20]}: a whole number from {low} to {high}")
     return int(value)
 
 

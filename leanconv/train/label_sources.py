@@ -57,11 +57,12 @@ def open_labelled(ref: str, split: str, *, size: int, bits: int | None = None) -
         if not os.path.isdir(root):
             raise BadInput(f"data {place!r}: no such folder; give one with a folder a class, or with Parquet splits")
         count = number(ref, "classes", options["classes"], 2, MAX_CLASSES) if "classes" in options else 0
-        if holds_parquet(root):
+        divided = option_divided(ref, options, folders=not (parquet := holds_parquet(root)))
+        if parquet:
             reader.everything = partial(image_rows, root)
             classes, splits, note = _parquet(root, split, count, reader)
         else:
-            classes, splits, note = class_folders(root, reader, divided=option_divided(ref, options))
+            classes, splits, note = class_folders(root, reader, divided=divided)
             if count and count != len(classes):
                 raise BadInput(f"data {ref!r}: classes={count}, but {root} has {len(classes)} class folders")
     check_classes(classes, ref)
@@ -157,6 +158,7 @@ def _torchvision(
         if not os.path.isdir(root):
             raise BadInput(f"data {ref!r}: {root}: no such folder; say root=DIR, with a folder a class")
         return class_folders(root, reader, divided=option_divided(ref, options))
+    option_divided(ref, options, folders=False)
     each = "test" if split == "test" else "train"
     classes, source = _torchvision_split(ref, name, root, each, options.get("download") == "true")
     return classes, {each: source}, ""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ CHOICES = {
     "amp": ("no", "bf16", "fp16"),
     "device": ("auto", "cpu"),
 }
+_LARGEST = 1e6  # of the settings that are no counts; beyond it nothing is learnt, or everything is lost at once
+_LARGEST_ZOOM = 64
 _TOO_LARGE = 2**63  # for torch's seeds, and for what a run can count
 # Beyond these memory or OpenMP gives up without a word of what was wrong; one pixel is no picture to resize to.
 _RANGES = {"size": (2, 2**14), "batch": (1, 2**20), "threads": (0, 2**12), "workers": (0, 2**12)}
@@ -111,6 +114,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._check_writable()
+        for key in ("model", "data", "out"):
+            if not getattr(self, key).strip():
+                raise BadInput(f"recipe: {key} is empty: say which, or leave it out")
         for key, words in CHOICES.items():
             if getattr(self, key) not in words:
                 raise BadInput(f"recipe: {key}={_shown(getattr(self, key))}: one of {', '.join(words)}")
@@ -124,12 +130,16 @@ class Recipe:
             "epochs", "steps", "seed", "lr", "momentum", "weight_decay", "clip", "warmup", "drop", "smoothing",
             "topology_epochs", "light", "defect_crop", "save_every",
         ):  # fmt: skip
-            if not 0 <= getattr(self, key) < math.inf:
-                raise BadInput(f"recipe: {key}={getattr(self, key)}: must be a number of at least 0")
+            if not 0 <= (value := getattr(self, key)) < math.inf:
+                raise BadInput(f"recipe: {key}={value}: must be a number of at least 0")
+            if isinstance(value, float) and value > _LARGEST:
+                raise BadInput(f"recipe: {key}={value}: must be a number of at most {_LARGEST:g}")
         if self.defect_crop > 1:
             raise BadInput(f"recipe: defect_crop={self.defect_crop}: a share, from 0 to 1")
-        if not 0 < self.temperature_epochs < math.inf:
-            raise BadInput(f"recipe: temperature_epochs={self.temperature_epochs}: must be above 0")
+        if not 0 < self.temperature_epochs <= _LARGEST:
+            raise BadInput(
+                f"recipe: temperature_epochs={self.temperature_epochs}: must be above 0 and at most {_LARGEST:g}"
+            )
         for key in ("light", "smoothing"):
             if getattr(self, key) >= 1:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: from 0 to below 1")
@@ -143,8 +153,8 @@ class Recipe:
             )
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise BadInput("recipe: nesterov=true is a form of SGD with momentum: say optimizer=sgd, momentum=0.9")
-        if self.zoom < 1 or not math.isfinite(self.zoom):
-            raise BadInput(f"recipe: zoom={self.zoom}: the largest magnification, at least 1")
+        if not 1 <= self.zoom <= _LARGEST_ZOOM:
+            raise BadInput(f"recipe: zoom={self.zoom}: the largest magnification, from 1 to {_LARGEST_ZOOM}")
         if (self.epochs > 0) == (self.steps > 0):
             raise BadInput(f"recipe: epochs={self.epochs}, steps={self.steps}: say one of the two, above 0")
 
@@ -156,7 +166,8 @@ class Recipe:
                 digits = len(str(abs(value))) if abs(value).bit_length() < 14_000 else "thousands of"
                 raise BadInput(f"recipe: {field.name} has {digits} digits: must be below 2**63")
             if isinstance(value, str) and ("\0" in value or value.encode(errors="ignore").decode() != value):
-                raise BadInput(f"recipe: {field.name}={_shown(value)} is not UTF-8: rename it, or give a link to it")
+                kind = sys.getfilesystemencoding().upper()
+                raise BadInput(f"recipe: {field.name}={_shown(value)} is no {kind} text: rename it, or link to it")
 
     def falls(self, epoch: int) -> int:
         """How often the rate of `schedule="step"` has fallen when an epoch (from 0) begins."""

@@ -124,13 +124,18 @@ def _parquet(root: Path) -> list[Path]:
     return sorted(path for path in files if not path.name.startswith("."))
 
 
-def option_divided(ref: str, options: Mapping[str, str]) -> bool:
-    """The option `divided=`: false says that folders called train or test are no splits. Raises BadInput."""
+def option_divided(ref: str, options: Mapping[str, str], *, folders: bool = True) -> bool:
+    """The option `divided=`: false says that folders called train or test are no splits. Raises BadInput.
+
+    `folders`: whether the data are folders; of others the option says nothing, and is refused.
+    """
     value = options.get("divided", "true")
     if value not in ("true", "false"):
         raise BadInput(
-            f"data {ref!r}: divided={value}: true, or false where folders called train or test are no splits"
+            f"data {ref!r}: divided={value}: true; or false where folders called train or test are no splits"
         )
+    if not folders and "divided" in options:
+        raise BadInput(f"data {ref!r}: divided={value} is about folders, which this data has not: leave it out")
     return value == "true"
 
 

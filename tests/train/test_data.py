@@ -407,3 +407,11 @@ def test_side_reduces_images_and_masks_alike(tiny_data):
     for side in ("3", "x"):
         with pytest.raises(BadInput, match=f"side={side}: a whole number from 16"):
             open_data(f"{tiny_data}?side={side}", "train")
+
+
+@pytest.mark.parametrize("key", ["side", "threshold", "ignore", "bits"])
+@pytest.mark.parametrize("value", ["9" * 5000, "9" * 19, "-1", "1.5", "nan", "\u00b2", "\u0661"])
+def test_numbers_that_are_none_are_one_short_line(tiny_data, key, value):
+    with pytest.raises(BadInput, match=f"{key}=.*: a whole number from") as found:
+        open_data(f"{tiny_data}?{key}={value}", "train")
+    assert len(str(found.value)) < 500

@@ -168,7 +168,7 @@ def test_classes_that_are_really_called_so(tmp_path, names):
     classes, _, note = classes_of(f"{tmp_path}?divided=false")
     assert classes == tuple(sorted(names))
     assert "is not divided" in note
-    with pytest.raises(BadInput, match="true, or false where folders called train or test are no splits"):
+    with pytest.raises(BadInput, match="true; or false where a folder called train or test is no split"):
         classes_of(f"{tmp_path}?divided=no")
 
 
@@ -271,6 +271,8 @@ def test_splits_of_parquet_files(tmp_path, name, split):
     (tmp_path / "images.parquet").write_text("")
     assert holds_parquet(tmp_path)
     assert parquet_files(tmp_path, split) == [tmp_path / name]
+    with pytest.raises(BadInput, match="divided=false is about folders, which this data has not"):
+        open_data(f"{tmp_path}?divided=false", split)
     with pytest.raises(NoSplit, match=f"it has {split}"):
         parquet_files(tmp_path, "test" if split == "train" else "train", needed=True)
 
