@@ -168,7 +168,7 @@ def test_classes_that_are_really_called_so(tmp_path, names):
     classes, _, note = classes_of(f"{tmp_path}?divided=false")
     assert classes == tuple(sorted(names))
     assert "is not divided" in note
-    with pytest.raises(BadInput, match="true; or false where a folder called train or test is no split"):
+    with pytest.raises(BadInput, match="true; or false where folders called train or test are no splits"):
         classes_of(f"{tmp_path}?divided=no")
 
 
