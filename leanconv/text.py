@@ -28,6 +28,15 @@ def one_line(text: object, *, most: int = LONGEST) -> str:
     return line[: kept - kept // 2] + _GAP + line[len(line) - kept // 2 :]
 
 
+def is_utf8(text: object) -> bool:
+    """Whether other programs can take the text: a name in another encoding has half letters in it."""
+    try:
+        str(text).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _visible(letter: str) -> str:
     """The letter, or its escape; spaces of other widths than ours hide nothing."""
     if letter.isprintable() or unicodedata.category(letter) == "Zs":

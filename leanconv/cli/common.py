@@ -172,4 +172,4 @@ def bar() -> Iterator[Callable[[str, float], object]]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         task = shown.add_task("", total=1.0)
-        yield lambda what, done: shown.update(task, description=what, completed=done)
+        yield lambda what, done: shown.update(task, description=one_line(what), completed=done)

@@ -1,6 +1,7 @@
 """`export`: a model as an ONNX, OpenVINO or torch.export file that was checked against it, or no file at all."""
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from leanconv.deploy.verify import InFloat64, Reference, has_nan
 from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName, missing_extra, told
 from leanconv.files import origin
 from leanconv.probes import LIKE
+from leanconv.text import is_utf8
 
 FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
 # How far a task metric (IoU, Dice, top-1) of the file may be from the model's.
@@ -61,6 +63,8 @@ def export(
         raise UnknownName(f"{path}: the suffix decides the format, and {path.suffix!r} is none; known: {known}")
     if path.is_dir():
         raise BadInput(f"{path}: is a folder; name a file in it")
+    if not is_utf8(os.path.abspath(path)):  # ONNX refuses such a name unclearly, torch.export's writer aborts
+        raise BadInput(f"{path}: the libraries that write it take names in UTF-8 alone; give another")
     # Tracing changes modules' classes while it runs: a model that runs beside another thread's capture ends up in it.
     with ONE_AT_A_TIME:
         return _checked_file(_plain_copy(model), Dynamic(*_on_cpu(*as_call(inputs)), dynamic), path, check)

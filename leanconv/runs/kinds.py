@@ -168,7 +168,7 @@ def _from_code(path: Path, factory: str, options: dict[str, Any]) -> nn.Module:
     where = f"{path}:{factory}"
     if not os.path.isfile(path):
         raise BadInput(f"{one_line(where, most=300)}: there is no file {one_line(path, most=300)}")
-    name = "leanconv_user_" + sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    name = "leanconv_user_" + sha256(os.fsencode(path.resolve())).hexdigest()[:12]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise BadInput(f"{where}: Python cannot load {path}")

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from leanconv.errors import BadCheckpoint, BadInput
 from leanconv.files import replace_atomic
+from leanconv.text import is_utf8
 
 # First bytes of files that are often given the wrong name. None of them is opened any further.
 _OTHERS = (
@@ -90,6 +91,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if start.startswith(magic) and start[8:9] != b"{":
             raise BadCheckpoint(f"{path}: this is no safetensors file but {what}; it was not opened")
     try:
+        if not is_utf8(path):  # safetensors opens no such path
+            return load(path.read_bytes())
         with safe_open(path, "pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:

@@ -62,14 +62,16 @@ def holds_images(folder: Path) -> bool:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """The files below a folder; each real folder is entered once."""
-    entered = set()
+    """The files below a folder; each real folder is entered once, and none that holds the folder itself."""
+    entered: set[str] = set()
+    start = os.path.realpath(folder)
 
     def stop(error: OSError) -> None:
         raise BadInput(f"{error.filename}: cannot be listed: {error.strerror}") from error
 
     for here, folders, files in os.walk(folder, followlinks=True, onerror=stop):
-        if (real := os.path.realpath(here)) in entered:  # a link back up: its files are there already
+        real = os.path.realpath(here)
+        if real in entered or start.startswith(os.path.join(real, "")):  # a link: seen, or above
             folders.clear()
             continue
         entered.add(real)

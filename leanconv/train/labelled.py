@@ -214,11 +214,15 @@ def held_out(source: LabelSource, share: float, classes: Sequence[str]) -> tuple
                 f"class {classes[label]} has one training image, of which none can be held out for validation: give a "
                 "val split, or say ?val=0 and keep=last"
             )
-        ranked = sorted(places, key=lambda place: hashlib.sha256(f"{source.names[place]},{place}".encode()).digest())
+        ranked = sorted(places, key=lambda place: _hash(f"{source.names[place]},{place}"))
         val.update(ranked[: max(1, min(len(places) - 1, round(share * len(places))))])
     train = [place for place in range(len(source.names)) if place not in val]
     note = f"there is no val split: {len(val)} of {len(source.names)} training images are held out for it, by a hash"
     return Part(source, train), Part(source, sorted(val)), note
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(same_name(name).encode(errors="surrogateescape")).digest()
 
 
 def check_labels(labels: Iterable[Any], classes: int, where: str) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from leanconv.errors import BadInput, UnknownName
 from leanconv.files import read_toml, write_atomic
 from leanconv.registry import nearest
-from leanconv.text import one_line
+from leanconv.text import is_utf8, one_line
 
 # The words that a key takes, where it takes words.
 CHOICES = {
@@ -165,7 +165,7 @@ class Recipe:
             if type(value) is int and abs(value) >= _TOO_LARGE:
                 digits = len(str(abs(value))) if abs(value).bit_length() < 14_000 else "thousands of"
                 raise BadInput(f"recipe: {field.name} has {digits} digits: must be below 2**63")
-            if isinstance(value, str) and ("\0" in value or value.encode(errors="ignore").decode() != value):
+            if isinstance(value, str) and ("\0" in value or not is_utf8(value)):
                 kind = sys.getfilesystemencoding().upper()
                 raise BadInput(f"recipe: {field.name}={_shown(value)} is no {kind} text: rename it, or link to it")
 
