@@ -15,6 +15,7 @@ from leanconv.train.images import listing
 from leanconv.train.progress import write_history
 from leanconv.train.recipe import Recipe
 from leanconv.train.setup import check_used, last
+from leanconv.train.splits import same_name
 from leanconv.train.state import State
 from leanconv.train.tasks import Task
 
@@ -99,7 +100,9 @@ def check_resumed(
             f"resume it with the same, or train its weights on with model={path} out=another/folder"
         )
     before, now = folder.read_model().classes, tuple(samples.classes)
-    if before and before != now:  # the files would get other labels, and model.json other names
+    if before and tuple(map(same_name, before)) != tuple(
+        map(same_name, now)
+    ):  # the files would get other labels, and model.json other names
         raise BadInput(
             f"{path} was started with the classes {listing(before)}, {recipe.data} now has "
             f"{listing(now)}: resume it with the same, or choose out="
