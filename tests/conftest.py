@@ -8,6 +8,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# What a user or a service has set for leanconv and for colours decides nothing here.
+for _name in ("LEANCONV_ARITHMETIC", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
+    os.environ.pop(_name, None)
 # Tables are as wide as the terminal; the tests read them at the width of piped output, whatever runs them.
 os.environ["COLUMNS"] = "160"
 
