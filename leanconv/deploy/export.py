@@ -12,8 +12,9 @@ from torch import nn
 from leanconv.convert.observe import has_lazy
 from leanconv.deploy.axes import GIVEN, Dynamic, Look, Sizes
 from leanconv.deploy.calls import Frame, Inputs, as_call
+from leanconv.deploy.names import names_of
 from leanconv.deploy.place import beside, move_into_place
-from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, names_of, save_onnx, to_openvino
+from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, save_onnx, to_openvino
 from leanconv.deploy.result import Exported, Verified
 from leanconv.deploy.runtimes import Runtime, first_line, open_file
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
@@ -32,6 +33,7 @@ ADVICE = {
 }
 
 Check = Callable[[nn.Module], float | Mapping[str, float]]
+Names = tuple[tuple[str, ...], tuple[str, ...]]  # of inputs, of outputs
 
 
 def export(
@@ -88,6 +90,7 @@ def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | No
         runtime = _open(plain, draft, answer)
         exact = InFloat64(plain)
         verified = tuple(_verify(plain, exact, runtime, call, look, path) for look in looks)
+        names = _named_so(runtime, names, call, Reference(exact, args, kwargs, answer), path)
         metrics = _metrics(check, plain, runtime, path) if check is not None else {}
         del runtime  # its file may not be mapped while it is moved
         files = move_into_place(folder, path)
@@ -130,17 +133,19 @@ def _exportable(answer: Any, path: Path) -> None:
             f"{FORMATS[path.suffix]} does not compute in {str(dtype).removeprefix('torch.')} on a CPU;"
             " export(model.float(), ...), or write a .pt2"
         )
+    text = next((c for _, c in Frame.split(answer)[1].constants if isinstance(c, str)), None)
+    if path.suffix == ".pt2" and text is not None:
+        raise BadInput(f"a torch.export file cannot give the text {text!r:.40} in the model's output; leave it out")
     if has_nan(answer):
         raise BadInput("the model's output has NaN in it: nothing can be verified against it; check its weights")
 
 
-def _write(
-    plain: nn.Module, call: Dynamic, trace: Sizes, answer: Any, draft: Path
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Fill the draft. Returns the names of inputs and outputs."""
+def _write(plain: nn.Module, call: Dynamic, trace: Sizes, answer: Any, draft: Path) -> Names:
+    """Fill the draft. Returns the names that its inputs and outputs were given."""
     args, kwargs = call.call(trace)
     given = args[0] if len(args) == 1 and not kwargs else (kwargs if kwargs and not args else (args, kwargs))
-    inputs, outputs = names_of(given, "input", prefix="input"), names_of(answer, "output", prefix="output")
+    inputs = names_of(given, "input", prefix="input")
+    outputs = names_of(answer, "output", prefix="output", taken=inputs)
     try:
         if draft.suffix == ".pt2":
             made = capture(plain, args, kwargs, call.axes)
@@ -181,6 +186,21 @@ def _open(plain: nn.Module, draft: Path, answer: Any) -> Runtime:
             f"the {FORMATS[draft.suffix]} file that was made does not load; nothing was written: {reason}"
         ) from error
     return Runtime(run, outputs=frame, dtypes=[t.dtype for t in tensors], like=plain)
+
+
+def _named_so(runtime: Runtime, names: Names, call: Dynamic, model: Reference, path: Path) -> Names:
+    """The names that stand in the file. Raises ExportMismatch where one is not what was asked, or leads elsewhere."""
+    run = runtime.run
+    found = tuple(run.inputs), tuple(run.outputs)
+    if not runtime.flat:  # a program of torch.export has names of its own, and is called as the model is
+        return found
+    if found != names:
+        raise ExportMismatch(f"{path.name} has the names {found}, not {names}; nothing was written")
+    given = run.by_name(dict(zip(names[0], call.tensors, strict=True)))
+    seen = model.error(runtime.joined([given[name] for name in names[1]]))
+    if not seen.passes:
+        raise ExportMismatch(f"{path.name}: outputs asked for by their names differ from the model's: {seen}")
+    return found
 
 
 def _verify(plain: nn.Module, exact: InFloat64, runtime: Runtime, call: Dynamic, look: Look, path: Path) -> Verified:

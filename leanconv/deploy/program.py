@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from leanconv.deploy.calls import FlatModel, Frame
+from leanconv.deploy.names import name_onnx, name_openvino
 from leanconv.errors import missing_extra
 from leanconv.files import origin
 
@@ -63,11 +64,10 @@ def save_onnx(
     except ImportError as error:
         raise missing_extra(error.name or "onnx", "export") from error
     with quiet():
-        made = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=list(inputs), output_names=list(outputs)
-        )  # fmt: skip
+        made = torch.onnx.export(program, dynamo=True, verbose=False)
         if made is None:
             raise RuntimeError("torch.onnx gave no program")
+        name_onnx(made.model.graph, inputs, outputs)
         _name_axes(made.model.graph, axes or {})
         made.model.metadata_props["origin"] = origin()
         made.save(str(path))
@@ -80,28 +80,38 @@ def to_openvino(program: ExportedProgram, *, inputs: Sequence[str] = (), outputs
         import openvino
     except ImportError as error:
         raise missing_extra("openvino", "export") from error
-    with quiet():
+    with quiet(), _apart(program):
         model = openvino.convert_model(program)
-    for ports, names in ((model.inputs, inputs), (model.outputs, outputs)):
-        if names and len(ports) == len(names):
-            for port, name in zip(ports, names, strict=True):
-                port.get_tensor().set_names({name})
+    if outputs:
+        name_openvino(model, dict(zip(input_order(program), inputs, strict=True)), outputs)
     return model
+
+
+@contextmanager
+def _apart(program: ExportedProgram) -> Iterator[None]:
+    """Every output a tensor of its own, which OpenVINO's converter demands; as before afterwards."""
+    graph, output = program.graph, program.graph.output_node()
+    before, made = output.args, []
+    if len(output.args[0]) == 1:
+        yield
+        return
+    with graph.inserting_before(output):
+        for node in output.args[0]:
+            order = list(range(node.meta["val"].dim()))
+            made.append(graph.call_function(torch.ops.aten.permute.default, (node, order)))
+            made[-1].meta = dict(node.meta)
+    try:
+        output.args = (tuple(made),)
+        yield
+    finally:
+        output.args = before
+        for node in made:
+            graph.erase_node(node)
 
 
 def input_order(program: ExportedProgram) -> list[str]:
     """The names of a flat program's tensors in the order of a call."""
     return [str(name) for name in program.graph_signature.user_inputs]
-
-
-def names_of(value: Any, single: str, *, prefix: str) -> list[str]:
-    """Names for the tensors of a call or an answer: keys where it is a dict, `single` for one, numbers for several."""
-    if isinstance(value, Tensor):
-        return [single]
-    if isinstance(value, Mapping) and all(isinstance(v, Tensor) for v in value.values()):
-        return [re.sub(r"\W", "_", str(key)) for key in value]
-    count = len(Frame.split(value)[0])
-    return [single] if count == 1 else [f"{prefix}{i}" for i in range(count)]
 
 
 def _name_axes(graph: Any, axes: Axes) -> None:
