@@ -174,11 +174,10 @@ def _on_array(
 
 def _swapped(model: "nn.Module", x: "Tensor", operator: str, where: str | None) -> tuple["nn.Module", str]:
     """A copy of the model with its convolutions swapped, and how many were."""
-    import copy
-
     from leanconv.convert import apply_, plan
+    from leanconv.copies import copied
 
-    made = copy.deepcopy(model)
+    made = copied(model)
     found = plan(made, x, to=operator, where=where)
     apply_(made, found, init="fresh")
     return made, f"{len(found.swapped)} of {len(found)} convolutions"

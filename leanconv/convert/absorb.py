@@ -1,6 +1,5 @@
 """The algebra of one fold: a layer takes over the BatchNorm that follows it, or its own constant parts."""
 
-import copy
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.convert.tree import Site
+from leanconv.copies import copied
 from leanconv.nn import Operator
 from leanconv.ops.fold import bn_scale_shift
 
@@ -80,7 +80,7 @@ def _per_output(layer: nn.Module, weight: Tensor, scale: Tensor) -> Tensor:
 
 def folded(layer: nn.Module, norm: nn.Module | None) -> nn.Module | None:
     """A copy of the layer that does both, in its cheapest form; None where that cannot be exact or overflows."""
-    new = copy.deepcopy(layer)
+    new = copied(layer)
     if norm is not None:
         scale, shift = bn_scale_shift(cast(nn.BatchNorm2d, norm))
         if scale.numel() != getattr(layer, "out_channels", getattr(layer, "out_features", None)):

@@ -1,6 +1,5 @@
 """fold_: exact algebra for eval mode, each fold with a certificate."""
 
-import copy
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ from leanconv.convert.observe import Inputs
 from leanconv.convert.smaller import smaller
 from leanconv.convert.tree import Site, has_computed_weight, has_hooks, tied_parameters, walk
 from leanconv.convert.trial import Step, Trial
+from leanconv.copies import copied
 from leanconv.errors import BadInput
 from leanconv.nn import Operator
 from leanconv.table import table
@@ -155,7 +155,7 @@ def _candidates(model: nn.Module, sites: list[Site], seen: Watch) -> tuple[list[
     taken = {step.layer for step in steps}
     for i, site in enumerate(sites):
         if isinstance(site.module, Operator) and i not in taken and site.holders and not _touched(site.module, tied):
-            twin = copy.deepcopy(site.module)
+            twin = copied(site.module)
             if seen.calls.get(site.module) and twin.fold() is not twin:
                 steps.append(Step(i, None))
     return sorted(steps, key=lambda step: step.layer), refused

@@ -1,6 +1,5 @@
 """plan: which convolution would become what, and why every other one stays; nothing is changed."""
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from leanconv.convert import reasons
 from leanconv.convert.observe import Inputs, call, has_lazy, undisturbed
 from leanconv.convert.swap import Plan, Swap
 from leanconv.convert.tree import Site, convolutions, is_operator
+from leanconv.copies import copied
 from leanconv.cost import Cost, dense_cost
 from leanconv.errors import BadInput
 from leanconv.nn import Operator
@@ -47,7 +47,7 @@ def plan(model: nn.Module, inputs: Inputs, *, to: To, where: Where | None = None
         raise BadInput(f"to={to!r}: an operator string or a function (name, ConvSpec) -> operator string or None")
     if where is not None and not isinstance(where, str) and not callable(where):
         raise BadInput(f"where={where!r}: a glob over layer names or a function (name, ConvSpec) -> bool")
-    watched = copy.deepcopy(model) if has_lazy(model) else model  # running a lazy layer gives it its sizes for good
+    watched = copied(model) if has_lazy(model) else model  # running a lazy layer gives it its sizes for good
     sites = convolutions(model)
     if isinstance(where, str):
         _check_glob(where, sites)

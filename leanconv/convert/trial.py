@@ -1,6 +1,5 @@
 """A fold tried before it is done: on a copy of the model whose BatchNorms are random, in float64 where that runs."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,6 +11,7 @@ from leanconv.agreement import Error, compare, incomparable
 from leanconv.convert.absorb import folded, perform, tail
 from leanconv.convert.observe import Inputs, call, map_tensors, tensors_in, undisturbed
 from leanconv.convert.tree import walk
+from leanconv.copies import copied
 from leanconv.errors import BadInput
 from leanconv.probes import resampled
 
@@ -42,10 +42,7 @@ class Trial:
             raise BadInput("the model returned nothing but NaN on these inputs: no fold can be certified")
 
     def _prepare(self, model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> None:
-        try:
-            self.model = copy.deepcopy(model)
-        except Exception as error:
-            raise BadInput(f"the model cannot be copied, so no fold can be certified: {error}") from error
+        self.model = copied(model)
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         if dtype is not None:
             try:

@@ -1,6 +1,5 @@
 """`export`: a model as an ONNX, OpenVINO or torch.export file that was checked against it, or no file at all."""
 
-import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from leanconv.convert.observe import has_lazy
+from leanconv.copies import copied
 from leanconv.deploy.axes import GIVEN, Dynamic, Look, Sizes
 from leanconv.deploy.calls import Frame, Inputs, as_call
 from leanconv.deploy.names import names_of
@@ -103,12 +103,7 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if has_lazy(model):
         raise BadInput("the model has layers that wait for their first input to know their sizes; call it once first")
-    try:
-        return copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    except Exception as error:
-        raise BadInput(
-            f"the model cannot be copied, and export never works on the original: {first_line(error)}"
-        ) from error
+    return copied(model).cpu().eval().requires_grad_(False)
 
 
 def _on_cpu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

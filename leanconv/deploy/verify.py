@@ -1,6 +1,5 @@
 """An answer against the answer that a model gives: the rule of `leanconv.agreement`, on nested answers."""
 
-import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.agreement import Error, compare, incomparable
+from leanconv.copies import copied
 from leanconv.deploy.calls import Frame
 
 # The largest error allowed, as a share of the size of the channel or group that it stands in. Another runtime adds the
@@ -45,7 +45,7 @@ class InFloat64:
 
     @cached_property
     def _exact(self) -> nn.Module:
-        return copy.deepcopy(self._model).double()
+        return copied(self._model).double()
 
     @torch.no_grad()
     def __call__(self, args: Any, kwargs: Any, answer: Sequence[Tensor], moved: int = 0) -> list[Tensor] | None:

@@ -1,6 +1,5 @@
 """What all candidates of one `optimize` share: the model, its call, its answers, a folded copy, a captured program."""
 
-import copy
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -13,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from leanconv.agreement import Error
 from leanconv.convert import FoldReport, fold_
+from leanconv.copies import copied
 from leanconv.deploy.calls import Call, Frame
 from leanconv.deploy.program import Axes, capture_flat
 from leanconv.deploy.verify import difference, has_nan
@@ -96,7 +96,7 @@ class Workbench:
 
     @cached_property
     def _folding(self) -> tuple[nn.Module, FoldReport]:
-        folded = copy.deepcopy(self.model).requires_grad_(False)
+        folded = copied(self.model).requires_grad_(False)
         args, kwargs = self.call()
         return folded, fold_(folded, kwargs if not args else args if not kwargs else _bound(self.model, args, kwargs))
 
@@ -111,7 +111,7 @@ class Workbench:
 
     def copy_of_folded(self, dtype: torch.dtype | None) -> nn.Module:
         """A folded copy of its own, in `dtype`."""
-        made = copy.deepcopy(self.folded)
+        made = copied(self.folded)
         return made if dtype is None else made.to(dtype)
 
     @cached_property

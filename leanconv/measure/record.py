@@ -4,7 +4,6 @@ Where that is possible the run costs no arithmetic: on fake tensors (sizes witho
 model. A model that needs real numbers (or cannot be copied) runs really, once, and is left as it was.
 """
 
-import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from leanconv.copies import copied
 from leanconv.errors import LeanconvError
 from leanconv.measure.ops import OpCall, classify, flat, launches, norm_facts, tensor_bytes
 from leanconv.measure.origins import Origins
@@ -112,12 +112,12 @@ def _record_fake(model: nn.Module, inputs: Any) -> Recording:
     given = [*model.parameters(), *model.buffers(), *tensors(inputs)]
     if given and all(tensor.is_meta for tensor in given):  # sizes without numbers already, and quicker than fake ones
         mode: Any = nullcontext()
-        twin = copy.deepcopy(model)
+        twin = copied(model)
         fake = inputs
     else:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with FakeCopyMode(mode):
-            twin = copy.deepcopy(model)
+            twin = copied(model)
         fake = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
     recording = Recording(twin, executed=False)
     with untouched_random(), torch.no_grad(), mode:

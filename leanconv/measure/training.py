@@ -1,6 +1,5 @@
 """What a training step costs: its time, in turns with the other models', and its peak memory."""
 
-import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from leanconv.copies import copied
 from leanconv.errors import BadInput
 from leanconv.measure.device import describe, label
 from leanconv.measure.latency import Timing, interleave, synchronize
@@ -132,7 +132,7 @@ class TrainingStep:
     """
 
     def __init__(self, model: nn.Module, inputs: Any, setting: str, autocast: torch.dtype | None = None) -> None:
-        self.model = copy.deepcopy(bare(model)).train()
+        self.model = copied(bare(model)).train()
         self.inputs = pytree.tree_map_only(Tensor, _own, inputs)
         if "channels_last" in setting:
             # nn.Module.to has no overload that types a memory format alone

@@ -1,6 +1,5 @@
 """Operator: the methods that every efficient convolution has, with their defaults."""
 
-import copy
 import functools
 import math
 from typing import Any, ClassVar, Self
@@ -8,6 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from leanconv.copies import copied
 from leanconv.cost import Cost
 from leanconv.errors import BadInput, UnsupportedConv
 from leanconv.ops.fx import leaf_function
@@ -201,4 +201,4 @@ def kaiming_fan_out_(*convs: nn.Conv2d) -> None:
 
 def deployed(module: nn.Module) -> Any:
     """A copy in eval mode to fold in: folding never changes the module it starts from."""
-    return copy.deepcopy(module).eval()
+    return copied(module).eval()

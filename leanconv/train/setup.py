@@ -1,7 +1,10 @@
 """What a run needs before its first step: the folder, the device, the data, the model, and the line that says so."""
 
+<<<<<<< HEAD
 import copy
 import dataclasses
+=======
+>>>>>>> ae0b661 (Copies: one function for all of them; what a training left in a model is no obstacle, what has no copy is named)
 import os
 import random
 import warnings
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from leanconv.copies import copied
 from leanconv.errors import BadFiles, BadInput, UntrustedCode, missing_extra
 from leanconv.files import read_json, write_json
 from leanconv.measure import label
@@ -171,7 +175,7 @@ def check_batch(net: nn.Module, recipe: Recipe, processes: int) -> None:
     if recipe.batch > processes:
         return
     try:
-        copy.deepcopy(net).train()(torch.zeros(1, 3, recipe.size, recipe.size))
+        copied(net).train()(torch.zeros(1, 3, recipe.size, recipe.size))
     except ValueError as error:
         raise BadInput(
             f"{recipe.model} cannot train on one image of {recipe.size}x{recipe.size} at a time ({error}): "
