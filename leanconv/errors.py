@@ -76,11 +76,6 @@ class Interrupted(LeanconvError, RuntimeError):
     """The user stopped a run; the message says where it was saved and how to resume."""
 
 
-def missing_extra(library: str, extra: str) -> MissingExtra:
-    """The error for a library that is not there: `raise missing_extra("openvino", "export") from error`."""
-    return MissingExtra(f"{library} is not installed: pip install 'leanconv[{extra}]'")
-
-
 def told(error: BaseException) -> str:
     """An error of somebody's model in one line: type, first line of the message, and the place in that model's code."""
     line = next(iter(str(error).strip().splitlines()), "")[:300]

@@ -89,7 +89,9 @@ def test_a_copy_is_the_model_and_shares_nothing(name):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-@pytest.mark.parametrize("name", [name for name in AFTER_A_STEP if name not in ("parametrizations", "kept activations")])
+@pytest.mark.parametrize(
+    "name", [name for name in AFTER_A_STEP if name not in ("parametrizations", "kept activations")]
+)
 def test_exported_after_a_step(name, suffix, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the export extra")
     pytest.importorskip("onnxscript", reason="needs the export extra")

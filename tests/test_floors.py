@@ -9,11 +9,7 @@ import leanconv
 
 ROOT = Path(leanconv.__file__).parent
 FLOORS = [
-<<<<<<< HEAD
-    "spec cost registry errors files table text version agreement probes",
-=======
-    "spec cost registry errors files table text copies version",
->>>>>>> ae0b661 (Copies: one function for all of them; what a training left in a model is no obstacle, what has no copy is named)
+    "spec cost registry errors files table text version agreement probes copies extras",
     "ops",
     "nn kernels",
     "models convert measure",

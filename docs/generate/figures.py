@@ -6,7 +6,7 @@ from html import unescape
 from pathlib import Path
 
 from leanconv.cost import dense_cost
-from leanconv.errors import missing_extra
+from leanconv.extras import needs
 from leanconv.files import replace_atomic
 from leanconv.nn import get
 from leanconv.spec import ConvSpec
@@ -54,11 +54,9 @@ FIGURES = {
 
 def draw(name: str, path: Path) -> Path:
     """Write one figure as SVG; equal data give equal bytes under one version of matplotlib."""
-    try:
+    with needs("matplotlib", "report"):
         import matplotlib
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "report") from error
     data, title, across, up, is_log = FIGURES[name]
     series = data()
     settings = {"svg.hashsalt": "leanconv", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11}

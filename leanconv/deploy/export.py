@@ -16,9 +16,10 @@ from leanconv.deploy.names import names_of
 from leanconv.deploy.place import beside, move_into_place
 from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, save_onnx, to_openvino
 from leanconv.deploy.result import Exported, Verified
-from leanconv.deploy.runtimes import Runtime, first_line, open_file
+from leanconv.deploy.runtimes import Runtime, first_line, open_file, reason
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
-from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName, missing_extra, told
+from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName, told
+from leanconv.extras import needs
 from leanconv.files import origin
 from leanconv.probes import LIKE
 from leanconv.text import is_utf8
@@ -149,26 +150,21 @@ def _write(plain: nn.Module, call: Dynamic, trace: Sizes, answer: Any, draft: Pa
             program = capture_flat(plain, args, kwargs, call.axes)
             save_onnx(program, draft, inputs=inputs, outputs=outputs, axes=call.axes)
         else:
-            import openvino
-
+            with needs("openvino", "export"):
+                import openvino
             made = to_openvino(capture_flat(plain, args, kwargs, call.axes), inputs=inputs, outputs=outputs)
             made.set_rt_info(origin(), ["origin"])
             openvino.save_model(made, str(draft), compress_to_fp16=False)
     except (LeanconvError, OSError):
         raise
-    except ImportError as error:
-        raise missing_extra(error.name or "openvino", "export") from error
     except Exception as error:
         raise BadInput(f"the model cannot become {FORMATS[draft.suffix]}: {_reason(error)}") from error
     return tuple(inputs), tuple(outputs)
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the error at the bottom of the chain: converters wrap the reason in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    advice = next((text for name, text in ADVICE.items() if name in type(error).__name__), "")
-    return f"{advice}{first_line(error)}"
+    line = reason(error)
+    return next((advice for name, advice in ADVICE.items() if name in line.split(":")[0]), "") + line
 
 
 def _open(plain: nn.Module, draft: Path, answer: Any) -> Runtime:
@@ -176,9 +172,9 @@ def _open(plain: nn.Module, draft: Path, answer: Any) -> Runtime:
     try:
         run = open_file(draft).run
     except BadInput as error:
-        reason = str(error).removeprefix(f"{draft}: ").replace(str(draft), draft.name)
+        why = str(error).removeprefix(f"{draft}: ").replace(str(draft), draft.name)
         raise ExportMismatch(
-            f"the {FORMATS[draft.suffix]} file that was made does not load; nothing was written: {reason}"
+            f"the {FORMATS[draft.suffix]} file that was made does not load; nothing was written: {why}"
         ) from error
     return Runtime(run, outputs=frame, dtypes=[t.dtype for t in tensors], like=plain)
 

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from leanconv.deploy.calls import FlatModel, Frame
 from leanconv.deploy.names import name_onnx, name_openvino
-from leanconv.errors import missing_extra
+from leanconv.extras import needs
 from leanconv.files import origin
 
 # tensor index in the call -> {dimension: axis name}
@@ -58,11 +58,10 @@ def save_onnx(
     program: ExportedProgram, path: Path, *, inputs: Sequence[str], outputs: Sequence[str], axes: Axes | None = None
 ) -> None:
     """Write a flat program as ONNX; weights over 2 GB go to `PATH.data` beside it. Raises MissingExtra without onnx."""
-    try:
+    with needs("onnx", "export"):
         import onnx
+    with needs("onnxscript", "export"):
         import onnxscript  # noqa: F401  torch.onnx needs both
-    except ImportError as error:
-        raise missing_extra(error.name or "onnx", "export") from error
     with quiet():
         made = torch.onnx.export(program, dynamo=True, verbose=False)
         if made is None:
@@ -76,10 +75,8 @@ def save_onnx(
 
 def to_openvino(program: ExportedProgram, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> Any:
     """A flat program as an `openvino.Model`; its ports are named where names are given. Raises MissingExtra."""
-    try:
+    with needs("openvino", "export"):
         import openvino
-    except ImportError as error:
-        raise missing_extra("openvino", "export") from error
     with quiet(), _apart(program):
         model = openvino.convert_model(program)
     if outputs:

@@ -5,6 +5,7 @@ they are contiguous on the CPU. All of them may be called from many threads at o
 """
 
 import functools
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from leanconv.deploy.calls import Frame
 from leanconv.deploy.program import quiet
-from leanconv.errors import BadInput, missing_extra
+from leanconv.errors import BadInput, LeanconvError
+from leanconv.extras import needs
 
 
 class FlatRuntime(Protocol):
@@ -38,10 +40,8 @@ class OnnxRuntime:
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        try:
+        with needs("onnxruntime", "export"):
             import onnxruntime
-        except ImportError as error:
-            raise missing_extra("onnxruntime", "export") from error
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = threads or torch.get_num_threads()
@@ -73,10 +73,8 @@ def openvino_core() -> Any:
     (2026.4, on x86): of two Cores freed in the order they were made, the freed stack of the first stays, and the next
     signal that Python handles, Ctrl-C or the end of a data loader's worker, kills the process.
     """
-    try:
+    with needs("openvino", "export"):
         import openvino
-    except ImportError as error:
-        raise missing_extra("openvino", "export") from error
     return openvino.Core()
 
 
@@ -235,16 +233,28 @@ def as_numpy(tensor: Tensor) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """`RuntimeError: what happened`, one line of at most 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # OpenVINO opens with the places in its own source ("Exception from src/..."): the reason stands last.
-    told = [line for line in lines if not line.startswith("Exception from ")] or lines or [""]
+    """`RuntimeError: what happened`, one line of at most 200 characters; an error of ours is a line of its own."""
+    if isinstance(error, LeanconvError):
+        return str(error)
+    lines = [line.strip(" -") for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    told = [line for line in lines if not _OPENING.match(line)] or lines or [""]
     return f"{type(error).__name__}: {told[0]}"[:200]
+
+
+def reason(error: BaseException) -> str:
+    """The first line of the error at the bottom of the chain: converters wrap the reason in pages of advice."""
+    while error.__cause__ is not None and not isinstance(error, LeanconvError):
+        error = error.__cause__
+    return first_line(error)
 
 
 def _name(port: Any, index: int) -> str:
     return port.any_name if port.get_names() else str(index)
 
+
+# OpenVINO opens with the places in its own source: the reason stands below.
+_OPENING = re.compile(r"Exception from |Check '.*' failed at |FrontEnd API failed with |Model wasn't fully |Summary:")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 # What both OpenVINO and NumPy have.
 _DTYPES = {

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from leanconv.engine.workbench import Workbench
+from leanconv.extras import installed
 
 Form = Callable[..., Any]  # called exactly as the model is, and gives what the model gives
 
@@ -22,6 +23,7 @@ class Candidate:
         prepare: makes the form. Whatever it raises becomes the reason in the table of choices.
         any_shape: whether the form also runs inputs of other shapes than the given.
         widens: whether it is tried in float32 too where the model computes in half precision.
+        lacks: what would make it better on this machine, with the way to get it; "" where nothing would.
     """
 
     name: str
@@ -30,11 +32,10 @@ class Candidate:
     prepare: Callable[[Workbench, torch.dtype | None], Form]
     any_shape: bool = False
     widens: bool = False
+    lacks: Callable[[], str] = str
 
 
 def missing(*libraries: str) -> str | None:
     """The reason for libraries of the export extra that are not installed."""
-    from importlib.util import find_spec
-
-    gone = [name for name in libraries if find_spec(name) is None]
+    gone = [name for name in libraries if not installed(name)]
     return f"{' and '.join(gone)} not installed: pip install 'leanconv[export]'" if gone else None

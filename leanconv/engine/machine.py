@@ -1,6 +1,5 @@
 """What this machine can run, and what to install for the rest."""
 
-import importlib.util
 import platform
 import shutil
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from leanconv.extras import installed
 from leanconv.kernels import cpu_status
 from leanconv.kernels.cpu.cpu import cpuinfo, this_cpu, usable_cores
 from leanconv.measure import describe
@@ -113,7 +113,7 @@ def _tools() -> list[Item]:
 
 def _version(distribution: str, module: str) -> str:
     """The installed version; "" where the module cannot be found."""
-    if importlib.util.find_spec(module) is None:
+    if not installed(module):
         return ""
     try:
         return version(distribution)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from leanconv.deploy.calls import Inputs, as_call
-from leanconv.deploy.runtimes import first_line
+from leanconv.deploy.runtimes import reason
 from leanconv.engine.candidates import CANDIDATES, GIVEN, chosen
 from leanconv.engine.fused.capture import NotCaptured
 from leanconv.engine.fused.floor import Floor, floor_of
@@ -135,13 +135,13 @@ def compare_engines(
 def _prepared(bench: Workbench, engine: str, dtype: torch.dtype | None) -> tuple[Any, str]:
     """(the form, ""), or (None, why it is not used)."""
     candidate = CANDIDATES[engine]
-    if reason := bench.obstacle or candidate.why_not(bench, dtype):
-        return None, reason
+    if why := bench.obstacle or candidate.why_not(bench, dtype):
+        return None, why
     try:
         form = candidate.prepare(bench, dtype)
         seen, _ = bench.verify(form, dtype)
     except Exception as error:  # an engine that cannot run the network is one less
-        return None, f"failed: {first_line(error)}"
+        return None, f"failed: {reason(error)}"
     if not seen.passes:
         return None, f"differs: {seen.problem or f'{seen.relative:.1e} of the output'}"
     return form, ""

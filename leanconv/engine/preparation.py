@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from leanconv.agreement import incomparable
-from leanconv.deploy.runtimes import first_line
+from leanconv.deploy.runtimes import reason
 from leanconv.engine import race as racing
 from leanconv.engine import workbench
 from leanconv.engine.budget import Budget
@@ -88,7 +88,7 @@ class Preparation:
             form = candidate.prepare(bench, dtype)
             seen, look_s = bench.verify(form, dtype)
         except Exception as error:
-            row.note, row.prepare_s = f"failed: {first_line(error)}", time.perf_counter() - start
+            row.note, row.prepare_s = _beside(f"failed: {reason(error)}", candidate), time.perf_counter() - start
             return None
         row.prepare_s = time.perf_counter() - start
         self.budget.learn(expected, row.prepare_s)
@@ -121,7 +121,7 @@ class Preparation:
         try:
             seen = self.bench.trials.later(winner.form, winner.dtype)
         except Exception as error:  # one that takes the given values alone
-            seen = incomparable(first_line(error))
+            seen = incomparable(reason(error))
         if seen.passes:
             self._sure.append(winner)
             return True
@@ -136,8 +136,9 @@ class Preparation:
             return "", 0.0
         needs = {place: self.budget.needs(candidate, self.bench) for place, candidate, _ in self._waiting}
         enough = 5 * math.ceil((self.budget.spent + 1.2 * sum(needs.values()) + self.budget.timing(self.entries)) / 5)
-        for place, seconds in needs.items():
-            self.rows[place].note = f"skipped: needs about {seconds:.0f} s, {self.budget.left:.0f} s left"
+        for place, candidate, _ in self._waiting:
+            note = f"skipped: needs about {needs[place]:.0f} s, {self.budget.left:.0f} s left"
+            self.rows[place].note = _beside(note, candidate)
         return ", ".join(self.rows[place].label for place in sorted(needs)), float(enough)
 
     def blocks(self, winner: Entry) -> Blocks | None:
@@ -152,6 +153,11 @@ class Preparation:
                 if timing is not None and own is not None and not faster(own, timing):
                     return self.bench.folded
         return self.bench.model
+
+
+def _beside(note: str, candidate: Candidate) -> str:
+    """A row's note with what its engine lacks here."""
+    return f"{note}; {lacks}" if (lacks := candidate.lacks()) else note
 
 
 def _blocks(entry: Entry) -> Blocks | None:

@@ -1,10 +1,11 @@
 """Kernels of the primitives of `ops`: one folder a kind of device, registered with torch.library by `load`."""
 
 import functools
-import importlib.util
 import platform
 import warnings
 
+from leanconv.errors import MissingExtra
+from leanconv.extras import installed
 from leanconv.table import table
 
 
@@ -21,12 +22,18 @@ def load() -> tuple[str, ...]:
 
 def cpu_reason() -> str:
     """Why the CPU kernels cannot run here, with the way to get them; "" where they can."""
-    if importlib.util.find_spec("halide") is None:
+    if not installed("halide"):
         return "halide is not installed: pip install 'leanconv[cpu]'"
     if platform.system() == "Windows":
         return "the cache of compiled kernels needs owners and modes of POSIX; run under WSL"
     if platform.machine().lower() not in ("x86_64", "amd64", "arm64", "aarch64"):
         return f"no schedules for {platform.machine()}"
+    from leanconv.kernels.cpu.frontend import halide
+
+    try:
+        halide()
+    except MissingExtra as error:
+        return str(error)
     return ""
 
 

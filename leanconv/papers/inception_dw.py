@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanconv.errors import missing_extra
+from leanconv.extras import needs
 from leanconv.nn import InceptionDWConv2d
 from leanconv.papers.network import Network
 
@@ -20,10 +20,8 @@ class InceptionNeXt(Network):
     """
 
     def build(self, device: str | torch.device = "cpu") -> nn.Module:
-        try:
+        with needs("timm", "zoo"):
             import timm
-        except ImportError as error:
-            raise missing_extra("timm", "zoo") from error
         with torch.device(device):
             model = timm.create_model(f"inception_next_{self.name}", token_mixers=partial(mixer, **self.options))
         return model.eval()  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanconv.errors import missing_extra
+from leanconv.extras import needs
 from leanconv.train.masks import IGNORE
 
 Pixels = NDArray[np.uint8]
@@ -174,8 +174,6 @@ def _uri(picture: Any, kind: str, **options: Any) -> str:
 
 
 def _pil() -> Any:
-    try:
+    with needs("pillow", "report"):
         from PIL import Image
-    except ImportError as error:
-        raise missing_extra("pillow", "report") from error
     return Image

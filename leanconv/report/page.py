@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from leanconv.errors import missing_extra
+from leanconv.extras import needs
 from leanconv.files import origin
 from leanconv.report.confusion import matrix
 from leanconv.report.document import Report
@@ -32,11 +32,9 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, bool], ...]], ...] = (
 
 def render(report: Report) -> str:
     """The whole page: styles, script, drawings and pictures inside it, every text escaped, every name printable."""
-    try:
+    with needs("jinja2", "report"):
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
-    except ImportError as error:
-        raise missing_extra("jinja2", "report") from error
     page = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template("page.html")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from leanconv.errors import missing_extra
+from leanconv.extras import needs
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
@@ -188,12 +188,10 @@ def _labels(canvas: _Canvas, points: Sequence[Point]) -> None:
 
 @contextmanager
 def _canvas(name: str, label: str, inches: tuple[float, float]) -> Iterator[_Canvas]:
-    try:
+    with needs("matplotlib", "report"):
         from matplotlib import rc_context
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "report") from error
     look: Any = {
         "svg.fonttype": "none", "svg.hashsalt": name, "svg.id": None, "font.family": ["DejaVu Sans"], "font.size": 9.5,
         "axes.edgecolor": _MUTED, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _MUTED,

@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 
 from leanconv import models
-from leanconv.errors import BadInput, LeanconvError, UnknownName, UntrustedCode, missing_extra
+from leanconv.errors import BadInput, LeanconvError, UnknownName, UntrustedCode
+from leanconv.extras import needs
 from leanconv.registry import nearest
 from leanconv.text import one_line
 
@@ -130,10 +131,8 @@ def _from_leanconv(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
-    try:
+    with needs("timm", "zoo"):
         import timm
-    except ImportError as error:
-        raise missing_extra("timm", "zoo") from error
     _needs_no_file(options, "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
     if not timm.is_model(name):
         raise UnknownName(f"timm has no model {name!r}{nearest(name, timm.list_models())}; see timm.list_models()")
@@ -141,10 +140,8 @@ def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _from_smp(name: str, options: dict[str, Any]) -> nn.Module:
-    try:
+    with needs("segmentation-models-pytorch", "zoo"):
         import segmentation_models_pytorch as smp
-    except ImportError as error:
-        raise missing_extra("segmentation-models-pytorch", "zoo") from error
     known = {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
     match = next((cls for each, cls in known.items() if each.lower() == name.lower()), None)
     if match is None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.errors import BadInput, missing_extra
+from leanconv.errors import BadInput
+from leanconv.extras import needs
 from leanconv.train.masks import IGNORE
 from leanconv.train.padding import mirror
 
@@ -126,8 +127,6 @@ def _resized(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _v2() -> Any:
-    try:
+    with needs("torchvision", "train"):
         from torchvision.transforms import v2
-    except ImportError as error:
-        raise missing_extra("torchvision", "train") from error
     return v2

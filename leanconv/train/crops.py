@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leanconv.errors import missing_extra
+from leanconv.extras import needs
 from leanconv.train.augment import to_float
 from leanconv.train.batches import Order, mix
 from leanconv.train.labelled import Labelled, prepared
@@ -60,10 +60,8 @@ class Crops:
         """One photograph uint8 `3 H W` -> float32 `3 S S`, with torch's default dice; the label passes."""
         if not self.augment:
             return to_float(prepared(image, self.size)), label
-        try:
+        with needs("torchvision", "train"):
             from torchvision.transforms import v2
-        except ImportError as error:
-            raise missing_extra("torchvision", "train") from error
         image = v2.RandomResizedCrop(self.size, scale=AREA, ratio=RATIO, antialias=True)(image)
         if self.flips:
             image = v2.RandomHorizontalFlip()(image)

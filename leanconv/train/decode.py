@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from leanconv.errors import BadInput, missing_extra
+from leanconv.errors import BadInput
+from leanconv.extras import needs
 from leanconv.files import check_file
 
 if TYPE_CHECKING:
@@ -241,10 +242,8 @@ def _is_lossy(image: "Image", source: Source) -> bool:
 
 
 def _pil() -> Any:
-    try:
+    with needs("pillow", "train"):
         from PIL import Image
-    except ImportError as error:
-        raise missing_extra("pillow", "train") from error
     return Image
 
 

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanconv.errors import BadInput, missing_extra
+from leanconv.errors import BadInput
+from leanconv.extras import needs
 from leanconv.table import table
 from leanconv.train.augment import to_float
 from leanconv.train.masks import IGNORE
@@ -254,10 +255,8 @@ def _run(model: nn.Module, group: Group, classes: int) -> tuple[Group, Tensor, T
 
 
 def _confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    try:
+    with needs("torchmetrics", "train"):
         from torchmetrics.functional.classification import multiclass_confusion_matrix
-    except ImportError as error:
-        raise missing_extra("torchmetrics", "train") from error
     judged = truth != IGNORE
     predicted, truth = predicted[judged], truth[judged].long()
     return multiclass_confusion_matrix(predicted, truth, num_classes=classes, validate_args=False).cpu()

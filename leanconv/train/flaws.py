@@ -9,9 +9,12 @@ import math
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image, ImageDraw
 
+from leanconv.extras import needs
 from leanconv.train.surface import Surface, shade
+
+with needs("pillow", "train"):
+    from PIL import Image, ImageDraw
 
 Array = np.ndarray
 

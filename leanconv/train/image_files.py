@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from leanconv.errors import BadInput
+from leanconv.extras import needs
 from leanconv.train.decode import FORMAT_NAMES, formats
 
 # What systems and editors put into every folder: nobody means it as data.
@@ -21,7 +22,8 @@ _SHOWN = 5  # suffixes that a line names
 @cache
 def suffixes() -> frozenset[str]:
     """The suffixes, in small letters, by which the image library knows the formats that are read."""
-    from PIL import Image
+    with needs("pillow", "train"):
+        from PIL import Image
 
     known = {*formats(), "MPO"}  # a camera's .mpo is a JPEG with further pictures behind it
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in known)

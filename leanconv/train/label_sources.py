@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from leanconv.errors import BadInput, UnknownName, missing_extra
+from leanconv.errors import BadInput, UnknownName
+from leanconv.extras import needs
 from leanconv.registry import nearest
 from leanconv.train.class_folders import Splits, class_folders
 from leanconv.train.data import bits_option, number, parse
@@ -165,10 +166,8 @@ def _torchvision(
 
 
 def _torchvision_split(ref: str, name: str, root: Path, split: str, download: bool) -> tuple[list[str], LabelSource]:
-    try:
+    with needs("torchvision", "train"):
         from torchvision import datasets
-    except ImportError as error:
-        raise missing_extra("torchvision", "train") from error
     which: dict[str, Any] = {"split": split} if name == "SVHN" else {"train": split == "train"}
     try:
         found: Any = getattr(datasets, name)(str(root), download=download, **which)

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from leanconv.errors import BadInput, missing_extra
+from leanconv.errors import BadInput
+from leanconv.extras import needs
 from leanconv.train.check import FileCheck
 from leanconv.train.data import CACHE_BYTES
 from leanconv.train.images import ImageReader
@@ -171,10 +172,8 @@ def prepared(image: Tensor, size: int) -> Tensor:
     h, w = image.shape[1:]
     if (h, w) == (size, size):
         return image
-    try:
+    with needs("torchvision", "train"):
         from torchvision.transforms.v2 import functional
-    except ImportError as error:
-        raise missing_extra("torchvision", "train") from error
     if (h, w) != (scaled := _scaled(h, w, size)):
         image = functional.resize(image, list(scaled), antialias=True)
     square: Tensor = functional.center_crop(image, [size, size])

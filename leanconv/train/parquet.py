@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from leanconv.errors import BadInput, missing_extra
+from leanconv.errors import BadInput
+from leanconv.extras import needs
 from leanconv.files import check_file
 from leanconv.train.pairs import PairReader
 from leanconv.train.splits import SPLITS, parquet_files
@@ -188,11 +189,9 @@ def _cells(chunk: Any) -> list[Any]:
 
 
 def _pyarrow() -> Any:
-    try:
+    with needs("pyarrow", "train"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise missing_extra("pyarrow", "train") from error
     return pyarrow
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leanconv.errors import BadInput, missing_extra
+from leanconv.errors import BadInput
+from leanconv.extras import needs
 from leanconv.runs import RunFolder
 from leanconv.table import table
 from leanconv.train.data import side_of
@@ -266,8 +267,6 @@ def _not_among(paths: Sequence[Path], out: Path) -> None:
 
 
 def _pil() -> Any:
-    try:
+    with needs("pillow", "train"):
         from PIL import Image
-    except ImportError as error:
-        raise missing_extra("pillow", "train") from error
     return Image

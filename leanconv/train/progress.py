@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, track
 
-from leanconv.errors import missing_extra
+from leanconv.extras import needs
 from leanconv.files import write_atomic
 from leanconv.text import printable
 
@@ -38,10 +38,8 @@ class Reporter:
     def running(self, events: Path, start: int, total: int, label: str) -> Iterator[None]:
         """While open: the bar stands at `start` of `total` steps, `events` takes the numbers; `label`: the score."""
         if self.active:
-            try:
+            with needs("tensorboard", "train"):
                 from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise missing_extra("tensorboard", "train") from error
             self.writer = SummaryWriter(str(events), purge_step=start or None)
         self.bar.start()
         self.task = self.bar.add_task("train", total=total, completed=start, loss="-", label=label, score="-")

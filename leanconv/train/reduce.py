@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
-from leanconv.errors import missing_extra
+from leanconv.extras import needs
 
 if TYPE_CHECKING:
     from leanconv.train.data import Source
@@ -24,10 +24,8 @@ def reduced_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 def reduce_image(image: Tensor, side: int) -> Tensor:
     """uint8 `3 H W`, reduced with an antialiased bilinear filter. Raises MissingExtra without torchvision."""
-    try:
+    with needs("torchvision", "train"):
         from torchvision.transforms.v2 import functional
-    except ImportError as error:
-        raise missing_extra("torchvision", "train") from error
     size = reduced_size(image.shape[-2], image.shape[-1], side)
     return image if tuple(image.shape[-2:]) == size else functional.resize(image, list(size), antialias=True)
 

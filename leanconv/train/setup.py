@@ -1,10 +1,6 @@
 """What a run needs before its first step: the folder, the device, the data, the model, and the line that says so."""
 
-<<<<<<< HEAD
-import copy
 import dataclasses
-=======
->>>>>>> ae0b661 (Copies: one function for all of them; what a training left in a model is no obstacle, what has no copy is named)
 import os
 import random
 import warnings
@@ -17,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.copies import copied
-from leanconv.errors import BadFiles, BadInput, UntrustedCode, missing_extra
+from leanconv.errors import BadFiles, BadInput, UntrustedCode
+from leanconv.extras import needs
 from leanconv.files import read_json, write_json
 from leanconv.measure import label
 from leanconv.measure.count import count
@@ -46,11 +43,9 @@ def last(folder: RunFolder) -> Path:
 
 def accelerator(recipe: Recipe) -> Any:
     """Accelerate's `Accelerator` for the recipe's device and precision. Raises BadInput where the device lacks it."""
-    try:
+    with needs("accelerate", "train"):
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-    except ImportError as error:
-        raise missing_extra("accelerate", "train") from error
     # Accelerate keeps the precision of the first run in a process for ever; a second run may want another.
     AcceleratorState._reset_state()
     # Where there is no accelerator the CPU must be said: else launched processes would not find each other.

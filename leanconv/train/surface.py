@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image, ImageDraw
+
+from leanconv.extras import needs
+
+with needs("pillow", "train"):
+    from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
 Box = tuple[int, int, int, int]

@@ -14,15 +14,12 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from leanconv.errors import missing_extra
-
-try:
-    from PIL import Image, ImageFilter
-except ImportError as error:
-    raise missing_extra("pillow", "train") from error
-
+from leanconv.extras import needs
 from leanconv.train.flaws import block_etch, bridge, particle, scratch, smooth, stain
 from leanconv.train.surface import FINE, Surface, surface
+
+with needs("pillow", "train"):
+    from PIL import Image, ImageFilter
 
 CLASSES = ("background", "defect")
 KINDS = ("scratch", "particle", "stain", "bridge", "block_etch")

@@ -47,12 +47,12 @@ def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
         runs, blocks = choose(graph, seconds=bench.measuring_s, clock=bench.clock, cpu=bench.cpu)
     program = Program(graph, runs, bench.dense)
     form = bench.from_flat(program, widen=not half, alone=program.alone)
-    blocks.note = _kernels()
+    blocks.note = _lacks()
     form.blocks = blocks  # type: ignore[attr-defined]
     return form
 
 
-def _kernels() -> str:
+def _lacks() -> str:
     """Why its kernels are not there, or slower to make and to run than they could be; "" where all is well."""
     if reason := cpu_reason():
         return f"without kernels of its own: {reason}"
@@ -89,4 +89,4 @@ def _plain(node: Node) -> Any:
     return next(form for form in FORMS[node.kind] if form.name == "aten").make(node)
 
 
-FUSED = Candidate("fused", _why_not, _seconds, _prepare, any_shape=True, widens=True)
+FUSED = Candidate("fused", _why_not, _seconds, _prepare, any_shape=True, widens=True, lacks=_lacks)

@@ -3,14 +3,12 @@
 import functools
 from typing import Any
 
-from leanconv.errors import missing_extra
+from leanconv.extras import needs
 
 
 @functools.lru_cache(1)
 def halide() -> Any:
     """The module `halide`. Raises MissingExtra with the way to get it."""
-    try:
+    with needs("halide", "cpu"):
         import halide
-    except ImportError as error:
-        raise missing_extra("halide", "cpu") from error
     return halide

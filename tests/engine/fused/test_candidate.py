@@ -216,7 +216,7 @@ def test_without_halide_it_says_how_to_get_the_speed(monkeypatch, torch_only):
 def test_an_unknown_arithmetic_is_told(monkeypatch):
     monkeypatch.setenv("LEANCONV_ARITHMETIC", "Direct")
     fast = optimize(nn.Conv2d(3, 8, 1).eval(), torch.randn(1, 3, 8, 8), engines=("fused",), budget_s=5)
-    assert fast.choices.rows[-1].note.startswith("failed: BadInput: LEANCONV_ARITHMETIC is 'Direct'; it may be lean")
+    assert fast.choices.rows[-1].note.startswith("failed: LEANCONV_ARITHMETIC is 'Direct'; it may be lean")
 
 
 def test_what_it_is_not_for():

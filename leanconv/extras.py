@@ -1,0 +1,48 @@
+"""Optional libraries: whether they are there, and what to do where one is not, or does not import."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from leanconv.errors import LeanconvError, MissingExtra
+
+# Where what is imported has another name than what pip installs.
+MODULES = {"pillow": "PIL", "segmentation-models-pytorch": "segmentation_models_pytorch"}
+
+
+def installed(module: str) -> bool:
+    """Whether a module of that name can be found; it is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # what a finder raises that somebody put there; what is loaded without a spec
+        return False
+
+
+@contextmanager
+def needs(library: str, extra: str) -> Iterator[None]:
+    """`with needs("openvino", "export"): import openvino`, and nothing but imports.
+
+    Raises: MissingExtra: the library is not installed, lacks one that it needs, or is there and does not import.
+    """
+    try:
+        yield
+    except LeanconvError:
+        raise
+    except Exception as error:  # a library may raise anything while it is imported
+        raise MissingExtra(_told(library, extra, error)) from error
+
+
+def _told(library: str, extra: str, error: Exception) -> str:
+    own, install = MODULES.get(library, library), f"pip install 'leanconv[{extra}]'"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        if error.name == own or (error.name.split(".")[0] == own and not installed(own)):
+            return f"{library} is not installed: {install}"
+        if error.name.split(".")[0] == own:
+            return f"{library} is installed without {error.name}, too old or in part: pip install -U {library}"
+        return f"{library} needs {error.name}, which is not installed: {install}"
+    line = next(iter(str(error).splitlines()), "")[:200].rstrip(".")
+    if "home directory" in line:
+        advice = "it looks for a home directory: set HOME to a folder"
+    else:
+        advice = f"reinstall it: pip install --force-reinstall {library}"
+    return f"{library} is installed but does not import: {type(error).__name__}: {line}; {advice}"
