@@ -1,18 +1,18 @@
 """The candidate "fused": the folded model as a graph of whole blocks, each in the form that is fastest here."""
 
 from collections import Counter
-from typing import Any
 
 import torch
 
 from leanconv.engine.candidate import Candidate
 from leanconv.engine.candidate import Form as ModelForm
 from leanconv.engine.eager import has_images
+from leanconv.engine.fused.blocks import Blocks
 from leanconv.engine.fused.capture import to_graph
-from leanconv.engine.fused.choose import choose
+from leanconv.engine.fused.choose import NothingRuns, choose
 from leanconv.engine.fused.dtypes import keep_in
-from leanconv.engine.fused.forms import FORMS
-from leanconv.engine.fused.graph import UNRUN, Graph, Node
+from leanconv.engine.fused.forms import Run, plain_form
+from leanconv.engine.fused.graph import UNRUN, Graph, Node, origin
 from leanconv.engine.fused.program import Program
 from leanconv.engine.fused.rewrite import rewrite
 from leanconv.engine.fused.sizes import holds_sizes, opened
@@ -38,18 +38,38 @@ def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
         from leanconv.kernels.cpu.tiles import arithmetic
 
         arithmetic()  # an unknown one would put every kernel out, without a word
-    graph, half = rewrite(to_graph(bench.program)), (dtype or bench.dtype) == torch.bfloat16
-    if holds_sizes(bench.program, graph):
-        graph = _open(bench, graph)
-    if half:
-        keep_in(graph, torch.bfloat16)
-    with torch.no_grad():
-        runs, blocks = choose(graph, seconds=bench.measuring_s, clock=bench.clock, cpu=bench.cpu)
+    half = (dtype or bench.dtype) == torch.bfloat16
+    graph, runs, blocks = _chosen(bench, half)
     program = Program(graph, runs, bench.dense)
+    program.left_out = blocks.left_out  # one list
+    args, kwargs = bench.call()
+    with torch.no_grad():
+        bench.from_flat(program.settle, widen=not half)(*args, **kwargs)
     form = bench.from_flat(program, widen=not half, alone=program.alone)
     blocks.note = _lacks()
     form.blocks = blocks  # type: ignore[attr-defined]
     return form
+
+
+def _chosen(bench: Workbench, half: bool) -> tuple[Graph, dict[Node, Run], Blocks]:
+    """The graph, with a function for each node. What nothing runs as a block stays the call that the program has."""
+    plain: dict[str, str] = {}
+    graph = rewrite(to_graph(bench.program))
+    if holds_sizes(bench.program, graph):
+        graph = _open(bench, graph)
+    while True:
+        if half:
+            keep_in(graph, torch.bfloat16)
+        try:
+            with torch.no_grad():
+                return graph, *choose(graph, seconds=bench.measuring_s, clock=bench.clock, cpu=bench.cpu)
+        except NothingRuns as failed:
+            new = {origin(node): why for node, why in failed.nodes.items()}
+            if new.keys() <= plain.keys():
+                raise
+            plain |= new
+            program, sizes = graph.source
+            graph = rewrite(to_graph(program, sizes, plain))
 
 
 def _lacks() -> str:
@@ -66,7 +86,7 @@ def _open(bench: Workbench, fixed: Graph) -> Graph:
     for spatial in (True, False):
         try:
             graph = rewrite(to_graph(*opened(bench, spatial=spatial)))
-            runs = {node: _plain(node) for node in graph.nodes if node.kind not in UNRUN}
+            runs = {node: plain_form(node) for node in graph.nodes if node.kind not in UNRUN}
             seen, _ = bench.verify(bench.from_flat(Program(graph, runs)))
         except Exception:  # not captured so: with fewer axes open, or with none, it is as good at the given sizes
             continue
@@ -83,10 +103,6 @@ def _blocks(graph: Graph) -> Counter[tuple[str, str]]:
             grids.add(node)
     kept = [node for node in graph.nodes if node not in grids and node.kind not in UNRUN | {"call", "pad"}]
     return Counter((node.kind, repr(node.data)) for node in kept)
-
-
-def _plain(node: Node) -> Any:
-    return next(form for form in FORMS[node.kind] if form.name == "aten").make(node)
 
 
 FUSED = Candidate("fused", _why_not, _seconds, _prepare, any_shape=True, widens=True, lacks=_lacks)

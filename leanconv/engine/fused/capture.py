@@ -1,8 +1,9 @@
 """From an exported program to the engine's graph: constants computed once, every spelling of a thing made one."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,20 +14,25 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from leanconv.deploy.program import quiet
 from leanconv.engine.fused.graph import Call, Graph, Length, Node, Ref, constant
-from leanconv.engine.fused.readers import READERS, aten, may_fix
+from leanconv.engine.fused.readers import READERS, Reader, aten, may_fix
 
 
 class NotCaptured(Exception):
     """Why a program cannot be run as a graph of this engine."""
 
 
-def to_graph(program: ExportedProgram, shapes: Sequence[torch.Size] | None = None) -> Graph:
+def to_graph(
+    program: ExportedProgram, shapes: Sequence[torch.Size] | None = None, plain: Mapping[str, str] | None = None
+) -> Graph:
     """The flat program of the workbench as a graph. Raises NotCaptured for programs that write into what they read.
 
     Args:
         shapes: of a program with open sizes, those of the call that it is made for (default: those it was traced with).
+        plain: operators of the program, by name, that stay calls of PyTorch's, and why.
     """
-    return Capture(decomposed(program), shapes).graph()
+    graph = Capture(decomposed(program), shapes, plain).graph()
+    graph.source = program, shapes
+    return graph
 
 
 _DECOMPOSED: WeakKeyDictionary[ExportedProgram, ExportedProgram] = WeakKeyDictionary()
@@ -47,8 +53,11 @@ class Capture:
     the shapes of the call that they are made for: a batch of one is traced as two, lest it be taken for a constant.
     """
 
-    def __init__(self, program: ExportedProgram, shapes: Sequence[torch.Size] | None = None) -> None:
+    def __init__(
+        self, program: ExportedProgram, shapes: Sequence[torch.Size] | None, plain: Mapping[str, str] | None
+    ) -> None:
         self.program, self.shapes = program, shapes
+        self.plain = dict(plain or {})
         self.symbols: dict[Any, int] = {}  # their values in the call
         self.nodes: list[Node] = []
         self.of: dict[fx.Node, Any] = {}
@@ -78,7 +87,7 @@ class Capture:
                 outputs = [self.value(x) for x in node.args[0]]
             else:
                 raise NotCaptured(f"{node.op} {node.target} in the program")
-        graph = Graph(self.nodes, inputs, outputs)
+        graph = Graph(self.nodes, inputs, outputs, self.plain)
         graph.tidy()
         return graph
 
@@ -88,7 +97,7 @@ class Capture:
         shape = value.shape if shape is None and isinstance(value, Tensor) else shape or ()
         dtype = value.dtype if isinstance(value, Tensor) else torch.float32
         sources = [self.value(x) for x in inputs]
-        made = Node(kind, sources, data, tuple(map(self.here, shape)), dtype, f"{kind}{len(self.nodes)}")
+        made = Node(kind, sources, data, tuple(map(self.here, shape)), dtype, like.name)
         self.nodes.append(made)
         return made
 
@@ -159,8 +168,22 @@ class Capture:
         if any(isinstance(x, Node) and x.kind == "size" for x in known):
             reader = reader if may_fix(node) else None
             args = fx.node.map_arg(args, lambda x: self.of[x].data[0] if self.is_size(x) else x)
-        made = reader(self, node, args) if reader is not None and args is not None else None
+        made = None
+        if reader is not None and args is not None and node.name not in self.plain:
+            made = self.tried(reader, node, args)
         return self.call(node) if made is None else made
+
+    def tried(self, reader: Reader, node: fx.Node, args: tuple[Any, ...]) -> Any:
+        """What a reader makes of an operator; None where it cannot, which is then known and left to PyTorch."""
+        count = len(self.nodes)
+        try:
+            return reader(self, node, args)
+        except NotCaptured:
+            raise
+        except Exception as error:
+            del self.nodes[count:]
+            self.plain[node.name] = f"{type(error).__name__}: {error}"
+            return None
 
     def computed(self, node: fx.Node) -> Any:
         """What depends on constants alone, now."""
@@ -181,10 +204,23 @@ class Capture:
             target = aten.reshape.default
         if not isinstance(target, torch._ops.OpOverload) and target is not operator.getitem:
             raise NotCaptured(f"{node.target} in the program")
-        if "as_strided" in str(target):
-            raise NotCaptured("the model reads memory by strides (as_strided)")
         call, sources = _call(node)
+        if "as_strided" in str(target):
+            laid = self.as_traced(node.args[0])  # type: ignore[arg-type]
+            return self.add("call", [laid, *sources[1:]], replace(call, target=target), node)
         return self.add("call", sources, replace(call, target=target), node)
+
+    def as_traced(self, x: fx.Node) -> Node:
+        """A value that lies in memory as the program has it: what is read by strides depends on that."""
+        value = x.meta["val"]
+        strides, held = value.stride(), value.untyped_storage().nbytes()
+        if not isinstance(held, int) or value.storage_offset() or held != value.numel() * value.itemsize:
+            raise NotCaptured("the model reads memory by strides (as_strided) beside a value of its own")
+        return self.add("call", [x], Call(partial(_laid_out, strides), (Ref(0),)), x)
+
+
+def _laid_out(strides: Sequence[int], x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype).copy_(x)
 
 
 def _call(node: fx.Node) -> tuple[Call, list[fx.Node]]:

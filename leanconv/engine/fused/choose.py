@@ -4,80 +4,39 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from leanconv.engine.fused.blocks import BlockChoice, Blocks, calls
 from leanconv.engine.fused.forms import FORMS, LAST, Form, Run
 from leanconv.engine.fused.graph import UNRUN, Graph, Node
 from leanconv.engine.fused.kernels import KernelRun, SplitRun
 from leanconv.engine.fused.stages import Block, Gated, Slices, Stage, Upsample
 from leanconv.kernels import cpu_reason
 from leanconv.kernels.cpu.cpu import Cpu
-from leanconv.measure.latency import CLOCK_WORDS, Timing, interleave, once_ms
-from leanconv.table import table
+from leanconv.measure.latency import Timing, interleave, once_ms
 
 # Seconds that the turns of one block may take, of those forms that a first look did not show to be hopeless.
 BLOCK_S, MIN_ROUNDS, MAX_ROUNDS = 0.1, 5, 60
 HOPELESS, LOST = 1.5, 4.0  # times the best form's look: one look more is given, and none
 DRAWN = 65_537  # random numbers of a map, before they come again: a prime, so that no two rows or channels are alike
+SHORT_MS = 5.0  # a first launch of a kernel costs 0.25 ms, fifty times a small layer
 PRIMED_MS = 3.0  # shorter calls are timed in warm caches
-# A form that differs from PyTorch's by more than this share of the largest value is not used.
 PREFERRED, MARGIN = ("kernel", "split"), 0.05
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}
+# A form that differs from PyTorch's by more than this share of a channel's largest value is not used; a channel counts
+# as large as a part of the largest one, whose rounding it may have.
+TOLERANCE, PART = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}, 0.2
 _MEASURED: dict[Hashable, dict[str, Any]] = {}  # by processor and geometry; one process, one machine
 
 
-@dataclass(frozen=True)
-class BlockChoice:
-    """One row of the blocks' table: what was tried for the blocks of one geometry, and what they run in."""
+class NothingRuns(Exception):
+    """Nodes that none of their forms runs, and why."""
 
-    block: str
-    shape: tuple[int, ...]
-    count: int
-    times_ms: Mapping[str, float]  # form -> median of a call
-    refused: Mapping[str, str]  # form -> why it was not timed
-    chosen: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "block": self.block, "shape": list(self.shape), "count": self.count, "chosen": self.chosen,
-            "times_ms": dict(self.times_ms), "refused": dict(self.refused),
-        }  # fmt: skip
-
-
-@dataclass
-class Blocks:
-    """The table of blocks.
-
-    Attributes:
-        clock: what the times were taken with (`measure.latency.CLOCKS`).
-        note: why there are no kernels among the forms, and how to get them; or "".
-    """
-
-    rows: list[BlockChoice] = field(default_factory=list)
-    clock: str = "wall"
-    note: str = ""
-
-    def to_dict(self) -> list[dict[str, Any]]:
-        return [row.to_dict() for row in self.rows]
-
-    def __str__(self) -> str:
-        names = list(dict.fromkeys(name for row in self.rows for name in row.times_ms))
-        cells = [
-            [
-                row.block, "x".join(map(str, row.shape)), str(row.count),
-                *(_number(row.times_ms.get(name)) for name in names), row.chosen,
-            ]
-            for row in self.rows
-        ]  # fmt: skip
-        note = (
-            f"ms of one call of the block alone, {CLOCK_WORDS[self.clock]}; its result's size; how many the model has"
-        )
-        note += f"; {self.note}" if self.note else ""
-        return table(["block", "result", "times", *names, "chosen"], cells, note=note)
+    def __init__(self, nodes: dict[Node, str]) -> None:
+        super().__init__("; ".join(f"nothing here runs {node!r}: {why}" for node, why in nodes.items()))
+        self.nodes = nodes
 
 
 def choose(
@@ -97,6 +56,7 @@ def choose(
     deadline = time.perf_counter() + seconds
     runs: dict[Node, Run] = {}
     seen: dict[Hashable, list[Any]] = {}
+    unrun: dict[Node, str] = {}
     for node in list(graph.nodes):
         if node.kind in UNRUN:
             continue
@@ -107,13 +67,19 @@ def choose(
             measured = _measure(node, choices, deadline, clock)
             if math.inf not in measured.values():
                 _MEASURED[key] = measured
-        name, run = _best(node, choices, measured)
+        try:
+            name, run = _best(node, choices, measured)
+        except NothingRuns as failed:
+            unrun |= failed.nodes
+            continue
         if len(choices) > 1:
             seen.setdefault(key, [label, node.shape, measured, name, 0])[4] += 1
         if isinstance(run, SplitRun):
             runs[graph.put(run.head, at=node)] = run.first
             node.inputs, node.data, run = run.tail.inputs, run.tail.data, run.second
         runs[node] = run
+    if unrun:
+        raise NothingRuns(unrun)
     rows = [
         BlockChoice(
             label, shape, count,
@@ -122,7 +88,7 @@ def choose(
         )
         for label, shape, measured, name, count in seen.values()
     ]  # fmt: skip
-    return runs, Blocks(rows, clock)
+    return runs, Blocks(rows, clock, left_out=graph.left_out | calls(graph))
 
 
 def _compile(graph: Graph, forms: Mapping[str, Sequence[Form]], cpu: Cpu | None) -> None:
@@ -147,11 +113,16 @@ def _compile(graph: Graph, forms: Mapping[str, Sequence[Form]], cpu: Cpu | None)
 
 def _best(node: Node, choices: Sequence[Form], measured: Mapping[str, Any]) -> tuple[str, Run]:
     """The form of least cost, made for this node."""
+    why = next((text for text in measured.values() if isinstance(text, str)), "no form covers it")
     for _, name in sorted((_cost(name, ms), name) for name, ms in measured.items() if isinstance(ms, float)):
-        made = next(form for form in choices if form.name == name).make(node)
+        try:
+            made = next(form for form in choices if form.name == name).make(node)
+        except Exception as error:  # the one that was measured had the same sizes and other weights
+            why = _told(error)
+            continue
         if made is not None:
             return name, made
-    raise ValueError(f"nothing here runs {node!r}")
+    raise NothingRuns({node: why})
 
 
 def _cost(name: str, ms: float) -> float:
@@ -163,6 +134,8 @@ def _measure(node: Node, choices: Sequence[Form], deadline: float, clock: str) -
     """Milliseconds of each form that is right, or the reason why it is not used."""
     inputs = [sample(x) for x in node.inputs]
     found, calls = _right(node, choices, inputs)
+    if not calls:
+        return found
     if time.perf_counter() > deadline:  # unmeasured: a kernel where there is one, as most of those measured turn out
         return found | {name: (0.0 if name == PREFERRED[0] else math.inf) for name in calls}
     looks = _looks(calls, clock)
@@ -187,23 +160,31 @@ def _right(
                 found[form.name] = "does not cover it"
                 continue
             seen = run(*inputs)
+            call = _calling(run, inputs)
+            call()
         except Exception as error:  # a form that cannot run here is one less to choose from
-            found[form.name] = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            found[form.name] = _told(error)
             continue
         want = seen if want is None else want
         if not agrees(seen, want, TOLERANCE.get(node.dtype, 1e-4)):
             found[form.name] = "differs from PyTorch's"
             continue
-        calls[form.name] = _calling(run, inputs)
+        calls[form.name] = call
     return found, calls
 
 
+def _told(error: Exception) -> str:
+    return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
 def _looks(calls: Mapping[str, Callable[[], object]], clock: str) -> dict[str, float]:
-    """Milliseconds of one call of each; of one more where the first was slow, for another process may have come by."""
+    """Milliseconds of one call of each; the less of two where it is short, or slow, for another process may have come
+    by. Who is lost in a long one is not called again.
+    """
     looks = {name: once_ms(call, clock) for name, call in calls.items()}
     best = min(looks.values())
     for name, call in calls.items():
-        if HOPELESS * best < looks[name] < LOST * best:
+        if looks[name] < SHORT_MS or HOPELESS * best < looks[name] < LOST * best:
             looks[name] = min(looks[name], once_ms(call, clock))
     return looks
 
@@ -228,13 +209,19 @@ def _calling(run: Run, inputs: list[Tensor]) -> Callable[[], object]:
 
 
 def agrees(seen: Any, want: Any, tolerance: float) -> bool:
-    """Two answers (a map, or a map and its average) within `tolerance` of the largest value."""
+    """Two answers (a map, or a map and its average) within `tolerance` of each channel's size.
+
+    `leanconv.agreement` judges the whole network; this is quicker, and looks at every form of every block.
+    """
     if isinstance(want, tuple):
         return isinstance(seen, tuple) and all(agrees(a, b, tolerance) for a, b in zip(seen, want, strict=True))
     if seen.shape != want.shape or not want.numel():
         return seen.shape == want.shape  # type: ignore[no-any-return]
+    others = (0, *range(2, want.dim()))
     # In place and by amax: a third of the time that `.abs().max()` takes, and these maps are large.
-    return float((seen - want).abs_().amax()) <= tolerance * max(1e-30, float(want.abs().amax()))
+    size = want.abs().amax(others)
+    size = size.clamp(min=max(1e-30, PART * float(size.amax())))
+    return bool(((seen - want).abs_().amax(others) <= tolerance * size).all())
 
 
 def sample(node: Node, *, empty: bool = False) -> Tensor:
@@ -276,7 +263,3 @@ def _sizes(data: Any) -> Hashable:
         case tuple() | list():
             return tuple(map(_sizes, data))
     return repr(data)
-
-
-def _number(ms: float | None) -> str:
-    return "-" if ms is None else f"{ms:.3g}"

@@ -227,3 +227,8 @@ FORMS: dict[str, list[Form]] = {
     "linear": [Form("aten", _linear)],
     "call": [Form("aten", _call)],
 }
+
+
+def plain_form(node: Node) -> Any:
+    """A node as PyTorch runs it."""
+    return next(form for form in FORMS[node.kind] if form.name == "aten").make(node)

@@ -93,6 +93,9 @@ class Length:
     axis: int
 
 
+Saved = tuple[list[Node], list[Node], list[tuple[Node, str, list[Node], Any]]]
+
+
 @dataclass
 class Graph:
     """Nodes in an order in which they can be run."""
@@ -100,6 +103,23 @@ class Graph:
     nodes: list[Node]
     inputs: list[Node]
     outputs: list[Node]
+    left_out: dict[str, str] = field(default_factory=dict)  # what stays as the program has it, and why
+    source: tuple[Any, ...] = ()  # the program that it was read from, and the sizes of the call
+
+    def leave(self, node: Node, why: str) -> None:
+        """Note that what stands around `node` stays as it is."""
+        sizes = "x".join(map(str, node.shape))
+        self.left_out.setdefault(f"{node.name} {sizes}", why)
+
+    def saved(self) -> "Saved":
+        """All that rules may change, for `restore`."""
+        held = [(node, node.kind, list(node.inputs), node.data) for node in self.nodes]
+        return list(self.nodes), list(self.outputs), held
+
+    def restore(self, saved: "Saved") -> None:
+        self.nodes, self.outputs = list(saved[0]), list(saved[1])
+        for node, kind, inputs, data in saved[2]:
+            node.kind, node.inputs, node.data = kind, list(inputs), data
 
     def users(self) -> dict[Node, list[Node]]:
         """Who reads each node, once for every reading; an output is read by the caller (a None is counted)."""
@@ -162,6 +182,11 @@ def _runnable(nodes: Iterable[Node]) -> bool:
             return False
         seen.add(node)
     return True
+
+
+def origin(node: Node) -> str:
+    """The name of the program's operator that a node stands for, or was made beside."""
+    return node.name.split(".")[0].split("[")[0]
 
 
 def constant(value: Tensor, name: str = "") -> Node:

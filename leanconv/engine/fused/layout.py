@@ -24,6 +24,14 @@ class Step(NamedTuple):
     frees: tuple[int, ...]
     views: bool
 
+    def into(self, values: list[Any]) -> None:
+        """Run it, its result among the values."""
+        made = self.run(*[values[i] for i in self.reads])
+        if self.second < 0:
+            values[self.at] = made
+        else:
+            values[self.at], values[self.second] = made
+
 
 class Slot(NamedTuple):
     """A value in the plan's memory, `offset` bytes behind its start."""

@@ -79,6 +79,9 @@ def side_by_side(graph: Graph, node: Node, users: Users) -> bool:
         parts.append((at + first, piece.channels, stage))
     if not any(stage for _, _, stage in parts) or any(source.kind == "cat" for source in offsets):
         return False
+    if len({(x.shape[0], *x.shape[2:]) for x in offsets}) != 1:  # each branch pads in its own way
+        graph.leave(node, "its branches read maps of different sizes")
+        return False
     node.kind, node.inputs = "block", list(offsets)
     node.data = Block((Slices(tuple(parts), sum(x.channels for x in offsets)),), pieces=len(offsets))
     return True

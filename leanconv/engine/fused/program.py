@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.engine.fused.forms import Run
+from leanconv.engine.fused.forms import Run, plain_form
 from leanconv.engine.fused.graph import UNRUN, Graph, Length, Node
 from leanconv.engine.fused.kernels import KernelRun
 from leanconv.engine.fused.layout import Step
@@ -50,7 +50,10 @@ class Program:
         for i, node in enumerate(graph.outputs):
             if any(planes[i : i + 1]) and len(node.shape) == 4 and node.shape[1] > 1 < node.shape[2] * node.shape[3]:
                 self._outputs[i] = self._changed(to_planes, read[node], self.steps)
+        self._nodes = {place[node]: node for node in graph.nodes if node.kind not in UNRUN}
+        self.left_out: dict[str, str] = {}  # steps that failed and are PyTorch's since, and why
         self._plans: dict[Hashable, Plan] = {}
+        self._unplanned: set[Hashable] = set()  # shapes for which no plan can be made
         self._waiting: dict[Hashable, int] = {}  # shapes without a plan: how often they came
         self._lock = threading.Lock()
 
@@ -83,9 +86,41 @@ class Program:
                 return plan(given)
             except Moved:
                 return self._stepwise(given)
-        if all(x.numel() for x in given) and self._has_room(key):
+            except Exception as error:
+                return self._without_plan(key, given, error)
+        if key in self._unplanned or not all(x.numel() for x in given) or not self._has_room(key):
+            return self._stepwise(given)
+        try:
             return self._planned(key, given)
-        return self._stepwise(given)
+        except Exception as error:
+            return self._without_plan(key, given, error)
+
+    def settle(self, *tensors: Tensor) -> list[Tensor]:
+        """A first call, step by step: a step that fails in it is PyTorch's from then on, and `left_out` says so."""
+        given = self._given(tensors)
+        values = self._values(given, self._fixed | self._lengths(given))
+        for index, step in enumerate(self.steps):
+            try:
+                step.into(values)
+            except Exception as error:
+                node = self._nodes.get(step.at)
+                if node is None:
+                    raise
+                self.steps[index] = step = step._replace(run=plain_form(node))
+                step.into(values)
+                self.left_out[repr(node)] = f"{type(error).__name__}: {error}"
+            for i in step.frees:
+                values[i] = None
+        return handed_out([values[i] for i in self._outputs], given, self._held)
+
+    def _without_plan(self, key: Hashable, given: Sequence[Tensor], error: Exception) -> list[Tensor]:
+        """Step by step, from now on for these shapes, where that does not fail likewise."""
+        made = self._stepwise(given)
+        with self._lock:
+            self._plans = {each: plan for each, plan in self._plans.items() if each != key}
+            self._unplanned = {*list(self._unplanned)[-8 * _MOST_PLANS :], key}
+        self.left_out["its plan of the memory"] = f"{type(error).__name__}: {error}"
+        return made
 
     def _has_room(self, key: Hashable) -> bool:
         """Whether a shape shall have a plan now."""
@@ -117,12 +152,9 @@ class Program:
 
     def _stepwise(self, given: Sequence[Tensor]) -> list[Tensor]:
         values = self._values(given, self._fixed | self._lengths(given))
-        for run, reads, at, second, frees, _ in self.steps:
-            if second < 0:
-                values[at] = run(*[values[i] for i in reads])
-            else:
-                values[at], values[second] = run(*[values[i] for i in reads])
-            for i in frees:
+        for step in self.steps:
+            step.into(values)
+            for i in step.frees:
                 values[i] = None
         return handed_out([values[i] for i in self._outputs], given, self._held)
 

@@ -1,10 +1,8 @@
 """Exact rewriting: what stands around a convolution moves into it, chains of convolutions become one block.
 
-Each rule looks at one node and either rewrites the graph around it (True) or leaves it (False); rules run until none
-applies. A value that somebody else reads too is never absorbed.
+The rules, and their order (how they are applied: rules.py). A value that somebody else reads too is never absorbed.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,28 +19,15 @@ from leanconv.engine.fused.pieces import (
     side_by_side,
     slice_of_cat,
 )  # fmt: skip
+from leanconv.engine.fused.rules import Rule, until_done
 from leanconv.engine.fused.stages import Block, Gated, Linear, Slices, Stage, Upsample, bare
-
-Rule = Callable[[Graph, Node, Users], bool]
 
 
 def rewrite(graph: Graph) -> Graph:
     """All rules, in place; returns the graph."""
     for rules in (SPELLINGS, INTO_BLOCKS, CHAINS, (affine_as_stencil,), LEFT_OVER, PIECES):
-        _until_done(graph, rules)
+        until_done(graph, rules)
     return graph
-
-
-def _until_done(graph: Graph, rules: tuple[Rule, ...]) -> None:
-    changed = True
-    while changed:
-        changed = False
-        users = graph.users()
-        for node in list(graph.nodes):
-            if any(rule(graph, node, users) for rule in rules):
-                changed = True
-                users = graph.users()
-        graph.tidy()
 
 
 def absorb(graph: Graph, node: Node, source: Node, data: Any, inputs: list[Node] | None = None) -> bool:
