@@ -47,14 +47,12 @@ class Error:
         relative: the largest difference in the set of entries that is worst off, as a share of the set's size.
         allowed: what `relative` may be there.
         problem: why the two cannot be compared at all, or "".
-        noise: what rounding alone changes in the expected answer there, where that was asked for.
     """
 
     absolute: float
     relative: float
     allowed: float = 0.0
     problem: str = ""
-    noise: float = 0.0
 
     @property
     def passes(self) -> bool:
@@ -80,13 +78,14 @@ def incomparable(problem: str) -> Error:
 
 def compare(
     expected: Sequence[Tensor], given: Sequence[Tensor], tolerance: float, exact: Exact | None = None,
-    coarser: float = 1.0,
+    coarser: float = 1.0, chaos: float = math.inf,
 ) -> Error:  # fmt: skip
     """The error of a flat answer, by the rule above. Shapes and dtypes must be the same.
 
     Args:
         exact: asked only where `tolerance` is not kept.
         coarser: how many times coarser than the expected answer's the number type is that the other was computed in.
+        chaos: a set that rounding alone changes by more than this share of its size says nothing.
     """
     if len(expected) != len(given):
         return incomparable(f"{len(given)} outputs, not {len(expected)}")
@@ -102,7 +101,7 @@ def compare(
     if share > (WHOLE if tolerance > ALGEBRA else 0.0):
         return Error(share, math.inf, tolerance)
     parts = [part for part in parts if part.sets]
-    return _judged(parts, tolerance, exact, coarser) if parts else Error(share, 0.0, tolerance)
+    return _judged(parts, tolerance, exact, coarser, chaos) if parts else Error(share, 0.0, tolerance)
 
 
 def _obstacle(want: Tensor, have: Tensor) -> str:
@@ -112,6 +111,7 @@ def _obstacle(want: Tensor, have: Tensor) -> str:
         return f"{have.dtype}, not {want.dtype}"
     if not want.dtype.is_floating_point and not want.dtype.is_complex:
         return ""
+    want, have = _wide(want), _wide(have)
     if want.numel() and not all(t.abs().amax().isfinite() for t in (want, have)):
         odd = ~(want.isfinite() & have.isfinite())
         if bool(_apart(want[odd], have[odd]).any()):
@@ -150,11 +150,14 @@ class _Part:
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
         """The largest difference of two tensors in each set; what is not finite is no distance."""
         one, other = (t.reshape(self.want.shape) for t in (one, other))
-        return self.largest((one - other).abs().nan_to_num(0.0, 0.0))
+        apart = (one - other).abs()
+        apart = apart.nan_to_num(0.0, torch.finfo(apart.dtype).max)  # far apart enough to overflow is far apart
+        return self.largest(torch.where(one.isfinite() & other.isfinite(), apart, 0))
 
 
 def _wide(value: Tensor) -> Tensor:
-    return value.float() if value.dtype.itemsize == 2 else value
+    """What can be computed with: half precision and float8 as float32."""
+    return value.float() if value.is_floating_point() and value.dtype.itemsize <= 2 else value
 
 
 def _along(values: Tensor, axis: int, reduce: Callable[..., Tensor]) -> Tensor:
@@ -194,18 +197,20 @@ def _together(counts: Sequence[float]) -> Tensor:
     return torch.tensor(places)
 
 
-def _judged(parts: Sequence[_Part], tolerance: float, exact: Exact | None, coarser: float) -> Error:
+def _judged(
+    parts: Sequence[_Part], tolerance: float, exact: Exact | None, coarser: float, chaos: float
+) -> Error:  # fmt: skip
     error = torch.cat([part.distance(part.want, part.have) for part in parts])
     size = torch.cat([part.largest(part.size) for part in parts])
     largest = float(error.max())
     if bool((error <= tolerance * size).all()):
         return Error(largest, float((error / size).max()), tolerance)
     truth = None if exact is None else exact(0)
-    seen = _beside_noise(error, tolerance, _Noise(parts, size, [truth] if truth is not None else [], coarser))
+    seen = _beside_noise(error, tolerance, _Noise(parts, size, [truth] if truth is not None else [], coarser), chaos)
     if seen.passes or exact is None or truth is None:
         return seen
     moved = [answer for answer in map(exact, range(1, MOVED + 1)) if answer is not None]
-    return _beside_noise(error, tolerance, _Noise(parts, size, [truth, *moved], coarser))
+    return _beside_noise(error, tolerance, _Noise(parts, size, [truth, *moved], coarser), chaos)
 
 
 class _Noise:
@@ -250,15 +255,16 @@ def _distances(parts: Sequence[_Part], exact: Sequence[Sequence[Tensor]]) -> tup
     return torch.stack(own).amax(0), torch.cat([part.distance(part.have, truth[part.index]) for part in parts])
 
 
-def _beside_noise(error: Tensor, tolerance: float, noise: _Noise) -> Error:
+def _beside_noise(error: Tensor, tolerance: float, noise: _Noise, chaos: float) -> Error:
     """The error of the set that is worst off."""
+    error = torch.where(noise.own > chaos * noise.scale, 0.0, error)
     largest, allowed = float(error.max()), torch.maximum(tolerance * noise.scale, noise.excused)
     allowed = torch.where(noise.worse <= tolerance * noise.scale, torch.maximum(allowed, error), allowed)
     worst = int((error / allowed).nan_to_num(0.0, math.inf).argmax())
     if not float(noise.scale[worst]):
         return Error(largest, math.inf, tolerance)
-    relative, room, own = (float(each[worst] / noise.scale[worst]) for each in (error, allowed, noise.own))
-    return Error(largest, relative, room, noise=own)
+    relative, room = (float(each[worst] / noise.scale[worst]) for each in (error, allowed))
+    return Error(largest, relative, room)
 
 
 def _units(parts: Sequence[_Part], size: Tensor, noise: Tensor) -> Tensor:

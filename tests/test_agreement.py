@@ -146,3 +146,30 @@ def test_half_precision():
     map_ = torch.randn(1, 4, 9, 9).bfloat16()
     assert agree(map_, (map_ * 1.01).bfloat16(), BF16)
     assert not agree(map_, (map_ * 1.1).bfloat16(), BF16)
+
+
+def test_numbers_so_far_apart_that_their_difference_overflows_are_apart():
+    far = torch.full((4, 8), 3e38)
+    assert not agree(far, -far)
+    scores = torch.randn(4, 8)
+    hidden, shown = (scores.masked_fill(scores > 0.5, end) for end in (-3e38, 3e38))
+    assert not agree(hidden, shown)
+    assert agree(hidden, hidden.clone())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits_are_compared_too(dtype):
+    scores = torch.randn(4, 32)
+    assert agree(scores.to(dtype), scores.to(dtype), BF16)
+    assert not agree(scores.to(dtype), (scores * -1).to(dtype), BF16)
+
+
+def test_chaos_in_one_output_excuses_no_other():
+    wild, calm = torch.randn(64), torch.randn(64)
+    want, wrong = [wild, calm], [wild + 0.5 * torch.randn(64), calm + 0.3]
+
+    def exact(moved):
+        return [wild.double() + 0.4 * torch.randn(64), calm.double()]
+
+    assert not compare(want, wrong, F32, exact, chaos=1e-2).passes
+    assert compare(want, [wrong[0], calm + 1e-7], F32, exact, chaos=1e-2).passes

@@ -1,5 +1,6 @@
 """An answer against the answer that a model gives: the rule of `leanconv.agreement`, on nested answers."""
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -89,14 +90,19 @@ class Reference:
             self._known[moved] = self._exact(self.args, self.kwargs, self._tensors, moved)
         return self._known[moved]
 
-    def error(self, given: Any, dtype: torch.dtype | None = None) -> Error:
-        """How far a form's answer is from it. `dtype`: what the form computes in (None: as the model does)."""
+    def error(self, given: Any, dtype: torch.dtype | None = None, chaos: float = math.inf) -> Error:
+        """How far a form's answer is from it.
+
+        Args:
+            dtype: what the form computes in (None: as the model does).
+            chaos: as `agreement.compare` has it.
+        """
         have, other = Frame.split(given)
         if unlike := _unlike(self._frame, other, len(self._tensors), len(have)):
             return unlike
         own = [torch.finfo(t.dtype).eps for t in self._tensors if t.is_floating_point()]
         coarser = max(1.0, torch.finfo(dtype).eps / max(own)) if dtype is not None and own else 1.0
-        return compare(self._tensors, have, floor(self._tensors, dtype), self._in_float64, coarser)
+        return compare(self._tensors, have, floor(self._tensors, dtype), self._in_float64, coarser, chaos)
 
 
 def has_nan(value: Any) -> bool:

@@ -33,21 +33,21 @@ def _compiler_obstacle() -> str:
     found = next((path for path in map(shutil.which, names) if path), None)
     if found is None:
         return "torch.compile needs a C++ compiler: apt install g++"
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "empty.cpp"
-        source.touch()
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "header.cpp"
+            source.write_text("#include <vector>\n")
             limited.run([found, "-c", str(source), "-o", str(source.with_suffix(".o"))])
-        except subprocess.TimeoutExpired as error:
-            return f"torch.compile needs a C++ compiler, and {found} did not end within {error.timeout:g} s"
-        except OSError as error:
-            return f"torch.compile needs a C++ compiler, and {found} does not run: {error.strerror}"
+    except subprocess.TimeoutExpired as error:
+        return f"torch.compile needs a C++ compiler, and {found} did not end within {error.timeout:g} s"
+    except OSError as error:  # no folder for what it writes, or a compiler that does not start
+        return f"torch.compile needs a C++ compiler and a temporary folder: {error.strerror}: {error.filename}"
     return ""
 
 
 def _seconds(bench: Workbench) -> float:
     # 12 to 19 s for a U-Net of 35 to 160 layers on one core of a 2-core server; a first use compiles headers too.
-    return bench.folding_s + 8.0 + 0.1 * bench.layers + 3 * bench.forward_s
+    return bench.folding_s + 5.0 + 0.1 * bench.layers + 3 * bench.forward_s
 
 
 def _prepare(bench: Workbench, dtype: torch.dtype | None) -> Form:

@@ -22,6 +22,8 @@ from leanconv.engine.workbench import Workbench
 Variant = tuple[Candidate, torch.dtype | None]
 # Seconds that an engine may measure for while it is prepared, however many others wait.
 LEAST_MEASURING_S = 4.0
+# The share of its estimate that an engine may need once nothing else is left to do with the seconds.
+HOPE = 0.6
 
 
 class Preparation:
@@ -76,7 +78,9 @@ class Preparation:
         return len(self._field) > before or not self._raced
 
     def _fits(self, candidate: Candidate) -> bool:
-        return self.budget.needs(candidate, self.bench) <= self.budget.left - self.budget.timing(self._field)
+        """Beside the race; after one, estimates may be too high by as much as they were seen to be."""
+        needs = self.budget.needs(candidate, self.bench) * (HOPE if self._raced else 1.0)
+        return needs <= self.budget.left - self.budget.timing(self._field)
 
     def _tried(self, row: Choice, candidate: Candidate, dtype: torch.dtype | None) -> Entry | None:
         """Prepare one candidate and hold it against the model. No reason to give up on it is an error of ours."""
@@ -103,7 +107,7 @@ class Preparation:
         for entry in field:
             entry.row.chosen = False
         until = budget.deadline
-        if any(budget.needs(candidate, self.bench) < budget.left for _, candidate, _ in self._waiting):
+        if any(HOPE * budget.needs(candidate, self.bench) < budget.left for _, candidate, _ in self._waiting):
             until = min(until, time.perf_counter() + budget.timing(field) / racing.RACE_SHARE)
         while not self._proven(winner := racing.race(self.bench, field, until, on_part)):
             field.remove(winner)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from leanconv.deploy import export
 from leanconv.deploy.program import capture_flat, input_order, to_openvino
-from leanconv.deploy.runtimes import OpenVino
+from leanconv.deploy.runtimes import OpenVino, open_file
+from leanconv.errors import BadInput
 
 openvino = pytest.importorskip("openvino", reason="needs the export extra: openvino")
 
@@ -80,3 +82,29 @@ def test_a_program_of_fixed_sizes_gives_tensors_that_no_later_call_writes(kind):
     assert len(set(taken)) == len(taken)
     with pytest.raises(RuntimeError):
         run(torch.randn(1, 3, 8, 8), torch.rand(1))
+
+
+class Halves(nn.Module):
+    """Takes even sides only: an odd one comes back one pixel larger than it was."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 3, 2, 1), nn.ConvTranspose2d(4, 3, 2, 2)
+
+    def forward(self, x):
+        return self.up(self.down(x)) + x
+
+
+def test_openvino_refuses_sizes_that_do_not_go_through(tmp_path):
+    """OpenVINO 2026.4 answered with 32x32, and then the next image with the answer of the one before."""
+    model = Halves().eval()
+    export(model, torch.randn(1, 3, 32, 32), tmp_path / "m.xml", dynamic=("batch", "height", "width"))
+    run = open_file(tmp_path / "m.xml", threads=1)
+    first, second = torch.randn(2, 1, 3, 32, 32)
+    run(first)
+    for size in (33, 35):
+        with pytest.raises(BadInput, match=f"does not take inputs of 1x3x{size}x{size}"):
+            run(torch.randn(1, 3, size, size))
+        torch.testing.assert_close(run(second), model(second).detach(), rtol=1e-4, atol=1e-5)
+    other = torch.randn(2, 3, 20, 24)
+    torch.testing.assert_close(run(other), model(other).detach(), rtol=1e-4, atol=1e-5)

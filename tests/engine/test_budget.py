@@ -114,3 +114,10 @@ def test_a_network_with_blocks_of_its_own_prints_none(engines):
     choices = optimize(model, torch.randn(1, 3, 16, 16), budget_s=240).choices
     assert choices.blocks is None
     assert "Sequential" not in str(choices)
+
+
+def test_the_last_who_waits_is_tried_where_its_estimate_may_be_too_high(engines, monkeypatch):
+    prepared = engines(quick=(0.1, 0.0), waits=(12.0, 0.2))
+    monkeypatch.setattr(Budget, "learn", lambda self, expected, took: None)
+    run(10)
+    assert prepared == ["quick", "waits"]

@@ -2,12 +2,14 @@
 
 import sys
 import threading
+import time
 
 import pytest
 import torch
 
 from leanconv.kernels.cpu import ahead, build, cache
 from leanconv.kernels.cpu.bind_maps import BoundMaxPool
+from leanconv.kernels.cpu.trust import BUILDING
 from leanconv.ops.pool import MaxPool
 
 
@@ -59,3 +61,19 @@ def test_without_a_helper_all_is_compiled_here(jobs, tmp_path, monkeypatch, brok
     monkeypatch.setattr(sys, "executable", broken)
     ahead.compile_all(jobs)
     assert all(cache.has(tmp_path, build.name_of(job)) for job in jobs)
+
+
+def test_a_helper_that_is_stopped_leaves_nothing(jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "WORTH", 1)
+    monkeypatch.setattr(ahead, "usable_cores", lambda: {0, 1})
+
+    def stopped():
+        with ahead._helper(jobs):
+            end = time.monotonic() + 120
+            while not list(tmp_path.iterdir()) and time.monotonic() < end:  # it is at work
+                time.sleep(0.005)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(BUILDING)]

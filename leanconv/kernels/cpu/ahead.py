@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,8 +48,17 @@ def _helper(jobs: Sequence[Job]) -> Iterator[None]:
                 process.wait(_LEAVING_S)
     finally:
         if process is not None:
-            process.kill()
-            process.wait()
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """It may tidy up: the compiler that it waits for, and what it had begun in the cache."""
+    process.terminate()
+    try:
+        process.wait(2.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _started(where: Path, jobs: Sequence[Job]) -> "subprocess.Popen[bytes] | None":
@@ -71,6 +81,7 @@ def _started(where: Path, jobs: Sequence[Job]) -> "subprocess.Popen[bytes] | Non
 def main() -> None:
     """The helper: compile what comes on standard input, as long as whoever sent it lives."""
     parent = os.getppid()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     where, jobs = pickle.loads(sys.stdin.buffer.read())
     for job in jobs:
         if os.getppid() != parent:
