@@ -126,7 +126,7 @@ def test_what_a_report_reads(leanconv, run, tmp_path):
     words = ["--out", tmp_path / "r.html", "--budget", "0", "--optimize", "0", "--cases", "0"]
     code, out, err = leanconv("report", run.path, *words)
     assert code == 0, err
-    assert out.count("it is no file but a pipe") == 3
+    assert " ".join(out.split()).count("it is no file but a pipe") == 3  # lines break where the path ends
 
 
 @pytest.mark.parametrize("name", [LONG, f"{LONG}/a"])
