@@ -40,8 +40,10 @@ def _compiler_obstacle() -> str:
             limited.run([found, "-c", str(source), "-o", str(source.with_suffix(".o"))])
     except subprocess.TimeoutExpired as error:
         return f"torch.compile needs a C++ compiler, and {found} did not end within {error.timeout:g} s"
-    except OSError as error:  # no folder for what it writes, or a compiler that does not start
-        return f"torch.compile needs a C++ compiler and a temporary folder: {error.strerror}: {error.filename}"
+    except OSError as error:
+        if error.filename == found:
+            return f"torch.compile needs a C++ compiler, and {found} does not run: {error.strerror}"
+        return f"torch.compile needs a temporary folder: {error.strerror}: {error.filename}"
     return ""
 
 
