@@ -1,4 +1,4 @@
-"""Does `leanconv/kernels/cpu/tiles.py` choose well? Register tiles of a 1×1, the model's choice beside all others.
+"""Does the cost model (`kernels/cpu/tuning/`) choose well? Register tiles of a 1×1, its choice beside all others.
 
     python -m benchmarks.cpu_tiles [--shapes 96,24,56 ...] [--tiles 8,32,16 ...]
 
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from benchmarks.cpu_kernels import keep_freed_memory, least
-from leanconv.kernels.cpu.bind_separable import BoundSeparable
-from leanconv.kernels.cpu.cpu import this_cpu
-from leanconv.kernels.cpu.pieces import Tile
-from leanconv.kernels.cpu.tiles import matrix_tile
+from leanconv.kernels.cpu.bound.separable import BoundSeparable
+from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.tuning.cost_model import matrix_tile
+from leanconv.kernels.cpu.tuning.cpu import this_cpu
 from leanconv.ops.separable import Separable
 from leanconv.table import table
 

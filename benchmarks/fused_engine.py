@@ -8,7 +8,7 @@ Every engine is prepared as `optimize` prepares it, then all take turns in one p
 best of its model leaves after a few rounds. `--clock process` counts the CPU time of the process: what a
 crowded machine leaves comparable where each engine has one thread. `--against` adds another model on
 its own engines, as the dense U-Net beside the SPLConv one; "MODEL to OPERATOR" is a model swapped by `plan` and
-`apply_`. "of the floor": the network's roofline floor (leanconv/engine/fused/floor.py) over the time. Prints the
+`apply_`. "of the floor": the network's roofline floor (leanconv/engine/fused/roofline.py) over the time. Prints the
 tables, adds to benchmarks/results/fused_engine.json after every model; `--show` prints what stands there as one table.
 """
 

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 import leanconv as lc
-from leanconv.engine.fused.capture import to_graph
-from leanconv.engine.fused.choose import choose
-from leanconv.engine.fused.program import Program
-from leanconv.engine.fused.rewrite import rewrite
+from leanconv.engine.fused.capture.export import to_graph
+from leanconv.engine.fused.execution.program import Program
+from leanconv.engine.fused.lowering.autotune import choose
+from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.workbench import Workbench
-from leanconv.kernels.cpu import cache
+from leanconv.kernels.cpu.compilation import cache
 from leanconv.table import table
 
 

@@ -20,12 +20,12 @@ from torch import Tensor
 
 import leanconv as lc
 from leanconv.deploy.program import input_order, save_onnx
-from leanconv.engine.fused.capture import to_graph
-from leanconv.engine.fused.choose import choose
-from leanconv.engine.fused.floor import work
-from leanconv.engine.fused.program import Program
-from leanconv.engine.fused.rewrite import rewrite
-from leanconv.engine.fused.stages import Block
+from leanconv.engine.fused.capture.export import to_graph
+from leanconv.engine.fused.execution.program import Program
+from leanconv.engine.fused.ir.block import Block
+from leanconv.engine.fused.lowering.autotune import choose
+from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.roofline import work
 from leanconv.engine.workbench import Workbench
 from leanconv.measure.roofline import peaks
 from leanconv.table import table

@@ -10,7 +10,7 @@ import argparse
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu.layouts import Copy, copy_of
+from leanconv.kernels.cpu.runtime.transpose import Copy, copy_of
 from leanconv.measure import interleave, label
 from leanconv.table import table
 

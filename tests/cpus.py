@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from leanconv.kernels.cpu.cpu import Cpu, this_cpu
+from leanconv.kernels.cpu.tuning.cpu import Cpu, this_cpu
 
 ZEN4 = Cpu(
     "AuthenticAMD", lanes=16, registers=32, l1=32 << 10, l2=1 << 20, l3=32 << 20, bf16=True, vnni=True,

@@ -143,12 +143,12 @@ def test_optimize_says_so_in_the_rows(broken, budget, put):
     for library in ("openvino", "onnxruntime", "halide"):
         pytest.importorskip(library, reason=f"needs {library}")
     leanconv.deploy.runtimes.openvino_core.cache_clear()
-    leanconv.kernels.cpu.frontend.halide.cache_clear()
+    leanconv.kernels.cpu.pipelines.frontend.halide.cache_clear()
     for library in ("openvino", "onnxruntime", "halide"):
         put(library, BROKEN["another numpy"][0] if broken else None)
     engines = ("openvino", "onnxruntime", "fused")
     made = leanconv.optimize(nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8), engines=engines, budget_s=budget)
-    leanconv.kernels.cpu.frontend.halide.cache_clear()
+    leanconv.kernels.cpu.pipelines.frontend.halide.cache_clear()
     for library in ("openvino", "onnxruntime"):
         note = made.choices[library].note
         if not broken:

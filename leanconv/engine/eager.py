@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from leanconv.engine.candidate import Candidate, Form
 from leanconv.engine.workbench import Workbench
-from leanconv.kernels.cpu.layouts import to_pixels
+from leanconv.kernels.cpu.runtime.transpose import to_pixels
 
 
 def converter(bench: Workbench, dtype: torch.dtype | None, *, channels_last: bool = False):

@@ -10,7 +10,7 @@ import torch
 
 from leanconv.extras import installed
 from leanconv.kernels import cpu_status
-from leanconv.kernels.cpu.cpu import cpuinfo, this_cpu, usable_cores
+from leanconv.kernels.cpu.tuning.cpu import cpuinfo, this_cpu, usable_cores
 from leanconv.measure import describe
 from leanconv.table import table
 from leanconv.version import __version__

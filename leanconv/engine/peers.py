@@ -10,8 +10,8 @@ from torch import nn
 from leanconv.deploy.calls import Inputs, as_call
 from leanconv.deploy.runtimes import reason
 from leanconv.engine.candidates import CANDIDATES, GIVEN, chosen
-from leanconv.engine.fused.capture import NotCaptured
-from leanconv.engine.fused.floor import Floor, floor_of
+from leanconv.engine.fused.capture.export import NotCaptured
+from leanconv.engine.fused.roofline import Floor, floor_of
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput
 from leanconv.measure import Timing, interleave, label

@@ -14,7 +14,7 @@ from leanconv.engine.budget import Budget
 from leanconv.engine.candidate import Candidate, Form
 from leanconv.engine.candidates import GIVEN
 from leanconv.engine.choices import Choice, faster
-from leanconv.engine.fused.blocks import Blocks
+from leanconv.engine.fused.lowering.report import Blocks
 from leanconv.engine.progress import Progress
 from leanconv.engine.race import Entry
 from leanconv.engine.workbench import Workbench

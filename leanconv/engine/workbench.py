@@ -17,8 +17,8 @@ from leanconv.deploy.calls import Call, Frame
 from leanconv.deploy.program import Axes, capture_flat
 from leanconv.deploy.verify import difference, has_nan
 from leanconv.engine.trials import Trials
-from leanconv.kernels.cpu.cpu import Cpu
-from leanconv.kernels.cpu.layouts import to_planes
+from leanconv.kernels.cpu.runtime.transpose import to_planes
+from leanconv.kernels.cpu.tuning.cpu import Cpu
 
 # What an engine's own measurements may take where nobody says otherwise.
 MEASURING_S = 20.0

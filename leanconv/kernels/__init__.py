@@ -28,7 +28,7 @@ def cpu_reason() -> str:
         return "the cache of compiled kernels needs owners and modes of POSIX; run under WSL"
     if platform.machine().lower() not in ("x86_64", "amd64", "arm64", "aarch64"):
         return f"no schedules for {platform.machine()}"
-    from leanconv.kernels.cpu.frontend import halide
+    from leanconv.kernels.cpu.pipelines.frontend import halide
 
     try:
         halide()
@@ -47,8 +47,8 @@ def cpu_status() -> tuple[str, str]:
     """Whether the CPU kernels run here; how they are compiled and where they are kept, or why they do not run."""
     if reason := cpu_reason():
         return "no", f"{reason}; until then the references run"
-    from leanconv.kernels.cpu import cache
-    from leanconv.kernels.cpu.build import compiler
+    from leanconv.kernels.cpu.compilation import cache
+    from leanconv.kernels.cpu.compilation.build import compiler
 
     if not compiler():
         return "yes", "compiled in each process, one thread: no C compiler to keep kernels; apt install gcc"

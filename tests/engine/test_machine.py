@@ -46,7 +46,7 @@ def test_what_is_missing_says_how_to_get_it(monkeypatch):
 
 def test_where_the_kernels_are_kept(monkeypatch, tmp_path):
     pytest.importorskip("halide", reason="needs the cpu extra")
-    from leanconv.kernels.cpu import build, cache
+    from leanconv.kernels.cpu.compilation import build, cache
 
     monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path / "kept"))
     monkeypatch.setattr(cache, "_gone", {})

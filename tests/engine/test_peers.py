@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from leanconv.engine.fused.floor import Floor
+from leanconv.engine.fused.roofline import Floor
 from leanconv.engine.peers import EngineComparison, compare_engines, hopeful
 from leanconv.errors import BadInput, UnknownName
 from leanconv.measure import Timing

@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 
-from leanconv.kernels.cpu import ahead, build, cache
-from leanconv.kernels.cpu.bind_maps import BoundMaxPool
-from leanconv.kernels.cpu.trust import BUILDING
+from leanconv.kernels.cpu.bound.resample import BoundMaxPool
+from leanconv.kernels.cpu.compilation import ahead, build, cache
+from leanconv.kernels.cpu.compilation.permissions import BUILDING
 from leanconv.ops.pool import MaxPool
 
 

@@ -11,8 +11,11 @@ import torch
 
 from leanconv import kernels
 from leanconv.errors import BadInput, MissingExtra
-from leanconv.kernels.cpu import bind, bind_gated, bind_split, bound, build, program
-from leanconv.kernels.cpu.cpu import this_cpu
+from leanconv.kernels.cpu import bind, bind_split
+from leanconv.kernels.cpu.bound import base, gated_sum
+from leanconv.kernels.cpu.compilation import build
+from leanconv.kernels.cpu.runtime import launch
+from leanconv.kernels.cpu.tuning.cpu import this_cpu
 from leanconv.ops.gated_sum import GatedSum, gated_pointwise
 from leanconv.ops.grouped import Grouped, grouped
 from leanconv.ops.grouped import reference as grouped_reference
@@ -34,11 +37,11 @@ def weights():
 @torch.no_grad()
 def test_torch_library_reaches_the_kernels(halide, weights, monkeypatch):
     assert kernels.load() == ("cpu",)
-    calls, run = [], bound.Step.__call__
-    monkeypatch.setattr(bound.Step, "__call__", lambda self, *maps: calls.append(self) or run(self, *maps))
-    blend = bind_gated.GatedStep.__call__
+    calls, run = [], base.Step.__call__
+    monkeypatch.setattr(base.Step, "__call__", lambda self, *maps: calls.append(self) or run(self, *maps))
+    blend = gated_sum.GatedStep.__call__
     monkeypatch.setattr(
-        bind_gated.GatedStep, "__call__", lambda self, *maps, **rest: calls.append(self) or blend(self, *maps, **rest)
+        gated_sum.GatedStep, "__call__", lambda self, *maps, **rest: calls.append(self) or blend(self, *maps, **rest)
     )
     x = torch.randn(2, 6, 7, 8)
     y, means = separable([x], weights, FORM)
@@ -107,13 +110,13 @@ def test_many_sizes_do_not_pile_up(halide, weights):
     call = bind(Separable((6,), (), 20, bias=True), weights[1:])
     for size in range(1, 150):
         call([torch.randn(1, 6, size, 8)])
-    assert len(call._steps) <= bound._KEPT
+    assert len(call._steps) <= base._KEPT
 
 
 @torch.no_grad()
 def test_without_a_compiler_the_kernels_are_made_in_the_process(halide, weights, monkeypatch):
     monkeypatch.setattr(build, "compiler", lambda: "")
-    for cached in (build.runtime, build._kernel, program.library):
+    for cached in (build.runtime, build._kernel, launch.library):
         cached.cache_clear()
     try:
         assert "no C compiler" in kernels.status()
@@ -131,13 +134,13 @@ def test_without_a_compiler_the_kernels_are_made_in_the_process(halide, weights,
         torch.testing.assert_close(z, expected)
         torch.testing.assert_close(bind_split(FORM, weights, form, plain)(torch.cat([x, x], 1))[0], expected)
     finally:
-        for cached in (build.runtime, build._kernel, program.library):
+        for cached in (build.runtime, build._kernel, launch.library):
             cached.cache_clear()
 
 
 @torch.no_grad()
 def test_without_halide_the_reference_runs_and_says_how_to_get_the_speed(weights, monkeypatch):
-    from leanconv.kernels.cpu import frontend
+    from leanconv.kernels.cpu.pipelines import frontend
 
     monkeypatch.setitem(sys.modules, "halide", None)
     assert "pip install 'leanconv[cpu]'" in kernels.status()

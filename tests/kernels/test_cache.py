@@ -13,7 +13,9 @@ import torch
 
 from leanconv import kernels
 from leanconv.files import LOCK, Lock, drafts
-from leanconv.kernels.cpu import bind, build, cache, program, trust
+from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu.compilation import build, cache, permissions
+from leanconv.kernels.cpu.runtime import launch
 from leanconv.ops.separable import Separable
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX")
@@ -39,7 +41,7 @@ def _nothing_given_up(monkeypatch):
 
 def claimed(path):
     """The folder, made ours."""
-    assert trust.claim(path) is None
+    assert permissions.claim(path) is None
     return path
 
 
@@ -105,7 +107,7 @@ def test_a_foreign_owner_is_not_trusted(entry, monkeypatch):
     real = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: real + 1)
     assert again(where)[1] == 1
-    assert "another user" in trust.claim(where)
+    assert "another user" in permissions.claim(where)
 
 
 def test_a_folder_that_stood_open_is_closed_and_emptied(tmp_path):
@@ -114,7 +116,7 @@ def test_a_folder_that_stood_open_is_closed_and_emptied(tmp_path):
     where.chmod(0o777)
     (where / f"{cache.key('a')}.so").write_bytes(b"planted")
     (where / f"{cache.key('b')}.so").symlink_to(tmp_path)
-    assert trust.claim(where) is None
+    assert permissions.claim(where) is None
     assert where.stat().st_mode & 0o777 == 0o700
     assert list(where.iterdir()) == []
 
@@ -126,10 +128,10 @@ def test_other_files_are_never_touched(tmp_path):
     where.chmod(0o755)
     for name in ("thesis.txt", "library.so"):
         (where / name).write_text("mine")
-    assert "other files" in trust.claim(where)
+    assert "other files" in permissions.claim(where)
     assert where.stat().st_mode & 0o777 == 0o755
     where.chmod(0o700)
-    assert trust.claim(where) is None
+    assert permissions.claim(where) is None
     cache.trim(where, 0)
     assert sorted(path.name for path in where.iterdir()) == ["library.so", "thesis.txt"]
 
@@ -150,20 +152,19 @@ def refusing(where):
 def test_a_folder_that_nothing_can_be_added_to_gives_what_it_has(tmp_path, monkeypatch):
     where = tmp_path / "kernels"
     monkeypatch.setenv("LEANCONV_CACHE", str(where))
-    monkeypatch.setattr(build, "_source", lambda: "")
     made = []
 
     def make(path):
         made.append(path.parent.parent)
-        build._cc(["-shared", "-o", str(path), str(build._HERE / "stub.c")], path.parent)
+        build._cc(["-shared", "-o", str(path), str(build.PIPELINES / "stub.c")], path.parent)
 
-    assert build._library("first", make) is not None
+    assert build._library(cache.key("", "first"), make) is not None
     monkeypatch.setattr(cache.tempfile, "TemporaryDirectory", refusing(where))
-    assert build._library("first", make) is not None
+    assert build._library(cache.key("", "first"), make) is not None
     with pytest.warns(UserWarning, match="cannot be kept in .*Permission denied"):
-        assert build._library("second", make) is not None
-    assert build._library("first", make) is not None
-    assert build._library("second", make) is not None
+        assert build._library(cache.key("", "second"), make) is not None
+    assert build._library(cache.key("", "first"), make) is not None
+    assert build._library(cache.key("", "second"), make) is not None
     assert made[0] == where
     assert len(made) == 2
     assert made[1] != where
@@ -184,25 +185,24 @@ def test_a_folder_that_cannot_serve_gives_one_warning(tmp_path, what, monkeypatc
     elif what == "noexec":
         flags = type("Flags", (), {"f_flag": getattr(os, "ST_NOEXEC", 8)})
         real = os.statvfs
-        monkeypatch.setattr(trust.os, "statvfs", lambda path: flags if path == where else real(path))
-        monkeypatch.setattr(trust.os, "ST_NOEXEC", flags.f_flag, raising=False)
+        monkeypatch.setattr(permissions.os, "statvfs", lambda path: flags if path == where else real(path))
+        monkeypatch.setattr(permissions.os, "ST_NOEXEC", flags.f_flag, raising=False)
     if what == "full":
         real_usage = shutil.disk_usage
         none = type("Usage", (), {"free": 0})
         monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: none if path == where else real_usage(path))
     monkeypatch.setenv("LEANCONV_CACHE", str(where))
-    monkeypatch.setattr(build, "_source", lambda: "")
 
     def make(path):
-        build._cc(["-shared", "-o", str(path), str(build._HERE / "stub.c")], path.parent)
+        build._cc(["-shared", "-o", str(path), str(build.PIPELINES / "stub.c")], path.parent)
 
     with pytest.warns(UserWarning, match="cannot be kept in .*set LEANCONV_CACHE") as seen:
-        assert build._library("stub", make) is not None
+        assert build._library(cache.key("", "stub"), make) is not None
     assert len(seen) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         used = next(each for each in cache.folders(where) if each != where)
-        assert build._library("stub", make) is not None
+        assert build._library(cache.key("", "stub"), make) is not None
     assert used.stat().st_mode & 0o777 == 0o700
     assert cache.usage(used)[0] >= 1
     assert "set LEANCONV_CACHE" in str(seen[0].message)
@@ -213,7 +213,7 @@ def test_a_folder_that_cannot_serve_gives_one_warning(tmp_path, what, monkeypatc
 @pytest.mark.parametrize("broken", ["folders", "compiler", "kernels"])
 def test_what_cannot_be_kept_is_made_in_the_process(halide, broken, monkeypatch, tmp_path):
     """No folder serves; the compiler makes nothing; the compiler makes the runtime and then no kernel."""
-    memos = (build.runtime, build._kernel, build._in_process_only, program.library, cache._temporary)
+    memos = (build.runtime, build._kernel, build._in_process_only, launch.library, cache._temporary)
     for memo in memos:
         memo.cache_clear()
     monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path))
@@ -268,7 +268,6 @@ def test_a_folder_where_an_entry_belongs_is_replaced(entry, inside):
 def test_what_blocks_one_entry_costs_no_other(tmp_path, monkeypatch, what):
     """A mount point, an immutable file: this kernel goes elsewhere, the folder serves for the others, nobody warns."""
     monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path / "kernels"))
-    monkeypatch.setattr(build, "_source", lambda: "")
     where = claimed(tmp_path / "kernels")
     blocked = where / f"{cache.key('', 'first')}.so"
     blocked.mkdir() if what == "folder" else blocked.write_bytes(b"")
@@ -283,12 +282,12 @@ def test_what_blocks_one_entry_costs_no_other(tmp_path, monkeypatch, what):
     monkeypatch.setattr(cache.Path, "replace", replace)
 
     def make(path):
-        build._cc(["-shared", "-o", str(path), str(build._HERE / "stub.c")], path.parent)
+        build._cc(["-shared", "-o", str(path), str(build.PIPELINES / "stub.c")], path.parent)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert build._library("first", make).lc_attach
-        assert build._library("second", make).lc_attach
+        assert build._library(cache.key("", "first"), make).lc_attach
+        assert build._library(cache.key("", "second"), make).lc_attach
     assert blocked.is_dir() == (what == "folder")
     assert (where / f"{cache.key('', 'second')}.so").is_file()
     assert cache.shut_reason(where) == ""
@@ -311,7 +310,6 @@ def test_what_cannot_be_removed_is_left_and_the_others_go(tmp_path):
 def test_an_entry_that_is_no_library_is_made_once_more_and_never_kept(tmp_path, monkeypatch):
     """A compiler that wrote nonsense was kept for good: its nonsense had the right hash."""
     monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path / "kernels"))
-    monkeypatch.setattr(build, "_source", lambda: "")
     made = []
 
     def nonsense(path):
@@ -319,22 +317,22 @@ def test_an_entry_that_is_no_library_is_made_once_more_and_never_kept(tmp_path, 
         path.write_bytes(b"nonsense" * 99)
 
     with pytest.raises(build.CannotBuild, match="made no library"):
-        build._library("kernel", nonsense)
+        build._library(cache.key("", "kernel"), nonsense)
     assert len(made) == 2
     assert not list((tmp_path / "kernels").iterdir())
 
     def sound(path):
-        build._cc(["-shared", "-o", str(path), str(build._HERE / "stub.c")], path.parent)
+        build._cc(["-shared", "-o", str(path), str(build.PIPELINES / "stub.c")], path.parent)
 
-    assert build._library("kernel", sound, ["lc_attach"]).lc_attach
+    assert build._library(cache.key("", "kernel"), sound, ["lc_attach"]).lc_attach
     with pytest.raises(build.CannotBuild, match="it lacks lc_kernel_argv"):
-        build._library("another", sound, ["lc_attach", "lc_kernel_argv"])
+        build._library(cache.key("", "another"), sound, ["lc_attach", "lc_kernel_argv"])
     assert cache.usage(tmp_path / "kernels")[0] == 1
 
 
 def test_a_home_that_nobody_has_is_no_crash(monkeypatch):
     monkeypatch.setenv("LEANCONV_CACHE", "~nobody-of-this-name/kernels")
-    assert "absolute" in trust.claim(cache.default_folder())
+    assert "absolute" in permissions.claim(cache.default_folder())
 
 
 def test_what_a_killed_process_was_building_goes_with_the_next_build(tmp_path, monkeypatch):
@@ -355,16 +353,16 @@ def test_folders_above_that_others_can_write_to(tmp_path, monkeypatch):
     where = above / "new" / "kernels"
     for mode, word in ((0o777, "everybody can write to"), (0o1777, None), (0o755, None)):
         above.chmod(mode)
-        reason = trust.claim(where)
+        reason = permissions.claim(where)
         assert (reason is None) if word is None else (word in reason and str(above) in reason)
     assert (above / "new").stat().st_mode & 0o777 == 0o700
     above.chmod(0o770)
-    monkeypatch.setattr(trust, "_private", lambda group: False)
-    assert "a group can write to" in trust.claim(where)
+    monkeypatch.setattr(permissions, "_private", lambda group: False)
+    assert "a group can write to" in permissions.claim(where)
     above.chmod(0o700)
     if os.getuid() == 0:
         os.chown(above, 12345, -1)
-        assert "belongs to another user" in trust.claim(where)
+        assert "belongs to another user" in permissions.claim(where)
 
 
 def test_a_group_of_the_user_alone_is_no_stranger(monkeypatch):
@@ -379,8 +377,8 @@ def test_a_group_of_the_user_alone_is_no_stranger(monkeypatch):
         ("us", [], False),
     ):
         monkeypatch.setattr(grp, "getgrgid", lambda _, n=name, m=members: type("G", (), {"gr_name": n, "gr_mem": m}))
-        assert trust._private(77) is trusted
-    assert not trust._private(78)
+        assert permissions._private(77) is trusted
+    assert not permissions._private(78)
 
 
 def test_what_was_not_used_for_longest_goes(tmp_path, monkeypatch):
@@ -421,7 +419,7 @@ def test_an_entry_that_goes_before_it_is_loaded_is_built_again(tmp_path, monkeyp
 
     def make(path):
         made.append(path)
-        build._cc(["-shared", "-o", str(path), str(build._HERE / "stub.c")], path.parent)
+        build._cc(["-shared", "-o", str(path), str(build.PIPELINES / "stub.c")], path.parent)
 
     assert build._opened("name", make, where).lc_attach
     assert (len(made), len(loads)) == (2, 2)
@@ -458,13 +456,13 @@ def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.default_folder() == tmp_path / "leanconv"
     monkeypatch.setenv("LEANCONV_CACHE", "relative")
-    assert "absolute" in trust.claim(cache.default_folder())
+    assert "absolute" in permissions.claim(cache.default_folder())
 
 
 PROGRAM = """
 import torch
 from leanconv.kernels.cpu import bind
-from leanconv.kernels.cpu import build
+from leanconv.kernels.cpu.compilation import build
 from leanconv.ops.separable import Separable
 torch.set_num_threads(1)
 x, w = torch.ones(1, 3, 4, 5), torch.ones(2, 3)

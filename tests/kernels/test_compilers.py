@@ -11,7 +11,9 @@ import torch
 
 from leanconv.engine import compiled
 from leanconv.kernels import limited
-from leanconv.kernels.cpu import bind, build, cache, program
+from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu.compilation import build, cache
+from leanconv.kernels.cpu.runtime import launch
 from leanconv.ops.separable import Separable
 
 SCRIPTS = {
@@ -35,7 +37,7 @@ SAID = {
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """A process that has compiled nothing yet."""
-    memos = (build.runtime, build._kernel, build._in_process_only, build.compiler, build._source, program.library)
+    memos = (build.runtime, build._kernel, build._in_process_only, build.compiler, build._kernel_source, build._runtime_source, launch.library)
     memos += (compiled._compiler_obstacle,)
     for memo in memos:
         memo.cache_clear()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from leanconv.kernels.cpu import bind, bind_split
-from leanconv.kernels.cpu import cpu as room
-from leanconv.kernels.cpu.cpu import L1, L2, Cpu, caches, cpuinfo, this_cpu, usable_cores
+from leanconv.kernels.cpu.tuning import cpu as room
+from leanconv.kernels.cpu.tuning.cpu import L1, L2, Cpu, caches, cpuinfo, this_cpu, usable_cores
 from leanconv.ops import gated_sum, grouped, pool, separable, upsample
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.grouped import Grouped

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind
-from leanconv.kernels.cpu.padded import Core
-from leanconv.kernels.cpu.storage import FLOAT, Storage
-from leanconv.kernels.cpu.ways import way_of
+from leanconv.kernels.cpu.pipelines.element import FLOAT, Storage
+from leanconv.kernels.cpu.pipelines.padded import Core
+from leanconv.kernels.cpu.tuning.grouped_algorithms import way_of
 from leanconv.ops.grouped import Grouped, reference
 from tests.cpus import NEOVERSE, ZEN4
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out

@@ -7,9 +7,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leanconv.kernels.cpu import bind, bind_halved, bind_separable, build, halved, program
-from leanconv.kernels.cpu.bind_separable import BoundSeparable, Maker
-from leanconv.kernels.cpu.pieces import Tile
+from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu.bound import separable, separable_strassen
+from leanconv.kernels.cpu.bound.separable import BoundSeparable, Maker
+from leanconv.kernels.cpu.compilation import build
+from leanconv.kernels.cpu.pipelines import separable_strassen as pipelines
+from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.runtime import launch
 from leanconv.ops.separable import Separable, Stencil, reference
 from tests.cpus import with_cache
 from tests.kernels.tolerance import laid_out, weights_of
@@ -36,15 +40,15 @@ def forced(monkeypatch):
     """Every block with enough pixels is made so; the pipelines that kernels were asked for."""
     asked = []
 
-    def kernel(pipeline, core, tile, made=bind_halved.kernel):
+    def kernel(pipeline, core, tile, made=separable_strassen.kernel):
         asked.append(pipeline)
         return made(pipeline, core, tile)
 
     monkeypatch.setattr(
-        bind_halved, "halved_tile", lambda cpu, o, pixels, *more: Tile(3, 32, 16) if pixels > 4 else None
+        separable_strassen, "halved_tile", lambda cpu, o, pixels, *more: Tile(3, 32, 16) if pixels > 4 else None
     )
-    monkeypatch.setattr(bind_halved, "DEPTH", 0)
-    for place in (bind_halved, bind_separable):
+    monkeypatch.setattr(separable_strassen, "DEPTH", 0)
+    for place in (separable_strassen, separable):
         monkeypatch.setattr(place, "kernel", kernel)
     return asked
 
@@ -77,7 +81,7 @@ def test_any_size_batch_and_layout(name, forced, h, w, n, how, other, cache):
     assert_close(y, eager, exact)
     if form.average:
         assert (means - exact_means).abs().max() < 8 * (eager_means - exact_means).abs().max() + 1e-6
-    assert forced == [halved.projected]
+    assert forced == [pipelines.projected]
     assert call.methods == {"strassen"}
 
 
@@ -85,14 +89,16 @@ def test_any_size_batch_and_layout(name, forced, h, w, n, how, other, cache):
 @pytest.mark.parametrize(("h", "n", "rows"), [(40, 1, 20), (41, 2, 41), (41, 1, None)])
 def test_two_threads(h, n, rows, forced, monkeypatch, two_threads):
     """As many blocks for each, all alike; where they cannot be, the direct product is taken."""
-    monkeypatch.setattr(bind_halved, "halved_cycles", lambda cpu, tile, o, pixels, depth, blocks=1: blocks)  # few
+    monkeypatch.setattr(
+        separable_strassen, "halved_cycles", lambda cpu, tile, o, pixels, depth, blocks=1: blocks
+    )  # few
     x, call = torch.randn(n, 128, h, 13), bind(MOBILENET, weights_of(MOBILENET), with_cache(20 << 20))
     one, means = call([x])
     two, means_two = two_threads(call, [x])
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(means, means_two)
     assert torch.equal(one, two) or rows != h  # the same blocks give the same numbers
-    assert (forced[-1] is halved.projected) == (rows is not None)
+    assert (forced[-1] is pipelines.projected) == (rows is not None)
     if rows is not None:
         assert [step.program.work.block for step in call._steps.values()] == [13 * h, 13 * rows]
 
@@ -104,7 +110,7 @@ def test_without_a_compiler(forced, monkeypatch):
     cpu = with_cache(4 * 7 * 128 * 6 * 2)  # of two rows
     expected, means = bind(MOBILENET, weights, cpu)([x])
     monkeypatch.setattr(build, "compiler", lambda: "")
-    memos = (build.runtime, build._kernel, program.library)
+    memos = (build.runtime, build._kernel, launch.library)
     try:
         for memo in memos:
             memo.cache_clear()
@@ -132,7 +138,7 @@ def test_where_the_direct_product_stays(forced, monkeypatch):
     monkeypatch.setenv("LEANCONV_ARITHMETIC", "direct")
     bind(MOBILENET, weights_of(MOBILENET))([x])
     assert len(forced) == 6
-    assert halved.projected not in forced
+    assert pipelines.projected not in forced
 
 
 def test_blocks_are_where_it_pays(cpu, two_threads):
@@ -143,7 +149,7 @@ def test_blocks_are_where_it_pays(cpu, two_threads):
         form = Separable((channels,), ((stencil,),), channels)
         x = torch.empty(1, channels, height or side, side).contiguous(memory_format=torch.channels_last)
         bound = BoundSeparable(form, weights_of(form), replace(cpu, l2=l2))
-        return bind_halved._rows(Maker(bound, [x], None, None, (1, channels, height or side, side)))
+        return separable_strassen._rows(Maker(bound, [x], None, None, (1, channels, height or side, side)))
 
     assert rows(512, 14) == 2  # of 1, 2, 7 and 14
     assert two_threads(rows, 512, 14) == 7  # as many blocks for each

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanconv.kernels.cpu import layouts, structures
-from leanconv.kernels.cpu.layouts import even, to_pixels, to_planes
+from leanconv.kernels.cpu.runtime import abi, transpose
+from leanconv.kernels.cpu.runtime.transpose import even, to_pixels, to_planes
 
 LAST = torch.channels_last
 KINDS = [torch.float32, torch.bfloat16, torch.float16, torch.int32]
@@ -41,14 +41,14 @@ def on(threads):
 @pytest.fixture
 def counted(monkeypatch):
     """Whether each map asked about goes through the runtime."""
-    seen, real = [], layouts.copy_of
+    seen, real = [], transpose.copy_of
 
     def copy_of(x, **rest):
         made = real(x, **rest)
         seen.append(made is not None)
         return made
 
-    monkeypatch.setattr(layouts, "copy_of", copy_of)
+    monkeypatch.setattr(transpose, "copy_of", copy_of)
     return seen
 
 
@@ -112,7 +112,7 @@ def test_maps_that_are_more_than_their_numbers_in_memory():
 
 
 def test_without_kernels_pytorch_copies(monkeypatch):
-    monkeypatch.setattr(structures, "library", lambda: None)
+    monkeypatch.setattr(abi, "library", lambda: None)
     x = map_of(1, 32, 24, 24)
     assert same(to_planes(to_pixels(x)), x)
 
@@ -125,9 +125,9 @@ def test_without_kernels_pytorch_copies(monkeypatch):
 def test_small_copies_of_a_plan_fill_their_map_and_no_more(n, c, h, w, dtype, threads):
     x = map_of(n, c, h, w, dtype)
     for planes, source in ((False, x), (True, x.contiguous(memory_format=LAST))):
-        copy = layouts.copy_of(source, planes=planes)
+        copy = transpose.copy_of(source, planes=planes)
         if copy is None:
-            assert x.numel() >= layouts._LEAST
+            assert x.numel() >= transpose._LEAST
             continue
         room = torch.full((x.numel() + 64,), 7, dtype=dtype)
         made = torch.contiguous_format if planes else LAST

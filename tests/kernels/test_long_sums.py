@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from leanconv.kernels.cpu import bind
-from leanconv.kernels.cpu.pieces import piece_of
+from leanconv.kernels.cpu.pipelines.gemm import piece_of
 from leanconv.ops import grouped, separable
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.separable import Separable

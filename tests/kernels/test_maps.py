@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leanconv.kernels.cpu import bind, global_average
-from leanconv.kernels.cpu.layouts import even
+from leanconv.kernels.cpu.runtime.transpose import even
 from leanconv.ops import gated_sum, pool, upsample
 from leanconv.ops.forms import averaged
 from leanconv.ops.gated_sum import GatedSum

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from leanconv.kernels.cpu import bind, bind_halved, bind_split, bound
-from leanconv.kernels.cpu.memory import ALIGN, HUGE, huge, settled
-from leanconv.kernels.cpu.pieces import Tile
-from leanconv.kernels.cpu.program import Gates
+from leanconv.kernels.cpu import bind, bind_split
+from leanconv.kernels.cpu.bound import base, separable_strassen
+from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.runtime.huge_pages import ALIGN, HUGE, huge, settled
+from leanconv.kernels.cpu.runtime.launch import Gates
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
@@ -129,9 +130,9 @@ def test_separable(c, size, dtype):
 @pytest.mark.parametrize("size", [(3, 5), (4, 6)])
 def test_seven_products(c, o, size, monkeypatch):
     """Halves that are whole vectors or not, of even and odd numbers of pixels; alone, or behind a stencil."""
-    for place in (bound, bind_halved):
+    for place in (base, separable_strassen):
         monkeypatch.setattr(place, "halved_tile", lambda *sizes: Tile(3, 32, 16))
-    monkeypatch.setattr(bind_halved, "DEPTH", 0)
+    monkeypatch.setattr(separable_strassen, "DEPTH", 0)
     fence = Fence()
     for name, stages in {"alone": (), "3x3": (stencil(c, (3, 3), padding=AROUND, bias=True),)}.items():
         form = Separable((c,), stages, o, bias=True, activation="relu", residual=True, average=True)
@@ -214,7 +215,7 @@ def test_both_passes_of_a_split_map(size, monkeypatch):
     y = bind_split(form, weights, GatedSum((6,), 7), factors)(x)[0]
     if not (child := os.fork()):
         for after in (True, False):
-            monkeypatch.setattr(bound, "settled", functools.partial(fenced, after=after))
+            monkeypatch.setattr(base, "settled", functools.partial(fenced, after=after))
             made = bind_split(form, weights, GatedSum((6,), 7), factors)(fenced(x, after))[0]
             if not torch.equal(made, y):
                 os._exit(1)

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu import bind, bind_separable
-from leanconv.kernels.cpu.storage import FLOAT, Storage
+from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu.bound import separable
+from leanconv.kernels.cpu.pipelines.element import FLOAT, Storage
 from leanconv.ops.separable import Separable, Stencil, reference
 from tests.cpus import with_cache
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out, weights_of
@@ -140,7 +141,7 @@ def test_a_map_read_where_it_lies(form, far):
 
 def test_which_maps_are_read_where_they_lie():
     """A copy is made where it is faster, or where a stencil cannot do without one."""
-    made = bind_separable.Maker._reads_in_place
+    made = separable.Maker._reads_in_place
     maker = SimpleNamespace(storage=FLOAT)
     square = Stencil(0, 8, (3, 3), padding=(1, 1, 1, 1))
     row = Stencil(0, 8, (1, 3), padding=(0, 0, 1, 1))
@@ -175,7 +176,7 @@ def test_which_rows_are_read(name):
     form = replace(form, stages=tuple(tuple(replace(s, activation="none") for s in each) for each in form.stages))
     x = torch.randn(1, form.channels[0], 40, 40, dtype=torch.double, requires_grad=True)
     y = reference([x], [w.double() for w in weights_of(form)], form)[0]
-    ahead, step = bind_separable._rows_read([each[0] for each in form.stages])
+    ahead, step = separable._rows_read([each[0] for each in form.stages])
     for row in (3, 7):
         (slope,) = torch.autograd.grad(y[:, :, row].sum(), x, retain_graph=True)
         assert slope[0].abs().amax((0, 2)).nonzero().max() == row * step + ahead

@@ -6,8 +6,11 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leanconv.kernels.cpu import bind, bind_halved, bind_separable, bound, strassen, tiles
-from leanconv.kernels.cpu.pieces import Tile
+from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu.bound import base, separable, separable_strassen
+from leanconv.kernels.cpu.pipelines import strassen
+from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.tuning import cost_model
 from leanconv.ops.separable import Separable, reference
 from tests.kernels.tolerance import assert_no_worse, laid_out, weights_of
 
@@ -29,12 +32,12 @@ def halved(monkeypatch):
     def tile(cpu, width, pixels, depth):
         return Tile(3, 32, 16) if width % 2 == depth % 2 == 0 and pixels >= 5 else None
 
-    def kernel(pipeline, core, tile, made=bind_halved.kernel):
+    def kernel(pipeline, core, tile, made=separable_strassen.kernel):
         asked.append(core)
         return made(pipeline, core, tile)
 
-    monkeypatch.setattr(bound, "halved_tile", tile)
-    for place in (bind_halved, bind_separable):
+    monkeypatch.setattr(base, "halved_tile", tile)
+    for place in (separable_strassen, separable):
         monkeypatch.setattr(place, "kernel", kernel)
     return asked
 
@@ -69,7 +72,7 @@ def test_long_sums_are_made_piece_by_piece(c, halved, monkeypatch):
     weights = weights_of(form)
     exact, eager = F.conv2d(x.double(), weights[0].double()), F.conv2d(x, weights[0])
     seven = bind(form, weights)([x])[0]
-    monkeypatch.setattr(bound, "halved_tile", lambda *sizes: None)
+    monkeypatch.setattr(base, "halved_tile", lambda *sizes: None)
     direct = bind(form, weights)([x])[0]
     error, direct_error, allowed = (float((y - exact).square().mean().sqrt()) for y in (seven, direct, eager))
     assert error < 2 * allowed
@@ -129,12 +132,12 @@ def test_factors_of_weights_are_rounded_once():
 
 def test_it_is_taken_where_it_pays(cpu):
     """Large products only: sums of the map and of the products take their time."""
-    tile = tiles.halved_tile(cpu, 512, 196, 512)
+    tile = cost_model.halved_tile(cpu, 512, 196, 512)
     assert tile is not None
-    least = tiles.halved_cycles(cpu, tile, 512, 196, 512)
-    assert all(tiles.halved_cycles(cpu, other, 512, 196, 512) >= least for other in tiles.matrix_tiles(cpu))
-    direct = tiles.matrix_tile(cpu, 512, 196, 512, True)
-    assert least < tiles.PAYS * tiles.matrix_cycles(cpu, direct, 512, 196, 512, True)
+    least = cost_model.halved_cycles(cpu, tile, 512, 196, 512)
+    assert all(cost_model.halved_cycles(cpu, other, 512, 196, 512) >= least for other in cost_model.matrix_tiles(cpu))
+    direct = cost_model.matrix_tile(cpu, 512, 196, 512, True)
+    assert least < cost_model.PAYS * cost_model.matrix_cycles(cpu, direct, 512, 196, 512, True)
     for width, pixels, depth in (
         (512, 196, 16),
         (16, 196, 512),
@@ -143,4 +146,4 @@ def test_it_is_taken_where_it_pays(cpu):
         (512, 196, 511),
         (512, 196, 502),
     ):  # 251 is a prime
-        assert tiles.halved_tile(cpu, width, pixels, depth) is None
+        assert cost_model.halved_tile(cpu, width, pixels, depth) is None

@@ -5,9 +5,18 @@ import math
 import pytest
 import torch
 
-from leanconv.kernels.cpu import bind, build
-from leanconv.kernels.cpu.pieces import Tile
-from leanconv.kernels.cpu.tiles import REUSED, lanes_for, matrix_cycles, matrix_tile, matrix_tiles, reused, row_block
+from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu.compilation import build
+from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.tuning.cost_model import (
+    REUSED,
+    lanes_for,
+    matrix_cycles,
+    matrix_tile,
+    matrix_tiles,
+    reused,
+    row_block,
+)
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable, Stencil, reference

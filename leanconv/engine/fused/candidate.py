@@ -7,15 +7,15 @@ import torch
 from leanconv.engine.candidate import Candidate
 from leanconv.engine.candidate import Form as ModelForm
 from leanconv.engine.eager import has_images
-from leanconv.engine.fused.blocks import Blocks
-from leanconv.engine.fused.capture import to_graph
-from leanconv.engine.fused.choose import NothingRuns, choose
-from leanconv.engine.fused.dtypes import keep_in
-from leanconv.engine.fused.forms import Run, plain_form
-from leanconv.engine.fused.graph import UNRUN, Graph, Node, origin
-from leanconv.engine.fused.program import Program
-from leanconv.engine.fused.rewrite import rewrite
-from leanconv.engine.fused.sizes import holds_sizes, opened
+from leanconv.engine.fused.capture.dynamic_shapes import holds_sizes, opened
+from leanconv.engine.fused.capture.export import to_graph
+from leanconv.engine.fused.execution.program import Program
+from leanconv.engine.fused.ir.graph import UNRUN, Graph, Node, origin
+from leanconv.engine.fused.lowering.autotune import NothingRuns, choose
+from leanconv.engine.fused.lowering.implementations import Run, plain_form
+from leanconv.engine.fused.lowering.report import Blocks
+from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.passes.precision import keep_in
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
 
@@ -35,7 +35,7 @@ def _seconds(bench: Workbench) -> float:
 
 def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     if not cpu_reason():
-        from leanconv.kernels.cpu.tiles import arithmetic
+        from leanconv.kernels.cpu.tuning.cost_model import arithmetic
 
         arithmetic()  # an unknown one would put every kernel out, without a word
     half = (dtype or bench.dtype) == torch.bfloat16
@@ -76,7 +76,7 @@ def _lacks() -> str:
     """Why its kernels are not there, or slower to make and to run than they could be; "" where all is well."""
     if reason := cpu_reason():
         return f"without kernels of its own: {reason}"
-    from leanconv.kernels.cpu.build import obstacle
+    from leanconv.kernels.cpu.compilation.build import obstacle
 
     return obstacle()
 

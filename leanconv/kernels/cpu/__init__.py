@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu.bind_gated import BoundGatedSum, global_average
-from leanconv.kernels.cpu.bind_grouped import BoundGrouped
-from leanconv.kernels.cpu.bind_maps import BoundMaxPool, BoundUpsample
-from leanconv.kernels.cpu.bind_separable import BoundSeparable
-from leanconv.kernels.cpu.bind_split import BoundSplit
-from leanconv.kernels.cpu.bound import Bound
-from leanconv.kernels.cpu.cpu import Cpu, this_cpu
+from leanconv.kernels.cpu.bound.base import Bound
+from leanconv.kernels.cpu.bound.gated_sum import BoundGatedSum, global_average
+from leanconv.kernels.cpu.bound.grouped import BoundGrouped
+from leanconv.kernels.cpu.bound.resample import BoundMaxPool, BoundUpsample
+from leanconv.kernels.cpu.bound.separable import BoundSeparable
+from leanconv.kernels.cpu.bound.split import BoundSplit
+from leanconv.kernels.cpu.tuning.cpu import Cpu, this_cpu
 from leanconv.ops.forms import Form
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.grouped import Grouped
@@ -42,7 +42,7 @@ def bind(form: Form, weights: Sequence[Tensor], cpu: Cpu | None = None) -> Bound
         cpu: the processor that schedules are chosen for (default: this one). The code is compiled for this one.
     Raises: MissingExtra without halide.
     """
-    from leanconv.kernels.cpu.frontend import halide
+    from leanconv.kernels.cpu.pipelines.frontend import halide
 
     halide()
     bound: Bound = BINDERS[type(form)](form, [_plain(w) for w in weights], cpu)

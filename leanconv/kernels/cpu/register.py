@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from leanconv.kernels.cpu import BINDERS, bind, global_average
-from leanconv.kernels.cpu.bound import DTYPES, Bound
-from leanconv.kernels.cpu.layouts import even
+from leanconv.kernels.cpu.bound.base import DTYPES, Bound
+from leanconv.kernels.cpu.runtime.transpose import even
 from leanconv.ops import gated_sum, grouped, pool, separable, upsample
 from leanconv.ops.forms import Form, averaged
 

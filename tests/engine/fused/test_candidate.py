@@ -14,9 +14,9 @@ from torch import nn
 
 import leanconv as lc
 from leanconv.engine import optimize, workbench
-from leanconv.engine.fused import sizes
 from leanconv.engine.fused.candidate import FUSED
-from leanconv.engine.fused.forms import FORMS
+from leanconv.engine.fused.capture import dynamic_shapes
+from leanconv.engine.fused.lowering.implementations import FORMS
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
 
@@ -27,7 +27,7 @@ def quick_choice(monkeypatch):
     sizes in a program the batch alone is opened (test_sizes.py has the others).
     """
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
-    monkeypatch.setattr(sizes, "OPENING_S", 0.0)
+    monkeypatch.setattr(dynamic_shapes, "OPENING_S", 0.0)
     monkeypatch.setitem(FORMS, "block", [form for form in FORMS["block"] if form.name in ("aten", "kernel")])
 
 

@@ -9,12 +9,12 @@ from torch import nn
 
 import leanconv as lc
 from leanconv.engine import optimize, workbench
-from leanconv.engine.fused import choose as room
 from leanconv.engine.fused.candidate import FUSED
-from leanconv.engine.fused.capture import to_graph
-from leanconv.engine.fused.dtypes import keep_in
-from leanconv.engine.fused.forms import FORMS
-from leanconv.engine.fused.rewrite import rewrite
+from leanconv.engine.fused.capture.export import to_graph
+from leanconv.engine.fused.lowering import autotune as room
+from leanconv.engine.fused.lowering.implementations import FORMS
+from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.passes.precision import keep_in
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
 from tests.cpus import HASWELL, SAPPHIRE_RAPIDS, ZEN4

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import leanconv as lc
-from leanconv.engine.fused.floor import floor_of
+from leanconv.engine.fused.roofline import floor_of
 from leanconv.engine.workbench import Workbench
 from leanconv.measure.count import count
 from leanconv.measure.roofline import Peaks

@@ -12,7 +12,7 @@ from torch import nn
 from leanconv.deploy.verify import difference
 from leanconv.engine import workbench
 from leanconv.engine.fused.candidate import FUSED
-from leanconv.engine.fused.forms import FORMS
+from leanconv.engine.fused.lowering.implementations import FORMS
 from leanconv.engine.workbench import Workbench
 
 C = 13

@@ -5,16 +5,16 @@ import torch
 from torch import nn
 
 from leanconv.engine import optimize
-from leanconv.engine.fused import program as programs
-from leanconv.engine.fused import rewrite as rewriting
 from leanconv.engine.fused.candidate import FUSED
-from leanconv.engine.fused.capture import to_graph
-from leanconv.engine.fused.choose import choose
-from leanconv.engine.fused.forms import FORMS, Form
-from leanconv.engine.fused.program import Program
-from leanconv.engine.fused.readers import READERS, aten
-from leanconv.engine.fused.rewrite import rewrite
-from leanconv.engine.fused.stages import Block
+from leanconv.engine.fused.capture.aten import READERS, aten
+from leanconv.engine.fused.capture.export import to_graph
+from leanconv.engine.fused.execution import program as programs
+from leanconv.engine.fused.execution.program import Program
+from leanconv.engine.fused.ir.block import Block
+from leanconv.engine.fused.lowering.autotune import choose
+from leanconv.engine.fused.lowering.implementations import FORMS, Form
+from leanconv.engine.fused.passes import fusion as rewriting
+from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.workbench import Workbench
 from leanconv.nn import make
 

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import leanconv as lc
-from leanconv.engine.fused.capture import NotCaptured, to_graph
-from leanconv.engine.fused.choose import choose, sample
-from leanconv.engine.fused.forms import FORMS
-from leanconv.engine.fused.primitives import primitive
-from leanconv.engine.fused.program import Program
-from leanconv.engine.fused.rewrite import rewrite
+from leanconv.engine.fused.capture.export import NotCaptured, to_graph
+from leanconv.engine.fused.execution.program import Program
+from leanconv.engine.fused.lowering.autotune import choose, sample
+from leanconv.engine.fused.lowering.implementations import FORMS
+from leanconv.engine.fused.lowering.primitives import primitive
+from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.workbench import Workbench
 from leanconv.ops.gated_sum import gated_pointwise
 from leanconv.ops.grouped import grouped

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from leanconv.engine.fused import choose as room
-from leanconv.engine.fused.capture import to_graph
-from leanconv.engine.fused.choose import choose
-from leanconv.engine.fused.layout import Native, Step, _bases, _ends, _gap
-from leanconv.engine.fused.program import Program
-from leanconv.engine.fused.rewrite import rewrite
-from leanconv.engine.fused.session import Plan, Session
+from leanconv.engine.fused.capture.export import to_graph
+from leanconv.engine.fused.execution.memory_plan import Native, Step, _bases, _ends, _gap
+from leanconv.engine.fused.execution.program import Program
+from leanconv.engine.fused.execution.session import Plan, Session
+from leanconv.engine.fused.lowering import autotune as room
+from leanconv.engine.fused.lowering.autotune import choose
+from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
 from leanconv.nn.splconv import SPLConv2d
@@ -108,7 +108,7 @@ def test_the_first_call_frees_what_nobody_needs_any_more():
 
 @torch.no_grad()
 def test_shapes_that_come_again_take_the_place_of_those_that_do_not(monkeypatch):
-    monkeypatch.setattr(import_module("leanconv.engine.fused.program"), "_MOST_PLANS", 3)
+    monkeypatch.setattr(import_module("leanconv.engine.fused.execution.program"), "_MOST_PLANS", 3)
     model = nn.Conv2d(3, 2, 3)
     program, _ = program_of(model, torch.randn(1, 3, 9, 9))
     for size in (4, 5, 6, 5, 6, 6, *[7] * 20, *range(10, 40), 8):
@@ -192,7 +192,7 @@ def test_a_gated_sum_lies_where_its_first_map_did_where_nothing_else_needs_that(
 
 def test_the_choice(monkeypatch):
     """The faster of two forms is taken, a wrong or failing one never; what was measured once is known."""
-    from leanconv.engine.fused.forms import FORMS, Form
+    from leanconv.engine.fused.lowering.implementations import FORMS, Form
 
     def slow(node):
         run = aten.make(node)
@@ -221,7 +221,7 @@ def test_the_choice(monkeypatch):
 
 
 def test_without_kernels_the_graph_still_runs(monkeypatch):
-    monkeypatch.setattr("leanconv.engine.fused.kernels.cpu_reason", lambda: "halide is not installed")
+    monkeypatch.setattr("leanconv.engine.fused.lowering.kernels.cpu_reason", lambda: "halide is not installed")
     model, x = Branches().eval(), torch.randn(1, 3, 20, 14)
     program, blocks = program_of(model, x, seconds=60)
     assert not {"kernel", "split"} & {row.chosen for row in blocks.rows}

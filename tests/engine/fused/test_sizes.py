@@ -8,11 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.deploy.verify import difference
 from leanconv.engine import workbench
-from leanconv.engine.fused import candidate, sizes
+from leanconv.engine.fused import candidate
 from leanconv.engine.fused.candidate import FUSED
-from leanconv.engine.fused.capture import to_graph
-from leanconv.engine.fused.forms import FORMS
-from leanconv.engine.fused.rewrite import rewrite
+from leanconv.engine.fused.capture import dynamic_shapes
+from leanconv.engine.fused.capture.export import to_graph
+from leanconv.engine.fused.lowering.implementations import FORMS
+from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.optimize import optimize
 from leanconv.engine.workbench import Workbench
 from leanconv.nn import DRConv2d, ODConv2d, SpatialBottleneckConv2d
@@ -151,7 +152,7 @@ def test_what_depends_on_sizes_alone_is_made_once_for_each_and_is_the_callers_ow
 
 @torch.no_grad()
 def test_a_capture_that_takes_too_long_leaves_the_batch_open(monkeypatch):
-    monkeypatch.setattr(sizes, "OPENING_S", 0.0)
+    monkeypatch.setattr(dynamic_shapes, "OPENING_S", 0.0)
     model = MODELS["attention"]().eval()
     form = FUSED.prepare(Workbench(model, (torch.randn(1, 3, 20, 24),), {}, 1), None)
     for n in (1, 4, 0):
@@ -184,7 +185,7 @@ def test_pads_of_convolutions_stay_in_their_blocks():
 
     model = Read(read, a=nn.Conv2d(C, C, 2), qkv=nn.Conv2d(C, 3 * C, 1)).eval()
     bench = Workbench(model, (torch.randn(2, 3, 12, 12),), {}, 1)
-    kinds = [node.kind for node in rewrite(to_graph(*sizes.opened(bench, spatial=True))).nodes]
+    kinds = [node.kind for node in rewrite(to_graph(*dynamic_shapes.opened(bench, spatial=True))).nodes]
     assert "size" in kinds
     assert "pad" not in kinds
     form, x = FUSED.prepare(bench, None), torch.randn(1, 3, 9, 14)

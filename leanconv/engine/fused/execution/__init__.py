@@ -1,0 +1,1 @@
+"""Programs, memory plans and sessions: how a lowered graph runs."""

@@ -1,0 +1,1 @@
+"""The intermediate representation: graphs, and the blocks that their nodes hold."""

@@ -1,0 +1,1 @@
+"""From nodes to implementations: kernels, PyTorch's operators, and the autotuner that chooses."""

@@ -1,0 +1,265 @@
+"""Which form each node runs in: every form of a block on this machine, against each other, in short turns."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanconv.engine.fused.ir.block import Block, Gated, Slices, Stage, Upsample
+from leanconv.engine.fused.ir.graph import UNRUN, Graph, Node
+from leanconv.engine.fused.lowering.implementations import FORMS, LAST, Form, Run
+from leanconv.engine.fused.lowering.kernels import KernelRun, SplitRun
+from leanconv.engine.fused.lowering.report import BlockChoice, Blocks, calls
+from leanconv.kernels import cpu_reason
+from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.measure.latency import Timing, interleave, once_ms
+
+# Seconds that the turns of one block may take, of those forms that a first look did not show to be hopeless.
+BLOCK_S, MIN_ROUNDS, MAX_ROUNDS = 0.1, 5, 60
+HOPELESS, LOST = 1.5, 4.0  # times the best form's look: one look more is given, and none
+DRAWN = 65_537  # random numbers of a map, before they come again: a prime, so that no two rows or channels are alike
+SHORT_MS = 5.0  # a first launch of a kernel costs 0.25 ms, fifty times a small layer
+PRIMED_MS = 3.0  # shorter calls are timed in warm caches
+PREFERRED, MARGIN = ("kernel", "split"), 0.05
+# A form that differs from PyTorch's by more than this share of a channel's largest value is not used; a channel counts
+# as large as a part of the largest one, whose rounding it may have.
+TOLERANCE, PART = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}, 0.2
+_MEASURED: dict[Hashable, dict[str, Any]] = {}  # by processor and geometry; one process, one machine
+
+
+class NothingRuns(Exception):
+    """Nodes that none of their forms runs, and why."""
+
+    def __init__(self, nodes: dict[Node, str]) -> None:
+        super().__init__("; ".join(f"nothing here runs {node!r}: {why}" for node, why in nodes.items()))
+        self.nodes = nodes
+
+
+def choose(
+    graph: Graph, *, seconds: float, clock: str = "wall", forms: Mapping[str, Sequence[Form]] = FORMS,
+    cpu: Cpu | None = None,
+) -> tuple[dict[Node, Run], Blocks]:  # fmt: skip
+    """A function for every node of the graph, and the table of why.
+
+    Args:
+        seconds: what measuring may take at the most.
+        clock: as `measure.latency.interleave` has it.
+        cpu: the processor that kernels are chosen for (default: this one).
+    """
+    forms = {kind: [form.on(cpu) for form in each] for kind, each in forms.items()}
+    if seconds > 0:
+        _compile(graph, forms, cpu)
+    deadline = time.perf_counter() + seconds
+    runs: dict[Node, Run] = {}
+    seen: dict[Hashable, list[Any]] = {}
+    unrun: dict[Node, str] = {}
+    for node in list(graph.nodes):
+        if node.kind in UNRUN:
+            continue
+        choices = forms[node.kind]
+        key, label = (cpu, geometry(node)), repr(node.data)
+        measured = {choices[0].name: 0.0} if len(choices) == 1 else _MEASURED.get(key)
+        if measured is None:
+            measured = _measure(node, choices, deadline, clock)
+            if math.inf not in measured.values():
+                _MEASURED[key] = measured
+        try:
+            name, run = _best(node, choices, measured)
+        except NothingRuns as failed:
+            unrun |= failed.nodes
+            continue
+        if len(choices) > 1:
+            seen.setdefault(key, [label, node.shape, measured, name, 0])[4] += 1
+        if isinstance(run, SplitRun):
+            runs[graph.put(run.head, at=node)] = run.first
+            node.inputs, node.data, run = run.tail.inputs, run.tail.data, run.second
+        runs[node] = run
+    if unrun:
+        raise NothingRuns(unrun)
+    rows = [
+        BlockChoice(
+            label, shape, count,
+            {form: ms for form, ms in measured.items() if isinstance(ms, float) and 0 < ms < math.inf},
+            {form: why for form, why in measured.items() if isinstance(why, str)}, name,
+        )
+        for label, shape, measured, name, count in seen.values()
+    ]  # fmt: skip
+    return runs, Blocks(rows, clock, left_out=graph.left_out | calls(graph))
+
+
+def _compile(graph: Graph, forms: Mapping[str, Sequence[Form]], cpu: Cpu | None) -> None:
+    """Compile the kernels of all forms of all nodes that were not measured before, on more than one core."""
+    if cpu_reason():
+        return
+    from leanconv.kernels.cpu.compilation.ahead import compile_all
+    from leanconv.kernels.cpu.compilation.build import listed
+
+    with listed() as jobs:
+        for node in graph.nodes:
+            if node.kind in UNRUN or len(forms[node.kind]) < 2 or (cpu, geometry(node)) in _MEASURED:
+                continue
+            inputs = [sample(x, empty=True) for x in node.inputs]
+            for form in forms[node.kind]:
+                with contextlib.suppress(Exception):  # what it is shows when the form is measured
+                    run = form.make(node)
+                    if isinstance(run, KernelRun | SplitRun):
+                        run.meet(inputs)
+    compile_all(jobs)
+
+
+def _best(node: Node, choices: Sequence[Form], measured: Mapping[str, Any]) -> tuple[str, Run]:
+    """The form of least cost, made for this node."""
+    why = next((text for text in measured.values() if isinstance(text, str)), "no form covers it")
+    for _, name in sorted((_cost(name, ms), name) for name, ms in measured.items() if isinstance(ms, float)):
+        try:
+            made = next(form for form in choices if form.name == name).make(node)
+        except Exception as error:  # the one that was measured had the same sizes and other weights
+            why = _told(error)
+            continue
+        if made is not None:
+            return name, made
+    raise NothingRuns({node: why})
+
+
+def _cost(name: str, ms: float) -> float:
+    """A kernel's neighbours gain from it (nothing between them but a pointer): it is left for a clear gain only."""
+    return ms * (1 - MARGIN) if name in PREFERRED else ms
+
+
+def _measure(node: Node, choices: Sequence[Form], deadline: float, clock: str) -> dict[str, Any]:
+    """Milliseconds of each form that is right, or the reason why it is not used."""
+    inputs = [sample(x) for x in node.inputs]
+    found, calls = _right(node, choices, inputs)
+    if not calls:
+        return found
+    if time.perf_counter() > deadline:  # unmeasured: a kernel where there is one, as most of those measured turn out
+        return found | {name: (0.0 if name == PREFERRED[0] else math.inf) for name in calls}
+    looks = _looks(calls, clock)
+    best = min(looks.values())
+    close = {name: call for name, call in calls.items() if looks[name] <= HOPELESS * best}
+    if len(close) > 1:  # among themselves: what the slow ones leave in the caches is no part of it
+        looks |= {name: timing.median_ms for name, timing in _turns(close, best, deadline, clock).items()}
+    return found | looks
+
+
+def _right(
+    node: Node, choices: Sequence[Form], inputs: list[Tensor]
+) -> tuple[dict[str, Any], dict[str, Callable[[], object]]]:
+    """Why each form that is not used is not; how the others are called."""
+    found: dict[str, Any] = {}
+    calls: dict[str, Callable[[], object]] = {}
+    want: Any = None
+    for form in sorted(choices, key=lambda form: form.name != "aten"):  # PyTorch's own first: the others are held to it
+        try:
+            run = form.make(node)
+            if run is None:
+                found[form.name] = "does not cover it"
+                continue
+            seen = run(*inputs)
+            call = _calling(run, inputs)
+            call()
+        except Exception as error:  # a form that cannot run here is one less to choose from
+            found[form.name] = _told(error)
+            continue
+        want = seen if want is None else want
+        if not agrees(seen, want, TOLERANCE.get(node.dtype, 1e-4)):
+            found[form.name] = "differs from PyTorch's"
+            continue
+        calls[form.name] = call
+    return found, calls
+
+
+def _told(error: Exception) -> str:
+    return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _looks(calls: Mapping[str, Callable[[], object]], clock: str) -> dict[str, float]:
+    """Milliseconds of one call of each; the less of two where it is short, or slow, for another process may have come
+    by. Who is lost in a long one is not called again.
+    """
+    looks = {name: once_ms(call, clock) for name, call in calls.items()}
+    best = min(looks.values())
+    for name, call in calls.items():
+        if looks[name] < SHORT_MS or HOPELESS * best < looks[name] < LOST * best:
+            looks[name] = min(looks[name], once_ms(call, clock))
+    return looks
+
+
+def _turns(
+    calls: Mapping[str, Callable[[], object]], about_ms: float, deadline: float, clock: str
+) -> dict[str, Timing]:
+    """In turns. In a plan a form finds its memory and its input in the cache, as the last step left them: a form is
+    called once before it is timed, but for those so long that no cache holds what they work on.
+    """
+    budget = min(BLOCK_S, max(0.0, deadline - time.perf_counter()))
+    return interleave(
+        calls, budget_s=budget, warmup=0, min_rounds=MIN_ROUNDS, max_rounds=MAX_ROUNDS, clock=clock,
+        primed=about_ms < PRIMED_MS,
+    )  # fmt: skip
+
+
+def _calling(run: Run, inputs: list[Tensor]) -> Callable[[], object]:
+    """What is timed: a kernel as a plan runs it, all else as it is."""
+    launch = run.launch(inputs) if isinstance(run, KernelRun | SplitRun) else None
+    return launch or (lambda: run(*inputs))
+
+
+def agrees(seen: Any, want: Any, tolerance: float) -> bool:
+    """Two answers (a map, or a map and its average) within `tolerance` of each channel's size.
+
+    `leanconv.agreement` judges the whole network; this is quicker, and looks at every form of every block.
+    """
+    if isinstance(want, tuple):
+        return isinstance(seen, tuple) and all(agrees(a, b, tolerance) for a, b in zip(seen, want, strict=True))
+    if seen.shape != want.shape or not want.numel():
+        return seen.shape == want.shape  # type: ignore[no-any-return]
+    others = (0, *range(2, want.dim()))
+    # In place and by amax: a third of the time that `.abs().max()` takes, and these maps are large.
+    size = want.abs().amax(others)
+    size = size.clamp(min=max(1e-30, PART * float(size.amax())))
+    return bool(((seen - want).abs_().amax(others) <= tolerance * size).all())
+
+
+def sample(node: Node, *, empty: bool = False) -> Tensor:
+    """A value as the node gives it, or memory for one; a slice as the view that it is."""
+    if node.kind == "constant":
+        return node.data  # type: ignore[no-any-return]
+    if node.kind == "size":
+        return node.data[0]  # type: ignore[no-any-return]
+    if node.kind == "slice" and node.shape[2:] != (1, 1):
+        start, stop = node.data
+        return sample(node.inputs[0], empty=empty).narrow(1, start, stop - start)
+    if empty or not node.dtype.is_floating_point:
+        made = (torch.empty if empty else torch.zeros)(node.shape, dtype=node.dtype)
+    else:
+        made = _drawn(math.prod(node.shape), node.dtype).view(node.shape)
+    if len(node.shape) != 4 or node.kind == "input":  # an image comes in planes
+        return made
+    return made.contiguous(memory_format=LAST)
+
+
+def _drawn(count: int, dtype: torch.dtype) -> Tensor:
+    """Random numbers, over and over where there are many: to draw a large map takes as long as to convolve it."""
+    numbers = torch.randn(min(count, DRAWN), dtype=dtype)
+    return numbers.repeat(-(-count // DRAWN))[:count] if count > DRAWN else numbers
+
+
+def geometry(node: Node) -> Hashable:
+    """All that decides how fast a node runs: everything but its weights' values."""
+    inputs = tuple((x.shape, x.kind == "slice" and x.inputs[0].shape) for x in node.inputs)
+    return node.kind, node.dtype, torch.get_num_threads(), inputs, _sizes(node.data)
+
+
+def _sizes(data: Any) -> Hashable:
+    match data:
+        case Tensor():
+            return tuple(data.shape)
+        case Stage() | Slices() | Block() | Gated() | Upsample():
+            return type(data).__name__, tuple(_sizes(getattr(data, name)) for name in data.__dataclass_fields__)
+        case tuple() | list():
+            return tuple(map(_sizes, data))
+    return repr(data)

@@ -1,0 +1,81 @@
+"""The table of blocks: what each runs in, and what of the network is left to PyTorch."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from leanconv.engine.fused.ir.graph import Graph
+from leanconv.measure.latency import CLOCK_WORDS
+from leanconv.table import table
+
+# Calls that compute nothing.
+VIEWS = frozenset({
+    "alias", "detach", "expand", "flatten", "getitem", "movedim", "narrow", "permute", "reshape", "select", "slice",
+    "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BlockChoice:
+    """One row of the blocks' table: what was tried for the blocks of one geometry, and what they run in."""
+
+    block: str
+    shape: tuple[int, ...]
+    count: int
+    times_ms: Mapping[str, float]  # form -> median of a call
+    refused: Mapping[str, str]  # form -> why it was not timed
+    chosen: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "block": self.block, "shape": list(self.shape), "count": self.count, "chosen": self.chosen,
+            "times_ms": dict(self.times_ms), "refused": dict(self.refused),
+        }  # fmt: skip
+
+
+@dataclass
+class Blocks:
+    """The table of blocks.
+
+    Attributes:
+        clock: what the times were taken with (`measure.latency.CLOCKS`).
+        note: why there are no kernels among the forms, and how to get them; or "".
+        left_out: parts of the network that stay as the program has them -> why; operators without a kernel among them.
+    """
+
+    rows: list[BlockChoice] = field(default_factory=list)
+    clock: str = "wall"
+    note: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        left = [BlockChoice(part, (), 1, {}, {"fused": why}, "aten") for part, why in self.left_out.items()]
+        return [row.to_dict() for row in (*self.rows, *left)]
+
+    def __str__(self) -> str:
+        names = list(dict.fromkeys(name for row in self.rows for name in row.times_ms))
+        cells = [
+            [
+                row.block, "x".join(map(str, row.shape)), str(row.count),
+                *(_number(row.times_ms.get(name)) for name in names), row.chosen,
+            ]
+            for row in self.rows
+        ]  # fmt: skip
+        note = (
+            f"ms of one call of the block alone, {CLOCK_WORDS[self.clock]}; its result's size; how many the model has"
+        )
+        note += f"; {self.note}" if self.note else ""
+        text = table(["block", "result", "times", *names, "chosen"], cells, note=note)
+        return "\n".join([text, *(f"not fused: {part}: {why}" for part, why in self.left_out.items())])
+
+
+def calls(graph: Graph) -> dict[str, str]:
+    """The operators that stay calls of PyTorch's, as `left_out` has them."""
+    names = (str(node.data).removeprefix("aten.").split(".")[0] for node in graph.nodes if node.kind == "call")
+    counts = Counter(name for name in names if name not in VIEWS and "getitem" not in name)
+    return {f"{name} x{count}": "no kernel computes it" for name, count in counts.items()}
+
+
+def _number(ms: float | None) -> str:
+    return "-" if ms is None else f"{ms:.3g}"

@@ -1,0 +1,1 @@
+"""Primitives with their weights packed: one file a primitive."""

@@ -1,0 +1,82 @@
+"""A separable form as tracks: channels side by side in one input that go through the same stencils, all the way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels.cpu.runtime.tensors import pack_taps
+from leanconv.ops.forms import Stencil
+from leanconv.ops.separable import Separable
+
+
+@dataclass(frozen=True)
+class Source:
+    """One track of a form.
+
+    Args:
+        index, first, channels: the slice of an input that it reads.
+        stencils: with `first` 0 and the track's own `channels`.
+        taken: for each stencil its stage, its place in the stage, and the track's first channel among its channels.
+    """
+
+    index: int
+    first: int
+    channels: int
+    stencils: tuple[Stencil, ...] = ()
+    taken: tuple[tuple[int, int, int], ...] = ()
+
+
+def tracks(form: Separable) -> list[Source]:
+    """The tracks, in the order of the channels after the last stage."""
+    found = [Source(index, 0, channels) for index, channels in enumerate(form.channels)]
+    for number, stage in enumerate(form.stages):
+        following = []
+        for place, stencil in enumerate(stage):
+            at, end = 0, stencil.first + stencil.channels
+            for source in found:
+                low, high = max(at, stencil.first), min(at + source.channels, end)
+                if low < high:
+                    following.append(_cut(source, low - at, high - low, stencil, (number, place, low - stencil.first)))
+                at += source.channels
+        found = following
+    return found
+
+
+def _cut(source: Source, skip: int, channels: int, stencil: Stencil, taken: tuple[int, int, int]) -> Source:
+    before = tuple((stage, place, at + skip) for stage, place, at in source.taken)
+    own = tuple(replace(s, channels=channels) for s in source.stencils)
+    return Source(
+        source.index, source.first + skip, channels, (*own, replace(stencil, first=0, channels=channels)),
+        (*before, taken),
+    )  # fmt: skip
+
+
+def split_weights(
+    form: Separable, weights: Sequence[Tensor]
+) -> tuple[dict[tuple[int, int], tuple[Tensor | None, Tensor | None]], Tensor | None, Tensor | None]:
+    """Taps and bias by (stage, place), then the 1×1 `O M` and its bias."""
+    left, stencils = list(weights), {}
+    for number, stage in enumerate(form.stages):
+        for place, stencil in enumerate(stage):
+            taps = None if stencil.identity else left.pop(0)
+            stencils[number, place] = taps, left.pop(0) if stencil.bias else None
+    if form.out_channels is None:
+        return stencils, None, None
+    project = left.pop(0).reshape(form.out_channels, form.middle)
+    return stencils, project, left.pop(0) if form.bias else None
+
+
+def track_weights(source: Source, stencils: dict[tuple[int, int], tuple[Tensor | None, Tensor | None]]) -> list[Tensor]:
+    """The packed taps and biases of a track, in the order of its kernel's arguments."""
+    packed = []
+    for form, (stage, place, at) in zip(source.stencils, source.taken, strict=True):
+        taps, bias = stencils[stage, place]
+        if taps is not None:
+            packed.append(pack_taps(taps.detach().float()[at : at + form.channels]))
+        if bias is not None:
+            whole = torch.zeros(-(-form.channels // 16) * 16, dtype=torch.float32)
+            whole[: form.channels] = bias.detach().float()[at : at + form.channels]
+            packed.append(whole)
+    return packed

@@ -1,0 +1,131 @@
+"""Grouped convolutions bound to their weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels.cpu.bound.base import (
+    Bound,
+    Step,
+    average_of,
+    check_fit,
+    checked,
+    map_view,
+    out_view,
+    planes_view,
+    ready,
+    storage_for,
+    weights_view,
+)  # fmt: skip
+from leanconv.kernels.cpu.compilation.build import kernel
+from leanconv.kernels.cpu.pipelines.padded import Core
+from leanconv.kernels.cpu.runtime.launch import Program, View, Work
+from leanconv.kernels.cpu.runtime.tensors import MOST_PLANES, in_planes, pack_projection, pack_vector, pixel_stride
+from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.kernels.cpu.tuning.grouped_algorithms import PACKED, PIPELINES, Way, way_of
+from leanconv.ops.forms import check_channels
+from leanconv.ops.grouped import Grouped
+
+
+class BoundGrouped(Bound):
+    """`ops.grouped.grouped` with form and weights given: `bound(inputs, residual=None)`.
+
+    `method`: "direct" or "winograd", where it is not to be chosen.
+    """
+
+    method: str | None = None
+
+    def __init__(self, form: Grouped, weights: Sequence[Tensor], cpu: Cpu | None = None) -> None:
+        super().__init__(cpu)
+        self.planes = form.groups == len(form.channels) == 1 and sum(form.channels) <= MOST_PLANES
+        self.form, left = form, [w.detach().float() for w in weights]
+        g, o, c = form.groups, form.out_channels, sum(form.channels)
+        self._taps = left.pop(0).reshape(g, o // g, c // g, -1)  # G O/G C/G R·S
+        self._beside = self._in_groups(left.pop(0).reshape(o, c)) if form.pointwise else None
+        self._bias = self._outputs_in_groups(left.pop(0)) if form.bias else None
+        self._project = None
+        if form.project is not None:
+            project = left.pop(0).reshape(form.project, o)
+            self._project = self._outputs_in_groups(project.T).T
+        self._project_bias = left.pop(0) if form.project_bias else None
+
+    def _outputs_in_groups(self, x: Tensor) -> Tensor:
+        """The rows of `O ...` group by group."""
+        g = self.form.groups
+        return x.unflatten(0, (-1, g)).transpose(0, 1).flatten(0, 1) if self.form.dealt else x
+
+    def _in_groups(self, x: Tensor) -> Tensor:
+        """`O C` with both sides group by group."""
+        return self._outputs_in_groups(self._outputs_in_groups(x).T.contiguous()).T
+
+    def __call__(  # type: ignore[override]
+        self, inputs: Sequence[Tensor], residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        given = (*inputs, residual)
+        if (step := self._known(given)) is not None:
+            return step(*[x for x in given if x is not None])
+        form = self.form
+        n, size, nothing = checked(form, inputs)
+        if nothing is not None:
+            return nothing
+        check_channels([] if residual is None else [residual], [form.width] * form.residual)
+        check_fit([] if residual is None else [residual], n, size)
+        maps: list[Tensor | None] = [ready(x, self.planes) for x in inputs]
+        return self._call(given, [*maps, None if residual is None else ready(residual)])
+
+    def _step(self, *maps: Tensor | None) -> Step:
+        """Pointers: inputs, residual, packed weights, output, averages."""
+        *given, residual = maps
+        inputs = [x for x in given if x is not None]
+        form, (n, _, h, w) = self.form, inputs[0].shape
+        p, q = form.size(h, w)
+        size = (n, form.width, p, q)
+        storage = storage_for(self.cpu, *inputs, residual)
+        planes = self.planes and in_planes(inputs[0])
+        core = Core(
+            form, () if planes else tuple(map(pixel_stride, inputs)), 0 if residual is None else pixel_stride(residual),
+            storage,
+        )  # fmt: skip
+        way = way_of(self.cpu, core, n, (p, q), self.tile, self.method)
+        tiles, direct = way.tiles, way.method == "direct" and not planes
+        if direct and any(form.padding[2:]) and tiles.inner.pixels == tiles.outer.pixels == q:
+            core = replace(core, columns=w)
+        weights = self._packed(way, core)
+        first = len(inputs) + (residual is not None)
+        arguments = [map_view(index, x, 0, x.shape[1]) for index, x in enumerate(inputs)]
+        arguments = [planes_view(0, inputs[0])] if planes else arguments
+        arguments += [weights_view(first + index, packed) for index, packed in enumerate(weights)]
+        if residual is not None:
+            plain = map_view(len(inputs), residual, 0, form.width)
+            arguments.append(self._by_group(plain) if form.project is None else plain)
+        out = first + len(weights)
+        target = out_view(out, size, 0, form.width, storage)
+        arguments.append(self._by_group(target) if form.project is None else target)
+        made = kernel(PIPELINES[way.method], core, tiles)
+        average = average_of(out, out + 1, size, storage) if form.average else None
+        program = Program([(made, arguments)], Work(n, p, way.block), average)
+        step = Step(program, weights, size, form.average, storage.dtype)
+        step.method = way.method
+        return step
+
+    def _packed(self, way: Way, core: Core) -> list[Tensor]:
+        form, tiles = self.form, way.tiles
+        block, each = tiles.inner.block, form.out_channels // form.groups
+        weights = PACKED[way.method](core, self._taps, self._beside, block)
+        if self._bias is not None:
+            weights.append(torch.cat([pack_vector(part, block, each) for part in self._bias.split(each)]))
+        if self._project is not None and form.project is not None:
+            parts = self._project.split(each, 1)
+            weights += [pack_projection(part, tiles.outer.block, core.storage) for part in parts]
+            if self._project_bias is not None:
+                weights.append(pack_vector(self._project_bias, tiles.outer.block, form.project))
+        return weights
+
+    def _by_group(self, view: View) -> View:
+        """`m x y` as `j g x y`."""
+        form = self.form
+        each = form.out_channels // form.groups
+        steps = ((each, form.groups), (form.groups, 1)) if form.dealt else ((each, 1), (form.groups, each))
+        return replace(view, dims=(*steps, *view.dims[1:]))

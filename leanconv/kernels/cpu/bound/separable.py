@@ -1,0 +1,277 @@
+"""Separable convolutions bound to their weights."""
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels.cpu.bound import separable_strassen
+from leanconv.kernels.cpu.bound.base import (
+    Bound,
+    Step,
+    average_of,
+    check_fit,
+    check_vectors,
+    checked,
+    flat_out_view,
+    flat_view,
+    map_view,
+    out_view,
+    ready,
+    storage_for,
+    vector_view,
+    weights_view,
+)  # fmt: skip
+from leanconv.kernels.cpu.bound.channel_chains import Source, split_weights, track_weights, tracks
+from leanconv.kernels.cpu.compilation.build import kernel
+from leanconv.kernels.cpu.pipelines import pointwise, separable
+from leanconv.kernels.cpu.pipelines.depthwise import Track, written_out
+from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.runtime.launch import Fetch, Program, View, Work
+from leanconv.kernels.cpu.runtime.tensors import pack_projection, pack_vector, pixel_stride
+from leanconv.kernels.cpu.tuning.cost_model import fill, lanes_for, row_block, strip
+from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.ops.forms import Stencil, check_channels
+from leanconv.ops.separable import Separable
+
+
+class BoundSeparable(Bound):
+    """`ops.separable.separable` with form and weights given: `bound(inputs, residual=None, gate=None)`."""
+
+    def __init__(self, form: Separable, weights: Sequence[Tensor], cpu: Cpu | None = None) -> None:
+        super().__init__(cpu)
+        self.form, self.tracks = form, tracks(form)
+        self._flat = all(
+            s.identity and s.stride == (1, 1) and s.activation == "none" for t in self.tracks for s in t.stencils
+        )
+        stencils, project, bias = split_weights(form, weights)
+        self.taps = [track_weights(source, stencils) for source in self.tracks]
+        self.project = None if project is None else project.detach().float()
+        self.bias = None if bias is None else bias.detach().float()
+
+    def __call__(
+        self, inputs: Sequence[Tensor], residual: Tensor | None = None, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        given = (*inputs, residual, gate)
+        if (step := self._known(given)) is not None:
+            return step(*[x for x in given if x is not None])
+        form = self.form
+        n, size, nothing = checked(form, inputs)
+        if nothing is not None:
+            return nothing
+        check_channels([] if residual is None else [residual], [form.width] * form.residual)
+        check_vectors([] if gate is None else [gate], n, [form.middle] * form.gate)
+        check_fit([] if residual is None else [residual], n, size)
+        maps: list[Tensor | None] = [ready(x) for x in inputs]
+        maps.append(ready(residual) if residual is not None else None)
+        maps.append(gate.float().contiguous() if gate is not None else None)
+        return self._call(given, maps)
+
+    def _step(self, *maps: Tensor | None) -> Step:
+        *inputs, residual, gate = maps
+        given = [x for x in inputs if x is not None]
+        n, _, h, w = given[0].shape
+        size = (n, self.form.width, *self.form.size(h, w))
+        made = Maker(self, given, residual, gate, size)
+        if self.project is None:
+            return made.depthwise()
+        if self._flat:
+            return separable_strassen.pointwise(made) or made.pointwise()
+        return separable_strassen.projected(made) or made.projected()
+
+
+class Maker:
+    """Puts one step together. Pointers: inputs, residual, gate, weights, output, averages."""
+
+    def __init__(
+        self, bound: BoundSeparable, inputs: list[Tensor], residual: Tensor | None, gate: Tensor | None,
+        size: tuple[int, int, int, int],
+    ) -> None:  # fmt: skip
+        self.bound, self.form, self.inputs, self.size, self.cpu = bound, bound.form, inputs, size, bound.cpu
+        self.residual, self.gate, self.storage = residual, gate, storage_for(bound.cpu, *inputs, residual)
+        self.pointers = len(inputs) + (residual is not None) + (gate is not None)
+        self.weights: list[Tensor] = []
+        self.at_residual, self.at_gate = len(inputs), len(inputs) + (residual is not None)
+
+    def depthwise(self) -> Step:
+        """One kernel for each track, all of them on a block of rows before the next block."""
+        views, kernels, first = [], [], 0
+        for source, taps in zip(self.bound.tracks, self.bound.taps, strict=True):
+            core = separable.Core(
+                (self._track(source),), None, self.size[1], False, self.form.activation, self.residual_pixel(), False,
+                self.storage,
+            )  # fmt: skip
+            lanes = lanes_for(self.cpu, source.channels)
+            arguments = [self.input(source), *map(self.add, taps)]
+            if self.residual is not None:
+                arguments.append(map_view(self.at_residual, self.residual, first, source.channels))
+            kernels.append(kernel(separable.depthwise, core, Tile(core.tracks[0].tiles[-1], lanes, lanes)))
+            views.append((arguments, first, source.channels))
+            first += source.channels
+        out = self.pointers + len(self.weights)
+        listed = [
+            (made, [*arguments, out_view(out, self.size, start, channels, self.storage)])
+            for made, (arguments, start, channels) in zip(kernels, views, strict=True)
+        ]
+        return self.finish(listed, self._work(), flat=False)
+
+    def projected(self) -> Step:
+        """Stencils, then the 1×1 of whole rows of pixels."""
+        form, (n, o, p, q), work = self.form, self.size, self._work()
+        assert self.bound.project is not None
+        last = p - (p - 1) // work.block * work.block  # rows of the smallest block
+        core = self.core()
+        tile = self.bound.matrix_tile(core, o, last * q, form.middle, self.storage)
+        arguments: list[View] = []
+        for source, taps, column in zip(self.bound.tracks, self.bound.taps, self.columns(), strict=True):
+            arguments += [self.input(source), *map(self.add, taps)]
+            arguments += self._projection(column, source.channels, tile)
+        if form.bias:
+            arguments.append(self.add(pack_vector(self.bound.bias, tile.block, o)))
+        if self.residual is not None:
+            arguments.append(flat_view(self.at_residual, self.residual, 0, o))
+        target = flat_out_view(self.pointers + len(self.weights), self.size, self.storage)
+        arguments = [target, *arguments, target]
+        made = kernel(separable.projected, core, tile)
+        return self.finish([(made, arguments)], Work(n, p * q, work.block * q), True, fetches=self.fetches(core))
+
+    def core(self) -> separable.Core:
+        """Of a kernel of stencils and projection."""
+        form, o = self.form, self.size[1]
+        return separable.Core(
+            tuple(map(self._track, self.bound.tracks)), o, o, form.bias, form.activation, self.residual_pixel(),
+            form.gate, self.storage,
+        )  # fmt: skip
+
+    def fetches(self, core: separable.Core) -> list[Fetch]:
+        """The maps (all samples) that are not copied and are too large for the second-level cache, each once."""
+        found: dict[int, Fetch] = {}
+        for source, track in zip(self.bound.tracks, core.tracks, strict=True):
+            if track.direct and self.storage.bytes * self.inputs[source.index].numel() >= 2 * self.cpu.l2:
+                made = Fetch(self.input(source), self.size[3], *_rows_read(track.stencils))
+                found[source.index] = made.joined(found.get(source.index, made))
+        return list(found.values())
+
+    def pointwise(self) -> Step:
+        """A 1×1 alone: all pixels in a row."""
+        form, (n, o, p, q) = self.form, self.size
+        pixels = p * q
+        sources = self.bound.tracks
+        core = pointwise.Pointwise(
+            tuple((source.channels, pixel_stride(self.inputs[source.index])) for source in sources), o, form.bias,
+            form.activation, self.residual_pixel(), form.gate, storage=self.storage,
+        )  # fmt: skip
+        tile = self.bound.matrix_tile(core, o, pixels, form.middle, self.storage)
+        arguments: list[View] = []
+        for source, column in zip(sources, self.columns(), strict=True):
+            arguments.append(flat_view(source.index, self.inputs[source.index], source.first, source.channels))
+            arguments += self._projection(column, source.channels, tile)
+        if form.bias:
+            arguments.append(self.add(pack_vector(self.bound.bias, tile.block, o)))
+        if self.residual is not None:
+            arguments.append(flat_view(self.at_residual, self.residual, 0, o))
+        arguments.append(flat_out_view(self.pointers + len(self.weights), self.size, self.storage))
+        # A block's input is read once for every panel of weights; its output passes, unless it is averaged.
+        kept = form.middle + o * form.average
+        block = row_block(self.cpu, pixels, n, self.storage.bytes * kept, 0, torch.get_num_threads(), tile.pixels)
+        work = Work(n, pixels, block, tile.pixels)
+        return self.finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
+
+    def finish(
+        self, kernels: list[tuple[tuple[int, object], list[View]]], work: Work, flat: bool, apart: bool = False,
+        fetches: Sequence[Fetch] = (),
+    ) -> Step:  # fmt: skip
+        out = self.pointers + len(self.weights)
+        average = average_of(out, out + 1, self.size, self.storage, flat, apart) if self.form.average else None
+        program = Program(kernels, work, average, fetches)
+        return Step(program, self.weights, self.size, self.form.average, self.storage.dtype)
+
+    def add(self, packed: Tensor) -> View:
+        self.weights.append(packed)
+        return weights_view(self.pointers + len(self.weights) - 1, packed)
+
+    def _track(self, source: Source) -> Track:
+        stencils = tuple(replace(s, first=0) for s in source.stencils)
+        x = self.inputs[source.index]
+        sizes = [(x.shape[2], x.shape[3])]
+        for stencil in stencils:
+            sizes.append(stencil.size(*sizes[-1]))
+        widths = [width for _, width in sizes]
+
+        def strips(tiles: tuple[int, ...]) -> tuple[int, ...]:
+            spans = [(s.kernel[0] - 1) * s.dilation[0] + 1 for s in stencils]
+            steps = [tile * s.stride[1] for tile, s in zip(tiles[1:], stencils, strict=True)]
+            return (0, *map(strip, spans, widths, steps))
+
+        def pixels(kept: tuple[tuple[int, ...], tuple[int, ...], bool]) -> float:
+            """What is made for a row, over what is needed; infinite where a kernel would not be made like that here."""
+            if kept[1:] != (strips(kept[0]), far) or any(map(operator.gt, kept[0], widths)):
+                return math.inf
+            return sum(-(-width // tile) * tile / width for width, tile in zip(widths, kept[0], strict=True))
+
+        direct = self.bound.project is not None and self._reads_in_place(stencils[0], widths[1])
+        copied = len(stencils) > 1 or not direct
+        far = copied and self.storage.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * self.cpu.l2
+        if direct:
+            widths[1] -= sum(stencils[0].padding[2:])
+        best = tuple(map(fill, widths))
+        return Track(
+            pixel_stride(x), source.channels, stencils, *self.bound.tile(source, (best, strips(best), far), pixels),
+            direct,
+        )  # fmt: skip
+
+    def _reads_in_place(self, form: Stencil, width: int) -> bool:
+        """Whether a first stencil with `width` columns of output reads the map where it lies: without a copy.
+
+        A copy costs as much as three taps. It pays where a number would be widened for each tap, and where there is no
+        inside, or a wide border.
+        """
+        (r, s), (_, _, left, right) = form.kernel, form.padding
+        plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and not self.storage.half
+        return plain and max(left, right) <= 8 and width > left + right
+
+    def input(self, source: Source) -> View:
+        return map_view(source.index, self.inputs[source.index], source.first, source.channels)
+
+    def columns(self) -> list[int]:
+        starts, at = [], 0
+        for source in self.bound.tracks:
+            starts.append(at)
+            at += source.channels
+        return starts
+
+    def _projection(self, column: int, channels: int, tile: Tile) -> list[View]:
+        """The packed 1×1 of a track and, where there is one, its gate."""
+        assert self.bound.project is not None
+        part = self.bound.project[:, column : column + channels]
+        views = [self.add(pack_projection(part, tile.block, self.storage))]
+        if self.gate is not None:
+            views.append(vector_view(self.at_gate, channels, column, self.gate.shape[1]))
+        return views
+
+    def residual_pixel(self) -> int:
+        return 0 if self.residual is None else pixel_stride(self.residual)
+
+    def _work(self) -> Work:
+        """Blocks of rows: what one row of output takes of scratch, and how many rows overlap."""
+        n, o, p, q = self.size
+        row_bytes, halo = self.storage.bytes * q * o, 0
+        for source in self.bound.tracks:
+            step = 1
+            for stencil in reversed(source.stencils):
+                step *= stencil.stride[0]
+                halo = max(halo, (stencil.kernel[0] - 1) * stencil.dilation[0])
+                row_bytes += 4 * source.channels * q * step * step
+        return Work(n, p, row_block(self.cpu, p, n, row_bytes, halo, torch.get_num_threads()))
+
+
+def _rows_read(stencils: Sequence[Stencil]) -> tuple[int, int]:
+    """The last row of a map that the first row of a chain's result reads, and how much further each next one does."""
+    last, step = 0, 1
+    for form in reversed(stencils):
+        last = last * form.stride[0] + (form.kernel[0] - 1) * form.dilation[0] - form.padding[0]
+        step *= form.stride[0]
+    return last, step

@@ -1,0 +1,1 @@
+"""From Halide to machine code, and the cache that keeps it."""

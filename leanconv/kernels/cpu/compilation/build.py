@@ -1,0 +1,249 @@
+"""From Halide to machine code: ahead of time through the system's compiler and the cache, or in this process alone."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import threading
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from leanconv.errors import LeanconvError
+from leanconv.kernels import limited
+from leanconv.kernels.cpu.compilation import cache
+from leanconv.kernels.cpu.pipelines.frontend import halide
+
+_ROOMS = Path(__file__).parent.parent
+PIPELINES, RUNTIME = _ROOMS / "pipelines", _ROOMS / "runtime"
+_RUNTIME_FILES = ("runtime", "scratch", "gates", "transpose")
+_RUNTIME_FLAGS, _STUB_FLAGS = ("-O3", "-march=native", "-fPIC"), ("-O1", "-fPIC")
+_FUNCTIONS = ("lc_sizes", "lc_run", "lc_calls", "lc_average", "lc_gates", "lc_blend", "lc_copy", "lc_malloc", "lc_free")
+_LOCK = threading.RLock()  # Halide's front end is not made for several threads; compiling one kernel twice is a waste
+
+
+_alone: list[str] = []  # why kernels are compiled in this process alone
+_hung: dict[str, str] = {}  # compilers that did not end, and what to say of them
+
+
+class CannotBuild(LeanconvError, RuntimeError):
+    """The system's compiler is there but does not make a library; the message has its last words."""
+
+
+@functools.lru_cache(1)
+def compiler() -> str:
+    """The system's C compiler, "" where there is none."""
+    named = os.environ.get("CC", "")
+    return next((found for found in map(shutil.which, [*named.split()[:1], "cc", "gcc", "clang"]) if found), "")
+
+
+@functools.lru_cache(1)
+def _kernel_source() -> str:
+    """All that a kernel's machine code depends on, but for its core and tile: pipelines, tools, flags, machine."""
+    return _hashed(
+        [*PIPELINES.glob("*.py"), PIPELINES / "stub.c"], (version("halide"), str(target(ahead=True)), _STUB_FLAGS)
+    )
+
+
+@functools.lru_cache(1)
+def _runtime_source() -> str:
+    """All that the runtime's library depends on."""
+    return _hashed([*RUNTIME.glob("*.c"), *RUNTIME.glob("*.h")], _RUNTIME_FLAGS)
+
+
+def _hashed(files: Iterable[Path], tools: tuple[object, ...]) -> str:
+    content = hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(files))).hexdigest()
+    return "\0".join((content, repr(tools), cache.machine(), compiler()))
+
+
+def _cc(arguments: list[str], folder: Path) -> None:
+    """Run the compiler; `folder` takes what it writes on the way.
+
+    Raises: CannotBuild where it fails or hangs. One that has hung is not asked again in this process.
+    """
+    if compiler() in _hung:
+        raise CannotBuild(_hung[compiler()])
+    try:
+        done = limited.run([compiler(), *arguments], os.environ | {"TMPDIR": str(folder)})
+    except subprocess.TimeoutExpired as error:
+        _hung[compiler()] = f"{compiler()} did not end within {error.timeout:g} s"
+        raise CannotBuild(_hung[compiler()]) from error
+    except OSError as error:
+        raise CannotBuild(f"{compiler()} does not run: {error.strerror}") from error
+    if done.returncode:
+        words = " ".join(done.stderr.split())[-300:]
+        raise CannotBuild(f"{compiler()} failed: {words or f'exit status {done.returncode}'}")
+    made = Path(arguments[arguments.index("-o") + 1])
+    if not made.is_file() or not made.stat().st_size:
+        raise CannotBuild(f"{compiler()} wrote nothing to {made.name}")
+
+
+@functools.lru_cache(1)
+def runtime() -> ctypes.CDLL | None:
+    """The library of the C files in `runtime/`, built if need be; None without a C compiler or a folder for it.
+
+    OpenMP's functions are left undefined, so that they are those of torch's own threads: kernels and torch share
+    one pool, and neither waits for the other's idle threads. Where torch has none, the compiler's OpenMP or one thread.
+    """
+    if not compiler():
+        return None
+    with _LOCK:
+        last = ""
+        for extra, linked in ((["-fopenmp"], []), (["-fopenmp"], ["-fopenmp"]), ([], [])):
+
+            def make(path: Path, extra: list[str] = extra, linked: list[str] = linked) -> None:
+                codes = [str(path.with_name(f"{path.stem}-{name}.o")) for name in _RUNTIME_FILES]
+                for name, code in zip(_RUNTIME_FILES, codes, strict=True):
+                    _cc([*_RUNTIME_FLAGS, *extra, "-c", str(RUNTIME / f"{name}.c"), "-o", code], path.parent)
+                _cc(["-shared", *codes, *linked, "-lm", "-lpthread", "-o", str(path)], path.parent)
+
+            try:
+                return _library(cache.key(_runtime_source(), f"{extra} {linked}"), make, _FUNCTIONS)
+            except CannotBuild as error:
+                last = str(error)
+        _in_process_only(last)
+        return None
+
+
+def _library(name: str, make: Callable[[Path], None], needs: Sequence[str] = ()) -> ctypes.CDLL | None:
+    """The library with the functions that it `needs`, from the first folder that can keep it and run it; None where
+    there is none.
+
+    A folder in which something blocks this one entry is passed over, and serves for all others.
+    Raises: CannotBuild where it cannot be made, or lacks a function wherever it lies.
+    """
+    for where in cache.folders(cache.default_folder()):
+        try:
+            return _opened(name, make, where, needs)
+        except cache.Blocked:
+            continue
+        except OSError as error:
+            if "symbol" in str(error):
+                raise CannotBuild(str(error)) from error
+            cache.give_up(where, error)
+    _in_process_only(cache.reasons())
+    return None
+
+
+def _opened(name: str, make: Callable[[Path], None], where: Path, needs: Sequence[str] = ()) -> ctypes.CDLL:
+    """The library, loaded. One that cannot be is removed and made once more.
+
+    Raises: CannotBuild where the compiler made something else then too; OSError where the folder does not serve.
+    """
+    reason = ""
+    for _ in range(2):
+        path = cache.fetch(name, make, where)
+        try:
+            lib = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+        except OSError as error:
+            if "symbol" in str(error) or _forbidden(error):
+                raise
+            reason = str(error)
+        else:
+            if not (lacking := [function for function in needs if not hasattr(lib, function)]):
+                return lib
+            reason = f"it lacks {', '.join(lacking)}"
+        path.unlink(missing_ok=True)  # unless another process has just tidied up
+    raise CannotBuild(f"{compiler()} made no library: {reason}")
+
+
+def _forbidden(error: OSError) -> bool:
+    """Whether it is the file system that runs no programs."""
+    return "map segment" in str(error) or "not permitted" in str(error)
+
+
+@functools.lru_cache(1)
+def _in_process_only(why: str) -> None:
+    _alone.append(why)
+    warnings.warn(f"kernels are compiled in this process alone, slowly, and run in one thread ({why})", stacklevel=2)
+
+
+def obstacle() -> str:
+    """What the kernels of this process lack, and why; "" where they are compiled once, kept, and run in all threads."""
+    if _alone:
+        return f"kernels compiled in this process alone, for one thread ({_alone[-1]})"
+    return f"kernels compiled in each process ({cache.reasons()})" if cache.reasons() else ""
+
+
+def target(ahead: bool) -> Any:
+    """This machine, without the checks that the callers have made; ahead of time without Halide's own runtime too."""
+    hl = halide()
+    features = ["NoAsserts", "NoBoundsQuery"] + ["NoRuntime"] * ahead
+    made = hl.get_host_target()
+    for feature in features:
+        made = made.with_feature(getattr(hl.TargetFeature, feature))
+    return made
+
+
+def _stub(path: Path) -> None:
+    """The object that is linked into every kernel: compiled once, each link then takes half the time."""
+    _cc([*_STUB_FLAGS, "-c", str(PIPELINES / "stub.c"), "-o", str(path)], path.parent)
+
+
+Pipeline = Callable[[Any, Any], tuple[Any, list[Any]]]
+# A kernel that is to be: `pipeline(core, tile)` gives the Halide Func and its arguments.
+Job = tuple[Pipeline, Hashable, Hashable]
+_listing = threading.local()
+
+
+@contextmanager
+def listed() -> Iterator[list[Job]]:
+    """Inside, this thread compiles nothing: the list has what it would have compiled. What is made so cannot run."""
+    jobs: list[Job] = []
+    _listing.jobs = jobs
+    try:
+        yield jobs
+    finally:
+        del _listing.jobs
+
+
+def kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, Any]:
+    """The address of the compiled kernel (0 without a compiler) and what must be kept alive, or be called, for it.
+
+    `pipeline(core, tile)` gives the Halide Func and its arguments. In this process each kernel is made once.
+    """
+    if (jobs := getattr(_listing, "jobs", None)) is not None:
+        jobs.append((pipeline, core, tile))
+        return 0, None
+    with _LOCK:
+        return _kernel(pipeline, core, tile)
+
+
+def name_of(job: Job) -> str:
+    """The name of its entry in the cache."""
+    return cache.key(_kernel_source(), _words(job))
+
+
+def _words(job: Job) -> str:
+    pipeline, core, tile = job
+    return f"{pipeline.__module__}.{pipeline.__name__} {core!r} {tile!r}"
+
+
+def make(job: Job, path: Path) -> None:
+    """Compile a kernel to a library at `path`, in a folder for drafts below that of the cache."""
+    pipeline, core, tile = job
+    out, arguments = pipeline(core, tile)
+    code = str(path.with_suffix(".o"))
+    out.compile_to_object(code, arguments, "lc_kernel", target(ahead=True))
+    stub = cache.fetch(cache.key(_kernel_source(), "stub"), _stub, path.parent.parent)
+    _cc(["-shared", str(stub), code, "-lm", "-o", str(path)], path.parent)
+
+
+@functools.lru_cache(4096)
+def _kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, Any]:
+    job, loaded, lib = (pipeline, core, tile), None, runtime()
+    if lib is not None:
+        try:
+            loaded = _library(name_of(job), functools.partial(make, job), ("lc_attach", "lc_kernel_argv"))
+        except CannotBuild as error:
+            _in_process_only(str(error))
+    if loaded is None or lib is None:
+        out, arguments = pipeline(core, tile)
+        return 0, out.compile_to_callable(arguments, target(ahead=False))
+    loaded.lc_attach(lib.lc_malloc, lib.lc_free)
+    return ctypes.cast(loaded.lc_kernel_argv, ctypes.c_void_p).value or 0, loaded

@@ -1,0 +1,1 @@
+"""The C runtime and its ABI: launches, layouts, memory."""

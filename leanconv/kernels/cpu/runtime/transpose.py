@@ -1,0 +1,92 @@
+"""Copies of maps from planes (`N C H W` dense) to pixels (channels_last) and back.
+
+PyTorch makes them number by number: of 32 channels of 256×256 both take as long as the layer between them. Here they go
+by squares (`transpose.c`; times by `python -m benchmarks.layouts`). Small or narrow maps, and all where there is no
+compiler, are PyTorch's.
+"""
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels import cpu_reason
+from leanconv.kernels.cpu.runtime import abi
+from leanconv.kernels.cpu.runtime.tensors import new_map, pixel_stride
+
+_SIDE = 16  # of transpose.c's squares
+_LEAST = 1 << 14  # numbers; below, PyTorch's copy is as fast as a call of ours, and a narrow map's as fast as any
+
+
+class Copy:
+    """One copy for maps of one size: the memory of the first pointer to that of the second. Immutable."""
+
+    native = True
+
+    def __init__(self, x: Tensor, planes: bool) -> None:
+        (n, c, h, w), pixels = x.shape, x.shape[2] * x.shape[3]
+        inside = (pixels, c, x.stride(0), pixel_stride(x)) if planes else (c, pixels, x.stride(0), x.stride(1))
+        self._made = abi.Copy(x.itemsize, n, *inside, c * h * w, pixels if planes else c)
+        self.address = ctypes.addressof(self._made)
+
+    def pointers(self) -> Any:
+        """Room for the two addresses of one call."""
+        return (ctypes.c_void_p * 2)()
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        pointers = (ctypes.c_void_p * 2)(x.data_ptr(), y.data_ptr())
+        abi.library().lc_copy(self.address, pointers, torch.get_num_threads())
+        return y
+
+
+def copy_of(x: Tensor, *, planes: bool) -> Copy | None:
+    """How a map like this becomes contiguous (`planes`) or channels_last; None where that is PyTorch's to do."""
+    _, c, h, w = x.shape
+    ready = pixel_stride(x) if planes else x.stride(3) == 1 and x.stride(2) == w
+    if not ready or not x.numel() or x.itemsize not in (2, 4):
+        return None
+    if (x.numel() >= _LEAST and min(c, h * w) < _SIDE) or not _runs() or abi.library() is None:
+        return None
+    return Copy(x, planes)
+
+
+def even(x: Tensor) -> Tensor:
+    """`x`, or its channels_last copy where its pixels are not evenly spaced. Slices of channels stay as they are."""
+    if pixel_stride(x):
+        return x
+    return to_pixels(x) if x.shape[1] > 1 else x.contiguous()
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """The map in channels_last, copied only where it is not."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    copy = copy_of(x, planes=False) if _pays(x) else None
+    if copy is None:
+        return x.contiguous(memory_format=torch.channels_last)
+    n, c, h, w = x.shape
+    return copy(x, new_map(n, c, h, w, x.dtype))
+
+
+def to_planes(x: Tensor) -> Tensor:
+    """The tensor contiguous, copied only where it is not."""
+    if x.is_contiguous():
+        return x
+    copy = copy_of(x, planes=True) if x.dim() == 4 and _pays(x) else None
+    return x.contiguous() if copy is None else copy(x, torch.empty(x.shape, dtype=x.dtype))
+
+
+def _pays(x: Tensor) -> bool:
+    """Whether a call of ours is faster, and copies all that the tensor is: no gradients flow through it."""
+    return (
+        x.numel() >= _LEAST
+        and x.is_cpu
+        and not (x.is_neg() or x.is_conj() or (x.requires_grad and torch.is_grad_enabled()))
+    )
+
+
+@functools.lru_cache(1)
+def _runs() -> bool:
+    return not cpu_reason()

@@ -1,0 +1,1 @@
+"""Which tile and which algorithm: facts of the processor, and a model of its cost."""
