@@ -27,7 +27,7 @@ from leanconv.engine.fused.lowering.autotune import choose
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.fused.roofline import work
 from leanconv.engine.workbench import Workbench
-from leanconv.measure.roofline import peaks
+from leanconv.measure.hardware.roofline import peaks
 from leanconv.table import table
 
 

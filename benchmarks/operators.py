@@ -25,10 +25,10 @@ from torch import nn
 
 from leanconv.files import write_json
 from leanconv.measure import Comparison, compare
-from leanconv.measure.count import count
-from leanconv.measure.device import describe, label
-from leanconv.measure.latency import Timing, interleave
-from leanconv.measure.training import TrainingComparison, TrainingStep, compare_training
+from leanconv.measure.counting.count import count
+from leanconv.measure.hardware.device import describe, label
+from leanconv.measure.timing.latency import Timing, interleave
+from leanconv.measure.timing.training import TrainingComparison, TrainingStep, compare_training
 from leanconv.models.unet import unet
 from leanconv.nn import get, make, names, parse
 from leanconv.spec import ConvSpec

@@ -17,13 +17,13 @@ import leanconv as lc
 from leanconv.errors import LeanconvError
 from leanconv.report import compare_runs, write_report
 from leanconv.runs import RunFolder
-from leanconv.train.data import open_data
-from leanconv.train.evaluate import evaluate
+from leanconv.train.data.samples import open_data
+from leanconv.train.inference.evaluate import evaluate
+from leanconv.train.inference.predict import predict
+from leanconv.train.inference.score import stored_threshold
 from leanconv.train.loop import fit
-from leanconv.train.predict import predict
 from leanconv.train.recipe import Recipe
-from leanconv.train.score import stored_threshold
-from leanconv.train.synthetic import wafer
+from leanconv.train.synthetic.wafer import wafer
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.toml"
 OUT = Path("runs/demo")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from leanconv.errors import by_model, told
-from leanconv.measure import record
+from leanconv.measure.counting import record
 from leanconv.models.unet import unet
 from leanconv.nn import get
 

@@ -102,7 +102,7 @@ def command(
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     result: Any = compare(made, x, conventions=convention or (), budget_s=budget, clock=clock)
     if train:
-        from leanconv.measure.training import compare_training
+        from leanconv.measure.timing.training import compare_training
 
         autocast = None if dtype is Dtype.float32 else torch_dtype(dtype)
         steps = compare_training(

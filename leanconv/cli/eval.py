@@ -34,7 +34,7 @@ def command(
     matrix.
     """
     from leanconv.cli.common import torch_device
-    from leanconv.train.score import score_run
+    from leanconv.train.inference.score import score_run
 
     if not json and (out is None or out.suffix != ".json"):
         refuse(context, "is of --json, or of --out FILE.json", "per_image")

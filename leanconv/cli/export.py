@@ -78,9 +78,9 @@ class _Run:
 
     def __init__(self, path: str) -> None:
         from leanconv.runs import RunFolder
+        from leanconv.train.inference.score import stored_threshold
         from leanconv.train.recipe import Recipe
-        from leanconv.train.score import stored_threshold
-        from leanconv.train.tasks import run_task
+        from leanconv.train.tasks.task import run_task
 
         self.folder = folder = RunFolder.open(path)
         recipe = Recipe.read(folder.recipe) if folder.recipe.is_file() else None
@@ -89,7 +89,7 @@ class _Run:
 
     def load(self, trust_code: bool) -> "nn.Module":
         """Its network, and the threshold of these very weights."""
-        from leanconv.train.score import load_scored
+        from leanconv.train.inference.score import load_scored
 
         model, self.threshold = load_scored(self.folder, trust_code=trust_code)
         return model
@@ -107,8 +107,8 @@ def _same_top1(
     """Top-1 of a model on a split; one that takes a fixed batch sees so many images at a time."""
     from leanconv.deploy.pieces import Filled
     from leanconv.runs import RunFolder
-    from leanconv.train.classify import evaluate
-    from leanconv.train.tasks import open_run_data
+    from leanconv.train.tasks.classify import evaluate
+    from leanconv.train.tasks.task import open_run_data
 
     samples = open_run_data(RunFolder.open(run), source, split)
     if shape[2:] != (samples.size, samples.size):
@@ -128,9 +128,9 @@ def _same_scores(
     """IoU and Dice of a model on a split; one that takes a fixed size sees the images in pieces of it."""
     from leanconv.deploy.pieces import Pieces
     from leanconv.runs import RunFolder
-    from leanconv.train.data import open_data
-    from leanconv.train.evaluate import evaluate
-    from leanconv.train.tasks import open_run_data
+    from leanconv.train.data.samples import open_data
+    from leanconv.train.inference.evaluate import evaluate
+    from leanconv.train.tasks.task import open_run_data
 
     own = Path(run).is_dir()
     samples = open_run_data(RunFolder.open(run), source, split) if own else open_data(source, split)

@@ -50,7 +50,7 @@ def command(
     reported on one line; the others are written all the same, and the exit is 1.
     """
     from leanconv.cli.common import torch_device
-    from leanconv.train.predict import predict
+    from leanconv.train.inference.predict import predict
 
     set_threads(threads)
     found = predict(

@@ -31,9 +31,9 @@ def command(
     torchvision:CIFAR10 (CIFAR100, SVHN, ImageFolder; ?root=DIR&download=true). Ctrl-C saves and says how to
     go on: leanconv train RUN --resume. On several processes: accelerate launch -m leanconv train ...
     """
+    from leanconv.train.inference.score import read_metrics, summary
     from leanconv.train.loop import fit
     from leanconv.train.recipe import Recipe
-    from leanconv.train.score import read_metrics, summary
 
     given = list(words or ())
     settings = Recipe.read(*_where(recipe, given, resume))

@@ -21,7 +21,7 @@ from leanconv.engine.weights import Weights
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput, LeanconvError, told
 from leanconv.measure import label
-from leanconv.measure.latency import CLOCK_WORDS
+from leanconv.measure.timing.latency import CLOCK_WORDS
 
 
 def optimize(

@@ -15,9 +15,9 @@ from leanconv.engine.fused.roofline import Floor, floor_of
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput
 from leanconv.measure import Timing, interleave, label
-from leanconv.measure.device import describe
-from leanconv.measure.latency import check_clock
-from leanconv.measure.roofline import Peaks, peaks
+from leanconv.measure.hardware.device import describe
+from leanconv.measure.hardware.roofline import Peaks, peaks
+from leanconv.measure.timing.latency import check_clock
 from leanconv.table import table
 
 OWN = "fused"  # the engine that the others are peers of

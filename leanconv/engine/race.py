@@ -12,8 +12,8 @@ from leanconv.engine.candidate import Form
 from leanconv.engine.choices import TIE, Choice
 from leanconv.engine.workbench import Workbench
 from leanconv.measure import interleave
-from leanconv.measure.latency import once_ms
-from leanconv.measure.paired import Ratio, Turns
+from leanconv.measure.timing.latency import once_ms
+from leanconv.measure.timing.paired import Ratio, Turns
 
 # The most seconds of the whole race, and the share of the time left that it takes; of that, the heat's share.
 RACE_S, RACE_SHARE, HEAT_SHARE, HEAT_ROUNDS = 10.0, 0.8, 0.3, 20

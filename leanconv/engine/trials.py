@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from leanconv.agreement import Error
 from leanconv.deploy.calls import Call, Frame
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
-from leanconv.measure.latency import CLOCKS
+from leanconv.measure.timing.latency import CLOCKS
 from leanconv.probes import LIKE, resampled
 
 # What a form is tried on beside the caller's own values: at once, and where it would be chosen. The first tells the

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from leanconv.measure.count import count_recorded
-from leanconv.measure.record import Recording, record
+from leanconv.measure.counting.count import count_recorded
+from leanconv.measure.counting.record import Recording, record
 
 
 class Figures:

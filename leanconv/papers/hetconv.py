@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from torch import nn
 
-from leanconv.measure.record import ModuleCall, Recording
+from leanconv.measure.counting.record import ModuleCall, Recording
 from leanconv.nn import HetConv2d, Operator, SqueezeExcite
 from leanconv.nn.separable import SpatialThenPointwise
 from leanconv.papers.network import Network

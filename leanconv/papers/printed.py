@@ -22,7 +22,7 @@ class PrintedRow:
     Attributes:
         slug: paper/table, as `leanconv reproduce` takes it; `paper` and `table`: the paper's own names.
         row: the row's name as printed; `model_id`: our name of the network that is counted for it.
-        input: `(C, H, W)`; `convention`: a name of `leanconv.measure.conventions`.
+        input: `(C, H, W)`; `convention`: a name of `leanconv.measure.counting.conventions`.
         values: column (params, flops, madd) -> figure as a number; `printed`: the same as the paper prints it.
         tolerance: relative; `expected`: whether the real network reproduces the row; `note`: why not.
         fps: the printed frame rate, None where there is none.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from leanconv.errors import BadInput, MissingExtra, UnknownName
-from leanconv.measure.conventions import CONVENTIONS
+from leanconv.measure.counting.conventions import CONVENTIONS
 from leanconv.papers import fuseconv, hetconv, inception_dw, odconv, sic, spconv, splconv
 from leanconv.papers.entry import Entry, entries_of
 from leanconv.papers.figures import Figures, formulas

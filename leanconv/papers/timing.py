@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from leanconv.errors import BadInput
-from leanconv.measure.device import describe, label
-from leanconv.measure.latency import Timing, interleave
+from leanconv.measure.hardware.device import describe, label
+from leanconv.measure.timing.latency import Timing, interleave
 from leanconv.papers.network import Network
 from leanconv.papers.printed import PrintedRow
 from leanconv.table import table

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanconv.extras import needs
-from leanconv.train.masks import IGNORE
+from leanconv.train.data.masks import IGNORE
 
 Pixels = NDArray[np.uint8]
 

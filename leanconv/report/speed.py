@@ -9,10 +9,10 @@ from torch import nn
 
 from leanconv.engine import optimize
 from leanconv.errors import LeanconvError
-from leanconv.measure.count import count_recorded
-from leanconv.measure.device import label
-from leanconv.measure.latency import interleave
-from leanconv.measure.record import record
+from leanconv.measure.counting.count import count_recorded
+from leanconv.measure.counting.record import record
+from leanconv.measure.hardware.device import label
+from leanconv.measure.timing.latency import interleave
 from leanconv.report.document import Report
 
 Say = Callable[[str], object]

@@ -20,14 +20,14 @@ from leanconv.files import write_json
 from leanconv.nn import Schedule
 from leanconv.runs import RunFolder, load_weights
 from leanconv.train import checkpoint, setup
-from leanconv.train.batches import Order, mix
+from leanconv.train.data.batches import Order, mix
 from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.optimizer import make_optimizer, rate_at
 from leanconv.train.progress import Reporter, write_history
 from leanconv.train.recipe import Recipe
 from leanconv.train.resume import check_resumed, claimed, keep_best, load_schedule, processes_note, restore_files
 from leanconv.train.state import State
-from leanconv.train.tasks import make_task, task_of
+from leanconv.train.tasks.task import make_task, task_of
 
 
 def fit(recipe: Recipe, *, resume: bool = False, progress: bool = True, trust_code: bool = False) -> RunFolder:

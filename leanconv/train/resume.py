@@ -11,13 +11,13 @@ from leanconv.nn import Schedule
 from leanconv.runs import RunFolder, save_weights
 from leanconv.runs.lock import writing
 from leanconv.runs.weights import holds_weights
-from leanconv.train.images import listing
+from leanconv.train.data.images import listing
+from leanconv.train.data.splits import same_name
 from leanconv.train.progress import write_history
 from leanconv.train.recipe import Recipe
 from leanconv.train.setup import check_used, last
-from leanconv.train.splits import same_name
 from leanconv.train.state import State
-from leanconv.train.tasks import Task
+from leanconv.train.tasks.task import Task
 
 # What a run that goes on must have in common with its beginning. The rest may change: more epochs, other workers.
 SAME = (

@@ -17,23 +17,23 @@ from leanconv.errors import BadFiles, BadInput, UntrustedCode
 from leanconv.extras import needs
 from leanconv.files import read_json, write_json
 from leanconv.measure import label
-from leanconv.measure.count import count
+from leanconv.measure.counting.count import count
 from leanconv.nn import Schedule
 from leanconv.runs import RunFolder
 from leanconv.runs.kinds import build, read
 from leanconv.table import si
 from leanconv.text import one_line
-from leanconv.train.augment import PlainTransform, TrainTransform
-from leanconv.train.batches import Order, batches
-from leanconv.train.check import refuse
-from leanconv.train.crops import Crops, memory_batches
-from leanconv.train.data import Samples
-from leanconv.train.images import listing
-from leanconv.train.labelled import Labelled
+from leanconv.train.data.augment import PlainTransform, TrainTransform
+from leanconv.train.data.batches import Order, batches
+from leanconv.train.data.check import refuse
+from leanconv.train.data.crops import Crops, memory_batches
+from leanconv.train.data.images import listing
+from leanconv.train.data.labelled import Labelled
+from leanconv.train.data.samples import Samples
+from leanconv.train.data.splits import NoSplit
 from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
-from leanconv.train.splits import NoSplit
-from leanconv.train.tasks import Task, open_split
+from leanconv.train.tasks.task import Task, open_split
 
 
 def last(folder: RunFolder) -> Path:

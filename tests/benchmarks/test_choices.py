@@ -31,7 +31,8 @@ from benchmarks.choices import (
 from leanconv.engine.candidates import CANDIDATES
 from leanconv.engine.choices import Choice, Choices
 from leanconv.engine.optimize import optimize
-from leanconv.measure import Timing, paired
+from leanconv.measure import Timing
+from leanconv.measure.timing import paired
 from leanconv.nn import names
 
 

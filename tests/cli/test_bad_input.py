@@ -14,7 +14,7 @@ from PIL import Image
 
 from leanconv.cli.main import main
 from leanconv.runs import RunFolder, load
-from leanconv.train import data
+from leanconv.train.data import samples
 
 UNET = "leanconv:unet?base=2&levels=2"
 
@@ -151,8 +151,8 @@ def test_predict_goes_on_without_the_images_that_it_cannot_use(leanconv, run, im
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_is_damaged_during_the_training(refused, recipe, images, monkeypatch, workers):
     """It was whole when all were looked at; a worker process must not send its traceback."""
-    monkeypatch.setattr(data, "CACHE_BYTES", 0)
-    check = data.Samples.check
+    monkeypatch.setattr(samples, "CACHE_BYTES", 0)
+    check = samples.Samples.check
 
     def damage(samples, **options):
         check(samples, **options)
@@ -160,7 +160,7 @@ def test_a_file_that_is_damaged_during_the_training(refused, recipe, images, mon
             path = images / f"train/images/{index}.png"
             path.write_bytes(path.read_bytes()[:900])
 
-    monkeypatch.setattr(data.Samples, "check", damage)
+    monkeypatch.setattr(samples.Samples, "check", damage)
     assert "png: corrupt or truncated image" in refused("train", recipe, "--quiet", f"workers={workers}")
 
 

@@ -90,7 +90,7 @@ def test_export_checks_top1(leanconv, trained, tmp_path, dynamic):
 
 def test_export_is_refused_where_top1_differs(leanconv, monkeypatch, trained, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
-    from leanconv.train import classify
+    from leanconv.train.tasks import classify
 
     real, calls = classify.evaluate, []
 

@@ -9,7 +9,7 @@ from PIL import Image
 from leanconv.files import write_json
 from leanconv.models import build
 from leanconv.runs import RunFolder
-from leanconv.train.synthetic import wafer
+from leanconv.train.synthetic.wafer import wafer
 
 
 @pytest.fixture

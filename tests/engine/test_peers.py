@@ -8,7 +8,7 @@ from leanconv.engine.fused.roofline import Floor
 from leanconv.engine.peers import EngineComparison, compare_engines, hopeful
 from leanconv.errors import BadInput, UnknownName
 from leanconv.measure import Timing
-from leanconv.measure.roofline import Peaks
+from leanconv.measure.hardware.roofline import Peaks
 
 
 def tiny():

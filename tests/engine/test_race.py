@@ -11,7 +11,8 @@ import torch
 from leanconv.engine import race
 from leanconv.engine.choices import Choice, faster
 from leanconv.engine.race import Entry
-from leanconv.measure import Timing, latency, paired
+from leanconv.measure import Timing
+from leanconv.measure.timing import latency, paired
 
 FAR = time.perf_counter() + 1e6
 

@@ -37,7 +37,15 @@ SAID = {
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """A process that has compiled nothing yet."""
-    memos = (build.runtime, build._kernel, build._in_process_only, build.compiler, build._kernel_source, build._runtime_source, launch.library)
+    memos = (
+        build.runtime,
+        build._kernel,
+        build._in_process_only,
+        build.compiler,
+        build._kernel_source,
+        build._runtime_source,
+        launch.library,
+    )
     memos += (compiled._compiler_obstacle,)
     for memo in memos:
         memo.cache_clear()

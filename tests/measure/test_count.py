@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from leanconv.errors import UnknownName
-from leanconv.measure.conventions import CONVENTIONS
-from leanconv.measure.count import Uncounted, count
-from leanconv.measure.systolic import Array, product_cycles, profile_array
+from leanconv.measure.counting.conventions import CONVENTIONS
+from leanconv.measure.counting.count import Uncounted, count
+from leanconv.measure.hardware.systolic import Array, product_cycles, profile_array
 from leanconv.models import build
 from leanconv.models.unet import unet
 from leanconv.nn import get, names

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from leanconv.measure.count import Uncounted, count
+from leanconv.measure.counting.count import Uncounted, count
 
 X = torch.randn(2, 8, 5, 6)
 

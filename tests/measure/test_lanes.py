@@ -8,7 +8,7 @@ from torch import nn
 
 from leanconv.errors import BadInput
 from leanconv.measure import Lanes, profile_lanes
-from leanconv.measure.lanes import tap_utilisation
+from leanconv.measure.hardware.lanes import tap_utilisation
 from leanconv.models import build
 
 

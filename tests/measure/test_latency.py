@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from leanconv.errors import BadInput
-from leanconv.measure import latency
-from leanconv.measure.device import describe, label
-from leanconv.measure.latency import Timing, interleave, quantile
+from leanconv.measure.hardware.device import describe, label
+from leanconv.measure.timing import latency
+from leanconv.measure.timing.latency import Timing, interleave, quantile
 
 
 def test_calls_are_interleaved_and_nobody_always_follows_the_same_one():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from leanconv.measure import profile
-from leanconv.measure.roofline import Peaks, data_sheet, peaks
+from leanconv.measure.hardware.roofline import Peaks, data_sheet, peaks
 from leanconv.models.unet import unet
 
 X = torch.randn(2, 3, 32, 32)
@@ -41,7 +41,7 @@ def test_totals_are_the_sums(one):
 
 def test_no_time_is_counted_twice_or_lost(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("leanconv.measure.layers.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("leanconv.measure.counting.layers.time.perf_counter", lambda: now[0])
 
     class Work(nn.Module):
         def __init__(self, ms, *inner):

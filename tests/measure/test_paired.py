@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from leanconv.measure import paired
-from leanconv.measure.paired import Ratio, Turns
+from leanconv.measure.timing import paired
+from leanconv.measure.timing.paired import Ratio, Turns
 
 
 def test_a_ratio_is_of_common_rounds_and_bounded_as_its_noise_says():

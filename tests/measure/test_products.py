@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils import flop_counter
 
-from leanconv.measure import products
-from leanconv.measure.count import Uncounted, count
-from leanconv.measure.ops import classify
-from leanconv.measure.products import MacCounter, base_name, work_of
+from leanconv.measure.counting import products
+from leanconv.measure.counting.count import Uncounted, count
+from leanconv.measure.counting.ops import classify
+from leanconv.measure.counting.products import MacCounter, base_name, work_of
 
 aten = torch.ops.aten
 N, HEADS, L, E = 2, 4, 49, 16

@@ -172,17 +172,17 @@ def test_a_transposed_convolution_is_its_product():
 
 
 def test_what_has_no_known_sizes_is_listed():
-    from leanconv.measure import hardware
-    from leanconv.measure.ops import OpCall
+    from leanconv.measure.counting.ops import OpCall
+    from leanconv.measure.hardware import layer_sizes
 
-    recorded = hardware.record(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4))
+    recorded = layer_sizes.record(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4))
     recorded.ops.append(OpCall("odd_product", "matmul", "", "", (), macs=1000))
     recorded.ops.append(OpCall("mystery", "unknown", "", "", ()))
-    hardware_record, hardware.record = hardware.record, lambda *_: recorded
+    hardware_record, layer_sizes.record = layer_sizes.record, lambda *_: recorded
     try:
         found = profile_array(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4), Array(4, 4))
     finally:
-        hardware.record = hardware_record
+        layer_sizes.record = hardware_record
     assert found.unmapped == {"odd_product": 1000, "mystery": 0}
     assert "not in the cycles: odd_product (1k MACs), mystery (unknown MACs)" in str(found)
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from leanconv.measure import compare_conventions
-from leanconv.measure.count import count, count_recorded
-from leanconv.measure.record import record
+from leanconv.measure.counting.count import count, count_recorded
+from leanconv.measure.counting.record import record
 from leanconv.models import build
 
 # (params, counts) by each tool; torchstat's third figure is its MAdd.
@@ -55,7 +55,7 @@ def network(room, name):
     return pytest.importorskip("segmentation_models_pytorch").Unet(name, encoder_weights=None)
 
 
-@pytest.mark.filterwarnings("ignore::leanconv.measure.count.Uncounted")
+@pytest.mark.filterwarnings("ignore::leanconv.measure.counting.count.Uncounted")
 @pytest.mark.parametrize("which", PRINTED, ids=lambda which: which[1])
 def test_conventions_are_what_the_tools_printed(which):
     room, name, size = which
@@ -66,7 +66,7 @@ def test_conventions_are_what_the_tools_printed(which):
         assert sum(layer.flops for layer in ours.layers) == ours.flops
 
 
-@pytest.mark.filterwarnings("ignore::leanconv.measure.count.Uncounted")
+@pytest.mark.filterwarnings("ignore::leanconv.measure.counting.count.Uncounted")
 def test_our_unet():
     printed = {
         "ptflops": 73_598_976, "ptflops_aten": 71_915_520, "thop": 82_747_392, "fvcore": 72_560_640,
@@ -92,7 +92,7 @@ class Shared(nn.Module):
         return y, self.u(x).softmax(1), F.relu(x), F.interpolate(x, scale_factor=2)
 
 
-@pytest.mark.filterwarnings("ignore::leanconv.measure.count.Uncounted")
+@pytest.mark.filterwarnings("ignore::leanconv.measure.counting.count.Uncounted")
 def test_shared_modules_functions_and_single_layers_as_printed():
     x = torch.randn(1, 4, 8, 8)
     shared = {"ptflops": (216, 45_824), "ptflops_aten": (216, 22_272), "thop": (364, 89_152)}

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from leanconv.errors import BadInput
-from leanconv.measure.training import TrainingStep, compare_training
+from leanconv.measure.timing.training import TrainingStep, compare_training
 from leanconv.models.unet import unet
 
 X = torch.randn(2, 3, 32, 32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from leanconv.measure.count import count
+from leanconv.measure.counting.count import count
 from leanconv.models import build
 
 

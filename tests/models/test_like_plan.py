@@ -6,7 +6,7 @@ from torch import nn
 
 import leanconv as lc
 from leanconv import registry
-from leanconv.measure.count import count
+from leanconv.measure.counting.count import count
 from leanconv.models import build
 
 OPERATORS = [name for name in registry.names() if name != "conv"]

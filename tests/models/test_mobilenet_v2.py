@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from leanconv.errors import BadInput, UnknownName, UnsupportedConv
-from leanconv.measure.count import count
+from leanconv.measure.counting.count import count
 from leanconv.models import build, names
 from leanconv.nn import FuSeConv2d, HetConv2d, ODConv2d, SqueezeExcite
 from leanconv.runs import load

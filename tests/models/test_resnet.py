@@ -9,7 +9,7 @@ from torch import nn
 
 from leanconv import registry
 from leanconv.errors import BadInput, UnknownName, UnsupportedConv
-from leanconv.measure.count import count
+from leanconv.measure.counting.count import count
 from leanconv.models import build, names
 from leanconv.nn import HetConv2d, Operator
 from leanconv.runs import load

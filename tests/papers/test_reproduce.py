@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from leanconv.errors import MissingExtra
-from leanconv.measure.count import count
+from leanconv.measure.counting.count import count
 from leanconv.papers import fuseconv, inception_dw, odconv, printed_rows, reproduce, sic, spconv
 from leanconv.papers.network import Network
 from leanconv.papers.printed import COLUMNS

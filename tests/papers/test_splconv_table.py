@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from leanconv.errors import BadInput, UnknownName
-from leanconv.measure.count import count
+from leanconv.measure.counting.count import count
 from leanconv.papers import printed_rows, reproduce, reproducible, slugs, splconv
 from leanconv.papers.network import Network
 from leanconv.papers.reproduce import select

@@ -14,7 +14,7 @@ from leanconv.errors import BadInput, UnknownName
 from leanconv.report import build_report, compare_runs, speed
 from leanconv.report.page import render
 from leanconv.runs import RunFolder
-from leanconv.train.augment import to_float
+from leanconv.train.data.augment import to_float
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from leanconv.report import compare_runs, write_report
 from leanconv.report.confusion import matrix
 from leanconv.report.words import sentences
 from leanconv.runs import RunFolder, load
-from leanconv.train.augment import to_float
+from leanconv.train.data.augment import to_float
 
 NETWORK = "leanconv:resnet20_cifar?num_classes=3&width=0.25"
 CLASSES = ["a<b", "cat", "dog"]
@@ -75,7 +75,7 @@ def test_the_page_shows_matrices_and_escapes_names(compared, tmp_path):
 
 
 def test_of_many_classes_no_matrix_is_drawn_and_the_page_says_so(two, tmp_path, monkeypatch):
-    monkeypatch.setattr("leanconv.train.classify.MATRIX_CLASSES", 2)
+    monkeypatch.setattr("leanconv.train.tasks.classify.MATRIX_CLASSES", 2)
     few = compare_runs(two, budget_s=0, threads=1)
     html = write_report(few, tmp_path / "r.html").read_text()
     assert "Confusion matrix of" not in html

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from leanconv.errors import BadInput
-from leanconv.train.augment import PlainTransform, TrainTransform, to_float, to_uint8
+from leanconv.train.data.augment import PlainTransform, TrainTransform, to_float, to_uint8
 
 
 def marked(h, w, seed=0):

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from leanconv.errors import BadFiles, BadInput
-from leanconv.train import check, data, labelled
-from leanconv.train.check import FileCheck
-from leanconv.train.data import open_data
-from leanconv.train.label_sources import open_labelled
+from leanconv.train.data import check, labelled, samples
+from leanconv.train.data.check import FileCheck
+from leanconv.train.data.label_sources import open_labelled
+from leanconv.train.data.samples import open_data
+from leanconv.train.inference.score import score_run
 from leanconv.train.recipe import Recipe
-from leanconv.train.score import score_run
 from leanconv.train.setup import open_splits
 
 
@@ -37,7 +37,7 @@ def pairs(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _little_memory(monkeypatch):
-    monkeypatch.setattr(data, "CACHE_BYTES", 2 * 20 * 24 * 4)
+    monkeypatch.setattr(samples, "CACHE_BYTES", 2 * 20 * 24 * 4)
     monkeypatch.setattr(labelled, "CACHE_BYTES", 2 * 20 * 24 * 3)
     monkeypatch.setattr(labelled, "SMALL_SIDE", 0)
 

@@ -16,7 +16,7 @@ from leanconv.train.loop import fit
 from leanconv.train.optimizer import make_optimizer
 from leanconv.train.recipe import Recipe
 from leanconv.train.resume import check_resumed
-from leanconv.train.tasks import make_task
+from leanconv.train.tasks.task import make_task
 
 
 @pytest.fixture(scope="module")

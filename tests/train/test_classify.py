@@ -17,11 +17,11 @@ from torch import nn
 
 from leanconv.errors import BadInput
 from leanconv.runs import RunFolder
-from leanconv.train.classify import Accuracy, Classification, evaluate, judged
-from leanconv.train.label_sources import open_labelled
+from leanconv.train.data.label_sources import open_labelled
+from leanconv.train.inference.score import read_metrics
 from leanconv.train.loop import fit
 from leanconv.train.recipe import Recipe
-from leanconv.train.score import read_metrics
+from leanconv.train.tasks.classify import Accuracy, Classification, evaluate, judged
 from tests.conftest import COLOURS
 from tests.train.test_resume import KILLED, assert_same_run
 
@@ -104,7 +104,7 @@ class _Numbered:
 
 
 def test_counts_by_hand():
-    from leanconv.train.labelled import Labelled
+    from leanconv.train.data.labelled import Labelled
 
     dice = random.Random(0)
     labels = [dice.randrange(7) for _ in range(60)]

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from leanconv.errors import BadInput, UnknownName
-from leanconv.train import data
-from leanconv.train.data import open_data
-from leanconv.train.decode import MAX_PIXELS, read_header
-from leanconv.train.images import read_image
-from leanconv.train.masks import read_mask
-from leanconv.train.padding import mirror
-from leanconv.train.splits import split_by_name
+from leanconv.train.data import samples as room
+from leanconv.train.data.decode import MAX_PIXELS, read_header
+from leanconv.train.data.images import read_image
+from leanconv.train.data.masks import read_mask
+from leanconv.train.data.samples import open_data
+from leanconv.train.data.splits import split_by_name
+from leanconv.train.inference.padding import mirror
 
 
 def picture(seed=0, h=20, w=30):
@@ -120,7 +120,7 @@ def test_the_real_images(data_dir, name):
 def test_an_undivided_folder_is_divided_by_name_and_says_so(tmp_path):
     names = [f"n{i}" for i in range(40)]
     folder(tmp_path, names)
-    splits = {split: open_data(str(tmp_path), split) for split in data.SPLITS}
+    splits = {split: open_data(str(tmp_path), split) for split in room.SPLITS}
     found = {split: {s.name for s in samples} for split, samples in splits.items()}
     assert sorted(name for each in found.values() for name in each) == sorted(names)
     assert "by a hash of their names" in splits["val"].note
@@ -129,7 +129,7 @@ def test_an_undivided_folder_is_divided_by_name_and_says_so(tmp_path):
         {"train": 4000, "val": 500, "test": 500}, rel=0.1
     )
     more = split_by_name([*names, *(f"new{i}" for i in range(40))])
-    assert all(found[split] <= more[split] for split in data.SPLITS)  # nothing trained on becomes test
+    assert all(found[split] <= more[split] for split in room.SPLITS)  # nothing trained on becomes test
 
 
 @pytest.mark.parametrize("count", [3, 4, 7])
@@ -366,7 +366,7 @@ def test_bad_references(ref, split, kind, says):
 
 def test_the_cache_stops_at_its_limit(tmp_path, monkeypatch):
     folder(tmp_path / "train")
-    monkeypatch.setattr(data, "CACHE_BYTES", 2 * 20 * 30 * 4)
+    monkeypatch.setattr(room, "CACHE_BYTES", 2 * 20 * 30 * 4)
     samples = open_data(str(tmp_path), "train")
     samples.check()
     assert samples[0].image is samples[0].image

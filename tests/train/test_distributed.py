@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from leanconv.errors import BadInput
 from leanconv.runs import RunFolder
 from leanconv.train import setup
-from leanconv.train.batches import Order
+from leanconv.train.data.batches import Order
+from leanconv.train.inference.score import read_metrics
 from leanconv.train.loop import fit
 from leanconv.train.recipe import Recipe
-from leanconv.train.score import read_metrics
-from leanconv.train.segment import Segmentation
+from leanconv.train.tasks.segment import Segmentation
 
 # No batch statistics: those are of each process's own images, by design of BatchNorm.
 NET = """

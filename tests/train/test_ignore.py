@@ -8,14 +8,14 @@ from PIL import Image
 from torch import nn
 
 from leanconv.report.overlays import error_map
-from leanconv.train.augment import TrainTransform
-from leanconv.train.data import Sample, open_data
-from leanconv.train.evaluate import best_threshold, evaluate
+from leanconv.train.data.augment import TrainTransform
+from leanconv.train.data.masks import IGNORE
+from leanconv.train.data.samples import Sample, open_data
+from leanconv.train.inference.evaluate import best_threshold, evaluate
+from leanconv.train.inference.score import score_run
 from leanconv.train.loop import fit
-from leanconv.train.masks import IGNORE
 from leanconv.train.recipe import Recipe
-from leanconv.train.score import score_run
-from leanconv.train.segment import Segmentation
+from leanconv.train.tasks.segment import Segmentation
 
 
 def masks(classes, n=3, h=8, w=10, seed=0):

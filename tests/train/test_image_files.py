@@ -10,12 +10,12 @@ from PIL import Image, features
 from torch import nn
 
 from leanconv.errors import BadInput
-from leanconv.train.data import open_data
-from leanconv.train.image_files import images_in, left_out, suffixes
-from leanconv.train.images import read_image
-from leanconv.train.label_sources import open_labelled
-from leanconv.train.masks import MaskReader
-from leanconv.train.predict import predict
+from leanconv.train.data.image_files import images_in, left_out, suffixes
+from leanconv.train.data.images import read_image
+from leanconv.train.data.label_sources import open_labelled
+from leanconv.train.data.masks import MaskReader
+from leanconv.train.data.samples import open_data
+from leanconv.train.inference.predict import predict
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 NOT_UTF8 = os.fsdecode(b"caf\xe9")

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from leanconv.errors import BadInput, LeanconvError, UnknownName
-from leanconv.train.batches import Order
-from leanconv.train.crops import Crops, memory_batches, relit
-from leanconv.train.label_sources import open_labelled
-from leanconv.train.labelled import prepared
-from leanconv.train.splits import NoSplit
-from leanconv.train.tasks import find_task
+from leanconv.train.data.batches import Order
+from leanconv.train.data.crops import Crops, memory_batches, relit
+from leanconv.train.data.label_sources import open_labelled
+from leanconv.train.data.labelled import prepared
+from leanconv.train.data.splits import NoSplit
+from leanconv.train.tasks.task import find_task
 
 
 def png(colour, size=(10, 10), mode="RGB"):

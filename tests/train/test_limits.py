@@ -14,14 +14,15 @@ from torch import nn
 
 from leanconv.errors import BadInput
 from leanconv.runs import RunFolder, load
-from leanconv.train import evaluate as evaluation
-from leanconv.train import parquet, tiles
-from leanconv.train.data import Sample, open_data
-from leanconv.train.decode import MAX_SIDE, decode, read_header
-from leanconv.train.evaluate import evaluate
-from leanconv.train.label_sources import open_labelled
-from leanconv.train.labelled import judge_shape, prepared
-from leanconv.train.predict import predict
+from leanconv.train.data import parquet
+from leanconv.train.data.decode import MAX_SIDE, decode, read_header
+from leanconv.train.data.label_sources import open_labelled
+from leanconv.train.data.labelled import judge_shape, prepared
+from leanconv.train.data.samples import Sample, open_data
+from leanconv.train.inference import evaluate as evaluation
+from leanconv.train.inference import tiles
+from leanconv.train.inference.evaluate import evaluate
+from leanconv.train.inference.predict import predict
 
 
 def png(width=24, height=20, value=0, mode="RGB"):

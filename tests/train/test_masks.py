@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from leanconv.errors import BadInput, UnknownName
-from leanconv.train.data import open_data
+from leanconv.train.data.samples import open_data
 
 IGNORE = 255
 INDICES = (np.arange(6 * 8).reshape(6, 8) % 3).astype(np.uint8)

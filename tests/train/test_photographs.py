@@ -14,13 +14,13 @@ from torch import nn
 
 from leanconv.errors import BadInput
 from leanconv.runs import RunFolder
-from leanconv.train.data import open_data
-from leanconv.train.images import read_image
-from leanconv.train.label_sources import open_labelled
+from leanconv.train.data.images import read_image
+from leanconv.train.data.label_sources import open_labelled
+from leanconv.train.data.samples import open_data
+from leanconv.train.inference.predict import predict
+from leanconv.train.inference.score import score_run
 from leanconv.train.loop import fit
-from leanconv.train.predict import predict
 from leanconv.train.recipe import Recipe
-from leanconv.train.score import score_run
 
 CAMERA = 4095  # the largest value of 12 bits
 

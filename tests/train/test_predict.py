@@ -12,13 +12,13 @@ from torch import nn
 
 from leanconv.errors import BadInput
 from leanconv.models import build
-from leanconv.train.augment import to_float
-from leanconv.train.data import open_data
-from leanconv.train.defects import find_defects
-from leanconv.train.images import read_image
-from leanconv.train.padding import mirror
-from leanconv.train.predict import defect_score, overlay, predict
-from leanconv.train.tiles import _Axis, predict_logits
+from leanconv.train.data.augment import to_float
+from leanconv.train.data.images import read_image
+from leanconv.train.data.samples import open_data
+from leanconv.train.inference.defects import find_defects
+from leanconv.train.inference.padding import mirror
+from leanconv.train.inference.predict import defect_score, overlay, predict
+from leanconv.train.inference.tiles import _Axis, predict_logits
 
 SIZES = [(1, 1), (1, 200), (200, 1), (33, 65), (64, 64), (97, 130), (160, 96)]
 
@@ -136,8 +136,8 @@ def test_2048_squared_fits_in_two_gibibytes():
     code = (
         "import torch; torch.set_num_threads(1)\n"
         "from leanconv.models import build\n"
-        "from leanconv.train.predict import defect_score, overlay, predict_logits\n"
-        "from leanconv.train.defects import find_defects\n"
+        "from leanconv.train.inference.predict import defect_score, overlay, predict_logits\n"
+        "from leanconv.train.inference.defects import find_defects\n"
         "image = torch.randint(0, 256, (3, 2048, 2048), dtype=torch.uint8)\n"
         "logits = predict_logits(build('unet', base=4, levels=3).eval(), image)\n"
         "mask = (logits[0] > logits.median()).to(torch.uint8)\n"
@@ -335,7 +335,7 @@ def test_masks_of_reduced_images_have_the_images_own_size(tmp_path):
 
 
 def test_a_run_predicts_at_the_size_it_was_trained_at(tiny_data, tmp_path, monkeypatch):
-    from leanconv.train import predict as module
+    from leanconv.train.inference import predict as module
     from leanconv.train.loop import fit
     from leanconv.train.recipe import Recipe
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from leanconv.errors import BadCheckpoint, BadInput, Interrupted
 from leanconv.runs import RunFolder
 from leanconv.train import checkpoint, loop, setup
+from leanconv.train.inference.score import read_metrics
 from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.loop import fit
 from leanconv.train.optimizer import make_optimizer
 from leanconv.train.recipe import Recipe
-from leanconv.train.score import read_metrics
 
 # Batch statistics, dropout and shared random numbers: everything that a careless checkpoint forgets.
 NET = """

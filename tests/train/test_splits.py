@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from leanconv.errors import BadInput
-from leanconv.train.data import open_data
-from leanconv.train.label_sources import open_labelled
-from leanconv.train.splits import NoSplit, holds_parquet, meaning, parquet_files, split_by_name, split_of
-from leanconv.train.tasks import find_task, open_split
+from leanconv.train.data.label_sources import open_labelled
+from leanconv.train.data.samples import open_data
+from leanconv.train.data.splits import NoSplit, holds_parquet, meaning, parquet_files, split_by_name, split_of
+from leanconv.train.tasks.task import find_task, open_split
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 

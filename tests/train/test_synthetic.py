@@ -9,11 +9,11 @@ import pytest
 import torch
 from numpy.random import default_rng
 
-from leanconv.train import synthetic
-from leanconv.train.data import open_data
-from leanconv.train.flaws import block_etch, bridge, particle, scratch, stain
-from leanconv.train.surface import surface
-from leanconv.train.synthetic import KINDS, wafer
+from leanconv.train.data.samples import open_data
+from leanconv.train.synthetic import wafer as room
+from leanconv.train.synthetic.flaws import block_etch, bridge, particle, scratch, stain
+from leanconv.train.synthetic.surface import surface
+from leanconv.train.synthetic.wafer import KINDS, wafer
 
 
 def digest(image, mask):
@@ -29,7 +29,7 @@ def test_what_a_picture_is():
 
 def test_another_process_draws_the_same():
     code = (
-        "import hashlib, numpy as np; from leanconv.train.synthetic import wafer\n"
+        "import hashlib, numpy as np; from leanconv.train.synthetic.wafer import wafer\n"
         "for i in range(6):\n"
         "    a, b, _ = wafer((3, i), 72)\n"
         "    print(hashlib.sha256(np.ascontiguousarray(a).tobytes() + b.tobytes()).hexdigest())"
@@ -131,5 +131,5 @@ def test_any_size(size):
 
 
 def test_every_weight_belongs_to_a_kind():
-    assert len(synthetic._WEIGHTS) == len(KINDS)
-    assert sum(synthetic._WEIGHTS) == pytest.approx(1)
+    assert len(room._WEIGHTS) == len(KINDS)
+    assert sum(room._WEIGHTS) == pytest.approx(1)

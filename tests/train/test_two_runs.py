@@ -8,9 +8,9 @@ from leanconv.files import LOCK
 from leanconv.runs import RunFolder
 from leanconv.runs.lock import in_use, writing
 from leanconv.train import loop
+from leanconv.train.inference.score import read_metrics
 from leanconv.train.loop import fit
 from leanconv.train.recipe import Recipe
-from leanconv.train.score import read_metrics
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 from leanconv.errors import BadInput
-from leanconv.train import predict as room
-from leanconv.train.predict import predict
-from leanconv.train.written import Places
+from leanconv.train.inference import predict as room
+from leanconv.train.inference.predict import predict
+from leanconv.train.inference.written import Places
 
 
 @pytest.fixture

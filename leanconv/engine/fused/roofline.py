@@ -20,8 +20,8 @@ from leanconv.engine.fused.lowering.autotune import sample
 from leanconv.engine.fused.lowering.implementations import FORMS
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.workbench import Workbench
-from leanconv.measure.products import MacCounter
-from leanconv.measure.roofline import Peaks
+from leanconv.measure.counting.products import MacCounter
+from leanconv.measure.hardware.roofline import Peaks
 
 # Nothing is computed, and nothing need be moved.
 FREE = UNRUN | {"cat", "slice", "shuffle"}

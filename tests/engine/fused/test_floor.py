@@ -7,8 +7,8 @@ from torch import nn
 import leanconv as lc
 from leanconv.engine.fused.roofline import floor_of
 from leanconv.engine.workbench import Workbench
-from leanconv.measure.count import count
-from leanconv.measure.roofline import Peaks
+from leanconv.measure.counting.count import count
+from leanconv.measure.hardware.roofline import Peaks
 
 # 2 flops a ns per MAC and a byte a ns: milliseconds of arithmetic are MACs / 10⁶, of traffic bytes / 10⁶.
 EQUAL = Peaks(2.0, 1.0, "made up")

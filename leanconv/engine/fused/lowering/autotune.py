@@ -16,7 +16,7 @@ from leanconv.engine.fused.lowering.kernels import KernelRun, SplitRun
 from leanconv.engine.fused.lowering.report import BlockChoice, Blocks, calls
 from leanconv.kernels import cpu_reason
 from leanconv.kernels.cpu.tuning.cpu import Cpu
-from leanconv.measure.latency import Timing, interleave, once_ms
+from leanconv.measure.timing.latency import Timing, interleave, once_ms
 
 # Seconds that the turns of one block may take, of those forms that a first look did not show to be hopeless.
 BLOCK_S, MIN_ROUNDS, MAX_ROUNDS = 0.1, 5, 60

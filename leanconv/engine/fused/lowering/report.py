@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leanconv.engine.fused.ir.graph import Graph
-from leanconv.measure.latency import CLOCK_WORDS
+from leanconv.measure.timing.latency import CLOCK_WORDS
 from leanconv.table import table
 
 # Calls that compute nothing.

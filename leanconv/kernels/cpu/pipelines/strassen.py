@@ -10,7 +10,7 @@ Sums of weights are made beforehand, in float64; those of the map once for a blo
 by tile, in the first-level cache. There a product's channels are summed piece by piece, too, and in shorter ones than
 the direct product's: of equal ones it would be 1.9 times as far from float64.
 
-A pixel has another beside it, half a map away (behind a stencil, half a block of rows: `separable_strassen.py`). NaN or infinity in
+A pixel has another beside it, half a map away (behind a stencil, half a block of rows). NaN or infinity in
 one of them is NaN in both, and rounding errors are those of the larger.
 Source: Strassen 1969, doi:10.1007/BF02165411; Huang et al. 2016, doi:10.1109/SC.2016.58.
 """

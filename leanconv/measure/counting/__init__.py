@@ -1,0 +1,1 @@
+"""Counts of parameters, multiply-adds and bytes, in every named convention."""

@@ -1,0 +1,1 @@
+"""Devices: what a measurement ran on, rooflines, systolic arrays and multiplier lanes."""

@@ -1,0 +1,118 @@
+"""The device's peaks, with their source, and what bounds a layer: arithmetic or memory traffic.
+
+floor = max(2·MACs / peak flops, bytes / bandwidth), the least time a perfect kernel could take
+(Williams, Waterman, Patterson 2009, "Roofline", CACM 52(4)).
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from leanconv.measure.timing.latency import check_clock, once_ms
+
+# Calls of each product and copy, the fastest of which counts: 0.1 to 0.3 s of each on one core.
+MEASUREMENTS = 16
+# NVIDIA's data sheets, dense (no sparsity): TFLOP/s by number type, GB/s of memory. The first name that is part of the
+# device's own name counts, so the special stands before the general.
+_DATA_SHEETS: dict[str, dict[str, float]] = {
+    "H200": {"float32": 67, "tf32": 495, "bfloat16": 989, "float16": 989, "GB/s": 4800},
+    "H100 PCIe": {"float32": 51, "tf32": 378, "bfloat16": 756, "float16": 756, "GB/s": 2000},
+    "H100": {"float32": 67, "tf32": 495, "bfloat16": 989, "float16": 989, "GB/s": 3350},
+    "A100-SXM4-40GB": {"float32": 19.5, "tf32": 156, "bfloat16": 312, "float16": 312, "GB/s": 1555},
+    "A100-PCIE-40GB": {"float32": 19.5, "tf32": 156, "bfloat16": 312, "float16": 312, "GB/s": 1555},
+    "A100": {"float32": 19.5, "tf32": 156, "bfloat16": 312, "float16": 312, "GB/s": 1935},
+    "L40S": {"float32": 91.6, "tf32": 183, "bfloat16": 362, "float16": 362, "GB/s": 864},
+    "NVIDIA L4": {"float32": 30.3, "tf32": 60, "bfloat16": 121, "float16": 121, "GB/s": 300},
+    "Tesla T4": {"float32": 8.1, "float16": 65, "GB/s": 320},
+    "V100": {"float32": 15.7, "float16": 125, "GB/s": 900},
+    "RTX 4090": {"float32": 82.6, "tf32": 82.6, "bfloat16": 165, "float16": 165, "GB/s": 1008},
+    "RTX 3090": {"float32": 35.6, "tf32": 35.6, "bfloat16": 71, "float16": 71, "GB/s": 936},
+}
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the device can do at most, in 10⁹ flops and 10⁹ bytes a second, and where that is from."""
+
+    gflops: float
+    gbytes_s: float
+    source: str
+
+    def floor_ms(self, macs: int, moved: int) -> tuple[float, str]:
+        """The least time of that much work, and what bounds it: "compute" or "memory"."""
+        compute, memory = 2 * macs / self.gflops / 1e6, moved / self.gbytes_s / 1e6
+        return (compute, "compute") if compute > memory else (memory, "memory")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"peaks: {self.gflops:.0f} GFLOP/s, {self.gbytes_s:.1f} GB/s ({self.source})"
+
+
+def peaks(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, clock: str = "wall") -> Peaks:
+    """The peaks of a device with its present threads: a GPU's from its data sheet, any other's measured (once).
+
+    `clock`: as in `latency.interleave`; "cpu" leaves out what a crowded machine takes away, of one thread.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and (known := data_sheet(torch.cuda.get_device_name(device), dtype)):
+        return known
+    check_clock(clock)
+    return _measured(str(device), dtype, torch.get_num_threads(), clock)
+
+
+def data_sheet(name: str, dtype: torch.dtype) -> Peaks | None:
+    """The maker's figures for a GPU of that name; None for one that is not in the table."""
+    for model, figures in _DATA_SHEETS.items():
+        if model in name:
+            kind = str(dtype).removeprefix("torch.")
+            if kind == "float32" and "tf32" in figures and torch.backends.cudnn.allow_tf32:
+                kind = "tf32"  # what convolutions of float32 tensors use by default
+            if kind not in figures:
+                return None
+            return Peaks(1e3 * figures[kind], figures["GB/s"], f"NVIDIA data sheet, {model}, {kind}, dense")
+    return None
+
+
+@functools.cache
+@torch.no_grad()
+def _measured(device: str, dtype: torch.dtype, threads: int, clock: str) -> Peaks:
+    """The highest rate of several products and convolutions, and of several copies that no cache holds."""
+    side, numbers = (768, 8 << 20) if device == "cpu" else (8192, 256 << 20)
+    a = torch.randn(side, side).to(device, dtype)
+    source = torch.ones(numbers, device=device)
+    target = torch.empty_like(source)
+    products: list[tuple[str, int, Callable[[], object]]] = [(f"matmul {side}³", side**3, lambda: a @ a)]
+    if device == "cpu" and _has_onednn(dtype):
+        products += [_convolution(c, size, dtype) for c, size in ((256, 28), (512, 14))]
+    rates = {
+        name: 2 * macs / min(once_ms(call, clock) for _ in range(MEASUREMENTS)) / 1e6 for name, macs, call in products
+    }
+    copy_ms = min(once_ms(lambda: target.copy_(source), clock) for _ in range(MEASUREMENTS))
+    fastest = max(rates, key=rates.__getitem__)
+    kind = str(dtype).removeprefix("torch.")
+    return Peaks(
+        rates[fastest], 2 * 4 * numbers / copy_ms / 1e6,
+        f"measured here, {threads} thread{'s' * (threads > 1)}: {kind} {fastest}, copy of {numbers >> 18} MiB",
+    )  # fmt: skip
+
+
+def _has_onednn(dtype: torch.dtype) -> bool:
+    return torch.backends.mkldnn.is_available() and dtype in (torch.float32, torch.bfloat16)
+
+
+def _convolution(c: int, size: int, dtype: torch.dtype) -> tuple[str, int, Callable[[], object]]:
+    """oneDNN's 3x3 convolution with packed weights: on AMD's AVX-512 it runs a fifth faster than the matrix product."""
+    x = torch.randn(1, c, size, size).to(dtype).contiguous(memory_format=torch.channels_last)
+    ones, weight = [1, 1], torch.randn(c, c, 3, 3).to(dtype)
+    packed = torch.ops.mkldnn._reorder_convolution_weight(weight, ones, ones, ones, 1, list(x.shape))
+    run = torch.ops.mkldnn._convolution_pointwise.default
+
+    def call() -> object:
+        return run(x, packed, None, ones, ones, ones, 1, "none", [], "")
+
+    return f"convolution 3x3 of {c} channels, {size}x{size}", c * c * 9 * size * size, call

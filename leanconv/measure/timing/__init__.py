@@ -1,0 +1,1 @@
+"""Latency and training time, measured in turns."""

@@ -1,0 +1,1 @@
+"""Data sets: images, masks, labels and splits, and batches of them."""

@@ -1,0 +1,185 @@
+"""Images and masks as files: how a folder is divided into splits, which mask belongs to which image."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from leanconv.errors import BadInput
+from leanconv.train.data.image_files import Found, folders_in, images_in, left_out, no_images
+from leanconv.train.data.images import listing
+from leanconv.train.data.pairs import PairReader
+from leanconv.train.data.splits import NoSplit, by_split, meaning, same_name, split_by_name
+
+Pair = tuple[Path, Path]  # of files or of folders: images, masks
+
+
+class FolderSource:
+    """Pairs of files, image and mask."""
+
+    def __init__(self, pairs: Sequence[Pair], reader: PairReader) -> None:
+        self.pairs, self.reader = list(pairs), reader
+        self.names: Sequence[str] = [image.stem for image, _ in pairs]
+
+    def sizes(self, index: int) -> tuple[int, int]:
+        """Height and width by the headers."""
+        image, mask = self.pairs[index]
+        return self.reader.sizes(image, mask, str(image), str(mask))
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """The decoded image and mask."""
+        image, mask = self.pairs[index]
+        return self.reader.read(image, mask, str(image), str(mask))
+
+
+class Layout(NamedTuple):
+    """Where images and masks lie: the folders of each split, or those of a folder that is not divided."""
+
+    splits: dict[str, Pair]
+    whole: Pair | None
+    unused: list[str]  # names of folders beside them
+
+
+def layout_of(root: Path, *, divided: bool = True) -> Layout:
+    """How a folder of images and masks is divided: not at all, as train/images or as images/train.
+
+    Args:
+        divided: False where folders called train or test are no splits.
+    Raises: BadInput where it can be read in two ways.
+    """
+    tops = folders_in(root)
+    images, masks = _called(tops, "images"), _called(tops, "masks")
+    above = by_split(top for top in tops if _called(folders_in(top), "images")) if divided else {}
+    below = by_split(folders_in(images)) if images and divided else {}
+    if above and images:
+        first = next(iter(above.values())).name
+        raise BadInput(f"{root}: holds {first}/images/ and {images.name}/ as well: keep one of the two")
+    used = [*above.values(), *filter(None, (images, masks))]
+    unused = [top.name for top in tops if top not in used]
+    if above:
+        return Layout({split: _inside(top) for split, top in above.items()}, None, unused)
+    if images and below:
+        own = by_split(folders_in(masks)) if masks else {}
+        beside = masks or root / "masks"
+        halves = {split: (folder, own.get(split, beside / folder.name)) for split, folder in below.items()}
+        return Layout(halves, None, unused)
+    return Layout({}, (images, masks) if images and masks else None, unused)
+
+
+def is_of_masks(root: Path) -> bool:
+    """Whether a folder is laid out for images with masks, rightly or not."""
+    tops = folders_in(root)
+    roles = {meaning(top.name)[1] for top in tops}
+    if ("images" in roles and roles & {"masks", "labels"}) or any(
+        top.name.casefold() in ("images", "masks") for top in tops
+    ):
+        return True
+    return any(_called(folders_in(top), "images") for top in tops)
+
+
+def folder_pairs(root: Path, split: str, *, divided: bool = True) -> tuple[list[Pair], str]:
+    """The files of a split, and a note of how they were chosen and of what was left out."""
+    layout = layout_of(root, divided=divided)
+    beside = Found(folders=layout.unused)
+    if layout.splits:
+        if split not in layout.splits:
+            raise NoSplit(f"{root}: there is no {split} split; it has {', '.join(layout.splits)}")
+        pairs, found = _pair(*layout.splits[split])
+        return pairs, left_out([beside, *found, *_loose(layout)])
+    if layout.whole is None:
+        raise BadInput(f"{root}: {_missing(folders_in(root))}")
+    pairs, found = _pair(*layout.whole)
+    chosen = split_by_name([image.stem for image, _ in pairs], root)[split]
+    note = (
+        f"{root} is not divided: {split} is {len(chosen)} of {len(pairs)} images, by a hash of their names "
+        "(80/10/10). Photographs of one part may fall on both sides; folders train/ val/ test/ keep them apart."
+    )
+    out = left_out([beside, *found])
+    return [pair for pair in pairs if pair[0].stem in chosen], f"{note} {out}".rstrip()
+
+
+def images_of_all(root: Path, *, divided: bool = True) -> Iterator[tuple[Path, str]]:
+    """The images of all splits and their names."""
+    layout = layout_of(root, divided=divided)
+    for images, _ in layout.splits.values() or filter(None, [layout.whole]):
+        yield from ((path, str(path)) for path in images_in(images).images)
+
+
+def _called(tops: Sequence[Path], role: str) -> Path | None:
+    """The folder of that name among some, in any case and in the singular too. Raises BadInput where there are two."""
+    found = [top for top in tops if top.name.casefold() == role] or [
+        top for top in tops if meaning(top.name) == ("", role)
+    ]
+    if len(found) > 1:
+        raise BadInput(f"{found[0].parent}: {found[0].name}/ and {found[1].name}/ may both be its {role}: rename one")
+    return found[0] if found else None
+
+
+def _inside(top: Path) -> Pair:
+    folders = folders_in(top)
+    return _called(folders, "images") or top / "images", _called(folders, "masks") or top / "masks"
+
+
+def _missing(tops: Sequence[Path]) -> str:
+    """What to say where images or masks are not there."""
+    wanting = [role for role in ("images", "masks") if not _called(tops, role)]
+    other = next((top.name for top in tops if "labels" in meaning(top.name)), "")
+    hint = "; divided it is train/images/, train/masks/ and so on"
+    if other and "masks" in wanting:
+        hint = f"; if {other}/ holds the masks, call it masks/"
+    return f"no folder {' and no folder '.join(f'{role}/' for role in wanting)}; it needs images/ and masks/{hint}"
+
+
+def _loose(layout: Layout) -> list[Found]:
+    """Images that lie beside the folders of the splits, as what is left out."""
+    tops = {images.parent for images, _ in layout.splits.values()}
+    found = Found()
+    for top in tops:
+        for path in images_in(top).images:
+            found.others[path.suffix.lower()] += 1
+    return [found]
+
+
+def _pair(images: Path, masks: Path) -> tuple[list[Pair], list[Found]]:
+    """The images of a folder with the masks of the same stem, and what else lies there. Raises BadInput where one has
+    no partner."""
+    found = [_listed(images), _listed(masks)]
+    by_image, by_mask = (_by_stem(each) for each in found)
+    if not by_image:
+        raise BadInput(f"{images}: {no_images(found[0])}")
+    if alone := sorted(by_image.keys() - by_mask.keys()):
+        raise BadInput(
+            f"{masks}: no mask for {len(alone)} of {len(by_image)} images: {listing(by_image[s].name for s in alone)}; "
+            f"{_twin(by_image[alone[0]], by_mask) or 'an image without a defect needs an all-black mask'}"
+        )
+    if alone := sorted(by_mask.keys() - by_image.keys()):
+        raise BadInput(f"{images}: no image for {len(alone)} masks: {listing(by_mask[stem].name for stem in alone)}")
+    return [(by_image[stem], by_mask[stem]) for stem in sorted(by_image)], found
+
+
+def _listed(folder: Path) -> Found:
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder")
+    return images_in(folder)
+
+
+def _by_stem(found: Found) -> dict[str, Path]:
+    """Stem -> image, in the one Unicode form. Raises BadInput where two files have one."""
+    by_stem: dict[str, Path] = {}
+    for path in found.images:
+        other = by_stem.setdefault(same_name(path.stem), path)
+        if other.stem != path.stem:
+            raise BadInput(
+                f"{path.parent}: {other.name!a} and {path.name!a} are one name in two Unicode forms; keep one"
+            )
+        if other != path:
+            raise BadInput(f"{path}: {other.name} has the same stem; keep one of the two")
+    return by_stem
+
+
+def _twin(image: Path, by_mask: dict[str, Path]) -> str:
+    """What to say where a mask's name differs from the image's in capitals alone."""
+    low = same_name(image.stem).casefold()
+    twin = next((mask.name for stem, mask in by_mask.items() if stem.casefold() == low), "")
+    return f"{image.name} and {twin} differ in capitals: rename one" if twin else ""

@@ -1,0 +1,269 @@
+"""Images and their masks: from a folder, from Parquet splits, or made on the fly.
+
+A data reference is one of
+
+    DIR                        with images/ and masks/ (same stem), or with train-*, val-* and test-*.parquet
+    DIR?classes=4              masks of class indices 0 ... 3; or their names: classes=background,scratch,particle
+    DIR?threshold=128          soft masks: a grey of at least that is a defect
+    DIR?colors=000000,ff0000   masks of colours: RRGGBB of each class, or a file of them (see colours.py)
+    DIR?ignore=255             mask values (with colors: a colour) that are neither learnt nor scored
+    DIR?palette=index          palette masks whose indices are the classes, whatever their colours (see masks.py)
+    DIR?bits=12                of 16-bit images as many bits are used; by default as the largest value needs
+    DIR?side=256               images reduced to at most that many pixels on their longer side, and their masks
+    synthetic:wafer?size=128&count=400&seed=0
+
+A folder may be divided: DIR/train/images, DIR/train/masks, or DIR/images/train, DIR/masks/train; likewise val and test,
+in the spellings of splits.py. DIR?divided=false: folders called so are no splits.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from leanconv.errors import BadInput, UnknownName
+from leanconv.registry import nearest
+from leanconv.text import one_line
+from leanconv.train.data.check import FileCheck
+from leanconv.train.data.colours import colour_of, read_colours
+from leanconv.train.data.folders import FolderSource, folder_pairs, images_of_all
+from leanconv.train.data.images import ImageReader
+from leanconv.train.data.masks import MaskReader
+from leanconv.train.data.pairs import PairReader
+from leanconv.train.data.reduce import ReducedSource
+from leanconv.train.data.splits import SPLITS, holds_parquet, option_divided, parquet_files
+
+# Decoded samples are kept in memory up to this much; each worker process of a DataLoader shares or repeats it.
+CACHE_BYTES = 512 * 2**20
+_OPTIONS = ("classes", "threshold", "colors", "ignore", "palette", "bits", "side", "divided")
+
+
+class Sample(NamedTuple):
+    """One image: uint8 `3 H W`, its mask of class indices uint8 `H W`, and its name. Not to be written into."""
+
+    image: Tensor
+    mask: Tensor
+    name: str
+
+
+class Source(Protocol):
+    """Where samples come from."""
+
+    names: Sequence[str]
+
+    def sizes(self, index: int) -> tuple[int, int]:
+        """Height and width from the headers alone. Raises BadInput where image and mask disagree."""
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """The decoded image and mask. Raises BadInput."""
+
+
+class Samples(Dataset[Sample]):
+    """The samples of one split.
+
+    Attributes:
+        classes: names; the first is the background.
+        note: what a user should know of how the split came about; may be empty.
+        reader: what reads its files; None where there are none.
+    """
+
+    def __init__(
+        self, source: Source, classes: Sequence[str], note: str = "", reader: PairReader | None = None
+    ) -> None:  # fmt: skip
+        self.source, self.classes, self.note, self.reader = source, tuple(classes), note, reader
+        self._cache: dict[int, Sample] = {}
+        self._room = CACHE_BYTES
+        self._unread = ""
+
+    def __len__(self) -> int:
+        return len(self.source.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index %= len(self)
+        if index in self._cache:
+            return self._cache[index]
+        sample = Sample(*self.source.read(index), self.name(index))
+        if (needed := sample.image.numel() + sample.mask.numel()) <= self._room:
+            self._cache[index] = sample
+            self._room -= needed
+        return sample
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_cache": {}, "_room": CACHE_BYTES}
+
+    def name(self, index: int) -> str:
+        """The sample's name: the file's stem, the row's name, or a number."""
+        return self.source.names[index]
+
+    def check(self, *, progress: bool = True) -> None:
+        """Find bad files now rather than in the third epoch: read every header, decode every image.
+
+        What the memory limit holds is kept. A bar is drawn on a terminal. Raises BadInput, BadFiles for several.
+        """
+        check = FileCheck(len(self), progress=progress)
+        check.read_headers(self.source.sizes)
+        if self.reader is not None:
+            self.reader.images.settle(progress=progress)
+        check.decode(self.__getitem__)
+        self._unread = check.finish()
+
+    def like(self, other: "Samples") -> None:
+        """Read files as another split of the same data does."""
+        if self.reader is not None and other.reader is not None:
+            self.reader.like(other.reader)
+
+    @property
+    def ignores(self) -> bool:
+        """Whether its masks leave pixels out."""
+        return self.reader is not None and self.reader.masks.ignore is not None
+
+    @property
+    def bits(self) -> int | None:
+        """How many bits a channel of its 16-bit images uses; None where there are none."""
+        return self.reader.images.bits if self.reader is not None else None
+
+    def remarks(self) -> list[str]:
+        """What a user should know of what `check` found, in a line each."""
+        read = self.reader.notes() if self.reader is not None else []
+        return [*read, *filter(None, [self._unread])]
+
+    def unseen(self) -> list[str]:
+        """The classes of which no decoded mask has a pixel."""
+        if self.reader is None:
+            return []
+        return [name for place, name in enumerate(self.classes) if place not in self.reader.masks.seen]
+
+
+def open_data(
+    ref: str, split: str, *, classes: int | Sequence[str] = 2, threshold: int | None = None, bits: int | None = None
+) -> Samples:  # fmt: skip
+    """The samples that a data reference names (see the head of this file), of one split: train, val or test.
+
+    `classes`, `threshold` and `bits` are the reference's options of the same name, which win where both are given.
+    Nothing is decoded yet; `Samples.check()` does. Raises BadInput, UnknownName for a split or option nobody knows.
+    """
+    if split not in SPLITS:
+        raise UnknownName(f"split {split!r}{nearest(split, list(SPLITS))}: one of {', '.join(SPLITS)}")
+    place, options = parse(ref)
+    if place.startswith("synthetic:"):
+        return _synthetic(ref, place, options, split)
+    for key in options:
+        if key not in _OPTIONS:
+            raise UnknownName(
+                f"data {ref!r}: unknown option {key!r}{nearest(key, list(_OPTIONS))}; known: {', '.join(_OPTIONS)}"
+            )
+    root = Path(os.path.expanduser(place))
+    if not os.path.isdir(root):
+        raise BadInput(
+            f"data {place!r}: no such folder; give a folder with images/ and masks/, one with Parquet splits, "
+            "or synthetic:wafer"
+        )
+    names, masks = _mask_reader(ref, options, classes, threshold, root)
+    bits, side = bits_option(ref, options) or bits, side_of(ref)
+    source: Source
+    divided = option_divided(ref, options, folders=not (parquet := holds_parquet(root)))
+    if parquet:
+        from leanconv.train.data.parquet import ParquetSource, image_rows
+
+        reader = PairReader(ImageReader(bits, partial(image_rows, root)), masks)
+        source, note = ParquetSource(parquet_files(root, split, needed=True), reader), ""
+    else:
+        pairs, note = folder_pairs(root, split, divided=divided)
+        reader = PairReader(ImageReader(bits, partial(images_of_all, root, divided=divided)), masks)
+        source = FolderSource(pairs, reader)
+    return Samples(source if side is None else ReducedSource(source, side), names, note, reader)
+
+
+def side_of(ref: str) -> int | None:
+    """The option `side` of a reference: the longest that a network's images may be, in pixels; None: as they are."""
+    options = parse(ref)[1]
+    return number(ref, "side", options["side"], 16, 65535) if "side" in options else None
+
+
+def bits_option(ref: str, options: dict[str, str]) -> int | None:
+    """The option `bits` of 16-bit images. Raises BadInput unless it is a number of bits."""
+    return number(ref, "bits", options["bits"], 8, 16) if "bits" in options else None
+
+
+def parse(ref: str) -> tuple[str, dict[str, str]]:
+    """`place?key=value&key=value` -> place and options. A folder whose name holds a `?` is taken as it is."""
+    place, mark, query = ref.partition("?")
+    if not mark or os.path.isdir(ref):
+        return ref, {}
+    options: dict[str, str] = {}
+    for part in query.split("&"):
+        key, equals, value = part.partition("=")
+        if not equals or not value:
+            raise BadInput(f"data {ref!r}: options are written ?key=value&key=value, got {part!r}")
+        if key in options:
+            raise BadInput(f"data {ref!r}: {key} is given twice")
+        options[key] = value
+    return place, options
+
+
+def _mask_reader(
+    ref: str, options: dict[str, str], classes: int | Sequence[str], threshold: int | None, root: Path
+) -> tuple[tuple[str, ...], MaskReader]:
+    """The names of the classes, and what reads their masks."""
+    colours, ignore = read_colours(options["colors"], root) if "colors" in options else None, None
+    if colours is not None:
+        if "ignore" in options and (ignore := colour_of(options["ignore"])) is None:
+            raise BadInput(f"data {ref!r}: ignore={options['ignore']}: with colors= a colour, RRGGBB or transparent")
+        colours = colours if ignore is None else colours.without(ignore)
+        names = _class_names(options.get("classes", colours.names or colours.number), ref)
+        if len(names) != colours.number:
+            raise BadInput(f"data {ref!r}: {len(names)} classes ({', '.join(names)}), colors= has {colours.number}")
+    else:
+        names = _class_names(options.get("classes", classes), ref)
+        ignore = number(ref, "ignore", options["ignore"], 0, 65535) if "ignore" in options else None
+    if options.get("palette", "index") != "index":
+        raise BadInput(f"data {ref!r}: palette={options['palette']}: index, or leave it out and say colors=")
+    grey = number(ref, "threshold", options["threshold"], 1, 65535) if "threshold" in options else threshold
+    if grey is not None and len(names) != 2:
+        raise BadInput(f"data {ref!r}: threshold={grey} is for two classes, not for {len(names)}")
+    for other, given in {"threshold": grey is not None, "palette": "palette" in options}.items():
+        if colours is not None and given:
+            raise BadInput(f"data {ref!r}: colors= says which colour is which class; leave out {other}=")
+    reader = MaskReader(len(names), grey, colours=colours, ignore=ignore, by_index="palette" in options)
+    return names, reader
+
+
+def _class_names(classes: int | str | Sequence[str], ref: str) -> tuple[str, ...]:
+    if isinstance(classes, str):
+        classes = int(classes) if classes.isdecimal() and len(classes) < 9 else classes.split(",")
+    if isinstance(classes, int):
+        many = min(classes, 256)
+        classes = ("background", "defect") if many == 2 else ["background", *(f"class{i}" for i in range(1, many))]
+    if not 2 <= len(classes) <= 255 or len(set(classes)) != len(classes):
+        raise BadInput(
+            f"data {ref!r}: classes={','.join(list(classes)[:9])}: 2 to 255 different names, the background first"
+        )
+    return tuple(classes)
+
+
+def number(ref: str, key: str, value: str, low: int, high: int) -> int:
+    """A whole number among a reference's options. Raises BadInput outside of low ... high."""
+    if not value.isascii() or not value.isdigit() or len(value) > 18 or not low <= int(value) <= high:
+        raise BadInput(f"data {one_line(repr(ref), most=200)}: {key}={value[:20]}: a whole number from {low} to {high}")
+    return int(value)
+
+
+def _synthetic(ref: str, place: str, options: dict[str, str], split: str) -> Samples:
+    from leanconv.train.synthetic.wafer import CLASSES, SyntheticSource
+
+    if place != "synthetic:wafer":
+        raise UnknownName(f"data {ref!r}: unknown generator; known: synthetic:wafer")
+    limits = {"size": (16, 4096), "count": (1, 10**7), "seed": (0, 2**31 - 1)}
+    for key in options:
+        if key not in limits:
+            raise UnknownName(
+                f"data {ref!r}: unknown option {key!r}{nearest(key, list(limits))}; known: size, count, seed"
+            )
+    given = {key: number(ref, key, value, *limits[key]) for key, value in options.items()}
+    return Samples(SyntheticSource(split, **given), CLASSES)

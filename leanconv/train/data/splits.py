@@ -1,0 +1,166 @@
+"""The parts of a data set: train, val and test, in the spellings that people give to folders and files.
+
+`Training/`, `VAL`, `dev`, `test_set` and `train2017` are splits as `train`, `val` and `test` are. A name that may mean
+something else is not guessed at: where a layout can be read in two ways, the readers refuse it and say what to do.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from unicodedata import normalize
+
+from leanconv.errors import BadInput
+from leanconv.train.data.image_files import folders_in
+
+SPLITS = ("train", "val", "test")
+
+_WORDS = {
+    "train": "train", "training": "train", "trn": "train",
+    "val": "val", "valid": "val", "validation": "val", "validate": "val", "dev": "val", "development": "val",
+    "test": "test", "testing": "test", "tst": "test",
+}  # fmt: skip
+_ROLES = {
+    "images": "images", "image": "images", "imgs": "images", "img": "images",
+    "masks": "masks", "mask": "masks",
+    **dict.fromkeys(("labels", "annotations", "groundtruth", "gt", "segmentations", "segmentation"), "labels"),
+}  # fmt: skip
+_SPLIT, _ROLE = ("|".join(sorted(words, key=len, reverse=True)) for words in (_WORDS, _ROLES))
+_NAME = re.compile(rf"({_ROLE})?({_SPLIT})?(?:set|split|data|dataset|folder)?({_ROLE})?\d*")
+_BETWEEN = re.compile(r"[\s_.\-]+")
+
+
+class NoSplit(BadInput):
+    """The data has other splits, but not the one that was asked for."""
+
+
+def meaning(name: str) -> tuple[str, str]:
+    """(split, role) that a folder's or file's name stands for; empty for what is not in it, both for any other name.
+
+    Split: train, val, test. Role: images, masks, labels (masks by a name that is not read as such).
+    """
+    match = _NAME.fullmatch(_BETWEEN.sub("", name.casefold()))
+    if match is None:
+        return "", ""
+    before, split, after = match.groups()
+    if before and after:
+        return "", ""
+    return _WORDS.get(split, ""), _ROLES.get(before or after, "")
+
+
+def split_of(name: str) -> str:
+    """The split that a name stands for, and nothing besides; empty for any other name."""
+    split, role = meaning(name)
+    return "" if role else split
+
+
+def by_split(paths: Iterable[Path]) -> dict[str, Path]:
+    """Split -> the folder of that name. Raises BadInput where two folders have names of one split."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        split = split_of(path.name)
+        if split in found:
+            raise BadInput(
+                f"{path.parent}: {found[split].name}/ and {path.name}/ are both the {split} split: merge them, or "
+                "rename one; if the folders are classes, say ?divided=false"
+            )
+        if split:
+            found[split] = path
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def alike_but_for_split(names: Sequence[str]) -> tuple[str, str] | None:
+    """Two names that differ in the word for a split alone, as `seg_train` and `seg_test` do."""
+    seen: dict[tuple[str, ...], tuple[str, str]] = {}
+    for name in names:
+        words = [word for word in _BETWEEN.split(name.casefold()) if word]
+        splits = [split_of(word) for word in words]
+        if len(words) < 2 or sum(map(bool, splits)) != 1:
+            continue
+        rest = tuple("" if split else word for word, split in zip(words, splits, strict=True))
+        other, split = seen.setdefault(rest, (name, next(filter(None, splits))))
+        if split not in splits:
+            return other, name
+    return None
+
+
+def parquet_files(root: Path, split: str, *, needed: bool = False) -> list[Path]:
+    """The Parquet files of a split: `train-*.parquet`, `train.parquet` and likewise.
+
+    Raises: BadInput where two spellings of one split are there; NoSplit where one is `needed` and there is none.
+    """
+    spelt: dict[str, dict[str, list[Path]]] = {each: {} for each in SPLITS}
+    for path in _parquet(root):
+        word = path.stem.split("-")[0]
+        if each := split_of(word):
+            spelt[each].setdefault(word.rstrip("_.0123456789"), []).append(path)
+    for each, words in spelt.items():
+        if len(words) > 1:
+            shown = " and ".join(f"{word}*.parquet" for word in sorted(words)[:3])
+            raise BadInput(f"{root}: {shown} are all the {each} split: name its files alike, or move some away")
+    found = {each: sorted(path for paths in words.values() for path in paths) for each, words in spelt.items()}
+    if needed and not found[split]:
+        there = ", ".join(each for each in SPLITS if found[each]) or "no file named train-*, val-* or test-*"
+        raise NoSplit(f"{root}: there is no {split} split ({split}-*.parquet); it has {there}")
+    return found[split]
+
+
+def holds_parquet(root: Path) -> bool:
+    """Whether a folder's data are its Parquet files. Raises BadInput where its folders may be meant as well."""
+    files, folders = _parquet(root), folders_in(root)
+    if not any(split_of(path.stem.split("-")[0]) for path in files):
+        return bool(files) and not folders
+    if others := [path.name for path in folders if any(meaning(path.name))]:
+        raise BadInput(f"{root}: holds Parquet splits and {others[0]}/: move one of the two away")
+    return True
+
+
+def _parquet(root: Path) -> list[Path]:
+    """The Parquet files in a folder. Raises BadInput."""
+    try:
+        files = [path for path in root.iterdir() if path.suffix.lower() == ".parquet"]
+    except OSError as error:
+        raise BadInput(f"{root}: cannot be listed: {error.strerror}") from error
+    return sorted(path for path in files if not path.name.startswith("."))
+
+
+def option_divided(ref: str, options: Mapping[str, str], *, folders: bool = True) -> bool:
+    """The option `divided=`: false says that folders called train or test are no splits. Raises BadInput.
+
+    `folders`: whether the data are folders; of others the option says nothing, and is refused.
+    """
+    value = options.get("divided", "true")
+    if value not in ("true", "false"):
+        raise BadInput(
+            f"data {ref!r}: divided={value}: true; or false where folders called train or test are no splits"
+        )
+    if not folders and "divided" in options:
+        raise BadInput(f"data {ref!r}: divided={value} is about folders, which this data has not: leave it out")
+    return value == "true"
+
+
+def split_by_name(names: Sequence[str], where: object = "data") -> dict[str, set[str]]:
+    """Names to splits by SHA-256: 80 % train, 10 % val, 10 % test; a name stays where it is when others are added.
+
+    The same name in another Unicode form has the same hash. An empty val or test takes the training name with the
+    largest hash. Raises BadInput for fewer than three names.
+    """
+    if len(names) < 3:
+        raise BadInput(f"{where}: {len(names)} images cannot be divided into train, val and test; it takes at least 3")
+    hashes = {name: hashlib.sha256(same_name(name).encode(errors="surrogateescape")).digest() for name in names}
+    split: dict[str, set[str]] = {each: set() for each in SPLITS}
+    for name, digest in hashes.items():
+        part = int.from_bytes(digest[:8], "big") / 2**64
+        split["train" if part < 0.8 else "val" if part < 0.9 else "test"].add(name)
+    for each in SPLITS:
+        if not split[each]:
+            richest = max(split.values(), key=len)
+            moved = max(richest, key=lambda name: hashes[name])
+            richest.remove(moved)
+            split[each].add(moved)
+    return split
+
+
+def same_name(name: str) -> str:
+    """The name in the one form that all systems' spellings of it have: macOS writes é as two letters, others as one."""
+    return normalize("NFC", name)

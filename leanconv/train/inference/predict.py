@@ -1,0 +1,272 @@
+"""Prediction: the mask, the overlay and the list of defects of each image; of a classifier, its class."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leanconv.errors import BadInput
+from leanconv.extras import needs
+from leanconv.runs import RunFolder
+from leanconv.table import table
+from leanconv.train.data.image_files import Found, images_in, left_out, no_images
+from leanconv.train.data.images import ImageReader, listing
+from leanconv.train.data.reduce import enlarge_logits, reduce_image
+from leanconv.train.data.samples import side_of
+from leanconv.train.data.splits import same_name
+from leanconv.train.inference.defects import Defect, find_defects
+from leanconv.train.inference.evaluate import largest_wins, predicted_classes
+from leanconv.train.inference.predict_classes import Guesses, predict_classes
+from leanconv.train.inference.score import load_scored
+from leanconv.train.inference.tiles import TooLarge, check_logits, enough_memory, predict_logits
+from leanconv.train.inference.written import Places, check_free, write
+from leanconv.train.progress import tracked
+from leanconv.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Class 1, 2, ... in overlays and palettes: none of them is a colour of copper, gold, silicon or resist.
+_CLEAR = ((255, 0, 200), (0, 220, 255), (80, 255, 60), (255, 255, 0), (120, 80, 255), (255, 90, 60))
+# Then those of PASCAL VOC, the bits of the index dealt to red, green and blue: no two are alike.
+_VOC = [
+    tuple(sum((index >> 3 * bit + band & 1) << 7 - bit for bit in range(3)) for band in range(3))
+    for index in range(1, 250)
+]
+_COLOURS = (*_CLEAR, *_VOC)
+
+
+def defect_score(logits: Tensor) -> Tensor:
+    """The probability `H W` that a pixel is of any class but the background, from logits `O H W`."""
+    return logits[0].sigmoid() if len(logits) == 1 else 1 - logits.softmax(0)[0]
+
+
+def overlay(image: Tensor, mask: Tensor) -> "Image":
+    """The picture (uint8 `3 H W`) with each class of the mask (`H W`) tinted and outlined in a colour of its own."""
+    picture = image.permute(1, 2, 0).numpy().copy()  # 3 H W -> H W 3
+    classes = mask.numpy()
+    for index in np.unique(classes[classes > 0]).tolist():
+        colour = np.array(_COLOURS[(index - 1) % len(_COLOURS)], np.float32)
+        inside = classes == index
+        framed = np.pad(inside, 1, mode="edge")
+        core = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+        tinted = picture[inside & core].astype(np.float32)
+        picture[inside & core] = (tinted + 0.3 * (colour - tinted)).round()
+        picture[inside & ~core] = colour
+    return _pil().fromarray(picture)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image."""
+
+    image: str
+    width: int
+    height: int
+    threshold: float | None
+    defects: tuple[Defect, ...]
+
+    @property
+    def area_px(self) -> int:
+        """Defect pixels in all."""
+        return sum(defect.area_px for defect in self.defects)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON: also what `<stem>.json` holds."""
+        return {
+            "image": self.image, "width": self.width, "height": self.height, "threshold": self.threshold,
+            "defect_area_px": self.area_px, "defects": [defect.to_dict() for defect in self.defects],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What `predict` wrote to `out`, the images that could not be used, with the reason, and how others were read."""
+
+    out: str
+    done: tuple[Prediction, ...]
+    failed: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {
+            "out": self.out, "images": [prediction.to_dict() for prediction in self.done],
+            "failed": [{"image": image, "error": reason} for image, reason in self.failed],
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        rows = []
+        for p in self.done:
+            share = f"{100 * p.area_px / (p.width * p.height):.2f}"
+            largest = [" ".join(map(str, d.box)) + f"  {d.score:.3f}" for d in p.defects[:1]] or [""]
+            rows.append([p.image, f"{p.width}x{p.height}", len(p.defects), p.area_px, share, *largest])
+        note = f"{len(self.done)} of {len(self.done) + len(self.failed)} images written to {self.out}"
+        head = ["image", "size", "defects", "area px", "area %", "largest: x0 y0 x1 y1  score"]
+        return table(head, rows, note=note)
+
+
+def predict(
+    model: str | Path | nn.Module, images: Iterable[str | Path], out: str | Path, *, threshold: float | None = None,
+    side: int | None = None, tile: int | None = None, overlap: int | None = None, batch: int | None = None,
+    bits: int | None = None, device: str = "cpu", trust_code: bool = False, progress: bool = False,
+    overwrite: bool = False,
+) -> Predictions | Guesses:  # fmt: skip
+    """Write `<stem>_mask.png`, `<stem>_overlay.png` and `<stem>.json` to `out` for every image.
+
+    Of a run that was trained for classification: `predictions.json` with class and score of every image.
+
+    A file that cannot be read, or that memory does not hold, is left out and listed in `.failed`; the others are
+    written, each whole or not at all.
+
+    Args:
+        model: a run folder, or a module.
+        images: files, or folders of images.
+        threshold: probability from which a pixel is a defect; default: the run's own, else 0.5. Refused for K classes,
+            of which the largest logit wins.
+        side: the network sees the image reduced to at most this many pixels on its longer side, 0: as it is; default:
+            what the run was trained on. Masks have the image's own size in any case.
+        tile, overlap, batch: as in `predict_logits`. These, `side` and `threshold` are for masks alone: a classifier
+            sees each image as the square of its recipe's size, and they are refused.
+        bits: that a channel of 16-bit images uses; default: as in the training, else what these images use.
+        progress: draw a bar on a terminal.
+        overwrite: let files of those names go that are no earlier prediction of the same images.
+    Raises: BadInput for what no image can be blamed for (no images, two of one stem, an unwritable folder, one of the
+        images' own: masks and annotations that lie beside them must not be overwritten; files that would be lost).
+    """
+    if threshold is not None and not 0 < threshold < 1:
+        raise BadInput(f"threshold={threshold}: a number between 0 and 1")
+    if bits is not None and not 8 <= bits <= 16:
+        raise BadInput(f"bits={bits}: from 8 to 16")
+    folder = None if isinstance(model, nn.Module) else RunFolder.open(model)
+    stored = folder.read_model() if folder else None
+    classifier = stored is not None and stored.task == "classify"
+    paths, note = _images(images, apart=not classifier)
+    reader = ImageReader(bits or (stored.bits if stored else None), partial(_named, paths))
+    steps = tracked(paths, "predict", progress=progress, count=len(paths))
+    if folder is not None and classifier:
+        _no_masks(str(model), threshold=threshold, side=side, tile=tile, overlap=overlap, batch=batch)
+        return predict_classes(
+            folder, steps, Path(out), reader, note=note, device=device, trust_code=trust_code, overwrite=overwrite
+        )
+    _not_among(paths, Path(out))
+    check_free((Places.of(path, Path(out)) for path in paths), overwrite)
+    asked = threshold
+    if folder is not None:
+        model, chosen = load_scored(folder, trust_code=trust_code)
+        threshold = chosen if asked is None else asked
+        if side is None and folder.recipe.is_file():
+            side = side_of(Recipe.read(folder.recipe).data)
+    assert isinstance(model, nn.Module)
+    given = {"tile": tile, "overlap": overlap, "batch": batch}
+    tiles = {name: value for name, value in given.items() if value is not None}
+    look = partial(_logits, model.to(torch.device(device)), side=side, tiles=tiles, asked=asked)
+    return _predicted(steps, Path(out), reader, look, 0.5 if threshold is None else threshold, overwrite, note)
+
+
+def _predicted(
+    paths: Iterable[Path], out: Path, reader: ImageReader, look: Callable[[Tensor], Tensor], threshold: float,
+    overwrite: bool, note: str,
+) -> Predictions:  # fmt: skip
+    """The images that can be used, written; `look` gives the logits of one."""
+    done, failed = [], []
+    for path in paths:
+        places = Places.of(path, out)
+        try:
+            image = reader.read(path, str(path))
+        except BadInput as error:
+            failed.append((str(path), str(error)))
+            continue
+        try:
+            with enough_memory():
+                done.append(_written(places, image, look(image), threshold, overwrite))
+        except TooLarge as error:
+            failed.append((str(path), f"{path}: {error}"))
+    return Predictions(str(out), tuple(done), tuple(failed), tuple(filter(None, [note, *reader.notes()])))
+
+
+def _logits(
+    model: nn.Module, image: Tensor, *, side: int | None, tiles: dict[str, int], asked: float | None
+) -> Tensor:  # fmt: skip
+    """Logits `O H W` at the image's own size. Raises BadInput where a threshold was asked for, and is of no use."""
+    logits = predict_logits(model, reduce_image(image, side) if side else image, **tiles)
+    if asked is not None and len(logits) > 1:
+        raise BadInput(largest_wins(asked, len(logits)))
+    check_logits(len(logits), image.shape[-2], image.shape[-1])
+    return enlarge_logits(logits, *image.shape[-2:])
+
+
+def _written(places: Places, image: Tensor, logits: Tensor, threshold: float, overwrite: bool) -> Prediction:
+    mask = predicted_classes(logits[None], threshold)[0].to(torch.uint8)
+    defects = find_defects(mask.numpy(), defect_score(logits).numpy())
+    height, width = mask.shape
+    found = Prediction(str(places.image), width, height, threshold if len(logits) == 1 else None, tuple(defects))
+    write(places, _mask_image(mask, binary=len(logits) <= 2), overlay(image, mask), found.to_dict(), overwrite)
+    return found
+
+
+def _mask_image(mask: Tensor, *, binary: bool) -> "Image":
+    """0 and 255; or, for more classes, a palette image of their indices, which `open_data` reads back."""
+    if binary:
+        return _pil().fromarray(mask.numpy() * np.uint8(255))
+    picture = _pil().fromarray(mask.numpy())
+    picture.putpalette([0, 0, 0, *(part for colour in _COLOURS for part in colour)][:768])
+    return picture
+
+
+def _images(given: Iterable[str | Path], *, apart: bool) -> tuple[list[Path], str]:
+    """The files, those of the folders, and a note of what was left out of these.
+
+    Raises: BadInput where there are none; or, with `apart`, where two would write the same files.
+    """
+    paths: list[Path] = []
+    listed: list[Found] = []
+    for place in map(Path, given):
+        if os.path.isdir(place):
+            found = images_in(place)
+            if not found.images:
+                raise BadInput(f"{place}: {no_images(found)}")
+            listed.append(found)
+            paths += found.images
+        else:
+            paths.append(place)
+    if not paths:
+        raise BadInput("predict needs at least one image")
+    by_stem: dict[str, list[Path]] = {}
+    for path in dict.fromkeys(paths if apart else ()):
+        by_stem.setdefault(same_name(path.stem), []).append(path)
+    for same in by_stem.values():
+        if len(same) > 1:
+            forms = {path.stem for path in same}
+            names = listing(map(str, same) if len(forms) == 1 else (ascii(str(path)) for path in same))
+            raise BadInput(f"{names} have one stem and would overwrite each other's masks; predict them apart")
+    return list(dict.fromkeys(paths)), left_out(listed)
+
+
+def _named(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    yield from ((path, str(path)) for path in paths)
+
+
+def _no_masks(run: str, **settings: float | None) -> None:
+    """Raise BadInput for what a classifier has no use for."""
+    for name, value in settings.items():
+        if value is not None:
+            raise BadInput(f"{name}={value} is for masks; {run} names the class of whole images, leave it out")
+
+
+def _not_among(paths: Sequence[Path], out: Path) -> None:
+    if os.path.realpath(out) in {os.path.realpath(path.parent) for path in paths}:
+        raise BadInput(f"{out} holds the images themselves, and masks or annotations of theirs perhaps: choose another")
+
+
+def _pil() -> Any:
+    with needs("pillow", "train"):
+        from PIL import Image
+    return Image

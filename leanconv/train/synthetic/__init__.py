@@ -1,0 +1,1 @@
+"""The synthetic wafer: images and masks that are drawn, not photographed."""

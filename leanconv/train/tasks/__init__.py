@@ -1,0 +1,1 @@
+"""Segmentation and classification: loss, scores and data of each."""

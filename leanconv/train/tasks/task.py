@@ -1,0 +1,75 @@
+"""Which task a recipe, a data reference or a run folder is about, and its data: the one place that knows both."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from leanconv.errors import BadInput
+from leanconv.runs import RunFolder
+from leanconv.train.data.class_folders import has_class_folders
+from leanconv.train.data.folders import is_of_masks
+from leanconv.train.data.label_sources import open_labelled
+from leanconv.train.data.samples import open_data, parse
+from leanconv.train.data.splits import SPLITS, holds_parquet, parquet_files
+from leanconv.train.inference.predict_classes import run_size
+from leanconv.train.recipe import Recipe
+from leanconv.train.tasks.classify import Classification
+from leanconv.train.tasks.segment import Segmentation
+
+Task = Segmentation | Classification
+
+
+def find_task(ref: str) -> str:
+    """`segment` or `classify`: what the data of a reference can teach. Whatever has masks teaches segmentation."""
+    place, _ = parse(ref)
+    if place.startswith("torchvision:"):
+        return "classify"
+    root = Path(os.path.expanduser(place))
+    if place.startswith("synthetic:") or not os.path.isdir(root):
+        return "segment"  # whose reader says what is wrong with it
+    if holds_parquet(root):
+        from leanconv.train.data.parquet import column_names
+
+        files = [path for split in SPLITS for path in parquet_files(root, split)]
+        names = column_names(files[0]) if files else []
+        return "classify" if "label" in names and "mask" not in names else "segment"
+    if is_of_masks(root):
+        return "segment"
+    return "classify" if has_class_folders(root) else "segment"
+
+
+def task_of(recipe: Recipe) -> str:
+    """The recipe's task; `auto` takes what the data has."""
+    return find_task(recipe.data) if recipe.task == "auto" else recipe.task
+
+
+def make_task(recipe: Recipe, kind: str, classes: tuple[str, ...], *, ignores: bool = False) -> Task:
+    """What the loop trains; `ignores`: masks leave pixels out. Raises BadInput for settings of the other task."""
+    if kind == "classify":
+        for key, unused in {"zoom": 1.0, "defect_crop": 0.0}.items():
+            if (value := getattr(recipe, key)) != unused:
+                raise BadInput(f"recipe: {key}={value} is for segmentation, this data has a class an image")
+        return Classification(classes, recipe.loss, recipe.smoothing)
+    if recipe.smoothing:
+        raise BadInput(f"recipe: smoothing={recipe.smoothing} is for classification, this data has masks")
+    return Segmentation(classes, recipe.loss, ignores)
+
+
+def open_split(ref: str, split: str, *, task: str, size: int, bits: int | None = None) -> Any:
+    """One split of the data as the task sees it: `Samples` of masks, or `Labelled` images (squares of `size`)."""
+    if task == "classify":
+        return open_labelled(ref, split, size=size, bits=bits)
+    return open_data(ref, split, bits=bits)
+
+
+def open_run_data(folder: RunFolder, ref: str, split: str) -> Any:
+    """A split of any data as a run's model takes it: its task, image size, range of 16 bits, numbers of the classes."""
+    stored = folder.read_model()
+    if stored.task != "classify":
+        return open_data(ref, split, bits=stored.bits)
+    return open_labelled(ref, split, size=run_size(folder), bits=stored.bits).as_classes(stored.classes)
+
+
+def run_task(folder: RunFolder) -> str:
+    """What a run's model was trained for. Raises BadCheckpoint for a damaged model.json."""
+    return folder.read_model().task or "segment"
