@@ -136,10 +136,14 @@ def measured(
     seen = turns.ratio("peer", "chosen", sigmas=SIGMAS)
     times = looks | {"chosen": turns.timing("chosen"), peer: turns.timing("peer")}
     return {
-        "chosen": fast.engine, "peer": peer, "ratio": seen.middle, "low": seen.low, "high": seen.high,
+        "chosen": fast.engine,
+        "peer": peer,
+        "ratio": seen.middle,
+        "low": seen.low,
+        "high": seen.high,
         "ms": {name: timing.to_dict() for name, timing in times.items()},
         "left_out": {row.engine: row.note for row in fast.choices if row.error is None},
-    }  # fmt: skip
+    }
 
 
 def duel(chosen: Callable[[], Any], peer: Callable[[], Any], seconds: float, clock: str) -> Turns:
@@ -174,11 +178,18 @@ def best_peer(times: dict[str, Timing]) -> str:
 def show(rows: list[dict[str, Any]], most: int = 25) -> str:
     """Worst first, then a line per operator."""
     lines = [
-        [row["operator"], row["place"], row["chosen"], f"{row['ms']['chosen']['median_ms']:.3f}",
-         f"{row['ms']['chosen']['iqr_ms']:.2g}", row["peer"], f"{row['ratio']:.3f}",
-         f"{row['low']:.3f} {row['high']:.3f}"]
+        [
+            row["operator"],
+            row["place"],
+            row["chosen"],
+            f"{row['ms']['chosen']['median_ms']:.3f}",
+            f"{row['ms']['chosen']['iqr_ms']:.2g}",
+            row["peer"],
+            f"{row['ratio']:.3f}",
+            f"{row['low']:.3f} {row['high']:.3f}",
+        ]
         for row in sorted(rows, key=lambda row: row["ratio"])
-    ]  # fmt: skip
+    ]
     columns = ["operator", "layer or network", "chosen", "ms", "IQR", "best peer", "ratio", "between"]
     below, surely = (sum(row[key] < LIMIT for row in rows) for key in ("ratio", "high"))
     note = f"{len(rows)} rows, {below} below {LIMIT}, {surely} of them beyond noise; the worst {min(most, len(rows))}"

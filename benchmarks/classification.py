@@ -136,8 +136,9 @@ def estimate(arguments: argparse.Namespace, operators: Sequence[str]) -> None:
         step = statistics.median(times)
         print(
             f"{operator}: loss {losses[0]:.3f} to {losses[-1]:.3f}, {1e3 * step:.0f} ms of CPU a step, "
-            f"{whole * step / 60:.1f} CPU-min for {whole} steps", flush=True,
-        )  # fmt: skip
+            f"{whole * step / 60:.1f} CPU-min for {whole} steps",
+            flush=True,
+        )
 
 
 def _run(words: list[str], operator: str) -> str:
@@ -171,10 +172,17 @@ def collect(arguments: argparse.Namespace) -> dict[str, Any]:
         rows.append(row)
     command = " ".join(["python -m benchmarks.classification DIR?val=0", *arguments.words])
     return {
-        "command": command, "recipe": arguments.recipe, "network": arguments.network, "machine": describe(),
-        "jobs": arguments.jobs, "batch": recipe.batch, "epochs": recipe.epochs, "split": "test", "images": images,
+        "command": command,
+        "recipe": arguments.recipe,
+        "network": arguments.network,
+        "machine": describe(),
+        "jobs": arguments.jobs,
+        "batch": recipe.batch,
+        "epochs": recipe.epochs,
+        "split": "test",
+        "images": images,
         "rows": rows,
-    }  # fmt: skip
+    }
 
 
 def speed(report: dict[str, Any], budget_s: float) -> dict[str, Any]:
@@ -192,13 +200,15 @@ def speed(report: dict[str, Any], budget_s: float) -> dict[str, Any]:
         models, torch.randn(STEP_BATCH, 3, 32, 32), settings=["channels_last"], budget_s=budget_s, clock="cpu"
     )
     return {
-        "clock": "cpu time of the one thread, the models in turns", "layout": "channels_last", "dtype": "float32",
+        "clock": "cpu time of the one thread, the models in turns",
+        "layout": "channels_last",
+        "dtype": "float32",
         "forward": {"batch": FORWARD_BATCH, "images_per_s": {entry.name: entry.fps for entry in forward.entries}},
         "train": {
             "batch": STEP_BATCH,
             "images_per_s": {step.name: 1e3 * STEP_BATCH / step.timing.median_ms for step in steps.steps},
         },
-    }  # fmt: skip
+    }
 
 
 def show(report: dict[str, Any]) -> str:

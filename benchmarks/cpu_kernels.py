@@ -84,9 +84,12 @@ def main() -> None:
     rows = old["rows"] if alike else []  # each stays until it is measured again
     command = " ".join(["python -m benchmarks.cpu_kernels", *map(shlex.quote, sys.argv[1:])])
     report = {
-        "command": command, "commit": here, "machine": describe("cpu"), "peaks": top.to_dict(),
+        "command": command,
+        "commit": here,
+        "machine": describe("cpu"),
+        "peaks": top.to_dict(),
         "batch": arguments.batch,
-    }  # fmt: skip
+    }
     print(top, flush=True)
     for operator in arguments.operators:
         for place, spec in places(operator, arguments.layers).items():
@@ -172,10 +175,18 @@ def measured(operator: str, place: str, spec: ConvSpec, top: Peaks, arguments: a
     rivals = {name: ms for name, ms in times.items() if name != "ours"}
     best = min(rivals, key=lambda name: rivals[name])
     return {
-        "operator": operator, "layer": place, "macs": cost.executed_macs, "ms": times, "best_peer": best,
-        "speedup": rivals[best] / times["ours"], "floor_ms": floor_ms, "bound_by": bound_by,
-        "of_floor": floor_ms / times["ours"], "error": error, "methods": sorted(bound.methods - {"direct"}),
-    }  # fmt: skip
+        "operator": operator,
+        "layer": place,
+        "macs": cost.executed_macs,
+        "ms": times,
+        "best_peer": best,
+        "speedup": rivals[best] / times["ours"],
+        "floor_ms": floor_ms,
+        "bound_by": bound_by,
+        "of_floor": floor_ms / times["ours"],
+        "error": error,
+        "methods": sorted(bound.methods - {"direct"}),
+    }
 
 
 def peers(model: nn.Module, x: Tensor, compiled: bool) -> dict[str, Callable[[], object]]:
@@ -211,10 +222,14 @@ def show(operator: str, rows: list[dict[str, Any]]) -> str:
     """The rows of one operator and their means."""
     names = list(rows[0]["ms"])
     lines = [
-        [row["layer"], *(f"{row['ms'][name]:.3f}" for name in names), f"{row['speedup']:.2f}x {row['best_peer']}",
-         " ".join([f"{row['of_floor']:.0%}", row["bound_by"], *row.get("methods", [])])]
+        [
+            row["layer"],
+            *(f"{row['ms'][name]:.3f}" for name in names),
+            f"{row['speedup']:.2f}x {row['best_peer']}",
+            " ".join([f"{row['of_floor']:.0%}", row["bound_by"], *row.get("methods", [])]),
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     columns = ["layer", *(f"{name} ms" for name in names), "against the best peer", "of the floor"]
     return table(columns, lines, title=operator, note=f"{operator}: {mean_of(rows)}")
 
@@ -234,9 +249,15 @@ def _around(conv: nn.Conv2d) -> tuple[int, int, int, int]:
 
 def _stencil(conv: nn.Conv2d, first: int = 0, activation: str = "none") -> Stencil:
     return Stencil(
-        first, conv.in_channels, conv.kernel_size, conv.stride, conv.dilation, _around(conv), conv.bias is not None,
+        first,
+        conv.in_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.dilation,
+        _around(conv),
+        conv.bias is not None,
         activation=activation,
-    )  # fmt: skip
+    )
 
 
 def _weights(*convs: nn.Conv2d) -> list[Tensor]:
@@ -253,9 +274,13 @@ def _separable(layer: Any) -> Fused:
 def _sic(layer: Any) -> Fused:
     pair, adds = layer.pairs[0], layer._adds[0]
     form = Separable(
-        (layer.in_channels,), ((_stencil(pair.spatial),),), layer.out_channels, pair.pointwise.bias is not None, "relu",
+        (layer.in_channels,),
+        ((_stencil(pair.spatial),),),
+        layer.out_channels,
+        pair.pointwise.bias is not None,
+        "relu",
         residual=adds,
-    )  # fmt: skip
+    )
     call = bind(form, _weights(pair.spatial, pair.pointwise))
     return call, lambda x: call([x], x if adds else None)[0]
 
@@ -263,9 +288,15 @@ def _sic(layer: Any) -> Fused:
 def _group_pointwise(layer: Any) -> Fused:
     conv, project = layer.spatial, layer.pointwise
     form = Grouped(
-        (layer.in_channels,), conv.out_channels, conv.kernel_size, padding=_around(conv), groups=conv.groups,
-        project=layer.out_channels, project_bias=project.bias is not None, activation="relu",
-    )  # fmt: skip
+        (layer.in_channels,),
+        conv.out_channels,
+        conv.kernel_size,
+        padding=_around(conv),
+        groups=conv.groups,
+        project=layer.out_channels,
+        project_bias=project.bias is not None,
+        activation="relu",
+    )
     call = bind(form, _weights(conv, project))
     return call, lambda x: call([x])[0]
 
@@ -275,9 +306,19 @@ def _hetconv_form(layer: Any, activation: str, average: bool) -> tuple[Grouped, 
     spatial = layer.spatial.unflatten(0, (-1, layer.part)).transpose(0, 1).flatten(0, 1) if dealt else layer.spatial
     weights = [spatial, layer._full_pointwise(layer.pointwise)] + ([] if layer.bias is None else [layer.bias])
     return Grouped(
-        (layer.in_channels,), layer.out_channels, layer.kernel_size, layer.stride, layer.dilation, (h, h, w, w),
-        layer.part, dealt, True, layer.bias is not None, activation=activation, average=average,
-    ), weights  # fmt: skip
+        (layer.in_channels,),
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.dilation,
+        (h, h, w, w),
+        layer.part,
+        dealt,
+        True,
+        layer.bias is not None,
+        activation=activation,
+        average=average,
+    ), weights
 
 
 def _hetconv(layer: Any) -> Fused:
@@ -300,9 +341,13 @@ def _spconv(layer: Any) -> Fused:
 def _splconv(layer: Any) -> Fused:
     first, second, project = layer.stencil1, layer.stencil2, layer.pointwise
     form = Separable(
-        (layer.split[0],), ((_stencil(first),), (_stencil(second),)), project.out_channels, project.bias is not None,
-        "relu", average=True,
-    )  # fmt: skip
+        (layer.split[0],),
+        ((_stencil(first),), (_stencil(second),)),
+        project.out_channels,
+        project.bias is not None,
+        "relu",
+        average=True,
+    )
     return _split(layer, form, _weights(first, second, project))
 
 

@@ -30,9 +30,11 @@ from leanconv.table import table
 
 OUT = Path(__file__).parent / "results" / "default_budget.json"
 NETWORKS = {
-    "leanconv:unet?base=32&conv=splconv": 512, "leanconv:unet?base=32": 512, "timm:resnet50": 224,
+    "leanconv:unet?base=32&conv=splconv": 512,
+    "leanconv:unet?base=32": 512,
+    "timm:resnet50": 224,
     "timm:mobilenetv3_small_100": 224,
-}  # fmt: skip
+}
 
 
 @torch.no_grad()
@@ -52,10 +54,16 @@ def row(network: str, dtype: str, seconds: float) -> dict[str, Any]:
     turns = duel(calls["chosen"], calls[peer], seconds, clock)
     seen = turns.ratio("peer", "chosen", sigmas=SIGMAS)
     return {
-        "seconds": choices.seconds, "chosen": fast.engine, "missed": choices.missed[0], "peer": peer,
-        "ratio": seen.middle, "low": seen.low, "high": seen.high, "ms": turns.timing("chosen").median_ms,
+        "seconds": choices.seconds,
+        "chosen": fast.engine,
+        "missed": choices.missed[0],
+        "peer": peer,
+        "ratio": seen.middle,
+        "low": seen.low,
+        "high": seen.high,
+        "ms": turns.timing("chosen").median_ms,
         "prepared_s": {each.label: each.prepare_s for each in choices if each.prepare_s is not None},
-    }  # fmt: skip
+    }
 
 
 def alone(network: str, dtype: str, threads: int, seconds: float, *, cold: bool) -> dict[str, Any]:
@@ -64,9 +72,11 @@ def alone(network: str, dtype: str, threads: int, seconds: float, *, cold: bool)
     with tempfile.TemporaryDirectory() as folder:
         places = {"LEANCONV_CACHE": f"{folder}/kernels", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.default_budget", *words], capture_output=True, text=True,
+            [sys.executable, "-m", "benchmarks.default_budget", *words],
+            capture_output=True,
+            text=True,
             env=os.environ | (places if cold else {}),
-        )  # fmt: skip
+        )
     if done.returncode:
         raise RuntimeError(f"{network}, {dtype}, {threads} threads: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -75,11 +85,20 @@ def alone(network: str, dtype: str, threads: int, seconds: float, *, cold: bool)
 
 def show(rows: list[dict[str, Any]]) -> str:
     cells = [
-        [each["network"], each["dtype"], each["threads"], f"{each['seconds']:.0f}", each["missed"] or "none",
-         each["chosen"], f"{each['ms']:.4g}", each["peer"], f"{each['ratio']:.3f}",
-         f"{each['low']:.3f} {each['high']:.3f}"]
+        [
+            each["network"],
+            each["dtype"],
+            each["threads"],
+            f"{each['seconds']:.0f}",
+            each["missed"] or "none",
+            each["chosen"],
+            f"{each['ms']:.4g}",
+            each["peer"],
+            f"{each['ratio']:.3f}",
+            f"{each['low']:.3f} {each['high']:.3f}",
+        ]
         for each in rows
-    ]  # fmt: skip
+    ]
     columns = ["network", "dtype", "threads", "s", "not reached", "chosen", "ms", "best peer", "ratio", "between"]
     below = sum(each["ratio"] < LIMIT for each in rows)
     return table(columns, cells, note=f"the default budget of 90 s; {below} of {len(rows)} below {LIMIT}")

@@ -61,10 +61,15 @@ _HET = "hetconv(part=4)"
 SETS = {
     # The table of figures to reach.
     "issue": [
-        Row(f"{_UNET}splconv", f"{_UNET}conv", "256"), Row(f"{_UNET}splconv", f"{_UNET}conv", "512"),
-        Row(_VGG + _HET, f"{_VGG}conv", "32"), Row(_VGG + _HET, f"{_VGG}conv", "32", 8),
-        Row(_RESNET + _HET, f"{_RESNET}conv"), Row(_RESNET + _HET, f"{_RESNET}conv", batch=8),
-        Row("timm:mobilenetv1_100"), Row("timm:mobilenetv3_small_100"), Row("timm:inception_next_tiny"),
+        Row(f"{_UNET}splconv", f"{_UNET}conv", "256"),
+        Row(f"{_UNET}splconv", f"{_UNET}conv", "512"),
+        Row(_VGG + _HET, f"{_VGG}conv", "32"),
+        Row(_VGG + _HET, f"{_VGG}conv", "32", 8),
+        Row(_RESNET + _HET, f"{_RESNET}conv"),
+        Row(_RESNET + _HET, f"{_RESNET}conv", batch=8),
+        Row("timm:mobilenetv1_100"),
+        Row("timm:mobilenetv3_small_100"),
+        Row("timm:inception_next_tiny"),
         Row(f"{_UNET}splconv", f"{_UNET}conv", "256", threads=2),
         Row(f"{_UNET}splconv", f"{_UNET}conv", "512", threads=2),
         Row(f"{_UNET}splconv", f"{_UNET}conv", "256", dtype="bfloat16"),
@@ -75,10 +80,12 @@ SETS = {
         Row("leanconv:unet?base=24&conv=splconv", "leanconv:unet?base=24&conv=conv", "208x144"),
         Row(f"timm:resnet18 to {_HET}", "timm:resnet18"),
         Row("timm:resnet18 to splconv", "timm:resnet18", "193x161"),
-        Row("timm:mobilenetv2_100 to xsepconv"), Row("timm:mobilenetv2_110d", size="181"),
-        Row("timm:efficientnet_lite0"), Row("timm:ghostnet_100", size="208x176"),
+        Row("timm:mobilenetv2_100 to xsepconv"),
+        Row("timm:mobilenetv2_110d", size="181"),
+        Row("timm:efficientnet_lite0"),
+        Row("timm:ghostnet_100", size="208x176"),
     ],
-}  # fmt: skip
+}
 
 
 def built(reference: str) -> nn.Module:
@@ -105,10 +112,15 @@ def measured(row: Row, engines: list[str], seconds: float, blocks: bool) -> dict
             print(f"\n{name}\n{form.blocks}", flush=True)
 
     found = compare_engines(
-        {reference: built(reference) for reference in (row.model, row.against) if reference}, row.input(),
-        engines=engines, dtype=None if row.dtype == "float32" else getattr(torch, row.dtype), budget_s=seconds,
-        clock=row.clock, progress=lambda what, done: progress(f"{what}, {done:.0%}"), on_form=tell,
-    )  # fmt: skip
+        {reference: built(reference) for reference in (row.model, row.against) if reference},
+        row.input(),
+        engines=engines,
+        dtype=None if row.dtype == "float32" else getattr(torch, row.dtype),
+        budget_s=seconds,
+        clock=row.clock,
+        progress=lambda what, done: progress(f"{what}, {done:.0%}"),
+        on_form=tell,
+    )
     print(f"\n{found}", flush=True)
     command = shlex.join(["python", "-m", "benchmarks.fused_engine", *sys.argv[1:]])
     return {**asdict(row), "command": command, "commit": commit(), **found.to_dict()}
@@ -126,12 +138,18 @@ def summary(entries: list[dict[str, Any]]) -> str:
         floor = entry.get("floors", {}).get(entry["model"])
         single = next((e for e in entries if _one_thread(entry, e)), None)
         alone = medians(single, entry["model"]).get("fused") if single else None
-        lines.append([
-            entry["model"], *(str(entry.get(key, "float32")) for key in ("size", "batch", "threads", "dtype")),
-            f"{fused:.2f}",
-            *_least(own, fused), *_least(dense, fused), f"{floor['ms'] / fused:.0%}" if floor else "-",
-            f"{alone / fused:.2f}" if alone else "-", entry["clock"],
-        ])  # fmt: skip
+        lines.append(
+            [
+                entry["model"],
+                *(str(entry.get(key, "float32")) for key in ("size", "batch", "threads", "dtype")),
+                f"{fused:.2f}",
+                *_least(own, fused),
+                *_least(dense, fused),
+                f"{floor['ms'] / fused:.0%}" if floor else "-",
+                f"{alone / fused:.2f}" if alone else "-",
+                entry["clock"],
+            ]
+        )
     columns = [
         "network", "size", "batch", "threads", "dtype", "ours ms", "best peer is slower by", "which",
         "dense is slower by", "which", "of the floor", "1 thread is slower by", "clock",
@@ -158,8 +176,9 @@ def _one_thread(entry: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def rows_of(arguments: argparse.Namespace) -> list[Row]:
     """The rows of the named sets and of `--models`; the default is the first row of the issue's table."""
-    given = Row("", arguments.against, arguments.size, arguments.batch, arguments.threads or 1, arguments.dtype,
-                arguments.clock)  # fmt: skip
+    given = Row(
+        "", arguments.against, arguments.size, arguments.batch, arguments.threads or 1, arguments.dtype, arguments.clock
+    )
     rows = [replace(row, clock=arguments.clock) for name in arguments.set for row in SETS[name]]
     if arguments.threads:
         rows = [row for row in rows if row.threads == arguments.threads and row.dtype == arguments.dtype]

@@ -66,10 +66,15 @@ def ours(bench: Workbench, x: Tensor, calls: int) -> str:
         what = repr(node.data) if isinstance(node.data, Block) else f"{node.kind} {node.data!r}"
         rows.append(
             [
-                what, "x".join(map(str, node.shape)), f"{seconds * 1e6:.1f}", f"{floor_us:.1f}",
-                f"{floor_us / seconds / 1e6:.0%}", f"{4e-3 * numbers:.0f}", f"{seconds / whole:.1%}",
+                what,
+                "x".join(map(str, node.shape)),
+                f"{seconds * 1e6:.1f}",
+                f"{floor_us:.1f}",
+                f"{floor_us / seconds / 1e6:.0%}",
+                f"{4e-3 * numbers:.0f}",
+                f"{seconds / whole:.1%}",
             ]
-        )  # fmt: skip
+        )
     total = sum(seconds for _, seconds in times) * 1e6
     note = f"steps {total:.0f} µs, a call {whole * 1e6:.0f} µs, arithmetic alone {floors:.0f} µs; {best}"
     return table(["step", "result", "µs", "flops / peak", "", "kB", "share"], rows, note=note)

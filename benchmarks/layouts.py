@@ -28,9 +28,12 @@ def both(source: Tensor, made: Tensor) -> list[str]:
     """PyTorch's time and ours, and how many times as fast; what is copied is compared first."""
     copy = copied(source, made)
     times = interleave(
-        {"torch": lambda: made.copy_(source), "ours": lambda: copy(source, made)}, budget_s=0.5, min_rounds=20,
-        max_rounds=400, primed=True,
-    )  # fmt: skip
+        {"torch": lambda: made.copy_(source), "ours": lambda: copy(source, made)},
+        budget_s=0.5,
+        min_rounds=20,
+        max_rounds=400,
+        primed=True,
+    )
     theirs, ours = times["torch"].median_ms, times["ours"].median_ms
     return [f"{theirs:.3f}", f"{ours:.3f}", f"{theirs / ours:.1f}x"]
 

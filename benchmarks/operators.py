@@ -112,9 +112,10 @@ def _layer_tables(report: dict[str, Any], arguments: argparse.Namespace) -> list
     layers = QUICK_LAYERS if arguments.quick else LAYERS
     done = {row["layer"] for row in report["layers"]}
     return [
-        (place, partial(measure, place, spec)) for place, spec in layers.items()
+        (place, partial(measure, place, spec))
+        for place, spec in layers.items()
         if place not in done and (arguments.layers is None or place in arguments.layers)
-    ]  # fmt: skip
+    ]
 
 
 def _network_tables(report: dict[str, Any], arguments: argparse.Namespace) -> list[tuple[str, Callable[[], str]]]:

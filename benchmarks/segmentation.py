@@ -88,7 +88,7 @@ def _train(arguments: argparse.Namespace, out: Path, name: str, seed: int) -> st
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "leanconv", "train", *command], capture_output=True, text=True, check=False
-    )  # fmt: skip
+    )
     print(f"{name}, seed {seed}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
@@ -129,12 +129,18 @@ def show(report: dict[str, Any]) -> str:
 
     rows = [
         [
-            row["model"], si(row["params"]), si(row["macs_128px"]), figure(row, "image_iou"), figure(row, "image_dice"),
-            figure(row, "dice"), row["seeds"], f"{row['train_seconds'] / 60:.1f}",
+            row["model"],
+            si(row["params"]),
+            si(row["macs_128px"]),
+            figure(row, "image_iou"),
+            figure(row, "image_dice"),
+            figure(row, "dice"),
+            row["seeds"],
+            f"{row['train_seconds'] / 60:.1f}",
             *((f"{row['paper']['mean_iou']:.4f}", f"{row['paper']['dice']:.4f}") if row["paper"] else ("-", "-")),
         ]
         for row in report["rows"]
-    ]  # fmt: skip
+    ]
     columns = [
         "model", "params", "MACs 128 px", "IoU (per image)", "Dice (per image)", "Dice (all pixels)", "seeds",
         "min/run", "paper IoU", "paper Dice",

@@ -201,13 +201,19 @@ def collect(cache: Path, only: str, finished: bool) -> dict[str, Any]:
         else:
             swaps[name] = cached(cache, f"swap {name}", lambda factory=factory: swap_really(factory))
     return {
-        "torch": torch.__version__, "architectures": len(models), "planned": len(rows), "errors": errors,
+        "torch": torch.__version__,
+        "architectures": len(models),
+        "planned": len(rows),
+        "errors": errors,
         "share": {operator: _total(rows, operator) for operator in OPERATORS},
-        "swapped_really": {"models": len(swaps), "failures": _failures(swaps), "skipped": skipped, "fold_": {
-            name: value["fold_"] for name, value in swaps.items() if "fold_" in value
-        }},
+        "swapped_really": {
+            "models": len(swaps),
+            "failures": _failures(swaps),
+            "skipped": skipped,
+            "fold_": {name: value["fold_"] for name, value in swaps.items() if "fold_" in value},
+        },
         "models": {n: [r["dense"], *(o["swapped"] for o in r["operators"].values())] for n, r in rows.items()},
-    }  # fmt: skip
+    }
 
 
 def _total(rows: dict[str, Any], operator: str) -> dict[str, Any]:
@@ -217,10 +223,14 @@ def _total(rows: dict[str, Any], operator: str) -> dict[str, Any]:
         kept.update(row["operators"][operator]["kept"])
     swapped, default = (sum(row["operators"][operator][key] for row in rows.values()) for key in ("swapped", "default"))
     return {
-        "dense": dense, "swapped": swapped, "share": swapped / dense, "aim": OPERATORS[operator],
-        "default": default, "default_share": default / dense,
+        "dense": dense,
+        "swapped": swapped,
+        "share": swapped / dense,
+        "aim": OPERATORS[operator],
+        "default": default,
+        "default_share": default / dense,
         "kept": dict(kept.most_common()),
-    }  # fmt: skip
+    }
 
 
 def _failures(swaps: dict[str, Any]) -> dict[str, Any]:
@@ -231,10 +241,17 @@ def _failures(swaps: dict[str, Any]) -> dict[str, Any]:
 def shown(result: dict[str, Any]) -> str:
     """The report as text."""
     rows = [
-        [operator, s["dense"], s["swapped"], f"{s['share']:.1%}", f"{s['aim']:.0%}", f"{s['default_share']:.1%}",
-         ", ".join(f"{count} {reason}" for reason, count in s["kept"].items())]
+        [
+            operator,
+            s["dense"],
+            s["swapped"],
+            f"{s['share']:.1%}",
+            f"{s['aim']:.0%}",
+            f"{s['default_share']:.1%}",
+            ", ".join(f"{count} {reason}" for reason, count in s["kept"].items()),
+        ]
         for operator, s in result["share"].items()
-    ]  # fmt: skip
+    ]
     really, columns = (
         result["swapped_really"],
         ["operator", "dense k>1", "swapped", "share", "aim", "by default", "the others"],

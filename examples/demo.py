@@ -55,10 +55,15 @@ def demo(out: Path = OUT, recipe: Recipe | None = None, budget_s: float = 20.0) 
     say("Export: a file is kept only if its outputs, IoU and Dice are the model's")
     model, x = lean.load_model(), torch.randn(1, 3, recipe.size, recipe.size)
     for suffix in ("onnx", "xml"):
-        print(lc.export(
-            model, x, lean.export / f"model.{suffix}", dynamic=("batch", "height", "width"),
-            check=scores(lean, recipe.data),
-        ))  # fmt: skip
+        print(
+            lc.export(
+                model,
+                x,
+                lean.export / f"model.{suffix}",
+                dynamic=("batch", "height", "width"),
+                check=scores(lean, recipe.data),
+            )
+        )
 
     say("Predict: the defects of a picture larger than any seen in training")
     picture, (image, _, kinds) = out / "picture.png", wafer(1, size=256)

@@ -77,9 +77,13 @@ def incomparable(problem: str) -> Error:
 
 
 def compare(
-    expected: Sequence[Tensor], given: Sequence[Tensor], tolerance: float, exact: Exact | None = None,
-    coarser: float = 1.0, chaos: float = math.inf,
-) -> Error:  # fmt: skip
+    expected: Sequence[Tensor],
+    given: Sequence[Tensor],
+    tolerance: float,
+    exact: Exact | None = None,
+    coarser: float = 1.0,
+    chaos: float = math.inf,
+) -> Error:
     """The error of a flat answer, by the rule above. Shapes and dtypes must be the same.
 
     Args:
@@ -132,10 +136,14 @@ class _Part:
         apart, self.size = _apart(self.want, self.have), self.want.abs()
         self.equal = self.size[~apart & self.want.isfinite()]
         axes = [axis for axis, length in enumerate(apart.shape) if length > 1] or [0]
-        self.sets = [
-            (like, [(axis, _together(_along(like.float(), axis, torch.sum).tolist())) for axis in axes])
-            for like in _of_one_magnitude(torch.where(apart, self.size, 0), apart)
-        ] if bool(apart.any()) else []  # fmt: skip
+        self.sets = (
+            [
+                (like, [(axis, _together(_along(like.float(), axis, torch.sum).tolist())) for axis in axes])
+                for like in _of_one_magnitude(torch.where(apart, self.size, 0), apart)
+            ]
+            if bool(apart.any())
+            else []
+        )
 
     def largest(self, values: Tensor) -> Tensor:
         """The largest of `values`, one for each entry, in each set."""
@@ -197,9 +205,7 @@ def _together(counts: Sequence[float]) -> Tensor:
     return torch.tensor(places)
 
 
-def _judged(
-    parts: Sequence[_Part], tolerance: float, exact: Exact | None, coarser: float, chaos: float
-) -> Error:  # fmt: skip
+def _judged(parts: Sequence[_Part], tolerance: float, exact: Exact | None, coarser: float, chaos: float) -> Error:
     error = torch.cat([part.distance(part.want, part.have) for part in parts])
     size = torch.cat([part.largest(part.size) for part in parts])
     largest = float(error.max())

@@ -34,9 +34,12 @@ class Cost:
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
-            self.macs + other.macs, self.executed_macs + other.executed_macs, self.params + other.params,
-            self.norm_params + other.norm_params, self.bytes + other.bytes,
-        )  # fmt: skip
+            self.macs + other.macs,
+            self.executed_macs + other.executed_macs,
+            self.params + other.params,
+            self.norm_params + other.norm_params,
+            self.bytes + other.bytes,
+        )
 
 
 def dense_cost(spec: ConvSpec) -> Cost:

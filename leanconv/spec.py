@@ -79,9 +79,19 @@ class ConvSpec:
         if padding_mode not in ("zeros", "reflect", "replicate", "circular"):
             raise BadInput(f"padding_mode={padding_mode!r}: one of zeros, reflect, replicate, circular")
         return cls(
-            in_channels, out_channels, kernel, stride, padding, dilation, groups, bool(bias),
-            cast(PaddingMode, padding_mode), n, h, w
-        )  # fmt: skip
+            in_channels,
+            out_channels,
+            kernel,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bool(bias),
+            cast(PaddingMode, padding_mode),
+            n,
+            h,
+            w,
+        )
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, input_shape: torch.Size | tuple[int, ...] | None = None) -> Self:
@@ -90,9 +100,19 @@ class ConvSpec:
         if input_shape is not None:
             n, (h, w) = (1 if len(input_shape) == 3 else input_shape[0]), input_shape[-2:]
         return cls.of(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-            conv.groups, conv.bias is not None, conv.padding_mode, n=n, h=h, w=w,
-        )  # fmt: skip
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            n=n,
+            h=h,
+            w=w,
+        )
 
     @property
     def p(self) -> int:
@@ -134,10 +154,16 @@ class ConvSpec:
     def arguments(self) -> dict[str, Any]:
         """`nn.Conv2d`'s keyword arguments."""
         return {
-            "in_channels": self.c, "out_channels": self.o, "kernel_size": self.kernel, "stride": self.stride,
-            "padding": self.padding, "dilation": self.dilation, "groups": self.groups, "bias": self.bias,
+            "in_channels": self.c,
+            "out_channels": self.o,
+            "kernel_size": self.kernel,
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "bias": self.bias,
             "padding_mode": self.padding_mode,
-        }  # fmt: skip
+        }
 
     def conv(self, **factory: Any) -> nn.Conv2d:
         """The plain layer of these sizes; `device` and `dtype` pass through."""
@@ -150,8 +176,11 @@ class ConvSpec:
     def __str__(self) -> str:
         text = f"{self.c}->{self.o} {self.kernel[0]}x{self.kernel[1]}"
         for name, value, default in (
-            ("s", self.stride, (1, 1)), ("p", self.padding, (0, 0)), ("d", self.dilation, (1, 1)), ("g", self.groups, 1)
-        ):  # fmt: skip
+            ("s", self.stride, (1, 1)),
+            ("p", self.padding, (0, 0)),
+            ("d", self.dilation, (1, 1)),
+            ("g", self.groups, 1),
+        ):
             if value != default:
                 text += f" {name}{value if not isinstance(value, tuple) or len(set(value)) > 1 else value[0]}"
         return text

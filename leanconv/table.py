@@ -14,7 +14,7 @@ from leanconv.text import one_line
 
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", note: str | Sequence[str] = ""
-) -> str:  # fmt: skip
+) -> str:
     """A table as plain text; numbers stand right, words left. The lines of `note` follow below it, wrapped.
 
     Each cell and each line stays one, whatever name stands in it.

@@ -5,9 +5,16 @@ from dataclasses import replace
 from leanconv.kernels.cpu.tuning.cpu import Cpu, this_cpu
 
 ZEN4 = Cpu(
-    "AuthenticAMD", lanes=16, registers=32, l1=32 << 10, l2=1 << 20, l3=32 << 20, bf16=True, vnni=True,
+    "AuthenticAMD",
+    lanes=16,
+    registers=32,
+    l1=32 << 10,
+    l2=1 << 20,
+    l3=32 << 20,
+    bf16=True,
+    vnni=True,
     double_pumped=True,
-)  # fmt: skip
+)
 SAPPHIRE_RAPIDS = Cpu(
     "GenuineIntel", lanes=16, registers=32, l1=48 << 10, l2=2 << 20, l3=480 << 20, bf16=True, vnni=True, amx=True
 )

@@ -170,9 +170,11 @@ def test_every_optional_import_is_told():
         typed = {id(n) for block in blocks if "TYPE_CHECKING" in ast.dump(block.test) for n in ast.walk(block)}
         asked = {
             MODULES.get(word := item.context_expr.args[0].value, word)
-            for block in ast.walk(tree) if isinstance(block, ast.With) for item in block.items
+            for block in ast.walk(tree)
+            if isinstance(block, ast.With)
+            for item in block.items
             if isinstance(item.context_expr, ast.Call) and getattr(item.context_expr.func, "id", "") == "needs"
-        }  # fmt: skip
+        }
         for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -43,13 +43,20 @@ def xsepconv_cost() -> Series:
 # File -> (what is drawn, title, x axis, y axis, whether both axes are logarithmic)
 FIGURES = {
     "hetconv_speedup.svg": (
-        hetconv_speedup, "HetConv: MACs of the dense layer over its own", "part P", "times fewer MACs", True,
+        hetconv_speedup,
+        "HetConv: MACs of the dense layer over its own",
+        "part P",
+        "times fewer MACs",
+        True,
     ),
     "xsepconv_cost.svg": (
-        xsepconv_cost, "XSepConv against the depthwise kernel it replaces", "kernel side k",
-        "MACs per channel and pixel", False,
+        xsepconv_cost,
+        "XSepConv against the depthwise kernel it replaces",
+        "kernel side k",
+        "MACs per channel and pixel",
+        False,
     ),
-}  # fmt: skip
+}
 
 
 def draw(name: str, path: Path) -> Path:

@@ -122,7 +122,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
     """For each (cost, score): whether no other point is as cheap and better, or cheaper and as good."""
     return [
         not any((c <= cost and s > score) or (c < cost and s >= score) for c, s in points) for cost, score in points
-    ]  # fmt: skip
+    ]
 
 
 def lines_about(name: str, results: Results) -> Iterator[str]:

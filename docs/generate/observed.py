@@ -64,9 +64,11 @@ def observe(name: str) -> Observed:
     takes = make(name, **spec.arguments()).eval().scale_output_(torch.ones(spec.o), torch.zeros(spec.o))
     norm = "A BatchNorm that follows it in your network is absorbed into its weights by `fold_`."
     return Observed(
-        folds, short, _weights(name, spec),
+        folds,
+        short,
+        _weights(name, spec),
         norm if takes else "A BatchNorm that follows it in your network stays: nothing in it can absorb one exactly.",
-    )  # fmt: skip
+    )
 
 
 def _norms(module: nn.Module) -> int:

@@ -18,7 +18,7 @@ FIGURES = {"hetconv": "hetconv_speedup.svg", "xsepconv": "xsepconv_cost.svg"}
 CAPTIONS = {
     "hetconv": "How many times fewer MACs than the dense layer, over `part`. At most k² times: every 1×1 stays.",
     "xsepconv": "MACs per channel and pixel: k² for the depthwise layer, 4 + 2k for XSepConv. They cross below 5×5.",
-}  # fmt: skip
+}
 HOWTO = {
     "swap_a_model.md": "your trained model, leaner: plan, swap, fold, optimise, export",
     "train_your_own.md": "your own images and masks, from a folder to a report",
@@ -64,9 +64,16 @@ def _cost(name: str, variants: list[str]) -> str:
         operator, options = parse(text)
         cost = get(operator).cost(spec, **options)
         rows.append(
-            [f"`{text}`", f"{cost.macs:,}", f"{dense.macs / cost.macs:.2f}", f"{cost.executed_macs:,}",
-             f"{cost.params:,}", f"{cost.norm_params:,}", si(cost.bytes) + "B"]
-        )  # fmt: skip
+            [
+                f"`{text}`",
+                f"{cost.macs:,}",
+                f"{dense.macs / cost.macs:.2f}",
+                f"{cost.executed_macs:,}",
+                f"{cost.params:,}",
+                f"{cost.norm_params:,}",
+                si(cost.bytes) + "B",
+            ]
+        )
     head = ["operator", "MACs", "times fewer", "executed MACs", "params", "of norms", "bytes"]
     kind = "depthwise" if spec.groups > 1 else "dense"
     about = (
@@ -109,7 +116,7 @@ def _weights(name: str, kept: str) -> str:
         "exactly": "`apply_` keeps trained weights exactly: the swapped layer gives the dense layer's answers.",
         "the nearest": "`apply_` starts from the nearest layer it can make from the trained weights; fine-tune it.",
         "starts fresh": "`apply_` starts it with fresh weights: no closed form takes over the trained ones. Train it.",
-    }[kept]  # fmt: skip
+    }[kept]
     return f"{said} {own}".rstrip() if kept != "starts fresh" else said
 
 
@@ -172,9 +179,17 @@ def index_page() -> str:
         spec, cls = observed.reference(name), get(name)
         cost, seen = cls.cost(spec), observed.observe(name)
         rows.append(
-            [f"[`{name}`](operators/{name}.md)", words()[name]["title"], ", ".join(sorted(cls.replaces)), si(cost.macs),
-             f"{dense_cost(spec).macs / cost.macs:.2f}", si(cost.params), seen.weights, seen.short]
-        )  # fmt: skip
+            [
+                f"[`{name}`](operators/{name}.md)",
+                words()[name]["title"],
+                ", ".join(sorted(cls.replaces)),
+                si(cost.macs),
+                f"{dense_cost(spec).macs / cost.macs:.2f}",
+                si(cost.params),
+                seen.weights,
+                seen.short,
+            ]
+        )
     head = ["name", "operator", "replaces", "MACs", "times fewer", "params", "trained weights", "folds to"]
     dense, depthwise = observed.REFERENCE["dense"], observed.REFERENCE["depthwise"]
     note = (

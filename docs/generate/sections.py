@@ -36,10 +36,11 @@ def trained(stem: str, content: dict[str, Any], key: str, task: str) -> str:
         else f"{caution} No dense network was trained on this budget, so nothing is compared. "
     )
     return page(
-        f"## {task}: {budget(stem, content)}", table(head, cells, "l" + "r" * (4 + len(titles))),
+        f"## {task}: {budget(stem, content)}",
+        table(head, cells, "l" + "r" * (4 + len(titles))),
         f"{note}Split: {content['split']}. {machine(content)}; `{content['command']}`, `{stem}.json`.",
         rates(content),
-    ).rstrip()  # fmt: skip
+    ).rstrip()
 
 
 def rates(content: dict[str, Any]) -> str:
@@ -51,7 +52,7 @@ def rates(content: dict[str, Any]) -> str:
     rows = [
         [f"`{text}`", *(cell for kind in rates for cell in rate(rates[kind], text))]
         for text in sorted(rates["forward"], key=lambda text: -rates["forward"][text])
-    ]  # fmt: skip
+    ]
     head = ["operator", "forward img/s", "× dense", "training img/s", "× dense"]
     return f"{table(head, rows, 'lrrrr')}\n\nImages per second: {speed['clock']}, {speed['layout']}."
 
@@ -69,10 +70,16 @@ def networks(stem: str, content: dict[str, Any]) -> str:
     models = comparison["models"]
     base = models[0]
     rows = [
-        [f"`{m['name']}`", si(m["macs"]), f"{base['macs'] / m['macs']:.2f}", f"{m['ms']['median_ms']:.0f}",
-         f"{m['ms']['iqr_ms']:.0f}", f"{m['speedup']:.2f}"]
+        [
+            f"`{m['name']}`",
+            si(m["macs"]),
+            f"{base['macs'] / m['macs']:.2f}",
+            f"{m['ms']['median_ms']:.0f}",
+            f"{m['ms']['iqr_ms']:.0f}",
+            f"{m['speedup']:.2f}",
+        ]
         for m in models
-    ]  # fmt: skip
+    ]
     lost = [f"`{m['name']}` {m['speedup']:.2f}" for m in models[1:] if m["speedup"] < 1]
     said = [f"Slower than `{base['name']}`: {', '.join(lost)}."] if lost else []
     leaner = [m for m in models[1:] if m["macs"] < base["macs"]]
@@ -101,8 +108,10 @@ def layers(stem: str, content: dict[str, Any]) -> str:
         order = sorted(ratios, key=lambda text: -max(ratios[text].values()))
         rows = [[f"`{t}`", *(f"{ratios[t][x]:.2f}" if x in ratios[t] else "" for x in layers)] for t in order]
         what = "inference, batch 1" if kind == "inference" else "training step"
-        blocks += [f"Times as fast as the dense layer, {what}, each in its faster layout:",
-                   table(["operator", *layers], rows, "l" + "r" * len(layers))]  # fmt: skip
+        blocks += [
+            f"Times as fast as the dense layer, {what}, each in its faster layout:",
+            table(["operator", *layers], rows, "l" + "r" * len(layers)),
+        ]
     slow = [(t, own) for t, own in layer_ratios(content, "inference").items() if min(own.values()) < 1]
     if slow:
         blocks.append("Losses, inference:\n\n" + "\n".join(f"- `{text}`: {spread(own)}" for text, own in slow))
@@ -161,8 +170,11 @@ def engines(stem: str, entries: list[dict[str, Any]]) -> str:
 
 def _medians(entry: dict[str, Any], model: str, without: str = "") -> dict[str, float]:
     """Engine -> median ms of one model of an entry."""
-    found = {name.removeprefix(f"{model}, "): t["median_ms"] for name, t in entry["times"].items()
-             if name.startswith(f"{model}, ")}  # fmt: skip
+    found = {
+        name.removeprefix(f"{model}, "): t["median_ms"]
+        for name, t in entry["times"].items()
+        if name.startswith(f"{model}, ")
+    }
     return {engine: value for engine, value in found.items() if engine != without}
 
 

@@ -24,7 +24,7 @@ from leanconv.cli.common import (
     set_threads,
     torch_device,
     torch_dtype,
-)  # fmt: skip
+)
 from leanconv.cli.profile import Budget, Conventions, TrustCode
 from leanconv.errors import BadInput
 
@@ -106,9 +106,13 @@ def command(
 
         autocast = None if dtype is Dtype.float32 else torch_dtype(dtype)
         steps = compare_training(
-            {name: model.float() for name, model in made.items()}, x.float(), settings=("eager", "channels_last"),
-            autocast=autocast, budget_s=budget, clock=clock,
-        )  # fmt: skip
+            {name: model.float() for name, model in made.items()},
+            x.float(),
+            settings=("eager", "channels_last"),
+            autocast=autocast,
+            budget_s=budget,
+            clock=clock,
+        )
         result = _Both(result, steps)
     report(result, json=json, out=out, overwrite=overwrite)
 
@@ -123,9 +127,14 @@ def _engines(
     wanted = None if engines == "all" else engines.split(",")
     with bar() as progress:
         return compare_engines(
-            made, example(input), engines=wanted, dtype=None if dtype is Dtype.float32 else torch_dtype(dtype),
-            budget_s=budget, clock=clock, progress=progress,
-        )  # fmt: skip
+            made,
+            example(input),
+            engines=wanted,
+            dtype=None if dtype is Dtype.float32 else torch_dtype(dtype),
+            budget_s=budget,
+            clock=clock,
+            progress=progress,
+        )
 
 
 def named(found: list[str], trust_code: bool) -> dict[str, "nn.Module"]:

@@ -40,9 +40,15 @@ def command(
         refuse(context, "is of --json, or of --out FILE.json", "per_image")
     set_threads(threads)
     scores = score_run(
-        run, data=data, split=split, threshold=threshold, device=str(torch_device(device)), trust_code=trust_code,
-        say=lambda remark: print(one_line(f"note   {remark}"), file=sys.stderr), progress=True,
-    )  # fmt: skip
+        run,
+        data=data,
+        split=split,
+        threshold=threshold,
+        device=str(torch_device(device)),
+        trust_code=trust_code,
+        say=lambda remark: print(one_line(f"note   {remark}"), file=sys.stderr),
+        progress=True,
+    )
     numbers = {"run": run, "split": split, **scores.to_dict(per_image=per_image)}
     print(_json.dumps(numbers, indent=2) if json else scores)  # first: `out` may be unwritable
     if out is not None:

@@ -39,9 +39,13 @@ _EPILOG = "Every command takes --json (the report for machines) and --debug (tra
 def build(asked: str | None) -> typer.Typer:
     """The command line with the asked command loaded and every other one a name with its line of help."""
     app = typer.Typer(
-        help="Efficient convolutions that are measurably faster.", epilog=_EPILOG, no_args_is_help=True,
-        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-    )  # fmt: skip
+        help="Efficient convolutions that are measurably faster.",
+        epilog=_EPILOG,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
     app.callback()(_root)
     for name, line in COMMANDS.items():
         function: Callable[..., Any] = _listed_only

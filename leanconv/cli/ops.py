@@ -37,7 +37,7 @@ def command(
         cells = [
             [r["name"], ", ".join(r["replaces"]), si(r["macs"]), si(r["params"]), r["signature"], r["paper"]]
             for r in rows
-        ]  # fmt: skip
+        ]
         note = "MACs and params: layer 64->128 3x3, 56x56 output, no bias (depthwise: 64 channels 7x7; 1x1: 64->128)."
         print(table(["operator", "replaces", "MACs", "params", "options", "source"], cells, note=note))
 
@@ -49,8 +49,16 @@ def _row(name: str) -> dict[str, Any]:
         raise UnsupportedConv(f"{name}: {reason}")
     cost = cls.cost(layer)
     return {
-        "name": name, "signature": unparse(name, options_of(cls)), "options": options_of(cls), "paper": cls.paper,
-        "replaces": sorted(cls.replaces), "layer": str(layer), "macs": cost.macs, "executed_macs": cost.executed_macs,
-        "params": cost.params, "norm_params": cost.norm_params, "bytes": cost.bytes,
+        "name": name,
+        "signature": unparse(name, options_of(cls)),
+        "options": options_of(cls),
+        "paper": cls.paper,
+        "replaces": sorted(cls.replaces),
+        "layer": str(layer),
+        "macs": cost.macs,
+        "executed_macs": cost.executed_macs,
+        "params": cost.params,
+        "norm_params": cost.norm_params,
+        "bytes": cost.bytes,
         "formula": inspect.getdoc(inspect.getmodule(cls)),
-    }  # fmt: skip
+    }

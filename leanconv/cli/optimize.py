@@ -22,7 +22,7 @@ from leanconv.cli.common import (
     set_threads,
     torch_device,
     torch_dtype,
-)  # fmt: skip
+)
 
 
 def command(

@@ -54,9 +54,20 @@ def command(
 
     set_threads(threads)
     found = predict(
-        run, images, out, threshold=threshold, side=side, tile=tile, overlap=overlap, batch=batch,
-        bits=bits, device=str(torch_device(device)), trust_code=trust_code, progress=True, overwrite=overwrite,
-    )  # fmt: skip
+        run,
+        images,
+        out,
+        threshold=threshold,
+        side=side,
+        tile=tile,
+        overlap=overlap,
+        batch=batch,
+        bits=bits,
+        device=str(torch_device(device)),
+        trust_code=trust_code,
+        progress=True,
+        overwrite=overwrite,
+    )
     report(found, json=json)
     for note in found.notes:
         print(one_line(f"note   {note}"), file=sys.stderr)

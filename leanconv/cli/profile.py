@@ -24,7 +24,7 @@ from leanconv.cli.common import (
     set_threads,
     torch_device,
     torch_dtype,
-)  # fmt: skip
+)
 from leanconv.errors import BadInput
 
 if TYPE_CHECKING:
@@ -152,9 +152,15 @@ def _check(
 
 
 def _on_array(
-    found: list[str], x: "Tensor", size: str, broadcast_rows: bool, drain: bool, to: list[str], where: str | None,
+    found: list[str],
+    x: "Tensor",
+    size: str,
+    broadcast_rows: bool,
+    drain: bool,
+    to: list[str],
+    where: str | None,
     trust_code: bool,
-) -> Any:  # fmt: skip
+) -> Any:
     """One network's layers on the array, or the comparison of several, or of one with its convolutions swapped."""
     from leanconv.cli.bench import named
     from leanconv.measure import Array, compare_array, profile_array

@@ -44,10 +44,17 @@ def command(
     from leanconv.report import compare_runs, write_report
 
     report = compare_runs(
-        runs, data=data, split=split, threads=threads, device=str(torch_device(device)), budget_s=budget,
+        runs,
+        data=data,
+        split=split,
+        threads=threads,
+        device=str(torch_device(device)),
+        budget_s=budget,
         cases=cases,
-        optimize_s=optimize, trust_code=trust_code, say=_say,
-    )  # fmt: skip
+        optimize_s=optimize,
+        trust_code=trust_code,
+        say=_say,
+    )
     asked = ["--data", data] if data else []
     report.command = shlex.join(["leanconv", "report", *map(str, runs), *asked, "--split", split])
     print_report(report, json=json)  # first: `out` may be unwritable

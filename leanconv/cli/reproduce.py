@@ -44,9 +44,16 @@ def command(
     common.set_threads(threads)
     with common.bar() as progress:
         found = reproduce(
-            table, counts=counts or not time, time=time, size=size, batch=batch, device=common.torch_device(device),
-            budget_s=budget, clock=clock, progress=progress,
-        )  # fmt: skip
+            table,
+            counts=counts or not time,
+            time=time,
+            size=size,
+            batch=batch,
+            device=common.torch_device(device),
+            budget_s=budget,
+            clock=clock,
+            progress=progress,
+        )
     common.report(found, json=json, out=out, overwrite=overwrite)
     if found.unexpected:
         raise typer.Exit(1)

@@ -59,7 +59,7 @@ class FoldReport:
         rows = [
             [f.layer, f.what, "-" if f.certificate is None else f"{f.certificate:.1e}", f.reason or "done"]
             for f in self.folds
-        ]  # fmt: skip
+        ]
         if not rows:
             return "nothing to fold"
         note = f"{len(self.done)} folded, {len(self.refused)} not"

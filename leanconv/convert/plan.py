@@ -169,9 +169,19 @@ def _operator_spec(op: Operator, shape: tuple[int, ...]) -> ConvSpec:
     """An operator's sizes. Only its parameters tell whether it has a bias: their number is one of two."""
     n, (h, w) = (1 if len(shape) == 3 else shape[0]), shape[-2:]
     plain = ConvSpec.of(
-        op.in_channels, op.out_channels, op.kernel_size, op.stride, op.padding, op.dilation, op.groups, False,
-        op.padding_mode, n=n, h=h, w=w,
-    )  # fmt: skip
+        op.in_channels,
+        op.out_channels,
+        op.kernel_size,
+        op.stride,
+        op.padding,
+        op.dilation,
+        op.groups,
+        False,
+        op.padding_mode,
+        n=n,
+        h=h,
+        w=w,
+    )
     cost, held = type(op).cost(plain, **op.options()), sum(p.numel() for p in op.parameters())
     return plain if held == cost.params + cost.norm_params else replace(plain, bias=True)
 

@@ -106,11 +106,15 @@ class Plan(Sequence[Swap]):
             return "the model has no convolution"
         rows = [
             [
-                swap.name, _sizes(swap), swap.to or "-",
-                *_pair(swap, lambda cost: cost.macs), *_pair(swap, lambda cost: cost.params + cost.norm_params),
+                swap.name,
+                _sizes(swap),
+                swap.to or "-",
+                *_pair(swap, lambda cost: cost.macs),
+                *_pair(swap, lambda cost: cost.params + cost.norm_params),
                 swap.reason,
-            ] for swap in self
-        ]  # fmt: skip
+            ]
+            for swap in self
+        ]
         columns = ["layer", "sizes", "to", "MACs", "after", "params", "after", "stays because"]
         return table(columns, rows, note=self._note())
 
@@ -132,9 +136,11 @@ class Plan(Sequence[Swap]):
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain numbers and strings: what `save` writes."""
         return {
-            "format": _FORMAT, "layers": [swap.to_dict() for swap in self],
-            "total": {"before": asdict(self.before), "after": asdict(self.after)}, "kept": self.reasons(),
-        }  # fmt: skip
+            "format": _FORMAT,
+            "layers": [swap.to_dict() for swap in self],
+            "total": {"before": asdict(self.before), "after": asdict(self.after)},
+            "kept": self.reasons(),
+        }
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as JSON, whole or not at all."""
@@ -203,4 +209,4 @@ def _spec(value: Any) -> ConvSpec | None:
     v = dict(value)
     return ConvSpec.of(
         v.pop("c"), v.pop("o"), v.pop("kernel"), v.pop("stride"), v.pop("padding"), v.pop("dilation"), **v
-    )  # fmt: skip
+    )

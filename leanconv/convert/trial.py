@@ -110,9 +110,13 @@ class Trial:
 
 
 def _comparing(
-    results: dict[Step, Error | str], step: Step, layer: nn.Module, norm: nn.Module | None, new: nn.Module,
+    results: dict[Step, Error | str],
+    step: Step,
+    layer: nn.Module,
+    norm: nn.Module | None,
+    new: nn.Module,
     tolerance: float,
-) -> list[Any]:  # fmt: skip
+) -> list[Any]:
     """Hooks that feed the folded layer what the layer is fed, and compare where the normalisation returns."""
     held: list[Tensor] = []
 

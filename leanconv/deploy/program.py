@@ -27,9 +27,13 @@ ONE_AT_A_TIME = threading.RLock()
 
 @torch.no_grad()
 def capture(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Axes | None = None, *,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    axes: Axes | None = None,
+    *,
     fixable: bool = False,
-) -> ExportedProgram:  # fmt: skip
+) -> ExportedProgram:
     """The model as a graph; the dimensions named in `axes` stay open, every other size is fixed to the example's.
 
     A model that asks for the number behind an open dimension is refused, or, where it is `fixable`, has that one fixed.
@@ -46,9 +50,13 @@ def capture(
 
 
 def capture_flat(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Axes | None = None, *,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    axes: Axes | None = None,
+    *,
     fixable: bool = False,
-) -> ExportedProgram:  # fmt: skip
+) -> ExportedProgram:
     """Likewise, but the program takes and gives its tensors one after another, as ONNX and OpenVINO need it."""
     tensors, frame = Frame.split((args, dict(kwargs)))
     return capture(FlatModel(model, frame).eval(), tuple(tensors), {}, axes, fixable=fixable)

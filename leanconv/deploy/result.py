@@ -55,25 +55,31 @@ class Exported:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "path": str(self.path), "format": self.format,
+            "path": str(self.path),
+            "format": self.format,
             "files": {str(path): path.stat().st_size for path in self.files if path.exists()},
-            "dynamic": list(self.dynamic), "inputs": list(self.inputs), "outputs": list(self.outputs),
+            "dynamic": list(self.dynamic),
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
             "verified": [
                 v.sizes.to_dict() | {"absolute": v.absolute, "relative": v.relative, "allowed": v.allowed}
                 for v in self.verified
             ],
-            "tolerance": self.tolerance, "max_error": self.max_error, "max_relative_error": self.max_relative_error,
+            "tolerance": self.tolerance,
+            "max_error": self.max_error,
+            "max_relative_error": self.max_relative_error,
             "metrics": {name: {"model": a, "file": b} for name, (a, b) in self.metrics.items()},
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         size = sum(path.stat().st_size for path in self.files if path.exists())
         rows = [[str(v.sizes), f"{v.absolute:.1e}", f"{v.relative:.1e}", f"{v.allowed:.1e}"] for v in self.verified]
         open_axes = ", ".join(self.dynamic) or "none"
         text = table(
-            ["input", "max error", "of the output", "allowed"], rows,
+            ["input", "max error", "of the output", "allowed"],
+            rows,
             title=f"{self.path} ({self.format}, {size / 1e6:.1f} MB), dynamic axes: {open_axes}. Against the model:",
-        )  # fmt: skip
+        )
         if self.metrics:
             lines = [[name, f"{a:.4f}", f"{b:.4f}", f"{abs(a - b):.1e}"] for name, (a, b) in self.metrics.items()]
             text += "\n" + table(["metric", "model", "file", "difference"], lines)

@@ -92,13 +92,20 @@ class OpenVino:
     """
 
     def __init__(
-        self, model: Any, *, threads: int | None = None, precision: str = "f32", order: Sequence[str] | None = None,
+        self,
+        model: Any,
+        *,
+        threads: int | None = None,
+        precision: str = "f32",
+        order: Sequence[str] | None = None,
         shapes: Sequence[Sequence[int]] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         settings = {
-            "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
-        }  # fmt: skip
+        }
         core = openvino_core()
         import openvino
 

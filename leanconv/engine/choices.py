@@ -66,10 +66,17 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "engine": self.engine, "dtype": self.dtype, "error": self.error, "tolerance": self.tolerance,
-            "prepare_s": self.prepare_s, "timing": self.timing.to_dict() if self.timing else None,
-            "ratio": self.ratio, "confirmed": self.confirmed, "chosen": self.chosen, "note": self.note,
-        }  # fmt: skip
+            "engine": self.engine,
+            "dtype": self.dtype,
+            "error": self.error,
+            "tolerance": self.tolerance,
+            "prepare_s": self.prepare_s,
+            "timing": self.timing.to_dict() if self.timing else None,
+            "ratio": self.ratio,
+            "confirmed": self.confirmed,
+            "chosen": self.chosen,
+            "note": self.note,
+        }
 
 
 @dataclass(frozen=True)
@@ -100,23 +107,32 @@ class Choices:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "device": self.device, "folds": self.folds, "seconds": self.seconds, "chosen": self.winner.label,
-            "budget_s": self.budget_s, "missed": self.missed[0], "enough_s": self.missed[1],
+            "device": self.device,
+            "folds": self.folds,
+            "seconds": self.seconds,
+            "chosen": self.winner.label,
+            "budget_s": self.budget_s,
+            "missed": self.missed[0],
+            "enough_s": self.missed[1],
             "choices": [row.to_dict() for row in self.rows],
             "blocks": [] if self.blocks is None else self.blocks.to_dict(),
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         columns = ["engine", "error", "prepared s", "ms", "IQR", "faster by", "", "why"]
         cells: Sequence[Sequence[str]] = [
             [
-                row.label, _number(row.error, ".1e"), _number(row.prepare_s, ".1f"),
+                row.label,
+                _number(row.error, ".1e"),
+                _number(row.prepare_s, ".1f"),
                 _number(row.timing.median_ms if row.timing else None, ".3g"),
                 _number(row.timing.iqr_ms if row.timing else None, ".2g"),
-                _number(row.ratio, ".2f"), "<-" if row.chosen else "", row.note,
+                _number(row.ratio, ".2f"),
+                "<-" if row.chosen else "",
+                row.note,
             ]
             for row in self.rows
-        ]  # fmt: skip
+        ]
         note = (
             f"{self.device}; {self.folds} folds; {self.seconds:.0f} s. The fastest that computes the same wins, if "
             f"it is faster than the given model beyond noise; of those within {TIE:.0%} of it, the one listed first."

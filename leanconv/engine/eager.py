@@ -40,7 +40,7 @@ def _channels_last(bench: Workbench, dtype: torch.dtype | None) -> Form:
 
 FOLDED = Candidate(
     "folded", lambda bench, dtype: None, lambda bench: bench.folding_s + 3 * bench.forward_s, _folded, any_shape=True
-)  # fmt: skip
+)
 CHANNELS_LAST = Candidate(
     "channels_last",
     lambda bench, dtype: None if has_images(bench) else "the model has no 2-D convolution",

@@ -67,7 +67,7 @@ class Diagnosis:
             "machine": self.machine,
             "items": [asdict(item) | {"ok": item.ok} for item in self.items],
             "missing": self.missing,
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         facts = [[name.replace("_", " "), _words(value)] for name, value in self.machine.items()]

@@ -71,9 +71,16 @@ def optimize(
     weights.settle()
     again = partial(optimize, model, dtype=dtype, engines=(winner.row.engine,), budget_s=budget_s)
     return Optimized(
-        model, choices, (args, kwargs), winner.form, any_shape=winner.any_shape, dtype=winner.dtype,
-        fallback=preparation.fallback(), again=again, weights=weights,
-    )  # fmt: skip
+        model,
+        choices,
+        (args, kwargs),
+        winner.form,
+        any_shape=winner.any_shape,
+        dtype=winner.dtype,
+        fallback=preparation.fallback(),
+        again=again,
+        weights=weights,
+    )
 
 
 def _check(model: nn.Module, dtype: torch.dtype | None, budget_s: float) -> None:

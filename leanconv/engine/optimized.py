@@ -51,9 +51,18 @@ class Optimized(nn.Module):
     optimized_by_leanconv = True
 
     def __init__(
-        self, original: nn.Module, choices: Choices, call: tuple[Any, Any], form: Form, *, any_shape: bool,
-        dtype: torch.dtype | None, fallback: Form, again: Any, weights: Weights,
-    ) -> None:  # fmt: skip
+        self,
+        original: nn.Module,
+        choices: Choices,
+        call: tuple[Any, Any],
+        form: Form,
+        *,
+        any_shape: bool,
+        dtype: torch.dtype | None,
+        fallback: Form,
+        again: Any,
+        weights: Weights,
+    ) -> None:
         super().__init__()
 
         def own(*args: Any, **kwargs: Any) -> Any:
@@ -91,9 +100,13 @@ class Optimized(nn.Module):
         if len(args) == 1 and not kwargs and type(x := args[0]) is Tensor:
             shape, dtype, form, alone, original, hooks, before = self.__dict__["_short"]
             if (
-                (size := x.shape) and type(size[0]) is int and size == shape and x.dtype is dtype and x.is_cpu
+                (size := x.shape)
+                and type(size[0]) is int
+                and size == shape
+                and x.dtype is dtype
+                and x.is_cpu
                 and not (x.is_neg() or original.training or hooks or before or _HOOKS or _PRE_HOOKS)
-            ):  # fmt: skip
+            ):
                 if alone:
                     try:
                         return form(x)

@@ -60,18 +60,28 @@ class EngineComparison:
             "times": {f"{model}, {engine}": timing.to_dict() for (model, engine), timing in self.times.items()},
             "floors": {model: floor.to_dict() for model, floor in self.floors.items() if floor},
             "refused": {f"{model}, {engine}": why for (model, engine), why in self.refused.items()},
-            "peaks": self.peaks.to_dict(), "clock": self.clock, "machine": self.device,
-        }  # fmt: skip
+            "peaks": self.peaks.to_dict(),
+            "clock": self.clock,
+            "machine": self.device,
+        }
 
     def __str__(self) -> str:
         base = self.times[self.base].median_ms
         rows = []
         for (model, engine), timing in self.times.items():
             floor, share = self.floors[model], self.share((model, engine))
-            rows.append([
-                model, engine, f"{timing.median_ms:.4g}", f"{timing.iqr_ms:.2g}", str(timing.rounds),
-                f"{timing.median_ms / base:.2f}", f"{floor.ms:.4g}" if floor else "-", f"{share:.0%}" if share else "-",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    model,
+                    engine,
+                    f"{timing.median_ms:.4g}",
+                    f"{timing.iqr_ms:.2g}",
+                    str(timing.rounds),
+                    f"{timing.median_ms / base:.2f}",
+                    f"{floor.ms:.4g}" if floor else "-",
+                    f"{share:.0%}" if share else "-",
+                ]
+            )
         columns = ["model", "engine", "ms (median)", "IQR", "rounds", "times as long", "floor ms", "of the floor"]
         note = f"the engines in turns, {self.clock} time; times as long as {', '.join(self.base)}"
         told = [f"{model}, {engine}: {why}" for (model, engine), why in self.refused.items()]
@@ -164,9 +174,14 @@ def _timed(
     first = interleave(calls, budget_s=0, warmup=2, min_rounds=LOOK, clock=clock)
     near = hopeful({keys[int(i)]: timing.median_ms for i, timing in first.items()})
     found = interleave(
-        {i: call for i, call in calls.items() if keys[int(i)] in near}, budget_s=seconds, warmup=0, min_rounds=6,
-        max_rounds=2000, clock=clock, on_round=(lambda done: progress("in turns", done)) if progress else None,
-    )  # fmt: skip
+        {i: call for i, call in calls.items() if keys[int(i)] in near},
+        budget_s=seconds,
+        warmup=0,
+        min_rounds=6,
+        max_rounds=2000,
+        clock=clock,
+        on_round=(lambda done: progress("in turns", done)) if progress else None,
+    )
     return {keys[int(i)]: timing for i, timing in (first | found).items()}
 
 

@@ -73,9 +73,15 @@ def _heat(
     round_s = sum(entry.look_s for entry in hopeful)
     short = seconds < 8 * round_s
     times = interleave(
-        _calls(bench, hopeful), budget_s=max(seconds, 0.05), warmup=1 if short else 2, min_rounds=3 if short else 5,
-        max_rounds=HEAT_ROUNDS, on_round=on_part, clock=bench.clock, primed=not short and round_s < PRIMED_S,
-    )  # fmt: skip
+        _calls(bench, hopeful),
+        budget_s=max(seconds, 0.05),
+        warmup=1 if short else 2,
+        min_rounds=3 if short else 5,
+        max_rounds=HEAT_ROUNDS,
+        on_round=on_part,
+        clock=bench.clock,
+        primed=not short and round_s < PRIMED_S,
+    )
     for entry, timing in zip(hopeful, times.values(), strict=True):
         entry.row.timing, entry.row.ratio = timing, times[GIVEN].median_ms / timing.median_ms
     own, *rest = times.values()

@@ -51,9 +51,12 @@ def _openvino(bench: Workbench, dtype: torch.dtype | None) -> Form:
     precision = "bf16" if (dtype or bench.dtype) is torch.bfloat16 else "f32"
     program = bench.program
     runtime = OpenVino(
-        to_openvino(program), threads=bench.threads, precision=precision, order=input_order(program),
+        to_openvino(program),
+        threads=bench.threads,
+        precision=precision,
+        order=input_order(program),
         shapes=[tensor.shape for tensor in bench.tensors],
-    )  # fmt: skip
+    )
     return bench.from_flat(runtime, alone=True)
 
 

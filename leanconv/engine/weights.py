@@ -19,9 +19,11 @@ class Weights:
         self._model = model
         self._buffers = [
             (module, name, buffer, _version(buffer), buffer.detach().clone())
-            for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)
-            for name, buffer in module._buffers.items() if buffer is not None
-        ]  # fmt: skip
+            for module in model.modules()
+            if not isinstance(module, torch.jit.ScriptModule)
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
         self._hold(list(_versions(model)))
 
     def _hold(self, held: list[tuple[Tensor, int, int]]) -> None:

@@ -13,9 +13,12 @@ from leanconv.errors import BadInput
 
 _LARGEST_TOML = 2**20  # bytes; a recipe with every key said has one thousandth of that
 _KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
-}  # fmt: skip
+}
 
 
 def check_file(path: str | Path) -> None:

@@ -16,9 +16,15 @@ def run(words: Sequence[str], environment: Mapping[str, str] | None = None) -> s
         where it cannot be run.
     """
     with subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
-        encoding="utf-8", errors="replace", start_new_session=True,
-    ) as process:  # fmt: skip
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    ) as process:
         try:
             out, err = process.communicate(timeout=LIMIT_S)
         except BaseException:

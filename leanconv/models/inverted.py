@@ -137,9 +137,14 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, place: Replaced, settings: dict[str, Any], first: nn.Module, stages: Sequence[Sequence[nn.Module]],
-        last: nn.Module, classifier: nn.Sequential,
-    ) -> None:  # fmt: skip
+        self,
+        place: Replaced,
+        settings: dict[str, Any],
+        first: nn.Module,
+        stages: Sequence[Sequence[nn.Module]],
+        last: nn.Module,
+        classifier: nn.Sequential,
+    ) -> None:
         super().__init__()
         place.finish()
         self.network, self.replaced, self.settings = place.network, tuple(place.replaced), settings

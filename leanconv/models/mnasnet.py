@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from leanconv.models.inverted import (  # fmt: skip
+from leanconv.models.inverted import (
     Block,
     Classifier,
     ConvNormAct,
@@ -30,9 +30,16 @@ _STAGES = ((3, 24, 3, 2, 3), (3, 40, 3, 2, 5), (6, 80, 3, 2, 5), (6, 96, 2, 1, 3
 
 
 def mnasnet_b1(
-    num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, conv: str = "conv", keep: str = "",
-    se: int = 0, act: str = "relu", small_input: bool = False, dropout: float = 0.2,
-) -> Classifier:  # fmt: skip
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    width: float = 1.0,
+    conv: str = "conv",
+    keep: str = "",
+    se: int = 0,
+    act: str = "relu",
+    small_input: bool = False,
+    dropout: float = 0.2,
+) -> Classifier:
     """MnasNet-B1: images `N in_channels H W` to logits `N num_classes`; "stages.0.0" is the separable block.
 
     Args:

@@ -47,9 +47,16 @@ class SeparableBlock(nn.Module):
 
 
 def mobilenet_v1(
-    network: str, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, conv: str = "conv",
-    keep: str = "", se: int = 0, se_bias: bool = False, dropout: float = 0.0,
-) -> Classifier:  # fmt: skip
+    network: str,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    width: float = 1.0,
+    conv: str = "conv",
+    keep: str = "",
+    se: int = 0,
+    se_bias: bool = False,
+    dropout: float = 0.0,
+) -> Classifier:
     """MobileNetV1: images `N in_channels H W` to logits `N num_classes`; layers "stages.I.J.depthwise|project".
 
     Args:

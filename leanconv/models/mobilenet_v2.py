@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from leanconv.models.inverted import (  # fmt: skip
+from leanconv.models.inverted import (
     Block,
     Classifier,
     ConvNormAct,
@@ -29,9 +29,15 @@ _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3
 
 
 def mobilenet_v2(
-    num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, conv: str = "conv", keep: str = "",
-    se: int = 0, small_input: bool = False, dropout: float = 0.2,
-) -> Classifier:  # fmt: skip
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    width: float = 1.0,
+    conv: str = "conv",
+    keep: str = "",
+    se: int = 0,
+    small_input: bool = False,
+    dropout: float = 0.2,
+) -> Classifier:
     """MobileNetV2: images `N in_channels H W` to logits `N num_classes`; layers "stages.I.J.expand|depthwise|project".
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from leanconv.errors import BadInput
-from leanconv.models.inverted import (  # fmt: skip
+from leanconv.models.inverted import (
     Block,
     Classifier,
     ConvNormAct,
@@ -49,10 +49,20 @@ _SIZES: dict[str, tuple[tuple[_Row, ...], int]] = {
 
 
 def mobilenet_v3(
-    name: str, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, conv: str = "conv", keep: str = "",
-    se: int = 4, se_multiple: int = 8, se_bias: bool = True, last: int = 0, expand_always: bool = False,
-    small_input: bool = False, dropout: float = 0.2,
-) -> Classifier:  # fmt: skip
+    name: str,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    width: float = 1.0,
+    conv: str = "conv",
+    keep: str = "",
+    se: int = 4,
+    se_multiple: int = 8,
+    se_bias: bool = True,
+    last: int = 0,
+    expand_always: bool = False,
+    small_input: bool = False,
+    dropout: float = 0.2,
+) -> Classifier:
     """MobileNetV3: images `N in_channels H W` to logits `N num_classes`; block i is "stages.0.I".
 
     Args:
@@ -87,9 +97,11 @@ def mobilenet_v3(
         c = o
     end = ConvNormAct(place.layer("last.conv", c, 6 * c, 1), norm(6 * c), "hardswish")
     head = nn.Sequential(
-        nn.Linear(6 * c, last), nn.Hardswish(inplace=True), nn.Dropout(probability(name, dropout)),
+        nn.Linear(6 * c, last),
+        nn.Hardswish(inplace=True),
+        nn.Dropout(probability(name, dropout)),
         nn.Linear(last, num_classes),
-    )  # fmt: skip
+    )
     return Classifier(place, settings, first, [blocks], end, head)
 
 

@@ -46,9 +46,17 @@ class Replaced:
         self.reasons: dict[str, None] = {}
 
     def layer(
-        self, name: str, c: int, o: int, kernel: int, stride: int = 1, *, groups: int = 1, bias: bool = False,
+        self,
+        name: str,
+        c: int,
+        o: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        bias: bool = False,
         options: dict[str, Any] | None = None,
-    ) -> nn.Module:  # fmt: skip
+    ) -> nn.Module:
         """The layer `name` with padding (k - 1)/2: the operator where it replaces such a layer, else `standard`.
 
         `options`: what the operator gets beside those of the string.

@@ -101,10 +101,21 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, network: str, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, conv: str = "conv",
-        replace: str = "all", keep: str = "", *, shortcut: str | None = None, stride_on: str = "3x3", se: int = 0,
-        se_bias: bool = False, conv_bias: bool | str = False,
-    ) -> None:  # fmt: skip
+        self,
+        network: str,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        width: float = 1.0,
+        conv: str = "conv",
+        replace: str = "all",
+        keep: str = "",
+        *,
+        shortcut: str | None = None,
+        stride_on: str = "3x3",
+        se: int = 0,
+        se_bias: bool = False,
+        conv_bias: bool | str = False,
+    ) -> None:
         super().__init__()
         blocks, kind, cifar = _NETWORKS[network]
         shortcut = ("zero_pad" if cifar else "projection") if shortcut is None else shortcut

@@ -100,9 +100,15 @@ def _pointwise(name: str, c: int, o: int, place: Separables) -> nn.Module:
 
 
 def shufflenet_v2(
-    num_classes: int = 1000, in_channels: int = 3, width: float = 0.5, conv: str = "conv", keep: str = "",
-    se: int = 0, small_input: bool = False, dropout: float = 0.0,
-) -> Classifier:  # fmt: skip
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    width: float = 0.5,
+    conv: str = "conv",
+    keep: str = "",
+    se: int = 0,
+    small_input: bool = False,
+    dropout: float = 0.0,
+) -> Classifier:
     """ShuffleNetV2: images `N in_channels H W` to logits `N num_classes`.
 
     Layers are "stages.I.J.branch.pointwise1|depthwise|pointwise2", "….shortcut.depthwise|pointwise", "last.conv".

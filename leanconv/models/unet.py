@@ -85,9 +85,18 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 3, out_channels: int = 1, base: int = 32, levels: int = 4, conv: str = "conv",
-        part: str = "all", keep: str = "ends", *, conv_bias: bool = False, norm_per: str = "conv",
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int = 3,
+        out_channels: int = 1,
+        base: int = 32,
+        levels: int = 4,
+        conv: str = "conv",
+        part: str = "all",
+        keep: str = "ends",
+        *,
+        conv_bias: bool = False,
+        norm_per: str = "conv",
+    ) -> None:
         super().__init__()
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "base": base, "levels": levels}
         for name, value in sizes.items():

@@ -39,9 +39,19 @@ class VGG(nn.Module):
     """
 
     def __init__(
-        self, network: str, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, conv: str = "conv",
-        keep: str = "", *, se: int = 0, se_bias: bool = False, conv_bias: bool = True, dropout: float = 0.5,
-    ) -> None:  # fmt: skip
+        self,
+        network: str,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        width: float = 1.0,
+        conv: str = "conv",
+        keep: str = "",
+        *,
+        se: int = 0,
+        se_bias: bool = False,
+        conv_bias: bool = True,
+        dropout: float = 0.5,
+    ) -> None:
         super().__init__()
         whole = {"num_classes": num_classes, "in_channels": in_channels, **({"se": se} if se != 0 else {})}
         check_options(network, whole=whole, flags={"se_bias": se_bias, "conv_bias": conv_bias})

@@ -41,10 +41,22 @@ class DOConv2d(Operator):
     _identity: Tensor
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, multiplier: int | None = None, compat: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        multiplier: int | None = None,
+        compat: str | None = None,
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(*sizes, multiplier=multiplier, compat=compat)
@@ -91,9 +103,18 @@ class DOConv2d(Operator):
         with torch.no_grad():
             weight = self.dense_weight()
             plain = nn.Conv2d(
-                self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-                self.groups, self.bias is not None, self.padding_mode, weight.device, weight.dtype,
-            )  # fmt: skip
+                self.in_channels,
+                self.out_channels,
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.groups,
+                self.bias is not None,
+                self.padding_mode,
+                weight.device,
+                weight.dtype,
+            )
             plain.weight.copy_(weight)
             if self.bias is not None and plain.bias is not None:
                 plain.bias.copy_(self.bias)

@@ -54,11 +54,24 @@ class DRConv2d(Operator):
     replaces = frozenset({"dense", "pointwise"})
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, regions: int = 8, generator: str = "routing", guide: str | None = "conv",
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        regions: int = 8,
+        generator: str = "routing",
+        guide: str | None = "conv",
         experts: int = 8,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(*sizes, regions=regions, generator=generator, guide=guide, experts=experts)
@@ -77,9 +90,8 @@ class DRConv2d(Operator):
         self.conv_guide = None
         if guide == "conv":
             self.conv_guide = nn.Conv2d(
-                c, regions, spec.kernel, spec.stride, spec.padding, spec.dilation, 1, True, spec.padding_mode,
-                **factory,
-            )  # fmt: skip
+                c, regions, spec.kernel, spec.stride, spec.padding, spec.dilation, 1, True, spec.padding_mode, **factory
+            )
         elif guide == "pointwise":
             self.conv_guide = nn.Conv2d(c, regions, 1, bias=False, **factory)
         self.bias = nn.Parameter(torch.zeros(o, **factory)) if bias else None
@@ -186,9 +198,14 @@ class DRConv2d(Operator):
 
     @classmethod
     def cost(
-        cls, spec: ConvSpec, *, regions: int = 8, generator: str = "routing", guide: str | None = "conv",
+        cls,
+        spec: ConvSpec,
+        *,
+        regions: int = 8,
+        generator: str = "routing",
+        guide: str | None = "conv",
         experts: int = 8,
-    ) -> Cost:  # fmt: skip
+    ) -> Cost:
         c, o, m, taps, pixels = spec.c, spec.o, regions, math.prod(spec.kernel), spec.p * spec.q
         weights = taps * c * o
         guiding = {"conv": taps * c * m, "pointwise": c * m, None: 0}[guide]
@@ -199,16 +216,22 @@ class DRConv2d(Operator):
             params, counted = (c + 1) * m**2 + (m + 1) * m * c * o, taps * (c * m**2 + m**2 * c * o)
             executed = m * weights * pixels + counted
         return Cost.of(
-            spec, spec.n * (weights * pixels + counted + guiding * pixels),
+            spec,
+            spec.n * (weights * pixels + counted + guiding * pixels),
             params + guiding + m * (guide == "conv") + o * spec.bias,
             executed_macs=spec.n * (executed + guiding * pixels),
-        )  # fmt: skip
+        )
 
     @classmethod
     def why_not(
-        cls, spec: ConvSpec, *, regions: int = 8, generator: str = "routing", guide: str | None = "conv",
+        cls,
+        spec: ConvSpec,
+        *,
+        regions: int = 8,
+        generator: str = "routing",
+        guide: str | None = "conv",
         experts: int = 8,
-    ) -> str | None:  # fmt: skip
+    ) -> str | None:
         if reason := super().why_not(spec):
             return reason
         for option, value in {"regions": regions, "experts": experts}.items():

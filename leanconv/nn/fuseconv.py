@@ -43,10 +43,22 @@ class FuSeConv2d(Operator):
     replaces = frozenset({"dense", "depthwise"})
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, variant: str = "half", act: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        variant: str = "half",
+        act: str | None = None,
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(*sizes, variant=variant, act=act)
@@ -133,9 +145,11 @@ class FuSeConv2d(Operator):
         each, alone = _each(spec, variant), spec.groups > 1
         weights = each * sum(spec.kernel) + (0 if alone else 2 * each * spec.o)
         return Cost.of(
-            spec, macs=spec.n * spec.p * spec.q * weights, params=weights + spec.o * spec.bias,
+            spec,
+            macs=spec.n * spec.p * spec.q * weights,
+            params=weights + spec.o * spec.bias,
             norm_params=0 if alone else 4 * each,
-        )  # fmt: skip
+        )
 
     @classmethod
     def why_not(cls, spec: ConvSpec, *, variant: str = "half", act: str | None = None) -> str | None:
@@ -153,10 +167,9 @@ class FuSeConv2d(Operator):
             return f"groups={spec.groups} is not supported; it needs groups=1 or groups=in_channels={spec.c}"
         wanted = spec.c if variant == "half" else 2 * spec.c
         if spec.o != wanted:
-            return (
-                f"a depthwise layer becomes out_channels={wanted} with variant={variant!r}, not {spec.o}; "
-                + ("type variant='half'" if variant == "full" and spec.o == spec.c else "change the layer after it too")
-            )  # fmt: skip
+            return f"a depthwise layer becomes out_channels={wanted} with variant={variant!r}, not {spec.o}; " + (
+                "type variant='half'" if variant == "full" and spec.o == spec.c else "change the layer after it too"
+            )
         if act is not None:
             return f"act={act!r} would stand last in a depthwise layer, whose host has its own; type act=None"
         return None

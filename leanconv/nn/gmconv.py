@@ -48,10 +48,23 @@ class GMConv2d(Operator):
     replaces = frozenset({"dense", "depthwise", "pointwise", "grouped"})
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, mode: str = "static", sigma: float = 5.0, granularity: str = "layer",
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        mode: str = "static",
+        sigma: float = 5.0,
+        granularity: str = "layer",
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(*sizes, mode=mode, sigma=sigma, granularity=granularity)
@@ -129,9 +142,18 @@ class GMConv2d(Operator):
         if weight is None:
             return self
         plain = nn.Conv2d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-            self.groups, self.bias is not None, self.padding_mode, weight.device, weight.dtype,
-        )  # fmt: skip
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.bias is not None,
+            self.padding_mode,
+            weight.device,
+            weight.dtype,
+        )
         with torch.no_grad():
             plain.weight.copy_(weight)
             if self.bias is not None and plain.bias is not None:

@@ -42,10 +42,23 @@ class HetConv2d(Operator):
     _others: Tensor
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, part: int = 4, arrangement: str = "shifted", ragged: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        part: int = 4,
+        arrangement: str = "shifted",
+        ragged: bool = False,
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(*sizes, part=part, arrangement=arrangement, ragged=ragged)
@@ -200,7 +213,7 @@ class HetConv2d(Operator):
         weights = owned * taps + spec.o * spec.c - owned
         return Cost.of(
             spec, macs=pixels * weights, params=weights + spec.o * spec.bias, executed_macs=pixels * executed
-        )  # fmt: skip
+        )
 
     @classmethod
     def why_not(

@@ -37,10 +37,23 @@ class InceptionDWConv2d(Operator):
     replaces = frozenset({"depthwise"})
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, square: int = 3, band: int = 11, ratio: float = 0.125,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        square: int = 3,
+        band: int = 11,
+        ratio: float = 0.125,
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(*sizes, square=square, band=band, ratio=ratio)
@@ -83,9 +96,16 @@ class InceptionDWConv2d(Operator):
         weight, conv = self.dense_weight(), self.dwconv_hw
         side, biased = weight.shape[-1], conv.bias is not None
         plain = nn.Conv2d(
-            self.in_channels, self.in_channels, side, 1, side // 2, groups=self.groups, bias=biased,
-            device=weight.device, dtype=weight.dtype,
-        )  # fmt: skip
+            self.in_channels,
+            self.in_channels,
+            side,
+            1,
+            side // 2,
+            groups=self.groups,
+            bias=biased,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
         with torch.no_grad():
             plain.weight.copy_(weight)
             if plain.bias is not None:

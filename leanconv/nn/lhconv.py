@@ -54,16 +54,28 @@ class LHConv2d(Operator):
     patterns: Tensor
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, shapes: str = "free", tile_in: int = 32, tile_out: int = 16, density: float = 0.1,
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        shapes: str = "free",
+        tile_in: int = 32,
+        tile_out: int = 16,
+        density: float = 0.1,
         tf_same: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
-        spec = self._check(
-            *sizes, shapes=shapes, tile_in=tile_in, tile_out=tile_out, density=density, tf_same=tf_same
-        )  # fmt: skip
+        spec = self._check(*sizes, shapes=shapes, tile_in=tile_in, tile_out=tile_out, density=density, tf_same=tf_same)
         self.shapes, self.tile_in, self.tile_out = shapes, tile_in, tile_out
         self.density, self.tf_same = density, tf_same
         plain, factory = spec.conv(device=device, dtype=dtype), {"device": device, "dtype": dtype}
@@ -117,9 +129,18 @@ class LHConv2d(Operator):
         """The plain convolution with the masked kernel; with `tf_same` and a stride, one that pads like TensorFlow."""
         cls = TFSameConv2d if self.tf_same and self.stride != (1, 1) else nn.Conv2d
         plain = cls(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation, 1,
-            self.bias is not None, self.padding_mode, self.weight.device, self.weight.dtype,
-        ).eval()  # fmt: skip
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            1,
+            self.bias is not None,
+            self.padding_mode,
+            self.weight.device,
+            self.weight.dtype,
+        ).eval()
         with torch.no_grad():
             plain.weight.copy_(self.weight * self.learned_mask())
             if self.bias is not None and plain.bias is not None:
@@ -157,9 +178,15 @@ class LHConv2d(Operator):
 
     @classmethod
     def cost(
-        cls, spec: ConvSpec, *, shapes: str = "free", tile_in: int = 32, tile_out: int = 16, density: float = 0.1,
+        cls,
+        spec: ConvSpec,
+        *,
+        shapes: str = "free",
+        tile_in: int = 32,
+        tile_out: int = 16,
+        density: float = 0.1,
         tf_same: bool = False,
-    ) -> Cost:  # fmt: skip
+    ) -> Cost:
         plain, taps = dense_cost(spec), spec.o * spec.c * math.prod(spec.kernel)
         live = taps if density == -1 else round(density * taps)
         scores = math.prod(_scores(spec, shapes, tile_in, tile_out))
@@ -167,9 +194,15 @@ class LHConv2d(Operator):
 
     @classmethod
     def why_not(
-        cls, spec: ConvSpec, *, shapes: str = "free", tile_in: int = 32, tile_out: int = 16, density: float = 0.1,
+        cls,
+        spec: ConvSpec,
+        *,
+        shapes: str = "free",
+        tile_in: int = 32,
+        tile_out: int = 16,
+        density: float = 0.1,
         tf_same: bool = False,
-    ) -> str | None:  # fmt: skip
+    ) -> str | None:
         if reason := super().why_not(spec):
             return reason
         if shapes not in ("free", "rigid"):

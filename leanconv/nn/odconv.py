@@ -59,11 +59,24 @@ class ODConv2d(Operator):
     replaces = frozenset({"dense", "depthwise", "pointwise", "grouped"})
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, kernels: int = 4, reduction: float = 1 / 16, temperature: float = 30.0,
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        kernels: int = 4,
+        reduction: float = 1 / 16,
+        temperature: float = 30.0,
         norm: str = "batch",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(*sizes, kernels=kernels, reduction=reduction, temperature=temperature, norm=norm)
@@ -130,9 +143,14 @@ class ODConv2d(Operator):
 
     @classmethod
     def cost(
-        cls, spec: ConvSpec, *, kernels: int = 4, reduction: float = 1 / 16, temperature: float = 30.0,
+        cls,
+        spec: ConvSpec,
+        *,
+        kernels: int = 4,
+        reduction: float = 1 / 16,
+        temperature: float = 30.0,
         norm: str = "batch",
-    ) -> Cost:  # fmt: skip
+    ) -> Cost:
         plain, hidden, heads = dense_cost(spec), _hidden(spec, reduction), _heads(spec, kernels)
         weights = spec.o * (spec.c // spec.groups) * math.prod(spec.kernel)
         attention, params = hidden * (spec.c + sum(heads.values())), sum(heads.values())
@@ -143,15 +161,23 @@ class ODConv2d(Operator):
         else:
             mixing = spec.n * kernels * weights if kernels > 1 else 0
         return Cost.of(
-            spec, macs, kernels * weights + attention + params + spec.o * spec.bias, executed_macs=macs + mixing,
+            spec,
+            macs,
+            kernels * weights + attention + params + spec.o * spec.bias,
+            executed_macs=macs + mixing,
             norm_params=0 if norm == "none" else 2 * hidden,
-        )  # fmt: skip
+        )
 
     @classmethod
     def why_not(
-        cls, spec: ConvSpec, *, kernels: int = 4, reduction: float = 1 / 16, temperature: float = 30.0,
+        cls,
+        spec: ConvSpec,
+        *,
+        kernels: int = 4,
+        reduction: float = 1 / 16,
+        temperature: float = 30.0,
         norm: str = "batch",
-    ) -> str | None:  # fmt: skip
+    ) -> str | None:
         if reason := super().why_not(spec):
             return reason
         if spec.kernel[0] != spec.kernel[1]:

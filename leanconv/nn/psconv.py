@@ -51,10 +51,23 @@ class PSConv2d(Operator):
     _back_rest: Tensor
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, parts: int = 4, base_dilation: int = 2, layout: str = "block",
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        parts: int = 4,
+        base_dilation: int = 2,
+        layout: str = "block",
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(*sizes, parts=parts, base_dilation=base_dilation, layout=layout)
@@ -94,10 +107,14 @@ class PSConv2d(Operator):
         pairs = [b for a in range(half) for b in (a, a + half)]
         filters, rest = channels(spec.o, straight), channels(spec.o, pairs)
         return {
-            "_order": channels(spec.c, straight), "_order_shift": channels(spec.c, straight[half:] + straight[:half]),
-            "_order_rest": channels(spec.c, others), "_filters": filters, "_filters_rest": rest,
-            "_back": filters.argsort(), "_back_rest": rest.argsort(),
-        }  # fmt: skip
+            "_order": channels(spec.c, straight),
+            "_order_shift": channels(spec.c, straight[half:] + straight[:half]),
+            "_order_rest": channels(spec.c, others),
+            "_filters": filters,
+            "_filters_rest": rest,
+            "_back": filters.argsort(),
+            "_back_rest": rest.argsort(),
+        }
 
     @torch.no_grad()
     def _reset(self) -> None:
@@ -117,9 +134,14 @@ class PSConv2d(Operator):
         bias = self.bias if self.bias is None or self._plain_order else self.bias[self._filters]
         first = self.gwconv
         y = F.conv2d(
-            x if self._plain_order else take(x, self._order), first.weight, bias, first.stride, first.padding,
-            first.dilation, first.groups,
-        )  # fmt: skip
+            x if self._plain_order else take(x, self._order),
+            first.weight,
+            bias,
+            first.stride,
+            first.padding,
+            first.dilation,
+            first.groups,
+        )
         y = y + self.gwconv_shift(take(x, self._order_shift))
         if not self._plain_order:
             y = take(y, self._back)

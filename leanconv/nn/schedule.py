@@ -50,9 +50,14 @@ class Schedule:
     """
 
     def __init__(
-        self, model: nn.Module, *, steps_per_epoch: int, topology_epochs: int | None = 100, seed: int = 0,
+        self,
+        model: nn.Module,
+        *,
+        steps_per_epoch: int,
+        topology_epochs: int | None = 100,
+        seed: int = 0,
         temperature_epochs: float = TEMPERATURE_EPOCHS,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if steps_per_epoch < 1:
             raise BadInput(f"steps_per_epoch={steps_per_epoch} must be at least 1")
         if not 0 < temperature_epochs < math.inf:

@@ -29,9 +29,17 @@ class SpatialThenPointwise(Operator):
     def _build(self, spec: ConvSpec, groups: int, block: bool, **factory: Any) -> None:
         self.block = block
         self.spatial = nn.Conv2d(
-            spec.c, spec.c, spec.kernel, spec.stride, spec.padding, spec.dilation, groups, False, spec.padding_mode,
+            spec.c,
+            spec.c,
+            spec.kernel,
+            spec.stride,
+            spec.padding,
+            spec.dilation,
+            groups,
+            False,
+            spec.padding_mode,
             **factory,
-        )  # fmt: skip
+        )
         self.pointwise = nn.Conv2d(spec.c, spec.o, 1, bias=spec.bias, **factory)
         if block:
             self.norm1, self.act1 = nn.BatchNorm2d(spec.c, **factory), nn.ReLU(inplace=True)
@@ -90,9 +98,11 @@ def spatial_then_pointwise_cost(spec: ConvSpec, groups: int, block: bool) -> Cos
     """C·(C/G)·R·S + C·O weights, that many MACs per output pixel; the block adds two BatchNorms."""
     weights = spec.c * spec.c // groups * spec.kernel[0] * spec.kernel[1] + spec.c * spec.o
     return Cost.of(
-        spec, macs=spec.n * spec.p * spec.q * weights, params=weights + spec.o * spec.bias,
+        spec,
+        macs=spec.n * spec.p * spec.q * weights,
+        params=weights + spec.o * spec.bias,
         norm_params=2 * (spec.c + spec.o) * block,
-    )  # fmt: skip
+    )
 
 
 @register("depthwise_separable")
@@ -106,10 +116,21 @@ class DepthwiseSeparableConv2d(SpatialThenPointwise):
     paper = "Howard et al. 2017, arXiv:1704.04861"
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, block: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        block: bool = False,
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         self._build(self._check(*sizes, block=block), in_channels, block, device=device, dtype=dtype)

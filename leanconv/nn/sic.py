@@ -37,11 +37,25 @@ class SICConv2d(Operator):
     accepts = frozenset({"stride", "dilation", "padding_mode"})
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, units: int = 1, residual: bool = True, norm_between: bool = True,
-        act_between: bool = True, block: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        units: int = 1,
+        residual: bool = True,
+        norm_between: bool = True,
+        act_between: bool = True,
+        block: bool = False,
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(*sizes, units=units)
@@ -119,20 +133,34 @@ class SICConv2d(Operator):
 
     @classmethod
     def cost(
-        cls, spec: ConvSpec, *, units: int = 1, residual: bool = True, norm_between: bool = True,
-        act_between: bool = True, block: bool = False,
-    ) -> Cost:  # fmt: skip
+        cls,
+        spec: ConvSpec,
+        *,
+        units: int = 1,
+        residual: bool = True,
+        norm_between: bool = True,
+        act_between: bool = True,
+        block: bool = False,
+    ) -> Cost:
         weights = spec.c * (units * spec.kernel[0] * spec.kernel[1] + (units - 1) * spec.c + spec.o)
         return Cost.of(
-            spec, macs=spec.n * spec.p * spec.q * weights, params=weights + spec.o * spec.bias,
+            spec,
+            macs=spec.n * spec.p * spec.q * weights,
+            params=weights + spec.o * spec.bias,
             norm_params=2 * spec.c * (units - 1) * norm_between + 2 * spec.o * block,
-        )  # fmt: skip
+        )
 
     @classmethod
     def why_not(
-        cls, spec: ConvSpec, *, units: int = 1, residual: bool = True, norm_between: bool = True,
-        act_between: bool = True, block: bool = False,
-    ) -> str | None:  # fmt: skip
+        cls,
+        spec: ConvSpec,
+        *,
+        units: int = 1,
+        residual: bool = True,
+        norm_between: bool = True,
+        act_between: bool = True,
+        block: bool = False,
+    ) -> str | None:
         if reason := super().why_not(spec):
             return reason
         if not isinstance(units, int) or units < 1:

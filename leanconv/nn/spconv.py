@@ -21,7 +21,7 @@ from leanconv.nn.base import (
     kaiming_fan_out_,
     needs_odd_centred,
     needs_stride_1_or_2,
-)  # fmt: skip
+)
 from leanconv.nn.hetconv import HetConv2d
 from leanconv.ops.fold import bn_scale_shift, fold_bn_, scale_conv_
 from leanconv.ops.gated_sum import gated_sum
@@ -62,10 +62,23 @@ class SPConv2d(Operator):
     accepts = frozenset({"stride", "dilation", "padding_mode"})
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, alpha: float = 0.5, rep_groups: int = 2, inner_norms: int = 2,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        alpha: float = 0.5,
+        rep_groups: int = 2,
+        inner_norms: int = 2,
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(*sizes, alpha=alpha, rep_groups=rep_groups, inner_norms=inner_norms)
@@ -73,9 +86,8 @@ class SPConv2d(Operator):
         c, o, factory = split_channels(spec.c, alpha), spec.o, {"device": device, "dtype": dtype}
         self.split = (c, spec.c - c)
         self.spatial = nn.Conv2d(
-            c, o, spec.kernel, spec.stride, spec.padding, spec.dilation, rep_groups, False, spec.padding_mode,
-            **factory,
-        )  # fmt: skip
+            c, o, spec.kernel, spec.stride, spec.padding, spec.dilation, rep_groups, False, spec.padding_mode, **factory
+        )
         self.pointwise = nn.Conv2d(c, o, 1, bias=False, **factory)
         self.plain = nn.Conv2d(spec.c - c, o, 1, bias=bias, **factory)
         self.norm1 = nn.BatchNorm2d(o, **factory)
@@ -108,9 +120,11 @@ class SPConv2d(Operator):
         c = split_channels(spec.c, alpha)
         weights = c * spec.o * spec.kernel[0] * spec.kernel[1] // rep_groups + spec.c * spec.o
         return Cost.of(
-            spec, macs=spec.n * spec.p * spec.q * weights, params=weights + spec.o * spec.bias,
+            spec,
+            macs=spec.n * spec.p * spec.q * weights,
+            params=weights + spec.o * spec.bias,
             norm_params=2 * spec.o * inner_norms,
-        )  # fmt: skip
+        )
 
     @classmethod
     def why_not(cls, spec: ConvSpec, *, alpha: float = 0.5, rep_groups: int = 2, inner_norms: int = 2) -> str | None:
@@ -133,10 +147,18 @@ class SplitAndBlend(nn.Module):
         spatial, pointwise = folded.spatial, folded.pointwise
         self.split, self.plain, self.in_channels = folded.split, folded.plain, folded.in_channels
         self.representative = HetConv2d(
-            spatial.in_channels, spatial.out_channels, spatial.kernel_size, 1, spatial.padding, spatial.dilation,
-            padding_mode=spatial.padding_mode, device=spatial.weight.device, dtype=spatial.weight.dtype,
-            part=folded.rep_groups, arrangement="blocked",
-        )  # fmt: skip
+            spatial.in_channels,
+            spatial.out_channels,
+            spatial.kernel_size,
+            1,
+            spatial.padding,
+            spatial.dilation,
+            padding_mode=spatial.padding_mode,
+            device=spatial.weight.device,
+            dtype=spatial.weight.dtype,
+            part=folded.rep_groups,
+            arrangement="blocked",
+        )
         self.representative.load_sum_(spatial, pointwise)
         self.eval()
 

@@ -43,17 +43,35 @@ class SPLConv2d(Operator):
     accepts = frozenset({"stride", "dilation", "padding_mode"})
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, alpha: float = 0.5, rate: int = 2, dilated_kernel_size: int | None = None,
-        depthwise: bool = True, dilated: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        alpha: float = 0.5,
+        rate: int = 2,
+        dilated_kernel_size: int | None = None,
+        depthwise: bool = True,
+        dilated: bool = True,
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(
-            *sizes, alpha=alpha, rate=rate, dilated_kernel_size=dilated_kernel_size, depthwise=depthwise,
+            *sizes,
+            alpha=alpha,
+            rate=rate,
+            dilated_kernel_size=dilated_kernel_size,
+            depthwise=depthwise,
             dilated=dilated,
-        )  # fmt: skip
+        )
         self.alpha, self.rate, self.dilated_kernel_size = alpha, rate, dilated_kernel_size
         self.depthwise, self.dilated = depthwise, dilated
         c, o, factory = split_channels(spec.c, alpha), spec.o, {"device": device, "dtype": dtype}
@@ -63,12 +81,12 @@ class SPLConv2d(Operator):
         if depthwise:
             self.stencil1 = nn.Conv2d(
                 c, c, spec.kernel, spec.stride, spec.padding, spec.dilation, c, False, spec.padding_mode, **factory
-            )  # fmt: skip
+            )
         if dilated:
             kernel = _dilated_kernel(spec, dilated_kernel_size)
             self.stencil2 = DilatedDepthwise(
                 c, kernel, (1, 1) if depthwise else spec.stride, rate, spec.padding_mode, **factory
-            )  # fmt: skip
+            )
         self.pointwise = nn.Conv2d(c, o, 1, bias=False, **factory)
         self.norm, self.act = nn.BatchNorm2d(o, **factory), nn.ReLU(inplace=True)
         self.plain = nn.Conv2d(spec.c - c, o, 1, bias=bias, **factory)
@@ -115,9 +133,15 @@ class SPLConv2d(Operator):
 
     @classmethod
     def cost(
-        cls, spec: ConvSpec, *, alpha: float = 0.5, rate: int = 2, dilated_kernel_size: int | None = None,
-        depthwise: bool = True, dilated: bool = True,
-    ) -> Cost:  # fmt: skip
+        cls,
+        spec: ConvSpec,
+        *,
+        alpha: float = 0.5,
+        rate: int = 2,
+        dilated_kernel_size: int | None = None,
+        depthwise: bool = True,
+        dilated: bool = True,
+    ) -> Cost:
         kernel = _dilated_kernel(spec, dilated_kernel_size)
         taps = spec.kernel[0] * spec.kernel[1] * depthwise + kernel[0] * kernel[1] * dilated
         weights = split_channels(spec.c, alpha) * taps + spec.c * spec.o
@@ -127,9 +151,15 @@ class SPLConv2d(Operator):
 
     @classmethod
     def why_not(
-        cls, spec: ConvSpec, *, alpha: float = 0.5, rate: int = 2, dilated_kernel_size: int | None = None,
-        depthwise: bool = True, dilated: bool = True,
-    ) -> str | None:  # fmt: skip
+        cls,
+        spec: ConvSpec,
+        *,
+        alpha: float = 0.5,
+        rate: int = 2,
+        dilated_kernel_size: int | None = None,
+        depthwise: bool = True,
+        dilated: bool = True,
+    ) -> str | None:
         reason = super().why_not(spec) or needs_odd_centred(spec) or needs_stride_1_or_2(spec)
         if reason := reason or why_not_split(spec.c, alpha):
             return reason
@@ -145,9 +175,14 @@ class DilatedDepthwise(nn.Conv2d):
     """A depthwise convolution with "same" padding d·(e - 1); where that is odd the larger half is right and below."""
 
     def __init__(
-        self, channels: int, kernel: tuple[int, int], stride: tuple[int, int], rate: int, padding_mode: PaddingMode,
+        self,
+        channels: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        rate: int,
+        padding_mode: PaddingMode,
         **factory: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         totals = rate * (kernel[0] - 1), rate * (kernel[1] - 1)
         even = not (totals[0] % 2 or totals[1] % 2)
         padding = (totals[0] // 2, totals[1] // 2) if even else (0, 0)

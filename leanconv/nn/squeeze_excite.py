@@ -27,7 +27,7 @@ class SqueezeExcite(nn.Module):
 
     def __init__(
         self, channels: int, reduction: int = 16, bias: bool = True, gate: str = "sigmoid", *, hidden: int | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         if gate not in ("sigmoid", "hardsigmoid"):
             raise BadInput(f"gate={gate!r}: 'sigmoid' or 'hardsigmoid'")

@@ -48,10 +48,23 @@ class TopologicalConv2d(Operator):
     _inputs: Tensor
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, in_dims: Dims | None = None, out_dims: Dims | None = None, window: Dims | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        in_dims: Dims | None = None,
+        out_dims: Dims | None = None,
+        window: Dims | None = None,
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(*sizes, in_dims=in_dims, out_dims=out_dims, window=window)
@@ -61,9 +74,17 @@ class TopologicalConv2d(Operator):
         self.spatial = None
         if spec.kernel != (1, 1):
             self.spatial = nn.Conv2d(
-                spec.c, spec.c, spec.kernel, spec.stride, spec.padding, spec.dilation, spec.c, False,
-                spec.padding_mode, **factory,
-            )  # fmt: skip
+                spec.c,
+                spec.c,
+                spec.kernel,
+                spec.stride,
+                spec.padding,
+                spec.dilation,
+                spec.c,
+                False,
+                spec.padding_mode,
+                **factory,
+            )
             kaiming_fan_out_(self.spatial)
         self.weight = nn.Parameter(torch.empty(spec.o, reach, **factory))
         nn.init.normal_(self.weight, 0.0, math.sqrt(2 / reach))  # fan-in: the window
@@ -75,8 +96,11 @@ class TopologicalConv2d(Operator):
         self.distinct = spec.o // math.prod(share)
         gather = windows[order].view(self.distinct, -1, reach)[:, 0]
         for name, index in {
-            "_inputs": windows, "_gather": gather.flatten(), "_order": order, "_back": order.argsort()
-        }.items():  # fmt: skip
+            "_inputs": windows,
+            "_gather": gather.flatten(),
+            "_order": order,
+            "_back": order.argsort(),
+        }.items():
             self._constant(name, index, device)
         self._is_sorted = bool((order == torch.arange(spec.o, device="cpu")).all())
 

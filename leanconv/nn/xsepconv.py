@@ -46,11 +46,27 @@ class XSepConv2d(Operator):
     replaces = frozenset({"depthwise"})
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Any = None,
-        dtype: Any = None, *, pad_policy: str = "layer", layer_index: int = 0, linear: bool = False,
-        norm_between: bool = True, act_between: bool = True, act: str = "relu", block: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        pad_policy: str = "layer",
+        layer_index: int = 0,
+        linear: bool = False,
+        norm_between: bool = True,
+        act_between: bool = True,
+        act: str = "relu",
+        block: bool = False,
+    ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         spec = self._check(*sizes, pad_policy=pad_policy, layer_index=layer_index, act=act)
@@ -127,9 +143,17 @@ class XSepConv2d(Operator):
 
     @classmethod
     def cost(
-        cls, spec: ConvSpec, *, pad_policy: str = "layer", layer_index: int = 0, linear: bool = False,
-        norm_between: bool = True, act_between: bool = True, act: str = "relu", block: bool = False,
-    ) -> Cost:  # fmt: skip
+        cls,
+        spec: ConvSpec,
+        *,
+        pad_policy: str = "layer",
+        layer_index: int = 0,
+        linear: bool = False,
+        norm_between: bool = True,
+        act_between: bool = True,
+        act: str = "relu",
+        block: bool = False,
+    ) -> Cost:
         r, s = spec.kernel
         macs = spec.n * spec.c * (4 * spec.h * spec.w + s * spec.h * spec.q + r * spec.p * spec.q)
         norms = 2 * (norm_between and not linear) + block
@@ -137,9 +161,17 @@ class XSepConv2d(Operator):
 
     @classmethod
     def why_not(
-        cls, spec: ConvSpec, *, pad_policy: str = "layer", layer_index: int = 0, linear: bool = False,
-        norm_between: bool = True, act_between: bool = True, act: str = "relu", block: bool = False,
-    ) -> str | None:  # fmt: skip
+        cls,
+        spec: ConvSpec,
+        *,
+        pad_policy: str = "layer",
+        layer_index: int = 0,
+        linear: bool = False,
+        norm_between: bool = True,
+        act_between: bool = True,
+        act: str = "relu",
+        block: bool = False,
+    ) -> str | None:
         if reason := super().why_not(spec):
             return reason
         if not spec.groups == spec.c == spec.o:

@@ -72,9 +72,13 @@ class GatedSum(Form):
 
 
 def reference(
-    a: Tensor, inputs: Sequence[Tensor], weights: Sequence[Tensor], form: GatedSum, a_average: Tensor | None = None,
+    a: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    form: GatedSum,
+    a_average: Tensor | None = None,
     averages: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """`gated_pointwise` in plain PyTorch, for any dtype and device."""
     check_channels(inputs, form.channels)
     left = list(weights)
@@ -93,9 +97,13 @@ def reference(
 
 @torch.library.custom_op("leanconv::gated_pointwise", mutates_args=())
 def gated_pointwise_op(
-    a: Tensor, inputs: Sequence[Tensor], weights: Sequence[Tensor], form: str, a_average: Tensor | None,
+    a: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    form: str,
+    a_average: Tensor | None,
     averages: Sequence[Tensor],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """`gated_pointwise` as an operator of PyTorch; `form` is `GatedSum.text`. Inference only."""
     return reference(a, inputs, weights, GatedSum.read(form), a_average, averages or None)
 
@@ -107,9 +115,13 @@ def _(a, inputs, weights, form, a_average, averages):  # type: ignore[no-untyped
 
 
 def gated_pointwise(
-    a: Tensor, inputs: Sequence[Tensor], weights: Sequence[Tensor], form: GatedSum, a_average: Tensor | None = None,
+    a: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    form: GatedSum,
+    a_average: Tensor | None = None,
     averages: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Run a gated sum: on the fastest kernel that is registered for the device, else on the reference.
 
     Args:

@@ -18,17 +18,7 @@ from torch import Tensor
 
 from leanconv.errors import BadInput
 from leanconv.ops.activations import ACTIVATIONS, check_activation
-from leanconv.ops.forms import (
-    Form,
-    Pair,
-    Sides,
-    check_channels,
-    fake_map,
-    finish,
-    joined,
-    out_size,
-    padded_conv,
-)  # fmt: skip
+from leanconv.ops.forms import Form, Pair, Sides, check_channels, fake_map, finish, joined, out_size, padded_conv
 
 
 @dataclass(frozen=True)

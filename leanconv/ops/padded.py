@@ -25,9 +25,15 @@ def pad(x: Tensor, amounts: list[int], mode: str = "zeros") -> Tensor:
 
 
 def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: Any, dilation: tuple[int, int],
-    groups: int = 1, padding_mode: str = "zeros",
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: Any,
+    dilation: tuple[int, int],
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
     """What `nn.Conv2d` of these arguments computes with `weight`: `N C H W`, `O C/G R S -> N O P Q`."""
     if padding_mode != "zeros":
         kernel = (weight.shape[-2], weight.shape[-1])

@@ -27,9 +27,16 @@ def mixes_outputs(n: int, pixels: int, weight: torch.Size | tuple[int, ...], gro
 
 @leaf_function
 def mixed_conv2d(
-    x: Tensor, weight: Tensor, mixture: Tensor | None, taps: Tensor | None, stride: tuple[int, int], padding: Any,
-    dilation: tuple[int, int], groups: int = 1, padding_mode: str = "zeros",
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    mixture: Tensor | None,
+    taps: Tensor | None,
+    stride: tuple[int, int],
+    padding: Any,
+    dilation: tuple[int, int],
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
     """y[n] = conv2d(x[n], taps[n] · Σ_k mixture[n,k] · weight[k]): `N C H W -> N O P Q`.
 
     Args:
@@ -55,9 +62,15 @@ def mixed_conv2d(
 
 @leaf_function
 def per_sample_conv2d(
-    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: Any, dilation: tuple[int, int], groups: int = 1,
-    padding_mode: str = "zeros", taps: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: Any,
+    dilation: tuple[int, int],
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    taps: Tensor | None = None,
+) -> Tensor:
     """y[n] = conv2d(x[n], taps[n] · weight[n]): `N C H W`, `N O C/G R S`, `N 1 1 R S` or None `-> N O P Q`.
 
     Runs as one convolution in G·N groups, or as a matrix product a sample with the unfolded input where that is smaller
@@ -104,9 +117,13 @@ def _out_size(
 
 
 def _patches(
-    x: Tensor, kernel: tuple[int, int], taps: Tensor | None, stride: tuple[int, int], padding: tuple[int, int],
+    x: Tensor,
+    kernel: tuple[int, int],
+    taps: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
     dilation: tuple[int, int],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """`N C H W -> N C·R·S P·Q`, each tap times its weight in `N 1 1 R S`."""
     if kernel == (1, 1) and padding == (0, 0):
         patches = x[:, :, :: stride[0], :: stride[1]].flatten(2)
@@ -119,9 +136,14 @@ def _patches(
 
 
 def _products(
-    x: Tensor, weight: Tensor, taps: Tensor | None, stride: tuple[int, int], padding: tuple[int, int],
-    dilation: tuple[int, int], groups: int,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    taps: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
     """One matrix product a sample (and group): the taps' weights on the input, which is smaller than the kernels."""
     (n, o), kernel = weight.shape[:2], (weight.shape[-2], weight.shape[-1])
     patches = _patches(x, kernel, taps, stride, padding, dilation)
@@ -130,9 +152,14 @@ def _products(
 
 
 def _summed_outputs(
-    x: Tensor, weight: Tensor, mixture: Tensor | None, taps: Tensor | None, stride: tuple[int, int],
-    padding: tuple[int, int], dilation: tuple[int, int],
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    mixture: Tensor | None,
+    taps: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
     """Every kernel on every sample in one matrix product, then the mixture of the outputs: no kernel is ever made."""
     (k, o), kernel, n = weight.shape[:2], (weight.shape[-2], weight.shape[-1]), x.shape[0]
     p, q = _out_size(x, kernel, stride, padding, dilation)
@@ -144,7 +171,7 @@ def _summed_outputs(
 
 def _unfolded(
     x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], groups: int
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     (r, s), (sh, sw), (dh, dw) = weight.shape[-2:], stride, dilation
     x = pad(x, [padding[1], padding[1], padding[0], padding[0]])
     p, q = (x.shape[2] - dh * (r - 1) - 1) // sh + 1, (x.shape[3] - dw * (s - 1) - 1) // sw + 1

@@ -17,17 +17,7 @@ from torch import Tensor
 
 from leanconv.errors import BadInput
 from leanconv.ops.activations import ACTIVATIONS, check_activation
-from leanconv.ops.forms import (
-    Form,
-    Pair,
-    Stencil,
-    check_channels,
-    fake_map,
-    finish,
-    joined,
-    out_size,
-    padded_conv,
-)  # fmt: skip
+from leanconv.ops.forms import Form, Pair, Stencil, check_channels, fake_map, finish, joined, out_size, padded_conv
 
 
 def _stencil(fields: dict[str, Any]) -> Stencil:
@@ -109,9 +99,12 @@ class Separable(Form):
 
 
 def reference(
-    inputs: Sequence[Tensor], weights: Sequence[Tensor], form: Separable, residual: Tensor | None = None,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    form: Separable,
+    residual: Tensor | None = None,
     gate: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """`separable` in plain PyTorch, for any dtype and device."""
     check_channels(inputs, form.channels)
     x, left = joined(inputs), list(weights)
@@ -149,9 +142,12 @@ def _(inputs, weights, form, residual, gate):  # type: ignore[no-untyped-def]
 
 
 def separable(
-    inputs: Sequence[Tensor], weights: Sequence[Tensor], form: Separable, residual: Tensor | None = None,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    form: Separable,
+    residual: Tensor | None = None,
     gate: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Run a separable convolution: on the fastest kernel that is registered for the device, else on the reference.
 
     Args:

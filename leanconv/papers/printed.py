@@ -94,8 +94,19 @@ def _row(entry: dict[str, Any]) -> PrintedRow:
     printed = {column: as_printed(value) for column, value in values.items()} | entry.get("printed", {})
     c, h, w = (int(size) for size in entry["input_size"].split("x"))
     return PrintedRow(
-        entry["slug"], entry["paper"], entry["table"], entry["row"], entry["model_definition_id"], (c, h, w),
-        entry["convention"], values, printed, entry["tolerance"], entry["expected_reproduced"], entry["note"],
-        entry.get("fps"), {of: entry[column] for column, of in REDUCED.items() if column in entry},
+        entry["slug"],
+        entry["paper"],
+        entry["table"],
+        entry["row"],
+        entry["model_definition_id"],
+        (c, h, w),
+        entry["convention"],
+        values,
+        printed,
+        entry["tolerance"],
+        entry["expected_reproduced"],
+        entry["note"],
+        entry.get("fps"),
+        {of: entry[column] for column, of in REDUCED.items() if column in entry},
         entry.get("params_convention", ""),
-    )  # fmt: skip
+    )

@@ -75,10 +75,17 @@ def reproduce(
         printed = _rows(slug)
         rates.append(
             measure_rates(
-                printed, _paper(slug).NETWORKS, size or printed[0].input[1:], device=device, batch=batch,
-                budget_s=budget_s, min_rounds=min_rounds, clock=clock, progress=progress,
+                printed,
+                _paper(slug).NETWORKS,
+                size or printed[0].input[1:],
+                device=device,
+                batch=batch,
+                budget_s=budget_s,
+                min_rounds=min_rounds,
+                clock=clock,
+                progress=progress,
             )
-        )  # fmt: skip
+        )
     return found.result(rates)
 
 
@@ -136,10 +143,14 @@ class _Found:
 
     def result(self, rates: list[Rates]) -> Reproduction:
         return Reproduction(
-            tuple(self.rows), tuple(self.alternatives), self.networks,
-            {name: paper.READINGS for name, paper in _PAPERS.items()}, tuple(rates), tuple(self.unexpected),
+            tuple(self.rows),
+            tuple(self.alternatives),
+            self.networks,
+            {name: paper.READINGS for name, paper in _PAPERS.items()},
+            tuple(rates),
+            tuple(self.unexpected),
             self.left_out,
-        )  # fmt: skip
+        )
 
 
 def reproducible() -> list[str]:

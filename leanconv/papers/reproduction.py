@@ -54,19 +54,25 @@ class Reproduction:
         entries = [e for e in self.rows if e.paper == paper]
         compared = [e for e in entries if e.ok is not None]
         return Standing(
-            paper, len({e.table for e in entries}), len({(e.table, e.row) for e in entries}), len(compared),
-            sum(e.ok is True for e in compared), {f"{e.row} {e.column}": e.reason for e in compared if not e.ok},
-        )  # fmt: skip
+            paper,
+            len({e.table for e in entries}),
+            len({(e.table, e.row) for e in entries}),
+            len(compared),
+            sum(e.ok is True for e in compared),
+            {f"{e.row} {e.column}": e.reason for e in compared if not e.ok},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The design's JSON: {"rows": […]}, and beside it the alternatives, references, summary and timings."""
         return {
             "rows": [vars(entry).copy() for entry in self.rows] + [e for rate in self.rates for e in rate.entries()],
             "alternatives": [vars(entry).copy() for entry in self.alternatives],
-            "networks": self.networks, "timing": [rate.to_dict() for rate in self.rates],
+            "networks": self.networks,
+            "timing": [rate.to_dict() for rate in self.rates],
             "summary": [standing.to_dict() for standing in self.summary],
-            "unexpected": list(self.unexpected), "left_out": self.left_out,
-        }  # fmt: skip
+            "unexpected": list(self.unexpected),
+            "left_out": self.left_out,
+        }
 
     def __str__(self) -> str:
         parts = [self._table(entries, title) for title, entries in self._tables()]

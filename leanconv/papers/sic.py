@@ -66,10 +66,20 @@ def ratio_entries(ratio: Ratio, size: tuple[int, int] | None, figures: Figures) 
         name, reason = (ratio.row, LOST) if form == "sic" else (f"{ratio.row} [{form}]", "")
         found.append(
             Entry(
-                "sic", ratio.table, name, "MACs, times fewer", "macs_weights", "x".join(map(str, shape)), ratio.printed,
-                ours, error, None if error is None else abs(error) <= 0.005, "counted", reason,
+                "sic",
+                ratio.table,
+                name,
+                "MACs, times fewer",
+                "macs_weights",
+                "x".join(map(str, shape)),
+                ratio.printed,
+                ours,
+                error,
+                None if error is None else abs(error) <= 0.005,
+                "counted",
+                reason,
             )
-        )  # fmt: skip
+        )
     return found
 
 

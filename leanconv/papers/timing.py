@@ -45,34 +45,57 @@ class Rates:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "table": self.slug, "input": list(self.input), "label": self.label, "device": self.device,
-            "clock": self.clock, "rows": [
+            "table": self.slug,
+            "input": list(self.input),
+            "label": self.label,
+            "device": self.device,
+            "clock": self.clock,
+            "rows": [
                 {
-                    "row": r.row, "paper_fps": r.fps, "paper_ratio": self.paper_ratio(r), "fps": self.fps(r.row),
-                    "ratio": self.ratio(r.row), **self.timings[r.row].to_dict(),
-                } for r in self.rows
+                    "row": r.row,
+                    "paper_fps": r.fps,
+                    "paper_ratio": self.paper_ratio(r),
+                    "fps": self.fps(r.row),
+                    "ratio": self.ratio(r.row),
+                    **self.timings[r.row].to_dict(),
+                }
+                for r in self.rows
             ],
-        }  # fmt: skip
+        }
 
     def entries(self) -> list[dict[str, Any]]:
         """The same as rows of `reproduce --json`; never `ok` or not, because the device is another."""
         paper, name = self.slug.split("/")
         return [
             {
-                "paper": paper, "table": name, "row": r.row, "column": "FPS", "convention": "measured",
-                "input": "x".join(map(str, self.input[1:])), "paper_value": r.fps, "ours": self.fps(r.row),
-                "error": None, "ok": None, "how": "measured",
+                "paper": paper,
+                "table": name,
+                "row": r.row,
+                "column": "FPS",
+                "convention": "measured",
+                "input": "x".join(map(str, self.input[1:])),
+                "paper_value": r.fps,
+                "ours": self.fps(r.row),
+                "error": None,
+                "ok": None,
+                "how": "measured",
                 "reason": f"{self.ratio(r.row):.2f}x the first row here, {self.paper_ratio(r):.2f}x in the paper",
-            } for r in self.rows
-        ]  # fmt: skip
+            }
+            for r in self.rows
+        ]
 
     def __str__(self) -> str:
         cells = [
             [
-                r.row, f"{r.fps:g}", f"{self.paper_ratio(r):.2f}x", f"{self.fps(r.row):.3g}",
-                f"{self.ratio(r.row):.2f}x", self.timings[r.row],
-            ] for r in self.rows
-        ]  # fmt: skip
+                r.row,
+                f"{r.fps:g}",
+                f"{self.paper_ratio(r):.2f}x",
+                f"{self.fps(r.row):.3g}",
+                f"{self.ratio(r.row):.2f}x",
+                self.timings[r.row],
+            ]
+            for r in self.rows
+        ]
         columns = ["row", "paper's FPS", "to its first row", "FPS here", "to our first row", "median of a batch"]
         rounds = self.timings[self.rows[0].row].rounds
         note = (
@@ -114,8 +137,11 @@ def measure_rates(
     with torch.inference_mode():
         timings = interleave(
             {row.row: candidate(networks[row.model_id]) for row in rows},
-            budget_s=budget_s, warmup=1, min_rounds=min_rounds, clock=clock,
+            budget_s=budget_s,
+            warmup=1,
+            min_rounds=min_rounds,
+            clock=clock,
             on_round=(lambda done: progress(say, done)) if progress else None,
-        )  # fmt: skip
+        )
     conditions = label(device, dtype=torch.float32, layout="contiguous", shape=shape)
     return Rates(rows[0].slug, shape, rows, timings, f"{conditions}, eager", describe(device), clock)

@@ -206,7 +206,7 @@ def _samples(report: Report, models: dict[int, nn.Module], asked: str) -> tuple[
 
 def _case(
     report: Report, models: dict[int, nn.Module], sets: dict[int, Samples], place: int, name: str, why: str
-) -> Case:  # fmt: skip
+) -> Case:
     sample = next(iter(sets.values()))[place]
     guesses = []
     for index, model in models.items():

@@ -42,7 +42,7 @@ def _names(text: str, place: int, cell: float, margin: float) -> str:
 
 def _cell(
     truth: str, guess: str, k: int, j: int, count: int, share: float, cell: float, margin: float, named: bool
-) -> str:  # fmt: skip
+) -> str:
     x, y = margin + j * cell, margin + k * cell
     colour = "var(--s0)" if k == j else "var(--s1)"
     tip = f"{truth} taken for {guess}: {count} ({100 * share:.1f} %)" if k != j else f"{truth}: {count} right"

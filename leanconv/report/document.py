@@ -68,12 +68,17 @@ class Report:
                 }
             )
         return {
-            "title": self.title, "data": self.data, "split": self.split, "images": self.images,
-            "measured": self.measured, "runs": rows,
+            "title": self.title,
+            "data": self.data,
+            "split": self.split,
+            "images": self.images,
+            "measured": self.measured,
+            "runs": rows,
             "summary": [f"{name}: {text}" for name, text in sentences(self.runs)],
             "cases": [{"name": case.name, "why": case.why, "dice": case.dices} for case in self.cases],
-            "remarks": [f"{who} {text}".strip() for who, text in self.all_remarks], "environment": self.environment,
-        }  # fmt: skip
+            "remarks": [f"{who} {text}".strip() for who, text in self.all_remarks],
+            "environment": self.environment,
+        }
 
     def __str__(self) -> str:
         rows = []

@@ -87,9 +87,15 @@ def choose(images: Sequence[Mapping[str, float]], limit: int) -> list[tuple[str,
 
 
 def case(
-    name: str, why: str, image: Pixels, truth: Pixels, guesses: Sequence[tuple[int, str, Pixels, float]],
-    classes: Sequence[str], *, side: int = 288,
-) -> Case:  # fmt: skip
+    name: str,
+    why: str,
+    image: Pixels,
+    truth: Pixels,
+    guesses: Sequence[tuple[int, str, Pixels, float]],
+    classes: Sequence[str],
+    *,
+    side: int = 288,
+) -> Case:
     """Make the pictures of one image.
 
     Args:

@@ -43,14 +43,15 @@ def render(report: Report) -> str:
     filled = page.render(
         _words(report)
         | {
-            "css": Markup((_HERE / "page.css").read_text(encoding="utf-8")), "script": Markup(script),
+            "css": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+            "script": Markup(script),
             # The browser runs our script and no other: a name that slipped through escaping could still do nothing.
             "script_hash": f"sha256-{digest}",
             "frontier": Markup(_frontier(report)),
             "matrices": [(run.name, index, Markup(svg)) for index, run, svg in _matrices(report)],
             "curves": [(title, Markup(svg)) for title, svg in _curves(report)],
         }
-    )  # fmt: skip
+    )
     return printable(filled)
 
 
@@ -59,20 +60,32 @@ def _words(report: Report) -> dict[str, Any]:
     place = {run.name: index for index, run in enumerate(report.runs)}
     scored = [index for index, run in enumerate(report.runs) if run.scores]
     return {
-        "title": report.title, "subtitle": _subtitle(report), "origin": origin(), "command": report.command,
-        "series": SERIES, "runs": [{"name": run.name, "index": place[run.name]} for run in report.runs],
-        "scored": [{"name": report.runs[i].name, "index": i} for i in scored], "blank": _BLANK,
+        "title": report.title,
+        "subtitle": _subtitle(report),
+        "origin": origin(),
+        "command": report.command,
+        "series": SERIES,
+        "runs": [{"name": run.name, "index": place[run.name]} for run in report.runs],
+        "scored": [{"name": report.runs[i].name, "index": i} for i in scored],
+        "blank": _BLANK,
         "cards": [asdict(card) | {"index": place.get(card.winner, -1)} for card in cards(report.runs)],
-        "sentences": sentences(report.runs), "remarks": report.all_remarks, "metrics": report.metrics,
+        "sentences": sentences(report.runs),
+        "remarks": report.all_remarks,
+        "metrics": report.metrics,
         "rows": [_row(report, run) for run in report.runs],
         "table_note": f"Small: against {report.runs[0].name}, a ratio, or a difference for scores. Green and bold: "
         "best of the column.",
-        "measured": report.measured and f"Latency: {report.measured}." + _marks(report), "notes": _notes(report),
-        "cases": report.cases, "colours": css_colours(report.classes), "cases_note": _cases_note(report),
-        "classes": _classes(report, scored), "classes_note": _classes_note(report),
-        "differing": differing if len(report.runs) > 1 else {}, "same": same,
+        "measured": report.measured and f"Latency: {report.measured}." + _marks(report),
+        "notes": _notes(report),
+        "cases": report.cases,
+        "colours": css_colours(report.classes),
+        "cases_note": _cases_note(report),
+        "classes": _classes(report, scored),
+        "classes_note": _classes_note(report),
+        "differing": differing if len(report.runs) > 1 else {},
+        "same": same,
         "environment": report.environment,
-    }  # fmt: skip
+    }
 
 
 def _marks(report: Report) -> str:

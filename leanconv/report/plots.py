@@ -79,11 +79,15 @@ def curves(name: str, label: str, series: Sequence[Curve], *, x_label: str, y_la
         for curve in series:
             points = len(curve.x)
             (line,) = canvas.axes.plot(
-                curve.x, curve.y, color=_SERIES[curve.index % SERIES],
+                curve.x,
+                curve.y,
+                color=_SERIES[curve.index % SERIES],
                 linestyle=_DASHES[2] if curve.dashed else _DASHES[(curve.index // SERIES) % len(_DASHES)],
-                linewidth=1.2 if curve.dashed else 1.9, marker=_MARKERS[curve.index % len(_MARKERS)],
-                markersize=7 if points <= 3 else 4.5 if points <= 40 else 2.5, markeredgewidth=0,
-            )  # fmt: skip
+                linewidth=1.2 if curve.dashed else 1.9,
+                marker=_MARKERS[curve.index % len(_MARKERS)],
+                markersize=7 if points <= 3 else 4.5 if points <= 40 else 2.5,
+                markeredgewidth=0,
+            )
             shown = [
                 f"{curve.name}: {y_label} {y:.4g} at {x_label} {x:g}" for x, y in zip(curve.x, curve.y, strict=True)
             ]
@@ -111,9 +115,12 @@ def frontier(name: str, label: str, points: Sequence[Point], *, y_label: str) ->
                 [point.ms - point.iqr_ms / 2, point.ms + point.iqr_ms / 2], [point.score] * 2, color=colour, lw=1.5
             )
             look: Any = {
-                "linestyle": "none", "marker": _MARKERS[point.index % len(_MARKERS)], "color": colour, "alpha": 0.9,
+                "linestyle": "none",
+                "marker": _MARKERS[point.index % len(_MARKERS)],
+                "color": colour,
+                "alpha": 0.9,
                 "markersize": 8 + 10 * math.sqrt(max(0.0, min(1.0, point.size))),
-            }  # fmt: skip
+            }
             if math.isfinite(point.plain_ms):
                 axes.plot([point.plain_ms, point.ms], [point.score] * 2, color=colour, lw=1, linestyle=(0, (2, 2)))
                 (mark,) = axes.plot(
@@ -180,9 +187,16 @@ def _labels(canvas: _Canvas, points: Sequence[Point]) -> None:
             place += 4 if over else -4
         taken.append((left, right, place))
         words = canvas.axes.annotate(
-            name, (point.ms, point.score), xytext=(away, place - y), textcoords="offset pixels", va="center",
-            fontsize=9, color=_INK, annotation_clip=False, parse_math=False,
-        )  # fmt: skip
+            name,
+            (point.ms, point.score),
+            xytext=(away, place - y),
+            textcoords="offset pixels",
+            va="center",
+            fontsize=9,
+            color=_INK,
+            annotation_clip=False,
+            parse_math=False,
+        )
         words.set_in_layout(False)  # a long name may stand over the margin, it must not squeeze the axes
 
 

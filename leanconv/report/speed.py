@@ -67,12 +67,19 @@ def _optimised(
 
 
 def _time(
-    report: Report, models: dict[int, nn.Module], fast: dict[int, nn.Module], inputs: torch.Tensor, budget_s: float,
+    report: Report,
+    models: dict[int, nn.Module],
+    fast: dict[int, nn.Module],
+    inputs: torch.Tensor,
+    budget_s: float,
     say: Say,
-) -> None:  # fmt: skip
+) -> None:
     """All models in turns, each as PyTorch runs it and optimised."""
-    calls = {f"{index} {kind}": _call(model, inputs) for kind, held in (("plain", models), ("fast", fast))
-             for index, model in held.items()}  # fmt: skip
+    calls = {
+        f"{index} {kind}": _call(model, inputs)
+        for kind, held in (("plain", models), ("fast", fast))
+        for index, model in held.items()
+    }
     say(f"time {len(calls)} model{'s' * (len(calls) > 1)}, {budget_s:g} s")
     for key, timing in interleave(calls, budget_s=budget_s).items():
         index, kind = key.split()
@@ -93,9 +100,11 @@ def _costs(model: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
         recording = record(model, inputs)
         macs, published = count_recorded(recording, "macs"), count_recorded(recording, "torchstat")
     return {
-        "params": macs.params, "macs": macs.flops, "torchstat_flops": published.flops,
+        "params": macs.params,
+        "macs": macs.flops,
+        "torchstat_flops": published.flops,
         "torchstat_madd": published.madd or 0,
-    }  # fmt: skip
+    }
 
 
 def _call(model: nn.Module, inputs: torch.Tensor) -> Callable[[], object]:

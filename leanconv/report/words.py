@@ -99,9 +99,11 @@ def cards(runs: Sequence[RunSummary]) -> list[Card]:
     score, word, _ = main_score(runs)
     speed = "fast_fps" if any(run.fast_ms > 0 for run in runs) else "fps"
     for title, key in (
-        ("Most accurate", score), ("Fastest here" + ", optimised" * (speed != "fps"), speed), ("Fewest MACs", "macs"),
+        ("Most accurate", score),
+        ("Fastest here" + ", optimised" * (speed != "fps"), speed),
+        ("Fewest MACs", "macs"),
         ("Fewest parameters", "params"),
-    ):  # fmt: skip
+    ):
         metric = BY_KEY[key]
         known = ranked(runs, metric)
         if not known:

@@ -119,9 +119,7 @@ def mismatch(state: dict[str, Tensor], stored: dict[str, Tensor], *, exact: bool
     missing = [name for name in state if name not in stored]
     extra = [name for name in stored if name not in state]
     both = [name for name in state if name in stored and not is_lazy(state[name])]
-    shapes = [
-        f"{n} is {_size(stored[n])}, not {_size(state[n])}" for n in both if stored[n].shape != state[n].shape
-    ]  # fmt: skip
+    shapes = [f"{n} is {_size(stored[n])}, not {_size(state[n])}" for n in both if stored[n].shape != state[n].shape]
     types = [
         f"{n} is {_dtype(stored[n])}, not {_dtype(state[n])}"
         for n in both

@@ -75,18 +75,24 @@ class _Run:
         if recipe.channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.order = Order(
-            len(self.data["train"]), recipe.batch, recipe.seed,
-            rank=self.accelerator.process_index, processes=self.processes,
-        )  # fmt: skip
+            len(self.data["train"]),
+            recipe.batch,
+            recipe.seed,
+            rank=self.accelerator.process_index,
+            processes=self.processes,
+        )
         self.per_epoch = self.order.steps_per_epoch
         self.total = recipe.steps or recipe.epochs * self.per_epoch
         self.epochs = math.ceil(self.total / self.per_epoch)
         self.accelerator.wait_for_everyone()  # until all have seen that the folder is free
         self.model, self.optimizer = self.accelerator.prepare(self.net, make_optimizer(self.net, recipe))
         self.schedule = Schedule(
-            self.net, steps_per_epoch=self.per_epoch, topology_epochs=recipe.topology_epochs or None, seed=recipe.seed,
+            self.net,
+            steps_per_epoch=self.per_epoch,
+            topology_epochs=recipe.topology_epochs or None,
+            seed=recipe.seed,
             temperature_epochs=recipe.temperature_epochs,
-        )  # fmt: skip
+        )
         self.state = self._resumed() if resume else State(images=len(self.data["train"]))
         self.state.processes = self.processes
         if self.main:  # now that nothing of it is refused any more
@@ -218,9 +224,14 @@ class _Run:
                 raise Stopped
 
         return measure(
-            self.net, self.data[split], rank=self.accelerator.process_index, processes=self.processes,
-            total=self._total, on_images=on_images, **options,
-        )  # fmt: skip
+            self.net,
+            self.data[split],
+            rank=self.accelerator.process_index,
+            processes=self.processes,
+            total=self._total,
+            on_images=on_images,
+            **options,
+        )
 
     def _finish(self) -> RunFolder:
         """Score the best weights: the threshold chosen on validation, then validation and test with it."""

@@ -27,10 +27,14 @@ class Reporter:
         self.active, self.visible = active, visible and active
         self.console = Console(stderr=True, highlight=False, quiet=not self.visible)
         self.bar = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[label]} {task.fields[score]}"),
-            console=self.console, disable=not (self.visible and self.console.is_terminal),
-        )  # fmt: skip
+            console=self.console,
+            disable=not (self.visible and self.console.is_terminal),
+        )
         self.task = TaskID(0)
         self.writer: Any = None
 

@@ -127,9 +127,21 @@ class Recipe:
             if not least <= getattr(self, key) <= most:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: must be at least {least} and at most {most}")
         for key in (
-            "epochs", "steps", "seed", "lr", "momentum", "weight_decay", "clip", "warmup", "drop", "smoothing",
-            "topology_epochs", "light", "defect_crop", "save_every",
-        ):  # fmt: skip
+            "epochs",
+            "steps",
+            "seed",
+            "lr",
+            "momentum",
+            "weight_decay",
+            "clip",
+            "warmup",
+            "drop",
+            "smoothing",
+            "topology_epochs",
+            "light",
+            "defect_crop",
+            "save_every",
+        ):
             if not 0 <= (value := getattr(self, key)) < math.inf:
                 raise BadInput(f"recipe: {key}={value}: must be a number of at least 0")
             if isinstance(value, float) and value > _LARGEST:

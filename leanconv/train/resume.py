@@ -71,9 +71,7 @@ def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
     if not folder.recipe.is_file():
         raise BadInput(f"{recipe.out} holds no run to resume: start one without --resume")
     before = Recipe.read(folder.recipe)
-    changed = [
-        f"{key}={getattr(before, key)}" for key in SAME if getattr(before, key) != getattr(recipe, key)
-    ]  # fmt: skip
+    changed = [f"{key}={getattr(before, key)}" for key in SAME if getattr(before, key) != getattr(recipe, key)]
     if changed:
         raise BadInput(f"{recipe.out} was started with {' '.join(changed)}: resume it with the same, or choose out=")
     if not last(folder).is_file() and (there := [path.name for path in folder.results if path.exists()]):

@@ -20,9 +20,14 @@ def test_rows_stay_until_they_are_measured_again(monkeypatch, tmp_path, capsys):
         done.append((operator, place))
         times = {"ours": 1.0, "OpenVINO": 2.0 + len(done)}
         return {
-            "operator": operator, "layer": place, "ms": times, "speedup": times["OpenVINO"], "best_peer": "OpenVINO",
-            "of_floor": 0.5, "bound_by": "compute",
-        }  # fmt: skip
+            "operator": operator,
+            "layer": place,
+            "ms": times,
+            "speedup": times["OpenVINO"],
+            "best_peer": "OpenVINO",
+            "of_floor": 0.5,
+            "bound_by": "compute",
+        }
 
     monkeypatch.setattr(cpu_kernels, "measured", measured)
     monkeypatch.setattr(cpu_kernels, "keep_freed_memory", lambda: None)
@@ -35,9 +40,11 @@ def test_rows_stay_until_they_are_measured_again(monkeypatch, tmp_path, capsys):
 
     first = run("one", "--operators", "sic", "hetconv", "--layers", "U-Net b", "VGG 64")
     assert [(row["operator"], row["layer"]) for row in first] == [
-        ("hetconv", "U-Net b 512→512 16"), ("hetconv", "VGG 64→64 32"), ("sic", "U-Net b 512→512 16"),
+        ("hetconv", "U-Net b 512→512 16"),
+        ("hetconv", "VGG 64→64 32"),
+        ("sic", "U-Net b 512→512 16"),
         ("sic", "VGG 64→64 32"),
-    ]  # fmt: skip
+    ]
     assert run("one", "--resume", "--operators", "sic", "--layers", "VGG 64") == first
     assert len(done) == 4
     second = run("two", "--resume", "--operators", "sic", "--layers", "VGG 64")

@@ -15,9 +15,17 @@ def trained(coloured, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("run") / "colours"
     recipe = Recipe(
-        model=MODEL, data=str(coloured), out=str(out), size=32, batch=12, epochs=6, lr=0.01, light=0.0, device="cpu",
+        model=MODEL,
+        data=str(coloured),
+        out=str(out),
+        size=32,
+        batch=12,
+        epochs=6,
+        lr=0.01,
+        light=0.0,
+        device="cpu",
         threads=1,
-    )  # fmt: skip
+    )
     return fit(recipe, progress=False)
 
 

@@ -14,8 +14,10 @@ from leanconv.errors import BadInput
 def test_words_join_the_model_before_them():
     words = ["leanconv:unet", "base=32", "conv=splconv(alpha=0.5)", "timm:resnet18", "leanconv:unet?base=8", "levels=3"]
     assert references(words) == [
-        "leanconv:unet?base=32&conv=splconv(alpha=0.5)", "timm:resnet18", "leanconv:unet?base=8&levels=3",
-    ]  # fmt: skip
+        "leanconv:unet?base=32&conv=splconv(alpha=0.5)",
+        "timm:resnet18",
+        "leanconv:unet?base=8&levels=3",
+    ]
     assert reference(["leanconv:unet?base=8"]) == "leanconv:unet?base=8"  # '=' inside a reference is no word
 
 

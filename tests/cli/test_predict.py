@@ -25,8 +25,9 @@ def run(tmp_path):
 
 def test_json_uses_the_stored_threshold(run, tmp_path, leanconv):
     images = [tmp_path / f"w{i}.png" for i in range(3)]
-    code, out, err = leanconv("predict", run.path, *images, "--out", tmp_path / "o", "--json", "--tile", "32",
-                          "--overlap", "8")  # fmt: skip
+    code, out, err = leanconv(
+        "predict", run.path, *images, "--out", tmp_path / "o", "--json", "--tile", "32", "--overlap", "8"
+    )
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert [image["threshold"] for image in report["images"]] == [0.41] * 3

@@ -30,7 +30,7 @@ def test_times_at_a_given_input_written_to_a_file(leanconv, tmp_path):
     out = tmp_path / "times.json"
     code, text, _ = leanconv(
         "reproduce", "splconv/table1", "--time", "--input", "2,3,16,16", "--budget", "0", "--out", str(out)
-    )  # fmt: skip
+    )
     assert code == 0
     assert "batch 2, 3x16x16" in text
     assert "Params" not in text

@@ -100,8 +100,12 @@ def test_a_setting_that_another_makes_useless(tmp_path, settings, says):
 
 def test_settings_that_are_used_or_were_not_asked_for(tmp_path):
     for settings in (
-        {}, {"schedule": "step", "drop": 0.5, "drop_epochs": 3}, {"schedule": "step", "drop_at": "3"},
-        {"augment": False}, {"optimizer": "sgd", "momentum": 0.0}, {"augment": False, "light": 0.0},
+        {},
+        {"schedule": "step", "drop": 0.5, "drop_epochs": 3},
+        {"schedule": "step", "drop_at": "3"},
+        {"augment": False},
+        {"optimizer": "sgd", "momentum": 0.0},
+        {"augment": False, "light": 0.0},
         {"zoom": 1.5, "defect_crop": 0.5},
-    ):  # fmt: skip
+    ):
         check_used(Recipe(steps=1, **settings))

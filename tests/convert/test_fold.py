@@ -63,8 +63,11 @@ def test_a_residual_block():
     assert report.refused == []
     assert "3 folded, 0 not" in str(report)
     assert report.to_dict()["folds"][0] == {
-        "layer": "conv1", "what": "BatchNorm2d norm1", "certificate": report.folds[0].certificate, "reason": "",
-    }  # fmt: skip
+        "layer": "conv1",
+        "what": "BatchNorm2d norm1",
+        "certificate": report.folds[0].certificate,
+        "reason": "",
+    }
     again = fold_(model, X.double())
     assert (len(again), str(again)) == (0, "nothing to fold")
 
@@ -94,9 +97,14 @@ def test_layers_that_absorb_their_norm(layer, norm, x):
 
 def test_operators_fold_by_themselves_too():
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), make("splconv", 8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        make("spconv", 8, 8, 3, padding=1), make("spconv", 8, 8, 3, 2, 1), make("conv", 8, 4, 1),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3),
+        make("splconv", 8, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        make("spconv", 8, 8, 3, padding=1),
+        make("spconv", 8, 8, 3, 2, 1),
+        make("conv", 8, 4, 1),
+    )
     report = assert_folds(model, X, ["1", "4", "5", "6"])
     assert report.done[0].what == "splconv's own algebra"
     assert "cannot absorb it exactly" in report.refused[0].reason
@@ -109,9 +117,13 @@ def test_operators_fold_by_themselves_too():
 def test_timm_norm_with_activation():
     timm_norm = pytest.importorskip("timm.layers").BatchNormAct2d
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), timm_norm(8), nn.Conv2d(8, 8, 3), timm_norm(8, apply_act=False),
-        nn.Conv2d(8, 4, 3), timm_norm(4, act_layer=nn.SiLU, drop_layer=nn.Dropout),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3),
+        timm_norm(8),
+        nn.Conv2d(8, 8, 3),
+        timm_norm(8, apply_act=False),
+        nn.Conv2d(8, 4, 3),
+        timm_norm(4, act_layer=nn.SiLU, drop_layer=nn.Dropout),
+    )
     assert_folds(model, X, ["0", "2", "4"])
     assert [type(m).__name__ for m in model][1::2] == ["ReLU", "Identity", "Sequential"]
 

@@ -13,9 +13,12 @@ X = torch.randn(4, 3, 10, 10)
 
 def network():
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
         nn.Conv2d(8, 4, 3, padding=1, bias=False),
-    )  # fmt: skip
+    )
 
 
 def step(model, optimizer):

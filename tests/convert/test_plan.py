@@ -49,9 +49,15 @@ def why(found):
 def test_every_convolution_is_listed_once_in_the_order_it_runs():
     found = plan(Small(), X, to="splconv")
     assert why(found) == {
-        "stem": "first convolution", "body": "", "depthwise": "depthwise", "grouped": "grouped", "point": "kernel 1x1",
-        "up": "transposed convolution", "line": "not two-dimensional", "unused": "never called",
-    }  # fmt: skip
+        "stem": "first convolution",
+        "body": "",
+        "depthwise": "depthwise",
+        "grouped": "grouped",
+        "point": "kernel 1x1",
+        "up": "transposed convolution",
+        "line": "not two-dimensional",
+        "unused": "never called",
+    }
     assert [s.name for s in found][:7] == ["stem", "body", "depthwise", "grouped", "point", "up", "line"]
     (body,) = found.swapped
     assert body.to == "splconv"
@@ -147,8 +153,10 @@ def test_to_and_where_may_be_functions():
     assert {s.name: s.to for s in plan(Small(), X, to=to).swapped} == {"body": "hetconv(part=2)", "point": "conv"}
     everywhere = plan(Small(), X, to=to, where="*")
     assert {s.name: s.to for s in everywhere.swapped} == {
-        "stem": "depthwise_separable", "body": "hetconv(part=2)", "point": "conv",
-    }  # fmt: skip
+        "stem": "depthwise_separable",
+        "body": "hetconv(part=2)",
+        "point": "conv",
+    }
     assert why(everywhere)["grouped"] == "not selected"
     only = plan(Small(), X, to="splconv", where=lambda name, spec: spec.c == 3)
     assert [s.name for s in only.swapped] == ["stem"]
@@ -274,9 +282,7 @@ def test_layers_that_cannot_go(change, reason):
 def test_tied_weights_stay():
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
     model[1].weight = model[2].weight
-    assert why(plan(model, X, to="hetconv")) == {
-        "0": "kernel 1x1", "1": "tied weight", "2": "tied weight", "3": "",
-    }  # fmt: skip
+    assert why(plan(model, X, to="hetconv")) == {"0": "kernel 1x1", "1": "tied weight", "2": "tied weight", "3": ""}
 
 
 def test_convolutions_in_plain_containers_and_used_by_hand():
@@ -295,9 +301,13 @@ def test_convolutions_in_plain_containers_and_used_by_hand():
             return self.table["a"](self.order["first"][0](self.hidden[0](x)))
 
     assert why(plan(Odd(), X, to="hetconv")) == {
-        "stem": "first convolution", "by_hand": "never called", "hidden[0]": "outside the module tree",
-        "blocks.0": "outside the module tree", "table.a.0.0": "kernel 1x1", "table.a.0.1": "",
-    }  # fmt: skip
+        "stem": "first convolution",
+        "by_hand": "never called",
+        "hidden[0]": "outside the module tree",
+        "blocks.0": "outside the module tree",
+        "table.a.0.0": "kernel 1x1",
+        "table.a.0.1": "",
+    }
 
 
 def test_a_convolution_alone_cannot_be_swapped_inside_itself():
@@ -366,8 +376,9 @@ def test_an_operator_that_counts_layers_is_numbered_as_they_run(monkeypatch):
 
     found = plan(Backwards(), X, to="numbered")
     assert [(s.name, s.to) for s in found.swapped] == [
-        ("b", "numbered(layer_index=0)"), ("c", "numbered(layer_index=1)"),
-    ]  # fmt: skip
+        ("b", "numbered(layer_index=0)"),
+        ("c", "numbered(layer_index=1)"),
+    ]
     given = plan(Backwards(), X, to="numbered(layer_index=7)")
     assert {s.to for s in given.swapped} == {"numbered(layer_index=7)"}
 
@@ -381,9 +392,12 @@ def test_a_layer_that_is_compiled_by_itself_stays():
 
 def test_sizes_outside_the_papers_rule_stay_unless_they_are_named():
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 5, 2, 2, groups=8),
-        nn.Conv2d(8, 8, 7, 2, 3, groups=8), nn.Conv2d(8, 8, 5, padding=2, groups=8),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(8, 8, 5, 2, 2, groups=8),
+        nn.Conv2d(8, 8, 7, 2, 3, groups=8),
+        nn.Conv2d(8, 8, 5, padding=2, groups=8),
+    )
     x = torch.randn(1, 3, 16, 16)
     found = plan(model, x, to="xsepconv")
     rule = "outside the paper's rule"

@@ -13,9 +13,13 @@ from leanconv.errors import BadInput
 @pytest.fixture
 def found():
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding="same", dilation=3), nn.Conv2d(8, 6, 3), nn.Conv3d(1, 1, 1),
-        nn.Flatten(), nn.LazyLinear(2),
-    )[:3]  # fmt: skip
+        nn.Conv2d(3, 8, 3),
+        nn.Conv2d(8, 8, 3, padding="same", dilation=3),
+        nn.Conv2d(8, 6, 3),
+        nn.Conv3d(1, 1, 1),
+        nn.Flatten(),
+        nn.LazyLinear(2),
+    )[:3]
     return plan(model, torch.randn(1, 3, 12, 12), to="hetconv(part=4)")
 
 

@@ -43,9 +43,8 @@ def smp_network(name):
 def assert_total(model, x):
     """Every dense layer in the plan, swapped or explained; the swapped model runs and folds, and comes back."""
     dense = {
-        name for name, m in model.named_modules()
-        if type(m) is nn.Conv2d and m.groups == 1 and max(m.kernel_size) > 1
-    }  # fmt: skip
+        name for name, m in model.named_modules() if type(m) is nn.Conv2d and m.groups == 1 and max(m.kernel_size) > 1
+    }
     with torch.no_grad():
         expected = model.eval()(x).shape
     for operator in ("depthwise_separable", "hetconv(part=4)", "splconv"):

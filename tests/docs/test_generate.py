@@ -142,13 +142,20 @@ def test_losses_and_wins_of_a_classification_stand_side_by_side():
 
 def test_the_kernels_benchmark_gets_its_section():
     rows = [
-        {"operator": "sic", "layer": layer, "speedup": gain, "best_peer": "OpenVINO",
-         "ms": {"ours": 1.0, "OpenVINO": gain, "channels_last": 9.0}}
+        {
+            "operator": "sic",
+            "layer": layer,
+            "speedup": gain,
+            "best_peer": "OpenVINO",
+            "ms": {"ours": 1.0, "OpenVINO": gain, "channels_last": 9.0},
+        }
         for layer, gain in {"a": 2.0, "b": 0.5, "c": 8.0}.items()
-    ]  # fmt: skip
+    ]
     content = {
-        "command": "python -m benchmarks.cpu_kernels", "machine": {"device": "cpu", "name": "here"}, "rows": rows
-    }  # fmt: skip
+        "command": "python -m benchmarks.cpu_kernels",
+        "machine": {"device": "cpu", "name": "here"},
+        "rows": rows,
+    }
     results = Results(kernels={"cpu_kernels": content})
     text = guide_page(results)
     assert "| `sic` | 3 | 2.00 | 8.00 (c) | 0.50 (b) | 1 |" in text

@@ -42,11 +42,12 @@ def blocks(page):
     found = list(_FENCE.finditer(text))
     return [
         Block(
-            each[1], each[2],
+            each[1],
+            each[2],
             after[2] if after and after[1] == "text" and text[each.end() : after.start()].count("\n\n") <= 2 else None,
         )
         for each, after in zip(found, [*found[1:], None])
-    ]  # fmt: skip
+    ]
 
 
 def in_language(page, language):

@@ -323,10 +323,17 @@ def test_an_optimised_model_is_for_inference_here(tmp_path):
     assert next(fast.parameters()).dtype == torch.float32
     assert [*fast.modules()] == [fast]
     for act in (
-        fast.train, fast.state_dict, lambda: fast.load_state_dict({}), fast.double, lambda: fast.to(torch.float64),
-        lambda: pickle.dumps(fast), lambda: copy.deepcopy(fast), lambda: export(fast, x, tmp_path / "m.onnx"),
-        lambda: torch.export.export(fast, (x,)), lambda: optimize(fast, x),
-    ):  # fmt: skip
+        fast.train,
+        fast.state_dict,
+        lambda: fast.load_state_dict({}),
+        fast.double,
+        lambda: fast.to(torch.float64),
+        lambda: pickle.dumps(fast),
+        lambda: copy.deepcopy(fast),
+        lambda: export(fast, x, tmp_path / "m.onnx"),
+        lambda: torch.export.export(fast, (x,)),
+        lambda: optimize(fast, x),
+    ):
         with pytest.raises(BadInput, match="original"):
             act()
     with pytest.raises(AttributeError, match="no attribute 'missing'"):

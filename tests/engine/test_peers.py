@@ -26,8 +26,12 @@ def test_ratios_and_shares():
     times = {("a", "x"): 20.0, ("a", "fused"): 10.0, ("b", "x"): 50.0}
     found = EngineComparison(
         {key: Timing(ms, ms, 0.0, 5) for key, ms in times.items()},
-        {"a": Floor(8.0, 6.0, 1, 1), "b": None}, {("b", "fused"): "no kernels"}, Peaks(1, 1, "made up"), "here", "wall",
-    )  # fmt: skip
+        {"a": Floor(8.0, 6.0, 1, 1), "b": None},
+        {("b", "fused"): "no kernels"},
+        Peaks(1, 1, "made up"),
+        "here",
+        "wall",
+    )
     assert found.base == ("a", "fused")
     assert found.share(("a", "fused")) == pytest.approx(0.8)
     assert found.share(("b", "x")) is None
@@ -42,9 +46,13 @@ def test_ratios_and_shares():
 def test_every_engine_is_prepared_verified_and_timed():
     model, x, told, forms = tiny(), torch.randn(1, 3, 16, 16), [], []
     found = compare_engines(
-        {"one": model, "two": tiny()}, x, engines=["channels_last", "eager"], budget_s=0,
-        progress=lambda what, done: told.append((what, done)), on_form=lambda name, form: forms.append(name),
-    )  # fmt: skip
+        {"one": model, "two": tiny()},
+        x,
+        engines=["channels_last", "eager"],
+        budget_s=0,
+        progress=lambda what, done: told.append((what, done)),
+        on_form=lambda name, form: forms.append(name),
+    )
     assert list(found.times) == [(m, e) for m in ("one", "two") for e in ("channels_last", "eager")]
     assert found.floors["one"].macs == 16 * 16 * 8 * 27
     assert found.base in found.times

@@ -65,8 +65,9 @@ def test_what_a_processor_says_of_itself(tmp_path):
     assert (names["vendor_id"], flags) == ("GenuineIntel", {"fpu", "avx2", "fma"})
     (tmp_path / "proc/cpuinfo").write_text("processor : 0\nFeatures : fp asimd asimddp\nCPU implementer : 0x41\n")
     assert cpuinfo(tmp_path) == (
-        {"processor": "0", "Features": "fp asimd asimddp", "CPU implementer": "0x41"}, {"fp", "asimd", "asimddp"}
-    )  # fmt: skip
+        {"processor": "0", "Features": "fp asimd asimddp", "CPU implementer": "0x41"},
+        {"fp", "asimd", "asimddp"},
+    )
     (tmp_path / "proc/cpuinfo").write_bytes(b"\xff\xfe: \xff\nno colon\n\n")
     assert cpuinfo(tmp_path)[1] == frozenset()
     assert cpuinfo(tmp_path / "nowhere") == ({}, frozenset())

@@ -64,9 +64,13 @@ def assert_close(found, eager, exact):
 @pytest.mark.parametrize("name", FORMS)
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
-    h=st.sampled_from([4, 9, 12, 15]), w=st.sampled_from([6, 7, 13]), n=st.integers(1, 3), how=LAYOUTS, other=LAYOUTS,
+    h=st.sampled_from([4, 9, 12, 15]),
+    w=st.sampled_from([6, 7, 13]),
+    n=st.integers(1, 3),
+    how=LAYOUTS,
+    other=LAYOUTS,
     cache=st.sampled_from([160 << 10, 1 << 20]),
-)  # fmt: skip
+)
 def test_any_size_batch_and_layout(name, forced, h, w, n, how, other, cache):
     forced.clear()
     form = FORMS[name]
@@ -130,9 +134,11 @@ def test_where_the_direct_product_stays(forced, monkeypatch):
     x = torch.randn(1, 128, 6, 6)
     twice = replace(MOBILENET, stages=(MOBILENET.stages[0], (replace(SQUARE, bias=False),)))
     for form in (
-        replace(MOBILENET, gate=True), twice, Separable((128,), ((replace(SQUARE, stride=(2, 2)),),), 96),
+        replace(MOBILENET, gate=True),
+        twice,
+        Separable((128,), ((replace(SQUARE, stride=(2, 2)),),), 96),
         Separable((112,), ((replace(SQUARE, channels=112),),), 96),
-    ):  # fmt: skip
+    ):
         bind(form, weights_of(form))([x[:, : form.middle]], None, torch.rand(1, 128) if form.gate else None)
     bind(MOBILENET, weights_of(MOBILENET))([x.bfloat16()])
     monkeypatch.setenv("LEANCONV_ARITHMETIC", "direct")

@@ -54,9 +54,13 @@ def counted(monkeypatch):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    st.integers(1, 3), st.integers(1, 70), st.integers(1, 40), st.integers(1, 40), st.sampled_from(KINDS),
+    st.integers(1, 3),
+    st.integers(1, 70),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from(KINDS),
     st.sampled_from([1, 2]),
-)  # fmt: skip
+)
 def test_every_number_is_where_pytorch_puts_it(n, c, h, w, dtype, threads):
     x = map_of(n, c, h, w, dtype)
     with on(threads):
@@ -101,9 +105,13 @@ def test_maps_that_are_more_than_their_numbers_in_memory():
     """Rows apart, a repeated channel, eight bytes, a conjugate's sign, gradients: PyTorch's copy."""
     x = torch.randn(1, 32, 24, 50)
     for odd in (
-        x[..., ::2], x[:, :, ::2], x.transpose(2, 3), x[:, :1].expand(1, 32, 24, 50), x.double(),
+        x[..., ::2],
+        x[:, :, ::2],
+        x.transpose(2, 3),
+        x[:, :1].expand(1, 32, 24, 50),
+        x.double(),
         torch._neg_view(x),
-    ):  # fmt: skip
+    ):
         assert torch.equal(to_pixels(odd), odd)
         assert torch.equal(to_planes(to_pixels(odd)), odd)
     leaf = x.clone().requires_grad_()
@@ -119,9 +127,13 @@ def test_without_kernels_pytorch_copies(monkeypatch):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    st.integers(1, 3), st.integers(1, 40), st.integers(1, 18), st.integers(1, 18), st.sampled_from(KINDS),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.integers(1, 18),
+    st.integers(1, 18),
+    st.sampled_from(KINDS),
     st.sampled_from([1, 2]),
-)  # fmt: skip
+)
 def test_small_copies_of_a_plan_fill_their_map_and_no_more(n, c, h, w, dtype, threads):
     x = map_of(n, c, h, w, dtype)
     for planes, source in ((False, x), (True, x.contiguous(memory_format=LAST))):

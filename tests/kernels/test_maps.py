@@ -29,10 +29,15 @@ def _bound(form, weights):
     return form, weights, bind(form, weights)
 
 
-@pytest.fixture(scope="module", params=[
-    GatedSum((5, 6), 23, bias=True, affine=True, activation="relu", average=True), GatedSum((16,), 32),
-    GatedSum((1,), 1),
-], ids=["splconv", "plain", "one"])  # fmt: skip
+@pytest.fixture(
+    scope="module",
+    params=[
+        GatedSum((5, 6), 23, bias=True, affine=True, activation="relu", average=True),
+        GatedSum((16,), 32),
+        GatedSum((1,), 1),
+    ],
+    ids=["splconv", "plain", "one"],
+)
 def gated(request):
     torch.manual_seed(0)
     form, o = request.param, request.param.out_channels
@@ -57,9 +62,11 @@ def test_gated_sum(gated, dtype, n, h, w, layout, known):
     assert_no_worse(means, eager_means, exact_means, 4.0, dtype)
 
 
-@pytest.fixture(scope="module", params=[
-    Upsample((6, 3), 5, bias=True, activation="relu", average=True), Upsample((16,), 8, 3),
-], ids=["two_inputs", "by_three"])  # fmt: skip
+@pytest.fixture(
+    scope="module",
+    params=[Upsample((6, 3), 5, bias=True, activation="relu", average=True), Upsample((16,), 8, 3)],
+    ids=["two_inputs", "by_three"],
+)
 def ups(request):
     torch.manual_seed(0)
     form = request.param
@@ -83,9 +90,15 @@ def test_upsample(ups, dtype, n, h, w, layout):
     assert_no_worse(means, eager_means, exact_means, 4.0, dtype)
 
 
-@pytest.fixture(scope="module", params=[
-    MaxPool(19, average=True), MaxPool(32, (3, 3), (2, 2), (1, 1, 1, 1)), MaxPool(4, (5, 2), (1, 3), (2, 2, 1, 1)),
-], ids=["2x2", "3x3", "5x2"])  # fmt: skip
+@pytest.fixture(
+    scope="module",
+    params=[
+        MaxPool(19, average=True),
+        MaxPool(32, (3, 3), (2, 2), (1, 1, 1, 1)),
+        MaxPool(4, (5, 2), (1, 3), (2, 2, 1, 1)),
+    ],
+    ids=["2x2", "3x3", "5x2"],
+)
 def pooling(request):
     return request.param, bind(request.param, [])
 

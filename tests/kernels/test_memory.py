@@ -101,13 +101,15 @@ def separables(c):
         "affine, 1x1": Separable((c,), (stencil(c, bias=True, activation="relu"),), 18, gate=True),
         "every other": Separable((c,), (stencil(c, stride=(2, 2), identity=True),), 9),
         "every other, alone": Separable((c,), (stencil(c, stride=(2, 2), identity=True),)),
-        "side by side": Separable((c + 2,), ((
-            Stencil(0, c, identity=True), Stencil(c, 2, (1, 3), padding=(0, 0, 1, 1))),), 9, gate=True),
-        "side by side, alone": Separable((c + 2,), ((
-            Stencil(0, c, identity=True), Stencil(c, 2, (1, 3), padding=(0, 0, 1, 1))),)),
+        "side by side": Separable(
+            (c + 2,), ((Stencil(0, c, identity=True), Stencil(c, 2, (1, 3), padding=(0, 0, 1, 1))),), 9, gate=True
+        ),
+        "side by side, alone": Separable(
+            (c + 2,), ((Stencil(0, c, identity=True), Stencil(c, 2, (1, 3), padding=(0, 0, 1, 1))),)
+        ),
         "7x7": Separable((c,), (stencil(c, (7, 7), padding=(3, 3, 3, 3)),), 9, gate=True),
         "two": Separable((c,), (stencil(c, (1, 5), padding=(0, 0, 2, 2)), stencil(c, (5, 1), padding=(2, 2, 0, 0)))),
-    }  # fmt: skip
+    }
 
 
 @torch.no_grad()

@@ -121,9 +121,13 @@ def test_long_rows_and_far_maps(name, h, w, far, dtype):
 
 
 ASKEW = Separable(
-    (19,), ((Stencil(0, 19, (3, 2), dilation=(2, 3), padding=(3, 0, 1, 2), bias=True, activation="relu"),),), 21,
-    bias=True, residual=True, gate=True,
-)  # fmt: skip
+    (19,),
+    ((Stencil(0, 19, (3, 2), dilation=(2, 3), padding=(3, 0, 1, 2), bias=True, activation="relu"),),),
+    21,
+    bias=True,
+    residual=True,
+    gate=True,
+)
 FEW = Separable((19,), ((Stencil(0, 19, (1, 3), padding=(0, 0, 1, 1)),),), 21)
 
 

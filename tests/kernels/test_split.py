@@ -14,9 +14,13 @@ from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out, weights_o
 
 pytestmark = pytest.mark.usefixtures("halide")
 LARGE = Separable(
-    (12,), ((Stencil(0, 12, (3, 3), padding=(1, 1, 1, 1)),), (Stencil(0, 12, (3, 3), (1, 1), (2, 2), (2, 2, 2, 2)),)),
-    20, bias=True, activation="relu", average=True,
-)  # fmt: skip
+    (12,),
+    ((Stencil(0, 12, (3, 3), padding=(1, 1, 1, 1)),), (Stencil(0, 12, (3, 3), (1, 1), (2, 2), (2, 2, 2, 2)),)),
+    20,
+    bias=True,
+    activation="relu",
+    average=True,
+)
 MIXED = Grouped((12,), 20, (3, 3), padding=(1, 1, 1, 1), groups=4, bias=True, pointwise=True, average=True)
 BLEND = GatedSum((7,), 20, bias=True, affine=True, activation="relu", average=True)
 

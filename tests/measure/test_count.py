@@ -181,9 +181,16 @@ def test_zoo_agrees_with_torchs_counter(name, macs):
 
 def test_fvcore_rules():
     # fvcore 0.1.6: conv without bias, BN 2 per element, LayerNorm 5, adaptive average pool 1 per input, bilinear 4.
-    model = nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.ReLU(),
-                          nn.Upsample(scale_factor=2, mode="bilinear"), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                          nn.LayerNorm(4), nn.Linear(4, 3))  # fmt: skip
+    model = nn.Sequential(
+        nn.Conv2d(8, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.LayerNorm(4),
+        nn.Linear(4, 3),
+    )
     places = 2 * 120
     expected = places * 4 * 8 + 2 * places * 4 + 4 * (4 * places * 4) + 4 * places * 4 + 5 * 2 * 4 + 2 * 4 * 3
     assert count(model, X, "fvcore").flops == expected

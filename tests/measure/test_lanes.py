@@ -18,9 +18,13 @@ def count_by_hand(layer, shape, channels, pixels, k0):
     pixel_lanes, cycles = pixels // k0**2, 0
     r, s = layer.kernel_size
     blocks = itertools.product(
-        range(shape[0]), range(0, layer.out_channels, channels), range(0, p * q, pixel_lanes),
-        range(layer.in_channels // layer.groups), range(0, r, k0), range(0, s, k0),
-    )  # fmt: skip
+        range(shape[0]),
+        range(0, layer.out_channels, channels),
+        range(0, p * q, pixel_lanes),
+        range(layer.in_channels // layer.groups),
+        range(0, r, k0),
+        range(0, s, k0),
+    )
     for _ in blocks:
         cycles += 1
     return cycles

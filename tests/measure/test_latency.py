@@ -18,8 +18,11 @@ def test_calls_are_interleaved_and_nobody_always_follows_the_same_one():
     calls = []
     result = interleave(
         {name: (lambda name=name: calls.append(name)) for name in "abc"},
-        budget_s=0, warmup=1, min_rounds=12, max_rounds=12,
-    )  # fmt: skip
+        budget_s=0,
+        warmup=1,
+        min_rounds=12,
+        max_rounds=12,
+    )
     rounds = ["".join(calls[at : at + 3]) for at in range(0, len(calls), 3)]
     assert {"".join(sorted(each)) for each in rounds} == {"abc"}
     before = {name: {a for a, b in itertools.pairwise(calls[3:]) if b == name != a} for name in "abc"}

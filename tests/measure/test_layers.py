@@ -57,9 +57,11 @@ def test_no_time_is_counted_twice_or_lost(monkeypatch):
     result = profile(Work(1, Work(10), Work(100, Work(1000))), X, budget_s=0)
     times = {row.layer.name: row.timing.median_ms for row in result.rows}
     assert times == {
-        "inner.0": pytest.approx(20), "inner.1.inner.0": pytest.approx(4000), "inner.1": pytest.approx(200),
+        "inner.0": pytest.approx(20),
+        "inner.1.inner.0": pytest.approx(4000),
+        "inner.1": pytest.approx(200),
         "(model)": pytest.approx(1),
-    }  # fmt: skip
+    }
 
 
 def test_floor_is_the_larger_of_arithmetic_and_traffic(one):

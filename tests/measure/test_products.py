@@ -96,9 +96,7 @@ def test_whole_attention_layers():
     assert macs("_native_multi_head_attention", x, other, other, d, HEADS, wide, *rest, out=(x,)) == crossed
     norms = [meta(d)] * 4
     feed = (meta(hidden, d), meta(hidden), meta(d, hidden), meta(d))
-    found = macs(
-        "_transformer_encoder_layer_fwd", x, d, HEADS, wide, *rest, True, False, 1e-5, *norms, *feed, out=x
-    )  # fmt: skip
+    found = macs("_transformer_encoder_layer_fwd", x, d, HEADS, wide, *rest, True, False, 1e-5, *norms, *feed, out=x)
     assert found == whole + 2 * N * L * d * hidden
 
 

@@ -69,9 +69,12 @@ def test_conventions_are_what_the_tools_printed(which):
 @pytest.mark.filterwarnings("ignore::leanconv.measure.counting.count.Uncounted")
 def test_our_unet():
     printed = {
-        "ptflops": 73_598_976, "ptflops_aten": 71_915_520, "thop": 82_747_392, "fvcore": 72_560_640,
+        "ptflops": 73_598_976,
+        "ptflops_aten": 71_915_520,
+        "thop": 82_747_392,
+        "fvcore": 72_560_640,
         "torchstat": 69_894_144,
-    }  # fmt: skip
+    }
     recorded = record(build("unet", out_channels=2, base=8), torch.randn(1, 3, 64, 96))
     for tool, flops in printed.items():
         ours = count_recorded(recorded, tool)
@@ -143,9 +146,13 @@ def test_resnet18_part_by_part():
     pytest.importorskip("torchvision")
     found = compare_conventions(network("torchvision", "resnet18"), torch.randn(1, 3, 224, 224))
     assert found["ptflops"].differs == {
-        "norm": 2 * 2_483_712, "activation": 2_308_096, "activation again, as its function": 2_308_096,
-        "pooling": 802_816 + 25_088, "pooling again, as its function": 802_816 + 25_088, "bias": 1000,
-    }  # fmt: skip
+        "norm": 2 * 2_483_712,
+        "activation": 2_308_096,
+        "activation again, as its function": 2_308_096,
+        "pooling": 802_816 + 25_088,
+        "pooling again, as its function": 802_816 + 25_088,
+        "bias": 1000,
+    }
     assert found["thop"].differs == {"norm": 4 * 2_483_712, "pooling": 50 * 512}
     assert found["fvcore"].differs == {"norm": 2 * 2_483_712, "pooling": 25_088}
     once = 2 * (200_704 + 100_352 + 50_176 + 25_088)  # a block's ReLU runs twice; torchstat keeps its last call

@@ -15,8 +15,11 @@ def test_every_model_in_every_setting():
     models = {"dense": unet(base=4, levels=1), "lean": unet(base=4, levels=1, conv="depthwise_separable")}
     result = compare_training(models, X, settings=("eager", "channels_last"), budget_s=0)
     assert [(s.name, s.setting) for s in result.steps] == [
-        ("dense", "eager"), ("dense", "channels_last"), ("lean", "eager"), ("lean", "channels_last"),
-    ]  # fmt: skip
+        ("dense", "eager"),
+        ("dense", "channels_last"),
+        ("lean", "eager"),
+        ("lean", "channels_last"),
+    ]
     assert result.steps[0].ratio == 1
     assert all(s.peak_bytes > 0 and s.timing.median_ms > 0 for s in result.steps)
     assert result.to_dict()["steps"][3]["setting"] == "channels_last"

@@ -115,9 +115,13 @@ def test_the_state_dict_keys_are_kept():
     keys = list(model.state_dict())
     assert (len(keys), sum(p.numel() for p in model.parameters())) == (130, 654_202)
     assert {
-        "first.conv.weight", "stages.0.0.project.weight", "stages.4.1.depthwise.spatial", "stages.3.5.norm1.weight",
-        "stages.2.0.se.up.weight", "classifier.1.bias",
-    } <= set(keys)  # fmt: skip
+        "first.conv.weight",
+        "stages.0.0.project.weight",
+        "stages.4.1.depthwise.spatial",
+        "stages.3.5.norm1.weight",
+        "stages.2.0.se.up.weight",
+        "classifier.1.bias",
+    } <= set(keys)
 
 
 def test_a_reference_builds_the_same():

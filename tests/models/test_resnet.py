@@ -96,9 +96,12 @@ def test_the_parameters_are_the_known_ones():
 
 def test_the_odconv_networks_have_the_papers_size():
     for name, kernels, params in (
-        ("resnet18", 1, 11_943_944), ("resnet18", 4, 44_901_640), ("resnet50", 1, 28_635_112),
-        ("resnet50", 4, 90_670_888), ("resnet101", 2, 90_441_623),
-    ):  # fmt: skip
+        ("resnet18", 1, 11_943_944),
+        ("resnet18", 4, 44_901_640),
+        ("resnet50", 1, 28_635_112),
+        ("resnet50", 4, 90_670_888),
+        ("resnet101", 2, 90_441_623),
+    ):
         model = meta(name, conv=f"odconv(kernels={kernels})", stride_on="1x1")
         assert sum(p.numel() for p in model.parameters()) == params
 
@@ -171,9 +174,14 @@ def test_the_state_dict_keys_are_kept():
     keys = list(build("resnet20_cifar", width=0.25, conv="hetconv(part=2)", se=4).state_dict())
     assert len(keys) == 152
     assert {
-        "conv1.weight", "bn1.running_var", "layer1.0.conv1.spatial", "layer1.0.conv1.pointwise", "layer3.2.bn2.weight",
-        "layer2.1.se.down.weight", "fc.bias",
-    } <= set(keys)  # fmt: skip
+        "conv1.weight",
+        "bn1.running_var",
+        "layer1.0.conv1.spatial",
+        "layer1.0.conv1.pointwise",
+        "layer3.2.bn2.weight",
+        "layer2.1.se.down.weight",
+        "fc.bias",
+    } <= set(keys)
     assert {k.split(".")[0] for k in keys} == {"conv1", "bn1", "layer1", "layer2", "layer3", "fc"}
     dense = build("resnet20_cifar", width=0.25, se=4)
     model = build("resnet20_cifar", width=0.25, conv="hetconv(part=2)", se=4)
@@ -182,9 +190,10 @@ def test_the_state_dict_keys_are_kept():
 
 def test_a_reference_builds_the_same():
     text = "leanconv:resnet20_cifar?conv=hetconv(part={c})&width=0.5&se=8&num_classes=100"
-    assert load(text).extra_repr() == build(
-        "resnet20_cifar", conv="hetconv(part={c})", width=0.5, se=8, num_classes=100
-    ).extra_repr()  # fmt: skip
+    assert (
+        load(text).extra_repr()
+        == build("resnet20_cifar", conv="hetconv(part={c})", width=0.5, se=8, num_classes=100).extra_repr()
+    )
     assert {"resnet18", "resnet34", "resnet50", "resnet101", "resnet20_cifar", "resnet56_cifar"} <= set(names())
 
 

@@ -117,9 +117,14 @@ def test_conv_bias_is_one_output_bias_per_replaced_convolution():
 def test_the_state_dict_keys_are_kept():
     keys = set(build("unet", base=4, levels=1, conv="splconv").state_dict())
     assert {
-        "encoder.level1.conv1.weight", "encoder.level1.conv2.stencil1.weight", "encoder.level2.conv1.plain.weight",
-        "encoder.level2.norm1.running_mean", "decoder.level1.up.bias", "decoder.level1.conv2.weight", "head.bias",
-    } <= keys  # fmt: skip
+        "encoder.level1.conv1.weight",
+        "encoder.level1.conv2.stencil1.weight",
+        "encoder.level2.conv1.plain.weight",
+        "encoder.level2.norm1.running_mean",
+        "decoder.level1.up.bias",
+        "decoder.level1.conv2.weight",
+        "head.bias",
+    } <= keys
     assert all(key.split(".")[0] in ("encoder", "decoder", "head") for key in keys)
 
 

@@ -61,9 +61,12 @@ def test_the_cifar_head_is_two_linear_layers_with_a_norm_between():
     head.norm1.running_mean.normal_()
     y = torch.randn(2, 64, 1, 1, dtype=torch.float64)
     z = F.batch_norm(
-        y.flatten(1) @ state["fc1.weight"].T + state["fc1.bias"], state["norm1.running_mean"],
-        state["norm1.running_var"], state["norm1.weight"], state["norm1.bias"],
-    )  # fmt: skip
+        y.flatten(1) @ state["fc1.weight"].T + state["fc1.bias"],
+        state["norm1.running_mean"],
+        state["norm1.running_var"],
+        state["norm1.weight"],
+        state["norm1.bias"],
+    )
     expected = z.clamp(min=0) @ state["fc2.weight"].T + state["fc2.bias"]
     with torch.no_grad():
         torch.testing.assert_close(head(y), expected)
@@ -79,8 +82,11 @@ def test_every_convolution_but_the_first_is_replaced():
 def test_one_kernel_a_filter_is_an_operator_string_of_the_layers_channels():
     model = meta(conv="hetconv(part={c})")
     assert {(m.in_channels, m.part) for m in model.modules() if isinstance(m, HetConv2d)} == {
-        (64, 64), (128, 128), (256, 256), (512, 512)
-    }  # fmt: skip
+        (64, 64),
+        (128, 128),
+        (256, 256),
+        (512, 512),
+    }
     assert all(m.spatial.shape[1] == 1 for m in model.modules() if isinstance(m, HetConv2d))
 
 
@@ -92,8 +98,16 @@ def test_squeeze_excite_follows_every_activation():
     x = torch.empty(1, 3, 32, 32, device="meta")
     assert count(model, x, "macs_weights").flops - count(meta(), x, "macs_weights").flops == more
     assert [n for n, _ in model.stage1.named_children()] == [
-        "conv1", "norm1", "act1", "se1", "conv2", "norm2", "act2", "se2", "pool"
-    ]  # fmt: skip
+        "conv1",
+        "norm1",
+        "act1",
+        "se1",
+        "conv2",
+        "norm2",
+        "act2",
+        "se2",
+        "pool",
+    ]
 
 
 @pytest.mark.parametrize("conv", DENSE)
@@ -114,9 +128,15 @@ def test_the_state_dict_keys_are_kept():
     keys = list(model.state_dict())
     assert (len(keys), params(model)) == (138, 588_954)
     assert {
-        "stage1.conv1.bias", "stage1.conv2.spatial", "stage5.conv3.pointwise", "stage5.norm3.running_var",
-        "stage2.se1.down.weight", "head.fc1.bias", "head.norm1.weight", "head.fc2.weight",
-    } <= set(keys)  # fmt: skip
+        "stage1.conv1.bias",
+        "stage1.conv2.spatial",
+        "stage5.conv3.pointwise",
+        "stage5.norm3.running_var",
+        "stage2.se1.down.weight",
+        "head.fc1.bias",
+        "head.norm1.weight",
+        "head.fc2.weight",
+    } <= set(keys)
     assert {k.split(".")[0] for k in keys} == {*(f"stage{i}" for i in range(1, 6)), "head"}
     model.load_state_dict(build("vgg16_cifar", width=0.25, se=4).state_dict())  # HetConv takes a dense `weight`
 

@@ -38,11 +38,17 @@ def literal_kernels(layer, x):
 
 def literal(layer, x, logits):
     kernels, n, m = literal_kernels(layer, x), len(x), layer.regions
-    answers = torch.stack([
-        torch.cat([
-            F.conv2d(x[i : i + 1], kernels[i, j], None, layer.stride, layer.padding, layer.dilation) for i in range(n)
-        ]) for j in range(m)
-    ])  # m N O P Q  # fmt: skip
+    answers = torch.stack(
+        [
+            torch.cat(
+                [
+                    F.conv2d(x[i : i + 1], kernels[i, j], None, layer.stride, layer.padding, layer.dilation)
+                    for i in range(n)
+                ]
+            )
+            for j in range(m)
+        ]
+    )  # m N O P Q
     p, q = answers.shape[3:]
     y = torch.zeros(n, layer.out_channels, p, q, dtype=x.dtype)
     for i in range(n):
@@ -169,14 +175,21 @@ def test_projection_is_the_dense_layer():
 def test_state_keys_are_those_of_the_public_codes():
     routing = DRConv2d(4, 6, 3, regions=5, experts=2, guide=None).state_dict()
     assert {key: tuple(value.shape) for key, value in routing.items()} == {
-        "weight": (6 * 4 * 9, 2), "routing_fc.weight": (10, 4), "routing_fc.bias": (10,), "bias": (6,),
-    }  # fmt: skip
+        "weight": (6 * 4 * 9, 2),
+        "routing_fc.weight": (10, 4),
+        "routing_fc.bias": (10,),
+        "bias": (6,),
+    }
     adaptive = DRConv2d(4, 6, 3, regions=5, generator="adaptive").state_dict()
     assert {key: tuple(value.shape) for key, value in adaptive.items()} == {
-        "conv_kernel.1.weight": (25, 4, 1, 1), "conv_kernel.1.bias": (25,),
-        "conv_kernel.3.weight": (120, 5, 1, 1), "conv_kernel.3.bias": (120,),
-        "conv_guide.weight": (5, 4, 3, 3), "conv_guide.bias": (5,), "bias": (6,),
-    }  # fmt: skip
+        "conv_kernel.1.weight": (25, 4, 1, 1),
+        "conv_kernel.1.bias": (25,),
+        "conv_kernel.3.weight": (120, 5, 1, 1),
+        "conv_kernel.3.bias": (120,),
+        "conv_guide.weight": (5, 4, 3, 3),
+        "conv_guide.bias": (5,),
+        "bias": (6,),
+    }
 
 
 def test_a_fresh_layer_answers_about_as_loudly_as_a_plain_one():
@@ -214,7 +227,7 @@ def test_runs_in_openvino_with_any_batch(generator):
     )
     compiled = openvino_core().compile_model(
         openvino.convert_model(program), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )  # fmt: skip
+    )
     for n in (1, 3):
         x = torch.randn(n, 6, 9, 8)
         with torch.no_grad():

@@ -57,9 +57,19 @@ def test_dynamic_rings_equal_one_masked_convolution_per_sample(
     granularity, kernel, stride, padding, dilation, mode, groups
 ):
     layer = GMConv2d(
-        4, 6, kernel, stride, padding, dilation, groups, padding_mode=mode, mode="dynamic", sigma=1.5,
-        granularity=granularity, dtype=torch.double,
-    )  # fmt: skip
+        4,
+        6,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode=mode,
+        mode="dynamic",
+        sigma=1.5,
+        granularity=granularity,
+        dtype=torch.double,
+    )
     with torch.no_grad():
         layer.up.weight.normal_()
         layer.down.bias.fill_(2)  # every sample passes the ReLU

@@ -75,9 +75,14 @@ def literal(layer, x, temperature):
     for i in range(n):
         kernel = sum(aw[i, j] * taps[i].view(k, k) * layer.weight[j] for j in range(layer.kernels))
         y = F.conv2d(
-            ac[i].view(1, -1, 1, 1) * x[i : i + 1], kernel, None, layer.stride, layer.padding, layer.dilation,
+            ac[i].view(1, -1, 1, 1) * x[i : i + 1],
+            kernel,
+            None,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
             layer.groups,
-        )  # fmt: skip
+        )
         y = y * af[i].view(1, -1, 1, 1)
         samples.append(y if layer.bias is None else y + layer.bias.view(1, -1, 1, 1))
     return torch.cat(samples)
@@ -109,7 +114,7 @@ def test_state_keys_are_the_authors():
         "attention.fc.weight",
         *(f"attention.bn.{key}" for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
         *(f"attention.{head}_fc.{key}" for head in HEADS for key in ("weight", "bias")),
-    ]  # fmt: skip
+    ]
     assert ODConv2d(6, 4, 3).weight.shape == (4, 4, 6, 3, 3)
 
 

@@ -44,9 +44,7 @@ CASES = [
 @pytest.mark.parametrize(("c", "o", "k", "stride", "padding", "groups", "parts", "d", "layout"), CASES)
 def test_equals_one_convolution_per_pair(c, o, k, stride, padding, groups, parts, d, layout):
     options = {"parts": parts, "layout": layout}
-    layer = PSConv2d(
-        c, o, k, stride, padding, groups=groups, base_dilation=d, dtype=torch.double, **options
-    )  # fmt: skip
+    layer = PSConv2d(c, o, k, stride, padding, groups=groups, base_dilation=d, dtype=torch.double, **options)
     taps, x = torch.randn(o, c // groups, k, k, dtype=torch.double), torch.randn(2, c, 9, 8, dtype=torch.double)
     layer.load_dense_(taps)
     expected = literal(x, taps, layer.bias, stride, padding - (k - 1) // 2, groups, d=d, **options)
@@ -73,10 +71,14 @@ def test_loads_the_authors_state_dict():
     layer = PSConv2d(8, 12, 3, padding=1, dtype=torch.double)
     layer.load_state_dict(
         {
-            "gwconv.weight": gwconv, "gwconv.bias": biases[0], "gwconv_shift.weight": shift,
-            "gwconv_shift.bias": biases[1], "conv.weight": dense, "conv.bias": biases[2],
+            "gwconv.weight": gwconv,
+            "gwconv.bias": biases[0],
+            "gwconv_shift.weight": shift,
+            "gwconv_shift.bias": biases[1],
+            "conv.weight": dense,
+            "conv.bias": biases[2],
         }
-    )  # fmt: skip
+    )
     x = torch.randn(2, 8, 11, 9, dtype=torch.double)
     expected = reference(x, gwconv, shift, dense, 4, 2) + biases.sum(0)[:, None, None]
     torch.testing.assert_close(layer(x), expected)

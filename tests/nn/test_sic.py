@@ -86,6 +86,11 @@ def test_a_dilated_even_kernel_keeps_its_size_in_later_units():
 
 def test_state_dict_keys_are_api():
     assert [k for k, _ in SICConv2d(4, 4, 3, units=2).named_parameters()] == [
-        "pairs.0.spatial.weight", "pairs.0.pointwise.weight", "pairs.1.spatial.weight", "pairs.1.pointwise.weight",
-        "pairs.1.pointwise.bias", "norms.0.weight", "norms.0.bias",
-    ]  # fmt: skip
+        "pairs.0.spatial.weight",
+        "pairs.0.pointwise.weight",
+        "pairs.1.spatial.weight",
+        "pairs.1.pointwise.weight",
+        "pairs.1.pointwise.bias",
+        "norms.0.weight",
+        "norms.0.bias",
+    ]

@@ -68,6 +68,12 @@ def test_odd_sizes_at_stride_2_average_only_real_pixels():
 def test_state_dict_keys_are_api():
     layer = SPConv2d(8, 8, 3, padding=1)
     assert [k for k, _ in layer.named_parameters()] == [
-        "spatial.weight", "pointwise.weight", "plain.weight", "plain.bias",
-        "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias",
-    ]  # fmt: skip
+        "spatial.weight",
+        "pointwise.weight",
+        "plain.weight",
+        "plain.bias",
+        "norm1.weight",
+        "norm1.bias",
+        "norm2.weight",
+        "norm2.bias",
+    ]

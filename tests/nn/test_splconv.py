@@ -71,10 +71,12 @@ def test_ablations_leave_a_stencil_out():
     sizes = {
         name: sum(p.numel() for p in SPLConv2d(8, 8, 3, padding=1, **options).parameters())
         for name, options in {
-            "both": {}, "no depthwise": {"depthwise": False}, "no dilated": {"dilated": False},
+            "both": {},
+            "no depthwise": {"depthwise": False},
+            "no dilated": {"dilated": False},
             "neither": {"depthwise": False, "dilated": False},
         }.items()
-    }  # fmt: skip
+    }
     assert sizes["both"] - sizes["no depthwise"] == sizes["both"] - sizes["no dilated"] == 4 * 9
     assert sizes["both"] - sizes["neither"] == 8 * 9
     for options in ({"depthwise": False}, {"dilated": False}, {"depthwise": False, "dilated": False}):
@@ -92,6 +94,11 @@ def test_the_uneven_extra_row_is_right_and_below():
 
 def test_state_dict_keys_are_api():
     assert [k for k, _ in SPLConv2d(8, 8, 3, padding=1).named_parameters()] == [
-        "stencil1.weight", "stencil2.weight", "pointwise.weight", "norm.weight", "norm.bias", "plain.weight",
+        "stencil1.weight",
+        "stencil2.weight",
+        "pointwise.weight",
+        "norm.weight",
+        "norm.bias",
+        "plain.weight",
         "plain.bias",
-    ]  # fmt: skip
+    ]

@@ -165,6 +165,12 @@ def test_refusals():
 
 def test_state_dict_keys_are_api():
     assert [k for k, _ in build().named_parameters()] == [
-        "square.weight", "row.weight", "column.weight", "column.bias",
-        "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias",
-    ]  # fmt: skip
+        "square.weight",
+        "row.weight",
+        "column.weight",
+        "column.bias",
+        "norm1.weight",
+        "norm1.bias",
+        "norm2.weight",
+        "norm2.bias",
+    ]

@@ -34,15 +34,13 @@ class Layer(nn.Module):
 
 @pytest.mark.parametrize("exporting", [False, True])
 @pytest.mark.parametrize(("shape", "kernel", "stride", "padding", "dilation", "groups", "mode"), CASES)
-def test_equals_one_convolution_a_sample(
-    shape, kernel, stride, padding, dilation, groups, mode, exporting
-):  # fmt: skip
+def test_equals_one_convolution_a_sample(shape, kernel, stride, padding, dilation, groups, mode, exporting):
     run = Layer(stride, padding, dilation, groups, mode)
     x = torch.randn(shape, dtype=torch.double)
     weight = torch.randn(shape[0], *kernel, dtype=torch.double)
     conv = nn.Conv2d(
         shape[1], kernel[0], kernel[2:], stride, padding, dilation, groups, False, mode, dtype=torch.double
-    )  # fmt: skip
+    )
     expected = []
     for one, own in zip(x, weight):
         conv.weight.data.copy_(own)
@@ -74,9 +72,7 @@ FORMS = [  # C, O, kernel, stride, padding, dilation, groups, padding mode, kern
     ("c", "o", "kernel", "stride", "padding", "dilation", "groups", "mode", "kernels", "form"),
     [(*case, form) for case in FORMS for form in ("products", "outputs")[: 2 if case[6] == 1 else 1]],
 )
-def test_each_form_equals_the_grouped_convolution(
-    c, o, kernel, stride, padding, dilation, groups, mode, kernels, form
-):  # fmt: skip
+def test_each_form_equals_the_grouped_convolution(c, o, kernel, stride, padding, dilation, groups, mode, kernels, form):
     """Outputs, every gradient, and the memory format, in float64."""
     x = torch.randn(3, c, 7, 9, dtype=torch.double)
     weight = torch.randn(kernels, o, c // groups, *kernel, dtype=torch.double)

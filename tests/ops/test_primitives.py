@@ -33,8 +33,11 @@ def test_splconv_is_a_chain_and_a_gated_sum():
     chain = Separable(
         (5,),
         ((Stencil(0, 5, (3, 3), padding=(1, 1, 1, 1)),), (Stencil(0, 5, (3, 3), (1, 1), (2, 2), (2, 2, 2, 2)),)),
-        6, bias=True, activation="relu", average=True,
-    )  # fmt: skip
+        6,
+        bias=True,
+        activation="relu",
+        average=True,
+    )
     weights = [layer.stencil1.weight, layer.stencil2.weight, layer.pointwise.weight, layer.pointwise.bias]
     a, average = separable([x[:, :5]], weights, chain)
     torch.testing.assert_close(average, a.mean((2, 3)), **REL)
@@ -104,9 +107,18 @@ def test_group_pointwise_is_grouped_with_a_projection():
     layer = _layer("group_pointwise(part=2, block=True)", 6, 5, 3, padding=1)
     x = torch.randn(2, 6, 5, 4, dtype=torch.double)
     form = Grouped(
-        (2, 4), 6, (3, 3), padding=(1, 1, 1, 1), groups=2, bias=True, inner_activation="relu", project=5,
-        project_bias=True, activation="relu", average=True,
-    )  # fmt: skip
+        (2, 4),
+        6,
+        (3, 3),
+        padding=(1, 1, 1, 1),
+        groups=2,
+        bias=True,
+        inner_activation="relu",
+        project=5,
+        project_bias=True,
+        activation="relu",
+        average=True,
+    )
     weights = [layer.spatial.weight, layer.spatial.bias, layer.pointwise.weight, layer.pointwise.bias]
     y, average = grouped([x[:, :2], x[:, 2:]], weights, form)
     torch.testing.assert_close(y, layer(x), **REL)

@@ -90,16 +90,24 @@ def test_the_real_layers_are_counted_beside_it(found, word, se):
 
 def test_the_counts_are_these_numbers(found):
     for table, row, column, ours in (
-        ("table1", "VGG-16_P1", "Params", 15_001_418), ("table1", "VGG-16_P1", "Flops", 313_740_288),
-        ("table1", "VGG-16_P4", "Params", 5_181_727), ("table1", "VGG-16_P4", "Flops", 105_981_611),
-        ("table1", "VGG-16_GWC4_PWC", "Params", 5_429_194), ("table1", "VGG-16_GWC4_PWC", "Flops", 107_666_432),
-        ("table1", "VGG-16_DWC_PWC", "Params", 1_978_954), ("table1", "VGG-16_DWC_PWC", "Flops", 38_528_000),
-        ("table4", "MobileNet", "Flops", 46_354_432), ("table4", "MobileNet_P32", "Flops", 55_945_216),
+        ("table1", "VGG-16_P1", "Params", 15_001_418),
+        ("table1", "VGG-16_P1", "Flops", 313_740_288),
+        ("table1", "VGG-16_P4", "Params", 5_181_727),
+        ("table1", "VGG-16_P4", "Flops", 105_981_611),
+        ("table1", "VGG-16_GWC4_PWC", "Params", 5_429_194),
+        ("table1", "VGG-16_GWC4_PWC", "Flops", 107_666_432),
+        ("table1", "VGG-16_DWC_PWC", "Params", 1_978_954),
+        ("table1", "VGG-16_DWC_PWC", "Flops", 38_528_000),
+        ("table4", "MobileNet", "Flops", 46_354_432),
+        ("table4", "MobileNet_P32", "Flops", 55_945_216),
         ("table4", "MobileNet_P32_SE", "Flops", 56_904_704),
-        ("table3", "ResNet-56_P1", "Flops", 126_018_176), ("table6", "ResNet-34_P1", "Flops", 3_648_056_320),
-        ("table6", "ResNet-34_P4", "Flops", 1_295_571_285), ("table6", "ResNet-34_P4_SE", "Flops", 1_295_885_653),
-        ("table7", "ResNet-50_P1", "Flops", 4_089_184_256), ("table7", "ResNet-50_P4", "Flops", 2_856_058_880),
-    ):  # fmt: skip
+        ("table3", "ResNet-56_P1", "Flops", 126_018_176),
+        ("table6", "ResNet-34_P1", "Flops", 3_648_056_320),
+        ("table6", "ResNet-34_P4", "Flops", 1_295_571_285),
+        ("table6", "ResNet-34_P4_SE", "Flops", 1_295_885_653),
+        ("table7", "ResNet-50_P1", "Flops", 4_089_184_256),
+        ("table7", "ResNet-50_P4", "Flops", 2_856_058_880),
+    ):
         assert figure(found.rows, (table, row), column).ours == ours
 
 

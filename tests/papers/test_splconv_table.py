@@ -156,9 +156,15 @@ def test_another_size_compares_what_does_not_depend_on_it():
 def test_frame_rates_stand_beside_the_papers():
     told = []
     found = reproduce(
-        "splconv/table1", counts=False, time=True, size=(16, 32), budget_s=0, min_rounds=1, clock="cpu",
+        "splconv/table1",
+        counts=False,
+        time=True,
+        size=(16, 32),
+        budget_s=0,
+        min_rounds=1,
+        clock="cpu",
         progress=lambda what, done: told.append((what, done)),
-    )  # fmt: skip
+    )
     (rates,) = found.rates
     assert rates.input == (1, 3, 16, 32)
     assert rates.ratio("UNet") == 1

@@ -71,13 +71,27 @@ def browser(tmp_path_factory):
         page.write_text(html, encoding="utf-8")
         done = subprocess.run(
             [
-                found, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--v=0", "--hide-scrollbars",
-                "--virtual-time-budget=2000", *(options or ("--dump-dom",)), page.as_uri() + query,
+                found,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                f"--user-data-dir={folder / 'profile'}",
+                "--enable-logging=stderr",
+                "--v=0",
+                "--hide-scrollbars",
+                "--virtual-time-budget=2000",
+                *(options or ("--dump-dom",)),
+                page.as_uri() + query,
             ],
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

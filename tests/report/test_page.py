@@ -23,29 +23,48 @@ def report(name: str = "dense") -> Report:
     for i, each in enumerate((name, "lean")):
         runs.append(
             RunSummary(
-                each, Path(each), f"leanconv:unet?note={each}", {"model": each, "data": each, "lr": 0.1 * i, "seed": 0},
+                each,
+                Path(each),
+                f"leanconv:unet?note={each}",
+                {"model": each, "data": each, "lr": 0.1 * i, "seed": 0},
                 {"epoch": [1, 2, 3], "loss": [0.9, 0.5, 0.4], "dice": [0.1, 0.4 + 0.1 * i, 0.6]},
                 costs={"params": 1e6, "macs": 1e9 / (i + 1), "torchstat_flops": 1e9, "torchstat_madd": 2e9},
-                ms=10.0 + 4 * i, iqr_ms=0.5, rounds=9, scores={"image_dice": 0.7 - 0.1 * i, "dice": 0.8},
+                ms=10.0 + 4 * i,
+                iqr_ms=0.5,
+                rounds=9,
+                scores={"image_dice": 0.7 - 0.1 * i, "dice": 0.8},
                 classes={"background": {"iou": 0.9, "dice": 0.95}, each: {"iou": 0.5, "dice": 0.6}},
-                images={each: 0.5}, remarks=[f"remark on {each}"],
+                images={each: 0.5},
+                remarks=[f"remark on {each}"],
             )
-        )  # fmt: skip
+        )
     truth = np.zeros((32, 48), np.uint8)
     truth[4:12, 4:20] = 1
     image = np.random.default_rng(0).integers(0, 255, (3, 32, 48), dtype=np.uint8)
     cases = [
         case(
-            name if i else "a", "why", image, truth, [(0, name, truth, 0.9 - i / 2), (1, "lean", 1 - truth, i / 4)],
+            name if i else "a",
+            "why",
+            image,
+            truth,
+            [(0, name, truth, 0.9 - i / 2), (1, "lean", 1 - truth, i / 4)],
             ("b", name),
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     return Report(
-        runs, title=f"{name} and lean", data=name, images=7, measured="a quiet CPU, 1 thread", shape=(1, 3, 32, 32),
-        classes=("b", name), cases=cases, remarks=["a remark"], environment={"name": name},
+        runs,
+        title=f"{name} and lean",
+        data=name,
+        images=7,
+        measured="a quiet CPU, 1 thread",
+        shape=(1, 3, 32, 32),
+        classes=("b", name),
+        cases=cases,
+        remarks=["a remark"],
+        environment={"name": name},
         command=f"leanconv report {name}",
-    )  # fmt: skip
+    )
 
 
 def colours(path: Path) -> dict[tuple[int, int, int], int]:

@@ -50,9 +50,16 @@ def test_the_names_in_a_run_folder_are_the_designs(tmp_path):
         run.last,
     ]
     assert [p.name for p in paths] == [
-        "recipe.toml", "model.json", "model.safetensors", "history.csv", "metrics.json", "events", "report.html",
-        "export", "last",
-    ]  # fmt: skip
+        "recipe.toml",
+        "model.json",
+        "model.safetensors",
+        "history.csv",
+        "metrics.json",
+        "events",
+        "report.html",
+        "export",
+        "last",
+    ]
     assert {p.parent for p in paths} == {tmp_path}
 
 

@@ -56,8 +56,9 @@ def test_all_eight_symmetries_come_up():
     seen = {TrainTransform(3, light=0)(image, image[0])[0].numpy().tobytes() for _ in range(200)}
     expected = {
         to_float(torch.rot90(image.flip(-1) if flip else image, k, (1, 2))).numpy().tobytes()
-        for flip in (0, 1) for k in range(4)
-    }  # fmt: skip
+        for flip in (0, 1)
+        for k in range(4)
+    }
     assert seen == expected
     still = TrainTransform(3, light=0, flips=False)(image, image[0])[0]
     assert torch.equal(still, to_float(image))

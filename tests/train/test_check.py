@@ -78,9 +78,14 @@ def test_many_faults_are_listed_at_once(pairs):
         open_splits(recipe, "segment", Told())
     named = [fault.split(": ")[0].removeprefix(f"{pairs}/") for fault in error.value.faults]
     assert named == [
-        "train/images/04.png", "train/images/05.png", "train/masks/09.png", "train/images/17.png", "train/masks/19.png",
-        "val/images/01.tif", "test/images/02.png",
-    ]  # fmt: skip
+        "train/images/04.png",
+        "train/images/05.png",
+        "train/masks/09.png",
+        "train/images/17.png",
+        "train/masks/19.png",
+        "val/images/01.tif",
+        "test/images/02.png",
+    ]
     assert str(error.value).startswith("7 of 26 images cannot be used: ")
     assert "\n" not in str(error.value)
 

@@ -23,9 +23,15 @@ from leanconv.train.tasks.task import make_task
 def trained(tiny_data, tmp_path_factory):
     """A run of 7 steps, 4 an epoch; its recipe asks for more when it is resumed."""
     recipe = Recipe(
-        model="leanconv:unet?base=2&levels=1", data=str(tiny_data), out=str(tmp_path_factory.mktemp("runs") / "run"),
-        size=16, batch=5, steps=7, device="cpu", threads=1,
-    )  # fmt: skip
+        model="leanconv:unet?base=2&levels=1",
+        data=str(tiny_data),
+        out=str(tmp_path_factory.mktemp("runs") / "run"),
+        size=16,
+        batch=5,
+        steps=7,
+        device="cpu",
+        threads=1,
+    )
     return fit(recipe, progress=False)
 
 

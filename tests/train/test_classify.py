@@ -175,9 +175,11 @@ def test_killed_in_a_step_and_resumed(recipe, tmp_path):
     path = settings.write(tmp_path / "killed.toml")
     number = random.SystemRandom().randint(2, 18)
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, "step", str(number), str(path)], capture_output=True, text=True,
+        [sys.executable, "-c", KILLED, "step", str(number), str(path)],
+        capture_output=True,
+        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = fit(settings, resume=True, progress=False, trust_code=True)
     assert_same_run(resumed, fit(recipe("whole", **options), progress=False, trust_code=True))

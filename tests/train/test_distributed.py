@@ -58,11 +58,34 @@ def launch(path, *words, **environment):
     """`leanconv train` on two processes of the CPU."""
     return subprocess.run(
         # accelerate's --cpu would need MPI for a second process; --multi_gpu is its name for torch's own launcher
-        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-         "-m", "leanconv", "train", str(path), "--trust-code", "--json", *words],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            "0",
+            "-m",
+            "leanconv",
+            "train",
+            str(path),
+            "--trust-code",
+            "--json",
+            *words,
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        timeout=300,
+    )
 
 
 def test_two_processes_and_one(tiny_data, tmp_path):
@@ -109,8 +132,10 @@ def test_what_is_saved_is_of_all_processes(tiny_data, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     fit(Recipe(**common, out=str(tmp_path / "one")), resume=True, progress=False, trust_code=True)
     whole = fit(Recipe(**common, out=str(tmp_path / "whole")), progress=False, trust_code=True)
-    losses = [float(RunFolder(tmp_path / name).history.read_text().split("\n")[1].split(",")[2]) for name in
-              ("whole", "two", "one")]  # fmt: skip
+    losses = [
+        float(RunFolder(tmp_path / name).history.read_text().split("\n")[1].split(",")[2])
+        for name in ("whole", "two", "one")
+    ]
     assert losses[1:] == pytest.approx([losses[0]] * 2, abs=1e-6)
     for name in ("two", "one"):
         weights, single = load_file(RunFolder(tmp_path / name).weights), load_file(whole.weights)

@@ -178,9 +178,16 @@ def test_a_whole_run_honours_the_option(tmp_path, classes):
     assert (open_data(ref, "train")[0].mask == IGNORE).float().mean() == pytest.approx(10 / 32, abs=0.05)
     outputs = 1 if classes == 2 else 3
     recipe = Recipe(
-        model=f"leanconv:unet?base=2&levels=2&out_channels={outputs}", data=ref, out=str(tmp_path / "run"), size=16,
-        batch=2, steps=2, device="cpu", threads=1, defect_crop=0.5,
-    )  # fmt: skip
+        model=f"leanconv:unet?base=2&levels=2&out_channels={outputs}",
+        data=ref,
+        out=str(tmp_path / "run"),
+        size=16,
+        batch=2,
+        steps=2,
+        device="cpu",
+        threads=1,
+        defect_crop=0.5,
+    )
     folder = fit(recipe, progress=False)
     assert np.isfinite(float(folder.history.read_text().splitlines()[1].split(",")[2]))
     scores = score_run(folder.path)

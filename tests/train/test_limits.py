@@ -67,7 +67,7 @@ def test_a_parquet_that_unfolds_to_far_more_than_it_is_is_refused(tmp_path, monk
     for open_split in (
         lambda: open_data(str(tmp_path), "train"),
         lambda: open_labelled(str(tmp_path), "train", size=8),
-    ):  # fmt: skip
+    ):
         with pytest.raises(BadInput, match=r"train-0\.parquet: .* bytes that unfold to .* MiB, which no enc") as error:
             open_split()
         assert "\n" not in str(error.value)
@@ -77,9 +77,11 @@ def test_values_that_repeat_the_one_before_count_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "_SMALL", 2**20)
     images = [b"x" * 10_000] * 500  # 5 MB of prefixes in a few kB
     file = write(
-        tmp_path / "train-0.parquet", {"image": images, "mask": images}, use_dictionary=False,
+        tmp_path / "train-0.parquet",
+        {"image": images, "mask": images},
+        use_dictionary=False,
         column_encoding={"image": "DELTA_BYTE_ARRAY", "mask": "DELTA_BYTE_ARRAY"},
-    )  # fmt: skip
+    )
     assert file.stat().st_size < 10_000
     with pytest.raises(BadInput, match=r"unfold to .* MiB"):
         open_data(str(tmp_path), "train")

@@ -66,8 +66,10 @@ def test_it_learns_and_leaves_a_whole_run_folder(recipe, capsys):
 
 
 def test_the_same_seed_gives_the_same_weights(recipe, tmp_path):
-    runs = [weights(fit(recipe(out=str(tmp_path / name), seed=seed), progress=False)) for name, seed in
-            (("a", 1), ("b", 1), ("c", 2))]  # fmt: skip
+    runs = [
+        weights(fit(recipe(out=str(tmp_path / name), seed=seed), progress=False))
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
 

@@ -253,9 +253,11 @@ def test_a_colour_of_no_class_is_counted_and_shown(read):
     edged = painted(INDICES, BLACK, RED, GREEN)
     edged[3, 5] = edged[4, 6] = (127, 0, 0)
     refused(
-        read, png(edged), options="?colors=000000,ff0000,00ff00",
+        read,
+        png(edged),
+        options="?colors=000000,ff0000,00ff00",
         says="2 of 48 pixels have a colour of no class, the first 7f0000 at column 5, row 3; known: 000000, 00ff00, ff",
-    )  # fmt: skip
+    )
     refused(read, png(painted(INDICES, BLACK, RED, GREEN)), says="has colours .*ff0000.*colors=000000,RRGGBB")
     deep = raw_png([struct.pack(">3H", 5, 6, 7)], 1, 16, 2)
     refused(read, deep, options="?colors=000000,ffffff", says="8 bits a channel, the mask has more")

@@ -204,9 +204,15 @@ class Bright(nn.Module):
 
 def recipe(data, out):
     return Recipe(
-        model="leanconv:unet?base=2&levels=2", data=str(data), out=str(out), size=16, batch=2, steps=1, device="cpu",
+        model="leanconv:unet?base=2&levels=2",
+        data=str(data),
+        out=str(out),
+        size=16,
+        batch=2,
+        steps=1,
+        device="cpu",
         threads=1,
-    )  # fmt: skip
+    )
 
 
 def test_a_run_reads_in_the_range_of_its_training(camera, tmp_path, capsys):

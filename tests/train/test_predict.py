@@ -31,9 +31,14 @@ class Convs(nn.Module):
     def __init__(self, outputs=2):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(4, 4, 3, padding=1), nn.Upsample(scale_factor=2), nn.Conv2d(4, outputs, 3, padding=1),
-        )  # fmt: skip
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(4, outputs, 3, padding=1),
+        )
 
     def forward(self, x):
         return self.body(x)
@@ -179,9 +184,12 @@ def test_components_equal_a_flood_fill(h, w, density, classes):
     expected = sorted(
         (
             (min(x for _, x in p), min(y for y, _ in p), max(x for _, x in p) + 1, max(y for y, _ in p) + 1),
-            len(p), mask[p[0]], np.mean([score[q] for q in p]),
-        ) for p in flood(mask)
-    )  # fmt: skip
+            len(p),
+            mask[p[0]],
+            np.mean([score[q] for q in p]),
+        )
+        for p in flood(mask)
+    )
     found = find_defects(mask, score)
     listed = sorted((d.box, d.area_px, d.class_index, d.score) for d in found)
     assert [d[:3] for d in listed] == [d[:3] for d in expected]
@@ -339,8 +347,16 @@ def test_a_run_predicts_at_the_size_it_was_trained_at(tiny_data, tmp_path, monke
     from leanconv.train.loop import fit
     from leanconv.train.recipe import Recipe
 
-    recipe = Recipe(model="leanconv:unet?base=2&levels=2", data=f"{tiny_data}?side=24", out=str(tmp_path / "run"),
-                    size=16, batch=2, steps=1, device="cpu", threads=1)  # fmt: skip
+    recipe = Recipe(
+        model="leanconv:unet?base=2&levels=2",
+        data=f"{tiny_data}?side=24",
+        out=str(tmp_path / "run"),
+        size=16,
+        batch=2,
+        steps=1,
+        device="cpu",
+        threads=1,
+    )
     folder, seen = fit(recipe, progress=False), []
     real = module.predict_logits
     monkeypatch.setattr(

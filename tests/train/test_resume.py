@@ -98,9 +98,11 @@ def test_killed_at_a_random_place(recipe, tmp_path, where):
     settings = recipe("killed", **options)
     path = settings.write(tmp_path / "killed.toml")
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, where, str(number), str(path)], capture_output=True, text=True,
+        [sys.executable, "-c", KILLED, where, str(number), str(path)],
+        capture_output=True,
+        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     started = RunFolder(settings.out).recipe.is_file()
     resumed = fit(settings, resume=started, progress=False, trust_code=True)

@@ -50,9 +50,12 @@ def bind(form: Form, weights: Sequence[Tensor], cpu: Cpu | None = None) -> Bound
 
 
 def bind_split(
-    first: Separable | Grouped, first_weights: Sequence[Tensor], second: GatedSum, second_weights: Sequence[Tensor],
+    first: Separable | Grouped,
+    first_weights: Sequence[Tensor],
+    second: GatedSum,
+    second_weights: Sequence[Tensor],
     cpu: Cpu | None = None,
-) -> BoundSplit:  # fmt: skip
+) -> BoundSplit:
     """Both passes of SPConv or SPLConv as one primitive, to be called with the map: its first channels go through
     `first`, the others are `second`'s.
 

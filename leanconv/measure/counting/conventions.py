@@ -185,90 +185,127 @@ CONVENTIONS: dict[str, Convention] = {
     c.name: c
     for c in (
         Convention(
-            "macs", "MACs",
+            "macs",
+            "MACs",
             "multiply-accumulates of convolutions, FC layers, matrix products and attention; an operator counts its "
-            "paper's multiplications; params = trainable", _ALL,
+            "paper's multiplications; params = trainable",
+            _ALL,
         ),
         Convention(
-            "executed_macs", "MACs",
-            "the same, but an operator counts what its realisation here runs; params = trainable", _ALL,
+            "executed_macs",
+            "MACs",
+            "the same, but an operator counts what its realisation here runs; params = trainable",
+            _ALL,
             as_published=False,
         ),
         Convention(
-            "macs_weights", "MACs",
+            "macs_weights",
+            "MACs",
             "multiply-accumulates of conv and FC layers only; params = conv and FC weights only (no bias, no BN)",
-            _LAYERS, weights_only=True,
+            _LAYERS,
+            weights_only=True,
         ),
         Convention(
-            "macs_trainable", "MACs",
-            "multiply-accumulates of conv, FC and SE layers only; params = all trainable tensors", _LAYERS,
+            "macs_trainable",
+            "MACs",
+            "multiply-accumulates of conv, FC and SE layers only; params = all trainable tensors",
+            _LAYERS,
         ),
         Convention(
-            "thop_old", "flops",
+            "thop_old",
+            "flops",
             "conv/FC multiply-accumulates + bias adds of convs + 4 per BN element + 1 per ReLU element; "
             "params = trainable",
             {"conv": _with_bias, "linear": _macs, "batch_norm": _per_element(4), "relu": _per_element(1)},
         ),
         Convention(
-            "thop", "MACs",
+            "thop",
+            "MACs",
             "thop 0.1.1's: conv/FC multiply-accumulates, a transposed conv by its outputs (times stride²), 4 per "
             "norm element, average pools; no bias, no ReLU, no function; params = of the modules it knows",
-            {}, tool=tools.thop, as_published=False,
+            {},
+            tool=tools.thop,
+            as_published=False,
         ),
         Convention(
-            "ptflops", "MACs",
+            "ptflops",
+            "MACs",
             "ptflops 0.7.5's default (pytorch backend): conv/FC multiply-accumulates with bias, 2 per norm element, 1 "
             "per ReLU and pooling element, twice where the module calls its function; params = trainable",
-            {}, tool=tools.ptflops, as_published=False,
+            {},
+            tool=tools.ptflops,
+            as_published=False,
         ),
         Convention(
-            "ptflops_aten", "MACs",
+            "ptflops_aten",
+            "MACs",
             "ptflops 0.7.5's aten backend: conv/FC/mm/bmm multiply-accumulates with bias, nothing else; attention 0; "
             "params = trainable",
-            {"conv": _with_bias, "linear": _aten_matmul, "matmul": _aten_matmul}, as_published=False,
+            {"conv": _with_bias, "linear": _aten_matmul, "matmul": _aten_matmul},
+            as_published=False,
         ),
         Convention(
-            "fuse", "flops",
+            "fuse",
+            "flops",
             "conv/FC/SE multiply-accumulates + 2 per BN element + 2 per ReLU or h-swish element (ReLU6 free) + 2 per "
             "element pooled by a squeeze-excite block, whose own ReLU is free; params = trainable",
-            _LAYERS | {
-                "batch_norm": _per_element(2), "relu": _unless_squeeze(2), "hardswish": _per_element(2),
-                "global_mean": _if_squeeze(2), "adaptive_pool": _if_squeeze(2),
+            _LAYERS
+            | {
+                "batch_norm": _per_element(2),
+                "relu": _unless_squeeze(2),
+                "hardswish": _per_element(2),
+                "global_mean": _if_squeeze(2),
+                "adaptive_pool": _if_squeeze(2),
             },
         ),
         Convention(
-            "od", "flops",
+            "od",
+            "flops",
             "conv/FC/attention multiply-accumulates + one add per element of each attention pool + building an ODConv "
             "kernel (2n per weight, n = 1: 1; k > 1: one more); params = trainable",
             _LAYERS | {"global_mean": _if_squeeze(1), "adaptive_pool": _if_squeeze(1)},
             operators={"odconv": _od_kernel},
         ),
         Convention(
-            "fvcore", "flops",
+            "fvcore",
+            "flops",
             "fvcore's: one per multiply-accumulate of conv/FC/mm/bmm, no bias; BN 2 per element, other norms 5, "
             "bilinear upsampling 4 per output, adaptive average pool 1 per input; attention 0; params = trainable",
             {
-                "conv": _macs, "linear": _fvcore_matmul, "matmul": _fvcore_matmul, "batch_norm": _fvcore_norm,
-                "instance_norm": _fvcore_norm, "group_norm": _fvcore_norm, "layer_norm": _fvcore_norm,
-                "adaptive_pool": _per_element(1), "upsample_nearest": _per_output(1),
-                "upsample_bilinear": _per_output(4), "grid_sample": _per_output(4),
+                "conv": _macs,
+                "linear": _fvcore_matmul,
+                "matmul": _fvcore_matmul,
+                "batch_norm": _fvcore_norm,
+                "instance_norm": _fvcore_norm,
+                "group_norm": _fvcore_norm,
+                "layer_norm": _fvcore_norm,
+                "adaptive_pool": _per_element(1),
+                "upsample_nearest": _per_output(1),
+                "upsample_bilinear": _per_output(4),
+                "grid_sample": _per_output(4),
             },
             as_published=False,
         ),
         Convention(
-            "torch", "flops",
+            "torch",
+            "flops",
             "torch.utils.flop_counter's: two per multiply-accumulate, nothing else, no LSTM; params = trainable",
-            dict.fromkeys(_ALL, _torch_rule), as_published=False,
+            dict.fromkeys(_ALL, _torch_rule),
+            as_published=False,
         ),
         Convention(
-            "torchstat", "flops",
+            "torchstat",
+            "flops",
             "torchstat 0.0.7's: per module, a module called twice counted once (its last call); conv with its bias, "
             "2 per BN element, 1 per ReLU element, max-pool its input elements, transposed conv 0 in Flops and "
             "2 per multiplication of an input pixel in MAdd; functional operations 0; params = trainable",
-            {}, modules=_TORCHSTAT, silent=_TORCHSTAT_SILENT, as_published=False,
+            {},
+            modules=_TORCHSTAT,
+            silent=_TORCHSTAT_SILENT,
+            as_published=False,
         ),
     )
-}  # fmt: skip
+}
 
 
 def convention(name: str) -> Convention:

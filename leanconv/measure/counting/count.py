@@ -72,10 +72,17 @@ class Counts:
     def __str__(self) -> str:
         head = ["layer", "type", "calls", "output", "params", self.unit, *(["MAdd"] if self.madd is not None else [])]
         rows = [
-            [r.name, r.type, r.calls, "x".join(map(str, r.shape)), si(r.params), si(r.flops),
-             *([si(r.madd)] if self.madd is not None else [])]
+            [
+                r.name,
+                r.type,
+                r.calls,
+                "x".join(map(str, r.shape)),
+                si(r.params),
+                si(r.flops),
+                *([si(r.madd)] if self.madd is not None else []),
+            ]
             for r in self.layers
-        ]  # fmt: skip
+        ]
         rows.append(["total", "", "", "", si(self.params), si(self.flops), *([si(self.madd)] if self.madd else [])])
         return table(head, rows, title=f"{self.convention}: {convention(self.convention).says}", note=self.note())
 
@@ -114,10 +121,17 @@ def count_recorded(recording: Recording, name: str) -> Counts:
     _count_operators(recording, rows, row_of, rule)
     layers = tuple(row for row in rows.values() if row.calls or row.params or row.flops or row.launches)
     counts = Counts(
-        rule.name, rule.unit, sum(r.params for r in layers), sum(r.flops for r in layers),
-        sum(r.madd for r in layers) if rule.modules else None, sum(r.bytes for r in layers),
-        sum(r.launches for r in layers), layers, dict(uncounted), recording.executed,
-    )  # fmt: skip
+        rule.name,
+        rule.unit,
+        sum(r.params for r in layers),
+        sum(r.flops for r in layers),
+        sum(r.madd for r in layers) if rule.modules else None,
+        sum(r.bytes for r in layers),
+        sum(r.launches for r in layers),
+        layers,
+        dict(uncounted),
+        recording.executed,
+    )
     if uncounted:
         warnings.warn(counts.note(), Uncounted, stacklevel=3)
     return counts
@@ -213,9 +227,7 @@ def _count_modules(
             uncounted[f"functional {op.api or op.name}"] += 1
 
 
-def _count_operators(
-    recording: Recording, rows: dict[str, Layer], row_of: dict[str, str], rule: Convention
-) -> None:  # fmt: skip
+def _count_operators(recording: Recording, rows: dict[str, Layer], row_of: dict[str, str], rule: Convention) -> None:
     """Replace what a realisation multiplies by what its paper counts, where the two differ; add what the rule adds."""
     for call in recording.calls:
         layer = call.module
@@ -235,6 +247,16 @@ def published_difference(layer: Operator, call: ModuleCall) -> int:
 def _spec(layer: Operator, call: ModuleCall) -> ConvSpec:
     n, h, w = (1 if len(call.in_shape) == 3 else call.in_shape[0]), *call.in_shape[-2:]
     return ConvSpec.of(
-        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-        layer.groups, True, layer.padding_mode, n=n, h=h, w=w,
-    )  # fmt: skip
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        True,
+        layer.padding_mode,
+        n=n,
+        h=h,
+        w=w,
+    )

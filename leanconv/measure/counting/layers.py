@@ -62,24 +62,35 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "device": self.device, "dtype": self.dtype, "layout": self.layout, "shape": list(self.shape),
-            "batch": self.shape[0] if self.shape else 0, "peaks": self.peaks.to_dict(),
+            "device": self.device,
+            "dtype": self.dtype,
+            "layout": self.layout,
+            "shape": list(self.shape),
+            "batch": self.shape[0] if self.shape else 0,
+            "peaks": self.peaks.to_dict(),
             "layers": [
                 {
-                    **asdict(r.layer), "macs": r.layer.flops, "ms": r.timing.to_dict() if r.timing else None,
-                    "floor_ms": r.floor_ms, "bound": r.bound,
+                    **asdict(r.layer),
+                    "macs": r.layer.flops,
+                    "ms": r.timing.to_dict() if r.timing else None,
+                    "floor_ms": r.floor_ms,
+                    "bound": r.bound,
                 }
                 for r in self.rows
             ],
             "total": {
-                "params": self.params, "macs": self.macs, "bytes": self.counts["macs"].bytes,
-                "launches": self.counts["macs"].launches, "ms": self.timing.to_dict(), "floor_ms": self.floor_ms,
+                "params": self.params,
+                "macs": self.macs,
+                "bytes": self.counts["macs"].bytes,
+                "launches": self.counts["macs"].launches,
+                "ms": self.timing.to_dict(),
+                "floor_ms": self.floor_ms,
             },
             "conventions": {
                 name: {"unit": c.unit, "params": c.params, "flops": c.flops, "madd": c.madd, "uncounted": c.uncounted}
                 for name, c in self.counts.items()
             },
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         head = [
@@ -98,10 +109,21 @@ class Profile:
         # Identities and the like stay out of sight; to_dict() has them.
         rows: list[Sequence[object]] = [_cells(r) for r in self.rows if r.layer.launches or r.layer.params]
         total = self.counts["macs"]
-        rows.append([
-            "total", "", "", si(total.params), si(total.flops), si(total.bytes), total.launches,
-            f"{self.timing.median_ms:.3g}", f"{self.timing.p95_ms:.3g}", f"{self.floor_ms:.3g}", "",
-        ])  # fmt: skip
+        rows.append(
+            [
+                "total",
+                "",
+                "",
+                si(total.params),
+                si(total.flops),
+                si(total.bytes),
+                total.launches,
+                f"{self.timing.median_ms:.3g}",
+                f"{self.timing.p95_ms:.3g}",
+                f"{self.floor_ms:.3g}",
+                "",
+            ]
+        )
         notes = [f"{self.peaks}; {self.timing.rounds} rounds; the total is timed without the layers' clocks"]
         notes += [_convention_line(counts) for name, counts in self.counts.items() if name != "macs"]
         notes += [counts.note() for counts in self.counts.values() if counts.uncounted]
@@ -112,9 +134,17 @@ def _cells(row: LayerProfile) -> list[object]:
     layer, timing = row.layer, row.timing
     times = [f"{timing.median_ms:.3g}", f"{timing.p95_ms:.3g}"] if timing else ["-", "-"]
     return [
-        layer.name, layer.type, "x".join(map(str, layer.shape)), si(layer.params), si(layer.flops), si(layer.bytes),
-        layer.launches, *times, f"{row.floor_ms:.2g}", row.bound if layer.launches else "",
-    ]  # fmt: skip
+        layer.name,
+        layer.type,
+        "x".join(map(str, layer.shape)),
+        si(layer.params),
+        si(layer.flops),
+        si(layer.bytes),
+        layer.launches,
+        *times,
+        f"{row.floor_ms:.2g}",
+        row.bound if layer.launches else "",
+    ]
 
 
 def _convention_line(counts: Counts) -> str:
@@ -157,10 +187,17 @@ def profile(
         floor, bound = top.floor_ms(layer.flops, layer.min_bytes) if layer.launches else (0.0, "memory")
         rows.append(LayerProfile(layer, clock.timing(layer.name), floor, bound))
     return Profile(
-        tuple(rows), whole, counts, top, sum(row.floor_ms for row in rows), describe(x.device),
-        str(x.dtype).removeprefix("torch."), layout_of(x), tuple(x.shape),
+        tuple(rows),
+        whole,
+        counts,
+        top,
+        sum(row.floor_ms for row in rows),
+        describe(x.device),
+        str(x.dtype).removeprefix("torch."),
+        layout_of(x),
+        tuple(x.shape),
         label(x.device, dtype=x.dtype, layout=layout_of(x), shape=x.shape),
-    )  # fmt: skip
+    )
 
 
 class _Clock:

@@ -76,9 +76,11 @@ _HEADS_FIRST = {  # `N heads L E`
     "_triton_scaled_dot_attention",
 }  # fmt: skip
 _HEADS_AFTER = {  # `N L heads E`, or all samples in a row, `L heads E`, where what is cumulated says whose is which
-    "_flash_attention_forward", "_flash_attention_forward_no_dropout_inplace", "_efficient_attention_forward",
+    "_flash_attention_forward",
+    "_flash_attention_forward_no_dropout_inplace",
+    "_efficient_attention_forward",
     "_cudnn_attention_forward",
-}  # fmt: skip
+}
 _MULTI_HEAD = {"_native_multi_head_attention", "_triton_multi_head_attention"}
 
 

@@ -65,21 +65,35 @@ class ConventionTable:
             "shape": list(self.shape),
             "conventions": [
                 {
-                    "name": row.counts.convention, "says": convention(row.counts.convention).says,
-                    "unit": row.counts.unit, "params": row.counts.params, "flops": row.counts.flops,
-                    "madd": row.counts.madd, "ratio": row.ratio, "parts": row.parts, "differs": row.differs,
-                    "params_differ": row.params_differ, "why": row.why, "uncounted": row.counts.uncounted,
+                    "name": row.counts.convention,
+                    "says": convention(row.counts.convention).says,
+                    "unit": row.counts.unit,
+                    "params": row.counts.params,
+                    "flops": row.counts.flops,
+                    "madd": row.counts.madd,
+                    "ratio": row.ratio,
+                    "parts": row.parts,
+                    "differs": row.differs,
+                    "params_differ": row.params_differ,
+                    "why": row.why,
+                    "uncounted": row.counts.uncounted,
                 }
                 for row in self.rows
             ],
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         rows = [
-            [row.counts.convention, f"{row.counts.params:,}", f"{row.counts.flops:,}", row.counts.unit,
-             f"{row.ratio:.4f}x", row.why]
+            [
+                row.counts.convention,
+                f"{row.counts.params:,}",
+                f"{row.counts.flops:,}",
+                row.counts.unit,
+                f"{row.ratio:.4f}x",
+                row.why,
+            ]
             for row in self.rows
-        ]  # fmt: skip
+        ]
         rules = [f"{row.counts.convention}: {convention(row.counts.convention).says}" for row in self.rows]
         title = f"one model, input {'x'.join(map(str, self.shape))}, by every counting rule; differences are to macs"
         head = ["convention", "params", "counts", "unit", "to macs", "why it differs"]

@@ -112,19 +112,32 @@ _NORMS = tuple(kind + side for kind in ("BatchNorm", "InstanceNorm") for side in
 _MAX, _AVG, _ADAPTIVE_MAX, _ADAPTIVE = (
     tuple(kind + side for side in _SIDES) for kind in ("MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool")
 )
-PTFLOPS = _rules({
-    _CONVS: _conv, _TRANSPOSED: _transposed, ("Linear",): _linear, (*_NORMS, "GroupNorm", "LayerNorm"): _ptflops_norm,
-    ("ReLU", "PReLU", "ELU", "LeakyReLU", "ReLU6", "GELU"): _each("activation", output=True),
-    (*_MAX, *_AVG, *_ADAPTIVE_MAX, *_ADAPTIVE): _each("pooling"), ("Upsample",): _each("upsampling", output=True),
-    ("MultiheadAttention",): _self_attention,
-})  # fmt: skip
-THOP = _rules({
-    _CONVS: _thop_conv, _TRANSPOSED: _thop_conv, ("Linear",): lambda call: {"FC": _linear(call)["FC"]},
-    (*_NORMS, "LayerNorm", "SyncBatchNorm"): _thop_norm, _AVG: _each("pooling", output=True),
-    _ADAPTIVE: _thop_adaptive, ("Softmax",): _thop_softmax, ("PReLU",): _each("activation"),
-    ("Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d"): _thop_upsample,
-    ("ReLU", "ReLU6", "LeakyReLU", "Dropout", "ZeroPad2d", "PixelShuffle", *_MAX, *_ADAPTIVE_MAX): _nothing,
-})  # fmt: skip
+PTFLOPS = _rules(
+    {
+        _CONVS: _conv,
+        _TRANSPOSED: _transposed,
+        ("Linear",): _linear,
+        (*_NORMS, "GroupNorm", "LayerNorm"): _ptflops_norm,
+        ("ReLU", "PReLU", "ELU", "LeakyReLU", "ReLU6", "GELU"): _each("activation", output=True),
+        (*_MAX, *_AVG, *_ADAPTIVE_MAX, *_ADAPTIVE): _each("pooling"),
+        ("Upsample",): _each("upsampling", output=True),
+        ("MultiheadAttention",): _self_attention,
+    }
+)
+THOP = _rules(
+    {
+        _CONVS: _thop_conv,
+        _TRANSPOSED: _thop_conv,
+        ("Linear",): lambda call: {"FC": _linear(call)["FC"]},
+        (*_NORMS, "LayerNorm", "SyncBatchNorm"): _thop_norm,
+        _AVG: _each("pooling", output=True),
+        _ADAPTIVE: _thop_adaptive,
+        ("Softmax",): _thop_softmax,
+        ("PReLU",): _each("activation"),
+        ("Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d"): _thop_upsample,
+        ("ReLU", "ReLU6", "LeakyReLU", "Dropout", "ZeroPad2d", "PixelShuffle", *_MAX, *_ADAPTIVE_MAX): _nothing,
+    }
+)
 
 # (room, function) -> what ptflops adds at a call: the elements that it reads or writes, or a product.
 _FUNCTIONS: dict[tuple[str, str], tuple[str, str]] = {

@@ -122,21 +122,29 @@ class LaneProfile:
     def to_dict(self) -> dict[str, Any]:
         total = {"macs": self.enlarged[0].macs, "cycles": self.cycles, "intra_cycles": self.intra_cycles}
         return {
-            "lanes": asdict(self.lanes), "shape": list(self.shape), "layers": [asdict(one) for one in self.layers],
-            "enlarged": [asdict(one) for one in self.enlarged], "total": total, "unmapped": self.unmapped,
+            "lanes": asdict(self.lanes),
+            "shape": list(self.shape),
+            "layers": [asdict(one) for one in self.layers],
+            "enlarged": [asdict(one) for one in self.enlarged],
+            "total": total,
+            "unmapped": self.unmapped,
             "slowest": [one.name for one in slowest(self.layers, 5)],
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         k0, lanes = self.lanes.intra, self.lanes.multipliers
         schemes = ["1 tap: cycles", "busy", f"{k0}x{k0} taps: cycles", "busy", "fewer cycles"]
         rows = [
             [
-                one.name, one.type, one.kind, one.kernel, si(one.macs),
+                one.name,
+                one.type,
+                one.kind,
+                one.kernel,
+                si(one.macs),
                 *self._cells(one.macs, one.cycles, one.intra_cycles),
             ]
             for one in self.layers
-        ]  # fmt: skip
+        ]
         whole = self.enlarged[0]
         rows.append(["total", "", "", "", si(whole.macs), *self._cells(whole.macs, whole.cycles, whole.intra_cycles)])
         title = (
@@ -156,9 +164,12 @@ class LaneProfile:
     def _cells(self, macs: int, plain: int, intra: int) -> list[str]:
         lanes = self.lanes.multipliers
         return [
-            f"{plain:,}", f"{macs / (max(1, plain) * lanes):.1%}", f"{intra:,}",
-            f"{macs / (max(1, intra) * lanes):.1%}", f"{plain / max(1, intra):.2f}x",
-        ]  # fmt: skip
+            f"{plain:,}",
+            f"{macs / (max(1, plain) * lanes):.1%}",
+            f"{intra:,}",
+            f"{macs / (max(1, intra) * lanes):.1%}",
+            f"{plain / max(1, intra):.2f}x",
+        ]
 
 
 def profile_lanes(model: nn.Module, inputs: Any, lanes: Lanes) -> LaneProfile:
@@ -177,11 +188,13 @@ def profile_lanes(model: nn.Module, inputs: Any, lanes: Lanes) -> LaneProfile:
         cases += [(f"{kind} {k}x{k}", [_enlarged(one, k) if one in spatial else one for one in every]) for k in KERNELS]
     enlarged = tuple(
         WhatIf(
-            words, sum(one.macs for one in case), sum(lane_cycles(plain, one) for one in case),
+            words,
+            sum(one.macs for one in case),
+            sum(lane_cycles(plain, one) for one in case),
             sum(lane_cycles(lanes, one) for one in case),
         )
         for words, case in cases
-    )  # fmt: skip
+    )
     return LaneProfile(lanes, layers, enlarged, sizes.shape, sizes.unmapped)
 
 
@@ -195,6 +208,13 @@ def _layer(plain: Lanes, lanes: Lanes, layer: LayerSizes) -> LaneLayer:
     intra = sum(lane_cycles(lanes, one) for one in layer.sizes)
     kernels = dict.fromkeys("x".join(map(str, one.kernel)) for one in layer.sizes)
     return LaneLayer(
-        layer.name, layer.type, layer.kind, " + ".join(kernels), layer.macs, took, intra,
-        layer.macs / (took * lanes.multipliers), layer.macs / (intra * lanes.multipliers),
-    )  # fmt: skip
+        layer.name,
+        layer.type,
+        layer.kind,
+        " + ".join(kernels),
+        layer.macs,
+        took,
+        intra,
+        layer.macs / (took * lanes.multipliers),
+        layer.macs / (intra * lanes.multipliers),
+    )

@@ -96,9 +96,10 @@ def _measured(device: str, dtype: torch.dtype, threads: int, clock: str) -> Peak
     fastest = max(rates, key=rates.__getitem__)
     kind = str(dtype).removeprefix("torch.")
     return Peaks(
-        rates[fastest], 2 * 4 * numbers / copy_ms / 1e6,
+        rates[fastest],
+        2 * 4 * numbers / copy_ms / 1e6,
         f"measured here, {threads} thread{'s' * (threads > 1)}: {kind} {fastest}, copy of {numbers >> 18} MiB",
-    )  # fmt: skip
+    )
 
 
 def _has_onednn(dtype: torch.dtype) -> bool:

@@ -164,21 +164,31 @@ class ArrayProfile:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "array": asdict(self.array), "shape": list(self.shape), "layers": [asdict(layer) for layer in self.layers],
-            "slowest": [layer.name for layer in self.slowest()], "by_kind": self.by_kind(),
-            "total": {
-                "params": self.params, "macs": self.macs, "cycles": self.cycles, "utilisation": self.utilisation
-            },
+            "array": asdict(self.array),
+            "shape": list(self.shape),
+            "layers": [asdict(layer) for layer in self.layers],
+            "slowest": [layer.name for layer in self.slowest()],
+            "by_kind": self.by_kind(),
+            "total": {"params": self.params, "macs": self.macs, "cycles": self.cycles, "utilisation": self.utilisation},
             "unmapped": self.unmapped,
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         head = ["layer", "type", "kind", "output", "MACs", "cycles", "share", "utilisation", "on the array"]
         rows = [
-            [one.name, one.type, one.kind, "x".join(map(str, one.shape)), si(one.macs), f"{one.cycles:,}",
-             f"{one.share:.1%}", f"{one.utilisation:.1%}", one.mapping]
+            [
+                one.name,
+                one.type,
+                one.kind,
+                "x".join(map(str, one.shape)),
+                si(one.macs),
+                f"{one.cycles:,}",
+                f"{one.share:.1%}",
+                f"{one.utilisation:.1%}",
+                one.mapping,
+            ]
             for one in self.layers
-        ]  # fmt: skip
+        ]
         rows.append(["total", "", "", "", si(self.macs), f"{self.cycles:,}", "100.0%", f"{self.utilisation:.1%}", ""])
         notes = ["slowest: " + ", ".join(f"{one.name} ({one.kind}, {one.share:.1%})" for one in self.slowest())]
         total = max(1, self.cycles)
@@ -215,9 +225,17 @@ def _layer(array: Array, layer: LayerSizes, found: list[tuple[int, str]], total:
     took = sum(one for one, _ in found)
     slow = max(found, key=lambda each: each[0])[1]  # of an operator's parts the slowest says where its time is
     return ArrayLayer(
-        layer.name, layer.type, layer.kind, layer.shape, layer.params, layer.macs, took, took / total,
-        layer.macs / (took * array.rows * array.columns), slow,
-    )  # fmt: skip
+        layer.name,
+        layer.type,
+        layer.kind,
+        layer.shape,
+        layer.params,
+        layer.macs,
+        took,
+        took / total,
+        layer.macs / (took * array.rows * array.columns),
+        slow,
+    )
 
 
 @dataclass(frozen=True)
@@ -247,17 +265,25 @@ class ArrayComparison:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "array": asdict(self.base.array), "shape": list(self.base.shape), "fastest": self.fastest,
+            "array": asdict(self.base.array),
+            "shape": list(self.base.shape),
+            "fastest": self.fastest,
             "networks": [
                 {
-                    "name": name, "params": one.params, "macs": one.macs, "cycles": one.cycles,
-                    "utilisation": one.utilisation, "speedup": self.speedup(name), "by_kind": one.by_kind(),
-                    "slowest": [layer.name for layer in one.slowest()], "unmapped": one.unmapped,
+                    "name": name,
+                    "params": one.params,
+                    "macs": one.macs,
+                    "cycles": one.cycles,
+                    "utilisation": one.utilisation,
+                    "speedup": self.speedup(name),
+                    "by_kind": one.by_kind(),
+                    "slowest": [layer.name for layer in one.slowest()],
+                    "unmapped": one.unmapped,
                     "note": self.notes.get(name, ""),
                 }
                 for name, one in self.profiles.items()
             ],
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         first = next(iter(self.profiles))
@@ -265,11 +291,19 @@ class ArrayComparison:
         rows = []
         for name, one in self.profiles.items():
             slow = one.slowest(1)
-            rows.append([
-                name, si(one.params), si(one.macs), f"{self.base.macs / max(1, one.macs):.2f}x", f"{one.cycles:,}",
-                f"{self.speedup(name):.2f}x", f"{one.utilisation:.1%}", slow[0].kind if slow else "",
-                self.notes.get(name, ""),
-            ])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    si(one.params),
+                    si(one.macs),
+                    f"{self.base.macs / max(1, one.macs):.2f}x",
+                    f"{one.cycles:,}",
+                    f"{self.speedup(name):.2f}x",
+                    f"{one.utilisation:.1%}",
+                    slow[0].kind if slow else "",
+                    self.notes.get(name, ""),
+                ]
+            )
         notes = [f"fewer: against {first}; MACs are those that run; slowest: the kind of the slowest layer"]
         notes.append(f"fewest cycles: {self.fastest}")
         notes += [f"{name}: {line}" for name, one in self.profiles.items() for line in unmapped_notes(one.unmapped)]

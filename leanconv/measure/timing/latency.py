@@ -59,8 +59,10 @@ def synchronize() -> None:
 
 
 CLOCKS: dict[str, Callable[[], float]] = {
-    "wall": time.perf_counter, "cpu": time.thread_time, "process": time.process_time,
-}  # fmt: skip
+    "wall": time.perf_counter,
+    "cpu": time.thread_time,
+    "process": time.process_time,
+}
 
 
 # What a report calls them.

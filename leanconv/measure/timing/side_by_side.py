@@ -53,13 +53,20 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "device": self.device, "clock": self.clock, "dtype": self.dtype, "layout": self.layout,
-            "shape": list(self.shape), "batch": self.shape[0] if self.shape else 0,
+            "device": self.device,
+            "clock": self.clock,
+            "dtype": self.dtype,
+            "layout": self.layout,
+            "shape": list(self.shape),
+            "batch": self.shape[0] if self.shape else 0,
             "models": [
                 {
-                    "name": e.name, "params": e.counts["macs"].params if e.counts else None,
-                    "macs": e.counts["macs"].flops if e.counts else None, "ms": e.timing.to_dict(),
-                    "speedup": e.speedup, "fps": e.fps,
+                    "name": e.name,
+                    "params": e.counts["macs"].params if e.counts else None,
+                    "macs": e.counts["macs"].flops if e.counts else None,
+                    "ms": e.timing.to_dict(),
+                    "speedup": e.speedup,
+                    "fps": e.fps,
                     "conventions": {
                         name: {"unit": c.unit, "params": c.params, "flops": c.flops, "madd": c.madd}
                         for name, c in (e.counts or {}).items()
@@ -67,7 +74,7 @@ class Comparison:
                 }
                 for e in self.entries
             ],
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         extra = list(dict.fromkeys(name for e in self.entries for name in e.counts or {} if name != "macs"))
@@ -143,9 +150,14 @@ def compare(
         Entry(name, counted[name], t, base / t.median_ms, 1e3 * batch / t.median_ms) for name, t in timings.items()
     )
     return Comparison(
-        entries, describe(x.device), str(x.dtype).removeprefix("torch."), layout_of(x), tuple(x.shape),
-        label(x.device, dtype=x.dtype, layout=layout_of(x), shape=x.shape), clock,
-    )  # fmt: skip
+        entries,
+        describe(x.device),
+        str(x.dtype).removeprefix("torch."),
+        layout_of(x),
+        tuple(x.shape),
+        label(x.device, dtype=x.dtype, layout=layout_of(x), shape=x.shape),
+        clock,
+    )
 
 
 def _call(model: nn.Module, inputs: Any) -> Callable[[], object]:

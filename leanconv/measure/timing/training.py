@@ -51,25 +51,37 @@ class TrainingComparison:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "device": self.device, "clock": self.clock, "dtype": self.dtype, "shape": list(self.shape),
+            "device": self.device,
+            "clock": self.clock,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
             "batch": self.shape[0],
             "steps": [
                 {
-                    "name": s.name, "setting": s.setting, "ms": s.timing.to_dict(), "ratio": s.ratio,
+                    "name": s.name,
+                    "setting": s.setting,
+                    "ms": s.timing.to_dict(),
+                    "ratio": s.ratio,
                     "peak_bytes": s.peak_bytes,
                 }
                 for s in self.steps
             ],
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         first = self.steps[0]
         head = ["model", "setting", "step ms", "IQR", f"× {first.name} {first.setting}", "peak memory"]
         rows = [
-            [s.name, s.setting, f"{s.timing.median_ms:.4g}", f"{s.timing.iqr_ms:.2g}", f"{s.ratio:.2f}",
-             si(s.peak_bytes) + "B"]
+            [
+                s.name,
+                s.setting,
+                f"{s.timing.median_ms:.4g}",
+                f"{s.timing.iqr_ms:.2g}",
+                f"{s.ratio:.2f}",
+                si(s.peak_bytes) + "B",
+            ]
             for s in self.steps
-        ]  # fmt: skip
+        ]
         note = f"a step is forward, backward and SGD; {first.timing.rounds} rounds, in turns, {self.clock} time; "
         note += "ratios below 1 are faster"
         return table(head, rows, title=f"training step: {self.label}", note=note)
@@ -120,9 +132,13 @@ def compare_training(
     )
     dtype = autocast or x.dtype
     return TrainingComparison(
-        costs, describe(x.device), str(dtype).removeprefix("torch."), tuple(x.shape),
-        label(x.device, dtype=dtype, layout="" if len(settings) > 1 else layout_of(x), shape=x.shape), clock,
-    )  # fmt: skip
+        costs,
+        describe(x.device),
+        str(dtype).removeprefix("torch."),
+        tuple(x.shape),
+        label(x.device, dtype=dtype, layout="" if len(settings) > 1 else layout_of(x), shape=x.shape),
+        clock,
+    )
 
 
 class TrainingStep:

@@ -83,9 +83,15 @@ class _Seeded(Dataset[Any]):
 
 
 def batches(
-    samples: Any, transform: Callable[[Tensor, Any], tuple[Tensor, Any]], order: Order, start: int, stop: int,
-    *, workers: int = 0, pin_memory: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    samples: Any,
+    transform: Callable[[Tensor, Any], tuple[Tensor, Any]],
+    order: Order,
+    start: int,
+    stop: int,
+    *,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (images `N 3 H W`, masks `N H W` or labels `N`) of the steps start ... stop - 1, in order.
 
     `workers` processes prepare them; 0: this one.

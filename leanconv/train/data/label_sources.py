@@ -147,7 +147,7 @@ def _numbered(labels: list[Any], index: dict[Any, int], path: Path) -> list[Any]
 
 def _torchvision(
     ref: str, name: str, options: dict[str, str], split: str, reader: ImageReader
-) -> tuple[list[str], Splits, str]:  # fmt: skip
+) -> tuple[list[str], Splits, str]:
     if name not in _TORCHVISION:
         raise UnknownName(
             f"data {ref!r}: unknown set {name!r}{nearest(name, list(_TORCHVISION))}; known: {', '.join(_TORCHVISION)}"

@@ -67,7 +67,7 @@ class Labelled(Dataset[Picture]):
 
     def __init__(
         self, source: LabelSource, classes: Sequence[str], size: int, note: str = "", reader: ImageReader | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.source, self.classes, self.size, self.note = source, tuple(classes), size, note
         self.reader = reader or ImageReader()
         self.labels = torch.tensor(list(source.labels), dtype=torch.int64)

@@ -46,9 +46,14 @@ class MaskReader:
     """
 
     def __init__(
-        self, classes: int = 2, threshold: int | None = None, *, colours: ColourMap | None = None,
-        ignore: int | None = None, by_index: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        classes: int = 2,
+        threshold: int | None = None,
+        *,
+        colours: ColourMap | None = None,
+        ignore: int | None = None,
+        by_index: bool = False,
+    ) -> None:
         self.classes, self.threshold, self.ignore, self.by_index = classes, threshold, ignore, by_index
         self.colours = colours
         self.seen: set[int] = set()

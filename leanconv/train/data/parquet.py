@@ -55,9 +55,7 @@ class ParquetSource:
         """The encoded image and mask, and what an error calls them."""
         path, row, image, mask = self._rows[index]
         where = f"{path}, row {self.names[index]!r},"
-        return (
-            encoded(image, path, row, "image"), encoded(mask, path, row, "mask"), f"{where} image", f"{where} mask",
-        )  # fmt: skip
+        return (encoded(image, path, row, "image"), encoded(mask, path, row, "mask"), f"{where} image", f"{where} mask")
 
 
 def check_bytes(files: Sequence[Path], columns: Sequence[str]) -> None:

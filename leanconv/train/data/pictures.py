@@ -48,9 +48,7 @@ class Part:
 class Files:
     """Image files with a class each."""
 
-    def __init__(
-        self, paths: Sequence[Path], labels: Sequence[int], names: Sequence[str], reader: ImageReader
-    ) -> None:  # fmt: skip
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int], names: Sequence[str], reader: ImageReader) -> None:
         self.paths, self.labels, self.names, self.reader = paths, labels, names, reader
 
     def where(self, index: int) -> str:
@@ -67,9 +65,13 @@ class Rows:
     """Encoded images of Parquet files; a row's name is its number within the split."""
 
     def __init__(
-        self, files: Sequence[Path], rows: Sequence[Any], labels: Sequence[int], starts: Sequence[int],
+        self,
+        files: Sequence[Path],
+        rows: Sequence[Any],
+        labels: Sequence[int],
+        starts: Sequence[int],
         reader: ImageReader,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.files, self.rows, self.labels, self.starts, self.reader = files, rows, labels, starts, reader
         self.names: Sequence[str] = [f"{row:06d}" for row in range(len(rows))]
 

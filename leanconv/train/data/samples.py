@@ -73,7 +73,7 @@ class Samples(Dataset[Sample]):
 
     def __init__(
         self, source: Source, classes: Sequence[str], note: str = "", reader: PairReader | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.source, self.classes, self.note, self.reader = source, tuple(classes), note, reader
         self._cache: dict[int, Sample] = {}
         self._room = CACHE_BYTES
@@ -142,7 +142,7 @@ class Samples(Dataset[Sample]):
 
 def open_data(
     ref: str, split: str, *, classes: int | Sequence[str] = 2, threshold: int | None = None, bits: int | None = None
-) -> Samples:  # fmt: skip
+) -> Samples:
     """The samples that a data reference names (see the head of this file), of one split: train, val or test.
 
     `classes`, `threshold` and `bits` are the reference's options of the same name, which win where both are given.

@@ -144,9 +144,16 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, samples: Any, *, threshold: float | None = None, batch: int = 8, rank: int = 0,
-    processes: int = 1, total: Total | None = None, on_images: Callable[[int], object] | None = None,
-) -> Scores:  # fmt: skip
+    model: nn.Module,
+    samples: Any,
+    *,
+    threshold: float | None = None,
+    batch: int = 8,
+    rank: int = 0,
+    processes: int = 1,
+    total: Total | None = None,
+    on_images: Callable[[int], object] | None = None,
+) -> Scores:
     """Run the model over whole images and count.
 
     Args:
@@ -177,9 +184,15 @@ def evaluate(
 
 @torch.no_grad()
 def best_threshold(
-    model: nn.Module, samples: Any, *, batch: int = 8, rank: int = 0, processes: int = 1, total: Total | None = None,
+    model: nn.Module,
+    samples: Any,
+    *,
+    batch: int = 8,
+    rank: int = 0,
+    processes: int = 1,
+    total: Total | None = None,
     on_images: Callable[[int], object] | None = None,
-) -> float | None:  # fmt: skip
+) -> float | None:
     """The threshold of `GRID` with the largest Dice over all pixels of these samples: choose it on validation images.
 
     One pass: a pixel is counted by the number of thresholds that it reaches. None for a model of several logits, of

@@ -80,9 +80,13 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON: also what `<stem>.json` holds."""
         return {
-            "image": self.image, "width": self.width, "height": self.height, "threshold": self.threshold,
-            "defect_area_px": self.area_px, "defects": [defect.to_dict() for defect in self.defects],
-        }  # fmt: skip
+            "image": self.image,
+            "width": self.width,
+            "height": self.height,
+            "threshold": self.threshold,
+            "defect_area_px": self.area_px,
+            "defects": [defect.to_dict() for defect in self.defects],
+        }
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,11 @@ class Predictions:
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
         return {
-            "out": self.out, "images": [prediction.to_dict() for prediction in self.done],
+            "out": self.out,
+            "images": [prediction.to_dict() for prediction in self.done],
             "failed": [{"image": image, "error": reason} for image, reason in self.failed],
             "notes": list(self.notes),
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         rows = []
@@ -114,11 +119,21 @@ class Predictions:
 
 
 def predict(
-    model: str | Path | nn.Module, images: Iterable[str | Path], out: str | Path, *, threshold: float | None = None,
-    side: int | None = None, tile: int | None = None, overlap: int | None = None, batch: int | None = None,
-    bits: int | None = None, device: str = "cpu", trust_code: bool = False, progress: bool = False,
+    model: str | Path | nn.Module,
+    images: Iterable[str | Path],
+    out: str | Path,
+    *,
+    threshold: float | None = None,
+    side: int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    batch: int | None = None,
+    bits: int | None = None,
+    device: str = "cpu",
+    trust_code: bool = False,
+    progress: bool = False,
     overwrite: bool = False,
-) -> Predictions | Guesses:  # fmt: skip
+) -> Predictions | Guesses:
     """Write `<stem>_mask.png`, `<stem>_overlay.png` and `<stem>.json` to `out` for every image.
 
     Of a run that was trained for classification: `predictions.json` with class and score of every image.
@@ -172,9 +187,14 @@ def predict(
 
 
 def _predicted(
-    paths: Iterable[Path], out: Path, reader: ImageReader, look: Callable[[Tensor], Tensor], threshold: float,
-    overwrite: bool, note: str,
-) -> Predictions:  # fmt: skip
+    paths: Iterable[Path],
+    out: Path,
+    reader: ImageReader,
+    look: Callable[[Tensor], Tensor],
+    threshold: float,
+    overwrite: bool,
+    note: str,
+) -> Predictions:
     """The images that can be used, written; `look` gives the logits of one."""
     done, failed = [], []
     for path in paths:
@@ -192,9 +212,7 @@ def _predicted(
     return Predictions(str(out), tuple(done), tuple(failed), tuple(filter(None, [note, *reader.notes()])))
 
 
-def _logits(
-    model: nn.Module, image: Tensor, *, side: int | None, tiles: dict[str, int], asked: float | None
-) -> Tensor:  # fmt: skip
+def _logits(model: nn.Module, image: Tensor, *, side: int | None, tiles: dict[str, int], asked: float | None) -> Tensor:
     """Logits `O H W` at the image's own size. Raises BadInput where a threshold was asked for, and is of no use."""
     logits = predict_logits(model, reduce_image(image, side) if side else image, **tiles)
     if asked is not None and len(logits) > 1:

@@ -50,10 +50,11 @@ class Guesses:
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON: also what the file holds."""
         return {
-            "out": self.out, "images": [guess.to_dict() for guess in self.done],
+            "out": self.out,
+            "images": [guess.to_dict() for guess in self.done],
             "failed": [{"image": image, "error": reason} for image, reason in self.failed],
             "notes": list(self.notes),
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         rows = []
@@ -65,9 +66,16 @@ class Guesses:
 
 
 def predict_classes(
-    folder: RunFolder, paths: Iterable[Path], out: Path, reader: ImageReader, *, device: str, trust_code: bool,
-    overwrite: bool = False, note: str = "",
-) -> Guesses:  # fmt: skip
+    folder: RunFolder,
+    paths: Iterable[Path],
+    out: Path,
+    reader: ImageReader,
+    *,
+    device: str,
+    trust_code: bool,
+    overwrite: bool = False,
+    note: str = "",
+) -> Guesses:
     """Write `predictions.json` to the folder `out`: class and score of each image that can be read.
 
     Raises: BadInput for a run that does not say its image size, or a file of that name which is no such list;

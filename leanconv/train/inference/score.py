@@ -24,9 +24,16 @@ from leanconv.train.tasks.task import open_run_data, run_task
 
 
 def score_run(
-    run: str | Path, *, data: str = "", split: str = "test", threshold: float | None = None, device: str = "cpu",
-    trust_code: bool = False, say: Callable[[str], object] = str, progress: bool = False,
-) -> "Scores | classify.Accuracy":  # fmt: skip
+    run: str | Path,
+    *,
+    data: str = "",
+    split: str = "test",
+    threshold: float | None = None,
+    device: str = "cpu",
+    trust_code: bool = False,
+    say: Callable[[str], object] = str,
+    progress: bool = False,
+) -> "Scores | classify.Accuracy":
     """What a run's best weights reach on a split, every file of which is looked at first.
 
     Args:
@@ -124,15 +131,18 @@ def summary(folder: RunFolder) -> str:
     note += "the largest logit wins." if threshold is None else f"threshold {threshold:.2f} chosen on val."
     path = one_line(shlex.quote(str(folder.path)))
     exported = one_line(shlex.quote(str(folder.export / "model.onnx")))
-    return "\n".join([
-        table(["split", "images", *head], rows, title=str(folder.path), note=note), "",
-        said,
-        "Next:",
-        f"  leanconv eval {path} --split test",
-        f"  leanconv predict {path} IMAGE...",
-        f"  leanconv export {path} {exported}{'' if 'val' in metrics else ' --split test'}",
-        f"  leanconv report {path}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            table(["split", "images", *head], rows, title=str(folder.path), note=note),
+            "",
+            said,
+            "Next:",
+            f"  leanconv eval {path} --split test",
+            f"  leanconv predict {path} IMAGE...",
+            f"  leanconv export {path} {exported}{'' if 'val' in metrics else ' --split test'}",
+            f"  leanconv report {path}",
+        ]
+    )
 
 
 def _scores_of(metrics: dict[str, Any]) -> tuple[list[str], list[str], str]:

@@ -138,13 +138,15 @@ class Accuracy:
     def to_dict(self, *, per_image: bool = False) -> dict[str, Any]:
         """Every figure; with `per_image`, also whether each image was a hit, and the rank of its class."""
         report: dict[str, Any] = {
-            "images": len(self.names), "top1": self.top1, "top5": self.top5,
+            "images": len(self.names),
+            "top1": self.top1,
+            "top5": self.top5,
             "classes": {
                 name: {"accuracy": accuracy, "images": count}
                 for name, accuracy, count in zip(self.classes, self.class_accuracy, self.class_images, strict=True)
             },
             "confused": [{"true": a, "predicted": b, "images": n} for a, b, n in self.confused(20)],
-        }  # fmt: skip
+        }
         if self.confusion is not None:
             report["confusion"] = self.confusion.tolist()
         if per_image:
@@ -176,9 +178,15 @@ class Accuracy:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, samples: Labelled, *, batch: int = BATCH, rank: int = 0, processes: int = 1,
-    total: Total | None = None, on_images: Callable[[int], object] | None = None,
-) -> Accuracy:  # fmt: skip
+    model: nn.Module,
+    samples: Labelled,
+    *,
+    batch: int = BATCH,
+    rank: int = 0,
+    processes: int = 1,
+    total: Total | None = None,
+    on_images: Callable[[int], object] | None = None,
+) -> Accuracy:
     """Run the model over the squares of all images and count.
 
     Args:

@@ -44,9 +44,11 @@ def randomised(model):
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor, low, high in (
-                (module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 2.0), (module.weight, 0.5, 1.5),
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 2.0),
+                (module.weight, 0.5, 1.5),
                 (module.bias, -0.2, 0.2),
-            ):  # fmt: skip
+            ):
                 tensor.data.uniform_(low, high, generator=generator)
     return model.eval()
 
@@ -160,9 +162,17 @@ def test_optimize_chooses_it_and_shows_the_blocks(always):
 def small(always):
     """An optimised network on kernels, with PyTorch's steps among them, whose call takes some ten microseconds."""
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 13, 1),
-        nn.MaxPool2d(2), nn.Tanh(), nn.Conv2d(13, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
-    ).eval()  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(8, 13, 1),
+        nn.MaxPool2d(2),
+        nn.Tanh(),
+        nn.Conv2d(13, 5, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 3),
+    ).eval()
     fast = optimize(model, torch.randn(1, 3, 8, 8), engines=("fused",), budget_s=240)
     assert fast.engine == "fused", str(fast.choices)
     return fast, model

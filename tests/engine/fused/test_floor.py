@@ -21,10 +21,13 @@ def floor(model, x):
 @pytest.mark.parametrize(
     "reference",
     [
-        "leanconv:unet?base=8&conv=splconv", "leanconv:vgg16_cifar?width=0.25", "leanconv:mobilenet_v3_small",
-        "leanconv:vgg16_cifar?width=0.25&conv=hetconv(part=4)", "leanconv:resnet20_cifar?conv=fuseconv",
+        "leanconv:unet?base=8&conv=splconv",
+        "leanconv:vgg16_cifar?width=0.25",
+        "leanconv:mobilenet_v3_small",
+        "leanconv:vgg16_cifar?width=0.25&conv=hetconv(part=4)",
+        "leanconv:resnet20_cifar?conv=fuseconv",
     ],
-)  # fmt: skip
+)
 def test_arithmetic_is_the_counters(reference):
     model, x = lc.load(reference).eval(), torch.randn(2, 3, 32, 32)
     assert floor(model, x).macs == count(model, x).flops

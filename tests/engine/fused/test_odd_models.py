@@ -36,8 +36,12 @@ class Odd(nn.Module):
 
 
 def squeeze(gate):
-    return Odd(lambda m, h, x: m.out(h * gate(m.up(F.relu(m.down(h.mean((2, 3), keepdim=True)))))),
-               down=conv(o=3, k=1), up=conv(3, k=1), out=conv(o=7, k=1))  # fmt: skip
+    return Odd(
+        lambda m, h, x: m.out(h * gate(m.up(F.relu(m.down(h.mean((2, 3), keepdim=True)))))),
+        down=conv(o=3, k=1),
+        up=conv(3, k=1),
+        out=conv(o=7, k=1),
+    )
 
 
 def shuffle(h, groups):

@@ -24,10 +24,19 @@ NEIGHBOUR = "[4->8 dw3x3 dw3x3 d2 1x1+relu]"  # in every network here: SPLConv's
 
 def around(*parts, c=8):
     """A network with something to fuse on both sides of the parts."""
-    return nn.Sequential(
-        nn.Conv2d(3, c, 3, padding=1), nn.BatchNorm2d(c), nn.ReLU(), *parts, nn.BatchNorm2d(c), nn.ReLU(),
-        make("splconv", c, c, 3, padding=1),
-    ).eval().requires_grad_(False)  # fmt: skip
+    return (
+        nn.Sequential(
+            nn.Conv2d(3, c, 3, padding=1),
+            nn.BatchNorm2d(c),
+            nn.ReLU(),
+            *parts,
+            nn.BatchNorm2d(c),
+            nn.ReLU(),
+            make("splconv", c, c, 3, padding=1),
+        )
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def prepared(model, x=X, dtype=None):

@@ -55,7 +55,8 @@ def test_what_is_found_in_a_unet(conv):
 
 RUN = {
     "block": lambda form, w, x, n: (
-        separable(x[:n], w, form, *_rest(form, x[n:])) if isinstance(form, Separable)
+        separable(x[:n], w, form, *_rest(form, x[n:]))
+        if isinstance(form, Separable)
         else grouped(x[:n], w, form, x[n] if form.residual else None)
     ),
     "gated": lambda form, w, x, n: gated_pointwise(
@@ -63,7 +64,7 @@ RUN = {
     ),
     "upsample": lambda form, w, x, n: upsample(x, w, form),
     "max_pool": lambda form, w, x, n: max_pool(x[0], form),
-}  # fmt: skip
+}
 
 
 def _rest(form, rest):
@@ -129,10 +130,18 @@ def test_what_is_found_elsewhere():
     torch.manual_seed(0)
     graph = graph_of(Zoo(), torch.randn(2, 3, 22, 27))
     assert blocks(graph) == [
-        "[3->6 3x3/2+hardswish]", "[6->6 dw5x5/2+relu6]", "[6->2 1x1+relu]", "[2->6 1x1+hardsigmoid]",
-        "[6->6 1x1 gate]", "[6->6 3x3]", "[6->6 1x1/2 residual relu]", "[6->6 (- | dw1x5 | dw5x1) 1x1 residual]",
-        "[6->6 dw2x2+silu 1x1]", "((3, 3), (2, 2), (1, 1), True)", "aten.flatten.using_ints",
-    ], "\n".join(blocks(graph))  # fmt: skip
+        "[3->6 3x3/2+hardswish]",
+        "[6->6 dw5x5/2+relu6]",
+        "[6->2 1x1+relu]",
+        "[2->6 1x1+hardsigmoid]",
+        "[6->6 1x1 gate]",
+        "[6->6 3x3]",
+        "[6->6 1x1/2 residual relu]",
+        "[6->6 (- | dw1x5 | dw5x1) 1x1 residual]",
+        "[6->6 dw2x2+silu 1x1]",
+        "((3, 3), (2, 2), (1, 1), True)",
+        "aten.flatten.using_ints",
+    ], "\n".join(blocks(graph))
     assert_primitives(graph, 10)
 
 

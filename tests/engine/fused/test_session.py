@@ -291,9 +291,11 @@ def test_maps_in_planes_come_and_go_within_the_plan(planes):
     program = Program(graph, choose(graph, seconds=0.0)[0], planes)
     for size in (12, 14), (1, 1), (9, 5), (40, 42):
         for x in (
-            torch.randn(2, 20, *size), torch.randn(2, *size, 20).permute(0, 3, 1, 2),
-            torch.randn(2, 20, size[0], size[1] + 2)[..., 1:-1], torch.randn(0, 20, *size),
-        ):  # fmt: skip
+            torch.randn(2, 20, *size),
+            torch.randn(2, *size, 20).permute(0, 3, 1, 2),
+            torch.randn(2, 20, size[0], size[1] + 2)[..., 1:-1],
+            torch.randn(0, 20, *size),
+        ):
             for _ in range(3):
                 kept, want = x.clone(), model(x)
                 found = program(x)

@@ -24,9 +24,7 @@ def _conv(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
     if not capture.shape(x)[0] or len(capture.shape(x)) != 4:
         return None
     sides = _same(w, _pair(dilation)) if padding == "same" else _sides((0, 0) if padding == "valid" else padding)
-    stage = Stage(
-        w.double(), None if b is None else b.double(), _pair(stride), sides, _pair(dilation), groups
-    )  # fmt: skip
+    stage = Stage(w.double(), None if b is None else b.double(), _pair(stride), sides, _pair(dilation), groups)
     return capture.add("block", [x], Block((stage,)), node)
 
 

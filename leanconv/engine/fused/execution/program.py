@@ -40,12 +40,16 @@ class Program:
         freed = _last_readers(graph)
         self.steps = before + [
             Step(
-                runs[node], tuple(read[x] for x in node.inputs), place[node], seconds.get(node, -1),
-                tuple(place[x] for x in freed.get(node, ())), node.kind in ("call", "slice", "shuffle"),
+                runs[node],
+                tuple(read[x] for x in node.inputs),
+                place[node],
+                seconds.get(node, -1),
+                tuple(place[x] for x in freed.get(node, ())),
+                node.kind in ("call", "slice", "shuffle"),
             )
             for node in graph.nodes
             if node.kind not in UNRUN
-        ]  # fmt: skip
+        ]
         self._outputs = [read[node] for node in graph.outputs]
         for i, node in enumerate(graph.outputs):
             if any(planes[i : i + 1]) and len(node.shape) == 4 and node.shape[1] > 1 < node.shape[2] * node.shape[3]:

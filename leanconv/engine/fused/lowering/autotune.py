@@ -40,9 +40,13 @@ class NothingRuns(Exception):
 
 
 def choose(
-    graph: Graph, *, seconds: float, clock: str = "wall", forms: Mapping[str, Sequence[Form]] = FORMS,
+    graph: Graph,
+    *,
+    seconds: float,
+    clock: str = "wall",
+    forms: Mapping[str, Sequence[Form]] = FORMS,
     cpu: Cpu | None = None,
-) -> tuple[dict[Node, Run], Blocks]:  # fmt: skip
+) -> tuple[dict[Node, Run], Blocks]:
     """A function for every node of the graph, and the table of why.
 
     Args:
@@ -82,12 +86,15 @@ def choose(
         raise NothingRuns(unrun)
     rows = [
         BlockChoice(
-            label, shape, count,
+            label,
+            shape,
+            count,
             {form: ms for form, ms in measured.items() if isinstance(ms, float) and 0 < ms < math.inf},
-            {form: why for form, why in measured.items() if isinstance(why, str)}, name,
+            {form: why for form, why in measured.items() if isinstance(why, str)},
+            name,
         )
         for label, shape, measured, name, count in seen.values()
-    ]  # fmt: skip
+    ]
     return runs, Blocks(rows, clock, left_out=graph.left_out | calls(graph))
 
 
@@ -197,9 +204,14 @@ def _turns(
     """
     budget = min(BLOCK_S, max(0.0, deadline - time.perf_counter()))
     return interleave(
-        calls, budget_s=budget, warmup=0, min_rounds=MIN_ROUNDS, max_rounds=MAX_ROUNDS, clock=clock,
+        calls,
+        budget_s=budget,
+        warmup=0,
+        min_rounds=MIN_ROUNDS,
+        max_rounds=MAX_ROUNDS,
+        clock=clock,
         primed=about_ms < PRIMED_MS,
-    )  # fmt: skip
+    )
 
 
 def _calling(run: Run, inputs: list[Tensor]) -> Callable[[], object]:

@@ -77,19 +77,30 @@ def _separable(node: Node, block: Block) -> Primitive | None:
         return None
     act = block.act if block.residual else block.act or block.stages[-1].act
     return Separable(
-        _channels(node, block.pieces), tuple(stages), None if projection is None else projection.o,
-        projection is not None and projection.bias is not None, act or "none", block.residual, block.gate,
+        _channels(node, block.pieces),
+        tuple(stages),
+        None if projection is None else projection.o,
+        projection is not None and projection.bias is not None,
+        act or "none",
+        block.residual,
+        block.gate,
         block.average,
-    ), weights  # fmt: skip
+    ), weights
 
 
 def _stencil(first: int, channels: int, stage: Stage | None, act: str) -> Stencil:
     if stage is None:
         return Stencil(first, channels, identity=True)
     return Stencil(
-        first, channels, stage.taps, stage.stride, stage.dilation, _padding(stage), stage.bias is not None,
+        first,
+        channels,
+        stage.taps,
+        stage.stride,
+        stage.dilation,
+        _padding(stage),
+        stage.bias is not None,
         activation=act or "none",
-    )  # fmt: skip
+    )
 
 
 def _padding(stage: Stage) -> tuple[int, int, int, int]:
@@ -111,11 +122,23 @@ def _grouped(node: Node, block: Block) -> Primitive | None:
     last = block.stages[-1]
     act = block.act if block.residual else block.act or last.act
     form = Grouped(
-        _channels(node, block.pieces), stage.o, stage.taps, stage.stride, stage.dilation, _padding(stage),
-        stage.groups, stage.dealt, block.beside is not None, stage.bias is not None,
-        "none" if project is None else stage.act or "none", None if project is None else project.o,
-        project is not None and project.bias is not None, act or "none", block.residual, block.average,
-    )  # fmt: skip
+        _channels(node, block.pieces),
+        stage.o,
+        stage.taps,
+        stage.stride,
+        stage.dilation,
+        _padding(stage),
+        stage.groups,
+        stage.dealt,
+        block.beside is not None,
+        stage.bias is not None,
+        "none" if project is None else stage.act or "none",
+        None if project is None else project.o,
+        project is not None and project.bias is not None,
+        act or "none",
+        block.residual,
+        block.average,
+    )
     weights = [stage.weight]
     weights += [] if block.beside is None else [block.beside.weight]
     weights += [] if stage.bias is None else [stage.bias]
@@ -131,9 +154,13 @@ def _gated(node: Node) -> Primitive | None:
     weights = [gated.weight] + ([] if gated.bias is None else [gated.bias])
     weights += [gated.scale, gated.shift] if gated.scale is not None and gated.shift is not None else []
     return GatedSum(
-        _channels(node, gated.pieces, 2), gated.weight.shape[0], gated.bias is not None, affine, gated.act or "none",
+        _channels(node, gated.pieces, 2),
+        gated.weight.shape[0],
+        gated.bias is not None,
+        affine,
+        gated.act or "none",
         gated.average,
-    ), weights  # fmt: skip
+    ), weights
 
 
 def _upsample(node: Node) -> Primitive | None:

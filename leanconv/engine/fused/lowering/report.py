@@ -29,9 +29,13 @@ class BlockChoice:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "block": self.block, "shape": list(self.shape), "count": self.count, "chosen": self.chosen,
-            "times_ms": dict(self.times_ms), "refused": dict(self.refused),
-        }  # fmt: skip
+            "block": self.block,
+            "shape": list(self.shape),
+            "count": self.count,
+            "chosen": self.chosen,
+            "times_ms": dict(self.times_ms),
+            "refused": dict(self.refused),
+        }
 
 
 @dataclass
@@ -57,11 +61,14 @@ class Blocks:
         names = list(dict.fromkeys(name for row in self.rows for name in row.times_ms))
         cells = [
             [
-                row.block, "x".join(map(str, row.shape)), str(row.count),
-                *(_number(row.times_ms.get(name)) for name in names), row.chosen,
+                row.block,
+                "x".join(map(str, row.shape)),
+                str(row.count),
+                *(_number(row.times_ms.get(name)) for name in names),
+                row.chosen,
             ]
             for row in self.rows
-        ]  # fmt: skip
+        ]
         note = (
             f"ms of one call of the block alone, {CLOCK_WORDS[self.clock]}; its result's size; how many the model has"
         )

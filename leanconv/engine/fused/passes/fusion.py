@@ -18,7 +18,7 @@ from leanconv.engine.fused.passes.concat import (
     cat_of_cat,
     side_by_side,
     slice_of_cat,
-)  # fmt: skip
+)
 from leanconv.engine.fused.passes.patterns import as_dealt, as_gated, as_named_activation, as_shuffle, aten
 from leanconv.engine.fused.passes.rules import Rule, until_done
 

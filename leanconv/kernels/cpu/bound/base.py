@@ -36,9 +36,13 @@ class Step:
     method = "direct"
 
     def __init__(
-        self, program: Program, weights: Sequence[Tensor], size: tuple[int, int, int, int], average: bool,
+        self,
+        program: Program,
+        weights: Sequence[Tensor],
+        size: tuple[int, int, int, int],
+        average: bool,
         dtype: torch.dtype,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.program, self.weights, self.size, self.average = program, list(map(settled, weights)), size, average
         self.dtype = dtype
         _, o, p, q = size
@@ -264,9 +268,13 @@ def flat_out_view(pointer: int, size: tuple[int, int, int, int], storage: Storag
 
 
 def average_of(
-    pointer: int, result: int, size: tuple[int, int, int, int], storage: Storage, flat: bool = False,
+    pointer: int,
+    result: int,
+    size: tuple[int, int, int, int],
+    storage: Storage,
+    flat: bool = False,
     apart: bool = False,
-) -> Average:  # fmt: skip
+) -> Average:
     """The average of a dense output that was made in blocks of rows, or of pixels (`flat`), or of neither (`apart`)."""
     _, o, p, q = size
     columns, row = (1, o) if flat else (q, q * o)

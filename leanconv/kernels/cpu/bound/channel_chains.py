@@ -48,9 +48,12 @@ def _cut(source: Source, skip: int, channels: int, stencil: Stencil, taken: tupl
     before = tuple((stage, place, at + skip) for stage, place, at in source.taken)
     own = tuple(replace(s, channels=channels) for s in source.stencils)
     return Source(
-        source.index, source.first + skip, channels, (*own, replace(stencil, first=0, channels=channels)),
+        source.index,
+        source.first + skip,
+        channels,
+        (*own, replace(stencil, first=0, channels=channels)),
         (*before, taken),
-    )  # fmt: skip
+    )
 
 
 def split_weights(

@@ -20,7 +20,7 @@ from leanconv.kernels.cpu.bound.base import (
     storage_for,
     vector_view,
     weights_view,
-)  # fmt: skip
+)
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import pointwise
 from leanconv.kernels.cpu.pipelines.gemm import Tile
@@ -47,9 +47,12 @@ class BoundGatedSum(Bound):
         self._vectors = [None if v is None else v.contiguous() for v in (self._bias, *affine)]
 
     def __call__(  # type: ignore[override]
-        self, a: Tensor, inputs: Sequence[Tensor], a_average: Tensor | None = None,
+        self,
+        a: Tensor,
+        inputs: Sequence[Tensor],
+        a_average: Tensor | None = None,
         averages: Sequence[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         given = (a, *inputs)
         nothing_known: Sequence[Tensor | None] = [None] * len(inputs)
         means = [a_average, *(averages or nothing_known)]
@@ -115,9 +118,15 @@ class BoundGatedSum(Bound):
         pixels, size, gates = h * w, (n, o, h, w), 1 + len(inputs)
         storage = storage_for(self.cpu, *maps)
         core = pointwise.Pointwise(
-            tuple((x.shape[1], pixel_stride(x)) for x in inputs), o, False, form.activation, pixel_stride(a), False,
-            True, storage,
-        )  # fmt: skip
+            tuple((x.shape[1], pixel_stride(x)) for x in inputs),
+            o,
+            False,
+            form.activation,
+            pixel_stride(a),
+            False,
+            True,
+            storage,
+        )
         channels = sum(form.channels)
         tile: Tile | None = self.matrix_tile(core, o, pixels, channels, storage)
         if whole and tile is not None and pixels % tile.pixels:
@@ -147,9 +156,14 @@ class GatedStep(Step):
     """The step of a gated sum: `step(*maps, averages=...)`; those that are None, or all, are computed."""
 
     def __init__(
-        self, bound: BoundGatedSum, program: Program, weights: Sequence[Tensor], size: tuple[int, int, int, int],
-        dtype: torch.dtype, maps: Sequence[Tensor],
-    ) -> None:  # fmt: skip
+        self,
+        bound: BoundGatedSum,
+        program: Program,
+        weights: Sequence[Tensor],
+        size: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        maps: Sequence[Tensor],
+    ) -> None:
         super().__init__(program, weights, size, bound.form.average, dtype)
         self._bound, self._blend = bound, bound.blend(program, maps) if program.native else None
 
@@ -176,8 +190,17 @@ def global_average(x: Tensor) -> Tensor:
     means = torch.empty(n, c, dtype=torch.float32)
     sample = x.stride(0) if n > 1 else 0
     if lib.lc_average(
-        x.data_ptr(), x.dtype.itemsize == 2, sample, w * pixel, pixel, n, h, w, c, means.data_ptr(),
+        x.data_ptr(),
+        x.dtype.itemsize == 2,
+        sample,
+        w * pixel,
+        pixel,
+        n,
+        h,
+        w,
+        c,
+        means.data_ptr(),
         torch.get_num_threads(),
-    ):  # fmt: skip
+    ):
         raise MemoryError("no memory for the sums of a global average")
     return means

@@ -18,7 +18,7 @@ from leanconv.kernels.cpu.bound.base import (
     ready,
     storage_for,
     weights_view,
-)  # fmt: skip
+)
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines.padded import Core
 from leanconv.kernels.cpu.runtime.launch import Program, View, Work
@@ -85,9 +85,11 @@ class BoundGrouped(Bound):
         storage = storage_for(self.cpu, *inputs, residual)
         planes = self.planes and in_planes(inputs[0])
         core = Core(
-            form, () if planes else tuple(map(pixel_stride, inputs)), 0 if residual is None else pixel_stride(residual),
+            form,
+            () if planes else tuple(map(pixel_stride, inputs)),
+            0 if residual is None else pixel_stride(residual),
             storage,
-        )  # fmt: skip
+        )
         way = way_of(self.cpu, core, n, (p, q), self.tile, self.method)
         tiles, direct = way.tiles, way.method == "direct" and not planes
         if direct and any(form.padding[2:]) and tiles.inner.pixels == tiles.outer.pixels == q:

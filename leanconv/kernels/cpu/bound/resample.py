@@ -16,7 +16,7 @@ from leanconv.kernels.cpu.bound.base import (
     ready,
     storage_for,
     weights_view,
-)  # fmt: skip
+)
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import max_pool, upsample
 from leanconv.kernels.cpu.pipelines.gemm import Tile
@@ -56,7 +56,7 @@ class BoundUpsample(Bound):
         storage = storage_for(self.cpu, *inputs)
         core = upsample.Rows(
             tuple((x.shape[1], pixel_stride(x)) for x in inputs), width, form.bias, form.activation, storage
-        )  # fmt: skip
+        )
         tile = self.matrix_tile(core, width, w, sum(form.channels), storage)
         weights = [
             pack_projection(part, tile.block, storage)

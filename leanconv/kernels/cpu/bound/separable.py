@@ -24,7 +24,7 @@ from leanconv.kernels.cpu.bound.base import (
     storage_for,
     vector_view,
     weights_view,
-)  # fmt: skip
+)
 from leanconv.kernels.cpu.bound.channel_chains import Source, split_weights, track_weights, tracks
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import pointwise, separable
@@ -87,9 +87,13 @@ class Maker:
     """Puts one step together. Pointers: inputs, residual, gate, weights, output, averages."""
 
     def __init__(
-        self, bound: BoundSeparable, inputs: list[Tensor], residual: Tensor | None, gate: Tensor | None,
+        self,
+        bound: BoundSeparable,
+        inputs: list[Tensor],
+        residual: Tensor | None,
+        gate: Tensor | None,
         size: tuple[int, int, int, int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.bound, self.form, self.inputs, self.size, self.cpu = bound, bound.form, inputs, size, bound.cpu
         self.residual, self.gate, self.storage = residual, gate, storage_for(bound.cpu, *inputs, residual)
         self.pointers = len(inputs) + (residual is not None) + (gate is not None)
@@ -101,9 +105,15 @@ class Maker:
         views, kernels, first = [], [], 0
         for source, taps in zip(self.bound.tracks, self.bound.taps, strict=True):
             core = separable.Core(
-                (self._track(source),), None, self.size[1], False, self.form.activation, self.residual_pixel(), False,
+                (self._track(source),),
+                None,
+                self.size[1],
+                False,
+                self.form.activation,
+                self.residual_pixel(),
+                False,
                 self.storage,
-            )  # fmt: skip
+            )
             lanes = lanes_for(self.cpu, source.channels)
             arguments = [self.input(source), *map(self.add, taps)]
             if self.residual is not None:
@@ -142,9 +152,15 @@ class Maker:
         """Of a kernel of stencils and projection."""
         form, o = self.form, self.size[1]
         return separable.Core(
-            tuple(map(self._track, self.bound.tracks)), o, o, form.bias, form.activation, self.residual_pixel(),
-            form.gate, self.storage,
-        )  # fmt: skip
+            tuple(map(self._track, self.bound.tracks)),
+            o,
+            o,
+            form.bias,
+            form.activation,
+            self.residual_pixel(),
+            form.gate,
+            self.storage,
+        )
 
     def fetches(self, core: separable.Core) -> list[Fetch]:
         """The maps (all samples) that are not copied and are too large for the second-level cache, each once."""
@@ -161,9 +177,14 @@ class Maker:
         pixels = p * q
         sources = self.bound.tracks
         core = pointwise.Pointwise(
-            tuple((source.channels, pixel_stride(self.inputs[source.index])) for source in sources), o, form.bias,
-            form.activation, self.residual_pixel(), form.gate, storage=self.storage,
-        )  # fmt: skip
+            tuple((source.channels, pixel_stride(self.inputs[source.index])) for source in sources),
+            o,
+            form.bias,
+            form.activation,
+            self.residual_pixel(),
+            form.gate,
+            storage=self.storage,
+        )
         tile = self.bound.matrix_tile(core, o, pixels, form.middle, self.storage)
         arguments: list[View] = []
         for source, column in zip(sources, self.columns(), strict=True):
@@ -181,9 +202,13 @@ class Maker:
         return self.finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
 
     def finish(
-        self, kernels: list[tuple[tuple[int, object], list[View]]], work: Work, flat: bool, apart: bool = False,
+        self,
+        kernels: list[tuple[tuple[int, object], list[View]]],
+        work: Work,
+        flat: bool,
+        apart: bool = False,
         fetches: Sequence[Fetch] = (),
-    ) -> Step:  # fmt: skip
+    ) -> Step:
         out = self.pointers + len(self.weights)
         average = average_of(out, out + 1, self.size, self.storage, flat, apart) if self.form.average else None
         program = Program(kernels, work, average, fetches)
@@ -219,9 +244,12 @@ class Maker:
             widths[1] -= sum(stencils[0].padding[2:])
         best = tuple(map(fill, widths))
         return Track(
-            pixel_stride(x), source.channels, stencils, *self.bound.tile(source, (best, strips(best), far), pixels),
+            pixel_stride(x),
+            source.channels,
+            stencils,
+            *self.bound.tile(source, (best, strips(best), far), pixels),
             direct,
-        )  # fmt: skip
+        )
 
     def _reads_in_place(self, form: Stencil, width: int) -> bool:
         """Whether a first stencil with `width` columns of output reads the map where it lies: without a copy.

@@ -68,9 +68,13 @@ def _started(where: Path, jobs: Sequence[Job]) -> "subprocess.Popen[bytes] | Non
     try:
         listed = pickle.dumps((str(where), list(jobs)))  # from us to ourselves: it never lies in a file
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "leanconv.kernels.cpu.compilation.ahead"], stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", "leanconv.kernels.cpu.compilation.ahead"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
     except (OSError, TypeError, AttributeError, pickle.PicklingError):
         return None
     with contextlib.suppress(BrokenPipeError), cast(IO[bytes], process.stdin) as stream:

@@ -152,9 +152,16 @@ def _bordered(axes: Axes, made: Chain, form: Stencil, track: Track, place: int, 
 
 
 def inside(
-    axes: Axes, made: Chain, columns: Columns, track: Track, place: int, lanes: int, name: str, gated: bool = False,
+    axes: Axes,
+    made: Chain,
+    columns: Columns,
+    track: Track,
+    place: int,
+    lanes: int,
+    name: str,
+    gated: bool = False,
     block: tuple[Any, Any] | None = None,
-) -> tuple[Loops, Any, Any, Any]:  # fmt: skip
+) -> tuple[Loops, Any, Any, Any]:
     """Loops over some columns of a map, a tile at a time, the last of them over some of those before it once more.
 
     Args:
@@ -182,9 +189,7 @@ def inside(
     return Loops(order, pixel, tile, masked, pixels), order[0] if masked else axes.i, column, row
 
 
-def _apply(
-    axes: Axes, made: Chain, form: Stencil, channels: int, lanes: int, name: str, direct: bool = False
-) -> None:  # fmt: skip
+def _apply(axes: Axes, made: Chain, form: Stencil, channels: int, lanes: int, name: str, direct: bool = False) -> None:
     """One depthwise convolution and its activation as the chain's new value; `direct`: of the map as it lies.
 
     Few taps are written out. Of many only a row is, summed over the rows in accumulators: LLVM takes seconds for 49
@@ -245,8 +250,9 @@ def _in_place(axes: Axes, made: Chain, form: Stencil, result: Callable[..., Any]
     width = size_after(form, made.h, made.w)[1]
     pieces = [Columns(result(rows), left, width - (left + right))]
     for name, count, first, inside, near in (
-        ("left", left, 0, x >= 0, hl.max(x, 0)), ("right", right, width - right, x < made.w, hl.min(x, made.w - 1)),
-    ):  # fmt: skip
+        ("left", left, 0, x >= 0, hl.max(x, 0)),
+        ("right", right, width - right, x < made.w, hl.min(x, made.w - 1)),
+    ):
         if count:
             beside = hl.Func(f"beside_{name}")
             beside[i, b, x, y] = hl.select(inside, rows[i, b, near, y], 0.0)
@@ -272,7 +278,7 @@ def schedule_chain(axes: Axes, made: Chain, consumer: Any, loop: Any, lanes: int
 
 def schedule_inside(
     axes: Axes, func: Any, stage: int, loops: Loops, outer: list[Any], sums: Any, lanes: int, by_pixel: bool = False
-) -> None:  # fmt: skip
+) -> None:
     """A stage of `inside`: a vector, the pixels of a tile written out, tiles (of a strip), rows, strips; vectors.
 
     `outer`: the variables that are left, from the innermost. `by_pixel`: vectors within tiles.

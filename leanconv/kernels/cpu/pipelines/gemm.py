@@ -121,7 +121,7 @@ def cut(func: Any, index: int, place: int, depth: int, longest: int = LONGEST) -
 
 def schedule_pieces(
     axes: Axes, func: Any, index: int, kept: list[Any], tile: Tile, outer: Any = (), pixel: Any = None
-) -> Any:  # fmt: skip
+) -> Any:
     """An update's sum piece by piece: the loops over `kept` add what is summed in registers over the other ones.
 
     Returns the pieces, as a Func.
@@ -139,7 +139,7 @@ def schedule_pieces(
 
 def schedule_product(
     axes: Axes, update: Any, inner: list[Any], tile: Tile, pairs: bool, outer: Any = (), pixel: Any = None
-) -> None:  # fmt: skip
+) -> None:
     """One sum of products, over `inner`; of pairs the first of them goes over the two. `pixel`: in place of x."""
     m, x = axes.m, axes.x if pixel is None else pixel
     if pairs and inner:
@@ -150,9 +150,7 @@ def schedule_product(
     update.unroll(m).unroll(x)
 
 
-def schedule_projection(
-    axes: Axes, func: Any, parts: list[tuple[Any, int, Any]], tile: Tile, storage: Storage
-) -> None:  # fmt: skip
+def schedule_projection(axes: Axes, func: Any, parts: list[tuple[Any, int, Any]], tile: Tile, storage: Storage) -> None:
     """Accumulators of `projection` in registers: everything unrolled but the sum, which is made in pieces if long."""
     func.bound_extent(axes.m, tile.block).vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x)
     if not storage.pairs and sum(channels for _, channels, _ in parts) > WHOLE:

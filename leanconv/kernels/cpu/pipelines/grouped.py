@@ -23,7 +23,7 @@ from leanconv.kernels.cpu.pipelines.gemm import (
     schedule_product,
     schedule_projection,
     start_of,
-)  # fmt: skip
+)
 from leanconv.kernels.cpu.pipelines.padded import Core, mixed, padded_map, padded_planes, spread
 from leanconv.ops.grouped import Grouped
 

@@ -18,7 +18,7 @@ from leanconv.kernels.cpu.pipelines.gemm import (
     schedule_output,
     schedule_projection,
     start_of,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from leanconv.kernels.cpu.pipelines.gemm import (
     schedule_output,
     schedule_projection,
     start_of,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,7 @@ def projected(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
     return out, arguments
 
 
-def _flat(
-    axes: Axes, made: Chain, track: Track, gate: Any, block: Any, tile: Tile, storage: Storage, name: str
-) -> Any:  # fmt: skip
+def _flat(axes: Axes, made: Chain, track: Track, gate: Any, block: Any, tile: Tile, storage: Storage, name: str) -> Any:
     """What the projection reads: the chain's result and its gate, `c x` with the block's pixels in a row."""
     hl, lanes, (i, b) = halide(), tile.lanes, (axes.i, axes.b)
     pixels, func = block.dim(1), hl.Func(name)
@@ -120,7 +118,7 @@ def _flat(
     for number, columns in enumerate(made.columns):
         loops, lane, column, row = inside(
             axes, made, columns, track, -1, lanes, f"{name}{number}", gate is not None, rows
-        )  # fmt: skip
+        )
         value = columns.value[lane, b, column, row]
         value = value if gate is None else value * storage.gate(gate[b * lanes + lane])
         func[lane, b, row * made.w + column] = storage.factor(value)

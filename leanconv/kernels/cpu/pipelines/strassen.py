@@ -96,9 +96,7 @@ def sums_of(axes: Axes, name: str, quarter: Quarters) -> Any:
     """The seven first factors, `c x s`, of a map: `quarter(c, i, j, x)`."""
     func, s = halide().Func(name), halide().Var("s")
     a11, a12, a21, a22 = (quarter(axes.c, i, j, axes.x) for j in (0, 1) for i in (0, 1))
-    func[axes.c, axes.x, s] = halide().mux(
-        s, [a11 + a22, a21 + a22, a11, a22, a11 + a12, a21 - a11, a12 - a22]
-    )  # fmt: skip
+    func[axes.c, axes.x, s] = halide().mux(s, [a11 + a22, a21 + a22, a11, a22, a11 + a12, a21 - a11, a12 - a22])
     return func
 
 

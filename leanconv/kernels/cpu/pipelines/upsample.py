@@ -13,7 +13,7 @@ from leanconv.kernels.cpu.pipelines.gemm import (
     projection,
     schedule_output,
     schedule_projection,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Argument(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("pointer", "dimensions", "rows", "type")),
         *((name, ctypes.c_int64) for name in ("sample", "offset", "row")),
         ("dim", Dimension * DIMENSIONS),
-    ]  # fmt: skip
+    ]
 
 
 class Frame(ctypes.Structure):
@@ -47,7 +47,7 @@ class Fetch(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("pointer", "unit", "step", "ahead", "rows", "pixels")),
         *((name, ctypes.c_int64) for name in ("sample", "offset", "pixel", "bytes")),
-    ]  # fmt: skip
+    ]
 
 
 class Gates(ctypes.Structure):
@@ -55,7 +55,7 @@ class Gates(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("mean_a", "means", "sizes")),
         *((name, ctypes.c_int32) for name in ("parts", "samples", "width")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "scale", "shift", "out")),
-    ]  # fmt: skip
+    ]
 
 
 class Call(ctypes.Structure):
@@ -66,14 +66,14 @@ class Copy(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("bytes", "samples")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "in_sample", "in_row", "out_sample", "out_row")),
-    ]  # fmt: skip
+    ]
 
 
 class Piece(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("sample", "pixel")),
         *((name, ctypes.c_int32) for name in ("channels", "rows", "columns", "half")),
-    ]  # fmt: skip
+    ]
 
 
 class Blend(ctypes.Structure):
@@ -81,7 +81,7 @@ class Blend(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("program", "before", "weight", "bias", "scale", "shift")),
         *((name, ctypes.c_int32) for name in ("samples", "width", "parts", "gates", "averages", "first")),
         ("piece", Piece * PIECES),
-    ]  # fmt: skip
+    ]
 
 
 @functools.lru_cache(1)

@@ -26,19 +26,30 @@ class Blend:
     """
 
     def __init__(
-        self, program: Program, maps: Sequence[Tensor], weight: Tensor, vectors: Sequence[Tensor | None],
+        self,
+        program: Program,
+        maps: Sequence[Tensor],
+        weight: Tensor,
+        vectors: Sequence[Tensor | None],
         before: Program | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if len(maps) > PIECES:
             raise BadInput(f"a gated sum of {len(maps)} maps: at most {PIECES}")
         count = len(program.pointers())
         first = count + len(maps)
         n, _, h, w = maps[0].shape
         self._made = abi.Blend(
-            program._address, None if before is None else before._address, weight.data_ptr(),
-            *[None if v is None else v.data_ptr() for v in vectors], n, maps[0].shape[1], len(maps) - 1, len(maps),
-            count, first,
-        )  # fmt: skip
+            program._address,
+            None if before is None else before._address,
+            weight.data_ptr(),
+            *[None if v is None else v.data_ptr() for v in vectors],
+            n,
+            maps[0].shape[1],
+            len(maps) - 1,
+            len(maps),
+            count,
+            first,
+        )
         for piece, x in zip(self._made.piece, maps, strict=False):
             piece.sample, piece.pixel, piece.channels = x.stride(0) if n > 1 else 0, pixel_stride(x), x.shape[1]
             piece.rows, piece.columns, piece.half = h, w, x.dtype.itemsize == 2

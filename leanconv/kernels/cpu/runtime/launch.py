@@ -111,9 +111,16 @@ class Gates:
         means = (ctypes.c_void_p * len(rest))(*[x.data_ptr() for x in rest])
         sizes = (ctypes.c_int32 * len(rest))(*[x.shape[1] for x in rest])
         self._made = abi.Gates(
-            first.data_ptr(), ctypes.addressof(means), ctypes.addressof(sizes), len(rest), n, o, weight.data_ptr(),
-            *[None if v is None else v.data_ptr() for v in vectors], out.data_ptr(),
-        )  # fmt: skip
+            first.data_ptr(),
+            ctypes.addressof(means),
+            ctypes.addressof(sizes),
+            len(rest),
+            n,
+            o,
+            weight.data_ptr(),
+            *[None if v is None else v.data_ptr() for v in vectors],
+            out.data_ptr(),
+        )
         self.address = ctypes.addressof(self._made)
         self._keep = (first, list(rest), weight, list(vectors), out, means, sizes)
 
@@ -158,16 +165,17 @@ class Program:
     """
 
     def __init__(
-        self, kernels: Sequence[tuple[tuple[int, Any], Sequence[View]]], work: Work, average: Average | None = None,
+        self,
+        kernels: Sequence[tuple[tuple[int, Any], Sequence[View]]],
+        work: Work,
+        average: Average | None = None,
         fetches: Sequence[Fetch] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.work, self.average = work, average
         self._kernels = list(kernels)
         self._native = all(address for (address, _), _ in kernels)
         frames = [self._frame(address, views) for (address, _), views in kernels]
-        made = abi.Program(
-            frames=len(frames), samples=work.samples, rows=work.rows, block=work.block, least=work.least
-        )  # fmt: skip
+        made = abi.Program(frames=len(frames), samples=work.samples, rows=work.rows, block=work.block, least=work.least)
         for index, frame in enumerate(frames):
             made.frame[index] = ctypes.addressof(frame)
         if average is not None:
@@ -230,8 +238,11 @@ class Program:
             a = self.average
             rows = a.apart or self.work.rows
             source = tensors[a.pointer]
-            view = source.as_strided((self.work.samples, rows, a.columns, a.channels),
-                                     (a.sample, a.row, a.channels, 1), source.storage_offset())  # fmt: skip
+            view = source.as_strided(
+                (self.work.samples, rows, a.columns, a.channels),
+                (a.sample, a.row, a.channels, 1),
+                source.storage_offset(),
+            )
             tensors[a.result].copy_(view.double().mean((1, 2)))
 
 

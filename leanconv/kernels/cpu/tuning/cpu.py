@@ -57,10 +57,17 @@ def this_cpu() -> Cpu:
     told = caches(root, usable_cores())
     l1, l2 = (told[0] or _configured("SC_LEVEL1_DCACHE_SIZE")), (told[1] or _configured("SC_LEVEL2_CACHE_SIZE"))
     return Cpu(
-        vendor=names.get("vendor_id") or names.get("CPU implementer", ""), lanes=lanes,
-        registers=16 if lanes == 8 else 32, l1=l1 or L1, l2=l2 or L2, l3=told[2], bf16=bf16,
-        vnni=bool({"avx512_vnni", "avx_vnni", "asimddp"} & flags), amx=_has_amx(), double_pumped=double_pumped,
-    )  # fmt: skip
+        vendor=names.get("vendor_id") or names.get("CPU implementer", ""),
+        lanes=lanes,
+        registers=16 if lanes == 8 else 32,
+        l1=l1 or L1,
+        l2=l2 or L2,
+        l3=told[2],
+        bf16=bf16,
+        vnni=bool({"avx512_vnni", "avx_vnni", "asimddp"} & flags),
+        amx=_has_amx(),
+        double_pumped=double_pumped,
+    )
 
 
 def _vectors(flags: frozenset[str]) -> tuple[int, bool, bool]:
@@ -70,9 +77,7 @@ def _vectors(flags: frozenset[str]) -> tuple[int, bool, bool]:
     hl = halide()
     target: Any = hl.get_host_target()
     pairs = (getattr(hl.TargetFeature, name) for name in ("AVX512_Zen4", "AVX512_SapphireRapids"))
-    return (
-        int(target.natural_vector_size(hl.Float(32))), any(map(target.has_feature, pairs)), "znver4" in str(target)
-    )  # fmt: skip
+    return (int(target.natural_vector_size(hl.Float(32))), any(map(target.has_feature, pairs)), "znver4" in str(target))
 
 
 def _has_amx() -> bool:
