@@ -302,8 +302,10 @@ def _group_pointwise(layer: Any) -> Fused:
 
 
 def _hetconv_form(layer: Any, activation: str, average: bool) -> tuple[Grouped, list[Tensor]]:
-    dealt, h, w = layer.arrangement == "shifted" and layer.part > 1, *layer.padding
-    spatial = layer.spatial.unflatten(0, (-1, layer.part)).transpose(0, 1).flatten(0, 1) if dealt else layer.spatial
+    interleaved, h, w = layer.arrangement == "shifted" and layer.part > 1, *layer.padding
+    spatial = (
+        layer.spatial.unflatten(0, (-1, layer.part)).transpose(0, 1).flatten(0, 1) if interleaved else layer.spatial
+    )
     weights = [spatial, layer._full_pointwise(layer.pointwise)] + ([] if layer.bias is None else [layer.bias])
     return Grouped(
         (layer.in_channels,),
@@ -313,7 +315,7 @@ def _hetconv_form(layer: Any, activation: str, average: bool) -> tuple[Grouped, 
         layer.dilation,
         (h, h, w, w),
         layer.part,
-        dealt,
+        interleaved,
         True,
         layer.bias is not None,
         activation=activation,

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from leanconv.engine.candidate import Candidate, Form
 from leanconv.engine.workbench import Workbench
-from leanconv.kernels.cpu.runtime.transpose import to_pixels
+from leanconv.kernels.cpu.runtime.transpose import to_channels_last
 
 
 def converter(bench: Workbench, dtype: torch.dtype | None, *, channels_last: bool = False):
@@ -15,7 +15,7 @@ def converter(bench: Workbench, dtype: torch.dtype | None, *, channels_last: boo
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         if channels_last and tensor.dim() == 4:
-            tensor = to_pixels(tensor)
+            tensor = to_channels_last(tensor)
         return tensor
 
     return convert

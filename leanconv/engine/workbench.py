@@ -17,7 +17,7 @@ from leanconv.deploy.calls import Call, Frame
 from leanconv.deploy.program import Axes, capture_flat
 from leanconv.deploy.verify import difference, has_nan
 from leanconv.engine.trials import Trials
-from leanconv.kernels.cpu.runtime.transpose import to_planes
+from leanconv.kernels.cpu.runtime.transpose import to_contiguous
 from leanconv.kernels.cpu.tuning.cpu import Cpu
 
 # What an engine's own measurements may take where nobody says otherwise.
@@ -169,7 +169,7 @@ class Workbench:
                 args, kwargs = tree_map_only(Tensor, prepare, (args, kwargs))
             answer = run(*args, **kwargs)
             if isinstance(answer, Tensor) and not cast:
-                return to_planes(answer) if dense[0] else answer
+                return to_contiguous(answer) if dense[0] else answer
             if cast or any(dense):
                 tensors, frame = Frame.split(answer)
                 if cast:
@@ -196,7 +196,7 @@ class Workbench:
             answer = run(x)[0]
             if answer.dtype is not dtypes[0]:
                 answer = answer.to(dtypes[0])
-            return to_planes(answer) if dense[0] else answer
+            return to_contiguous(answer) if dense[0] else answer
 
         if single and only and not half:
             simple.alone = alone and dtypes[0] == self.tensors[0].dtype  # type: ignore[attr-defined]
@@ -214,7 +214,7 @@ class Workbench:
 
 def _laid_out(tensors: list[Tensor], dense: list[bool]) -> list[Tensor]:
     """Contiguous where the given model's answers are: what reads them may ask for a view that channels_last has not."""
-    return [to_planes(t) if wanted else t for t, wanted in zip(tensors, dense, strict=True)]
+    return [to_contiguous(t) if wanted else t for t, wanted in zip(tensors, dense, strict=True)]
 
 
 def _opaque(value: Any) -> list[Any]:

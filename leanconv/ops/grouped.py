@@ -50,7 +50,7 @@ class Grouped(Form):
     dilation: Pair = (1, 1)
     padding: Sides = (0, 0, 0, 0)
     groups: int = 1
-    dealt: bool = False
+    interleaved: bool = False
     pointwise: bool = False
     bias: bool = False
     inner_activation: str = "none"
@@ -99,9 +99,9 @@ def reference(
     """`grouped` in plain PyTorch, for any dtype and device."""
     check_channels(inputs, form.channels)
     x, left = joined(inputs), list(weights)
-    dealt = x.unflatten(1, (-1, form.groups)).transpose(1, 2).flatten(1, 2) if form.dealt else x
-    z = padded_conv(dealt, left.pop(0), None, form.stride, form.dilation, form.padding, form.groups)
-    if form.dealt:
+    interleaved = x.unflatten(1, (-1, form.groups)).transpose(1, 2).flatten(1, 2) if form.interleaved else x
+    z = padded_conv(interleaved, left.pop(0), None, form.stride, form.dilation, form.padding, form.groups)
+    if form.interleaved:
         z = z.unflatten(1, (form.groups, -1)).transpose(1, 2).flatten(1, 2)
     if form.pointwise:
         top, bottom, start, end = centre_sides(form)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind
-from leanconv.kernels.cpu.pipelines.element import FLOAT, Storage
+from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType
 from leanconv.kernels.cpu.pipelines.padded import Core
-from leanconv.kernels.cpu.tuning.grouped_algorithms import way_of
+from leanconv.kernels.cpu.tuning.grouped_algorithms import algorithm_for
 from leanconv.ops.grouped import Grouped, reference
 from tests.cpus import NEOVERSE, ZEN4
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
@@ -21,26 +21,27 @@ AROUND = (1, 1, 1, 1)
 FORMS = {
     "hetconv": Grouped((16,), 32, (3, 3), padding=AROUND, groups=4, pointwise=True, bias=True, activation="relu"),
     "shifted": Grouped(
-        (15,), 9, (3, 3), (2, 2), (1, 1), AROUND, 3, dealt=True, pointwise=True, bias=True, residual=True, average=True
+        (15,), 9, (3, 3), (2, 2), (1, 1), AROUND, 3, interleaved=True, pointwise=True, bias=True,
+        residual=True, average=True,
     ),
     "gwc_pwc": Grouped(
         (7, 5), 12, (3, 3), padding=AROUND, groups=2, bias=True, inner_activation="relu", project=19,
         project_bias=True, activation="silu", residual=True,
     ),
     "spconv": Grouped((6, 6, 4), 40, (3, 3), padding=AROUND, groups=2, pointwise=True, average=True),
-    "dealt": Grouped((5, 7), 6, (3, 3), padding=AROUND, groups=3, dealt=True, pointwise=True),
+    "interleaved": Grouped((5, 7), 6, (3, 3), padding=AROUND, groups=3, interleaved=True, pointwise=True),
     "dense": Grouped((3,), 13, (5, 2), (1, 2), (1, 3), (0, 2, 3, 1), activation="hardswish"),
     "image": Grouped((4,), 16, (3, 3), (2, 2), padding=AROUND, pointwise=True, bias=True, residual=True, average=True),
     "wide": Grouped(  # more channels than are transformed at once
-        (90, 70), 34, (3, 3), padding=(2, 0, 1, 3), groups=2, dealt=True, pointwise=True, bias=True, activation="relu",
-        residual=True, average=True,
+        (90, 70), 34, (3, 3), padding=(2, 0, 1, 3), groups=2, interleaved=True, pointwise=True, bias=True,
+        activation="relu", residual=True, average=True,
     ),
     "uneven": Grouped((69, 63), 24, (3, 3), groups=4, bias=True, residual=True),  # nothing around, tails everywhere
     "resnext": Grouped((34,), 17, (3, 3), (2, 1), padding=AROUND, groups=17, bias=True),
 }  # fmt: skip
 
 
-FILTERED = ("hetconv", "gwc_pwc", "spconv", "dealt", "wide", "uneven")  # that have a form by minimal filtering
+FILTERED = ("hetconv", "gwc_pwc", "spconv", "interleaved", "wide", "uneven")  # that have a form by minimal filtering
 CASES = [(name, dtype, "direct") for name in sorted(FORMS) for dtype in DTYPES]
 CASES += [(name, torch.float32, "winograd") for name in FILTERED]
 
@@ -127,15 +128,15 @@ def weights_of(form):
     return [torch.randn(o, c // form.groups, *form.kernel), *beside, *[torch.randn(o)] * form.bias]
 
 
-def chosen(cpu, form, side, pixels=None, storage=FLOAT, method=None):
-    core = Core(form, form.channels if pixels is None else pixels, 0, storage)
-    return way_of(cpu, core, 1, (side, side), lambda _, best, __: best, method)
+def chosen(cpu, form, side, pixels=None, element=FLOAT, method=None):
+    core = Core(form, form.channels if pixels is None else pixels, 0, element)
+    return algorithm_for(cpu, core, 1, (side, side), lambda _, best, __: best, method)
 
 
 def test_the_model_chooses_the_method(cpu, monkeypatch):
     """Minimal filtering where products outweigh what it adds; not on a map of one 2×2, where its weights do, unless
     vectors are so narrow that products take longer still."""
-    form = Grouped((512,), 512, (3, 3), padding=AROUND, groups=4, dealt=True, pointwise=True)
+    form = Grouped((512,), 512, (3, 3), padding=AROUND, groups=4, interleaved=True, pointwise=True)
     assert chosen(cpu, form, 14).method == "winograd"
     assert chosen(cpu, form, 14).block % 2 == 0
     assert chosen(cpu, form, 2).method == ("winograd" if cpu is NEOVERSE else "direct")
@@ -152,16 +153,16 @@ def test_the_model_chooses_the_method(cpu, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changed", "storage", "pixels"),
+    ("changed", "element", "pixels"),
     [
         ({"stride": (1, 2)}, FLOAT, None), ({"dilation": (2, 1)}, FLOAT, None), ({"kernel": (3, 1)}, FLOAT, None),
-        ({"groups": 1}, FLOAT, None), ({}, Storage(True), None), ({}, FLOAT, ()),
+        ({"groups": 1}, FLOAT, None), ({}, ElementType(True), None), ({}, FLOAT, ()),
     ],
 )  # fmt: skip
-def test_what_is_direct(cpu, changed, storage, pixels):
+def test_what_is_direct(cpu, changed, element, pixels):
     plain = {"kernel": (3, 3), "groups": 2}
     assert chosen(cpu, Grouped((256,), 256, **plain), 14).method == "winograd"
-    assert chosen(cpu, Grouped((256,), 256, **plain | changed), 14, pixels, storage).method == "direct"
+    assert chosen(cpu, Grouped((256,), 256, **plain | changed), 14, pixels, element).method == "direct"
 
 
 @torch.no_grad()
@@ -180,13 +181,13 @@ def test_what_fits_the_first_level_cache_stays_there(cpu):
     of 64 KiB."""
     form = Grouped((32,), 32, (3, 3), padding=AROUND, groups=4)
     tiles = chosen(cpu, form, 56, method="winograd").tiles
-    pixels, block, kept = tiles.inner.pixels, tiles.inner.block, tiles.inner.storage(8)
+    pixels, block, kept = tiles.inner.pixels, tiles.inner.block, tiles.inner.element(8)
     held = 4 * 16 * (pixels * kept + pixels * block + 8 * block)  # numbers, sums and weights of a tile, 16 of each
-    assert tiles.near == (held <= 24 << 10)
-    assert tiles.near or cpu is not ZEN4
-    assert not chosen(cpu, replace(form, pointwise=True), 56, method="winograd").tiles.near
-    assert not chosen(cpu, replace(form, dealt=True), 56, method="winograd").tiles.near
-    assert not chosen(cpu, replace(form, channels=(128,), out_channels=128), 56).tiles.near
+    assert tiles.l1_fused == (held <= 24 << 10)
+    assert tiles.l1_fused or cpu is not ZEN4
+    assert not chosen(cpu, replace(form, pointwise=True), 56, method="winograd").tiles.l1_fused
+    assert not chosen(cpu, replace(form, interleaved=True), 56, method="winograd").tiles.l1_fused
+    assert not chosen(cpu, replace(form, channels=(128,), out_channels=128), 56).tiles.l1_fused
 
 
 @torch.no_grad()

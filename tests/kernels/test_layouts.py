@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanconv.kernels.cpu.runtime import abi, transpose
-from leanconv.kernels.cpu.runtime.transpose import even, to_pixels, to_planes
+from leanconv.kernels.cpu.runtime.transpose import ensure_nhwc, to_channels_last, to_contiguous
 
 LAST = torch.channels_last
 KINDS = [torch.float32, torch.bfloat16, torch.float16, torch.int32]
@@ -64,9 +64,9 @@ def counted(monkeypatch):
 def test_every_number_is_where_pytorch_puts_it(n, c, h, w, dtype, threads):
     x = map_of(n, c, h, w, dtype)
     with on(threads):
-        pixels = to_pixels(x)
-        planes = to_planes(pixels)
-        inner = to_planes(pixels[:, c // 3 :])  # channels of a wider map
+        pixels = to_channels_last(x)
+        planes = to_contiguous(pixels)
+        inner = to_contiguous(pixels[:, c // 3 :])  # channels of a wider map
     expected = x.contiguous(memory_format=LAST)
     assert pixels.stride() == expected.stride() or 1 in (n, c, h, w)
     assert pixels.is_contiguous(memory_format=LAST)
@@ -81,24 +81,24 @@ def test_every_number_is_where_pytorch_puts_it(n, c, h, w, dtype, threads):
 @pytest.mark.parametrize("shape", [(1, 16, 32, 32), (2, 65, 13, 17), (1, 1040, 4, 4), (1, 17, 128, 128)])
 def test_large_maps_go_through_the_runtime(counted, shape, dtype):
     x = map_of(*shape, dtype)
-    assert same(to_planes(to_pixels(x)), x)
+    assert same(to_contiguous(to_channels_last(x)), x)
     assert counted == [True, True]
 
 
 @pytest.mark.parametrize("shape", [(0, 64, 32, 32), (1, 64, 0, 32), (1, 3, 224, 224), (1, 4096, 2, 2), (1, 16, 4, 4)])
 def test_others_are_left_to_pytorch(counted, shape):
     x = map_of(*shape)
-    assert same(to_planes(to_pixels(x)), x)
+    assert same(to_contiguous(to_channels_last(x)), x)
     assert not any(counted)
 
 
 def test_what_lies_right_is_not_copied():
     pixels = map_of(1, 32, 24, 24).contiguous(memory_format=LAST)
-    assert to_pixels(pixels) is pixels
-    assert even(pixels[:, 3:20]).data_ptr() == pixels[:, 3:20].data_ptr()
+    assert to_channels_last(pixels) is pixels
+    assert ensure_nhwc(pixels[:, 3:20]).data_ptr() == pixels[:, 3:20].data_ptr()
     planes = pixels.contiguous()
-    assert to_planes(planes).data_ptr() == planes.data_ptr()
-    assert to_planes(torch.ones(3, 2).t()).is_contiguous()
+    assert to_contiguous(planes).data_ptr() == planes.data_ptr()
+    assert to_contiguous(torch.ones(3, 2).t()).is_contiguous()
 
 
 def test_maps_that_are_more_than_their_numbers_in_memory():
@@ -112,17 +112,17 @@ def test_maps_that_are_more_than_their_numbers_in_memory():
         x.double(),
         torch._neg_view(x),
     ):
-        assert torch.equal(to_pixels(odd), odd)
-        assert torch.equal(to_planes(to_pixels(odd)), odd)
+        assert torch.equal(to_channels_last(odd), odd)
+        assert torch.equal(to_contiguous(to_channels_last(odd)), odd)
     leaf = x.clone().requires_grad_()
-    to_planes(to_pixels(leaf)).sum().backward()
+    to_contiguous(to_channels_last(leaf)).sum().backward()
     assert torch.equal(leaf.grad, torch.ones_like(x))
 
 
 def test_without_kernels_pytorch_copies(monkeypatch):
     monkeypatch.setattr(abi, "library", lambda: None)
     x = map_of(1, 32, 24, 24)
-    assert same(to_planes(to_pixels(x)), x)
+    assert same(to_contiguous(to_channels_last(x)), x)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

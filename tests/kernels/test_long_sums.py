@@ -18,7 +18,7 @@ SUMS = [
     (Grouped((64,), 48, (3, 3), padding=AROUND), "direct"),  # rows are
     (Grouped((300,), 48, (3, 3), padding=AROUND), "direct"),  # channels are, too
     (Grouped((33,), 48, (7, 5), (2, 1), padding=(3, 3, 2, 2)), "direct"),
-    (Grouped((400,), 48, (3, 3), (2, 2), padding=AROUND, groups=2, dealt=True, pointwise=True), "direct"),
+    (Grouped((400,), 48, (3, 3), (2, 2), padding=AROUND, groups=2, interleaved=True, pointwise=True), "direct"),
     (Grouped((640,), 640, (3, 3), padding=AROUND, groups=4, project=40), "direct"),
     (Grouped((640,), 640, (3, 3), padding=AROUND, groups=4, project=40), "winograd"),
     (Grouped((640,), 64, (3, 3), padding=AROUND, groups=4, pointwise=True), "winograd"),

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leanconv.kernels.cpu import bind, global_average
-from leanconv.kernels.cpu.runtime.transpose import even
+from leanconv.kernels.cpu.runtime.transpose import ensure_nhwc
 from leanconv.ops import gated_sum, pool, upsample
 from leanconv.ops.forms import averaged
 from leanconv.ops.gated_sum import GatedSum
@@ -123,6 +123,6 @@ def test_max_pool(pooling, dtype, n, h, w, layout):
 @QUICK
 @given(*SIZES, st.integers(1, 40))
 def test_global_average(dtype, n, h, w, layout, c):
-    x = even(laid_out(torch.randn(n, c, h, w).to(dtype), layout))
+    x = ensure_nhwc(laid_out(torch.randn(n, c, h, w).to(dtype), layout))
     exact = x.double().mean((2, 3))
     assert_no_worse(global_average(x), averaged(x.contiguous()), exact, 4.0)

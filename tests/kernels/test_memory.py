@@ -14,7 +14,7 @@ import torch
 from leanconv.kernels.cpu import bind, bind_split
 from leanconv.kernels.cpu.bound import base, separable_strassen
 from leanconv.kernels.cpu.pipelines.gemm import Tile
-from leanconv.kernels.cpu.runtime.huge_pages import ALIGN, HUGE, huge, settled
+from leanconv.kernels.cpu.runtime.huge_pages import ALIGN, HUGE, huge_page_buffer, pack_into_huge_pages
 from leanconv.kernels.cpu.runtime.launch import Gates
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.grouped import Grouped
@@ -133,7 +133,7 @@ def test_separable(c, size, dtype):
 def test_seven_products(c, o, size, monkeypatch):
     """Halves that are whole vectors or not, of even and odd numbers of pixels; alone, or behind a stencil."""
     for place in (base, separable_strassen):
-        monkeypatch.setattr(place, "halved_tile", lambda *sizes: Tile(3, 32, 16))
+        monkeypatch.setattr(place, "strassen_tile", lambda *sizes: Tile(3, 32, 16))
     monkeypatch.setattr(separable_strassen, "DEPTH", 0)
     fence = Fence()
     for name, stages in {"alone": (), "3x3": (stencil(c, (3, 3), padding=AROUND, bias=True),)}.items():
@@ -147,8 +147,8 @@ def test_seven_products(c, o, size, monkeypatch):
 
 GROUPED = {
     "hetconv": Grouped((10,), 15, (3, 3), padding=AROUND, groups=5, pointwise=True, bias=True),
-    "dealt": Grouped((15,), 9, (3, 3), (2, 2), (1, 1), AROUND, 3, dealt=True, residual=True, average=True),
-    "dealt, 3x3": Grouped((15,), 27, (3, 3), padding=AROUND, groups=3, dealt=True, pointwise=True, residual=True),
+    "interleaved": Grouped((15,), 9, (3, 3), (2, 2), (1, 1), AROUND, 3, interleaved=True, residual=True, average=True),
+    "dealt, 3x3": Grouped((15,), 27, (3, 3), padding=AROUND, groups=3, interleaved=True, pointwise=True, residual=True),
     "then 1x1": Grouped((7, 5), 12, (3, 3), padding=AROUND, groups=2, bias=True, project=19, residual=True),
     "dense": Grouped((3,), 13, (5, 2), (1, 2), (1, 3), (0, 2, 3, 1)),
     "image": Grouped((4,), 9, (3, 3), (2, 2), padding=AROUND, residual=True, average=True),
@@ -217,7 +217,7 @@ def test_both_passes_of_a_split_map(size, monkeypatch):
     y = bind_split(form, weights, GatedSum((6,), 7), factors)(x)[0]
     if not (child := os.fork()):
         for after in (True, False):
-            monkeypatch.setattr(base, "settled", functools.partial(fenced, after=after))
+            monkeypatch.setattr(base, "pack_into_huge_pages", functools.partial(fenced, after=after))
             made = bind_split(form, weights, GatedSum((6,), 7), factors)(fenced(x, after))[0]
             if not torch.equal(made, y):
                 os._exit(1)
@@ -247,7 +247,7 @@ def test_gates_of_a_sum(c):
 
 def test_weights_lie_side_by_side_in_huge_pages():
     given = [torch.randn(9, 16), torch.randn(7), torch.empty(0), torch.randn(3, 5).bfloat16(), torch.randn(1 << 21)]
-    made = [settled(x) for x in given]
+    made = [pack_into_huge_pages(x) for x in given]
     for x, y in zip(given, made, strict=True):
         assert torch.equal(x, y)
         assert y.dtype == x.dtype
@@ -257,7 +257,7 @@ def test_weights_lie_side_by_side_in_huge_pages():
     ends = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in made if x.numel())
     assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(ends))
     assert made[-1].data_ptr() % HUGE == 0
-    assert huge(5 * HUGE + 1).numel() == 5 * HUGE + 1
+    assert huge_page_buffer(5 * HUGE + 1).numel() == 5 * HUGE + 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/smaps is Linux's")
@@ -268,7 +268,7 @@ def test_weights_are_given_back():
         )
 
     def many():
-        return [settled(torch.ones(1 << 18)) for _ in range(20)]  # 20 MB, three chunks
+        return [pack_into_huge_pages(torch.ones(1 << 18)) for _ in range(20)]  # 20 MB, three chunks
 
     many()
     before = mapped()

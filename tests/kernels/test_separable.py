@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.bound import separable
-from leanconv.kernels.cpu.pipelines.element import FLOAT, Storage
+from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType
 from leanconv.ops.separable import Separable, Stencil, reference
 from tests.cpus import with_cache
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out, weights_of
@@ -111,11 +111,13 @@ def test_an_empty_map_between_stencils(n):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("far", "dtype"), [(False, torch.float32), (True, torch.bfloat16), (True, torch.float32)])
+@pytest.mark.parametrize(
+    ("from_memory", "dtype"), [(False, torch.float32), (True, torch.bfloat16), (True, torch.float32)]
+)
 @pytest.mark.parametrize(("name", "h", "w"), [("splconv", 5, 121), ("wide", 9, 61), ("xsepconv", 8, 115)])
-def test_long_rows_and_far_maps(name, h, w, far, dtype):
+def test_long_rows_and_far_maps(name, h, w, from_memory, dtype):
     """Rows whose stencils go by strips, and maps that are copied before the vectors take turns; blocks of few rows."""
-    form, cpu = FORMS[name], with_cache(1000) if far else None
+    form, cpu = FORMS[name], with_cache(1000) if from_memory else None
     weights = [w.to(dtype) for w in weights_of(form)]
     check(form, weights, h, w, 2, bind(form, weights, cpu), ["channels_last"] * 2, dtype)
 
@@ -132,12 +134,12 @@ FEW = Separable((19,), ((Stencil(0, 19, (1, 3), padding=(0, 0, 1, 1)),),), 21)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("from_memory", [False, True])
 @pytest.mark.parametrize("form", [ASKEW, FEW, FORMS["splconv"], FORMS["fuseconv"]], ids=["askew", "few", "two", "both"])
-def test_a_map_read_where_it_lies(form, far):
+def test_a_map_read_where_it_lies(form, from_memory):
     """Borders of every side, narrow maps and maps that end within a tile: nothing but the map is read."""
     weights = weights_of(form)
-    bound = bind(form, weights, with_cache(100) if far else None)
+    bound = bind(form, weights, with_cache(100) if from_memory else None)
     for h, w in ((2, 4), (1, 5), (3, 9), (6, 24), (19, 31)):
         if min(form.size(h, w)) > 0:
             check(form, weights, h, w, 2, bound, ["crop", "slice"], torch.float32)
@@ -145,8 +147,8 @@ def test_a_map_read_where_it_lies(form, far):
 
 def test_which_maps_are_read_where_they_lie():
     """A copy is made where it is faster, or where a stencil cannot do without one."""
-    made = separable.Maker._reads_in_place
-    maker = SimpleNamespace(storage=FLOAT)
+    made = separable.StepBuilder._reads_in_place
+    maker = SimpleNamespace(element=FLOAT)
     square = Stencil(0, 8, (3, 3), padding=(1, 1, 1, 1))
     row = Stencil(0, 8, (1, 3), padding=(0, 0, 1, 1))
     assert made(maker, square, 3)
@@ -156,7 +158,7 @@ def test_which_maps_are_read_where_they_lie():
     assert not made(maker, replace(square, kernel=(7, 7), padding=(3, 3, 3, 3)), 30)
     assert not made(maker, replace(row, padding=(0, 0, 40, 0)), 90)
     assert not made(maker, Stencil(0, 8, identity=True), 9)
-    assert not made(SimpleNamespace(storage=Storage(True)), square, 9)
+    assert not made(SimpleNamespace(element=ElementType(True)), square, 9)
 
 
 @torch.no_grad()

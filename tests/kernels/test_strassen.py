@@ -36,7 +36,7 @@ def halved(monkeypatch):
         asked.append(core)
         return made(pipeline, core, tile)
 
-    monkeypatch.setattr(base, "halved_tile", tile)
+    monkeypatch.setattr(base, "strassen_tile", tile)
     for place in (separable_strassen, separable):
         monkeypatch.setattr(place, "kernel", kernel)
     return asked
@@ -72,7 +72,7 @@ def test_long_sums_are_made_piece_by_piece(c, halved, monkeypatch):
     weights = weights_of(form)
     exact, eager = F.conv2d(x.double(), weights[0].double()), F.conv2d(x, weights[0])
     seven = bind(form, weights)([x])[0]
-    monkeypatch.setattr(base, "halved_tile", lambda *sizes: None)
+    monkeypatch.setattr(base, "strassen_tile", lambda *sizes: None)
     direct = bind(form, weights)([x])[0]
     error, direct_error, allowed = (float((y - exact).square().mean().sqrt()) for y in (seven, direct, eager))
     assert error < 2 * allowed
@@ -132,10 +132,10 @@ def test_factors_of_weights_are_rounded_once():
 
 def test_it_is_taken_where_it_pays(cpu):
     """Large products only: sums of the map and of the products take their time."""
-    tile = cost_model.halved_tile(cpu, 512, 196, 512)
+    tile = cost_model.strassen_tile(cpu, 512, 196, 512)
     assert tile is not None
-    least = cost_model.halved_cycles(cpu, tile, 512, 196, 512)
-    assert all(cost_model.halved_cycles(cpu, other, 512, 196, 512) >= least for other in cost_model.matrix_tiles(cpu))
+    least = cost_model.strassen_cycles(cpu, tile, 512, 196, 512)
+    assert all(cost_model.strassen_cycles(cpu, other, 512, 196, 512) >= least for other in cost_model.matrix_tiles(cpu))
     direct = cost_model.matrix_tile(cpu, 512, 196, 512, True)
     assert least < cost_model.PAYS * cost_model.matrix_cycles(cpu, direct, 512, 196, 512, True)
     for width, pixels, depth in (
@@ -146,4 +146,4 @@ def test_it_is_taken_where_it_pays(cpu):
         (512, 196, 511),
         (512, 196, 502),
     ):  # 251 is a prime
-        assert cost_model.halved_tile(cpu, width, pixels, depth) is None
+        assert cost_model.strassen_tile(cpu, width, pixels, depth) is None

@@ -14,7 +14,7 @@ from leanconv.kernels.cpu.tuning.cost_model import (
     matrix_cycles,
     matrix_tile,
     matrix_tiles,
-    reused,
+    reuse_compiled,
     row_block,
 )
 from leanconv.ops.grouped import Grouped
@@ -58,9 +58,9 @@ def test_which_of_equal_tiles(cpu):
 
 def test_a_tile_that_is_there_is_taken_where_it_costs_little_more():
     cost = {"best": 10.0, "near": 10.0 * REUSED, "far": 10.0 * REUSED + 0.1, "impossible": math.inf}.__getitem__
-    assert reused("best", [], cost) == "best"
-    assert reused("best", ["far", "near", "impossible"], cost) == "near"
-    assert reused("best", ["far", "impossible"], cost) == "best"
+    assert reuse_compiled("best", [], cost) == "best"
+    assert reuse_compiled("best", ["far", "near", "impossible"], cost) == "near"
+    assert reuse_compiled("best", ["far", "impossible"], cost) == "best"
 
 
 def test_half_vectors_where_they_cost_nothing():

@@ -82,9 +82,9 @@ def test_one_sided_padding_stride_gate_and_residual():
 @pytest.mark.parametrize("arrangement", ["shifted", "blocked"])
 def test_hetconv_is_grouped_with_a_pointwise(arrangement):
     layer = _layer(f"hetconv(part=2, arrangement='{arrangement}')", 6, 4, 3, stride=2, padding=2, dilation=2)
-    x, dealt = torch.randn(2, 6, 9, 8, dtype=torch.double), arrangement == "shifted"
-    spatial = layer.spatial.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) if dealt else layer.spatial
-    form = Grouped((6,), 4, (3, 3), (2, 2), (2, 2), (2, 2, 2, 2), 2, dealt, pointwise=True, bias=True)
+    x, interleaved = torch.randn(2, 6, 9, 8, dtype=torch.double), arrangement == "shifted"
+    spatial = layer.spatial.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) if interleaved else layer.spatial
+    form = Grouped((6,), 4, (3, 3), (2, 2), (2, 2), (2, 2, 2, 2), 2, interleaved, pointwise=True, bias=True)
     y, _ = grouped([x], [spatial, layer._full_pointwise(layer.pointwise), layer.bias], form)
     torch.testing.assert_close(y, layer(x), **REL)
 

@@ -11,8 +11,8 @@ from leanconv.engine.fused.capture.dynamic_shapes import holds_sizes, opened
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.graph import UNRUN, Graph, Node, origin
-from leanconv.engine.fused.lowering.autotune import NothingRuns, choose
-from leanconv.engine.fused.lowering.implementations import Run, plain_form
+from leanconv.engine.fused.lowering.autotune import NothingRuns, autotune
+from leanconv.engine.fused.lowering.implementations import Run, plain_implementation
 from leanconv.engine.fused.lowering.report import Blocks
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.fused.passes.precision import keep_in
@@ -62,7 +62,7 @@ def _chosen(bench: Workbench, half: bool) -> tuple[Graph, dict[Node, Run], Block
             keep_in(graph, torch.bfloat16)
         try:
             with torch.no_grad():
-                return graph, *choose(graph, seconds=bench.measuring_s, clock=bench.clock, cpu=bench.cpu)
+                return graph, *autotune(graph, seconds=bench.measuring_s, clock=bench.clock, cpu=bench.cpu)
         except NothingRuns as failed:
             new = {origin(node): why for node, why in failed.nodes.items()}
             if new.keys() <= plain.keys():
@@ -86,7 +86,7 @@ def _open(bench: Workbench, fixed: Graph) -> Graph:
     for spatial in (True, False):
         try:
             graph = rewrite(to_graph(*opened(bench, spatial=spatial)))
-            runs = {node: plain_form(node) for node in graph.nodes if node.kind not in UNRUN}
+            runs = {node: plain_implementation(node) for node in graph.nodes if node.kind not in UNRUN}
             seen, _ = bench.verify(bench.from_flat(Program(graph, runs)))
         except Exception:  # not captured so: with fewer axes open, or with none, it is as good at the given sizes
             continue

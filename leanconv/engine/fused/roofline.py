@@ -17,7 +17,7 @@ from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.ir.block import Block, Gated, Linear, Slices, Stage, Upsample
 from leanconv.engine.fused.ir.graph import UNRUN, Graph, Node
 from leanconv.engine.fused.lowering.autotune import sample
-from leanconv.engine.fused.lowering.implementations import FORMS
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.workbench import Workbench
 from leanconv.measure.counting.products import MacCounter
@@ -83,10 +83,10 @@ def _block(node: Node, block: Block) -> tuple[int, int, int]:
     for i, stage in enumerate(block.stages):
         rows, columns = stage.size(h, w)
         parts = [part for _, _, part in stage.parts if part] if isinstance(stage, Slices) else [stage]
-        parts += [block.beside] if i == 0 and block.beside else []
+        parts += [block.parallel] if i == 0 and block.parallel else []
         own = sum(part.weight.numel() for part in parts)
-        if i == 0 and block.beside:  # a 1x1 beside a grouped one need not read the group's own channels again
-            own -= block.beside.weight.numel() // parts[0].groups
+        if i == 0 and block.parallel:  # a 1x1 beside a grouped one need not read the group's own channels again
+            own -= block.parallel.weight.numel() // parts[0].groups
         macs, weights = macs + n * rows * columns * own, weights + own
         if i == 0 and isinstance(stage, Stage) and not block.residual:
             read = min(h, rows * stage.taps[0]) * min(w, columns * stage.taps[1])
@@ -99,7 +99,7 @@ def _called(node: Node) -> tuple[int, int]:
     """Any other operator, run once: what it multiplies, and nothing moved where the result is a view."""
     inputs = [sample(x) for x in node.inputs]
     with torch.no_grad(), MacCounter() as counter:
-        made = FORMS["call"][0].make(node)(*inputs)  # type: ignore[misc]
+        made = IMPLEMENTATIONS["call"][0].make(node)(*inputs)  # type: ignore[misc]
     made = [made] if isinstance(made, Tensor) else [x for x in made if isinstance(x, Tensor)]
     storages = {x.untyped_storage().data_ptr() for x in inputs if isinstance(x, Tensor)}
     if all(x.untyped_storage().data_ptr() in storages for x in made):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leanconv.kernels.cpu import BINDERS, bind, global_average
 from leanconv.kernels.cpu.bound.base import DTYPES, Bound
-from leanconv.kernels.cpu.runtime.transpose import even
+from leanconv.kernels.cpu.runtime.transpose import ensure_nhwc
 from leanconv.ops import gated_sum, grouped, pool, separable, upsample
 from leanconv.ops.forms import Form, averaged
 
@@ -96,7 +96,7 @@ def _max_pool(x, form):  # type: ignore[no-untyped-def]
 
 
 def _global_average(x):  # type: ignore[no-untyped-def]
-    return global_average(even(x)) if x.dtype in DTYPES else averaged(x)
+    return global_average(ensure_nhwc(x)) if x.dtype in DTYPES else averaged(x)
 
 
 def register() -> None:

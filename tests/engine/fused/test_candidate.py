@@ -16,7 +16,7 @@ import leanconv as lc
 from leanconv.engine import optimize, workbench
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture import dynamic_shapes
-from leanconv.engine.fused.lowering.implementations import FORMS
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
 
@@ -28,14 +28,18 @@ def quick_choice(monkeypatch):
     """
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setattr(dynamic_shapes, "OPENING_S", 0.0)
-    monkeypatch.setitem(FORMS, "block", [form for form in FORMS["block"] if form.name in ("aten", "kernel")])
+    monkeypatch.setitem(
+        IMPLEMENTATIONS, "block", [each for each in IMPLEMENTATIONS["block"] if each.name in ("aten", "kernel")]
+    )
 
 
 @pytest.fixture
 def torch_only(monkeypatch):
     """PyTorch's forms: compiling the kernels of a whole network takes longer than a test may."""
-    for kind, forms in FORMS.items():
-        monkeypatch.setitem(FORMS, kind, [form for form in forms if form.name in ("aten", "onednn", "matrix")])
+    for kind, forms in IMPLEMENTATIONS.items():
+        monkeypatch.setitem(
+            IMPLEMENTATIONS, kind, [each for each in forms if each.name in ("aten", "onednn", "matrix")]
+        )
 
 
 def randomised(model):

@@ -12,7 +12,7 @@ from leanconv.engine import optimize, workbench
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.lowering import autotune as room
-from leanconv.engine.fused.lowering.implementations import FORMS
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.fused.passes.precision import keep_in
 from leanconv.engine.workbench import Workbench
@@ -21,14 +21,16 @@ from tests.cpus import HASWELL, SAPPHIRE_RAPIDS, ZEN4
 from tests.engine.fused.test_candidate import Odd, randomised
 
 HALF = torch.bfloat16
-BLOCKS = FORMS["block"]
+BLOCKS = IMPLEMENTATIONS["block"]
 
 
 @pytest.fixture(autouse=True)
 def quick_choice(monkeypatch):
     """What is tested is the answer: a kernel wherever there is one, nothing measured."""
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
-    monkeypatch.setitem(FORMS, "block", [form for form in FORMS["block"] if form.name in ("aten", "kernel")])
+    monkeypatch.setitem(
+        IMPLEMENTATIONS, "block", [each for each in IMPLEMENTATIONS["block"] if each.name in ("aten", "kernel")]
+    )
 
 
 @torch.no_grad()
@@ -77,7 +79,7 @@ class Products(nn.Module):
 @pytest.mark.skipif(bool(cpu_reason()), reason=cpu_reason() or "kernels")
 def test_products_on_a_matrix_unit(monkeypatch):
     """Where a processor has one: stencils in kernels, products in oneDNN."""
-    monkeypatch.setitem(FORMS, "block", [form for form in BLOCKS if form.name in ("aten", "kernel+onednn")])
+    monkeypatch.setitem(IMPLEMENTATIONS, "block", [each for each in BLOCKS if each.name in ("aten", "kernel+onednn")])
     monkeypatch.setattr(room, "PREFERRED", ("kernel+onednn",))
     model, x = Products().eval(), torch.randn(2, 3, 14, 12)
     for cpu in (ZEN4, HASWELL):

@@ -12,7 +12,7 @@ from torch import nn
 from leanconv.deploy.verify import difference
 from leanconv.engine import workbench
 from leanconv.engine.fused.candidate import FUSED
-from leanconv.engine.fused.lowering.implementations import FORMS
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.workbench import Workbench
 
 C = 13
@@ -138,8 +138,10 @@ def randomised(model):
 def test_odd_models(name, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
-    for kind, forms in FORMS.items():  # compiling kernels for all of them takes longer than a test may
-        monkeypatch.setitem(FORMS, kind, [form for form in forms if form.name in ("aten", "onednn", "matrix")])
+    for kind, forms in IMPLEMENTATIONS.items():  # compiling kernels for all of them takes longer than a test may
+        monkeypatch.setitem(
+            IMPLEMENTATIONS, kind, [each for each in forms if each.name in ("aten", "onednn", "matrix")]
+        )
     model, x = randomised(MODELS[name]()), torch.randn(2, 3, 15, 17)
     form = FUSED.prepare(Workbench(model, (x,), {}, 1), None)
     same = {
@@ -169,7 +171,9 @@ def test_odd_models(name, monkeypatch):
 def test_odd_models_on_kernels(name, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
-    monkeypatch.setitem(FORMS, "block", [form for form in FORMS["block"] if form.name in ("aten", "kernel")])
+    monkeypatch.setitem(
+        IMPLEMENTATIONS, "block", [each for each in IMPLEMENTATIONS["block"] if each.name in ("aten", "kernel")]
+    )
     model, x = randomised(MODELS[name]()), torch.randn(2, 3, 15, 17)
     form = FUSED.prepare(Workbench(model, (x,), {}, 1), None)
     for size in ((2, 3, 15, 17), (2, 3, 15, 17), (1, 3, 9, 8)):

@@ -11,8 +11,8 @@ from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution import program as programs
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.block import Block
-from leanconv.engine.fused.lowering.autotune import choose
-from leanconv.engine.fused.lowering.implementations import FORMS, Form
+from leanconv.engine.fused.lowering.autotune import autotune
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, Implementation
 from leanconv.engine.fused.passes import fusion as rewriting
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.workbench import Workbench
@@ -52,7 +52,9 @@ def prepared(model, x=X, dtype=None):
 def torch_alone(monkeypatch):
     """No kernels to compile."""
     for kind in ("block", "gated"):
-        monkeypatch.setitem(FORMS, kind, [form for form in FORMS[kind] if form.name in ("aten", "onednn")])
+        monkeypatch.setitem(
+            IMPLEMENTATIONS, kind, [each for each in IMPLEMENTATIONS[kind] if each.name in ("aten", "onednn")]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def bench():
 
 @torch.no_grad()
 def assert_right(graph, model, x=X):
-    program = Program(graph, choose(graph, seconds=0)[0])
+    program = Program(graph, autotune(graph, seconds=0)[0])
     assert torch.allclose(program(x)[0], model(x), atol=1e-5)
 
 
@@ -159,9 +161,9 @@ def test_a_block_that_no_form_runs_stays_calls(dtype, torch_alone, monkeypatch):
                 raise RuntimeError("not this one")
             return form.make(node)
 
-        return Form(form.name, make)
+        return Implementation(form.name, make)
 
-    monkeypatch.setitem(FORMS, "block", [but_grouped(form) for form in FORMS["block"]])
+    monkeypatch.setitem(IMPLEMENTATIONS, "block", [but_grouped(form) for form in IMPLEMENTATIONS["block"]])
     form = prepared(around(nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.ReLU()), dtype=dtype)
     assert "not this one" in str(form.blocks)
     assert NEIGHBOUR in str(form.blocks)
@@ -174,7 +176,7 @@ def test_a_step_that_fails_at_the_first_call_is_pytorchs(bench, torch_alone):
 
     graph = rewrite(to_graph(bench.program))
     block = next(node for node in graph.nodes if node.kind == "block" and len(node.data.stages) > 1)
-    program = Program(graph, choose(graph, seconds=0)[0] | {block: fails})
+    program = Program(graph, autotune(graph, seconds=0)[0] | {block: fails})
     for call in (program.settle, program, program):
         assert torch.allclose(call(X)[0], bench.model(X), atol=1e-5)
     assert program.left_out == {repr(block): "RuntimeError: other strides than it was tried on"}
@@ -193,7 +195,7 @@ def test_without_a_plan_of_the_memory_it_runs_step_by_step(when, bench, torch_al
             raise MemoryError("no room")
 
     graph = rewrite(to_graph(bench.program))
-    program = Program(graph, choose(graph, seconds=0)[0])
+    program = Program(graph, autotune(graph, seconds=0)[0])
     monkeypatch.setattr(programs, "Plan", Fails)
     for _ in range(3):
         assert torch.allclose(program(X)[0], bench.model(X), atol=1e-5)

@@ -8,8 +8,8 @@ from torch import nn
 import leanconv as lc
 from leanconv.engine.fused.capture.export import NotCaptured, to_graph
 from leanconv.engine.fused.execution.program import Program
-from leanconv.engine.fused.lowering.autotune import choose, sample
-from leanconv.engine.fused.lowering.implementations import FORMS
+from leanconv.engine.fused.lowering.autotune import autotune, sample
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.fused.lowering.primitives import primitive
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.workbench import Workbench
@@ -79,7 +79,7 @@ def assert_primitives(graph, least):
             assert node.kind not in ("block", "gated", "upsample", "max_pool"), f"no primitive for {node!r}"
             continue
         inputs = [sample(x) for x in node.inputs]
-        want = next(form for form in FORMS[node.kind] if form.name == "aten").make(node)(*inputs)
+        want = next(form for form in IMPLEMENTATIONS[node.kind] if form.name == "aten").make(node)(*inputs)
         y, average = RUN[node.kind](*found, inputs, getattr(node.data, "pieces", 1))
         if isinstance(want, tuple):
             torch.testing.assert_close(average, want[1].flatten(1), rtol=1e-4, atol=1e-5)
@@ -111,7 +111,7 @@ class Zoo(nn.Module):
         )
         self.mix = nn.Conv2d(c, c, 1)
         self.scale = nn.Parameter(torch.rand(1, c, 1, 1))
-        self.even = nn.Conv2d(c, c, 2, groups=c)
+        self.ensure_nhwc = nn.Conv2d(c, c, 2, groups=c)
         self.point = nn.Conv2d(c, c, 1)
         self.pool = nn.MaxPool2d(3, 2, 1)
 
@@ -122,7 +122,7 @@ class Zoo(nn.Module):
         x = F.relu(self.norm(self.dense(self.mix(y)) + self.down(x)))
         a, b, c = x.split((2, 2, 2), 1)
         x = self.mix(torch.cat([a, self.row(b), self.column(c)], 1)) * self.scale + x
-        x = self.point(F.silu(self.even(F.pad(x, (0, 1, 1, 0)))))
+        x = self.point(F.silu(self.ensure_nhwc(F.pad(x, (0, 1, 1, 0)))))
         return self.pool(x).mean((2, 3))
 
 
@@ -203,7 +203,7 @@ class Reads(nn.Module):
 def test_slices_and_integers(read, x):
     model = Reads(read).eval()
     graph = rewrite(to_graph(Workbench(model, (x,), {}, 1).program))
-    runs, _ = choose(graph, seconds=0.0, forms={kind: forms[:2] for kind, forms in FORMS.items()})
+    runs, _ = autotune(graph, seconds=0.0, forms={kind: forms[:2] for kind, forms in IMPLEMENTATIONS.items()})
     torch.testing.assert_close(Program(graph, runs)(x)[0], model(x), rtol=1e-4, atol=1e-4)
 
 
@@ -227,7 +227,7 @@ def test_linear_layers_are_products_of_one_pixel():
     assert blocks(graph)[1] == "[8->20 1x1+gelu]"
     assert "[20->7 1x1]" in blocks(graph)
     assert not any(node.kind == "linear" for node in graph)
-    program = Program(graph, choose(graph, seconds=0.0)[0])
+    program = Program(graph, autotune(graph, seconds=0.0)[0])
     for n in (2, 1, 0, 5, 1):
         x = torch.randn(n, 3, 9, 9)
         torch.testing.assert_close(program(x)[0], model(x), rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from leanconv.engine.fused.execution.memory_plan import Native, Step, _bases, _e
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.execution.session import Plan, Session
 from leanconv.engine.fused.lowering import autotune as room
-from leanconv.engine.fused.lowering.autotune import choose
+from leanconv.engine.fused.lowering.autotune import autotune
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
@@ -45,7 +45,7 @@ class Branches(nn.Module):
 
 def program_of(model, x, seconds=0.0):
     graph = rewrite(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
-    runs, blocks = choose(graph, seconds=seconds)  # no time to measure: kernels wherever there are some
+    runs, blocks = autotune(graph, seconds=seconds)  # no time to measure: kernels wherever there are some
     return Program(graph, runs), blocks
 
 
@@ -192,7 +192,7 @@ def test_a_gated_sum_lies_where_its_first_map_did_where_nothing_else_needs_that(
 
 def test_the_choice(monkeypatch):
     """The faster of two forms is taken, a wrong or failing one never; what was measured once is known."""
-    from leanconv.engine.fused.lowering.implementations import FORMS, Form
+    from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, Implementation
 
     def slow(node):
         run = aten.make(node)
@@ -202,22 +202,30 @@ def test_the_choice(monkeypatch):
         run = aten.make(node)
         return lambda x: run(x) * 1.01
 
-    aten = next(form for form in FORMS["block"] if form.name == "aten")
-    forms = {**FORMS, "block": [Form("slow", slow), aten, Form("wrong", lucky), Form("fails", lambda node: 1 / 0)]}
+    aten = next(form for form in IMPLEMENTATIONS["block"] if form.name == "aten")
+    forms = {
+        **IMPLEMENTATIONS,
+        "block": [
+            Implementation("slow", slow),
+            aten,
+            Implementation("wrong", lucky),
+            Implementation("fails", lambda node: 1 / 0),
+        ],
+    }
     model, x = (
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)),
         torch.randn(1, 3, 33, 33),
     )
     graph = rewrite(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
     monkeypatch.setattr(room, "_MEASURED", {})
-    _, blocks = choose(graph, seconds=60, forms=forms)
+    _, blocks = autotune(graph, seconds=60, forms=forms)
     assert [row.chosen for row in blocks.rows] == ["aten"] * 3
     assert blocks.rows[0].refused["wrong"] == "differs from PyTorch's"
     assert "ZeroDivisionError" in blocks.rows[0].refused["fails"]
     assert blocks.rows[0].times_ms["slow"] > 5 * blocks.rows[0].times_ms["aten"]
     assert len(room._MEASURED) == 3
     monkeypatch.setattr(room, "_measure", None)
-    choose(graph, seconds=60, forms=forms)
+    autotune(graph, seconds=60, forms=forms)
 
 
 def test_without_kernels_the_graph_still_runs(monkeypatch):
@@ -288,7 +296,7 @@ def test_maps_in_planes_come_and_go_within_the_plan(planes):
     torch.manual_seed(0)
     model = Pair()
     graph = rewrite(to_graph(Workbench(model.eval(), (torch.randn(1, 20, 12, 14),), {}, 1).program))
-    program = Program(graph, choose(graph, seconds=0.0)[0], planes)
+    program = Program(graph, autotune(graph, seconds=0.0)[0], planes)
     for size in (12, 14), (1, 1), (9, 5), (40, 42):
         for x in (
             torch.randn(2, 20, *size),

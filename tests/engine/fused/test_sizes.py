@@ -12,7 +12,7 @@ from leanconv.engine.fused import candidate
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture import dynamic_shapes
 from leanconv.engine.fused.capture.export import to_graph
-from leanconv.engine.fused.lowering.implementations import FORMS
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.optimize import optimize
 from leanconv.engine.workbench import Workbench
@@ -89,8 +89,8 @@ MODELS = {
 def _pytorch_alone(monkeypatch):
     """What holds sizes are calls of PyTorch; compiling kernels takes longer than these tests may."""
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
-    for kind, forms in FORMS.items():
-        monkeypatch.setitem(FORMS, kind, [form for form in forms if form.name in ("aten", "matrix")])
+    for kind, forms in IMPLEMENTATIONS.items():
+        monkeypatch.setitem(IMPLEMENTATIONS, kind, [each for each in forms if each.name in ("aten", "matrix")])
 
 
 @torch.no_grad()

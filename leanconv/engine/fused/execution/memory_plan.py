@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from leanconv.engine.fused.lowering.kernels import KernelRun
-from leanconv.kernels.cpu.runtime.transpose import copy_of, to_pixels, to_planes
+from leanconv.kernels.cpu.runtime.transpose import copy_of, to_channels_last, to_contiguous
 
 ALIGN = 64  # bytes; a line of the cache, a vector of AVX-512
 
@@ -119,7 +119,7 @@ def _over_first(made: Native, values: Sequence[Any], slots: Mapping[int, Slot]) 
 def _native(step: Step, values: Sequence[Any]) -> Native | None:
     """The step as a kernel that takes nothing but pointers, where it is one."""
     run = step.run
-    if run in (to_pixels, to_planes):
+    if run in (to_channels_last, to_contiguous):
         return _copied(step, values[step.reads[0]], values[step.at])
     if not isinstance(run, KernelRun):
         return None
@@ -136,7 +136,7 @@ def _native(step: Step, values: Sequence[Any]) -> Native | None:
 
 def _copied(step: Step, x: Tensor, made: Tensor) -> Native | None:
     """A change of layout as a copy; None where there is none, or PyTorch makes it."""
-    program = copy_of(x, planes=step.run is to_planes) if x.dim() == 4 and x.stride() != made.stride() else None
+    program = copy_of(x, planes=step.run is to_contiguous) if x.dim() == 4 and x.stride() != made.stride() else None
     if program is None:
         return None
     copied = Copied(program, tuple(made.shape), made.stride(), made.dtype)

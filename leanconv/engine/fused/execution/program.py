@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from leanconv.engine.fused.execution.memory_plan import Step
-from leanconv.engine.fused.execution.session import Moved, Plan, handed_out, storage
+from leanconv.engine.fused.execution.session import LayoutChanged, Plan, handed_out, storage
 from leanconv.engine.fused.ir.graph import UNRUN, Graph, Length, Node
-from leanconv.engine.fused.lowering.implementations import Run, plain_form
+from leanconv.engine.fused.lowering.implementations import Run, plain_implementation
 from leanconv.engine.fused.lowering.kernels import KernelRun
-from leanconv.kernels.cpu.runtime.transpose import to_pixels, to_planes
+from leanconv.kernels.cpu.runtime.transpose import to_channels_last, to_contiguous
 
 _MOST_PLANS = 8  # shapes whose memory is laid out at once; others run step by step ...
 _AGAIN = 8  # ... until they came so often that they take the place of the one that was called least
@@ -53,7 +53,7 @@ class Program:
         self._outputs = [read[node] for node in graph.outputs]
         for i, node in enumerate(graph.outputs):
             if any(planes[i : i + 1]) and len(node.shape) == 4 and node.shape[1] > 1 < node.shape[2] * node.shape[3]:
-                self._outputs[i] = self._changed(to_planes, read[node], self.steps)
+                self._outputs[i] = self._changed(to_contiguous, read[node], self.steps)
         self._nodes = {place[node]: node for node in graph.nodes if node.kind not in UNRUN}
         self.left_out: dict[str, str] = {}  # steps that failed and are PyTorch's since, and why
         self._plans: dict[Hashable, Plan] = {}
@@ -64,7 +64,9 @@ class Program:
     @property
     def alone(self) -> bool:
         """Whether PyTorch computes nothing in it."""
-        return all(isinstance(step.run, KernelRun) or step.run in (to_pixels, to_planes) for step in self.steps)
+        return all(
+            isinstance(step.run, KernelRun) or step.run in (to_channels_last, to_contiguous) for step in self.steps
+        )
 
     def _before(self, graph: Graph, runs: Mapping[Node, Run]) -> tuple[list[Step], dict[Node, int]]:
         """Steps that bring maps into channels_last, but images that are read in planes; where each value is read."""
@@ -72,7 +74,7 @@ class Program:
         read = dict(self.places)
         for node in graph.inputs:
             if len(node.shape) == 4 and not _in_planes(graph, node, runs):
-                read[node] = self._changed(to_pixels, read[node], steps)
+                read[node] = self._changed(to_channels_last, read[node], steps)
         return steps, read
 
     def _changed(self, run: Run, place: int, steps: list[Step]) -> int:
@@ -88,7 +90,7 @@ class Program:
         if plan is not None:
             try:
                 return plan(given)
-            except Moved:
+            except LayoutChanged:
                 return self._stepwise(given)
             except Exception as error:
                 return self._without_plan(key, given, error)
@@ -110,7 +112,7 @@ class Program:
                 node = self._nodes.get(step.at)
                 if node is None:
                     raise
-                self.steps[index] = step = step._replace(run=plain_form(node))
+                self.steps[index] = step = step._replace(run=plain_implementation(node))
                 step.into(values)
                 self.left_out[repr(node)] = f"{type(error).__name__}: {error}"
             for i in step.frees:
@@ -146,7 +148,7 @@ class Program:
         given = []
         for x, dtype in zip(tensors, self._dtypes, strict=True):
             if x.dim() == 4 and not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
-                x = to_pixels(x)
+                x = to_channels_last(x)
             given.append(x if x.dtype is dtype else x.to(dtype))  # `to` takes 1 µs to find out that nothing is to do
         return given
 

@@ -18,7 +18,7 @@ _MANY = 1 << 19  # bytes; from here on they lie in huge pages
 _MOST_IDLE = 4  # sessions kept when no call needs them
 
 
-class Moved(Exception):
+class LayoutChanged(Exception):
     """A value that PyTorch made lies otherwise in memory than when the plan was made."""
 
 
@@ -76,10 +76,10 @@ class Plan:
 
 def _memory(size: int) -> Tensor:
     """`size` bytes that begin with a line of the cache, and room behind them; in huge pages where there are many."""
-    from leanconv.kernels.cpu.runtime.huge_pages import huge
+    from leanconv.kernels.cpu.runtime.huge_pages import huge_page_buffer
 
     if size >= _MANY:
-        return huge(size + _BEYOND)
+        return huge_page_buffer(size + _BEYOND)
     memory = torch.empty(size + _BEYOND + ALIGN, dtype=torch.uint8)
     return memory[-memory.data_ptr() % ALIGN :]
 
@@ -132,10 +132,10 @@ class Session:
 
     def _finish(self) -> None:
         """What was put together becomes an entry."""
-        from leanconv.kernels.cpu.runtime.launch import Calls
+        from leanconv.kernels.cpu.runtime.launch import LaunchBatch
 
         if self._calls:
-            self._entries.append(self._batch._replace(run=Calls(self._calls, torch.get_num_threads())))
+            self._entries.append(self._batch._replace(run=LaunchBatch(self._calls, torch.get_num_threads())))
             self._calls, self._batch = [], Batch(None, [], [], [])
 
     def _is_view(self, step: Step) -> bool:
@@ -200,7 +200,7 @@ class Session:
             for pointers, index, place, strides in entry.late:
                 value = values[place]
                 if value.stride() != strides:
-                    raise Moved
+                    raise LayoutChanged
                 pointers[index] = value.data_ptr()
             if clock is None:
                 entry.run()

@@ -28,7 +28,7 @@ class Stage:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     act: str = ""
-    dealt: bool = False  # group g reads channels g, g + G, ... and makes such: filters lie group by group
+    interleaved: bool = False  # group g reads channels g, g + G, ... and makes such: filters lie group by group
 
     @property
     def c(self) -> int:
@@ -64,7 +64,13 @@ class Stage:
             f" d{self.dilation[0]}" if self.dilation != (1, 1) else ""
         )
         return (
-            ("dw" if self.depthwise else f"{'dealt ' * self.dealt}g{self.groups} " if self.groups > 1 else "")
+            (
+                "dw"
+                if self.depthwise
+                else f"{'interleaved ' * self.interleaved}g{self.groups} "
+                if self.groups > 1
+                else ""
+            )
             + taps
             + rest
         )
@@ -88,7 +94,7 @@ class Slices:
     c: int
     act: str = ""  # of each part: in its own stage
 
-    depthwise = pointwise = dealt = False
+    depthwise = pointwise = interleaved = False
     groups = 1
 
     @property
@@ -112,12 +118,12 @@ class Block:
     residual: bool = False
     gate: bool = False
     act: str = ""  # after the residual
-    beside: Stage | None = None  # a 1x1 over the same input, added to the only stage before its activation
+    parallel: Stage | None = None  # a 1x1 over the same input, added to the only stage before its activation
     average: bool = False  # a second result: the average of y over height and width, `N O 1 1`
 
     def __repr__(self) -> str:
         chain = " ".join(f"{stage.kind}{'+' + stage.act if stage.act else ''}" for stage in self.stages)
-        chain += " || 1x1" if self.beside else ""
+        chain += " || 1x1" if self.parallel else ""
         extras = [
             word for word, there in (("residual", self.residual), ("gate", self.gate), (self.act, self.act)) if there
         ]
@@ -126,7 +132,7 @@ class Block:
 
 def bare(block: Block, *, act: bool = False) -> bool:
     """One convolution and nothing else (but its activation, with `act`)."""
-    extra = block.residual or block.gate or block.act or block.beside
+    extra = block.residual or block.gate or block.act or block.parallel
     return len(block.stages) == 1 and not extra and (act or not block.stages[0].act)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leanconv.engine.fused.ir.block import Block, Gated, Slices, Stage, Upsample
 from leanconv.engine.fused.ir.graph import UNRUN, Graph, Node
-from leanconv.engine.fused.lowering.implementations import FORMS, LAST, Form, Run
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, LAST, Implementation, Run
 from leanconv.engine.fused.lowering.kernels import KernelRun, SplitRun
 from leanconv.engine.fused.lowering.report import BlockChoice, Blocks, calls
 from leanconv.kernels import cpu_reason
@@ -39,12 +39,12 @@ class NothingRuns(Exception):
         self.nodes = nodes
 
 
-def choose(
+def autotune(
     graph: Graph,
     *,
     seconds: float,
     clock: str = "wall",
-    forms: Mapping[str, Sequence[Form]] = FORMS,
+    forms: Mapping[str, Sequence[Implementation]] = IMPLEMENTATIONS,
     cpu: Cpu | None = None,
 ) -> tuple[dict[Node, Run], Blocks]:
     """A function for every node of the graph, and the table of why.
@@ -98,7 +98,7 @@ def choose(
     return runs, Blocks(rows, clock, left_out=graph.left_out | calls(graph))
 
 
-def _compile(graph: Graph, forms: Mapping[str, Sequence[Form]], cpu: Cpu | None) -> None:
+def _compile(graph: Graph, forms: Mapping[str, Sequence[Implementation]], cpu: Cpu | None) -> None:
     """Compile the kernels of all forms of all nodes that were not measured before, on more than one core."""
     if cpu_reason():
         return
@@ -118,7 +118,7 @@ def _compile(graph: Graph, forms: Mapping[str, Sequence[Form]], cpu: Cpu | None)
     compile_all(jobs)
 
 
-def _best(node: Node, choices: Sequence[Form], measured: Mapping[str, Any]) -> tuple[str, Run]:
+def _best(node: Node, choices: Sequence[Implementation], measured: Mapping[str, Any]) -> tuple[str, Run]:
     """The form of least cost, made for this node."""
     why = next((text for text in measured.values() if isinstance(text, str)), "no form covers it")
     for _, name in sorted((_cost(name, ms), name) for name, ms in measured.items() if isinstance(ms, float)):
@@ -137,7 +137,7 @@ def _cost(name: str, ms: float) -> float:
     return ms * (1 - MARGIN) if name in PREFERRED else ms
 
 
-def _measure(node: Node, choices: Sequence[Form], deadline: float, clock: str) -> dict[str, Any]:
+def _measure(node: Node, choices: Sequence[Implementation], deadline: float, clock: str) -> dict[str, Any]:
     """Milliseconds of each form that is right, or the reason why it is not used."""
     inputs = [sample(x) for x in node.inputs]
     found, calls = _right(node, choices, inputs)
@@ -154,7 +154,7 @@ def _measure(node: Node, choices: Sequence[Form], deadline: float, clock: str) -
 
 
 def _right(
-    node: Node, choices: Sequence[Form], inputs: list[Tensor]
+    node: Node, choices: Sequence[Implementation], inputs: list[Tensor]
 ) -> tuple[dict[str, Any], dict[str, Callable[[], object]]]:
     """Why each form that is not used is not; how the others are called."""
     found: dict[str, Any] = {}

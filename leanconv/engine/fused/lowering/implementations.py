@@ -18,7 +18,7 @@ from leanconv.engine.fused.ir.graph import Node, Ref
 from leanconv.engine.fused.lowering.kernels import kernel, split
 from leanconv.engine.fused.lowering.normalization import AROUND_A_PIVOT
 from leanconv.engine.fused.lowering.unfused import Run, chain, shuffled
-from leanconv.kernels.cpu.runtime.transpose import to_pixels
+from leanconv.kernels.cpu.runtime.transpose import to_channels_last
 from leanconv.kernels.cpu.tuning.cpu import Cpu, this_cpu
 from leanconv.ops.exact import exact_mean
 
@@ -26,7 +26,7 @@ LAST = torch.channels_last
 
 
 @dataclass(frozen=True)
-class Form:
+class Implementation:
     """`make(node)` gives the function, or None where the form does not cover the node.
 
     `of_cpu`: it depends on the processor, `make(node, cpu=...)`; None is this one.
@@ -36,9 +36,9 @@ class Form:
     make: Callable[..., Run | None]
     of_cpu: bool = False
 
-    def on(self, cpu: Cpu | None) -> "Form":
+    def on(self, cpu: Cpu | None) -> "Implementation":
         """The form as it is made for a processor."""
-        return Form(self.name, partial(self.make, cpu=cpu)) if self.of_cpu else self
+        return Implementation(self.name, partial(self.make, cpu=cpu)) if self.of_cpu else self
 
 
 def _aten_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run:
@@ -53,7 +53,7 @@ def _aten_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run
     def run(x: Tensor) -> Tensor:
         if sides is not None:
             x = F.pad(x, sides)
-        y = torch.conv2d(to_pixels(x), weight, bias, stage.stride, padding, stage.dilation, stage.groups)
+        y = torch.conv2d(to_channels_last(x), weight, bias, stage.stride, padding, stage.dilation, stage.groups)
         return y if act is None else act(y)
 
     return run
@@ -85,7 +85,7 @@ def _onednn_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> R
     op, act, groups = torch.ops.mkldnn._convolution_pointwise.default, ONEDNN_ACTS[stage.act], stage.groups
 
     def run(x: Tensor) -> Tensor:
-        return op(to_pixels(x), packed, bias, padding, stride, dilation, groups, *act)  # type: ignore[no-any-return]
+        return op(to_channels_last(x), packed, bias, padding, stride, dilation, groups, *act)  # type: ignore[no-any-return]
 
     return run
 
@@ -107,7 +107,7 @@ def _matrix(node: Node) -> Run | None:
     stage: Any = block.stages[0]
     if len(block.stages) > 1 or not stage.pointwise or node.shape[2:] != (1, 1) or block.pieces > 1:
         return None
-    if block.gate or block.residual or block.beside or block.average:
+    if block.gate or block.residual or block.parallel or block.average:
         return None
     weight = stage.weight[:, :, 0, 0].to(node.dtype).contiguous()
     bias = None if stage.bias is None else stage.bias.to(node.dtype)
@@ -139,7 +139,7 @@ def _gated(node: Node) -> Run:
     def run(a: Tensor, mean_a: Tensor, *rest: Tensor) -> Any:
         x = rest[0] if pieces == 1 else torch.cat(rest[:pieces], 1)
         mean_x = rest[1] if pieces == 1 else torch.cat(rest[pieces:], 1)
-        b = torch.conv2d(to_pixels(x), kernel, bias)
+        b = torch.conv2d(to_channels_last(x), kernel, bias)
         gate = torch.sigmoid_(mean_a - F.linear(mean_x.flatten(1), weight, exact_bias)[:, :, None, None])
         y = torch.lerp(b, a, gate.to(dtype))
         if scale is not None and shift is not None:
@@ -154,7 +154,7 @@ def _upsample(node: Node) -> Run:
     weight = node.data.weight.to(node.dtype).contiguous(memory_format=LAST)
     bias = None if node.data.bias is None else node.data.bias.to(node.dtype)
     act = node.data.act
-    return lambda x: activate(torch.conv_transpose2d(to_pixels(x), weight, bias, (2, 2)), act)
+    return lambda x: activate(torch.conv_transpose2d(to_channels_last(x), weight, bias, (2, 2)), act)
 
 
 def _affine(node: Node) -> Run:
@@ -171,7 +171,7 @@ def _max_pool(node: Node) -> Run:
     kernel, stride, padding, average = node.data
 
     def run(x: Tensor) -> Any:
-        y = torch.max_pool2d(to_pixels(x), kernel, stride, padding)
+        y = torch.max_pool2d(to_channels_last(x), kernel, stride, padding)
         return (y, exact_mean(y, keepdim=True)) if average else y
 
     return run
@@ -201,34 +201,34 @@ def _call(node: Node) -> Run:
     return run
 
 
-FORMS: dict[str, list[Form]] = {
+IMPLEMENTATIONS: dict[str, list[Implementation]] = {
     "block": [
-        Form("onednn", lambda node: chain(node, _onednn_stage)),
-        Form("aten", lambda node: chain(node, _aten_stage)),
-        Form("matrix", _matrix),
-        Form("kernel", kernel, of_cpu=True),
-        Form("split", lambda node, cpu=None: split(node, cpu=cpu), of_cpu=True),
-        Form("kernel+onednn", _mixed, of_cpu=True),
+        Implementation("onednn", lambda node: chain(node, _onednn_stage)),
+        Implementation("aten", lambda node: chain(node, _aten_stage)),
+        Implementation("matrix", _matrix),
+        Implementation("kernel", kernel, of_cpu=True),
+        Implementation("split", lambda node, cpu=None: split(node, cpu=cpu), of_cpu=True),
+        Implementation("kernel+onednn", _mixed, of_cpu=True),
     ],
-    "gated": [Form("aten", _gated), Form("kernel", kernel, of_cpu=True)],
-    "upsample": [Form("aten", _upsample), Form("kernel", kernel, of_cpu=True)],
-    "affine": [Form("aten", _affine)],
-    "act": [Form("aten", lambda node: partial(activate, act=node.data))],
-    "scale": [Form("aten", lambda node: lambda x, gate: x * gate.to(x.dtype))],
-    "add": [Form("aten", lambda node: torch.add)],
-    "shuffle": [Form("aten", lambda node: lambda x: shuffled(x, node.data[1]))],
-    "cat": [Form("aten", lambda node: lambda *pieces: torch.cat(pieces, 1))],
-    "slice": [Form("aten", _slice)],
-    "average": [Form("aten", lambda node: partial(exact_mean, keepdim=True))],
-    "sum": [Form("aten", lambda node: lambda x: x.sum((2, 3), keepdim=True, dtype=node.dtype))],
-    "cast": [Form("aten", lambda node: lambda x: x.to(node.dtype))],
-    "pad": [Form("aten", _pad)],
-    "max_pool": [Form("aten", _max_pool), Form("kernel", kernel, of_cpu=True)],
-    "linear": [Form("aten", _linear)],
-    "call": [Form("aten", _call)],
+    "gated": [Implementation("aten", _gated), Implementation("kernel", kernel, of_cpu=True)],
+    "upsample": [Implementation("aten", _upsample), Implementation("kernel", kernel, of_cpu=True)],
+    "affine": [Implementation("aten", _affine)],
+    "act": [Implementation("aten", lambda node: partial(activate, act=node.data))],
+    "scale": [Implementation("aten", lambda node: lambda x, gate: x * gate.to(x.dtype))],
+    "add": [Implementation("aten", lambda node: torch.add)],
+    "shuffle": [Implementation("aten", lambda node: lambda x: shuffled(x, node.data[1]))],
+    "cat": [Implementation("aten", lambda node: lambda *pieces: torch.cat(pieces, 1))],
+    "slice": [Implementation("aten", _slice)],
+    "average": [Implementation("aten", lambda node: partial(exact_mean, keepdim=True))],
+    "sum": [Implementation("aten", lambda node: lambda x: x.sum((2, 3), keepdim=True, dtype=node.dtype))],
+    "cast": [Implementation("aten", lambda node: lambda x: x.to(node.dtype))],
+    "pad": [Implementation("aten", _pad)],
+    "max_pool": [Implementation("aten", _max_pool), Implementation("kernel", kernel, of_cpu=True)],
+    "linear": [Implementation("aten", _linear)],
+    "call": [Implementation("aten", _call)],
 }
 
 
-def plain_form(node: Node) -> Any:
+def plain_implementation(node: Node) -> Any:
     """A node as PyTorch runs it."""
-    return next(form for form in FORMS[node.kind] if form.name == "aten").make(node)
+    return next(form for form in IMPLEMENTATIONS[node.kind] if form.name == "aten").make(node)

@@ -30,9 +30,9 @@ class Prepared(NamedTuple):
 
 def _launched(steps: Sequence[Prepared]) -> Callable[[], None]:
     """All of them in one call of the runtime."""
-    from leanconv.kernels.cpu.runtime.launch import Calls
+    from leanconv.kernels.cpu.runtime.launch import LaunchBatch
 
-    run = Calls([call for step in steps for call in step.calls], torch.get_num_threads())
+    run = LaunchBatch([call for step in steps for call in step.calls], torch.get_num_threads())
 
     def call(_kept: Any = steps) -> None:  # the addresses are theirs
         run()
@@ -98,7 +98,7 @@ class KernelRun:
         averages = [x.flatten(1) for x in self.averages(inputs)]
         if step is None or not step.program.native or not all(map(_plain, averages)):
             return None
-        from leanconv.kernels.cpu.runtime.huge_pages import huge
+        from leanconv.kernels.cpu.runtime.huge_pages import huge_page_buffer
 
         kept = [x for x in maps if x is not None]
         calls: list[Any] = []
@@ -106,7 +106,7 @@ class KernelRun:
             kept.append(torch.empty(step.size[0], 3, step.size[1], dtype=torch.float32))
             calls.append(self.bound.gates(averages[0], averages[1:], kept[-1]))
         count = math.prod(step.size)
-        result = huge(count * step.dtype.itemsize + _BEYOND)[: count * step.dtype.itemsize].view(step.dtype)
+        result = huge_page_buffer(count * step.dtype.itemsize + _BEYOND)[: count * step.dtype.itemsize].view(step.dtype)
         result = result.as_strided(step.size, step.strides)
         kept += [*step.weights, result, torch.empty(step.size[:2], dtype=torch.float32)]
         pointers = step.program.pointers()
@@ -202,4 +202,4 @@ def split(node: Node, finish: Finish | None = None, cpu: Cpu | None = None) -> S
     block = node.data
     if cpu_reason() or node.dtype not in DTYPES or len(block.stages) < 2 or not block.stages[-1].pointwise:
         return None
-    return None if block.beside or primitive(node) is None else SplitRun(node, finish, cpu)
+    return None if block.parallel or primitive(node) is None else SplitRun(node, finish, cpu)

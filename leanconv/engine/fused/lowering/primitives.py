@@ -36,7 +36,7 @@ def _block(node: Node) -> Primitive | None:
         return None
     head = block.stages[0]
     if isinstance(head, Slices) or head.depthwise or head.pointwise or _subsampling(head):
-        return None if block.beside else _separable(node, block)
+        return None if block.parallel else _separable(node, block)
     return _grouped(node, block)
 
 
@@ -115,9 +115,9 @@ def _weights(stage: Stage) -> list[Tensor]:
 def _grouped(node: Node, block: Block) -> Primitive | None:
     stage: Any = block.stages[0]
     project: Any = block.stages[1] if len(block.stages) == 2 else None
-    if len(block.stages) > 2 or block.gate or (project is not None and (not project.pointwise or block.beside)):
+    if len(block.stages) > 2 or block.gate or (project is not None and (not project.pointwise or block.parallel)):
         return None
-    if block.beside and not (stage.taps[0] % 2 and stage.taps[1] % 2):
+    if block.parallel and not (stage.taps[0] % 2 and stage.taps[1] % 2):
         return None
     last = block.stages[-1]
     act = block.act if block.residual else block.act or last.act
@@ -129,8 +129,8 @@ def _grouped(node: Node, block: Block) -> Primitive | None:
         stage.dilation,
         _padding(stage),
         stage.groups,
-        stage.dealt,
-        block.beside is not None,
+        stage.interleaved,
+        block.parallel is not None,
         stage.bias is not None,
         "none" if project is None else stage.act or "none",
         None if project is None else project.o,
@@ -140,7 +140,7 @@ def _grouped(node: Node, block: Block) -> Primitive | None:
         block.average,
     )
     weights = [stage.weight]
-    weights += [] if block.beside is None else [block.beside.weight]
+    weights += [] if block.parallel is None else [block.parallel.weight]
     weights += [] if stage.bias is None else [stage.bias]
     weights += [] if project is None else _weights(project)
     return form, weights

@@ -19,7 +19,7 @@ MakeStage = Callable[[Stage, tuple[int, ...], torch.dtype], Run | None]
 
 def chain(node: Node, make_stage: MakeStage) -> Run | None:
     """A block as its stages one after another, each made by `make_stage`."""
-    if any(stage.dealt for stage in node.data.stages):
+    if any(stage.interleaved for stage in node.data.stages):
         make_stage = partial(_dealt, make_stage)
     block: Block = node.data
     shape, dtype, runs = _entry_shape(node), node.dtype, []
@@ -32,14 +32,14 @@ def chain(node: Node, make_stage: MakeStage) -> Run | None:
             return None
         runs.append(run)
         shape = (shape[0], stage.o, *stage.size(*shape[2:]))
-    beside = None
-    if block.beside is not None:
+    parallel = None
+    if block.parallel is not None:
         bare: Any = replace(block.stages[0], act="")
-        beside = make_stage(block.beside, _entry_shape(node), dtype)
+        parallel = make_stage(block.parallel, _entry_shape(node), dtype)
         first = make_stage(bare, _entry_shape(node), dtype)
-        if beside is None or first is None:
+        if parallel is None or first is None:
             return None
-        runs[0] = partial(_both, first, beside, block.stages[0].act)
+        runs[0] = partial(_both, first, parallel, block.stages[0].act)
     if block.pieces == 1 and len(runs) == 1 and not (block.residual or block.gate or block.act or block.average):
         return runs[0]
     return partial(_in_turn, block.pieces, tuple(runs), block.residual, block.gate, block.act, block.average)
@@ -81,11 +81,11 @@ def _in_turn(
 
 def _dealt(make_stage: MakeStage, stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run | None:
     """A stage whose groups own channels dealt like cards: they are brought together and dealt back."""
-    if not stage.dealt:
+    if not stage.interleaved:
         return make_stage(stage, shape, dtype)
     groups = stage.groups
     bias = None if stage.bias is None else stage.bias.view(-1, groups).t().reshape(-1)
-    run = make_stage(replace(stage, dealt=False, bias=bias), shape, dtype)
+    run = make_stage(replace(stage, interleaved=False, bias=bias), shape, dtype)
     return None if run is None else lambda x: shuffled(run(shuffled(x, groups)), stage.o // groups)
 
 

@@ -19,7 +19,7 @@ from leanconv.engine.fused.passes.concat import (
     side_by_side,
     slice_of_cat,
 )
-from leanconv.engine.fused.passes.patterns import as_dealt, as_gated, as_named_activation, as_shuffle, aten
+from leanconv.engine.fused.passes.patterns import as_gated, as_interleaved, as_named_activation, as_shuffle, aten
 from leanconv.engine.fused.passes.rules import Rule, until_done
 
 
@@ -52,7 +52,7 @@ def affine_of_affine(graph: Graph, node: Node, users: Users) -> bool:
 
 def _scaled(stage: Any, scale: Tensor, shift: Tensor) -> Any:
     bias = shift if stage.bias is None else stage.bias * scale + shift
-    filters = scale.view(-1, stage.groups).t().reshape(-1) if stage.dealt else scale
+    filters = scale.view(-1, stage.groups).t().reshape(-1) if stage.interleaved else scale
     return replace(stage, weight=stage.weight * filters.view(-1, 1, 1, 1), bias=bias)
 
 
@@ -64,8 +64,10 @@ def affine_into_producer(graph: Graph, node: Node, users: Users) -> bool:
         case Block(stages=(*_, Slices())):
             return False
         case Block(stages=stages, residual=False, act="") if not stages[-1].act:
-            beside = source.data.beside and replace(_scaled(source.data.beside, scale, shift), bias=None)
-            made: Any = replace(source.data, stages=(*stages[:-1], _scaled(stages[-1], scale, shift)), beside=beside)
+            parallel = source.data.parallel and replace(_scaled(source.data.parallel, scale, shift), bias=None)
+            made: Any = replace(
+                source.data, stages=(*stages[:-1], _scaled(stages[-1], scale, shift)), parallel=parallel
+            )
         case Gated(act="") as gated:
             old_scale = torch.ones_like(scale) if gated.scale is None else gated.scale
             old_shift = torch.zeros_like(shift) if gated.shift is None else gated.shift
@@ -104,7 +106,7 @@ def affine_as_stencil(graph: Graph, node: Node, users: Users) -> bool:
 
 def affine_into_consumer(graph: Graph, node: Node, users: Users) -> bool:
     """BatchNorm before a convolution without padding, where nothing before it could take it."""
-    if node.kind != "block" or node.data.gate or node.data.beside or node.data.pieces != 1:
+    if node.kind != "block" or node.data.gate or node.data.parallel or node.data.pieces != 1:
         return False
     source, stage = node.inputs[0], node.data.stages[0]
     if (
@@ -112,7 +114,7 @@ def affine_into_consumer(graph: Graph, node: Node, users: Users) -> bool:
         or source.kind != "affine"
         or not only_user(source, users)
         or any(stage.sides)
-        or stage.dealt
+        or stage.interleaved
     ):
         return False
     scale, shift = source.data
@@ -143,7 +145,7 @@ def act_into_producer(graph: Graph, node: Node, users: Users) -> bool:
 
 
 def pad_into_consumer(graph: Graph, node: Node, users: Users) -> bool:
-    if node.kind != "block" or node.inputs[0].kind != "pad" or node.data.pieces != 1 or node.data.beside:
+    if node.kind != "block" or node.inputs[0].kind != "pad" or node.data.pieces != 1 or node.data.parallel:
         return False
     source, stage = node.inputs[0], node.data.stages[0]
     if isinstance(stage, Slices):
@@ -162,7 +164,7 @@ def add_into_block(graph: Graph, node: Node, users: Users) -> bool:
     for source in sorted(node.inputs, key=lambda x: -place[x]):
         other = node.inputs[1 - node.inputs.index(source)]
         block = source.data
-        if source.kind != "block" or not only_user(source, users) or block.residual or block.act or block.beside:
+        if source.kind != "block" or not only_user(source, users) or block.residual or block.act or block.parallel:
             continue
         inputs = [*source.inputs[: block.pieces], other, *source.inputs[block.pieces :]]
         return absorb(graph, node, source, replace(block, residual=True), inputs)
@@ -183,7 +185,7 @@ def beside_into_block(graph: Graph, node: Node, users: Users) -> bool:
         return False
     biases = [b for b in (stage.bias, other.bias) if b is not None]
     bias = torch.stack(biases).sum(0) if biases else None
-    block = replace(spatial.data, stages=(replace(stage, bias=bias),), beside=replace(other, bias=None))
+    block = replace(spatial.data, stages=(replace(stage, bias=bias),), parallel=replace(other, bias=None))
     return absorb(graph, node, spatial, block)
 
 
@@ -204,13 +206,13 @@ def scale_into_consumer(graph: Graph, node: Node, users: Users) -> bool:
 
 def chain(graph: Graph, node: Node, users: Users) -> bool:
     """Depthwise stencils, one after another, then a 1×1; a group convolution, then a 1×1."""
-    if node.kind != "block" or node.data.pieces != 1 or node.data.beside or node.data.gate:
+    if node.kind != "block" or node.data.pieces != 1 or node.data.parallel or node.data.gate:
         return False
     source = node.inputs[0]
     if source.kind != "block" or not only_user(source, users):
         return False
     first, second = source.data, node.data
-    if first.residual or first.act or first.beside or first.gate or source in node.inputs[1:]:
+    if first.residual or first.act or first.parallel or first.gate or source in node.inputs[1:]:
         return False
     grouped = len(first.stages) == 1 and first.stages[0].groups > 1 and second.stages[0].pointwise
     stencils = all(stage.depthwise or isinstance(stage, Slices) for stage in first.stages)
@@ -225,8 +227,8 @@ def chain(graph: Graph, node: Node, users: Users) -> bool:
 
 
 SPELLINGS: tuple[Rule, ...] = (
-    as_gated, as_named_activation, as_shuffle, as_dealt, affine_of_affine, affine_over_sum, slice_of_cat, cat_of_cat,
-    average_of_pieces,
+    as_gated, as_named_activation, as_shuffle, as_interleaved, affine_of_affine, affine_over_sum, slice_of_cat,
+    cat_of_cat, average_of_pieces,
 )  # fmt: skip
 INTO_BLOCKS: tuple[Rule, ...] = (
     affine_of_affine, affine_into_producer, act_into_producer, pad_into_consumer, beside_into_block, add_into_block,

@@ -37,7 +37,7 @@ def as_gated(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> bool:
         return False
     block = b.data
     bare = isinstance(block, Block) and len(block.stages) == 1 and block.stages[0].pointwise and not block.stages[0].act
-    if not bare or block.residual or block.gate or block.act or block.beside or block.pieces != 1:
+    if not bare or block.residual or block.gate or block.act or block.parallel or block.pieces != 1:
         return False
     if set(users[b]) != {node, minus.inputs[1]}:
         return False
@@ -79,18 +79,18 @@ def as_shuffle(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> bool:
     return True
 
 
-def as_dealt(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> bool:
+def as_interleaved(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> bool:
     """Channels dealt to the groups of a convolution and collected again: the convolution reads them where they lie."""
     if node.kind != "shuffle" or (conv := node.inputs[0]).kind != "block" or len(users[conv]) != 1:
         return False
     block, source = conv.data, conv.inputs[0]
-    if source.kind != "shuffle" or len(block.stages) != 1 or len(conv.inputs) != 1 or block.act or block.beside:
+    if source.kind != "shuffle" or len(block.stages) != 1 or len(conv.inputs) != 1 or block.act or block.parallel:
         return False
     stage = block.stages[0]
     groups = stage.groups
-    if source.data != (stage.c // groups, groups) or node.data != (groups, stage.o // groups) or stage.dealt:
+    if source.data != (stage.c // groups, groups) or node.data != (groups, stage.o // groups) or stage.interleaved:
         return False
     bias = None if stage.bias is None else stage.bias.view(groups, -1).t().reshape(-1)
     node.kind, node.inputs = "block", [source.inputs[0]]
-    node.data = replace(block, stages=(replace(stage, bias=bias, dealt=True),))
+    node.data = replace(block, stages=(replace(stage, bias=bias, interleaved=True),))
     return True

@@ -8,13 +8,20 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu.pipelines.element import Storage, storage_of
+from leanconv.kernels.cpu.pipelines.element import ElementType, element_type
 from leanconv.kernels.cpu.pipelines.gemm import Tile
-from leanconv.kernels.cpu.runtime.huge_pages import settled
+from leanconv.kernels.cpu.runtime.huge_pages import pack_into_huge_pages
 from leanconv.kernels.cpu.runtime.launch import Average, Program, View
 from leanconv.kernels.cpu.runtime.tensors import in_planes, new_map, pixel_stride
-from leanconv.kernels.cpu.runtime.transpose import even
-from leanconv.kernels.cpu.tuning.cost_model import Tiles, halved_cycles, halved_tile, matrix_cycles, matrix_tile, reused
+from leanconv.kernels.cpu.runtime.transpose import ensure_nhwc
+from leanconv.kernels.cpu.tuning.cost_model import (
+    Tiles,
+    matrix_cycles,
+    matrix_tile,
+    reuse_compiled,
+    strassen_cycles,
+    strassen_tile,
+)
 from leanconv.kernels.cpu.tuning.cpu import Cpu, this_cpu
 from leanconv.ops.forms import check_channels
 
@@ -43,7 +50,12 @@ class Step:
         average: bool,
         dtype: torch.dtype,
     ) -> None:
-        self.program, self.weights, self.size, self.average = program, list(map(settled, weights)), size, average
+        self.program, self.weights, self.size, self.average = (
+            program,
+            list(map(pack_into_huge_pages, weights)),
+            size,
+            average,
+        )
         self.dtype = dtype
         _, o, p, q = size
         self.strides = (p * q * o, 1, q * o, o)
@@ -108,23 +120,23 @@ class Bound:
         So most new sizes of a map compile nothing.
         """
         made = self._made.setdefault(core, [])
-        found = reused(best, made, cost)
+        found = reuse_compiled(best, made, cost)
         if found not in made:
             made.append(found)
         return found
 
-    def matrix_tile(self, core: Hashable, width: int, pixels: int, channels: int, storage: Storage) -> Tile:
+    def matrix_tile(self, core: Hashable, width: int, pixels: int, channels: int, element: ElementType) -> Tile:
         """As `tiles.matrix_tile` of all pixels in a row, see `tile`."""
-        sizes = width, pixels, storage.steps(channels), True, storage.pairs
+        sizes = width, pixels, element.steps(channels), True, element.pairs
         best = matrix_tile(self.cpu, *sizes)
         return self.tile(core, best, lambda tile: matrix_cycles(self.cpu, tile, *sizes))
 
-    def halved_tile(self, width: int, pixels: int, depth: int) -> Tile | None:
+    def strassen_tile(self, width: int, pixels: int, depth: int) -> Tile | None:
         """As `tiles.halved_tile`, see `tile`."""
-        best = halved_tile(self.cpu, width, pixels, depth)
+        best = strassen_tile(self.cpu, width, pixels, depth)
         if best is None:
             return None
-        return self.tile("halved", best, lambda tile: halved_cycles(self.cpu, tile, width, pixels, depth))
+        return self.tile("halved", best, lambda tile: strassen_cycles(self.cpu, tile, width, pixels, depth))
 
     def takes(self, x: Tensor) -> bool:
         """Whether a step reads the map where it lies, without a copy."""
@@ -166,7 +178,7 @@ def ready(x: Tensor, planes: bool = False) -> Tensor:
         )
     if x.shape[2] * x.shape[3] * max(x.shape[1], x.stride(3)) >= 2**31:
         raise BadInput(f"a sample of {tuple(x.shape[1:])} has 2³¹ numbers or more: the CPU kernels count in 32 bits")
-    return x if planes and in_planes(x) else even(x)
+    return x if planes and in_planes(x) else ensure_nhwc(x)
 
 
 def check_fit(maps: Sequence[Tensor], n: int, size: Sequence[int]) -> None:
@@ -177,12 +189,12 @@ def check_fit(maps: Sequence[Tensor], n: int, size: Sequence[int]) -> None:
         raise BadInput(f"maps of {n} samples of {size[0]}×{size[1]} are needed, got {[tuple(x.shape) for x in maps]}")
 
 
-def storage_for(cpu: Cpu, *maps: Tensor | None) -> Storage:
+def element_type_of(cpu: Cpu, *maps: Tensor | None) -> ElementType:
     """How the maps of a call are stored. Raises BadInput unless all in the same way."""
     found = {x.dtype for x in maps if x is not None}
     if len(found) != 1:
         raise BadInput(f"maps of one dtype are needed, got {', '.join(sorted(map(str, found)))}")
-    return storage_of(found.pop(), cpu)
+    return element_type(found.pop(), cpu)
 
 
 def check_vectors(vectors: Sequence[Tensor], n: int, channels: Sequence[int]) -> None:
@@ -255,27 +267,27 @@ def weights_view(pointer: int, packed: Tensor) -> View:
     return View(pointer, dims, half=packed.dtype.itemsize == 2)
 
 
-def out_view(pointer: int, size: tuple[int, int, int, int], first: int, channels: int, storage: Storage) -> View:
+def out_view(pointer: int, size: tuple[int, int, int, int], first: int, channels: int, element: ElementType) -> View:
     """Channels of a dense output as `c x y`, rows cut to the block."""
     _, o, p, q = size
-    return View(pointer, ((channels, 1), (q, o), (p, q * o)), first, p * q * o, rows=True, half=storage.half)
+    return View(pointer, ((channels, 1), (q, o), (p, q * o)), first, p * q * o, rows=True, half=element.half)
 
 
-def flat_out_view(pointer: int, size: tuple[int, int, int, int], storage: Storage) -> View:
+def flat_out_view(pointer: int, size: tuple[int, int, int, int], element: ElementType) -> View:
     """A dense output as `c x`, pixels cut to the block."""
     _, o, p, q = size
-    return View(pointer, ((o, 1), (p * q, o)), 0, p * q * o, rows=True, half=storage.half)
+    return View(pointer, ((o, 1), (p * q, o)), 0, p * q * o, rows=True, half=element.half)
 
 
 def average_of(
     pointer: int,
     result: int,
     size: tuple[int, int, int, int],
-    storage: Storage,
+    element: ElementType,
     flat: bool = False,
     apart: bool = False,
 ) -> Average:
     """The average of a dense output that was made in blocks of rows, or of pixels (`flat`), or of neither (`apart`)."""
     _, o, p, q = size
     columns, row = (1, o) if flat else (q, q * o)
-    return Average(pointer, result, o, columns, p * q * o, row, storage.half, p if apart else 0)
+    return Average(pointer, result, o, columns, p * q * o, row, element.half, p if apart else 0)

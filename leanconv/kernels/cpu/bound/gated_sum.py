@@ -13,11 +13,11 @@ from leanconv.kernels.cpu.bound.base import (
     average_of,
     check_fit,
     check_vectors,
+    element_type_of,
     empty_result,
     flat_out_view,
     flat_view,
     ready,
-    storage_for,
     vector_view,
     weights_view,
 )
@@ -116,7 +116,7 @@ class BoundGatedSum(Bound):
         a, *inputs = maps
         form, (n, o, h, w) = self.form, a.shape
         pixels, size, gates = h * w, (n, o, h, w), 1 + len(inputs)
-        storage = storage_for(self.cpu, *maps)
+        element = element_type_of(self.cpu, *maps)
         core = pointwise.Pointwise(
             tuple((x.shape[1], pixel_stride(x)) for x in inputs),
             o,
@@ -125,31 +125,31 @@ class BoundGatedSum(Bound):
             pixel_stride(a),
             False,
             True,
-            storage,
+            element,
         )
         channels = sum(form.channels)
-        tile: Tile | None = self.matrix_tile(core, o, pixels, channels, storage)
+        tile: Tile | None = self.matrix_tile(core, o, pixels, channels, element)
         if whole and tile is not None and pixels % tile.pixels:
-            far = storage.bytes * pixels * o > self.cpu.l2
-            tile = whole_tile(self.cpu, o, pixels, storage.steps(channels), storage.pairs, 1.1 if far else 1.02)
+            from_memory = element.bytes * pixels * o > self.cpu.l2
+            tile = whole_tile(self.cpu, o, pixels, element.steps(channels), element.pairs, 1.1 if from_memory else 1.02)
         if tile is None:
             return None
         arguments: list[View] = []
         weights: list[Tensor] = []
         for index, (x, part) in enumerate(zip(inputs, self._weight.split(list(form.channels), 1), strict=True)):
-            weights.append(pack_projection(part, tile.block, storage))
+            weights.append(pack_projection(part, tile.block, element))
             arguments += [flat_view(1 + index, x, 0, x.shape[1]), weights_view(gates + len(weights), weights[-1])]
         arguments.append(flat_view(0, a, 0, o))
         arguments += [vector_view(gates, o, part * o, 3 * o) for part in range(3)]
         out = gates + 1 + len(weights)
-        arguments.append(flat_out_view(out, size, storage))
+        arguments.append(flat_out_view(out, size, element))
         block = row_block(
-            self.cpu, pixels, n, storage.bytes * (sum(form.channels) + 2 * o), 0, torch.get_num_threads(), tile.pixels
+            self.cpu, pixels, n, element.bytes * (sum(form.channels) + 2 * o), 0, torch.get_num_threads(), tile.pixels
         )
-        average = average_of(out, out + 1, size, storage, flat=True) if form.average else None
+        average = average_of(out, out + 1, size, element, flat=True) if form.average else None
         made = kernel(pointwise.pipeline, core, tile)
         program = Program([(made, arguments)], Work(n, pixels, block, tile.pixels), average)
-        return GatedStep(self, program, weights, size, storage.dtype, maps)
+        return GatedStep(self, program, weights, size, element.dtype, maps)
 
 
 class GatedStep(Step):

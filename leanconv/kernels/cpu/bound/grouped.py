@@ -12,11 +12,11 @@ from leanconv.kernels.cpu.bound.base import (
     average_of,
     check_fit,
     checked,
+    element_type_of,
     map_view,
     out_view,
     planes_view,
     ready,
-    storage_for,
     weights_view,
 )
 from leanconv.kernels.cpu.compilation.build import kernel
@@ -24,7 +24,7 @@ from leanconv.kernels.cpu.pipelines.padded import Core
 from leanconv.kernels.cpu.runtime.launch import Program, View, Work
 from leanconv.kernels.cpu.runtime.tensors import MOST_PLANES, in_planes, pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.tuning.cpu import Cpu
-from leanconv.kernels.cpu.tuning.grouped_algorithms import PACKED, PIPELINES, Way, way_of
+from leanconv.kernels.cpu.tuning.grouped_algorithms import PACKED, PIPELINES, Algorithm, algorithm_for
 from leanconv.ops.forms import check_channels
 from leanconv.ops.grouped import Grouped
 
@@ -54,7 +54,7 @@ class BoundGrouped(Bound):
     def _outputs_in_groups(self, x: Tensor) -> Tensor:
         """The rows of `O ...` group by group."""
         g = self.form.groups
-        return x.unflatten(0, (-1, g)).transpose(0, 1).flatten(0, 1) if self.form.dealt else x
+        return x.unflatten(0, (-1, g)).transpose(0, 1).flatten(0, 1) if self.form.interleaved else x
 
     def _in_groups(self, x: Tensor) -> Tensor:
         """`O C` with both sides group by group."""
@@ -82,19 +82,19 @@ class BoundGrouped(Bound):
         form, (n, _, h, w) = self.form, inputs[0].shape
         p, q = form.size(h, w)
         size = (n, form.width, p, q)
-        storage = storage_for(self.cpu, *inputs, residual)
+        element = element_type_of(self.cpu, *inputs, residual)
         planes = self.planes and in_planes(inputs[0])
         core = Core(
             form,
             () if planes else tuple(map(pixel_stride, inputs)),
             0 if residual is None else pixel_stride(residual),
-            storage,
+            element,
         )
-        way = way_of(self.cpu, core, n, (p, q), self.tile, self.method)
-        tiles, direct = way.tiles, way.method == "direct" and not planes
+        algorithm = algorithm_for(self.cpu, core, n, (p, q), self.tile, self.method)
+        tiles, direct = algorithm.tiles, algorithm.method == "direct" and not planes
         if direct and any(form.padding[2:]) and tiles.inner.pixels == tiles.outer.pixels == q:
             core = replace(core, columns=w)
-        weights = self._packed(way, core)
+        weights = self._packed(algorithm, core)
         first = len(inputs) + (residual is not None)
         arguments = [map_view(index, x, 0, x.shape[1]) for index, x in enumerate(inputs)]
         arguments = [planes_view(0, inputs[0])] if planes else arguments
@@ -103,24 +103,24 @@ class BoundGrouped(Bound):
             plain = map_view(len(inputs), residual, 0, form.width)
             arguments.append(self._by_group(plain) if form.project is None else plain)
         out = first + len(weights)
-        target = out_view(out, size, 0, form.width, storage)
+        target = out_view(out, size, 0, form.width, element)
         arguments.append(self._by_group(target) if form.project is None else target)
-        made = kernel(PIPELINES[way.method], core, tiles)
-        average = average_of(out, out + 1, size, storage) if form.average else None
-        program = Program([(made, arguments)], Work(n, p, way.block), average)
-        step = Step(program, weights, size, form.average, storage.dtype)
-        step.method = way.method
+        made = kernel(PIPELINES[algorithm.method], core, tiles)
+        average = average_of(out, out + 1, size, element) if form.average else None
+        program = Program([(made, arguments)], Work(n, p, algorithm.block), average)
+        step = Step(program, weights, size, form.average, element.dtype)
+        step.method = algorithm.method
         return step
 
-    def _packed(self, way: Way, core: Core) -> list[Tensor]:
-        form, tiles = self.form, way.tiles
+    def _packed(self, algorithm: Algorithm, core: Core) -> list[Tensor]:
+        form, tiles = self.form, algorithm.tiles
         block, each = tiles.inner.block, form.out_channels // form.groups
-        weights = PACKED[way.method](core, self._taps, self._beside, block)
+        weights = PACKED[algorithm.method](core, self._taps, self._beside, block)
         if self._bias is not None:
             weights.append(torch.cat([pack_vector(part, block, each) for part in self._bias.split(each)]))
         if self._project is not None and form.project is not None:
             parts = self._project.split(each, 1)
-            weights += [pack_projection(part, tiles.outer.block, core.storage) for part in parts]
+            weights += [pack_projection(part, tiles.outer.block, core.element) for part in parts]
             if self._project_bias is not None:
                 weights.append(pack_vector(self._project_bias, tiles.outer.block, form.project))
         return weights
@@ -129,5 +129,5 @@ class BoundGrouped(Bound):
         """`m x y` as `j g x y`."""
         form = self.form
         each = form.out_channels // form.groups
-        steps = ((each, form.groups), (form.groups, 1)) if form.dealt else ((each, 1), (form.groups, each))
+        steps = ((each, form.groups), (form.groups, 1)) if form.interleaved else ((each, 1), (form.groups, each))
         return replace(view, dims=(*steps, *view.dims[1:]))

@@ -10,11 +10,11 @@ from leanconv.kernels.cpu.bound.base import (
     Step,
     average_of,
     checked,
+    element_type_of,
     empty_result,
     map_view,
     out_view,
     ready,
-    storage_for,
     weights_view,
 )
 from leanconv.kernels.cpu.compilation.build import kernel
@@ -53,13 +53,13 @@ class BoundUpsample(Bound):
         form, (n, _, h, w) = self.form, inputs[0].shape
         k, o = form.factor, form.out_channels
         size, width = (n, o, h * k, w * k), k * o
-        storage = storage_for(self.cpu, *inputs)
+        element = element_type_of(self.cpu, *inputs)
         core = upsample.Rows(
-            tuple((x.shape[1], pixel_stride(x)) for x in inputs), width, form.bias, form.activation, storage
+            tuple((x.shape[1], pixel_stride(x)) for x in inputs), width, form.bias, form.activation, element
         )
-        tile = self.matrix_tile(core, width, w, sum(form.channels), storage)
+        tile = self.matrix_tile(core, width, w, sum(form.channels), element)
         weights = [
-            pack_projection(part, tile.block, storage)
+            pack_projection(part, tile.block, element)
             for row in self._rows
             for part in row.split(list(form.channels), 1)
         ]
@@ -73,15 +73,15 @@ class BoundUpsample(Bound):
                 arguments += [map_view(index, x, 0, x.shape[1]), views[i * len(inputs) + index]]
             arguments += views[k * len(inputs) :]
             line = k * w * o
-            target = View(out, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, True, storage.half)
+            target = View(out, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, True, element.half)
             kernels.append((made, [*arguments, target]))
         block = row_block(
-            self.cpu, h, n, storage.bytes * w * (sum(form.channels) + k * width), 0, torch.get_num_threads()
+            self.cpu, h, n, element.bytes * w * (sum(form.channels) + k * width), 0, torch.get_num_threads()
         )
         average = None
         if form.average:  # a row of the work is k rows of the output
-            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, k * k * w * o, storage.half)
-        return Step(Program(kernels, Work(n, h, block), average), weights, size, form.average, storage.dtype)
+            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, k * k * w * o, element.half)
+        return Step(Program(kernels, Work(n, h, block), average), weights, size, form.average, element.dtype)
 
 
 class BoundMaxPool(Bound):
@@ -105,13 +105,13 @@ class BoundMaxPool(Bound):
     def _step(self, *maps: Tensor | None) -> Step:
         form, (x,) = self.form, [x for x in maps if x is not None]
         (n, c, _, w), (p, q) = x.shape, form.size(*x.shape[2:])
-        storage, sides = storage_for(self.cpu, x), (form.padding[0], form.padding[2])
-        core = max_pool.Pool(c, pixel_stride(x), form.kernel, form.stride, sides, storage)
+        element, sides = element_type_of(self.cpu, x), (form.padding[0], form.padding[2])
+        core = max_pool.Pool(c, pixel_stride(x), form.kernel, form.stride, sides, element)
         size, lanes = (n, c, p, q), lanes_for(self.cpu, c)
         made = kernel(max_pool.pipeline, core, Tile(1, lanes, lanes))
         block = row_block(
-            self.cpu, p, n, storage.bytes * c * (q + w * form.stride[0]), form.kernel[0] - 1, torch.get_num_threads()
+            self.cpu, p, n, element.bytes * c * (q + w * form.stride[0]), form.kernel[0] - 1, torch.get_num_threads()
         )
-        average = average_of(1, 2, size, storage) if form.average else None
-        arguments = [map_view(0, x, 0, c), out_view(1, size, 0, c, storage)]
-        return Step(Program([(made, arguments)], Work(n, p, block), average), [], size, form.average, storage.dtype)
+        average = average_of(1, 2, size, element) if form.average else None
+        arguments = [map_view(0, x, 0, c), out_view(1, size, 0, c, element)]
+        return Step(Program([(made, arguments)], Work(n, p, block), average), [], size, form.average, element.dtype)

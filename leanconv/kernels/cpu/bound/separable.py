@@ -16,12 +16,12 @@ from leanconv.kernels.cpu.bound.base import (
     check_fit,
     check_vectors,
     checked,
+    element_type_of,
     flat_out_view,
     flat_view,
     map_view,
     out_view,
     ready,
-    storage_for,
     vector_view,
     weights_view,
 )
@@ -30,7 +30,7 @@ from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import pointwise, separable
 from leanconv.kernels.cpu.pipelines.depthwise import Track, written_out
 from leanconv.kernels.cpu.pipelines.gemm import Tile
-from leanconv.kernels.cpu.runtime.launch import Fetch, Program, View, Work
+from leanconv.kernels.cpu.runtime.launch import Prefetch, Program, View, Work
 from leanconv.kernels.cpu.runtime.tensors import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.tuning.cost_model import fill, lanes_for, row_block, strip
 from leanconv.kernels.cpu.tuning.cpu import Cpu
@@ -75,7 +75,7 @@ class BoundSeparable(Bound):
         given = [x for x in inputs if x is not None]
         n, _, h, w = given[0].shape
         size = (n, self.form.width, *self.form.size(h, w))
-        made = Maker(self, given, residual, gate, size)
+        made = StepBuilder(self, given, residual, gate, size)
         if self.project is None:
             return made.depthwise()
         if self._flat:
@@ -83,7 +83,7 @@ class BoundSeparable(Bound):
         return separable_strassen.projected(made) or made.projected()
 
 
-class Maker:
+class StepBuilder:
     """Puts one step together. Pointers: inputs, residual, gate, weights, output, averages."""
 
     def __init__(
@@ -95,7 +95,7 @@ class Maker:
         size: tuple[int, int, int, int],
     ) -> None:
         self.bound, self.form, self.inputs, self.size, self.cpu = bound, bound.form, inputs, size, bound.cpu
-        self.residual, self.gate, self.storage = residual, gate, storage_for(bound.cpu, *inputs, residual)
+        self.residual, self.gate, self.element = residual, gate, element_type_of(bound.cpu, *inputs, residual)
         self.pointers = len(inputs) + (residual is not None) + (gate is not None)
         self.weights: list[Tensor] = []
         self.at_residual, self.at_gate = len(inputs), len(inputs) + (residual is not None)
@@ -112,7 +112,7 @@ class Maker:
                 self.form.activation,
                 self.residual_pixel(),
                 False,
-                self.storage,
+                self.element,
             )
             lanes = lanes_for(self.cpu, source.channels)
             arguments = [self.input(source), *map(self.add, taps)]
@@ -123,7 +123,7 @@ class Maker:
             first += source.channels
         out = self.pointers + len(self.weights)
         listed = [
-            (made, [*arguments, out_view(out, self.size, start, channels, self.storage)])
+            (made, [*arguments, out_view(out, self.size, start, channels, self.element)])
             for made, (arguments, start, channels) in zip(kernels, views, strict=True)
         ]
         return self.finish(listed, self._work(), flat=False)
@@ -134,7 +134,7 @@ class Maker:
         assert self.bound.project is not None
         last = p - (p - 1) // work.block * work.block  # rows of the smallest block
         core = self.core()
-        tile = self.bound.matrix_tile(core, o, last * q, form.middle, self.storage)
+        tile = self.bound.matrix_tile(core, o, last * q, form.middle, self.element)
         arguments: list[View] = []
         for source, taps, column in zip(self.bound.tracks, self.bound.taps, self.columns(), strict=True):
             arguments += [self.input(source), *map(self.add, taps)]
@@ -143,7 +143,7 @@ class Maker:
             arguments.append(self.add(pack_vector(self.bound.bias, tile.block, o)))
         if self.residual is not None:
             arguments.append(flat_view(self.at_residual, self.residual, 0, o))
-        target = flat_out_view(self.pointers + len(self.weights), self.size, self.storage)
+        target = flat_out_view(self.pointers + len(self.weights), self.size, self.element)
         arguments = [target, *arguments, target]
         made = kernel(separable.projected, core, tile)
         return self.finish([(made, arguments)], Work(n, p * q, work.block * q), True, fetches=self.fetches(core))
@@ -159,15 +159,15 @@ class Maker:
             form.activation,
             self.residual_pixel(),
             form.gate,
-            self.storage,
+            self.element,
         )
 
-    def fetches(self, core: separable.Core) -> list[Fetch]:
+    def fetches(self, core: separable.Core) -> list[Prefetch]:
         """The maps (all samples) that are not copied and are too large for the second-level cache, each once."""
-        found: dict[int, Fetch] = {}
+        found: dict[int, Prefetch] = {}
         for source, track in zip(self.bound.tracks, core.tracks, strict=True):
-            if track.direct and self.storage.bytes * self.inputs[source.index].numel() >= 2 * self.cpu.l2:
-                made = Fetch(self.input(source), self.size[3], *_rows_read(track.stencils))
+            if track.direct and self.element.bytes * self.inputs[source.index].numel() >= 2 * self.cpu.l2:
+                made = Prefetch(self.input(source), self.size[3], *_rows_read(track.stencils))
                 found[source.index] = made.joined(found.get(source.index, made))
         return list(found.values())
 
@@ -183,9 +183,9 @@ class Maker:
             form.activation,
             self.residual_pixel(),
             form.gate,
-            storage=self.storage,
+            element=self.element,
         )
-        tile = self.bound.matrix_tile(core, o, pixels, form.middle, self.storage)
+        tile = self.bound.matrix_tile(core, o, pixels, form.middle, self.element)
         arguments: list[View] = []
         for source, column in zip(sources, self.columns(), strict=True):
             arguments.append(flat_view(source.index, self.inputs[source.index], source.first, source.channels))
@@ -194,10 +194,10 @@ class Maker:
             arguments.append(self.add(pack_vector(self.bound.bias, tile.block, o)))
         if self.residual is not None:
             arguments.append(flat_view(self.at_residual, self.residual, 0, o))
-        arguments.append(flat_out_view(self.pointers + len(self.weights), self.size, self.storage))
+        arguments.append(flat_out_view(self.pointers + len(self.weights), self.size, self.element))
         # A block's input is read once for every panel of weights; its output passes, unless it is averaged.
         kept = form.middle + o * form.average
-        block = row_block(self.cpu, pixels, n, self.storage.bytes * kept, 0, torch.get_num_threads(), tile.pixels)
+        block = row_block(self.cpu, pixels, n, self.element.bytes * kept, 0, torch.get_num_threads(), tile.pixels)
         work = Work(n, pixels, block, tile.pixels)
         return self.finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
 
@@ -207,12 +207,12 @@ class Maker:
         work: Work,
         flat: bool,
         apart: bool = False,
-        fetches: Sequence[Fetch] = (),
+        fetches: Sequence[Prefetch] = (),
     ) -> Step:
         out = self.pointers + len(self.weights)
-        average = average_of(out, out + 1, self.size, self.storage, flat, apart) if self.form.average else None
+        average = average_of(out, out + 1, self.size, self.element, flat, apart) if self.form.average else None
         program = Program(kernels, work, average, fetches)
-        return Step(program, self.weights, self.size, self.form.average, self.storage.dtype)
+        return Step(program, self.weights, self.size, self.form.average, self.element.dtype)
 
     def add(self, packed: Tensor) -> View:
         self.weights.append(packed)
@@ -233,13 +233,13 @@ class Maker:
 
         def pixels(kept: tuple[tuple[int, ...], tuple[int, ...], bool]) -> float:
             """What is made for a row, over what is needed; infinite where a kernel would not be made like that here."""
-            if kept[1:] != (strips(kept[0]), far) or any(map(operator.gt, kept[0], widths)):
+            if kept[1:] != (strips(kept[0]), from_memory) or any(map(operator.gt, kept[0], widths)):
                 return math.inf
             return sum(-(-width // tile) * tile / width for width, tile in zip(widths, kept[0], strict=True))
 
         direct = self.bound.project is not None and self._reads_in_place(stencils[0], widths[1])
         copied = len(stencils) > 1 or not direct
-        far = copied and self.storage.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * self.cpu.l2
+        from_memory = copied and self.element.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * self.cpu.l2
         if direct:
             widths[1] -= sum(stencils[0].padding[2:])
         best = tuple(map(fill, widths))
@@ -247,7 +247,7 @@ class Maker:
             pixel_stride(x),
             source.channels,
             stencils,
-            *self.bound.tile(source, (best, strips(best), far), pixels),
+            *self.bound.tile(source, (best, strips(best), from_memory), pixels),
             direct,
         )
 
@@ -258,7 +258,7 @@ class Maker:
         inside, or a wide border.
         """
         (r, s), (_, _, left, right) = form.kernel, form.padding
-        plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and not self.storage.half
+        plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and not self.element.half
         return plain and max(left, right) <= 8 and width > left + right
 
     def input(self, source: Source) -> View:
@@ -275,7 +275,7 @@ class Maker:
         """The packed 1×1 of a track and, where there is one, its gate."""
         assert self.bound.project is not None
         part = self.bound.project[:, column : column + channels]
-        views = [self.add(pack_projection(part, tile.block, self.storage))]
+        views = [self.add(pack_projection(part, tile.block, self.element))]
         if self.gate is not None:
             views.append(vector_view(self.at_gate, channels, column, self.gate.shape[1]))
         return views
@@ -286,7 +286,7 @@ class Maker:
     def _work(self) -> Work:
         """Blocks of rows: what one row of output takes of scratch, and how many rows overlap."""
         n, o, p, q = self.size
-        row_bytes, halo = self.storage.bytes * q * o, 0
+        row_bytes, halo = self.element.bytes * q * o, 0
         for source in self.bound.tracks:
             step = 1
             for stencil in reversed(source.stencils):

@@ -14,17 +14,17 @@ from leanconv.kernels.cpu.pipelines import separable_strassen, strassen
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.runtime.launch import View, Work
 from leanconv.kernels.cpu.runtime.tensors import pack_vector, pixel_stride
-from leanconv.kernels.cpu.tuning.cost_model import arithmetic, halved_cycles, halved_tile, row_block
+from leanconv.kernels.cpu.tuning.cost_model import arithmetic, row_block, strassen_cycles, strassen_tile
 
 if TYPE_CHECKING:
-    from leanconv.kernels.cpu.bound.separable import Maker
+    from leanconv.kernels.cpu.bound.separable import StepBuilder
 
 # Channels behind a stencil, at the least. Of 256 (to 256, 32×32; to 512, 28×28) the sums of the products take what is
 # saved: between 3 % faster and 3 % slower, on a Zen 4 core.
 DEPTH = 384
 
 
-def pointwise(made: Maker) -> Step | None:
+def pointwise(made: StepBuilder) -> Step | None:
     """A 1×1 alone: pairs of pixels, half a map from each other, in a row. None where the direct product is taken."""
     if (tile := _tile_alone(made)) is None:
         return None
@@ -46,25 +46,25 @@ def pointwise(made: Maker) -> Step | None:
     return step
 
 
-def _tile_alone(made: Maker) -> Tile | None:
+def _tile_alone(made: StepBuilder) -> Tile | None:
     """Of an odd number of pixels the middle one is made twice, in an order that only one thread keeps."""
     (n, o, p, q), threads = made.size, torch.get_num_threads()
-    plain = not (made.storage.half or made.form.gate or len(made.bound.tracks) > 1)
+    plain = not (made.element.half or made.form.gate or len(made.bound.tracks) > 1)
     if not plain or arithmetic() == "direct" or (p * q % 2 and threads > n):
         return None
-    return made.bound.halved_tile(o, p * q, made.form.middle)
+    return made.bound.strassen_tile(o, p * q, made.form.middle)
 
 
-def projected(made: Maker) -> Step | None:
+def projected(made: StepBuilder) -> Step | None:
     """A stencil, then the 1×1 of blocks of whole rows, all alike. None where the direct product is taken."""
     core, form, (n, o, p, q) = made.core(), made.form, made.size
     rows = _rows(made) if separable_strassen.takes(core) and arithmetic() != "direct" else None
     if rows is None:
         return None
     pixels = rows * q
-    best = halved_tile(made.cpu, o, pixels, form.middle, p // rows)
+    best = strassen_tile(made.cpu, o, pixels, form.middle, p // rows)
     assert best is not None
-    tile = made.bound.tile(("halved", core), best, lambda tile: halved_cycles(made.cpu, tile, o, pixels, form.middle))
+    tile = made.bound.tile(("halved", core), best, lambda tile: strassen_cycles(made.cpu, tile, o, pixels, form.middle))
     arguments: list[View] = []
     for source, taps, column in zip(made.bound.tracks, made.bound.taps, made.columns(), strict=True):
         arguments += [made.input(source), *map(made.add, taps), _products(made, column, source.channels, tile)]
@@ -74,14 +74,14 @@ def projected(made: Maker) -> Step | None:
         arguments.append(replace(_pairs(made.at_residual, made.residual, 0, o, pixels), moved=True))
     out = made.pointers + len(made.weights)
     target = View(out, _halves(o, pixels, o), 0, p * q * o, moved=True)
-    arguments = [flat_out_view(out, made.size, made.storage), *arguments, target]
+    arguments = [flat_out_view(out, made.size, made.element), *arguments, target]
     listed = [(kernel(separable_strassen.projected, core, tile), arguments)]
     step = made.finish(listed, Work(n, p * q, pixels), flat=True, fetches=made.fetches(core))
     step.method = "strassen"
     return step
 
 
-def _rows(made: Maker) -> int | None:
+def _rows(made: StepBuilder) -> int | None:
     """How many rows a block has, of those that leave no smaller block and for every thread as many of them.
 
     The best whose sums fit a quarter of the cache, else half of it, in two tiles at the least. Of 512 to 512 channels,
@@ -92,13 +92,13 @@ def _rows(made: Maker) -> int | None:
     costs: dict[int, tuple[bool, float]] = {}
     for rows in range(min(p, 2 * fitting), 0, -1):
         alike = p % rows == 0 and n * (p // rows) % torch.get_num_threads() == 0
-        tile = halved_tile(made.cpu, o, rows * q, depth, p // rows) if alike else None
+        tile = strassen_tile(made.cpu, o, rows * q, depth, p // rows) if alike else None
         if tile is not None and rows * q >= 4 * tile.pixels:
-            costs[rows] = rows > fitting, halved_cycles(made.cpu, tile, o, rows * q, depth, p // rows)
+            costs[rows] = rows > fitting, strassen_cycles(made.cpu, tile, o, rows * q, depth, p // rows)
     return min(costs, key=lambda rows: costs[rows], default=None)
 
 
-def _products(made: Maker, column: int, channels: int, tile: Tile) -> View:
+def _products(made: StepBuilder, column: int, channels: int, tile: Tile) -> View:
     """The packed factors of a track's part of the 1×1."""
     assert made.bound.project is not None
     return made.add(strassen.pack_products(made.bound.project[:, column : column + channels], tile.block))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leanconv.kernels.cpu.pipelines.activations import activate
-from leanconv.kernels.cpu.pipelines.element import Storage, image, map_image
+from leanconv.kernels.cpu.pipelines.element import ElementType, image, map_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import Axes
 from leanconv.ops.forms import Stencil
@@ -37,7 +37,7 @@ class Track:
     stencils: tuple[Stencil, ...]
     tiles: tuple[int, ...]
     strips: tuple[int, ...]
-    far: bool
+    from_memory: bool
     direct: bool = False
 
 
@@ -112,13 +112,13 @@ def size_after(stencil: Stencil, h: Any, w: Any) -> tuple[Any, Any]:
     return (h + (top + bottom - dh * (r - 1) - 1)) // sh + 1, (w + (left + right - dw * (s - 1) - 1)) // sw + 1
 
 
-def chain(axes: Axes, track: Track, index: int, lanes: int, storage: Storage) -> Chain:
+def chain(axes: Axes, track: Track, index: int, lanes: int, element: ElementType) -> Chain:
     """The stencils of a track, in float32; arguments: the map `c x y`, then taps and bias of each."""
     hl, (i, b, x, y) = halide(), (axes.i, axes.b, axes.x, axes.y)
-    source = map_image(f"in{index}", track.pixel, storage)
+    source = map_image(f"in{index}", track.pixel, element)
     source.dim(2).set_min(0)
     func = hl.Func(f"map{index}")
-    func[i, b, x, y] = storage.read(source)[b * lanes + i, x, y]
+    func[i, b, x, y] = element.read(source)[b * lanes + i, x, y]
     w, h = source.dim(1).extent(), source.dim(2).extent()
     made = Chain(func, h, w, [source], partial=track.channels % lanes != 0)
     for place, form in enumerate(track.stencils):
@@ -249,29 +249,29 @@ def _in_place(axes: Axes, made: Chain, form: Stencil, result: Callable[..., Any]
         rows[i, b, x, y] = hl.select((y < 0) | (y >= made.h), 0.0, inner)
     width = size_after(form, made.h, made.w)[1]
     pieces = [Columns(result(rows), left, width - (left + right))]
-    for name, count, first, inside, near in (
+    for name, count, first, inside, l1_fused in (
         ("left", left, 0, x >= 0, hl.max(x, 0)),
         ("right", right, width - right, x < made.w, hl.min(x, made.w - 1)),
     ):
         if count:
             beside = hl.Func(f"beside_{name}")
-            beside[i, b, x, y] = hl.select(inside, rows[i, b, near, y], 0.0)
+            beside[i, b, x, y] = hl.select(inside, rows[i, b, l1_fused, y], 0.0)
             pieces.append(Columns(result(beside, name), first, count, count))
     return pieces
 
 
-def schedule_chain(axes: Axes, made: Chain, consumer: Any, loop: Any, lanes: int, far: bool) -> None:
+def schedule_chain(axes: Axes, made: Chain, consumer: Any, loop: Any, lanes: int, from_memory: bool) -> None:
     """What lies between the stencils, for each vector of channels of the consumer anew."""
     for index, step in enumerate(made.between):
         func, order = step.func, [axes.y, axes.b]
-        if index == 0 and far:
+        if index == 0 and from_memory:
             func.compute_root()
             order = [axes.b, axes.y]
         else:
             func.compute_at(consumer, loop)
         func.bound_extent(axes.i, lanes).vectorize(axes.i, lanes)
         for stage, loops in enumerate(step.loops):
-            schedule_inside(axes, func, stage, loops, order, step.sums, lanes, by_pixel=index == 0 and far)
+            schedule_inside(axes, func, stage, loops, order, step.sums, lanes, by_pixel=index == 0 and from_memory)
         for border in range(len(step.loops), func.num_update_definitions()):
             func.update(border).vectorize(axes.i, lanes)
 

@@ -10,7 +10,7 @@ from leanconv.kernels.cpu.tuning.cpu import Cpu
 
 
 @dataclass(frozen=True)
-class Storage:
+class ElementType:
     """What the numbers of a kernel's maps are.
 
     Args:
@@ -80,7 +80,7 @@ class Storage:
         return Widened(func) if self.pairs else func
 
 
-FLOAT = Storage()
+FLOAT = ElementType()
 
 
 class Widened:
@@ -99,31 +99,31 @@ class Widened:
         return hl.cast(hl.Float(32), hl.reinterpret(hl.BFloat(16), self.bits[place]))
 
 
-def storage_of(dtype: torch.dtype, cpu: Cpu) -> Storage:
+def element_type(dtype: torch.dtype, cpu: Cpu) -> ElementType:
     """How maps of `dtype` (float32 or bfloat16) are stored and multiplied on a processor."""
-    return Storage(True, cpu.bf16) if dtype == torch.bfloat16 else FLOAT
+    return ElementType(True, cpu.bf16) if dtype == torch.bfloat16 else FLOAT
 
 
-def image(name: str, dimensions: int, storage: Storage = FLOAT) -> Any:
+def image(name: str, dimensions: int, element: ElementType = FLOAT) -> Any:
     """An argument of the kernel, its first dimension dense."""
-    made = halide().ImageParam(storage.type, dimensions, name)
+    made = halide().ImageParam(element.type, dimensions, name)
     made.dim(0).set_stride(1).set_min(0)
     return made
 
 
-def map_image(name: str, pixel: int, storage: Storage, dimensions: int = 3) -> Any:
+def map_image(name: str, pixel: int, element: ElementType, dimensions: int = 3) -> Any:
     """A map: `c x y`, or `c x` with all its pixels in a row; `pixel` numbers from one to the next."""
-    made = image(name, dimensions, storage)
+    made = image(name, dimensions, element)
     made.dim(1).set_stride(pixel)
     if dimensions == 3:
         made.dim(1).set_min(0)
     return made
 
 
-def weights_image(name: str, block: int, channels: int, storage: Storage) -> Any:
+def weights_image(name: str, block: int, channels: int, element: ElementType) -> Any:
     """Packed weights of a projection, dense: `block c blocks` in float32, `2 block c/2 blocks` where it takes pairs."""
-    if storage.pairs:
-        sizes, made = [2, block, -(-channels // 2)], image(name, 4, storage)
+    if element.pairs:
+        sizes, made = [2, block, -(-channels // 2)], image(name, 4, element)
     else:
         sizes, made = [block, channels], image(name, 3)
     step = 1

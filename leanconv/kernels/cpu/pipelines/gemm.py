@@ -8,7 +8,7 @@ second-level cache and hands them to the threads.
 from dataclasses import dataclass
 from typing import Any
 
-from leanconv.kernels.cpu.pipelines.element import Storage, image
+from leanconv.kernels.cpu.pipelines.element import ElementType, image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 
 
@@ -30,7 +30,7 @@ class Tile:
         """`channels`, rounded up to whole vectors."""
         return -(-channels // self.lanes) * self.lanes
 
-    def storage(self, channels: int) -> int:
+    def element(self, channels: int) -> int:
         """Numbers from one pixel of scratch to the next: an odd number of vectors.
 
         A power of two would put a column of pixels into few sets of the first-level cache.
@@ -53,7 +53,7 @@ def schedule_copy(axes: Axes, func: Any, channels: int, tile: Tile) -> None:
     """A copy of a map: pixel by pixel, vectors of channels; the last vector masked."""
     hl = halide()
     tail = hl.TailStrategy.RoundUp if channels % tile.lanes == 0 else hl.TailStrategy.Predicate
-    func.align_storage(axes.c, tile.storage(channels))
+    func.align_storage(axes.c, tile.element(channels))
     func.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
 
 
@@ -66,7 +66,7 @@ def start_of(axes: Axes, present: bool, arguments: list[Any], name: str = "bias"
 
 
 def projection(
-    axes: Axes, parts: list[tuple[Any, int, Any]], start: Any, tile: Tile, storage: Storage, flat: bool = False
+    axes: Axes, parts: list[tuple[Any, int, Any]], start: Any, tile: Tile, element: ElementType, flat: bool = False
 ) -> Any:
     """start + Σ over the parts (source, channels, `weights_image`) of W·t; `m x y`, or `m x`.
 
@@ -77,11 +77,11 @@ def projection(
     func = hl.Func("acc")
     func[(m, *pixel)] = start
     for index, (source, channels, weights) in enumerate(parts):
-        if not storage.pairs:
+        if not element.pairs:
             r = hl.RDom([(0, channels)], f"k{index}")
             func[(m, *pixel)] += weights[m % tile.block, r, m // tile.block] * source[(r, *pixel)]
             continue
-        packed, pairs = storage.read(weights), channels // 2
+        packed, pairs = element.read(weights), channels // 2
         if pairs:
             r = hl.RDom([(0, 2), (0, pairs)], f"k{index}")
             weight = packed.factor(r[0], m % tile.block, r[1], m // tile.block)
@@ -94,7 +94,7 @@ def projection(
 # Products that are added up in registers, one after the other, at the most: PyTorch's own sums are made in pieces, too,
 # and the error of one long sum passes twice theirs from 600 products on (`tests/kernels/test_long_sums.py`). Of a 1×1
 # they are two from 200 channels on.
-LONGEST = 256
+MAX_K = 256
 WHOLE = 192  # channels of a 1×1 that are one piece
 
 
@@ -103,7 +103,7 @@ def equal_piece(depth: int, longest: int) -> int:
     return next(length for length in range(min(depth, longest), 0, -1) if depth % length == 0)
 
 
-def piece_of(depth: int, longest: int = LONGEST) -> int:
+def piece_of(depth: int, longest: int = MAX_K) -> int:
     """How many of `depth` products are one of two pieces or more: equal ones where that leaves at least a quarter of
     the longest.
     """
@@ -112,14 +112,14 @@ def piece_of(depth: int, longest: int = LONGEST) -> int:
     return equal if equal >= min(depth, longest // 4) else -(-depth // -(-depth // longest))
 
 
-def cut(func: Any, index: int, place: int, depth: int, longest: int = LONGEST) -> Any:
+def cut(func: Any, index: int, place: int, depth: int, longest: int = MAX_K) -> Any:
     """Cut a loop of an update's sum into pieces; the loop over them."""
     loop, outer, inner = func.rvars(index)[place], halide().RVar(f"ko{index}"), halide().RVar(f"ki{index}")
     func.update(index).split(loop, outer, inner, piece_of(depth, longest))
     return outer
 
 
-def schedule_pieces(
+def schedule_split_k(
     axes: Axes, func: Any, index: int, kept: list[Any], tile: Tile, outer: Any = (), pixel: Any = None
 ) -> Any:
     """An update's sum piece by piece: the loops over `kept` add what is summed in registers over the other ones.
@@ -150,15 +150,17 @@ def schedule_product(
     update.unroll(m).unroll(x)
 
 
-def schedule_projection(axes: Axes, func: Any, parts: list[tuple[Any, int, Any]], tile: Tile, storage: Storage) -> None:
+def schedule_projection(
+    axes: Axes, func: Any, parts: list[tuple[Any, int, Any]], tile: Tile, element: ElementType
+) -> None:
     """Accumulators of `projection` in registers: everything unrolled but the sum, which is made in pieces if long."""
     func.bound_extent(axes.m, tile.block).vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x)
-    if not storage.pairs and sum(channels for _, channels, _ in parts) > WHOLE:
+    if not element.pairs and sum(channels for _, channels, _ in parts) > WHOLE:
         for index, (_, channels, _) in enumerate(parts):
-            schedule_pieces(axes, func, index, [cut(func, index, 0, channels)], tile)
+            schedule_split_k(axes, func, index, [cut(func, index, 0, channels)], tile)
         return
     for index in range(func.num_update_definitions()):
-        schedule_product(axes, func.update(index), func.rvars(index), tile, storage.pairs)
+        schedule_product(axes, func.update(index), func.rvars(index), tile, element.pairs)
 
 
 def schedule_output(axes: Axes, out: Any, width: int, tile: Tile, inner: list[Any], whole_tiles: bool = False) -> None:

@@ -13,15 +13,15 @@ from leanconv.kernels.cpu.pipelines.activations import activate
 from leanconv.kernels.cpu.pipelines.element import Widened, image, map_image, weights_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import (
-    LONGEST,
+    MAX_K,
     Axes,
     Tile,
     cut,
     projection,
     schedule_output,
-    schedule_pieces,
     schedule_product,
     schedule_projection,
+    schedule_split_k,
     start_of,
 )
 from leanconv.kernels.cpu.pipelines.padded import Core, mixed, padded_map, padded_planes, spread
@@ -37,7 +37,7 @@ class Tiles:
 
     inner: Tile
     outer: Tile
-    near: bool = False
+    l1_fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
 
 def new_output(core: Core) -> Any:
     """The kernel's output, not yet defined."""
-    return halide().Func(core.storage.type, 4 if core.form.project is None else 3, "out")
+    return halide().Func(core.element.type, 4 if core.form.project is None else 3, "out")
 
 
 def columns(form: Grouped, width: Any) -> Any:
@@ -84,24 +84,24 @@ def finished(
     axes: Axes, core: Core, tiles: Tiles, sums: Sums, out: Any, arguments: list[Any], width: Any
 ) -> tuple[Any, list[Any]]:
     """The kernel from its sums on: the residual and the activation, or first the 1×1 that follows."""
-    hl, form, storage = halide(), core.form, core.storage
+    hl, form, element = halide(), core.form, core.element
     j, g, x, y = axes.m, axes.g, axes.x, axes.y
     q, each = columns(form, width), form.out_channels // form.groups
     if form.project is not None:
         return _projected(axes, core, tiles, sums, out, arguments, q)
     value = sums.at(j, g, x, y)
     if core.residual:
-        residual = image("residual", 4, storage)
-        residual.dim(0).set_stride(form.groups if form.dealt else 1)
+        residual = image("residual", 4, element)
+        residual.dim(0).set_stride(form.groups if form.interleaved else 1)
         residual.dim(2).set_stride(core.residual)
         arguments.append(residual)
         row = y if sums.last is None else hl.min(y, sums.last)
-        value = value + storage.read(residual)[j, g, hl.min(x, q - 1), row]
-    out[j, g, x, y] = storage.narrow(activate(form.activation, value, j, g, x, y))
+        value = value + element.read(residual)[j, g, hl.min(x, q - 1), row]
+    out[j, g, x, y] = element.narrow(activate(form.activation, value, j, g, x, y))
     sums.schedule(out, False)
     buffer = out.output_buffer()
-    buffer.dim(0).set_bounds(0, each).set_stride(form.groups if form.dealt else 1)
-    buffer.dim(1).set_bounds(0, form.groups).set_stride(1 if form.dealt else each)
+    buffer.dim(0).set_bounds(0, each).set_stride(form.groups if form.interleaved else 1)
+    buffer.dim(1).set_bounds(0, form.groups).set_stride(1 if form.interleaved else each)
     buffer.dim(2).set_min(0).set_stride(form.out_channels)
     if core.columns:
         buffer.dim(2).set_bounds(0, tiles.inner.pixels)
@@ -111,27 +111,27 @@ def finished(
 def _projected(
     axes: Axes, core: Core, tiles: Tiles, sums: Sums, out: Any, arguments: list[Any], q: Any
 ) -> tuple[Any, list[Any]]:
-    hl, form, storage, inner = halide(), core.form, core.storage, halide().Func("inner")
+    hl, form, element, inner = halide(), core.form, core.element, halide().Func("inner")
     j, g, x, y, m = axes.m, axes.g, axes.x, axes.y, axes.m
-    inner[j, g, x, y] = storage.factor(activate(form.inner_activation, sums.at(j, g, x, y), j, g, x, y))
+    inner[j, g, x, y] = element.factor(activate(form.inner_activation, sums.at(j, g, x, y), j, g, x, y))
     inner.compute_root()
     sums.schedule(inner, True)
     each, parts = form.out_channels // form.groups, []
     for index in range(form.groups):
-        weights = weights_image(f"project{index}", tiles.outer.block, each, storage)
+        weights = weights_image(f"project{index}", tiles.outer.block, each, element)
         arguments.append(weights)
-        parts.append((storage.factors(_Slice(inner, index)), each, weights))
+        parts.append((element.factors(_Slice(inner, index)), each, weights))
     start = start_of(axes, form.project_bias, arguments, "project_bias")
-    final = projection(axes, parts, start, tiles.outer, storage)
+    final = projection(axes, parts, start, tiles.outer, element)
     value = final[m, x, y]
     if core.residual:
-        residual = map_image("residual", core.residual, storage)
+        residual = map_image("residual", core.residual, element)
         arguments.append(residual)
-        value = value + storage.read(residual)[m, hl.min(x, q - 1), y]
-    out[m, x, y] = storage.narrow(activate(form.activation, value, m, x, y))
+        value = value + element.read(residual)[m, hl.min(x, q - 1), y]
+    out[m, x, y] = element.narrow(activate(form.activation, value, m, x, y))
     schedule_output(axes, out, form.project or 0, tiles.outer, [y])
     final.compute_at(out, axes.xo)
-    schedule_projection(axes, final, parts, tiles.outer, storage)
+    schedule_projection(axes, final, parts, tiles.outer, element)
     buffer = out.output_buffer()
     buffer.dim(0).set_bounds(0, form.project).set_stride(1)
     buffer.dim(1).set_min(0).set_stride(form.project)
@@ -208,13 +208,13 @@ def _schedule_sums(axes: Axes, acc: Any, core: Core, tile: Tile, n: int) -> None
     acc.bound_extent(axes.m, tile.block).vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x)
     wide = core.form.groups * n * core.form.pointwise
     c, u, v = acc.rvars(0)[-3:]
-    if not pairs and n * r * s + wide > LONGEST:
+    if not pairs and n * r * s + wide > MAX_K:
         # Where columns of a whole row are left out tap by tap, a piece has all of them: its pixels are constants then.
-        kept, one = ([v], n * s) if core.columns or n * s <= LONGEST else ([u, v], n)
-        kept = [cut(acc, 0, 0, n, LONGEST * n // one), *kept] if one > LONGEST else kept
-        taps = [schedule_pieces(axes, acc, 0, kept, tile, outer), acc]
+        kept, one = ([v], n * s) if core.columns or n * s <= MAX_K else ([u, v], n)
+        kept = [cut(acc, 0, 0, n, MAX_K * n // one), *kept] if one > MAX_K else kept
+        taps = [schedule_split_k(axes, acc, 0, kept, tile, outer), acc]
         if wide:
-            schedule_pieces(axes, acc, 1, [cut(acc, 1, 0, wide)], tile, outer)
+            schedule_split_k(axes, acc, 1, [cut(acc, 1, 0, wide)], tile, outer)
     else:
         for index in range(acc.num_update_definitions()):
             schedule_product(axes, acc.update(index), acc.rvars(index), tile, pairs, outer)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanconv.kernels.cpu.pipelines.activations import largest
-from leanconv.kernels.cpu.pipelines.element import FLOAT, Storage, map_image
+from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType, map_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import Axes, Tile, bound_output
 from leanconv.ops.forms import Pair
@@ -19,13 +19,13 @@ class Pool:
     kernel: Pair
     stride: Pair
     padding: Pair
-    storage: Storage = FLOAT
+    element: ElementType = FLOAT
 
 
 def pipeline(core: Pool, tile: Tile) -> tuple[Any, list[Any]]:
     """The kernel and its argument, the map `c x y`."""
     hl, axes = halide(), Axes()
-    (c, x, y), source = (axes.c, axes.x, axes.y), map_image("in0", core.pixel, core.storage)
+    (c, x, y), source = (axes.c, axes.x, axes.y), map_image("in0", core.pixel, core.element)
     source.dim(2).set_min(0)
     w, h = source.dim(1).extent(), source.dim(2).extent()
     values = []
@@ -34,9 +34,9 @@ def pipeline(core: Pool, tile: Tile) -> tuple[Any, list[Any]]:
             # Beyond the border the nearest pixel inside, which every window there sees anyway: it changes no maximum.
             column = hl.clamp(x * core.stride[1] + (j - core.padding[1]), 0, w - 1)
             row = hl.clamp(y * core.stride[0] + (i - core.padding[0]), 0, h - 1)
-            values.append(core.storage.read(source)[c, column, row])
+            values.append(core.element.read(source)[c, column, row])
     out = hl.Func("out")
-    out[c, x, y] = core.storage.narrow_exact(largest(values))
+    out[c, x, y] = core.element.narrow_exact(largest(values))
     tail = hl.TailStrategy.RoundUp if core.channels % tile.lanes == 0 else hl.TailStrategy.Predicate
     out.split(c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
     bound_output(out, core.channels, core.channels)

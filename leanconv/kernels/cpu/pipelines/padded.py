@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leanconv.kernels.cpu.pipelines.element import FLOAT, Storage, Widened, image, map_image
+from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType, Widened, image, map_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import Axes, Tile
 from leanconv.ops.grouped import Grouped
@@ -23,25 +23,25 @@ class Core:
     form: Grouped
     pixels: tuple[int, ...]
     residual: int = 0
-    storage: Storage = FLOAT
+    element: ElementType = FLOAT
     columns: int = 0
 
     @property
-    def product(self) -> Storage:
+    def product(self) -> ElementType:
         """How the group convolution multiplies: pairs are two channels of one group, side by side."""
         several = sum(self.form.channels) > self.form.groups
-        return self.storage if several and self.pixels else replace(self.storage, pairs=False)
+        return self.element if several and self.pixels else replace(self.element, pairs=False)
 
 
-def mixed(form: Grouped, product: Storage) -> bool:
+def mixed(form: Grouped, product: ElementType) -> bool:
     """Whether the padded copy has dealt channels as the map has them; else group by group.
 
     Products of float32 read one number at a time, from anywhere. With many channels a group's lie on too many lines.
     """
-    return form.dealt and not product.pairs and sum(form.channels) <= MIXED
+    return form.interleaved and not product.pairs and sum(form.channels) <= MIXED
 
 
-def spread(channels: int, product: Storage) -> int:
+def spread(channels: int, product: ElementType) -> int:
     """Channels of a group in the padded copy: an even number, the last of them zero, where products take pairs."""
     return channels + channels % 2 if product.pairs else channels
 
@@ -54,7 +54,7 @@ def padded_map(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any]
     zero, func = hl.cast(stored, 0), hl.Func("padded")
     func[c, x, y] = hl.undef(stored)
     for index, pixel in enumerate(core.pixels):
-        source = map_image(f"in{index}", pixel, core.storage)
+        source = map_image(f"in{index}", pixel, core.element)
         source.dim(2).set_min(0)
         if core.columns:
             source.dim(1).set_bounds(0, core.columns)
@@ -64,7 +64,7 @@ def padded_map(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any]
     pads = any(form.padding)
     for index, (first, count, which, start, step) in enumerate(_moves(form, product)):
         r = hl.RDom([(0, count)], f"copy{index}")
-        source = arguments[which] if product.pairs else core.storage.read(arguments[which])
+        source = arguments[which] if product.pairs else core.element.read(arguments[which])
         value = source[r * step + start, hl.clamp(x, 0, w - 1), hl.clamp(y, 0, h - 1)]
         func[r + first, x, y] = hl.select(inside, value, zero) if pads else value
         update = func.update(index)
@@ -82,17 +82,17 @@ def padded_map(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any]
         func[r * (each + 1) + each, x, y] = zero
         func.update(func.num_update_definitions() - 1).unscheduled()
     func.bound_extent(c, wide)
-    func.align_storage(c, tile.storage(wide))
+    func.align_storage(c, tile.element(wide))
     func.compute_root()
     return (Widened(func) if product.pairs else func), arguments, w
 
 
-def _moves(form: Grouped, product: Storage) -> list[tuple[int, int, int, int, int]]:
+def _moves(form: Grouped, product: ElementType) -> list[tuple[int, int, int, int, int]]:
     """What the copy consists of: its first channel, how many, of which input, from where, and how far apart there."""
     each = sum(form.channels) // form.groups
     room, moves, at = spread(each, product), [], 0
     for index, channels in enumerate(form.channels):
-        if form.dealt and not mixed(form, product):
+        if form.interleaved and not mixed(form, product):
             for group in range(form.groups):
                 start = (group - at) % form.groups
                 some = len(range(start, channels, form.groups))
@@ -123,13 +123,13 @@ class _Planes:
 def padded_planes(axes: Axes, core: Core) -> tuple[Any, list[Any], Any]:
     """An image in planes with zeros around, row by row of each plane; the input; its width."""
     hl, (c, x, y), (top, bottom, left, right) = halide(), (axes.c, axes.x, axes.y), core.form.padding
-    source = image("in0", 3, core.storage)
+    source = image("in0", 3, core.element)
     source.dim(1).set_min(0)
     source.dim(2).set_min(0)
     w, h, func = source.dim(0).extent(), source.dim(2).extent(), hl.Func("padded")
     func[x, c, y] = hl.undef(hl.Float(32))
     r = hl.RDom([(0, w)], "row")
-    value = core.storage.read(source)[r, c, hl.clamp(y, 0, h - 1)]
+    value = core.element.read(source)[r, c, hl.clamp(y, 0, h - 1)]
     func[r, c, y] = hl.select((y >= 0) & (y < h), value, 0.0) if top or bottom else value
     func.update(0).vectorize(r[0], WHOLE, hl.TailStrategy.GuardWithIf)
     for count, start in ((left, -left), (right, w)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanconv.kernels.cpu.pipelines.activations import activate
-from leanconv.kernels.cpu.pipelines.element import FLOAT, Storage, image, map_image, weights_image
+from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType, image, map_image, weights_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import (
     Axes,
@@ -43,7 +43,7 @@ class Pointwise:
     residual: int = 0
     gate: bool = False
     blend: bool = False
-    storage: Storage = FLOAT
+    element: ElementType = FLOAT
 
 
 def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
@@ -52,29 +52,29 @@ def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
     There must be at least `tile.pixels` pixels, in the map and in each block of them.
     """
     hl, axes, arguments, parts, scratch = halide(), Axes(), [], [], []
-    storage = core.storage
+    element = core.element
     for index, (channels, pixel) in enumerate(core.inputs):
-        source = map_image(f"in{index}", pixel, storage, 2)
-        weights = weights_image(f"w{index}", tile.block, channels, storage)
+        source = map_image(f"in{index}", pixel, element, 2)
+        weights = weights_image(f"w{index}", tile.block, channels, element)
         arguments += [source, weights]
-        factors = storage.read(source)
-        if core.gate or (storage.half and not storage.pairs):  # widened once, not for every block of outputs
+        factors = element.read(source)
+        if core.gate or (element.half and not element.pairs):  # widened once, not for every block of outputs
             value = factors[axes.c, axes.x]
             if core.gate:
                 gate = image(f"gate{index}", 1)
                 arguments.append(gate)
-                value = value * storage.gate(gate[axes.c])
+                value = value * element.gate(gate[axes.c])
             func = hl.Func(f"gated{index}")
-            func[axes.c, axes.x] = storage.factor(value)
+            func[axes.c, axes.x] = element.factor(value)
             scratch.append((func, channels))
-            factors = storage.factors(func)
+            factors = element.factors(func)
         parts.append((factors, channels, weights))
     start = start_of(axes, core.bias, arguments)
-    acc = projection(axes, parts, start, tile, storage, flat=True)
+    acc = projection(axes, parts, start, tile, element, flat=True)
     value = acc[axes.m, axes.x]
     if core.residual:
-        arguments.append(map_image("residual", core.residual, storage, 2))
-        added = storage.read(arguments[-1])[axes.m, axes.x]
+        arguments.append(map_image("residual", core.residual, element, 2))
+        added = element.read(arguments[-1])[axes.m, axes.x]
         if core.blend:
             first, second, third = (image(name, 1) for name in ("first", "second", "third"))
             arguments += [first, second, third]
@@ -82,10 +82,10 @@ def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
         else:
             value = value + added
     out = hl.Func("out")
-    out[axes.m, axes.x] = storage.narrow(activate(core.activation, value, axes.m, axes.x))
+    out[axes.m, axes.x] = element.narrow(activate(core.activation, value, axes.m, axes.x))
     schedule_output(axes, out, core.out_channels, tile, [], whole_tiles=True)
     acc.compute_at(out, axes.xo)
-    schedule_projection(axes, acc, parts, tile, storage)
+    schedule_projection(axes, acc, parts, tile, element)
     for func, channels in scratch:
         func.compute_root()
         schedule_copy(axes, func, channels, tile)

@@ -26,7 +26,7 @@ def takes(core: Core) -> bool:
     simple = all(
         track.direct and len(track.stencils) == 1 and track.channels % (2 * LANES) == 0 for track in core.tracks
     )
-    return simple and not (core.gate or core.storage.half)
+    return simple and not (core.gate or core.element.half)
 
 
 def projected(core: Core, tile: Tile) -> tuple[Any, list[Any]]:

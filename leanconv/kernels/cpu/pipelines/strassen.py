@@ -30,7 +30,7 @@ from leanconv.kernels.cpu.pipelines.gemm import Axes, Tile, equal_piece
 PRODUCTS = 7
 # Channels that are summed in registers before they are added to those before: that takes 2 % of the time. With pieces
 # of 96 it takes 1 %, but now and then the largest error is more than twice PyTorch's.
-LONGEST, SHORTEST = 32, 16
+MAX_K, SHORTEST = 32, 16
 
 
 def piece_length(depth: int) -> int:
@@ -39,7 +39,7 @@ def piece_length(depth: int) -> int:
     In one loop: weights are then one stream to whatever fetches ahead. With a loop of its own for what is left over,
     weights that come from memory cost 0.1 of 0.9 ms (512 to 512 channels, 14×14, Zen 4).
     """
-    return equal_piece(depth, LONGEST)
+    return equal_piece(depth, MAX_K)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def schedule_sums(axes: Axes, sums: Any, depth: int, tile: Tile, by_pixel: bool 
     hl = halide()
     s = sums.args()[2]
     tail = hl.TailStrategy.RoundUp if depth % tile.lanes == 0 else hl.TailStrategy.Predicate
-    sums.compute_root().bound(s, 0, PRODUCTS).align_storage(axes.c, tile.storage(depth))
+    sums.compute_root().bound(s, 0, PRODUCTS).align_storage(axes.c, tile.element(depth))
     sums.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci).unroll(s)
     sums.reorder(axes.ci, s, *([axes.co, axes.x] if by_pixel else [axes.x, axes.co]))
 

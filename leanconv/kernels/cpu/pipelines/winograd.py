@@ -18,7 +18,7 @@ from typing import Any
 
 from leanconv.kernels.cpu.pipelines.element import FLOAT, image, weights_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
-from leanconv.kernels.cpu.pipelines.gemm import Axes, Tile, cut, schedule_pieces, schedule_product
+from leanconv.kernels.cpu.pipelines.gemm import Axes, Tile, cut, schedule_product, schedule_split_k
 from leanconv.kernels.cpu.pipelines.grouped import Sums, Tiles, columns, finished, new_output
 from leanconv.kernels.cpu.pipelines.padded import MIXED, Core, mixed, padded_map
 from leanconv.ops.grouped import Grouped
@@ -27,7 +27,7 @@ Place = tuple[int, int]
 # Rows and columns of the 4×4 numbers: where a 1×1 is not zero, and the others.
 MIDDLE: tuple[Place, ...] = ((1, 1), (1, 2), (2, 1), (2, 2))
 EDGE: tuple[Place, ...] = tuple((i, j) for i in range(4) for j in range(4) if (i, j) not in MIDDLE)
-LONGEST = 128  # products of a piece of a sum, see `pieces.LONGEST`: four sums make an output, with errors of their own
+MAX_K = 128  # products of a piece of a sum, see `pieces.LONGEST`: four sums make an output, with errors of their own
 # Bᵀ and Aᵀ, a row as what it takes from the four numbers f(0) ... f(3).
 _INTO: tuple[Callable[[Any], Any], ...] = (
     lambda f: f(0) - f(2),
@@ -68,7 +68,7 @@ def may_be_near(form: Grouped, tile: Tile) -> bool:
     Once, for one block of channels, and only of groups whose channels lie side by side.
     """
     c, each = sum(form.channels) // form.groups, form.out_channels // form.groups
-    held = 4 * 16 * (tile.pixels * (tile.storage(c) + tile.block) + c * tile.block)
+    held = 4 * 16 * (tile.pixels * (tile.element(c) + tile.block) + c * tile.block)
     return each <= tile.block and held <= NEAR_BYTES and not form.pointwise and not mixed(form, FLOAT)
 
 
@@ -96,7 +96,7 @@ class _Transformed:
     def __init__(self, axes: Axes, core: Core, tiles: Tiles, size: tuple[Any, Any, Any]) -> None:
         hl, tile = halide(), tiles.inner
         q, self.top, h = size
-        self.axes, self.form, self.tile, self.near = axes, core.form, tile, tiles.near
+        self.axes, self.form, self.tile, self.l1_fused = axes, core.form, tile, tiles.l1_fused
         self.across, self.down, self.last = (q + 1) // 2, (h + 1) // 2, self.top + h - 1
         self.ti, self.to, self.n = hl.Var("ti"), hl.Var("to"), hl.Var("n")
         self.tiles_across = (self.across + (tile.pixels - 1)) // tile.pixels
@@ -135,11 +135,11 @@ class _Transformed:
 
     def _whole(self, part: Part) -> bool:
         """Whether all channels are transformed before the first product."""
-        return part.at_once(self.form) and not self.near
+        return part.at_once(self.form) and not self.l1_fused
 
     def _tile_of(self, x: Any, y: Any) -> tuple[Any, Any]:
         """Where 2×2 output (x, y) stands; `near`, tiles do not go on in the next row."""
-        if self.near:
+        if self.l1_fused:
             return x % self.tile.pixels, x // self.tile.pixels + y * self.tiles_across
         t = y * self.across + x
         return t % self.tile.pixels, t // self.tile.pixels
@@ -147,7 +147,7 @@ class _Transformed:
     def _place_of(self, ti: Any, to: Any) -> tuple[Any, Any]:
         """The 2×2 output that stands there. What is behind the last one is computed from a place within again."""
         hl, pixels = halide(), self.tile.pixels
-        if self.near:
+        if self.l1_fused:
             x, y = hl.min(to % self.tiles_across * pixels + ti, self.across - 1), to // self.tiles_across
         else:
             t = to * pixels + ti
@@ -171,7 +171,7 @@ class _Transformed:
         tail = hl.TailStrategy.RoundUp if wide % tile.lanes == 0 else hl.TailStrategy.Predicate
         func.split(c, self.axes.co, self.axes.ci, tile.lanes, tail).reorder(self.axes.ci, n, self.axes.co, ti, to)
         func.bound_extent(c, wide).bound_extent(n, len(part.places)).bound_extent(ti, tile.pixels)
-        func.align_storage(c, tile.storage(wide)).vectorize(self.axes.ci).unroll(n)
+        func.align_storage(c, tile.element(wide)).vectorize(self.axes.ci).unroll(n)
         return func
 
     def _products(self, source: Any, part: Part, arguments: list[Any]) -> Any:
@@ -193,11 +193,11 @@ class _Transformed:
         func[j, ti, n, to, g] = acc[j, ti, n, to, g]
         func.bound_extent(j, tile.block).bound_extent(n, len(part.places)).bound_extent(ti, tile.pixels)
         func.reorder(j, ti, to, n, g).vectorize(j, tile.lanes).unroll(j).unroll(ti)
-        if not self.near:
+        if not self.l1_fused:
             func.bound(to, 0, (self.across * self.down + (tile.pixels - 1)) // tile.pixels)
         acc.compute_at(func, to).bound_extent(j, tile.block).vectorize(j, tile.lanes).unroll(j).unroll(ti)
-        if depth > LONGEST:
-            schedule_pieces(self.axes, acc, 0, [cut(acc, 0, 0, depth, LONGEST)], tile, (n, to, g), ti)
+        if depth > MAX_K:
+            schedule_split_k(self.axes, acc, 0, [cut(acc, 0, 0, depth, MAX_K)], tile, (n, to, g), ti)
         else:
             schedule_product(self.axes, acc.update(0), acc.rvars(0), tile, False, (n, to, g), ti)
         return func
@@ -210,7 +210,7 @@ class _Transformed:
         func.split(axes.m, axes.mo, axes.mi, tile.block, tails.RoundUp if whole else tails.Predicate)
         func.split(axes.mi, axes.mv, axes.mi, tile.lanes).split(axes.x, axes.xo, axes.xi, 2, ends)
         func.split(axes.y, yo, yi, 2, ends)
-        if self.near:
+        if self.l1_fused:
             func.split(axes.xo, axes.xs, axes.xo, tile.pixels, tails.GuardWithIf)
             func.reorder(axes.mi, axes.xi, yi, axes.mv, axes.xo, axes.xs, yo, axes.mo, axes.g)
         else:
@@ -218,8 +218,8 @@ class _Transformed:
         func.vectorize(axes.mi).unroll(axes.xi).unroll(yi)
         fours.compute_at(func, axes.mv).bound_extent(axes.m, tile.lanes).vectorize(axes.m)
         for source, products, part in made:
-            products.compute_at(func, axes.xs if self.near else axes.mo)
+            products.compute_at(func, axes.xs if self.l1_fused else axes.mo)
             if self._whole(part):
                 source.compute_root()
             else:
-                source.compute_at(func, axes.xs if self.near else axes.g)
+                source.compute_at(func, axes.xs if self.l1_fused else axes.g)

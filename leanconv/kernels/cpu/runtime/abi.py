@@ -43,7 +43,7 @@ class Program(ctypes.Structure):
     ]  # fmt: skip
 
 
-class Fetch(ctypes.Structure):
+class Prefetch(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("pointer", "unit", "step", "ahead", "rows", "pixels")),
         *((name, ctypes.c_int64) for name in ("sample", "offset", "pixel", "bytes")),
@@ -90,7 +90,7 @@ def library() -> Any:
     lib: Any = runtime()
     if lib is None:
         return None
-    sizes = [ctypes.sizeof(kind) for kind in (Argument, Frame, Program, Gates, Call, Blend, Fetch, Copy)]
+    sizes = [ctypes.sizeof(kind) for kind in (Argument, Frame, Program, Gates, Call, Blend, Prefetch, Copy)]
     if sizes != [lib.lc_sizes(i) for i in range(len(sizes))]:
         raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
     pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64

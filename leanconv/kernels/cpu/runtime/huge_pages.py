@@ -18,7 +18,7 @@ _lock = threading.Lock()
 _chunk: tuple[Tensor, int] = (torch.empty(0, dtype=torch.uint8), 0)  # what weights are put into, and how full it is
 
 
-def huge(size: int) -> Tensor:
+def huge_page_buffer(size: int) -> Tensor:
     """`size` bytes that begin with a huge page; uninitialised."""
     # Private: pages that processes might share are small unless the system is told otherwise.
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
@@ -30,13 +30,13 @@ def huge(size: int) -> Tensor:
     return whole[-whole.data_ptr() % HUGE :][:size]
 
 
-def settled(weights: Tensor) -> Tensor:
+def pack_into_huge_pages(weights: Tensor) -> Tensor:
     """A copy of dense `weights` beside those that were settled before it; a chunk is given back once nobody has any.
 
     MobileNetV1's weights in huge pages make it 3 % faster, V3-Small's 10 %, on a Zen 4 core.
     """
     size = weights.numel() * weights.element_size()
-    memory = huge(size) if size > _CHUNK // 2 else _room(size)
+    memory = huge_page_buffer(size) if size > _CHUNK // 2 else _room(size)
     return memory.view(weights.dtype).view(weights.shape).copy_(weights)
 
 
@@ -46,6 +46,6 @@ def _room(size: int) -> Tensor:
     with _lock:
         chunk, used = _chunk
         if used + size > chunk.numel():
-            chunk, used = huge(_CHUNK), 0
+            chunk, used = huge_page_buffer(_CHUNK), 0
         _chunk = chunk, -(-(used + size) // ALIGN) * ALIGN
     return chunk[used : used + size]

@@ -66,7 +66,7 @@ class Average:
 
 
 @dataclass(frozen=True)
-class Fetch:
+class Prefetch:
     """A map in memory of which each block's part is read, line by line, before the block's kernels jump about in it.
 
     Args:
@@ -80,19 +80,19 @@ class Fetch:
     ahead: int
     step: int
 
-    def joined(self, other: "Fetch") -> "Fetch":
+    def joined(self, other: "Prefetch") -> "Prefetch":
         """What covers both, of the same map."""
         first = min(self.view.offset, other.view.offset)
         end = max(view.offset + view.dims[0][0] for view in (self.view, other.view))
         view = replace(self.view, offset=first, dims=((end - first, 1), *self.view.dims[1:]))
         return replace(self, view=view, ahead=max(self.ahead, other.ahead))
 
-    def made(self) -> abi.Fetch:
+    def made(self) -> abi.Prefetch:
         """As the runtime takes it."""
         (channels, _), (pixels, pixel), (rows, _) = self.view.dims
         size = 2 if self.view.half else 4
         numbers = (self.view.sample, self.view.offset, pixel, channels)
-        return abi.Fetch(
+        return abi.Prefetch(
             self.view.pointer, self.unit, self.step, self.ahead, rows, pixels, *[size * number for number in numbers]
         )
 
@@ -128,7 +128,7 @@ class Gates:
         library().lc_gates(self.address)
 
 
-class Calls:
+class LaunchBatch:
     """Programs and copies with their pointers, and gates, that run one after the other in one call of the runtime."""
 
     def __init__(self, calls: "Sequence[tuple[Program | Copy, Any] | Gates]", threads: int) -> None:
@@ -169,7 +169,7 @@ class Program:
         kernels: Sequence[tuple[tuple[int, Any], Sequence[View]]],
         work: Work,
         average: Average | None = None,
-        fetches: Sequence[Fetch] = (),
+        fetches: Sequence[Prefetch] = (),
     ) -> None:
         self.work, self.average = work, average
         self._kernels = list(kernels)
@@ -182,7 +182,7 @@ class Program:
             made.average, made.sums, made.channels = average.pointer + 1, average.result, average.channels
             made.columns, made.sample, made.row = average.columns, average.sample, average.row
             made.half, made.apart = average.half, average.apart
-        fetched = (abi.Fetch * len(fetches))(*[fetch.made() for fetch in fetches])
+        fetched = (abi.Prefetch * len(fetches))(*[fetch.made() for fetch in fetches])
         made.fetch, made.fetches = ctypes.addressof(fetched), len(fetches)
         self._keep = (made, frames, fetched)
         self._address = ctypes.addressof(made)

@@ -52,14 +52,14 @@ def copy_of(x: Tensor, *, planes: bool) -> Copy | None:
     return Copy(x, planes)
 
 
-def even(x: Tensor) -> Tensor:
+def ensure_nhwc(x: Tensor) -> Tensor:
     """`x`, or its channels_last copy where its pixels are not evenly spaced. Slices of channels stay as they are."""
     if pixel_stride(x):
         return x
-    return to_pixels(x) if x.shape[1] > 1 else x.contiguous()
+    return to_channels_last(x) if x.shape[1] > 1 else x.contiguous()
 
 
-def to_pixels(x: Tensor) -> Tensor:
+def to_channels_last(x: Tensor) -> Tensor:
     """The map in channels_last, copied only where it is not."""
     if x.is_contiguous(memory_format=torch.channels_last):
         return x
@@ -70,7 +70,7 @@ def to_pixels(x: Tensor) -> Tensor:
     return copy(x, new_map(n, c, h, w, x.dtype))
 
 
-def to_planes(x: Tensor) -> Tensor:
+def to_contiguous(x: Tensor) -> Tensor:
     """The tensor contiguous, copied only where it is not."""
     if x.is_contiguous():
         return x

@@ -51,8 +51,8 @@ def matrix_cycles(cpu: Cpu, tile: Tile, width: int, pixels: int, depth: int, fla
     # Of equals the one nearest to what runs fastest: 8 pixels by 2 vectors; of all pixels in a row 16 accumulators, of
     # 4 vectors if they can be: fewer panels read those pixels, and what is written lies side by side.
     wide = flat and not pairs
-    far = abs(rows * vectors - 16) / 2 + abs(vectors - 4) if wide else abs(rows - 8) + abs(vectors - 2)
-    return cycles * (1 + 0.002 * far + 0.004 * (tile.lanes != widest))
+    from_memory = abs(rows * vectors - 16) / 2 + abs(vectors - 4) if wide else abs(rows - 8) + abs(vectors - 2)
+    return cycles * (1 + 0.002 * from_memory + 0.004 * (tile.lanes != widest))
 
 
 @functools.lru_cache(4096)
@@ -91,7 +91,7 @@ PAYS = 0.95
 MEMORY = 12  # bytes a cycle
 
 
-def halved_cycles(cpu: Cpu, tile: Tile, width: int, pixels: int, depth: int, blocks: int = 1) -> float:
+def strassen_cycles(cpu: Cpu, tile: Tile, width: int, pixels: int, depth: int, blocks: int = 1) -> float:
     """As `matrix_cycles`, of seven products of halves in place of the direct one (`strassen.py`), of so many blocks."""
     widest, half = cpu.lanes, cpu.half_speed
     rows, vectors, pairs = tile.pixels, tile.block // tile.lanes, -(-pixels // 2)
@@ -108,17 +108,17 @@ def halved_cycles(cpu: Cpu, tile: Tile, width: int, pixels: int, depth: int, blo
 
 
 @functools.lru_cache(4096)
-def halved_tile(cpu: Cpu, width: int, pixels: int, depth: int, blocks: int = 1) -> Tile | None:
+def strassen_tile(cpu: Cpu, width: int, pixels: int, depth: int, blocks: int = 1) -> Tile | None:
     """The register tile of seven products of halves, of so many blocks of `pixels`.
 
     None where the direct product is as fast, where they do not halve, or a sum is too short to be made in pieces.
     """
     if width % 2 or depth % 2 or not SHORTEST <= piece_length(depth // 2) < depth // 2:
         return None
-    best = min(matrix_tiles(cpu), key=lambda tile: halved_cycles(cpu, tile, width, pixels, depth))
+    best = min(matrix_tiles(cpu), key=lambda tile: strassen_cycles(cpu, tile, width, pixels, depth))
     every = width, blocks * pixels, depth, True
     direct = matrix_cycles(cpu, matrix_tile(cpu, *every), *every)
-    return best if halved_cycles(cpu, best, width, pixels, depth, blocks) < PAYS * direct else None
+    return best if strassen_cycles(cpu, best, width, pixels, depth, blocks) < PAYS * direct else None
 
 
 # By how much the model may call a tile slower that is there already, before another kernel is compiled.
@@ -128,7 +128,7 @@ REUSED = 1.1
 Tiles = TypeVar("Tiles")
 
 
-def reused(best: Tiles, made: Sequence[Tiles], cost: Callable[[Tiles], float]) -> Tiles:
+def reuse_compiled(best: Tiles, made: Sequence[Tiles], cost: Callable[[Tiles], float]) -> Tiles:
     """`best`, or of the tiles that were `made` for other sizes the best, if it costs at most `REUSED` times as much."""
     kept = min(made, key=cost, default=best)
     return kept if cost(kept) <= REUSED * cost(best) else best

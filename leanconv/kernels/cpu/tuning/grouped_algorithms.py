@@ -29,7 +29,7 @@ INTO, OUT_OF, NEAR = 50.0, 50.0, 25.0
 
 
 @dataclass(frozen=True)
-class Way:
+class Algorithm:
     """How a map is made: by which method, with which tiles, so many rows at a time, in so many cycles a sample."""
 
     method: str
@@ -38,9 +38,9 @@ class Way:
     cycles: float
 
 
-def direct_way(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose) -> Way:
+def direct_algorithm(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose) -> Algorithm:
     """By the sum as it stands."""
-    form, storage, (p, q) = core.form, core.storage, size
+    form, element, (p, q) = core.form, core.element, size
     c, taps = sum(form.channels), form.kernel[0] * form.kernel[1]
     depth = c // form.groups * taps + c * form.pointwise
     each, steps = form.out_channels // form.groups, core.product.steps(depth)
@@ -54,70 +54,70 @@ def direct_way(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose) -
     best = Tiles(tile, tile if form.project is None else matrix_tile(cpu, *_after(core, q)))
     tiles = choose(("direct", core), best, cycles)
     inner = 0 if form.project is None else form.out_channels
-    row_bytes = storage.bytes * q * (c * form.stride[0] * form.stride[1] + inner + form.width)
+    row_bytes = element.bytes * q * (c * form.stride[0] * form.stride[1] + inner + form.width)
     block = row_block(cpu, p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], torch.get_num_threads())
     products = form.groups * p * matrix_cycles(cpu, tiles.inner, *first)
-    read = storage.bytes * form.out_channels * depth * math.ceil(p / block) / WEIGHT_BYTES
-    return Way("direct", tiles, block, products + read)
+    read = element.bytes * form.out_channels * depth * math.ceil(p / block) / WEIGHT_BYTES
+    return Algorithm("direct", tiles, block, products + read)
 
 
 def _after(core: Core, q: int) -> tuple[int, int, int, bool]:
     """What `matrix_tile` is to know of the 1×1 that follows, on a row of q."""
-    return core.form.project or 0, q, core.storage.steps(core.form.out_channels), False
+    return core.form.project or 0, q, core.element.steps(core.form.out_channels), False
 
 
 def can_winograd(core: Core) -> bool:
     """Whether minimal filtering can make it: 3×3 of every pixel, in float32, not of an image in planes."""
     plain = core.form.kernel == (3, 3) and core.form.stride == core.form.dilation == (1, 1)
-    return plain and not core.storage.half and bool(core.pixels)
+    return plain and not core.element.half and bool(core.pixels)
 
 
-def way_of(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose, method: str | None) -> Way:
+def algorithm_for(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose, method: str | None) -> Algorithm:
     """The way that costs least, or by the `method` that is asked for.
 
     A dense convolution is none of the sums that this project's operators save, and direct unless it is asked for.
     """
     lean = core.form.groups > 1 or core.form.pointwise
     meant = can_winograd(core) and arithmetic() in (("lean", "fewest") if lean else ("fewest",))
-    ways = [direct_way, winograd_way] if meant else [direct_way]
+    algorithms = [direct_algorithm, winograd_algorithm] if meant else [direct_algorithm]
     if method is not None:
-        ways = [{"direct": direct_way, "winograd": winograd_way}[method]]
-    best = min(ways, key=lambda way: way(cpu, core, samples, size, lambda _, tiles, __: tiles).cycles)
+        algorithms = [{"direct": direct_algorithm, "winograd": winograd_algorithm}[method]]
+    best = min(algorithms, key=lambda algorithm: algorithm(cpu, core, samples, size, lambda _, tiles, __: tiles).cycles)
     return best(cpu, core, samples, size, choose)  # the tiles of others are not made
 
 
-def winograd_way(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose) -> Way:
+def winograd_algorithm(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose) -> Algorithm:
     """By F(2×2, 3×3)."""
     form, (p, q) = core.form, size
     c, each, across = sum(form.channels), form.out_channels // form.groups, math.ceil(q / 2)
     inner = 0 if form.project is None else form.out_channels
     own = matrix_tile(cpu, each, across, c // form.groups, False)
-    near = winograd.may_be_near(form, own)
+    l1_fused = winograd.may_be_near(form, own)
     kept = sum(len(part.places) * (c if part.at_once(form) else part.depth(form)) for part in winograd.parts_of(form))
-    scratch = 0 if near else across * (kept + 16 * min(each, 32)) // 2
+    scratch = 0 if l1_fused else across * (kept + 16 * min(each, 32)) // 2
     row_bytes = 4 * (q * (c + inner + form.width) + scratch)
     block = row_block(cpu, p, samples, row_bytes, 1, torch.get_num_threads(), 2)
     down = math.ceil(min(block, p) / 2)
-    tile = own if near else matrix_tile(cpu, each, across * down, c // form.groups, False)
+    tile = own if l1_fused else matrix_tile(cpu, each, across * down, c // form.groups, False)
 
     def cycles(tiles: Tiles) -> float:
         after = 0.0 if form.project is None else block * matrix_cycles(cpu, tiles.outer, *_after(core, q))
         return _winograd_cycles(cpu, form, tiles, across, down) + after
 
-    best = Tiles(tile, tile if form.project is None else matrix_tile(cpu, *_after(core, q)), near)
+    best = Tiles(tile, tile if form.project is None else matrix_tile(cpu, *_after(core, q)), l1_fused)
     tiles = choose(("winograd", core), best, cycles)
-    return Way("winograd", tiles, block, math.ceil(p / block) * _winograd_cycles(cpu, form, tiles, across, down))
+    return Algorithm("winograd", tiles, block, math.ceil(p / block) * _winograd_cycles(cpu, form, tiles, across, down))
 
 
 def _winograd_cycles(cpu: Cpu, form: Grouped, tiles: Tiles, across: int, down: int) -> float:
     """Of one block with so many 2×2 outputs."""
     c, each, cycles, tile = sum(form.channels), form.out_channels // form.groups, 0.0, tiles.inner
-    rows, columns = (down, across) if tiles.near else (1, across * down)
-    into, out_of = (NEAR, NEAR) if tiles.near else (INTO, OUT_OF)
+    rows, columns = (down, across) if tiles.l1_fused else (1, across * down)
+    into, out_of = (NEAR, NEAR) if tiles.l1_fused else (INTO, OUT_OF)
     for part in winograd.parts_of(form):
         depth, n = part.depth(form), len(part.places)
         cycles += n * form.groups * rows * matrix_cycles(cpu, tile, each, columns, depth, False)
-        wide = c if part.at_once(form) and not tiles.near else c // form.groups
+        wide = c if part.at_once(form) and not tiles.l1_fused else c // form.groups
         cycles += c / wide * math.ceil(wide / tile.lanes) * across * down * into * n / 16
         cycles += 4 * n * form.out_channels * depth / WEIGHT_BYTES
     return cycles + form.groups * math.ceil(each / tile.lanes) * across * down * out_of

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.bound import separable, separable_strassen
-from leanconv.kernels.cpu.bound.separable import BoundSeparable, Maker
+from leanconv.kernels.cpu.bound.separable import BoundSeparable, StepBuilder
 from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.pipelines import separable_strassen as pipelines
 from leanconv.kernels.cpu.pipelines.gemm import Tile
@@ -45,7 +45,7 @@ def forced(monkeypatch):
         return made(pipeline, core, tile)
 
     monkeypatch.setattr(
-        separable_strassen, "halved_tile", lambda cpu, o, pixels, *more: Tile(3, 32, 16) if pixels > 4 else None
+        separable_strassen, "strassen_tile", lambda cpu, o, pixels, *more: Tile(3, 32, 16) if pixels > 4 else None
     )
     monkeypatch.setattr(separable_strassen, "DEPTH", 0)
     for place in (separable_strassen, separable):
@@ -94,7 +94,7 @@ def test_any_size_batch_and_layout(name, forced, h, w, n, how, other, cache):
 def test_two_threads(h, n, rows, forced, monkeypatch, two_threads):
     """As many blocks for each, all alike; where they cannot be, the direct product is taken."""
     monkeypatch.setattr(
-        separable_strassen, "halved_cycles", lambda cpu, tile, o, pixels, depth, blocks=1: blocks
+        separable_strassen, "strassen_cycles", lambda cpu, tile, o, pixels, depth, blocks=1: blocks
     )  # few
     x, call = torch.randn(n, 128, h, 13), bind(MOBILENET, weights_of(MOBILENET), with_cache(20 << 20))
     one, means = call([x])
@@ -155,7 +155,7 @@ def test_blocks_are_where_it_pays(cpu, two_threads):
         form = Separable((channels,), ((stencil,),), channels)
         x = torch.empty(1, channels, height or side, side).contiguous(memory_format=torch.channels_last)
         bound = BoundSeparable(form, weights_of(form), replace(cpu, l2=l2))
-        return separable_strassen._rows(Maker(bound, [x], None, None, (1, channels, height or side, side)))
+        return separable_strassen._rows(StepBuilder(bound, [x], None, None, (1, channels, height or side, side)))
 
     assert rows(512, 14) == 2  # of 1, 2, 7 and 14
     assert two_threads(rows, 512, 14) == 7  # as many blocks for each
