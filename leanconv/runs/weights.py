@@ -39,10 +39,13 @@ def save_weights(model: nn.Module, path: str | Path) -> Path:
     kept = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items() if n not in tied}
 
     def write(temporary: Path) -> None:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         try:
             save_file(kept, temporary, {"format": "pt"})
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        temporary.chmod(mode)  # safetensors leaves a file that nobody else may read
 
     return replace_atomic(path, write)
 
