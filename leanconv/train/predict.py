@@ -15,6 +15,7 @@ from leanconv.errors import BadInput
 from leanconv.extras import needs
 from leanconv.runs import RunFolder
 from leanconv.table import table
+from leanconv.text import one_line
 from leanconv.train.data import side_of
 from leanconv.train.defects import Defect, find_defects
 from leanconv.train.evaluate import largest_wins, predicted_classes
@@ -188,7 +189,7 @@ def _predicted(
             with enough_memory():
                 done.append(_written(places, image, look(image), threshold, overwrite))
         except TooLarge as error:
-            failed.append((str(path), f"{path}: {error}"))
+            failed.append((str(path), one_line(f"{path}: {error}")))
     return Predictions(str(out), tuple(done), tuple(failed), tuple(filter(None, [note, *reader.notes()])))
 
 
