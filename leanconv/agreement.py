@@ -30,7 +30,8 @@ CEILING, EXACT_CEILING = 5e-2, 1e-3
 LIKE = 3.0
 # Noise where float64 tells nothing: so many roundings of the largest number.
 ROUNDINGS = 16.0
-# Whole numbers (class indices): the share of them that may differ, because two scores tie; none in exact algebra.
+# Whole numbers (class indices): the share of them that may differ, because two scores tie; none in exact algebra. Of
+# the entries that hold one value no more than half may, where `FEW` do: ties take no class away.
 WHOLE, ALGEBRA = 1e-3, 1e-6
 
 # The expected answer computed in float64: at 0 on the same inputs, then on inputs moved by a rounding. None: unknown.
@@ -93,7 +94,7 @@ def compare(
     """
     if len(expected) != len(given):
         return incomparable(f"{len(given)} outputs, not {len(expected)}")
-    parts, share = [], 0.0
+    parts, share, lost = [], 0.0, False
     for index, (want, have) in enumerate(zip(expected, given, strict=True)):
         want, have = want.detach().cpu(), have.detach().cpu()
         if problem := _obstacle(want, have):
@@ -102,7 +103,8 @@ def compare(
             parts.append(_Part(index, want, have))
         elif want.numel():
             share = max(share, float((want != have).double().mean()))
-    if share > (WHOLE if tolerance > ALGEBRA else 0.0):
+            lost = lost or (share > 0 and _loses_a_value(want, have))
+    if lost or share > (WHOLE if tolerance > ALGEBRA else 0.0):
         return Error(share, math.inf, tolerance)
     parts = [part for part in parts if part.sets]
     return _judged(parts, tolerance, exact, coarser, chaos) if parts else Error(share, 0.0, tolerance)
@@ -121,6 +123,17 @@ def _obstacle(want: Tensor, have: Tensor) -> str:
         if bool(_apart(want[odd], have[odd]).any()):
             return "other numbers are NaN or infinite than the model's"
     return ""
+
+
+def _loses_a_value(want: Tensor, have: Tensor) -> bool:
+    """Whether most entries of a value have another one in the other answer: a rare class is gone, or has come."""
+    apart, each = want != have, (want.long(), have.long())
+    for whole in each:
+        values, held = whole.unique(return_counts=True)
+        moved, times = whole[apart].unique(return_counts=True)
+        if bool(((times >= FEW) & (2 * times > held[torch.searchsorted(values, moved)])).any()):
+            return True
+    return False
 
 
 def _apart(want: Tensor, have: Tensor) -> Tensor:

@@ -128,6 +128,20 @@ def test_whole_numbers_may_tie_here_and_there():
     assert not agree(labels > 4, labels > 5)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_a_rare_class_among_whole_numbers_is_not_lost(dtype):
+    labels = torch.zeros(1, 200, 200, dtype=dtype)
+    labels[0, 50:54, 60:64] = 1  # a small defect: 16 of 40,000
+    ties = labels.clone()
+    ties[0, 50, 60:64] = 0
+    ties[0, 54, 60:63] = 1
+    nothing = torch.zeros_like(labels)
+    assert agree(labels, ties)
+    assert not agree(labels, nothing)
+    assert not agree(nothing, labels)
+    assert not agree(labels, labels.roll(8, 1))
+
+
 def test_complex_numbers_scalars_and_nothing():
     spectrum = torch.fft.rfft2(torch.randn(2, 8, 8))
     assert agree(spectrum, spectrum * (1 + 1e-6))

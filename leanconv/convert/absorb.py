@@ -118,7 +118,7 @@ def perform(layer: Site, norm: Site | None) -> Callable[[], None]:
     if norm is not None:
         norm.replace(tail(norm.module))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def undo() -> None:
         if norm is not None:
             norm.replace(norm.module)
@@ -133,7 +133,7 @@ def perform(layer: Site, norm: Site | None) -> Callable[[], None]:
     return undo
 
 
-@torch.no_grad()
+@torch.inference_mode()  # weights that were made in it change in nothing else
 def _take_numbers(old: nn.Module, new: nn.Module) -> None:
     cast(Tensor, old.weight).copy_(cast(Tensor, new.weight))
     if old.bias is None:

@@ -14,7 +14,7 @@ from leanconv.deploy.axes import GIVEN, Dynamic, Look, Sizes
 from leanconv.deploy.calls import Frame, Inputs, as_call
 from leanconv.deploy.names import names_of
 from leanconv.deploy.place import beside, move_into_place
-from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, save_onnx, to_openvino
+from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, onnx_module, save_onnx, to_openvino
 from leanconv.deploy.result import Exported, Verified
 from leanconv.deploy.runtimes import Runtime, first_line, open_file, reason
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
@@ -102,6 +102,10 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     if getattr(model, "optimized_by_leanconv", False):
         raise BadInput("an optimised model belongs to this process and cannot be exported; export(model.original, ...)")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    scripted = next((name for name, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        which = f"the model's layer {scripted!r}" if scripted else "the model"
+        raise BadInput(f"{which} is TorchScript, which torch.export does not take; give what it was made from")
     if has_lazy(model):
         raise BadInput("the model has layers that wait for their first input to know their sizes; call it once first")
     return copied(model).cpu().eval().requires_grad_(False)
@@ -147,6 +151,7 @@ def _write(plain: nn.Module, call: Dynamic, trace: Sizes, answer: Any, draft: Pa
             made = capture(plain, args, kwargs, call.axes)
             torch.export.save(made, str(draft), extra_files={"origin.txt": origin()})
         elif draft.suffix == ".onnx":
+            onnx_module()  # a large model is not captured in vain
             program = capture_flat(plain, args, kwargs, call.axes)
             save_onnx(program, draft, inputs=inputs, outputs=outputs, axes=call.axes)
         else:

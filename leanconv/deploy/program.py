@@ -62,14 +62,20 @@ def capture_flat(
     return capture(FlatModel(model, frame).eval(), tuple(tensors), {}, axes, fixable=fixable)
 
 
+def onnx_module() -> Any:
+    """The module `onnx`. Raises MissingExtra without it, or without what torch.onnx needs beside it."""
+    with needs("onnx", "export"):
+        import onnx
+    with needs("onnxscript", "export"):
+        import onnxscript  # noqa: F401
+    return onnx
+
+
 def save_onnx(
     program: ExportedProgram, path: Path, *, inputs: Sequence[str], outputs: Sequence[str], axes: Axes | None = None
 ) -> None:
     """Write a flat program as ONNX; weights over 2 GB go to `PATH.data` beside it. Raises MissingExtra without onnx."""
-    with needs("onnx", "export"):
-        import onnx
-    with needs("onnxscript", "export"):
-        import onnxscript  # noqa: F401  torch.onnx needs both
+    onnx = onnx_module()
     with quiet():
         made = torch.onnx.export(program, dynamo=True, verbose=False)
         if made is None:

@@ -39,10 +39,13 @@ def save_weights(model: nn.Module, path: str | Path) -> Path:
     kept = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items() if n not in tied}
 
     def write(temporary: Path) -> None:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         try:
             save_file(kept, temporary, {"format": "pt"})
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        temporary.chmod(mode)  # safetensors leaves a file that nobody else may read
 
     return replace_atomic(path, write)
 
@@ -53,6 +56,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Raises: BadCheckpoint where the file is missing, damaged, no safetensors, or another model's.
     """
     model = getattr(model, "_orig_mod", model)
+    model.load_state_dict(stored_weights(model, path), strict=False)
+
+
+def stored_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
+    """What `load_weights` fills a model with. Raises BadCheckpoint as it does; nothing is changed."""
     stored = read_tensors(path)
     state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     for name, first in _tied(state).items():  # written once, under the name that comes first
@@ -61,7 +69,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     complaints = mismatch(state, stored)
     if complaints:
         raise BadCheckpoint(f"{path}: these are another model's weights: {'; '.join(complaints)}")
-    model.load_state_dict({name: stored[name] for name in state}, strict=False)
+    return {name: stored[name] for name in state}
 
 
 def holds_weights(model: nn.Module, path: str | Path) -> bool:

@@ -92,12 +92,12 @@ def _scaler(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _weights(stored: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors: all of them, of its sizes and number types, parameters finite. Raises BadInput."""
+    """The model's tensors: all of them, of its sizes and number types, finite where its own are. Raises BadInput."""
     state = model.state_dict()
     if complaints := mismatch(state, stored, exact=True):
         raise BadInput("; ".join(complaints))
-    for name, _ in model.named_parameters():
-        if not torch.isfinite(stored[name]).all():
+    for name, own in state.items():  # a buffer may hold -inf from the start, as attention's masks do
+        if not torch.isfinite(stored[name]).all() and torch.isfinite(own).all():
             raise BadInput(f"{name} is not finite")
     return stored
 

@@ -269,7 +269,9 @@ class _Run:
         if not path.exists():  # stopped before the first checkpoint: the beginning is where it was left
             return State(images=len(self.data["train"]))
         state, scaler = checkpoint.load(path, self.net, self.optimizer)
-        check_resumed(state, self.recipe, self.folder, self.data["train"], self.task, self.total, self.per_epoch)
+        check_resumed(
+            state, self.recipe, self.folder, self.net, self.data["train"], self.task, self.total, self.per_epoch
+        )
         load_schedule(self.schedule, state, self.folder)
         if note := processes_note(state.processes, self.processes):
             self.report.say(note)

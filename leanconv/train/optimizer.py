@@ -12,10 +12,14 @@ from leanconv.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class Kept:
-    """What an optimizer keeps of a parameter: a tensor like it (or None, if `optional`), or the number of its steps."""
+    """What an optimizer keeps of a parameter: a tensor like it (or None, if `optional`), or the number of its steps.
+
+    Of `squares` none is below 0.
+    """
 
     like: bool
     optional: bool = False
+    squares: bool = False
 
     def why_not(self, value: Any, parameter: Tensor, steps: int) -> str | None:
         """Why this cannot be such a thing after so many steps; None where it can."""
@@ -27,11 +31,17 @@ class Kept:
             return None
         if not isinstance(value, Tensor) or value.shape != parameter.shape or value.dtype != parameter.dtype:
             return f"must be {str(parameter.dtype).removeprefix('torch.')} of size {tuple(parameter.shape)}"
+        if self.squares and (value < 0).any():
+            return "is below 0"
         return "is not a number" if value.isnan().any() else None
 
 
 KEPT: dict[type[torch.optim.Optimizer], dict[str, Kept]] = {
-    torch.optim.AdamW: {"step": Kept(like=False), "exp_avg": Kept(like=True), "exp_avg_sq": Kept(like=True)},
+    torch.optim.AdamW: {
+        "step": Kept(like=False),
+        "exp_avg": Kept(like=True),
+        "exp_avg_sq": Kept(like=True, squares=True),
+    },
     torch.optim.SGD: {"momentum_buffer": Kept(like=True, optional=True)},
 }
 

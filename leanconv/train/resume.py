@@ -10,7 +10,7 @@ from leanconv.errors import BadCheckpoint, BadInput
 from leanconv.nn import Schedule
 from leanconv.runs import RunFolder, save_weights
 from leanconv.runs.lock import writing
-from leanconv.runs.weights import holds_weights
+from leanconv.runs.weights import holds_weights, stored_weights
 from leanconv.train.data.images import listing
 from leanconv.train.data.splits import same_name
 from leanconv.train.progress import write_history
@@ -82,12 +82,14 @@ def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
 
 
 def check_resumed(
-    state: State, recipe: Recipe, folder: RunFolder, samples: Any, task: Task, total: int, per_epoch: int
-) -> None:
+    state: State, recipe: Recipe, folder: RunFolder, net: nn.Module, samples: Any, task: Task, total: int,
+    per_epoch: int,
+) -> None:  # fmt: skip
     """Raise BadInput where the checkpoint's training images, classes or steps are not those that the run would have,
-    BadCheckpoint where its numbers contradict the run.
+    BadCheckpoint where its numbers contradict the run, or the best weights of an earlier step are gone.
 
     Args:
+        net: the run's network.
         samples: the training split.
         total, per_epoch: steps that are asked for, and those of an epoch.
     """
@@ -110,7 +112,9 @@ def check_resumed(
             f"{path} has done {state.step} steps ({state.step / per_epoch:g} epochs), more than the "
             f"{total} asked for: ask for as many or more, or say out=another/folder"
         )
-    _check_numbers(state, recipe, folder, task)
+    _check_numbers(state, recipe, folder, task, per_epoch)
+    if recipe.keep == "best" and state.best_step not in (0, state.step):  # else the checkpoint has them
+        stored_weights(net, folder.weights)
 
 
 def processes_note(before: int, now: int) -> str:
@@ -123,9 +127,9 @@ def processes_note(before: int, now: int) -> str:
     )
 
 
-def _check_numbers(state: State, recipe: Recipe, folder: RunFolder, task: Task) -> None:
+def _check_numbers(state: State, recipe: Recipe, folder: RunFolder, task: Task, per_epoch: int) -> None:
     try:
-        state.check(task.columns, task.goal)
+        state.check(task.columns, task.goal, per_epoch=per_epoch, keep=recipe.keep)
         if state.schedule and (state.schedule.get("steps"), state.schedule.get("seed")) != (state.step, recipe.seed):
             raise BadInput(f"schedule={str(state.schedule)[:80]}: {state.step} steps are done with seed {recipe.seed}")
     except BadInput as error:

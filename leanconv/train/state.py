@@ -63,8 +63,13 @@ class State:
         _check_rows(state)
         return state
 
-    def check(self, columns: Sequence[str], goal: str) -> None:
-        """Raise BadInput unless all fits together, with these scores in the history, and the best one in `goal`."""
+    def check(self, columns: Sequence[str], goal: str, *, per_epoch: int, keep: str) -> None:
+        """Raise BadInput unless all fits together, with these scores in the history, and the best one in `goal`.
+
+        Args:
+            per_epoch: steps of an epoch.
+            keep: of the recipe: which epoch counts as the best.
+        """
         validated = self.history[-1]["step"] if self.history else 0
         if self.loss_steps != self.step - validated:
             raise BadInput(f"loss_steps={self.loss_steps}: {self.step} steps are done, its history ends at {validated}")
@@ -74,8 +79,12 @@ class State:
         for row in self.history:
             if set(row) != wanted:
                 raise BadInput(f"history has the columns {', '.join(row)[:80]}, this task {', '.join(columns)}")
+            if self.images and row["epoch"] != math.ceil(row["step"] / per_epoch):
+                raise BadInput(f"history has epoch {row['epoch']} at step {row['step']}, of {per_epoch} steps an epoch")
         if self.history and not any((row["epoch"], row[goal]) == (self.best_epoch, self.best) for row in self.history):
             raise BadInput(f"best={self.best:g}, best_epoch={self.best_epoch}: its history has no such {goal}")
+        if keep == "best" and any(row[goal] > self.best for row in self.history):
+            raise BadInput(f"best={self.best:g}: its history has a larger {goal}")
 
 
 def _check_rows(state: State) -> None:

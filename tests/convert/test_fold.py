@@ -349,6 +349,15 @@ def test_inputs_that_certify_nothing():
     assert type(model.norm1) is nn.BatchNorm2d
 
 
+@torch.no_grad()
+def test_weights_that_were_made_in_inference_mode():
+    with torch.inference_mode():
+        model = trained(Block())
+    expected = model(X)
+    assert len(fold_(model, X)) == 3
+    torch.testing.assert_close(model(X), expected)
+
+
 def test_other_dtypes():
     model = trained(Block().bfloat16())
     expected = model(X.bfloat16())

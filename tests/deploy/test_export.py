@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from leanconv.deploy import export, open_file
-from leanconv.errors import BadInput, ExportMismatch, UnknownName
+from leanconv.errors import BadInput, ExportMismatch, MissingExtra, UnknownName
 from leanconv.models.unet import unet
 
 onnx = pytest.importorskip("onnx", reason="needs the export extra: onnx")
@@ -258,6 +258,25 @@ def test_a_move_that_fails_half_way_restores_the_old_pair(tmp_path, monkeypatch)
     with pytest.raises(BadInput, match="Input/output error"):
         export(nn.Conv2d(3, 2, 1), torch.randn(1, 3, 8, 8), tmp_path / "m.xml")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == old
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_torchscript_is_told_apart(suffix, tmp_path):
+    x = torch.randn(1, 3, 8, 8)
+    layer = nn.Conv2d(3, 2, 1).eval()
+    traced, scripted = torch.jit.trace(layer, x), torch.jit.script(layer)
+    for model, which in [(traced, "the model"), (scripted, "the model"), (nn.Sequential(scripted), "layer '0'")]:
+        with pytest.raises(BadInput, match=rf"{which} is TorchScript.*give what it was made from"):
+            export(model, x, tmp_path / f"m{suffix}")
+
+
+@pytest.mark.parametrize("library", ["onnx", "onnxscript"])
+def test_what_onnx_needs_is_known_before_the_model_is_captured(library, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setattr(room, "capture_flat", lambda *a, **k: pytest.fail("captured in vain"))
+    with pytest.raises(MissingExtra, match=f"{library} is not installed"):
+        export(nn.Conv2d(3, 2, 1), torch.randn(1, 3, 8, 8), tmp_path / "m.onnx")
 
 
 def test_a_killed_export_leaves_no_file(tmp_path):

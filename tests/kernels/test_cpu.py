@@ -1,12 +1,16 @@
 """What is read of a processor, on machines that say much, little or nonsense; and that each described one computes."""
 
 import os
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from leanconv.kernels.cpu import bind, bind_split
+from leanconv.kernels.cpu.pipelines import frontend
 from leanconv.kernels.cpu.tuning import cpu as room
 from leanconv.kernels.cpu.tuning.cpu import L1, L2, Cpu, caches, cpuinfo, this_cpu, usable_cores
 from leanconv.ops import gated_sum, grouped, pool, separable, upsample
@@ -73,15 +77,22 @@ def test_what_a_processor_says_of_itself(tmp_path):
     assert cpuinfo(tmp_path / "nowhere") == ({}, frozenset())
 
 
-@pytest.mark.parametrize("halide", [True, False], ids=["halide", "without halide"])
-def test_this_machine_is_described_whatever_it_does_not_say(halide, monkeypatch):
+GONE = ModuleNotFoundError("No module named 'halide'", name="halide")
+BROKEN = ImportError("libHalide.so.21: version `GLIBC_2.38' not found")
+
+
+@pytest.mark.parametrize("error", [None, GONE, BROKEN], ids=["halide", "without halide", "a halide that is broken"])
+def test_this_machine_is_described_whatever_it_does_not_say(error, monkeypatch):
     """No /proc, no caches in /sys, none in the system's configuration, no word of PyTorch's on a matrix unit."""
     monkeypatch.setattr(room, "cpuinfo", lambda root: ({}, frozenset()))
     monkeypatch.setattr(room, "caches", lambda root, cores: (0, 0, 0))
     monkeypatch.setattr(os, "sysconf", lambda name: -1)
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    if not halide:
-        monkeypatch.setattr(room.importlib.util, "find_spec", lambda name: None)
+    if error is not None:
+        finder = SimpleNamespace(find_spec=Mock(side_effect=error))
+        monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+        monkeypatch.delitem(sys.modules, "halide", raising=False)
+        monkeypatch.setattr(room, "halide", frontend.halide.__wrapped__)
     found = this_cpu.__wrapped__()
     assert (found.vendor, found.l1, found.l2, found.l3, found.amx, found.vnni) == ("", L1, L2, 0, False, False)
     assert found.lanes in (4, 8, 16)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from leanconv.errors import UnknownName
+from leanconv.errors import BadInput, UnknownName
 from leanconv.measure.counting.conventions import CONVENTIONS
 from leanconv.measure.counting.count import Uncounted, count
 from leanconv.measure.hardware.systolic import Array, product_cycles, profile_array
@@ -299,6 +299,16 @@ def test_inference_mode_inside_the_model_and_script_modules_are_seen():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and people bring such models
         traced = torch.jit.trace(nn.Sequential(nn.Conv2d(8, 4, 1), nn.Linear(12, 5)), X)
     assert count(traced, X).flops == expected
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_what_cannot_be_watched_is_told():
+    scripted = torch.jit.script(nn.Conv2d(8, 4, 1).eval())
+    for model in (scripted, torch.jit.freeze(scripted)):
+        with pytest.raises(BadInput, match=r"TorchScript.*give what it was made from"):
+            count(model, X)
+    with pytest.raises(BadInput, match="wait for their first input"):
+        count(nn.Sequential(nn.LazyConv2d(4, 1)), X)
 
 
 def test_number_types_and_layouts():

@@ -47,6 +47,11 @@ def test_what_is_saved_comes_back(tmp_path):
     assert same(model, other)
 
 
+def test_others_may_read_it_as_they_may_any_file(tmp_path):
+    (tmp_path / "other").touch()
+    assert save_weights(nn.Linear(2, 2), tmp_path / "w").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path):
     model, other = Tied(), Tied()
     path = save_weights(model, tmp_path / "w.safetensors")

@@ -121,6 +121,9 @@ STATES = [
                                             ("dice", "x"), ("dice", HUGE), ("lr", None), ("other", 1))),
     row(1, "step", 4),
     row(1, "step", 6),
+    row(0, "epoch", 2),
+    pytest.param(lambda h, t: [r.update(dice=r["dice"] + 9 * (r["dice"] != h["state"]["best"]))
+                               for r in h["state"]["history"]] and None, "larger dice", id="the best is not the best"),
     *(lacks(key) for key in ("step", "loss_sum", "loss_steps", "seconds", "best", "best_epoch", "history")),
     *(whole(value, "is no checkpoint") for value in ("", "{", "3", "[]", "null", "{}", "[" * 100_000, '{"state": {}}')),
     *(part("state", value) for value in (3, None, [], "x")),
@@ -135,6 +138,7 @@ TENSORS = [
     tensor("optimizer.0.exp_avg", lambda t: t[:1].clone()),
     tensor("optimizer.0.exp_avg", lambda t: t.double()),
     tensor("optimizer.0.exp_avg", lambda t: t.fill_(NAN)),
+    tensor("optimizer.0.exp_avg_sq", lambda t: t.fill_(-1.0), "is below 0"),
     tensor("optimizer.0.exp_avg_sq", None),
     tensor("optimizer.0.step", None),
     tensor("optimizer.0.step", lambda t: torch.tensor(8.0)),
@@ -147,6 +151,7 @@ TENSORS = [
     tensor("model.head.weight", lambda t: t.half(), "head.weight is float16"),
     tensor("model.head.weight", lambda t: t[:, :1].clone(), "other sizes head.weight"),
     tensor("model.head.weight", lambda t: t.fill_(NAN), "head.weight is not finite"),
+    tensor("model.encoder.level1.norm1.running_var", lambda t: t.fill_(NAN), "running_var is not finite"),
     tensor("model.more", lambda t: torch.ones(1), "it has besides more"),
     pytest.param(
         lambda h, t: [t.pop(key) for key in [*t] if key.startswith("optimizer.")] and None, "no entries", id="emptied"
@@ -171,7 +176,7 @@ def test_every_entry_is_checked(run, change, says):
     def read():
         state, _ = checkpoint.load(setup.last(folder), net, make_optimizer(net, recipe))
         loaded.append(state)
-        check_resumed(state, recipe, folder, Samples(range(20)), task, 9, 4)
+        check_resumed(state, recipe, folder, net, Samples(range(20)), task, 9, 4)
 
     with pytest.raises((BadCheckpoint, BadInput)) as caught:
         read()
@@ -232,6 +237,27 @@ def test_weights_without_a_checkpoint_are_not_trained_over(run):
     before = contents(folder)
     with pytest.raises(BadInput, match=r"has model\.safetensors, history\.csv, metrics\.json but no checkpoint"):
         resume(folder)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("left", [None, b"", b"no weights"])
+def test_best_weights_that_are_gone_are_missed_before_the_training(run, monkeypatch, left):
+    """Else the run would train to its end, and fail where it scores them."""
+    folder, write = run
+
+    def first_was_best(header, tensors):
+        state = header["state"]
+        state["history"][0]["dice"] = state["best"] = 0.99
+        state["best_epoch"] = 1
+
+    write(first_was_best)
+    folder.weights.unlink()
+    if left is not None:
+        folder.weights.write_bytes(left)
+    before = contents(folder)
+    monkeypatch.setattr(loop._Run, "_step", lambda *_: pytest.fail("it was trained on"))
+    with pytest.raises(BadCheckpoint, match=r"model\.safetensors: "):
+        resume(folder, steps=9)
     assert contents(folder) == before
 
 

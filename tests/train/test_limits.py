@@ -87,12 +87,22 @@ def test_values_that_repeat_the_one_before_count_whole(tmp_path, monkeypatch):
         open_data(str(tmp_path), "train")
 
 
+@pytest.mark.parametrize("group", [None, 90_000])
 @pytest.mark.parametrize("columns", [("image", "mask"), ("image", "label")])
-def test_a_parquet_of_more_rows_than_bytes_is_refused(tmp_path, columns):
+def test_a_parquet_of_more_rows_than_bytes_is_refused(tmp_path, columns, group):
     kinds = {"image": pa.binary(), "mask": pa.binary(), "label": pa.int64()}
-    write(tmp_path / "train-0.parquet", {name: pa.nulls(3_000_000, kinds[name]) for name in columns})
+    write(
+        tmp_path / "train-0.parquet", {name: pa.nulls(1_200_000, kinds[name]) for name in columns}, row_group_size=group
+    )
     with pytest.raises(BadInput, match=r"train-0\.parquet: [\d,]+ values in [\d,]+ bytes"):
         open_data(str(tmp_path), "train") if "mask" in columns else open_labelled(str(tmp_path), "train", size=8)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array([png()])] * 3, ["image", "image", "mask"])
+    pq.write_table(table, tmp_path / "train-0.parquet")
+    with pytest.raises(BadInput, match=r"train-0\.parquet: has several columns image; keep one"):
+        open_data(str(tmp_path), "train")
 
 
 def test_columns_of_lists_are_refused_before_they_are_read(tmp_path):
@@ -200,10 +210,11 @@ def test_logits_that_memory_does_not_hold_cost_one_picture(pictures, tmp_path, m
 def test_memory_that_ends_at_one_picture_costs_one_picture(pictures, tmp_path, error):
     for strip in pictures.glob("*strip*"):
         strip.unlink()
-    (pictures / "b.png").write_bytes(png(64, 40))
+    (pictures / "b.png").unlink(missing_ok=True)
+    (pictures / "b\x1b[2J.png").write_bytes(png(64, 40))
     found = predict(Grey(error=error), [pictures], tmp_path / "out")
-    assert [path for path, _ in found.failed] == [str(pictures / "b.png")]
-    assert "b.png: there is not enough memory for it" in found.failed[0][1]
+    assert [path for path, _ in found.failed] == [str(pictures / "b\x1b[2J.png")]
+    assert r"b\x1b[2J.png: there is not enough memory for it" in found.failed[0][1]
     assert len(found.done) == 2
     with pytest.raises(RuntimeError, match="of its own"):
         predict(Grey(error=RuntimeError("a fault of its own")), [pictures], tmp_path / "out")

@@ -174,6 +174,13 @@ def test_palettes_that_differ_between_files_are_refused(read):
     refused(read, first, third, options="?classes=3", says=r"shows ff0000 as index 2, .*0\.png as 1")
 
 
+@pytest.mark.parametrize("colours", [b"", b"\0\0\0", b"\xff\xff\xff"], ids=["none", "black", "white"])
+def test_an_index_without_a_colour_is_refused(read, colours):
+    stored = raw_png([bytes([0, 1])], 2, 8, 3, *([(b"PLTE", colours)] if colours else []))
+    refused(read, stored, says="its palette has no colour for .*1; say palette=index")
+    np.testing.assert_array_equal(read(stored, options="?palette=index"), [[0, 1]])
+
+
 def test_black_and_white_in_a_standard_palette(read):
     """Converted with a palette of many colours, white has a high index: what is shown counts."""
     web = Image.fromarray(painted(SHAPE, BLACK, WHITE)).convert("P", palette=Image.Palette.WEB)
@@ -288,6 +295,8 @@ def test_a_file_of_colours(read, tmp_path, text):
     ("options", "kind", "says"),
     [
         ("colors=000000,ff000", BadInput, "a file of them; no such file"),
+        (f"colors={'000000,' * 99}ff000", BadInput, "a file of them; no such file"),
+        ("colors=~nobody-of-that-name/map.txt", BadInput, "a file of them; no such file"),
         ("colors=ff0000,ff0000", BadInput, "ff0000 stands for two classes"),
         ("colors=a:000000,ff0000", BadInput, "some classes have names and some have none"),
         ("colors=000000,ff0000&classes=3", BadInput, "3 classes .* colors= has 2"),

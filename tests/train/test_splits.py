@@ -131,6 +131,16 @@ TWO_WAYS = {
     "no classes": ("train/1 test/1", "train/, test/ may be splits or classes"),
     "prefixes": ("seg_train/a/1 seg_test/a/1 seg_pred/1", "seg_test/ and seg_train/ look like splits"),
     "suffixes": ("cats_train/1 cats_test/1 dogs_train/1", "cats_test/ and cats_train/ look like splits"),
+    "joined words": ("trainImages/1 testImages/1", "testImages/ and trainImages/ look like splits"),
+    "a letter more": ("trainA/1 trainB/1 testA/1 testB/1", "testA/ and trainA/ look like splits"),
+    "unknown words": ("learn/a/1 learn/b/1 check/a/1 check/b/1", r"check/, learn/ hold the same folders \(a, b\)"),
+    "folds": ("fold1/a/1 fold1/b/1 fold2/a/1 fold2/b/1 fold2/c/1", r"hold the same folders \(a, b\), as splits do"),
+    "pascal voc": ("JPEGImages/1 SegmentationClass/1", "JPEGImages/ and SegmentationClass/ look like images and"),
+    "nnu-net": ("imagesTr/1 imagesTs/1 labelsTr/1", "imagesTr/ and labelsTr/ look like images and their masks"),
+    "mmsegmentation": ("img_dir/train/1 ann_dir/train/1", "img_dir/ and ann_dir/ look like images and their masks"),
+    "cityscapes": ("leftImg8bit/1 gtFine/1", "leftImg8bit/ and gtFine/ look like images and their masks"),
+    "a label": ("image/1 label/1", "image/ and label/ look like images and their masks"),
+    "inputs, divided": ("train/inputs/1 train/targets/1", "inputs/ and targets/ look like images and their masks"),
     "one folder more": ("all/a/1 all/b/1", "found 1: all; if its folders are the classes, give"),
     "one class": ("a/1 a/2 a/3", "at least two classes, found 1: a$"),
     "no class": ("1 2 3", "no folder images/ and no folder masks/"),
@@ -170,6 +180,12 @@ def test_classes_that_are_really_called_so(tmp_path, names):
     assert "is not divided" in note
     with pytest.raises(BadInput, match="true; or false where folders called train or test are no splits"):
         classes_of(f"{tmp_path}?divided=no")
+
+
+@pytest.mark.parametrize("names", [("with_mask", "without_mask"), ("tester", "train_driver"), ("photo", "label")])
+def test_classes_that_look_like_nothing_else(tmp_path, names):
+    put(tmp_path, *(f"{name}/{inner}{i}.png" for name in names for inner in ("", "sub/") for i in range(9)))
+    assert classes_of(tmp_path)[0] == names[:: 1 if names[0] < names[1] else -1]
 
 
 def test_names_that_are_no_utf8_are_classes_and_images_as_others_are(tmp_path):

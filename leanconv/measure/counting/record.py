@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.copies import copied
-from leanconv.errors import LeanconvError
+from leanconv.errors import BadInput, LeanconvError
 from leanconv.measure.counting.ops import OpCall, classify, flat, launches, norm_facts, tensor_bytes
 from leanconv.measure.counting.origins import Origins
 from leanconv.measure.counting.products import work_of
@@ -94,6 +95,7 @@ def child_names(module: nn.Module) -> set[str]:
 def record(model: nn.Module, inputs: Any) -> Recording:
     """The recording of one forward in eval mode; `model`, its buffers and the random states stay as they were."""
     model = countable(model)
+    _check(model)
     try:
         return _record_fake(model, inputs)
     except LeanconvError:  # the network's own word on its input; a second run would only say it again
@@ -106,6 +108,13 @@ def record(model: nn.Module, inputs: Any) -> Recording:
     with untouched(model):
         _run(recording, inputs)
     return recording
+
+
+def _check(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.RecursiveScriptModule):
+        raise BadInput("the model is TorchScript, whose layers cannot be watched; give what it was made from")
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        raise BadInput("the model has layers that wait for their first input to know their sizes; call it once first")
 
 
 def _record_fake(model: nn.Module, inputs: Any) -> Recording:

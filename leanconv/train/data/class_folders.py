@@ -21,7 +21,7 @@ from leanconv.train.data.splits import (
     SPLITS,
     alike_but_for_split,
     by_split,
-    meaning,
+    images_and_masks,
     same_name,
     split_by_name,
     split_of,
@@ -77,7 +77,7 @@ def _tops(root: Path) -> dict[str, Path]:
     folders = folders_in(root)
     named = [folder for folder in folders if split_of(folder.name)]
     if not named:
-        _no_lookalikes(root, [folder.name for folder in folders])
+        _no_lookalikes(root, folders)
         return {"": root}
     tops = by_split(named)
     if not any(holds_images(inner) for top in tops.values() for inner in folders_in(top)):
@@ -85,22 +85,44 @@ def _tops(root: Path) -> dict[str, Path]:
             f"{root}: {listing(f'{top.name}/' for top in tops.values())} may be splits or classes: in a split, images "
             "lie in a folder a class (train/CLASS/1.jpg); if they are classes, say ?divided=false"
         )
+    for top in tops.values():
+        if pair := images_and_masks([folder.name for folder in folders_in(top)]):
+            raise BadInput(
+                f"{top}: {pair[0]}/ and {pair[1]}/ look like images and their masks: call them images/ and masks/, or, "
+                "if they are classes, by other names"
+            )
     return tops
 
 
-def _no_lookalikes(root: Path, names: Sequence[str]) -> None:
+def _no_lookalikes(root: Path, folders: Sequence[Path]) -> None:
     """Raise BadInput for folders that would be taken for classes, and hardly are."""
+    names = [folder.name for folder in folders]
     if pair := alike_but_for_split(names):
         raise BadInput(
             f"{root}: {pair[0]}/ and {pair[1]}/ look like splits: call them train, val and test; if they are classes, "
             "say ?divided=false"
         )
-    roles = {meaning(name)[1]: name for name in names}
-    if "images" in roles and (other := roles.get("masks") or roles.get("labels")):
+    if pair := images_and_masks(names):
         raise BadInput(
-            f"{root}: {roles['images']}/ and {other}/ look like images and their masks: call them images/ and masks/; "
+            f"{root}: {pair[0]}/ and {pair[1]}/ look like images and their masks: call them images/ and masks/; "
             "if they are classes, say task=classify and ?divided=false"
         )
+    if inner := _in_each(folders):
+        raise BadInput(
+            f"{root}: {listing(f'{name}/' for name in names)} hold the same folders ({listing(inner)}), as splits do: "
+            "call them train, val and test; if they are classes, say ?divided=false"
+        )
+
+
+def _in_each(folders: Sequence[Path]) -> list[str]:
+    """The names of folders of images that lie in each of several folders; none where it is one name."""
+    shared: set[str] = set()
+    for place, folder in enumerate(folders):
+        names = {inner.name for inner in folders_in(folder) if holds_images(inner)}
+        shared = shared & names if place else names
+        if len(shared) < 2:
+            return []
+    return sorted(shared) if len(folders) > 1 else []
 
 
 def _classes(top: Path) -> dict[str, Path]:

@@ -8,6 +8,7 @@ colors=labelmap.txt                             a file in the data's folder or e
                                                 commas or colons
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -52,8 +53,8 @@ def read_colours(text: str, root: Path) -> ColourMap:
     words = [word.strip() for word in text.split(",")]
     if all(_entry(word) for word in words):
         return _map([entry for word in words if (entry := _entry(word))], f"colors={text}")
-    for path in (root / text, Path(text).expanduser()):
-        if path.is_file():
+    for path in (root / text, Path(os.path.expanduser(text))):
+        if os.path.isfile(path):  # unlike Path's, False rather than an error for a name of any length
             return _file(path)
     raise BadInput(
         f"colors={text}: colours as 000000,ff0000,..., the background first, or a file of them; no such file"

@@ -115,6 +115,10 @@ class MaskReader:
     def _by_palette(self, palette: Palette, name: str) -> np.ndarray:
         if self.by_index:
             return self._by_index(palette)
+        if unknown := [index for index in palette.unknown if index != self.ignore]:
+            raise _Unclear(
+                f"its palette has no colour for {_some(unknown)}; say palette=index if the indices are the classes"
+            )
         greys = palette.greys
         if self.threshold is not None:
             if greys is None:

@@ -16,17 +16,19 @@ class Palette:
     Attributes:
         indices: uint8 `H W`.
         used: the indices that occur, ascending.
-        colours: `0xRRGGBB` of each of these.
+        colours: `0xRRGGBB` of each of these; black where the palette has none.
+        unknown: the used indices of which it has none.
         colourless: the whole palette, used or not, is grey: what a shrinking tool makes of a grey picture.
     """
 
     def __init__(self, image: "Image") -> None:
         self.indices = np.asarray(image) if image.mode == "P" else np.asarray(image)[..., 0]
         entries = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        table = np.zeros((256, 3), np.uint32)  # an index beyond the palette is shown as black
+        table = np.zeros((256, 3), np.uint32)
         table[: len(entries)] = entries
         self.used = values_of(self.indices)
         self.colours = [int(r) << 16 | int(g) << 8 | int(b) for r, g, b in table[self.used]]
+        self.unknown = [index for index in self.used if index >= len(entries)]
         self.colourless = bool((entries == entries[:, :1]).all())
 
     @property

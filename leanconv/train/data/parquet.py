@@ -83,6 +83,8 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
         if missing := [column for column in columns if column not in known]:
             raise BadInput(f"{path}: no column {' and no column '.join(missing)}; it has {', '.join(known)}")
         wanted = [*columns, *(column for column in optional if column in known)]
+        if twice := [column for column in wanted if known.count(column) > 1]:
+            raise BadInput(f"{path}: has several columns {twice[0]}; keep one")
         _judge_types(file, path, wanted)
         _unfolded(file, path, wanted)
     found: dict[str, list[Any]] = {column: [] for column in wanted}
@@ -151,14 +153,15 @@ def _unfolded(file: Any, path: Path, columns: Sequence[str]) -> int:
     """Bytes that the columns take in memory. Raises BadInput where the file is far too small for them."""
     size, total, rows = path.stat().st_size, 0, 0
     for group in range(file.metadata.num_row_groups):
-        chunks = file.metadata.row_group(group)
+        chunks, most = file.metadata.row_group(group), 0
         for place in range(chunks.num_columns):
             chunk = chunks.column(place)
             if chunk.path_in_schema.split(".")[0] in columns:
                 # Values that only tell where they differ from the one before may each be as long as all of the chunk.
                 repeated = chunk.num_values if "DELTA_BYTE_ARRAY" in chunk.encodings else 1
                 total += max(0, chunk.total_uncompressed_size) * repeated
-                rows = max(rows, chunk.num_values)
+                most = max(most, chunk.num_values)
+        rows += most
     if total > max(_SMALL, _TIMES * size):
         raise BadInput(
             f"{path}: {size:,} bytes that unfold to {total / 2**20:,.0f} MiB, which no encoded images do; write it "

@@ -28,6 +28,10 @@ _ROLES = {
 _SPLIT, _ROLE = ("|".join(sorted(words, key=len, reverse=True)) for words in (_WORDS, _ROLES))
 _NAME = re.compile(rf"({_ROLE})?({_SPLIT})?(?:set|split|data|dataset|folder)?({_ROLE})?\d*")
 _BETWEEN = re.compile(r"[\s_.\-]+")
+_JOINED = re.compile(rf"({_SPLIT})(.+)|(.+?)({_SPLIT})")  # trainA, testimages
+# Names of folders that belong together, as other programs call them: JPEGImages, img_dir, imagesTr, inputs and so on.
+_LIKE_IMAGES = re.compile(r".*(?:image|img).*|inputs?")
+_LIKE_MASKS = re.compile(r".*(?:mask|label|annot|segment|groundtruth).*|ann(?:dir)?|gt.*|targets?|outputs?")
 
 
 class NoSplit(BadInput):
@@ -70,18 +74,36 @@ def by_split(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def alike_but_for_split(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two names that differ in the word for a split alone, as `seg_train` and `seg_test` do."""
+    """Two names that differ in the word for a split alone, as `seg_train` and `seg_test` or `trainA` and `testA` do."""
     seen: dict[tuple[str, ...], tuple[str, str]] = {}
     for name in names:
-        words = [word for word in _BETWEEN.split(name.casefold()) if word]
-        splits = [split_of(word) for word in words]
-        if len(words) < 2 or sum(map(bool, splits)) != 1:
-            continue
-        rest = tuple("" if split else word for word, split in zip(words, splits, strict=True))
-        other, split = seen.setdefault(rest, (name, next(filter(None, splits))))
-        if split not in splits:
-            return other, name
+        rest, split = _parted(name)
+        if split:
+            other, before = seen.setdefault(rest, (name, split))
+            if split != before:
+                return other, name
     return None
+
+
+def _parted(name: str) -> tuple[tuple[str, ...], str]:
+    """What a name says besides its one word for a split, and that split; "" where it has none, or nothing besides."""
+    words = [word for word in _BETWEEN.split(name.casefold()) if word]
+    splits = [split_of(word) for word in words]
+    if len(words) > 1 and sum(map(bool, splits)) == 1:
+        rest = tuple("" if split else word for word, split in zip(words, splits, strict=True))
+        return rest, next(filter(None, splits))
+    if (match := _JOINED.fullmatch("".join(words))) is None or any(splits):
+        return (), ""
+    first, after, before, last = match.groups()
+    return (("", after) if first else (before, "")), _WORDS[first or last]
+
+
+def images_and_masks(names: Sequence[str]) -> tuple[str, str] | None:
+    """Two names that look like images and their masks, as `JPEGImages` and `SegmentationClass` do."""
+    plain = {name: _BETWEEN.sub("", name.casefold()) for name in names}
+    masks = [name for name in names if _LIKE_MASKS.fullmatch(plain[name])]
+    images = [name for name in names if name not in masks and _LIKE_IMAGES.fullmatch(plain[name])]
+    return (images[0], masks[0]) if images and masks else None
 
 
 def parquet_files(root: Path, split: str, *, needed: bool = False) -> list[Path]:

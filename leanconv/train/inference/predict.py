@@ -15,6 +15,7 @@ from leanconv.errors import BadInput
 from leanconv.extras import needs
 from leanconv.runs import RunFolder
 from leanconv.table import table
+from leanconv.text import one_line
 from leanconv.train.data.image_files import Found, images_in, left_out, no_images
 from leanconv.train.data.images import ImageReader, listing
 from leanconv.train.data.reduce import enlarge_logits, reduce_image
@@ -208,7 +209,7 @@ def _predicted(
             with enough_memory():
                 done.append(_written(places, image, look(image), threshold, overwrite))
         except TooLarge as error:
-            failed.append((str(path), f"{path}: {error}"))
+            failed.append((str(path), one_line(f"{path}: {error}")))
     return Predictions(str(out), tuple(done), tuple(failed), tuple(filter(None, [note, *reader.notes()])))
 
 

@@ -1,7 +1,6 @@
 """What the kernels know of a processor: a value that is passed to whatever depends on it. `this_cpu` reads it once."""
 
 import functools
-import importlib.util
 import os
 import re
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from leanconv.errors import MissingExtra
 from leanconv.kernels.cpu.pipelines.frontend import halide
 
 # Where nothing says a size, or a size of nothing (virtual machines, containers, Arm): what most processors have.
@@ -71,10 +71,11 @@ def this_cpu() -> Cpu:
 
 
 def _vectors(flags: frozenset[str]) -> tuple[int, bool, bool]:
-    """Widest vector, sums of two products, and halves at a time: of what Halide compiles for, if it is installed."""
-    if importlib.util.find_spec("halide") is None:
+    """Widest vector, sums of two products, and halves at a time: of what Halide compiles for, where it can be had."""
+    try:
+        hl = halide()
+    except MissingExtra:
         return (16 if "avx512f" in flags else 8 if "avx" in flags else 4), False, False
-    hl = halide()
     target: Any = hl.get_host_target()
     pairs = (getattr(hl.TargetFeature, name) for name in ("AVX512_Zen4", "AVX512_SapphireRapids"))
     return (int(target.natural_vector_size(hl.Float(32))), any(map(target.has_feature, pairs)), "znver4" in str(target))
