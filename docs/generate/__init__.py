@@ -1,7 +1,9 @@
-"""Generates the pages of `docs`: the operators', the index, the guide and the figures."""
+"""Generates the operators' pages, the index, the guide, the figures, and the measured parts of other pages."""
 
 from pathlib import Path
 
+from docs.generate.banner import NAME, banner_times, draw_banner, times
+from docs.generate.blocks import filled
 from docs.generate.figures import FIGURES, draw, drawn
 from docs.generate.guide import guide_page
 from docs.generate.measured import Results
@@ -11,6 +13,8 @@ from leanconv.nn import names
 
 ROOT = Path(__file__).parents[1]
 
+FILLED = ("../README.md", "results.md")  # written by hand, with generated blocks
+
 __all__ = ["ROOT", "pages", "write"]
 
 
@@ -18,7 +22,8 @@ def pages(results: Results | None = None) -> dict[str, str]:
     """Every generated page: path under `docs` -> text. Made from the sources at hand alone, so always the same."""
     results = Results.read() if results is None else results
     made = {f"operators/{name}.md": operator_page(name, results) for name in names()}
-    return made | {"README.md": index_page(), "guide.md": guide_page(results)}
+    by_hand = {name: filled((ROOT / name).read_text(encoding="utf-8"), results) for name in FILLED}
+    return made | by_hand | {"README.md": index_page(), "guide.md": guide_page(results)}
 
 
 def write(root: Path = ROOT) -> list[Path]:
@@ -26,7 +31,7 @@ def write(root: Path = ROOT) -> list[Path]:
     touched = []
     made = pages()
     for name, text in made.items():
-        path = root / name
+        path = (root / name).resolve()
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             touched.append(write_atomic(path, text))
     for path in sorted((root / "operators").glob("*.md")):
@@ -37,4 +42,7 @@ def write(root: Path = ROOT) -> list[Path]:
         path = root / "figures" / name
         if not path.exists() or drawn(path) != data():
             touched.append(draw(name, path))
+    banner, results = root / "figures" / NAME, Results.read()
+    if not banner.exists() or banner_times(banner) != times(results):
+        touched.append(draw_banner(banner, results))
     return touched

@@ -22,6 +22,7 @@ class Results:
         kernels: our kernels against the best other runtime on the same operator.
         engines: whole networks on our engine and on its peers; a list, one entry a network.
         shares: how many convolutions of public networks an operator takes.
+        choices: what `optimize` chose against the best peer. budgets: the same within its default budget.
         other: files of another kind, which no page shows.
     """
 
@@ -32,6 +33,8 @@ class Results:
     kernels: dict[str, Any] = field(default_factory=dict)
     engines: dict[str, Any] = field(default_factory=dict)
     shares: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, Any] = field(default_factory=dict)
+    budgets: dict[str, Any] = field(default_factory=dict)
     other: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -51,6 +54,8 @@ def _kind(content: Any) -> str:
         return "segmentation"
     if "top1" in row and "operator" in row:
         return "classification"
+    if "chosen" in row:
+        return "choices" if "operator" in row else "budgets"
     if "best_peer" in row:
         return "kernels"
     if content.get("layers") and "inference eager" in content["layers"][0]:

@@ -23,7 +23,9 @@ HOWTO = {
     "swap_a_model.md": "your trained model, leaner: plan, swap, fold, optimise, export",
     "train_your_own.md": "your own images and masks, from a folder to a report",
     "new_operator.md": "a convolution of your own, in one file",
-    "guide.md": "which convolution for what, from measured figures",
+    "guide.md": "which convolution for what",
+    "results.md": "what was measured: speed, accuracy, the papers' tables",
+    "limits.md": "what this does not do",
 }
 
 
