@@ -19,23 +19,23 @@ __all__ = ["ROOT", "pages", "write"]
 
 
 def pages(results: Results | None = None) -> dict[str, str]:
-    """Every generated page: path under `docs` -> text. Made from the sources at hand alone, so always the same."""
+    """Every generated page: path under `docs` -> text. Read from the sources at hand alone, so always the same."""
     results = Results.read() if results is None else results
-    made = {f"operators/{name}.md": operator_page(name, results) for name in names()}
+    texts = {f"operators/{name}.md": operator_page(name, results) for name in names()}
     by_hand = {name: filled((ROOT / name).read_text(encoding="utf-8"), results) for name in FILLED}
-    return made | by_hand | {"README.md": index_page(), "guide.md": guide_page(results)}
+    return texts | by_hand | {"README.md": index_page(), "guide.md": guide_page(results)}
 
 
 def write(root: Path = ROOT) -> list[Path]:
     """Write what has changed, remove pages of operators that are gone; returns the paths that were touched."""
     touched = []
-    made = pages()
-    for name, text in made.items():
+    texts = pages()
+    for name, text in texts.items():
         path = (root / name).resolve()
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             touched.append(write_atomic(path, text))
     for path in sorted((root / "operators").glob("*.md")):
-        if f"operators/{path.name}" not in made:
+        if f"operators/{path.name}" not in texts:
             path.unlink()
             touched.append(path)
     for name, (data, *_) in FIGURES.items():

@@ -67,7 +67,7 @@ def draw_banner(path: Path, results: Results) -> Path:
         bars.set_xticks([])
         bars.tick_params(left=False)
         bars.spines[:].set_visible(False)
-        bars.set_title("U-Net, one 256×256 image, one CPU thread", color=_INK, fontsize=11)
+        bars.set_title("U-Net, 256×256, one thread (AMD EPYC)", color=_INK, fontsize=11)
         about = {"Software": None, "Description": json.dumps(measured)}
         return replace_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120, metadata=about))
 

@@ -38,8 +38,8 @@ def filled(text: str, results: Results) -> str:
         _, mark, after = rest.partition(end)
         if not mark:
             raise ValueError(f"{start.strip()} has no {end}")
-        made = BLOCKS[name](results)
-        text = f"{before}{start}{made}\n{end}{after}" if made else f"{before}{start}{end}{after}"
+        block = BLOCKS[name](results)
+        text = f"{before}{start}{block}\n{end}{after}" if block else f"{before}{start}{end}{after}"
     return text
 
 

@@ -47,9 +47,9 @@ def _answer_untouched(results: Results) -> Iterator[str]:
     for content in results.choices.values():
         whole = [row for row in content["rows"] if row["operator"] == "network"]
         given = [row for row in whole if row["place"].startswith("timm:") and " to " not in row["place"]]
-        told = ", ".join(f"`{row['place']}` {row['ratio']:.2f}" for row in sorted(given, key=lambda r: -r["ratio"]))
-        if told:
-            yield f"- **Without training:** call `optimize` alone. Times as fast as the best other engine: {told}."
+        listed = ", ".join(f"`{row['place']}` {row['ratio']:.2f}" for row in sorted(given, key=lambda r: -r["ratio"]))
+        if listed:
+            yield f"- **Without training:** call `optimize` alone. Times as fast as the best other engine: {listed}."
         single = [row["ratio"] for row in content["rows"] if row["operator"] != "network"]
         if single:
             yield (
@@ -82,11 +82,11 @@ def _answer_scores(results: Results) -> Iterator[str]:
         good = [row for row in lean if row[key]["mean"] >= dense[key]["mean"]]
         marks = front([(macs_of(row), score(row, key)) for row in lean])
         picks = sorted((row for row, is_best in zip(lean, marks) if is_best), key=lambda row: -macs_of(row))
-        told = "; ".join(f"{name(row)} {score(row, key):.3f} at {share(row, dense)} of the MACs" for row in picks)
+        listed = "; ".join(f"{name(row)} {score(row, key):.3f} at {share(row, dense)} of the MACs" for row in picks)
         count = f"{len(good)} of {len(lean)} reach" if good else f"none of {len(lean)} reaches"
         yield (
             f"- **{task}, {budget(stem, content)}:** {count} the dense network's {title} of {score(dense, key):.3f}. "
-            f"The best for their MACs: {told}."
+            f"The best for their MACs: {listed}."
         )
 
 
@@ -113,9 +113,9 @@ def _answer_speed(results: Results) -> Iterator[str]:
 
 def _answer_share(results: Results) -> Iterator[str]:
     for content in results.shares.values():
-        told = (f"`{text}` {100 * found['share']:.1f} %" for text, found in content["share"].items())
+        listed = (f"`{text}` {100 * found['share']:.1f} %" for text, found in content["share"].items())
         of = f"Of the dense convolutions of {content['planned']:,} public networks"
-        yield f"- **Will it fit my network?** {of}: {', '.join(told)}."
+        yield f"- **Will it fit my network?** {of}: {', '.join(listed)}."
 
 
 def _gaps(results: Results) -> Iterator[str]:

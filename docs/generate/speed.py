@@ -90,9 +90,9 @@ def kernels(stem: str, content: dict[str, Any]) -> str:
             "speed-up at the roofline"]  # fmt: skip
     return page(
         "## Single layers: our kernel called directly, against the best other runtime",
-        "The same operator, layer by layer, with its ReLU: how many times as fast our CPU kernel is as the fastest of "
-        f"{', '.join(peers)}. Below 1 the other runtime wins. `optimize` takes no part here, and the time is the least "
-        f"CPU time of a call. Geometric mean over all layers: {overall:.2f}.",
+        "The same operator, layer by layer, with its ReLU. A figure says how many times as fast our CPU kernel is as "
+        f"the fastest of {', '.join(peers)}. Below 1 the other runtime wins. `optimize` takes no part here, and the "
+        f"time is the least CPU time of a call. Geometric mean over all layers: {overall:.2f}.",
         table(head, rows, "lrrllrrr"),
         f"{FLOOR} The last column is the speed-up if every layer reached the roofline.",
         f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
@@ -156,8 +156,8 @@ def _order(entry: dict[str, Any]) -> tuple[Any, ...]:
 def setting(entry: dict[str, Any]) -> str:
     """Input shape, threads and, where it is not float32, the dtype of a row."""
     size, dtype = str(entry["size"]), entry.get("dtype", "float32")
-    told = f"{entry['batch']}x3x{size if 'x' in size else f'{size}x{size}'}, {entry['threads']}"
-    return told if dtype == "float32" else f"{told}, {dtype}"
+    words = f"{entry['batch']}x3x{size if 'x' in size else f'{size}x{size}'}, {entry['threads']}"
+    return words if dtype == "float32" else f"{words}, {dtype}"
 
 
 def outcome(entry: dict[str, Any]) -> dict[str, Any] | None:
