@@ -1,4 +1,4 @@
-"""The decision guide: which convolution for what, from committed measurements alone."""
+"""The decision guide: which convolution for what, from committed measurements and the operators' words."""
 
 from collections.abc import Iterator
 
@@ -13,52 +13,62 @@ from docs.generate.measured import (
     macs_of,
     operator_of,
 )
-from docs.generate.sections import (
-    budget,
-    codes,
-    engines,
-    kernels,
-    layers,
-    name,
-    networks,
-    score,
-    share,
-    shares,
-    trained,
-)
+from docs.generate.operators import words
+from docs.generate.sections import budget, codes, name, score, share
+from docs.generate.speed import geometric
 from leanconv.nn import names
 
 INTRODUCTION = (
-    "Every figure here is read from a file under `benchmarks/results`, and the command that made it stands beside it. "
-    "What was not measured is listed at the end, not guessed. Figures of one file belong together (same data, budget, "
-    "machine); figures of two files do not. How an operator works stands on [its own page](README.md)."
+    "Every figure is read from a file under `benchmarks/results`; [the results](results.md) have the tables, with "
+    "the command and the machine of each. Figures of one file belong together (same data, budget, machine); figures of "
+    "two files do not. How an operator works stands on [its own page](README.md)."
 )
 
 
 def guide_page(results: Results) -> str:
-    """The whole guide. A section stands only where its results file does."""
-    sections = [
-        *(trained(stem, c, "dice", "Segmentation") for stem, c in results.segmentation.items()),
-        *(trained(stem, c, "top1", "Classification") for stem, c in results.classification.items()),
-        *(networks(stem, c) for stem, c in results.networks.items()),
-        *(engines(stem, c) for stem, c in results.engines.items()),
-        *(layers(stem, c) for stem, c in results.layers.items()),
-        *(kernels(stem, c) for stem, c in results.kernels.items()),
-        *(shares(stem, c) for stem, c in results.shares.items()),
-    ]
+    """The whole guide. An answer stands only where its results file does."""
     return page(
         "# Which convolution for what",
         INTRODUCTION,
         _answers(results),
-        *sections,
+        "## When to use which operator",
+        "\n".join(f"- [`{name}`](operators/{name}.md): {own['when']}" for name, own in words().items()),
         "## What is not measured yet",
         "\n".join(_gaps(results)),
     )
 
 
 def _answers(results: Results) -> str:
-    lines = [*_answer_scores(results), *_answer_speed(results), *_answer_share(results)]
+    lines = [*_answer_untouched(results), *_answer_scores(results), *_answer_speed(results), *_answer_share(results)]
     return page("## In short", "\n".join(lines)).rstrip() if lines else ""
+
+
+def _answer_untouched(results: Results) -> Iterator[str]:
+    for content in results.choices.values():
+        whole = [row for row in content["rows"] if row["operator"] == "network"]
+        given = [row for row in whole if row["place"].startswith("timm:") and " to " not in row["place"]]
+        listed = ", ".join(f"`{row['place']}` {row['ratio']:.2f}" for row in sorted(given, key=lambda r: -r["ratio"]))
+        if listed:
+            yield f"- **Without training:** call `optimize` alone. Times as fast as the best other engine: {listed}."
+        single = [row["ratio"] for row in content["rows"] if row["operator"] != "network"]
+        if single:
+            yield (
+                f"- **What `optimize` chooses** for single layers: geometric mean {geometric(single):.2f} times the "
+                f"best peer's speed on {len(single)} layers "
+                "([table](results.md#what-optimize-chose-against-the-best-peer))."
+            )
+    for content in results.layers.values():
+        seen = [
+            ratio
+            for own in layer_ratios(content, "inference").values()
+            for layer, ratio in own.items()
+            if layer.startswith("depthwise")
+        ]
+        if seen and max(seen) <= 1:
+            yield (
+                "- **Networks of depthwise layers (MobileNetV3):** `optimize` alone; in plain PyTorch no operator was "
+                "faster than the depthwise layer that it replaces."
+            )
 
 
 def _answer_scores(results: Results) -> Iterator[str]:
@@ -72,21 +82,23 @@ def _answer_scores(results: Results) -> Iterator[str]:
         good = [row for row in lean if row[key]["mean"] >= dense[key]["mean"]]
         marks = front([(macs_of(row), score(row, key)) for row in lean])
         picks = sorted((row for row, is_best in zip(lean, marks) if is_best), key=lambda row: -macs_of(row))
-        told = "; ".join(f"{name(row)} {score(row, key):.3f} at {share(row, dense)} of the MACs" for row in picks)
+        listed = "; ".join(f"{name(row)} {score(row, key):.3f} at {share(row, dense)} of the MACs" for row in picks)
         count = f"{len(good)} of {len(lean)} reach" if good else f"none of {len(lean)} reaches"
         yield (
             f"- **{task}, {budget(stem, content)}:** {count} the dense network's {title} of {score(dense, key):.3f}. "
-            f"The best for their MACs: {told}."
+            f"The best for their MACs: {listed}."
         )
 
 
 def _answer_speed(results: Results) -> Iterator[str]:
     for content in results.networks.values():
         models = content["comparison"]["models"]
-        top, base = max(models, key=lambda m: m["speedup"]), models[0]
+        alike = [m for m in models if m["name"].endswith(", optimised")] or models  # both sides optimised, or neither
+        top, base = max(alike, key=lambda m: m["speedup"]), alike[0]
         yield (
             f"- **Time of a whole network:** {base['macs'] / top['macs']:.2f} times fewer MACs became "
-            f"{top['speedup']:.2f} times the speed (`{top['name']}` against `{base['name']}`, {machine(content)})."
+            f"{top['speedup'] / base['speedup']:.2f} times the speed (`{top['name']}` against `{base['name']}`, "
+            f"{machine(content)})."
         )
     for content in results.layers.values():
         ratios = layer_ratios(content, "inference")
@@ -94,16 +106,16 @@ def _answer_speed(results: Results) -> Iterator[str]:
         always = sorted(text for text, own in ratios.items() if min(own.values()) > 1)
         where = f"({machine(content)})"
         if always:
-            yield f"- **Faster than dense on every layer timed** {where}: {codes(always)}."
+            yield f"- **Faster than dense on every layer timed, not optimised** {where}: {codes(always)}."
         if slower:
-            yield f"- **Faster than dense on no layer timed** {where}: {codes(slower)}."
+            yield f"- **Faster than dense on no layer timed, not optimised** {where}: {codes(slower)}."
 
 
 def _answer_share(results: Results) -> Iterator[str]:
     for content in results.shares.values():
-        told = (f"`{text}` {100 * found['share']:.1f} %" for text, found in content["share"].items())
+        listed = (f"`{text}` {100 * found['share']:.1f} %" for text, found in content["share"].items())
         of = f"Of the dense convolutions of {content['planned']:,} public networks"
-        yield f"- **Will it fit my network?** {of}: {', '.join(told)}."
+        yield f"- **Will it fit my network?** {of}: {', '.join(listed)}."
 
 
 def _gaps(results: Results) -> Iterator[str]:
@@ -120,7 +132,7 @@ def _gaps(results: Results) -> Iterator[str]:
             yield f"- **{title}** of {codes(rest)}."
     everything = [c for group in vars(results).values() for c in group.values() if isinstance(c, dict)]
     devices = sorted({device(c) for c in everything} - {""})
-    yield f"- **Devices:** all figures above come from {' and '.join(devices) or 'none'}; every other device is open."
+    yield f"- **Devices:** all figures come from {' and '.join(devices) or 'none'}; every other device is open."
     single = [
         stem
         for group in (results.segmentation, results.classification)
@@ -130,6 +142,6 @@ def _gaps(results: Results) -> Iterator[str]:
     if single:
         yield f"- **Spread over seeds** in {', '.join(f'`{stem}.json`' for stem in single)}: rows of one seed only."
     yield "- **Systolic arrays:** `leanconv profile MODEL --array 64x64` gives cycles of a model, not of a device."
-    yield "- **The papers' own budgets:** what stands above are short ones; the papers' accuracies stand on the pages."
+    yield "- **The papers' own budgets:** ours are short ones; the papers' accuracies stand on the operators' pages."
     for stem in results.other:
-        yield f"- `{stem}.json` is of a kind that this page does not show."
+        yield f"- `{stem}.json` is of a kind that no page shows."

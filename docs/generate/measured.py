@@ -22,6 +22,7 @@ class Results:
         kernels: our kernels against the best other runtime on the same operator.
         engines: whole networks on our engine and on its peers; a list, one entry a network.
         shares: how many convolutions of public networks an operator takes.
+        choices: what `optimize` chose against the best peer. budgets: the same within its default budget.
         other: files of another kind, which no page shows.
     """
 
@@ -32,6 +33,8 @@ class Results:
     kernels: dict[str, Any] = field(default_factory=dict)
     engines: dict[str, Any] = field(default_factory=dict)
     shares: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, Any] = field(default_factory=dict)
+    budgets: dict[str, Any] = field(default_factory=dict)
     other: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -51,6 +54,8 @@ def _kind(content: Any) -> str:
         return "segmentation"
     if "top1" in row and "operator" in row:
         return "classification"
+    if "chosen" in row:
+        return "choices" if "operator" in row else "budgets"
     if "best_peer" in row:
         return "kernels"
     if content.get("layers") and "inference eager" in content["layers"][0]:
@@ -73,10 +78,10 @@ def operator_of(text: str) -> str:
 def machine(content: dict[str, Any]) -> str:
     """Device, threads and torch in words."""
     about = content.get("machine") or content.get("device") or content.get("comparison", {}).get("device") or {}
-    told = str(about.get("name", "unnamed machine")) + (f" ({about['isa']})" if about.get("isa") else "")
+    words = str(about.get("name", "unnamed machine")) + (f" ({about['isa']})" if about.get("isa") else "")
     if threads := about.get("threads"):
-        told += f", {threads} thread{'s' if threads != 1 else ''}"
-    return told + (f", torch {about['torch']}" if about.get("torch") else "")
+        words += f", {threads} thread{'s' if threads != 1 else ''}"
+    return words + (f", torch {about['torch']}" if about.get("torch") else "")
 
 
 def device(content: dict[str, Any]) -> str:
@@ -139,8 +144,8 @@ def lines_about(name: str, results: Results) -> Iterator[str]:
     for stem, content in results.kernels.items():
         for text, gains in kernel_gains(content).items():
             if operator_of(text) == name:
-                told = spread(gains, "the best other runtime")
-                yield f"- `{text}`, our CPU kernel: {told} ({machine(content)}; `{stem}.json`)"
+                words = spread(gains, "the best other runtime")
+                yield f"- `{text}`, our CPU kernel: {words} ({machine(content)}; `{stem}.json`)"
     for stem, content in results.networks.items():
         models = content["comparison"]["models"]
         for each in models:
@@ -165,10 +170,10 @@ def _trained(name: str, stem: str, content: dict[str, Any], score: str, title: s
     for row in rows:
         if operator_of(row.get("operator") or row["reference"]) != name:
             continue
-        told = f"- {row.get('model') or row['operator']}: {title} {row[score]['mean']:.3f}"
+        words = f"- {row.get('model') or row['operator']}: {title} {row[score]['mean']:.3f}"
         if dense is not None and row is not dense:
-            told += f" (dense {dense[score]['mean']:.3f}) at {_fewer(macs_of(dense), macs_of(row))}"
-        yield f"{told}, {_seeds(row['seeds'])} (`{stem}.json`)"
+            words += f" (dense {dense[score]['mean']:.3f}) at {_fewer(macs_of(dense), macs_of(row))}"
+        yield f"{words}, {_seeds(row['seeds'])} (`{stem}.json`)"
 
 
 def _seeds(count: int) -> str:
@@ -185,5 +190,5 @@ def spread(ratios: dict[str, float], than: str = "dense") -> str:
     """How an operator does over the layers it was timed on, best and worst by name."""
     top, low = max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__)
     faster = sum(ratio > 1 for ratio in ratios.values())
-    told = f"faster than {than} on {faster} of {len(ratios)} layers, best {ratios[top]:.2f}x ({top})"
-    return told + (f", worst {ratios[low]:.2f}x ({low})" if top != low else "")
+    words = f"faster than {than} on {faster} of {len(ratios)} layers, best {ratios[top]:.2f}x ({top})"
+    return words + (f", worst {ratios[low]:.2f}x ({low})" if top != low else "")

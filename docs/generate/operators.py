@@ -23,7 +23,9 @@ HOWTO = {
     "swap_a_model.md": "your trained model, leaner: plan, swap, fold, optimise, export",
     "train_your_own.md": "your own images and masks, from a folder to a report",
     "new_operator.md": "a convolution of your own, in one file",
-    "guide.md": "which convolution for what, from measured figures",
+    "guide.md": "which convolution for what",
+    "results.md": "what was measured: speed, accuracy, the papers' tables",
+    "limits.md": "what this does not do",
 }
 
 
@@ -149,8 +151,8 @@ def _measured(name: str, results: Results) -> str:
     lines = list(lines_about(name, results))
     said = "\n".join(lines) if lines else "Nothing yet: no benchmark of this repository has a committed figure for it."
     note = (
-        "Figures of one file of `benchmarks/results` share data, budget and machine; the [guide](../guide.md) has them "
-        "side by side."
+        "Figures of one file of `benchmarks/results` share data, budget and machine; the [results](../results.md) "
+        "have them side by side."
     )
     return page("## What we measured", said, note if lines else "").rstrip()
 
@@ -194,7 +196,7 @@ def index_page() -> str:
     dense, depthwise = observed.REFERENCE["dense"], observed.REFERENCE["depthwise"]
     note = (
         f"Counted with default options on {dense} at {dense.h}x{dense.w}, no bias; those that replace depthwise layers "
-        f'only, on {depthwise}. "Times fewer" is arithmetic, not time: time is measured, in the [guide](guide.md). '
+        f'only, on {depthwise}. "Times fewer" is arithmetic, not time: times stand in the [results](results.md). '
         '"Trained weights" says what `apply_` keeps of a trained dense layer.'
     )
     return page(

@@ -5,7 +5,9 @@ import re
 import pytest
 
 from docs.generate import ROOT
+from docs.generate.banner import NAME, banner_times, draw_banner, times
 from docs.generate.figures import FIGURES, draw, drawn, hetconv_speedup, xsepconv_cost
+from docs.generate.measured import Results
 
 
 def test_hetconv_speedup_is_the_papers_formula():
@@ -46,3 +48,16 @@ def test_drawing_twice_gives_the_same_bytes(name, tmp_path):
     first, second = (draw(name, tmp_path / f"{turn}.svg") for turn in "ab")
     assert first.read_bytes() == second.read_bytes()
     assert drawn(first) == FIGURES[name][0]()
+
+
+def test_the_banner_carries_the_measured_times():
+    results = Results.read()
+    assert banner_times(ROOT / "figures" / NAME) == times(results), "run `make docs`"
+
+
+def test_drawing_the_banner_twice_gives_the_same_bytes(tmp_path):
+    pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib")
+    results = Results.read()
+    first, second = (draw_banner(tmp_path / f"{turn}.png", results) for turn in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    assert banner_times(first) == times(results)

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.operators import layer_rows
 from docs.generate import ROOT, pages
+from docs.generate.blocks import BLOCKS, filled
 from docs.generate.guide import guide_page
 from docs.generate.measured import RESULTS, Results, front, layer_ratios, operator_of
 from docs.generate.observed import observe, option_words, taken
@@ -87,7 +88,7 @@ def test_measured_figures_are_the_files(made):
     rows = {row["model"]: row for row in json.loads((RESULTS / "segmentation_wafer.json").read_text())["rows"]}
     dice = f"{rows['SPLConv .5']['dice']['mean']:.3f}"
     assert f"SPLConv .5: Dice over all pixels {dice}" in made["operators/splconv.md"]
-    section = made["guide.md"].partition("## Segmentation: wafer, 12 epochs")[2]
+    section = made["results.md"].partition("## Segmentation: wafer, 12 epochs")[2]
     line = next(line for line in section.splitlines() if line.startswith("| SPLConv .5 |"))
     assert dice in line
     assert f"{rows['U-Net']['macs_128px'] / rows['SPLConv .5']['macs_128px']:.2f}" in line
@@ -115,10 +116,10 @@ def test_the_operators_benchmark_gets_its_section():
     ratios = layer_ratios(content, "inference")
     assert set(ratios) == {"drconv", "hetconv(part=2)"}
     results = Results(layers={"operators_cpu": content})
-    text = guide_page(results)
+    text = BLOCKS["layers"](results)
     assert f"| `drconv` | {ratios['drconv']['tiny']:.2f} |" in text
     assert ("Losses" in text) == any(own["tiny"] < 1 for own in ratios.values())
-    assert "layer** of `conv`" not in text
+    assert "layer** of `conv`" not in guide_page(results)
     assert "`hetconv(part=2)`, inference" in operator_page("hetconv", results)
 
 
@@ -134,9 +135,11 @@ def test_losses_and_wins_of_a_classification_stand_side_by_side():
         "rows": [row("conv", 0.8, 900), row("hetconv(part=4)", 0.7, 300), row("sic", 0.6, 400)],
         "speed": {"clock": "cpu", "layout": "channels_last", "forward": rates, "train": rates},
     }  # fmt: skip
-    text = guide_page(Results(classification={"classification_cifar10": content}))
+    results = Results(classification={"classification_cifar10": content})
+    text = guide_page(results)
     assert "none of 2 reaches the dense network's top-1 of 0.800" in text
     assert "The best for their MACs: `hetconv(part=4)` 0.700 at 33 % of the MACs." in text
+    text = BLOCKS["classification"](results)
     assert "| `hetconv(part=4)` | 80 | 0.80 | 80 | 0.80 |" in text  # fewer MACs and slower: it stands there
 
 
@@ -157,12 +160,61 @@ def test_the_kernels_benchmark_gets_its_section():
         "rows": rows,
     }
     results = Results(kernels={"cpu_kernels": content})
-    text = guide_page(results)
-    assert "| `sic` | 3 | 2.00 | 8.00 (c) | 0.50 (b) | 1 |" in text
+    text = BLOCKS["kernels"](results)
+    assert "| `sic` | 3 | 2.00 | 8.00 (c) | 0.50 (b) | 1 | - | - |" in text
     assert "the fastest of OpenVINO, channels_last." in text
-    assert "`sic`" in text.partition("**Time against the dense layer**")[2].partition("\n")[0]  # that is not measured
+    assert (
+        "`sic`" in guide_page(results).partition("**Time against the dense layer**")[2].partition("\n")[0]
+    )  # that is not measured
     line = "faster than the best other runtime on 2 of 3 layers, best 8.00x (c), worst 0.50x (b)"
     assert line in operator_page("sic", results)
+
+
+def test_choices_name_every_loss_below_the_limit():
+    def row(operator, place, ratio):
+        return {
+            "operator": operator, "place": place, "ratio": ratio, "low": ratio, "high": ratio, "chosen": "fused",
+            "peer": "openvino", "commit": "abc",
+        }  # fmt: skip
+
+    rows = [row("network", "timm:x", 1.5), row("sic", "a", 0.9), row("sic", "b", 1.6), row("conv", "a", 1.0)]
+    content = {"rows": rows, "machine": {"device": "cpu", "name": "here"}}
+    text = BLOCKS["choices"](Results(choices={"choices": content}))
+    assert "| `timm:x` | fused | openvino | 1.50 | 1.50 to 1.50 |" in text
+    assert "| `sic` | 2 | 1.20 | 1.60 | 0.90 |" in text
+    assert "3 layers, geometric mean 1.13. Below 0.97: `sic` at a 0.900." in text
+
+
+def test_the_default_budget_is_rendered_once_it_is_measured():
+    assert "Not measured on this commit yet" in BLOCKS["budget"](Results())
+    row = {
+        "network": "timm:x", "dtype": "float32", "threads": 2, "seconds": 88.4, "chosen": "fused", "missed": "",
+        "peer": "openvino", "ratio": 1.25, "low": 1.2, "high": 1.3, "ms": 10.0,
+    }  # fmt: skip
+    content = {"command": "python -m x", "machine": {"name": "here"}, "cold": True, "rows": [row]}
+    text = BLOCKS["budget"](Results(budgets={"default_budget": content}))
+    assert "| `timm:x` | float32, 2 | 88 | none | fused | 10 | 1.25 (openvino) |" in text
+    assert "On here. A process a row, as a user calls it; no kernel was compiled before. 0 of 1 rows" in text
+
+
+def test_machines_of_two_kinds_stand_in_two_tables():
+    def entry(name, ours):
+        times = {"m, fused": {"median_ms": ours}, "m, openvino": {"median_ms": 2.0}}
+        return {
+            "model": "m", "size": 224, "batch": 1, "threads": 1, "clock": "wall", "command": "c", "times": times,
+            "machine": {"name": name, "threads": 1},
+        }  # fmt: skip
+
+    text = BLOCKS["engines"](Results(engines={"fused_engine": [entry("A", 1.0), entry("B", 4.0)]}))
+    first, second = text.split("each other engine, B")
+    assert "each other engine, A" in first
+    assert "2.00 (openvino)" in first
+    assert "0.50 (openvino)" in second
+
+
+def test_a_block_without_its_end_is_an_error():
+    with pytest.raises(ValueError, match="has no <!-- /budget -->"):
+        filled("<!-- budget -->\ntext\n", Results())
 
 
 def test_front():

@@ -108,8 +108,9 @@ def test_every_command_is_one_that_leanconv_would_take(page):
         assert name == "leanconv"
         command = typer.main.get_command(build(words[0])).commands[words[0]]
         context = command.make_context(words[0], words[1:])  # raises on an option or argument that it does not have
-        if context.params.get("to"):
-            parse(context.params["to"])
+        given = context.params.get("to") or []  # `profile` takes several
+        for text in [given] if isinstance(given, str) else given:
+            parse(text)
         if words[0] == "reproduce":
             select(words[1])
         recipe = Path(context.params.get("recipe") or "")
