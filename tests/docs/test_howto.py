@@ -222,6 +222,7 @@ def lowrank(tmp_path, monkeypatch):
     sys.modules.pop("lowrank", None)
 
 
+@pytest.mark.slow
 def test_the_new_operator_is_one_and_keeps_the_contract(lowrank):
     space = {}
     for block in in_language("new_operator.md", "python")[1:]:

@@ -446,6 +446,7 @@ def distance(layer, conv):
     return (layer(x) - conv(x)).norm()
 
 
+@pytest.mark.slow
 def test_compiles_without_graph_break(case):
     text, spec = case
     layer, x = built(text, spec).eval(), spec.input()
@@ -475,6 +476,7 @@ def test_gradcheck(text):
     assert torch.autograd.gradcheck(run, (x, *values), atol=1e-5, fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [f"{name}" for name in names()])
 def test_inductor(text):
     key = "stride2" if "stride" in get(parse(text)[0]).accepts else "plain"
@@ -489,6 +491,7 @@ def exported(text, key):
     return fitting(text, SPECS[key], ConvSpec.of(12, 12, 3, SPECS[key].stride, 1, n=2, h=15, w=17))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "text"), [(key, text) for key in ("plain", "stride2") for text in OPERATORS if exported(text, key)]
 )
