@@ -92,6 +92,7 @@ def test_nested_calls_and_answers(suffix, tmp_path):
         assert set(result.inputs) >= {"input0", "input1"} or set(result.inputs) >= {"x", "scale"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conv", ["conv", "splconv(alpha=0.5)", "spconv", "hetconv(part=4)"])
 def test_unet_of_every_operator(conv, tmp_path):
     model = unet(base=8, levels=1, conv=conv)
@@ -260,6 +261,7 @@ def test_a_move_that_fails_half_way_restores_the_old_pair(tmp_path, monkeypatch)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == old
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_no_file(tmp_path):
     code = (
         "import importlib, time, torch\n"

@@ -183,7 +183,6 @@ def test_train_your_own_runs(small, shell):
     assert "runs/lean" in Path("report.html").read_text()
 
 
-@pytest.mark.slow
 def test_the_classifier_on_the_page_trains(tmp_path, monkeypatch, shell):
     from PIL import Image
 
@@ -222,7 +221,6 @@ def lowrank(tmp_path, monkeypatch):
     sys.modules.pop("lowrank", None)
 
 
-@pytest.mark.slow
 def test_the_new_operator_is_one_and_keeps_the_contract(lowrank):
     space = {}
     for block in in_language("new_operator.md", "python")[1:]:
