@@ -28,8 +28,9 @@ test: $(READY)  ## the whole test suite on 2 processes
 	$(call run_tests,$(VENV))
 
 # For the minutes between two edits, under 3 on 2 quiet cores. It leaves out what is marked `slow`: tests that take more
-# than about 5 s of CPU, compile whole networks or many kernels, start a browser, or train in another process. The last
-# lines list those files with their number of tests: after a change to one of these rooms, run its files too.
+# than about 5 s of CPU, compile or export whole networks, compile many kernels, start a browser, or train in another
+# process. Its last lines list those files with their number of tests. After a change to one of these rooms, run its
+# files too.
 test-fast: $(READY)  ## the tests that are not slow; prints what it leaves out
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 

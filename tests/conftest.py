@@ -40,9 +40,9 @@ LEFT_OUT = pytest.StashKey[Counter]()
 
 
 def pytest_deselected(items):
-    if items and items[0].config.option.markexpr:
-        found = items[0].config.stash.setdefault(LEFT_OUT, Counter())
-        found.update(item.nodeid.partition("::")[0] for item in items)
+    config = items[0].config if items else None
+    if config and config.option.markexpr and not config.option.keyword:  # `-k` leaves out tests, too
+        config.stash.setdefault(LEFT_OUT, Counter()).update(item.nodeid.partition("::")[0] for item in items)
 
 
 def pytest_sessionfinish(session):
