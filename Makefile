@@ -11,7 +11,7 @@ define run_tests
 	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest tests/report tests/examples
 endef
 
-.PHONY: demo test test-oldest lint format bench docs clean
+.PHONY: demo test test-fast test-oldest lint format bench docs clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "leanconv needs Python >= 3.11, this is %s: make PYTHON=python3.x" % sys.version.split()[0])'
@@ -23,8 +23,16 @@ $(READY): pyproject.toml
 demo: $(READY)  ## train a small U-Net and its SPLConv twin on made wafers, compare, export, report
 	$(BIN)/python -m examples.demo
 
+# Everything, under 15 minutes on 2 quiet cores: what CI runs, and what must pass before a commit is handed over.
 test: $(READY)  ## the whole test suite on 2 processes
 	$(call run_tests,$(VENV))
+
+# For the minutes between two edits, under 3 on 2 quiet cores. It leaves out what is marked `slow`: tests that take more
+# than about 5 s of CPU, compile or export whole networks, compile many kernels, start a browser, or train in another
+# process. Its last lines list those files with their number of tests. After a change to one of these rooms, run its
+# files too.
+test-fast: $(READY)  ## the tests that are not slow; prints what it leaves out
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # Constraints come from pyproject.toml itself, so the build must not fetch tools of its own.
 $(OLDEST)/.ready: pyproject.toml .ci/oldest.py

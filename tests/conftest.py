@@ -1,6 +1,7 @@
 """What every test shares: one thread, a fixed seed, the real images where they are at hand."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,55 @@ for _name in ("LEANCONV_ARITHMETIC", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS
     os.environ.pop(_name, None)
 # Tables are as wide as the terminal; the tests read them at the width of piped output, whatever runs them.
 os.environ["COLUMNS"] = "160"
+
+# Rooms and files whose tests compile kernels for many shapes, or capture and compile whole networks: all are `slow`.
+SLOW = [
+    "engine/fused/capture",
+    "engine/fused/test_bfloat16.py",
+    "engine/fused/test_candidate.py",
+    "engine/fused/test_odd_models.py",
+    "kernels/bound",
+    "kernels/pipelines",
+    "kernels/runtime/test_out_of_bounds.py",
+]
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` is applied
+def pytest_collection_modifyitems(items):
+    slow = [(Path(__file__).parent / name).resolve(strict=True) for name in SLOW]
+    for item in items:
+        if any(item.path.is_relative_to(place) for place in slow):
+            item.add_marker("slow")
+
+
+# Tests that `-m` leaves out, by file.
+LEFT_OUT = pytest.StashKey[Counter]()
+
+
+def pytest_deselected(items):
+    config = items[0].config if items else None
+    if config and config.option.markexpr and not config.option.keyword:  # `-k` leaves out tests, too
+        config.stash.setdefault(LEFT_OUT, Counter()).update(item.nodeid.partition("::")[0] for item in items)
+
+
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist sends its list to the process that prints the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(session.config.stash.get(LEFT_OUT, {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Every worker collects all tests, so the list of one is the list of all."""
+    node.config.stash[LEFT_OUT] = Counter(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    left_out = config.stash.get(LEFT_OUT, Counter())
+    if left_out:
+        terminalreporter.section(f"{left_out.total()} tests left out by -m {config.option.markexpr!r}")
+        for name, count in sorted(left_out.items()):
+            terminalreporter.line(f"{count:5}  {name}")
 
 
 @pytest.fixture(autouse=True)

@@ -11,16 +11,10 @@ from typer.testing import CliRunner
 from leanconv.cli.main import COMMANDS, build, main
 
 
-def run(*arguments, stdin=""):
-    return subprocess.run(
-        [sys.executable, "-m", "leanconv", *arguments], capture_output=True, text=True, input=stdin, check=False
-    )
-
-
-def test_an_unknown_command_is_usage():
-    done = run("trian")
-    assert done.returncode == 2
-    assert "trian" in done.stderr
+def test_an_unknown_command_is_usage(leanconv):
+    code, _, err = leanconv("trian")
+    assert code == 2
+    assert "trian" in err
 
 
 def test_a_mistake_is_one_line_and_debug_shows_where(monkeypatch, capsys):

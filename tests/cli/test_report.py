@@ -12,10 +12,6 @@ pytest.importorskip("jinja2", reason="the report needs jinja2")
 pytest.importorskip("matplotlib", reason="the report needs matplotlib")
 
 
-def leanconv(*words):
-    return subprocess.run([sys.executable, "-m", "leanconv", *map(str, words)], capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("cli") / "lean")
@@ -26,11 +22,11 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_json_on_standard_output_and_a_page_beside(run, tmp_path):
     out = tmp_path / "r.html"
-    done = leanconv(
-        "report", run.path, "--out", out, "--budget", "0.01", "--optimize", "0.01", "--threads", "1", "--json"
-    )
+    words = ["report", run.path, "--out", out, "--budget", "0.01", "--optimize", "0.01", "--threads", "1", "--json"]
+    done = subprocess.run([sys.executable, "-m", "leanconv", *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     numbers = json.loads(done.stdout)
     assert numbers["runs"][0]["params"] > 0
@@ -39,10 +35,10 @@ def test_json_on_standard_output_and_a_page_beside(run, tmp_path):
     assert f"leanconv report {run.path}" in out.read_text()
 
 
-def test_what_is_no_run_is_one_line_and_no_file(tmp_path):
+def test_what_is_no_run_is_one_line_and_no_file(leanconv, tmp_path):
     out = tmp_path / "r.html"
-    done = leanconv("report", tmp_path / "nothing", "--out", out)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    code, _, err = leanconv("report", tmp_path / "nothing", "--out", out)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
     assert not out.exists()

@@ -67,6 +67,7 @@ def assert_total(model, x):
     assert not any("certificate" in fold.reason or "outputs" in fold.reason for fold in report.refused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name):
     model, x = timm_network(name)

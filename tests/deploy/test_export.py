@@ -92,6 +92,7 @@ def test_nested_calls_and_answers(suffix, tmp_path):
         assert set(result.inputs) >= {"input0", "input1"} or set(result.inputs) >= {"x", "scale"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conv", ["conv", "splconv(alpha=0.5)", "spconv", "hetconv(part=4)"])
 def test_unet_of_every_operator(conv, tmp_path):
     model = unet(base=8, levels=1, conv=conv)
@@ -279,6 +280,7 @@ def test_what_onnx_needs_is_known_before_the_model_is_captured(library, tmp_path
         export(nn.Conv2d(3, 2, 1), torch.randn(1, 3, 8, 8), tmp_path / "m.onnx")
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_no_file(tmp_path):
     code = (
         "import importlib, time, torch\n"

@@ -68,6 +68,7 @@ def in_the_file(path):
     return [port.any_name for port in model.inputs], run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 @pytest.mark.parametrize("case", ANSWERS)
 def test_every_output_is_found_by_its_reported_name(case, suffix, tmp_path):

@@ -33,6 +33,7 @@ def signal_stack_is_mapped() -> bool:
     return any(low <= stack.start < high for low, high in spans)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
 def test_signals_find_their_stack_after_models_were_freed_in_the_order_they_were_made():
     net, x = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(1, 3, 8, 8)

@@ -184,7 +184,6 @@ def test_train_your_own_runs(small, shell):
     assert "runs/lean" in Path("report.html").read_text()
 
 
-@pytest.mark.slow
 def test_the_classifier_on_the_page_trains(tmp_path, monkeypatch, shell):
     from PIL import Image
 
@@ -236,8 +235,9 @@ def test_the_new_operator_is_one_and_keeps_the_contract(lowrank):
     for text in space["OPERATORS"]:
         name, options = parse(text)
         for key, spec in contract.SPECS.items():
-            contract.test_refusals_are_readable(text, key)
-            if not get(name).why_not(spec, **options):
+            if get(name).why_not(spec, **options):
+                contract.test_refusals_are_readable(text, key)
+            else:
                 held += sum(_holds(contract, test, (text, spec)) for test in vars(contract))
         contract.test_gradcheck(text)
         contract.test_meta_device_builds_without_memory(text)

@@ -135,6 +135,7 @@ def test_eight_threads_call_one_model(engine, always):
         close(y, want.detach())
 
 
+@pytest.mark.slow
 def test_torch_compile(always):
     """One Inductor run: several threads, inputs of other strides, answers that later calls do not overwrite."""
     model, x = Tiny().eval(), torch.randn(2, 3, 8, 8)

@@ -1,6 +1,7 @@
 """What the kernels' tests share: a cache of their own, the fair tolerance, maps of every memory layout."""
 
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -10,9 +11,15 @@ from tests.cpus import CPUS
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """Compiled kernels of this run go to a folder of its own; none of the user's is touched."""
+    """Compiled kernels of this run go to a folder of its own; none of the user's is touched.
+
+    Workers of pytest-xdist share the folder: a kernel that two of them need is compiled once.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LEANCONV_CACHE", str(tmp_path_factory.mktemp("kernels") / "cache"))
+        patch.setenv("LEANCONV_CACHE", str(root / "kernel-cache"))
         yield
 
 

@@ -74,6 +74,7 @@ def test_every_batch_norm_folds(name):
         torch.testing.assert_close(model(X), y, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_option_a_shortcuts_and_squeeze_excite_export(tmp_path):
     pytest.importorskip("onnxruntime", reason="runs the exported file")
     model = build("resnet20_cifar", width=0.25, se=4).eval()

@@ -19,6 +19,14 @@ DENSE = "leanconv:unet?base=4&levels=2"
 LEAN = "leanconv:unet?base=4&levels=2&conv=splconv(alpha=0.5)"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A test that starts a browser is slow."""
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker("slow")
+
+
 def make_data(root: Path, images: int = 6) -> str:
     """Grey noise with one bright square each, 40x56; the second image has no defect."""
     random = np.random.default_rng(0)

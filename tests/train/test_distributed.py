@@ -88,6 +88,7 @@ def launch(path, *words, **environment):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_and_one(tiny_data, tmp_path):
     """SGD without decay: after n steps the weights are the start minus the rate times the sum of n gradients."""
     (tmp_path / "net.py").write_text(NET)
@@ -115,6 +116,7 @@ def test_two_processes_and_one(tiny_data, tmp_path):
     assert two.history.read_text().split(",")[:9] == one.history.read_text().split(",")[:9]
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_of_all_processes(tiny_data, tmp_path):
     """Stopped in mid-epoch on two processes, gone on with on two and on one: the epoch's loss is that of all its steps.
 
@@ -195,6 +197,7 @@ def test_a_set_smaller_than_the_batch_fills_it():
     assert len({seed for _, seed in order.at(0)}) == 7
 
 
+@pytest.mark.slow
 def test_two_processes_classify_as_one(coloured, tmp_path):
     """The same steps of the joint batch, and every image counted once, 15 on two processes too."""
     (tmp_path / "net.py").write_text(CLASSIFIER)

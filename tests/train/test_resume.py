@@ -63,16 +63,28 @@ loop.fit(Recipe.read(path), progress=False, trust_code=True)
 """
 
 
-@pytest.fixture
-def recipe(tiny_data, tmp_path):
-    (tmp_path / "net.py").write_text(NET)
+def recipes(root, data):
+    """`make(name, **settings)`: a recipe whose run goes to that folder below `root`."""
+    (root / "net.py").write_text(NET)
 
     def make(out, **settings):
-        defaults = {"model": f"{tmp_path / 'net.py'}:net", "data": str(tiny_data), "out": str(tmp_path / out)}
+        defaults = {"model": f"{root / 'net.py'}:net", "data": str(data), "out": str(root / out)}
         defaults |= {"size": 24, "batch": 5, "steps": 18, "save_every": 3, "device": "cpu", "threads": 1, "zoom": 1.2}
         return Recipe(**defaults | settings)
 
     return make
+
+
+@pytest.fixture
+def recipe(tiny_data, tmp_path):
+    return recipes(tmp_path, tiny_data)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_data, tmp_path_factory):
+    """A run that nothing stopped; read it, do not write."""
+    make = recipes(tmp_path_factory.mktemp("whole"), tiny_data)
+    return fit(make("whole", save_every=0), progress=False, trust_code=True)
 
 
 def final(folder):
@@ -90,6 +102,7 @@ def assert_same_run(a, b):
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["step", "write"])
 def test_killed_at_a_random_place(recipe, tmp_path, where):
     """SIGKILL inside a step after the backward pass, or inside the writing of a file (of the first eleven)."""
@@ -112,7 +125,7 @@ def test_killed_at_a_random_place(recipe, tmp_path, where):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_a_signal(recipe, monkeypatch, stop):
+def test_stopped_by_a_signal(recipe, whole, monkeypatch, stop):
     settings, real = recipe("stopped", save_every=0), loop._Run._step
 
     def step(self, *batch):
@@ -127,10 +140,10 @@ def test_stopped_by_a_signal(recipe, monkeypatch, stop):
     assert signal.getsignal(stop) == before
     monkeypatch.undo()
     resumed = fit(settings, resume=True, progress=False, trust_code=True)
-    assert_same_run(resumed, fit(recipe("whole", save_every=0), progress=False, trust_code=True))
+    assert_same_run(resumed, whole)
 
 
-def test_stopped_during_a_validation(recipe, monkeypatch):
+def test_stopped_during_a_validation(recipe, whole, monkeypatch):
     settings, real = recipe("stopped", save_every=0), loop.Reporter.validating
 
     def validating(self, done, images):
@@ -142,7 +155,7 @@ def test_stopped_during_a_validation(recipe, monkeypatch):
         fit(settings, progress=False, trust_code=True)
     monkeypatch.undo()
     resumed = fit(settings, resume=True, progress=False, trust_code=True)
-    assert_same_run(resumed, fit(recipe("whole", save_every=0), progress=False, trust_code=True))
+    assert_same_run(resumed, whole)
 
 
 @pytest.fixture
@@ -190,7 +203,7 @@ def test_fewer_steps_than_done_or_other_data_are_refused(recipe, tiny_data, tmp_
     assert folder.recipe.read_text() == before
 
 
-def test_stopped_while_the_best_weights_are_scored(recipe, monkeypatch):
+def test_stopped_while_the_best_weights_are_scored(recipe, whole, monkeypatch):
     """They are in the model's place by then, and must not be taken for the last ones."""
     settings, real = recipe("stopped", save_every=0), loop._Run._evaluate
 
@@ -213,7 +226,7 @@ def test_stopped_while_the_best_weights_are_scored(recipe, monkeypatch):
         fit(settings, progress=False, trust_code=True)
     monkeypatch.undo()
     resumed = fit(settings, resume=True, progress=False, trust_code=True)
-    assert_same_run(resumed, fit(recipe("whole", save_every=0), progress=False, trust_code=True))
+    assert_same_run(resumed, whole)
 
 
 @pytest.mark.parametrize("damage", ["cut", "pickle", "other model", "no header"])

@@ -24,7 +24,7 @@ from leanconv.kernels import cpu_reason
 @pytest.fixture(autouse=True)
 def quick_choice(monkeypatch):
     """What is tested is the answer: a kernel wherever there is one, PyTorch's form to hold it to, nothing measured; of
-    sizes in a program the batch alone is opened (test_sizes.py has the others).
+    sizes in a program the batch alone is opened (capture/test_dynamic_shapes.py has the others).
     """
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setattr(dynamic_shapes, "OPENING_S", 0.0)

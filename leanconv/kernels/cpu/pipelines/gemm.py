@@ -92,7 +92,7 @@ def projection(
 
 
 # Products that are added up in registers, one after the other, at the most: PyTorch's own sums are made in pieces, too,
-# and the error of one long sum passes twice theirs from 600 products on (`tests/kernels/test_long_sums.py`). Of a 1×1
+# and the error of one long sum passes twice theirs from 600 products on (`test_split_k.py`). Of a 1×1
 # they are two from 200 channels on.
 MAX_K = 256
 WHOLE = 192  # channels of a 1×1 that are one piece

@@ -82,6 +82,7 @@ def test_blocks_are_whole_tiles(cpu):
     assert row_block(cpu, 0, 1, 4, 0, 1) == 1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_other_sizes_compile_few_kernels():
     stage = (Stencil(0, 24, (3, 3), padding=AROUND),)

@@ -471,6 +471,7 @@ assert torch.equal(y, torch.full((1, 2, 4, 5), 3.0))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_and_a_third_that_compiles_nothing(halide, tmp_path):
     environment = os.environ | {"LEANCONV_CACHE": str(tmp_path / "kernels"), "OMP_NUM_THREADS": "1"}
     running = [subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment) for _ in range(2)]

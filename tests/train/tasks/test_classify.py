@@ -168,6 +168,7 @@ def test_loss_with_smoothing_by_hand():
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_killed_in_a_step_and_resumed(recipe, tmp_path):
     """With ODConv's temperature and LHC's masks and penalty: six steps an epoch, frozen after the second."""
     options = {"net": "staged", "save_every": 4, "topology_epochs": 2, "optimizer": "sgd", "nesterov": True}

@@ -113,6 +113,7 @@ STAGE = (Stencil(0, 24, (3, 3), padding=(1, 1, 1, 1), bias=True, activation="rel
 AROUND = (1, 1, 1, 1)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.usefixtures("halide")
 @pytest.mark.parametrize("dtype", DTYPES)
