@@ -11,7 +11,7 @@ from torch import Tensor
 from leanconv.kernels.cpu.bound import separable_strassen
 from leanconv.kernels.cpu.bound.base import (
     Bound,
-    Step,
+    PreparedKernel,
     average_of,
     check_fit,
     check_vectors,
@@ -30,10 +30,10 @@ from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import pointwise, separable
 from leanconv.kernels.cpu.pipelines.depthwise import Track, written_out
 from leanconv.kernels.cpu.pipelines.gemm import Tile
-from leanconv.kernels.cpu.runtime.launch import Prefetch, Program, View, Work
+from leanconv.kernels.cpu.runtime.block_loop import BlockLoop, Prefetch, View, Work
 from leanconv.kernels.cpu.runtime.tensors import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.tuning.cost_model import fill, lanes_for, row_block, strip
-from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import Stencil, check_channels
 from leanconv.ops.separable import Separable
 
@@ -41,8 +41,8 @@ from leanconv.ops.separable import Separable
 class BoundSeparable(Bound):
     """`ops.separable.separable` with form and weights given: `bound(inputs, residual=None, gate=None)`."""
 
-    def __init__(self, form: Separable, weights: Sequence[Tensor], cpu: Cpu | None = None) -> None:
-        super().__init__(cpu)
+    def __init__(self, form: Separable, weights: Sequence[Tensor], target: Target | None = None) -> None:
+        super().__init__(target)
         self.form, self.tracks = form, tracks(form)
         self._flat = all(
             s.identity and s.stride == (1, 1) and s.activation == "none" for t in self.tracks for s in t.stencils
@@ -56,8 +56,8 @@ class BoundSeparable(Bound):
         self, inputs: Sequence[Tensor], residual: Tensor | None = None, gate: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         given = (*inputs, residual, gate)
-        if (step := self._known(given)) is not None:
-            return step(*[x for x in given if x is not None])
+        if (known := self._known(given)) is not None:
+            return known(*[x for x in given if x is not None])
         form = self.form
         n, size, nothing = checked(form, inputs)
         if nothing is not None:
@@ -70,12 +70,23 @@ class BoundSeparable(Bound):
         maps.append(gate.float().contiguous() if gate is not None else None)
         return self._call(given, maps)
 
-    def _step(self, *maps: Tensor | None) -> Step:
+    def run(self, maps: Sequence[Tensor | None], averages: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """`maps`: the inputs, the residual, then the gate."""
+        *inputs, residual, gate = maps
+        return self([x for x in inputs if x is not None], residual, gate)
+
+    def takes(self, *maps: Tensor | None) -> bool:
+        """Whether the maps are read where they lie; a gate must be contiguous float32, for its address is passed."""
+        *others, gate = maps
+        plain = gate is None or (gate.is_contiguous() and gate.dtype == torch.float32)
+        return plain and super().takes(*others)
+
+    def _prepare(self, *maps: Tensor | None) -> PreparedKernel:
         *inputs, residual, gate = maps
         given = [x for x in inputs if x is not None]
         n, _, h, w = given[0].shape
         size = (n, self.form.width, *self.form.size(h, w))
-        made = StepBuilder(self, given, residual, gate, size)
+        made = KernelBuilder(self, given, residual, gate, size)
         if self.project is None:
             return made.depthwise()
         if self._flat:
@@ -83,8 +94,8 @@ class BoundSeparable(Bound):
         return separable_strassen.projected(made) or made.projected()
 
 
-class StepBuilder:
-    """Puts one step together. Pointers: inputs, residual, gate, weights, output, averages."""
+class KernelBuilder:
+    """Puts one prepared kernel together. Pointers: inputs, residual, gate, weights, output, averages."""
 
     def __init__(
         self,
@@ -100,7 +111,7 @@ class StepBuilder:
         self.weights: list[Tensor] = []
         self.at_residual, self.at_gate = len(inputs), len(inputs) + (residual is not None)
 
-    def depthwise(self) -> Step:
+    def depthwise(self) -> PreparedKernel:
         """One kernel for each track, all of them on a block of rows before the next block."""
         views, kernels, first = [], [], 0
         for source, taps in zip(self.bound.tracks, self.bound.taps, strict=True):
@@ -128,7 +139,7 @@ class StepBuilder:
         ]
         return self.finish(listed, self._work(), flat=False)
 
-    def projected(self) -> Step:
+    def projected(self) -> PreparedKernel:
         """Stencils, then the 1×1 of whole rows of pixels."""
         form, (n, o, p, q), work = self.form, self.size, self._work()
         assert self.bound.project is not None
@@ -171,7 +182,7 @@ class StepBuilder:
                 found[source.index] = made.joined(found.get(source.index, made))
         return list(found.values())
 
-    def pointwise(self) -> Step:
+    def pointwise(self) -> PreparedKernel:
         """A 1×1 alone: all pixels in a row."""
         form, (n, o, p, q) = self.form, self.size
         pixels = p * q
@@ -208,11 +219,11 @@ class StepBuilder:
         flat: bool,
         apart: bool = False,
         fetches: Sequence[Prefetch] = (),
-    ) -> Step:
+    ) -> PreparedKernel:
         out = self.pointers + len(self.weights)
         average = average_of(out, out + 1, self.size, self.element, flat, apart) if self.form.average else None
-        program = Program(kernels, work, average, fetches)
-        return Step(program, self.weights, self.size, self.form.average, self.element.dtype)
+        loop = BlockLoop(kernels, work, average, fetches)
+        return PreparedKernel(loop, self.weights, self.size, self.form.average, self.element.dtype)
 
     def add(self, packed: Tensor) -> View:
         self.weights.append(packed)
@@ -232,7 +243,7 @@ class StepBuilder:
             return (0, *map(strip, spans, widths, steps))
 
         def pixels(kept: tuple[tuple[int, ...], tuple[int, ...], bool]) -> float:
-            """What is made for a row, over what is needed; infinite where a kernel would not be made like that here."""
+            """What is made for a row, over what is needed; infinite where such a kernel does not fit here."""
             if kept[1:] != (strips(kept[0]), from_memory) or any(map(operator.gt, kept[0], widths)):
                 return math.inf
             return sum(-(-width // tile) * tile / width for width, tile in zip(widths, kept[0], strict=True))
@@ -258,7 +269,7 @@ class StepBuilder:
         inside, or a wide border.
         """
         (r, s), (_, _, left, right) = form.kernel, form.padding
-        plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and not self.element.half
+        plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and self.element.dtype == torch.float32
         return plain and max(left, right) <= 8 and width > left + right
 
     def input(self, source: Source) -> View:

@@ -23,7 +23,7 @@ _ROOMS = Path(__file__).parent.parent
 PIPELINES, RUNTIME = _ROOMS / "pipelines", _ROOMS / "runtime"
 _RUNTIME_FILES = ("runtime", "scratch", "gates", "transpose")
 _RUNTIME_FLAGS, _STUB_FLAGS = ("-O3", "-march=native", "-fPIC"), ("-O1", "-fPIC")
-_FUNCTIONS = ("lc_sizes", "lc_run", "lc_calls", "lc_average", "lc_gates", "lc_blend", "lc_copy", "lc_malloc", "lc_free")
+_FUNCTIONS = ("lc_sizes", "lc_run", "lc_batch", "lc_gates", "lc_copy", "lc_malloc", "lc_free")
 _LOCK = threading.RLock()  # Halide's front end is not made for several threads; compiling one kernel twice is a waste
 
 
