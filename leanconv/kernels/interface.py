@@ -1,4 +1,4 @@
-"""What the engine knows of kernels: a backend for each kind of device, and what it makes of a primitive.
+"""The protocol between engine and kernels: one backend for each kind of device, four steps from form to call.
 
     backend.bind(form, weights)        -> Bound: weights packed, any number of input shapes
     bound.prepare(*maps)               -> Prepared: kernels compiled and chosen for these shapes and strides
@@ -96,7 +96,7 @@ class Backend(Protocol):
         """The primitive with its weights; None where there is no kernel for the form."""
 
     def copy(self, x: Tensor, *, planes: bool) -> Prepared | None:
-        """A map like `x` made contiguous (`planes`) or channels_last; None where PyTorch's copy is as good."""
+        """A copy of maps like `x`, contiguous (`planes`) or channels_last; None where PyTorch's is as good."""
 
     def allocate(self, size: int, *, huge: bool = False) -> Tensor:
         """Uninitialised bytes, with room behind them for vectors that read past a map's end.

@@ -120,7 +120,7 @@ def _best(node: Node, choices: Sequence[Implementation], measured: Mapping[str, 
         try:
             made = next(form for form in choices if form.name == name).make(node)
         except Exception as error:  # the one that was measured had the same sizes and other weights
-            why = _told(error)
+            why = _words(error)
             continue
         if made is not None:
             return name, made
@@ -166,7 +166,7 @@ def _right(
             call = _calling(run, inputs)
             call()
         except Exception as error:  # one that cannot run here is one less to choose from
-            found[form.name] = _told(error)
+            found[form.name] = _words(error)
             continue
         want = seen if want is None else want
         if not agrees(seen, want, TOLERANCE.get(node.dtype, 1e-4)):
@@ -176,7 +176,7 @@ def _right(
     return found, calls
 
 
-def _told(error: Exception) -> str:
+def _words(error: Exception) -> str:
     return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 

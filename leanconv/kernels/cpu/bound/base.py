@@ -28,7 +28,7 @@ from leanconv.kernels.cpu.tuning.cpu import Cpu
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import check_channels
 
-DTYPES = (torch.float32, torch.bfloat16)  # that maps may have, all of a call the same
+DTYPES = (torch.float32, torch.bfloat16)  # of maps; all maps of a call have the same
 _KEPT = 64  # kernels of a bound primitive; each is some kilobytes
 
 
@@ -171,7 +171,7 @@ class Bound(ABC):
         return self._short.get(self._key(maps))
 
     def _call(self, given: Sequence[Tensor | None], maps: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """Run on `maps`, which are `given` made ready; where they are the same, the next call is short."""
+        """Run on `maps`: `given`, copied where their layout required it. Without a copy the next call is short."""
         self._remember(given, maps)
         return self.kernel(*maps)(*[x for x in maps if x is not None])
 
@@ -211,7 +211,7 @@ def check_fit(maps: Sequence[Tensor], n: int, size: Sequence[int]) -> None:
 
 
 def element_type_of(cpu: Cpu, *maps: Tensor | None) -> ElementType:
-    """How the maps of a call are stored. Raises BadInput unless all in the same way."""
+    """The element type of a call's maps. Raises BadInput unless all have the same."""
     found = {x.dtype for x in maps if x is not None}
     if len(found) != 1:
         raise BadInput(f"maps of one dtype are needed, got {', '.join(sorted(map(str, found)))}")

@@ -32,7 +32,7 @@ from leanconv.ops.grouped import Grouped
 class BoundGrouped(Bound):
     """`ops.grouped.grouped` with form and weights given: `bound(inputs, residual=None)`.
 
-    `method`: "direct" or "winograd", where it is not to be chosen.
+    `method`: "direct" or "winograd" to fix it; None leaves the choice to the cost model.
     """
 
     method: str | None = None

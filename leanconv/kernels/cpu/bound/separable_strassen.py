@@ -30,8 +30,8 @@ def pointwise(builder: KernelBuilder) -> PreparedKernel | None:
         return None
     form, (n, o, p, q), (x,) = builder.form, builder.size, builder.inputs
     core = strassen.Halved(form.middle, pixel_stride(x), o, form.bias, form.activation, builder.residual_pixel())
-    source = builder.bound.tracks[0]
-    arguments = [_pairs(0, x, source.first, form.middle, p * q), _products(builder, 0, form.middle, tile)]
+    chain = builder.bound.chains[0]
+    arguments = [_pairs(0, x, chain.first, form.middle, p * q), _products(builder, 0, form.middle, tile)]
     if form.bias:
         arguments.append(builder.add(pack_vector(builder.bound.bias, 1, o)))
     if builder.residual is not None:
@@ -51,7 +51,7 @@ def pointwise(builder: KernelBuilder) -> PreparedKernel | None:
 def _tile_alone(builder: KernelBuilder) -> Tile | None:
     """With an odd number of pixels the middle one is computed twice, in an order that only one thread keeps."""
     (n, o, p, q), threads = builder.size, torch.get_num_threads()
-    plain = not (builder.element.dtype != torch.float32 or builder.form.gate or len(builder.bound.tracks) > 1)
+    plain = not (builder.element.dtype != torch.float32 or builder.form.gate or len(builder.bound.chains) > 1)
     if not plain or builder.bound.target.arithmetic == "direct" or (p * q % 2 and threads > n):
         return None
     return builder.bound.strassen_tile(o, p * q, builder.form.middle)
@@ -70,8 +70,8 @@ def projected(builder: KernelBuilder) -> PreparedKernel | None:
         ("strassen", core), best, lambda tile: strassen_cycles(builder.cpu, tile, o, pixels, form.middle)
     )
     arguments: list[View] = []
-    for source, taps, column in zip(builder.bound.tracks, builder.bound.taps, builder.columns(), strict=True):
-        arguments += [builder.input(source), *map(builder.add, taps), _products(builder, column, source.channels, tile)]
+    for chain, taps, column in zip(builder.bound.chains, builder.bound.taps, builder.columns(), strict=True):
+        arguments += [builder.input(chain), *map(builder.add, taps), _products(builder, column, chain.channels, tile)]
     if form.bias:
         arguments.append(builder.add(pack_vector(builder.bound.bias, 1, o)))
     if builder.residual is not None:
@@ -103,7 +103,7 @@ def _rows(builder: KernelBuilder) -> int | None:
 
 
 def _products(builder: KernelBuilder, column: int, channels: int, tile: Tile) -> View:
-    """The packed factors of a track's part of the 1×1."""
+    """The packed factors of a chain's part of the 1×1."""
     assert builder.bound.project is not None
     return builder.add(strassen.pack_products(builder.bound.project[:, column : column + channels], tile.block))
 

@@ -22,7 +22,7 @@ class View:
         sample: numbers from one sample to the next; 0 for weights.
         rows: whether the last dimension is cut to the block of rows that is computed (outputs).
         dtype: of the numbers: float32 or bfloat16.
-        moved: whether it begins with the block, its extent as it is: all blocks are alike, and its last dimension has
+        moved: whether it begins with the block and keeps its extent: all blocks are alike, and its last dimension has
             the stride of their rows.
     """
 
@@ -80,13 +80,13 @@ class Prefetch:
     step: int
 
     def joined(self, other: "Prefetch") -> "Prefetch":
-        """What covers both, of the same map."""
+        """One prefetch that covers both, for the same map."""
         first = min(self.view.offset, other.view.offset)
         end = max(view.offset + view.dims[0][0] for view in (self.view, other.view))
         view = replace(self.view, offset=first, dims=((end - first, 1), *self.view.dims[1:]))
         return replace(self, view=view, ahead=max(self.ahead, other.ahead))
 
-    def made(self) -> abi.Prefetch:
+    def structure(self) -> abi.Prefetch:
         """As the runtime takes it."""
         (channels, _), (pixels, pixel), (rows, _) = self.view.dims
         size = self.view.dtype.itemsize
@@ -122,7 +122,7 @@ class BlockLoop:
             made.average, made.sums, made.channels = average.pointer + 1, average.result, average.channels
             made.columns, made.sample, made.row = average.columns, average.sample, average.row
             made.element, made.apart = ELEMENTS[average.dtype].code, average.apart
-        fetched = (abi.Prefetch * len(fetches))(*[fetch.made() for fetch in fetches])
+        fetched = (abi.Prefetch * len(fetches))(*[fetch.structure() for fetch in fetches])
         made.fetch, made.fetches = ctypes.addressof(fetched), len(fetches)
         self._keep = (made, frames, fetched)
         self.address = ctypes.addressof(made)
@@ -185,7 +185,7 @@ class BlockLoop:
 
 
 def _buffer(view: View, tensor: Tensor, sample: int, first: int, block: int) -> Any:
-    """What a kernel is given for a block of rows that begins with `first`."""
+    """A kernel's argument for the block of rows that begins with `first`."""
     from leanconv.kernels.cpu.pipelines.frontend import halide
 
     sizes, strides = (list(numbers) for numbers in zip(*view.dims, strict=True))
