@@ -202,7 +202,7 @@ def test_blocks_of_rows_are_whole_pairs(name, monkeypatch):
     bound.method = "winograd"
     whole = bound(x, residual)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    step = bound.kernel(
+    step = bound.prepared(
         *[laid_out(t, "channels_last") for t in (*x, residual) if t is not None], *[None] * (residual is None)
     )
     assert step.loop.work.block == 12

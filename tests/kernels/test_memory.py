@@ -57,7 +57,7 @@ class Fence:
 
     def add(self, name, bound, maps, vectors=()):
         """`vectors`: what the kernel takes between maps and weights."""
-        step = bound.kernel(*maps)
+        step = bound.prepared(*maps)
         given = [x for x in maps if x is not None] + list(vectors) + step.weights
         results = [torch.empty_strided(step.size, step.strides, dtype=step.dtype)] + [
             torch.empty(step.size[:2])

@@ -148,7 +148,7 @@ def test_a_map_read_where_it_lies(form, from_memory):
 
 def test_which_maps_are_read_where_they_lie():
     """A copy is made where it is faster, or where a stencil cannot do without one."""
-    made = separable.StepBuilder._reads_in_place
+    made = separable.KernelBuilder._reads_in_place
     maker = SimpleNamespace(element=FLOAT)
     square = Stencil(0, 8, (3, 3), padding=(1, 1, 1, 1))
     row = Stencil(0, 8, (1, 3), padding=(0, 0, 1, 1))
@@ -169,7 +169,7 @@ def test_which_maps_are_fetched():
     bound = bind(FEW, weights_of(FEW), with_cache(x.numel() * 4))
 
     def fetched(x):
-        return bool(bound.kernel(x.contiguous(memory_format=torch.channels_last), None, None).loop._keep[2])
+        return bool(bound.prepared(x.contiguous(memory_format=torch.channels_last), None, None).loop._keep[2])
 
     assert not fetched(x)
     assert fetched(torch.randn(2, 19, 5, 8))

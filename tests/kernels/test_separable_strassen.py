@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.bound import separable, separable_strassen
-from leanconv.kernels.cpu.bound.separable import BoundSeparable, StepBuilder
+from leanconv.kernels.cpu.bound.separable import BoundSeparable, KernelBuilder
 from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.pipelines import separable_strassen as pipelines
 from leanconv.kernels.cpu.pipelines.gemm import Tile
@@ -156,7 +156,7 @@ def test_blocks_are_where_it_pays(cpu, two_threads):
         form = Separable((channels,), ((stencil,),), channels)
         x = torch.empty(1, channels, height or side, side).contiguous(memory_format=torch.channels_last)
         bound = BoundSeparable(form, weights_of(form), replace(cpu, l2=l2))
-        return separable_strassen._rows(StepBuilder(bound, [x], None, None, (1, channels, height or side, side)))
+        return separable_strassen._rows(KernelBuilder(bound, [x], None, None, (1, channels, height or side, side)))
 
     assert rows(512, 14) == 2  # of 1, 2, 7 and 14
     assert two_threads(rows, 512, 14) == 7  # as many blocks for each

@@ -109,7 +109,7 @@ class Bound(ABC):
     def _prepare(self, *maps: Tensor | None) -> PreparedKernel:
         """A kernel for maps like these."""
 
-    def kernel(self, *maps: Tensor | None) -> PreparedKernel:
+    def prepared(self, *maps: Tensor | None) -> PreparedKernel:
         """The kernel for maps like these (that it `takes`), for `torch.get_num_threads()` threads."""
         key = self._key(maps)
         found = self._kernels.get(key)
@@ -123,7 +123,7 @@ class Bound(ABC):
 
     def prepare(self, *maps: Tensor | None) -> PreparedKernel | None:
         """The kernel to be launched on maps like these; None where they would be copied first, or without a runtime."""
-        prepared = self.kernel(*maps) if self.takes(*maps) else None
+        prepared = self.prepared(*maps) if self.takes(*maps) else None
         return prepared if prepared is not None and prepared.loop.native else None
 
     def prepare_in_place(self, *maps: Tensor | None) -> PreparedKernel | None:
@@ -173,11 +173,11 @@ class Bound(ABC):
     def _call(self, given: Sequence[Tensor | None], maps: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """Run on `maps`: `given`, copied where their layout required it. Without a copy the next call is short."""
         self._remember(given, maps)
-        return self.kernel(*maps)(*[x for x in maps if x is not None])
+        return self.prepared(*maps)(*[x for x in maps if x is not None])
 
     def _remember(self, given: Sequence[Tensor | None], maps: Sequence[Tensor | None]) -> None:
         if all(x is y for x, y in zip(given, maps, strict=True)):
-            prepared = self.kernel(*maps)
+            prepared = self.prepared(*maps)
             with self._lock:
                 if len(self._short) >= _KEPT:
                     self._short = {}

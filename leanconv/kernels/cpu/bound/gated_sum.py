@@ -59,7 +59,7 @@ class BoundGatedSum(Bound):
             return nothing
         maps = [ready(x) for x in given]
         self._remember(given, maps)
-        prepared = self.kernel(*maps)
+        prepared = self.prepared(*maps)
         assert isinstance(prepared, PreparedGatedSum)
         return prepared.blended(maps, self._checked(maps, means))
 
