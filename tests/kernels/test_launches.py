@@ -1,8 +1,11 @@
 """Launches as the engine makes them: SPConv and SPLConv in one batch, against float64; the gates' own exponential."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import leanconv
 from leanconv.kernels import backend
 from leanconv.ops.forms import averaged
 from leanconv.ops.gated_sum import GatedSum, gated_pointwise
@@ -35,6 +38,13 @@ def composed(x, form, weights, others):
     """Both references, one after the other."""
     a, average = (separable if isinstance(form, Separable) else grouped)([x[:, :12]], weights, form)
     return gated_pointwise(a, [x[:, 12:]], others, BLEND, average)
+
+
+def test_the_door_is_the_only_way_in():
+    """Nothing outside `kernels` knows what is behind `kernels.cpu`: another device is another folder beside it."""
+    root = Path(leanconv.__file__).parent
+    outside = [path for path in root.rglob("*.py") if path.relative_to(root).parts[0] != "kernels"]
+    assert not [path.name for path in outside if "kernels.cpu" in path.read_text()]
 
 
 def result_of(prepared):

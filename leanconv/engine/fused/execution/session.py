@@ -75,16 +75,35 @@ class Plan:
         return clock
 
 
+class Late(NamedTuple):
+    """An operand that each call brings; its value must have these strides."""
+
+    launch: Launch
+    operand: int
+    place: int
+    strides: tuple[int, ...]
+
+
+class Fresh(NamedTuple):
+    """An operand that is allocated for each call: a result that the caller keeps."""
+
+    launch: Launch
+    operand: int
+    place: int
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
 class BatchStep(NamedTuple):
     """Consecutive launches as one batch, with the operands that change from call to call.
 
-    `late`: values that a call brings (launch, operand, place, strides that the value must have). `fresh`: outputs that
-    are allocated for the call (launch, operand, place, size, strides, dtype). `places`: each launch's result.
+    `places`: of each launch's result.
     """
 
     run: LaunchBatch
-    late: list[tuple[Launch, int, int, tuple[int, ...]]]
-    fresh: list[tuple[Launch, int, int, tuple[int, ...], tuple[int, ...], torch.dtype]]
+    late: list[Late]
+    fresh: list[Fresh]
     places: list[int]
 
 
@@ -112,7 +131,7 @@ class Session:
             elif not self._is_view(todo):
                 self._step(todo)
         self._finish()
-        made = [each[2] for entry in self._entries if isinstance(entry, BatchStep) for each in entry.fresh]
+        made = [each.place for entry in self._entries if isinstance(entry, BatchStep) for each in entry.fresh]
         # Maps that kernels compute for the call, each returned once, are the caller's as they are.
         self._theirs = set(self.outputs) <= set(made) and len(set(self.outputs)) == len(self.outputs)
 
@@ -120,8 +139,8 @@ class Session:
         """Begin to collect launches for the next batch, as `BatchStep` has them."""
         self._launches: list[Launch] = []
         self._places: list[int] = []
-        self._late: list[tuple[Launch, int, int, tuple[int, ...]]] = []
-        self._fresh: list[tuple[Launch, int, int, tuple[int, ...], tuple[int, ...], torch.dtype]] = []
+        self._late: list[Late] = []
+        self._fresh: list[Fresh] = []
 
     def _step(self, step: Step) -> None:
         self._finish()
@@ -154,16 +173,16 @@ class Session:
             if place in self._known:
                 launch.put(operand, self._values[place])
             else:
-                self._late.append((launch, operand, place, self._plan.strides[place]))
+                self._late.append(Late(launch, operand, place, self._plan.strides[place]))
         results = [todo.at] + ([todo.second] if prepared.average else [])
         for operand, place in enumerate(results, len(todo.maps)):
             if place in self._known:
                 launch.put(operand, self._values[place])
             elif place == todo.at:
-                self._fresh.append((launch, operand, place, prepared.size, prepared.strides, prepared.dtype))
+                self._fresh.append(Fresh(launch, operand, place, prepared.size, prepared.strides, prepared.dtype))
             else:
                 n, o, *_ = prepared.size
-                self._fresh.append((launch, operand, place, (n, o, 1, 1), (o, 1, 1, 1), torch.float32))
+                self._fresh.append(Fresh(launch, operand, place, (n, o, 1, 1), (o, 1, 1, 1), torch.float32))
         self._launches.append(launch)
         self._places.append(todo.at)
 
