@@ -3,13 +3,20 @@
     python -m benchmarks.cpu_kernels [--operators splconv ...] [--layers "U-Net" ...] [--compile] [--batch 1]
 
 Layers of U-Net (base 32, 256 px), VGG-16 on CIFAR, ResNet-50, MobileNetV1/V3 and InceptionNeXt-T; fp32, one thread,
-inference, in turns in one process. Peers run at their best setting: eager channels_last, OpenVINO (latency, f32), ONNX
-Runtime (all optimisations), with --compile torch.compile (freezing, channels_last; half a minute of compiling a row).
-BatchNorm behind the layer is folded, and a ReLU follows, for all alike. "floor" = the larger of flops / peak and
-compulsory bytes / bandwidth, both measured here; its flops are those of the sums as they stand, so that a method of
-fewer multiplications, named beside the share ("winograd", "strassen"), can be above 100 %. malloc keeps freed memory,
-for all alike. The time of a candidate is its least CPU time over the rounds: what the others on a shared machine take
-away is in every other figure. Prints geometric means; writes benchmarks/results/cpu_kernels.json.
+inference, in turns in one process. BatchNorm behind the layer is folded, and a ReLU follows, for all alike.
+
+Ours are the kernels alone, as a plan of the fused engine launches them: prepared for the shape, on memory that exists.
+SPConv and SPLConv are the engine's two kernels, and PyTorch's average of the second part between them. So this table
+shows how good the kernels are. `benchmarks/choices.py` shows what a user gets: it times the module that `optimize`
+returns, called like the model, with a new output for each call and the engine of its choice.
+
+Peers run at their best setting: eager channels_last, OpenVINO (latency, f32), ONNX Runtime (all optimisations), with
+--compile torch.compile (freezing, channels_last; half a minute of compiling a row). malloc keeps freed memory.
+
+"floor" = the larger of flops / peak and compulsory bytes / bandwidth, both measured here. Its flops are those of the
+plain sums: a method with fewer multiplications, named beside the share ("winograd", "strassen"), can be above 100 %.
+The time of a candidate is its least CPU time over the rounds, the one figure without what other processes on a shared
+machine take away. Prints geometric means; writes benchmarks/results/cpu_kernels.json.
 """
 
 import argparse
@@ -27,21 +34,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.kernel_layers import FUSED, launched
 from benchmarks.operators import commit
 from leanconv.deploy.runtimes import OnnxRuntime, OpenVino
 from leanconv.files import write_json
-from leanconv.kernels.cpu import Bound, bind, bind_split
 from leanconv.measure.hardware.device import describe
 from leanconv.measure.hardware.roofline import Peaks, peaks
 from leanconv.nn import get, make, parse
-from leanconv.ops.forms import Stencil
-from leanconv.ops.gated_sum import GatedSum
-from leanconv.ops.grouped import Grouped
-from leanconv.ops.separable import Separable
 from leanconv.spec import ConvSpec
 from leanconv.table import table
-
-Fused = tuple[Bound, Callable[[Tensor], Tensor]]  # what computes a layer, and the call that does
 
 OUT = Path(__file__).parent / "results" / "cpu_kernels.json"
 DENSE = {
@@ -160,12 +161,12 @@ def measured(operator: str, place: str, spec: ConvSpec, top: Peaks, arguments: a
     layer = layer.fold()
     model = nn.Sequential(layer, nn.ReLU()).eval()
     x = torch.randn(arguments.batch, spec.c, spec.h, spec.w).contiguous(memory_format=torch.channels_last)
-    bound, ours = FUSED[parse(operator)[0]](layer)
-    exact, found = model(x), ours(x)
+    ours, methods = launched(FUSED[parse(operator)[0]](layer), x)
+    exact, found = model(x), ours()
     error = ((exact - found).abs().max() / exact.abs().max()).item()
     if error > 1e-5:
         raise RuntimeError(f"{operator} at {place}: off by {error:.1e}: nothing is timed before that is mended")
-    calls: dict[str, Callable[[], object]] = {"ours": lambda: ours(x)}
+    calls: dict[str, Callable[[], object]] = {"ours": ours}
     calls |= peers(model, x, arguments.compile)
     times = least(calls, arguments.seconds)
     cost = type(layer).cost(spec) if hasattr(type(layer), "cost") else get(parse(operator)[0]).cost(spec)
@@ -185,7 +186,7 @@ def measured(operator: str, place: str, spec: ConvSpec, top: Peaks, arguments: a
         "bound_by": bound_by,
         "of_floor": floor_ms / times["ours"],
         "error": error,
-        "methods": sorted(bound.methods - {"direct"}),
+        "methods": sorted(methods - {"direct"}),
     }
 
 
@@ -240,150 +241,6 @@ def mean_of(rows: list[dict[str, Any]]) -> str:
     shares = sorted(row["of_floor"] for row in rows)
     geometric = math.exp(sum(map(math.log, gains)) / len(gains))
     return f"{geometric:.2f}x the best peer (worst {gains[0]:.2f}x); median {shares[len(shares) // 2]:.0%} of the floor"
-
-
-def _around(conv: nn.Conv2d) -> tuple[int, int, int, int]:
-    h, w = conv.padding  # type: ignore[misc]
-    return h, h, w, w  # type: ignore[return-value]
-
-
-def _stencil(conv: nn.Conv2d, first: int = 0, activation: str = "none") -> Stencil:
-    return Stencil(
-        first,
-        conv.in_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.dilation,
-        _around(conv),
-        conv.bias is not None,
-        activation=activation,
-    )
-
-
-def _weights(*convs: nn.Conv2d) -> list[Tensor]:
-    return [p for conv in convs for p in (conv.weight, conv.bias) if p is not None]
-
-
-def _separable(layer: Any) -> Fused:
-    biased = layer.pointwise.bias is not None
-    form = Separable((layer.in_channels,), ((_stencil(layer.spatial),),), layer.out_channels, biased, "relu")
-    call = bind(form, _weights(layer.spatial, layer.pointwise))
-    return call, lambda x: call([x])[0]
-
-
-def _sic(layer: Any) -> Fused:
-    pair, adds = layer.pairs[0], layer._adds[0]
-    form = Separable(
-        (layer.in_channels,),
-        ((_stencil(pair.spatial),),),
-        layer.out_channels,
-        pair.pointwise.bias is not None,
-        "relu",
-        residual=adds,
-    )
-    call = bind(form, _weights(pair.spatial, pair.pointwise))
-    return call, lambda x: call([x], x if adds else None)[0]
-
-
-def _group_pointwise(layer: Any) -> Fused:
-    conv, project = layer.spatial, layer.pointwise
-    form = Grouped(
-        (layer.in_channels,),
-        conv.out_channels,
-        conv.kernel_size,
-        padding=_around(conv),
-        groups=conv.groups,
-        project=layer.out_channels,
-        project_bias=project.bias is not None,
-        activation="relu",
-    )
-    call = bind(form, _weights(conv, project))
-    return call, lambda x: call([x])[0]
-
-
-def _hetconv_form(layer: Any, activation: str, average: bool) -> tuple[Grouped, list[Tensor]]:
-    interleaved, h, w = layer.arrangement == "shifted" and layer.part > 1, *layer.padding
-    spatial = (
-        layer.spatial.unflatten(0, (-1, layer.part)).transpose(0, 1).flatten(0, 1) if interleaved else layer.spatial
-    )
-    weights = [spatial, layer._full_pointwise(layer.pointwise)] + ([] if layer.bias is None else [layer.bias])
-    return Grouped(
-        (layer.in_channels,),
-        layer.out_channels,
-        layer.kernel_size,
-        layer.stride,
-        layer.dilation,
-        (h, h, w, w),
-        layer.part,
-        interleaved,
-        True,
-        layer.bias is not None,
-        activation=activation,
-        average=average,
-    ), weights
-
-
-def _hetconv(layer: Any) -> Fused:
-    call = bind(*_hetconv_form(layer, "relu", False))
-    return call, lambda x: call([x])[0]
-
-
-def _split(layer: Any, first: Separable | Grouped, weights: list[Tensor]) -> Fused:
-    """Both passes; the average of the second one's input is part of the time, as where nothing before gives it."""
-    plain = layer.plain
-    form = GatedSum((layer.split[1],), plain.out_channels, plain.bias is not None, activation="relu")
-    call = bind_split(first, weights, form, _weights(plain))
-    return call, lambda x: call(x)[0]
-
-
-def _spconv(layer: Any) -> Fused:
-    return _split(layer, *_hetconv_form(layer.representative, "none", True))
-
-
-def _splconv(layer: Any) -> Fused:
-    first, second, project = layer.stencil1, layer.stencil2, layer.pointwise
-    form = Separable(
-        (layer.split[0],),
-        ((_stencil(first),), (_stencil(second),)),
-        project.out_channels,
-        project.bias is not None,
-        "relu",
-        average=True,
-    )
-    return _split(layer, form, _weights(first, second, project))
-
-
-def _xsepconv(layer: Any) -> Fused:
-    c = layer.in_channels
-    square = Stencil(0, c, (2, 2), padding=(0, 1, 0, 1), bias=layer.square.bias is not None, activation="relu")
-    stages = ((square,), (_stencil(layer.row, activation="relu"),), (_stencil(layer.column),))
-    call = bind(Separable((c,), stages, activation="relu"), _weights(layer.square, layer.row, layer.column))
-    return call, lambda x: call([x])[0]
-
-
-def _inception(layer: Any) -> Fused:
-    same, g, *_ = layer.split
-    convs = (layer.dwconv_hw, layer.dwconv_w, layer.dwconv_h)
-    stage = (Stencil(0, same, identity=True), *(_stencil(conv, same + i * g) for i, conv in enumerate(convs)))
-    call = bind(Separable((layer.in_channels,), (stage,), activation="relu"), _weights(*convs))
-    return call, lambda x: call([x])[0]
-
-
-def _fuseconv(layer: Any) -> Fused:
-    second = 0 if layer.variant == "full" else layer.width
-    convs, project = (layer.row, layer.column), layer.pointwise
-    stage = (_stencil(layer.row), _stencil(layer.column, second))
-    out = None if project is None else project.out_channels
-    bias = project is not None and project.bias is not None
-    weights = _weights(*convs, *(() if project is None else (project,)))
-    call = bind(Separable((layer.in_channels,), (stage,), out, bias, "relu"), weights)
-    return call, lambda x: call([x])[0]
-
-
-FUSED: dict[str, Callable[[Any], Fused]] = {
-    "depthwise_separable": _separable, "group_pointwise": _group_pointwise, "spconv": _spconv, "splconv": _splconv,
-    "hetconv": _hetconv, "sic": _sic, "xsepconv": _xsepconv, "inception_dw": _inception, "fuseconv": _fuseconv,
-}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import argparse
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu.runtime.transpose import Copy, copy_of
+from leanconv.kernels import backend
+from leanconv.kernels.interface import LaunchBatch
 from leanconv.measure import interleave, label
 from leanconv.table import table
 
@@ -28,7 +29,7 @@ def both(source: Tensor, made: Tensor) -> list[str]:
     """PyTorch's time and ours, and how many times as fast; what is copied is compared first."""
     copy = copied(source, made)
     times = interleave(
-        {"torch": lambda: made.copy_(source), "ours": lambda: copy(source, made)},
+        {"torch": lambda: made.copy_(source), "ours": copy},
         budget_s=0.5,
         min_rounds=20,
         max_rounds=400,
@@ -38,10 +39,16 @@ def both(source: Tensor, made: Tensor) -> list[str]:
     return [f"{theirs:.3f}", f"{ours:.3f}", f"{theirs / ours:.1f}x"]
 
 
-def copied(source: Tensor, made: Tensor) -> Copy:
-    copy = copy_of(source, planes=made.is_contiguous())
-    assert copy is not None, "no kernels here: see `leanconv doctor`"
-    assert torch.equal(copy(source, made), source)
+def copied(source: Tensor, made: Tensor) -> LaunchBatch:
+    """The copy as a plan launches it."""
+    prepared = backend().copy(source, planes=made.is_contiguous())
+    assert prepared is not None, "no kernels here: see `leanconv doctor`"
+    launch = prepared.launch()
+    launch.put(0, source)
+    launch.put(1, made)
+    copy = backend().batch([launch])
+    copy()
+    assert torch.equal(made, source)
     return copy
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from leanconv.kernels.cpu.tuning.cpu import Cpu, this_cpu
+from leanconv.kernels import Target, this_cpu
+from leanconv.kernels.cpu.tuning.cpu import Cpu
 
 ZEN4 = Cpu(
     "AuthenticAMD",
@@ -23,6 +24,6 @@ NEOVERSE = Cpu("0x41", lanes=4, registers=32, l1=64 << 10, l2=1 << 20, vnni=True
 CPUS = {"zen4": ZEN4, "sapphire rapids": SAPPHIRE_RAPIDS, "haswell": HASWELL, "neoverse": NEOVERSE}
 
 
-def with_cache(l2: int) -> Cpu:
-    """This machine's processor, with a second-level cache of so many bytes: where a test is about the code it runs."""
-    return replace(this_cpu(), l2=l2)
+def with_cache(l2: int) -> Target:
+    """This machine, with a second-level cache of so many bytes: where a test is about the code it runs."""
+    return Target(replace(this_cpu(), l2=l2))

@@ -1,5 +1,6 @@
 """`leanconv optimize MODEL`: the engines that were tried on it, and the fastest."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -25,6 +26,12 @@ from leanconv.cli.common import (
 )
 
 
+class Arithmetic(StrEnum):
+    lean = "lean"
+    direct = "direct"
+    fewest = "fewest"
+
+
 def command(
     model: ModelWords,
     input: Input = "1,3,224,224",
@@ -37,6 +44,14 @@ def command(
     budget: Annotated[
         float, typer.Option("--budget", help="Seconds for all of it; an engine that does not fit is named first.")
     ] = 90.0,
+    arithmetic: Annotated[
+        Arithmetic | None,
+        typer.Option(
+            "--arithmetic",
+            help="Where our kernels save products (Strassen, Winograd): lean, in 1x1 and in the sums of our operators; "
+            "direct, nowhere; fewest, in dense 3x3 too. Default: LEANCONV_ARITHMETIC, else lean.",
+        ),
+    ] = None,
     device: Device = "cpu",
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Run Python code that a run folder's model.json names.")
@@ -57,5 +72,12 @@ def command(
     made = load(reference(model), trust_code=trust_code).to(torch_device(device)).eval()
     inside = None if dtype is Dtype.float32 else torch_dtype(dtype)
     words = None if engines is None else [word.strip() for word in engines.split(",") if word.strip()]
-    result = optimize(made, example(input, device=device), dtype=inside, engines=words, budget_s=budget)
+    result = optimize(
+        made,
+        example(input, device=device),
+        dtype=inside,
+        engines=words,
+        budget_s=budget,
+        arithmetic=None if arithmetic is None else arithmetic.value,
+    )
     report(result.choices, json=json, out=out, overwrite=overwrite)

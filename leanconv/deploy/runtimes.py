@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,6 @@ from leanconv.deploy.calls import Frame
 from leanconv.deploy.program import quiet
 from leanconv.errors import BadInput, LeanconvError
 from leanconv.extras import needs
-
-
-class FlatRuntime(Protocol):
-    """What every runtime here is: tensors in, tensors out."""
-
-    inputs: list[str]
-    outputs: list[str]
-
-    def __call__(self, *tensors: Tensor) -> list[Tensor]: ...
-
-    def by_name(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same with every input and every output found by its name."""
-        ...
 
 
 class OnnxRuntime:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from leanconv.engine.candidate import Candidate, Form
 from leanconv.engine.workbench import Workbench
-from leanconv.kernels.cpu.runtime.transpose import to_channels_last
+from leanconv.kernels import to_channels_last
 
 
 def converter(bench: Workbench, dtype: torch.dtype | None, *, channels_last: bool = False):

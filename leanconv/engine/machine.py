@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from leanconv.extras import installed
-from leanconv.kernels import cpu_status
-from leanconv.kernels.cpu.tuning.cpu import cpuinfo, this_cpu, usable_cores
+from leanconv.kernels import backend, cpuinfo, this_cpu, usable_cores
 from leanconv.measure import describe
 from leanconv.table import table
 from leanconv.version import __version__
@@ -86,7 +85,7 @@ def diagnose() -> Diagnosis:
         "caches": _caches(), "torch_isa": facts["isa"], "cores": len(usable_cores()),
         "threads": facts["threads"], "system": f"{facts['system']} {platform.machine()}", "python": facts["python"],
         "leanconv": __version__, "torch": facts["torch"], "gpus": _gpus(),
-        "kernels": "{}: {}".format(*cpu_status()),
+        "kernels": "{}: {}".format(*backend().status()),
     }  # fmt: skip
     return Diagnosis(machine, tuple(_libraries() + _tools()))
 

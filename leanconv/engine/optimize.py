@@ -20,6 +20,7 @@ from leanconv.engine.progress import Progress
 from leanconv.engine.weights import Weights
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput, LeanconvError, told
+from leanconv.kernels import Target
 from leanconv.measure import label
 from leanconv.measure.timing.latency import CLOCK_WORDS
 
@@ -31,6 +32,7 @@ def optimize(
     dtype: torch.dtype | None = None,
     engines: Sequence[str] | None = None,
     budget_s: float = 90,
+    arithmetic: str | None = None,
 ) -> Optimized:
     """Fold the model, try every engine of this machine on it, and return the fastest that computes the same.
 
@@ -43,8 +45,13 @@ def optimize(
             "compile".
         budget_s: seconds. `dtype` has its turn first. An engine that does not fit any more is left out, and the table's
             first line says so.
+        arithmetic: where the engine "fused" saves products with Strassen's and Winograd's algorithms (default: the
+            environment variable LEANCONV_ARITHMETIC, else "lean"). "lean": in 1×1 convolutions, and in the 3×3 sums of
+            groups that this project's operators consist of. "fewest": in dense 3×3 convolutions too. "direct": nowhere;
+            then NaN, infinity or a far larger number elsewhere in the map does not reach an output.
     Returns: a module that is called like the model, with the table `.choices`. Inference only (no gradients).
-    Raises: BadInput in training mode, or where the model does not run on `inputs`; UnknownName for another engine.
+    Raises: BadInput in training mode, for another arithmetic, or where the model does not run on `inputs`; UnknownName
+        for another engine.
 
     A form is chosen if it is right (its largest error, as a share of its channel's or group's size, is at most 1e-4 in
     float32 and 5e-2 in bfloat16; up to ten times the model's own distance to float64 where that is more; on the given
@@ -52,11 +59,12 @@ def optimize(
     others and once more with the best. Threads: `torch.get_num_threads()`.
     """
     candidates = chosen(engines)
+    target = None if arithmetic is None else Target(arithmetic=arithmetic)
     _check(model, dtype, budget_s)
     args, kwargs = _plain(*as_call(inputs))
     budget = Budget(budget_s)
     weights = Weights(model)
-    bench = _bench(model, args, kwargs)
+    bench = _bench(model, args, kwargs, target)
     variants = _variants(candidates, dtype, bench)
     with Progress(1 + len(variants)) as progress:
         preparation = Preparation(bench, budget, variants, first=dtype)
@@ -69,7 +77,9 @@ def optimize(
     blocks = preparation.blocks(winner)
     choices = Choices(preparation.rows, told, folds, budget.spent, blocks, budget_s, preparation.missed())
     weights.settle()
-    again = partial(optimize, model, dtype=dtype, engines=(winner.row.engine,), budget_s=budget_s)
+    again = partial(
+        optimize, model, dtype=dtype, engines=(winner.row.engine,), budget_s=budget_s, arithmetic=arithmetic
+    )
     return Optimized(
         model,
         choices,
@@ -115,9 +125,9 @@ def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ..
     return made
 
 
-def _bench(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Workbench:
+def _bench(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], target: Target | None) -> Workbench:
     try:
-        bench = Workbench(model, args, kwargs, torch.get_num_threads())
+        bench = Workbench(model, args, kwargs, torch.get_num_threads(), target)
     except LeanconvError:
         raise
     except Exception as error:

@@ -17,8 +17,7 @@ from leanconv.deploy.calls import Call, Frame
 from leanconv.deploy.program import Axes, capture_flat
 from leanconv.deploy.verify import difference, has_nan
 from leanconv.engine.trials import Trials
-from leanconv.kernels.cpu.runtime.transpose import to_contiguous
-from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.kernels import Target, to_contiguous
 
 # What an engine's own measurements may take where nobody says otherwise.
 MEASURING_S = 20.0
@@ -35,14 +34,19 @@ class Workbench:
         dtype: the number type of its first floating-point input, or of its parameters.
         clock: what every form is timed with (`measure.latency.CLOCKS`). On one thread of the CPU the time that was
             computed: what neighbours take away decides nothing then.
-        cpu: the processor that kernels are chosen for; None for this one.
+        target: what kernels are chosen for; None for this machine.
         measuring_s: seconds that an engine may take for measurements of its own while it is prepared.
     """
 
     def __init__(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], threads: int, cpu: Cpu | None = None
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        threads: int,
+        target: Target | None = None,
     ) -> None:
-        self.model, self.threads, self.cpu = model, threads, cpu
+        self.model, self.threads, self.target = model, threads, target
         self.tensors, self.frame = Frame.split((args, kwargs))
         self.single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
         self.device = self._device()

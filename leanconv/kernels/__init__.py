@@ -1,68 +1,33 @@
-"""Kernels of the primitives of `ops`: one folder a kind of device, registered with torch.library by `load`."""
+"""Kernels of the primitives of `ops`: one folder for each kind of device, one protocol for all (`interface`)."""
 
-import functools
-import platform
-import warnings
-
-from leanconv.errors import MissingExtra
-from leanconv.extras import installed
+from leanconv.kernels.cpu.backend import CpuBackend
+from leanconv.kernels.cpu.runtime.transpose import to_channels_last, to_contiguous
+from leanconv.kernels.cpu.tuning.cpu import cpuinfo, this_cpu, usable_cores
+from leanconv.kernels.cpu.tuning.target import Target
+from leanconv.kernels.interface import Backend
 from leanconv.table import table
 
+__all__ = [
+    "Backend",
+    "Target",
+    "backend",
+    "cpuinfo",
+    "status",
+    "this_cpu",
+    "to_channels_last",
+    "to_contiguous",
+    "usable_cores",
+]
 
-@functools.lru_cache(1)
-def load() -> tuple[str, ...]:
-    """Register the kernels that this machine can run; the kinds of devices that now have some. Cheap when repeated."""
-    if cpu_reason():
-        return ()
-    from leanconv.kernels.cpu.register import register
-
-    register()
-    return ("cpu",)
+_CPU: Backend = CpuBackend()
 
 
-def cpu_reason() -> str:
-    """Why the CPU kernels cannot run here, with the way to get them; "" where they can."""
-    if not installed("halide"):
-        return "halide is not installed: pip install 'leanconv[cpu]'"
-    if platform.system() == "Windows":
-        return "the cache of compiled kernels needs owners and modes of POSIX; run under WSL"
-    if platform.machine().lower() not in ("x86_64", "amd64", "arm64", "aarch64"):
-        return f"no schedules for {platform.machine()}"
-    from leanconv.kernels.cpu.pipelines.frontend import halide
-
-    try:
-        halide()
-    except MissingExtra as error:
-        return str(error)
-    return ""
+def backend() -> Backend:
+    """The backend whose kernels the engine uses: the CPU's."""
+    return _CPU
 
 
 def status() -> str:
     """A table of the kinds of kernels: whether they run here, and why not."""
-    rows = [["cpu", *cpu_status()], ["triton", "no", "not written yet; a GPU runs the references"]]
+    rows = [["cpu", *_CPU.status()], ["triton", "no", "not written yet; a GPU runs PyTorch's own"]]
     return table(["kernels", "run", "how, or why not"], rows)
-
-
-def cpu_status() -> tuple[str, str]:
-    """Whether the CPU kernels run here; how they are compiled and where they are kept, or why they do not run."""
-    if reason := cpu_reason():
-        return "no", f"{reason}; until then the references run"
-    from leanconv.kernels.cpu.compilation import cache
-    from leanconv.kernels.cpu.compilation.build import compiler
-
-    if not compiler():
-        return "yes", "compiled in each process, one thread: no C compiler to keep kernels; apt install gcc"
-    wanted = cache.default_folder()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the answer says what they would
-        kept = next(cache.folders(wanted), None)
-    if kept != wanted:
-        place = "no folder can hold them; set LEANCONV_CACHE to one" if kept is None else f"in {kept} for this process"
-        return "yes", f"compiled in each process, {place} ({cache.reasons()})"
-    count, size = cache.usage(kept)
-    if reason := cache.shut_reason(kept):
-        return "yes", f"{count} kept in {kept}; each process compiles those that are missing there ({reason})"
-    return (
-        "yes",
-        f"linked by {compiler()}, kept in {kept}: {count} of them, {size / 2**20:.1f} of {cache.LIMIT >> 20} MiB",
-    )

@@ -1,4 +1,4 @@
-"""Programs of others (compilers), run for a limited time: one that hangs must not hang us."""
+"""Other programs (compilers), run for a limited time: one that hangs must not hang us."""
 
 import os
 import signal
@@ -10,10 +10,10 @@ LIMIT_S = 20.0
 
 
 def run(words: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a program that reads nothing, and wait for it; what it says is captured, whatever bytes these are.
+    """Run a program without input, and wait for it; its output is captured, whatever bytes it has.
 
-    Raises: subprocess.TimeoutExpired after `LIMIT_S` seconds, when it and all that it started were killed; OSError
-        where it cannot be run.
+    Raises: subprocess.TimeoutExpired after `LIMIT_S` seconds: then it and its children are killed; OSError where
+        it cannot be run.
     """
     with subprocess.Popen(
         words,
@@ -34,7 +34,7 @@ def run(words: Sequence[str], environment: Mapping[str, str] | None = None) -> s
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """A compiler is a driver that starts others: killed alone, it leaves them, and they hold its output open."""
+    """Kill the whole group: a compiler's children would survive it and hold its output open."""
     if hasattr(os, "killpg"):
         try:
             os.killpg(process.pid, signal.SIGKILL)

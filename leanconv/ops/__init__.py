@@ -1,1 +1,1 @@
-"""The primitives that operators are made of, each with a readable reference."""
+"""Primitives of the operators: each a form and one plain PyTorch function; and the algebra of kernels."""

@@ -21,7 +21,7 @@ def bn_scale_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def scale_conv_(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
-    """Absorb `y · scale + shift` into a convolution, in place; a bias is made where there was none (lemma L1)."""
+    """Absorb `y · scale + shift` into a convolution, in place; a missing bias is added (lemma L1)."""
     weight = conv.weight
     weight.copy_((weight.double() * scale.double().view(-1, 1, 1, 1)).to(weight))
     scale_bias_(conv, scale, shift, weight)
@@ -29,7 +29,7 @@ def scale_conv_(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
 
 @torch.no_grad()
 def scale_bias_(layer: nn.Module, scale: Tensor, shift: Tensor, weight: Tensor) -> None:
-    """The bias's part of `y · scale + shift`; one like `weight` is made where there was none."""
+    """The bias's part of `y · scale + shift`; a missing one is added, like `weight`."""
     old = layer.bias
     bias = ((0.0 if old is None else old.double() * scale.double()) + shift.double()).to(weight)  # type: ignore[operator]
     if old is None:

@@ -1,13 +1,11 @@
-"""Forms: what of a primitive is known before any data is there. A form is hashable, and the key of its kernel.
+"""Forms: what is known of a primitive before any data arrives. A form is the key of its kernel.
 
 Tensors are `N C H W` in shape; several inputs stand for their concatenation over channels, which is never made.
 """
 
-import functools
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,39 +18,22 @@ Pair = tuple[int, int]
 Sides = tuple[int, int, int, int]  # top, bottom, left, right
 
 
-@dataclass(frozen=True)
-class Form:
-    """What every form shares: text (for `torch.library`, whose operators take no objects) and back."""
+class Form(Protocol):
+    """What every form says of its primitive. A form is a frozen dataclass: hashable, and equal by its fields."""
 
     @property
-    def text(self) -> str:
-        """JSON that `read` turns into an equal form."""
-        return _text(self)
+    def average(self) -> bool:
+        """Whether the output's average over the pixels is a second result."""
 
-    @classmethod
-    def read(cls, text: str) -> Self:
-        """The form of `text`; cached, so that a call of the operator parses nothing twice."""
-        form: Self = _read(cls, text)  # type: ignore[arg-type]
-        return form
+    @property
+    def width(self) -> int:
+        """Channels of the output."""
 
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> Self:
-        """From parsed JSON, lists turned into tuples."""
-        return cls(**{name: _frozen(value) for name, value in fields.items()})
+    def size(self, h: int, w: int) -> Pair:
+        """Height and width of the output."""
 
-
-@functools.lru_cache(4096)
-def _text(form: Form) -> str:
-    return json.dumps(asdict(form))
-
-
-@functools.lru_cache(4096)
-def _read(kind: type[Any], text: str) -> Any:
-    return kind.of(json.loads(text))
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    def macs(self, h: int, w: int) -> int:
+        """Multiply-adds of one sample of that size."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +103,6 @@ def finish(y: Tensor, activation: str, residual: Tensor | None, average: bool) -
 def averaged(x: Tensor) -> Tensor:
     """The average over height and width: `N C H W -> N C`, float32 (float64 for float64)."""
     return x.mean((2, 3), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-
-
-def fake_map(like: Tensor, channels: int, size: Pair, average: bool) -> tuple[Tensor, Tensor]:
-    """What `finish` gives, without the numbers: for tracing."""
-    y = like.new_empty((like.shape[0], channels, *size)).to(memory_format=torch.channels_last)
-    shape = (like.shape[0], channels) if average else (0,)
-    return y, like.new_empty(shape, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
 
 
 def check_channels(inputs: Sequence[Tensor], channels: Sequence[int]) -> None:

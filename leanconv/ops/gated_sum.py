@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanconv.ops.activations import check_activation
-from leanconv.ops.forms import Form, Pair, averaged, check_channels, fake_map, finish, joined
+from leanconv.ops.forms import Pair, averaged, check_channels, finish, joined
 from leanconv.ops.fx import leaf_function
 
 
@@ -30,7 +30,7 @@ def gated_sum(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GatedSum(Form):
+class GatedSum:
     """A blend whose second branch is a 1×1, with the affine and the activation that follow: the second pass of SPLConv.
 
         b = W · x + bias                              x: the concatenation of the inputs
@@ -71,7 +71,7 @@ class GatedSum(Form):
         return h * w * self.out_channels * (sum(self.channels) + 1)
 
 
-def reference(
+def gated_pointwise(
     a: Tensor,
     inputs: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -79,7 +79,15 @@ def reference(
     a_average: Tensor | None = None,
     averages: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`gated_pointwise` in plain PyTorch, for any dtype and device."""
+    """Run a gated sum in plain PyTorch, for any dtype and device.
+
+    Args:
+        a: `N O P Q`, the first branch.
+        inputs: `N C_i P Q` each, with C_i as in `form.channels`; they stand for their concatenation.
+        weights: in the order that `GatedSum` says.
+        a_average: `N O`, and averages: `N C_i` for each input, in float32; computed here where they are not given.
+    Returns: `N O P Q` (channels_last), and its average `N O` in float32 (of no numbers unless `form.average`).
+    """
     check_channels(inputs, form.channels)
     left = list(weights)
     project, bias = left.pop(0).view(form.out_channels, -1), left.pop(0) if form.bias else None
@@ -93,42 +101,3 @@ def reference(
     if form.affine:
         y = y * left[0][:, None, None] + left[1][:, None, None]
     return finish(y, form.activation, None, form.average)
-
-
-@torch.library.custom_op("leanconv::gated_pointwise", mutates_args=())
-def gated_pointwise_op(
-    a: Tensor,
-    inputs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    form: str,
-    a_average: Tensor | None,
-    averages: Sequence[Tensor],
-) -> tuple[Tensor, Tensor]:
-    """`gated_pointwise` as an operator of PyTorch; `form` is `GatedSum.text`. Inference only."""
-    return reference(a, inputs, weights, GatedSum.read(form), a_average, averages or None)
-
-
-@gated_pointwise_op.register_fake
-def _(a, inputs, weights, form, a_average, averages):  # type: ignore[no-untyped-def]
-    made = GatedSum.read(form)
-    return fake_map(a, made.width, a.shape[2:], made.average)
-
-
-def gated_pointwise(
-    a: Tensor,
-    inputs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    form: GatedSum,
-    a_average: Tensor | None = None,
-    averages: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Run a gated sum: on the fastest kernel that is registered for the device, else on the reference.
-
-    Args:
-        a: `N O P Q`, the first branch.
-        inputs: `N C_i P Q` each, with C_i as in `form.channels`; they stand for their concatenation.
-        weights: in the order that `GatedSum` says.
-        a_average: `N O`, and averages: `N C_i` for each input, in float32; computed here where they are not given.
-    Returns: `N O P Q` (channels_last), and its average `N O` in float32 (of no numbers unless `form.average`).
-    """
-    return gated_pointwise_op(a, list(inputs), list(weights), form.text, a_average, list(averages or ()))

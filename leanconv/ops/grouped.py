@@ -5,24 +5,23 @@
     y = act(W · inner_act(z) + project_bias + residual)       with it
 
 `pointwise` is HetConv's and SPConv's sum, `project` the group convolution that a 1×1 follows (GWC + PWC). G = 1 is the
-dense convolution. `dealt`: group g owns channels g, g + G, g + 2G, ... of the input and of z, as in HetConv's
+dense convolution. `interleaved`: group g owns channels g, g + G, g + 2G, ... of the input and of z, as in HetConv's
 "shifted" arrangement.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from leanconv.errors import BadInput
 from leanconv.ops.activations import ACTIVATIONS, check_activation
-from leanconv.ops.forms import Form, Pair, Sides, check_channels, fake_map, finish, joined, out_size, padded_conv
+from leanconv.ops.forms import Pair, Sides, check_channels, finish, joined, out_size, padded_conv
 
 
 @dataclass(frozen=True)
-class Grouped(Form):
+class Grouped:
     """What is known of a grouped convolution beforehand.
 
     Args:
@@ -30,7 +29,7 @@ class Grouped(Form):
         out_channels: of the group convolution (of the output, unless `project`).
         kernel, stride, dilation, padding: as `Stencil`'s.
         groups: G.
-        dealt: whether channels are dealt to the groups like cards, in place of contiguous blocks.
+        interleaved: whether a group owns every G-th channel, in place of a contiguous block.
         pointwise: whether a 1×1 of the whole input, at the pixel under the kernel's centre, is added.
         bias: whether a bias follows.
         inner_activation: before the projection; "none" without one.
@@ -38,9 +37,9 @@ class Grouped(Form):
         project_bias: whether that one has a bias.
         activation, residual, average: as `Separable`'s.
 
-    The weights, in this order: K `O C/G R S` (its filters group by group, also where dealt: filter g·O/G + j makes
-    channel j·G + g, from channels g, g + G, ...), then if they are there: pointwise `O C 1 1` (or `O C`) in the natural
-    order of both channels, bias `O` (natural order), project `O' O 1 1` (or `O' O`), project_bias `O'`.
+    The weights, in this order: K `O C/G R S`, its filters group by group (where interleaved, filter g·O/G + j makes
+    channel j·G + g, from channels g, g + G, ...). Then, if they are there: pointwise `O C 1 1` (or `O C`) in the
+    natural order of both channels, bias `O` (natural order), project `O' O 1 1` (or `O' O`), project_bias `O'`.
     """
 
     channels: tuple[int, ...]
@@ -93,10 +92,17 @@ def centre_sides(form: Grouped) -> Sides:
     return top - h, bottom - h, left - w, right - w
 
 
-def reference(
+def grouped(
     inputs: Sequence[Tensor], weights: Sequence[Tensor], form: Grouped, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`grouped` in plain PyTorch, for any dtype and device."""
+    """Run a grouped convolution in plain PyTorch, for any dtype and device.
+
+    Args:
+        inputs: `N C_i H W` each, with C_i as in `form.channels`; they stand for their concatenation.
+        weights: in the order that `Grouped` says.
+        residual: `N O P Q` where the form has one.
+    Returns: `N O P Q` (channels_last), and its average `N O` in float32 (of no numbers unless `form.average`).
+    """
     check_channels(inputs, form.channels)
     x, left = joined(inputs), list(weights)
     interleaved = x.unflatten(1, (-1, form.groups)).transpose(1, 2).flatten(1, 2) if form.interleaved else x
@@ -116,31 +122,3 @@ def reference(
         project = left.pop(0).view(form.project, form.out_channels, 1, 1)
         z = F.conv2d(z, project, left.pop(0) if form.project_bias else None)
     return finish(z, form.activation, residual, form.average)
-
-
-@torch.library.custom_op("leanconv::grouped", mutates_args=())
-def grouped_op(
-    inputs: Sequence[Tensor], weights: Sequence[Tensor], form: str, residual: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """`grouped` as an operator of PyTorch; `form` is `Grouped.text`. Inference only."""
-    return reference(inputs, weights, Grouped.read(form), residual)
-
-
-@grouped_op.register_fake
-def _(inputs, weights, form, residual):  # type: ignore[no-untyped-def]
-    made = Grouped.read(form)
-    return fake_map(inputs[0], made.width, made.size(*inputs[0].shape[2:]), made.average)
-
-
-def grouped(
-    inputs: Sequence[Tensor], weights: Sequence[Tensor], form: Grouped, residual: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Run a grouped convolution: on the fastest kernel that is registered for the device, else on the reference.
-
-    Args:
-        inputs: `N C_i H W` each, with C_i as in `form.channels`; they stand for their concatenation.
-        weights: in the order that `Grouped` says.
-        residual: `N O P Q` where the form has one.
-    Returns: `N O P Q` (channels_last), and its average `N O` in float32 (of no numbers unless `form.average`).
-    """
-    return grouped_op(list(inputs), list(weights), form.text, residual)

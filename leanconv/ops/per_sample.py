@@ -94,7 +94,7 @@ def per_sample_conv2d(
 
 
 def _open_sizes() -> bool:
-    """Whether a program is made in which the sizes stay open: nothing is asked of them."""
+    """Whether a program with open sizes is being exported or traced: no branch may depend on them."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 

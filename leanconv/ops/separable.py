@@ -10,23 +10,17 @@ A chain of stencils is one stage after the other (SPLConv, XSepConv), a parallel
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from leanconv.errors import BadInput
 from leanconv.ops.activations import ACTIVATIONS, check_activation
-from leanconv.ops.forms import Form, Pair, Stencil, check_channels, fake_map, finish, joined, out_size, padded_conv
-
-
-def _stencil(fields: dict[str, Any]) -> Stencil:
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-    return Stencil(**values)
+from leanconv.ops.forms import Pair, Stencil, check_channels, finish, joined, out_size, padded_conv
 
 
 @dataclass(frozen=True)
-class Separable(Form):
+class Separable:
     """What is known of a separable convolution beforehand.
 
     Args:
@@ -63,11 +57,6 @@ class Separable(Form):
         if self.out_channels is None and (self.bias or self.gate):
             raise BadInput("bias and gate belong to the 1×1: without out_channels there is none")
 
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> Self:
-        stages = tuple(tuple(map(_stencil, stage)) for stage in fields["stages"])
-        return cls(**{**fields, "channels": tuple(fields["channels"]), "stages": stages})
-
     @property
     def middle(self) -> int:
         """M: channels after the last stage."""
@@ -98,14 +87,21 @@ class Separable(Form):
         return total + h * w * self.middle * (self.out_channels or 0)
 
 
-def reference(
+def separable(
     inputs: Sequence[Tensor],
     weights: Sequence[Tensor],
     form: Separable,
     residual: Tensor | None = None,
     gate: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`separable` in plain PyTorch, for any dtype and device."""
+    """Run a separable convolution in plain PyTorch, for any dtype and device.
+
+    Args:
+        inputs: `N C_i H W` each, with C_i as in `form.channels`; they stand for their concatenation.
+        weights: in the order that `Separable` says.
+        residual: `N O P Q` where the form has one. gate: `N M` where the form has one.
+    Returns: `N O P Q` (channels_last), and its average `N O` in float32 (of no numbers unless `form.average`).
+    """
     check_channels(inputs, form.channels)
     x, left = joined(inputs), list(weights)
     for stage in form.stages:
@@ -123,37 +119,5 @@ def reference(
         if gate is not None:
             x = x * gate.to(x.dtype)[:, :, None, None]
         project = left.pop(0).view(form.out_channels, form.middle, 1, 1)
-        x = torch.nn.functional.conv2d(x, project, left.pop(0) if form.bias else None)
+        x = F.conv2d(x, project, left.pop(0) if form.bias else None)
     return finish(x, form.activation, residual, form.average)
-
-
-@torch.library.custom_op("leanconv::separable", mutates_args=())
-def separable_op(
-    inputs: Sequence[Tensor], weights: Sequence[Tensor], form: str, residual: Tensor | None, gate: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """`separable` as an operator of PyTorch; `form` is `Separable.text`. Inference only."""
-    return reference(inputs, weights, Separable.read(form), residual, gate)
-
-
-@separable_op.register_fake
-def _(inputs, weights, form, residual, gate):  # type: ignore[no-untyped-def]
-    made = Separable.read(form)
-    return fake_map(inputs[0], made.width, made.size(*inputs[0].shape[2:]), made.average)
-
-
-def separable(
-    inputs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    form: Separable,
-    residual: Tensor | None = None,
-    gate: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Run a separable convolution: on the fastest kernel that is registered for the device, else on the reference.
-
-    Args:
-        inputs: `N C_i H W` each, with C_i as in `form.channels`; they stand for their concatenation.
-        weights: in the order that `Separable` says.
-        residual: `N O P Q` where the form has one. gate: `N M` where the form has one.
-    Returns: `N O P Q` (channels_last), and its average `N O` in float32 (of no numbers unless `form.average`).
-    """
-    return separable_op(list(inputs), list(weights), form.text, residual, gate)

@@ -6,16 +6,15 @@ y[n,o,p·k + i,q·k + j] = act(Σ_c W[c,o,i,j] · x[n,c,p,q] + bias[o])
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from leanconv.ops.activations import check_activation
-from leanconv.ops.forms import Form, Pair, check_channels, fake_map, finish, joined
+from leanconv.ops.forms import Pair, check_channels, finish, joined
 
 
 @dataclass(frozen=True)
-class Upsample(Form):
+class Upsample:
     """What is known of it beforehand.
 
     Args:
@@ -52,31 +51,14 @@ class Upsample(Form):
         return h * w * sum(self.channels) * self.out_channels * self.factor**2
 
 
-def reference(inputs: Sequence[Tensor], weights: Sequence[Tensor], form: Upsample) -> tuple[Tensor, Tensor]:
-    """`upsample` in plain PyTorch, for any dtype and device."""
-    check_channels(inputs, form.channels)
-    y = F.conv_transpose2d(joined(inputs), weights[0], weights[1] if form.bias else None, form.factor)
-    return finish(y, form.activation, None, form.average)
-
-
-@torch.library.custom_op("leanconv::upsample", mutates_args=())
-def upsample_op(inputs: Sequence[Tensor], weights: Sequence[Tensor], form: str) -> tuple[Tensor, Tensor]:
-    """`upsample` as an operator of PyTorch; `form` is `Upsample.text`. Inference only."""
-    return reference(inputs, weights, Upsample.read(form))
-
-
-@upsample_op.register_fake
-def _(inputs, weights, form):  # type: ignore[no-untyped-def]
-    made = Upsample.read(form)
-    return fake_map(inputs[0], made.width, made.size(*inputs[0].shape[2:]), made.average)
-
-
 def upsample(inputs: Sequence[Tensor], weights: Sequence[Tensor], form: Upsample) -> tuple[Tensor, Tensor]:
-    """Run it: on the fastest kernel that is registered for the device, else on the reference.
+    """Run an upsampling in plain PyTorch, for any dtype and device.
 
     Args:
         inputs: `N C_i H W` each, with C_i as in `form.channels`; they stand for their concatenation.
         weights: in the order that `Upsample` says.
     Returns: `N O k·H k·W` (channels_last), and its average `N O` in float32 (of no numbers unless `form.average`).
     """
-    return upsample_op(list(inputs), list(weights), form.text)
+    check_channels(inputs, form.channels)
+    y = F.conv_transpose2d(joined(inputs), weights[0], weights[1] if form.bias else None, form.factor)
+    return finish(y, form.activation, None, form.average)

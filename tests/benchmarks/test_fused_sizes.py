@@ -4,10 +4,10 @@ import pytest
 from torch import nn
 
 from benchmarks.fused_sizes import sizes
-from leanconv.kernels import cpu_reason
+from leanconv.kernels import backend
 
 
-@pytest.mark.skipif(bool(cpu_reason()), reason=cpu_reason() or "kernels")
+@pytest.mark.skipif(bool(backend().why_not()), reason=backend().why_not() or "kernels")
 def test_a_size_that_is_met_twice_compiles_once(monkeypatch, tmp_path):
     monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path / "kernels"))
     model = nn.Sequential(nn.Conv2d(3, 11, 3, padding=1), nn.ReLU(), nn.Conv2d(11, 11, 3, padding=1, groups=11)).eval()

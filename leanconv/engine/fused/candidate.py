@@ -17,7 +17,7 @@ from leanconv.engine.fused.lowering.report import Blocks
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.fused.passes.precision import keep_in
 from leanconv.engine.workbench import Workbench
-from leanconv.kernels import cpu_reason
+from leanconv.kernels import Target, backend
 
 
 def _why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
@@ -34,12 +34,9 @@ def _seconds(bench: Workbench) -> float:
 
 
 def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
-    if not cpu_reason():
-        from leanconv.kernels.cpu.tuning.cost_model import arithmetic
-
-        arithmetic()  # an unknown one would put every kernel out, without a word
+    target = bench.target or Target()  # an unknown arithmetic is an error here, not the loss of every kernel
     half = (dtype or bench.dtype) == torch.bfloat16
-    graph, runs, blocks = _chosen(bench, half)
+    graph, runs, blocks = _chosen(bench, half, target)
     program = Program(graph, runs, bench.dense)
     program.left_out = blocks.left_out  # one list
     args, kwargs = bench.call()
@@ -51,7 +48,7 @@ def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     return form
 
 
-def _chosen(bench: Workbench, half: bool) -> tuple[Graph, dict[Node, Run], Blocks]:
+def _chosen(bench: Workbench, half: bool, target: Target) -> tuple[Graph, dict[Node, Run], Blocks]:
     """The graph, with a function for each node. What nothing runs as a block stays the call that the program has."""
     plain: dict[str, str] = {}
     graph = rewrite(to_graph(bench.program))
@@ -62,7 +59,7 @@ def _chosen(bench: Workbench, half: bool) -> tuple[Graph, dict[Node, Run], Block
             keep_in(graph, torch.bfloat16)
         try:
             with torch.no_grad():
-                return graph, *autotune(graph, seconds=bench.measuring_s, clock=bench.clock, cpu=bench.cpu)
+                return graph, *autotune(graph, seconds=bench.measuring_s, clock=bench.clock, target=target)
         except NothingRuns as failed:
             new = {origin(node): why for node, why in failed.nodes.items()}
             if new.keys() <= plain.keys():
@@ -74,11 +71,9 @@ def _chosen(bench: Workbench, half: bool) -> tuple[Graph, dict[Node, Run], Block
 
 def _lacks() -> str:
     """Why its kernels are not there, or slower to make and to run than they could be; "" where all is well."""
-    if reason := cpu_reason():
+    if reason := backend().why_not():
         return f"without kernels of its own: {reason}"
-    from leanconv.kernels.cpu.compilation.build import obstacle
-
-    return obstacle()
+    return backend().drawback()
 
 
 def _open(bench: Workbench, fixed: Graph) -> Graph:

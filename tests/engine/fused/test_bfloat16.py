@@ -16,7 +16,7 @@ from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.fused.passes.precision import keep_in
 from leanconv.engine.workbench import Workbench
-from leanconv.kernels import cpu_reason
+from leanconv.kernels import backend
 from tests.cpus import HASWELL, SAPPHIRE_RAPIDS, ZEN4
 from tests.engine.fused.test_candidate import Odd, randomised
 
@@ -76,7 +76,7 @@ class Products(nn.Module):
         return self.out(s(self.groups(r(z)).relu()).relu()), t(self.pair(torch.cat([y, z], 1))).mean((2, 3))
 
 
-@pytest.mark.skipif(bool(cpu_reason()), reason=cpu_reason() or "kernels")
+@pytest.mark.skipif(bool(backend().why_not()), reason=backend().why_not() or "kernels")
 def test_products_on_a_matrix_unit(monkeypatch):
     """Where a processor has one: stencils in kernels, products in oneDNN."""
     monkeypatch.setitem(IMPLEMENTATIONS, "block", [each for each in BLOCKS if each.name in ("aten", "kernel+onednn")])

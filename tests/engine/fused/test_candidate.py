@@ -18,7 +18,7 @@ from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture import dynamic_shapes
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.workbench import Workbench
-from leanconv.kernels import cpu_reason
+from leanconv.kernels import backend
 
 
 @pytest.fixture(autouse=True)
@@ -219,14 +219,14 @@ def test_ten_thousand_calls_take_no_more_memory(small):
 
 
 def test_without_halide_it_says_how_to_get_the_speed(monkeypatch, torch_only):
-    for place in ("leanconv.kernels.cpu_reason", "leanconv.engine.fused.candidate.cpu_reason"):
-        monkeypatch.setattr(place, lambda: "halide is not installed: pip install 'leanconv[cpu]'")
+    missing = "halide is not installed: pip install 'leanconv[cpu]'"
+    monkeypatch.setattr("leanconv.kernels.cpu.availability.why_not", lambda: missing)
     fast = optimize(Odd().eval(), torch.randn(1, 3, 9, 9), engines=("fused",), budget_s=240)
     assert "pip install 'leanconv[cpu]'" in fast.choices["fused"].note
     assert "pip install 'leanconv[cpu]'" in fast.choices.blocks.note
 
 
-@pytest.mark.skipif(bool(cpu_reason()), reason=cpu_reason() or "kernels")
+@pytest.mark.skipif(bool(backend().why_not()), reason=backend().why_not() or "kernels")
 def test_an_unknown_arithmetic_is_told(monkeypatch):
     monkeypatch.setenv("LEANCONV_ARITHMETIC", "Direct")
     fast = optimize(nn.Conv2d(3, 8, 1).eval(), torch.randn(1, 3, 8, 8), engines=("fused",), budget_s=5)

@@ -1,4 +1,4 @@
-"""How kernels are reached: through torch.library, bound, from many threads, without a compiler, without halide."""
+"""How kernels are called: bound, from many threads, without a compiler, without halide."""
 
 import gc
 import resource
@@ -11,18 +11,16 @@ import torch
 
 from leanconv import kernels
 from leanconv.errors import BadInput, MissingExtra
-from leanconv.kernels.cpu import bind, bind_split
-from leanconv.kernels.cpu.bound import base, gated_sum
+from leanconv.kernels.cpu import Target, bind
+from leanconv.kernels.cpu.bound import base
 from leanconv.kernels.cpu.compilation import build
-from leanconv.kernels.cpu.runtime import launch
+from leanconv.kernels.cpu.runtime import abi
 from leanconv.kernels.cpu.tuning.cpu import this_cpu
+from leanconv.ops.forms import averaged
 from leanconv.ops.gated_sum import GatedSum, gated_pointwise
 from leanconv.ops.grouped import Grouped, grouped
-from leanconv.ops.grouped import reference as grouped_reference
-from leanconv.ops.pool import MaxPool, global_average, max_pool
-from leanconv.ops.separable import Separable, Stencil, reference, separable, separable_op
+from leanconv.ops.separable import Separable, Stencil, separable
 from leanconv.ops.upsample import Upsample, upsample
-from leanconv.ops.upsample import reference as upsample_reference
 from tests.kernels.tolerance import assert_no_worse
 
 STAGE = (Stencil(0, 6, (3, 3), padding=(1, 1, 1, 1)),)
@@ -32,35 +30,6 @@ FORM = Separable((6,), (STAGE,), 20, bias=True, activation="relu", average=True)
 @pytest.fixture
 def weights():
     return [torch.randn(6, 1, 3, 3), torch.randn(20, 6), torch.randn(20)]
-
-
-@torch.no_grad()
-def test_torch_library_reaches_the_kernels(halide, weights, monkeypatch):
-    assert kernels.load() == ("cpu",)
-    calls, run = [], base.Step.__call__
-    monkeypatch.setattr(base.Step, "__call__", lambda self, *maps: calls.append(self) or run(self, *maps))
-    blend = gated_sum.GatedStep.__call__
-    monkeypatch.setattr(
-        gated_sum.GatedStep, "__call__", lambda self, *maps, **rest: calls.append(self) or blend(self, *maps, **rest)
-    )
-    x = torch.randn(2, 6, 7, 8)
-    y, means = separable([x], weights, FORM)
-    torch.testing.assert_close(y, reference([x], weights, FORM)[0])
-    torch.testing.assert_close(means, y.mean((2, 3)))
-    grouped([x], [torch.randn(4, 3, 3, 3)], Grouped((6,), 4, (3, 3), groups=2))
-    gated_pointwise(torch.randn(2, 5, 7, 8), [x], [torch.randn(5, 6)], GatedSum((6,), 5))
-    upsample([x], [torch.randn(6, 2, 2, 2)], Upsample((6,), 2))
-    max_pool(x, MaxPool(6))
-    assert len(calls) == 5
-    torch.testing.assert_close(global_average(x), x.mean((2, 3)))
-    separable([x], weights, FORM)
-    assert calls[0] is calls[-1]  # packed once
-    weights[2].zero_()  # but not when a weight was changed in place
-    torch.testing.assert_close(separable([x], weights, FORM)[0], reference([x], weights, FORM)[0])
-    separable([x.double()], [w.double() for w in weights], FORM)
-    with separable_op.set_kernel_enabled("cpu", enabled=False):
-        separable([x], weights, FORM)
-    assert len(calls) == 7
 
 
 @torch.no_grad()
@@ -76,7 +45,7 @@ def test_outputs_are_written_whole(halide, weights, monkeypatch):
 def test_eight_threads_on_one_bound_kernel(halide, weights):
     call = bind(FORM, weights)
     inputs = [torch.randn(1 + i % 3, 6, 5 + i % 4, 9) for i in range(40)]
-    expected = [reference([x], weights, FORM)[0] for x in inputs]
+    expected = [separable([x], weights, FORM)[0] for x in inputs]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda x: call([x])[0], inputs * 5))
     for y, e in zip(found, expected * 5, strict=True):
@@ -110,53 +79,45 @@ def test_many_sizes_do_not_pile_up(halide, weights):
     call = bind(Separable((6,), (), 20, bias=True), weights[1:])
     for size in range(1, 150):
         call([torch.randn(1, 6, size, 8)])
-    assert len(call._steps) <= base._KEPT
+    assert len(call._kernels) <= base._KEPT
 
 
 @torch.no_grad()
 def test_without_a_compiler_the_kernels_are_made_in_the_process(halide, weights, monkeypatch):
     monkeypatch.setattr(build, "compiler", lambda: "")
-    for cached in (build.runtime, build._kernel, launch.library):
+    for cached in (build.runtime, build._kernel, abi.library):
         cached.cache_clear()
     try:
         assert "no C compiler" in kernels.status()
         x = torch.randn(2, 6, 9, 7)
         short, means = bind(FORM, weights)([x.bfloat16()])
-        y = reference([x], weights, FORM)[0]
+        y = separable([x], weights, FORM)[0]
         torch.testing.assert_close(short, y.bfloat16(), rtol=0.02, atol=0.1)
         torch.testing.assert_close(means, short.float().mean((2, 3)))
         y, means = bind(FORM, weights)([x])
-        torch.testing.assert_close(y, reference([x], weights, FORM)[0])
+        torch.testing.assert_close(y, separable([x], weights, FORM)[0])
         torch.testing.assert_close(means, y.mean((2, 3)))
         form, plain = GatedSum((6,), 20, bias=True), [weights[1], weights[2]]
-        z, _ = bind(form, plain)(y, [x])
+        z, _ = bind(form, plain)(y, [x], means, [averaged(x)])
         expected = gated_pointwise(y.double(), [x.double()], [w.double() for w in plain], form)[0].float()
         torch.testing.assert_close(z, expected)
-        torch.testing.assert_close(bind_split(FORM, weights, form, plain)(torch.cat([x, x], 1))[0], expected)
+        assert bind(FORM, weights).prepare(x.contiguous(memory_format=torch.channels_last), None, None) is None
     finally:
-        for cached in (build.runtime, build._kernel, launch.library):
+        for cached in (build.runtime, build._kernel, abi.library):
             cached.cache_clear()
 
 
 @torch.no_grad()
-def test_without_halide_the_reference_runs_and_says_how_to_get_the_speed(weights, monkeypatch):
+def test_without_halide_it_says_how_to_get_the_speed(weights, monkeypatch):
     from leanconv.kernels.cpu.pipelines import frontend
 
     monkeypatch.setitem(sys.modules, "halide", None)
     assert "pip install 'leanconv[cpu]'" in kernels.status()
-    assert "the references run" in kernels.status()
-    kernels.load.cache_clear()
-    assert kernels.load() == ()
-    kernels.load.cache_clear()
+    assert "PyTorch's own run" in kernels.status()
     frontend.halide.cache_clear()
     with pytest.raises(MissingExtra, match=r"pip install 'leanconv\[cpu\]'"):
         bind(FORM, weights)
     frontend.halide.cache_clear()
-    assert (
-        separable([torch.randn(1, 6, 4, 4, dtype=torch.double)], [w.double() for w in weights], FORM)[0]
-        .isfinite()
-        .all()
-    )
 
 
 @torch.no_grad()
@@ -169,28 +130,6 @@ def test_what_the_kernels_do_not_take(halide, weights):
     two = bind(Separable((6, 2), (), 4), [torch.randn(4, 8)])
     with pytest.raises(BadInput, match=r"maps of one dtype .* torch\.bfloat16, torch\.float32"):
         two([torch.randn(1, 6, 4, 4), torch.randn(1, 2, 4, 4, dtype=torch.bfloat16)])
-
-
-def test_calls_with_and_without_gradients_share_no_result(halide, weights):
-    """Autograd writes into results: of the first call's nothing may be in the next one's."""
-    kernels.load()
-    x, form = torch.randn(1, 6, 7, 8), Separable((6,), (STAGE,), 20)
-    traced = separable([x.clone().requires_grad_()], weights[:2], form)
-    plain = separable([x], weights[:2], form)
-    assert traced[0].requires_grad
-    assert not any(each.requires_grad for each in plain)
-
-
-@torch.no_grad()
-def test_bfloat16_comes_through_torch_library(halide, weights):
-    kernels.load()
-    x, short = torch.randn(2, 6, 7, 8).bfloat16(), [w.bfloat16() for w in weights]
-    exact = reference([x.double()], [w.double() for w in short], FORM)[0]
-    for given in (short, [w.float() for w in short]):
-        y, means = separable([x], given, FORM)
-        assert (y.dtype, means.dtype) == (torch.bfloat16, torch.float32)
-        assert_no_worse(y, reference([x], short, FORM)[0], exact, dtype=torch.bfloat16)
-    torch.testing.assert_close(global_average(x), x.float().mean((2, 3)))
 
 
 @torch.no_grad()
@@ -226,21 +165,10 @@ def test_bfloat16_keeps_the_nan_of_a_gpu(halide):
         assert y[:, 1].isfinite().all()
 
 
-@torch.inference_mode()
-def test_weights_made_in_inference_mode_may_change(halide):
-    """Such tensors count no changes."""
-    kernels.load()
-    weights, x = [torch.randn(2, 3)], torch.randn(1, 3, 4, 5)
-    form = Separable((3,), (), 2)
-    before = separable([x], weights, form)[0]
-    weights[0].mul_(2)
-    torch.testing.assert_close(separable([x], weights, form)[0], 2 * before)
-
-
 @torch.no_grad()
 def test_a_machine_without_products_of_pairs(halide):
     """Then bfloat16 is widened before the products; the same numbers come out."""
-    cpu = replace(this_cpu(), bf16=False)
+    target = Target(replace(this_cpu(), bf16=False))
     around = (1, 1, 1, 1)
     x, skip = (torch.randn(2, c, 9, 7).bfloat16() for c in (6, 5))
     short = [
@@ -255,8 +183,8 @@ def test_a_machine_without_products_of_pairs(halide):
         (Grouped((6,), 4, (3, 3), padding=around, groups=2), 1, slice(3, 4), ()),
         (Upsample((6,), 2), 1, slice(5, 6), ()),
     ):
-        op = {Separable: reference, Grouped: grouped_reference, Upsample: upsample_reference}[type(form)]
-        y, _ = bind(form, short[which], cpu)([x, skip][:inputs], *rest)
+        op = {Separable: separable, Grouped: grouped, Upsample: upsample}[type(form)]
+        y, _ = bind(form, short[which], target)([x, skip][:inputs], *rest)
         eager = op([x, skip][:inputs], short[which], form, *rest)[0]
         exact = op(double[:inputs], wide[which], form, *[None if r is None else r.double() for r in rest])[0]
         assert_no_worse(y, eager, exact, dtype=torch.bfloat16)
@@ -286,6 +214,6 @@ def test_nothing_is_broadcast_nor_read_beyond_its_end(halide):
         with pytest.raises(BadInput, match="maps of"):
             bind(Upsample((4, 4), 3), [torch.randn(8, 3, 2, 2)])([x, torch.randn(wrong)])
         with pytest.raises(BadInput, match="maps of"):
-            bind(GatedSum((4,), 4), [weight])(torch.randn(wrong), [x])
+            bind(GatedSum((4,), 4), [weight])(torch.randn(wrong), [x], torch.randn(2, 4), [torch.randn(2, 4)])
     with pytest.raises(BadInput, match="averages and gates"):
         bind(GatedSum((4,), 4), [weight])(x, [x], torch.randn(1, 4), [torch.randn(2, 4)])

@@ -13,7 +13,7 @@ from leanconv.engine import compiled
 from leanconv.kernels import limited
 from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.compilation import build, cache
-from leanconv.kernels.cpu.runtime import launch
+from leanconv.kernels.cpu.runtime import abi
 from leanconv.ops.separable import Separable
 
 SCRIPTS = {
@@ -44,7 +44,7 @@ def fresh(monkeypatch, tmp_path):
         build.compiler,
         build._kernel_source,
         build._runtime_source,
-        launch.library,
+        abi.library,
     )
     memos += (compiled._compiler_obstacle,)
     for memo in memos:

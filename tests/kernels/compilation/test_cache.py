@@ -15,7 +15,7 @@ from leanconv import kernels
 from leanconv.files import LOCK, Lock, drafts
 from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.compilation import build, cache, permissions
-from leanconv.kernels.cpu.runtime import launch
+from leanconv.kernels.cpu.runtime import abi
 from leanconv.ops.separable import Separable
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX")
@@ -213,7 +213,7 @@ def test_a_folder_that_cannot_serve_gives_one_warning(tmp_path, what, monkeypatc
 @pytest.mark.parametrize("broken", ["folders", "compiler", "kernels"])
 def test_what_cannot_be_kept_is_made_in_the_process(halide, broken, monkeypatch, tmp_path):
     """No folder serves; the compiler makes nothing; the compiler makes the runtime and then no kernel."""
-    memos = (build.runtime, build._kernel, build._in_process_only, launch.library, cache._temporary)
+    memos = (build.runtime, build._kernel, build._in_process_only, abi.library, cache._temporary)
     for memo in memos:
         memo.cache_clear()
     monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path))

@@ -8,11 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu import Target, bind
 from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType
 from leanconv.kernels.cpu.pipelines.padded import Core
 from leanconv.kernels.cpu.tuning.grouped_algorithms import algorithm_for
-from leanconv.ops.grouped import Grouped, reference
+from leanconv.ops.grouped import Grouped
+from leanconv.ops.grouped import grouped as reference
 from tests.cpus import NEOVERSE, ZEN4
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
@@ -130,7 +131,7 @@ def weights_of(form):
 
 def chosen(cpu, form, side, pixels=None, element=FLOAT, method=None):
     core = Core(form, form.channels if pixels is None else pixels, 0, element)
-    return algorithm_for(cpu, core, 1, (side, side), lambda _, best, __: best, method)
+    return algorithm_for(Target(cpu), core, 1, (side, side), lambda _, best, __: best, method)
 
 
 def test_the_model_chooses_the_method(cpu, monkeypatch):
@@ -201,10 +202,10 @@ def test_blocks_of_rows_are_whole_pairs(name, monkeypatch):
     bound.method = "winograd"
     whole = bound(x, residual)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    step = bound.step(
+    step = bound.prepared(
         *[laid_out(t, "channels_last") for t in (*x, residual) if t is not None], *[None] * (residual is None)
     )
-    assert step.program.work.block == 12
+    assert step.loop.work.block == 12
     parts = bound(x, residual)
     torch.testing.assert_close(parts[0], whole[0], rtol=1e-5, atol=1e-4)
     if form.average:

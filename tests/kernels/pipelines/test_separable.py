@@ -12,7 +12,8 @@ from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.bound import separable
 from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType
-from leanconv.ops.separable import Separable, Stencil, reference
+from leanconv.ops.separable import Separable, Stencil
+from leanconv.ops.separable import separable as reference
 from tests.cpus import with_cache
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out, weights_of
 
@@ -117,9 +118,9 @@ def test_an_empty_map_between_stencils(n):
 @pytest.mark.parametrize(("name", "h", "w"), [("splconv", 5, 121), ("wide", 9, 61), ("xsepconv", 8, 115)])
 def test_long_rows_and_far_maps(name, h, w, from_memory, dtype):
     """Rows whose stencils go by strips, and maps that are copied before the vectors take turns; blocks of few rows."""
-    form, cpu = FORMS[name], with_cache(1000) if from_memory else None
+    form, target = FORMS[name], with_cache(1000) if from_memory else None
     weights = [w.to(dtype) for w in weights_of(form)]
-    check(form, weights, h, w, 2, bind(form, weights, cpu), ["channels_last"] * 2, dtype)
+    check(form, weights, h, w, 2, bind(form, weights, target), ["channels_last"] * 2, dtype)
 
 
 ASKEW = Separable(
@@ -147,7 +148,7 @@ def test_a_map_read_where_it_lies(form, from_memory):
 
 def test_which_maps_are_read_where_they_lie():
     """A copy is made where it is faster, or where a stencil cannot do without one."""
-    made = separable.StepBuilder._reads_in_place
+    made = separable.KernelBuilder._reads_in_place
     maker = SimpleNamespace(element=FLOAT)
     square = Stencil(0, 8, (3, 3), padding=(1, 1, 1, 1))
     row = Stencil(0, 8, (1, 3), padding=(0, 0, 1, 1))
@@ -168,7 +169,7 @@ def test_which_maps_are_fetched():
     bound = bind(FEW, weights_of(FEW), with_cache(x.numel() * 4))
 
     def fetched(x):
-        return bool(bound.step(x.contiguous(memory_format=torch.channels_last), None, None).program._keep[2])
+        return bool(bound.prepared(x.contiguous(memory_format=torch.channels_last), None, None).loop._keep[2])
 
     assert not fetched(x)
     assert fetched(torch.randn(2, 19, 5, 8))

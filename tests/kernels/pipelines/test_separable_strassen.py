@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.bound import separable, separable_strassen
-from leanconv.kernels.cpu.bound.separable import BoundSeparable, StepBuilder
+from leanconv.kernels.cpu.bound.separable import BoundSeparable, KernelBuilder
 from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.pipelines import separable_strassen as pipelines
 from leanconv.kernels.cpu.pipelines.gemm import Tile
-from leanconv.kernels.cpu.runtime import launch
-from leanconv.ops.separable import Separable, Stencil, reference
+from leanconv.kernels.cpu.runtime import abi
+from leanconv.ops.separable import Separable, Stencil
+from leanconv.ops.separable import separable as reference
 from tests.cpus import with_cache
 from tests.kernels.tolerance import laid_out, weights_of
 
@@ -104,26 +105,26 @@ def test_two_threads(h, n, rows, forced, monkeypatch, two_threads):
     assert torch.equal(one, two) or rows != h  # the same blocks give the same numbers
     assert (forced[-1] is pipelines.projected) == (rows is not None)
     if rows is not None:
-        assert [step.program.work.block for step in call._steps.values()] == [13 * h, 13 * rows]
+        assert [step.loop.work.block for step in call._kernels.values()] == [13 * h, 13 * rows]
 
 
 @torch.no_grad()
 def test_without_a_compiler(forced, monkeypatch):
     """Blocks are made one after the other there, too."""
     weights, x = weights_of(MOBILENET), torch.randn(2, 128, 8, 6)
-    cpu = with_cache(4 * 7 * 128 * 6 * 2)  # of two rows
-    expected, means = bind(MOBILENET, weights, cpu)([x])
+    target = with_cache(4 * 7 * 128 * 6 * 2)  # of two rows
+    expected, means = bind(MOBILENET, weights, target)([x])
     monkeypatch.setattr(build, "compiler", lambda: "")
-    memos = (build.runtime, build._kernel, launch.library)
+    memos = (build.runtime, build._kernel, abi.library)
     try:
         for memo in memos:
             memo.cache_clear()
-        call = bind(MOBILENET, weights, cpu)
+        call = bind(MOBILENET, weights, target)
         y, found = call([x])
     finally:
         for memo in memos:
             memo.cache_clear()
-    assert [step.program.work.block for step in call._steps.values()] == [2 * 6]
+    assert [step.loop.work.block for step in call._kernels.values()] == [2 * 6]
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(found, means)
 
@@ -155,7 +156,7 @@ def test_blocks_are_where_it_pays(cpu, two_threads):
         form = Separable((channels,), ((stencil,),), channels)
         x = torch.empty(1, channels, height or side, side).contiguous(memory_format=torch.channels_last)
         bound = BoundSeparable(form, weights_of(form), replace(cpu, l2=l2))
-        return separable_strassen._rows(StepBuilder(bound, [x], None, None, (1, channels, height or side, side)))
+        return separable_strassen._rows(KernelBuilder(bound, [x], None, None, (1, channels, height or side, side)))
 
     assert rows(512, 14) == 2  # of 1, 2, 7 and 14
     assert two_threads(rows, 512, 14) == 7  # as many blocks for each

@@ -5,9 +5,8 @@ import torch
 
 from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.pipelines.gemm import piece_of
-from leanconv.ops import grouped, separable
-from leanconv.ops.grouped import Grouped
-from leanconv.ops.separable import Separable
+from leanconv.ops.grouped import Grouped, grouped
+from leanconv.ops.separable import Separable, separable
 from tests.kernels.tolerance import assert_no_worse
 
 pytestmark = pytest.mark.usefixtures("halide")
@@ -33,8 +32,8 @@ def test_a_1x1(channels):
     form, weight = Separable(channels, (), 48), torch.randn(48, sum(channels), 1, 1)
     x = torch.randn(2, sum(channels), 9, 23)
     parts = x.split(channels, 1)
-    exact = separable.reference([p.double() for p in parts], [weight.double()], form)[0]
-    assert_no_worse(bind(form, [weight])(parts)[0], separable.reference(parts, [weight], form)[0], exact)
+    exact = separable([p.double() for p in parts], [weight.double()], form)[0]
+    assert_no_worse(bind(form, [weight])(parts)[0], separable(parts, [weight], form)[0], exact)
 
 
 @torch.no_grad()
@@ -45,7 +44,7 @@ def test_a_1x1_of_two_pieces(channels, width):
         torch.manual_seed(seed)
         form = Separable((channels,), (), width)
         weight, x = torch.randn(width, channels, 1, 1), torch.randn(1, channels, 7, 8)
-        exact = separable.reference([x.double()], [weight.double()], form)[0]
+        exact = separable([x.double()], [weight.double()], form)[0]
         fused = bind(form, [weight])([x])[0]
         halves = sum(map(torch.conv2d, x.split(channels // 2, 1), weight.split(channels // 2, 1)))
         assert (fused - exact).abs().max() <= 2 * (halves - exact).abs().max()
@@ -61,8 +60,8 @@ def test_sums_of_groups(form, method):
     weights += [torch.randn(form.project, o)] if form.project else []
     x, bound = torch.randn(2, c, 9, 15), bind(form, weights)
     bound.method = method
-    exact = grouped.reference([x.double()], [w.double() for w in weights], form)[0]
-    assert_no_worse(bound([x])[0], grouped.reference([x], weights, form)[0], exact)
+    exact = grouped([x.double()], [w.double() for w in weights], form)[0]
+    assert_no_worse(bound([x])[0], grouped([x], weights, form)[0], exact)
 
 
 @pytest.mark.parametrize(

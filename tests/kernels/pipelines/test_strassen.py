@@ -11,7 +11,8 @@ from leanconv.kernels.cpu.bound import base, separable, separable_strassen
 from leanconv.kernels.cpu.pipelines import strassen
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.tuning import cost_model
-from leanconv.ops.separable import Separable, reference
+from leanconv.ops.separable import Separable
+from leanconv.ops.separable import separable as reference
 from tests.kernels.tolerance import assert_no_worse, laid_out, weights_of
 
 pytestmark = pytest.mark.usefixtures("halide")

@@ -1,7 +1,6 @@
 """Kernels touch nothing beside their maps, weights and results: each lies between pages that must not be touched."""
 
 import ctypes
-import functools
 import itertools
 import mmap
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leanconv.kernels.cpu import bind, bind_split
+from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.bound import base, separable_strassen
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.runtime.huge_pages import ALIGN, HUGE, huge_page_buffer, pack_into_huge_pages
@@ -58,12 +57,12 @@ class Fence:
 
     def add(self, name, bound, maps, vectors=()):
         """`vectors`: what the kernel takes between maps and weights."""
-        step = bound.step(*maps)
+        step = bound.prepared(*maps)
         given = [x for x in maps if x is not None] + list(vectors) + step.weights
         results = [torch.empty_strided(step.size, step.strides, dtype=step.dtype)] + [
             torch.empty(step.size[:2])
         ] * step.average
-        step.program.run(*[x.data_ptr() for x in (*given, *results)])
+        step.loop.run(*[x.data_ptr() for x in (*given, *results)])
         self.cases += [
             (f"{name}, {side} a map", step, given, results, side == "behind") for side in ("behind", "before")
         ]
@@ -76,7 +75,7 @@ class Fence:
                 at[:2] = index.to_bytes(2, "little")
                 held = [fenced(x, after) for x in given]
                 made = [fenced(torch.zeros_like(x), after) for x in results]
-                step.program.run(*[x.data_ptr() for x in (*held, *made)])
+                step.loop.run(*[x.data_ptr() for x in (*held, *made)])
                 if not all(torch.equal(a, b) for a, b in zip(made, results, strict=True)):
                     os._exit(1)
             os._exit(0)
@@ -204,25 +203,8 @@ def test_maps_that_are_fetched_from_memory(size):
         for name, stages in {"3x3": (square,), "two": (square, square), "side by side": (beside,)}.items():
             form = Separable((c,), stages, 9)
             fence.add(f"{name} of {c}", bind(form, weights_of(form), with_cache(10)), [x, None, None])
-    assert all(step.program._keep[2] for _, step, *_ in fence.cases)
+    assert all(step.loop._keep[2] for _, step, *_ in fence.cases)
     fence.hold()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("size", [(4, 8), (1, 23)])
-def test_both_passes_of_a_split_map(size, monkeypatch):
-    form = Separable((5,), (stencil(5, (3, 3), padding=AROUND),), 7, average=True)
-    weights, factors = weights_of(form), [torch.randn(7, 6)]
-    x = dense(torch.float32, 2, 11, *size)
-    y = bind_split(form, weights, GatedSum((6,), 7), factors)(x)[0]
-    if not (child := os.fork()):
-        for after in (True, False):
-            monkeypatch.setattr(base, "pack_into_huge_pages", functools.partial(fenced, after=after))
-            made = bind_split(form, weights, GatedSum((6,), 7), factors)(fenced(x, after))[0]
-            if not torch.equal(made, y):
-                os._exit(1)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("c", [1, 4, 7])

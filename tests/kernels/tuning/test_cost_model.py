@@ -19,7 +19,8 @@ from leanconv.kernels.cpu.tuning.cost_model import (
 )
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
-from leanconv.ops.separable import Separable, Stencil, reference
+from leanconv.ops.separable import Separable, Stencil
+from leanconv.ops.separable import separable as reference
 from tests.cpus import HASWELL, NEOVERSE, SAPPHIRE_RAPIDS, ZEN4
 
 pytestmark = pytest.mark.usefixtures("halide")

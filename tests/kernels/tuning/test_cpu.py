@@ -9,16 +9,16 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from leanconv.kernels.cpu import bind, bind_split
+from leanconv.kernels.cpu import Target, bind
 from leanconv.kernels.cpu.pipelines import frontend
 from leanconv.kernels.cpu.tuning import cpu as room
 from leanconv.kernels.cpu.tuning.cpu import L1, L2, Cpu, caches, cpuinfo, this_cpu, usable_cores
-from leanconv.ops import gated_sum, grouped, pool, separable, upsample
-from leanconv.ops.gated_sum import GatedSum
-from leanconv.ops.grouped import Grouped
-from leanconv.ops.pool import MaxPool
-from leanconv.ops.separable import Separable, Stencil
-from leanconv.ops.upsample import Upsample
+from leanconv.ops.forms import averaged
+from leanconv.ops.gated_sum import GatedSum, gated_pointwise
+from leanconv.ops.grouped import Grouped, grouped
+from leanconv.ops.pool import MaxPool, max_pool
+from leanconv.ops.separable import Separable, Stencil, separable
+from leanconv.ops.upsample import Upsample, upsample
 from tests.cpus import CPUS, HASWELL, SAPPHIRE_RAPIDS, ZEN4
 from tests.kernels.tolerance import DTYPES, assert_no_worse, weights_of
 
@@ -120,7 +120,7 @@ AROUND = (1, 1, 1, 1)
 @pytest.mark.parametrize("name", CPUS)
 def test_what_is_chosen_for_any_processor_computes_the_same(name, dtype):
     """Compiled for this machine, scheduled for that one."""
-    cpu = CPUS[name]
+    target = Target(CPUS[name])
     mobile = Separable((24,), (STAGE,), 20, bias=True, average=True)
     mixed = Grouped((24,), 16, (3, 3), padding=AROUND, groups=2, pointwise=True)
     alone = Separable((24,), (STAGE,))
@@ -131,17 +131,20 @@ def test_what_is_chosen_for_any_processor_computes_the_same(name, dtype):
         (upsample, Upsample((24,), 5), [torch.randn(24, 5, 2, 2)]),
     ]
     x = torch.randn(2, 24, 14, 9).to(dtype).contiguous(memory_format=torch.channels_last)
-    for ops, form, weights in cases:
+    for op, form, weights in cases:
         short = [w.to(dtype) for w in weights]
-        y, eager = bind(form, short, cpu)([x])[0], ops.reference([x], short, form)[0]
-        exact = ops.reference([x.double()], [w.double() for w in short], form)[0]
+        y, eager = bind(form, short, target)([x])[0], op([x], short, form)[0]
+        exact = op([x.double()], [w.double() for w in short], form)[0]
         assert_no_worse(y, eager, exact, dtype=dtype)
-    assert torch.equal(bind(MaxPool(24), [], cpu)(x)[0], pool.reference(x, MaxPool(24))[0])
+    assert torch.equal(bind(MaxPool(24), [], target)(x)[0], max_pool(x, MaxPool(24))[0])
     blend, others = GatedSum((7,), 20), [(torch.randn(20, 7) / 7).to(dtype)]
     y = torch.randn(2, 31, 9, 8).to(dtype)
     own = [w.to(dtype) for w in weights_of(mobile)]
-    a, mean = separable.reference([y[:, :24]], own, mobile)
-    eager = gated_sum.reference(a, [y[:, 24:]], others, blend, mean)[0]
-    a, mean = separable.reference([y[:, :24].double()], [w.double() for w in own], mobile)
-    exact = gated_sum.reference(a, [y[:, 24:].double()], [w.double() for w in others], blend, mean)[0]
-    assert_no_worse(bind_split(mobile, own, blend, others, cpu)(y)[0], eager, exact, 4.0, dtype)
+    a, mean = separable([y[:, :24]], own, mobile)
+    eager = gated_pointwise(a, [y[:, 24:]], others, blend, mean)[0]
+    a, mean = separable([y[:, :24].double()], [w.double() for w in own], mobile)
+    exact = gated_pointwise(a, [y[:, 24:].double()], [w.double() for w in others], blend, mean)[0]
+    first, average = bind(mobile, own, target)([y[:, :24]])
+    rest = y[:, 24:]
+    blended = bind(blend, others, target)(first, [rest], average, [averaged(rest)])[0]
+    assert_no_worse(blended, eager, exact, 4.0, dtype)

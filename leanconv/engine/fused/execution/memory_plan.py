@@ -1,4 +1,4 @@
-"""Where a plan's values lie: one piece of memory, in which two share a place if they are never needed together."""
+"""The memory plan: all values of a call in one buffer; two share a place if they are never needed together."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,14 +7,19 @@ import torch
 from torch import Tensor
 
 from leanconv.engine.fused.lowering.kernels import KernelRun
-from leanconv.kernels.cpu.runtime.transpose import copy_of, to_channels_last, to_contiguous
+from leanconv.kernels import backend, to_channels_last, to_contiguous
+from leanconv.kernels.interface import Bound, Prepared
 
 ALIGN = 64  # bytes; a line of the cache, a vector of AVX-512
 
 
 class Step(NamedTuple):
-    """What runs, the places of what it reads, of its results (second: -1 for none), what is freed after it, and
-    whether its result may lie in what it read (a view).
+    """One function of a program, with the places of its inputs and results among the program's values.
+
+    Args:
+        second: the place of a second result; -1 for none.
+        frees: places that nothing reads after it.
+        views: whether its result may be a view of an input.
     """
 
     run: Callable[..., Any]
@@ -25,7 +30,7 @@ class Step(NamedTuple):
     views: bool
 
     def into(self, values: list[Any]) -> None:
-        """Run it, its result among the values."""
+        """Run it, and put its results among the values."""
         made = self.run(*[values[i] for i in self.reads])
         if self.second < 0:
             values[self.at] = made
@@ -34,7 +39,7 @@ class Step(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A value in the plan's memory, `offset` bytes behind its start."""
+    """A value in the plan's buffer, `offset` bytes behind its start."""
 
     offset: int
     shape: tuple[int, ...]
@@ -42,36 +47,28 @@ class Slot(NamedTuple):
     dtype: torch.dtype
 
 
-class Copied(NamedTuple):
-    """A map's copy in the other layout, with what a plan asks of a bound kernel's step."""
+class KernelStep(NamedTuple):
+    """A step as a launch: the places of its maps and averages, and where its results go.
 
-    program: Any
-    size: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-    weights: tuple[Tensor, ...] = ()
-    average: bool = False
+    `bound` is None for a copy into the other layout.
+    """
 
-
-class Native(NamedTuple):
-    """A kernel's step for these shapes, or a copy's: the places of its maps and averages, where its results go."""
-
-    step: Any
+    prepared: Prepared
     maps: tuple[int, ...]
     averages: tuple[int, ...]
-    bound: Any
+    bound: Bound | None
     at: int
     second: int
 
 
-def laid_out(
+def plan_memory(
     steps: Sequence[Step], values: Sequence[Any], outputs: Sequence[int]
-) -> tuple[list[Native | Step], dict[int, Slot], int]:
-    """What runs for each step; an offset for every result of a kernel that is not handed out; the size in bytes.
+) -> tuple[list[KernelStep | Step], dict[int, Slot], int]:
+    """What runs for each step; a slot for every kernel's result that is not returned; the buffer's size in bytes.
 
-    First fit, in the order of the steps. `values`: as those of a run step by step, their memory left out.
+    First fit, in the order of the steps. `values`: shapes, strides and dtypes of all values, as one run saw them.
     """
-    todo: list[Native | Step] = [_native(step, values) or step for step in steps]
+    todo: list[KernelStep | Step] = [_as_launch(step, values) or step for step in steps]
     free_at, bases = _ends(steps, len(values), outputs), _bases(steps)
     slots: dict[int, Slot] = {}
     taken: list[tuple[int, int, int]] = []  # start, stop, last step that needs it
@@ -79,7 +76,7 @@ def laid_out(
     for now, step in enumerate(steps):
         taken = [piece for piece in taken if piece[2] >= now]
         made = todo[now]
-        if not isinstance(made, Native):
+        if not isinstance(made, KernelStep):
             continue
         for place in (step.at, step.second):
             if place < 0 or place in outputs:
@@ -98,26 +95,26 @@ def laid_out(
     return todo, slots, size
 
 
-def _is_last(made: Native, now: int, free_at: Sequence[int], bases: Mapping[int, frozenset[int]]) -> bool:
-    """Whether nothing but this step, and it once, needs its first map."""
+def _is_last(made: KernelStep, now: int, free_at: Sequence[int], bases: Mapping[int, frozenset[int]]) -> bool:
+    """Whether this step alone needs its first map, and once."""
     first, *others = made.maps
     return free_at[first] == now and not any(first in bases.get(place, {place}) for place in others)
 
 
-def _over_first(made: Native, values: Sequence[Any], slots: Mapping[int, Slot]) -> Native | None:
-    """A gated sum whose result lies where its first map did; None where the kernel cannot: it makes some pixels twice.
+def _over_first(made: KernelStep, values: Sequence[Any], slots: Mapping[int, Slot]) -> KernelStep | None:
+    """A gated sum in place of its first map; None where the kernel cannot, because it computes some pixels twice.
 
-    What is not read from memory need not be there: an SPLConv U-Net takes 2 % less.
+    In place, the result needs no memory of its own: an SPLConv U-Net takes 2 % less time.
     """
     slot, result = slots.get(made.maps[0]), values[made.at]
     if not made.averages or slot is None or slot[1:] != (tuple(result.shape), result.stride(), result.dtype):
         return None
-    step = made.bound.in_place([values[place] for place in made.maps])
-    return made._replace(step=step) if step is not None and step.program.native else None
+    prepared = made.bound.prepare_in_place(*[values[place] for place in made.maps]) if made.bound else None
+    return made._replace(prepared=prepared) if prepared is not None else None
 
 
-def _native(step: Step, values: Sequence[Any]) -> Native | None:
-    """The step as a kernel that takes nothing but pointers, where it is one."""
+def _as_launch(step: Step, values: Sequence[Any]) -> KernelStep | None:
+    """The step as a launch, where it is a kernel or a copy that can be launched."""
     run = step.run
     if run in (to_channels_last, to_contiguous):
         return _copied(step, values[step.reads[0]], values[step.at])
@@ -128,23 +125,22 @@ def _native(step: Step, values: Sequence[Any]) -> Native | None:
     averages = tuple(run.averages(step.reads))
     if any(not values[place].flatten(1).is_contiguous() for place in averages):
         return None
-    made = run.step(maps)
-    if made is None or not made.program.native:
+    prepared = run.prepare(maps)
+    if prepared is None:
         return None
-    return Native(made, tuple(p for p in places if p is not None), averages, run.bound, step.at, step.second)
+    return KernelStep(prepared, tuple(p for p in places if p is not None), averages, run.bound, step.at, step.second)
 
 
-def _copied(step: Step, x: Tensor, made: Tensor) -> Native | None:
-    """A change of layout as a copy; None where there is none, or PyTorch makes it."""
-    program = copy_of(x, planes=step.run is to_contiguous) if x.dim() == 4 and x.stride() != made.stride() else None
-    if program is None:
+def _copied(step: Step, x: Tensor, result: Tensor) -> KernelStep | None:
+    """A change of layout as a launch; None where nothing moves, or PyTorch copies."""
+    if x.dim() != 4 or x.stride() == result.stride():
         return None
-    copied = Copied(program, tuple(made.shape), made.stride(), made.dtype)
-    return Native(copied, step.reads, (), None, step.at, -1)
+    prepared = backend().copy(x, planes=step.run is to_contiguous)
+    return None if prepared is None else KernelStep(prepared, step.reads, (), None, step.at, -1)
 
 
 def _ends(steps: Sequence[Step], count: int, outputs: Sequence[int]) -> list[int]:
-    """The last step that needs each value, itself or through a view of it; beyond the last one what is handed out."""
+    """The last step that needs each value or a view of it; for outputs a number beyond the last step."""
     last = [-1] * count
     for now, step in enumerate(steps):
         for place in (step.at, step.second):
@@ -162,7 +158,7 @@ def _ends(steps: Sequence[Step], count: int, outputs: Sequence[int]) -> list[int
 
 
 def _bases(steps: Sequence[Step]) -> dict[int, frozenset[int]]:
-    """Of each view the places that it may lie in."""
+    """The places that each view may lie in."""
     found: dict[int, frozenset[int]] = {}
     for step in steps:
         if step.views:

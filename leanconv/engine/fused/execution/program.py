@@ -1,4 +1,4 @@
-"""A graph as a flat list of bound steps: what runs, what it reads, where its result goes, what is freed after it."""
+"""A graph as a flat list of steps: what runs, what it reads, where its result goes, what is freed after it."""
 
 import threading
 from collections.abc import Hashable, Mapping, Sequence
@@ -12,21 +12,21 @@ from leanconv.engine.fused.execution.session import LayoutChanged, Plan, handed_
 from leanconv.engine.fused.ir.graph import UNRUN, Graph, Length, Node
 from leanconv.engine.fused.lowering.implementations import Run, plain_implementation
 from leanconv.engine.fused.lowering.kernels import KernelRun
-from leanconv.kernels.cpu.runtime.transpose import to_channels_last, to_contiguous
+from leanconv.kernels import to_channels_last, to_contiguous
 
-_MOST_PLANS = 8  # shapes whose memory is laid out at once; others run step by step ...
-_AGAIN = 8  # ... until they came so often that they take the place of the one that was called least
+_MOST_PLANS = 8  # shapes that get a memory plan at once; others run step by step ...
+_AGAIN = 8  # ... until they have come so often that they replace the one called least
 
 
 class Program:
     """Runs a graph. Any number of threads may be inside it at once.
 
-    The first call of a shape runs step by step and records what it saw; later ones run on memory that is laid out
-    beforehand, kernel after kernel (`Plan`).
+    The first call of a shape runs step by step and records shapes and strides. Later calls follow a `Plan`: memory is
+    planned beforehand, and kernels run one after the other.
     """
 
     def __init__(self, graph: Graph, runs: Mapping[Node, Run], planes: Sequence[bool] = ()) -> None:
-        """`planes`: which outputs are handed out contiguous (default: none; maps are then in channels_last)."""
+        """`planes`: which outputs are returned contiguous (default: none; maps are then in channels_last)."""
         place: dict[Node, int] = {}
         for node in (*graph.inputs, *graph.nodes):
             place.setdefault(node, len(place))
@@ -55,9 +55,9 @@ class Program:
             if any(planes[i : i + 1]) and len(node.shape) == 4 and node.shape[1] > 1 < node.shape[2] * node.shape[3]:
                 self._outputs[i] = self._changed(to_contiguous, read[node], self.steps)
         self._nodes = {place[node]: node for node in graph.nodes if node.kind not in UNRUN}
-        self.left_out: dict[str, str] = {}  # steps that failed and are PyTorch's since, and why
+        self.left_out: dict[str, str] = {}  # steps that failed and run in PyTorch since, and why
         self._plans: dict[Hashable, Plan] = {}
-        self._unplanned: set[Hashable] = set()  # shapes for which no plan can be made
+        self._unplanned: set[Hashable] = set()  # shapes that no plan can run
         self._waiting: dict[Hashable, int] = {}  # shapes without a plan: how often they came
         self._lock = threading.Lock()
 
@@ -69,7 +69,7 @@ class Program:
         )
 
     def _before(self, graph: Graph, runs: Mapping[Node, Run]) -> tuple[list[Step], dict[Node, int]]:
-        """Steps that bring maps into channels_last, but images that are read in planes; where each value is read."""
+        """Steps that copy inputs to channels_last, except images read in planes; where each value is read."""
         steps: list[Step] = []
         read = dict(self.places)
         for node in graph.inputs:
@@ -102,7 +102,7 @@ class Program:
             return self._without_plan(key, given, error)
 
     def settle(self, *tensors: Tensor) -> list[Tensor]:
-        """A first call, step by step: a step that fails in it is PyTorch's from then on, and `left_out` says so."""
+        """A first call, step by step: a step that fails runs in PyTorch from then on, and `left_out` says so."""
         given = self._given(tensors)
         values = self._values(given, self._fixed | self._lengths(given))
         for index, step in enumerate(self.steps):
@@ -120,7 +120,7 @@ class Program:
         return handed_out([values[i] for i in self._outputs], given, self._held)
 
     def _without_plan(self, key: Hashable, given: Sequence[Tensor], error: Exception) -> list[Tensor]:
-        """Step by step, from now on for these shapes, where that does not fail likewise."""
+        """Step by step from now on for these shapes, unless that fails too."""
         made = self._stepwise(given)
         with self._lock:
             self._plans = {each: plan for each, plan in self._plans.items() if each != key}
@@ -129,7 +129,7 @@ class Program:
         return made
 
     def _has_room(self, key: Hashable) -> bool:
-        """Whether a shape shall have a plan now."""
+        """Whether a shape gets a plan now."""
         with self._lock:
             if len(self._plans) < _MOST_PLANS:
                 return True
@@ -139,7 +139,7 @@ class Program:
             return self._waiting[key] >= _AGAIN
 
     def timed(self, *tensors: Tensor) -> dict[int, float]:
-        """The seconds of every step of one call on shapes that were met before, by the place of its result."""
+        """The seconds of every step of one call on shapes that have a plan, by the place of its result."""
         given = self._given(tensors)
         return self._plans[self._key(given)].timed(given)
 
@@ -149,7 +149,7 @@ class Program:
         for x, dtype in zip(tensors, self._dtypes, strict=True):
             if x.dim() == 4 and not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
                 x = to_channels_last(x)
-            given.append(x if x.dtype is dtype else x.to(dtype))  # `to` takes 1 µs to find out that nothing is to do
+            given.append(x if x.dtype is dtype else x.to(dtype))  # `to` takes 1 µs even where nothing is to do
         return given
 
     @staticmethod
@@ -165,9 +165,9 @@ class Program:
         return handed_out([values[i] for i in self._outputs], given, self._held)
 
     def _planned(self, key: Hashable, given: Sequence[Tensor]) -> list[Tensor]:
-        """As `_stepwise`, and the plan is made from the shapes and strides that were seen.
+        """As `_stepwise`, and a plan is made from the shapes and strides that were seen.
 
-        What depends on sizes alone (grids, masks) is made this once.
+        Values that depend on sizes alone (grids, masks) are computed this once.
         """
         fixed = self._fixed | self._lengths(given)
         values, steps = self._values(given, fixed), []
@@ -198,7 +198,7 @@ class Program:
                 del plans[min(plans, key=lambda each: plans[each].calls)]
             for other in plans.values():
                 other.calls = 0
-            self._plans = {**plans, key: plan}  # put in place whole: other threads see the old or the new
+            self._plans = {**plans, key: plan}  # replaced as a whole: other threads see the old or the new
             self._waiting.pop(key, None)
         held = {storage(value) for value in fixed.values() if isinstance(value, Tensor)}  # the plan keeps these
         return handed_out([values[i] for i in self._outputs], given, held)
@@ -226,7 +226,7 @@ def _outline(value: Any) -> Tensor | None:
 
 
 def _in_planes(graph: Graph, image: Node, runs: Mapping[Node, Run]) -> bool:
-    """Whether all that read an input are kernels that take an image in planes, and take it for nothing else."""
+    """Whether all readers of an input are kernels that take an image in planes, and read it once."""
     readers = [node for node in graph.nodes if image in node.inputs]
     alone = all(node.inputs.index(image) == 0 and node.inputs.count(image) == 1 for node in readers)
     kernels = [run for node in readers if isinstance(run := runs.get(node), KernelRun) and run.bound.planes]
@@ -234,11 +234,11 @@ def _in_planes(graph: Graph, image: Node, runs: Mapping[Node, Run]) -> bool:
 
 
 def _last_readers(graph: Graph) -> dict[Node, list[Node]]:
-    """For each node the values that nobody needs once it ran. Inputs, outputs and constants stay."""
+    """For each node the values that no later node needs. Inputs, outputs and constants stay."""
     last: dict[Node, Node] = {}
     for node in graph.nodes:
         if node.kind == "second":
-            last[node] = node.inputs[0]  # until somebody reads it
+            last[node] = node.inputs[0]  # until something reads it
             continue
         last[node] = node
         for source in node.inputs:

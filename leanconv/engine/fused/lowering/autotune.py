@@ -1,4 +1,4 @@
-"""Which form each node runs in: every form of a block on this machine, against each other, in short turns."""
+"""Which implementation each node runs: all of them are timed on this machine, in short turns."""
 
 import contextlib
 import math
@@ -14,25 +14,24 @@ from leanconv.engine.fused.ir.graph import UNRUN, Graph, Node
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, LAST, Implementation, Run
 from leanconv.engine.fused.lowering.kernels import KernelRun, SplitRun
 from leanconv.engine.fused.lowering.report import BlockChoice, Blocks, calls
-from leanconv.kernels import cpu_reason
-from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.kernels import Target, backend
 from leanconv.measure.timing.latency import Timing, interleave, once_ms
 
-# Seconds that the turns of one block may take, of those forms that a first look did not show to be hopeless.
+# Seconds that the turns of one block may take, for implementations that a first look did not rule out.
 BLOCK_S, MIN_ROUNDS, MAX_ROUNDS = 0.1, 5, 60
-HOPELESS, LOST = 1.5, 4.0  # times the best form's look: one look more is given, and none
+HOPELESS, LOST = 1.5, 4.0  # times the best one's look: one more look is given, and none
 DRAWN = 65_537  # random numbers of a map, before they come again: a prime, so that no two rows or channels are alike
 SHORT_MS = 5.0  # a first launch of a kernel costs 0.25 ms, fifty times a small layer
 PRIMED_MS = 3.0  # shorter calls are timed in warm caches
 PREFERRED, MARGIN = ("kernel", "split"), 0.05
-# A form that differs from PyTorch's by more than this share of a channel's largest value is not used; a channel counts
-# as large as a part of the largest one, whose rounding it may have.
+# Largest difference from PyTorch's answer, as a share of a channel's largest value. A channel counts at least as a part
+# of the largest channel, whose rounding it may have.
 TOLERANCE, PART = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}, 0.2
-_MEASURED: dict[Hashable, dict[str, Any]] = {}  # by processor and geometry; one process, one machine
+_MEASURED: dict[Hashable, dict[str, Any]] = {}  # by target and geometry; one process, one machine
 
 
 class NothingRuns(Exception):
-    """Nodes that none of their forms runs, and why."""
+    """Nodes that none of their implementations runs, and why."""
 
     def __init__(self, nodes: dict[Node, str]) -> None:
         super().__init__("; ".join(f"nothing here runs {node!r}: {why}" for node, why in nodes.items()))
@@ -45,18 +44,18 @@ def autotune(
     seconds: float,
     clock: str = "wall",
     forms: Mapping[str, Sequence[Implementation]] = IMPLEMENTATIONS,
-    cpu: Cpu | None = None,
+    target: Target | None = None,
 ) -> tuple[dict[Node, Run], Blocks]:
-    """A function for every node of the graph, and the table of why.
+    """A function for every node of the graph, and the table of times behind the choice.
 
     Args:
-        seconds: what measuring may take at the most.
+        seconds: the most that measuring may take.
         clock: as `measure.latency.interleave` has it.
-        cpu: the processor that kernels are chosen for (default: this one).
+        target: what kernels are chosen for (default: this machine).
     """
-    forms = {kind: [form.on(cpu) for form in each] for kind, each in forms.items()}
+    forms = {kind: [form.on(target) for form in each] for kind, each in forms.items()}
     if seconds > 0:
-        _compile(graph, forms, cpu)
+        _compile(graph, forms, target)
     deadline = time.perf_counter() + seconds
     runs: dict[Node, Run] = {}
     seen: dict[Hashable, list[Any]] = {}
@@ -65,7 +64,7 @@ def autotune(
         if node.kind in UNRUN:
             continue
         choices = forms[node.kind]
-        key, label = (cpu, geometry(node)), repr(node.data)
+        key, label = (target, geometry(node)), repr(node.data)
         measured = {choices[0].name: 0.0} if len(choices) == 1 else _MEASURED.get(key)
         if measured is None:
             measured = _measure(node, choices, deadline, clock)
@@ -98,34 +97,30 @@ def autotune(
     return runs, Blocks(rows, clock, left_out=graph.left_out | calls(graph))
 
 
-def _compile(graph: Graph, forms: Mapping[str, Sequence[Implementation]], cpu: Cpu | None) -> None:
-    """Compile the kernels of all forms of all nodes that were not measured before, on more than one core."""
-    if cpu_reason():
+def _compile(graph: Graph, forms: Mapping[str, Sequence[Implementation]], target: Target | None) -> None:
+    """Compile the kernels of all implementations of all nodes that were not measured before, on several cores."""
+    if backend().why_not():
         return
-    from leanconv.kernels.cpu.compilation.ahead import compile_all
-    from leanconv.kernels.cpu.compilation.build import listed
-
-    with listed() as jobs:
+    with backend().compiling_ahead():
         for node in graph.nodes:
-            if node.kind in UNRUN or len(forms[node.kind]) < 2 or (cpu, geometry(node)) in _MEASURED:
+            if node.kind in UNRUN or len(forms[node.kind]) < 2 or (target, geometry(node)) in _MEASURED:
                 continue
             inputs = [sample(x, empty=True) for x in node.inputs]
             for form in forms[node.kind]:
-                with contextlib.suppress(Exception):  # what it is shows when the form is measured
+                with contextlib.suppress(Exception):  # the error shows when it is measured
                     run = form.make(node)
                     if isinstance(run, KernelRun | SplitRun):
                         run.meet(inputs)
-    compile_all(jobs)
 
 
 def _best(node: Node, choices: Sequence[Implementation], measured: Mapping[str, Any]) -> tuple[str, Run]:
-    """The form of least cost, made for this node."""
+    """The implementation of least cost, for this node."""
     why = next((text for text in measured.values() if isinstance(text, str)), "no form covers it")
     for _, name in sorted((_cost(name, ms), name) for name, ms in measured.items() if isinstance(ms, float)):
         try:
             made = next(form for form in choices if form.name == name).make(node)
         except Exception as error:  # the one that was measured had the same sizes and other weights
-            why = _told(error)
+            why = _words(error)
             continue
         if made is not None:
             return name, made
@@ -133,22 +128,22 @@ def _best(node: Node, choices: Sequence[Implementation], measured: Mapping[str, 
 
 
 def _cost(name: str, ms: float) -> float:
-    """A kernel's neighbours gain from it (nothing between them but a pointer): it is left for a clear gain only."""
+    """Prefer our kernel unless another is clearly faster: consecutive kernels need no PyTorch call in between."""
     return ms * (1 - MARGIN) if name in PREFERRED else ms
 
 
 def _measure(node: Node, choices: Sequence[Implementation], deadline: float, clock: str) -> dict[str, Any]:
-    """Milliseconds of each form that is right, or the reason why it is not used."""
+    """Milliseconds of each implementation that is right, or the reason why it is not used."""
     inputs = [sample(x) for x in node.inputs]
     found, calls = _right(node, choices, inputs)
     if not calls:
         return found
-    if time.perf_counter() > deadline:  # unmeasured: a kernel where there is one, as most of those measured turn out
+    if time.perf_counter() > deadline:  # unmeasured: the kernel, which mostly wins
         return found | {name: (0.0 if name == PREFERRED[0] else math.inf) for name in calls}
     looks = _looks(calls, clock)
     best = min(looks.values())
     close = {name: call for name, call in calls.items() if looks[name] <= HOPELESS * best}
-    if len(close) > 1:  # among themselves: what the slow ones leave in the caches is no part of it
+    if len(close) > 1:  # without the slow ones, which disturb the caches
         looks |= {name: timing.median_ms for name, timing in _turns(close, best, deadline, clock).items()}
     return found | looks
 
@@ -156,11 +151,12 @@ def _measure(node: Node, choices: Sequence[Implementation], deadline: float, clo
 def _right(
     node: Node, choices: Sequence[Implementation], inputs: list[Tensor]
 ) -> tuple[dict[str, Any], dict[str, Callable[[], object]]]:
-    """Why each form that is not used is not; how the others are called."""
+    """Why some implementations are not used; how the others are called."""
     found: dict[str, Any] = {}
     calls: dict[str, Callable[[], object]] = {}
     want: Any = None
-    for form in sorted(choices, key=lambda form: form.name != "aten"):  # PyTorch's own first: the others are held to it
+    # PyTorch's own first: the others are compared with it.
+    for form in sorted(choices, key=lambda form: form.name != "aten"):
         try:
             run = form.make(node)
             if run is None:
@@ -169,8 +165,8 @@ def _right(
             seen = run(*inputs)
             call = _calling(run, inputs)
             call()
-        except Exception as error:  # a form that cannot run here is one less to choose from
-            found[form.name] = _told(error)
+        except Exception as error:  # one that cannot run here is one less to choose from
+            found[form.name] = _words(error)
             continue
         want = seen if want is None else want
         if not agrees(seen, want, TOLERANCE.get(node.dtype, 1e-4)):
@@ -180,13 +176,14 @@ def _right(
     return found, calls
 
 
-def _told(error: Exception) -> str:
+def _words(error: Exception) -> str:
     return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def _looks(calls: Mapping[str, Callable[[], object]], clock: str) -> dict[str, float]:
-    """Milliseconds of one call of each; the less of two where it is short, or slow, for another process may have come
-    by. Who is lost in a long one is not called again.
+    """Milliseconds of one call of each, the less of two where it is short, or slow through another process.
+
+    A long one that lost is not called again.
     """
     looks = {name: once_ms(call, clock) for name, call in calls.items()}
     best = min(looks.values())
@@ -199,8 +196,9 @@ def _looks(calls: Mapping[str, Callable[[], object]], clock: str) -> dict[str, f
 def _turns(
     calls: Mapping[str, Callable[[], object]], about_ms: float, deadline: float, clock: str
 ) -> dict[str, Timing]:
-    """In turns. In a plan a form finds its memory and its input in the cache, as the last step left them: a form is
-    called once before it is timed, but for those so long that no cache holds what they work on.
+    """In turns. A plan's steps find memory and input in the cache, as the last step left them.
+
+    So each is called once before it is timed, unless it is so long that no cache holds its data.
     """
     budget = min(BLOCK_S, max(0.0, deadline - time.perf_counter()))
     return interleave(
@@ -215,7 +213,7 @@ def _turns(
 
 
 def _calling(run: Run, inputs: list[Tensor]) -> Callable[[], object]:
-    """What is timed: a kernel as a plan runs it, all else as it is."""
+    """What is timed: a kernel as a plan launches it, all else as it is."""
     launch = run.launch(inputs) if isinstance(run, KernelRun | SplitRun) else None
     return launch or (lambda: run(*inputs))
 
@@ -223,7 +221,7 @@ def _calling(run: Run, inputs: list[Tensor]) -> Callable[[], object]:
 def agrees(seen: Any, want: Any, tolerance: float) -> bool:
     """Two answers (a map, or a map and its average) within `tolerance` of each channel's size.
 
-    `leanconv.agreement` judges the whole network; this is quicker, and looks at every form of every block.
+    `leanconv.agreement` judges the whole network; this is quicker, and looks at every implementation of every block.
     """
     if isinstance(want, tuple):
         return isinstance(seen, tuple) and all(agrees(a, b, tolerance) for a, b in zip(seen, want, strict=True))
@@ -237,7 +235,7 @@ def agrees(seen: Any, want: Any, tolerance: float) -> bool:
 
 
 def sample(node: Node, *, empty: bool = False) -> Tensor:
-    """A value as the node gives it, or memory for one; a slice as the view that it is."""
+    """A value like the node's result, or memory for one; a slice as a view."""
     if node.kind == "constant":
         return node.data  # type: ignore[no-any-return]
     if node.kind == "size":
@@ -255,7 +253,7 @@ def sample(node: Node, *, empty: bool = False) -> Tensor:
 
 
 def _drawn(count: int, dtype: torch.dtype) -> Tensor:
-    """Random numbers, over and over where there are many: to draw a large map takes as long as to convolve it."""
+    """Random numbers, repeated where there are many: to draw a large map takes as long as to convolve it."""
     numbers = torch.randn(min(count, DRAWN), dtype=dtype)
     return numbers.repeat(-(-count // DRAWN))[:count] if count > DRAWN else numbers
 

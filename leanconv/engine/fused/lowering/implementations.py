@@ -18,8 +18,7 @@ from leanconv.engine.fused.ir.graph import Node, Ref
 from leanconv.engine.fused.lowering.kernels import kernel, split
 from leanconv.engine.fused.lowering.normalization import AROUND_A_PIVOT
 from leanconv.engine.fused.lowering.unfused import Run, chain, shuffled
-from leanconv.kernels.cpu.runtime.transpose import to_channels_last
-from leanconv.kernels.cpu.tuning.cpu import Cpu, this_cpu
+from leanconv.kernels import Target, to_channels_last
 from leanconv.ops.exact import exact_mean
 
 LAST = torch.channels_last
@@ -29,16 +28,16 @@ LAST = torch.channels_last
 class Implementation:
     """`make(node)` gives the function, or None where the form does not cover the node.
 
-    `of_cpu`: it depends on the processor, `make(node, cpu=...)`; None is this one.
+    `of_target`: it depends on the target, `make(node, target=...)`; None is this machine.
     """
 
     name: str
     make: Callable[..., Run | None]
-    of_cpu: bool = False
+    of_target: bool = False
 
-    def on(self, cpu: Cpu | None) -> "Implementation":
-        """The form as it is made for a processor."""
-        return Implementation(self.name, partial(self.make, cpu=cpu)) if self.of_cpu else self
+    def on(self, target: Target | None) -> "Implementation":
+        """The implementation for a target."""
+        return Implementation(self.name, partial(self.make, target=target)) if self.of_target else self
 
 
 def _aten_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run:
@@ -94,11 +93,11 @@ def _has_onednn(dtype: torch.dtype) -> bool:
     return torch.backends.mkldnn.is_available() and dtype in (torch.float32, torch.bfloat16)
 
 
-def _mixed(node: Node, cpu: Cpu | None = None) -> Run | None:
+def _mixed(node: Node, target: Target | None = None) -> Run | None:
     """Stencils in a kernel, the product in oneDNN: where there is a unit for it, which Halide does not use."""
-    if node.dtype != torch.bfloat16 or not (cpu or this_cpu()).amx:
+    if node.dtype != torch.bfloat16 or not (target or Target()).cpu.amx:
         return None
-    return split(node, lambda tail: chain(tail, _onednn_stage), cpu)
+    return split(node, lambda tail: chain(tail, _onednn_stage), target)
 
 
 def _matrix(node: Node) -> Run | None:
@@ -206,12 +205,12 @@ IMPLEMENTATIONS: dict[str, list[Implementation]] = {
         Implementation("onednn", lambda node: chain(node, _onednn_stage)),
         Implementation("aten", lambda node: chain(node, _aten_stage)),
         Implementation("matrix", _matrix),
-        Implementation("kernel", kernel, of_cpu=True),
-        Implementation("split", lambda node, cpu=None: split(node, cpu=cpu), of_cpu=True),
-        Implementation("kernel+onednn", _mixed, of_cpu=True),
+        Implementation("kernel", kernel, of_target=True),
+        Implementation("split", lambda node, target=None: split(node, target=target), of_target=True),
+        Implementation("kernel+onednn", _mixed, of_target=True),
     ],
-    "gated": [Implementation("aten", _gated), Implementation("kernel", kernel, of_cpu=True)],
-    "upsample": [Implementation("aten", _upsample), Implementation("kernel", kernel, of_cpu=True)],
+    "gated": [Implementation("aten", _gated), Implementation("kernel", kernel, of_target=True)],
+    "upsample": [Implementation("aten", _upsample), Implementation("kernel", kernel, of_target=True)],
     "affine": [Implementation("aten", _affine)],
     "act": [Implementation("aten", lambda node: partial(activate, act=node.data))],
     "scale": [Implementation("aten", lambda node: lambda x, gate: x * gate.to(x.dtype))],
@@ -223,7 +222,7 @@ IMPLEMENTATIONS: dict[str, list[Implementation]] = {
     "sum": [Implementation("aten", lambda node: lambda x: x.sum((2, 3), keepdim=True, dtype=node.dtype))],
     "cast": [Implementation("aten", lambda node: lambda x: x.to(node.dtype))],
     "pad": [Implementation("aten", _pad)],
-    "max_pool": [Implementation("aten", _max_pool), Implementation("kernel", kernel, of_cpu=True)],
+    "max_pool": [Implementation("aten", _max_pool), Implementation("kernel", kernel, of_target=True)],
     "linear": [Implementation("aten", _linear)],
     "call": [Implementation("aten", _call)],
 }

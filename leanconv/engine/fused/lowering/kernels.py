@@ -1,10 +1,10 @@
-"""The form "kernel": the primitive's kernel for this machine's CPU, bound to the node's weights."""
+"""The implementations "kernel" and "split": a node's primitive bound to its weights by the backend."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,51 +12,45 @@ from torch import Tensor
 from leanconv.engine.fused.ir.block import Block
 from leanconv.engine.fused.ir.graph import Node
 from leanconv.engine.fused.lowering.primitives import primitive
-from leanconv.kernels import cpu_reason
-from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.kernels import Target, backend
+from leanconv.kernels.interface import Bound, Launch, Prepared
+from leanconv.ops.forms import Form
 from leanconv.ops.grouped import Grouped
 
-DTYPES = (torch.float32, torch.bfloat16)  # of maps
-_BEYOND = 4096  # bytes behind a map: a kernel's vectors may read past its end
+T = TypeVar("T")  # a tensor, or what stands for it: its place in a program
 
 
-class Prepared(NamedTuple):
-    """Calls of the runtime for given inputs, what they make, and what their addresses belong to."""
+class LaunchReady(NamedTuple):
+    """A launch with memory of its own, its result, and the tensors whose memory it uses."""
 
-    calls: list[Any]
+    launch: Launch
     result: Tensor
-    kept: Any
+    kept: list[Tensor]
 
 
-def _launched(steps: Sequence[Prepared]) -> Callable[[], None]:
-    """All of them in one call of the runtime."""
-    from leanconv.kernels.cpu.runtime.launch import LaunchBatch
+def _launched(ready: Sequence[LaunchReady]) -> Callable[[], None]:
+    """All of them as one batch."""
+    run = backend().batch([each.launch for each in ready])
 
-    run = LaunchBatch([call for step in steps for call in step.calls], torch.get_num_threads())
-
-    def call(_kept: Any = steps) -> None:  # the addresses are theirs
+    def call(_kept: Sequence[LaunchReady] = ready) -> None:  # the launches hold addresses alone
         run()
 
     return call
 
 
-def _plain(average: Tensor) -> bool:
-    return average.is_contiguous() and average.dtype == torch.float32
-
-
 class KernelRun:
     """A bound kernel called with a node's inputs.
 
-    `maps` and `averages` say which of the inputs, or of anything that stands for them, are the kernel's maps (None
-    where it could have one and has none) and, for a gated sum, the averages.
+    `maps` and `averages` select from the inputs, or from what stands for them. A map that the kernel could have and has
+    not is None; averages belong to a gated sum.
     """
 
-    def __init__(self, node: Node, bound: Any, form: Any) -> None:
-        self.bound, self.average = bound, bool(getattr(form, "average", False))
+    def __init__(self, node: Node, bound: Bound, form: Form) -> None:
+        self.bound, self.average = bound, form.average
         self._kind, self._data, self._grouped = node.kind, node.data, isinstance(form, Grouped)
         self.gate = node.kind == "block" and node.data.gate
 
-    def maps(self, inputs: Sequence[Any]) -> list[Any]:
+    def maps(self, inputs: Sequence[T]) -> list[T | None]:
         if self._kind == "gated":
             return [inputs[0], *inputs[2 : 2 + self._data.pieces]]
         if self._kind != "block":
@@ -65,93 +59,78 @@ class KernelRun:
         found = [*inputs[:pieces], inputs[pieces] if self._data.residual else None]
         return found if self._grouped else [*found, inputs[-1] if self.gate else None]
 
-    def averages(self, inputs: Sequence[Any]) -> list[Any]:
+    def averages(self, inputs: Sequence[T]) -> list[T]:
         return [inputs[1], *inputs[2 + self._data.pieces :]] if self._kind == "gated" else []
 
-    def step(self, maps: Sequence[Any]) -> Any:
-        """The bound kernel's step for these maps; None where it would read a copy of one, or a gate's bits as float32's
-        that are not.
-        """
-        from leanconv.kernels.cpu.runtime.tensors import pixel_stride
+    def _flat(self, maps: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The maps as the primitive takes them: its gate is `N C`, without height and width."""
+        *others, last = maps
+        return [*others, last.flatten(1)] if self.gate and last is not None else list(maps)
 
-        flat = [*maps[:-1], maps[-1].flatten(1)] if self.gate else list(maps)
-        first, *rest = flat[:-1] if self.gate else flat
-        if not self.bound.takes(first) or any(x is not None and not pixel_stride(x) for x in rest):
-            return None
-        if self.gate and not (flat[-1].is_contiguous() and flat[-1].dtype == torch.float32):
-            return None
-        return self.bound.step(*flat)
+    def prepare(self, maps: Sequence[Tensor | None]) -> Prepared | None:
+        """The kernel to be launched on maps like these; None where they would be copied first."""
+        return self.bound.prepare(*self._flat(maps))
 
     def meet(self, inputs: Sequence[Tensor]) -> None:
-        """Make the step for inputs like these, and its kernels."""
-        self.step(self.maps(inputs))
+        """Prepare for inputs like these."""
+        self.prepare(self.maps(inputs))
 
     def launch(self, inputs: Sequence[Tensor]) -> Callable[[], None] | None:
-        """The kernel on these inputs as a plan runs it: into memory that is there, nothing checked. For measuring."""
-        prepared = self.prepared(inputs)
-        return prepared and _launched([prepared])
+        """The kernel on these inputs as a plan runs it: on memory that exists, without checks. For measuring."""
+        ready = self.ready(inputs)
+        return ready and _launched([ready])
 
-    def prepared(self, inputs: Sequence[Tensor]) -> "Prepared | None":
-        """The calls on these inputs, with memory of their own; None where a plan would not run them so."""
+    def ready(self, inputs: Sequence[Tensor]) -> LaunchReady | None:
+        """The launch on these inputs, with a result of its own; None where a plan would not launch it."""
         maps = self.maps(inputs)
-        step = self.step(maps)
+        prepared = self.prepare(maps)
         averages = [x.flatten(1) for x in self.averages(inputs)]
-        if step is None or not step.program.native or not all(map(_plain, averages)):
+        if prepared is None or not all(x.is_contiguous() and x.dtype == torch.float32 for x in averages):
             return None
-        from leanconv.kernels.cpu.runtime.huge_pages import huge_page_buffer
-
-        kept = [x for x in maps if x is not None]
-        calls: list[Any] = []
-        if averages:
-            kept.append(torch.empty(step.size[0], 3, step.size[1], dtype=torch.float32))
-            calls.append(self.bound.gates(averages[0], averages[1:], kept[-1]))
-        count = math.prod(step.size)
-        result = huge_page_buffer(count * step.dtype.itemsize + _BEYOND)[: count * step.dtype.itemsize].view(step.dtype)
-        result = result.as_strided(step.size, step.strides)
-        kept += [*step.weights, result, torch.empty(step.size[:2], dtype=torch.float32)]
-        pointers = step.program.pointers()
-        for index in range(len(pointers)):
-            pointers[index] = kept[index].data_ptr()
-        return Prepared([*calls, (step.program, pointers)], result, (kept, step))
+        size = math.prod(prepared.size) * prepared.dtype.itemsize
+        result = backend().allocate(size, huge=True)[:size].view(prepared.dtype)
+        result = result.as_strided(prepared.size, prepared.strides)
+        operands = [*[x for x in maps if x is not None], result]
+        if prepared.average:
+            operands.append(torch.empty(prepared.size[:2], dtype=torch.float32))
+        launch = prepared.launch(averages)
+        for index, tensor in enumerate(operands):
+            launch.put(index, tensor)
+        return LaunchReady(launch, result, operands)
 
     def __call__(self, *inputs: Tensor) -> Any:
-        maps = self.maps(inputs)
-        if self._kind == "gated":
-            first, *rest = [x.flatten(1) for x in self.averages(inputs)]
-            y, average = self.bound(maps[0], maps[1:], first, rest)
-        elif self._kind == "block":
-            pieces = self._data.pieces
-            extra = maps[pieces:] if not self.gate else [maps[pieces], maps[pieces + 1].flatten(1)]
-            y, average = self.bound(maps[:pieces], *extra)
-        else:
-            y, average = self.bound(maps if self._kind == "upsample" else maps[0])
+        averages = [x.flatten(1) for x in self.averages(inputs)]
+        y, average = self.bound.run(self._flat(self.maps(inputs)), averages)
         return (y, average[:, :, None, None]) if self.average else y
 
 
-def kernel(node: Node, cpu: Cpu | None = None) -> KernelRun | None:
+def kernel(node: Node, target: Target | None = None) -> KernelRun | None:
     """The bound kernel of a node; None where no kernel covers it, or this machine has none.
 
-    `cpu`: the processor that it is chosen for (default: this one).
+    `target`: what it is chosen for (default: this machine).
     """
-    if cpu_reason() or node.dtype not in DTYPES or (found := primitive(node)) is None:
+    if not _runs(node) or (found := primitive(node)) is None:
         return None
-    from leanconv.kernels.cpu import BINDERS, bind
-
     form, weights = found
-    return KernelRun(node, bind(form, weights, cpu), form) if type(form) in BINDERS else None
+    bound = backend().bind(form, weights, target)
+    return None if bound is None else KernelRun(node, bound, form)
+
+
+def _runs(node: Node) -> bool:
+    return not backend().why_not() and node.dtype in backend().dtypes
 
 
 Finish = Callable[[Node], Callable[..., Any] | None]
 
 
 class SplitRun:
-    """A block as two steps: its stencils in a kernel, then its 1×1 as `finish` makes it (default: in a kernel, too),
-    with the map between them in memory.
+    """A block as two steps with a map in memory between them: its stencils in a kernel, then its 1×1.
 
-    Where the map does not stay in the cache anyway this can be faster: each has a schedule of its own.
+    `finish` gives the second step (default: a kernel, too). Two steps can be faster where the map does not stay in the
+    cache anyway: each has a schedule of its own.
     """
 
-    def __init__(self, node: Node, finish: Finish | None, cpu: Cpu | None) -> None:
+    def __init__(self, node: Node, finish: Finish | None, target: Target | None) -> None:
         block: Block = node.data
         pieces = node.inputs[: block.pieces]
         h, w = pieces[0].shape[2:]
@@ -164,7 +143,7 @@ class SplitRun:
         inputs = [self.head, *node.inputs[block.pieces :]]
         self.tail = Node("block", inputs, tail, node.shape, node.dtype, node.name)
         self.pieces = block.pieces
-        first, second = kernel(self.head, cpu), finish(self.tail) if finish else kernel(self.tail, cpu)
+        first, second = kernel(self.head, target), finish(self.tail) if finish else kernel(self.tail, target)
         if first is None or second is None:
             raise ValueError("no kernel for a part of it")
         self.first, self.second = first, second
@@ -173,7 +152,7 @@ class SplitRun:
         return self.second(self.first(*inputs[: self.pieces]), *inputs[self.pieces :])
 
     def meet(self, inputs: Sequence[Tensor]) -> None:
-        """Make the steps for inputs like these, and their kernels."""
+        """Prepare both for inputs like these."""
         self.first.meet(inputs[: self.pieces])
         if isinstance(self.second, KernelRun):
             between = torch.empty(self.head.shape, dtype=self.head.dtype).contiguous(memory_format=torch.channels_last)
@@ -181,12 +160,12 @@ class SplitRun:
 
     def launch(self, inputs: Sequence[Tensor]) -> Callable[[], None] | None:
         """Both steps as a plan runs them, one after the other. For measuring."""
-        first, run = self.first.prepared(inputs[: self.pieces]), self.second
+        first, run = self.first.ready(inputs[: self.pieces]), self.second
         if first is None:
             return None
         between = [first.result, *inputs[self.pieces :]]
         if isinstance(run, KernelRun):
-            second = run.prepared(between)
+            second = run.ready(between)
             return second and _launched([first, second])
         stencils, product = _launched([first]), partial(run, *between)
 
@@ -197,9 +176,9 @@ class SplitRun:
         return call
 
 
-def split(node: Node, finish: Finish | None = None, cpu: Cpu | None = None) -> SplitRun | None:
+def split(node: Node, finish: Finish | None = None, target: Target | None = None) -> SplitRun | None:
     """Two steps for a block of stencils and a 1×1; None for other blocks, and where there are no kernels."""
     block = node.data
-    if cpu_reason() or node.dtype not in DTYPES or len(block.stages) < 2 or not block.stages[-1].pointwise:
+    if not _runs(node) or len(block.stages) < 2 or not block.stages[-1].pointwise:
         return None
-    return None if block.parallel or primitive(node) is None else SplitRun(node, finish, cpu)
+    return None if block.parallel or primitive(node) is None else SplitRun(node, finish, target)

@@ -1,6 +1,7 @@
-"""Primitives bound to their weights: packed once, compiled for what arrives, called with maps alone."""
+"""Primitives bound to their weights: packed once, compiled for the maps that arrive, called with maps alone."""
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu.pipelines.element import ElementType, element_type
 from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.runtime.block_loop import Average, BlockLoop, View
 from leanconv.kernels.cpu.runtime.huge_pages import pack_into_huge_pages
-from leanconv.kernels.cpu.runtime.launch import Average, Program, View
+from leanconv.kernels.cpu.runtime.launch import Gates, KernelLaunch
 from leanconv.kernels.cpu.runtime.tensors import in_planes, new_map, pixel_stride
 from leanconv.kernels.cpu.runtime.transpose import ensure_nhwc
 from leanconv.kernels.cpu.tuning.cost_model import (
@@ -22,41 +24,37 @@ from leanconv.kernels.cpu.tuning.cost_model import (
     strassen_cycles,
     strassen_tile,
 )
-from leanconv.kernels.cpu.tuning.cpu import Cpu, this_cpu
+from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import check_channels
 
-DTYPES = (torch.float32, torch.bfloat16)  # that maps may have, all of a call the same
-_KEPT = 64  # programs of a bound primitive; each is some kilobytes
+DTYPES = (torch.float32, torch.bfloat16)  # of maps; all maps of a call have the same
+_KEPT = 64  # kernels of a bound primitive; each is some kilobytes
 
 
-class Step:
-    """A bound primitive for one set of shapes: `step(*maps)` fills new outputs and gives them back.
+class PreparedKernel:
+    """A bound primitive for one set of shapes: `prepared(*maps)` fills new outputs and returns them.
 
     Args:
-        program: what runs; its pointers are the maps, then `weights`, then the outputs.
+        loop: what runs; its pointers are the maps, then `weights`, then the outputs.
         size: `N O P Q` of the output.
         average: whether `N O` averages are a second output, in float32.
         dtype: of the output's map.
-        method: "direct", or by what fewer multiplications are made.
+        method: "direct", "strassen" or "winograd".
     """
 
     method = "direct"
 
     def __init__(
         self,
-        program: Program,
+        loop: BlockLoop,
         weights: Sequence[Tensor],
         size: tuple[int, int, int, int],
         average: bool,
         dtype: torch.dtype,
     ) -> None:
-        self.program, self.weights, self.size, self.average = (
-            program,
-            list(map(pack_into_huge_pages, weights)),
-            size,
-            average,
-        )
-        self.dtype = dtype
+        self.loop, self.weights = loop, list(map(pack_into_huge_pages, weights))
+        self.size, self.average, self.dtype = size, average, dtype
         _, o, p, q = size
         self.strides = (p * q * o, 1, q * o, o)
         self._constant = [w.data_ptr() for w in self.weights]
@@ -64,103 +62,126 @@ class Step:
             self._no_means = torch.empty(0, dtype=torch.float32)
 
     def results(self) -> tuple[Tensor, Tensor]:
-        """New tensors for the outputs. An average of no numbers is the same one in every call: 1 µs less."""
+        """New tensors for the outputs. Without an average, calls share one empty tensor (saves 1 µs)."""
         y = torch.empty_strided(self.size, self.strides, dtype=self.dtype)
         return y, torch.empty(self.size[:2], dtype=torch.float32) if self.average else self._no_means
 
     def __call__(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
         y, means = self.results()
-        if self.program.native:
+        if self.loop.native:
             outputs = [y.data_ptr(), means.data_ptr()] if self.average else [y.data_ptr()]
-            self.program.run(*[m.data_ptr() for m in maps], *self._constant, *outputs)
+            self.loop.run(*[m.data_ptr() for m in maps], *self._constant, *outputs)
         else:
-            self.program(*maps, *self.weights, *([y, means] if self.average else [y]))
+            self.loop(*maps, *self.weights, *([y, means] if self.average else [y]))
         return y, means
 
+    def launch(self, averages: Sequence[Tensor] = ()) -> KernelLaunch:
+        """One call on memory that exists; its operands are the maps, the result, and its average if there is one."""
+        return self._launched(self.weights)
 
-class Bound:
-    """What the primitives share: a step for each set of shapes, made when it is first met. Safe in many threads.
+    def _launched(self, fixed: Sequence[Tensor], gates: Gates | None = None) -> KernelLaunch:
+        maps = self.loop.count - len(fixed) - 1 - self.average
+        return KernelLaunch(self.loop, maps, fixed, gates)
 
-    A subclass says in `_step(*maps)` how to make one, for its `cpu`; maps that are not there are None, and left out of
-    the call.
+
+class Bound(ABC):
+    """What the bound primitives share: a prepared kernel for each set of shapes. Safe in many threads.
+
+    A subclass says in `_prepare(*maps)` how to put one together, for its `target`. Maps that are not there are None,
+    and left out of the call.
     """
 
     planes = False  # whether an image in planes is read as it is
 
-    def __init__(self, cpu: Cpu | None = None) -> None:
-        self.cpu = cpu or this_cpu()
-        self._steps: dict[Any, Step] = {}
-        self._short: dict[Any, Step] = {}
-        self._made: dict[Hashable, list[Any]] = {}
+    def __init__(self, target: Target | None = None) -> None:
+        self.target = target or Target()
+        self.cpu: Cpu = self.target.cpu
+        self._kernels: dict[Any, PreparedKernel] = {}
+        self._short: dict[Any, PreparedKernel] = {}
+        self._tiles: dict[Hashable, list[Any]] = {}
         self._lock = threading.Lock()
 
-    def _step(self, *maps: Tensor | None) -> Step:
-        raise TypeError(f"{type(self).__name__} makes no steps")
+    @abstractmethod
+    def run(self, maps: Sequence[Tensor | None], averages: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """The call with all maps in one list; see `interface.Bound`."""
 
-    def step(self, *maps: Tensor | None) -> Step:
-        """The step for maps like these (that it `takes`), for `torch.get_num_threads()` threads."""
+    @abstractmethod
+    def _prepare(self, *maps: Tensor | None) -> PreparedKernel:
+        """A kernel for maps like these."""
+
+    def prepared(self, *maps: Tensor | None) -> PreparedKernel:
+        """The kernel for maps like these (that it `takes`), for `torch.get_num_threads()` threads."""
         key = self._key(maps)
-        found = self._steps.get(key)
+        found = self._kernels.get(key)
         if found is None:
-            made = self._step(*maps)
+            prepared = self._prepare(*maps)
             with self._lock:
-                if len(self._steps) >= _KEPT:
-                    self._steps = {}
-                found = self._steps[key] = made
+                if len(self._kernels) >= _KEPT:
+                    self._kernels = {}
+                found = self._kernels[key] = prepared
         return found
+
+    def prepare(self, *maps: Tensor | None) -> PreparedKernel | None:
+        """The kernel to be launched on maps like these; None where they would be copied first, or without a runtime."""
+        prepared = self.prepared(*maps) if self.takes(*maps) else None
+        return prepared if prepared is not None and prepared.loop.native else None
+
+    def prepare_in_place(self, *maps: Tensor | None) -> PreparedKernel | None:
+        """Likewise, the result in the memory of the first map; None where that is not possible."""
+        return None
+
+    def takes(self, *maps: Tensor | None) -> bool:
+        """Whether the kernel reads the maps where they lie, without a copy."""
+        first, *rest = maps
+        assert first is not None
+        whole = bool(pixel_stride(first)) or (self.planes and in_planes(first))
+        return whole and all(x is None or pixel_stride(x) for x in rest)
 
     @property
     def methods(self) -> set[str]:
-        """By which methods its maps were made so far."""
-        return {step.method for step in self._steps.values()}
+        """The methods of the kernels prepared so far."""
+        return {prepared.method for prepared in self._kernels.values()}
 
     def tile(self, core: Hashable, best: Tiles, cost: Callable[[Tiles], float]) -> Tiles:
-        """The tile for a kernel `core`: `best`, unless this primitive has a kernel that is nearly as good (`reused`).
+        """The tile for a kernel `core`: `best`, unless a compiled one is nearly as good (`reuse_compiled`).
 
         So most new sizes of a map compile nothing.
         """
-        made = self._made.setdefault(core, [])
-        found = reuse_compiled(best, made, cost)
-        if found not in made:
-            made.append(found)
+        compiled = self._tiles.setdefault(core, [])
+        found = reuse_compiled(best, compiled, cost)
+        if found not in compiled:
+            compiled.append(found)
         return found
 
     def matrix_tile(self, core: Hashable, width: int, pixels: int, channels: int, element: ElementType) -> Tile:
-        """As `tiles.matrix_tile` of all pixels in a row, see `tile`."""
+        """As `cost_model.matrix_tile` of all pixels in a row, see `tile`."""
         sizes = width, pixels, element.steps(channels), True, element.pairs
         best = matrix_tile(self.cpu, *sizes)
         return self.tile(core, best, lambda tile: matrix_cycles(self.cpu, tile, *sizes))
 
     def strassen_tile(self, width: int, pixels: int, depth: int) -> Tile | None:
-        """As `tiles.halved_tile`, see `tile`."""
+        """As `cost_model.strassen_tile`, see `tile`."""
         best = strassen_tile(self.cpu, width, pixels, depth)
         if best is None:
             return None
-        return self.tile("halved", best, lambda tile: strassen_cycles(self.cpu, tile, width, pixels, depth))
+        return self.tile("strassen", best, lambda tile: strassen_cycles(self.cpu, tile, width, pixels, depth))
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether a step reads the map where it lies, without a copy."""
-        return bool(pixel_stride(x)) or (self.planes and in_planes(x))
-
-    def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        raise TypeError(f"{type(self).__name__} cannot be called")
-
-    def _known(self, maps: Sequence[Tensor | None]) -> Step | None:
-        """The step for maps that were met before and need neither a check nor a copy: the short way of a call."""
+    def _known(self, maps: Sequence[Tensor | None]) -> PreparedKernel | None:
+        """The kernel for maps that came before and need neither a check nor a copy: the short way of a call."""
         return self._short.get(self._key(maps))
 
     def _call(self, given: Sequence[Tensor | None], maps: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """Run on `maps`, which are `given` made ready; where they are the same, the next call is short."""
+        """Run on `maps`: `given`, copied where their layout required it. Without a copy the next call is short."""
         self._remember(given, maps)
-        return self.step(*maps)(*[x for x in maps if x is not None])
+        return self.prepared(*maps)(*[x for x in maps if x is not None])
 
     def _remember(self, given: Sequence[Tensor | None], maps: Sequence[Tensor | None]) -> None:
         if all(x is y for x, y in zip(given, maps, strict=True)):
-            step = self.step(*maps)
+            prepared = self.prepared(*maps)
             with self._lock:
                 if len(self._short) >= _KEPT:
                     self._short = {}
-                self._short[self._key(maps)] = step
+                self._short[self._key(maps)] = prepared
 
     @staticmethod
     def _key(maps: Sequence[Tensor | None]) -> tuple[Any, ...]:
@@ -190,7 +211,7 @@ def check_fit(maps: Sequence[Tensor], n: int, size: Sequence[int]) -> None:
 
 
 def element_type_of(cpu: Cpu, *maps: Tensor | None) -> ElementType:
-    """How the maps of a call are stored. Raises BadInput unless all in the same way."""
+    """The element type of a call's maps. Raises BadInput unless all have the same."""
     found = {x.dtype for x in maps if x is not None}
     if len(found) != 1:
         raise BadInput(f"maps of one dtype are needed, got {', '.join(sorted(map(str, found)))}")
@@ -234,14 +255,14 @@ def map_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
         ((channels, 1), (w, pixel), (h, w * pixel)),
         first,
         x.stride(0) if n > 1 else 0,
-        half=x.dtype.itemsize == 2,
+        dtype=x.dtype,
     )
 
 
 def planes_view(pointer: int, x: Tensor) -> View:
     """An image in planes as `x c y`."""
     n, c, h, w = x.shape
-    return View(pointer, ((w, 1), (c, h * w), (h, w)), 0, c * h * w if n > 1 else 0, half=x.dtype.itemsize == 2)
+    return View(pointer, ((w, 1), (c, h * w), (h, w)), 0, c * h * w if n > 1 else 0, dtype=x.dtype)
 
 
 def flat_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
@@ -252,7 +273,7 @@ def flat_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
         ((channels, 1), (h * w, pixel_stride(x))),
         first,
         x.stride(0) if n > 1 else 0,
-        half=x.dtype.itemsize == 2,
+        dtype=x.dtype,
     )
 
 
@@ -264,19 +285,19 @@ def vector_view(pointer: int, length: int, offset: int = 0, sample: int = 0) -> 
 def weights_view(pointer: int, packed: Tensor) -> View:
     """Packed weights, the last dimension innermost."""
     dims = tuple(zip(reversed(packed.shape), reversed(packed.stride()), strict=True))
-    return View(pointer, dims, half=packed.dtype.itemsize == 2)
+    return View(pointer, dims, dtype=packed.dtype)
 
 
 def out_view(pointer: int, size: tuple[int, int, int, int], first: int, channels: int, element: ElementType) -> View:
     """Channels of a dense output as `c x y`, rows cut to the block."""
     _, o, p, q = size
-    return View(pointer, ((channels, 1), (q, o), (p, q * o)), first, p * q * o, rows=True, half=element.half)
+    return View(pointer, ((channels, 1), (q, o), (p, q * o)), first, p * q * o, rows=True, dtype=element.dtype)
 
 
 def flat_out_view(pointer: int, size: tuple[int, int, int, int], element: ElementType) -> View:
     """A dense output as `c x`, pixels cut to the block."""
     _, o, p, q = size
-    return View(pointer, ((o, 1), (p * q, o)), 0, p * q * o, rows=True, half=element.half)
+    return View(pointer, ((o, 1), (p * q, o)), 0, p * q * o, rows=True, dtype=element.dtype)
 
 
 def average_of(
@@ -287,7 +308,7 @@ def average_of(
     flat: bool = False,
     apart: bool = False,
 ) -> Average:
-    """The average of a dense output that was made in blocks of rows, or of pixels (`flat`), or of neither (`apart`)."""
+    """The average of a dense output: computed in blocks of rows, of pixels (`flat`), or after all blocks (`apart`)."""
     _, o, p, q = size
     columns, row = (1, o) if flat else (q, q * o)
-    return Average(pointer, result, o, columns, p * q * o, row, element.half, p if apart else 0)
+    return Average(pointer, result, o, columns, p * q * o, row, element.dtype, p if apart else 0)

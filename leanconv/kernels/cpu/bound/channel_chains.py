@@ -1,4 +1,4 @@
-"""A separable form as tracks: channels side by side in one input that go through the same stencils, all the way."""
+"""Channel chains of a separable form: neighbouring channels of one input that pass the same stencils throughout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +12,13 @@ from leanconv.ops.separable import Separable
 
 
 @dataclass(frozen=True)
-class Source:
-    """One track of a form.
+class ChannelChain:
+    """One chain of a form.
 
     Args:
         index, first, channels: the slice of an input that it reads.
-        stencils: with `first` 0 and the track's own `channels`.
-        taken: for each stencil its stage, its place in the stage, and the track's first channel among its channels.
+        stencils: with `first` 0 and the chain's own `channels`.
+        taken: for each stencil its stage, its place in the stage, and the chain's first channel among its channels.
     """
 
     index: int
@@ -28,28 +28,28 @@ class Source:
     taken: tuple[tuple[int, int, int], ...] = ()
 
 
-def tracks(form: Separable) -> list[Source]:
-    """The tracks, in the order of the channels after the last stage."""
-    found = [Source(index, 0, channels) for index, channels in enumerate(form.channels)]
+def channel_chains(form: Separable) -> list[ChannelChain]:
+    """The chains, in the order of the channels after the last stage."""
+    found = [ChannelChain(index, 0, channels) for index, channels in enumerate(form.channels)]
     for number, stage in enumerate(form.stages):
         following = []
         for place, stencil in enumerate(stage):
             at, end = 0, stencil.first + stencil.channels
-            for source in found:
-                low, high = max(at, stencil.first), min(at + source.channels, end)
+            for chain in found:
+                low, high = max(at, stencil.first), min(at + chain.channels, end)
                 if low < high:
-                    following.append(_cut(source, low - at, high - low, stencil, (number, place, low - stencil.first)))
-                at += source.channels
+                    following.append(_cut(chain, low - at, high - low, stencil, (number, place, low - stencil.first)))
+                at += chain.channels
         found = following
     return found
 
 
-def _cut(source: Source, skip: int, channels: int, stencil: Stencil, taken: tuple[int, int, int]) -> Source:
-    before = tuple((stage, place, at + skip) for stage, place, at in source.taken)
-    own = tuple(replace(s, channels=channels) for s in source.stencils)
-    return Source(
-        source.index,
-        source.first + skip,
+def _cut(chain: ChannelChain, skip: int, channels: int, stencil: Stencil, taken: tuple[int, int, int]) -> ChannelChain:
+    before = tuple((stage, place, at + skip) for stage, place, at in chain.taken)
+    own = tuple(replace(s, channels=channels) for s in chain.stencils)
+    return ChannelChain(
+        chain.index,
+        chain.first + skip,
         channels,
         (*own, replace(stencil, first=0, channels=channels)),
         (*before, taken),
@@ -71,10 +71,12 @@ def split_weights(
     return stencils, project, left.pop(0) if form.bias else None
 
 
-def track_weights(source: Source, stencils: dict[tuple[int, int], tuple[Tensor | None, Tensor | None]]) -> list[Tensor]:
-    """The packed taps and biases of a track, in the order of its kernel's arguments."""
+def chain_weights(
+    chain: ChannelChain, stencils: dict[tuple[int, int], tuple[Tensor | None, Tensor | None]]
+) -> list[Tensor]:
+    """The packed taps and biases of a chain, in the order of its kernel's arguments."""
     packed = []
-    for form, (stage, place, at) in zip(source.stencils, source.taken, strict=True):
+    for form, (stage, place, at) in zip(chain.stencils, chain.taken, strict=True):
         taps, bias = stencils[stage, place]
         if taps is not None:
             packed.append(pack_taps(taps.detach().float()[at : at + form.channels]))

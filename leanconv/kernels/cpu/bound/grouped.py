@@ -8,7 +8,7 @@ from torch import Tensor
 
 from leanconv.kernels.cpu.bound.base import (
     Bound,
-    Step,
+    PreparedKernel,
     average_of,
     check_fit,
     checked,
@@ -21,10 +21,10 @@ from leanconv.kernels.cpu.bound.base import (
 )
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines.padded import Core
-from leanconv.kernels.cpu.runtime.launch import Program, View, Work
+from leanconv.kernels.cpu.runtime.block_loop import BlockLoop, View, Work
 from leanconv.kernels.cpu.runtime.tensors import MOST_PLANES, in_planes, pack_projection, pack_vector, pixel_stride
-from leanconv.kernels.cpu.tuning.cpu import Cpu
 from leanconv.kernels.cpu.tuning.grouped_algorithms import PACKED, PIPELINES, Algorithm, algorithm_for
+from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import check_channels
 from leanconv.ops.grouped import Grouped
 
@@ -32,13 +32,13 @@ from leanconv.ops.grouped import Grouped
 class BoundGrouped(Bound):
     """`ops.grouped.grouped` with form and weights given: `bound(inputs, residual=None)`.
 
-    `method`: "direct" or "winograd", where it is not to be chosen.
+    `method`: "direct" or "winograd" to fix it; None leaves the choice to the cost model.
     """
 
     method: str | None = None
 
-    def __init__(self, form: Grouped, weights: Sequence[Tensor], cpu: Cpu | None = None) -> None:
-        super().__init__(cpu)
+    def __init__(self, form: Grouped, weights: Sequence[Tensor], target: Target | None = None) -> None:
+        super().__init__(target)
         self.planes = form.groups == len(form.channels) == 1 and sum(form.channels) <= MOST_PLANES
         self.form, left = form, [w.detach().float() for w in weights]
         g, o, c = form.groups, form.out_channels, sum(form.channels)
@@ -60,12 +60,10 @@ class BoundGrouped(Bound):
         """`O C` with both sides group by group."""
         return self._outputs_in_groups(self._outputs_in_groups(x).T.contiguous()).T
 
-    def __call__(  # type: ignore[override]
-        self, inputs: Sequence[Tensor], residual: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Sequence[Tensor], residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         given = (*inputs, residual)
-        if (step := self._known(given)) is not None:
-            return step(*[x for x in given if x is not None])
+        if (known := self._known(given)) is not None:
+            return known(*[x for x in given if x is not None])
         form = self.form
         n, size, nothing = checked(form, inputs)
         if nothing is not None:
@@ -75,7 +73,12 @@ class BoundGrouped(Bound):
         maps: list[Tensor | None] = [ready(x, self.planes) for x in inputs]
         return self._call(given, [*maps, None if residual is None else ready(residual)])
 
-    def _step(self, *maps: Tensor | None) -> Step:
+    def run(self, maps: Sequence[Tensor | None], averages: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """`maps`: the inputs, then the residual."""
+        *inputs, residual = maps
+        return self([x for x in inputs if x is not None], residual)
+
+    def _prepare(self, *maps: Tensor | None) -> PreparedKernel:
         """Pointers: inputs, residual, packed weights, output, averages."""
         *given, residual = maps
         inputs = [x for x in given if x is not None]
@@ -90,7 +93,7 @@ class BoundGrouped(Bound):
             0 if residual is None else pixel_stride(residual),
             element,
         )
-        algorithm = algorithm_for(self.cpu, core, n, (p, q), self.tile, self.method)
+        algorithm = algorithm_for(self.target, core, n, (p, q), self.tile, self.method)
         tiles, direct = algorithm.tiles, algorithm.method == "direct" and not planes
         if direct and any(form.padding[2:]) and tiles.inner.pixels == tiles.outer.pixels == q:
             core = replace(core, columns=w)
@@ -107,10 +110,10 @@ class BoundGrouped(Bound):
         arguments.append(self._by_group(target) if form.project is None else target)
         made = kernel(PIPELINES[algorithm.method], core, tiles)
         average = average_of(out, out + 1, size, element) if form.average else None
-        program = Program([(made, arguments)], Work(n, p, algorithm.block), average)
-        step = Step(program, weights, size, form.average, element.dtype)
-        step.method = algorithm.method
-        return step
+        loop = BlockLoop([(made, arguments)], Work(n, p, algorithm.block), average)
+        prepared = PreparedKernel(loop, weights, size, form.average, element.dtype)
+        prepared.method = algorithm.method
+        return prepared
 
     def _packed(self, algorithm: Algorithm, core: Core) -> list[Tensor]:
         form, tiles = self.form, algorithm.tiles

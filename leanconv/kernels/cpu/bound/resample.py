@@ -7,7 +7,7 @@ from torch import Tensor
 
 from leanconv.kernels.cpu.bound.base import (
     Bound,
-    Step,
+    PreparedKernel,
     average_of,
     checked,
     element_type_of,
@@ -20,10 +20,10 @@ from leanconv.kernels.cpu.bound.base import (
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import max_pool, upsample
 from leanconv.kernels.cpu.pipelines.gemm import Tile
-from leanconv.kernels.cpu.runtime.launch import Average, Program, View, Work
+from leanconv.kernels.cpu.runtime.block_loop import Average, BlockLoop, View, Work
 from leanconv.kernels.cpu.runtime.tensors import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.tuning.cost_model import lanes_for, row_block
-from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import check_channels
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.upsample import Upsample
@@ -32,22 +32,26 @@ from leanconv.ops.upsample import Upsample
 class BoundUpsample(Bound):
     """`ops.upsample.upsample` with form and weights given: `bound(inputs)`."""
 
-    def __init__(self, form: Upsample, weights: Sequence[Tensor], cpu: Cpu | None = None) -> None:
-        super().__init__(cpu)
+    def __init__(self, form: Upsample, weights: Sequence[Tensor], target: Target | None = None) -> None:
+        super().__init__(target)
         k, o = form.factor, form.out_channels
         self.form, weight = form, weights[0].detach().float()  # C O k k
         # For each row i of the factor a 1×1 `k·O C`, the column's results first by pixel, then by channel.
         self._rows = [weight[:, :, i].permute(2, 1, 0).reshape(k * o, -1) for i in range(k)]
         self._bias = weights[1].detach().float().repeat(k) if form.bias else None
 
-    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        if (step := self._known(inputs)) is not None:
-            return step(*inputs)
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        if (known := self._known(inputs)) is not None:
+            return known(*inputs)
         form = self.form
         nothing = checked(form, inputs)[2]
         return self._call(inputs, [ready(x) for x in inputs]) if nothing is None else nothing
 
-    def _step(self, *maps: Tensor | None) -> Step:
+    def run(self, maps: Sequence[Tensor | None], averages: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """`maps`: the inputs."""
+        return self([x for x in maps if x is not None])
+
+    def _prepare(self, *maps: Tensor | None) -> PreparedKernel:
         """Pointers: inputs, packed weights per row and input, bias, output, averages."""
         inputs = [x for x in maps if x is not None]
         form, (n, _, h, w) = self.form, inputs[0].shape
@@ -73,27 +77,29 @@ class BoundUpsample(Bound):
                 arguments += [map_view(index, x, 0, x.shape[1]), views[i * len(inputs) + index]]
             arguments += views[k * len(inputs) :]
             line = k * w * o
-            target = View(out, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, True, element.half)
+            target = View(out, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, True, element.dtype)
             kernels.append((made, [*arguments, target]))
         block = row_block(
             self.cpu, h, n, element.bytes * w * (sum(form.channels) + k * width), 0, torch.get_num_threads()
         )
         average = None
         if form.average:  # a row of the work is k rows of the output
-            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, k * k * w * o, element.half)
-        return Step(Program(kernels, Work(n, h, block), average), weights, size, form.average, element.dtype)
+            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, k * k * w * o, element.dtype)
+        return PreparedKernel(
+            BlockLoop(kernels, Work(n, h, block), average), weights, size, form.average, element.dtype
+        )
 
 
 class BoundMaxPool(Bound):
     """`ops.pool.max_pool` with the form given: `bound(x)`."""
 
-    def __init__(self, form: MaxPool, weights: Sequence[Tensor] = (), cpu: Cpu | None = None) -> None:
-        super().__init__(cpu)
+    def __init__(self, form: MaxPool, weights: Sequence[Tensor] = (), target: Target | None = None) -> None:
+        super().__init__(target)
         self.form = form
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        if (step := self._known((x,))) is not None:
-            return step(x)
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if (known := self._known((x,))) is not None:
+            return known(x)
         form = self.form
         check_channels([x], [form.channels])
         if (
@@ -102,7 +108,12 @@ class BoundMaxPool(Bound):
             return nothing
         return self._call([x], [ready(x)])
 
-    def _step(self, *maps: Tensor | None) -> Step:
+    def run(self, maps: Sequence[Tensor | None], averages: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """`maps`: the input."""
+        (x,) = [x for x in maps if x is not None]
+        return self(x)
+
+    def _prepare(self, *maps: Tensor | None) -> PreparedKernel:
         form, (x,) = self.form, [x for x in maps if x is not None]
         (n, c, _, w), (p, q) = x.shape, form.size(*x.shape[2:])
         element, sides = element_type_of(self.cpu, x), (form.padding[0], form.padding[2])
@@ -114,4 +125,6 @@ class BoundMaxPool(Bound):
         )
         average = average_of(1, 2, size, element) if form.average else None
         arguments = [map_view(0, x, 0, c), out_view(1, size, 0, c, element)]
-        return Step(Program([(made, arguments)], Work(n, p, block), average), [], size, form.average, element.dtype)
+        return PreparedKernel(
+            BlockLoop([(made, arguments)], Work(n, p, block), average), [], size, form.average, element.dtype
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 from leanconv.kernels.cpu.bound import separable_strassen
 from leanconv.kernels.cpu.bound.base import (
     Bound,
-    Step,
+    PreparedKernel,
     average_of,
     check_fit,
     check_vectors,
@@ -25,15 +25,15 @@ from leanconv.kernels.cpu.bound.base import (
     vector_view,
     weights_view,
 )
-from leanconv.kernels.cpu.bound.channel_chains import Source, split_weights, track_weights, tracks
+from leanconv.kernels.cpu.bound.channel_chains import ChannelChain, chain_weights, channel_chains, split_weights
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import pointwise, separable
 from leanconv.kernels.cpu.pipelines.depthwise import Track, written_out
 from leanconv.kernels.cpu.pipelines.gemm import Tile
-from leanconv.kernels.cpu.runtime.launch import Prefetch, Program, View, Work
+from leanconv.kernels.cpu.runtime.block_loop import BlockLoop, Prefetch, View, Work
 from leanconv.kernels.cpu.runtime.tensors import pack_projection, pack_vector, pixel_stride
 from leanconv.kernels.cpu.tuning.cost_model import fill, lanes_for, row_block, strip
-from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import Stencil, check_channels
 from leanconv.ops.separable import Separable
 
@@ -41,14 +41,14 @@ from leanconv.ops.separable import Separable
 class BoundSeparable(Bound):
     """`ops.separable.separable` with form and weights given: `bound(inputs, residual=None, gate=None)`."""
 
-    def __init__(self, form: Separable, weights: Sequence[Tensor], cpu: Cpu | None = None) -> None:
-        super().__init__(cpu)
-        self.form, self.tracks = form, tracks(form)
+    def __init__(self, form: Separable, weights: Sequence[Tensor], target: Target | None = None) -> None:
+        super().__init__(target)
+        self.form, self.chains = form, channel_chains(form)
         self._flat = all(
-            s.identity and s.stride == (1, 1) and s.activation == "none" for t in self.tracks for s in t.stencils
+            s.identity and s.stride == (1, 1) and s.activation == "none" for t in self.chains for s in t.stencils
         )
         stencils, project, bias = split_weights(form, weights)
-        self.taps = [track_weights(source, stencils) for source in self.tracks]
+        self.taps = [chain_weights(chain, stencils) for chain in self.chains]
         self.project = None if project is None else project.detach().float()
         self.bias = None if bias is None else bias.detach().float()
 
@@ -56,8 +56,8 @@ class BoundSeparable(Bound):
         self, inputs: Sequence[Tensor], residual: Tensor | None = None, gate: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         given = (*inputs, residual, gate)
-        if (step := self._known(given)) is not None:
-            return step(*[x for x in given if x is not None])
+        if (known := self._known(given)) is not None:
+            return known(*[x for x in given if x is not None])
         form = self.form
         n, size, nothing = checked(form, inputs)
         if nothing is not None:
@@ -70,12 +70,23 @@ class BoundSeparable(Bound):
         maps.append(gate.float().contiguous() if gate is not None else None)
         return self._call(given, maps)
 
-    def _step(self, *maps: Tensor | None) -> Step:
+    def run(self, maps: Sequence[Tensor | None], averages: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """`maps`: the inputs, the residual, then the gate."""
+        *inputs, residual, gate = maps
+        return self([x for x in inputs if x is not None], residual, gate)
+
+    def takes(self, *maps: Tensor | None) -> bool:
+        """Whether the maps are read where they lie; a gate must be contiguous float32, for its address is passed."""
+        *others, gate = maps
+        plain = gate is None or (gate.is_contiguous() and gate.dtype == torch.float32)
+        return plain and super().takes(*others)
+
+    def _prepare(self, *maps: Tensor | None) -> PreparedKernel:
         *inputs, residual, gate = maps
         given = [x for x in inputs if x is not None]
         n, _, h, w = given[0].shape
         size = (n, self.form.width, *self.form.size(h, w))
-        made = StepBuilder(self, given, residual, gate, size)
+        made = KernelBuilder(self, given, residual, gate, size)
         if self.project is None:
             return made.depthwise()
         if self._flat:
@@ -83,8 +94,8 @@ class BoundSeparable(Bound):
         return separable_strassen.projected(made) or made.projected()
 
 
-class StepBuilder:
-    """Puts one step together. Pointers: inputs, residual, gate, weights, output, averages."""
+class KernelBuilder:
+    """Puts one prepared kernel together. Pointers: inputs, residual, gate, weights, output, averages."""
 
     def __init__(
         self,
@@ -100,12 +111,12 @@ class StepBuilder:
         self.weights: list[Tensor] = []
         self.at_residual, self.at_gate = len(inputs), len(inputs) + (residual is not None)
 
-    def depthwise(self) -> Step:
-        """One kernel for each track, all of them on a block of rows before the next block."""
+    def depthwise(self) -> PreparedKernel:
+        """One kernel for each chain, all of them on a block of rows before the next block."""
         views, kernels, first = [], [], 0
-        for source, taps in zip(self.bound.tracks, self.bound.taps, strict=True):
+        for chain, taps in zip(self.bound.chains, self.bound.taps, strict=True):
             core = separable.Core(
-                (self._track(source),),
+                (self._track(chain),),
                 None,
                 self.size[1],
                 False,
@@ -114,13 +125,13 @@ class StepBuilder:
                 False,
                 self.element,
             )
-            lanes = lanes_for(self.cpu, source.channels)
-            arguments = [self.input(source), *map(self.add, taps)]
+            lanes = lanes_for(self.cpu, chain.channels)
+            arguments = [self.input(chain), *map(self.add, taps)]
             if self.residual is not None:
-                arguments.append(map_view(self.at_residual, self.residual, first, source.channels))
+                arguments.append(map_view(self.at_residual, self.residual, first, chain.channels))
             kernels.append(kernel(separable.depthwise, core, Tile(core.tracks[0].tiles[-1], lanes, lanes)))
-            views.append((arguments, first, source.channels))
-            first += source.channels
+            views.append((arguments, first, chain.channels))
+            first += chain.channels
         out = self.pointers + len(self.weights)
         listed = [
             (made, [*arguments, out_view(out, self.size, start, channels, self.element)])
@@ -128,7 +139,7 @@ class StepBuilder:
         ]
         return self.finish(listed, self._work(), flat=False)
 
-    def projected(self) -> Step:
+    def projected(self) -> PreparedKernel:
         """Stencils, then the 1×1 of whole rows of pixels."""
         form, (n, o, p, q), work = self.form, self.size, self._work()
         assert self.bound.project is not None
@@ -136,9 +147,9 @@ class StepBuilder:
         core = self.core()
         tile = self.bound.matrix_tile(core, o, last * q, form.middle, self.element)
         arguments: list[View] = []
-        for source, taps, column in zip(self.bound.tracks, self.bound.taps, self.columns(), strict=True):
-            arguments += [self.input(source), *map(self.add, taps)]
-            arguments += self._projection(column, source.channels, tile)
+        for chain, taps, column in zip(self.bound.chains, self.bound.taps, self.columns(), strict=True):
+            arguments += [self.input(chain), *map(self.add, taps)]
+            arguments += self._projection(column, chain.channels, tile)
         if form.bias:
             arguments.append(self.add(pack_vector(self.bound.bias, tile.block, o)))
         if self.residual is not None:
@@ -152,7 +163,7 @@ class StepBuilder:
         """Of a kernel of stencils and projection."""
         form, o = self.form, self.size[1]
         return separable.Core(
-            tuple(map(self._track, self.bound.tracks)),
+            tuple(map(self._track, self.bound.chains)),
             o,
             o,
             form.bias,
@@ -163,21 +174,21 @@ class StepBuilder:
         )
 
     def fetches(self, core: separable.Core) -> list[Prefetch]:
-        """The maps (all samples) that are not copied and are too large for the second-level cache, each once."""
+        """Prefetches of the maps that are read in place and (all samples) too large for the second-level cache."""
         found: dict[int, Prefetch] = {}
-        for source, track in zip(self.bound.tracks, core.tracks, strict=True):
-            if track.direct and self.element.bytes * self.inputs[source.index].numel() >= 2 * self.cpu.l2:
-                made = Prefetch(self.input(source), self.size[3], *_rows_read(track.stencils))
-                found[source.index] = made.joined(found.get(source.index, made))
+        for chain, track in zip(self.bound.chains, core.tracks, strict=True):
+            if track.direct and self.element.bytes * self.inputs[chain.index].numel() >= 2 * self.cpu.l2:
+                made = Prefetch(self.input(chain), self.size[3], *_rows_read(track.stencils))
+                found[chain.index] = made.joined(found.get(chain.index, made))
         return list(found.values())
 
-    def pointwise(self) -> Step:
+    def pointwise(self) -> PreparedKernel:
         """A 1×1 alone: all pixels in a row."""
         form, (n, o, p, q) = self.form, self.size
         pixels = p * q
-        sources = self.bound.tracks
+        chains = self.bound.chains
         core = pointwise.Pointwise(
-            tuple((source.channels, pixel_stride(self.inputs[source.index])) for source in sources),
+            tuple((chain.channels, pixel_stride(self.inputs[chain.index])) for chain in chains),
             o,
             form.bias,
             form.activation,
@@ -187,15 +198,15 @@ class StepBuilder:
         )
         tile = self.bound.matrix_tile(core, o, pixels, form.middle, self.element)
         arguments: list[View] = []
-        for source, column in zip(sources, self.columns(), strict=True):
-            arguments.append(flat_view(source.index, self.inputs[source.index], source.first, source.channels))
-            arguments += self._projection(column, source.channels, tile)
+        for chain, column in zip(chains, self.columns(), strict=True):
+            arguments.append(flat_view(chain.index, self.inputs[chain.index], chain.first, chain.channels))
+            arguments += self._projection(column, chain.channels, tile)
         if form.bias:
             arguments.append(self.add(pack_vector(self.bound.bias, tile.block, o)))
         if self.residual is not None:
             arguments.append(flat_view(self.at_residual, self.residual, 0, o))
         arguments.append(flat_out_view(self.pointers + len(self.weights), self.size, self.element))
-        # A block's input is read once for every panel of weights; its output passes, unless it is averaged.
+        # A block's input is read once for every panel of weights, its output only if it is averaged.
         kept = form.middle + o * form.average
         block = row_block(self.cpu, pixels, n, self.element.bytes * kept, 0, torch.get_num_threads(), tile.pixels)
         work = Work(n, pixels, block, tile.pixels)
@@ -208,19 +219,19 @@ class StepBuilder:
         flat: bool,
         apart: bool = False,
         fetches: Sequence[Prefetch] = (),
-    ) -> Step:
+    ) -> PreparedKernel:
         out = self.pointers + len(self.weights)
         average = average_of(out, out + 1, self.size, self.element, flat, apart) if self.form.average else None
-        program = Program(kernels, work, average, fetches)
-        return Step(program, self.weights, self.size, self.form.average, self.element.dtype)
+        loop = BlockLoop(kernels, work, average, fetches)
+        return PreparedKernel(loop, self.weights, self.size, self.form.average, self.element.dtype)
 
     def add(self, packed: Tensor) -> View:
         self.weights.append(packed)
         return weights_view(self.pointers + len(self.weights) - 1, packed)
 
-    def _track(self, source: Source) -> Track:
-        stencils = tuple(replace(s, first=0) for s in source.stencils)
-        x = self.inputs[source.index]
+    def _track(self, chain: ChannelChain) -> Track:
+        stencils = tuple(replace(s, first=0) for s in chain.stencils)
+        x = self.inputs[chain.index]
         sizes = [(x.shape[2], x.shape[3])]
         for stencil in stencils:
             sizes.append(stencil.size(*sizes[-1]))
@@ -232,7 +243,7 @@ class StepBuilder:
             return (0, *map(strip, spans, widths, steps))
 
         def pixels(kept: tuple[tuple[int, ...], tuple[int, ...], bool]) -> float:
-            """What is made for a row, over what is needed; infinite where a kernel would not be made like that here."""
+            """Pixels computed for a row, over pixels needed; infinite where the kernel does not fit here."""
             if kept[1:] != (strips(kept[0]), from_memory) or any(map(operator.gt, kept[0], widths)):
                 return math.inf
             return sum(-(-width // tile) * tile / width for width, tile in zip(widths, kept[0], strict=True))
@@ -245,34 +256,34 @@ class StepBuilder:
         best = tuple(map(fill, widths))
         return Track(
             pixel_stride(x),
-            source.channels,
+            chain.channels,
             stencils,
-            *self.bound.tile(source, (best, strips(best), from_memory), pixels),
+            *self.bound.tile(chain, (best, strips(best), from_memory), pixels),
             direct,
         )
 
     def _reads_in_place(self, form: Stencil, width: int) -> bool:
         """Whether a first stencil with `width` columns of output reads the map where it lies: without a copy.
 
-        A copy costs as much as three taps. It pays where a number would be widened for each tap, and where there is no
-        inside, or a wide border.
+        A copy costs as much as three taps. It pays where a number would be widened for each tap, and where the map has
+        no interior, or a wide border.
         """
         (r, s), (_, _, left, right) = form.kernel, form.padding
-        plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and not self.element.half
+        plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and self.element.dtype == torch.float32
         return plain and max(left, right) <= 8 and width > left + right
 
-    def input(self, source: Source) -> View:
-        return map_view(source.index, self.inputs[source.index], source.first, source.channels)
+    def input(self, chain: ChannelChain) -> View:
+        return map_view(chain.index, self.inputs[chain.index], chain.first, chain.channels)
 
     def columns(self) -> list[int]:
         starts, at = [], 0
-        for source in self.bound.tracks:
+        for chain in self.bound.chains:
             starts.append(at)
-            at += source.channels
+            at += chain.channels
         return starts
 
     def _projection(self, column: int, channels: int, tile: Tile) -> list[View]:
-        """The packed 1×1 of a track and, where there is one, its gate."""
+        """The packed 1×1 of a chain and, where there is one, its gate."""
         assert self.bound.project is not None
         part = self.bound.project[:, column : column + channels]
         views = [self.add(pack_projection(part, tile.block, self.element))]
@@ -287,12 +298,12 @@ class StepBuilder:
         """Blocks of rows: what one row of output takes of scratch, and how many rows overlap."""
         n, o, p, q = self.size
         row_bytes, halo = self.element.bytes * q * o, 0
-        for source in self.bound.tracks:
+        for chain in self.bound.chains:
             step = 1
-            for stencil in reversed(source.stencils):
+            for stencil in reversed(chain.stencils):
                 step *= stencil.stride[0]
                 halo = max(halo, (stencil.kernel[0] - 1) * stencil.dilation[0])
-                row_bytes += 4 * source.channels * q * step * step
+                row_bytes += 4 * chain.channels * q * step * step
         return Work(n, p, row_block(self.cpu, p, n, row_bytes, halo, torch.get_num_threads()))
 
 

@@ -1,4 +1,4 @@
-"""Separable convolutions whose 1×1 is made by seven products of halves (`strassen.py`), where that pays."""
+"""Separable convolutions whose 1×1 uses Strassen's seven products (`strassen.py`), where that pays."""
 
 from __future__ import annotations
 
@@ -8,100 +8,104 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu.bound.base import Step, flat_out_view
+from leanconv.kernels.cpu.bound.base import PreparedKernel, flat_out_view
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import separable_strassen, strassen
 from leanconv.kernels.cpu.pipelines.gemm import Tile
-from leanconv.kernels.cpu.runtime.launch import View, Work
+from leanconv.kernels.cpu.runtime.block_loop import View, Work
 from leanconv.kernels.cpu.runtime.tensors import pack_vector, pixel_stride
-from leanconv.kernels.cpu.tuning.cost_model import arithmetic, row_block, strassen_cycles, strassen_tile
+from leanconv.kernels.cpu.tuning.cost_model import row_block, strassen_cycles, strassen_tile
 
 if TYPE_CHECKING:
-    from leanconv.kernels.cpu.bound.separable import StepBuilder
+    from leanconv.kernels.cpu.bound.separable import KernelBuilder
 
-# Channels behind a stencil, at the least. Of 256 (to 256, 32×32; to 512, 28×28) the sums of the products take what is
-# saved: between 3 % faster and 3 % slower, on a Zen 4 core.
+# Least number of channels after a stencil. At 256 (to 256, 32×32; to 512, 28×28) the sums of the products cost what the
+# products save: between 3 % faster and 3 % slower, on a Zen 4 core.
 DEPTH = 384
 
 
-def pointwise(made: StepBuilder) -> Step | None:
-    """A 1×1 alone: pairs of pixels, half a map from each other, in a row. None where the direct product is taken."""
-    if (tile := _tile_alone(made)) is None:
+def pointwise(builder: KernelBuilder) -> PreparedKernel | None:
+    """A 1×1 alone: pairs of pixels, half a map from each other, in a row. None where the direct GEMM is used."""
+    if (tile := _tile_alone(builder)) is None:
         return None
-    form, (n, o, p, q), (x,) = made.form, made.size, made.inputs
-    core = strassen.Halved(form.middle, pixel_stride(x), o, form.bias, form.activation, made.residual_pixel())
-    source = made.bound.tracks[0]
-    arguments = [_pairs(0, x, source.first, form.middle, p * q), _products(made, 0, form.middle, tile)]
+    form, (n, o, p, q), (x,) = builder.form, builder.size, builder.inputs
+    core = strassen.Halved(form.middle, pixel_stride(x), o, form.bias, form.activation, builder.residual_pixel())
+    chain = builder.bound.chains[0]
+    arguments = [_pairs(0, x, chain.first, form.middle, p * q), _products(builder, 0, form.middle, tile)]
     if form.bias:
-        arguments.append(made.add(pack_vector(made.bound.bias, 1, o)))
-    if made.residual is not None:
-        arguments.append(_pairs(made.at_residual, made.residual, 0, o, p * q))
-    out = View(made.pointers + len(made.weights), _halves(o, p * q, o), 0, p * q * o, rows=True)
+        arguments.append(builder.add(pack_vector(builder.bound.bias, 1, o)))
+    if builder.residual is not None:
+        arguments.append(_pairs(builder.at_residual, builder.residual, 0, o, p * q))
+    out = View(builder.pointers + len(builder.weights), _halves(o, p * q, o), 0, p * q * o, rows=True)
     pairs = -(-p * q // 2)
     row_bytes = 4 * strassen.PRODUCTS * form.middle // 2
-    block = pairs if p * q % 2 else row_block(made.cpu, pairs, n, row_bytes, 0, torch.get_num_threads(), tile.pixels)
+    block = pairs if p * q % 2 else row_block(builder.cpu, pairs, n, row_bytes, 0, torch.get_num_threads(), tile.pixels)
     work = Work(n, pairs, block, tile.pixels)
-    step = made.finish([(kernel(strassen.pipeline, core, tile), [*arguments, out])], work, flat=False, apart=True)
-    step.method = "strassen"
-    return step
+    prepared = builder.finish(
+        [(kernel(strassen.pipeline, core, tile), [*arguments, out])], work, flat=False, apart=True
+    )
+    prepared.method = "strassen"
+    return prepared
 
 
-def _tile_alone(made: StepBuilder) -> Tile | None:
-    """Of an odd number of pixels the middle one is made twice, in an order that only one thread keeps."""
-    (n, o, p, q), threads = made.size, torch.get_num_threads()
-    plain = not (made.element.half or made.form.gate or len(made.bound.tracks) > 1)
-    if not plain or arithmetic() == "direct" or (p * q % 2 and threads > n):
+def _tile_alone(builder: KernelBuilder) -> Tile | None:
+    """With an odd number of pixels the middle one is computed twice, in an order that only one thread keeps."""
+    (n, o, p, q), threads = builder.size, torch.get_num_threads()
+    plain = not (builder.element.dtype != torch.float32 or builder.form.gate or len(builder.bound.chains) > 1)
+    if not plain or builder.bound.target.arithmetic == "direct" or (p * q % 2 and threads > n):
         return None
-    return made.bound.strassen_tile(o, p * q, made.form.middle)
+    return builder.bound.strassen_tile(o, p * q, builder.form.middle)
 
 
-def projected(made: StepBuilder) -> Step | None:
-    """A stencil, then the 1×1 of blocks of whole rows, all alike. None where the direct product is taken."""
-    core, form, (n, o, p, q) = made.core(), made.form, made.size
-    rows = _rows(made) if separable_strassen.takes(core) and arithmetic() != "direct" else None
+def projected(builder: KernelBuilder) -> PreparedKernel | None:
+    """A stencil, then the 1×1 of blocks of whole rows, all alike. None where the direct GEMM is used."""
+    core, form, (n, o, p, q) = builder.core(), builder.form, builder.size
+    rows = _rows(builder) if separable_strassen.takes(core) and builder.bound.target.arithmetic != "direct" else None
     if rows is None:
         return None
     pixels = rows * q
-    best = strassen_tile(made.cpu, o, pixels, form.middle, p // rows)
+    best = strassen_tile(builder.cpu, o, pixels, form.middle, p // rows)
     assert best is not None
-    tile = made.bound.tile(("halved", core), best, lambda tile: strassen_cycles(made.cpu, tile, o, pixels, form.middle))
+    tile = builder.bound.tile(
+        ("strassen", core), best, lambda tile: strassen_cycles(builder.cpu, tile, o, pixels, form.middle)
+    )
     arguments: list[View] = []
-    for source, taps, column in zip(made.bound.tracks, made.bound.taps, made.columns(), strict=True):
-        arguments += [made.input(source), *map(made.add, taps), _products(made, column, source.channels, tile)]
+    for chain, taps, column in zip(builder.bound.chains, builder.bound.taps, builder.columns(), strict=True):
+        arguments += [builder.input(chain), *map(builder.add, taps), _products(builder, column, chain.channels, tile)]
     if form.bias:
-        arguments.append(made.add(pack_vector(made.bound.bias, 1, o)))
-    if made.residual is not None:
-        arguments.append(replace(_pairs(made.at_residual, made.residual, 0, o, pixels), moved=True))
-    out = made.pointers + len(made.weights)
+        arguments.append(builder.add(pack_vector(builder.bound.bias, 1, o)))
+    if builder.residual is not None:
+        arguments.append(replace(_pairs(builder.at_residual, builder.residual, 0, o, pixels), moved=True))
+    out = builder.pointers + len(builder.weights)
     target = View(out, _halves(o, pixels, o), 0, p * q * o, moved=True)
-    arguments = [flat_out_view(out, made.size, made.element), *arguments, target]
+    arguments = [flat_out_view(out, builder.size, builder.element), *arguments, target]
     listed = [(kernel(separable_strassen.projected, core, tile), arguments)]
-    step = made.finish(listed, Work(n, p * q, pixels), flat=True, fetches=made.fetches(core))
-    step.method = "strassen"
-    return step
+    prepared = builder.finish(listed, Work(n, p * q, pixels), flat=True, fetches=builder.fetches(core))
+    prepared.method = "strassen"
+    return prepared
 
 
-def _rows(made: StepBuilder) -> int | None:
-    """How many rows a block has, of those that leave no smaller block and for every thread as many of them.
+def _rows(builder: KernelBuilder) -> int | None:
+    """Rows of a block: they divide the map, and every thread gets as many blocks.
 
-    The best whose sums fit a quarter of the cache, else half of it, in two tiles at the least. Of 512 to 512 channels,
-    14×14, blocks of 2 rows take 1 % less than such of 7, although weights pass more often, and 2 % less than such of 1.
+    The best whose sums fit a quarter of the cache, else half of it, in at least two tiles. At 512 to 512 channels,
+    14×14, blocks of 2 rows take 1 % less than blocks of 7, although weights pass more often, and 2 % less than of 1.
     """
-    (n, o, p, q), depth = made.size, made.form.middle
-    fitting = made.cpu.l2 // 4 // (strassen.PRODUCTS * depth * q) if depth >= DEPTH else 0
+    (n, o, p, q), depth = builder.size, builder.form.middle
+    fitting = builder.cpu.l2 // 4 // (strassen.PRODUCTS * depth * q) if depth >= DEPTH else 0
     costs: dict[int, tuple[bool, float]] = {}
     for rows in range(min(p, 2 * fitting), 0, -1):
         alike = p % rows == 0 and n * (p // rows) % torch.get_num_threads() == 0
-        tile = strassen_tile(made.cpu, o, rows * q, depth, p // rows) if alike else None
+        tile = strassen_tile(builder.cpu, o, rows * q, depth, p // rows) if alike else None
         if tile is not None and rows * q >= 4 * tile.pixels:
-            costs[rows] = rows > fitting, strassen_cycles(made.cpu, tile, o, rows * q, depth, p // rows)
+            costs[rows] = rows > fitting, strassen_cycles(builder.cpu, tile, o, rows * q, depth, p // rows)
     return min(costs, key=lambda rows: costs[rows], default=None)
 
 
-def _products(made: StepBuilder, column: int, channels: int, tile: Tile) -> View:
-    """The packed factors of a track's part of the 1×1."""
-    assert made.bound.project is not None
-    return made.add(strassen.pack_products(made.bound.project[:, column : column + channels], tile.block))
+def _products(builder: KernelBuilder, column: int, channels: int, tile: Tile) -> View:
+    """The packed factors of a chain's part of the 1×1."""
+    assert builder.bound.project is not None
+    return builder.add(strassen.pack_products(builder.bound.project[:, column : column + channels], tile.block))
 
 
 def _pairs(pointer: int, x: Tensor, first: int, channels: int, pixels: int) -> View:

@@ -1,7 +1,7 @@
 """Many kernels compiled at once: Halide's front end keeps a Python process to one core, so another process helps.
 
-The two begin at opposite ends of the list and meet: what one has put into the cache the other finds there, and neither
-waits for the other. Without the helper everything is as it was, and takes longer.
+The two start at opposite ends of the list and meet: each finds in the cache what the other compiled, and neither waits.
+Without the helper everything works, and takes longer.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from leanconv.kernels.cpu.compilation import cache
 from leanconv.kernels.cpu.compilation.build import Job, compiler, kernel, make, name_of
 from leanconv.kernels.cpu.tuning.cpu import usable_cores
 
-# So many kernels are worth another process: it begins by importing PyTorch, in the time that a dozen take.
+# From so many kernels on another process pays: it first imports PyTorch, in the time of a dozen kernels.
 WORTH = 16
 _LEAVING_S = 10.0  # the helper's last kernel; then all that is left of its list is there
 
@@ -52,7 +52,7 @@ def _helper(jobs: Sequence[Job]) -> Iterator[None]:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """It may tidy up: the compiler that it waits for, and what it had begun in the cache."""
+    """Let it tidy up first: the compiler that it waits for, and its drafts in the cache."""
     process.terminate()
     try:
         process.wait(2.0)
@@ -83,7 +83,7 @@ def _started(where: Path, jobs: Sequence[Job]) -> "subprocess.Popen[bytes] | Non
 
 
 def main() -> None:
-    """The helper: compile what comes on standard input, as long as whoever sent it lives."""
+    """The helper: compile the jobs from standard input, as long as its parent lives."""
     parent = os.getppid()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     where, jobs = pickle.loads(sys.stdin.buffer.read())

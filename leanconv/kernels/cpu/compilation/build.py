@@ -23,8 +23,8 @@ _ROOMS = Path(__file__).parent.parent
 PIPELINES, RUNTIME = _ROOMS / "pipelines", _ROOMS / "runtime"
 _RUNTIME_FILES = ("runtime", "scratch", "gates", "transpose")
 _RUNTIME_FLAGS, _STUB_FLAGS = ("-O3", "-march=native", "-fPIC"), ("-O1", "-fPIC")
-_FUNCTIONS = ("lc_sizes", "lc_run", "lc_calls", "lc_average", "lc_gates", "lc_blend", "lc_copy", "lc_malloc", "lc_free")
-_LOCK = threading.RLock()  # Halide's front end is not made for several threads; compiling one kernel twice is a waste
+_FUNCTIONS = ("lc_sizes", "lc_run", "lc_batch", "lc_gates", "lc_copy", "lc_malloc", "lc_free")
+_LOCK = threading.RLock()  # Halide's front end is not thread-safe, and no kernel should be compiled twice
 
 
 _alone: list[str] = []  # why kernels are compiled in this process alone
@@ -32,7 +32,7 @@ _hung: dict[str, str] = {}  # compilers that did not end, and what to say of the
 
 
 class CannotBuild(LeanconvError, RuntimeError):
-    """The system's compiler is there but does not make a library; the message has its last words."""
+    """The system's compiler produces no library; the message ends with its output."""
 
 
 @functools.lru_cache(1)
@@ -44,7 +44,7 @@ def compiler() -> str:
 
 @functools.lru_cache(1)
 def _kernel_source() -> str:
-    """All that a kernel's machine code depends on, but for its core and tile: pipelines, tools, flags, machine."""
+    """What a kernel's machine code depends on, besides core and tile: pipelines, tools, flags, machine."""
     return _hashed(
         [*PIPELINES.glob("*.py"), PIPELINES / "stub.c"], (version("halide"), str(target(ahead=True)), _STUB_FLAGS)
     )
@@ -52,7 +52,7 @@ def _kernel_source() -> str:
 
 @functools.lru_cache(1)
 def _runtime_source() -> str:
-    """All that the runtime's library depends on."""
+    """What the runtime's library depends on."""
     return _hashed([*RUNTIME.glob("*.c"), *RUNTIME.glob("*.h")], _RUNTIME_FLAGS)
 
 
@@ -131,9 +131,9 @@ def _library(name: str, make: Callable[[Path], None], needs: Sequence[str] = ())
 
 
 def _opened(name: str, make: Callable[[Path], None], where: Path, needs: Sequence[str] = ()) -> ctypes.CDLL:
-    """The library, loaded. One that cannot be is removed and made once more.
+    """The loaded library. One that cannot be loaded is removed and built once more.
 
-    Raises: CannotBuild where the compiler made something else then too; OSError where the folder does not serve.
+    Raises: CannotBuild where the second one cannot be loaded either; OSError where the folder does not serve.
     """
     reason = ""
     for _ in range(2):
@@ -153,7 +153,7 @@ def _opened(name: str, make: Callable[[Path], None], where: Path, needs: Sequenc
 
 
 def _forbidden(error: OSError) -> bool:
-    """Whether it is the file system that runs no programs."""
+    """Whether the file system forbids programs."""
     return "map segment" in str(error) or "not permitted" in str(error)
 
 
@@ -164,14 +164,14 @@ def _in_process_only(why: str) -> None:
 
 
 def obstacle() -> str:
-    """What the kernels of this process lack, and why; "" where they are compiled once, kept, and run in all threads."""
+    """Why kernels of this process are slower or compiled more often than they could be; "" if all is well."""
     if _alone:
         return f"kernels compiled in this process alone, for one thread ({_alone[-1]})"
     return f"kernels compiled in each process ({cache.reasons()})" if cache.reasons() else ""
 
 
 def target(ahead: bool) -> Any:
-    """This machine, without the checks that the callers have made; ahead of time without Halide's own runtime too."""
+    """This machine, without checks that the callers do; ahead of time also without Halide's own runtime."""
     hl = halide()
     features = ["NoAsserts", "NoBoundsQuery"] + ["NoRuntime"] * ahead
     made = hl.get_host_target()
@@ -181,19 +181,19 @@ def target(ahead: bool) -> Any:
 
 
 def _stub(path: Path) -> None:
-    """The object that is linked into every kernel: compiled once, each link then takes half the time."""
+    """The object that is linked into every kernel. Compiled once, it halves the time of each link."""
     _cc([*_STUB_FLAGS, "-c", str(PIPELINES / "stub.c"), "-o", str(path)], path.parent)
 
 
 Pipeline = Callable[[Any, Any], tuple[Any, list[Any]]]
-# A kernel that is to be: `pipeline(core, tile)` gives the Halide Func and its arguments.
+# A kernel to compile: `pipeline(core, tile)` gives the Halide Func and its arguments.
 Job = tuple[Pipeline, Hashable, Hashable]
 _listing = threading.local()
 
 
 @contextmanager
 def listed() -> Iterator[list[Job]]:
-    """Inside, this thread compiles nothing: the list has what it would have compiled. What is made so cannot run."""
+    """Inside, this thread compiles nothing but lists what it would compile. Kernels prepared inside cannot run."""
     jobs: list[Job] = []
     _listing.jobs = jobs
     try:
@@ -205,7 +205,7 @@ def listed() -> Iterator[list[Job]]:
 def kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, Any]:
     """The address of the compiled kernel (0 without a compiler) and what must be kept alive, or be called, for it.
 
-    `pipeline(core, tile)` gives the Halide Func and its arguments. In this process each kernel is made once.
+    `pipeline(core, tile)` gives the Halide Func and its arguments. A process compiles or loads each kernel once.
     """
     if (jobs := getattr(_listing, "jobs", None)) is not None:
         jobs.append((pipeline, core, tile))

@@ -1,15 +1,29 @@
-"""The structures of the kernels' runtime as C has them, and its library with the types of its arguments."""
+"""The structures of runtime.h in ctypes, and the library with its argument types."""
 
 import ctypes
 import functools
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu.compilation.build import runtime
 
-DIMENSIONS, ARGUMENTS, FRAMES, PIECES = 4, 48, 8, 24
-# halide_type_t: code (float 2, unsigned 1), bits, lanes; bfloat16 goes as its bits
-FLOAT32, BITS16 = 2 | 32 << 8 | 1 << 16, 1 | 16 << 8 | 1 << 16
+DIMENSIONS, ARGUMENTS, FRAMES = 4, 48, 8
+
+
+class Element(NamedTuple):
+    """How a number of a map is stored: runtime.h's code, and halide_type_t (code, bits, lanes)."""
+
+    code: int
+    halide: int
+
+
+# Halide's codes: 2 for float, 1 for unsigned. A kernel sees bfloat16 as its bits.
+ELEMENTS = {
+    torch.float32: Element(0, 2 | 32 << 8 | 1 << 16),
+    torch.bfloat16: Element(1, 1 | 16 << 8 | 1 << 16),
+}
 
 
 class Dimension(ctypes.Structure):
@@ -31,11 +45,11 @@ class Frame(ctypes.Structure):
     ]  # fmt: skip
 
 
-class Program(ctypes.Structure):
+class BlockLoop(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_int32)
-            for name in ("frames", "samples", "rows", "block", "least", "half", "average", "channels", "columns",
+            for name in ("frames", "samples", "rows", "block", "least", "element", "average", "channels", "columns",
                          "sums", "apart", "unused")
         ),
         ("sample", ctypes.c_int64), ("row", ctypes.c_int64), ("frame", ctypes.c_void_p * FRAMES),
@@ -58,8 +72,8 @@ class Gates(ctypes.Structure):
     ]
 
 
-class Call(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("program", "pointers", "gates", "copy")]
+class Launch(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("loop", "pointers", "gates", "copy")]
 
 
 class Copy(ctypes.Structure):
@@ -69,35 +83,18 @@ class Copy(ctypes.Structure):
     ]
 
 
-class Piece(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("sample", "pixel")),
-        *((name, ctypes.c_int32) for name in ("channels", "rows", "columns", "half")),
-    ]
-
-
-class Blend(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("program", "before", "weight", "bias", "scale", "shift")),
-        *((name, ctypes.c_int32) for name in ("samples", "width", "parts", "gates", "averages", "first")),
-        ("piece", Piece * PIECES),
-    ]
-
-
 @functools.lru_cache(1)
 def library() -> Any:
     """The runtime with its argument types. Raises BadInput where its structures are not those of this file."""
     lib: Any = runtime()
     if lib is None:
         return None
-    sizes = [ctypes.sizeof(kind) for kind in (Argument, Frame, Program, Gates, Call, Blend, Prefetch, Copy)]
+    sizes = [ctypes.sizeof(kind) for kind in (Argument, Frame, BlockLoop, Gates, Launch, Prefetch, Copy)]
     if sizes != [lib.lc_sizes(i) for i in range(len(sizes))]:
         raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
-    pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+    pointer, i32 = ctypes.c_void_p, ctypes.c_int32
     lib.lc_run.argtypes = (pointer, pointer, i32)
-    lib.lc_average.argtypes = (pointer, i32, i64, i64, i64, i32, i32, i32, i32, pointer, i32)
     lib.lc_gates.argtypes = (pointer,)
-    lib.lc_calls.argtypes = (pointer, i32, i32, pointer)
-    lib.lc_blend.argtypes = (pointer, pointer, i32)
+    lib.lc_batch.argtypes = (pointer, i32, i32, pointer)
     lib.lc_copy.argtypes = (pointer, pointer, i32)
     return lib

@@ -1,8 +1,9 @@
-// Gates of a softmax pair, and the gated sum that stands on them. Plain C.
+// Gates of a softmax pair. Plain C.
 #include <string.h>
 #include "runtime.h"
 
-// exp, within two units in the last place; a loop over it becomes vectors. NaN stays NaN; below -87 it is taken there, above 88.4 it is infinite.
+// exp, within two units in the last place; a loop over it becomes vectors. NaN stays NaN; below -87 it is that of -87,
+// above 88.4 it is infinite.
 static inline __attribute__((always_inline)) float exp_of(float x) {
     x = x < -87.0f ? -87.0f : x > 89.0f ? 89.0f : x;
     float turns = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounded to a whole number
@@ -20,8 +21,8 @@ static inline __attribute__((always_inline)) float exp_of(float x) {
     return sum * scale;
 }
 
-// Gates of a softmax pair from the two averages, and the affine behind it: per sample three rows of `width` numbers,
-// y = a·first + (W·x)·second + third. The averages of x come in `parts` pieces that stand for their concatenation.
+// Gates of a softmax pair from the two averages, and the affine that follows. Per sample three rows of `width` numbers:
+// y = a·first + (W·x)·second + third. The averages of x come in `parts` vectors that stand for their concatenation.
 int lc_gates(const gates_t *g) {
     int width = g->width;
     for (int n = 0; n < g->samples; n++) {
@@ -33,45 +34,18 @@ int lc_gates(const gates_t *g) {
             int c = 0;
             for (; c + 4 <= g->sizes[p]; c += 4, m += 4, w += 4 * (int64_t)width)
                 for (int o = 0; o < width; o++)
-                    third[o] += (m[0] * w[o] + m[1] * w[o + width]) + (m[2] * w[o + 2 * width] + m[3] * w[o + 3 * width]);
+                    third[o] += (m[0] * w[o] + m[1] * w[o + width])
+                        + (m[2] * w[o + 2 * width] + m[3] * w[o + 3 * width]);
             for (; c < g->sizes[p]; c++, m++, w += width)
                 for (int o = 0; o < width; o++) third[o] += m[0] * w[o];
         }
         for (int o = 0; o < width; o++) {
-            float gate = 1.0f / (1.0f + exp_of(third[o] - g->mean_a[(int64_t)n * width + o])), s = g->scale ? g->scale[o] : 1.0f;
+            float gate = 1.0f / (1.0f + exp_of(third[o] - g->mean_a[(int64_t)n * width + o]));
+            float s = g->scale ? g->scale[o] : 1.0f;
             first[o] = gate * s;
             second[o] = (1.0f - gate) * s;
             third[o] = (g->bias ? g->bias[o] * second[o] : 0.0f) + (g->shift ? g->shift[o] : 0.0f);
         }
     }
     return 0;
-}
-
-int lc_blend(const blend_t *b, void **pointers, int threads) {
-    int maps = b->parts + 1, numbers = 3 * b->width;
-    for (int i = 0; i < maps; i++) numbers += b->piece[i].channels;
-    float *room = lc_malloc(NULL, sizeof(float) * numbers * b->samples);
-    if (!room) return -1;
-    float *next = room + (int64_t)3 * b->width * b->samples, *means[MAX_PIECES];
-    int32_t sizes[MAX_PIECES];
-    int failed = 0;
-    pointers[b->gates] = room;
-    for (int i = 0; i < maps && !failed; i++) {
-        const piece_t *p = &b->piece[i];
-        means[i] = pointers[b->averages + i];
-        sizes[i] = p->channels;
-        if (means[i]) continue;
-        means[i] = next;
-        next += (int64_t)p->channels * b->samples;
-        if (!i && b->before) {
-            pointers[b->first + b->before->sums] = means[i];
-            failed = lc_run(b->before, pointers + b->first, threads);
-        } else
-            failed = lc_average(pointers[i], p->half, p->sample, p->columns * p->pixel, p->pixel, b->samples, p->rows, p->columns, p->channels, means[i], threads);
-    }
-    gates_t gates = {means[0], (const float *const *)means + 1, sizes + 1, b->parts, b->samples, b->width, b->weight, b->bias, b->scale, b->shift, room};
-    if (!failed) failed = lc_gates(&gates);
-    if (!failed) failed = lc_run(b->program, pointers, threads);
-    lc_free(NULL, room);
-    return failed;
 }

@@ -1,7 +1,7 @@
-"""Memory in huge pages, where the system has such: for maps and weights that a call reads from end to end.
+"""Memory in huge pages, where the system has them: for maps and weights that a call reads from end to end.
 
-In small pages a map's rows lie in as many of them as the translation buffer has entries, or more, and what the core
-fetches ahead ends at each page's end.
+In small pages a map needs more entries of the translation buffer than there are, and the core's own prefetch stops at
+the end of each page.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ from torch import Tensor
 HUGE = 1 << 21  # bytes of a huge page
 ALIGN = 64  # bytes; a line of the cache, a vector of AVX-512
 _CHUNK = 4 * HUGE
+_BEYOND = 4096  # bytes behind a map: a kernel's vectors may read past its end
+_LARGE = 1 << 19  # bytes; from here on memory lies in huge pages
 _lock = threading.Lock()
 _chunk: tuple[Tensor, int] = (torch.empty(0, dtype=torch.uint8), 0)  # what weights are put into, and how full it is
 
@@ -30,8 +32,19 @@ def huge_page_buffer(size: int) -> Tensor:
     return whole[-whole.data_ptr() % HUGE :][:size]
 
 
+def allocate(size: int, *, huge: bool = False) -> Tensor:
+    """`size` bytes for maps and room behind them, from the start of a cache line; uninitialised.
+
+    `huge`: in huge pages whatever the size; large sizes always are.
+    """
+    if huge or size >= _LARGE:
+        return huge_page_buffer(size + _BEYOND)
+    memory = torch.empty(size + _BEYOND + ALIGN, dtype=torch.uint8)
+    return memory[-memory.data_ptr() % ALIGN :]
+
+
 def pack_into_huge_pages(weights: Tensor) -> Tensor:
-    """A copy of dense `weights` beside those that were settled before it; a chunk is given back once nobody has any.
+    """A copy of dense `weights` behind those packed before it; a chunk is freed once none of its weights is in use.
 
     MobileNetV1's weights in huge pages make it 3 % faster, V3-Small's 10 %, on a Zen 4 core.
     """

@@ -24,47 +24,71 @@ static int run_frame(const frame_t *f, uint8_t *const *pointers, int64_t n, int 
     return f->kernel(args);
 }
 
-// A number of a map: float, or bfloat16, which is its upper half.
-static inline __attribute__((always_inline)) float number(const void *map, int64_t at, int half) {
-    if (!half) return ((const float *)map)[at];
+// A number of a map as float; a bfloat16 is the upper half of one.
+static inline __attribute__((always_inline)) float number(const void *map, int64_t at, int element) {
+    if (element == FLOAT32) return ((const float *)map)[at];
     uint32_t bits = (uint32_t)((const uint16_t *)map)[at] << 16;
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-// Sum over rows y0..y1 of a map with channels innermost: in float over 64 pixels, in double between those.
-static inline __attribute__((always_inline)) void sum_rows_of(const void *map, int half, int64_t row, int columns, int channels, int64_t pixel, int y0, int y1, double *sums, float *line) {
-    int64_t rows = y1 - y0, count = columns;
-    if (row == columns * pixel) { count *= rows; rows = rows > 0; }
+static const void *number_at(const void *map, int element, int64_t at) {
+    return (const uint8_t *)map + at * (element == FLOAT32 ? 4 : 2);
+}
+
+// Sum over rows y0..y1 of a dense map with channels innermost: in float over 64 pixels, in double between those.
+static inline __attribute__((always_inline)) void sum_rows_of(
+    const void *map, int element, const block_loop_t *p, int y0, int y1, double *sums, float *line) {
+    int64_t row = p->row, pixel = p->channels, rows = y1 - y0, count = p->columns;
+    int channels = p->channels;
+    if (row == p->columns * pixel) { count *= rows; rows = rows > 0; }
     for (int64_t y = 0; y < rows; y++) {
-        int64_t p = (y0 + y) * row;
+        int64_t at = (y0 + y) * row;
         for (int64_t x = 0; x < count;) {
             int64_t end = x + 64 < count ? x + 64 : count;
             memset(line, 0, sizeof(float) * channels);
-            for (; x + 4 <= end; x += 4, p += 4 * pixel)
+            for (; x + 4 <= end; x += 4, at += 4 * pixel)
                 for (int c = 0; c < channels; c++)
-                    line[c] += (number(map, p + c, half) + number(map, p + c + pixel, half)) + (number(map, p + c + 2 * pixel, half) + number(map, p + c + 3 * pixel, half));
-            for (; x < end; x++, p += pixel)
-                for (int c = 0; c < channels; c++) line[c] += number(map, p + c, half);
+                    line[c] += (number(map, at + c, element) + number(map, at + c + pixel, element))
+                        + (number(map, at + c + 2 * pixel, element) + number(map, at + c + 3 * pixel, element));
+            for (; x < end; x++, at += pixel)
+                for (int c = 0; c < channels; c++) line[c] += number(map, at + c, element);
             for (int c = 0; c < channels; c++) sums[c] += line[c];
         }
     }
 }
 
-static void sum_rows(const void *map, int half, int64_t row, int columns, int channels, int64_t pixel, int y0, int y1, double *sums, float *line) {
-    if (half) sum_rows_of(map, 1, row, columns, channels, pixel, y0, y1, sums, line);  // a loop for each kind of number
-    else sum_rows_of(map, 0, row, columns, channels, pixel, y0, y1, sums, line);
+// Rows y0..y1 of sample n of the averaged map, added to `sums`; one loop is compiled for each element type.
+static int sum_rows(const block_loop_t *p, void **pointers, int64_t n, int y0, int y1, double *sums) {
+    float *line = lc_malloc(NULL, sizeof(float) * p->channels);
+    if (!line) return 1;
+    const void *map = number_at(pointers[p->average - 1], p->element, n * p->sample);
+    if (p->element == BFLOAT16) sum_rows_of(map, BFLOAT16, p, y0, y1, sums, line);
+    else sum_rows_of(map, FLOAT32, p, y0, y1, sums, line);
+    lc_free(NULL, line);
+    return 0;
 }
 
-static int64_t last_row(const fetch_t *f, int64_t y) {
+// Averages of every sample and channel, from the sums of `blocks` blocks of `rows` rows in all.
+static void divide(const block_loop_t *p, const double *sums, int blocks, int rows, float *means) {
+    double scale = 1.0 / ((double)rows * p->columns);
+    for (int n = 0; n < p->samples; n++)
+        for (int c = 0; c < p->channels; c++) {
+            double sum = 0;
+            for (int b = 0; b < blocks; b++) sum += sums[((int64_t)n * blocks + b) * p->channels + c];
+            means[(int64_t)n * p->channels + c] = (float)(sum * scale);
+        }
+}
+
+static int64_t last_row(const prefetch_t *f, int64_t y) {
     int64_t end = y ? ((y - 1) / f->unit) * f->step + f->ahead + 1 : 0;
     return end < 0 ? 0 : end < f->rows ? end : f->rows;
 }
 
 // In so many places at once: what a core fetches ahead by itself ends with the page, and starts anew on the next one.
 #define STREAMS 4
-static void fetch_block(const fetch_t *f, void *const *pointers, int64_t n, int y0, int y1) {
+static void fetch_block(const prefetch_t *f, void *const *pointers, int64_t n, int y0, int y1) {
     int64_t from = last_row(f, y0) * f->pixels, pixels = last_row(f, y1) * f->pixels - from, bytes = f->bytes;
     const uint8_t *map = (const uint8_t *)pointers[f->pointer] + f->offset + n * f->sample + from * f->pixel;
     if (pixels <= 0) return;
@@ -77,92 +101,66 @@ static void fetch_block(const fetch_t *f, void *const *pointers, int64_t n, int 
     }
 }
 
-static const void *sample_of(const void *map, int half, int64_t at) { return (const uint8_t *)map + at * (half ? 2 : 4); }
-
 // One block of rows of one sample; the averaged channels' sums go to `sums`.
-static int run_task(const program_t *p, void **pointers, int64_t t, int blocks, double *sums) {
+static int run_block(const block_loop_t *p, void **pointers, int64_t t, int blocks, double *sums) {
     int64_t n = t / blocks;
     int y0 = (int)(t % blocks) * p->block, y1 = y0 + p->block < p->rows ? y0 + p->block : p->rows, failed = 0;
     int start = y1 - y0 < p->least ? y1 - p->least : y0;
     for (int f = 0; f < p->fetches; f++) fetch_block(&p->fetch[f], pointers, n, y0, y1);
     for (int f = 0; f < p->frames; f++) failed |= run_frame(p->frame[f], (uint8_t *const *)pointers, n, start, y1);
-    if (sums) {
-        float *line = lc_malloc(NULL, sizeof(float) * p->channels);
-        if (!line) return 1;
-        const void *map = sample_of(pointers[p->average - 1], p->half, n * p->sample);
-        sum_rows(map, p->half, p->row, p->columns, p->channels, p->channels, y0, y1, sums + t * p->channels, line);
-        lc_free(NULL, line);
-    }
-    return failed;
+    return sums ? failed | sum_rows(p, pointers, n, y0, y1, sums + t * p->channels) : failed;
 }
 
-// The average over the pixels of `channels` channels of a map whose pixels lie `pixel` numbers apart.
-int lc_average(const void *map, int half, int64_t sample, int64_t row, int64_t pixel, int samples, int rows, int columns, int channels, float *means, int threads) {
-    int blocks = rows < 16 ? 1 : 16, failed = 0;
-    double *sums = calloc((size_t)samples * blocks * channels, sizeof(double));
+// The average of a map whose rows are not the loop's: after all blocks.
+static int average_apart(const block_loop_t *p, void **pointers, int threads) {
+    int rows = p->apart, blocks = rows < 16 ? 1 : 16, tasks = p->samples * blocks, failed = 0;
+    double *sums = calloc((size_t)tasks * p->channels, sizeof(double));
     if (!sums) return -1;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && samples * blocks > 1) reduction(| : failed)
-    for (int t = 0; t < samples * blocks; t++) {
-        int n = t / blocks, b = t % blocks;
-        float *line = lc_malloc(NULL, sizeof(float) * channels);
-        if (!line) { failed = 1; continue; }
-        sum_rows(sample_of(map, half, n * sample), half, row, columns, channels, pixel, (int)((int64_t)rows * b / blocks), (int)((int64_t)rows * (b + 1) / blocks), sums + (int64_t)t * channels, line);
-        lc_free(NULL, line);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && tasks > 1) reduction(| : failed)
+    for (int t = 0; t < tasks; t++) {
+        int64_t b = t % blocks;
+        int y0 = (int)(rows * b / blocks), y1 = (int)(rows * (b + 1) / blocks);
+        failed |= sum_rows(p, pointers, t / blocks, y0, y1, sums + (int64_t)t * p->channels);
     }
-    double scale = 1.0 / ((double)rows * columns);
-    for (int n = 0; n < samples; n++)
-        for (int c = 0; c < channels; c++) {
-            double sum = 0;
-            for (int b = 0; b < blocks; b++) sum += sums[((int64_t)n * blocks + b) * channels + c];
-            means[(int64_t)n * channels + c] = (float)(sum * scale);
-        }
+    divide(p, sums, blocks, rows, pointers[p->sums]);
     free(sums);
     return failed;
 }
 
-int lc_run(const program_t *p, void **pointers, int threads) {
+int lc_run(const block_loop_t *p, void **pointers, int threads) {
     int blocks = (p->rows + p->block - 1) / p->block, failed = 0;
     int64_t tasks = (int64_t)blocks * p->samples;
-    int channels = p->average && !p->apart ? p->channels : 0;
     double *sums = NULL;
-    if (channels) {
-        sums = lc_malloc(NULL, sizeof(double) * tasks * channels);
+    if (p->average && !p->apart) {
+        sums = lc_malloc(NULL, sizeof(double) * tasks * p->channels);
         if (!sums) return -1;
-        memset(sums, 0, sizeof(double) * tasks * channels);
+        memset(sums, 0, sizeof(double) * tasks * p->channels);
     }
     if (threads > 1 && tasks > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(| : failed)
-        for (int64_t t = 0; t < tasks; t++) failed |= run_task(p, pointers, t, blocks, sums);
-    } else  // a team of one thread is made and ended too: half a microsecond
-        for (int64_t t = 0; t < tasks; t++) failed |= run_task(p, pointers, t, blocks, sums);
-    if (channels) {
-        float *means = pointers[p->sums];
-        double scale = 1.0 / ((double)p->rows * p->columns);
-        for (int n = 0; n < p->samples; n++)
-            for (int c = 0; c < channels; c++) {
-                double sum = 0;
-                for (int b = 0; b < blocks; b++) sum += sums[((int64_t)n * blocks + b) * channels + c];
-                means[(int64_t)n * channels + c] = (float)(sum * scale);
-            }
+        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, sums);
+    } else  // no parallel region: a team of one thread costs half a microsecond
+        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, sums);
+    if (sums) {
+        divide(p, sums, blocks, p->rows, pointers[p->sums]);
         lc_free(NULL, sums);
     }
-    if (p->average && p->apart)
-        failed |= lc_average(pointers[p->average - 1], p->half, p->sample, p->row, p->channels, p->samples, p->apart, p->columns, p->channels, pointers[p->sums], threads);
+    if (p->average && p->apart) failed |= average_apart(p, pointers, threads);
     return failed;
 }
 
-static int run_call(const call_t *c, int threads) {
-    if (c->gates) return lc_gates(c->gates);
-    return c->copy ? lc_copy(c->copy, c->pointers, threads) : lc_run(c->program, c->pointers, threads);
+static int run_launch(const launch_t *l, int threads) {
+    if (l->gates) return lc_gates(l->gates);
+    return l->copy ? lc_copy(l->copy, l->pointers, threads) : lc_run(l->loop, l->pointers, threads);
 }
 
-// `seconds`: where it is given, the time of each call is put there; of one thread the time that it computed.
-int lc_calls(const call_t *calls, int count, int threads, double *seconds) {
+// `seconds`: where it is given, the time of each launch is put there; of one thread the time that it computed.
+int lc_batch(const launch_t *launches, int count, int threads, double *seconds) {
     struct timespec before, after;
     clockid_t clock = threads > 1 ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID;
     for (int i = 0; i < count; i++) {
         if (seconds) clock_gettime(clock, &before);
-        int failed = run_call(&calls[i], threads);
+        int failed = run_launch(&launches[i], threads);
         if (failed) return failed;
         if (!seconds) continue;
         clock_gettime(clock, &after);
@@ -172,6 +170,9 @@ int lc_calls(const call_t *calls, int count, int threads, double *seconds) {
 }
 
 int lc_sizes(int which) {
-    const int sizes[] = {sizeof(argument_t), sizeof(frame_t), sizeof(program_t), sizeof(gates_t), sizeof(call_t), sizeof(blend_t), sizeof(fetch_t), sizeof(copy_t)};
+    const int sizes[] = {
+        sizeof(argument_t), sizeof(frame_t), sizeof(block_loop_t), sizeof(gates_t),
+        sizeof(launch_t), sizeof(prefetch_t), sizeof(copy_t),
+    };
     return sizes[which];
 }

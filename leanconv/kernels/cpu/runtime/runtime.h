@@ -14,7 +14,10 @@ typedef struct {
 #define MAX_ARGS 48
 #define MAX_DIMS 4
 
-// One kernel with its arguments, made once for a shape.
+// How a number of a map is stored.
+enum { FLOAT32 = 0, BFLOAT16 = 1 };
+
+// One kernel with its arguments for one shape.
 typedef struct {
     int32_t pointer;      // index among the call's pointers
     int32_t dimensions;
@@ -29,24 +32,29 @@ typedef struct {
 typedef int (*kernel_t)(void **);
 typedef struct { kernel_t kernel; int32_t count, unused; argument_t arguments[MAX_ARGS]; } frame_t;
 
-// A map in memory that a block's kernels jump about in: what of it they read first is read before them, line by line, as
-// fast as memory gives it.
+// Software prefetch of a map in memory: a block's kernels jump about in it, so the rows that they read first are read
+// before them, line by line, as fast as memory gives them.
 typedef struct {
-    int32_t pointer, unit, step, ahead;       // unit: of the program's rows, which make one of the result's; step: from the last of the map's rows that one of those reads to the next; ahead: the first such
-    int32_t rows, pixels;                     // of the map
-    int64_t sample, offset, pixel, bytes;     // in bytes: steps, and what of a pixel is read
-} fetch_t;
+    int32_t pointer;
+    int32_t unit;         // rows of the loop that are one row of the result
+    int32_t step;         // rows of the map from the last one that a row of the result reads to the next row's
+    int32_t ahead;        // the last row of the map that the first row of the result reads
+    int32_t rows, pixels; // of the map
+    int64_t sample, offset, pixel, bytes;  // in bytes: steps, and what of a pixel is read
+} prefetch_t;
 
+// Kernels that run one after the other on each block of rows of each sample.
 typedef struct {
-    int32_t frames, samples, rows, block;     // rows of the output and rows per block
-    int32_t least, half;                      // rows that a kernel needs at least: the last block may overlap; whether the averaged map is bfloat16
-    int32_t average, channels, columns, sums; // average != 0: pointer `average - 1` is averaged into pointer `sums`
-    int32_t apart, unused;                    // its rows, where it is averaged when all blocks are done
-    int64_t sample, row;                      // of the averaged map, in numbers
+    int32_t frames, samples, rows, block;      // rows of the output and rows per block
+    int32_t least;                             // rows that a kernel needs at least: the last block may overlap
+    int32_t element;                           // of the averaged map
+    int32_t average, channels, columns, sums;  // average != 0: pointer `average - 1` is averaged into pointer `sums`
+    int32_t apart, unused;                     // rows of a map that is averaged when all blocks are done; 0: with them
+    int64_t sample, row;                       // of the averaged map, in numbers
     const frame_t *frame[8];
-    const fetch_t *fetch;
+    const prefetch_t *fetch;
     int64_t fetches;
-} program_t;
+} block_loop_t;
 
 // The gates of a softmax pair; see `lc_gates`.
 typedef struct {
@@ -57,26 +65,14 @@ typedef struct {
     float *out;
 } gates_t;
 
-// A gated sum from its maps, and perhaps the kernel before it that makes the first: one call.
-#define MAX_PIECES (MAX_ARGS / 2)
-typedef struct { int64_t sample, pixel; int32_t channels, rows, columns, half; } piece_t;
-typedef struct {
-    const program_t *program, *before;
-    const float *weight, *bias, *scale, *shift;  // of the gates
-    int32_t samples, width, parts;               // pieces behind the first map
-    int32_t gates, averages, first;              // indices among the pointers: of the gates, of the averages (a null: it is computed), of what `before` takes
-    piece_t piece[MAX_PIECES];                   // the maps, which are the first pointers
-} blend_t;
-
 // A map that goes from planes to pixels, or back; see `lc_copy`. Steps in numbers, of 4 or 2 bytes.
 typedef struct { int32_t bytes, samples; int64_t rows, columns, in_sample, in_row, out_sample, out_row; } copy_t;
 
-// What a plan runs between two steps of PyTorch, one after the other: of the three the one that is there.
-typedef struct { const program_t *program; void **pointers; const gates_t *gates; const copy_t *copy; } call_t;
+// One launch of a batch: of the three the one that is there.
+typedef struct { const block_loop_t *loop; void **pointers; const gates_t *gates; const copy_t *copy; } launch_t;
 
 void *lc_malloc(void *context, size_t size);
 void lc_free(void *context, void *p);
-int lc_average(const void *map, int half, int64_t sample, int64_t row, int64_t pixel, int samples, int rows, int columns, int channels, float *means, int threads);
-int lc_run(const program_t *p, void **pointers, int threads);
+int lc_run(const block_loop_t *p, void **pointers, int threads);
 int lc_gates(const gates_t *g);
 int lc_copy(const copy_t *p, void **pointers, int threads);

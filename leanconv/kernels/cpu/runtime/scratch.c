@@ -33,8 +33,10 @@ void *lc_malloc(void *context, size_t size) {
         else if (s->size >= size && (best < 0 || s->size < arena->slots[best].size)) best = i;
         else if (s->size < size && empty < 0) empty = i;  // too small: give it up for a larger one
     }
-    if (best >= 0 && arena->slots[best].size <= 4 * size) { arena->slots[best].used = 1; return arena->slots[best].raw; }
-    if (best >= 0 && empty < 0) { arena->slots[best].used = 1; return arena->slots[best].raw; }
+    if (best >= 0 && (empty < 0 || arena->slots[best].size <= 4 * size)) {
+        arena->slots[best].used = 1;
+        return arena->slots[best].raw;
+    }
     void *raw = NULL;
     if (posix_memalign(&raw, 4096, size)) return NULL;
     if (empty < 0) return raw;  // every slot is in use: lc_free gives this one back to the system

@@ -1,4 +1,4 @@
-"""Maps as the kernels take them: channels side by side, pixels evenly spaced; and packed weights."""
+"""Layouts of maps and weights that kernels take: dense channels, evenly spaced pixels; packed weights."""
 
 import torch
 from torch import Tensor
@@ -22,12 +22,12 @@ MOST_PLANES = 4  # channels of an image that a kernel reads plane by plane
 
 
 def in_planes(x: Tensor) -> bool:
-    """Whether `x` is an image as most callers bring it: few channels, one plane after the other (`N C H W` dense)."""
+    """Whether `x` is an image with few channels in dense `N C H W`, as most callers pass it."""
     return 1 < x.shape[1] <= MOST_PLANES and x.is_contiguous() and not pixel_stride(x)
 
 
 def new_map(n: int, c: int, h: int, w: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """An output to be filled: `N C H W`, channels_last, dense."""
+    """Uninitialised memory for an output: `N C H W`, channels_last, dense."""
     return torch.empty_strided((n, c, h, w), (h * w * c, 1, w * c, c), dtype=dtype)
 
 

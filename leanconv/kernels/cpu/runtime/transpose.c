@@ -13,13 +13,13 @@
 // Where a square begins: the last one ends with the side and lies over the one before.
 static inline int64_t start(int64_t at, int64_t length) { return at + SIDE > length ? length - SIDE : at; }
 
-// For one kind of number `band_*`, rows and columns at least SIDE, steps in numbers. Of a square the rows i and i + 8
-// are dealt like cards, four times: that transposes it.
+// `band_*` for one kind of number: at least SIDE rows and columns, steps in numbers. Rows i and i + 8 of a square are
+// interleaved, four times: that transposes it.
 #define TRANSPOSE(number)                                                                                              \
     static void band_##number(                                                                                         \
         const number *in, int64_t in_row, number *out, int64_t out_row, int64_t rows, int64_t columns) {               \
         typedef number vector __attribute__((vector_size(SIDE * sizeof(number))));                                     \
-        vector lines[SIDE], dealt[SIDE];                                                                               \
+        vector lines[SIDE], mixed[SIDE];                                                                               \
         for (int64_t r = 0; r < rows; r += SIDE)                                                                       \
             for (int64_t c = 0; c < columns; c += SIDE) {                                                              \
                 int64_t row = start(r, rows), column = start(c, columns);                                              \
@@ -27,10 +27,10 @@ static inline int64_t start(int64_t at, int64_t length) { return at + SIDE > len
                 for (int time = 0; time < 4; time++) {                                                                 \
                     for (int i = 0; i < SIDE / 2; i++) {                                                               \
                         vector a = lines[i], b = lines[i + SIDE / 2];                                                  \
-                        dealt[2 * i] = SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);          \
-                        dealt[2 * i + 1] = SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);\
+                        mixed[2 * i] = SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);          \
+                        mixed[2 * i + 1] = SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);\
                     }                                                                                                  \
-                    memcpy(lines, dealt, sizeof lines);                                                                \
+                    memcpy(lines, mixed, sizeof lines);                                                                \
                 }                                                                                                      \
                 for (int i = 0; i < SIDE; i++) memcpy(out + (column + i) * out_row + row, &lines[i], sizeof(vector));  \
             }                                                                                                          \
@@ -66,14 +66,14 @@ static void copy_band(const copy_t *p, void **pointers, int64_t n, int64_t band)
 }
 
 // `samples` of `rows` lines of `columns` numbers of 4 or 2 bytes, from the first pointer to the second. In bands of the
-// longer side, each by one thread: what a band writes, or what it reads, are whole lines of the cache.
+// longer side, each by one thread: a band reads or writes whole cache lines.
 int lc_copy(const copy_t *p, void **pointers, int threads) {
     int64_t length = p->rows > p->columns ? p->rows : p->columns;
     int64_t bands = p->rows >= SIDE && p->columns >= SIDE ? (length + SIDE - 1) / SIDE : 1, tasks = p->samples * bands;
     if (threads > 1 && tasks > 16) {
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (int64_t t = 0; t < tasks; t++) copy_band(p, pointers, t / bands, t % bands);
-    } else  // a team of one thread is made and ended too: half a microsecond
+    } else  // no parallel region: a team of one thread costs half a microsecond
         for (int64_t t = 0; t < tasks; t++) copy_band(p, pointers, t / bands, t % bands);
     return 0;
 }

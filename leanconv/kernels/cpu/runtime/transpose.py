@@ -1,19 +1,20 @@
 """Copies of maps from planes (`N C H W` dense) to pixels (channels_last) and back.
 
-PyTorch makes them number by number: of 32 channels of 256×256 both take as long as the layer between them. Here they go
-by squares (`transpose.c`; times by `python -m benchmarks.layouts`). Small or narrow maps, and all where there is no
-compiler, are PyTorch's.
+PyTorch copies number by number: of 32 channels of 256×256 both copies take as long as the layer between them. Here they
+go by squares (`transpose.c`; times by `python -m benchmarks.layouts`). PyTorch copies small or narrow maps, and all
+maps where there is no compiler.
 """
 
 import ctypes
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from leanconv.kernels import cpu_reason
+from leanconv.kernels.cpu.availability import why_not
 from leanconv.kernels.cpu.runtime import abi
+from leanconv.kernels.cpu.runtime.launch import CopyLaunch
 from leanconv.kernels.cpu.runtime.tensors import new_map, pixel_stride
 
 _SIDE = 16  # of transpose.c's squares
@@ -21,23 +22,28 @@ _LEAST = 1 << 14  # numbers; below, PyTorch's copy is as fast as a call of ours,
 
 
 class Copy:
-    """One copy for maps of one size: the memory of the first pointer to that of the second. Immutable."""
+    """A copy for maps of one size. Immutable.
 
-    native = True
+    Args:
+        planes: whether the copy is contiguous, else channels_last.
+    """
+
+    average = False
 
     def __init__(self, x: Tensor, planes: bool) -> None:
         (n, c, h, w), pixels = x.shape, x.shape[2] * x.shape[3]
         inside = (pixels, c, x.stride(0), pixel_stride(x)) if planes else (c, pixels, x.stride(0), x.stride(1))
-        self._made = abi.Copy(x.itemsize, n, *inside, c * h * w, pixels if planes else c)
-        self.address = ctypes.addressof(self._made)
+        self._structure = abi.Copy(x.itemsize, n, *inside, c * h * w, pixels if planes else c)
+        self.size, self.dtype = (n, c, h, w), x.dtype
+        self.strides = (c * pixels, pixels, w, 1) if planes else (c * pixels, 1, w * c, c)
 
-    def pointers(self) -> Any:
-        """Room for the two addresses of one call."""
-        return (ctypes.c_void_p * 2)()
+    def launch(self, averages: Sequence[Tensor] = ()) -> CopyLaunch:
+        """One copy; its operands are the map and the result."""
+        return CopyLaunch(self._structure)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         pointers = (ctypes.c_void_p * 2)(x.data_ptr(), y.data_ptr())
-        abi.library().lc_copy(self.address, pointers, torch.get_num_threads())
+        abi.library().lc_copy(ctypes.addressof(self._structure), pointers, torch.get_num_threads())
         return y
 
 
@@ -89,4 +95,4 @@ def _pays(x: Tensor) -> bool:
 
 @functools.lru_cache(1)
 def _runs() -> bool:
-    return not cpu_reason()
+    return not why_not()

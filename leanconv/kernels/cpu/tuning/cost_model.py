@@ -2,11 +2,9 @@
 
 import functools
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from leanconv.errors import BadInput
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.pipelines.strassen import SHORTEST, piece_length
 from leanconv.kernels.cpu.tuning.cpu import Cpu
@@ -67,22 +65,6 @@ def whole_tile(cpu: Cpu, width: int, pixels: int, depth: int, pairs: bool, most:
     fitting = [tile for tile in matrix_tiles(cpu) if pixels % tile.pixels == 0]
     best = min(fitting, key=cycles)
     return best if cycles(best) <= most * cycles(matrix_tile(cpu, width, pixels, depth, True, pairs)) else None
-
-
-ARITHMETICS = ("lean", "direct", "fewest")
-
-
-def arithmetic() -> str:
-    """Where products are saved by multiplying sums of pixels (`strassen.py`, `winograd.py`): LEANCONV_ARITHMETIC.
-
-    "lean", the default: in 1×1 convolutions and in the 3×3 sums of groups that this project's operators are made of.
-    "direct": nowhere. An output is a sum of its own products, as PyTorch's is, and NaN, infinity or a far larger number
-    elsewhere in the map does not reach it. "fewest": in dense 3×3 convolutions too.
-    """
-    told = os.environ.get("LEANCONV_ARITHMETIC") or ARITHMETICS[0]
-    if told not in ARITHMETICS:
-        raise BadInput(f"LEANCONV_ARITHMETIC is {told!r}; it may be {', '.join(ARITHMETICS)}")
-    return told
 
 
 # Of the direct product's cycles, what seven products in place of eight may cost at most to be taken: they lean on the

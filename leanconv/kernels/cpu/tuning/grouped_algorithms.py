@@ -15,8 +15,9 @@ from leanconv.kernels.cpu.pipelines import grouped, winograd
 from leanconv.kernels.cpu.pipelines.grouped import Tiles
 from leanconv.kernels.cpu.pipelines.padded import Core, mixed, spread
 from leanconv.kernels.cpu.runtime.tensors import pack_projection
-from leanconv.kernels.cpu.tuning.cost_model import arithmetic, matrix_cycles, matrix_tile, row_block
+from leanconv.kernels.cpu.tuning.cost_model import matrix_cycles, matrix_tile, row_block
 from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import Pair
 from leanconv.ops.grouped import Grouped
 
@@ -72,18 +73,22 @@ def can_winograd(core: Core) -> bool:
     return plain and not core.element.half and bool(core.pixels)
 
 
-def algorithm_for(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose, method: str | None) -> Algorithm:
+def algorithm_for(
+    target: Target, core: Core, samples: int, size: Pair, choose: Choose, method: str | None
+) -> Algorithm:
     """The way that costs least, or by the `method` that is asked for.
 
     A dense convolution is none of the sums that this project's operators save, and direct unless it is asked for.
     """
     lean = core.form.groups > 1 or core.form.pointwise
-    meant = can_winograd(core) and arithmetic() in (("lean", "fewest") if lean else ("fewest",))
+    meant = can_winograd(core) and target.arithmetic in (("lean", "fewest") if lean else ("fewest",))
     algorithms = [direct_algorithm, winograd_algorithm] if meant else [direct_algorithm]
     if method is not None:
         algorithms = [{"direct": direct_algorithm, "winograd": winograd_algorithm}[method]]
-    best = min(algorithms, key=lambda algorithm: algorithm(cpu, core, samples, size, lambda _, tiles, __: tiles).cycles)
-    return best(cpu, core, samples, size, choose)  # the tiles of others are not made
+    best = min(
+        algorithms, key=lambda algorithm: algorithm(target.cpu, core, samples, size, lambda _, tiles, __: tiles).cycles
+    )
+    return best(target.cpu, core, samples, size, choose)  # the tiles of others are not made
 
 
 def winograd_algorithm(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose) -> Algorithm:

@@ -9,19 +9,22 @@ import pytest
 import torch
 from torch import nn
 
+from leanconv.engine import optimize
 from leanconv.engine.fused.capture.export import to_graph
-from leanconv.engine.fused.execution.memory_plan import Native, Step, _bases, _ends, _gap
+from leanconv.engine.fused.execution.memory_plan import KernelStep, Step, _bases, _ends, _gap
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.execution.session import Plan, Session
 from leanconv.engine.fused.lowering import autotune as room
 from leanconv.engine.fused.lowering.autotune import autotune
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.workbench import Workbench
-from leanconv.kernels import cpu_reason
+from leanconv.errors import BadInput
+from leanconv.kernels import Target, backend
+from leanconv.nn.hetconv import HetConv2d
 from leanconv.nn.splconv import SPLConv2d
 from leanconv.ops.gated_sum import gated_sum
 
-kernels = pytest.mark.skipif(bool(cpu_reason()), reason=cpu_reason() or "kernels")
+kernels = pytest.mark.skipif(bool(backend().why_not()), reason=backend().why_not() or "kernels")
 
 
 class Branches(nn.Module):
@@ -62,7 +65,7 @@ def test_calls_do_not_disturb_each_other():
         seen.append((program(x), model(x)))
     plans = list(program._plans.values())
     assert len(plans) == 2
-    assert sum(isinstance(todo, Native) for todo in plans[0].todo) >= 8
+    assert sum(isinstance(todo, KernelStep) for todo in plans[0].todo) >= 8
     needed = sum(4 * math.prod(slot.shape) for slot in plans[0].slots.values())
     assert plans[0].size < needed, "values that are never needed together share their memory"
     for found, want in seen:
@@ -185,7 +188,7 @@ def test_a_gated_sum_lies_where_its_first_map_did_where_nothing_else_needs_that(
     found = [program(x) for _ in range(3)][-1]
     torch.testing.assert_close(found[0], model.double()(x.double()).float(), rtol=1e-4, atol=1e-4)
     (plan,) = program._plans.values()
-    gated = [todo for todo in plan.todo if isinstance(todo, Native) and todo.averages]
+    gated = [todo for todo in plan.todo if isinstance(todo, KernelStep) and todo.averages]
     shared = [todo.at in plan.slots and plan.slots[todo.at] == plan.slots.get(todo.maps[0]) for todo in gated]
     assert shared == [True, False, False]
 
@@ -229,7 +232,7 @@ def test_the_choice(monkeypatch):
 
 
 def test_without_kernels_the_graph_still_runs(monkeypatch):
-    monkeypatch.setattr("leanconv.engine.fused.lowering.kernels.cpu_reason", lambda: "halide is not installed")
+    monkeypatch.setattr("leanconv.kernels.cpu.availability.why_not", lambda: "halide is not installed")
     model, x = Branches().eval(), torch.randn(1, 3, 20, 14)
     program, blocks = program_of(model, x, seconds=60)
     assert not {"kernel", "split"} & {row.chosen for row in blocks.rows}
@@ -271,7 +274,7 @@ def test_an_image_is_read_where_it_lies(how, in_planes):
         plan.strides[place]
         for plan in program._plans.values()
         for todo in plan.todo
-        if isinstance(todo, Native) and todo.bound
+        if isinstance(todo, KernelStep) and todo.bound
         for place in todo.maps
     }
     assert ((216, 72, 8, 1) in read) == bool(in_planes)
@@ -312,7 +315,7 @@ def test_maps_in_planes_come_and_go_within_the_plan(planes):
                     assert y.is_contiguous() or not dense or size == (1, 1)
                     y.fill_(1e6)
                 assert torch.equal(x, kept)
-    copies = [todo for plan in program._plans.values() for todo in plan.todo if isinstance(todo, Native)]
+    copies = [todo for plan in program._plans.values() for todo in plan.todo if isinstance(todo, KernelStep)]
     assert sum(todo.bound is None for todo in copies) >= 3 + 3 * sum(planes)
 
 
@@ -411,8 +414,32 @@ def test_a_gate_of_another_type_is_not_read_as_it_lies():
     last = {"memory_format": torch.channels_last}
     y, gate = torch.randn(1, 16, 6, 6).to(**last), torch.randn(1, 16, 1, 1)
     want = run(y, gate)
-    assert run.step([y, None, gate]) is not None
+    assert run.prepare([y, None, gate]) is not None
     for kind in (torch.float64, torch.bfloat16):
-        assert run.step([y, None, gate.to(kind)]) is None
+        assert run.prepare([y, None, gate.to(kind)]) is None
         torch.testing.assert_close(run(y, gate.to(kind)), run(y, gate.to(kind).float()))
     torch.testing.assert_close(run(y, gate.double()), want)
+
+
+@kernels
+@torch.no_grad()
+def test_the_arithmetic_is_a_value_of_the_target():
+    model, x = HetConv2d(64, 64, 3, padding=1, part=4), torch.randn(1, 64, 24, 24)
+    methods = {}
+    for arithmetic in ("lean", "direct"):
+        graph = rewrite(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
+        runs, _ = autotune(graph, seconds=0.0, target=Target(arithmetic=arithmetic))
+        Program(graph, runs)(x)
+        methods[arithmetic] = {method for run in runs.values() if hasattr(run, "bound") for method in run.bound.methods}
+    assert methods == {"lean": {"winograd"}, "direct": {"direct"}}
+
+
+def test_an_unknown_arithmetic_is_refused(monkeypatch):
+    with pytest.raises(BadInput, match="arithmetic is 'fast'; it may be lean, direct, fewest"):
+        optimize(nn.Conv2d(3, 4, 1).eval(), torch.randn(1, 3, 4, 4), arithmetic="fast")
+    monkeypatch.setenv("LEANCONV_ARITHMETIC", "direct")
+    assert Target().arithmetic == "direct"
+    assert Target(arithmetic="fewest").arithmetic == "fewest"
+    monkeypatch.setenv("LEANCONV_ARITHMETIC", "fast")
+    with pytest.raises(BadInput, match="LEANCONV_ARITHMETIC is 'fast'; it may be lean, direct, fewest"):
+        Target()

@@ -1,0 +1,54 @@
+"""The CPU's backend: the engine's door (`kernels.interface`) to Halide kernels and their runtime."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels import interface
+from leanconv.kernels.cpu import availability
+from leanconv.kernels.cpu.binders import BINDERS, bind
+from leanconv.kernels.cpu.bound.base import DTYPES, Bound
+from leanconv.kernels.cpu.compilation import build
+from leanconv.kernels.cpu.runtime.huge_pages import allocate
+from leanconv.kernels.cpu.runtime.launch import CopyLaunch, KernelLaunch, LaunchBatch
+from leanconv.kernels.cpu.runtime.transpose import Copy, copy_of
+from leanconv.kernels.cpu.tuning.target import Target
+from leanconv.ops.forms import Form
+
+
+class CpuBackend:
+    """See `interface.Backend`."""
+
+    dtypes: tuple[torch.dtype, ...] = DTYPES
+
+    def why_not(self) -> str:
+        return availability.why_not()
+
+    def status(self) -> tuple[str, str]:
+        return availability.status()
+
+    def drawback(self) -> str:
+        return build.obstacle()
+
+    def bind(self, form: Form, weights: Sequence[Tensor], target: Target | None = None) -> Bound | None:
+        return bind(form, weights, target) if type(form) in BINDERS else None
+
+    def copy(self, x: Tensor, *, planes: bool) -> Copy | None:
+        return copy_of(x, planes=planes)
+
+    def allocate(self, size: int, *, huge: bool = False) -> Tensor:
+        return allocate(size, huge=huge)
+
+    def batch(self, launches: Sequence[interface.Launch]) -> LaunchBatch:
+        return LaunchBatch(cast(Sequence[KernelLaunch | CopyLaunch], launches), torch.get_num_threads())
+
+    @contextmanager
+    def compiling_ahead(self) -> Iterator[None]:
+        from leanconv.kernels.cpu.compilation.ahead import compile_all  # also a program of its own: not loaded before
+
+        with build.listed() as jobs:
+            yield
+        compile_all(jobs)
