@@ -22,7 +22,6 @@ import leanconv as lc
 from leanconv.deploy.program import input_order, save_onnx
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
-from leanconv.engine.fused.ir.block import Block
 from leanconv.engine.fused.lowering.autotune import choose
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.fused.roofline import work
@@ -63,10 +62,9 @@ def ours(bench: Workbench, x: Tensor, calls: int) -> str:
         macs, numbers = work(node)
         floor_us = 1e3 * best.floor_ms(macs, 0)[0]
         floors += floor_us
-        what = repr(node.data) if isinstance(node.data, Block) else f"{node.kind} {node.data!r}"
         rows.append(
             [
-                what,
+                repr(node.op),
                 "x".join(map(str, node.shape)),
                 f"{seconds * 1e6:.1f}",
                 f"{floor_us:.1f}",

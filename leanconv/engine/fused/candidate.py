@@ -10,9 +10,11 @@ from leanconv.engine.eager import has_images
 from leanconv.engine.fused.capture.dynamic_shapes import holds_sizes, opened
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
-from leanconv.engine.fused.ir.graph import UNRUN, Graph, Node, origin
+from leanconv.engine.fused.ir.graph import Graph, Node, Run, origin
+from leanconv.engine.fused.ir.kinds.call import Call
+from leanconv.engine.fused.ir.kinds.channels import Pad
 from leanconv.engine.fused.lowering.autotune import NothingRuns, autotune
-from leanconv.engine.fused.lowering.implementations import Run, plain_implementation
+from leanconv.engine.fused.lowering.implementations import plain_implementation
 from leanconv.engine.fused.lowering.report import Blocks
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.fused.passes.precision import keep_in
@@ -86,7 +88,7 @@ def _open(bench: Workbench, fixed: Graph) -> Graph:
     for spatial in (True, False):
         try:
             graph = rewrite(to_graph(*opened(bench, spatial=spatial)))
-            runs = {node: plain_implementation(node) for node in graph.nodes if node.kind not in UNRUN}
+            runs = {node: plain_implementation(node) for node in graph.nodes if node.op.is_step}
             seen, _ = bench.verify(bench.from_flat(Program(graph, runs)))
         except Exception:  # not captured so: with fewer axes open, or with none, it is as good at the given sizes
             continue
@@ -95,14 +97,14 @@ def _open(bench: Workbench, fixed: Graph) -> Graph:
     return fixed
 
 
-def _blocks(graph: Graph) -> Counter[tuple[str, str]]:
+def _blocks(graph: Graph) -> Counter[str]:
     """What a graph is made of, but for what a size can be written in, and for grids (constants, of fixed sizes)."""
     grids: set[Node] = set()  # made of sizes and constants alone
     for node in graph.nodes:
         if grids.issuperset(node.inputs):
             grids.add(node)
-    kept = [node for node in graph.nodes if node not in grids and node.kind not in UNRUN | {"call", "pad"}]
-    return Counter((node.kind, repr(node.data)) for node in kept)
+    kept = [node.op for node in graph.nodes if node not in grids and node.op.is_step]
+    return Counter(repr(op) for op in kept if not isinstance(op, Call | Pad))
 
 
 FUSED = Candidate("fused", _why_not, _seconds, _prepare, any_shape=True, widens=True, lacks=_lacks)

@@ -16,6 +16,7 @@ import leanconv as lc
 from leanconv.engine import optimize, workbench
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture import dynamic_shapes
+from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
@@ -29,7 +30,7 @@ def quick_choice(monkeypatch):
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setattr(dynamic_shapes, "OPENING_S", 0.0)
     monkeypatch.setitem(
-        IMPLEMENTATIONS, "block", [each for each in IMPLEMENTATIONS["block"] if each.name in ("aten", "kernel")]
+        IMPLEMENTATIONS, Block, [each for each in IMPLEMENTATIONS[Block] if each.name in ("aten", "kernel")]
     )
 
 

@@ -11,6 +11,10 @@ import leanconv as lc
 from leanconv.engine import optimize, workbench
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture.export import to_graph
+from leanconv.engine.fused.ir.kinds.block import Block
+from leanconv.engine.fused.ir.kinds.elementwise import Cast
+from leanconv.engine.fused.ir.kinds.reductions import Average
+from leanconv.engine.fused.ir.kinds.values import AverageOf
 from leanconv.engine.fused.lowering import autotune as room
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.fused.passes.fusion import rewrite
@@ -21,7 +25,7 @@ from tests.cpus import HASWELL, SAPPHIRE_RAPIDS, ZEN4
 from tests.engine.fused.test_candidate import Odd, randomised
 
 HALF = torch.bfloat16
-BLOCKS = IMPLEMENTATIONS["block"]
+BLOCKS = IMPLEMENTATIONS[Block]
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +33,7 @@ def quick_choice(monkeypatch):
     """What is tested is the answer: a kernel wherever there is one, nothing measured."""
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setitem(
-        IMPLEMENTATIONS, "block", [each for each in IMPLEMENTATIONS["block"] if each.name in ("aten", "kernel")]
+        IMPLEMENTATIONS, Block, [each for each in IMPLEMENTATIONS[Block] if each.name in ("aten", "kernel")]
     )
 
 
@@ -79,7 +83,7 @@ class Products(nn.Module):
 @pytest.mark.skipif(bool(cpu_reason()), reason=cpu_reason() or "kernels")
 def test_products_on_a_matrix_unit(monkeypatch):
     """Where a processor has one: stencils in kernels, products in oneDNN."""
-    monkeypatch.setitem(IMPLEMENTATIONS, "block", [each for each in BLOCKS if each.name in ("aten", "kernel+onednn")])
+    monkeypatch.setitem(IMPLEMENTATIONS, Block, [each for each in BLOCKS if each.name in ("aten", "kernel+onednn")])
     monkeypatch.setattr(room, "PREFERRED", ("kernel+onednn",))
     model, x = Products().eval(), torch.randn(2, 3, 14, 12)
     for cpu in (ZEN4, HASWELL):
@@ -128,8 +132,8 @@ def test_where_kinds_meet():
     kinds = {node.name: node.dtype for node in graph}
     assert [node.dtype for node in graph.inputs] == [HALF, torch.float32]
     assert [node.dtype for node in graph.outputs] == [HALF, torch.float32, torch.int64]
-    assert {node.dtype for node in graph if node.kind in ("average", "second")} == {torch.float32}, kinds
-    assert any(node.kind == "cast" for node in graph)
+    assert {node.dtype for node in graph if isinstance(node.op, Average | AverageOf)} == {torch.float32}, kinds
+    assert any(isinstance(node.op, Cast) for node in graph)
     form = FUSED.prepare(bench, HALF)
     with torch.no_grad():
         for _ in range(2):

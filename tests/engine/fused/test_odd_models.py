@@ -12,6 +12,7 @@ from torch import nn
 from leanconv.deploy.verify import difference
 from leanconv.engine import workbench
 from leanconv.engine.fused.candidate import FUSED
+from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.workbench import Workbench
 
@@ -172,7 +173,7 @@ def test_odd_models_on_kernels(name, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setitem(
-        IMPLEMENTATIONS, "block", [each for each in IMPLEMENTATIONS["block"] if each.name in ("aten", "kernel")]
+        IMPLEMENTATIONS, Block, [each for each in IMPLEMENTATIONS[Block] if each.name in ("aten", "kernel")]
     )
     model, x = randomised(MODELS[name]()), torch.randn(2, 3, 15, 17)
     form = FUSED.prepare(Workbench(model, (x,), {}, 1), None)

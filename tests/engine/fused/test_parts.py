@@ -10,7 +10,9 @@ from leanconv.engine.fused.capture.aten import READERS, aten
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution import program as programs
 from leanconv.engine.fused.execution.program import Program
-from leanconv.engine.fused.ir.block import Block
+from leanconv.engine.fused.ir.kinds.block import Block
+from leanconv.engine.fused.ir.kinds.elementwise import Activation
+from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
 from leanconv.engine.fused.lowering.autotune import autotune
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, Implementation
 from leanconv.engine.fused.passes import fusion as rewriting
@@ -51,7 +53,7 @@ def prepared(model, x=X, dtype=None):
 @pytest.fixture
 def torch_alone(monkeypatch):
     """No kernels to compile."""
-    for kind in ("block", "gated"):
+    for kind in (Block, GatedSum):
         monkeypatch.setitem(
             IMPLEMENTATIONS, kind, [each for each in IMPLEMENTATIONS[kind] if each.name in ("aten", "onednn")]
         )
@@ -106,22 +108,22 @@ def test_optimize_shows_what_was_left_out(always, torch_alone):
 
 
 def raises(graph, node, users):
-    if node.kind == "block":
+    if isinstance(node.op, Block):
         raise ZeroDivisionError("a rule of ours")
     return False
 
 
 def contradicts(graph, node, users):
     """Reads a map twice that was read once."""
-    if node.kind != "block" or node.data.pieces > 1:
+    if not isinstance(node.op, Block) or node.op.concat > 1:
         return False
     node.inputs = [node.inputs[0], *node.inputs]
-    node.data = Block(node.data.stages, pieces=2)
+    node.op = Block(node.op.stages, concat=2)
     return True
 
 
 @pytest.mark.parametrize(("rule", "why"), [(raises, "ZeroDivisionError: a rule of ours"), (contradicts, "reads")])
-@pytest.mark.parametrize("rules", ["SPELLINGS", "INTO_BLOCKS", "CHAINS", "LEFT_OVER", "PIECES"])
+@pytest.mark.parametrize("rules", ["CANONICAL", "INTO_BLOCKS", "CHAINS", "LEFT_OVER", "CONCATS"])
 def test_a_rule_that_fails_is_left_out_where_it_does(rule, why, rules, bench, torch_alone, monkeypatch):
     monkeypatch.setattr(rewriting, rules, (rule, *getattr(rewriting, rules)))
     graph = rewrite(to_graph(bench.program))
@@ -132,19 +134,19 @@ def test_a_rule_that_fails_is_left_out_where_it_does(rule, why, rules, bench, to
 
 def test_a_rule_that_fails_halfway_changes_nothing(bench, monkeypatch):
     def half(graph, node, users):
-        if node.kind == "act":
-            node.kind, node.inputs = "nonsense", []
+        if isinstance(node.op, Activation):
+            node.op, node.inputs = None, []
             graph.nodes.clear()
             raise ValueError
 
     want = str(rewrite(to_graph(bench.program)))
-    monkeypatch.setattr(rewriting, "SPELLINGS", (half, *rewriting.SPELLINGS))
+    monkeypatch.setattr(rewriting, "CANONICAL", (half, *rewriting.CANONICAL))
     assert str(rewrite(to_graph(bench.program))) == want
 
 
 def test_an_operator_that_cannot_be_read_stays_a_call(bench, torch_alone, monkeypatch):
     def unreadable(capture, node, args):
-        capture.add("act", [args[0]], "relu", node)
+        capture.add(Activation("relu"), [args[0]], node)
         raise KeyError("no such thing")
 
     monkeypatch.setitem(READERS, aten.relu.default, unreadable)
@@ -157,13 +159,13 @@ def test_an_operator_that_cannot_be_read_stays_a_call(bench, torch_alone, monkey
 def test_a_block_that_no_form_runs_stays_calls(dtype, torch_alone, monkeypatch):
     def but_grouped(form):
         def make(node):
-            if node.data.stages[0].groups == 2:
+            if node.op.stages[0].groups == 2:
                 raise RuntimeError("not this one")
             return form.make(node)
 
         return Implementation(form.name, make)
 
-    monkeypatch.setitem(IMPLEMENTATIONS, "block", [but_grouped(form) for form in IMPLEMENTATIONS["block"]])
+    monkeypatch.setitem(IMPLEMENTATIONS, Block, [but_grouped(form) for form in IMPLEMENTATIONS[Block]])
     form = prepared(around(nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.ReLU()), dtype=dtype)
     assert "not this one" in str(form.blocks)
     assert NEIGHBOUR in str(form.blocks)
@@ -175,7 +177,7 @@ def test_a_step_that_fails_at_the_first_call_is_pytorchs(bench, torch_alone):
         raise RuntimeError("other strides than it was tried on")
 
     graph = rewrite(to_graph(bench.program))
-    block = next(node for node in graph.nodes if node.kind == "block" and len(node.data.stages) > 1)
+    block = next(node for node in graph.nodes if isinstance(node.op, Block) and len(node.op.stages) > 1)
     program = Program(graph, autotune(graph, seconds=0)[0] | {block: fails})
     for call in (program.settle, program, program):
         assert torch.allclose(call(X)[0], bench.model(X), atol=1e-5)

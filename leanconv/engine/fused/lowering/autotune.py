@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.engine.fused.ir.block import Block, Gated, Slices, Stage, Upsample
-from leanconv.engine.fused.ir.graph import UNRUN, Graph, Node
-from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, LAST, Implementation, Run
+from leanconv.engine.fused.ir.graph import Graph, Node, Op, Run
+from leanconv.engine.fused.ir.kinds.channels import Slice
+from leanconv.engine.fused.ir.kinds.values import Constant, Input, Size
+from leanconv.engine.fused.ir.stages import Branches, Stage
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, LAST, Implementation
 from leanconv.engine.fused.lowering.kernels import KernelRun, SplitRun
 from leanconv.engine.fused.lowering.report import BlockChoice, Blocks, calls
 from leanconv.kernels import cpu_reason
@@ -44,7 +46,7 @@ def autotune(
     *,
     seconds: float,
     clock: str = "wall",
-    forms: Mapping[str, Sequence[Implementation]] = IMPLEMENTATIONS,
+    forms: Mapping[type[Op], Sequence[Implementation]] = IMPLEMENTATIONS,
     cpu: Cpu | None = None,
 ) -> tuple[dict[Node, Run], Blocks]:
     """A function for every node of the graph, and the table of why.
@@ -62,10 +64,10 @@ def autotune(
     seen: dict[Hashable, list[Any]] = {}
     unrun: dict[Node, str] = {}
     for node in list(graph.nodes):
-        if node.kind in UNRUN:
+        if not node.op.is_step:
             continue
-        choices = forms[node.kind]
-        key, label = (cpu, geometry(node)), repr(node.data)
+        choices = forms[type(node.op)]
+        key, label = (cpu, geometry(node)), repr(node.op)
         measured = {choices[0].name: 0.0} if len(choices) == 1 else _MEASURED.get(key)
         if measured is None:
             measured = _measure(node, choices, deadline, clock)
@@ -80,7 +82,7 @@ def autotune(
             seen.setdefault(key, [label, node.shape, measured, name, 0])[4] += 1
         if isinstance(run, SplitRun):
             runs[graph.put(run.head, at=node)] = run.first
-            node.inputs, node.data, run = run.tail.inputs, run.tail.data, run.second
+            node.inputs, node.op, run = run.tail.inputs, run.tail.op, run.second
         runs[node] = run
     if unrun:
         raise NothingRuns(unrun)
@@ -98,7 +100,7 @@ def autotune(
     return runs, Blocks(rows, clock, left_out=graph.left_out | calls(graph))
 
 
-def _compile(graph: Graph, forms: Mapping[str, Sequence[Implementation]], cpu: Cpu | None) -> None:
+def _compile(graph: Graph, forms: Mapping[type[Op], Sequence[Implementation]], cpu: Cpu | None) -> None:
     """Compile the kernels of all forms of all nodes that were not measured before, on more than one core."""
     if cpu_reason():
         return
@@ -107,10 +109,10 @@ def _compile(graph: Graph, forms: Mapping[str, Sequence[Implementation]], cpu: C
 
     with listed() as jobs:
         for node in graph.nodes:
-            if node.kind in UNRUN or len(forms[node.kind]) < 2 or (cpu, geometry(node)) in _MEASURED:
+            if not node.op.is_step or len(forms[type(node.op)]) < 2 or (cpu, geometry(node)) in _MEASURED:
                 continue
             inputs = [sample(x, empty=True) for x in node.inputs]
-            for form in forms[node.kind]:
+            for form in forms[type(node.op)]:
                 with contextlib.suppress(Exception):  # what it is shows when the form is measured
                     run = form.make(node)
                     if isinstance(run, KernelRun | SplitRun):
@@ -238,18 +240,15 @@ def agrees(seen: Any, want: Any, tolerance: float) -> bool:
 
 def sample(node: Node, *, empty: bool = False) -> Tensor:
     """A value as the node gives it, or memory for one; a slice as the view that it is."""
-    if node.kind == "constant":
-        return node.data  # type: ignore[no-any-return]
-    if node.kind == "size":
-        return node.data[0]  # type: ignore[no-any-return]
-    if node.kind == "slice" and node.shape[2:] != (1, 1):
-        start, stop = node.data
-        return sample(node.inputs[0], empty=empty).narrow(1, start, stop - start)
+    if isinstance(node.op, Constant | Size):
+        return node.op.value  # type: ignore[return-value]
+    if isinstance(node.op, Slice) and node.shape[2:] != (1, 1):
+        return sample(node.inputs[0], empty=empty).narrow(1, node.op.start, node.op.stop - node.op.start)
     if empty or not node.dtype.is_floating_point:
         made = (torch.empty if empty else torch.zeros)(node.shape, dtype=node.dtype)
     else:
         made = _drawn(math.prod(node.shape), node.dtype).view(node.shape)
-    if len(node.shape) != 4 or node.kind == "input":  # an image comes in planes
+    if len(node.shape) != 4 or isinstance(node.op, Input):  # an image comes in planes
         return made
     return made.contiguous(memory_format=LAST)
 
@@ -262,16 +261,16 @@ def _drawn(count: int, dtype: torch.dtype) -> Tensor:
 
 def geometry(node: Node) -> Hashable:
     """All that decides how fast a node runs: everything but its weights' values."""
-    inputs = tuple((x.shape, x.kind == "slice" and x.inputs[0].shape) for x in node.inputs)
-    return node.kind, node.dtype, torch.get_num_threads(), inputs, _sizes(node.data)
+    inputs = tuple((x.shape, isinstance(x.op, Slice) and x.inputs[0].shape) for x in node.inputs)
+    return node.dtype, torch.get_num_threads(), inputs, _sizes(node.op)
 
 
 def _sizes(data: Any) -> Hashable:
     match data:
         case Tensor():
             return tuple(data.shape)
-        case Stage() | Slices() | Block() | Gated() | Upsample():
-            return type(data).__name__, tuple(_sizes(getattr(data, name)) for name in data.__dataclass_fields__)
+        case Stage() | Branches() | Op():
+            return type(data).__name__, tuple(_sizes(value) for value in vars(data).values())
         case tuple() | list():
             return tuple(map(_sizes, data))
     return repr(data)

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from leanconv.engine.fused.ir.block import Block
 from leanconv.engine.fused.ir.graph import Node
+from leanconv.engine.fused.ir.kinds.block import Block
+from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
+from leanconv.engine.fused.ir.kinds.upsample import Upsample
 from leanconv.engine.fused.lowering.primitives import primitive
 from leanconv.kernels import cpu_reason
 from leanconv.kernels.cpu.tuning.cpu import Cpu
@@ -53,20 +55,20 @@ class KernelRun:
 
     def __init__(self, node: Node, bound: Any, form: Any) -> None:
         self.bound, self.average = bound, bool(getattr(form, "average", False))
-        self._kind, self._data, self._grouped = node.kind, node.data, isinstance(form, Grouped)
-        self.gate = node.kind == "block" and node.data.gate
+        self._op, self._grouped = node.op, isinstance(form, Grouped)
+        self.gate = isinstance(node.op, Block) and node.op.gate
 
     def maps(self, inputs: Sequence[Any]) -> list[Any]:
-        if self._kind == "gated":
-            return [inputs[0], *inputs[2 : 2 + self._data.pieces]]
-        if self._kind != "block":
+        if isinstance(self._op, GatedSum):
+            return [inputs[0], *inputs[2 : 2 + self._op.concat]]
+        if not isinstance(self._op, Block):
             return list(inputs)
-        pieces = self._data.pieces
-        found = [*inputs[:pieces], inputs[pieces] if self._data.residual else None]
+        count = self._op.concat
+        found = [*inputs[:count], inputs[count] if self._op.residual else None]
         return found if self._grouped else [*found, inputs[-1] if self.gate else None]
 
     def averages(self, inputs: Sequence[Any]) -> list[Any]:
-        return [inputs[1], *inputs[2 + self._data.pieces :]] if self._kind == "gated" else []
+        return [inputs[1], *inputs[2 + self._op.concat :]] if isinstance(self._op, GatedSum) else []
 
     def step(self, maps: Sequence[Any]) -> Any:
         """The bound kernel's step for these maps; None where it would read a copy of one, or a gate's bits as float32's
@@ -116,15 +118,15 @@ class KernelRun:
 
     def __call__(self, *inputs: Tensor) -> Any:
         maps = self.maps(inputs)
-        if self._kind == "gated":
+        if isinstance(self._op, GatedSum):
             first, *rest = [x.flatten(1) for x in self.averages(inputs)]
             y, average = self.bound(maps[0], maps[1:], first, rest)
-        elif self._kind == "block":
-            pieces = self._data.pieces
-            extra = maps[pieces:] if not self.gate else [maps[pieces], maps[pieces + 1].flatten(1)]
-            y, average = self.bound(maps[:pieces], *extra)
+        elif isinstance(self._op, Block):
+            count = self._op.concat
+            extra = maps[count:] if not self.gate else [maps[count], maps[count + 1].flatten(1)]
+            y, average = self.bound(maps[:count], *extra)
         else:
-            y, average = self.bound(maps if self._kind == "upsample" else maps[0])
+            y, average = self.bound(maps if isinstance(self._op, Upsample) else maps[0])
         return (y, average[:, :, None, None]) if self.average else y
 
 
@@ -152,39 +154,39 @@ class SplitRun:
     """
 
     def __init__(self, node: Node, finish: Finish | None, cpu: Cpu | None) -> None:
-        block: Block = node.data
-        pieces = node.inputs[: block.pieces]
-        h, w = pieces[0].shape[2:]
+        block: Block = node.op  # type: ignore[assignment]
+        maps = node.inputs[: block.concat]
+        h, w = maps[0].shape[2:]
         for stage in block.stages[:-1]:
             h, w = stage.size(h, w)
         shape = (node.shape[0], block.stages[-2].o, h, w)
-        head = Block(block.stages[:-1], block.pieces)
-        self.head = Node("block", pieces, head, shape, node.dtype, f"{node.name}.stencils")
-        tail = replace(block, stages=block.stages[-1:], pieces=1)
-        inputs = [self.head, *node.inputs[block.pieces :]]
-        self.tail = Node("block", inputs, tail, node.shape, node.dtype, node.name)
-        self.pieces = block.pieces
+        head = Block(block.stages[:-1], block.concat)
+        self.head = Node(head, maps, shape, node.dtype, f"{node.name}.stencils")
+        tail = replace(block, stages=block.stages[-1:], concat=1)
+        inputs = [self.head, *node.inputs[block.concat :]]
+        self.tail = Node(tail, inputs, node.shape, node.dtype, node.name)
+        self.concat = block.concat
         first, second = kernel(self.head, cpu), finish(self.tail) if finish else kernel(self.tail, cpu)
         if first is None or second is None:
             raise ValueError("no kernel for a part of it")
         self.first, self.second = first, second
 
     def __call__(self, *inputs: Tensor) -> Any:
-        return self.second(self.first(*inputs[: self.pieces]), *inputs[self.pieces :])
+        return self.second(self.first(*inputs[: self.concat]), *inputs[self.concat :])
 
     def meet(self, inputs: Sequence[Tensor]) -> None:
         """Make the steps for inputs like these, and their kernels."""
-        self.first.meet(inputs[: self.pieces])
+        self.first.meet(inputs[: self.concat])
         if isinstance(self.second, KernelRun):
             between = torch.empty(self.head.shape, dtype=self.head.dtype).contiguous(memory_format=torch.channels_last)
-            self.second.meet([between, *inputs[self.pieces :]])
+            self.second.meet([between, *inputs[self.concat :]])
 
     def launch(self, inputs: Sequence[Tensor]) -> Callable[[], None] | None:
         """Both steps as a plan runs them, one after the other. For measuring."""
-        first, run = self.first.prepared(inputs[: self.pieces]), self.second
+        first, run = self.first.prepared(inputs[: self.concat]), self.second
         if first is None:
             return None
-        between = [first.result, *inputs[self.pieces :]]
+        between = [first.result, *inputs[self.concat :]]
         if isinstance(run, KernelRun):
             second = run.prepared(between)
             return second and _launched([first, second])
@@ -199,7 +201,7 @@ class SplitRun:
 
 def split(node: Node, finish: Finish | None = None, cpu: Cpu | None = None) -> SplitRun | None:
     """Two steps for a block of stencils and a 1×1; None for other blocks, and where there are no kernels."""
-    block = node.data
+    block: Block = node.op  # type: ignore[assignment]
     if cpu_reason() or node.dtype not in DTYPES or len(block.stages) < 2 or not block.stages[-1].pointwise:
         return None
     return None if block.parallel or primitive(node) is None else SplitRun(node, finish, cpu)

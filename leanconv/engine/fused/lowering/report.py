@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leanconv.engine.fused.ir.graph import Graph
+from leanconv.engine.fused.ir.kinds.call import Call
 from leanconv.measure.timing.latency import CLOCK_WORDS
 from leanconv.table import table
 
@@ -79,7 +80,7 @@ class Blocks:
 
 def calls(graph: Graph) -> dict[str, str]:
     """The operators that stay calls of PyTorch's, as `left_out` has them."""
-    names = (str(node.data).removeprefix("aten.").split(".")[0] for node in graph.nodes if node.kind == "call")
+    names = (str(node.op).removeprefix("aten.").split(".")[0] for node in graph.nodes if isinstance(node.op, Call))
     counts = Counter(name for name in names if name not in VIEWS and "getitem" not in name)
     return {f"{name} x{count}": "no kernel computes it" for name, count in counts.items()}
 
