@@ -22,8 +22,8 @@ import leanconv as lc
 from leanconv.deploy.program import input_order, save_onnx
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
-from leanconv.engine.fused.lowering.autotune import choose
-from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.lowering.autotune import autotune
+from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.fused.roofline import work
 from leanconv.engine.workbench import Workbench
 from leanconv.measure.hardware.roofline import peaks
@@ -48,8 +48,8 @@ def main() -> None:
 
 def ours(bench: Workbench, x: Tensor, calls: int) -> str:
     """The table of our steps."""
-    graph = rewrite(to_graph(bench.program))
-    runs, _ = choose(graph, seconds=30)
+    graph = fuse(to_graph(bench.program))
+    runs, _ = autotune(graph, seconds=30)
     program = Program(graph, runs)
     program(x)
     whole = min(_seconds(lambda: program(x)) for _ in range(calls))

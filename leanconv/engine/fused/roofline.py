@@ -17,7 +17,7 @@ from leanconv.engine.fused.ir.graph import Graph, Node
 from leanconv.engine.fused.ir.kinds.call import Call
 from leanconv.engine.fused.lowering.autotune import sample
 from leanconv.engine.fused.lowering.implementations import plain_implementation
-from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.workbench import Workbench
 from leanconv.measure.counting.products import MacCounter
 from leanconv.measure.hardware.roofline import Peaks
@@ -38,7 +38,7 @@ class Floor:
 
 def floor_of(bench: Workbench, peaks: Peaks, item: int = 4) -> Floor:
     """The floor of a workbench's model on its inputs; a number takes `item` bytes."""
-    return floor_of_graph(rewrite(to_graph(bench.program)), peaks, item)
+    return floor_of_graph(fuse(to_graph(bench.program)), peaks, item)
 
 
 def floor_of_graph(graph: Graph, peaks: Peaks, item: int = 4) -> Floor:

@@ -17,8 +17,8 @@ from leanconv.engine.fused.ir.kinds.reductions import Average
 from leanconv.engine.fused.ir.kinds.values import AverageOf
 from leanconv.engine.fused.lowering import autotune as room
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
-from leanconv.engine.fused.passes.fusion import rewrite
-from leanconv.engine.fused.passes.precision import keep_in
+from leanconv.engine.fused.passes.fusion import fuse
+from leanconv.engine.fused.passes.precision import lower_precision
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
 from tests.cpus import HASWELL, SAPPHIRE_RAPIDS, ZEN4
@@ -128,7 +128,7 @@ def test_where_kinds_meet():
     torch.manual_seed(0)
     model, x, y = Meeting().eval(), torch.randn(2, 3, 9, 8), torch.randn(2, 6)
     bench = Workbench(model, (x, y), {}, 1)
-    graph = keep_in(rewrite(to_graph(bench.program)), HALF)
+    graph = lower_precision(fuse(to_graph(bench.program)), HALF)
     kinds = {node.name: node.dtype for node in graph}
     assert [node.dtype for node in graph.inputs] == [HALF, torch.float32]
     assert [node.dtype for node in graph.outputs] == [HALF, torch.float32, torch.int64]

@@ -16,7 +16,7 @@ from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
 from leanconv.engine.fused.lowering.autotune import autotune
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, Implementation
 from leanconv.engine.fused.passes import fusion as rewriting
-from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.workbench import Workbench
 from leanconv.nn import make
 
@@ -126,7 +126,7 @@ def contradicts(graph, node, users):
 @pytest.mark.parametrize("rules", ["CANONICAL", "INTO_BLOCKS", "CHAINS", "LEFT_OVER", "CONCATS"])
 def test_a_rule_that_fails_is_left_out_where_it_does(rule, why, rules, bench, torch_alone, monkeypatch):
     monkeypatch.setattr(rewriting, rules, (rule, *getattr(rewriting, rules)))
-    graph = rewrite(to_graph(bench.program))
+    graph = fuse(to_graph(bench.program))
     assert any(rule.__name__ in text and why in text for text in graph.left_out.values()), graph.left_out
     assert NEIGHBOUR in str(graph)
     assert_right(graph, bench.model)
@@ -139,9 +139,9 @@ def test_a_rule_that_fails_halfway_changes_nothing(bench, monkeypatch):
             graph.nodes.clear()
             raise ValueError
 
-    want = str(rewrite(to_graph(bench.program)))
+    want = str(fuse(to_graph(bench.program)))
     monkeypatch.setattr(rewriting, "CANONICAL", (half, *rewriting.CANONICAL))
-    assert str(rewrite(to_graph(bench.program))) == want
+    assert str(fuse(to_graph(bench.program))) == want
 
 
 def test_an_operator_that_cannot_be_read_stays_a_call(bench, torch_alone, monkeypatch):
@@ -150,7 +150,7 @@ def test_an_operator_that_cannot_be_read_stays_a_call(bench, torch_alone, monkey
         raise KeyError("no such thing")
 
     monkeypatch.setitem(READERS, aten.relu.default, unreadable)
-    graph = rewrite(to_graph(bench.program))
+    graph = fuse(to_graph(bench.program))
     assert "no such thing" in graph.left_out["relu"]
     assert_right(graph, bench.model)
 
@@ -176,7 +176,7 @@ def test_a_step_that_fails_at_the_first_call_is_pytorchs(bench, torch_alone):
     def fails(*inputs):
         raise RuntimeError("other strides than it was tried on")
 
-    graph = rewrite(to_graph(bench.program))
+    graph = fuse(to_graph(bench.program))
     block = next(node for node in graph.nodes if isinstance(node.op, Block) and len(node.op.stages) > 1)
     program = Program(graph, autotune(graph, seconds=0)[0] | {block: fails})
     for call in (program.settle, program, program):
@@ -196,7 +196,7 @@ def test_without_a_plan_of_the_memory_it_runs_step_by_step(when, bench, torch_al
         def __call__(self, given):
             raise MemoryError("no room")
 
-    graph = rewrite(to_graph(bench.program))
+    graph = fuse(to_graph(bench.program))
     program = Program(graph, autotune(graph, seconds=0)[0])
     monkeypatch.setattr(programs, "Plan", Fails)
     for _ in range(3):

@@ -20,7 +20,7 @@ from leanconv.engine.fused.ir.kinds.upsample import Upsample
 from leanconv.engine.fused.lowering.autotune import autotune, sample
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.fused.lowering.primitives import primitive
-from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.workbench import Workbench
 from leanconv.ops.gated_sum import gated_pointwise
 from leanconv.ops.grouped import grouped
@@ -30,7 +30,7 @@ from leanconv.ops.upsample import upsample
 
 
 def graph_of(model, x):
-    return rewrite(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
+    return fuse(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
 
 
 def unet(conv):
@@ -211,7 +211,7 @@ class Reads(nn.Module):
 )
 def test_slices_and_integers(read, x):
     model = Reads(read).eval()
-    graph = rewrite(to_graph(Workbench(model, (x,), {}, 1).program))
+    graph = fuse(to_graph(Workbench(model, (x,), {}, 1).program))
     runs, _ = autotune(graph, seconds=0.0, forms={kind: forms[:2] for kind, forms in IMPLEMENTATIONS.items()})
     torch.testing.assert_close(Program(graph, runs)(x)[0], model(x), rtol=1e-4, atol=1e-4)
 

@@ -15,7 +15,7 @@ from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.execution.session import Plan, Session
 from leanconv.engine.fused.lowering import autotune as room
 from leanconv.engine.fused.lowering.autotune import autotune
-from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import cpu_reason
 from leanconv.nn.splconv import SPLConv2d
@@ -44,7 +44,7 @@ class Branches(nn.Module):
 
 
 def program_of(model, x, seconds=0.0):
-    graph = rewrite(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
+    graph = fuse(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
     runs, blocks = autotune(graph, seconds=seconds)  # no time to measure: kernels wherever there are some
     return Program(graph, runs), blocks
 
@@ -216,7 +216,7 @@ def test_the_choice(monkeypatch):
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)),
         torch.randn(1, 3, 33, 33),
     )
-    graph = rewrite(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
+    graph = fuse(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
     monkeypatch.setattr(room, "_MEASURED", {})
     _, blocks = autotune(graph, seconds=60, forms=forms)
     assert [row.chosen for row in blocks.rows] == ["aten"] * 3
@@ -295,7 +295,7 @@ def test_maps_in_planes_come_and_go_within_the_plan(planes):
 
     torch.manual_seed(0)
     model = Pair()
-    graph = rewrite(to_graph(Workbench(model.eval(), (torch.randn(1, 20, 12, 14),), {}, 1).program))
+    graph = fuse(to_graph(Workbench(model.eval(), (torch.randn(1, 20, 12, 14),), {}, 1).program))
     program = Program(graph, autotune(graph, seconds=0.0)[0], planes)
     for size in (12, 14), (1, 1), (9, 5), (40, 42):
         for x in (

@@ -15,7 +15,7 @@ from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.ir.kinds.channels import Pad
 from leanconv.engine.fused.ir.kinds.values import Size
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
-from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.optimize import optimize
 from leanconv.engine.workbench import Workbench
 from leanconv.nn import DRConv2d, ODConv2d, SpatialBottleneckConv2d
@@ -168,7 +168,7 @@ def test_a_capture_that_takes_too_long_leaves_the_batch_open(monkeypatch):
 
 def test_only_programs_with_sizes_are_captured_again(monkeypatch):
     asked = []
-    monkeypatch.setattr(candidate, "_open", lambda bench, graph: asked.append(bench.model) or graph)
+    monkeypatch.setattr(candidate, "_with_dynamic_shapes", lambda bench, graph: asked.append(bench.model) or graph)
     plain = nn.Sequential(
         nn.Conv2d(3, C, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 4), nn.Softmax(1)
     )
@@ -187,7 +187,7 @@ def test_pads_of_convolutions_stay_in_their_blocks():
 
     model = Read(read, a=nn.Conv2d(C, C, 2), qkv=nn.Conv2d(C, 3 * C, 1)).eval()
     bench = Workbench(model, (torch.randn(2, 3, 12, 12),), {}, 1)
-    kinds = [type(node.op) for node in rewrite(to_graph(*dynamic_shapes.opened(bench, spatial=True))).nodes]
+    kinds = [type(node.op) for node in fuse(to_graph(*dynamic_shapes.capture_dynamic(bench, spatial=True))).nodes]
     assert Size in kinds
     assert Pad not in kinds
     form, x = FUSED.prepare(bench, None), torch.randn(1, 3, 9, 14)

@@ -68,7 +68,7 @@ def _is_crop(value: Any) -> bool:
     return isinstance(value, int) and value < 0
 
 
-def opened(bench: Workbench, *, spatial: bool) -> tuple[ExportedProgram, list[Size]]:
+def capture_dynamic(bench: Workbench, *, spatial: bool) -> tuple[ExportedProgram, list[Size]]:
     """The workbench's model with a dynamic batch (and height and width, if `spatial`), and the example's shapes.
 
     The trace has at least two samples, because PyTorch takes one for a constant. Raises TookTooLong.

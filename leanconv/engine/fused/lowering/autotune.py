@@ -15,7 +15,7 @@ from leanconv.engine.fused.ir.kinds.values import Constant, Input, Size
 from leanconv.engine.fused.ir.stages import Branches, Stage
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, LAST, Implementation
 from leanconv.engine.fused.lowering.kernels import KernelRun, SplitRun
-from leanconv.engine.fused.lowering.report import BlockChoice, Blocks, calls
+from leanconv.engine.fused.lowering.report import TuningRecord, TuningReport, calls
 from leanconv.kernels import cpu_reason
 from leanconv.kernels.cpu.tuning.cpu import Cpu
 from leanconv.measure.timing.latency import Timing, interleave, once_ms
@@ -48,7 +48,7 @@ def autotune(
     clock: str = "wall",
     forms: Mapping[type[Op], Sequence[Implementation]] = IMPLEMENTATIONS,
     cpu: Cpu | None = None,
-) -> tuple[dict[Node, Run], Blocks]:
+) -> tuple[dict[Node, Run], TuningReport]:
     """A function for every node of the graph, and the table of why.
 
     Args:
@@ -87,7 +87,7 @@ def autotune(
     if unrun:
         raise NothingRuns(unrun)
     rows = [
-        BlockChoice(
+        TuningRecord(
             label,
             shape,
             count,
@@ -97,7 +97,7 @@ def autotune(
         )
         for label, shape, measured, name, count in seen.values()
     ]
-    return runs, Blocks(rows, clock, left_out=graph.left_out | calls(graph))
+    return runs, TuningReport(rows, clock, left_out=graph.left_out | calls(graph))
 
 
 def _compile(graph: Graph, forms: Mapping[type[Op], Sequence[Implementation]], cpu: Cpu | None) -> None:

@@ -27,7 +27,7 @@ from leanconv.engine.fused.ir.kinds.upsample import Upsample
 from leanconv.engine.fused.ir.stages import Stage
 from leanconv.engine.fused.lowering.kernels import kernel, split
 from leanconv.engine.fused.lowering.normalization import AROUND_A_PIVOT
-from leanconv.engine.fused.lowering.unfused import aten_stage, chain, onednn_stage
+from leanconv.engine.fused.lowering.unfused import aten_stage, onednn_stage, stage_by_stage
 from leanconv.kernels.cpu.tuning.cpu import Cpu, this_cpu
 
 LAST = torch.channels_last
@@ -78,7 +78,7 @@ def _kernel_then_onednn(node: Node, cpu: Cpu | None = None) -> Run | None:
     """Stencils in a kernel, the product in oneDNN: for matrix units (AMX), which Halide does not use."""
     if node.dtype != torch.bfloat16 or not (cpu or this_cpu()).amx:
         return None
-    return split(node, lambda tail: chain(tail, onednn_stage), cpu)
+    return split(node, lambda tail: stage_by_stage(tail, onednn_stage), cpu)
 
 
 def _call(node: Node) -> Run:
@@ -100,8 +100,8 @@ IN_TORCH = Implementation("aten", _in_torch)
 KERNEL = Implementation("kernel", kernel, of_cpu=True)
 IMPLEMENTATIONS: dict[type[Op], list[Implementation]] = {
     Block: [
-        Implementation("onednn", lambda node: chain(node, onednn_stage)),
-        Implementation("aten", lambda node: chain(node, aten_stage)),
+        Implementation("onednn", lambda node: stage_by_stage(node, onednn_stage)),
+        Implementation("aten", lambda node: stage_by_stage(node, aten_stage)),
         Implementation("matrix", _pointwise_matrix),
         KERNEL,
         Implementation("split", lambda node, cpu=None: split(node, cpu=cpu), of_cpu=True),

@@ -67,7 +67,7 @@ def _has_onednn(dtype: torch.dtype) -> bool:
     return torch.backends.mkldnn.is_available() and dtype in (torch.float32, torch.bfloat16)
 
 
-def chain(node: Node, make_stage: MakeStage) -> Run | None:
+def stage_by_stage(node: Node, make_stage: MakeStage) -> Run | None:
     """A block as its stages one after another, each from `make_stage`; None where one of them is not covered."""
     block: Block = node.op  # type: ignore[assignment]
     if any(stage.interleaved for stage in block.stages):

@@ -27,13 +27,13 @@ from leanconv.engine.fused.passes.concat import (
     slice_of_cat,
 )
 from leanconv.engine.fused.passes.patterns import as_gated_sum, as_interleaved, as_named_activation, as_shuffle, aten
-from leanconv.engine.fused.passes.rules import Rule, until_done
+from leanconv.engine.fused.passes.rules import Rule, run_to_fixpoint
 
 
-def rewrite(graph: Graph) -> Graph:
+def fuse(graph: Graph) -> Graph:
     """Apply all rules in place; returns the graph."""
     for rules in (CANONICAL, INTO_BLOCKS, CHAINS, (affine_as_stencil,), LEFT_OVER, CONCATS):
-        until_done(graph, rules)
+        run_to_fixpoint(graph, rules)
     return graph
 
 
@@ -218,7 +218,7 @@ def scale_into_consumer(graph: Graph, node: Node, users: Users) -> bool:
 # Chains.
 
 
-def chain(graph: Graph, node: Node, users: Users) -> bool:
+def block_into_chain(graph: Graph, node: Node, users: Users) -> bool:
     """Depthwise stencils, one after another, then a 1×1; a group convolution, then a 1×1."""
     block = node.op
     if not isinstance(block, Block) or block.concat != 1 or block.parallel or block.gate:
@@ -267,6 +267,12 @@ INTO_BLOCKS: tuple[Rule, ...] = (
     affine_of_affine, affine_into_producer, act_into_producer, pad_into_consumer, parallel_into_block, add_into_block,
     scale_into_consumer,
 )  # fmt: skip
-CHAINS: tuple[Rule, ...] = (cat_into_branches, chain, affine_into_consumer, affine_into_producer, act_into_producer)
-LEFT_OVER: tuple[Rule, ...] = (act_into_producer, chain, linear_as_product)
+CHAINS: tuple[Rule, ...] = (
+    cat_into_branches,
+    block_into_chain,
+    affine_into_consumer,
+    affine_into_producer,
+    act_into_producer,
+)
+LEFT_OVER: tuple[Rule, ...] = (act_into_producer, block_into_chain, linear_as_product)
 CONCATS: tuple[Rule, ...] = (cat_into_consumer, average_into_producer)

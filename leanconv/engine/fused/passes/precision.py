@@ -7,7 +7,7 @@ from leanconv.engine.fused.ir.kinds.elementwise import Cast
 from leanconv.engine.fused.ir.kinds.values import Constant, Input, constant
 
 
-def keep_in(graph: Graph, dtype: torch.dtype) -> Graph:
+def lower_precision(graph: Graph, dtype: torch.dtype) -> Graph:
     """Store every float32 map in `dtype`, in place; returns the graph.
 
     Averages and sums over maps stay float32, and so does what is computed from them alone: the gates of

@@ -20,7 +20,7 @@ class _Failed(Exception):
         self.rule, self.node, self.why = rule, node, why
 
 
-def until_done(graph: Graph, rules: Sequence[Rule]) -> None:
+def run_to_fixpoint(graph: Graph, rules: Sequence[Rule]) -> None:
     """Apply all of `rules` in place, but for those that fail at a node."""
     barred: set[tuple[Rule, Node]] = set()
     while True:
