@@ -12,7 +12,7 @@ from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.graph import Graph, Node, Run, origin
 from leanconv.engine.fused.ir.kinds.call import Call
-from leanconv.engine.fused.ir.kinds.channels import Pad
+from leanconv.engine.fused.ir.kinds.data_movement import Pad
 from leanconv.engine.fused.lowering.autotune import NothingRuns, autotune
 from leanconv.engine.fused.lowering.implementations import plain_implementation
 from leanconv.engine.fused.lowering.report import TuningReport

@@ -1,4 +1,4 @@
-"""The fused engine in bfloat16: as near to float64 as the model itself in bfloat16, float32 where it costs nothing."""
+"""The fused engine in bfloat16: as accurate as the bfloat16 model, and float32 where that costs nothing."""
 
 import copy
 
@@ -30,7 +30,7 @@ BLOCKS = IMPLEMENTATIONS[Block]
 
 @pytest.fixture(autouse=True)
 def quick_choice(monkeypatch):
-    """What is tested is the answer: a kernel wherever there is one, nothing measured."""
+    """Nothing is measured: a kernel runs wherever there is one."""
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setitem(
         IMPLEMENTATIONS, Block, [each for each in IMPLEMENTATIONS[Block] if each.name in ("aten", "kernel")]
@@ -39,7 +39,7 @@ def quick_choice(monkeypatch):
 
 @torch.no_grad()
 def assert_right(form, model, x):
-    """At most twice as far from float64 as the model itself in bfloat16."""
+    """At most twice the bfloat16 model's own error."""
     exact, short = copy.deepcopy(model).double()(x.double()), copy.deepcopy(model).to(HALF)(x.to(HALF))
     error, own = ((y - exact).abs().max() for y in (form(x), short))
     assert error <= 2 * own, f"{error:.2e}, the model's own {own:.2e} in bfloat16"
@@ -64,7 +64,7 @@ def test_networks(name):
 
 
 class Products(nn.Module):
-    """Stencils with a 1×1 behind them: a chain, a residual, a gate between them, groups, two pieces."""
+    """Stencils, then a 1×1: a chain, a residual, a gate between them, groups, a concatenation."""
 
     def __init__(self, c=24):
         super().__init__()
@@ -82,7 +82,7 @@ class Products(nn.Module):
 
 @pytest.mark.skipif(bool(cpu_reason()), reason=cpu_reason() or "kernels")
 def test_products_on_a_matrix_unit(monkeypatch):
-    """Where a processor has one: stencils in kernels, products in oneDNN."""
+    """On a processor with a matrix unit: stencils in kernels, products in oneDNN."""
     monkeypatch.setitem(IMPLEMENTATIONS, Block, [each for each in BLOCKS if each.name in ("aten", "kernel+onednn")])
     monkeypatch.setattr(room, "PREFERRED", ("kernel+onednn",))
     model, x = Products().eval(), torch.randn(2, 3, 14, 12)

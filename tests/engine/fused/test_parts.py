@@ -1,4 +1,4 @@
-"""What cannot be fused costs its own place: the engine runs the rest, is right, and says what it left out."""
+"""A part that cannot be fused costs itself alone: the engine runs the rest, is right, and lists what it left out."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ NEIGHBOUR = "[4->8 dw3x3 dw3x3 d2 1x1+relu]"  # in every network here: SPLConv's
 
 
 def around(*parts, c=8):
-    """A network with something to fuse on both sides of the parts."""
+    """A network that can be fused on both sides of the parts."""
     return (
         nn.Sequential(
             nn.Conv2d(3, c, 3, padding=1),
@@ -52,7 +52,7 @@ def prepared(model, x=X, dtype=None):
 
 @pytest.fixture
 def torch_alone(monkeypatch):
-    """No kernels to compile."""
+    """PyTorch and oneDNN alone: no kernel is compiled."""
     for kind in (Block, GatedSum):
         monkeypatch.setitem(
             IMPLEMENTATIONS, kind, [each for each in IMPLEMENTATIONS[kind] if each.name in ("aten", "onednn")]
@@ -71,7 +71,7 @@ def assert_right(graph, model, x=X):
 
 
 class Beside(nn.Module):
-    """Two stencils beside each other, each of which pads in its own way."""
+    """Two stencils side by side, each with its own padding mode."""
 
     def __init__(self, mode):
         super().__init__()
@@ -94,7 +94,7 @@ OWN_WAY = {
 @pytest.mark.parametrize("part", OWN_WAY.values(), ids=OWN_WAY)
 def test_branches_that_pad_in_their_own_way(part, torch_alone):
     form = prepared(around(part()))
-    assert NEIGHBOUR in str(form.blocks)  # fused as ever
+    assert NEIGHBOUR in str(form.blocks)  # still fused
     assert "its branches read maps of different sizes" in str(form.blocks)
     assert "not fused: pad x" in str(form.blocks)
 
@@ -114,7 +114,7 @@ def raises(graph, node, users):
 
 
 def contradicts(graph, node, users):
-    """Reads a map twice that was read once."""
+    """Reads one map twice."""
     if not isinstance(node.op, Block) or node.op.concat > 1:
         return False
     node.inputs = [node.inputs[0], *node.inputs]
@@ -202,7 +202,7 @@ def test_without_a_plan_of_the_memory_it_runs_step_by_step(when, bench, torch_al
     for _ in range(3):
         assert torch.allclose(program(X)[0], bench.model(X), atol=1e-5)
     assert program.left_out == {"its plan of the memory": "MemoryError: no room"}
-    with pytest.raises(RuntimeError):  # the caller's own mistakes are told as ever
+    with pytest.raises(RuntimeError):  # a caller's mistake is still an error
         program(torch.randn(1, 4, 13, 11))
 
 

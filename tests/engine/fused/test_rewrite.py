@@ -1,4 +1,4 @@
-"""What the rewriting finds in networks, said in the blocks' own words."""
+"""Fusion: the blocks that it finds in networks, by their labels."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from leanconv.engine.fused.capture.export import NotCaptured, to_graph
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.call import Call
-from leanconv.engine.fused.ir.kinds.channels import Cat, Shuffle, Slice
+from leanconv.engine.fused.ir.kinds.data_movement import Cat, Shuffle, Slice
 from leanconv.engine.fused.ir.kinds.elementwise import Activation, Add, Affine
 from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
 from leanconv.engine.fused.ir.kinds.linear import Linear
@@ -81,7 +81,7 @@ def _rest(form, rest):
 
 
 def assert_primitives(graph, least):
-    """Every node that has a primitive: the primitive's reference gives what PyTorch's own form of the node gives."""
+    """For every node with a primitive: the primitive's reference agrees with the node in PyTorch."""
     count = 0
     for node in graph:
         if (found := primitive(node)) is None:
@@ -104,7 +104,7 @@ def test_blocks_in_the_words_of_the_primitives(conv):
 
 
 class Zoo(nn.Module):
-    """One of everything that MobileNets, ResNets and Inception networks are made of."""
+    """One of each part of MobileNets, ResNets and Inception networks."""
 
     def __init__(self, c=6):
         super().__init__()
@@ -186,7 +186,7 @@ def test_models_that_keep_state_are_refused():
 
 
 class Reads(nn.Module):
-    """One expression of a map."""
+    """A model of one expression and one convolution."""
 
     def __init__(self, read):
         super().__init__()
@@ -217,7 +217,7 @@ def test_slices_and_integers(read, x):
 
 
 class Head(nn.Module):
-    """A classifier of two layers, with something between them that is no kernel's."""
+    """A classifier of two layers, with ops between them that no kernel computes."""
 
     def __init__(self):
         super().__init__()

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from leanconv.engine.fused.ir.graph import Node
 from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.call import Call, Ref
-from leanconv.engine.fused.ir.kinds.channels import Cat, Pad, Slice
+from leanconv.engine.fused.ir.kinds.data_movement import Cat, Pad, Slice
 from leanconv.engine.fused.ir.kinds.elementwise import Activation, Add, Affine, Scale
 from leanconv.engine.fused.ir.kinds.linear import Linear
 from leanconv.engine.fused.ir.kinds.max_pool import MaxPool

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from leanconv.engine.fused.ir.graph import Graph
 from leanconv.engine.fused.ir.kinds.call import Call
-from leanconv.engine.fused.ir.kinds.channels import Pad
+from leanconv.engine.fused.ir.kinds.data_movement import Pad
 from leanconv.engine.workbench import Workbench
 
 aten = torch.ops.aten

@@ -3,15 +3,16 @@
 Values stand in execution order. Constants are nodes; weights belong to the op that reads them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from leanconv.ops.forms import Form
 
+T = TypeVar("T")  # a node's input, or what stands for it: its place in a program
 Run = Callable[..., Any]  # a function of a node's inputs that gives its value
 Primitive = tuple[Form, list[Tensor]]  # a form of `leanconv.ops`, and its weights in the order that the form states
 
@@ -43,6 +44,14 @@ class Op:
     def primitive(self, node: "Node") -> Primitive | None:
         """The primitive of `leanconv.ops` that computes the node; None where none does."""
         return None
+
+    def maps(self, inputs: Sequence[T]) -> list[T | None]:
+        """The inputs that the primitive takes as maps, in its order; None for an optional map that is missing."""
+        return list(inputs)
+
+    def averages(self, inputs: Sequence[T]) -> list[T]:
+        """The inputs that the primitive takes as averages of maps, in its order."""
+        return []
 
 
 class TorchOp(Op):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from leanconv.engine.fused.ir.graph import Graph, Node, Op, Run
-from leanconv.engine.fused.ir.kinds.channels import Slice
+from leanconv.engine.fused.ir.kinds.data_movement import Slice
 from leanconv.engine.fused.ir.kinds.values import Constant, Input, Size
 from leanconv.engine.fused.ir.stages import Branches, Stage
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, LAST, Implementation

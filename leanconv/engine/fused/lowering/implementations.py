@@ -17,7 +17,7 @@ from leanconv.engine.fused.ir.activations import IN_PLACE, activate
 from leanconv.engine.fused.ir.graph import Node, Op, Run, TorchOp
 from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.call import Call, Ref
-from leanconv.engine.fused.ir.kinds.channels import Cat, Pad, Shuffle, Slice
+from leanconv.engine.fused.ir.kinds.data_movement import Cat, Pad, Shuffle, Slice
 from leanconv.engine.fused.ir.kinds.elementwise import Activation, Add, Affine, Cast, Scale
 from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
 from leanconv.engine.fused.ir.kinds.linear import Linear

@@ -16,7 +16,6 @@ from leanconv.engine.fused.ir.kinds.upsample import Upsample
 from leanconv.engine.fused.lowering.primitives import primitive
 from leanconv.kernels import cpu_reason
 from leanconv.kernels.cpu.tuning.cpu import Cpu
-from leanconv.ops.grouped import Grouped
 
 DTYPES = (torch.float32, torch.bfloat16)  # of maps
 _BEYOND = 4096  # bytes behind a map: a kernel's vectors may read past its end
@@ -55,20 +54,14 @@ class KernelRun:
 
     def __init__(self, node: Node, bound: Any, form: Any) -> None:
         self.bound, self.average = bound, bool(getattr(form, "average", False))
-        self._op, self._grouped = node.op, isinstance(form, Grouped)
+        self._op = node.op
         self.gate = isinstance(node.op, Block) and node.op.gate
 
     def maps(self, inputs: Sequence[Any]) -> list[Any]:
-        if isinstance(self._op, GatedSum):
-            return [inputs[0], *inputs[2 : 2 + self._op.concat]]
-        if not isinstance(self._op, Block):
-            return list(inputs)
-        count = self._op.concat
-        found = [*inputs[:count], inputs[count] if self._op.residual else None]
-        return found if self._grouped else [*found, inputs[-1] if self.gate else None]
+        return self._op.maps(inputs)
 
     def averages(self, inputs: Sequence[Any]) -> list[Any]:
-        return [inputs[1], *inputs[2 + self._op.concat :]] if isinstance(self._op, GatedSum) else []
+        return self._op.averages(inputs)
 
     def step(self, maps: Sequence[Any]) -> Any:
         """The bound kernel's step for these maps; None where it would read a copy of one, or a gate's bits as float32's

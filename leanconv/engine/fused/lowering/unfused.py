@@ -12,7 +12,7 @@ from torch import Tensor
 from leanconv.engine.fused.ir.activations import IN_PLACE, activate
 from leanconv.engine.fused.ir.graph import Node, Run
 from leanconv.engine.fused.ir.kinds.block import Block
-from leanconv.engine.fused.ir.kinds.channels import channel_shuffle
+from leanconv.engine.fused.ir.kinds.data_movement import channel_shuffle
 from leanconv.engine.fused.ir.stages import Branches, Stage
 from leanconv.kernels.cpu.runtime.transpose import to_channels_last
 from leanconv.ops.exact import exact_mean

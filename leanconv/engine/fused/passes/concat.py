@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from leanconv.engine.fused.ir.graph import Graph, Node, Users, only_user
 from leanconv.engine.fused.ir.kinds.block import Block
-from leanconv.engine.fused.ir.kinds.channels import Cat, Slice
+from leanconv.engine.fused.ir.kinds.data_movement import Cat, Slice
 from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
 from leanconv.engine.fused.ir.kinds.max_pool import MaxPool
 from leanconv.engine.fused.ir.kinds.reductions import Average

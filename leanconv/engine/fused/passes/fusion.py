@@ -12,7 +12,7 @@ from torch import Tensor
 from leanconv.engine.fused.ir.graph import Graph, Node, Op, Users, only_user
 from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.call import Call, Ref
-from leanconv.engine.fused.ir.kinds.channels import Pad
+from leanconv.engine.fused.ir.kinds.data_movement import Pad
 from leanconv.engine.fused.ir.kinds.elementwise import Activation, Add, Affine, Scale
 from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
 from leanconv.engine.fused.ir.kinds.linear import Linear

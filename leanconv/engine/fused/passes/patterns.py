@@ -8,7 +8,7 @@ import torch
 from leanconv.engine.fused.ir.graph import Graph, Node, Users
 from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.call import Call, Ref
-from leanconv.engine.fused.ir.kinds.channels import Shuffle
+from leanconv.engine.fused.ir.kinds.data_movement import Shuffle
 from leanconv.engine.fused.ir.kinds.elementwise import Activation
 from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
 from leanconv.engine.fused.ir.kinds.reductions import Average, Sum

@@ -8,7 +8,7 @@
 | Upsample | a map | upsample.py |
 | MaxPool | a map | max_pool.py |
 | Affine, Activation, Scale, Add, Cast | a map; a gate `N C 1 1`; a second map | elementwise.py |
-| Cat, Slice, Shuffle, Pad | maps | channels.py |
+| Cat, Slice, Shuffle, Pad | maps | data_movement.py |
 | Average, Sum | a map | reductions.py |
 | Linear | `N C` | linear.py |
 | Call | any | call.py |

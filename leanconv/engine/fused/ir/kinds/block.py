@@ -7,12 +7,13 @@
 Its implementations are listed in `lowering/implementations.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from leanconv.engine.fused.ir.graph import Node, Op, Primitive
+from leanconv.engine.fused.ir.graph import Node, Op, Primitive, T
 from leanconv.engine.fused.ir.stages import Branches, Stage
 from leanconv.ops.activations import ACTIVATIONS
 from leanconv.ops.forms import Stencil
@@ -75,13 +76,22 @@ class Block(Op):
         return macs, node.traffic + weights - skipped
 
     def primitive(self, node: Node) -> Primitive | None:
-        head, last = self.stages[0], self.stages[-1]
-        if (self.residual and last.act) or any(act not in ACTIVATIONS for act in self._acts() if act):
+        if (self.residual and self.stages[-1].act) or any(act not in ACTIVATIONS for act in self._acts() if act):
             return None
         channels = tuple(x.channels for x in node.inputs[: self.concat])
-        if isinstance(head, Branches) or head.depthwise or head.pointwise or head.subsampling:
-            return None if self.parallel else self._separable(channels)
-        return self._grouped(channels)
+        if not self.is_separable:
+            return self._grouped(channels)
+        return None if self.parallel else self._separable(channels)
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether its primitive, if it has one, is `Separable`; otherwise it is `Grouped`."""
+        head = self.stages[0]
+        return isinstance(head, Branches) or head.depthwise or head.subsampling
+
+    def maps(self, inputs: Sequence[T]) -> list[T | None]:
+        maps = [*inputs[: self.concat], inputs[self.concat] if self.residual else None]
+        return [*maps, inputs[-1] if self.gate else None] if self.is_separable else maps
 
     def _acts(self) -> list[str]:
         inner = [each.act for stage in self.stages if isinstance(stage, Branches) for each in stage.stages]

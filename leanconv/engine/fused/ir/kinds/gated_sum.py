@@ -1,5 +1,6 @@
 """The softmax-pair blend of a map and a 1×1: `ops.gated_sum` as a node."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanconv.engine.fused.ir.activations import activate
-from leanconv.engine.fused.ir.graph import Node, Primitive, Run, TorchOp
+from leanconv.engine.fused.ir.graph import Node, Primitive, Run, T, TorchOp
 from leanconv.kernels.cpu.runtime.transpose import to_channels_last
 from leanconv.ops import gated_sum as primitives
 from leanconv.ops.activations import ACTIVATIONS
@@ -54,6 +55,12 @@ class GatedSum(TorchOp):
         channels = tuple(x.channels for x in node.inputs[2 : 2 + self.concat])
         o, has_bias, act = self.weight.shape[0], self.bias is not None, self.act or "none"
         return primitives.GatedSum(channels, o, has_bias, affine, act, self.average), weights
+
+    def maps(self, inputs: Sequence[T]) -> list[T | None]:
+        return [inputs[0], *inputs[2 : 2 + self.concat]]
+
+    def averages(self, inputs: Sequence[T]) -> list[T]:
+        return [inputs[1], *inputs[2 + self.concat :]]
 
     def in_torch(self, node: Node) -> Run:
         dtype, concat, act, average = node.dtype, self.concat, self.act, self.average

@@ -1,4 +1,4 @@
-"""Ops that place channels and pixels and compute nothing."""
+"""Data movement: ops that place channels and pixels and compute nothing."""
 
 from dataclasses import dataclass
 
