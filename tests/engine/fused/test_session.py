@@ -13,6 +13,7 @@ from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.memory_plan import Native, Step, _bases, _ends, _gap
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.execution.session import Plan, Session
+from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.lowering import autotune as room
 from leanconv.engine.fused.lowering.autotune import autotune
 from leanconv.engine.fused.passes.fusion import fuse
@@ -202,10 +203,10 @@ def test_the_choice(monkeypatch):
         run = aten.make(node)
         return lambda x: run(x) * 1.01
 
-    aten = next(form for form in IMPLEMENTATIONS["block"] if form.name == "aten")
+    aten = next(form for form in IMPLEMENTATIONS[Block] if form.name == "aten")
     forms = {
         **IMPLEMENTATIONS,
-        "block": [
+        Block: [
             Implementation("slow", slow),
             aten,
             Implementation("wrong", lucky),
