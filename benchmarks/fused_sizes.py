@@ -22,7 +22,7 @@ import leanconv as lc
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.lowering.autotune import autotune
-from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels.cpu.compilation import cache
 from leanconv.table import table
@@ -65,7 +65,7 @@ def sizes(model: nn.Module, prepared: int, others: list[int], rounds: int) -> st
 def program(model: nn.Module, size: int) -> Program:
     """The model on kernels, called twice: the plan is made."""
     x = torch.randn(1, 3, size, size)
-    graph = rewrite(to_graph(Workbench(model, (x,), {}, 1).program))
+    graph = fuse(to_graph(Workbench(model, (x,), {}, 1).program))
     made = Program(graph, autotune(graph, seconds=0.0)[0])
     made(x)
     made(x)

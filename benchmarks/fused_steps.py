@@ -22,9 +22,8 @@ import leanconv as lc
 from leanconv.deploy.program import input_order, save_onnx
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
-from leanconv.engine.fused.ir.block import Block
 from leanconv.engine.fused.lowering.autotune import autotune
-from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.fused.roofline import work
 from leanconv.engine.workbench import Workbench
 from leanconv.measure.hardware.roofline import peaks
@@ -49,7 +48,7 @@ def main() -> None:
 
 def ours(bench: Workbench, x: Tensor, calls: int) -> str:
     """The table of our steps."""
-    graph = rewrite(to_graph(bench.program))
+    graph = fuse(to_graph(bench.program))
     runs, _ = autotune(graph, seconds=30)
     program = Program(graph, runs)
     program(x)
@@ -63,10 +62,9 @@ def ours(bench: Workbench, x: Tensor, calls: int) -> str:
         macs, numbers = work(node)
         floor_us = 1e3 * best.floor_ms(macs, 0)[0]
         floors += floor_us
-        what = repr(node.data) if isinstance(node.data, Block) else f"{node.kind} {node.data!r}"
         rows.append(
             [
-                what,
+                repr(node.op),
                 "x".join(map(str, node.shape)),
                 f"{seconds * 1e6:.1f}",
                 f"{floor_us:.1f}",

@@ -14,7 +14,7 @@ from leanconv.engine.budget import Budget
 from leanconv.engine.candidate import Candidate, Form
 from leanconv.engine.candidates import GIVEN
 from leanconv.engine.choices import Choice, faster
-from leanconv.engine.fused.lowering.report import Blocks
+from leanconv.engine.fused.lowering.report import TuningReport
 from leanconv.engine.progress import Progress
 from leanconv.engine.race import Entry
 from leanconv.engine.workbench import Workbench
@@ -145,7 +145,7 @@ class Preparation:
             self.rows[place].note = _beside(note, candidate)
         return ", ".join(self.rows[place].label for place in sorted(needs)), float(enough)
 
-    def blocks(self, winner: Entry) -> Blocks | None:
+    def blocks(self, winner: Entry) -> TuningReport | None:
         """The table of blocks of the winner, or of whoever else has one."""
         return next((blocks for entry in [winner, *self.entries] if (blocks := _blocks(entry))), None)
 
@@ -164,10 +164,10 @@ def _beside(note: str, candidate: Candidate) -> str:
     return f"{note}; {lacks}" if (lacks := candidate.lacks()) else note
 
 
-def _blocks(entry: Entry) -> Blocks | None:
+def _blocks(entry: Entry) -> TuningReport | None:
     """The table of a form that runs in blocks. Of a network, which may call its own parts so, it is none."""
     found = getattr(entry.form, "blocks", None)
-    return found if isinstance(found, Blocks) else None
+    return found if isinstance(found, TuningReport) else None
 
 
 def _word(dtype: torch.dtype | None) -> str:

@@ -1,1 +1,1 @@
-"""The engine of whole blocks: capture, rewrite, choose each block's form, run a flat list of steps."""
+"""The fused engine: capture a program, fuse it into blocks, tune each block, run a flat list of steps."""

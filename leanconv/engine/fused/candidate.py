@@ -1,4 +1,4 @@
-"""The candidate "fused": the folded model as a graph of whole blocks, each in the form that is fastest here."""
+"""The candidate "fused": the folded model as a graph of blocks, each in its fastest implementation here."""
 
 from collections import Counter
 
@@ -7,15 +7,17 @@ import torch
 from leanconv.engine.candidate import Candidate
 from leanconv.engine.candidate import Form as ModelForm
 from leanconv.engine.eager import has_images
-from leanconv.engine.fused.capture.dynamic_shapes import holds_sizes, opened
+from leanconv.engine.fused.capture.dynamic_shapes import capture_dynamic, holds_sizes
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
-from leanconv.engine.fused.ir.graph import UNRUN, Graph, Node, origin
+from leanconv.engine.fused.ir.graph import Graph, Node, Run, origin
+from leanconv.engine.fused.ir.kinds.call import Call
+from leanconv.engine.fused.ir.kinds.data_movement import Pad
 from leanconv.engine.fused.lowering.autotune import NothingRuns, autotune
-from leanconv.engine.fused.lowering.implementations import Run, plain_implementation
-from leanconv.engine.fused.lowering.report import Blocks
-from leanconv.engine.fused.passes.fusion import rewrite
-from leanconv.engine.fused.passes.precision import keep_in
+from leanconv.engine.fused.lowering.implementations import plain_implementation
+from leanconv.engine.fused.lowering.report import TuningReport
+from leanconv.engine.fused.passes.fusion import fuse
+from leanconv.engine.fused.passes.precision import lower_precision
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import Target, backend
 
@@ -48,15 +50,15 @@ def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     return form
 
 
-def _chosen(bench: Workbench, half: bool, target: Target) -> tuple[Graph, dict[Node, Run], Blocks]:
-    """The graph, with a function for each node. What nothing runs as a block stays the call that the program has."""
+def _chosen(bench: Workbench, half: bool, target: Target) -> tuple[Graph, dict[Node, Run], TuningReport]:
+    """The tuned graph, with a function for each node. What no implementation runs is left as the program's calls."""
     plain: dict[str, str] = {}
-    graph = rewrite(to_graph(bench.program))
+    graph = fuse(to_graph(bench.program))
     if holds_sizes(bench.program, graph):
-        graph = _open(bench, graph)
+        graph = _with_dynamic_shapes(bench, graph)
     while True:
         if half:
-            keep_in(graph, torch.bfloat16)
+            lower_precision(graph, torch.bfloat16)
         try:
             with torch.no_grad():
                 return graph, *autotune(graph, seconds=bench.measuring_s, clock=bench.clock, target=target)
@@ -66,38 +68,38 @@ def _chosen(bench: Workbench, half: bool, target: Target) -> tuple[Graph, dict[N
                 raise
             plain |= new
             program, sizes = graph.source
-            graph = rewrite(to_graph(program, sizes, plain))
+            graph = fuse(to_graph(program, sizes, plain))
 
 
 def _lacks() -> str:
-    """Why its kernels are not there, or slower to make and to run than they could be; "" where all is well."""
+    """Why kernels are missing, or slower to compile and to run than they could be; "" if neither."""
     if reason := backend().why_not():
         return f"without kernels of its own: {reason}"
     return backend().drawback()
 
 
-def _open(bench: Workbench, fixed: Graph) -> Graph:
-    """The graph with open sizes, where it does the same in the same blocks as the graph at fixed sizes."""
+def _with_dynamic_shapes(bench: Workbench, fixed: Graph) -> Graph:
+    """The graph with dynamic shapes, if it gives the same result in the same blocks as the graph of fixed shapes."""
     for spatial in (True, False):
         try:
-            graph = rewrite(to_graph(*opened(bench, spatial=spatial)))
-            runs = {node: plain_implementation(node) for node in graph.nodes if node.kind not in UNRUN}
+            graph = fuse(to_graph(*capture_dynamic(bench, spatial=spatial)))
+            runs = {node: plain_implementation(node) for node in graph.nodes if node.op.is_step}
             seen, _ = bench.verify(bench.from_flat(Program(graph, runs)))
-        except Exception:  # not captured so: with fewer axes open, or with none, it is as good at the given sizes
+        except Exception:  # try fewer dynamic axes; with none the engine is as good at the given sizes
             continue
         if _blocks(graph) == _blocks(fixed) and seen.passes:
             return graph
     return fixed
 
 
-def _blocks(graph: Graph) -> Counter[tuple[str, str]]:
-    """What a graph is made of, but for what a size can be written in, and for grids (constants, of fixed sizes)."""
-    grids: set[Node] = set()  # made of sizes and constants alone
+def _blocks(graph: Graph) -> Counter[str]:
+    """The ops of a graph, without those that contain sizes (calls, pads) or depend on sizes alone (grids)."""
+    grids: set[Node] = set()  # computed from sizes and constants alone
     for node in graph.nodes:
         if grids.issuperset(node.inputs):
             grids.add(node)
-    kept = [node for node in graph.nodes if node not in grids and node.kind not in UNRUN | {"call", "pad"}]
-    return Counter((node.kind, repr(node.data)) for node in kept)
+    kept = [node.op for node in graph.nodes if node not in grids and node.op.is_step]
+    return Counter(repr(op) for op in kept if not isinstance(op, Call | Pad))
 
 
 FUSED = Candidate("fused", _why_not, _seconds, _prepare, any_shape=True, widens=True, lacks=_lacks)

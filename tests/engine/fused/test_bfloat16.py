@@ -1,4 +1,4 @@
-"""The fused engine in bfloat16: as near to float64 as the model itself in bfloat16, float32 where it costs nothing."""
+"""The fused engine in bfloat16: as accurate as the bfloat16 model, and float32 where that costs nothing."""
 
 import copy
 
@@ -11,31 +11,35 @@ import leanconv as lc
 from leanconv.engine import optimize, workbench
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture.export import to_graph
+from leanconv.engine.fused.ir.kinds.block import Block
+from leanconv.engine.fused.ir.kinds.elementwise import Cast
+from leanconv.engine.fused.ir.kinds.reductions import Average
+from leanconv.engine.fused.ir.kinds.values import AverageOf
 from leanconv.engine.fused.lowering import autotune as room
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
-from leanconv.engine.fused.passes.fusion import rewrite
-from leanconv.engine.fused.passes.precision import keep_in
+from leanconv.engine.fused.passes.fusion import fuse
+from leanconv.engine.fused.passes.precision import lower_precision
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import backend
 from tests.cpus import HASWELL, SAPPHIRE_RAPIDS, ZEN4
 from tests.engine.fused.test_candidate import Odd, randomised
 
 HALF = torch.bfloat16
-BLOCKS = IMPLEMENTATIONS["block"]
+BLOCKS = IMPLEMENTATIONS[Block]
 
 
 @pytest.fixture(autouse=True)
 def quick_choice(monkeypatch):
-    """What is tested is the answer: a kernel wherever there is one, nothing measured."""
+    """Nothing is measured: a kernel runs wherever there is one."""
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setitem(
-        IMPLEMENTATIONS, "block", [each for each in IMPLEMENTATIONS["block"] if each.name in ("aten", "kernel")]
+        IMPLEMENTATIONS, Block, [each for each in IMPLEMENTATIONS[Block] if each.name in ("aten", "kernel")]
     )
 
 
 @torch.no_grad()
 def assert_right(form, model, x):
-    """At most twice as far from float64 as the model itself in bfloat16."""
+    """At most twice the bfloat16 model's own error."""
     exact, short = copy.deepcopy(model).double()(x.double()), copy.deepcopy(model).to(HALF)(x.to(HALF))
     error, own = ((y - exact).abs().max() for y in (form(x), short))
     assert error <= 2 * own, f"{error:.2e}, the model's own {own:.2e} in bfloat16"
@@ -60,7 +64,7 @@ def test_networks(name):
 
 
 class Products(nn.Module):
-    """Stencils with a 1×1 behind them: a chain, a residual, a gate between them, groups, two pieces."""
+    """Stencils, then a 1×1: a chain, a residual, a gate between them, groups, a concatenation."""
 
     def __init__(self, c=24):
         super().__init__()
@@ -78,8 +82,8 @@ class Products(nn.Module):
 
 @pytest.mark.skipif(bool(backend().why_not()), reason=backend().why_not() or "kernels")
 def test_products_on_a_matrix_unit(monkeypatch):
-    """Where a processor has one: stencils in kernels, products in oneDNN."""
-    monkeypatch.setitem(IMPLEMENTATIONS, "block", [each for each in BLOCKS if each.name in ("aten", "kernel+onednn")])
+    """On a processor with a matrix unit: stencils in kernels, products in oneDNN."""
+    monkeypatch.setitem(IMPLEMENTATIONS, Block, [each for each in BLOCKS if each.name in ("aten", "kernel+onednn")])
     monkeypatch.setattr(room, "PREFERRED", ("kernel+onednn",))
     model, x = Products().eval(), torch.randn(2, 3, 14, 12)
     for cpu in (ZEN4, HASWELL):
@@ -124,12 +128,12 @@ def test_where_kinds_meet():
     torch.manual_seed(0)
     model, x, y = Meeting().eval(), torch.randn(2, 3, 9, 8), torch.randn(2, 6)
     bench = Workbench(model, (x, y), {}, 1)
-    graph = keep_in(rewrite(to_graph(bench.program)), HALF)
+    graph = lower_precision(fuse(to_graph(bench.program)), HALF)
     kinds = {node.name: node.dtype for node in graph}
     assert [node.dtype for node in graph.inputs] == [HALF, torch.float32]
     assert [node.dtype for node in graph.outputs] == [HALF, torch.float32, torch.int64]
-    assert {node.dtype for node in graph if node.kind in ("average", "second")} == {torch.float32}, kinds
-    assert any(node.kind == "cast" for node in graph)
+    assert {node.dtype for node in graph if isinstance(node.op, Average | AverageOf)} == {torch.float32}, kinds
+    assert any(isinstance(node.op, Cast) for node in graph)
     form = FUSED.prepare(bench, HALF)
     with torch.no_grad():
         for _ in range(2):

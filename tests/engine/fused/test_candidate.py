@@ -1,4 +1,4 @@
-"""The fused engine on whole networks: what the model gives in float64, in any shape, from any number of threads."""
+"""The fused engine on whole networks: the float64 model's answer, in any shape, from any number of threads."""
 
 import copy
 import gc
@@ -16,6 +16,7 @@ import leanconv as lc
 from leanconv.engine import optimize, workbench
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture import dynamic_shapes
+from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import backend
@@ -23,19 +24,20 @@ from leanconv.kernels import backend
 
 @pytest.fixture(autouse=True)
 def quick_choice(monkeypatch):
-    """What is tested is the answer: a kernel wherever there is one, PyTorch's form to hold it to, nothing measured; of
-    sizes in a program the batch alone is opened (capture/test_dynamic_shapes.py has the others).
+    """Nothing is measured: a kernel runs wherever there is one, next to PyTorch's implementation.
+
+    Of dynamic shapes the batch alone is tried here; test_sizes.py tries height and width.
     """
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setattr(dynamic_shapes, "OPENING_S", 0.0)
     monkeypatch.setitem(
-        IMPLEMENTATIONS, "block", [each for each in IMPLEMENTATIONS["block"] if each.name in ("aten", "kernel")]
+        IMPLEMENTATIONS, Block, [each for each in IMPLEMENTATIONS[Block] if each.name in ("aten", "kernel")]
     )
 
 
 @pytest.fixture
 def torch_only(monkeypatch):
-    """PyTorch's forms: compiling the kernels of a whole network takes longer than a test may."""
+    """PyTorch and oneDNN alone: compiling the kernels of a whole network takes longer than a test may."""
     for kind, forms in IMPLEMENTATIONS.items():
         monkeypatch.setitem(
             IMPLEMENTATIONS, kind, [each for each in forms if each.name in ("aten", "onednn", "matrix")]
@@ -43,7 +45,7 @@ def torch_only(monkeypatch):
 
 
 def randomised(model):
-    """In eval mode, with BatchNorm statistics as after a training."""
+    """The model in eval mode, with BatchNorm statistics as after training."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -63,7 +65,7 @@ def fused(model, *inputs, **named):
 
 @torch.no_grad()
 def assert_right(form, model, x, factor=4.0):
-    """At most `factor` times as far from float64 as the model itself; whole networks add up roundings."""
+    """At most `factor` times the model's own error; whole networks add up roundings."""
     exact = copy.deepcopy(model).double()(x.double())
     error, own = (form(x) - exact).abs().max(), (model(x) - exact).abs().max()
     assert error <= max(factor * own, 1e-6 * exact.abs().max()), f"{error:.2e}, the model's own {own:.2e}"
@@ -109,7 +111,7 @@ def test_a_mobile_network_on_kernels():
 
 
 class Odd(nn.Module):
-    """A network nobody tuned for: odd widths, branches read twice, sums, gates, a nested answer."""
+    """A network without tuned shapes: odd widths, branches read twice, sums, gates, a nested answer."""
 
     def __init__(self, c=13):
         super().__init__()
@@ -164,7 +166,7 @@ def test_optimize_chooses_it_and_shows_the_blocks(always):
 
 @pytest.fixture
 def small(always):
-    """An optimised network on kernels, with PyTorch's steps among them, whose call takes some ten microseconds."""
+    """An optimised network of kernels and PyTorch steps; a call takes some ten microseconds."""
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.ReLU(),

@@ -1,7 +1,7 @@
-"""Models that nobody tuned for, against eager: spellings, sharing, broadcasting, aliases, layouts, batches, sizes.
+"""Untuned models against eager: spellings, sharing, broadcasting, aliases, layouts, batches, sizes.
 
-PyTorch's forms and the kernels of a whole block are both run; a form may fail at a size that the captured program has
-in it, but it never gives another answer of the right shape there.
+PyTorch's implementations and the kernels of whole blocks both run. The engine may fail at other sizes than the captured
+one, but it never gives a wrong answer of the right shape.
 """
 
 import pytest
@@ -12,6 +12,7 @@ from torch import nn
 from leanconv.deploy.verify import difference
 from leanconv.engine import workbench
 from leanconv.engine.fused.candidate import FUSED
+from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.workbench import Workbench
 
@@ -23,7 +24,7 @@ def conv(i=C, o=C, k=3, s=1, **rest):
 
 
 class Odd(nn.Module):
-    """`read(model, x)` with the layers that it needs."""
+    """A model that computes `read(model, h, x)`, with the layers that `read` needs."""
 
     def __init__(self, read, **layers):
         super().__init__()
@@ -127,7 +128,7 @@ def randomised(model):
         if isinstance(module, BN) and module.running_mean is not None:
             module.running_mean.uniform_(-0.3, 0.3, generator=generator)
             module.running_var.uniform_(0.5, 2, generator=generator)
-        if isinstance(module, BN):  # of either sign: an activation does not commute with it
+        if isinstance(module, BN):  # of either sign, so that no activation commutes with it
             module.weight.data.uniform_(-1.5, 1.5, generator=generator)
             module.bias.data.uniform_(-0.3, 0.3, generator=generator)
     return model.eval()
@@ -172,7 +173,7 @@ def test_odd_models_on_kernels(name, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setitem(
-        IMPLEMENTATIONS, "block", [each for each in IMPLEMENTATIONS["block"] if each.name in ("aten", "kernel")]
+        IMPLEMENTATIONS, Block, [each for each in IMPLEMENTATIONS[Block] if each.name in ("aten", "kernel")]
     )
     model, x = randomised(MODELS[name]()), torch.randn(2, 3, 15, 17)
     form = FUSED.prepare(Workbench(model, (x,), {}, 1), None)

@@ -1,4 +1,4 @@
-"""The floor of a network: its arithmetic is what the counter counts, its traffic what pencil and paper say."""
+"""The roofline floor of a network: its arithmetic agrees with the counter, its traffic with sums by hand."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from leanconv.engine.workbench import Workbench
 from leanconv.measure.counting.count import count
 from leanconv.measure.hardware.roofline import Peaks
 
-# 2 flops a ns per MAC and a byte a ns: milliseconds of arithmetic are MACs / 10⁶, of traffic bytes / 10⁶.
+# One MAC (2 flops) and one byte a ns: arithmetic takes MACs / 10⁶ ms, traffic bytes / 10⁶ ms.
 EQUAL = Peaks(2.0, 1.0, "made up")
 
 

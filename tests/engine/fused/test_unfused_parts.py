@@ -1,4 +1,4 @@
-"""What cannot be fused costs its own place: the engine runs the rest, is right, and says what it left out."""
+"""A part that cannot be fused costs itself alone: the engine runs the rest, is right, and lists what it left out."""
 
 import pytest
 import torch
@@ -10,11 +10,13 @@ from leanconv.engine.fused.capture.aten import READERS, aten
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution import program as programs
 from leanconv.engine.fused.execution.program import Program
-from leanconv.engine.fused.ir.block import Block
+from leanconv.engine.fused.ir.kinds.block import Block
+from leanconv.engine.fused.ir.kinds.elementwise import Activation
+from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
 from leanconv.engine.fused.lowering.autotune import autotune
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, Implementation
 from leanconv.engine.fused.passes import fusion as rewriting
-from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.workbench import Workbench
 from leanconv.nn import make
 
@@ -23,7 +25,7 @@ NEIGHBOUR = "[4->8 dw3x3 dw3x3 d2 1x1+relu]"  # in every network here: SPLConv's
 
 
 def around(*parts, c=8):
-    """A network with something to fuse on both sides of the parts."""
+    """A network that can be fused on both sides of the parts."""
     return (
         nn.Sequential(
             nn.Conv2d(3, c, 3, padding=1),
@@ -50,8 +52,8 @@ def prepared(model, x=X, dtype=None):
 
 @pytest.fixture
 def torch_alone(monkeypatch):
-    """No kernels to compile."""
-    for kind in ("block", "gated"):
+    """PyTorch and oneDNN alone: no kernel is compiled."""
+    for kind in (Block, GatedSum):
         monkeypatch.setitem(
             IMPLEMENTATIONS, kind, [each for each in IMPLEMENTATIONS[kind] if each.name in ("aten", "onednn")]
         )
@@ -69,7 +71,7 @@ def assert_right(graph, model, x=X):
 
 
 class Beside(nn.Module):
-    """Two stencils beside each other, each of which pads in its own way."""
+    """Two stencils side by side, each with its own padding mode."""
 
     def __init__(self, mode):
         super().__init__()
@@ -92,7 +94,7 @@ OWN_WAY = {
 @pytest.mark.parametrize("part", OWN_WAY.values(), ids=OWN_WAY)
 def test_branches_that_pad_in_their_own_way(part, torch_alone):
     form = prepared(around(part()))
-    assert NEIGHBOUR in str(form.blocks)  # fused as ever
+    assert NEIGHBOUR in str(form.blocks)  # still fused
     assert "its branches read maps of different sizes" in str(form.blocks)
     assert "not fused: pad x" in str(form.blocks)
 
@@ -106,25 +108,25 @@ def test_optimize_shows_what_was_left_out(always, torch_alone):
 
 
 def raises(graph, node, users):
-    if node.kind == "block":
+    if isinstance(node.op, Block):
         raise ZeroDivisionError("a rule of ours")
     return False
 
 
 def contradicts(graph, node, users):
-    """Reads a map twice that was read once."""
-    if node.kind != "block" or node.data.pieces > 1:
+    """Reads one map twice."""
+    if not isinstance(node.op, Block) or node.op.concat > 1:
         return False
     node.inputs = [node.inputs[0], *node.inputs]
-    node.data = Block(node.data.stages, pieces=2)
+    node.op = Block(node.op.stages, concat=2)
     return True
 
 
 @pytest.mark.parametrize(("rule", "why"), [(raises, "ZeroDivisionError: a rule of ours"), (contradicts, "reads")])
-@pytest.mark.parametrize("rules", ["SPELLINGS", "INTO_BLOCKS", "CHAINS", "LEFT_OVER", "PIECES"])
+@pytest.mark.parametrize("rules", ["CANONICAL", "INTO_BLOCKS", "CHAINS", "LEFT_OVER", "CONCATS"])
 def test_a_rule_that_fails_is_left_out_where_it_does(rule, why, rules, bench, torch_alone, monkeypatch):
     monkeypatch.setattr(rewriting, rules, (rule, *getattr(rewriting, rules)))
-    graph = rewrite(to_graph(bench.program))
+    graph = fuse(to_graph(bench.program))
     assert any(rule.__name__ in text and why in text for text in graph.left_out.values()), graph.left_out
     assert NEIGHBOUR in str(graph)
     assert_right(graph, bench.model)
@@ -132,23 +134,23 @@ def test_a_rule_that_fails_is_left_out_where_it_does(rule, why, rules, bench, to
 
 def test_a_rule_that_fails_halfway_changes_nothing(bench, monkeypatch):
     def half(graph, node, users):
-        if node.kind == "act":
-            node.kind, node.inputs = "nonsense", []
+        if isinstance(node.op, Activation):
+            node.op, node.inputs = None, []
             graph.nodes.clear()
             raise ValueError
 
-    want = str(rewrite(to_graph(bench.program)))
-    monkeypatch.setattr(rewriting, "SPELLINGS", (half, *rewriting.SPELLINGS))
-    assert str(rewrite(to_graph(bench.program))) == want
+    want = str(fuse(to_graph(bench.program)))
+    monkeypatch.setattr(rewriting, "CANONICAL", (half, *rewriting.CANONICAL))
+    assert str(fuse(to_graph(bench.program))) == want
 
 
 def test_an_operator_that_cannot_be_read_stays_a_call(bench, torch_alone, monkeypatch):
     def unreadable(capture, node, args):
-        capture.add("act", [args[0]], "relu", node)
+        capture.add(Activation("relu"), [args[0]], node)
         raise KeyError("no such thing")
 
     monkeypatch.setitem(READERS, aten.relu.default, unreadable)
-    graph = rewrite(to_graph(bench.program))
+    graph = fuse(to_graph(bench.program))
     assert "no such thing" in graph.left_out["relu"]
     assert_right(graph, bench.model)
 
@@ -157,13 +159,13 @@ def test_an_operator_that_cannot_be_read_stays_a_call(bench, torch_alone, monkey
 def test_a_block_that_no_form_runs_stays_calls(dtype, torch_alone, monkeypatch):
     def but_grouped(form):
         def make(node):
-            if node.data.stages[0].groups == 2:
+            if node.op.stages[0].groups == 2:
                 raise RuntimeError("not this one")
             return form.make(node)
 
         return Implementation(form.name, make)
 
-    monkeypatch.setitem(IMPLEMENTATIONS, "block", [but_grouped(form) for form in IMPLEMENTATIONS["block"]])
+    monkeypatch.setitem(IMPLEMENTATIONS, Block, [but_grouped(form) for form in IMPLEMENTATIONS[Block]])
     form = prepared(around(nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.ReLU()), dtype=dtype)
     assert "not this one" in str(form.blocks)
     assert NEIGHBOUR in str(form.blocks)
@@ -174,8 +176,8 @@ def test_a_step_that_fails_at_the_first_call_is_pytorchs(bench, torch_alone):
     def fails(*inputs):
         raise RuntimeError("other strides than it was tried on")
 
-    graph = rewrite(to_graph(bench.program))
-    block = next(node for node in graph.nodes if node.kind == "block" and len(node.data.stages) > 1)
+    graph = fuse(to_graph(bench.program))
+    block = next(node for node in graph.nodes if isinstance(node.op, Block) and len(node.op.stages) > 1)
     program = Program(graph, autotune(graph, seconds=0)[0] | {block: fails})
     for call in (program.settle, program, program):
         assert torch.allclose(call(X)[0], bench.model(X), atol=1e-5)
@@ -194,13 +196,13 @@ def test_without_a_plan_of_the_memory_it_runs_step_by_step(when, bench, torch_al
         def __call__(self, given):
             raise MemoryError("no room")
 
-    graph = rewrite(to_graph(bench.program))
+    graph = fuse(to_graph(bench.program))
     program = Program(graph, autotune(graph, seconds=0)[0])
     monkeypatch.setattr(programs, "Plan", Fails)
     for _ in range(3):
         assert torch.allclose(program(X)[0], bench.model(X), atol=1e-5)
     assert program.left_out == {"its plan of the memory": "MemoryError: no room"}
-    with pytest.raises(RuntimeError):  # the caller's own mistakes are told as ever
+    with pytest.raises(RuntimeError):  # a caller's mistake is still an error
         program(torch.randn(1, 4, 13, 11))
 
 

@@ -1,6 +1,6 @@
-"""What each aten operator becomes in the engine's graph; what has no reader here, or is refused by it, stays a call.
+"""Readers: from an aten operator to nodes of the graph. An operator without a reader, or refused by it, stays a call.
 
-A reader takes the capture (the program being read), the program's node and all its arguments, defaults filled in.
+A reader takes the capture, the program's node and all its arguments with defaults. It returns None to refuse.
 """
 
 from collections.abc import Callable
@@ -9,8 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from leanconv.engine.fused.ir.block import Block, Linear, Stage, Upsample
-from leanconv.engine.fused.ir.graph import Call, Node, Ref
+from leanconv.engine.fused.ir.graph import Node
+from leanconv.engine.fused.ir.kinds.block import Block
+from leanconv.engine.fused.ir.kinds.call import Call, Ref
+from leanconv.engine.fused.ir.kinds.data_movement import Cat, Pad, Slice
+from leanconv.engine.fused.ir.kinds.elementwise import Activation, Add, Affine, Scale
+from leanconv.engine.fused.ir.kinds.linear import Linear
+from leanconv.engine.fused.ir.kinds.max_pool import MaxPool
+from leanconv.engine.fused.ir.kinds.reductions import Average, Sum
+from leanconv.engine.fused.ir.kinds.upsample import Upsample
+from leanconv.engine.fused.ir.stages import Stage
+from leanconv.ops.forms import Sides
 
 aten = torch.ops.aten
 Reader = Callable[[Any, fx.Node, tuple[Any, ...]], Any]
@@ -25,7 +34,7 @@ def _conv(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
         return None
     sides = _same(w, _pair(dilation)) if padding == "same" else _sides((0, 0) if padding == "valid" else padding)
     stage = Stage(w.double(), None if b is None else b.double(), _pair(stride), sides, _pair(dilation), groups)
-    return capture.add("block", [x], Block((stage,)), node)
+    return capture.add(Block((stage,)), [x], node)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -33,14 +42,14 @@ def _pair(value: Any) -> tuple[int, int]:
     return (both[0], both[0]) if len(both) == 1 else (both[0], both[1])
 
 
-def _sides(padding: Any) -> tuple[int, int, int, int]:
+def _sides(padding: Any) -> Sides:
     rows, columns = _pair(padding)
-    return columns, columns, rows, rows
+    return rows, rows, columns, columns
 
 
-def _same(weight: Tensor, dilation: tuple[int, int]) -> tuple[int, int, int, int]:
+def _same(weight: Tensor, dilation: tuple[int, int]) -> Sides:
     rows, columns = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
-    return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+    return rows // 2, rows - rows // 2, columns // 2, columns - columns // 2
 
 
 def _conv_transpose(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
@@ -51,7 +60,7 @@ def _conv_transpose(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node 
     plain = _pair(stride) == tuple(w.shape[2:]) == (2, 2) and _pair(padding) == _pair(output_padding) == (0, 0)
     if not plain or groups != 1 or _pair(dilation) != (1, 1):
         return None
-    return capture.add("upsample", [x], Upsample(w.double(), None if b is None else b.double()), node)
+    return capture.add(Upsample(w.double(), None if b is None else b.double()), [x], node)
 
 
 def _norm(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Any:
@@ -62,21 +71,21 @@ def _norm(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Any:
     scale = 1 / torch.sqrt(var.double() + eps)
     scale = scale if weight is None else scale * weight.double()
     shift = -mean.double() * scale if bias is None else bias.double() - mean.double() * scale
-    return [capture.add("affine", [x], (scale, shift), node, x.meta["val"].shape), None, None]
+    return [capture.add(Affine(scale, shift), [x], node, x.meta["val"].shape), None, None]
 
 
 def _act(name: str) -> Reader:
-    return lambda capture, node, args: capture.add("act", [args[0]], name, node)
+    return lambda capture, node, args: capture.add(Activation(name), [args[0]], node)
 
 
 def _hardtanh(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
     limits = {(0, 6): "relu6", (0, None): "relu"}
     low, high = (args[1], args[2]) if len(args) > 2 else (args[1], None)
-    return capture.add("act", [args[0]], limits[low, high], node) if (low, high) in limits else None
+    return capture.add(Activation(limits[low, high]), [args[0]], node) if (low, high) in limits else None
 
 
 def _gelu(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node:
-    return capture.add("act", [args[0]], "gelu" if args[1] == "none" else "gelu_tanh", node)
+    return capture.add(Activation("gelu" if args[1] == "none" else "gelu_tanh"), [args[0]], node)
 
 
 def _same_value(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node:
@@ -88,8 +97,8 @@ def _same_dtype(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | No
     return capture.value(args[0]) if same and capture.same_sizes(args[0], node) else None
 
 
-def _binary(kind: str) -> Reader:
-    """add and mul: of two maps, with one number per channel, with one number."""
+def _binary(*, multiplies: bool) -> Reader:
+    """Add and mul: of two maps, with one number per channel, with one number."""
 
     def read(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
         x, y = args[0], args[1]
@@ -100,19 +109,19 @@ def _binary(kind: str) -> Reader:
         if not isinstance(x, fx.Node) or len(capture.shape(x)) != 4:
             return None
         if not node.meta["val"].dtype.is_floating_point or x.meta["val"].dtype != node.meta["val"].dtype:
-            return None  # integers, or numbers that the other side promotes
+            return None  # integers, or type promotion by the other side
         if (per_channel := _per_channel(capture, y, capture.shape(x)[1])) is not None:
             ones, zeros = torch.ones_like(per_channel), torch.zeros_like(per_channel)
-            made = (per_channel, zeros) if kind == "mul" else (ones, per_channel)
-            return capture.add("affine", [x], made, node) if capture.shape(node) == capture.shape(x) else None
+            affine = Affine(per_channel, zeros) if multiplies else Affine(ones, per_channel)
+            return capture.add(affine, [x], node) if capture.shape(node) == capture.shape(x) else None
         if not isinstance(y, fx.Node) or capture.fixed(y) is not None:
             return None
         one, other = capture.shape(x), capture.shape(y)
-        if kind == "add":
-            return capture.add("add", [x, y], None, node) if one == other else None
+        if not multiplies:
+            return capture.add(Add(), [x, y], node) if one == other else None
         if one == (*other[:2], 1, 1) and one != other:
             x, y, one, other = y, x, other, one
-        return capture.add("scale", [x, y], None, node) if other == (*one[:2], 1, 1) and one != other else None
+        return capture.add(Scale(), [x, y], node) if other == (*one[:2], 1, 1) and one != other else None
 
     return read
 
@@ -137,7 +146,7 @@ def _per_channel(capture: Any, y: Any, channels: int) -> Tensor | None:
 def _cat(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
     if len(capture.shape(node)) != 4 or args[1] not in (1, -3):
         return None
-    return capture.add("cat", list(args[0]), None, node) if len(args[0]) > 1 else capture.value(args[0][0])
+    return capture.add(Cat(), list(args[0]), node) if len(args[0]) > 1 else capture.value(args[0][0])
 
 
 def _slice(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
@@ -146,19 +155,19 @@ def _slice(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
     if len(shape) != 4 or dim not in (1, -3) or step != 1:
         return None
     start, stop, _ = slice(start, stop).indices(shape[1])
-    return capture.add("slice", [x], (start, stop), node) if start < stop else None
+    return capture.add(Slice(start, stop), [x], node) if start < stop else None
 
 
 def _split(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Any:
     x, _, dim = args
     if len(capture.shape(x)) != 4 or dim not in (1, -3):
         return None
-    pieces, start = [], 0
+    slices, start = [], 0
     for value in node.meta["val"]:
         stop = start + int(value.shape[1])
-        pieces.append(capture.add("slice", [x], (start, stop), node, value.shape))
+        slices.append(capture.add(Slice(start, stop), [x], node, value.shape))
         start = stop
-    return pieces
+    return slices
 
 
 def _mean(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
@@ -167,32 +176,32 @@ def _mean(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
         return None
     if args[3] not in (None, x.meta["val"].dtype):
         return None
-    made = capture.add("average", [x], None, node, (*x.meta["val"].shape[:2], 1, 1))
-    return made if keep else capture.add("call", [made], Call(aten.flatten.using_ints, (Ref(0), 1)), node)
+    made = capture.add(Average(), [x], node, (*x.meta["val"].shape[:2], 1, 1))
+    return made if keep else capture.add(Call(aten.flatten.using_ints, (Ref(0), 1)), [made], node)
 
 
 def _adaptive(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
     whole = _pair(args[1]) == (1, 1) and len(capture.shape(args[0])) == 4
-    return capture.add("average", [args[0]], None, node) if whole else None
+    return capture.add(Average(), [args[0]], node) if whole else None
 
 
 def _sum(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
-    """Sums over height and width stay sums, marked: what divides them makes them averages (passes/patterns.py)."""
+    """A sum over height and width: of a gated sum it becomes an average (passes/patterns.py)."""
     x, dims, keep, dtype = args
     if len(capture.shape(x)) != 4 or sorted(d % 4 for d in dims or []) != [2, 3] or not keep:
         return None
     if dtype not in (None, x.meta["val"].dtype):
         return None
-    return capture.add("sum", [x], None, node)
+    return capture.add(Sum(), [x], node)
 
 
 def _view(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
-    """`N C 1 1 -> N C`, without the sizes of this call in it."""
+    """`N C 1 1 -> N C` as a flatten, which contains no sizes of this call."""
     shape, new = capture.shape(args[0]), capture.shape(node)
     if capture.same_sizes(args[0], node):
         return capture.value(args[0])
     if len(shape) == 4 and len(new) == 2 and new[0] == shape[0]:
-        return capture.add("call", [args[0]], Call(aten.flatten.using_ints, (Ref(0), 1)), node)
+        return capture.add(Call(aten.flatten.using_ints, (Ref(0), 1)), [args[0]], node)
     return None
 
 
@@ -202,15 +211,15 @@ def _pad(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
         return None
     if len(capture.shape(x)) != 4 or len(sides) not in (2, 4) or value != 0 or min(sides) < 0:
         return None
-    return capture.add("pad", [x], tuple(list(sides) + [0] * (4 - len(sides))), node)
+    left, right, top, bottom = tuple(sides) + (0,) * (4 - len(sides))
+    return capture.add(Pad((top, bottom, left, right)), [x], node)
 
 
 def _max_pool(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
     x, kernel, stride, padding, dilation, ceil = args
     if len(capture.shape(x)) != 4 or _pair(dilation) != (1, 1) or ceil:
         return None
-    data = (_pair(kernel), _pair(stride or kernel), _pair(padding), False)
-    return capture.add("max_pool", [x], data, node)
+    return capture.add(MaxPool(_pair(kernel), _pair(stride or kernel), _sides(padding)), [x], node)
 
 
 def _linear(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
@@ -218,7 +227,7 @@ def _linear(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
     w, b = capture.fixed(weight), None if bias is None else capture.fixed(bias)
     if w is None or (bias is not None and b is None) or len(capture.shape(x)) != 2:
         return None
-    return capture.add("linear", [x], Linear(w, b), node)
+    return capture.add(Linear(w, b), [x], node)
 
 
 PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
@@ -226,10 +235,10 @@ SHAPED = frozenset({aten.view.default, aten.reshape.default, aten.expand.default
 
 
 def may_fix(node: fx.Node) -> bool:
-    """Whether a node's reader may be given its sizes as they are in the captured call.
+    """Whether a node's reader may replace its sizes by their values in the captured call.
 
-    Those of views look at shapes alone. The pad of a convolution moves into its block, which is worth more than other
-    sizes are (there the given model answers where they need other pads).
+    Readers of views look at shapes alone. The pad of a convolution moves into its block: speed at this size counts more
+    than other sizes. (Where another size needs other pads, the given model answers.)
     """
     return node.target in SHAPED or (node.target in PADS and all("conv2d" in str(user.target) for user in node.users))
 
@@ -245,7 +254,7 @@ READERS: dict[Any, Reader] = {
     aten.clone.default: _same_value, aten.alias.default: _same_value, aten.detach.default: _same_value,
     aten.contiguous.default: _same_value, aten.dropout.default: _same_value, aten.lift_fresh_copy.default: _same_value,
     aten.to.dtype: _same_dtype, aten._to_copy.default: _same_dtype, aten.expand.default: _same_dtype,
-    aten.add.Tensor: _binary("add"), aten.mul.Tensor: _binary("mul"),
+    aten.add.Tensor: _binary(multiplies=False), aten.mul.Tensor: _binary(multiplies=True),
     aten.cat.default: _cat, aten.slice.Tensor: _slice,
     aten.split_with_sizes.default: _split, aten.split.Tensor: _split, aten.chunk.default: _split,
     aten.mean.dim: _mean, aten.adaptive_avg_pool2d.default: _adaptive, aten.sum.dim_IntList: _sum,

@@ -1,7 +1,7 @@
-"""Sizes that stay open: a program that has the example's lengths in it is captured once more with symbols for them.
+"""Dynamic shapes: a program that contains lengths of the example is captured again with symbols for them.
 
-Most networks have none: convolutions, pools and averages take any size. What reshapes maps (attention, dynamic
-convolutions, windows) or fills a grid has, and would run at the example's size alone.
+Most networks contain none: convolutions, pools and averages take any size. Networks that reshape maps (attention,
+dynamic convolutions, windows) or fill a grid contain some, and would run at the example's size alone.
 """
 
 import inspect
@@ -15,41 +15,42 @@ from torch import Size, Tensor, nn
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
-from leanconv.engine.fused.ir.graph import Graph, Node
+from leanconv.engine.fused.ir.graph import Graph
+from leanconv.engine.fused.ir.kinds.call import Call
+from leanconv.engine.fused.ir.kinds.data_movement import Pad
 from leanconv.engine.workbench import Workbench
 
 aten = torch.ops.aten
-# The arguments of aten operators that are lengths of axes, or places on them; and numbers that may be made of lengths.
+# Arguments of aten operators that are lengths of axes, positions on them, or numbers computed from lengths.
 LENGTHS = frozenset({
     "size", "shape", "output_size", "start", "end", "length", "repeats", "sizes", "split_size", "split_sizes", "pad",
     "shifts", "other",
 })  # fmt: skip
-OPEN_END = 1 << 31  # a slice to the end is said with the largest number
-# Of the thread's time, that a capture with open height and width may take. Symbols grow from layer to layer where sizes
-# are padded or divided by a formula: tf_efficientnet_lite0 (TensorFlow's "same") takes 445 s of a Zen 4 core,
-# mobilevit_s 66 s, with the batch alone open 2.6 s; a ResNet-18 of ODConv 7 s.
+OPEN_END = 1 << 31  # a slice to the end has the largest number as its stop
+# Limit on the thread's time for a capture with dynamic height and width. Where a formula pads or divides sizes, symbols
+# grow from layer to layer: tf_efficientnet_lite0 (TensorFlow's "same") takes 445 s of a Zen 4 core, mobilevit_s 66 s
+# (2.6 s with a dynamic batch alone), a ResNet-18 of ODConv 7 s.
 OPENING_S = 5.0
 
 
 class TookTooLong(Exception):
-    """Capturing a model with open sizes was given up."""
+    """A capture with dynamic shapes exceeded its limit."""
 
 
 def holds_sizes(program: ExportedProgram, graph: Graph) -> bool:
-    """Whether the graph of a program may have lengths of its example in it (a length of its weights looks the same)."""
+    """Whether the graph may contain lengths of the example. (A length of a weight looks the same.)"""
     made = [n for n in program.graph.nodes if n.op == "call_function" and not n.all_input_nodes]
     if any(isinstance(value := n.meta.get("val"), Tensor) and value.numel() > 1 for n in made):
         return True
-    if any(node.kind == "pad" for node in graph.nodes):  # around no block: to bring a map to the size of another
+    if any(isinstance(node.op, Pad) for node in graph.nodes):  # around no block: it brings a map to another's size
         return True
-    return any(_is_length(value) for node in graph.nodes if node.kind == "call" for value in _lengths(node))
+    return any(_is_length(value) for node in graph.nodes if isinstance(node.op, Call) for value in _lengths(node.op))
 
 
-def _lengths(node: Node) -> Iterator[Any]:
+def _lengths(call: Call) -> Iterator[Any]:
     """The constants of a call that may be lengths."""
-    call = node.data
     if not isinstance(call.target, torch._ops.OpOverload) or call.target is aten.unflatten.int:
-        return  # the latter is what rewriting makes, of channels
+        return  # fusion adds unflatten, of channels
     arguments = call.target._schema.arguments
     named = [*zip((a.name for a in arguments), call.args, strict=False), *call.kwargs.items()]
     for name, value in named:
@@ -67,10 +68,10 @@ def _is_crop(value: Any) -> bool:
     return isinstance(value, int) and value < 0
 
 
-def opened(bench: Workbench, *, spatial: bool) -> tuple[ExportedProgram, list[Size]]:
-    """The workbench's model with open batch, and open height and width where it is `spatial`; and its own shapes.
+def capture_dynamic(bench: Workbench, *, spatial: bool) -> tuple[ExportedProgram, list[Size]]:
+    """The workbench's model with a dynamic batch (and height and width, if `spatial`), and the example's shapes.
 
-    It is traced with two samples at least: of one, PyTorch makes a constant. Raises TookTooLong.
+    The trace has at least two samples, because PyTorch takes one for a constant. Raises TookTooLong.
     """
     batch, tensors, axes = bench.tensors[0].shape[:1], [], {}
     for i, tensor in enumerate(bench.tensors):
@@ -85,7 +86,7 @@ def opened(bench: Workbench, *, spatial: bool) -> tuple[ExportedProgram, list[Si
 
 
 class _OpenGrids(TorchFunctionMode):
-    """`torch.linspace` over a length that stays open, by what can have one: it takes whole numbers alone itself."""
+    """Replaces `torch.linspace` over a symbolic length, which PyTorch does not take, by operators that take one."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.linspace:
@@ -99,7 +100,7 @@ class _OpenGrids(TorchFunctionMode):
 def _linspace(
     start: Any, end: Any, steps: Any, *, dtype: torch.dtype | None = None, device: Any = None, **rest: Any
 ) -> Tensor:
-    """As PyTorch computes it: from both ends to the middle."""
+    """PyTorch's own formula: from both ends to the middle."""
     dtype = torch.get_default_dtype() if dtype is None else dtype
     at = torch.arange(steps, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=device)
     step = (end - start) / torch.sym_max(steps - 1, 1)
@@ -108,7 +109,7 @@ def _linspace(
 
 @contextmanager
 def _no_longer_than(seconds: float, model: nn.Module) -> Iterator[None]:
-    """Layers of the model give up once the thread has computed for so long."""
+    """Raise TookTooLong from the next layer once the thread has computed for so long."""
     end = time.thread_time() + seconds
 
     def look(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""From an exported program to the engine's graph: constants computed once, every spelling of a thing made one."""
+"""From an exported program to the engine's graph: constants are computed once, aten operators become ops."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,13 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from leanconv.deploy.program import quiet
 from leanconv.engine.fused.capture.aten import READERS, Reader, aten, may_fix
-from leanconv.engine.fused.ir.graph import Call, Graph, Length, Node, Ref, constant
+from leanconv.engine.fused.ir.graph import Graph, Node, Op
+from leanconv.engine.fused.ir.kinds.call import Call, Ref
+from leanconv.engine.fused.ir.kinds.values import Constant, Input, Length, Size, constant
 
 
 class NotCaptured(Exception):
-    """Why a program cannot be run as a graph of this engine."""
+    """The program cannot run as a graph of this engine; the message says why."""
 
 
 def to_graph(
@@ -27,8 +29,8 @@ def to_graph(
     """The flat program of the workbench as a graph. Raises NotCaptured for programs that write into what they read.
 
     Args:
-        shapes: of a program with open sizes, those of the call that it is made for (default: those it was traced with).
-        plain: operators of the program, by name, that stay calls of PyTorch's, and why.
+        shapes: the inputs' shapes in the call, for a program with dynamic shapes (default: those of the trace).
+        plain: operators that stay calls of PyTorch -> why.
     """
     graph = Capture(decomposed(program), shapes, plain).graph()
     graph.source = program, shapes
@@ -39,7 +41,7 @@ _DECOMPOSED: WeakKeyDictionary[ExportedProgram, ExportedProgram] = WeakKeyDictio
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
-    """The program in core operators; made once, for it takes seconds and each number type asks for it."""
+    """The program in core operators. Cached: it takes seconds, and each dtype asks for it."""
     if program not in _DECOMPOSED:
         with quiet():
             _DECOMPOSED[program] = program.run_decompositions({})
@@ -47,10 +49,10 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
 
 
 class Capture:
-    """One program being read: `of` maps its values to ours (a list where a reader made several, None for asserts).
+    """The capture of one program. `of` maps its values to nodes: a list for several results, None for an assertion.
 
-    Where the program has open sizes, what is decided by shapes is decided by those it was traced with, and nodes have
-    the shapes of the call that they are made for: a batch of one is traced as two, lest it be taken for a constant.
+    With dynamic shapes, decisions follow the traced shapes, but nodes have the shapes of the call. The two differ: a
+    batch of one is traced as two, because PyTorch would take it for a constant.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Capture:
     ) -> None:
         self.program, self.shapes = program, shapes
         self.plain = dict(plain or {})
-        self.symbols: dict[Any, int] = {}  # their values in the call
+        self.symbols: dict[Any, int] = {}  # symbol -> its value in the call
         self.nodes: list[Node] = []
         self.of: dict[fx.Node, Any] = {}
 
@@ -77,7 +79,7 @@ class Capture:
                 source = next(specs)
                 if source.kind is InputKind.USER_INPUT:
                     self.meet(node, len(inputs))
-                    self.of[node] = self.add("input", [], len(inputs), node)
+                    self.of[node] = self.add(Input(len(inputs)), [], node)
                     inputs.append(self.of[node])
                 else:
                     self.of[node] = constant(held[source.target].detach(), node.name)
@@ -91,13 +93,13 @@ class Capture:
         graph.tidy()
         return graph
 
-    def add(self, kind: str, inputs: list[Any], data: Any, like: fx.Node, shape: Any = None) -> Node:
-        """A node of ours, with the shape and dtype of the program's node unless another shape is given."""
+    def add(self, op: Op, inputs: list[Any], like: fx.Node, shape: Any = None) -> Node:
+        """A new node, by default with the shape of the program's node; always with its dtype."""
         value = like.meta.get("val")
         shape = value.shape if shape is None and isinstance(value, Tensor) else shape or ()
         dtype = value.dtype if isinstance(value, Tensor) else torch.float32
         sources = [self.value(x) for x in inputs]
-        made = Node(kind, sources, data, tuple(map(self.here, shape)), dtype, like.name)
+        made = Node(op, sources, tuple(map(self.here, shape)), dtype, like.name)
         self.nodes.append(made)
         return made
 
@@ -108,50 +110,50 @@ class Capture:
         return found
 
     def fixed(self, x: Any) -> Tensor | None:
-        """The tensor behind an argument, where it is a constant."""
+        """The tensor of an argument that is constant; None for others."""
         found = self.of.get(x) if isinstance(x, fx.Node) else x
-        return found.data if isinstance(found, Node) and found.kind == "constant" else None
+        return found.op.value if isinstance(found, Node) and isinstance(found.op, Constant) else None
 
     def shape(self, x: fx.Node) -> tuple[int, ...]:
-        """Of the traced call."""
+        """The shape in the traced call."""
         return tuple(size if isinstance(size, int) else size.node.hint for size in x.meta["val"].shape)
 
     def same_sizes(self, x: fx.Node, y: fx.Node) -> bool:
-        """Whether two values have one shape in every call."""
+        """Whether two values have the same shape in every call."""
         return [*map(_expression, x.meta["val"].shape)] == [*map(_expression, y.meta["val"].shape)]
 
     def meet(self, placeholder: fx.Node, index: int) -> None:
-        """Note what the symbols in an input's shape are in the call."""
+        """Bind the symbols in an input's shape to the lengths of the call."""
         if self.shapes is not None:
             for size, length in zip(placeholder.meta["val"].shape, self.shapes[index], strict=True):
                 if not isinstance(size, int):
                     self.symbols[size.node.expr] = length
 
     def here(self, size: Any) -> Any:
-        """A number of the program as it is in the call."""
+        """The value of a number of the program in the call."""
         if not isinstance(size, torch.SymInt | torch.SymFloat):
             return size
         value: Any = size.node.expr.xreplace(self.symbols) if self.symbols else size.node.hint
         return int(value) if isinstance(size, torch.SymInt) else float(value)
 
     def size(self, node: fx.Node) -> Node:
-        """A number that the program computes from the lengths of its inputs."""
+        """The node of a number that the program computes from the lengths of its inputs."""
         value = self.here(node.meta["val"])
         if node.target is aten.sym_size.int:
             source, axis = node.args
             place: Any = self.of[source]  # type: ignore[index]
-            how: Any = Length(place.data, axis) if place.kind == "input" else None  # type: ignore[arg-type]
+            how: Any = Length(place.op.index, axis) if isinstance(place.op, Input) else None  # type: ignore[arg-type]
             sources: list[fx.Node] = []
         else:
             how, sources = _call(node)
-        if how is None or any(self.value(x).kind != "size" for x in sources):
+        if how is None or not all(map(self.is_size, sources)):
             raise NotCaptured(f"{node.target} of what is computed in the program")
-        made = Node("size", [self.value(x) for x in sources], (value, how), (), torch.int64, f"size{len(self.nodes)}")
+        made = Node(Size(value, how), [self.value(x) for x in sources], (), torch.int64, f"size{len(self.nodes)}")
         self.nodes.append(made)
         return made
 
     def is_size(self, x: fx.Node) -> bool:
-        return isinstance(found := self.of[x], Node) and found.kind == "size"
+        return isinstance(found := self.of[x], Node) and isinstance(found.op, Size)
 
     def read(self, node: fx.Node) -> Any:
         if "_assert" in str(node.target):
@@ -160,21 +162,21 @@ class Capture:
             return self.size(node)
         sources = list(node.all_input_nodes)
         known = [self.of[x] for x in sources]
-        if all(isinstance(x, Node) and x.kind == "constant" for x in known):
+        if all(isinstance(x, Node) and isinstance(x.op, Constant) for x in known):
             return self.computed(node)
         if node.target is operator.getitem and isinstance(known[0], list):
-            return known[0][node.args[1]]  # type: ignore[index]  # a reader made several values
+            return known[0][node.args[1]]  # type: ignore[index]  # one of several results
         args, reader = _arguments(node), READERS.get(node.target)
-        if any(isinstance(x, Node) and x.kind == "size" for x in known):
+        if any(map(self.is_size, sources)):
             reader = reader if may_fix(node) else None
-            args = fx.node.map_arg(args, lambda x: self.of[x].data[0] if self.is_size(x) else x)
+            args = fx.node.map_arg(args, lambda x: self.of[x].op.value if self.is_size(x) else x)
         made = None
         if reader is not None and args is not None and node.name not in self.plain:
             made = self.tried(reader, node, args)
         return self.call(node) if made is None else made
 
     def tried(self, reader: Reader, node: fx.Node, args: tuple[Any, ...]) -> Any:
-        """What a reader makes of an operator; None where it cannot, which is then known and left to PyTorch."""
+        """The reader's nodes for an operator; None where the reader fails, and the operator stays a call."""
         count = len(self.nodes)
         try:
             return reader(self, node, args)
@@ -186,10 +188,10 @@ class Capture:
             return None
 
     def computed(self, node: fx.Node) -> Any:
-        """What depends on constants alone, now."""
+        """Constant folding: the result of an operator whose inputs are all constants."""
 
         def of(x: fx.Node) -> Any:
-            return self.of[x].data
+            return self.of[x].op.value
 
         args, kwargs = fx.node.map_arg(node.args, of), fx.node.map_arg(node.kwargs, of)
         made = node.target(*args, **kwargs)  # type: ignore[operator]
@@ -198,7 +200,7 @@ class Capture:
         return [constant(x, node.name) for x in made]
 
     def call(self, node: fx.Node) -> Node:
-        """Any other operator, as it is; views become copies where the layout wants it."""
+        """A call of any other operator. `view` becomes `reshape`, which copies where the layout requires it."""
         target: Any = node.target
         if target in (aten.view.default, aten._unsafe_view.default):
             target = aten.reshape.default
@@ -207,16 +209,16 @@ class Capture:
         call, sources = _call(node)
         if "as_strided" in str(target):
             laid = self.as_traced(node.args[0])  # type: ignore[arg-type]
-            return self.add("call", [laid, *sources[1:]], replace(call, target=target), node)
-        return self.add("call", sources, replace(call, target=target), node)
+            return self.add(replace(call, target=target), [laid, *sources[1:]], node)
+        return self.add(replace(call, target=target), sources, node)
 
     def as_traced(self, x: fx.Node) -> Node:
-        """A value that lies in memory as the program has it: what is read by strides depends on that."""
+        """A copy of a value with the strides of the trace, for an operator that reads memory by strides."""
         value = x.meta["val"]
         strides, held = value.stride(), value.untyped_storage().nbytes()
         if not isinstance(held, int) or value.storage_offset() or held != value.numel() * value.itemsize:
             raise NotCaptured("the model reads memory by strides (as_strided) beside a value of its own")
-        return self.add("call", [x], Call(partial(_laid_out, strides), (Ref(0),)), x)
+        return self.add(Call(partial(_laid_out, strides), (Ref(0),)), [x], x)
 
 
 def _laid_out(strides: Sequence[int], x: Tensor) -> Tensor:
@@ -224,7 +226,7 @@ def _laid_out(strides: Sequence[int], x: Tensor) -> Tensor:
 
 
 def _call(node: fx.Node) -> tuple[Call, list[fx.Node]]:
-    """The program's call with places for what it reads, and that."""
+    """The program's call with a `Ref` for each input, and the inputs."""
     sources: list[fx.Node] = []
 
     def place(x: fx.Node) -> Any:
@@ -240,7 +242,7 @@ def _expression(size: Any) -> Any:
 
 
 def _arguments(node: fx.Node) -> tuple[Any, ...] | None:
-    """All arguments by position, defaults filled in; None for what is no aten operator."""
+    """All arguments by position, with defaults; None if the target is no aten operator."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
     arguments = node.target._schema.arguments

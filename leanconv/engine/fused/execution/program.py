@@ -9,8 +9,9 @@ from torch import Tensor
 
 from leanconv.engine.fused.execution.memory_plan import Step
 from leanconv.engine.fused.execution.session import LayoutChanged, Plan, handed_out, storage
-from leanconv.engine.fused.ir.graph import UNRUN, Graph, Length, Node
-from leanconv.engine.fused.lowering.implementations import Run, plain_implementation
+from leanconv.engine.fused.ir.graph import Graph, Node, Run
+from leanconv.engine.fused.ir.kinds.values import AverageOf, Constant, Length, Size
+from leanconv.engine.fused.lowering.implementations import plain_implementation
 from leanconv.engine.fused.lowering.kernels import KernelRun
 from leanconv.kernels import to_channels_last, to_contiguous
 
@@ -31,12 +32,13 @@ class Program:
         for node in (*graph.inputs, *graph.nodes):
             place.setdefault(node, len(place))
         self.places, self._size = place, len(place)
-        self._fixed = {place[node]: node.data for node in graph.nodes if node.kind == "constant"}
-        self._sizes = [(place[x], x.data[1], [place[y] for y in x.inputs]) for x in graph.nodes if x.kind == "size"]
+        self._fixed = {place[node]: node.op.value for node in graph.nodes if isinstance(node.op, Constant)}
+        sizes = [(node, node.op.how) for node in graph.nodes if isinstance(node.op, Size)]
+        self._sizes = [(place[x], how, [place[y] for y in x.inputs]) for x, how in sizes]
         self._held = frozenset(storage(x) for x in self._fixed.values())
         self._dtypes = [node.dtype for node in graph.inputs]
         before, read = self._before(graph, runs)
-        seconds = {node.inputs[0]: place[node] for node in graph.nodes if node.kind == "second"}
+        seconds = {node.inputs[0]: place[node] for node in graph.nodes if isinstance(node.op, AverageOf)}
         freed = _last_readers(graph)
         self.steps = before + [
             Step(
@@ -45,17 +47,17 @@ class Program:
                 place[node],
                 seconds.get(node, -1),
                 tuple(place[x] for x in freed.get(node, ())),
-                node.kind in ("call", "slice", "shuffle"),
+                node.op.may_alias,
             )
             for node in graph.nodes
-            if node.kind not in UNRUN
+            if node.op.is_step
         ]
         self._outputs = [read[node] for node in graph.outputs]
         for i, node in enumerate(graph.outputs):
             if any(planes[i : i + 1]) and len(node.shape) == 4 and node.shape[1] > 1 < node.shape[2] * node.shape[3]:
                 self._outputs[i] = self._changed(to_contiguous, read[node], self.steps)
-        self._nodes = {place[node]: node for node in graph.nodes if node.kind not in UNRUN}
-        self.left_out: dict[str, str] = {}  # steps that failed and run in PyTorch since, and why
+        self._nodes = {place[node]: node for node in graph.nodes if node.op.is_step}
+        self.left_out: dict[str, str] = {}  # steps that failed and are PyTorch's since, and why
         self._plans: dict[Hashable, Plan] = {}
         self._unplanned: set[Hashable] = set()  # shapes that no plan can run
         self._waiting: dict[Hashable, int] = {}  # shapes without a plan: how often they came
@@ -213,8 +215,10 @@ class Program:
         """The sizes in the graph as they are in this call, by their places."""
         found: dict[int, Any] = {}
         for at, how, reads in self._sizes:
-            length = isinstance(how, Length)
-            found[at] = given[how.tensor].shape[how.axis] if length else how(*[found[i] for i in reads])
+            if isinstance(how, Length):
+                found[at] = given[how.tensor].shape[how.axis]
+            else:
+                found[at] = how(*[found[i] for i in reads])
         return found
 
 
@@ -237,13 +241,13 @@ def _last_readers(graph: Graph) -> dict[Node, list[Node]]:
     """For each node the values that no later node needs. Inputs, outputs and constants stay."""
     last: dict[Node, Node] = {}
     for node in graph.nodes:
-        if node.kind == "second":
-            last[node] = node.inputs[0]  # until something reads it
+        if isinstance(node.op, AverageOf):
+            last[node] = node.inputs[0]  # until somebody reads it
             continue
         last[node] = node
         for source in node.inputs:
             last[source] = node
-    kept = {*graph.inputs, *graph.outputs, *(node for node in graph.nodes if node.kind in ("constant", "size"))}
+    kept = {*graph.inputs, *graph.outputs, *(node for node in graph.nodes if isinstance(node.op, Constant | Size))}
     freed: dict[Node, list[Node]] = {}
     for source, reader in last.items():
         if source not in kept:

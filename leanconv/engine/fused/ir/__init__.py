@@ -1,1 +1,1 @@
-"""The intermediate representation: graphs, and the blocks that their nodes hold."""
+"""The intermediate representation: the graph (graph.py) and the kinds of its nodes (kinds/)."""

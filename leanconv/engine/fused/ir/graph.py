@@ -1,45 +1,73 @@
-"""The engine's own graph: few kinds of nodes, constants held by the node, values in execution order.
+"""The engine's own graph: a node is one value, its `Op` says how it is computed (the kinds: `ir/kinds/`).
 
-| kind | inputs | data |
-|---|---|---|
-| input | - | its place in the call |
-| constant | - | the tensor |
-| size | other sizes | its value in the captured call, and the `Length` or `Call` that gives it in another |
-| block | pieces of one concatenation, then residual and gate where it has them | `Block` |
-| gated | a, average of a, pieces of b's input, their averages | `Gated` |
-| upsample | x | `Upsample`: transposed convolution 2x2 with stride 2 |
-| affine | x | scale, shift per channel |
-| act | x | the activation's name |
-| scale | x, gate `N C 1 1` | - |
-| add | x, y of one shape | - |
-| cat | pieces | - (channels) |
-| slice | x | start, stop (channels) |
-| shuffle | x | a, b: channel i·b + j becomes channel j·a + i |
-| average | x `N C H W` | - : `N C 1 1` |
-| pad | x | left, right, top, bottom zeros |
-| max_pool | x | kernel, stride, padding, whether its average is wanted |
-| second | a block or gated sum | - : its average |
-| linear | x `N C` | `Linear` |
-| sum | x `N C H W` | - : over height and width |
-| cast | x | the dtype |
-| call | any | an aten operator with its arguments |
+Values stand in execution order. Constants are nodes; weights belong to the op that reads them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+
+from leanconv.ops.forms import Form
+
+T = TypeVar("T")  # a node's input, or what stands for it: its place in a program
+Run = Callable[..., Any]  # a function of a node's inputs that gives its value
+Primitive = tuple[Form, list[Tensor]]  # a form of `leanconv.ops`, and its weights in the order that the form states
+
+
+class Op:
+    """What a node computes. Each kind of node is a subclass, and brings all that passes and lowering ask of it.
+
+    A kind with more than one implementation is listed in `lowering/implementations.py`.
+    """
+
+    is_step: ClassVar[bool] = True  # False: a call computes nothing for it
+    is_free: ClassVar[bool] = False  # a kernel could read or write in place: no bytes in a roofline
+    may_alias: ClassVar[bool] = False  # its result may be a view of its input
+    in_float32: ClassVar[bool] = False  # it stays float32 where maps are stored in bfloat16
+    any_operand_decides: ClassVar[bool] = False  # one input in bfloat16 suffices; otherwise the first one decides
+
+    def operand_dtypes(self, node: "Node") -> list[torch.dtype]:
+        """The dtype that each input must have."""
+        return [node.dtype] * len(node.inputs)
+
+    def verify(self, node: "Node") -> str:
+        """Why the node is malformed: its inputs do not give its shape. "" if they do."""
+        return ""
+
+    def work(self, node: "Node") -> tuple[int, int]:
+        """Multiply-adds of the node, and the numbers that it must read and write."""
+        return 0, node.traffic
+
+    def primitive(self, node: "Node") -> Primitive | None:
+        """The primitive of `leanconv.ops` that computes the node; None where none does."""
+        return None
+
+    def maps(self, inputs: Sequence[T]) -> list[T | None]:
+        """The inputs that the primitive takes as maps, in its order; None for an optional map that is missing."""
+        return list(inputs)
+
+    def averages(self, inputs: Sequence[T]) -> list[T]:
+        """The inputs that the primitive takes as averages of maps, in its order."""
+        return []
+
+
+class TorchOp(Op):
+    """An op that one function of PyTorch computes."""
+
+    def in_torch(self, node: "Node") -> Run:
+        """That function, with the weights in the node's dtype."""
+        raise NotImplementedError(f"{type(self).__name__} has no function of PyTorch")
 
 
 @dataclass(eq=False)
 class Node:
     """One value of the graph and how it is computed. `shape` is that of the captured call."""
 
-    kind: str
+    op: Op
     inputs: list["Node"]
-    data: Any
     shape: tuple[int, ...]
     dtype: torch.dtype
     name: str = ""
@@ -48,52 +76,23 @@ class Node:
     def channels(self) -> int:
         return self.shape[1]
 
+    @property
+    def numbers(self) -> int:
+        """Elements of the value."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def traffic(self) -> int:
+        """Elements of the value and of all inputs, each counted once."""
+        return self.numbers + sum(x.numbers for x in dict.fromkeys(self.inputs))
+
     def __repr__(self) -> str:
         sizes = "x".join(map(str, self.shape))
-        data = "" if isinstance(self.data, Tensor) else repr(self.data)
-        return f"{self.name} = {self.kind}({', '.join(x.name for x in self.inputs)}) {sizes} {data}"
+        return f"{self.name} = {self.op!r}({', '.join(x.name for x in self.inputs)}) {sizes}"
 
 
-UNRUN = frozenset({"input", "constant", "size", "second"})  # kinds that are no step of a call
-Users = dict[Node, list[Node]]  # who reads each node; None stands for the caller
-
-
-@dataclass(frozen=True)
-class Ref:
-    """The place of a node's input inside the arguments of a `call`."""
-
-    place: int
-
-
-@dataclass(frozen=True)
-class Call:
-    """An aten operator and its arguments; `Ref` stands where an input goes."""
-
-    target: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, *inputs: Any) -> Any:
-        def fill(value: Any) -> Any:
-            if isinstance(value, Ref):
-                return inputs[value.place]
-            return type(value)(map(fill, value)) if isinstance(value, list | tuple) else value
-
-        return self.target(*fill(self.args), **{key: fill(value) for key, value in self.kwargs.items()})
-
-    def __repr__(self) -> str:
-        return str(self.target)
-
-
-@dataclass(frozen=True)
-class Length:
-    """The length of an axis of one of the graph's inputs."""
-
-    tensor: int
-    axis: int
-
-
-Saved = tuple[list[Node], list[Node], list[tuple[Node, str, list[Node], Any]]]
+Users = dict[Node, list[Node]]  # the readers of each node; None stands for the caller
+Saved = tuple[list[Node], list[Node], list[tuple[Node, Op, list[Node]]]]
 
 
 @dataclass
@@ -103,26 +102,25 @@ class Graph:
     nodes: list[Node]
     inputs: list[Node]
     outputs: list[Node]
-    left_out: dict[str, str] = field(default_factory=dict)  # what stays as the program has it, and why
+    left_out: dict[str, str] = field(default_factory=dict)  # parts that stay as the program has them -> why
     source: tuple[Any, ...] = ()  # the program that it was read from, and the sizes of the call
 
     def leave(self, node: Node, why: str) -> None:
-        """Note that what stands around `node` stays as it is."""
+        """Note why the nodes around `node` stay as they are."""
         sizes = "x".join(map(str, node.shape))
         self.left_out.setdefault(f"{node.name} {sizes}", why)
 
-    def saved(self) -> "Saved":
+    def saved(self) -> Saved:
         """All that rules may change, for `restore`."""
-        held = [(node, node.kind, list(node.inputs), node.data) for node in self.nodes]
-        return list(self.nodes), list(self.outputs), held
+        return list(self.nodes), list(self.outputs), [(node, node.op, list(node.inputs)) for node in self.nodes]
 
-    def restore(self, saved: "Saved") -> None:
+    def restore(self, saved: Saved) -> None:
         self.nodes, self.outputs = list(saved[0]), list(saved[1])
-        for node, kind, inputs, data in saved[2]:
-            node.kind, node.inputs, node.data = kind, list(inputs), data
+        for node, op, inputs in saved[2]:
+            node.op, node.inputs = op, list(inputs)
 
-    def users(self) -> dict[Node, list[Node]]:
-        """Who reads each node, once for every reading; an output is read by the caller (a None is counted)."""
+    def users(self) -> Users:
+        """The readers of each node, one entry a reading. The caller reads the outputs, and is listed as None."""
         found: dict[Node, list[Any]] = {node: [] for node in self.nodes}
         for node in self.nodes:
             for source in node.inputs:
@@ -132,7 +130,7 @@ class Graph:
         return found
 
     def replace(self, old: Node, new: Node) -> None:
-        """Everybody who read `old` reads `new`; `old` stays where it stands until `tidy`."""
+        """Let all readers of `old` read `new`; `old` keeps its place until `tidy`."""
         for node in self.nodes:
             if node is not new:
                 node.inputs = [new if x is old else x for x in node.inputs]
@@ -144,7 +142,7 @@ class Graph:
         return new
 
     def tidy(self) -> None:
-        """Forget what nobody reads, and bring the rest into an order that can be run."""
+        """Remove nodes that nothing reads, and sort the rest into an order that can be run."""
         done: dict[Node, None] = dict.fromkeys(self.inputs)
         for output in self.outputs:
             _after_inputs(output, done)
@@ -185,13 +183,10 @@ def _runnable(nodes: Iterable[Node]) -> bool:
 
 
 def origin(node: Node) -> str:
-    """The name of the program's operator that a node stands for, or was made beside."""
+    """The name of the program's operator that a node was captured or derived from."""
     return node.name.split(".")[0].split("[")[0]
 
 
-def constant(value: Tensor, name: str = "") -> Node:
-    return Node("constant", [], value, tuple(value.shape), value.dtype, name)
-
-
 def only_user(node: Node, users: Users) -> bool:
+    """Whether the node has exactly one reader."""
     return len(users[node]) == 1

@@ -1,1 +1,1 @@
-"""From nodes to implementations: kernels, PyTorch's operators, and the autotuner that chooses."""
+"""From nodes to functions: the implementations of each kind (implementations.py), and the autotuner that chooses."""

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.engine.fused.ir.block import Block, Gated, Slices, Stage, Upsample
-from leanconv.engine.fused.ir.graph import UNRUN, Graph, Node
-from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, LAST, Implementation, Run
+from leanconv.engine.fused.ir.graph import Graph, Node, Op, Run
+from leanconv.engine.fused.ir.kinds.data_movement import Slice
+from leanconv.engine.fused.ir.kinds.values import Constant, Input, Size
+from leanconv.engine.fused.ir.stages import Branches, Stage
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, LAST, Implementation
 from leanconv.engine.fused.lowering.kernels import KernelRun, SplitRun
-from leanconv.engine.fused.lowering.report import BlockChoice, Blocks, calls
+from leanconv.engine.fused.lowering.report import TuningRecord, TuningReport, calls
 from leanconv.kernels import Target, backend
 from leanconv.measure.timing.latency import Timing, interleave, once_ms
 
@@ -43,9 +45,9 @@ def autotune(
     *,
     seconds: float,
     clock: str = "wall",
-    forms: Mapping[str, Sequence[Implementation]] = IMPLEMENTATIONS,
+    forms: Mapping[type[Op], Sequence[Implementation]] = IMPLEMENTATIONS,
     target: Target | None = None,
-) -> tuple[dict[Node, Run], Blocks]:
+) -> tuple[dict[Node, Run], TuningReport]:
     """A function for every node of the graph, and the table of times behind the choice.
 
     Args:
@@ -61,10 +63,10 @@ def autotune(
     seen: dict[Hashable, list[Any]] = {}
     unrun: dict[Node, str] = {}
     for node in list(graph.nodes):
-        if node.kind in UNRUN:
+        if not node.op.is_step:
             continue
-        choices = forms[node.kind]
-        key, label = (target, geometry(node)), repr(node.data)
+        choices = forms[type(node.op)]
+        key, label = (target, geometry(node)), repr(node.op)
         measured = {choices[0].name: 0.0} if len(choices) == 1 else _MEASURED.get(key)
         if measured is None:
             measured = _measure(node, choices, deadline, clock)
@@ -79,12 +81,12 @@ def autotune(
             seen.setdefault(key, [label, node.shape, measured, name, 0])[4] += 1
         if isinstance(run, SplitRun):
             runs[graph.put(run.head, at=node)] = run.first
-            node.inputs, node.data, run = run.tail.inputs, run.tail.data, run.second
+            node.inputs, node.op, run = run.tail.inputs, run.tail.op, run.second
         runs[node] = run
     if unrun:
         raise NothingRuns(unrun)
     rows = [
-        BlockChoice(
+        TuningRecord(
             label,
             shape,
             count,
@@ -94,19 +96,19 @@ def autotune(
         )
         for label, shape, measured, name, count in seen.values()
     ]
-    return runs, Blocks(rows, clock, left_out=graph.left_out | calls(graph))
+    return runs, TuningReport(rows, clock, left_out=graph.left_out | calls(graph))
 
 
-def _compile(graph: Graph, forms: Mapping[str, Sequence[Implementation]], target: Target | None) -> None:
+def _compile(graph: Graph, forms: Mapping[type[Op], Sequence[Implementation]], target: Target | None) -> None:
     """Compile the kernels of all implementations of all nodes that were not measured before, on several cores."""
     if backend().why_not():
         return
     with backend().compiling_ahead():
         for node in graph.nodes:
-            if node.kind in UNRUN or len(forms[node.kind]) < 2 or (target, geometry(node)) in _MEASURED:
+            if not node.op.is_step or len(forms[type(node.op)]) < 2 or (target, geometry(node)) in _MEASURED:
                 continue
             inputs = [sample(x, empty=True) for x in node.inputs]
-            for form in forms[node.kind]:
+            for form in forms[type(node.op)]:
                 with contextlib.suppress(Exception):  # the error shows when it is measured
                     run = form.make(node)
                     if isinstance(run, KernelRun | SplitRun):
@@ -236,18 +238,15 @@ def agrees(seen: Any, want: Any, tolerance: float) -> bool:
 
 def sample(node: Node, *, empty: bool = False) -> Tensor:
     """A value like the node's result, or memory for one; a slice as a view."""
-    if node.kind == "constant":
-        return node.data  # type: ignore[no-any-return]
-    if node.kind == "size":
-        return node.data[0]  # type: ignore[no-any-return]
-    if node.kind == "slice" and node.shape[2:] != (1, 1):
-        start, stop = node.data
-        return sample(node.inputs[0], empty=empty).narrow(1, start, stop - start)
+    if isinstance(node.op, Constant | Size):
+        return node.op.value  # type: ignore[return-value]
+    if isinstance(node.op, Slice) and node.shape[2:] != (1, 1):
+        return sample(node.inputs[0], empty=empty).narrow(1, node.op.start, node.op.stop - node.op.start)
     if empty or not node.dtype.is_floating_point:
         made = (torch.empty if empty else torch.zeros)(node.shape, dtype=node.dtype)
     else:
         made = _drawn(math.prod(node.shape), node.dtype).view(node.shape)
-    if len(node.shape) != 4 or node.kind == "input":  # an image comes in planes
+    if len(node.shape) != 4 or isinstance(node.op, Input):  # an image comes in planes
         return made
     return made.contiguous(memory_format=LAST)
 
@@ -260,16 +259,16 @@ def _drawn(count: int, dtype: torch.dtype) -> Tensor:
 
 def geometry(node: Node) -> Hashable:
     """All that decides how fast a node runs: everything but its weights' values."""
-    inputs = tuple((x.shape, x.kind == "slice" and x.inputs[0].shape) for x in node.inputs)
-    return node.kind, node.dtype, torch.get_num_threads(), inputs, _sizes(node.data)
+    inputs = tuple((x.shape, isinstance(x.op, Slice) and x.inputs[0].shape) for x in node.inputs)
+    return node.dtype, torch.get_num_threads(), inputs, _sizes(node.op)
 
 
 def _sizes(data: Any) -> Hashable:
     match data:
         case Tensor():
             return tuple(data.shape)
-        case Stage() | Slices() | Block() | Gated() | Upsample():
-            return type(data).__name__, tuple(_sizes(getattr(data, name)) for name in data.__dataclass_fields__)
+        case Stage() | Branches() | Op():
+            return type(data).__name__, tuple(_sizes(value) for value in vars(data).values())
         case tuple() | list():
             return tuple(map(_sizes, data))
     return repr(data)

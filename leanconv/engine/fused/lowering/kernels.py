@@ -9,13 +9,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from leanconv.engine.fused.ir.block import Block
 from leanconv.engine.fused.ir.graph import Node
+from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.lowering.primitives import primitive
 from leanconv.kernels import Target, backend
 from leanconv.kernels.interface import Bound, Launch, Prepared
 from leanconv.ops.forms import Form
-from leanconv.ops.grouped import Grouped
 
 T = TypeVar("T")  # a tensor, or what stands for it: its place in a program
 
@@ -47,20 +46,14 @@ class KernelRun:
 
     def __init__(self, node: Node, bound: Bound, form: Form) -> None:
         self.bound, self.average = bound, form.average
-        self._kind, self._data, self._grouped = node.kind, node.data, isinstance(form, Grouped)
-        self.gate = node.kind == "block" and node.data.gate
+        self._op = node.op
+        self.gate = isinstance(node.op, Block) and node.op.gate
 
     def maps(self, inputs: Sequence[T]) -> list[T | None]:
-        if self._kind == "gated":
-            return [inputs[0], *inputs[2 : 2 + self._data.pieces]]
-        if self._kind != "block":
-            return list(inputs)
-        pieces = self._data.pieces
-        found = [*inputs[:pieces], inputs[pieces] if self._data.residual else None]
-        return found if self._grouped else [*found, inputs[-1] if self.gate else None]
+        return self._op.maps(inputs)
 
     def averages(self, inputs: Sequence[T]) -> list[T]:
-        return [inputs[1], *inputs[2 + self._data.pieces :]] if self._kind == "gated" else []
+        return self._op.averages(inputs)
 
     def _flat(self, maps: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The maps as the primitive takes them: its gate is `N C`, without height and width."""
@@ -131,39 +124,39 @@ class SplitRun:
     """
 
     def __init__(self, node: Node, finish: Finish | None, target: Target | None) -> None:
-        block: Block = node.data
-        pieces = node.inputs[: block.pieces]
-        h, w = pieces[0].shape[2:]
+        block: Block = node.op  # type: ignore[assignment]
+        maps = node.inputs[: block.concat]
+        h, w = maps[0].shape[2:]
         for stage in block.stages[:-1]:
             h, w = stage.size(h, w)
         shape = (node.shape[0], block.stages[-2].o, h, w)
-        head = Block(block.stages[:-1], block.pieces)
-        self.head = Node("block", pieces, head, shape, node.dtype, f"{node.name}.stencils")
-        tail = replace(block, stages=block.stages[-1:], pieces=1)
-        inputs = [self.head, *node.inputs[block.pieces :]]
-        self.tail = Node("block", inputs, tail, node.shape, node.dtype, node.name)
-        self.pieces = block.pieces
+        head = Block(block.stages[:-1], block.concat)
+        self.head = Node(head, maps, shape, node.dtype, f"{node.name}.stencils")
+        tail = replace(block, stages=block.stages[-1:], concat=1)
+        inputs = [self.head, *node.inputs[block.concat :]]
+        self.tail = Node(tail, inputs, node.shape, node.dtype, node.name)
+        self.concat = block.concat
         first, second = kernel(self.head, target), finish(self.tail) if finish else kernel(self.tail, target)
         if first is None or second is None:
             raise ValueError("no kernel for a part of it")
         self.first, self.second = first, second
 
     def __call__(self, *inputs: Tensor) -> Any:
-        return self.second(self.first(*inputs[: self.pieces]), *inputs[self.pieces :])
+        return self.second(self.first(*inputs[: self.concat]), *inputs[self.concat :])
 
     def meet(self, inputs: Sequence[Tensor]) -> None:
         """Prepare both for inputs like these."""
-        self.first.meet(inputs[: self.pieces])
+        self.first.meet(inputs[: self.concat])
         if isinstance(self.second, KernelRun):
             between = torch.empty(self.head.shape, dtype=self.head.dtype).contiguous(memory_format=torch.channels_last)
-            self.second.meet([between, *inputs[self.pieces :]])
+            self.second.meet([between, *inputs[self.concat :]])
 
     def launch(self, inputs: Sequence[Tensor]) -> Callable[[], None] | None:
         """Both steps as a plan runs them, one after the other. For measuring."""
-        first, run = self.first.ready(inputs[: self.pieces]), self.second
+        first, run = self.first.ready(inputs[: self.concat]), self.second
         if first is None:
             return None
-        between = [first.result, *inputs[self.pieces :]]
+        between = [first.result, *inputs[self.concat :]]
         if isinstance(run, KernelRun):
             second = run.ready(between)
             return second and _launched([first, second])
@@ -178,7 +171,7 @@ class SplitRun:
 
 def split(node: Node, finish: Finish | None = None, target: Target | None = None) -> SplitRun | None:
     """Two steps for a block of stencils and a 1×1; None for other blocks, and where there are no kernels."""
-    block = node.data
+    block: Block = node.op  # type: ignore[assignment]
     if not _runs(node) or len(block.stages) < 2 or not block.stages[-1].pointwise:
         return None
     return None if block.parallel or primitive(node) is None else SplitRun(node, finish, target)

@@ -1,8 +1,8 @@
-"""Normalisations by statistics of the map itself, around a pivot.
+"""Normalisations by the map's own statistics, computed around a pivot.
 
-PyTorch's GroupNorm takes E[x²] - E[x]² of a map in channels_last, and nothing is left of it where the average is much
-larger than the spread: the result is wrong by 18 for a map of 100 ± 0.1. Less an average of the map, which changes no
-result, both terms are small.
+PyTorch's GroupNorm computes E[x²] - E[x]² of a channels_last map. Where the average is much larger than the spread,
+the difference cancels: for a map of 100 ± 0.1 the result is wrong by 18. Here an average is subtracted from the map
+first. That changes no result, and both terms stay small.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def _batch_statistics(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, mean + pivot, spread
 
 
-# By the operator that they stand for; arguments as it takes them.
+# The operator that each function replaces, with the same arguments.
 AROUND_A_PIVOT: dict[Any, Callable[..., Any]] = {
     aten.group_norm.default: _group_norm,
     aten._native_batch_norm_legit.no_stats: _batch_statistics,

@@ -1,4 +1,4 @@
-"""The table of blocks: what each runs in, and what of the network is left to PyTorch."""
+"""The tuning report: each block's times and chosen implementation, and the operators that PyTorch runs."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leanconv.engine.fused.ir.graph import Graph
+from leanconv.engine.fused.ir.kinds.call import Call
 from leanconv.measure.timing.latency import CLOCK_WORDS
 from leanconv.table import table
 
-# Calls that compute nothing.
+# Operators that compute nothing.
 VIEWS = frozenset({
     "alias", "detach", "expand", "flatten", "getitem", "movedim", "narrow", "permute", "reshape", "select", "slice",
     "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view",
@@ -17,14 +18,14 @@ VIEWS = frozenset({
 
 
 @dataclass(frozen=True)
-class BlockChoice:
-    """One row of the blocks' table: what was tried for the blocks of one geometry, and what they run in."""
+class TuningRecord:
+    """The blocks of one geometry: the implementations that were timed, and the chosen one."""
 
     block: str
     shape: tuple[int, ...]
     count: int
-    times_ms: Mapping[str, float]  # form -> median of a call
-    refused: Mapping[str, str]  # form -> why it was not timed
+    times_ms: Mapping[str, float]  # implementation -> median of a call
+    refused: Mapping[str, str]  # implementation -> why it was not timed
     chosen: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -39,22 +40,22 @@ class BlockChoice:
 
 
 @dataclass
-class Blocks:
-    """The table of blocks.
+class TuningReport:
+    """All tuning records of a network.
 
     Attributes:
-        clock: what the times were taken with (`measure.latency.CLOCKS`).
-        note: why there are no kernels among the forms, and how to get them; or "".
-        left_out: parts of the network that stay as the program has them -> why; operators without a kernel among them.
+        clock: the clock of the times (`measure.latency.CLOCKS`).
+        note: why no kernel was among the implementations, and how to get kernels; or "".
+        left_out: parts that were not fused, and operators without a kernel -> why.
     """
 
-    rows: list[BlockChoice] = field(default_factory=list)
+    rows: list[TuningRecord] = field(default_factory=list)
     clock: str = "wall"
     note: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> list[dict[str, Any]]:
-        left = [BlockChoice(part, (), 1, {}, {"fused": why}, "aten") for part, why in self.left_out.items()]
+        left = [TuningRecord(part, (), 1, {}, {"fused": why}, "aten") for part, why in self.left_out.items()]
         return [row.to_dict() for row in (*self.rows, *left)]
 
     def __str__(self) -> str:
@@ -78,8 +79,8 @@ class Blocks:
 
 
 def calls(graph: Graph) -> dict[str, str]:
-    """The operators that stay calls of PyTorch's, as `left_out` has them."""
-    names = (str(node.data).removeprefix("aten.").split(".")[0] for node in graph.nodes if node.kind == "call")
+    """The operators that stay calls of PyTorch, as entries of `left_out`."""
+    names = (str(node.op).removeprefix("aten.").split(".")[0] for node in graph.nodes if isinstance(node.op, Call))
     counts = Counter(name for name in names if name not in VIEWS and "getitem" not in name)
     return {f"{name} x{count}": "no kernel computes it" for name, count in counts.items()}
 

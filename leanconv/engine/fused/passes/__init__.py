@@ -1,1 +1,1 @@
-"""Rewrites of the graph that change no result."""
+"""Rewrites of the graph: exact fusion (fusion.py), and the dtypes of its values (precision.py)."""

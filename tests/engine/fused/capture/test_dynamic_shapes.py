@@ -1,4 +1,4 @@
-"""Networks whose program has sizes in it run fused at every size, and give up sizes rather than speed."""
+"""Dynamic shapes: programs that contain sizes run fused at every size, and give up sizes rather than speed."""
 
 import pytest
 import torch
@@ -12,8 +12,10 @@ from leanconv.engine.fused import candidate
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture import dynamic_shapes
 from leanconv.engine.fused.capture.export import to_graph
+from leanconv.engine.fused.ir.kinds.data_movement import Pad
+from leanconv.engine.fused.ir.kinds.values import Size
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
-from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.optimize import optimize
 from leanconv.engine.workbench import Workbench
 from leanconv.nn import DRConv2d, ODConv2d, SpatialBottleneckConv2d
@@ -60,13 +62,13 @@ def channels_mixed(m, x):
 
 
 def grids(m, x):
-    """Coordinates of every pixel, as a model spells them that warps or embeds by place."""
+    """Coordinates of every pixel, as in models that warp or embed by position."""
     rows = torch.linspace(-1, 1, x.shape[2], dtype=x.dtype)[:, None]
     return x * rows + torch.linspace(end=0.5, start=0, steps=x.shape[3]) + torch.linspace(3, 1, 1)
 
 
 def coordinates(m, x):
-    """The grid of both coordinates as two more channels of a map, and once more by itself."""
+    """The grid of both coordinates, as two more channels of a map and by itself."""
     n, _, h, w = x.shape
     rows, columns = torch.linspace(-1, 1, h)[:, None].expand(n, 1, h, w), torch.linspace(0, 1, w).expand(n, 1, h, w)
     grid = torch.cat([rows, columns], 1)
@@ -87,7 +89,7 @@ MODELS = {
 
 @pytest.fixture(autouse=True)
 def _pytorch_alone(monkeypatch):
-    """What holds sizes are calls of PyTorch; compiling kernels takes longer than these tests may."""
+    """Sizes stand in calls of PyTorch alone, and compiling kernels takes longer than these tests may."""
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     for kind, forms in IMPLEMENTATIONS.items():
         monkeypatch.setitem(IMPLEMENTATIONS, kind, [each for each in forms if each.name in ("aten", "matrix")])
@@ -166,7 +168,7 @@ def test_a_capture_that_takes_too_long_leaves_the_batch_open(monkeypatch):
 
 def test_only_programs_with_sizes_are_captured_again(monkeypatch):
     asked = []
-    monkeypatch.setattr(candidate, "_open", lambda bench, graph: asked.append(bench.model) or graph)
+    monkeypatch.setattr(candidate, "_with_dynamic_shapes", lambda bench, graph: asked.append(bench.model) or graph)
     plain = nn.Sequential(
         nn.Conv2d(3, C, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 4), nn.Softmax(1)
     )
@@ -178,16 +180,16 @@ def test_only_programs_with_sizes_are_captured_again(monkeypatch):
 
 @torch.no_grad()
 def test_pads_of_convolutions_stay_in_their_blocks():
-    """They are worth more than other sizes; where those need other pads the given model answers."""
+    """Speed at this size counts more than other sizes; where those need other pads, the given model answers."""
 
     def read(m, x):
         return attention(m, m["a"](F.pad(x, (0, 1 + x.shape[3] % 2, 0, 1))))
 
     model = Read(read, a=nn.Conv2d(C, C, 2), qkv=nn.Conv2d(C, 3 * C, 1)).eval()
     bench = Workbench(model, (torch.randn(2, 3, 12, 12),), {}, 1)
-    kinds = [node.kind for node in rewrite(to_graph(*dynamic_shapes.opened(bench, spatial=True))).nodes]
-    assert "size" in kinds
-    assert "pad" not in kinds
+    kinds = [type(node.op) for node in fuse(to_graph(*dynamic_shapes.capture_dynamic(bench, spatial=True))).nodes]
+    assert Size in kinds
+    assert Pad not in kinds
     form, x = FUSED.prepare(bench, None), torch.randn(1, 3, 9, 14)
     assert difference(model(x), form(x)).ok(1e-4)
 

@@ -14,9 +14,10 @@ from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.memory_plan import KernelStep, Step, _bases, _ends, _gap
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.execution.session import Plan, Session
+from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.lowering import autotune as room
 from leanconv.engine.fused.lowering.autotune import autotune
-from leanconv.engine.fused.passes.fusion import rewrite
+from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput
 from leanconv.kernels import Target, backend
@@ -47,7 +48,7 @@ class Branches(nn.Module):
 
 
 def program_of(model, x, seconds=0.0):
-    graph = rewrite(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
+    graph = fuse(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
     runs, blocks = autotune(graph, seconds=seconds)  # no time to measure: kernels wherever there are some
     return Program(graph, runs), blocks
 
@@ -205,10 +206,10 @@ def test_the_choice(monkeypatch):
         run = aten.make(node)
         return lambda x: run(x) * 1.01
 
-    aten = next(form for form in IMPLEMENTATIONS["block"] if form.name == "aten")
+    aten = next(form for form in IMPLEMENTATIONS[Block] if form.name == "aten")
     forms = {
         **IMPLEMENTATIONS,
-        "block": [
+        Block: [
             Implementation("slow", slow),
             aten,
             Implementation("wrong", lucky),
@@ -219,7 +220,7 @@ def test_the_choice(monkeypatch):
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)),
         torch.randn(1, 3, 33, 33),
     )
-    graph = rewrite(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
+    graph = fuse(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
     monkeypatch.setattr(room, "_MEASURED", {})
     _, blocks = autotune(graph, seconds=60, forms=forms)
     assert [row.chosen for row in blocks.rows] == ["aten"] * 3
@@ -298,7 +299,7 @@ def test_maps_in_planes_come_and_go_within_the_plan(planes):
 
     torch.manual_seed(0)
     model = Pair()
-    graph = rewrite(to_graph(Workbench(model.eval(), (torch.randn(1, 20, 12, 14),), {}, 1).program))
+    graph = fuse(to_graph(Workbench(model.eval(), (torch.randn(1, 20, 12, 14),), {}, 1).program))
     program = Program(graph, autotune(graph, seconds=0.0)[0], planes)
     for size in (12, 14), (1, 1), (9, 5), (40, 42):
         for x in (
@@ -427,7 +428,7 @@ def test_the_arithmetic_is_a_value_of_the_target():
     model, x = HetConv2d(64, 64, 3, padding=1, part=4), torch.randn(1, 64, 24, 24)
     methods = {}
     for arithmetic in ("lean", "direct"):
-        graph = rewrite(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
+        graph = fuse(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
         runs, _ = autotune(graph, seconds=0.0, target=Target(arithmetic=arithmetic))
         Program(graph, runs)(x)
         methods[arithmetic] = {method for run in runs.values() if hasattr(run, "bound") for method in run.bound.methods}
