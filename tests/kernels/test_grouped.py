@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType
+from leanconv.kernels.cpu.pipelines.element import BFLOAT16, FLOAT32
 from leanconv.kernels.cpu.pipelines.padded import Core
 from leanconv.kernels.cpu.tuning.grouped_algorithms import algorithm_for
 from leanconv.ops.grouped import Grouped, reference
@@ -128,7 +128,7 @@ def weights_of(form):
     return [torch.randn(o, c // form.groups, *form.kernel), *beside, *[torch.randn(o)] * form.bias]
 
 
-def chosen(cpu, form, side, pixels=None, element=FLOAT, method=None):
+def chosen(cpu, form, side, pixels=None, element=FLOAT32, method=None):
     core = Core(form, form.channels if pixels is None else pixels, 0, element)
     return algorithm_for(cpu, core, 1, (side, side), lambda _, best, __: best, method)
 
@@ -155,8 +155,8 @@ def test_the_model_chooses_the_method(cpu, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "element", "pixels"),
     [
-        ({"stride": (1, 2)}, FLOAT, None), ({"dilation": (2, 1)}, FLOAT, None), ({"kernel": (3, 1)}, FLOAT, None),
-        ({"groups": 1}, FLOAT, None), ({}, ElementType(True), None), ({}, FLOAT, ()),
+        ({"stride": (1, 2)}, FLOAT32, None), ({"dilation": (2, 1)}, FLOAT32, None), ({"kernel": (3, 1)}, FLOAT32, None),
+        ({"groups": 1}, FLOAT32, None), ({}, BFLOAT16, None), ({}, FLOAT32, ()),
     ],
 )  # fmt: skip
 def test_what_is_direct(cpu, changed, element, pixels):
@@ -181,7 +181,7 @@ def test_what_fits_the_first_level_cache_stays_there(cpu):
     of 64 KiB."""
     form = Grouped((32,), 32, (3, 3), padding=AROUND, groups=4)
     tiles = chosen(cpu, form, 56, method="winograd").tiles
-    pixels, block, kept = tiles.inner.pixels, tiles.inner.block, tiles.inner.element(8)
+    pixels, block, kept = tiles.inner.pixels, tiles.inner.block, tiles.inner.scratch_stride(8)
     held = 4 * 16 * (pixels * kept + pixels * block + 8 * block)  # numbers, sums and weights of a tile, 16 of each
     assert tiles.l1_fused == (held <= 24 << 10)
     assert tiles.l1_fused or cpu is not ZEN4

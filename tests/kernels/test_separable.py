@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.bound import separable
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType
+from leanconv.kernels.cpu.pipelines.element import BFLOAT16, FLOAT32
 from leanconv.ops.separable import Separable, Stencil, reference
 from tests.cpus import with_cache
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out, weights_of
@@ -148,7 +148,7 @@ def test_a_map_read_where_it_lies(form, from_memory):
 def test_which_maps_are_read_where_they_lie():
     """A copy is made where it is faster, or where a stencil cannot do without one."""
     made = separable.StepBuilder._reads_in_place
-    maker = SimpleNamespace(element=FLOAT)
+    maker = SimpleNamespace(element=FLOAT32)
     square = Stencil(0, 8, (3, 3), padding=(1, 1, 1, 1))
     row = Stencil(0, 8, (1, 3), padding=(0, 0, 1, 1))
     assert made(maker, square, 3)
@@ -158,7 +158,7 @@ def test_which_maps_are_read_where_they_lie():
     assert not made(maker, replace(square, kernel=(7, 7), padding=(3, 3, 3, 3)), 30)
     assert not made(maker, replace(row, padding=(0, 0, 40, 0)), 90)
     assert not made(maker, Stencil(0, 8, identity=True), 9)
-    assert not made(SimpleNamespace(element=ElementType(True)), square, 9)
+    assert not made(SimpleNamespace(element=BFLOAT16), square, 9)
 
 
 @torch.no_grad()

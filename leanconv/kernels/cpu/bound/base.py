@@ -194,7 +194,7 @@ def element_type_of(cpu: Cpu, *maps: Tensor | None) -> ElementType:
     found = {x.dtype for x in maps if x is not None}
     if len(found) != 1:
         raise BadInput(f"maps of one dtype are needed, got {', '.join(sorted(map(str, found)))}")
-    return element_type(found.pop(), cpu)
+    return element_type(found.pop(), cpu.bf16)
 
 
 def check_vectors(vectors: Sequence[Tensor], n: int, channels: Sequence[int]) -> None:
@@ -270,13 +270,13 @@ def weights_view(pointer: int, packed: Tensor) -> View:
 def out_view(pointer: int, size: tuple[int, int, int, int], first: int, channels: int, element: ElementType) -> View:
     """Channels of a dense output as `c x y`, rows cut to the block."""
     _, o, p, q = size
-    return View(pointer, ((channels, 1), (q, o), (p, q * o)), first, p * q * o, rows=True, half=element.half)
+    return View(pointer, ((channels, 1), (q, o), (p, q * o)), first, p * q * o, rows=True, half=element.bytes == 2)
 
 
 def flat_out_view(pointer: int, size: tuple[int, int, int, int], element: ElementType) -> View:
     """A dense output as `c x`, pixels cut to the block."""
     _, o, p, q = size
-    return View(pointer, ((o, 1), (p * q, o)), 0, p * q * o, rows=True, half=element.half)
+    return View(pointer, ((o, 1), (p * q, o)), 0, p * q * o, rows=True, half=element.bytes == 2)
 
 
 def average_of(
@@ -290,4 +290,4 @@ def average_of(
     """The average of a dense output that was made in blocks of rows, or of pixels (`flat`), or of neither (`apart`)."""
     _, o, p, q = size
     columns, row = (1, o) if flat else (q, q * o)
-    return Average(pointer, result, o, columns, p * q * o, row, element.half, p if apart else 0)
+    return Average(pointer, result, o, columns, p * q * o, row, element.bytes == 2, p if apart else 0)

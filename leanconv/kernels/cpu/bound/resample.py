@@ -73,14 +73,16 @@ class BoundUpsample(Bound):
                 arguments += [map_view(index, x, 0, x.shape[1]), views[i * len(inputs) + index]]
             arguments += views[k * len(inputs) :]
             line = k * w * o
-            target = View(out, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, True, element.half)
+            target = View(
+                out, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, True, element.bytes == 2
+            )
             kernels.append((made, [*arguments, target]))
         block = row_block(
             self.cpu, h, n, element.bytes * w * (sum(form.channels) + k * width), 0, torch.get_num_threads()
         )
         average = None
         if form.average:  # a row of the work is k rows of the output
-            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, k * k * w * o, element.half)
+            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, k * k * w * o, element.bytes == 2)
         return Step(Program(kernels, Work(n, h, block), average), weights, size, form.average, element.dtype)
 
 

@@ -29,6 +29,7 @@ from leanconv.kernels.cpu.bound.channel_chains import Source, split_weights, tra
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import pointwise, separable
 from leanconv.kernels.cpu.pipelines.depthwise import Track, written_out
+from leanconv.kernels.cpu.pipelines.element import FLOAT32
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.runtime.launch import Prefetch, Program, View, Work
 from leanconv.kernels.cpu.runtime.tensors import pack_projection, pack_vector, pixel_stride
@@ -258,7 +259,7 @@ class StepBuilder:
         inside, or a wide border.
         """
         (r, s), (_, _, left, right) = form.kernel, form.padding
-        plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and not self.element.half
+        plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and self.element == FLOAT32
         return plain and max(left, right) <= 8 and width > left + right
 
     def input(self, source: Source) -> View:

@@ -11,6 +11,7 @@ from torch import Tensor
 from leanconv.kernels.cpu.bound.base import Step, flat_out_view
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import separable_strassen, strassen
+from leanconv.kernels.cpu.pipelines.element import FLOAT32
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.runtime.launch import View, Work
 from leanconv.kernels.cpu.runtime.tensors import pack_vector, pixel_stride
@@ -49,7 +50,7 @@ def pointwise(made: StepBuilder) -> Step | None:
 def _tile_alone(made: StepBuilder) -> Tile | None:
     """Of an odd number of pixels the middle one is made twice, in an order that only one thread keeps."""
     (n, o, p, q), threads = made.size, torch.get_num_threads()
-    plain = not (made.element.half or made.form.gate or len(made.bound.tracks) > 1)
+    plain = not (made.element != FLOAT32 or made.form.gate or len(made.bound.tracks) > 1)
     if not plain or arithmetic() == "direct" or (p * q % 2 and threads > n):
         return None
     return made.bound.strassen_tile(o, p * q, made.form.middle)

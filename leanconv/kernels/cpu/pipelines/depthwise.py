@@ -118,7 +118,7 @@ def chain(axes: Axes, track: Track, index: int, lanes: int, element: ElementType
     source = map_image(f"in{index}", track.pixel, element)
     source.dim(2).set_min(0)
     func = hl.Func(f"map{index}")
-    func[i, b, x, y] = element.read(source)[b * lanes + i, x, y]
+    func[i, b, x, y] = element.widen(source)[b * lanes + i, x, y]
     w, h = source.dim(1).extent(), source.dim(2).extent()
     made = Chain(func, h, w, [source], partial=track.channels % lanes != 0)
     for place, form in enumerate(track.stencils):

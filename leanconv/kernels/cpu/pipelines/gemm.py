@@ -8,6 +8,7 @@ second-level cache and hands them to the threads.
 from dataclasses import dataclass
 from typing import Any
 
+from leanconv.kernels.cpu.pipelines.bfloat16 import pair_product
 from leanconv.kernels.cpu.pipelines.element import ElementType, image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 
@@ -30,7 +31,7 @@ class Tile:
         """`channels`, rounded up to whole vectors."""
         return -(-channels // self.lanes) * self.lanes
 
-    def element(self, channels: int) -> int:
+    def scratch_stride(self, channels: int) -> int:
         """Numbers from one pixel of scratch to the next: an odd number of vectors.
 
         A power of two would put a column of pixels into few sets of the first-level cache.
@@ -53,7 +54,7 @@ def schedule_copy(axes: Axes, func: Any, channels: int, tile: Tile) -> None:
     """A copy of a map: pixel by pixel, vectors of channels; the last vector masked."""
     hl = halide()
     tail = hl.TailStrategy.RoundUp if channels % tile.lanes == 0 else hl.TailStrategy.Predicate
-    func.align_storage(axes.c, tile.element(channels))
+    func.align_storage(axes.c, tile.scratch_stride(channels))
     func.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci)
 
 
@@ -81,11 +82,11 @@ def projection(
             r = hl.RDom([(0, channels)], f"k{index}")
             func[(m, *pixel)] += weights[m % tile.block, r, m // tile.block] * source[(r, *pixel)]
             continue
-        packed, pairs = element.read(weights), channels // 2
+        packed, pairs = element.widen(weights), channels // 2
         if pairs:
             r = hl.RDom([(0, 2), (0, pairs)], f"k{index}")
-            weight = packed.factor(r[0], m % tile.block, r[1], m // tile.block)
-            func[(m, *pixel)] += weight * source.factor(r[1] * 2 + r[0], *pixel)
+            at = (r[0], m % tile.block, r[1], m // tile.block)
+            func[(m, *pixel)] += pair_product(packed, at, source, (r[1] * 2 + r[0], *pixel))
         if channels % 2:  # the last one alone: what lies behind it may be no number
             func[(m, *pixel)] += packed[0, m % tile.block, pairs, m // tile.block] * source[(channels - 1, *pixel)]
     return func

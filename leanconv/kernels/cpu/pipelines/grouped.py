@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from leanconv.kernels.cpu.pipelines.activations import activate
-from leanconv.kernels.cpu.pipelines.element import Widened, image, map_image, weights_image
+from leanconv.kernels.cpu.pipelines.bfloat16 import Bfloat16Map, pair_product
+from leanconv.kernels.cpu.pipelines.element import image, map_image, weights_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import (
     MAX_K,
@@ -71,7 +72,7 @@ def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
 
 def new_output(core: Core) -> Any:
     """The kernel's output, not yet defined."""
-    return halide().Func(core.element.type, 4 if core.form.project is None else 3, "out")
+    return halide().Func(core.element.halide_type, 4 if core.form.project is None else 3, "out")
 
 
 def columns(form: Grouped, width: Any) -> Any:
@@ -96,7 +97,7 @@ def finished(
         residual.dim(2).set_stride(core.residual)
         arguments.append(residual)
         row = y if sums.last is None else hl.min(y, sums.last)
-        value = value + element.read(residual)[j, g, hl.min(x, q - 1), row]
+        value = value + element.widen(residual)[j, g, hl.min(x, q - 1), row]
     out[j, g, x, y] = element.narrow(activate(form.activation, value, j, g, x, y))
     sums.schedule(out, False)
     buffer = out.output_buffer()
@@ -113,21 +114,21 @@ def _projected(
 ) -> tuple[Any, list[Any]]:
     hl, form, element, inner = halide(), core.form, core.element, halide().Func("inner")
     j, g, x, y, m = axes.m, axes.g, axes.x, axes.y, axes.m
-    inner[j, g, x, y] = element.factor(activate(form.inner_activation, sums.at(j, g, x, y), j, g, x, y))
+    inner[j, g, x, y] = element.to_scratch(activate(form.inner_activation, sums.at(j, g, x, y), j, g, x, y))
     inner.compute_root()
     sums.schedule(inner, True)
     each, parts = form.out_channels // form.groups, []
     for index in range(form.groups):
         weights = weights_image(f"project{index}", tiles.outer.block, each, element)
         arguments.append(weights)
-        parts.append((element.factors(_Slice(inner, index)), each, weights))
+        parts.append((element.from_scratch(_Slice(inner, index)), each, weights))
     start = start_of(axes, form.project_bias, arguments, "project_bias")
     final = projection(axes, parts, start, tiles.outer, element)
     value = final[m, x, y]
     if core.residual:
         residual = map_image("residual", core.residual, element)
         arguments.append(residual)
-        value = value + element.read(residual)[m, hl.min(x, q - 1), y]
+        value = value + element.widen(residual)[m, hl.min(x, q - 1), y]
     out[m, x, y] = element.narrow(activate(form.activation, value, m, x, y))
     schedule_output(axes, out, form.project or 0, tiles.outer, [y])
     final.compute_at(out, axes.xo)
@@ -180,8 +181,8 @@ def _convolution(axes: Axes, core: Core, padded: Any, source: Any, tile: Tile) -
         if two is None:
             acc[j, g, x, y] += weights[inner, depth, panel] * padded[c, column, row]
         else:
-            weight = Widened(weights).factor(two, inner, depth, panel)
-            acc[j, g, x, y] += weight * padded.factor(c * 2 + two, column, row)
+            at = (two, inner, depth, panel)
+            acc[j, g, x, y] += pair_product(Bfloat16Map(weights), at, padded, (c * 2 + two, column, row))
 
     first, n = ([(0, 2)], each // 2) if product.pairs else ([], each)
     k = hl.RDom([*first, (0, n), (0, s), (0, r)], "k")

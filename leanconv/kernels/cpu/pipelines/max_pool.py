@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanconv.kernels.cpu.pipelines.activations import largest
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType, map_image
+from leanconv.kernels.cpu.pipelines.element import FLOAT32, ElementType, map_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import Axes, Tile, bound_output
 from leanconv.ops.forms import Pair
@@ -19,7 +19,7 @@ class Pool:
     kernel: Pair
     stride: Pair
     padding: Pair
-    element: ElementType = FLOAT
+    element: ElementType = FLOAT32
 
 
 def pipeline(core: Pool, tile: Tile) -> tuple[Any, list[Any]]:
@@ -34,7 +34,7 @@ def pipeline(core: Pool, tile: Tile) -> tuple[Any, list[Any]]:
             # Beyond the border the nearest pixel inside, which every window there sees anyway: it changes no maximum.
             column = hl.clamp(x * core.stride[1] + (j - core.padding[1]), 0, w - 1)
             row = hl.clamp(y * core.stride[0] + (i - core.padding[0]), 0, h - 1)
-            values.append(core.element.read(source)[c, column, row])
+            values.append(core.element.widen(source)[c, column, row])
     out = hl.Func("out")
     out[c, x, y] = core.element.narrow_exact(largest(values))
     tail = hl.TailStrategy.RoundUp if core.channels % tile.lanes == 0 else hl.TailStrategy.Predicate

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType, Widened, image, map_image
+from leanconv.kernels.cpu.pipelines.bfloat16 import Bfloat16Map
+from leanconv.kernels.cpu.pipelines.element import FLOAT32, ElementType, image, map_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import Axes, Tile
 from leanconv.ops.grouped import Grouped
@@ -23,7 +24,7 @@ class Core:
     form: Grouped
     pixels: tuple[int, ...]
     residual: int = 0
-    element: ElementType = FLOAT
+    element: ElementType = FLOAT32
     columns: int = 0
 
     @property
@@ -50,7 +51,7 @@ def padded_map(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any]
     """All inputs with zeros around, channels group by group: `c x y`; the inputs; their width."""
     hl, form, product = halide(), core.form, core.product
     (c, x, y), arguments = (axes.c, axes.x, axes.y), []
-    stored = product.factor_type
+    stored = product.scratch_type
     zero, func = hl.cast(stored, 0), hl.Func("padded")
     func[c, x, y] = hl.undef(stored)
     for index, pixel in enumerate(core.pixels):
@@ -64,7 +65,7 @@ def padded_map(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any]
     pads = any(form.padding)
     for index, (first, count, which, start, step) in enumerate(_moves(form, product)):
         r = hl.RDom([(0, count)], f"copy{index}")
-        source = arguments[which] if product.pairs else core.element.read(arguments[which])
+        source = arguments[which] if product.pairs else core.element.widen(arguments[which])
         value = source[r * step + start, hl.clamp(x, 0, w - 1), hl.clamp(y, 0, h - 1)]
         func[r + first, x, y] = hl.select(inside, value, zero) if pads else value
         update = func.update(index)
@@ -82,9 +83,9 @@ def padded_map(axes: Axes, core: Core, tile: Tile) -> tuple[Any, list[Any], Any]
         func[r * (each + 1) + each, x, y] = zero
         func.update(func.num_update_definitions() - 1).unscheduled()
     func.bound_extent(c, wide)
-    func.align_storage(c, tile.element(wide))
+    func.align_storage(c, tile.scratch_stride(wide))
     func.compute_root()
-    return (Widened(func) if product.pairs else func), arguments, w
+    return (Bfloat16Map(func) if product.pairs else func), arguments, w
 
 
 def _moves(form: Grouped, product: ElementType) -> list[tuple[int, int, int, int, int]]:
@@ -129,7 +130,7 @@ def padded_planes(axes: Axes, core: Core) -> tuple[Any, list[Any], Any]:
     w, h, func = source.dim(0).extent(), source.dim(2).extent(), hl.Func("padded")
     func[x, c, y] = hl.undef(hl.Float(32))
     r = hl.RDom([(0, w)], "row")
-    value = core.element.read(source)[r, c, hl.clamp(y, 0, h - 1)]
+    value = core.element.widen(source)[r, c, hl.clamp(y, 0, h - 1)]
     func[r, c, y] = hl.select((y >= 0) & (y < h), value, 0.0) if top or bottom else value
     func.update(0).vectorize(r[0], WHOLE, hl.TailStrategy.GuardWithIf)
     for count, start in ((left, -left), (right, w)):

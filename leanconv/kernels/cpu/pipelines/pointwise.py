@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanconv.kernels.cpu.pipelines.activations import activate
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType, image, map_image, weights_image
+from leanconv.kernels.cpu.pipelines.element import BFLOAT16, FLOAT32, ElementType, image, map_image, weights_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import (
     Axes,
@@ -43,7 +43,7 @@ class Pointwise:
     residual: int = 0
     gate: bool = False
     blend: bool = False
-    element: ElementType = FLOAT
+    element: ElementType = FLOAT32
 
 
 def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
@@ -57,24 +57,24 @@ def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
         source = map_image(f"in{index}", pixel, element, 2)
         weights = weights_image(f"w{index}", tile.block, channels, element)
         arguments += [source, weights]
-        factors = element.read(source)
-        if core.gate or (element.half and not element.pairs):  # widened once, not for every block of outputs
+        factors = element.widen(source)
+        if core.gate or element == BFLOAT16:  # widened once, not for every block of outputs
             value = factors[axes.c, axes.x]
             if core.gate:
                 gate = image(f"gate{index}", 1)
                 arguments.append(gate)
-                value = value * element.gate(gate[axes.c])
+                value = value * element.quiet_nan(gate[axes.c])
             func = hl.Func(f"gated{index}")
-            func[axes.c, axes.x] = element.factor(value)
+            func[axes.c, axes.x] = element.to_scratch(value)
             scratch.append((func, channels))
-            factors = element.factors(func)
+            factors = element.from_scratch(func)
         parts.append((factors, channels, weights))
     start = start_of(axes, core.bias, arguments)
     acc = projection(axes, parts, start, tile, element, flat=True)
     value = acc[axes.m, axes.x]
     if core.residual:
         arguments.append(map_image("residual", core.residual, element, 2))
-        added = element.read(arguments[-1])[axes.m, axes.x]
+        added = element.widen(arguments[-1])[axes.m, axes.x]
         if core.blend:
             first, second, third = (image(name, 1) for name in ("first", "second", "third"))
             arguments += [first, second, third]

@@ -17,7 +17,7 @@ from leanconv.kernels.cpu.pipelines.depthwise import (
     schedule_inside,
     schedule_sums,
 )
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType, image, map_image, weights_image
+from leanconv.kernels.cpu.pipelines.element import FLOAT32, ElementType, image, map_image, weights_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import (
     Axes,
@@ -46,7 +46,7 @@ class Core:
     activation: str
     residual: int
     gate: bool
-    element: ElementType = FLOAT
+    element: ElementType = FLOAT32
 
 
 def depthwise(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
@@ -60,7 +60,7 @@ def depthwise(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
     value = made.value[c % lanes, c // lanes, x, y]
     if core.residual:
         made.arguments.append(map_image("residual", core.residual, element))
-        value = value + element.read(made.arguments[-1])[c, x, y]
+        value = value + element.widen(made.arguments[-1])[c, x, y]
     out[c, x, y] = element.narrow(activate(core.activation, value, c, x, y))
     tail = hl.TailStrategy.RoundUp if track.channels % lanes == 0 else hl.TailStrategy.Predicate
     out.split(c, axes.co, axes.ci, lanes, tail)
@@ -92,13 +92,13 @@ def projected(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
         gate = image(f"gate{index}", 1) if core.gate else None
         arguments += [] if gate is None else [gate]
         flat = _flat(axes, made, track, gate, block, tile, element, f"flat{index}")
-        parts.append((element.factors(flat), track.channels, weights))
+        parts.append((element.from_scratch(flat), track.channels, weights))
     start = start_of(axes, core.bias, arguments)
     acc = projection(axes, parts, start, tile, element, flat=True)
     value = acc[axes.m, axes.x]
     if core.residual:
         arguments.append(map_image("residual", core.residual, element, 2))
-        value = value + element.read(arguments[-1])[axes.m, axes.x]
+        value = value + element.widen(arguments[-1])[axes.m, axes.x]
     out[axes.m, axes.x] = element.narrow(activate(core.activation, value, axes.m, axes.x))
     assert core.out_channels is not None
     schedule_output(axes, out, core.out_channels, tile, [], whole_tiles=True)
@@ -114,7 +114,7 @@ def _flat(
     """What the projection reads: the chain's result and its gate, `c x` with the block's pixels in a row."""
     hl, lanes, (i, b) = halide(), tile.lanes, (axes.i, axes.b)
     pixels, func = block.dim(1), hl.Func(name)
-    func[i, b, axes.x] = hl.undef(element.factor_type)
+    func[i, b, axes.x] = hl.undef(element.scratch_type)
     rows = pixels.min() // made.w, pixels.extent() // made.w
     stages = []
     for number, columns in enumerate(made.columns):
@@ -122,12 +122,12 @@ def _flat(
             axes, made, columns, track, -1, lanes, f"{name}{number}", gate is not None, rows
         )
         value = columns.value[lane, b, column, row]
-        value = value if gate is None else value * element.gate(gate[b * lanes + lane])
-        func[lane, b, row * made.w + column] = element.factor(value)
+        value = value if gate is None else value * element.quiet_nan(gate[b * lanes + lane])
+        func[lane, b, row * made.w + column] = element.to_scratch(value)
         stages.append(loops)
     func.compute_root().bound_extent(i, lanes).vectorize(i, lanes)
     vectors = tile.whole(track.channels) // lanes
-    func.bound_extent(b, vectors).align_storage(b, tile.element(track.channels) // lanes)
+    func.bound_extent(b, vectors).align_storage(b, tile.scratch_stride(track.channels) // lanes)
     for stage, loops in enumerate(stages):
         by_pixel = track.direct and not made.between
         schedule_inside(axes, func, stage, loops, [b], made.sums, lanes, by_pixel)

@@ -8,7 +8,7 @@ stencil and into the seven sums at a time: what lies between stays in the first-
 from typing import Any
 
 from leanconv.kernels.cpu.pipelines.depthwise import Track, chain, inside, schedule_inside
-from leanconv.kernels.cpu.pipelines.element import FLOAT, image
+from leanconv.kernels.cpu.pipelines.element import FLOAT32, image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import Axes, Tile
 from leanconv.kernels.cpu.pipelines.separable import Core
@@ -26,7 +26,7 @@ def takes(core: Core) -> bool:
     simple = all(
         track.direct and len(track.stencils) == 1 and track.channels % (2 * LANES) == 0 for track in core.tracks
     )
-    return simple and not (core.gate or core.element.half)
+    return simple and not (core.gate or core.element.bytes == 2)
 
 
 def projected(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
@@ -51,7 +51,7 @@ def projected(core: Core, tile: Tile) -> tuple[Any, list[Any]]:
 def _sums(axes: Axes, track: Track, block: Any, tile: Tile, index: int) -> tuple[Any, list[Any]]:
     """The seven sums of a track, `c x s`, and the arguments of its stencil."""
     hl, lanes, (i, b), k = halide(), tile.lanes, (axes.i, axes.b), halide().Var("k")
-    made, vectors, pixels = chain(axes, track, index, lanes, FLOAT), track.channels // 2 // lanes, block.dim(1)
+    made, vectors, pixels = chain(axes, track, index, lanes, FLOAT32), track.channels // 2 // lanes, block.dim(1)
     func, stages = hl.Func(f"halves{index}"), []
     func[i, b, k, axes.x] = hl.undef(hl.Float(32))
     rows = pixels.min() // made.w, pixels.extent() // made.w

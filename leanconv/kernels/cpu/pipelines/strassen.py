@@ -105,7 +105,7 @@ def schedule_sums(axes: Axes, sums: Any, depth: int, tile: Tile, by_pixel: bool 
     hl = halide()
     s = sums.args()[2]
     tail = hl.TailStrategy.RoundUp if depth % tile.lanes == 0 else hl.TailStrategy.Predicate
-    sums.compute_root().bound(s, 0, PRODUCTS).align_storage(axes.c, tile.element(depth))
+    sums.compute_root().bound(s, 0, PRODUCTS).align_storage(axes.c, tile.scratch_stride(depth))
     sums.split(axes.c, axes.co, axes.ci, tile.lanes, tail).vectorize(axes.ci).unroll(s)
     sums.reorder(axes.ci, s, *([axes.co, axes.x] if by_pixel else [axes.x, axes.co]))
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanconv.kernels.cpu.pipelines.activations import activate
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType, image, map_image, weights_image
+from leanconv.kernels.cpu.pipelines.element import FLOAT32, ElementType, image, map_image, weights_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import (
     Axes,
@@ -31,7 +31,7 @@ class Rows:
     width: int
     bias: bool
     activation: str
-    element: ElementType = FLOAT
+    element: ElementType = FLOAT32
 
 
 def pipeline(core: Rows, tile: Tile) -> tuple[Any, list[Any]]:
@@ -41,7 +41,7 @@ def pipeline(core: Rows, tile: Tile) -> tuple[Any, list[Any]]:
         source = map_image(f"in{index}", pixel, element)
         weights = weights_image(f"w{index}", tile.block, channels, element)
         arguments += [source, weights]
-        parts.append((element.read(source), channels, weights))
+        parts.append((element.widen(source), channels, weights))
     start: Any = hl.f32(0.0)
     if core.bias:
         arguments.append(image("bias", 1))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from leanconv.kernels.cpu.pipelines.element import FLOAT, image, weights_image
+from leanconv.kernels.cpu.pipelines.element import FLOAT32, image, weights_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import Axes, Tile, cut, schedule_product, schedule_split_k
 from leanconv.kernels.cpu.pipelines.grouped import Sums, Tiles, columns, finished, new_output
@@ -68,8 +68,8 @@ def may_be_near(form: Grouped, tile: Tile) -> bool:
     Once, for one block of channels, and only of groups whose channels lie side by side.
     """
     c, each = sum(form.channels) // form.groups, form.out_channels // form.groups
-    held = 4 * 16 * (tile.pixels * (tile.element(c) + tile.block) + c * tile.block)
-    return each <= tile.block and held <= NEAR_BYTES and not form.pointwise and not mixed(form, FLOAT)
+    held = 4 * 16 * (tile.pixels * (tile.scratch_stride(c) + tile.block) + c * tile.block)
+    return each <= tile.block and held <= NEAR_BYTES and not form.pointwise and not mixed(form, FLOAT32)
 
 
 def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
@@ -171,7 +171,7 @@ class _Transformed:
         tail = hl.TailStrategy.RoundUp if wide % tile.lanes == 0 else hl.TailStrategy.Predicate
         func.split(c, self.axes.co, self.axes.ci, tile.lanes, tail).reorder(self.axes.ci, n, self.axes.co, ti, to)
         func.bound_extent(c, wide).bound_extent(n, len(part.places)).bound_extent(ti, tile.pixels)
-        func.align_storage(c, tile.element(wide)).vectorize(self.axes.ci).unroll(n)
+        func.align_storage(c, tile.scratch_stride(wide)).vectorize(self.axes.ci).unroll(n)
         return func
 
     def _products(self, source: Any, part: Part, arguments: list[Any]) -> Any:
@@ -180,12 +180,12 @@ class _Transformed:
         j, g, ti, n, to = self.axes.m, self.axes.g, self.ti, self.n, self.to
         depth, whole = part.depth(form), self._whole(part)
         name = "beside" if part.beside else "taps"
-        weights = weights_image(name, tile.block, depth * len(part.places), FLOAT)
+        weights = weights_image(name, tile.block, depth * len(part.places), FLOAT32)
         arguments.append(weights)
         k = hl.RDom([(0, depth)], f"k_{name}")
         channel = k[0]
         if whole and not part.beside:
-            channel = k[0] * form.groups + g if mixed(form, FLOAT) else k[0] + g * depth
+            channel = k[0] * form.groups + g if mixed(form, FLOAT32) else k[0] + g * depth
         read = source[(channel, ti, n, to) if whole else (channel, ti, n, to, g)]
         acc, func = hl.Func(f"acc_{name}"), hl.Func(f"products_{name}")
         acc[j, ti, n, to, g] = hl.f32(0.0)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType
+from leanconv.kernels.cpu.pipelines.element import FLOAT32, ElementType
 
 
 def pixel_stride(x: Tensor) -> int:
@@ -31,7 +31,7 @@ def new_map(n: int, c: int, h: int, w: int, dtype: torch.dtype = torch.float32) 
     return torch.empty_strided((n, c, h, w), (h * w * c, 1, w * c, c), dtype=dtype)
 
 
-def pack_projection(weight: Tensor, block: int, storage: ElementType = FLOAT) -> Tensor:
+def pack_projection(weight: Tensor, block: int, storage: ElementType = FLOAT32) -> Tensor:
     """`O C -> O/block C block`, zeros behind the last channel; where products take pairs of channels,
     `O C -> O/block C/2 block 2` in bfloat16.
     """

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from leanconv.kernels.cpu.pipelines import grouped, winograd
+from leanconv.kernels.cpu.pipelines.element import FLOAT32
 from leanconv.kernels.cpu.pipelines.grouped import Tiles
 from leanconv.kernels.cpu.pipelines.padded import Core, mixed, spread
 from leanconv.kernels.cpu.runtime.tensors import pack_projection
@@ -69,7 +70,7 @@ def _after(core: Core, q: int) -> tuple[int, int, int, bool]:
 def can_winograd(core: Core) -> bool:
     """Whether minimal filtering can make it: 3×3 of every pixel, in float32, not of an image in planes."""
     plain = core.form.kernel == (3, 3) and core.form.stride == core.form.dilation == (1, 1)
-    return plain and not core.element.half and bool(core.pixels)
+    return plain and core.element == FLOAT32 and bool(core.pixels)
 
 
 def algorithm_for(cpu: Cpu, core: Core, samples: int, size: Pair, choose: Choose, method: str | None) -> Algorithm:
