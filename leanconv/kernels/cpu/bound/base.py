@@ -15,7 +15,7 @@ from leanconv.kernels.cpu.runtime.launch import Average, Program, View
 from leanconv.kernels.cpu.runtime.tensors import in_planes, new_map, pixel_stride
 from leanconv.kernels.cpu.runtime.transpose import ensure_nhwc
 from leanconv.kernels.cpu.tuning.cost_model import (
-    Tiles,
+    AnyTile,
     matrix_cycles,
     matrix_tile,
     reuse_compiled,
@@ -114,7 +114,7 @@ class Bound:
         """By which methods its maps were made so far."""
         return {step.method for step in self._steps.values()}
 
-    def tile(self, core: Hashable, best: Tiles, cost: Callable[[Tiles], float]) -> Tiles:
+    def tile(self, core: Hashable, best: AnyTile, cost: Callable[[AnyTile], float]) -> AnyTile:
         """The tile for a kernel `core`: `best`, unless this primitive has a kernel that is nearly as good (`reused`).
 
         So most new sizes of a map compile nothing.
@@ -132,11 +132,11 @@ class Bound:
         return self.tile(core, best, lambda tile: matrix_cycles(self.cpu, tile, *sizes))
 
     def strassen_tile(self, width: int, pixels: int, depth: int) -> Tile | None:
-        """As `tiles.halved_tile`, see `tile`."""
+        """As `cost_model.strassen_tile`, see `tile`."""
         best = strassen_tile(self.cpu, width, pixels, depth)
         if best is None:
             return None
-        return self.tile("halved", best, lambda tile: strassen_cycles(self.cpu, tile, width, pixels, depth))
+        return self.tile("strassen", best, lambda tile: strassen_cycles(self.cpu, tile, width, pixels, depth))
 
     def takes(self, x: Tensor) -> bool:
         """Whether a step reads the map where it lies, without a copy."""

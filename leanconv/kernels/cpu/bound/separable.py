@@ -28,11 +28,12 @@ from leanconv.kernels.cpu.bound.base import (
 from leanconv.kernels.cpu.bound.channel_chains import Source, split_weights, track_weights, tracks
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import pointwise, separable
-from leanconv.kernels.cpu.pipelines.depthwise import Track, written_out
+from leanconv.kernels.cpu.pipelines.depthwise import Track, unrolls_taps
 from leanconv.kernels.cpu.pipelines.element import FLOAT32
 from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.pipelines.packing import pack_projection, pack_vector
 from leanconv.kernels.cpu.runtime.launch import Prefetch, Program, View, Work
-from leanconv.kernels.cpu.runtime.tensors import pack_projection, pack_vector, pixel_stride
+from leanconv.kernels.cpu.runtime.tensors import pixel_stride
 from leanconv.kernels.cpu.tuning.cost_model import fill, lanes_for, row_block, strip
 from leanconv.kernels.cpu.tuning.cpu import Cpu
 from leanconv.ops.forms import Stencil, check_channels
@@ -105,7 +106,7 @@ class StepBuilder:
         """One kernel for each track, all of them on a block of rows before the next block."""
         views, kernels, first = [], [], 0
         for source, taps in zip(self.bound.tracks, self.bound.taps, strict=True):
-            core = separable.Core(
+            core = separable.SeparableCore(
                 (self._track(source),),
                 None,
                 self.size[1],
@@ -149,10 +150,10 @@ class StepBuilder:
         made = kernel(separable.projected, core, tile)
         return self.finish([(made, arguments)], Work(n, p * q, work.block * q), True, fetches=self.fetches(core))
 
-    def core(self) -> separable.Core:
+    def core(self) -> separable.SeparableCore:
         """Of a kernel of stencils and projection."""
         form, o = self.form, self.size[1]
-        return separable.Core(
+        return separable.SeparableCore(
             tuple(map(self._track, self.bound.tracks)),
             o,
             o,
@@ -163,7 +164,7 @@ class StepBuilder:
             self.element,
         )
 
-    def fetches(self, core: separable.Core) -> list[Prefetch]:
+    def fetches(self, core: separable.SeparableCore) -> list[Prefetch]:
         """The maps (all samples) that are not copied and are too large for the second-level cache, each once."""
         found: dict[int, Prefetch] = {}
         for source, track in zip(self.bound.tracks, core.tracks, strict=True):
@@ -259,7 +260,7 @@ class StepBuilder:
         inside, or a wide border.
         """
         (r, s), (_, _, left, right) = form.kernel, form.padding
-        plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and self.element == FLOAT32
+        plain = form.stride == (1, 1) and r * s > 1 and unrolls_taps(form) and self.element == FLOAT32
         return plain and max(left, right) <= 8 and width > left + right
 
     def input(self, source: Source) -> View:

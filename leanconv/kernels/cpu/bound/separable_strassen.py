@@ -13,8 +13,9 @@ from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import separable_strassen, strassen
 from leanconv.kernels.cpu.pipelines.element import FLOAT32
 from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.pipelines.packing import pack_strassen, pack_vector
 from leanconv.kernels.cpu.runtime.launch import View, Work
-from leanconv.kernels.cpu.runtime.tensors import pack_vector, pixel_stride
+from leanconv.kernels.cpu.runtime.tensors import pixel_stride
 from leanconv.kernels.cpu.tuning.cost_model import arithmetic, row_block, strassen_cycles, strassen_tile
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ def pointwise(made: StepBuilder) -> Step | None:
     if (tile := _tile_alone(made)) is None:
         return None
     form, (n, o, p, q), (x,) = made.form, made.size, made.inputs
-    core = strassen.Halved(form.middle, pixel_stride(x), o, form.bias, form.activation, made.residual_pixel())
+    core = strassen.StrassenPointwise(
+        form.middle, pixel_stride(x), o, form.bias, form.activation, made.residual_pixel()
+    )
     source = made.bound.tracks[0]
     arguments = [_pairs(0, x, source.first, form.middle, p * q), _products(made, 0, form.middle, tile)]
     if form.bias:
@@ -59,13 +62,15 @@ def _tile_alone(made: StepBuilder) -> Tile | None:
 def projected(made: StepBuilder) -> Step | None:
     """A stencil, then the 1×1 of blocks of whole rows, all alike. None where the direct product is taken."""
     core, form, (n, o, p, q) = made.core(), made.form, made.size
-    rows = _rows(made) if separable_strassen.takes(core) and arithmetic() != "direct" else None
+    rows = _rows(made) if separable_strassen.supports(core) and arithmetic() != "direct" else None
     if rows is None:
         return None
     pixels = rows * q
     best = strassen_tile(made.cpu, o, pixels, form.middle, p // rows)
     assert best is not None
-    tile = made.bound.tile(("halved", core), best, lambda tile: strassen_cycles(made.cpu, tile, o, pixels, form.middle))
+    tile = made.bound.tile(
+        ("strassen", core), best, lambda tile: strassen_cycles(made.cpu, tile, o, pixels, form.middle)
+    )
     arguments: list[View] = []
     for source, taps, column in zip(made.bound.tracks, made.bound.taps, made.columns(), strict=True):
         arguments += [made.input(source), *map(made.add, taps), _products(made, column, source.channels, tile)]
@@ -102,7 +107,7 @@ def _rows(made: StepBuilder) -> int | None:
 def _products(made: StepBuilder, column: int, channels: int, tile: Tile) -> View:
     """The packed factors of a track's part of the 1×1."""
     assert made.bound.project is not None
-    return made.add(strassen.pack_products(made.bound.project[:, column : column + channels], tile.block))
+    return made.add(pack_strassen(made.bound.project[:, column : column + channels], tile.block))
 
 
 def _pairs(pointer: int, x: Tensor, first: int, channels: int, pixels: int) -> View:

@@ -31,7 +31,7 @@ def pair_product(weights: Bfloat16Map, weight: Place, source: Bfloat16Map, place
 
 
 def round_to_bfloat16(value: Any) -> Any:
-    """The bits of the nearest bfloat16 of a float32; ties go to even. A NaN must be `quiet_nan`."""
+    """The bits of the nearest bfloat16 of a float32; ties go to even. See `quiet_nan` for NaNs from outside."""
     hl = halide()
     bits = hl.reinterpret(hl.UInt(32), value)
     return hl.cast(hl.UInt(16), (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
