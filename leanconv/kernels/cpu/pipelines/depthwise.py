@@ -1,8 +1,8 @@
 """Depthwise stencils in Halide, one vector of channels after the other: `i b x y` is number i of vector b.
 
-Between two stencils lies a copy with its border, of one vector of channels and all rows of the block: small enough for
-the L1 cache, and each of its cache lines is full. Only pixels inside a map are computed; the border is stored as zeros.
-(To compute it would nearly double the work for a 7×7 map before a 7×1.) A first stencil of few taps reads the map
+Between two stencils is a copy with a border, of one vector of channels and all rows of the block. It fits the L1 cache,
+and each of its cache lines is full. Only pixels inside a map are computed; the border is stored as zeros.
+To compute it would nearly double the work for a 7×7 map before a 7×1. A first stencil of few taps reads the map
 without a copy; the columns whose taps leave the map are then computed apart.
 """
 

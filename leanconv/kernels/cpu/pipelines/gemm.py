@@ -1,7 +1,7 @@
 """Register-blocked GEMM in Halide: tiles of pixels × output channels, split-K for long sums, output loops.
 
-Channels are innermost everywhere. Scratch and packed weights are as wide as whole vectors, so only loads from maps and
-stores to maps need masks. A kernel computes one block of rows; the runtime picks blocks that fit the L2 cache and hands
+Channels are innermost everywhere. Scratch and packed weights are as wide as whole vectors, so only accesses to maps
+need masks. A kernel computes one block of rows; the runtime picks blocks that fit the L2 cache and hands
 them to the threads.
 """
 

@@ -141,7 +141,7 @@ def _flatten(
     vectors = tile.round_up(track.channels) // lanes
     func.bound_extent(b, vectors).align_storage(b, tile.scratch_stride(track.channels) // lanes)
     for stage, loops in enumerate(stages):
-        # Without maps in between, a tile of pixels takes all its channels while its cache lines are in the L1 cache.
+        # Without maps in between, a tile of pixels takes all channels while it is in the L1 cache.
         by_pixel = track.direct and not chain.between
         schedule_columns(axes, func, stage, loops, [b], chain.accumulators, lanes, by_pixel)
     schedule_chain(axes, chain, func, b, lanes, track.from_memory)

@@ -2,7 +2,7 @@
 
 Pixels are paired inside the block, half a block apart, so all blocks have the same loops. Each track's channels are
 split in halves; the products sum over all tracks. One vector of channels of both halves passes the stencil and enters
-the seven sums before the next: what lies between stays in the L1 cache.
+the seven sums before the next, so the values in between stay in the L1 cache.
 """
 
 from typing import Any
@@ -20,8 +20,8 @@ LANES = 16  # of the widest vectors: half of the channels fill whole vectors
 def supports(core: SeparableCore) -> bool:
     """Whether the kernel below computes this: float32, and one stencil per channel that needs no copy of the map.
 
-    After two stencils nothing is gained: SPLConv's, 512 to 512 channels of 14×14 and 16×16, were between 4 % faster and
-    3 % slower on a Zen 4 core.
+    After two stencils nothing is gained: SPLConv's were between 4 % faster and 3 % slower (512 to 512 channels, 14×14
+    and 16×16, one Zen 4 core).
     """
     simple = all(
         track.direct and len(track.stencils) == 1 and track.channels % (2 * LANES) == 0 for track in core.tracks

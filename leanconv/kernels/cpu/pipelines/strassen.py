@@ -6,12 +6,12 @@ Pixels, channels and outputs are split in halves, the map A (pixels by channels)
     M4 = (A11 + A12) B22          M5 = (A21 - A11)(B11 + B12)   M6 = (A12 - A22)(B21 + B22)
     C11 = M0 + M3 - M4 + M6   C12 = M2 + M4   C21 = M1 + M3   C22 = M0 - M1 + M2 + M5
 
-`packing.pack_strassen` adds the weights, in float64. The kernel adds the map's quarters once for a block of pixels, and
-the products tile by tile in the L1 cache. Sums over channels are split (split-K), in shorter parts than those of the
-direct GEMM. With that GEMM's length, the error would be 1.9 times the GEMM's.
+`packing.pack_strassen` adds the weights, in float64. The kernel adds the map's quarters once per block of pixels. It
+adds the products tile by tile, in the L1 cache. Sums over channels are split (split-K), in shorter parts than in
+the direct GEMM. With the same parts, the error would be 1.9 times the direct GEMM's.
 
 Each pixel is paired with another, half a map away (behind a stencil, half a block of rows). A NaN or an infinity in one
-of them makes both NaN, and the rounding errors of both are those of the larger number.
+of them makes both NaN. The larger number sets the rounding errors of both.
 Source: Strassen 1969, doi:10.1007/BF02165411; Huang et al. 2016, doi:10.1109/SC.2016.58.
 """
 
@@ -33,8 +33,8 @@ STRASSEN_MAX_K, STRASSEN_MIN_K = 32, 16
 def partial_sum_length(depth: int) -> int:
     """Channels of one partial sum; it divides `depth`.
 
-    Equal parts need one loop, so the hardware prefetcher sees the weights as one stream. A second loop for a remainder
-    cost 0.1 of 0.9 ms if weights come from memory (512 to 512 channels, 14×14, Zen 4).
+    Equal parts need one loop, so the hardware prefetcher sees the weights as one stream. With weights from memory, a
+    second loop for a remainder cost 0.1 of 0.9 ms (512 to 512 channels, 14×14, Zen 4).
     """
     return largest_divisor(depth, STRASSEN_MAX_K)
 

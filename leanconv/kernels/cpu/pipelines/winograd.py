@@ -6,7 +6,7 @@ Four outputs of a channel take 16 multiplications instead of 36. A parallel 1×1
 transformed numbers are not zero. It adds its channels to those four sums, at no more multiplications than by itself.
 
 Rounding errors are about those of the direct sum. The transform subtracts neighbours, so an infinity gives NaN. Through
-the 1×1, an infinity, a NaN or the rounding error of a huge number reaches its own 2×2 pixels and no others.
+the 1×1, an infinity, a NaN or the rounding error of a huge number reaches only its own 2×2 pixels.
 Source: Lavin & Gray 2016, arXiv:1509.09308.
 """
 
@@ -62,7 +62,7 @@ def parts_of(form: Grouped) -> tuple[Part, ...]:
 def fits_l1(form: Grouped, tile: Tile) -> bool:
     """Whether the transformed input, sums and weights of one tile stay in the L1 cache.
 
-    Only for groups of one block of outputs, whose channels lie side by side.
+    Only for groups of one block of outputs with contiguous channels.
     """
     c, each = sum(form.channels) // form.groups, form.out_channels // form.groups
     held = 4 * 16 * (tile.pixels * (tile.scratch_stride(c) + tile.block) + c * tile.block)
@@ -73,12 +73,12 @@ def fits_l1(form: Grouped, tile: Tile) -> bool:
 def pipeline(core: GroupedCore, tiles: GroupedTiles) -> tuple[Any, list[Any]]:
     """The kernel and its arguments: those of `grouped.pipeline`, with transformed weights `block n·c blocks·groups`.
 
-    Each part has its own weights, in place of taps and 1×1. A pixel of `tiles.inner` is a 2×2 of outputs; the first
+    Each part has its own weights, instead of taps and 1×1. A pixel of `tiles.inner` is a 2×2 of outputs; the first
     begins at the block's first row.
 
-    There are two schedules. Plain: one of the 16 numbers after the other for a whole block of rows, so the weights of
-    that number stay in the L1 cache. `tiles.l1_fused` (see `fits_l1`): all 16 numbers of one tile, so the transformed
-    input stays there too.
+    There are two schedules. Plain: a whole block of rows for one of the 16 numbers after the other. The weights of that
+    number stay in the L1 cache. `tiles.l1_fused` (see `fits_l1`): all 16 numbers of one tile. Its transformed input
+    stays there too.
     """
     axes, out = Axes(), new_output(core)
     padded, arguments, width = padded_map(axes, core, tiles.inner)
@@ -91,7 +91,7 @@ def pipeline(core: GroupedCore, tiles: GroupedTiles) -> tuple[Any, list[Any]]:
 class _Transformed:
     """The Funcs of one kernel. Output 2×2 number t is lane `ti` of tile `to`, t = ti + to·pixels.
 
-    The n numbers of a tile lie together, so addresses inside it are constants.
+    The n numbers of a tile are contiguous, so addresses inside it are constants.
     """
 
     def __init__(self, axes: Axes, core: GroupedCore, tiles: GroupedTiles, size: tuple[Any, Any, Any]) -> None:

@@ -81,7 +81,7 @@ def arithmetic() -> str:
     """Where Strassen and Winograd save products: the environment variable LEANCONV_ARITHMETIC.
 
     "lean" (default): in 1×1 convolutions, and in the 3×3 group convolutions of this project's operators. "direct":
-    nowhere. Each output is then the sum of its own products, as in PyTorch, and a NaN, an infinity or a huge number
+    nowhere. Each output is then the sum of its own products, as in PyTorch: a NaN, an infinity or a huge number
     elsewhere in the map does not affect it. "fewest": in dense 3×3 convolutions too.
     """
     value = os.environ.get("LEANCONV_ARITHMETIC") or ARITHMETICS[0]
@@ -116,8 +116,8 @@ def strassen_cycles(cpu: Cpu, tile: Tile, width: int, pixels: int, depth: int, b
 def strassen_tile(cpu: Cpu, width: int, pixels: int, depth: int, blocks: int = 1) -> Tile | None:
     """The register tile of a 1×1 by Strassen's algorithm, over `blocks` of so many pixels.
 
-    None if the direct GEMM is about as fast, if channels are odd, or if half of the input channels do not split into
-    equal sums of 16 to 32.
+    None if the direct GEMM is about as fast, or if channels are odd. None, too, if half of the input channels do not
+    split into equal sums of 16 to 32.
     """
     if width % 2 or depth % 2 or not STRASSEN_MIN_K <= partial_sum_length(depth // 2) < depth // 2:
         return None
@@ -127,9 +127,9 @@ def strassen_tile(cpu: Cpu, width: int, pixels: int, depth: int, blocks: int = 1
     return best if strassen_cycles(cpu, best, width, pixels, depth, blocks) < MAX_STRASSEN_SHARE * direct else None
 
 
-# Reuse a compiled tile if the model rates it at most 10 % slower than the best. MobileNetV3-Small prepared for 224 px
-# takes at most 2.6 % longer at 160 to 320 px than prepared for each size, and saves 8 to 11 compilations at the smaller
-# ones. With 1.2 it takes up to 5.4 % longer and saves 3 to 6 more (one Zen 4 core, `benchmarks/fused_sizes.py`).
+# Reuse a compiled tile if the model rates it at most 10 % slower than the best. Measured with MobileNetV3-Small at 160
+# to 320 px, prepared for 224 px: at most 2.6 % longer than if prepared for each size. The smaller sizes then need 8
+# to 11 more kernels. With 1.2: up to 5.4 % longer, 3 to 6 more kernels (one Zen 4 core, `benchmarks/fused_sizes.py`).
 REUSE_LIMIT = 1.1
 AnyTile = TypeVar("AnyTile")
 
@@ -162,7 +162,7 @@ def fill(pixels: int) -> int:
 def strip(rows: int, width: int, tile: int) -> int:
     """Tiles of a row to compute in all rows before the next ones, for a stencil that spans `rows`; 0: whole rows.
 
-    The rows of one vector of channels then stay in an L1 cache of 32 KiB until the next row reads them.
+    In an L1 cache of 32 KiB, the rows of one vector of channels then stay until the next row reads them.
     """
     if rows == 1 or rows * width * 64 <= 20 << 10:
         return 0

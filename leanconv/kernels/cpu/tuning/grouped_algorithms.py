@@ -18,9 +18,9 @@ from leanconv.ops.grouped import Grouped
 
 Choose = Callable[[Any, GroupedTiles, Callable[[GroupedTiles], float]], GroupedTiles]  # `Bound.tile`
 
-# Measured on a Zen 4 core: bytes of weights per cycle from the L3 cache, and cycles per vector of channels of a 2×2
-# output for the input transform, the output transform, and either of them if it is L1-fused.
-WEIGHT_BYTES = 16.0
+# Measured on a Zen 4 core.
+WEIGHT_BYTES = 16.0  # of weights per cycle, from the L3 cache
+# Cycles per vector of channels of a 2×2 output: input transform, output transform, either of them if it is L1-fused.
 INPUT_TRANSFORM, OUTPUT_TRANSFORM, L1_TRANSFORM = 50.0, 50.0, 25.0
 
 
