@@ -13,6 +13,8 @@ from leanconv.kernels.cpu.pipelines.frontend import halide
 class ElementType:
     """How a kernel stores the numbers of its maps. It always adds in float32.
 
+    A quantized type is one more dtype here, with its scales as a field: kernels convert through these methods alone.
+
     Args:
         dtype: float32 or bfloat16.
         pairs: whether one instruction multiplies two channels of bfloat16 and adds both products (AVX512-BF16). Then
@@ -23,10 +25,14 @@ class ElementType:
     pairs: bool = False
 
     @property
+    def _bfloat16(self) -> bool:
+        return self.dtype == torch.bfloat16
+
+    @property
     def halide_type(self) -> Any:
         """Halide's type of a stored number. Halide gets bfloat16 as bits, and this package rounds."""
         hl = halide()
-        return hl.UInt(16) if self.dtype == torch.bfloat16 else hl.Float(32)
+        return hl.UInt(16) if self._bfloat16 else hl.Float(32)
 
     @property
     def bytes(self) -> int:
@@ -39,19 +45,19 @@ class ElementType:
 
     def widen(self, source: Any) -> Any:
         """A map that is read as float32."""
-        return source if self == FLOAT32 else Bfloat16Map(source)
+        return Bfloat16Map(source) if self._bfloat16 else source
 
     def narrow(self, value: Any) -> Any:
         """A float32 rounded to what is stored."""
-        return value if self == FLOAT32 else round_to_bfloat16(value)
+        return round_to_bfloat16(value) if self._bfloat16 else value
 
     def narrow_exact(self, value: Any) -> Any:
         """A float32 that already holds a number of this type, as it is stored."""
-        return value if self == FLOAT32 else truncate_to_bfloat16(value)
+        return truncate_to_bfloat16(value) if self._bfloat16 else value
 
     def quiet_nan(self, value: Any) -> Any:
         """A float32 from outside, such as a gate, that is safe to `narrow`."""
-        return value if self == FLOAT32 else quiet_nan(value)
+        return quiet_nan(value) if self._bfloat16 else value
 
     @property
     def scratch_type(self) -> Any:
@@ -68,11 +74,14 @@ class ElementType:
 
 
 FLOAT32, BFLOAT16 = ElementType(), ElementType(torch.bfloat16)
+BFLOAT16_PAIRS = ElementType(torch.bfloat16, pairs=True)
 
 
 def element_type(dtype: torch.dtype, pairs: bool) -> ElementType:
-    """The element type of maps of `dtype` on a processor that does or does not multiply `pairs` of bfloat16."""
-    return ElementType(dtype, pairs and dtype == torch.bfloat16)
+    """The element type of maps of `dtype` (float32 or bfloat16); `pairs`: whether the processor multiplies pairs."""
+    if dtype != torch.bfloat16:
+        return FLOAT32
+    return BFLOAT16_PAIRS if pairs else BFLOAT16
 
 
 def image(name: str, dimensions: int, element: ElementType = FLOAT32) -> Any:

@@ -14,7 +14,7 @@ from leanconv.kernels.cpu.pipelines.element import ElementType, image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 
 # Longest reduction kept in registers (split-K). PyTorch splits too; an unsplit sum exceeds twice its error from about
-# 600 terms on (`test_long_sums.py`).
+# 600 terms on (see the tests of split-K).
 MAX_K = 256
 UNSPLIT_K = 192  # a 1×1 of more input channels is split in two or more
 

@@ -19,7 +19,7 @@ def pack_projection(weight: Tensor, block: int, element: ElementType = FLOAT32) 
     """A 1×1: `O C -> O/block C block`. If products take pairs: `O C -> O/block C/2 block 2`, in bfloat16."""
     o, c = weight.shape
     blocks, room = -(-o // block), c + c % 2 * element.pairs
-    packed = torch.zeros(blocks * block, room, dtype=torch.bfloat16 if element.pairs else torch.float32)
+    packed = torch.zeros(blocks * block, room, dtype=element.dtype if element.pairs else torch.float32)
     packed[:o, :c] = weight
     if element.pairs:
         return packed.view(blocks, block, room // 2, 2).transpose(1, 2).contiguous()
