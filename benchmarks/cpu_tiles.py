@@ -1,9 +1,9 @@
-"""Does the cost model (`kernels/cpu/tuning/`) choose well? Register tiles of a 1×1, its choice beside all others.
+"""Register tiles of a 1×1: the choice of the cost model (`kernels/cpu/tuning/`) against other tiles.
 
     python -m benchmarks.cpu_tiles [--shapes 96,24,56 ...] [--tiles 8,32,16 ...]
 
-A shape is C,O,side of the map; a tile is pixels,block,lanes. Every tile is compiled anew (0.3 s) and timed in turns
-with the others; least CPU time. Prints GFLOP/s and how far the model's choice is from the best.
+A shape is C,O,side of the map; a tile is pixels,block,lanes. Each tile is compiled (0.3 s) and timed in turns with the
+others; the least CPU time counts. Prints GFLOP/s, and the model's choice as a share of the best.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
 
 @torch.no_grad()
 def row(c: int, o: int, side: int, tiles: list[Tile], seconds: float) -> list[str]:
-    """GFLOP/s of each tile, then the chosen one's, and its share of the best."""
+    """GFLOP/s of each tile and of the model's choice, and the choice's share of the best."""
     x = torch.randn(1, c, side, side).contiguous(memory_format=torch.channels_last)
     weights, form = [torch.randn(o, c), torch.randn(o)], Separable((c,), (), o, True, "relu")
     chosen = matrix_tile(this_cpu(), o, side * side, c, True)
@@ -57,7 +57,7 @@ def row(c: int, o: int, side: int, tiles: list[Tile], seconds: float) -> list[st
 
 
 def with_tile(form: Separable, weights: list[torch.Tensor], tile: Tile) -> BoundSeparable:
-    """The bound 1×1 with this tile in place of the model's choice."""
+    """The bound 1×1 with this tile instead of the model's choice."""
 
     class Fixed(BoundSeparable):
         def matrix_tile(self, *sizes: Any) -> Tile:

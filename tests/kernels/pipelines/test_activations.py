@@ -1,4 +1,4 @@
-"""Numbers that are none: what is NaN or infinite in PyTorch's answer is so in the kernels'."""
+"""Activations: NaN and infinity as in PyTorch, and as exact as PyTorch's."""
 
 import pytest
 import torch
@@ -24,17 +24,17 @@ def test_activations_of_odd_numbers(name, dtype, off):
     x = torch.tensor(numbers).view(1, 1, 5, 5).to(dtype)
     y, _ = bind(Separable((1,), (), 1, activation=name), [torch.ones(1, 1, dtype=dtype)])([x])
     want = ACTIVATIONS[name](x)
-    if name == "gelu":  # of infinities PyTorch has other answers in its vectors than in their remainders
+    if name == "gelu":  # PyTorch's own answers to infinities differ between vectors and remainders
         y[..., 0, 1:3] = want[..., 0, 1:3] = 0
     torch.testing.assert_close(y, want, rtol=off, atol=1e-6, equal_nan=True)
-    if name in ("silu", "sigmoid"):  # nothing is left of what is far below zero
+    if name in ("silu", "sigmoid"):  # zero far below zero
         torch.testing.assert_close(y[..., 3:, :], want[..., 3:, :], rtol=off, atol=1e-37, equal_nan=True)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activations_are_as_exact_as_pytorchs(name):
-    """Near nothing, where they bend, and where they end, each for itself."""
+    """Near zero, where they bend, and in both tails."""
     bound = bind(Separable((1,), (), 1, activation=name), [torch.ones(1, 1)])
     for low, high in ((-1e-3, 1e-3), (-1.0, 1.0), (-8.0, 8.0), (-30.0, -5.0)):
         x = torch.linspace(low, high, 4096).view(1, 1, 64, 64)
@@ -76,7 +76,7 @@ def test_nan_spreads_as_in_pytorch(name, dtype, off):
 @pytest.mark.parametrize("chain", [(), ((Stencil(0, 5, (3, 3), padding=AROUND),),)], ids=["pointwise", "stencil"])
 @pytest.mark.parametrize("bits", [-1, 0x7FFFFFFF, 0x7F800001, -0x800000, 0x7F800000])
 def test_a_gate_of_any_bits(bits, chain):
-    """NaN of every sign and payload, and the infinities: what a gate in float32 does to a map of bfloat16."""
+    """A float32 gate on a bfloat16 map: NaNs of every sign and payload, and infinities."""
     form = Separable((5,), chain, 7, gate=True)
     weights = [torch.rand(5, 1, 3, 3).bfloat16()] * len(chain) + [torch.rand(7, 5).bfloat16()]
     x, gate = torch.rand(2, 5, 9, 8).bfloat16(), torch.rand(2, 5)

@@ -1,4 +1,4 @@
-"""The grouped kernels against float64, over shapes that nobody tuned for; both methods, whichever the model prefers."""
+"""Direct and Winograd group convolutions against float64, over shapes that nobody tuned for."""
 
 from dataclasses import replace
 
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import Target, bind
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType
-from leanconv.kernels.cpu.pipelines.padded import Core
-from leanconv.kernels.cpu.tuning.grouped_algorithms import algorithm_for
+from leanconv.kernels.cpu.pipelines.element import BFLOAT16, FLOAT32
+from leanconv.kernels.cpu.pipelines.padded import GroupedCore
+from leanconv.kernels.cpu.tuning.grouped_algorithms import choose_direct_or_winograd
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.grouped import grouped as reference
 from tests.cpus import NEOVERSE, ZEN4
@@ -33,18 +33,18 @@ FORMS = {
     "interleaved": Grouped((5, 7), 6, (3, 3), padding=AROUND, groups=3, interleaved=True, pointwise=True),
     "dense": Grouped((3,), 13, (5, 2), (1, 2), (1, 3), (0, 2, 3, 1), activation="hardswish"),
     "image": Grouped((4,), 16, (3, 3), (2, 2), padding=AROUND, pointwise=True, bias=True, residual=True, average=True),
-    "wide": Grouped(  # more channels than are transformed at once
+    "wide": Grouped(  # too many channels to transform all at once
         (90, 70), 34, (3, 3), padding=(2, 0, 1, 3), groups=2, interleaved=True, pointwise=True, bias=True,
         activation="relu", residual=True, average=True,
     ),
-    "uneven": Grouped((69, 63), 24, (3, 3), groups=4, bias=True, residual=True),  # nothing around, tails everywhere
+    "uneven": Grouped((69, 63), 24, (3, 3), groups=4, bias=True, residual=True),  # no padding, remainders everywhere
     "resnext": Grouped((34,), 17, (3, 3), (2, 1), padding=AROUND, groups=17, bias=True),
 }  # fmt: skip
 
 
-FILTERED = ("hetconv", "gwc_pwc", "spconv", "interleaved", "wide", "uneven")  # that have a form by minimal filtering
+WINOGRAD = ("hetconv", "gwc_pwc", "spconv", "interleaved", "wide", "uneven")  # forms that Winograd can compute
 CASES = [(name, dtype, "direct") for name in sorted(FORMS) for dtype in DTYPES]
-CASES += [(name, torch.float32, "winograd") for name in FILTERED]
+CASES += [(name, torch.float32, "winograd") for name in WINOGRAD]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
@@ -85,8 +85,8 @@ def test_any_size_batch_and_layout(case, data):
 
 
 @torch.no_grad()
-def test_an_image_is_read_plane_by_plane():
-    """Without a copy; as a residual it is brought into the order of a map like any other."""
+def test_an_nchw_image_is_read_without_a_copy():
+    """Without a copy; as a residual it becomes channels_last like any other map."""
     form = Grouped((3,), 3, (3, 3), padding=AROUND, residual=True)
     weights, x = [torch.randn(3, 3, 3, 3)], torch.randn(2, 3, 37, 41)
     bound = bind(form, weights)
@@ -100,7 +100,7 @@ def test_an_image_is_read_plane_by_plane():
 @torch.no_grad()
 @pytest.mark.parametrize("w", [1, 3, 7])
 def test_rows_of_one_tile(case, w):
-    """Where a tile makes a whole row the taps beside the map are left out."""
+    """If a tile is a whole row, taps left and right of the map are skipped."""
     form, weights, bound, dtype = case
     inputs = [laid_out(torch.randn(2, c, 5, w).to(dtype), "channels_last") for c in form.channels]
     if min(form.size(5, w)) < 1:
@@ -114,7 +114,7 @@ def test_rows_of_one_tile(case, w):
 
 @torch.no_grad()
 def test_a_wide_layer_on_a_small_map():
-    """Many blocks of channels and of groups, and a map of four pixels."""
+    """Many blocks of channels, two groups, and a map of four pixels."""
     form = Grouped((256,), 128, (3, 3), padding=AROUND, groups=2, pointwise=True, bias=True)
     weights = [torch.randn(128, 128, 3, 3), torch.randn(128, 256), torch.randn(128)]
     x = torch.randn(5, 256, 2, 2)
@@ -125,18 +125,18 @@ def test_a_wide_layer_on_a_small_map():
 
 def weights_of(form):
     c, o = sum(form.channels), form.out_channels
-    beside = [torch.randn(o, c)] * form.pointwise
-    return [torch.randn(o, c // form.groups, *form.kernel), *beside, *[torch.randn(o)] * form.bias]
+    pointwise = [torch.randn(o, c)] * form.pointwise
+    return [torch.randn(o, c // form.groups, *form.kernel), *pointwise, *[torch.randn(o)] * form.bias]
 
 
-def chosen(cpu, form, side, pixels=None, element=FLOAT, method=None):
-    core = Core(form, form.channels if pixels is None else pixels, 0, element)
-    return algorithm_for(Target(cpu), core, 1, (side, side), lambda _, best, __: best, method)
+def chosen(cpu, form, side, pixels=None, element=FLOAT32, method=None):
+    core = GroupedCore(form, form.channels if pixels is None else pixels, 0, element)
+    return choose_direct_or_winograd(Target(cpu), core, 1, (side, side), lambda _, best, __: best, method)
 
 
 def test_the_model_chooses_the_method(cpu, monkeypatch):
-    """Minimal filtering where products outweigh what it adds; not on a map of one 2×2, where its weights do, unless
-    vectors are so narrow that products take longer still."""
+    """Winograd if products outweigh the transforms. On a map of one 2×2 its weights outweigh both, unless vectors are
+    narrow."""
     form = Grouped((512,), 512, (3, 3), padding=AROUND, groups=4, interleaved=True, pointwise=True)
     assert chosen(cpu, form, 14).method == "winograd"
     assert chosen(cpu, form, 14).block % 2 == 0
@@ -156,18 +156,18 @@ def test_the_model_chooses_the_method(cpu, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "element", "pixels"),
     [
-        ({"stride": (1, 2)}, FLOAT, None), ({"dilation": (2, 1)}, FLOAT, None), ({"kernel": (3, 1)}, FLOAT, None),
-        ({"groups": 1}, FLOAT, None), ({}, ElementType(True), None), ({}, FLOAT, ()),
+        ({"stride": (1, 2)}, FLOAT32, None), ({"dilation": (2, 1)}, FLOAT32, None), ({"kernel": (3, 1)}, FLOAT32, None),
+        ({"groups": 1}, FLOAT32, None), ({}, BFLOAT16, None), ({}, FLOAT32, ()),
     ],
 )  # fmt: skip
-def test_what_is_direct(cpu, changed, element, pixels):
+def test_when_direct_is_chosen(cpu, changed, element, pixels):
     plain = {"kernel": (3, 3), "groups": 2}
     assert chosen(cpu, Grouped((256,), 256, **plain), 14).method == "winograd"
     assert chosen(cpu, Grouped((256,), 256, **plain | changed), 14, pixels, element).method == "direct"
 
 
 @torch.no_grad()
-def test_a_dense_convolution_that_is_asked_for():
+def test_a_dense_convolution_by_winograd():
     form = Grouped((12,), 20, (3, 3), padding=AROUND, bias=True)
     weights, x = weights_of(form), torch.randn(2, 12, 9, 14)
     bound = bind(form, weights)
@@ -177,13 +177,12 @@ def test_a_dense_convolution_that_is_asked_for():
     assert bound.methods == {"winograd"}
 
 
-def test_what_fits_the_first_level_cache_stays_there(cpu):
-    """Groups of few channels, if a tile of theirs does; not where all of them are transformed at once, nor with weights
-    of 64 KiB."""
+def test_tiles_that_fit_the_l1_cache_are_fused(cpu):
+    """Groups of few channels are L1-fused; not if all channels are transformed at once, or weights take 64 KiB."""
     form = Grouped((32,), 32, (3, 3), padding=AROUND, groups=4)
     tiles = chosen(cpu, form, 56, method="winograd").tiles
-    pixels, block, kept = tiles.inner.pixels, tiles.inner.block, tiles.inner.element(8)
-    held = 4 * 16 * (pixels * kept + pixels * block + 8 * block)  # numbers, sums and weights of a tile, 16 of each
+    pixels, block, kept = tiles.inner.pixels, tiles.inner.block, tiles.inner.scratch_stride(8)
+    held = 4 * 16 * (pixels * kept + pixels * block + 8 * block)  # 16 transformed inputs, sums and weights of a tile
     assert tiles.l1_fused == (held <= 24 << 10)
     assert tiles.l1_fused or cpu is not ZEN4
     assert not chosen(cpu, replace(form, pointwise=True), 56, method="winograd").tiles.l1_fused
@@ -194,7 +193,7 @@ def test_what_fits_the_first_level_cache_stays_there(cpu):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["hetconv", "wide"])
 def test_blocks_of_rows_are_whole_pairs(name, monkeypatch):
-    """As two threads have them: 21 rows as 12 and 9. Another tile may round otherwise."""
+    """With two threads, 21 rows are 12 and 9. Another tile may round differently."""
     form = FORMS[name]
     weights, x = weights_of(form), [torch.randn(3, c, 21, 9) for c in form.channels]
     residual = torch.randn(3, form.width, 21, 11) if form.residual else None
@@ -215,8 +214,8 @@ def test_blocks_of_rows_are_whole_pairs(name, monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("pointwise", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
-def test_what_is_not_finite_or_huge_stays_where_it_is(value, pointwise):
-    """In all channels: nothing further than the 3×3 reaches. In one of another group: the 2×2 around the pixel."""
+def test_nan_infinity_and_huge_numbers_stay_local(value, pointwise):
+    """They reach no further than the 3×3; through the parallel 1×1, the 2×2 around the pixel in other groups."""
     form = Grouped((8,), 8, (3, 3), padding=AROUND, groups=2, pointwise=pointwise)
     weights, bad = weights_of(form), torch.zeros(1, 8, 9, 9)
     bound = bind(form, weights)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.bound import separable
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType
+from leanconv.kernels.cpu.pipelines.element import BFLOAT16, FLOAT32
 from leanconv.ops.separable import Separable, Stencil
 from leanconv.ops.separable import separable as reference
 from tests.cpus import with_cache
@@ -101,7 +101,7 @@ def test_any_size_batch_and_layout(case, data):
 @torch.no_grad()
 @pytest.mark.parametrize("n", [0, 1])
 def test_an_empty_map_between_stencils(n):
-    """A border can make an output of it: PyTorch refuses such an input."""
+    """A border could still give it an output; PyTorch refuses it, and so do the kernels."""
     first, second = Stencil(0, 3, (5, 5), (3, 3)), Stencil(0, 3, (3, 3), padding=(2, 2, 2, 2))
     form = Separable((3,), ((first,), (second,)), 4)
     weights, x = weights_of(form), torch.randn(n, 3, 3, 9)
@@ -116,8 +116,8 @@ def test_an_empty_map_between_stencils(n):
     ("from_memory", "dtype"), [(False, torch.float32), (True, torch.bfloat16), (True, torch.float32)]
 )
 @pytest.mark.parametrize(("name", "h", "w"), [("splconv", 5, 121), ("wide", 9, 61), ("xsepconv", 8, 115)])
-def test_long_rows_and_far_maps(name, h, w, from_memory, dtype):
-    """Rows whose stencils go by strips, and maps that are copied before the vectors take turns; blocks of few rows."""
+def test_long_rows_and_maps_from_memory(name, h, w, from_memory, dtype):
+    """Strips of long rows, maps that are copied pixel by pixel first, and blocks of few rows."""
     form, target = FORMS[name], with_cache(1000) if from_memory else None
     weights = [w.to(dtype) for w in weights_of(form)]
     check(form, weights, h, w, 2, bind(form, weights, target), ["channels_last"] * 2, dtype)
@@ -137,8 +137,8 @@ FEW = Separable((19,), ((Stencil(0, 19, (1, 3), padding=(0, 0, 1, 1)),),), 21)
 @torch.no_grad()
 @pytest.mark.parametrize("from_memory", [False, True])
 @pytest.mark.parametrize("form", [ASKEW, FEW, FORMS["splconv"], FORMS["fuseconv"]], ids=["askew", "few", "two", "both"])
-def test_a_map_read_where_it_lies(form, from_memory):
-    """Borders of every side, narrow maps and maps that end within a tile: nothing but the map is read."""
+def test_a_map_read_without_a_copy(form, from_memory):
+    """Borders on every side, narrow maps and maps that end inside a tile: only the map is read."""
     weights = weights_of(form)
     bound = bind(form, weights, with_cache(100) if from_memory else None)
     for h, w in ((2, 4), (1, 5), (3, 9), (6, 24), (19, 31)):
@@ -146,39 +146,39 @@ def test_a_map_read_where_it_lies(form, from_memory):
             check(form, weights, h, w, 2, bound, ["crop", "slice"], torch.float32)
 
 
-def test_which_maps_are_read_where_they_lie():
-    """A copy is made where it is faster, or where a stencil cannot do without one."""
-    made = separable.KernelBuilder._reads_in_place
-    maker = SimpleNamespace(element=FLOAT)
+def test_which_maps_are_read_without_a_copy():
+    """The kernel copies a map if that is faster, or if the stencil needs a border."""
+    reads = separable.KernelBuilder._reads_in_place
+    maker = SimpleNamespace(element=FLOAT32)
     square = Stencil(0, 8, (3, 3), padding=(1, 1, 1, 1))
     row = Stencil(0, 8, (1, 3), padding=(0, 0, 1, 1))
-    assert made(maker, square, 3)
-    assert made(maker, row, 3)
-    assert not made(maker, square, 2)
-    assert not made(maker, replace(square, stride=(1, 2)), 9)
-    assert not made(maker, replace(square, kernel=(7, 7), padding=(3, 3, 3, 3)), 30)
-    assert not made(maker, replace(row, padding=(0, 0, 40, 0)), 90)
-    assert not made(maker, Stencil(0, 8, identity=True), 9)
-    assert not made(SimpleNamespace(element=ElementType(True)), square, 9)
+    assert reads(maker, square, 3)
+    assert reads(maker, row, 3)
+    assert not reads(maker, square, 2)
+    assert not reads(maker, replace(square, stride=(1, 2)), 9)
+    assert not reads(maker, replace(square, kernel=(7, 7), padding=(3, 3, 3, 3)), 30)
+    assert not reads(maker, replace(row, padding=(0, 0, 40, 0)), 90)
+    assert not reads(maker, Stencil(0, 8, identity=True), 9)
+    assert not reads(SimpleNamespace(element=BFLOAT16), square, 9)
 
 
 @torch.no_grad()
-def test_which_maps_are_fetched():
-    """What is too large for the cache, be it one map or the maps of a batch."""
+def test_which_maps_are_prefetched():
+    """One map, or the maps of a batch, that exceed the cache."""
     x = torch.randn(1, 19, 5, 8)
     bound = bind(FEW, weights_of(FEW), with_cache(x.numel() * 4))
 
-    def fetched(x):
+    def prefetched(x):
         return bool(bound.prepared(x.contiguous(memory_format=torch.channels_last), None, None).loop._keep[2])
 
-    assert not fetched(x)
-    assert fetched(torch.randn(2, 19, 5, 8))
-    assert fetched(torch.randn(1, 19, 10, 8))
+    assert not prefetched(x)
+    assert prefetched(torch.randn(2, 19, 5, 8))
+    assert prefetched(torch.randn(1, 19, 10, 8))
 
 
 @pytest.mark.parametrize("name", ["splconv", "xsepconv", "mobilenet", "unpadded"])
 def test_which_rows_are_read(name):
-    """The last row of a map that a row of the result depends on, from derivatives."""
+    """Derivatives give the last row of the map that a row of the result depends on."""
     form = replace(FORMS[name], residual=False, gate=False, activation="none")
     form = replace(form, stages=tuple(tuple(replace(s, activation="none") for s in each) for each in form.stages))
     x = torch.randn(1, form.channels[0], 40, 40, dtype=torch.double, requires_grad=True)
@@ -192,7 +192,7 @@ def test_which_rows_are_read(name):
 @torch.no_grad()
 @pytest.mark.parametrize("w", [43, 52, 60])
 def test_many_taps_strided_and_dilated_before_a_projection(w):
-    """Of these widths Halide does not see by itself how many pixels a tile has."""
+    """For these widths Halide cannot infer the pixels of a tile."""
     form = Separable((5,), ((Stencil(0, 5, (5, 5), (2, 2), (2, 2), (4, 4, 4, 4)),),), 7, bias=True)
     weights = weights_of(form)
     check(form, weights, 9, w, 2, bind(form, weights), ["channels_last"], torch.float32)

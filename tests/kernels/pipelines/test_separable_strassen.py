@@ -1,4 +1,4 @@
-"""A stencil and then seven products of halves against float64, over shapes that nobody tuned for."""
+"""A stencil, then Strassen's 1×1, against float64, over shapes that nobody tuned for."""
 
 from dataclasses import replace
 
@@ -30,15 +30,15 @@ FORMS = {
         (128,),
         ((Stencil(0, 64, (1, 3), padding=(0, 0, 1, 1)), Stencil(64, 64, (3, 1), padding=(1, 1, 0, 0), bias=True)),),
         34, bias=True, activation="gelu", residual=True,
-    ),  # of two tracks, to a number of outputs whose halves are not whole vectors
-    "valid": Separable((64, 96), ((Stencil(0, 160, (2, 2)),),), 64),  # of two maps
+    ),  # two tracks; half of the outputs is no whole vector
+    "valid": Separable((64, 96), ((Stencil(0, 160, (2, 2)),),), 64),  # two maps
 }  # fmt: skip
 LAYOUTS = st.sampled_from(["nchw", "channels_last", "slice", "crop"])
 
 
 @pytest.fixture
 def forced(monkeypatch):
-    """Every block with enough pixels is made so; the pipelines that kernels were asked for."""
+    """Strassen for every block with enough pixels; the list of requested pipelines."""
     asked = []
 
     def kernel(pipeline, core, tile, made=separable_strassen.kernel):
@@ -55,7 +55,7 @@ def forced(monkeypatch):
 
 
 def assert_close(found, eager, exact):
-    """On average less than twice PyTorch's error, and nowhere far off: of few sums the largest error says little."""
+    """RMS error below twice PyTorch's, largest error below 8 times: of few sums the largest error says little."""
     error, allowed = ((y - exact).square().mean().sqrt() for y in (found, eager))
     assert error < 2 * allowed, f"{error:.1e}, PyTorch's own {allowed:.1e}"
     assert (found - exact).abs().max() < 8 * (eager - exact).abs().max()
@@ -93,7 +93,7 @@ def test_any_size_batch_and_layout(name, forced, h, w, n, how, other, cache):
 @torch.no_grad()
 @pytest.mark.parametrize(("h", "n", "rows"), [(40, 1, 20), (41, 2, 41), (41, 1, None)])
 def test_two_threads(h, n, rows, forced, monkeypatch, two_threads):
-    """As many blocks for each, all alike; where they cannot be, the direct product is taken."""
+    """Each thread gets equally many equal blocks; if they cannot be equal, the direct GEMM is used."""
     monkeypatch.setattr(
         separable_strassen, "strassen_cycles", lambda cpu, tile, o, pixels, depth, blocks=1: blocks
     )  # few
@@ -110,7 +110,7 @@ def test_two_threads(h, n, rows, forced, monkeypatch, two_threads):
 
 @torch.no_grad()
 def test_without_a_compiler(forced, monkeypatch):
-    """Blocks are made one after the other there, too."""
+    """Blocks run one after the other there too."""
     weights, x = weights_of(MOBILENET), torch.randn(2, 128, 8, 6)
     target = with_cache(4 * 7 * 128 * 6 * 2)  # of two rows
     expected, means = bind(MOBILENET, weights, target)([x])
@@ -130,8 +130,8 @@ def test_without_a_compiler(forced, monkeypatch):
 
 
 @torch.no_grad()
-def test_where_the_direct_product_stays(forced, monkeypatch):
-    """Factors of channels, bfloat16, another stencil before, stride, halves of vectors; where it is asked for."""
+def test_when_the_direct_gemm_is_used(forced, monkeypatch):
+    """A gate, bfloat16, two stencils, a stride, halves that are no whole vectors, and LEANCONV_ARITHMETIC=direct."""
     x = torch.randn(1, 128, 6, 6)
     twice = replace(MOBILENET, stages=(MOBILENET.stages[0], (replace(SQUARE, bias=False),)))
     for form in (
@@ -148,8 +148,8 @@ def test_where_the_direct_product_stays(forced, monkeypatch):
     assert pipelines.projected not in forced
 
 
-def test_blocks_are_where_it_pays(cpu, two_threads):
-    """Of large maps only, and as many rows as divide the map, with sums for a quarter of the cache, or half of it."""
+def test_large_maps_get_blocks(cpu, two_threads):
+    """Large maps only; block rows divide the map, and their sums fill a quarter of the cache, or half of it."""
 
     def rows(channels, side, height=0, l2=1 << 20):
         stencil = replace(SQUARE, channels=channels)
@@ -162,6 +162,6 @@ def test_blocks_are_where_it_pays(cpu, two_threads):
     assert two_threads(rows, 512, 14) == 7  # as many blocks for each
     assert rows(512, 16) == 4
     assert rows(512, 14, 13) is None  # single rows are too few pixels
-    assert rows(512, 5) is None  # on narrower vectors 7 are enough
+    assert rows(512, 5) is None  # with narrower vectors side 7 suffices
     assert rows(256, 28) is None
     assert rows(512, 14, l2=100 << 10) is None

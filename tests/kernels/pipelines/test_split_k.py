@@ -1,10 +1,10 @@
-"""Long sums against float64: at most twice PyTorch's error however many products there are."""
+"""Split-K against float64: at most twice PyTorch's error for any number of products."""
 
 import pytest
 import torch
 
 from leanconv.kernels.cpu import bind
-from leanconv.kernels.cpu.pipelines.gemm import piece_of
+from leanconv.kernels.cpu.pipelines.gemm import split_k_length
 from leanconv.ops.grouped import Grouped, grouped
 from leanconv.ops.separable import Separable, separable
 from tests.kernels.tolerance import assert_no_worse
@@ -13,9 +13,9 @@ pytestmark = pytest.mark.usefixtures("halide")
 AROUND = (1, 1, 1, 1)
 PRODUCTS = [(257,), (509,), (1024,), (2310,), (300, 7, 410)]
 SUMS = [
-    (Grouped((200,), 48, (3, 3), padding=AROUND), "direct"),  # rows and columns of taps are pieces
-    (Grouped((64,), 48, (3, 3), padding=AROUND), "direct"),  # rows are
-    (Grouped((300,), 48, (3, 3), padding=AROUND), "direct"),  # channels are, too
+    (Grouped((200,), 48, (3, 3), padding=AROUND), "direct"),  # split by single taps
+    (Grouped((64,), 48, (3, 3), padding=AROUND), "direct"),  # split by rows of taps
+    (Grouped((300,), 48, (3, 3), padding=AROUND), "direct"),  # split by channels too
     (Grouped((33,), 48, (7, 5), (2, 1), padding=(3, 3, 2, 2)), "direct"),
     (Grouped((400,), 48, (3, 3), (2, 2), padding=AROUND, groups=2, interleaved=True, pointwise=True), "direct"),
     (Grouped((640,), 640, (3, 3), padding=AROUND, groups=4, project=40), "direct"),
@@ -38,8 +38,8 @@ def test_a_1x1(channels):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("channels", "width"), [(200, 48), (240, 40), (256, 128)])
-def test_a_1x1_of_two_pieces(channels, width):
-    """Held against two convolutions of half the channels: what PyTorch makes of one goes by the machine."""
+def test_a_1x1_in_two_parts(channels, width):
+    """Compared with two convolutions of half the channels: PyTorch's own split depends on the machine."""
     for seed in range(8):
         torch.manual_seed(seed)
         form = Separable((channels,), (), width)
@@ -65,7 +65,7 @@ def test_sums_of_groups(form, method):
 
 
 @pytest.mark.parametrize(
-    ("depth", "piece"), [(1, 1), (200, 100), (256, 128), (257, 129), (384, 192), (509, 255), (1024, 256)]
+    ("depth", "length"), [(1, 1), (200, 100), (256, 128), (257, 129), (384, 192), (509, 255), (1024, 256)]
 )
-def test_pieces_are_equal_where_they_can_be(depth, piece):
-    assert piece_of(depth) == piece
+def test_parts_are_equal_if_the_depth_has_a_divisor(depth, length):
+    assert split_k_length(depth) == length

@@ -1,4 +1,4 @@
-"""Seven products of halves in place of a 1×1 against float64, over shapes that nobody tuned for."""
+"""Strassen's 1×1 against float64, over shapes that nobody tuned for."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.bound import base, separable, separable_strassen
 from leanconv.kernels.cpu.pipelines import strassen
 from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.pipelines.packing import pack_strassen
 from leanconv.kernels.cpu.tuning import cost_model
 from leanconv.ops.separable import Separable
 from leanconv.ops.separable import separable as reference
@@ -26,8 +27,8 @@ LAYOUTS = st.sampled_from(["nchw", "channels_last", "slice", "crop"])
 
 
 @pytest.fixture
-def halved(monkeypatch):
-    """Every 1×1 of even sizes and enough pixels is made so; what the kernels were asked for."""
+def requested(monkeypatch):
+    """Strassen for every 1×1 of even sizes and enough pixels; the list of requested cores."""
     asked = []
 
     def tile(cpu, width, pixels, depth):
@@ -47,8 +48,8 @@ def halved(monkeypatch):
 @pytest.mark.parametrize("name", FORMS)
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(h=st.integers(2, 20), w=st.integers(3, 20), n=st.integers(0, 3), how=LAYOUTS, other=LAYOUTS)
-def test_any_size_batch_and_layout(name, halved, h, w, n, how, other):
-    halved.clear()
+def test_any_size_batch_and_layout(name, requested, h, w, n, how, other):
+    requested.clear()
     form = FORMS[name]
     weights = weights_of(form)
     x = laid_out(torch.randn(n, form.middle, h, w), how)
@@ -60,22 +61,22 @@ def test_any_size_batch_and_layout(name, halved, h, w, n, how, other):
     eager, eager_means = reference([x], weights, form, residual)
     assert_no_worse(y, eager, exact)
     assert_no_worse(means, eager_means, exact_means)
-    assert all(isinstance(core, strassen.Halved) for core in halved)
-    assert len(halved) == (n > 0)
+    assert all(isinstance(core, strassen.StrassenPointwise) for core in requested)
+    assert len(requested) == (n > 0)
     assert call.methods == ({"strassen"} if n else set())
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("c", [192, 512, 1536])
-def test_long_sums_are_made_piece_by_piece(c, halved, monkeypatch):
-    """The average error is less than twice PyTorch's however many channels there are, and about the direct one's."""
+def test_long_sums_are_split(c, requested, monkeypatch):
+    """For any number of channels the RMS error is below twice PyTorch's, and about that of the direct GEMM."""
     form, x = Separable((c,), (), 64), torch.randn(1, c, 8, 9).relu()
     weights = weights_of(form)
     exact, eager = F.conv2d(x.double(), weights[0].double()), F.conv2d(x, weights[0])
-    seven = bind(form, weights)([x])[0]
+    strassen_y = bind(form, weights)([x])[0]
     monkeypatch.setattr(base, "strassen_tile", lambda *sizes: None)
     direct = bind(form, weights)([x])[0]
-    error, direct_error, allowed = (float((y - exact).square().mean().sqrt()) for y in (seven, direct, eager))
+    error, direct_error, allowed = (float((y - exact).square().mean().sqrt()) for y in (strassen_y, direct, eager))
     assert error < 2 * allowed
     assert error < 1.5 * direct_error
 
@@ -83,7 +84,7 @@ def test_long_sums_are_made_piece_by_piece(c, halved, monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("at", [3, 20])
-def test_what_is_no_number_reaches_its_pair_and_nothing_else(value, at, halved):
+def test_nan_and_infinity_reach_the_paired_pixel_and_no_other(value, at, requested):
     x, form = torch.randn(1, 80, 5, 6), FORMS["plain"]
     x.view(80, 30)[40, at] = value
     y = bind(form, weights_of(form))([x])[0].view(64, 30)
@@ -94,51 +95,51 @@ def test_what_is_no_number_reaches_its_pair_and_nothing_else(value, at, halved):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("h", "n"), [(40, 1), (41, 1), (41, 2)])
-def test_two_threads(h, n, halved, two_threads):
-    """They give the same numbers as one; where a pixel would be made by both, the direct product is taken."""
+def test_two_threads(h, n, requested, two_threads):
+    """Two threads give the same numbers as one. If both would compute one pixel, the direct GEMM is used."""
     form, x = FORMS["mobilenet"], torch.randn(n, 96, h, 33)
     call = bind(form, weights_of(form))
     one, means = call([x])
     two, means_two = two_threads(call, [x])
     torch.testing.assert_close(means, means_two)
     if h * 33 % 2 and n == 1:
-        assert not isinstance(halved[-1], strassen.Halved)
+        assert not isinstance(requested[-1], strassen.StrassenPointwise)
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
     else:
-        assert all(isinstance(core, strassen.Halved) for core in halved)
+        assert all(isinstance(core, strassen.StrassenPointwise) for core in requested)
         assert torch.equal(one, two)
 
 
-def test_where_the_direct_product_stays(halved, monkeypatch):
-    """Two inputs, factors of channels, bfloat16; where the environment asks for it."""
+def test_when_the_direct_gemm_is_used(requested, monkeypatch):
+    """Two inputs, a gate, bfloat16, and LEANCONV_ARITHMETIC=direct."""
     x = torch.randn(1, 80, 6, 6)
-    half = weights_of(Separable((80,), (), 64))
-    bind(Separable((40, 40), (), 64), half)([x[:, :40], x[:, 40:]])
-    bind(Separable((80,), (), 64, gate=True), half)([x], None, torch.rand(1, 80))
-    bind(FORMS["plain"], half)([x.bfloat16()])
+    weights = weights_of(Separable((80,), (), 64))
+    bind(Separable((40, 40), (), 64), weights)([x[:, :40], x[:, 40:]])
+    bind(Separable((80,), (), 64, gate=True), weights)([x], None, torch.rand(1, 80))
+    bind(FORMS["plain"], weights)([x.bfloat16()])
     monkeypatch.setenv("LEANCONV_ARITHMETIC", "direct")
-    bind(FORMS["plain"], half)([x])
-    assert len(halved) == 4
-    assert not any(isinstance(core, strassen.Halved) for core in halved)
+    bind(FORMS["plain"], weights)([x])
+    assert len(requested) == 4
+    assert not any(isinstance(core, strassen.StrassenPointwise) for core in requested)
 
 
-def test_factors_of_weights_are_rounded_once():
+def test_weight_factors_are_rounded_once():
     weight = torch.randn(6, 4)
-    packed = strassen.pack_products(weight, 2)
-    assert packed.shape == (2, 7, 2, 2)  # outputs 0 to 2 of a half in two blocks, the last one half empty
+    packed = pack_strassen(weight, 2)
+    assert packed.shape == (2, 7, 2, 2)  # a half has 3 outputs: two blocks of 2, the last one half empty
     b11, b22 = weight[:3, :2].double(), weight[3:, 2:].double()
     assert torch.equal(packed[0, 0].T, (b11 + b22)[:2].float())
     assert torch.equal(packed[1, 4].T, torch.stack([b22[2].float(), torch.zeros(2)]))
 
 
-def test_it_is_taken_where_it_pays(cpu):
-    """Large products only: sums of the map and of the products take their time."""
+def test_large_products_use_strassen(cpu):
+    """Small ones do not: the additions cost more than the eighth product."""
     tile = cost_model.strassen_tile(cpu, 512, 196, 512)
     assert tile is not None
     least = cost_model.strassen_cycles(cpu, tile, 512, 196, 512)
     assert all(cost_model.strassen_cycles(cpu, other, 512, 196, 512) >= least for other in cost_model.matrix_tiles(cpu))
     direct = cost_model.matrix_tile(cpu, 512, 196, 512, True)
-    assert least < cost_model.PAYS * cost_model.matrix_cycles(cpu, direct, 512, 196, 512, True)
+    assert least < cost_model.MAX_STRASSEN_SHARE * cost_model.matrix_cycles(cpu, direct, 512, 196, 512, True)
     for width, pixels, depth in (
         (512, 196, 16),
         (16, 196, 512),

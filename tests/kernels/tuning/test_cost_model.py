@@ -1,4 +1,4 @@
-"""Which tile a kernel gets: the model's best, and at other sizes one that is there already."""
+"""The cost model: the best tile for one size, a compiled one for others."""
 
 import math
 
@@ -9,7 +9,7 @@ from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.tuning.cost_model import (
-    REUSED,
+    REUSE_LIMIT,
     lanes_for,
     matrix_cycles,
     matrix_tile,
@@ -36,7 +36,7 @@ def test_the_best_tile_is_the_one_of_least_cycles(cpu):
 
 
 def test_tiles_fit_the_registers(cpu):
-    """Its sums, a vector of weights for each of its vectors, one for a pixel, and one to spare."""
+    """Accumulators, one register of weights per vector, one for a pixel, and one to spare."""
     for tile in matrix_tiles(cpu):
         vectors = tile.block // tile.lanes
         assert tile.pixels * vectors + vectors + 1 < cpu.registers
@@ -45,7 +45,7 @@ def test_tiles_fit_the_registers(cpu):
 
 @pytest.mark.parametrize("cpu", [ZEN4, SAPPHIRE_RAPIDS], ids=["zen4", "sapphire rapids"])
 def test_which_of_equal_tiles(cpu):
-    """With AVX-512: 4 vectors of pixels in a row, 2 elsewhere; of pairs 4 are slow in more than one panel."""
+    """With AVX-512: 4 vectors for flattened pixels, else 2. With pairs, 4 are slow in more than one panel."""
     wide, narrow = Tile(4, 64, 16), Tile(8, 32, 16)
 
     def slower(*sizes):
@@ -57,22 +57,26 @@ def test_which_of_equal_tiles(cpu):
     assert slower(128, 64, 32, True, True) > 2
 
 
-def test_a_tile_that_is_there_is_taken_where_it_costs_little_more():
-    cost = {"best": 10.0, "near": 10.0 * REUSED, "far": 10.0 * REUSED + 0.1, "impossible": math.inf}.__getitem__
+def test_a_compiled_tile_is_reused_if_it_costs_little_more():
+    cost = {
+        "best": 10.0,
+        "near": 10.0 * REUSE_LIMIT,
+        "far": 10.0 * REUSE_LIMIT + 0.1,
+        "impossible": math.inf,
+    }.__getitem__
     assert reuse_compiled("best", [], cost) == "best"
     assert reuse_compiled("best", ["far", "near", "impossible"], cost) == "near"
     assert reuse_compiled("best", ["far", "impossible"], cost) == "best"
 
 
-def test_half_vectors_where_they_cost_nothing():
-    """24 channels: Zen 4's vectors pass in two halves, whole ones would waste a fourth; elsewhere half ones take twice
-    as long."""
+def test_narrow_vectors_if_they_cost_nothing():
+    """24 channels: wide vectors would waste a fourth. Zen 4 runs narrow vectors at full speed; others at half."""
     assert (lanes_for(ZEN4, 24), lanes_for(SAPPHIRE_RAPIDS, 24)) == (8, 16)
     assert (lanes_for(HASWELL, 24), lanes_for(NEOVERSE, 24)) == (8, 4)
 
 
 def test_blocks_are_whole_tiles(cpu):
-    """Rows that fill 1.2 of half the cache are made at once, those that fill 2.4 in two blocks of whole tiles."""
+    """Rows that fill 1.2 times half the cache are one block; 2.4 times are two blocks of whole tiles."""
     half = cpu.l2 // 2
     assert row_block(cpu, 196, 1, half // 160, 0, 1, 14) == 196
     assert row_block(cpu, 196, 1, half // 80, 0, 1, 14) == 98
@@ -109,7 +113,7 @@ def test_other_sizes_compile_few_kernels():
             (18, 18),
         ):
             if isinstance(form, Grouped) and w <= 14:
-                continue  # a row in one tile: such a kernel is made for its width
+                continue  # a kernel whose tile is a whole row is compiled for that width
             x = torch.randn(1, 24, h, w)
             y = call(x if isinstance(form, MaxPool) else [x])[0]
             if isinstance(form, Separable):

@@ -106,7 +106,7 @@ def test_this_machine_is_read_once():
 
 
 def test_how_fast_half_vectors_are():
-    assert [cpu.half_speed for cpu in (ZEN4, SAPPHIRE_RAPIDS, HASWELL)] == [1.0, 0.5, 1.0]
+    assert [cpu.narrow_speed for cpu in (ZEN4, SAPPHIRE_RAPIDS, HASWELL)] == [1.0, 0.5, 1.0]
 
 
 STAGE = (Stencil(0, 24, (3, 3), padding=(1, 1, 1, 1), bias=True, activation="relu"),)

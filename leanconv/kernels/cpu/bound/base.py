@@ -17,7 +17,7 @@ from leanconv.kernels.cpu.runtime.launch import Gates, KernelLaunch
 from leanconv.kernels.cpu.runtime.tensors import in_planes, new_map, pixel_stride
 from leanconv.kernels.cpu.runtime.transpose import ensure_nhwc
 from leanconv.kernels.cpu.tuning.cost_model import (
-    Tiles,
+    AnyTile,
     matrix_cycles,
     matrix_tile,
     reuse_compiled,
@@ -142,7 +142,7 @@ class Bound(ABC):
         """The methods of the kernels prepared so far."""
         return {prepared.method for prepared in self._kernels.values()}
 
-    def tile(self, core: Hashable, best: Tiles, cost: Callable[[Tiles], float]) -> Tiles:
+    def tile(self, core: Hashable, best: AnyTile, cost: Callable[[AnyTile], float]) -> AnyTile:
         """The tile for a kernel `core`: `best`, unless a compiled one is nearly as good (`reuse_compiled`).
 
         So most new sizes of a map compile nothing.
@@ -215,7 +215,7 @@ def element_type_of(cpu: Cpu, *maps: Tensor | None) -> ElementType:
     found = {x.dtype for x in maps if x is not None}
     if len(found) != 1:
         raise BadInput(f"maps of one dtype are needed, got {', '.join(sorted(map(str, found)))}")
-    return element_type(found.pop(), cpu)
+    return element_type(found.pop(), cpu.bf16)
 
 
 def check_vectors(vectors: Sequence[Tensor], n: int, channels: Sequence[int]) -> None:

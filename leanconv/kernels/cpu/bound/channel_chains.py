@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu.runtime.tensors import pack_taps
+from leanconv.kernels.cpu.pipelines.packing import pack_taps
 from leanconv.ops.forms import Stencil
 from leanconv.ops.separable import Separable
 

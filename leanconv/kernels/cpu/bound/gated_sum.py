@@ -22,10 +22,11 @@ from leanconv.kernels.cpu.bound.base import (
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import pointwise
 from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.pipelines.packing import pack_projection
 from leanconv.kernels.cpu.runtime.block_loop import BlockLoop, View, Work
 from leanconv.kernels.cpu.runtime.launch import Gates, KernelLaunch
-from leanconv.kernels.cpu.runtime.tensors import pack_projection, pixel_stride
-from leanconv.kernels.cpu.tuning.cost_model import row_block, whole_tile
+from leanconv.kernels.cpu.runtime.tensors import pixel_stride
+from leanconv.kernels.cpu.tuning.cost_model import dividing_tile, row_block
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import check_channels
 from leanconv.ops.gated_sum import GatedSum
@@ -122,7 +123,9 @@ class BoundGatedSum(Bound):
         tile: Tile | None = self.matrix_tile(core, o, pixels, channels, element)
         if whole and tile is not None and pixels % tile.pixels:
             from_memory = element.bytes * pixels * o > self.cpu.l2
-            tile = whole_tile(self.cpu, o, pixels, element.steps(channels), element.pairs, 1.1 if from_memory else 1.02)
+            tile = dividing_tile(
+                self.cpu, o, pixels, element.steps(channels), element.pairs, 1.1 if from_memory else 1.02
+            )
         if tile is None:
             return None
         arguments: list[View] = []

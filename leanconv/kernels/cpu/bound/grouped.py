@@ -20,10 +20,11 @@ from leanconv.kernels.cpu.bound.base import (
     weights_view,
 )
 from leanconv.kernels.cpu.compilation.build import kernel
-from leanconv.kernels.cpu.pipelines.padded import Core
+from leanconv.kernels.cpu.pipelines.packing import pack_projection, pack_vector
+from leanconv.kernels.cpu.pipelines.padded import GroupedCore
 from leanconv.kernels.cpu.runtime.block_loop import BlockLoop, View, Work
-from leanconv.kernels.cpu.runtime.tensors import MOST_PLANES, in_planes, pack_projection, pack_vector, pixel_stride
-from leanconv.kernels.cpu.tuning.grouped_algorithms import PACKED, PIPELINES, Algorithm, algorithm_for
+from leanconv.kernels.cpu.runtime.tensors import MOST_PLANES, in_planes, pixel_stride
+from leanconv.kernels.cpu.tuning.grouped_algorithms import PACKERS, PIPELINES, Algorithm, choose_direct_or_winograd
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import check_channels
 from leanconv.ops.grouped import Grouped
@@ -87,13 +88,13 @@ class BoundGrouped(Bound):
         size = (n, form.width, p, q)
         element = element_type_of(self.cpu, *inputs, residual)
         planes = self.planes and in_planes(inputs[0])
-        core = Core(
+        core = GroupedCore(
             form,
             () if planes else tuple(map(pixel_stride, inputs)),
             0 if residual is None else pixel_stride(residual),
             element,
         )
-        algorithm = algorithm_for(self.target, core, n, (p, q), self.tile, self.method)
+        algorithm = choose_direct_or_winograd(self.target, core, n, (p, q), self.tile, self.method)
         tiles, direct = algorithm.tiles, algorithm.method == "direct" and not planes
         if direct and any(form.padding[2:]) and tiles.inner.pixels == tiles.outer.pixels == q:
             core = replace(core, columns=w)
@@ -115,10 +116,10 @@ class BoundGrouped(Bound):
         prepared.method = algorithm.method
         return prepared
 
-    def _packed(self, algorithm: Algorithm, core: Core) -> list[Tensor]:
+    def _packed(self, algorithm: Algorithm, core: GroupedCore) -> list[Tensor]:
         form, tiles = self.form, algorithm.tiles
         block, each = tiles.inner.block, form.out_channels // form.groups
-        weights = PACKED[algorithm.method](core, self._taps, self._beside, block)
+        weights = PACKERS[algorithm.method](core, self._taps, self._beside, block)
         if self._bias is not None:
             weights.append(torch.cat([pack_vector(part, block, each) for part in self._bias.split(each)]))
         if self._project is not None and form.project is not None:

@@ -20,8 +20,9 @@ from leanconv.kernels.cpu.bound.base import (
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import max_pool, upsample
 from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.pipelines.packing import pack_projection, pack_vector
 from leanconv.kernels.cpu.runtime.block_loop import Average, BlockLoop, View, Work
-from leanconv.kernels.cpu.runtime.tensors import pack_projection, pack_vector, pixel_stride
+from leanconv.kernels.cpu.runtime.tensors import pixel_stride
 from leanconv.kernels.cpu.tuning.cost_model import lanes_for, row_block
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import check_channels

@@ -28,10 +28,11 @@ from leanconv.kernels.cpu.bound.base import (
 from leanconv.kernels.cpu.bound.channel_chains import ChannelChain, chain_weights, channel_chains, split_weights
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import pointwise, separable
-from leanconv.kernels.cpu.pipelines.depthwise import Track, written_out
+from leanconv.kernels.cpu.pipelines.depthwise import Track, unrolls_taps
 from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.pipelines.packing import pack_projection, pack_vector
 from leanconv.kernels.cpu.runtime.block_loop import BlockLoop, Prefetch, View, Work
-from leanconv.kernels.cpu.runtime.tensors import pack_projection, pack_vector, pixel_stride
+from leanconv.kernels.cpu.runtime.tensors import pixel_stride
 from leanconv.kernels.cpu.tuning.cost_model import fill, lanes_for, row_block, strip
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import Stencil, check_channels
@@ -115,7 +116,7 @@ class KernelBuilder:
         """One kernel for each chain, all of them on a block of rows before the next block."""
         views, kernels, first = [], [], 0
         for chain, taps in zip(self.bound.chains, self.bound.taps, strict=True):
-            core = separable.Core(
+            core = separable.SeparableCore(
                 (self._track(chain),),
                 None,
                 self.size[1],
@@ -159,10 +160,10 @@ class KernelBuilder:
         made = kernel(separable.projected, core, tile)
         return self.finish([(made, arguments)], Work(n, p * q, work.block * q), True, fetches=self.fetches(core))
 
-    def core(self) -> separable.Core:
+    def core(self) -> separable.SeparableCore:
         """Of a kernel of stencils and projection."""
         form, o = self.form, self.size[1]
-        return separable.Core(
+        return separable.SeparableCore(
             tuple(map(self._track, self.bound.chains)),
             o,
             o,
@@ -173,7 +174,7 @@ class KernelBuilder:
             self.element,
         )
 
-    def fetches(self, core: separable.Core) -> list[Prefetch]:
+    def fetches(self, core: separable.SeparableCore) -> list[Prefetch]:
         """Prefetches of the maps that are read in place and (all samples) too large for the second-level cache."""
         found: dict[int, Prefetch] = {}
         for chain, track in zip(self.bound.chains, core.tracks, strict=True):
@@ -269,7 +270,7 @@ class KernelBuilder:
         no interior, or a wide border.
         """
         (r, s), (_, _, left, right) = form.kernel, form.padding
-        plain = form.stride == (1, 1) and r * s > 1 and written_out(form) and self.element.dtype == torch.float32
+        plain = form.stride == (1, 1) and r * s > 1 and unrolls_taps(form) and self.element.dtype == torch.float32
         return plain and max(left, right) <= 8 and width > left + right
 
     def input(self, chain: ChannelChain) -> View:

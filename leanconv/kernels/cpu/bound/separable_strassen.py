@@ -12,8 +12,9 @@ from leanconv.kernels.cpu.bound.base import PreparedKernel, flat_out_view
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import separable_strassen, strassen
 from leanconv.kernels.cpu.pipelines.gemm import Tile
+from leanconv.kernels.cpu.pipelines.packing import pack_strassen, pack_vector
 from leanconv.kernels.cpu.runtime.block_loop import View, Work
-from leanconv.kernels.cpu.runtime.tensors import pack_vector, pixel_stride
+from leanconv.kernels.cpu.runtime.tensors import pixel_stride
 from leanconv.kernels.cpu.tuning.cost_model import row_block, strassen_cycles, strassen_tile
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ def pointwise(builder: KernelBuilder) -> PreparedKernel | None:
     if (tile := _tile_alone(builder)) is None:
         return None
     form, (n, o, p, q), (x,) = builder.form, builder.size, builder.inputs
-    core = strassen.Halved(form.middle, pixel_stride(x), o, form.bias, form.activation, builder.residual_pixel())
+    core = strassen.StrassenPointwise(
+        form.middle, pixel_stride(x), o, form.bias, form.activation, builder.residual_pixel()
+    )
     chain = builder.bound.chains[0]
     arguments = [_pairs(0, x, chain.first, form.middle, p * q), _products(builder, 0, form.middle, tile)]
     if form.bias:
@@ -60,7 +63,7 @@ def _tile_alone(builder: KernelBuilder) -> Tile | None:
 def projected(builder: KernelBuilder) -> PreparedKernel | None:
     """A stencil, then the 1×1 of blocks of whole rows, all alike. None where the direct GEMM is used."""
     core, form, (n, o, p, q) = builder.core(), builder.form, builder.size
-    rows = _rows(builder) if separable_strassen.takes(core) and builder.bound.target.arithmetic != "direct" else None
+    rows = _rows(builder) if separable_strassen.supports(core) and builder.bound.target.arithmetic != "direct" else None
     if rows is None:
         return None
     pixels = rows * q
@@ -105,7 +108,7 @@ def _rows(builder: KernelBuilder) -> int | None:
 def _products(builder: KernelBuilder, column: int, channels: int, tile: Tile) -> View:
     """The packed factors of a chain's part of the 1×1."""
     assert builder.bound.project is not None
-    return builder.add(strassen.pack_products(builder.bound.project[:, column : column + channels], tile.block))
+    return builder.add(pack_strassen(builder.bound.project[:, column : column + channels], tile.block))
 
 
 def _pairs(pointer: int, x: Tensor, first: int, channels: int, pixels: int) -> View:

@@ -1,1 +1,1 @@
-"""The kernels in Halide, and what is linked into each: all that the cache's keys hash."""
+"""Halide pipelines, one file a kernel, and the C stub linked into each. The cache's keys hash this folder."""

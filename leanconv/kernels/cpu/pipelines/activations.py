@@ -1,4 +1,4 @@
-"""Activations and maxima in Halide: what is NaN or infinite in PyTorch is so here."""
+"""Activations and maximum in Halide, with PyTorch's NaNs and infinities."""
 
 import math
 from typing import Any
@@ -9,9 +9,9 @@ from leanconv.kernels.cpu.pipelines.frontend import halide
 def activate(name: str, x: Any, *place: Any) -> Any:
     """The activation `name` of an expression at the variables `place`; NaN stays NaN, as in PyTorch.
 
-    Halide's own max and min drop NaN, and LLVM may take the result of any of its sums for a number: comparisons are
-    strict here, and choices made between bits. On x86 that is the same single instruction. `x` becomes a Func (which is
-    inlined), for all that stands inside a strict comparison is strict too, without fused multiply-adds.
+    Halide's max and min drop NaN, and LLVM may assume that no sum is NaN. So comparisons are `strict_float`, and
+    `_either` selects between bits; on x86 that is still one instruction. `x` becomes a Func, which is inlined: inside
+    the strict comparison itself it would lose its fused multiply-adds.
     """
     if name == "none":
         return x
@@ -33,12 +33,12 @@ def activate(name: str, x: Any, *place: Any) -> Any:
         share = _at_most(_at_least(func[place], 0.0), 6.0) * hl.f32(1 / 6)
         return share if name == "hardsigmoid" else x * share
     if name == "gelu":
-        return x * hl.max(_gauss(x) + 0.5, 0.0)  # exactly nothing is left of what is far below zero
+        return x * hl.max(_gauss(x) + 0.5, 0.0)  # max: exactly zero far below zero
     raise ValueError(f"no activation {name!r} in the kernels")
 
 
 def _either(condition: Any, a: Any, b: Any) -> Any:
-    """a where the condition holds, else b; either may be NaN."""
+    """a if the condition holds, else b; either may be NaN."""
     hl = halide()
     bits = [hl.reinterpret(hl.Int(32), hl.f32(x) if isinstance(x, float) else x) for x in (a, b)]
     return hl.reinterpret(hl.Float(32), hl.select(condition, *bits))
@@ -52,33 +52,33 @@ def _at_most(x: Any, bound: float) -> Any:
     return _either(halide().strict_float(x > bound), bound, x)
 
 
-# 2^f for f from -0.5 to 0.5, by Lawson's iteration: 2e-9 of the value off.
+# Minimax polynomial of 2^f for f from -0.5 to 0.5 (Lawson's iteration); relative error 2e-9.
 POWERS = (1.0, 0.6931471824645996, 0.24022646248340607, 0.05550328642129898, 0.009618489071726799,
           0.0013399930903688073, 0.00015345821157097816)  # fmt: skip
 
 
 def _exp(x: Any) -> Any:
-    """e to the power of x, at least 2^-126, infinite from 2^128 on; some number where x is NaN.
+    """e^x for a sum 1 + e^x: at least 2^-126, infinite from 2^128 on; an arbitrary number if x is NaN.
 
-    For what is added to 1: as exact as float32 can tell there. Halide's own gives any number for x beyond ±10⁹, and
-    makes a depthwise 3×3 with SiLU 1.2 times as slow (64 channels, 56×56, one Zen 4 core).
+    Halide's exp returns arbitrary numbers for x beyond ±10⁹. With it, a depthwise 3×3 with SiLU takes 1.2 times as long
+    (64 channels, 56×56, one Zen 4 core).
     """
     hl = halide()
-    x = hl.clamp(x * hl.f32(1 / math.log(2)), -126.0, 128.0)  # 1.0 with 128 more in its exponent is infinite
+    x = hl.clamp(x * hl.f32(1 / math.log(2)), -126.0, 128.0)  # 1.0 with 128 added to its exponent is infinity
     whole = hl.round(x)
     total = _polynomial(POWERS, x - whole)
     return hl.reinterpret(hl.Float(32), hl.reinterpret(hl.Int(32), total) + (hl.i32(whole) << 23))
 
 
-# The integral of the normal density from 0 to x, as x·P(x²)/Q(x²) up to ±5.6, where it is ½ in float32; by Lawson's
-# iteration over the error times 0.3 + x: 8e-8. GELU with it is at most 1e-6 off for x from -8 to 8, PyTorch's 1.1e-6.
+# ½ erf(x/√2) as x·P(x²)/Q(x²) up to ±5.6; beyond, it is ½ in float32. Lawson's iteration minimised the error times
+# 0.3 + x, to 8e-8. For x from -8 to 8, the error of GELU is at most 1e-6; that of PyTorch's is 1.1e-6.
 GAUSS_END = 5.6
 GAUSS_OVER = (0.398941636, 0.0400877595, 0.00478463387, 0.000215227672, 3.8019341e-06, -2.32061073e-08, 1.08748302e-10)
 GAUSS_UNDER = (1.0, 0.267144114, 0.0315289013, 0.00208333903, 7.79748734e-05)
 
 
 def _gauss(x: Any) -> Any:
-    """½ erf(x/√2); some number where x is NaN. Halide's erf, of a power and two polynomials, takes twice as long."""
+    """½ erf(x/√2); an arbitrary number if x is NaN. Halide's erf takes twice as long."""
     hl = halide()
     x = hl.clamp(x, hl.f32(-GAUSS_END), hl.f32(GAUSS_END))
     square = x * x
@@ -86,7 +86,7 @@ def _gauss(x: Any) -> Any:
 
 
 def _polynomial(factors: tuple[float, ...], x: Any) -> Any:
-    """The sum of factors[i]·xⁱ."""
+    """Σ factors[i]·xⁱ, by Horner's rule."""
     hl = halide()
     total: Any = hl.f32(factors[-1])
     for factor in reversed(factors[:-1]):
@@ -95,7 +95,7 @@ def _polynomial(factors: tuple[float, ...], x: Any) -> Any:
 
 
 def largest(values: list[Any]) -> Any:
-    """The maximum of numbers that were loaded, NaN where one of them is."""
+    """The maximum of values that were loaded; NaN if one of them is NaN."""
     hl = halide()
     best, nothing = values[0], hl.strict_float(values[0] != values[0])
     for value in values[1:]:

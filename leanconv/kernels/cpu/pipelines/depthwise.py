@@ -1,9 +1,9 @@
-"""Depthwise stencils in Halide, one vector of channels after the other: `i b x y`, number i of vector b.
+"""Depthwise stencils in Halide, one vector of channels after the other: `i b x y` is number i of vector b.
 
-Between two stencils there is a copy with its border, of one vector of channels and all rows of the block: small enough
-for the first-level cache, each line of it full. Only what lies inside a map is computed. Its border is stored as zeros:
-of 7×7 pixels before a 7×1 a computed border would be as much work as the map. The first of few taps reads the map
-where it lies: the columns at its sides are stages of their own.
+Between two stencils is a copy with a border, of one vector of channels and all rows of the block. It fits the L1 cache,
+and each of its cache lines is full. Only pixels inside a map are computed; the border is stored as zeros.
+To compute it would nearly double the work for a 7×7 map before a 7×1. A first stencil of few taps reads the map
+without a copy; the columns whose taps leave the map are then computed apart.
 """
 
 from collections.abc import Callable
@@ -16,20 +16,21 @@ from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import Axes
 from leanconv.ops.forms import Stencil
 
-MOST_WRITTEN_OUT = 11  # taps of a stencil
+MAX_UNROLLED_TAPS = 11
 
 
 @dataclass(frozen=True)
 class Track:
-    """Channels that lie side by side in one input and share their stencils.
+    """Channels side by side in one input that share their stencils.
 
     Args:
         pixel: numbers from one pixel of the input to the next.
-        channels, stencils: how many, and which one after the other.
-        tiles: pixels made together, of the input and of each stencil's output; at most as many as a row has.
-        strips: tiles of a row that are made in all rows before the next ones, of the same; 0: all of them.
-        far: the input comes from memory: it is read pixel by pixel, before the vectors of channels take turns.
-        direct: the first stencil reads the input where it lies, and not a copy with a border.
+        channels: how many.
+        stencils: one after the other.
+        tiles: pixels computed together, of the input and of each stencil's output; at most a row.
+        strips: for the same, tiles of a row that are computed in all rows before the next ones; 0: the whole row.
+        from_memory: the input is not in the cache. It is copied pixel by pixel, before the vectors of channels.
+        direct: the first stencil reads the input itself, without a copy that has a border.
     """
 
     pixel: int
@@ -43,10 +44,11 @@ class Track:
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a map that are made alike: `value` (`i b x y`, to be inlined) of `width` of them, from `first` on.
+    """Columns of a map with one expression: `width` of them from `first` on.
 
     Args:
-        tile: of them made together; None: the track's.
+        value: the Func `i b x y`, which is inlined.
+        tile: columns computed together; None: as the track says.
     """
 
     value: Any
@@ -57,50 +59,61 @@ class Columns:
 
 @dataclass
 class Loops:
-    """The loops over the inside of a map, from the innermost; `order` has those of the sum (RVars) alone."""
+    """The loops over the inside of a map.
+
+    Args:
+        order: the loops of the RDom, from the innermost.
+        pixel, tile: two of them: over the pixels of a tile, and over tiles.
+        masked: whether the first is over the lanes of a vector, of which the last vector's are masked.
+        pixels: of a tile.
+    """
 
     order: list[Any]
     pixel: Any
     tile: Any
     masked: bool
-    pixels: int  # of a tile
+    pixels: int
 
 
 @dataclass
-class Between:
-    """A map with its border: the Func, the loops of the stages that fill its inside, accumulators if it has some."""
+class Bordered:
+    """A map with its border: the Func, the loops of the stages that fill its inside, accumulators or None."""
 
     func: Any
     loops: list[Loops]
-    sums: Any
+    accumulators: Any
 
 
 @dataclass
 class Chain:
-    """The stencils of a track: `value` is the last one's result (`i b x y`, to be inlined), `h` `w` its size.
+    """The stencils of a track so far.
 
     Args:
-        sums: accumulators of `value`, or None.
-        partial: `value` reads the map itself, whose last vector has fewer numbers than lanes.
-        pieces: of a map whose columns are not all made alike; `value` is none of them then.
+        value: the result of the last one, a Func `i b x y` which is inlined.
+        h, w: its size.
+        arguments: the kernel's, so far.
+        between: the maps with a border between two stencils.
+        accumulators: of `value`, or None.
+        partial: `value` reads the input itself, whose last vector may have fewer numbers than lanes.
+        split_columns: for a map whose columns have several expressions; `value` is then not used.
     """
 
     value: Any
     h: Any
     w: Any
     arguments: list[Any]
-    between: list[Between] = field(default_factory=list)
-    sums: Any = None
+    between: list[Bordered] = field(default_factory=list)
+    accumulators: Any = None
     partial: bool = False
-    pieces: list[Columns] = field(default_factory=list)
+    split_columns: list[Columns] = field(default_factory=list)
 
     @property
     def columns(self) -> list[Columns]:
-        """All columns, most of them in the first of the list."""
-        return self.pieces or [Columns(self.value, 0, self.w)]
+        """All columns; the first item has most of them."""
+        return self.split_columns or [Columns(self.value, 0, self.w)]
 
 
-def tile_stride(channels: int) -> int:
+def taps_stride(channels: int) -> int:
     """Numbers from one tap of all channels to the next: whole vectors of any width."""
     return -(-channels // 16) * 16
 
@@ -112,32 +125,33 @@ def size_after(stencil: Stencil, h: Any, w: Any) -> tuple[Any, Any]:
     return (h + (top + bottom - dh * (r - 1) - 1)) // sh + 1, (w + (left + right - dw * (s - 1) - 1)) // sw + 1
 
 
-def chain(axes: Axes, track: Track, index: int, lanes: int, element: ElementType) -> Chain:
-    """The stencils of a track, in float32; arguments: the map `c x y`, then taps and bias of each."""
+def stencil_chain(axes: Axes, track: Track, index: int, lanes: int, element: ElementType) -> Chain:
+    """The stencils of a track, in float32. Arguments: the map `c x y`, then taps and bias of each stencil."""
     hl, (i, b, x, y) = halide(), (axes.i, axes.b, axes.x, axes.y)
     source = map_image(f"in{index}", track.pixel, element)
     source.dim(2).set_min(0)
     func = hl.Func(f"map{index}")
-    func[i, b, x, y] = element.read(source)[b * lanes + i, x, y]
+    func[i, b, x, y] = element.widen(source)[b * lanes + i, x, y]
     w, h = source.dim(1).extent(), source.dim(2).extent()
-    made = Chain(func, h, w, [source], partial=track.channels % lanes != 0)
+    chain = Chain(func, h, w, [source], partial=track.channels % lanes != 0)
     for place, form in enumerate(track.stencils):
         name = f"t{index}_{place}"
         direct = track.direct and not place
-        if not direct and (form.kernel != (1, 1) or any(form.padding) or made.sums is not None):
-            _bordered(axes, made, form, track, place, lanes, f"{name}_in")
-        _apply(axes, made, form, track.channels, lanes, name, direct)
-    return made
+        if not direct and (form.kernel != (1, 1) or any(form.padding) or chain.accumulators is not None):
+            _add_border(axes, chain, form, track, place, lanes, f"{name}_in")
+        _add_stencil(axes, chain, form, track.channels, lanes, name, direct)
+    return chain
 
 
-def _bordered(axes: Axes, made: Chain, form: Stencil, track: Track, place: int, lanes: int, name: str) -> None:
-    """Put a map with the border that `form` wants behind the chain's value."""
-    hl, (i, b, x, y), (h, w) = halide(), (axes.i, axes.b, axes.x, axes.y), (made.h, made.w)
+def _add_border(axes: Axes, chain: Chain, form: Stencil, track: Track, place: int, lanes: int, name: str) -> None:
+    """Store the chain's value in a map with the border that `form` reads."""
+    hl, (i, b, x, y), (h, w) = halide(), (axes.i, axes.b, axes.x, axes.y), (chain.h, chain.w)
     (top, bottom, left, right), func = form.padding, hl.Func(name)
+    # undef: the stages below write the inside and each side of the border, so nothing needs a first value.
     func[i, b, x, y] = hl.undef(hl.Float(32))
     stages = []
-    for number, columns in enumerate(made.columns):
-        loops, lane, column, _ = inside(axes, made, columns, track, place, lanes, f"{name}{number}")
+    for number, columns in enumerate(chain.columns):
+        loops, lane, column, _ = column_loops(axes, chain, columns, track, place, lanes, f"{name}{number}")
         func[lane, b, column, y] = columns.value[lane, b, column, y]
         stages.append(loops)
     for side, (start, count) in {"left": (-left, left), "right": (w, right)}.items():
@@ -147,13 +161,13 @@ def _bordered(axes: Axes, made: Chain, form: Stencil, track: Track, place: int, 
         across = hl.RDom([(-left, w + (left + right))], f"{name}_rows")
         across.where((y < 0) | (y >= h))
         func[i, b, across[0], y] = 0.0
-    made.between.append(Between(func, stages, made.sums))
-    made.value, made.sums, made.partial, made.pieces = func, None, False, []
+    chain.between.append(Bordered(func, stages, chain.accumulators))
+    chain.value, chain.accumulators, chain.partial, chain.split_columns = func, None, False, []
 
 
-def inside(
+def column_loops(
     axes: Axes,
-    made: Chain,
+    chain: Chain,
     columns: Columns,
     track: Track,
     place: int,
@@ -162,16 +176,17 @@ def inside(
     gated: bool = False,
     block: tuple[Any, Any] | None = None,
 ) -> tuple[Loops, Any, Any, Any]:
-    """Loops over some columns of a map, a tile at a time, the last of them over some of those before it once more.
+    """Loop over columns in tiles; the last tile shifts left and overlaps the previous one.
 
     Args:
         place: which of the track's tiles and strips.
-        gated: a vector with one number per channel is read. Where channels end in part of a vector it is masked then.
-        block: first row and their number; else rows are the variable y, and those inside the map are made.
+        gated: a gate per channel is read too; it ends with the channels, so the last vector is masked.
+        block: the first row and how many; else rows are the variable y, and those outside the map are skipped.
     Returns: the loops, the number in the vector, the column and the row.
     """
+    # An RDom instead of split(): its tiles overlap at the end of a row, and `where` skips rows outside the map.
     hl, pixels, strip = halide(), columns.tile or track.tiles[place], 0 if columns.tile else track.strips[place]
-    masked = made.partial or (gated and track.channels % lanes != 0)
+    masked = chain.partial or (gated and track.channels % lanes != 0)
     tiles = 1 if columns.tile else (columns.width + (pixels - 1)) // pixels
     ranges = [(0, lanes)] * masked + [(0, pixels), (0, strip or tiles)] + ([block] if block else [])
     domain = hl.RDom(ranges + ([(0, (tiles + (strip - 1)) // strip)] if strip else []), f"{name}_inside")
@@ -183,28 +198,30 @@ def inside(
         domain.where(order[-1] * strip + tile < tiles)
     row = order[masked + 2] if block else axes.y
     if not block:
-        domain.where((row >= 0) & (row < made.h))
+        domain.where((row >= 0) & (row < chain.h))
     column = hl.min((order[-1] * strip + tile if strip else tile) * pixels, columns.width - pixels) + pixel
     column = columns.first + (pixel if columns.tile else column)
     return Loops(order, pixel, tile, masked, pixels), order[0] if masked else axes.i, column, row
 
 
-def _apply(axes: Axes, made: Chain, form: Stencil, channels: int, lanes: int, name: str, direct: bool = False) -> None:
-    """One depthwise convolution and its activation as the chain's new value; `direct`: of the map as it lies.
+def _add_stencil(
+    axes: Axes, chain: Chain, form: Stencil, channels: int, lanes: int, name: str, direct: bool = False
+) -> None:
+    """Apply one depthwise convolution and its activation to the chain; `direct`: to the map itself.
 
-    Few taps are written out. Of many only a row is, summed over the rows in accumulators: LLVM takes seconds for 49
-    taps of 8 pixels, and its code is half as fast.
+    Few taps are unrolled. Of many taps only a row is unrolled, and accumulators sum over the rows: LLVM needs seconds
+    for 49 taps of 8 pixels, and its code is half as fast.
     """
     hl, (i, b, x, y) = halide(), (axes.i, axes.b, axes.x, axes.y)
     (r, s), (sh, sw), (dh, dw), (top, _, left, _) = form.kernel, form.stride, form.dilation, form.padding
     taps, start = None, hl.f32(0.0)
     if not form.identity:
         taps = image(f"{name}_taps", 2)
-        taps.dim(1).set_min(0).set_stride(tile_stride(channels))
-        made.arguments.append(taps)
+        taps.dim(1).set_min(0).set_stride(taps_stride(channels))
+        chain.arguments.append(taps)
     if form.bias:
-        made.arguments.append(image(f"{name}_bias", 1))
-        start = made.arguments[-1][b * lanes + i]
+        chain.arguments.append(image(f"{name}_bias", 1))
+        start = chain.arguments[-1][b * lanes + i]
 
     def row(source: Any, k: Any) -> list[Any]:
         values = [source[i, b, x * sw + (j * dw - left), y * sh + (k * dh - top)] for j in range(s)]
@@ -212,94 +229,105 @@ def _apply(axes: Axes, made: Chain, form: Stencil, channels: int, lanes: int, na
 
     def result(source: Any, suffix: str = "") -> Any:
         func = hl.Func(name + suffix)
-        if written_out(form):
+        if unrolls_taps(form):
             terms = [term for k in range(r) for term in row(source, k)]
             total = sum(terms[1:], start + terms[0] if form.bias else terms[0])
         else:
-            made.sums = hl.Func(f"{name}_sums")
-            made.sums[i, b, x, y] = start
+            chain.accumulators = hl.Func(f"{name}_sums")
+            chain.accumulators[i, b, x, y] = start
             first, *others = row(source, hl.RDom([(0, r)], f"{name}_each")[0])
-            made.sums[i, b, x, y] += sum(others, first)
-            total = made.sums[i, b, x, y]
+            chain.accumulators[i, b, x, y] += sum(others, first)
+            total = chain.accumulators[i, b, x, y]
         func[i, b, x, y] = activate(form.activation, total, i, b, x, y)
         return func
 
     if direct:
-        made.pieces = _in_place(axes, made, form, result)
+        chain.split_columns = _split_columns(axes, chain, form, result)
     else:
-        made.value = result(made.value)
-    made.h, made.w = size_after(form, made.h, made.w)
+        chain.value = result(chain.value)
+    chain.h, chain.w = size_after(form, chain.h, chain.w)
 
 
-def written_out(form: Stencil) -> bool:
+def unrolls_taps(form: Stencil) -> bool:
     """Whether all taps are one expression."""
-    return form.kernel[0] * form.kernel[1] <= MOST_WRITTEN_OUT or form.kernel[0] == 1
+    return form.kernel[0] * form.kernel[1] <= MAX_UNROLLED_TAPS or form.kernel[0] == 1
 
 
-def _in_place(axes: Axes, made: Chain, form: Stencil, result: Callable[..., Any]) -> list[Columns]:
-    """A stencil (of stride 1) of the map itself: the columns whose taps all lie inside, and those beside them.
+def _split_columns(axes: Axes, chain: Chain, form: Stencil, result: Callable[..., Any]) -> list[Columns]:
+    """A stencil of stride 1 on the map itself: the columns whose taps all lie inside, then those at its two sides.
 
-    Of rows above and below the map none is read either: Halide makes loops of their own for those that reach there.
+    Rows above and below the map are not read. `likely` makes Halide peel loops for the rows that reach there.
     """
-    hl, (i, b, x, y), rows = halide(), (axes.i, axes.b, axes.x, axes.y), made.value
+    hl, (i, b, x, y), rows = halide(), (axes.i, axes.b, axes.x, axes.y), chain.value
     top, bottom, left, right = form.padding
     if top or bottom:
-        rows, source = hl.Func("rows"), made.value
-        inner = source[i, b, x, hl.clamp(hl.likely(y), 0, made.h - 1)]
-        rows[i, b, x, y] = hl.select((y < 0) | (y >= made.h), 0.0, inner)
-    width = size_after(form, made.h, made.w)[1]
-    pieces = [Columns(result(rows), left, width - (left + right))]
-    for name, count, first, inside, l1_fused in (
+        rows, source = hl.Func("rows"), chain.value
+        inner = source[i, b, x, hl.clamp(hl.likely(y), 0, chain.h - 1)]
+        rows[i, b, x, y] = hl.select((y < 0) | (y >= chain.h), 0.0, inner)
+    width = size_after(form, chain.h, chain.w)[1]
+    columns = [Columns(result(rows), left, width - (left + right))]
+    for name, count, first, inside, clamped in (
         ("left", left, 0, x >= 0, hl.max(x, 0)),
-        ("right", right, width - right, x < made.w, hl.min(x, made.w - 1)),
+        ("right", right, width - right, x < chain.w, hl.min(x, chain.w - 1)),
     ):
         if count:
-            beside = hl.Func(f"beside_{name}")
-            beside[i, b, x, y] = hl.select(inside, rows[i, b, l1_fused, y], 0.0)
-            pieces.append(Columns(result(beside, name), first, count, count))
-    return pieces
+            side = hl.Func(f"side_{name}")
+            side[i, b, x, y] = hl.select(inside, rows[i, b, clamped, y], 0.0)
+            columns.append(Columns(result(side, name), first, count, count))
+    return columns
 
 
-def schedule_chain(axes: Axes, made: Chain, consumer: Any, loop: Any, lanes: int, from_memory: bool) -> None:
-    """What lies between the stencils, for each vector of channels of the consumer anew."""
-    for index, step in enumerate(made.between):
+def schedule_chain(axes: Axes, chain: Chain, consumer: Any, loop: Any, lanes: int, from_memory: bool) -> None:
+    """The maps between the stencils: recomputed for each vector of channels, at `loop` of the consumer."""
+    for index, step in enumerate(chain.between):
         func, order = step.func, [axes.y, axes.b]
         if index == 0 and from_memory:
+            # A vector of channels uses one cache line per pixel. From memory, all channels of a pixel are read at once.
             func.compute_root()
             order = [axes.b, axes.y]
         else:
+            # Only one vector of channels of the map exists at a time.
             func.compute_at(consumer, loop)
         func.bound_extent(axes.i, lanes).vectorize(axes.i, lanes)
         for stage, loops in enumerate(step.loops):
-            schedule_inside(axes, func, stage, loops, order, step.sums, lanes, by_pixel=index == 0 and from_memory)
+            by_pixel = index == 0 and from_memory
+            schedule_columns(axes, func, stage, loops, order, step.accumulators, lanes, by_pixel=by_pixel)
         for border in range(len(step.loops), func.num_update_definitions()):
             func.update(border).vectorize(axes.i, lanes)
 
 
-def schedule_inside(
-    axes: Axes, func: Any, stage: int, loops: Loops, outer: list[Any], sums: Any, lanes: int, by_pixel: bool = False
+def schedule_columns(
+    axes: Axes,
+    func: Any,
+    stage: int,
+    loops: Loops,
+    outer: list[Any],
+    accumulators: Any,
+    lanes: int,
+    by_pixel: bool = False,
 ) -> None:
-    """A stage of `inside`: a vector, the pixels of a tile written out, tiles (of a strip), rows, strips; vectors.
+    """A stage of `column_loops`: a vector of channels, the unrolled pixels of a tile, then tiles, rows and strips.
 
-    `outer`: the variables that are left, from the innermost. `by_pixel`: vectors within tiles.
+    `outer`: the remaining variables, from the innermost. `by_pixel`: vectors of channels inside the tile loop.
     """
+    # Unrolled pixels share the taps of their vector of channels, which stay in registers.
     update, lane = func.update(stage), loops.order[0] if loops.masked else axes.i
     (pixel, tile), strips = loops.order[loops.masked : loops.masked + 2], loops.order[loops.masked + 2 :]
     if by_pixel:
         update.reorder(lane, pixel, outer[0], tile, *strips, *outer[1:]).unroll(pixel)
     else:
+        # Strips outside the rows: a stencil of many rows finds them in the L1 cache again.
         update.reorder(lane, pixel, tile, *outer[:-1], *strips, outer[-1]).unroll(pixel)
+    # Masked lanes are a loop of the RDom. Halide vectorizes it only if races are allowed; there are none between lanes.
     (update.allow_race_conditions() if loops.masked else update).vectorize(lane, lanes)
-    if sums is not None:
-        schedule_sums(axes, sums, func, loops.tile, lanes, loops.pixels)
+    if accumulators is not None:
+        schedule_accumulators(axes, accumulators, func, loops.tile, lanes, loops.pixels)
 
 
-def schedule_sums(axes: Axes, sums: Any, func: Any, loop: Any, lanes: int, pixels: int) -> None:
-    """The accumulators of a stencil of many taps, in registers, within the tile loop of their stage.
-
-    How many pixels a tile has is said: of some strides with dilation Halide does not see it.
-    """
-    sums.compute_at(func, loop).bound_extent(axes.i, lanes).bound_extent(axes.x, pixels)
-    sums.vectorize(axes.i, lanes).unroll(axes.x)
-    update = sums.update()
-    update.reorder(axes.i, axes.x, *sums.rvars(0)).vectorize(axes.i, lanes).unroll(axes.x)
+def schedule_accumulators(axes: Axes, accumulators: Any, func: Any, loop: Any, lanes: int, pixels: int) -> None:
+    """The accumulators of a stencil of many taps in registers, inside the tile loop of their stage."""
+    # A constant extent of x: with some strides and dilations Halide cannot infer it, and nothing would be unrolled.
+    accumulators.compute_at(func, loop).bound_extent(axes.i, lanes).bound_extent(axes.x, pixels)
+    accumulators.vectorize(axes.i, lanes).unroll(axes.x)
+    update = accumulators.update()
+    update.reorder(axes.i, axes.x, *accumulators.rvars(0)).vectorize(axes.i, lanes).unroll(axes.x)

@@ -1,118 +1,98 @@
-"""How a kernel's maps and weights are stored: in float32, or in bfloat16, which is computed with in float32."""
+"""Element types of maps and weights, and the kernel arguments (Halide images) that have them."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from leanconv.kernels.cpu.pipelines.bfloat16 import Bfloat16Map, quiet_nan, round_to_bfloat16, truncate_to_bfloat16
 from leanconv.kernels.cpu.pipelines.frontend import halide
-from leanconv.kernels.cpu.tuning.cpu import Cpu
 
 
 @dataclass(frozen=True)
 class ElementType:
-    """What the numbers of a kernel's maps are.
+    """How a kernel stores the numbers of its maps. It always adds in float32.
+
+    A quantized type is one more dtype here, with its scales as a field: kernels convert through these methods alone.
 
     Args:
-        half: bfloat16, which Halide sees as its 16 bits; else float32.
-        pairs: products take two channels of bfloat16 at once, by the machine's own instruction: what they read and
-            their weights are bfloat16 then. Otherwise numbers are widened before the product.
+        dtype: float32 or bfloat16.
+        pairs: whether one instruction multiplies two channels of bfloat16 and adds both products (AVX512-BF16). Then
+            the operands of a product stay bfloat16; otherwise they are widened to float32 first.
     """
 
-    half: bool = False
+    dtype: torch.dtype = torch.float32
     pairs: bool = False
 
     @property
-    def type(self) -> Any:
-        """Halide's type of a stored number."""
-        hl = halide()
-        return hl.UInt(16) if self.half else hl.Float(32)
+    def _bfloat16(self) -> bool:
+        return self.dtype == torch.bfloat16
 
     @property
-    def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.half else torch.float32
+    def halide_type(self) -> Any:
+        """Halide's type of a stored number. Halide gets bfloat16 as bits, and this package rounds."""
+        hl = halide()
+        return hl.UInt(16) if self._bfloat16 else hl.Float(32)
 
     @property
     def bytes(self) -> int:
-        """Of a number."""
-        return 2 if self.half else 4
+        """Bytes of one number."""
+        return self.dtype.itemsize
 
-    def steps(self, depth: int) -> int:
-        """Multiply-adds of vectors that a sum over so many channels takes."""
-        return -(-depth // 2) if self.pairs else depth
+    def steps(self, channels: int) -> int:
+        """Vector multiply-adds that a sum over `channels` takes."""
+        return -(-channels // 2) if self.pairs else channels
 
-    def read(self, source: Any) -> Any:
-        """A map, to be read as float32."""
-        return Widened(source) if self.half else source
+    def widen(self, source: Any) -> Any:
+        """A map that is read as float32."""
+        return Bfloat16Map(source) if self._bfloat16 else source
 
     def narrow(self, value: Any) -> Any:
-        """A float32 as it is stored: bfloat16 is rounded to nearest, ties to even."""
-        if not self.half:
-            return value
-        hl = halide()
-        bits = hl.reinterpret(hl.UInt(32), value)
-        return hl.cast(hl.UInt(16), (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+        """A float32 rounded to what is stored."""
+        return round_to_bfloat16(value) if self._bfloat16 else value
 
     def narrow_exact(self, value: Any) -> Any:
-        """Likewise for a float32 that is a bfloat16 already."""
-        hl = halide()
-        return hl.cast(hl.UInt(16), hl.reinterpret(hl.UInt(32), value) >> 16) if self.half else value
+        """A float32 that already holds a number of this type, as it is stored."""
+        return truncate_to_bfloat16(value) if self._bfloat16 else value
 
-    def gate(self, value: Any) -> Any:
-        """A float32 factor of any origin for what will be `narrow`: a NaN of many bits would be rounded up to -0."""
-        if not self.half:
-            return value
-        hl = halide()
-        bits = hl.reinterpret(hl.UInt(32), value)
-        return hl.reinterpret(hl.Float(32), hl.select((bits << 1) > (0xFF << 24), hl.u32(0x7FC00000), bits))
-
-    def factor(self, value: Any) -> Any:
-        """A float32 as it is stored in scratch that a product reads."""
-        return self.narrow(value) if self.pairs else value
+    def quiet_nan(self, value: Any) -> Any:
+        """A float32 from outside, such as a gate, that is safe to `narrow`."""
+        return quiet_nan(value) if self._bfloat16 else value
 
     @property
-    def factor_type(self) -> Any:
-        """Halide's type of a `factor`."""
-        return self.type if self.pairs else halide().Float(32)
+    def scratch_type(self) -> Any:
+        """Halide's type of scratch that a product reads: bfloat16 only if products take pairs."""
+        return self.halide_type if self.pairs else halide().Float(32)
 
-    def factors(self, func: Any) -> Any:
-        """Scratch of `factor`, to be read by `projection`."""
-        return Widened(func) if self.pairs else func
+    def to_scratch(self, value: Any) -> Any:
+        """A float32 as scratch stores it."""
+        return self.narrow(value) if self.pairs else value
 
-
-FLOAT = ElementType()
-
-
-class Widened:
-    """A map or scratch of bfloat16, read as float32; `bits` is what is stored."""
-
-    def __init__(self, bits: Any) -> None:
-        self.bits = bits
-
-    def __getitem__(self, place: Any) -> Any:
-        hl = halide()
-        return hl.reinterpret(hl.Float(32), hl.cast(hl.UInt(32), self.bits[place]) << 16)
-
-    def factor(self, *place: Any) -> Any:
-        """The number as Halide knows it in a sum of two products: a bfloat16, cast."""
-        hl = halide()
-        return hl.cast(hl.Float(32), hl.reinterpret(hl.BFloat(16), self.bits[place]))
+    def from_scratch(self, func: Any) -> Any:
+        """Scratch as an operand of `gemm.projection`."""
+        return Bfloat16Map(func) if self.pairs else func
 
 
-def element_type(dtype: torch.dtype, cpu: Cpu) -> ElementType:
-    """How maps of `dtype` (float32 or bfloat16) are stored and multiplied on a processor."""
-    return ElementType(True, cpu.bf16) if dtype == torch.bfloat16 else FLOAT
+FLOAT32, BFLOAT16 = ElementType(), ElementType(torch.bfloat16)
+BFLOAT16_PAIRS = ElementType(torch.bfloat16, pairs=True)
 
 
-def image(name: str, dimensions: int, element: ElementType = FLOAT) -> Any:
-    """An argument of the kernel, its first dimension dense."""
-    made = halide().ImageParam(element.type, dimensions, name)
+def element_type(dtype: torch.dtype, pairs: bool) -> ElementType:
+    """The element type of maps of `dtype` (float32 or bfloat16); `pairs`: whether the processor multiplies pairs."""
+    if dtype != torch.bfloat16:
+        return FLOAT32
+    return BFLOAT16_PAIRS if pairs else BFLOAT16
+
+
+def image(name: str, dimensions: int, element: ElementType = FLOAT32) -> Any:
+    """A kernel argument whose first dimension is dense."""
+    made = halide().ImageParam(element.halide_type, dimensions, name)
     made.dim(0).set_stride(1).set_min(0)
     return made
 
 
 def map_image(name: str, pixel: int, element: ElementType, dimensions: int = 3) -> Any:
-    """A map: `c x y`, or `c x` with all its pixels in a row; `pixel` numbers from one to the next."""
+    """A map `c x y`, or `c x` with its pixels in one row; `pixel` numbers lie from one pixel to the next."""
     made = image(name, dimensions, element)
     made.dim(1).set_stride(pixel)
     if dimensions == 3:
@@ -121,11 +101,12 @@ def map_image(name: str, pixel: int, element: ElementType, dimensions: int = 3) 
 
 
 def weights_image(name: str, block: int, channels: int, element: ElementType) -> Any:
-    """Packed weights of a projection, dense: `block c blocks` in float32, `2 block c/2 blocks` where it takes pairs."""
+    """Weights of `packing.pack_projection`: `block c blocks`, or `2 block c/2 blocks` if products take pairs."""
     if element.pairs:
         sizes, made = [2, block, -(-channels // 2)], image(name, 4, element)
     else:
         sizes, made = [block, channels], image(name, 3)
+    # Constant extents and strides: Halide then computes addresses at compile time.
     step = 1
     for place, size in enumerate(sizes):
         made.dim(place).set_bounds(0, size).set_stride(step)

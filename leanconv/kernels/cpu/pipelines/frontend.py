@@ -1,4 +1,4 @@
-"""Halide itself, imported when it is first needed."""
+"""The Halide front end, imported on first use: it is an optional extra."""
 
 import functools
 from typing import Any
@@ -8,7 +8,7 @@ from leanconv.extras import needs
 
 @functools.lru_cache(1)
 def halide() -> Any:
-    """The module `halide`. Raises MissingExtra with the way to get it."""
+    """The module `halide`. Raises MissingExtra, which says how to install it."""
     with needs("halide", "cpu"):
         import halide
     return halide

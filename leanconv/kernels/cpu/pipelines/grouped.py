@@ -1,7 +1,7 @@
-"""`ops/grouped.py` in Halide: padded copy, then the group convolution (and the 1×1 beside it) straight from it.
+"""Direct group convolution of `ops/grouped.py` in Halide, with a parallel 1×1 in the same accumulators.
 
-Channels are taken group by group throughout; where they are dealt to the groups like cards, the copy and the stores put
-them in order. A 1×1 that follows reads the result from scratch.
+It reads a padded copy of the inputs (`padded.py`). Loops go group by group; for interleaved groups the copy and the
+stores reorder channels. A 1×1 that follows reads the result from scratch. `winograd.py` shares all but the sums.
 """
 
 from collections.abc import Callable
@@ -10,29 +10,37 @@ from functools import partial
 from typing import Any
 
 from leanconv.kernels.cpu.pipelines.activations import activate
-from leanconv.kernels.cpu.pipelines.element import Widened, image, map_image, weights_image
+from leanconv.kernels.cpu.pipelines.bfloat16 import Bfloat16Map, pair_product
+from leanconv.kernels.cpu.pipelines.element import image, map_image, weights_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import (
     MAX_K,
     Axes,
+    Operand,
     Tile,
-    cut,
+    initial_value,
     projection,
     schedule_output,
     schedule_product,
     schedule_projection,
     schedule_split_k,
-    start_of,
+    split_k_loop,
 )
-from leanconv.kernels.cpu.pipelines.padded import Core, mixed, padded_map, padded_planes, spread
+from leanconv.kernels.cpu.pipelines.padded import (
+    GroupedCore,
+    keeps_interleaving,
+    padded_depth,
+    padded_map,
+    padded_planes,
+)
 from leanconv.ops.grouped import Grouped
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """The tiles of the group convolution and of the 1×1 that follows (the same where none does).
+class GroupedTiles:
+    """The register tiles of the group convolution and of the 1×1 that follows (equal if none does).
 
-    `near`: see `winograd.pipeline`.
+    `l1_fused`: see `winograd.pipeline`.
     """
 
     inner: Tile
@@ -42,12 +50,12 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Sums:
-    """What a method of convolution makes, before bias-free endings such as a residual: `at(j, g, x, y)` is an Expr.
+    """The sums of a convolution, direct or Winograd, before residual and activation.
 
     Args:
-        at: channel j of group g at a pixel.
-        schedule: called with the Func that reads it there and whether that is scratch, makes its loops.
-        last: the last row that may be read from a residual, where the loops go beyond it; else None.
+        at: the sum of channel j of group g at a pixel, `at(j, g, x, y)`.
+        schedule: `schedule(func, scratch)` makes the loops of the Func that reads the sums.
+        last: the last row of the residual that may be read, if the loops go beyond it; else None.
     """
 
     at: Callable[[Any, Any, Any, Any], Any]
@@ -55,48 +63,49 @@ class Sums:
     last: Any = None
 
 
-def pipeline(core: Core, tiles: Tiles) -> tuple[Any, list[Any]]:
-    """The kernel and its arguments.
+def pipeline(core: GroupedCore, tiles: GroupedTiles) -> tuple[Any, list[Any]]:
+    """The kernel and its arguments. The output is `j g x y` (channel j of group g), or `m x y` if a 1×1 follows.
 
-    Inputs `c x y`; packed taps `block c·r·s blocks·groups`; the packed 1×1 beside it `block c blocks·groups`, its
-    channels group by group; the bias, whole blocks per group; the packed 1×1 that follows, per group; its bias; the
-    residual. The output is `j g x y` (channel j of group g), or `m x y` where a 1×1 follows.
+    Arguments: inputs `c x y`; packed taps `block c·r·s blocks·groups`; the parallel 1×1 `block c blocks·groups`, its
+    channels group by group; the bias, in whole blocks per group; the 1×1 that follows, packed per group; its bias; the
+    residual.
     """
     axes = Axes()
     padded, arguments, width = padded_map(axes, core, tiles.inner) if core.pixels else padded_planes(axes, core)
     acc, extra = _convolution(axes, core, padded, arguments[0], tiles.inner)
     sums = Sums(lambda j, g, x, y: acc[j, g, x, y], partial(_schedule_groups, axes, acc, core.form, tiles.inner))
-    return finished(axes, core, tiles, sums, new_output(core), arguments + extra, width)
+    return finish(axes, core, tiles, sums, new_output(core), arguments + extra, width)
 
 
-def new_output(core: Core) -> Any:
+def new_output(core: GroupedCore) -> Any:
     """The kernel's output, not yet defined."""
-    return halide().Func(core.element.type, 4 if core.form.project is None else 3, "out")
+    return halide().Func(core.element.halide_type, 4 if core.form.project is None else 3, "out")
 
 
-def columns(form: Grouped, width: Any) -> Any:
-    """Columns of the output, of an input of that width."""
+def output_width(form: Grouped, width: Any) -> Any:
+    """Columns of the output for an input of that width."""
     reach = form.dilation[1] * (form.kernel[1] - 1)
     return (width + form.padding[2] + form.padding[3] - reach - 1) // form.stride[1] + 1
 
 
-def finished(
-    axes: Axes, core: Core, tiles: Tiles, sums: Sums, out: Any, arguments: list[Any], width: Any
+def finish(
+    axes: Axes, core: GroupedCore, tiles: GroupedTiles, sums: Sums, out: Any, arguments: list[Any], width: Any
 ) -> tuple[Any, list[Any]]:
-    """The kernel from its sums on: the residual and the activation, or first the 1×1 that follows."""
+    """The epilogue: residual and activation, after the 1×1 that follows if there is one."""
     hl, form, element = halide(), core.form, core.element
     j, g, x, y = axes.m, axes.g, axes.x, axes.y
-    q, each = columns(form, width), form.out_channels // form.groups
+    q, each = output_width(form, width), form.out_channels // form.groups
     if form.project is not None:
-        return _projected(axes, core, tiles, sums, out, arguments, q)
+        return _finish_projected(axes, core, tiles, sums, out, arguments, q)
     value = sums.at(j, g, x, y)
     if core.residual:
         residual = image("residual", 4, element)
         residual.dim(0).set_stride(form.groups if form.interleaved else 1)
         residual.dim(2).set_stride(core.residual)
         arguments.append(residual)
+        # The last tile of a row, and the last 2×2 of a column, compute pixels that are not stored.
         row = y if sums.last is None else hl.min(y, sums.last)
-        value = value + element.read(residual)[j, g, hl.min(x, q - 1), row]
+        value = value + element.widen(residual)[j, g, hl.min(x, q - 1), row]
     out[j, g, x, y] = element.narrow(activate(form.activation, value, j, g, x, y))
     sums.schedule(out, False)
     buffer = out.output_buffer()
@@ -108,30 +117,32 @@ def finished(
     return out, arguments
 
 
-def _projected(
-    axes: Axes, core: Core, tiles: Tiles, sums: Sums, out: Any, arguments: list[Any], q: Any
+def _finish_projected(
+    axes: Axes, core: GroupedCore, tiles: GroupedTiles, sums: Sums, out: Any, arguments: list[Any], q: Any
 ) -> tuple[Any, list[Any]]:
+    """The inner activation, the 1×1 that follows, residual and activation."""
     hl, form, element, inner = halide(), core.form, core.element, halide().Func("inner")
     j, g, x, y, m = axes.m, axes.g, axes.x, axes.y, axes.m
-    inner[j, g, x, y] = element.factor(activate(form.inner_activation, sums.at(j, g, x, y), j, g, x, y))
+    inner[j, g, x, y] = element.to_scratch(activate(form.inner_activation, sums.at(j, g, x, y), j, g, x, y))
+    # All groups of a block of rows first: every output of the 1×1 sums over all of them.
     inner.compute_root()
     sums.schedule(inner, True)
-    each, parts = form.out_channels // form.groups, []
+    each, operands = form.out_channels // form.groups, []
     for index in range(form.groups):
         weights = weights_image(f"project{index}", tiles.outer.block, each, element)
         arguments.append(weights)
-        parts.append((element.factors(_Slice(inner, index)), each, weights))
-    start = start_of(axes, form.project_bias, arguments, "project_bias")
-    final = projection(axes, parts, start, tiles.outer, element)
+        operands.append(Operand(element.from_scratch(_GroupSlice(inner, index)), each, weights))
+    start = initial_value(axes, form.project_bias, arguments, "project_bias")
+    final = projection(axes, operands, start, tiles.outer, element)
     value = final[m, x, y]
     if core.residual:
         residual = map_image("residual", core.residual, element)
         arguments.append(residual)
-        value = value + element.read(residual)[m, hl.min(x, q - 1), y]
+        value = value + element.widen(residual)[m, hl.min(x, q - 1), y]
     out[m, x, y] = element.narrow(activate(form.activation, value, m, x, y))
     schedule_output(axes, out, form.project or 0, tiles.outer, [y])
     final.compute_at(out, axes.xo)
-    schedule_projection(axes, final, parts, tiles.outer, element)
+    schedule_projection(axes, final, operands, tiles.outer, element)
     buffer = out.output_buffer()
     buffer.dim(0).set_bounds(0, form.project).set_stride(1)
     buffer.dim(1).set_min(0).set_stride(form.project)
@@ -140,8 +151,8 @@ def _projected(
     return out, arguments
 
 
-class _Slice:
-    """The channels of one group as a source of `projection`."""
+class _GroupSlice:
+    """The channels of one group as the source of an `Operand`."""
 
     def __init__(self, func: Any, group: int) -> None:
         self.func, self.group = func, group
@@ -151,23 +162,23 @@ class _Slice:
         return self.func[c, self.group, x, y]
 
 
-def _convolution(axes: Axes, core: Core, padded: Any, source: Any, tile: Tile) -> tuple[Any, list[Any]]:
+def _convolution(axes: Axes, core: GroupedCore, padded: Any, source: Any, tile: Tile) -> tuple[Any, list[Any]]:
     """The accumulators `j g x y` and their arguments.
 
-    Rows of taps beyond the input `source` are left out, and where its width is known columns too.
+    Taps above and below the input `source` are skipped; taps left and right of it too, if its width is known.
     """
     hl, form, product = halide(), core.form, core.product
     (r, s), c = form.kernel, sum(form.channels)
     (sh, sw), (dh, dw), (top, _, left, _) = form.stride, form.dilation, form.padding
-    each = spread(c // form.groups, product)
+    each = padded_depth(c // form.groups, product)
     wide = form.groups * each
     blocks = -(-(form.out_channels // form.groups) // tile.block)
     j, g, x, y = axes.m, axes.g, axes.x, axes.y
     taps = weights_image("taps", tile.block, each * r * s, product)
     arguments, acc = [taps], hl.Func("acc")
     if form.pointwise:
-        beside = weights_image("beside", tile.block, wide, product)
-        arguments.append(beside)
+        pointwise = weights_image("all_groups", tile.block, wide, product)
+        arguments.append(pointwise)
     if form.bias:
         bias = image("bias", 1)
         arguments.append(bias)
@@ -180,8 +191,8 @@ def _convolution(axes: Axes, core: Core, padded: Any, source: Any, tile: Tile) -
         if two is None:
             acc[j, g, x, y] += weights[inner, depth, panel] * padded[c, column, row]
         else:
-            weight = Widened(weights).factor(two, inner, depth, panel)
-            acc[j, g, x, y] += weight * padded.factor(c * 2 + two, column, row)
+            at = (two, inner, depth, panel)
+            acc[j, g, x, y] += pair_product(Bfloat16Map(weights), at, padded, (c * 2 + two, column, row))
 
     first, n = ([(0, 2)], each // 2) if product.pairs else ([], each)
     k = hl.RDom([*first, (0, n), (0, s), (0, r)], "k")
@@ -192,33 +203,35 @@ def _convolution(axes: Axes, core: Core, padded: Any, source: Any, tile: Tile) -
     if core.columns:
         column = x * sw + u * dw - left
         k.where((column >= 0) & (column < core.columns))
-    channel = c * form.groups + g if mixed(form, product) else g * n + c
+    channel = c * form.groups + g if keeps_interleaving(form, product) else g * n + c
     add(taps, c + n * (u + s * v), channel, x * sw + u * dw - left, y * sh + v * dh - top, two)
     if form.pointwise:
         b = hl.RDom([*first, (0, form.groups * n)], "b")
         two, c = (b[0] if first else None), b[len(first)]
-        add(beside, c, c, x * sw + (s // 2 * dw - left), y * sh + (r // 2 * dh - top), two)
-    _schedule_sums(axes, acc, core, tile, n)
+        add(pointwise, c, c, x * sw + (s // 2 * dw - left), y * sh + (r // 2 * dh - top), two)
+    _schedule_accumulators(axes, acc, core, tile, n)
     return acc, arguments
 
 
-def _schedule_sums(axes: Axes, acc: Any, core: Core, tile: Tile, n: int) -> None:
-    """The sums over n channels (or pairs of them), columns and rows of taps, and over all channels beside them."""
+def _schedule_accumulators(axes: Axes, acc: Any, core: GroupedCore, tile: Tile, n: int) -> None:
+    """The sums over n channels (or pairs), columns and rows of taps, and over all channels of the parallel 1×1."""
     (r, s), pairs, outer = core.form.kernel, core.product.pairs, (axes.g, axes.y)
     acc.bound_extent(axes.m, tile.block).vectorize(axes.m, tile.lanes).unroll(axes.m).unroll(axes.x)
     wide = core.form.groups * n * core.form.pointwise
     c, u, v = acc.rvars(0)[-3:]
     if not pairs and n * r * s + wide > MAX_K:
-        # Where columns of a whole row are left out tap by tap, a piece has all of them: its pixels are constants then.
+        # Split-K by rows of taps, else by single taps. If taps are skipped by column, a partial sum has a whole row of
+        # taps: which pixels skip which tap is then known at compile time.
         kept, one = ([v], n * s) if core.columns or n * s <= MAX_K else ([u, v], n)
-        kept = [cut(acc, 0, 0, n, MAX_K * n // one), *kept] if one > MAX_K else kept
+        kept = [split_k_loop(acc, 0, 0, n, MAX_K * n // one), *kept] if one > MAX_K else kept
         taps = [schedule_split_k(axes, acc, 0, kept, tile, outer), acc]
         if wide:
-            schedule_split_k(axes, acc, 1, [cut(acc, 1, 0, wide)], tile, outer)
+            schedule_split_k(axes, acc, 1, [split_k_loop(acc, 1, 0, wide)], tile, outer)
     else:
         for index in range(acc.num_update_definitions()):
             schedule_product(axes, acc.update(index), acc.rvars(index), tile, pairs, outer)
         taps = [acc]
+    # Few channels are a short loop, written out. Unrolled columns of taps turn the skipped ones into constants.
     for func in taps:
         for loop in func.rvars(0):
             if (n <= 4 and loop.name() == c.name()) or (core.columns and loop.name() == u.name()):
@@ -232,5 +245,6 @@ def _schedule_groups(axes: Axes, acc: Any, form: Grouped, tile: Tile, func: Any,
     func.split(axes.m, axes.mo, axes.mi, tile.block, hl.TailStrategy.RoundUp if whole else hl.TailStrategy.Predicate)
     pixels = hl.TailStrategy.RoundUp if scratch else hl.TailStrategy.PredicateStores
     func.split(axes.x, axes.xo, axes.xi, tile.pixels, pixels)
+    # Rows inside a block of channels: the taps of that block stay in the cache.
     func.reorder(axes.mi, axes.xi, axes.xo, axes.y, axes.mo, axes.g).vectorize(axes.mi).unroll(axes.xi)
     acc.compute_at(func, axes.xo)

@@ -1,10 +1,10 @@
-"""Max-pooling in Halide."""
+"""Max-pooling of `ops/pool.py` in Halide."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from leanconv.kernels.cpu.pipelines.activations import largest
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType, map_image
+from leanconv.kernels.cpu.pipelines.element import FLOAT32, ElementType, map_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import Axes, Tile, bound_output
 from leanconv.ops.forms import Pair
@@ -12,18 +12,24 @@ from leanconv.ops.forms import Pair
 
 @dataclass(frozen=True)
 class Pool:
-    """`channels` of a map, `pixel` numbers from one to the next; sizes as `MaxPool`'s; the maps' storage."""
+    """What one kernel computes.
+
+    Args:
+        channels, pixel: of the map, and the numbers from pixel to pixel; the output is dense.
+        kernel, stride, padding: rows, then columns.
+        element: of the maps.
+    """
 
     channels: int
     pixel: int
     kernel: Pair
     stride: Pair
     padding: Pair
-    element: ElementType = FLOAT
+    element: ElementType = FLOAT32
 
 
 def pipeline(core: Pool, tile: Tile) -> tuple[Any, list[Any]]:
-    """The kernel and its argument, the map `c x y`."""
+    """The kernel and its argument, the map `c x y`; vectorized over channels."""
     hl, axes = halide(), Axes()
     (c, x, y), source = (axes.c, axes.x, axes.y), map_image("in0", core.pixel, core.element)
     source.dim(2).set_min(0)
@@ -31,10 +37,10 @@ def pipeline(core: Pool, tile: Tile) -> tuple[Any, list[Any]]:
     values = []
     for i in range(core.kernel[0]):
         for j in range(core.kernel[1]):
-            # Beyond the border the nearest pixel inside, which every window there sees anyway: it changes no maximum.
+            # Clamping pads without a mask: the nearest pixel inside is in the window anyway and changes no maximum.
             column = hl.clamp(x * core.stride[1] + (j - core.padding[1]), 0, w - 1)
             row = hl.clamp(y * core.stride[0] + (i - core.padding[0]), 0, h - 1)
-            values.append(core.element.read(source)[c, column, row])
+            values.append(core.element.widen(source)[c, column, row])
     out = hl.Func("out")
     out[c, x, y] = core.element.narrow_exact(largest(values))
     tail = hl.TailStrategy.RoundUp if core.channels % tile.lanes == 0 else hl.TailStrategy.Predicate

@@ -1,15 +1,20 @@
-"""`ops/upsample.py` in Halide: for each row of the factor a 1×1 whose results are stored pixel beside pixel."""
+"""Transposed convolution of `ops/upsample.py` (stride = kernel) in Halide: one 1×1 for each row of the factor.
+
+The 1×1 gives k·O numbers per pixel, which lie in the output row as k pixels side by side.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
 from leanconv.kernels.cpu.pipelines.activations import activate
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType, image, map_image, weights_image
+from leanconv.kernels.cpu.pipelines.element import FLOAT32, ElementType, map_image, weights_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import (
     Axes,
+    Operand,
     Tile,
     bound_output,
+    initial_value,
     projection,
     schedule_output,
     schedule_projection,
@@ -22,36 +27,34 @@ class Rows:
 
     Args:
         inputs: of each, its channels and the numbers from pixel to pixel.
-        width: k·O, the numbers that one pixel of the input becomes in a row.
-        bias, activation: whether and which.
-        storage: of the maps.
+        width: k·O, the numbers of an output row that one input pixel gives.
+        bias: whether there is one.
+        activation: the last one.
+        element: of the maps.
     """
 
     inputs: tuple[tuple[int, int], ...]
     width: int
     bias: bool
     activation: str
-    element: ElementType = FLOAT
+    element: ElementType = FLOAT32
 
 
 def pipeline(core: Rows, tile: Tile) -> tuple[Any, list[Any]]:
     """The kernel and its arguments: per input its map `c x y` and packed 1×1; bias. Rows have `tile.pixels` or more."""
-    hl, axes, arguments, parts, element = halide(), Axes(), [], [], core.element
+    axes, arguments, operands, element = Axes(), [], [], core.element
     for index, (channels, pixel) in enumerate(core.inputs):
         source = map_image(f"in{index}", pixel, element)
         weights = weights_image(f"w{index}", tile.block, channels, element)
         arguments += [source, weights]
-        parts.append((element.read(source), channels, weights))
-    start: Any = hl.f32(0.0)
-    if core.bias:
-        arguments.append(image("bias", 1))
-        start = arguments[-1][axes.m]
-    acc, out = projection(axes, parts, start, tile, element), hl.Func("out")
-    out[axes.m, axes.x, axes.y] = element.narrow(
-        activate(core.activation, acc[axes.m, axes.x, axes.y], axes.m, axes.x, axes.y)
-    )
-    schedule_output(axes, out, core.width, tile, [axes.y], whole_tiles=True)
+        operands.append(Operand(element.widen(source), channels, weights))
+    start = initial_value(axes, core.bias, arguments)
+    acc, out = projection(axes, operands, start, tile, element), halide().Func("out")
+    m, x, y = axes.m, axes.x, axes.y
+    out[m, x, y] = element.narrow(activate(core.activation, acc[m, x, y], m, x, y))
+    # Rows inside a block of outputs: its weights stay in the cache for the whole block of rows.
+    schedule_output(axes, out, core.width, tile, [y], whole_tiles=True)
     acc.compute_at(out, axes.xo)
-    schedule_projection(axes, acc, parts, tile, element)
+    schedule_projection(axes, acc, operands, tile, element)
     bound_output(out, core.width, core.width)
     return out, arguments

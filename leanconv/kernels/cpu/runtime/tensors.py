@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu.pipelines.element import FLOAT, ElementType
-
 
 def pixel_stride(x: Tensor) -> int:
     """Numbers from one pixel to the next if all pixels of a sample are evenly spaced with dense channels; else 0."""
@@ -29,32 +27,3 @@ def in_planes(x: Tensor) -> bool:
 def new_map(n: int, c: int, h: int, w: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Uninitialised memory for an output: `N C H W`, channels_last, dense."""
     return torch.empty_strided((n, c, h, w), (h * w * c, 1, w * c, c), dtype=dtype)
-
-
-def pack_projection(weight: Tensor, block: int, storage: ElementType = FLOAT) -> Tensor:
-    """`O C -> O/block C block`, zeros behind the last channel; where products take pairs of channels,
-    `O C -> O/block C/2 block 2` in bfloat16.
-    """
-    o, c = weight.shape
-    blocks, room = -(-o // block), c + c % 2 * storage.pairs
-    packed = torch.zeros(blocks * block, room, dtype=torch.bfloat16 if storage.pairs else torch.float32)
-    packed[:o, :c] = weight
-    if storage.pairs:
-        return packed.view(blocks, block, room // 2, 2).transpose(1, 2).contiguous()
-    return packed.view(blocks, block, c).transpose(1, 2).contiguous()
-
-
-def pack_vector(vector: Tensor | None, block: int, size: int) -> Tensor:
-    """`O`, zeros behind up to whole blocks; all zeros where there is none."""
-    packed = torch.zeros(-(-size // block) * block, dtype=torch.float32)
-    if vector is not None:
-        packed[:size] = vector
-    return packed
-
-
-def pack_taps(taps: Tensor) -> Tensor:
-    """`C 1 R S -> R·S C`, with C rounded up to 16."""
-    c = taps.shape[0]
-    packed = torch.zeros(taps[0].numel(), -(-c // 16) * 16, dtype=torch.float32)
-    packed[:, :c] = taps.reshape(c, -1).T
-    return packed

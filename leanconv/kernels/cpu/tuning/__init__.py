@@ -1,1 +1,1 @@
-"""Which tile and which algorithm: facts of the processor, and a model of its cost."""
+"""CPU facts, and the cost model that chooses register tiles, blocks of rows and algorithms."""

@@ -1,4 +1,4 @@
-"""What the kernels know of a processor: a value that is passed to whatever depends on it. `this_cpu` reads it once."""
+"""CPU facts as a value that is passed in: vectors, caches, instructions. `this_cpu` reads them once."""
 
 import functools
 import os
@@ -13,22 +13,22 @@ import torch
 from leanconv.errors import MissingExtra
 from leanconv.kernels.cpu.pipelines.frontend import halide
 
-# Where nothing says a size, or a size of nothing (virtual machines, containers, Arm): what most processors have.
+# Cache sizes if the system reports none or 0 (virtual machines, containers, Arm): what most processors have.
 L1, L2 = 32 << 10, 1 << 20
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """One kind of processor.
+    """A kind of processor.
 
     Attributes:
-        vendor: as it names itself, such as "GenuineIntel"; "" where it does not.
-        lanes, registers: float32 numbers of its widest vectors, and how many vectors it holds.
-        l1, l2, l3: bytes of the data caches that a core reaches, the least of all cores; 0 for no third level.
-        bf16: it adds two products of bfloat16 in one instruction, which Halide knows of.
-        vnni: it adds products of 8-bit integers in one instruction.
-        amx: it multiplies tiles of bfloat16 in a unit of its own, which oneDNN uses and Halide does not.
-        double_pumped: its widest vectors pass its units in two halves (Zen 4).
+        vendor: its own name, as "GenuineIntel"; "" if it reports none.
+        lanes, registers: float32 numbers of the widest vector, and the number of vector registers.
+        l1, l2, l3: bytes of the data caches of a core, the smallest of all cores; l3 is 0 without a third level.
+        bf16: one instruction adds two products of bfloat16 (AVX512-BF16), and Halide emits it.
+        vnni: one instruction adds products of 8-bit integers.
+        amx: it multiplies tiles of bfloat16 in a separate unit. oneDNN uses it; Halide does not.
+        double_pumped: an instruction on its widest vectors takes two passes (Zen 4).
     """
 
     vendor: str = ""
@@ -43,8 +43,8 @@ class Cpu:
     double_pumped: bool = False
 
     @property
-    def half_speed(self) -> float:
-        """How many numbers a cycle vectors of half the width get through, of the widest ones'."""
+    def narrow_speed(self) -> float:
+        """Numbers per cycle with vectors of half the width, relative to the widest."""
         return 1.0 if self.lanes <= 8 or self.double_pumped else 0.5
 
 
@@ -54,15 +54,15 @@ def this_cpu() -> Cpu:
     root = Path("/")
     names, flags = cpuinfo(root)
     lanes, bf16, double_pumped = _vectors(flags)
-    told = caches(root, usable_cores())
-    l1, l2 = (told[0] or _configured("SC_LEVEL1_DCACHE_SIZE")), (told[1] or _configured("SC_LEVEL2_CACHE_SIZE"))
+    sizes = caches(root, usable_cores())
+    l1, l2 = (sizes[0] or _configured("SC_LEVEL1_DCACHE_SIZE")), (sizes[1] or _configured("SC_LEVEL2_CACHE_SIZE"))
     return Cpu(
         vendor=names.get("vendor_id") or names.get("CPU implementer", ""),
         lanes=lanes,
         registers=16 if lanes == 8 else 32,
         l1=l1 or L1,
         l2=l2 or L2,
-        l3=told[2],
+        l3=sizes[2],
         bf16=bf16,
         vnni=bool({"avx512_vnni", "avx_vnni", "asimddp"} & flags),
         amx=_has_amx(),
@@ -71,7 +71,7 @@ def this_cpu() -> Cpu:
 
 
 def _vectors(flags: frozenset[str]) -> tuple[int, bool, bool]:
-    """Widest vector, sums of two products, and halves at a time: of what Halide compiles for, where it can be had."""
+    """Lanes of the widest vector, bf16 and double_pumped, as Halide compiles for this machine if it is installed."""
     try:
         hl = halide()
     except MissingExtra:
@@ -82,7 +82,7 @@ def _vectors(flags: frozenset[str]) -> tuple[int, bool, bool]:
 
 
 def _has_amx() -> bool:
-    """PyTorch asks the system, too, which must let a process use it."""
+    """Whether the CPU has AMX and the system lets this process use it: PyTorch asks both."""
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
@@ -94,7 +94,7 @@ def usable_cores() -> frozenset[int]:
 
 
 def cpuinfo(root: Path = Path("/")) -> tuple[dict[str, str], frozenset[str]]:
-    """What Linux says of its first core, by name, and the features of it (x86, Arm); nothing elsewhere."""
+    """The fields that Linux reports for the first core, and its features (x86, Arm); empty elsewhere."""
     try:
         text = (root / "proc/cpuinfo").read_text(errors="replace")
     except OSError:
@@ -108,7 +108,7 @@ def cpuinfo(root: Path = Path("/")) -> tuple[dict[str, str], frozenset[str]]:
 
 
 def caches(root: Path, cores: Iterable[int]) -> tuple[int, int, int]:
-    """Bytes of the data caches of three levels, the least that any of the cores reaches; 0 where nothing says."""
+    """Bytes of the data caches of levels 1 to 3, the smallest of the cores; 0 if not reported."""
     found: dict[int, set[int]] = {1: set(), 2: set(), 3: set()}
     for core in cores:
         for place in (root / f"sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
@@ -127,7 +127,7 @@ def _read(path: Path) -> str:
 
 
 def _bytes(size: str) -> int:
-    """`"48K"` -> 49152; 0 for what is no size."""
+    """`"48K"` -> 49152; 0 for other text."""
     parts = re.fullmatch(r"(\d{1,9})([KMG]?)", size)
     return int(parts[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[parts[2]] if parts else 0
 
