@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leanconv.kernels.cpu import bind
+from leanconv.kernels.cpu import Target, bind
 from leanconv.kernels.cpu.bound import separable, separable_strassen
 from leanconv.kernels.cpu.bound.separable import BoundSeparable, KernelBuilder
 from leanconv.kernels.cpu.compilation import build
@@ -155,7 +155,7 @@ def test_large_maps_get_blocks(cpu, two_threads):
         stencil = replace(SQUARE, channels=channels)
         form = Separable((channels,), ((stencil,),), channels)
         x = torch.empty(1, channels, height or side, side).contiguous(memory_format=torch.channels_last)
-        bound = BoundSeparable(form, weights_of(form), replace(cpu, l2=l2))
+        bound = BoundSeparable(form, weights_of(form), Target(replace(cpu, l2=l2)))
         return separable_strassen._rows(KernelBuilder(bound, [x], None, None, (1, channels, height or side, side)))
 
     assert rows(512, 14) == 2  # of 1, 2, 7 and 14
