@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.operators import commit
-from leanconv.deploy.runtimes import OnnxRuntime, OpenVino
+from leanconv.deploy.openvino import OpenVino
+from leanconv.deploy.runtimes import OnnxRuntime
 from leanconv.files import write_json
 from leanconv.kernels.cpu import Bound, bind, bind_split
 from leanconv.measure.hardware.device import describe

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import leanconv as lc
 from benchmarks.operators import commit
-from leanconv.engine.candidates import CANDIDATES, GIVEN
+from leanconv.engine.candidates import CANDIDATES, EAGER
 from leanconv.engine.peers import compare_engines
 from leanconv.files import write_json
 from leanconv.table import table
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[])
     parser.add_argument("--set", nargs="+", default=[], choices=list(SETS), help="rows that stand in this file")
     parser.add_argument("--against", default="", help="another model, timed beside each of --models")
-    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=[GIVEN, *CANDIDATES])
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=[EAGER, *CANDIDATES])
     parser.add_argument("--without", nargs="+", default=[], help="engines to leave out, as compile: it takes longest")
     parser.add_argument("--size", default="224", help="256, or 200x136 (height, width)")
     parser.add_argument("--batch", type=int, default=1)

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from leanconv.deploy import export
+from leanconv.deploy.openvino import OpenVino
 from leanconv.deploy.program import capture_flat, input_order, to_openvino
-from leanconv.deploy.runtimes import OpenVino, open_file
+from leanconv.deploy.runtimes import open_file
 from leanconv.errors import BadInput
 
 openvino = pytest.importorskip("openvino", reason="needs the export extra: openvino")
