@@ -120,7 +120,7 @@ def open_file(path: str | Path, *, threads: int | None = None) -> Runtime:
     if path.suffix not in RUNTIMES:
         raise BadInput(f"{path}: {path.suffix or 'no suffix'} cannot be run here; one of {', '.join(RUNTIMES)}")
     if not path.is_file():
-        raise BadInput(f"{path}: there is no such file")
+        raise BadInput(f"{path}: the file does not exist")
     try:
         return Runtime(RUNTIMES[path.suffix](path, threads))
     except (ImportError, BadInput):

@@ -133,8 +133,8 @@ class Choices:
             for row in self.rows
         ]
         note = (
-            f"{self.device}; {self.folds} folds; {self.seconds:.0f} s. The fastest that computes the same wins, if "
-            f"it is faster than the given model beyond noise; of those within {TIE:.0%} of it, the one listed first."
+            f"{self.device}; {self.folds} folds; {self.seconds:.0f} s. The fastest form with the same results wins "
+            f"if it is faster than the given model beyond noise. Within {TIE:.0%} of it, the first in the table wins."
         )
         names, enough = self.missed
         short = f"budget_s={self.budget_s:g} was too small for {names}; budget_s={enough:g} would do\n" if names else ""

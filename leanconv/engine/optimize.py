@@ -96,11 +96,11 @@ def _check(model: nn.Module, dtype: torch.dtype | None, budget_s: float) -> None
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         raise BadInput("the model has lazy layers that know no sizes yet: call it once before optimize")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise BadInput(f"dtype={dtype!r}: must be a floating-point type, such as torch.bfloat16")
+        raise BadInput(f"dtype={dtype!r}: must be a floating-point type, for example torch.bfloat16")
     if not budget_s > 0:
         raise BadInput(f"budget_s={budget_s}: must be more than 0 seconds")
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        raise BadInput("optimize was called under torch.autocast; leave it, and say dtype=torch.bfloat16 instead")
+        raise BadInput("optimize was called under torch.autocast; leave it, and pass dtype=torch.bfloat16 instead")
 
 
 def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
