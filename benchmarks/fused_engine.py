@@ -107,7 +107,7 @@ def measured(row: Row, engines: list[str], seconds: float, blocks: bool) -> dict
     """Measure one row: every engine's times of both models, and both floors."""
     torch.set_num_threads(row.threads)
 
-    def tell(name: str, form: Any) -> None:
+    def show_blocks(name: str, form: Any) -> None:
         if blocks and hasattr(form, "blocks"):
             print(f"\n{name}\n{form.blocks}", flush=True)
 
@@ -119,7 +119,7 @@ def measured(row: Row, engines: list[str], seconds: float, blocks: bool) -> dict
         budget_s=seconds,
         clock=row.clock,
         progress=lambda what, done: progress(f"{what}, {done:.0%}"),
-        on_form=tell,
+        on_form=show_blocks,
     )
     print(f"\n{found}", flush=True)
     command = shlex.join(["python", "-m", "benchmarks.fused_engine", *sys.argv[1:]])

@@ -6,7 +6,7 @@ JSON does not need this: `json.dumps` escapes these characters, and reading rest
 import unicodedata
 
 # The longest name or message, in characters, that is printed in full.
-LONGEST = 2000
+MAX_LENGTH = 2000
 _GAP = " ... "
 
 
@@ -19,7 +19,7 @@ def printable(text: object) -> str:
     return "\n".join(line if line.isprintable() else "".join(map(_visible, line)) for line in lines)
 
 
-def one_line(text: object, *, most: int = LONGEST) -> str:
+def one_line(text: object, *, most: int = MAX_LENGTH) -> str:
     """Like `printable`, but escape line ends too and cut out the middle of text longer than `most` characters."""
     line = printable(text).replace("\n", r"\n")
     if len(line) <= most:

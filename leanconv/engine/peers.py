@@ -21,8 +21,8 @@ from leanconv.measure.timing.latency import check_clock
 from leanconv.table import table
 
 OWN = "fused"  # our engine; all others are its peers
-# All forms get LOOK rounds. A form stays if it then takes at most BEHIND times as long as its model's best peer.
-LOOK, BEHIND = 4, 1.2
+# All forms get FIRST_ROUNDS rounds. A form stays if it takes at most BEHIND times as long as its best peer.
+FIRST_ROUNDS, BEHIND = 4, 1.2
 Progress = Callable[[str, float], object]
 
 
@@ -172,7 +172,7 @@ def _timed(
     calls, keys = {str(i): call for i, call in enumerate(forms.values())}, list(forms)
     if progress:
         progress("the first rounds", 0.0)
-    first = interleave(calls, budget_s=0, warmup=2, min_rounds=LOOK, clock=clock)
+    first = interleave(calls, budget_s=0, warmup=2, min_rounds=FIRST_ROUNDS, clock=clock)
     near = hopeful({keys[int(i)]: timing.median_ms for i, timing in first.items()})
     found = interleave(
         {i: call for i, call in calls.items() if keys[int(i)] in near},

@@ -24,7 +24,7 @@ LOOKS_SHARE = 0.3  # the share of the heat's seconds that repeated first calls m
 # model by more than that, there is no final.
 WITHIN = 0.10
 # Rounds of the final between two checks, the most rounds, and the standard errors that a decision needs.
-LOOK, MOST_ROUNDS, SIGMAS = 16, 1600, 3.0
+CHECK_EVERY, MOST_ROUNDS, SIGMAS = 16, 1600, 3.0
 # Rounds shorter than this are measured in warm caches. Otherwise the cache state that other forms leave dominates. It
 # is 5/6 of a small layer's call in ONNX Runtime. The first limit applies to first calls, which may be slow; the second
 # one applies to the heat's medians.
@@ -121,7 +121,7 @@ def _final(bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: 
         spent = (time.perf_counter() - start) / ((1 - HEAT_SHARE) * seconds) if seconds > 0 else 1.0
         on_part(min(1.0, max(spent, rounds / MOST_ROUNDS)))
         last = rounds >= MOST_ROUNDS or (spent >= 1 and rounds >= 3)
-        if last or rounds % LOOK == 0:
+        if last or rounds % CHECK_EVERY == 0:
             best = min((name for name in turns.calls if name != MODEL), key=lambda name: turns.timing(name).median_ms)
             if last or _known(turns, best):
                 return _verdict(turns, best, entries)

@@ -39,14 +39,14 @@ class Lock:
     """Lock `path` inside a `with` block, and remove the file at the end.
 
     Args:
-        said: text for others that find it locked.
+        text: text for others that find it locked.
         patience_s: seconds to wait for the lock.
     Raises on entry: Held if another process holds it. NoLocks if the file system has no locks. Another OSError if the
         file cannot be created.
     """
 
-    def __init__(self, path: Path, said: str = "", *, patience_s: float = 0.0) -> None:
-        self.path, self.said, self.patience_s = path, said, patience_s
+    def __init__(self, path: Path, text: str = "", *, patience_s: float = 0.0) -> None:
+        self.path, self.text, self.patience_s = path, text, patience_s
         self._handle: int | None = None
 
     def __enter__(self) -> Self:
@@ -56,7 +56,7 @@ class Lock:
             try:
                 locked = _lock(handle)
                 if locked and _stands(self.path, handle):
-                    _write(handle, self.said)
+                    _write(handle, self.text)
                     self._handle = handle
                     _held.add(self)
                     return self

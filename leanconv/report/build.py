@@ -17,7 +17,7 @@ from leanconv.registry import nearest
 from leanconv.report.document import Report
 from leanconv.report.overlays import Case, case, choose
 from leanconv.report.page import render
-from leanconv.report.speed import count_and_time, first_line
+from leanconv.report.speed import count_and_time, without_type
 from leanconv.report.summary import RunSummary, numbers, read_runs
 from leanconv.runs import RunFolder
 from leanconv.train.data.augment import to_float
@@ -157,7 +157,7 @@ def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit
         try:
             scores = evaluate(model, sets[index], threshold=run.threshold)
         except (LeanconvError, RuntimeError) as error:
-            run.remark(f"could not be scored on {asked}: {first_line(error)}")
+            run.remark(f"could not be scored on {asked}: {without_type(error)}")
             continue
         found = scores.to_dict()
         run.classes = {name: numbers(value) for name, value in found["classes"].items()}
@@ -182,7 +182,7 @@ def _score_classes(report: Report, models: dict[int, nn.Module], asked: str, *, 
         except (LeanconvError, RuntimeError) as error:
             if named and isinstance(error, LeanconvError) and not report.images:
                 raise
-            run.remark(f"could not be scored on {asked}: {first_line(error)}")
+            run.remark(f"could not be scored on {asked}: {without_type(error)}")
             continue
         if samples.note and samples.note not in report.remarks:
             report.remarks.append(samples.note)

@@ -39,7 +39,7 @@ def count_and_time(
             _call(model, inputs)()
             timed[index] = model
         except (LeanconvError, RuntimeError) as error:
-            run.remark(f"does not run on {'×'.join(map(str, shape))}, so it was not timed: {first_line(error)}")
+            run.remark(f"does not run on {'×'.join(map(str, shape))}, so it was not timed: {without_type(error)}")
     if not timed:
         return
     report.shape = shape
@@ -59,7 +59,7 @@ def _optimised(
         try:
             optimised = optimize(model, inputs, budget_s=seconds)
         except LeanconvError as error:
-            run.remark(f"could not be optimised: {first_line(error)}")
+            run.remark(f"could not be optimised: {without_type(error)}")
             continue
         found[index] = report.optimised[run.name] = optimised
         run.engine = optimised.engine
@@ -115,5 +115,6 @@ def _call(model: nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
     return run
 
 
-def first_line(error: Exception) -> str:
+def without_type(error: Exception) -> str:
+    """Return the first line of an error's message. Only an error without a message shows its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

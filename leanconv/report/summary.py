@@ -137,17 +137,17 @@ def recipe_differences(runs: Sequence[RunSummary]) -> tuple[dict[str, list[Any]]
 def comparability(runs: Sequence[RunSummary]) -> list[str]:
     """Return remarks on differences between the runs beside their models."""
     differing, _ = recipe_differences([run for run in runs if run.recipe])
-    said = []
+    remarks = []
     if "data" in differing:
-        said.append(
+        remarks.append(
             "The runs were trained on different data ("
             + "; ".join(f"{run.name}: {run.recipe['data']}" for run in runs if "data" in run.recipe)
             + "): differences in score are not differences between models alone."
         )
     others = sorted(set(differing) - _NAMING - {"data", "model", "seed"})
     if others:
-        said.append(f"The recipes differ in more than the model: {', '.join(others)} (see Recipes).")
-    return said
+        remarks.append(f"The recipes differ in more than the model: {', '.join(others)} (see Recipes).")
+    return remarks
 
 
 def _recipe(run: RunSummary) -> dict[str, Any]:
@@ -170,8 +170,8 @@ def _model(run: RunSummary) -> str:
         content = {}
     if isinstance(content, dict) and content.get("task") == "classify":
         run.task = "classify"
-    said = content.get("model", content.get("reference")) if isinstance(content, dict) else content
-    return str(said or run.recipe.get("model", "unknown"))
+    reference = content.get("model", content.get("reference")) if isinstance(content, dict) else content
+    return str(reference or run.recipe.get("model", "unknown"))
 
 
 def _history(run: RunSummary) -> dict[str, list[float]]:

@@ -27,8 +27,8 @@ def writing(path: Path, what: str) -> Iterator[None]:
     with ExitStack() as held:
         try:
             _make(path, held)
-            said = f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M')}: {what}"
-            held.enter_context(Lock(path / LOCK, said, patience_s=_PATIENCE_S))
+            note = f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M')}: {what}"
+            held.enter_context(Lock(path / LOCK, note, patience_s=_PATIENCE_S))
         except Held as error:
             raise BadInput(
                 f"{path} is in use by {str(error) or 'another process'}; wait until it is done, or take another folder"
