@@ -46,7 +46,7 @@ USELESS = [
     (["export", "TWO", "m.pt2", "--outputs-only", "--split", "test"], "--split has no effect with --outputs-only"),
     (["export", *UNET, "m.pt2", "--split", "test"], "--split needs --data, which is missing"),
     (["report", "TWO", "--budget", "0", "--optimize", "5", "--out", "r.html"], "--optimize has no effect"),
-    (["report", "COLOURS", "--cases", "3", "--out", "r.html"], "cases=3: pictures are drawn of masks"),
+    (["report", "COLOURS", "--cases", "3", "--out", "r.html"], "cases=3: pictures show masks"),
     (["profile", *UNET, "--array", "8x8", "--budget", "3"], "--budget applies to the timed profile only"),
     (["profile", *UNET, "--conventions", "--convention", "thop"], "--convention applies to the timed profile only"),
     (["profile", *UNET, "--lanes", "8x18", "--channels-last"], "--channels-last applies to the timed profile only"),
