@@ -52,8 +52,8 @@ def export(
         model: any module. `export` copies it and does not change it. For an optimised model, export its original.
         inputs: a tensor, a tuple of arguments or a dict of named ones. Sizes outside `dynamic` become the file's.
         path: `.onnx`, `.xml` (OpenVINO, with its `.bin`) or `.pt2` (torch.export).
-        dynamic: the axes that stay dynamic: any of "batch", "height", "width". `export` compares the file with the
-            model at the given sizes, at batches 1, 2, 5, and at several heights and widths. The values are the given
+        dynamic: the axes that stay dynamic: any of "batch", "height", "width". `export` verifies the file at the
+            given sizes, at batches 1, 2, 5, and at several heights and widths. The values are the given
             ones and random ones: similar, bright, flat, large and small.
         check: `check(model_like) -> number or {name: number}`, called with the model and with the file as a module.
             The two may differ by 0.002.
