@@ -1,16 +1,19 @@
-"""What `optimize` chooses against the best peer: every operator on every layer shape, then whole networks.
+"""Compare what `optimize` chooses with the best peer: every operator on every layer shape, then whole networks.
 
     python -m benchmarks.choices [--operators splconv ...] [--layers "U-Net" ...] [--minutes 10] [--show | --warm]
 
-A layer is convolution, BatchNorm, ReLU as the user has them. `optimize` gets `--budget` seconds, enough on a machine
-that does nothing else, and its default engines, but for a layer torch.compile, which takes 15 s each (`--compile`: that
-too); then what it returned takes turns with every peer, called directly: the given model, channels_last, OpenVINO, ONNX
-Runtime, whether the budget sufficed for them or not, and torch.compile where it did. The fastest of them is the best
-peer, and meets the chosen form once more, in rounds of their own: ratio = its time over the chosen form's, the median
-over those rounds, with the bounds of two standard errors: below 1 the choice cost time. Every row has as many rounds as
-it needs to be known to +-1 %, within `--seconds`; none is measured again because of what it said. malloc keeps freed
-memory, for all alike. Rows that benchmarks/results/choices.json has of this commit are not measured again: a stopped
-run goes on where it was. The order was drawn once, so that a part of it is a sample.
+A layer is convolution, BatchNorm, ReLU, as in a user's model. `optimize` gets its default engines and `--budget`
+seconds, enough on an idle machine. For layers, torch.compile is left out unless `--compile`: it takes 15 s each.
+
+The result of `optimize` is then timed in turns with every peer, called directly. Peers are the given model,
+channels_last, OpenVINO and ONNX Runtime, even if the budget did not reach them. So is torch.compile if it did.
+
+The fastest of them is the best peer. It is timed once more against the chosen form, in separate rounds. The ratio is
+its time over the chosen form's: the median over the rounds, with bounds of two standard errors. Below 1, the choice
+cost time. A row runs until its ratio is known to +-1 %, within `--seconds`. No row is repeated because of its result.
+
+malloc keeps freed memory for all forms. Rows of this commit in benchmarks/results/choices.json are not measured
+again, so a stopped run can be continued. The order was drawn once, so that any part of it is a sample.
 """
 
 import argparse
@@ -48,7 +51,7 @@ from leanconv.table import table
 OUT = Path(__file__).parent / "results" / "choices.json"
 OURS = ("folded", "fused")  # all other forms are peers
 LIMIT, HOPELESS = 0.97, 2.0
-# A ratio is known where it is to this share, with so many standard errors; the rounds that takes, at least and at most.
+# A ratio is known to this share at this many standard errors. Fewest and most rounds.
 KNOWN, SIGMAS, LEAST_ROUNDS, MOST_ROUNDS = 0.01, 2.0, 16, 400
 NETWORKS = {
     "leanconv:unet?base=32&conv=splconv": 256, "leanconv:unet?base=32": 256, "timm:resnet18": 224,
@@ -60,7 +63,7 @@ NETWORKS = {
 
 
 def layer_rows() -> list[tuple[str, str]]:
-    """(operator, layer), in an order drawn once: any part of it is a sample."""
+    """Return (operator, layer) in a fixed random order, so that any part is a sample."""
     found = [(operator, layer) for layer in [*DENSE, *DEPTHWISE] for operator in operators(spec_of(layer), names())]
     return random.Random(0).sample(found, len(found))
 
@@ -71,7 +74,7 @@ def spec_of(layer: str) -> ConvSpec:
 
 
 def layer_model(operator: str, spec: ConvSpec) -> nn.Module:
-    """Convolution, BatchNorm, ReLU with statistics as after a training."""
+    """Build convolution, BatchNorm, ReLU with statistics as after training."""
     torch.manual_seed(0)
     model = nn.Sequential(make(operator, **spec.arguments()), nn.BatchNorm2d(spec.o), nn.ReLU())
     for module in model.modules():
@@ -83,7 +86,7 @@ def layer_model(operator: str, spec: ConvSpec) -> nn.Module:
 
 @contextmanager
 def keeping() -> Iterator[dict[str, Callable[..., Any]]]:
-    """Every form that `optimize` prepares inside the block, by its row's label."""
+    """Yield a dict that collects every form that `optimize` prepares inside the block, by its row's label."""
     forms: dict[str, Callable[..., Any]] = {}
     before = dict(CANDIDATES)
 
@@ -103,7 +106,7 @@ def keeping() -> Iterator[dict[str, Callable[..., Any]]]:
 
 
 def left_over(choices: Choices, model: nn.Module, x: Tensor) -> dict[str, Callable[..., Any]]:
-    """The peers that the budget left out, prepared here: a choice is held against all of them. Not torch.compile."""
+    """Prepare the peers that the budget did not reach, except torch.compile: a choice is compared with all of them."""
     bench, forms = Workbench(model, (x,), {}, torch.get_num_threads()), {}
     for row in choices:
         if row.note.startswith("skipped: needs") and row.engine not in ("compile", *OURS):
@@ -114,14 +117,14 @@ def left_over(choices: Choices, model: nn.Module, x: Tensor) -> dict[str, Callab
 
 
 def right(choices: Choices) -> set[str]:
-    """The labels of the forms whose answer was the model's."""
+    """Return the labels of the correct forms."""
     return {row.label for row in choices if row.error is not None and row.error <= (row.tolerance or 0.0)}
 
 
 def measured(
     model: nn.Module, x: Tensor, budget_s: float, seconds: float, clock: str, engines: list[str]
 ) -> dict[str, Any]:
-    """What `optimize` made of a model against every peer."""
+    """Time the result of `optimize` against every peer."""
     with keeping() as forms:
         fast = lc.optimize(model, x, budget_s=budget_s, engines=engines)
     alike = right(fast.choices) - {"eager"}
@@ -147,8 +150,9 @@ def measured(
 
 
 def duel(chosen: Callable[[], Any], peer: Callable[[], Any], seconds: float, clock: str) -> Turns:
-    """The two in turns until their ratio is known to KNOWN either way, or time is out. What the ratio is ends nothing:
-    that would favour one side.
+    """Time two forms in turns until their ratio is known to KNOWN, or the time is spent.
+
+    The value of the ratio never stops the rounds: that would favour one side.
     """
     turns, start = Turns({"chosen": chosen, "peer": peer}, clock=clock, primed=True), time.perf_counter()
     for rounds in range(1, MOST_ROUNDS + 1):
@@ -163,7 +167,7 @@ def duel(chosen: Callable[[], Any], peer: Callable[[], Any], seconds: float, clo
 
 
 def near(calls: dict[str, Callable[[], Any]], clock: str = "wall") -> dict[str, Callable[[], Any]]:
-    """The chosen form, and the others that are not hopelessly behind: the best peer is among them."""
+    """Return the chosen form and the forms that are not hopelessly slow. The best peer is among them."""
     seen = interleave(calls, budget_s=0, warmup=1, min_rounds=3, clock=clock)
     looks = {name: timing.median_ms for name, timing in seen.items()}
     best = min(ms for name, ms in looks.items() if name.split()[0] not in ("chosen", *OURS))
@@ -176,7 +180,7 @@ def best_peer(times: dict[str, Timing]) -> str:
 
 
 def show(rows: list[dict[str, Any]], most: int = 25) -> str:
-    """Worst first, then a line per operator."""
+    """Format the rows, worst first, then a line per operator."""
     lines = [
         [
             row["operator"],
@@ -207,12 +211,12 @@ def show(rows: list[dict[str, Any]], most: int = 25) -> str:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--operators", nargs="+", help="default: every registered one, and whole networks (network)")
-    parser.add_argument("--layers", nargs="+", default=[""], help="those whose name contains one of these")
-    parser.add_argument("--networks", nargs="*", help="model references, or nothing; default: those in this file")
-    parser.add_argument("--budget", type=float, default=60, help="seconds that optimize is given at the most")
-    parser.add_argument("--seconds", type=float, default=0.6, help="of timing per row; a network six times")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
+    parser.add_argument("--operators", nargs="+", help="default: all registered ones, and whole networks (network)")
+    parser.add_argument("--layers", nargs="+", default=[""], help="layers whose names contain one of these")
+    parser.add_argument("--networks", nargs="*", help="model references or none (default: those in this file)")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of each optimize")
+    parser.add_argument("--seconds", type=float, default=0.6, help="seconds of timing per row; six times for a network")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no row after this many minutes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=["wall", "process"], default="wall")
     parser.add_argument("--compile", action="store_true", help="torch.compile for layers too")
@@ -230,13 +234,13 @@ def main() -> None:
     if arguments.warm:
         warm(asked(arguments))
         return
-    lc.optimize(*example(*layer_rows()[0]), budget_s=60, engines=[*CANDIDATES][:-1])  # what is imported once, is now
+    lc.optimize(*example(*layer_rows()[0]), budget_s=60, engines=[*CANDIDATES][:-1])  # import all engines now
     run(asked(arguments), report, arguments)
     print(show(report["rows"]))
 
 
 def asked(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """(operator, layer) and ("network", reference), those that the arguments name, networks spread between."""
+    """Return the rows that the arguments name: (operator, layer), with ("network", reference) spread between."""
     layers = [
         (operator, layer)
         for operator, layer in layer_rows()
@@ -252,7 +256,7 @@ def asked(arguments: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def example(operator: str, place: str) -> tuple[nn.Module, Tensor]:
-    """The model of a row and its input."""
+    """Build the model of a row and its input."""
     if operator == "network":
         size = NETWORKS.get(place, 224)
         return built(place), torch.randn(1, 3, size, size)
@@ -261,7 +265,7 @@ def example(operator: str, place: str) -> tuple[nn.Module, Tensor]:
 
 
 def warm(rows: list[tuple[str, str]]) -> None:
-    """Compile what the rows' kernels need: no row waits for it then."""
+    """Compile the rows' kernels in advance."""
     for i, (operator, place) in enumerate(rows):
         progress(f"{i + 1} of {len(rows)}: {operator}, {place}")
         model, x = example(operator, place)
@@ -269,12 +273,12 @@ def warm(rows: list[tuple[str, str]]) -> None:
 
 
 def run(rows: list[tuple[str, str]], report: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Measure row by row into the report, which is written after each."""
+    """Measure row by row, and write the report after each."""
     start, here = time.perf_counter(), commit()
     settings = {"threads": arguments.threads, "clock": arguments.clock}
     machine = describe("cpu") | {"threads": "of each row"}
     if report.get("machine", machine) | {"threads": "of each row"} != machine:
-        print("the results are of another machine: a new table begins")
+        print("the results come from another machine: starting a new table")
         report["rows"] = []
     report |= {"command": shlex.join(["python", "-m", "benchmarks.choices", *sys.argv[1:]]), "machine": machine}
     for i, (operator, place) in enumerate(rows):

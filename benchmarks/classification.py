@@ -1,12 +1,11 @@
-"""The operators on CIFAR-10: the same short budget for each, in the same network. Accuracy, params, MACs, images/s.
+"""Compare the operators on CIFAR-10, with equal short budgets in the same network: accuracy, params, MACs, images/s.
 
     python -m benchmarks.classification "DIR?val=0"
 
-DIR: CIFAR-10 as Parquet splits or class folders; or torchvision:CIFAR10?root=DIR&val=0. Every run is a `leanconv train`
-of its own on one thread, `--jobs` at a time; a killed benchmark goes on where it was. Writes
-benchmarks/results/NAME.json after every run that ends. When all are done it times them in turns: forward passes and
-training steps, by the clock of the one thread. `--only-steps N` tries N steps of each,
-says what a run would take, and keeps nothing.
+DIR: CIFAR-10 as Parquet splits or class folders, or torchvision:CIFAR10?root=DIR&val=0. Every run is a separate
+`leanconv train` on one thread, `--jobs` at a time. A killed benchmark can be continued. Every finished run updates
+benchmarks/results/NAME.json. After all runs, forward passes and training steps are timed in turns, in processor time of
+one thread. `--only-steps N` tries N steps of each, estimates the time of a run, and stores nothing.
 """
 
 import argparse
@@ -72,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default=RECIPE)
     parser.add_argument("--network", default=NETWORK, help="the network, without its conv=")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--operators", nargs="+", help="operator strings; default: all of the table")
+    parser.add_argument("--operators", nargs="+", help="operator strings (default: all in this file)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for each of the two timings")
     parser.add_argument("--no-timing", action="store_true")
@@ -81,26 +80,26 @@ def _arguments() -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="only try N steps of each operator, and say how long all would take",
+        help="only try N steps of each operator, and estimate the time of all runs",
     )
-    parser.add_argument("--name", default="classification_cifar10", help="of the results file")
-    parser.add_argument("--out", default="runs/benchmarks", help="where the run folders lie")
+    parser.add_argument("--name", default="classification_cifar10", help="name of the results file")
+    parser.add_argument("--out", default="runs/benchmarks", help="folder of the run folders")
     return parser.parse_intermixed_args()
 
 
 def reference(network: str, operator: str) -> str:
-    """The network built from an operator."""
+    """Return the reference of the network built from an operator."""
     return f"{network}{'&' if '?' in network else '?'}conv={operator}"
 
 
 def folder(arguments: argparse.Namespace, operator: str, seed: int) -> Path:
-    """The run folder of one operator and seed."""
+    """Return the run folder of one operator and seed."""
     word = "".join(letter if letter.isalnum() else "-" for letter in operator.lower()).strip("-")
     return Path(arguments.out) / arguments.name / f"{word}-seed{seed}"
 
 
 def _train(arguments: argparse.Namespace, operator: str, seed: int) -> str:
-    """Run one training to its end; the empty string, or why it failed."""
+    """Run one training to its end. Returns "" or why it failed."""
     run = folder(arguments, operator, seed)
     if (run / "metrics.json").exists():
         return ""
@@ -112,7 +111,7 @@ def _train(arguments: argparse.Namespace, operator: str, seed: int) -> str:
 
 
 def estimate(arguments: argparse.Namespace, operators: Sequence[str]) -> None:
-    """A few steps of each operator on a part of the training images: the loss, and what a whole run would take."""
+    """Run a few steps of each operator on some training images. Print the loss and the estimated time of a run."""
     torch.set_num_threads(1)
     recipe = Recipe.read(arguments.recipe, arguments.words)
     samples = open_labelled(arguments.data, "train", size=recipe.size)
@@ -150,7 +149,7 @@ def _run(words: list[str], operator: str) -> str:
 
 
 def collect(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Mean and spread over the seeds that are there, for every operator that has one."""
+    """Compute mean and spread over the finished seeds of every operator."""
     rows, images = [], 0
     recipe = Recipe.read(arguments.recipe, arguments.words)
     for operator in dict.fromkeys([*OPERATORS, *(arguments.operators or ())]):
@@ -186,7 +185,7 @@ def collect(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def speed(report: dict[str, Any], budget_s: float) -> dict[str, Any]:
-    """Forward passes and training steps of the trained operators, in turns, channels_last, on one thread."""
+    """Time forward passes and training steps of the trained operators in turns, channels_last, on one thread."""
     torch.set_num_threads(1)
     names = [row["operator"] for row in report["rows"]]
     models = {row["operator"]: load(row["reference"]) for row in report["rows"]}
@@ -212,7 +211,7 @@ def speed(report: dict[str, Any], budget_s: float) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> str:
-    """The table of a report."""
+    """Format the table of a report."""
     kinds = ("forward", "train")
     fast = {kind: report.get("speed", {}).get(kind, {}).get("images_per_s", {}) for kind in kinds}
     rows = []

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from benchmarks.kernel_layers import FUSED, launched
 from benchmarks.operators import commit
-from leanconv.deploy.runtimes import OnnxRuntime, OpenVino
+from leanconv.deploy.openvino import OpenVino
+from leanconv.deploy.runtimes import OnnxRuntime
 from leanconv.files import write_json
 from leanconv.measure.hardware.device import describe
 from leanconv.measure.hardware.roofline import Peaks, peaks

@@ -1,10 +1,10 @@
-"""Whether `optimize` keeps its promise within its default budget: who was prepared, and what was chosen against peers.
+"""Test `optimize` with its default budget: which engines were prepared, and how the choice compares with its peers.
 
     python -m benchmarks.default_budget [--networks REFERENCE ...] [--threads 1 2] [--dtypes float32 bfloat16] [--cold]
 
-One process a row, as a user calls it: no engine was imported before; with `--cold` no kernel was compiled either.
-After `optimize` returned, the chosen form takes turns with each form that was prepared, each called as the model is:
-ratio = the best peer's time over the chosen form's, the median over the rounds, with the bounds of two standard errors.
+Each row runs in a new process, like a user's call: no engine is imported before. With `--cold`, no kernel is compiled
+either. After `optimize`, the chosen form is timed in turns with each prepared form. The ratio is the best peer's time
+over the chosen form's. It is the median over the rounds, with bounds of two standard errors.
 """
 
 import argparse
@@ -39,7 +39,7 @@ NETWORKS = {
 
 @torch.no_grad()
 def row(network: str, dtype: str, seconds: float) -> dict[str, Any]:
-    """One call of `optimize` with its defaults, and the duel after it."""
+    """Call `optimize` with its defaults, then time its choice against the best peer."""
     size = NETWORKS.get(network, 224)
     model, x = built(network), torch.randn(1, 3, size, size)
     inside = None if dtype == "float32" else getattr(torch, dtype)
@@ -67,7 +67,7 @@ def row(network: str, dtype: str, seconds: float) -> dict[str, Any]:
 
 
 def alone(network: str, dtype: str, threads: int, seconds: float, *, cold: bool) -> dict[str, Any]:
-    """The row in a process of its own."""
+    """Measure a row in a new process."""
     words = ["--row", network, "--dtypes", dtype, "--threads", str(threads), "--seconds", str(seconds)]
     with tempfile.TemporaryDirectory() as folder:
         places = {"LEANCONV_CACHE": f"{folder}/kernels", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
@@ -109,8 +109,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--seconds", type=float, default=6.0, help="of the duel after each call")
-    parser.add_argument("--cold", action="store_true", help="empty caches for each row, as on a new machine")
+    parser.add_argument("--seconds", type=float, default=6.0, help="seconds of timing after each call")
+    parser.add_argument("--cold", action="store_true", help="use empty caches for each row, as on a new machine")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()

@@ -1,15 +1,15 @@
-"""The engine of whole blocks against its peers on whole networks.
+"""Compare the fused engine with its peers on whole networks.
 
     python -m benchmarks.fused_engine --models "leanconv:unet?base=32&conv=splconv" timm:mobilenetv1_100 --size 224
     python -m benchmarks.fused_engine --set issue untuned --resume
     python -m benchmarks.fused_engine --show
 
-Every engine is prepared as `optimize` prepares it, then all take turns in one process; a peer that is far behind the
-best of its model leaves after a few rounds. `--clock process` counts the CPU time of the process: what a
-crowded machine leaves comparable where each engine has one thread. `--against` adds another model on
-its own engines, as the dense U-Net beside the SPLConv one; "MODEL to OPERATOR" is a model swapped by `plan` and
-`apply_`. "of the floor": the network's roofline floor (leanconv/engine/fused/roofline.py) over the time. Prints the
-tables, adds to benchmarks/results/fused_engine.json after every model; `--show` prints what stands there as one table.
+Engines are prepared as in `optimize`, then timed in turns in one process. Peers far behind their model's best leave
+after a few rounds. `--clock process` counts the process's CPU time. It stays comparable on a busy machine if each
+engine has one thread. `--against` adds another model, for example the dense U-Net beside the SPLConv one. A model
+"MODEL to OPERATOR" is swapped by `plan` and `apply_`. The column "of the floor" is the network's roofline floor
+(leanconv/engine/fused/roofline.py) over the time. The script prints the tables and updates
+benchmarks/results/fused_engine.json after every model. `--show` prints that file as one table.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import leanconv as lc
 from benchmarks.operators import commit
-from leanconv.engine.candidates import CANDIDATES, GIVEN
+from leanconv.engine.candidates import CANDIDATES, EAGER
 from leanconv.engine.peers import compare_engines
 from leanconv.files import write_json
 from leanconv.table import table
@@ -36,7 +36,7 @@ ENGINES = ["fused", "openvino", "onnxruntime", "compile", "channels_last"]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a model, what it is held against, and the call. `size`: "256", or "200x136"."""
+    """One row of the table: a model, the model to compare it with, and the call. `size`: "256" or "200x136"."""
 
     model: str
     against: str = ""
@@ -51,7 +51,7 @@ class Row:
         return torch.randn(self.batch, 3, int(height), int(width or height))
 
     def same(self, entry: dict[str, Any]) -> bool:
-        """Whether an entry of the results is of this row; the first ones have a number for `size`, and no dtype."""
+        """Whether a result belongs to this row. The oldest results have a number for `size` and no dtype."""
         own = {key: value for key, value in asdict(self).items() if key != "against"}
         return all(str(entry.get(key, "float32")) == str(value) for key, value in own.items())
 
@@ -59,7 +59,7 @@ class Row:
 _UNET, _VGG, _RESNET = "leanconv:unet?base=32&conv=", "leanconv:vgg16_cifar?conv=", "leanconv:resnet50?conv="
 _HET = "hetconv(part=4)"
 SETS = {
-    # The table of figures to reach.
+    # The networks with target figures.
     "issue": [
         Row(f"{_UNET}splconv", f"{_UNET}conv", "256"),
         Row(f"{_UNET}splconv", f"{_UNET}conv", "512"),
@@ -75,7 +75,7 @@ SETS = {
         Row(f"{_UNET}splconv", f"{_UNET}conv", "256", dtype="bfloat16"),
         Row(f"{_UNET}splconv", f"{_UNET}conv", "512", dtype="bfloat16"),
     ],
-    # Other widths, odd sizes, residual additions: nothing was looked at while the engine was made.
+    # Other widths, odd sizes, residual additions. The engine was never tuned on these.
     "untuned": [
         Row("leanconv:unet?base=24&conv=splconv", "leanconv:unet?base=24&conv=conv", "208x144"),
         Row(f"timm:resnet18 to {_HET}", "timm:resnet18"),
@@ -89,7 +89,7 @@ SETS = {
 
 
 def built(reference: str) -> nn.Module:
-    """A model from its reference; "MODEL to OPERATOR" is swapped wherever the operator may stand."""
+    """Build a model from its reference. "MODEL to OPERATOR" is swapped wherever the operator fits."""
     name, _, operator = reference.partition(" to ")
     model = lc.load(name).eval()
     if operator:
@@ -98,16 +98,16 @@ def built(reference: str) -> nn.Module:
 
 
 def progress(text: str) -> None:
-    """A line on a terminal's error stream that the next one writes over."""
+    """Print a line on a terminal's stderr, which the next one overwrites."""
     if sys.stderr.isatty():
         print(f"\r{text[:100]:<100}", end="\r", file=sys.stderr, flush=True)
 
 
 def measured(row: Row, engines: list[str], seconds: float, blocks: bool) -> dict[str, Any]:
-    """One row: every engine's time of the model and of what it is held against, and both floors."""
+    """Measure one row: every engine's times of both models, and both floors."""
     torch.set_num_threads(row.threads)
 
-    def tell(name: str, form: Any) -> None:
+    def show_blocks(name: str, form: Any) -> None:
         if blocks and hasattr(form, "blocks"):
             print(f"\n{name}\n{form.blocks}", flush=True)
 
@@ -119,7 +119,7 @@ def measured(row: Row, engines: list[str], seconds: float, blocks: bool) -> dict
         budget_s=seconds,
         clock=row.clock,
         progress=lambda what, done: progress(f"{what}, {done:.0%}"),
-        on_form=tell,
+        on_form=show_blocks,
     )
     print(f"\n{found}", flush=True)
     command = shlex.join(["python", "-m", "benchmarks.fused_engine", *sys.argv[1:]])
@@ -127,7 +127,7 @@ def measured(row: Row, engines: list[str], seconds: float, blocks: bool) -> dict
 
 
 def summary(entries: list[dict[str, Any]]) -> str:
-    """All rows of the results: our engine, its best peer, the dense network's best engine, floor, one thread's time."""
+    """Format all results: our engine, its best peer, the dense network's best engine, floor, one thread's time."""
     lines = []
     for entry in entries:
         own = medians(entry, entry["model"])
@@ -158,7 +158,7 @@ def summary(entries: list[dict[str, Any]]) -> str:
 
 
 def medians(entry: dict[str, Any], model: str) -> dict[str, float]:
-    """Engine -> median ms of one model of an entry."""
+    """Return engine -> median ms for one model of a result."""
     names = (name.rpartition(", ") for name in entry["times"])
     return {engine: entry["times"][f"{of}, {engine}"]["median_ms"] for of, _, engine in names if of == model}
 
@@ -175,7 +175,7 @@ def _one_thread(entry: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def rows_of(arguments: argparse.Namespace) -> list[Row]:
-    """The rows of the named sets and of `--models`; the default is the first row of the issue's table."""
+    """Return the rows of the named sets and of `--models`."""
     given = Row(
         "", arguments.against, arguments.size, arguments.batch, arguments.threads or 1, arguments.dtype, arguments.clock
     )
@@ -189,18 +189,24 @@ def rows_of(arguments: argparse.Namespace) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=[])
-    parser.add_argument("--set", nargs="+", default=[], choices=list(SETS), help="rows that stand in this file")
-    parser.add_argument("--against", default="", help="another model, timed beside each of --models")
-    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=[GIVEN, *CANDIDATES])
-    parser.add_argument("--without", nargs="+", default=[], help="engines to leave out, as compile: it takes longest")
+    parser.add_argument("--set", nargs="+", default=[], choices=list(SETS), help="sets of rows in this file")
+    parser.add_argument("--against", default="", help="another model, timed with each of --models")
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=[EAGER, *CANDIDATES])
+    parser.add_argument(
+        "--without", nargs="+", default=[], help="engines to leave out, for example compile, which takes longest"
+    )
     parser.add_argument("--size", default="224", help="256, or 200x136 (height, width)")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, help="of --models (default 1); of --set: those rows only")
-    parser.add_argument("--dtype", default="float32", help="of --models; of --set, with --threads: those rows only")
+    parser.add_argument(
+        "--threads", type=int, help="threads of --models (default 1); with --set: only rows with as many"
+    )
+    parser.add_argument(
+        "--dtype", default="float32", help="dtype of --models; with --set and --threads: only rows with this dtype"
+    )
     parser.add_argument("--clock", choices=["wall", "process"], default="wall")
-    parser.add_argument("--seconds", type=float, default=15, help="of timing per row, at least eight rounds")
+    parser.add_argument("--seconds", type=float, default=15, help="seconds of timing per row, at least eight rounds")
     parser.add_argument("--blocks", action="store_true", help="print the tables of blocks")
-    parser.add_argument("--resume", action="store_true", help="leave out rows that were measured at this commit")
+    parser.add_argument("--resume", action="store_true", help="skip rows that were measured at this commit")
     parser.add_argument("--show", action="store_true", help="measure nothing, print the results as one table")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()

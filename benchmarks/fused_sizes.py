@@ -1,10 +1,11 @@
-"""Other sizes of the image on the engine of whole blocks: what is compiled for them, and what that saves in speed.
+"""Run the fused engine at other image sizes: count the kernels that it compiles for them, and their speed-up.
 
     python -m benchmarks.fused_sizes timm:mobilenetv3_small_100 [--prepared 224] [--sizes 192 160 256 200 320]
 
-A network prepared for one size is called at others, beside itself prepared for each of them. Kernels compiled and the
-computing time that it takes, in a cache of this run's own; then both in turns: the ratio of the least computing times,
-above 1 where the one prepared for the size is faster. One thread; every block is on a kernel where there is one.
+A network prepared for one size is called at other sizes, and compared with itself prepared for each of them. The table
+shows the compiled kernels and their processor time, with an empty cache. Both forms are then timed in turns. The ratio
+of the shortest processor times is above 1 if the one prepared for the size is faster. One thread; every block uses a
+kernel if there is one.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def sizes(model: nn.Module, prepared: int, others: list[int], rounds: int) -> str:
-    """The table: a row a size, in this order; each finds what those before it compiled."""
+    """Measure a row per size, in this order. Later sizes reuse the kernels of earlier ones."""
     shared, first = compiled(lambda: program(model, prepared))
     rows = [[str(prepared), *first, "", "", "", ""]]
     for size in others:
@@ -63,25 +64,25 @@ def sizes(model: nn.Module, prepared: int, others: list[int], rounds: int) -> st
 
 
 def program(model: nn.Module, size: int) -> Program:
-    """The model on kernels, called twice: the plan is made."""
+    """Build the model's program on kernels and call it twice, so that its plan is complete."""
     x = torch.randn(1, 3, size, size)
     graph = fuse(to_graph(Workbench(model, (x,), {}, 1).program))
-    made = Program(graph, autotune(graph, seconds=0.0)[0])
-    made(x)
-    made(x)
-    return made
+    found = Program(graph, autotune(graph, seconds=0.0)[0])
+    found(x)
+    found(x)
+    return found
 
 
 def compiled(run: Callable[[], Any]) -> tuple[Any, list[str]]:
-    """What `run` gives, and how many kernels it compiled in how many seconds of computing time."""
-    made: list[float] = []
+    """Return the result of `run`, the number of kernels that it compiled, and their processor time in seconds."""
+    durations: list[float] = []
     real = cache.fetch
 
     def fetch(name: str, build: Callable[[Path], object], where: Path) -> Path:
         def counted(path: Path) -> object:
-            start = sum(os.times()[:4])  # the C compiler's too
+            start = sum(os.times()[:4])  # includes the C compiler's time
             found = build(path)
-            made.append(sum(os.times()[:4]) - start)
+            durations.append(sum(os.times()[:4]) - start)
             return found
 
         return real(name, counted, where)
@@ -91,7 +92,7 @@ def compiled(run: Callable[[], Any]) -> tuple[Any, list[str]]:
         found = run()
     finally:
         cache.fetch = real
-    return found, [str(len(made)), f"{sum(made):.2f}"]
+    return found, [str(len(durations)), f"{sum(durations):.2f}"]
 
 
 if __name__ == "__main__":

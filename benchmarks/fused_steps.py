@@ -1,10 +1,10 @@
-"""Where a network's time goes on the engine of whole blocks: every step of its plan, timed in its place.
+"""Profile a network on the fused engine: time every step of its plan in place.
 
     python -m benchmarks.fused_steps timm:mobilenetv3_small_100 [--size 224] [--rival]
 
-The least time of many calls for each step, what its arithmetic takes at the measured peak, the kilobytes that it reads
-and writes, and its share of the whole. `--rival` prints ONNX Runtime's own profile of the same program below. One
-thread and its computing time; ONNX Runtime's clock is the wall's, for a machine that does nothing else.
+For each step, the table shows the shortest time of many calls. It also shows the time of the step's arithmetic at the
+measured peak, the kilobytes that it reads and writes, and its share. `--rival` adds ONNX Runtime's own profile of the
+same program. We count processor time of one thread. ONNX Runtime counts wall time, so the machine should be idle.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--calls", type=int, default=300)
-    parser.add_argument("--rival", action="store_true", help="ONNX Runtime's profile too")
+    parser.add_argument("--rival", action="store_true", help="add ONNX Runtime's profile")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     x = torch.randn(1, 3, arguments.size, arguments.size)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def ours(bench: Workbench, x: Tensor, calls: int) -> str:
-    """The table of our steps."""
+    """Format the table of our steps."""
     graph = fuse(to_graph(bench.program))
     runs, _ = autotune(graph, seconds=30)
     program = Program(graph, runs)
@@ -85,7 +85,7 @@ def _seconds(call: Any) -> float:
 
 
 def rival(bench: Workbench, x: Tensor, calls: int) -> str:
-    """ONNX Runtime's profile: the least time of each node, in its order, and the sums by kind."""
+    """Format ONNX Runtime's profile: the shortest time of each node in order, and the sums by kind."""
     import onnxruntime
 
     program = bench.program

@@ -1,12 +1,12 @@
-"""Every registered operator against the dense convolution it replaces: layer by layer, then as a whole U-Net.
+"""Compare every registered operator with the dense convolution it replaces: layer by layer, then as a whole U-Net.
 
     python -m benchmarks.operators [--quick] [--threads 1] [--compile conv splconv ...] [--resume] [--minutes 10]
 
-Inference and training step (forward, backward, SGD), eager and channels_last, peak memory of the step, parameters,
-MACs. All candidates of one table take turns in one process; read the ratios, not the times. With one thread (the
-default) the clock is that thread's own computing time, so that a neighbour's load does not decide the table.
-Writes benchmarks/results/operators_cpu.json after every table, so that a stopped run keeps what it has; `--resume` goes
-on behind it, `--minutes` begins no table after these.
+The tables show inference and training step (forward, backward, SGD) in eager and channels_last. They also show the
+step's peak memory, parameters and MACs. All candidates of one table are timed in turns in one process: read the ratios,
+not the times. With one thread (the default), the clock is processor time, so other processes matter little. Every
+table is written to benchmarks/results/operators_cpu.json at once. `--resume` continues a stopped run, and `--minutes`
+starts no table after that time.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from leanconv.table import si, table
 
 OUT = Path(__file__).parent / "results" / "operators_cpu.json"
 
-# The 3x3 layers of a U-Net of base 32 at 256 px, of ResNet-18/34 and VGG-16 at 224 px; then what takes the place of
-# depthwise convolutions (ConvNeXt-like, MobileNetV3-like) and of 1x1 (ResNet-50).
+# The 3x3 layers of a U-Net of base 32 at 256 px, and of ResNet-18/34 and VGG-16 at 224 px. Then depthwise layers
+# (ConvNeXt-like, MobileNetV3-like) and a 1x1 (ResNet-50).
 LAYERS = {
     "U-Net encoder 1": ConvSpec.of(32, 32, 3, 1, 1, bias=False, h=256, w=256),
     "U-Net encoder 2": ConvSpec.of(64, 64, 3, 1, 1, bias=False, h=128, w=128),
@@ -60,10 +60,10 @@ QUICK_LAYERS = {
     "depthwise 5x5": LAYERS["depthwise 5x5"],
     "1x1": ConvSpec.of(64, 64, 1, bias=False, h=28, w=28),
 }
-# Operator strings beside the plain names, which stand for the defaults.
+# Operator strings in addition to the plain names, which have default options.
 MORE = ["splconv(alpha=0.75)", "hetconv(part=8)"]
 LAYOUTS = ("eager", "channels_last")
-# What is compiled costs a minute of compilation a network.
+# Networks for torch.compile, which takes a minute for each.
 COMPILED = ["conv", "depthwise_separable", "spconv", "splconv", "hetconv"]
 
 
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _report(arguments: argparse.Namespace) -> dict[str, Any]:
-    """An empty report, or the one that a stopped run of this commit and these settings left."""
+    """Return an empty report, or the report of a stopped run with this commit and these settings."""
     report: dict[str, Any] = {
         "command": "python -m benchmarks.operators " + " ".join(sys.argv[1:]), "commit": commit(),
         "device": describe("cpu"), "clock": _timing(arguments)["clock"], "quick": arguments.quick, "layers": [],
@@ -96,13 +96,13 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     old = json.loads(arguments.out.read_text())
     for key in ("device", "clock", "quick", *(() if arguments.any_commit else ("commit",))):
         if old.get(key) != report[key]:
-            print(f"{arguments.out} is of another {key}: a new table begins")
+            print(f"{arguments.out} has another {key}: starting a new table")
             return report
     return report | {"layers": old["layers"], "networks": old["networks"]}
 
 
 def _layer_tables(report: dict[str, Any], arguments: argparse.Namespace) -> list[tuple[str, Callable[[], str]]]:
-    """The layers that the report does not have yet: what each is, and what measures it into the report."""
+    """Return the layers that the report lacks: the name, and a function that measures it into the report."""
 
     def measure(place: str, spec: ConvSpec) -> str:
         rows = [row | {"commit": report["commit"]} for row in layer_rows(place, spec, arguments)]
@@ -119,7 +119,7 @@ def _layer_tables(report: dict[str, Any], arguments: argparse.Namespace) -> list
 
 
 def _network_tables(report: dict[str, Any], arguments: argparse.Namespace) -> list[tuple[str, Callable[[], str]]]:
-    """Likewise the tables of the network."""
+    """Return the network's tables that the report lacks, in the same form."""
 
     def measure(kind: str, table_of: Callable[[], Comparison | TrainingComparison]) -> str:
         found = table_of()
@@ -136,15 +136,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="three layers, a small U-Net, no compilation")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", type=float, help="seconds of timing per table; default 8, quick 1")
-    parser.add_argument("--rounds", type=int, default=5, help="at least so many, whatever they take")
+    parser.add_argument("--rounds", type=int, default=5, help="fewest rounds, whatever they take")
     parser.add_argument("--layers", nargs="*", help="only these (default: all)")
     parser.add_argument("--batch", type=int, default=4, help="batch of a layer's training step")
-    parser.add_argument("--operators", nargs="*", help="default: every registered one")
-    parser.add_argument("--compile", nargs="*", help=f"networks to time compiled too; default {' '.join(COMPILED)}")
+    parser.add_argument("--operators", nargs="*", help="default: all registered ones")
+    parser.add_argument(
+        "--compile", nargs="*", help=f"networks to time with torch.compile too; default {' '.join(COMPILED)}"
+    )
     parser.add_argument("--resume", action="store_true", help="keep the tables that --out has, measure the others")
     parser.add_argument("--any-commit", action="store_true", help="--resume keeps the tables of other commits too")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no table after these")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/operators_cpu.json, quick: nowhere")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no table after this many minutes")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/operators_cpu.json; with --quick: none")
     arguments = parser.parse_args()
     arguments.budget = arguments.budget or (1.0 if arguments.quick else 8.0)
     arguments.compile = ([] if arguments.quick else COMPILED) if arguments.compile is None else arguments.compile
@@ -164,7 +166,7 @@ def _save(path: Path | None, report: dict[str, Any]) -> None:
 
 
 def operators(spec: ConvSpec, asked: list[str] | None) -> list[str]:
-    """The operator strings that may stand for a layer; the plain convolution first."""
+    """Return the operator strings that can replace a layer, the plain convolution first."""
     found = []
     for text in asked or [*names(), *MORE]:
         name, options = parse(text)
@@ -174,17 +176,17 @@ def operators(spec: ConvSpec, asked: list[str] | None) -> list[str]:
 
 
 def layer_rows(place: str, spec: ConvSpec, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row per operator: its counts, its times in both layouts, and their ratio to the dense layer in the same."""
+    """Measure one row per operator: counts, times in both layouts, and their ratios to the dense layer's."""
     chosen = operators(spec, arguments.operators)
-    made = {text: nn.Sequential(make(text, **spec.arguments())) for text in chosen}
+    modules = {text: nn.Sequential(make(text, **spec.arguments())) for text in chosen}
     image, batch = spec.input(), torch.randn(arguments.batch, spec.c, spec.h, spec.w, requires_grad=True)
-    calls = {f"{text} {layout}": forward(made[text], image, layout) for text in chosen for layout in LAYOUTS}
+    calls = {f"{text} {layout}": forward(modules[text], image, layout) for text in chosen for layout in LAYOUTS}
     inference = interleave(calls, **_timing(arguments))
-    steps = {f"{text} {layout}": TrainingStep(made[text], batch, layout) for text in chosen for layout in LAYOUTS}
+    steps = {f"{text} {layout}": TrainingStep(modules[text], batch, layout) for text in chosen for layout in LAYOUTS}
     training = interleave(steps, **_timing(arguments))
     rows = []
     for text in chosen:
-        cost = count(made[text], image)
+        cost = count(modules[text], image)
         row: dict[str, Any] = {
             "layer": place, "spec": str(spec), "input": [1, spec.c, spec.h, spec.w], "operator": text,
             "params": cost.params, "macs": cost.flops, "launches": cost.launches, "train_batch": arguments.batch,
@@ -198,7 +200,7 @@ def layer_rows(place: str, spec: ConvSpec, arguments: argparse.Namespace) -> lis
 
 
 def forward(model: nn.Module, x: torch.Tensor, layout: str) -> Callable[[], object]:
-    """The inference call of a layer in one layout."""
+    """Return the inference call of a layer in one layout."""
     if layout == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
     fixed = TrainingStep(model, x, layout).model.eval()  # a copy in that layout
@@ -211,7 +213,7 @@ def forward(model: nn.Module, x: torch.Tensor, layout: str) -> Callable[[], obje
 
 
 def against(timings: dict[str, Timing], text: str, layout: str) -> dict[str, Any]:
-    """A timing and its ratio to the dense convolution in the same layout (above 1: faster than dense)."""
+    """Return a timing and its ratio to the dense convolution in the same layout (above 1: faster than dense)."""
     own, dense = timings[f"{text} {layout}"], timings[f"conv {layout}"]
     return {**own.to_dict(), "speedup": dense.median_ms / own.median_ms}
 
@@ -236,22 +238,22 @@ def show_layer(place: str, spec: ConvSpec, rows: list[dict[str, Any]], batch: in
 def network_tables(
     arguments: argparse.Namespace,
 ) -> tuple[str, dict[str, Callable[[], Comparison | TrainingComparison]]]:
-    """The U-Net built from each operator, and what measures training step and inference of it in every setting."""
+    """Return the U-Net's title, and table name -> function that measures the U-Net of every operator."""
     base, size = (8, 64) if arguments.quick else (32, 256)
     chosen = operators(ConvSpec.of(base, base, 3, 1, 1, bias=False, h=size, w=size), arguments.operators)
     x, batch, timing = torch.randn(1, 3, size, size), torch.randn(2, 3, size, size), _timing(arguments, 6)
     wide = x.contiguous(memory_format=torch.channels_last)
 
     def models(texts: list[str], layout: str = "eager") -> dict[str, nn.Module]:
-        made: dict[str, nn.Module] = {text: unet(base=base, conv=text) for text in texts}
-        return {name: _channels_last(model) for name, model in made.items()} if layout != "eager" else made
+        modules: dict[str, nn.Module] = {text: unet(base=base, conv=text) for text in texts}
+        return {name: _channels_last(model) for name, model in modules.items()} if layout != "eager" else modules
 
     def inference(layout: str) -> Comparison:
-        made = models(chosen, layout)
-        compiled = _compiled({text: made[text] for text in arguments.compile})
-        return compare(made | compiled, x if layout == "eager" else wide, **timing)
+        modules = models(chosen, layout)
+        compiled = _compiled({text: modules[text] for text in arguments.compile})
+        return compare(modules | compiled, x if layout == "eager" else wide, **timing)
 
-    # A training step needs two images: ODConv's norm stands behind a global average.
+    # A training step needs two images, because ODConv has a norm after a global average.
     tables: dict[str, Callable[[], Comparison | TrainingComparison]] = {
         "training": lambda: compare_training(models(chosen), batch, settings=LAYOUTS, **timing),
         "inference eager": lambda: inference("eager"),
@@ -270,12 +272,12 @@ def _channels_last(model: nn.Module) -> nn.Module:
 
 
 def _compiled(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    made = {f"{name}, compiled": torch.compile(model, dynamic=False) for name, model in models.items()}
-    return made  # type: ignore[return-value]
+    modules = {f"{name}, compiled": torch.compile(model, dynamic=False) for name, model in models.items()}
+    return modules  # type: ignore[return-value]
 
 
 def commit() -> str:
-    """The commit that was measured, "+" behind it where the tree had changes, in other files than the results."""
+    """Return the measured commit, followed by "+" if files other than the results have changes."""
     git, others = ["git", "-C", str(Path(__file__).parent)], [":/", ":(exclude,top)benchmarks/results"]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     dirty = subprocess.run([*git, "diff", "HEAD", "--quiet", "--", *others], capture_output=True).returncode

@@ -1,9 +1,9 @@
-"""The SPLConv paper's comparison on real images: the same budget for every convolution, several seeds.
+"""Repeat the SPLConv paper's comparison on real images: equal budgets for every convolution, several seeds.
 
     python -m benchmarks.segmentation recipes/wafer.toml DATA --seeds 0 1 --jobs 2
 
-Every run is a `leanconv train` of its own, one thread each, `--jobs` at a time; a killed benchmark goes on.
-Writes benchmarks/results/NAME.json after every run that ends, and prints the table.
+Every run is a separate `leanconv train` on one thread, `--jobs` at a time. A killed benchmark can be continued. Every
+finished run updates benchmarks/results/NAME.json. The table is printed at the end.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from leanconv.table import si, table
 
 RESULTS = Path(__file__).parent / "results"
 
-# name -> what follows the recipe's model reference, and what the paper prints (mean IoU, Dice; its table 1 and 2).
+# name -> options of the recipe's model reference, and the paper's figures (mean IoU, Dice; its tables 1 and 2).
 MODELS: dict[str, tuple[str, tuple[float, float] | None]] = {
     "U-Net": ("conv=conv", (0.6012, 0.7139)),
     "depthwise-separable": ("conv=depthwise_separable", None),
@@ -63,19 +63,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--models", nargs="+", choices=list(MODELS), help="default: all")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--name", default="segmentation_wafer", help="of the results file")
-    parser.add_argument("--out", default="runs/benchmarks", help="where the run folders lie")
+    parser.add_argument("--name", default="segmentation_wafer", help="name of the results file")
+    parser.add_argument("--out", default="runs/benchmarks", help="folder of the run folders")
     return parser.parse_intermixed_args()
 
 
 def folder(out: Path, name: str, seed: int) -> Path:
-    """The run folder of one model and seed."""
+    """Return the run folder of one model and seed."""
     word = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
     return out / f"{word}-seed{seed}"
 
 
 def _train(arguments: argparse.Namespace, out: Path, name: str, seed: int) -> str:
-    """Run one training to its end; the empty string, or why it failed."""
+    """Run one training to its end. Returns "" or why it failed."""
     run = folder(out, name, seed)
     if (run / "metrics.json").exists():
         return ""
@@ -94,7 +94,7 @@ def _train(arguments: argparse.Namespace, out: Path, name: str, seed: int) -> st
 
 
 def collect(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Mean and spread over the seeds that are there, for every model that has one."""
+    """Compute mean and spread over the finished seeds of every model."""
     rows = []
     for name, (words, paper) in MODELS.items():
         reference = f"{arguments.base}&{words}"
@@ -121,7 +121,7 @@ def collect(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> str:
-    """The table of a report, the paper's figures beside ours."""
+    """Format the table of a report, with the paper's figures and ours."""
 
     def figure(row: dict[str, Any], score: str) -> str:
         mean, spread = row[score]["mean"], row[score]["stdev"]

@@ -1,9 +1,9 @@
-"""Does saved arithmetic become saved time? The U-Net and its cheap twins, as they are and on their fastest engine.
+"""Time the U-Net and its cheaper variants in plain PyTorch and optimised: do saved MACs become saved time?
 
     python -m benchmarks.unet_engines --threads 1
 
-All forms are timed interleaved in one process; every engine is `optimize`'s choice with its best settings. Writes
-benchmarks/results/unet_engines.json and prints the table. Ratios are against the dense U-Net as it is, eager.
+All forms are timed in turns in one process. `optimize` chooses every engine. The script writes
+benchmarks/results/unet_engines.json and prints the table. Ratios are relative to the dense U-Net in plain PyTorch.
 """
 
 import argparse

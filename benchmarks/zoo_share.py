@@ -1,13 +1,15 @@
-"""How total a swap is: over every architecture of timm and every decoder of segmentation-models-pytorch.
+"""Count the share of convolutions that a swap reaches: every architecture of timm, every decoder of smp.
 
-    python benchmarks/zoo_share.py            # about 25 minutes on one core; goes on where it was interrupted
+    python benchmarks/zoo_share.py            # about 25 minutes on one core; continues after an interruption
 
-First `plan` runs on every architecture on the meta device (shapes only, at the model's own input size). Counted is, of
-all exact dense k > 1 `nn.Conv2d` (found by walking the model, not by asking the plan), the share that is swapped when
-every layer is asked for (`where="*"`), with the reasons of the rest; and the share by default, which spares each
-network's first convolution (in most transformers that is the only one). Then, for the smallest architecture of every
-timm module and for every smp decoder, each operator is really swapped in on the CPU: forward, backward, fold_, undo_;
-nothing may crash, and undo_ must give the state dict back. Weights are random; nothing is downloaded.
+First, `plan` runs on every architecture on the meta device, with shapes only, at the model's own input size. The
+denominator is all exact dense k > 1 `nn.Conv2d`, found by walking the model, not by asking the plan. The share counts
+what is swapped with `where="*"`, and lists the reasons for the rest. The default share keeps each network's first
+convolution, which is the only one in most transformers.
+
+Then each operator is really swapped in on the CPU. The models are the smallest architecture of every timm module and
+every smp decoder. The test runs forward, backward, fold_ and undo_. Nothing may crash, and undo_ must restore the state
+dict. Weights are random; nothing is downloaded.
 """
 
 import argparse
@@ -29,16 +31,16 @@ from leanconv.convert.reasons import FIRST, category
 from leanconv.files import write_json
 from leanconv.table import table
 
-OPERATORS = {"depthwise_separable": 0.95, "hetconv(part=4)": 0.80, "splconv": 0.80}  # and the share aimed at
-LARGEST = 100e6  # parameters of a model that is really swapped
-SECONDS = 120  # of processor time per model
-CHECK_SIDE = 128  # input side of a real swap where the model takes it, else its own size
+OPERATORS = {"depthwise_separable": 0.95, "hetconv(part=4)": 0.80, "splconv": 0.80}  # with the target share
+LARGEST = 100e6  # most parameters of a model that is really swapped
+SECONDS = 120  # processor time per model
+CHECK_SIDE = 128  # input side of a real swap if the model takes it, else its own size
 
 Factory = Callable[[], tuple[nn.Module, tuple[int, int, int]]]
 
 
 def timm_models() -> Iterator[tuple[str, str, Factory]]:
-    """(module, name, factory of the model and its input size)."""
+    """Yield (module, name, factory of the model and its input size)."""
     import timm
 
     def factory(name: str) -> Factory:
@@ -54,7 +56,7 @@ def timm_models() -> Iterator[tuple[str, str, Factory]]:
 
 
 def smp_models() -> Iterator[tuple[str, str, Factory]]:
-    """Every decoder of smp on two encoders."""
+    """Yield every decoder of smp on two encoders."""
     import segmentation_models_pytorch as smp
 
     def factory(arch: str, encoder: str) -> Factory:
@@ -67,12 +69,12 @@ def smp_models() -> Iterator[tuple[str, str, Factory]]:
 
 
 def is_dense(module: nn.Module) -> bool:
-    """What the share is a share of: exactly `nn.Conv2d`, one group, more than one tap."""
+    """Whether the share counts the module: exactly `nn.Conv2d`, one group, more than one tap."""
     return type(module) is nn.Conv2d and module.groups == 1 and max(module.kernel_size) > 1
 
 
 def share(factory: Factory) -> dict[str, Any]:
-    """One architecture: parameters, dense convolutions, and per operator how many are swapped and why not the rest."""
+    """Count one architecture: parameters, dense convolutions, and per operator the swaps and the other reasons."""
     with torch.device("meta"):
         model, size = factory()
     dense = {name for name, module in model.named_modules() if is_dense(module)}
@@ -94,13 +96,13 @@ def share(factory: Factory) -> dict[str, Any]:
 
 
 def _reason(reason: str) -> str:
-    """The category, and for "unsupported" the option that does not fit, without its numbers."""
+    """Return the category, and for "unsupported" the unsuitable option without its numbers."""
     words = reason.split(": ", 2)[-1].split("=")[0].split(" ")[-1]
     return f"{category(reason)}: {words}" if category(reason) == "unsupported" else category(reason)
 
 
 def swap_really(factory: Factory) -> dict[str, str]:
-    """Swap every operator in, use the model, take it back. Returns operator -> "ok" or what went wrong."""
+    """Swap every operator in, use the model, undo the swap. Returns operator -> "ok" or the failure."""
     model, size = factory()
     x, outcome = _input(model.eval(), size), {}
     for operator in OPERATORS:
@@ -128,7 +130,7 @@ def _input(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
             with torch.no_grad():
                 model(x)
             return x
-        except Exception:  # a fixed-size model: its own size next, and that error counts
+        except Exception:  # the model has a fixed size: try its own size
             continue
     return x
 
@@ -141,7 +143,7 @@ def _sum(value: Any) -> Tensor:
 
 @contextmanager
 def limit(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError after so many seconds of this process's own time: a busy machine is not the model's fault."""
+    """Raise TimeoutError after this many seconds of processor time, which does not depend on other processes."""
 
     def ring(*_: Any) -> None:
         raise TimeoutError(f"more than {seconds} s")
@@ -156,7 +158,7 @@ def limit(seconds: int) -> Iterator[None]:
 
 
 def cached(cache: Path, key: str, work: Callable[[], Any]) -> Any:
-    """The stored result of `key`, or the result of `work`, stored. A failure is a result too: {"error": ...}."""
+    """Return the stored result of `key`, or run `work` and store its result. A failure is stored as {"error": ...}."""
     if cache.is_file():
         for line in cache.read_text().splitlines():
             entry = json.loads(line)
@@ -166,7 +168,7 @@ def cached(cache: Path, key: str, work: Callable[[], Any]) -> Any:
     try:
         with limit(SECONDS):
             value = work()
-    except Exception as error:  # the point of the run is to meet and list them
+    except Exception as error:  # this benchmark lists failures
         value = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
     print(f"{key}: {json.dumps(value)[:150]} ({time.monotonic() - started:.1f} s)", flush=True)
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +178,7 @@ def cached(cache: Path, key: str, work: Callable[[], Any]) -> Any:
 
 
 def collect(cache: Path, only: str, finished: bool) -> dict[str, Any]:
-    """Everything the report says; with `finished`, of what the cache holds, running nothing."""
+    """Collect the content of the report. With `finished`, use the cache only and run nothing."""
     models = [entry for entry in (*smp_models(), *timm_models()) if only in entry[1]]
     done = {json.loads(line)["key"] for line in cache.read_text().splitlines()} if finished else set()
     rows, errors, smallest = {}, {}, {}
@@ -239,7 +241,7 @@ def _failures(swaps: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown(result: dict[str, Any]) -> str:
-    """The report as text."""
+    """Format the report as text."""
     rows = [
         [
             operator,
@@ -266,9 +268,11 @@ def shown(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "zoo_share.json")
-    parser.add_argument("--cache", type=Path, default=Path("build/zoo_share.jsonl"), help="finished models, to resume")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("build/zoo_share.jsonl"), help="file of finished models, to resume"
+    )
     parser.add_argument("--only", default="", help="models whose reference contains this text")
-    parser.add_argument("--finished", action="store_true", help="report what is finished, run nothing")
+    parser.add_argument("--finished", action="store_true", help="report finished models only, run nothing")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)

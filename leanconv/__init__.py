@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from leanconv.nn import get, names
     from leanconv.runs import load
 
-# Where each public name lives. Loaded on first touch (PEP 562): `leanconv --help` must not wait for torch.
+# The room of each public name. Names load on first use (PEP 562): `leanconv --help` must not wait for torch.
 _HOME = {
     "names": "nn",
     "get": "nn",

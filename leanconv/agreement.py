@@ -1,16 +1,17 @@
-"""Whether two answers agree up to rounding: one rule, for folds, for files, for engines and for their blocks.
+"""Test whether two answers agree up to rounding: one rule for folds, files, engines and their blocks.
 
-Entries that are equal say nothing (NaN equals NaN, an infinity itself): they are neither error nor scale. The others
-are cut into sets of one scale, so that nothing large hides what is wrong beside it, joined to it or not:
+Equal entries carry no information and are left out (NaN equals NaN, an infinity equals itself). The others are split
+into sets of similar scale, so that large values do not hide errors of small ones:
 
-1. by magnitude, where a gap of `GAP` times lies between them: a sentinel of -1e9 stands apart from the scores;
-2. each of these along every axis, slice by slice; neighbours together until entries enough vouch for a size.
+1. By magnitude, at gaps of a factor `GAP` or more. A sentinel of -1e9 is separated from the scores.
+2. Then along every axis, slice by slice. Neighbouring slices are merged until a set has enough entries.
 
-A set's size is its largest expected value; its error may be `tolerance` times that. More is excused as rounding: up to
-`AMPLIFIED` times the noise of the expected values, which is their distance from the same computation in float64, or
-what roundings of the inputs change there; and never more than the ceiling of the set's unit. The unit is the largest
-set with no more noise, among all outputs: a channel that is nearly dead is known as well as its neighbours are. Shares
-from 0 to 1 have one unit. A set of zeros, or of noise alone, is measured with the smallest of the others.
+The size of a set is its largest expected value. Its error may be `tolerance` times that size. A larger error may be
+excused as rounding, by at most `AMPLIFIED` times the noise of the expected values. Noise is their distance from the
+same computation in float64, or the change in float64 after rounding the inputs. The excuse never exceeds the ceiling of
+the set's unit. The unit is the largest set with no more noise among all outputs. A nearly dead channel is as precise
+as its neighbours. Shares from 0 to 1 have one common unit. The smallest other set provides the scale for a set of
+zeros or of noise alone.
 """
 
 import math
@@ -21,33 +22,33 @@ import torch
 from torch import Tensor
 
 GAP = 8.0
-# Entries that vouch for a size: a quarter of all, within these bounds.
+# A set has enough entries with a quarter of all, within these bounds.
 FEW, MANY = 4, 16
 AMPLIFIED = 10.0
-# Of the unit, by the number type where float64 tells nothing of the noise.
+# Largest excused error relative to the unit; the second one is for float64 answers without a known noise.
 CEILING, EXACT_CEILING = 5e-2, 1e-3
-# Noise that is not more, to speak of.
-LIKE = 3.0
-# Noise where float64 tells nothing: so many roundings of the largest number.
+# Noise levels within this factor count as equal.
+SIMILAR_NOISE = 3.0
+# Assumed noise if no float64 answer exists: this many roundings of the median set's size.
 ROUNDINGS = 16.0
-# Whole numbers (class indices): the share of them that may differ, because two scores tie; none in exact algebra. Of
-# the entries that hold one value no more than half may, where `FEW` do: ties take no class away.
-WHOLE, ALGEBRA = 1e-3, 1e-6
+# Share of integers (class indices) that may differ because two scores tie. With a tolerance up to ALGEBRA, none may.
+# Where at least `FEW` entries of one value differ, no more than half of that value's entries may: ties remove no class.
+INTEGER_SHARE, ALGEBRA = 1e-3, 1e-6
 
-# The expected answer computed in float64: at 0 on the same inputs, then on inputs moved by a rounding. None: unknown.
+# The expected answer in float64: for 0 on the same inputs, for 1 to MOVED on rounded inputs. None: unknown.
 Exact = Callable[[int], Sequence[Tensor] | None]
 MOVED = 2
 
 
 @dataclass(frozen=True)
 class Error:
-    """How far an answer is from the expected one.
+    """The error of an answer against the expected one.
 
     Attributes:
         absolute: the largest difference.
-        relative: the largest difference in the set of entries that is worst off, as a share of the set's size.
-        allowed: what `relative` may be there.
-        problem: why the two cannot be compared at all, or "".
+        relative: the largest difference in the worst set of entries, relative to the set's size.
+        allowed: the largest allowed `relative` in that set.
+        problem: why the two cannot be compared, or "".
     """
 
     absolute: float
@@ -64,7 +65,7 @@ class Error:
 
     @property
     def excess(self) -> float:
-        """How many times more than allowed; of several errors the largest counts."""
+        """The error divided by the allowed error. It ranks several errors."""
         if self.problem or self.relative == 0:
             return math.inf if self.problem else 0.0
         return self.relative / self.allowed if self.allowed else math.inf
@@ -85,12 +86,12 @@ def compare(
     coarser: float = 1.0,
     chaos: float = math.inf,
 ) -> Error:
-    """The error of a flat answer, by the rule above. Shapes and dtypes must be the same.
+    """Return the error of a flat answer by the rule above. Shapes and dtypes must match.
 
     Args:
-        exact: asked only where `tolerance` is not kept.
-        coarser: how many times coarser than the expected answer's the number type is that the other was computed in.
-        chaos: a set that rounding alone changes by more than this share of its size says nothing.
+        exact: returns float64 answers. It is called only if the error exceeds `tolerance`.
+        coarser: the rounding error of the other answer's number type, relative to the expected answer's.
+        chaos: a set that rounding alone changes by more than this share of its size is ignored.
     """
     if len(expected) != len(given):
         return incomparable(f"{len(given)} outputs, not {len(expected)}")
@@ -104,7 +105,7 @@ def compare(
         elif want.numel():
             share = max(share, float((want != have).double().mean()))
             lost = lost or (share > 0 and _loses_a_value(want, have))
-    if lost or share > (WHOLE if tolerance > ALGEBRA else 0.0):
+    if lost or share > (INTEGER_SHARE if tolerance > ALGEBRA else 0.0):
         return Error(share, math.inf, tolerance)
     parts = [part for part in parts if part.sets]
     return _judged(parts, tolerance, exact, coarser, chaos) if parts else Error(share, 0.0, tolerance)
@@ -141,7 +142,7 @@ def _apart(want: Tensor, have: Tensor) -> Tensor:
 
 
 class _Part:
-    """One tensor of an answer. `sets`: which entries, and along every axis the set that each slice belongs to."""
+    """One tensor of an answer. `sets` holds pairs: a mask of entries, and along every axis the set of each slice."""
 
     def __init__(self, index: int, want: Tensor, have: Tensor) -> None:
         self.index, self.dtype = index, want.dtype
@@ -159,7 +160,7 @@ class _Part:
         )
 
     def largest(self, values: Tensor) -> Tensor:
-        """The largest of `values`, one for each entry, in each set."""
+        """Return the largest of `values` (one for each entry) in each set."""
         found = []
         for which, cuts in self.sets:
             kept = torch.where(which, values, 0)
@@ -169,28 +170,28 @@ class _Part:
         return torch.cat(found)
 
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
-        """The largest difference of two tensors in each set; what is not finite is no distance."""
+        """Return the largest difference of two tensors in each set. Entries that are not finite count as equal."""
         one, other = (t.reshape(self.want.shape) for t in (one, other))
         apart = (one - other).abs()
-        apart = apart.nan_to_num(0.0, torch.finfo(apart.dtype).max)  # far apart enough to overflow is far apart
+        apart = apart.nan_to_num(0.0, torch.finfo(apart.dtype).max)  # an overflow is a large distance
         return self.largest(torch.where(one.isfinite() & other.isfinite(), apart, 0))
 
 
 def _wide(value: Tensor) -> Tensor:
-    """What can be computed with: half precision and float8 as float32."""
+    """Convert half precision and float8 to float32, in which all needed operations exist."""
     return value.float() if value.is_floating_point() and value.dtype.itemsize <= 2 else value
 
 
 def _along(values: Tensor, axis: int, reduce: Callable[..., Tensor]) -> Tensor:
-    for other in reversed(range(values.dim())):  # from the last: what lies together is read together
+    for other in reversed(range(values.dim())):  # start with the last axis: contiguous reads
         values = values if other == axis else reduce(values, other, keepdim=True)
     return values.flatten()
 
 
 def _of_one_magnitude(size: Tensor, apart: Tensor) -> list[Tensor]:
-    """The entries `apart`, split where their magnitudes leave a gap, with entries enough below it; zeros go with most.
+    """Split the entries `apart` at gaps between their magnitudes, if enough entries lie below the gap.
 
-    `size`: of these entries, zero elsewhere.
+    Zeros join the largest set. `size`: the magnitudes of these entries, zero elsewhere.
     """
     octave = size.view(torch.int32) >> 23 if size.dtype == torch.float32 else size.view(torch.int64) >> 52
     bounds, held, empty = [], [0], 0
@@ -207,7 +208,7 @@ def _of_one_magnitude(size: Tensor, apart: Tensor) -> list[Tensor]:
 
 
 def _together(counts: Sequence[float]) -> Tensor:
-    """The set of each slice: neighbours together until there are entries enough."""
+    """Return the set of each slice. Neighbours are merged until a set has enough entries."""
     places, place, held, left = [], 0, 0.0, sum(counts)
     enough = min(max(left / 4, FEW), MANY)
     for count in counts:
@@ -233,13 +234,13 @@ def _judged(parts: Sequence[_Part], tolerance: float, exact: Exact | None, coars
 
 
 class _Noise:
-    """What rounding is worth in each set.
+    """The effect of rounding in each set.
 
     Attributes:
-        own: the expected answer's; 0 where it is not known.
-        scale: the set's size, or what it is measured with.
+        own: noise of the expected answer; 0 if unknown.
+        scale: the set's size, or the size of the smallest other set.
         excused: the error that rounding excuses.
-        worse: the error against float64, where that is more than the expected answer's own; infinite where unknown.
+        worse: the error against float64; 0 if it is at most the expected answer's own, infinite if unknown.
     """
 
     def __init__(self, parts: Sequence[_Part], size: Tensor, exact: Sequence[Sequence[Tensor]], coarser: float) -> None:
@@ -252,13 +253,13 @@ class _Noise:
         else:
             self.own, off = _distances(parts, exact)
             self.worse = torch.where(off <= self.own, 0.0, off)
-            size = torch.where(size <= 4 * self.own, 0.0, size)  # nothing but noise
+            size = torch.where(size <= 4 * self.own, 0.0, size)  # noise only
             noise = torch.maximum(self.own, eps / 4 * size)
             unit = _units(parts, size, noise)
         if bool((size > 0).any()):
             least = int(torch.where(size > 0, size, math.inf).argmin())
             self.scale, noise, unit = (torch.where(size > 0, each, each[least]) for each in (size, noise, unit))
-        else:  # what is equal tells at least what is large here
+        else:  # only the equal entries show the scale of this answer
             equal = torch.cat([part.equal.double() for part in parts])
             equal = equal[equal > 0]
             self.scale = unit = torch.full_like(size, float(equal.median()) if equal.numel() else 0.0)
@@ -266,7 +267,10 @@ class _Noise:
 
 
 def _distances(parts: Sequence[_Part], exact: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
-    """Of the expected and of the given answer from float64; of the former also what roundings of the inputs change."""
+    """Return the distances of the expected and of the given answer from float64.
+
+    The first one includes the change that rounding the inputs causes in float64.
+    """
     truth, *moved = exact
     own = [torch.cat([part.distance(part.want, truth[part.index]) for part in parts])]
     for answer in moved:
@@ -275,7 +279,7 @@ def _distances(parts: Sequence[_Part], exact: Sequence[Sequence[Tensor]]) -> tup
 
 
 def _beside_noise(error: Tensor, tolerance: float, noise: _Noise, chaos: float) -> Error:
-    """The error of the set that is worst off."""
+    """Return the error of the worst set."""
     error = torch.where(noise.own > chaos * noise.scale, 0.0, error)
     largest, allowed = float(error.max()), torch.maximum(tolerance * noise.scale, noise.excused)
     allowed = torch.where(noise.worse <= tolerance * noise.scale, torch.maximum(allowed, error), allowed)
@@ -287,15 +291,15 @@ def _beside_noise(error: Tensor, tolerance: float, noise: _Noise, chaos: float) 
 
 
 def _units(parts: Sequence[_Part], size: Tensor, noise: Tensor) -> Tensor:
-    """Of each set the size of the largest with no more noise to speak of; of shares, of the largest shares."""
+    """Return each set's unit: the size of the largest set with similar noise or less. All shares have one unit."""
     order = noise.argsort()
     largest = size[order].cummax(0).values
-    unit = largest[torch.searchsorted(noise[order], LIKE * noise, right=True) - 1]
+    unit = largest[torch.searchsorted(noise[order], SIMILAR_NOISE * noise, right=True) - 1]
     share = torch.cat([part.largest(~_within(part.want, part.have)) for part in parts]) == 0
     return torch.where(share, torch.maximum(unit, size[share].max() if bool(share.any()) else unit), unit)
 
 
 def _within(*values: Tensor) -> Tensor:
-    """Where all of them are shares: numbers from 0 to 1."""
+    """Mark the entries that are shares (numbers from 0 to 1) in all tensors."""
     found = [(value >= 0) & (value <= 1) for value in values if not value.is_complex()]
     return torch.stack(found).all(0) if found else torch.zeros(values[0].shape, dtype=torch.bool)

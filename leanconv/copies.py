@@ -1,4 +1,4 @@
-"""Copies of modules that share nothing with the original, whatever a training has left in it."""
+"""Copy modules so that the copy shares nothing with the original, even after training."""
 
 import copy
 from typing import Any, TypeVar
@@ -12,10 +12,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def copied(module: M) -> M:
-    """A deep copy. A tensor that belongs to a graph of gradients becomes one that does not.
+    """Return a deep copy. Tensors that belong to an autograd graph are detached.
 
-    Such tensors are the weights that the older `torch.nn.utils.weight_norm` and `spectral_norm` compute before every
-    call, and whatever else a forward keeps. Raises BadInput, with the layer and the attribute, for what has no copy.
+    The older `torch.nn.utils.weight_norm` and `spectral_norm` compute weights in an autograd graph before every call;
+    other forwards may keep activations. Raises BadInput with layer and attribute if something cannot be copied.
     """
     try:
         return _deep(module)
@@ -24,7 +24,7 @@ def copied(module: M) -> M:
 
 
 class _Detaching(TorchFunctionMode):
-    """PyTorch copies no tensor that was computed under autograd."""
+    """Detach tensors on deep copy, because PyTorch refuses to copy those computed under autograd."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__ and not args[0].is_leaf:
@@ -41,7 +41,7 @@ def _deep(value: Any) -> Any:
 
 
 def _culprit(model: nn.Module) -> str:
-    """Which attribute of which layer it was; "" where each can be copied for itself."""
+    """Name the layer and the attribute that cannot be copied, or "" if each one can be copied alone."""
     for name, layer in model.named_modules():
         for key, value in vars(layer).items():
             if key == "_modules":

@@ -1,4 +1,4 @@
-"""Cost: what one layer needs, counted from its sizes alone."""
+"""Cost: the MACs, parameters and bytes of one layer, computed from its sizes alone."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,11 +11,11 @@ class Cost:
     """Multiply-accumulates, parameters and compulsory bytes of one layer for one input.
 
     Attributes:
-        macs: what the paper counts.
-        executed_macs: what our default realisation runs (HetConv's grouped form multiplies its zero blocks).
+        macs: MACs by the paper's count.
+        executed_macs: MACs that our default implementation runs. HetConv's grouped form multiplies its zero blocks.
         params: weights and biases, without normalisation.
-        norm_params: learnable numbers of the normalisation layers that belong to the operator.
-        bytes: input read once, output written once, every parameter read once, in float32.
+        norm_params: learnable parameters of the operator's normalisation layers.
+        bytes: float32 bytes if input, output and every parameter are transferred once.
     """
 
     macs: int
@@ -28,7 +28,7 @@ class Cost:
     def of(
         cls, spec: ConvSpec, macs: int, params: int, *, executed_macs: int | None = None, norm_params: int = 0
     ) -> Self:
-        """The cost of an operator that reads `spec`'s input and writes its output."""
+        """Return the cost of an operator that reads `spec`'s input and writes its output."""
         numbers = spec.n * (spec.c * spec.h * spec.w + spec.o * spec.p * spec.q) + params + norm_params
         return cls(macs, macs if executed_macs is None else executed_macs, params, norm_params, 4 * numbers)
 
@@ -43,6 +43,6 @@ class Cost:
 
 
 def dense_cost(spec: ConvSpec) -> Cost:
-    """`nn.Conv2d` itself: MACs N·P·Q·O·(C/G)·R·S, parameters O·(C/G)·R·S (+ O with a bias)."""
+    """Return the cost of `nn.Conv2d`: N·P·Q·O·(C/G)·R·S MACs and O·(C/G)·R·S parameters (+ O with a bias)."""
     weights = spec.o * (spec.c // spec.groups) * spec.kernel[0] * spec.kernel[1]
     return Cost.of(spec, macs=spec.n * spec.p * spec.q * weights, params=weights + spec.o * spec.bias)

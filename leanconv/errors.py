@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each message says what, which value, and what to do, in one line."""
+"""The errors that a user can meet. Each message states the problem, the value and the remedy in one line."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,13 +8,13 @@ from types import FrameType
 
 from leanconv.text import one_line
 
-_FAULTS = 8  # that are shown at once
+_FAULTS = 8  # number of faults in one message
 
 
 class LeanconvError(Exception):
-    """The parent of every error that a caller or a file can cause; anything else is a bug of ours.
+    """The parent of every error that a caller or a file can cause. Any other exception is a bug of ours.
 
-    `str` is one line that a terminal can take, whatever name stands in it.
+    `str` returns one printable line, whatever names it contains.
     """
 
     def __str__(self) -> str:
@@ -22,19 +22,19 @@ class LeanconvError(Exception):
 
 
 class UnsupportedConv(LeanconvError, ValueError):
-    """An operator cannot stand for this convolution; the message names the value and what to type instead."""
+    """An operator cannot replace this convolution. The message names the value and what to type instead."""
 
 
 class UnknownName(LeanconvError, ValueError):
-    """A name (operator, option, recipe key, model) that nobody registered; the message lists or suggests known ones."""
+    """An unknown name (operator, option, recipe key, model). The message lists or suggests known ones."""
 
 
 class BadInput(LeanconvError, ValueError):
-    """A value or a file that cannot be used as it is: an image, a mask, a recipe, a shape, an argument."""
+    """An unusable value or file: an image, a mask, a recipe, a shape, an argument."""
 
 
 class BadFiles(BadInput):
-    """Several files that cannot be used, of `count`; `faults` has a line of each, the message the first few."""
+    """Several of `count` files are unusable. `faults` has one line for each file, the message has the first few."""
 
     def __init__(self, faults: Sequence[str], count: int) -> None:
         self.faults, self.count = tuple(faults), count
@@ -42,42 +42,42 @@ class BadFiles(BadInput):
 
     @property
     def headline(self) -> str:
-        """How many there are."""
+        """The number of unusable files."""
         return f"{len(self.faults):,} of {self.count:,} images cannot be used"
 
     @property
     def shown(self) -> list[str]:
-        """The first faults, and how many more there are."""
+        """The first faults and the number of further ones."""
         more = len(self.faults) - _FAULTS
         return [*self.faults[:_FAULTS], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 class BadCheckpoint(LeanconvError, RuntimeError):
-    """A run folder or a weight file that is damaged, of another model, or not safetensors at all."""
+    """A run folder or weight file is damaged, belongs to another model, or is no safetensors file."""
 
 
 class UntrustedCode(LeanconvError, RuntimeError):
-    """A file asks to run somebody's Python code; say `--trust-code` (or `trust_code=True`) if you trust it."""
+    """A file asks to run foreign Python code. Pass `--trust-code` (or `trust_code=True`) if you trust it."""
 
 
 class MissingExtra(LeanconvError, ImportError):
-    """An optional library is not installed; the message says what to install."""
+    """An optional library is not installed. The message says what to install."""
 
 
 class ExportMismatch(LeanconvError, RuntimeError):
-    """The exported file does not compute what the model computes; nothing was left behind."""
+    """The exported file does not compute the same as the model. No file was left behind."""
 
 
 class Diverged(LeanconvError, RuntimeError):
-    """The loss became NaN or infinite; the last good checkpoint was kept."""
+    """The loss became NaN or infinite. The last good checkpoint was kept."""
 
 
 class Interrupted(LeanconvError, RuntimeError):
-    """The user stopped a run; the message says where it was saved and how to resume."""
+    """The user stopped a run. The message says where it was saved and how to resume."""
 
 
-def told(error: BaseException) -> str:
-    """An error of somebody's model in one line: type, first line of the message, and the place in that model's code."""
+def error_line(error: BaseException) -> str:
+    """Return the error of a user's model in one line: type, first line of the message, position in its code."""
     line = next(iter(str(error).strip().splitlines()), "")[:300]
     foreign = ("torch", "leanconv", *sys.stdlib_module_names)
     places = [(frame.f_code, number) for frame, number in _inside_model(error) if _room(frame)[0] not in foreign]
@@ -86,14 +86,14 @@ def told(error: BaseException) -> str:
 
 
 def by_model(error: BaseException) -> bool:
-    """Whether a model's forward raised it, whose layers may be ours: not what calls or watches the model."""
+    """Whether a model's forward raised the error, including our layers but not code that calls or watches the model."""
     inside = list(_inside_model(error))
     ours = [_room(frame)[1:2] for frame, _ in inside if _room(frame)[0] == "leanconv" and not _watches(frame)]
     return bool(inside) and all(room in (("nn",), ("models",), ("ops",)) for room in ours)
 
 
 def _inside_model(error: BaseException) -> Iterator[tuple[FrameType, int]]:
-    """The frames of the traceback from the first call of an `nn.Module` on, with their lines."""
+    """Yield the traceback's frames and lines from the first call of an `nn.Module` on."""
     called = False
     for frame, number in walk_tb(error.__traceback__):
         called = called or (frame.f_code.co_name == "_call_impl" and _room(frame)[:2] == ("torch", "nn"))
@@ -106,5 +106,5 @@ def _room(frame: FrameType) -> tuple[str, ...]:
 
 
 def _watches(frame: FrameType) -> bool:
-    """A counter's frame that only passes an operation on."""
+    """Whether the frame is a counter's, which only passes an operation on."""
     return frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__")

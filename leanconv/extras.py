@@ -1,4 +1,4 @@
-"""Optional libraries: whether they are there, and what to do where one is not, or does not import."""
+"""Optional libraries: test whether they are installed, and say what to do if one is missing or does not import."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -6,33 +6,33 @@ from contextlib import contextmanager
 
 from leanconv.errors import LeanconvError, MissingExtra
 
-# Where what is imported has another name than what pip installs.
+# Libraries whose import name differs from their name in pip.
 MODULES = {"pillow": "PIL", "segmentation-models-pytorch": "segmentation_models_pytorch"}
 
 
 def installed(module: str) -> bool:
-    """Whether a module of that name can be found; it is not imported."""
+    """Whether a module of that name can be found. It is not imported."""
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # what a finder raises that somebody put there; what is loaded without a spec
+    except (ImportError, ValueError):  # a foreign finder may raise; a loaded module may lack a spec
         return False
 
 
 @contextmanager
 def needs(library: str, extra: str) -> Iterator[None]:
-    """`with needs("openvino", "export"): import openvino`, and nothing but imports.
+    """Guard imports, and imports only: `with needs("openvino", "export"): import openvino`.
 
-    Raises: MissingExtra: the library is not installed, lacks one that it needs, or is there and does not import.
+    Raises: MissingExtra if the library is not installed, lacks a dependency, or does not import.
     """
     try:
         yield
     except LeanconvError:
         raise
-    except Exception as error:  # a library may raise anything while it is imported
-        raise MissingExtra(_told(library, extra, error)) from error
+    except Exception as error:  # an import may raise anything
+        raise MissingExtra(_message(library, extra, error)) from error
 
 
-def _told(library: str, extra: str, error: Exception) -> str:
+def _message(library: str, extra: str, error: Exception) -> str:
     own, install = MODULES.get(library, library), f"pip install 'leanconv[{extra}]'"
     if isinstance(error, ModuleNotFoundError) and error.name:
         if error.name == own or (error.name.split(".")[0] == own and not installed(own)):

@@ -1,6 +1,6 @@
-"""Random inputs to try a form on, made like a given one: the same values again, and pictures that are harder.
+"""Random inputs to verify a form on, drawn from the statistics of a given one: similar values and harder ones.
 
-Zero-mean noise hides what large offsets show: E[x²] - E[x]² is exact enough for noise, and nothing is left of it for a
+Large offsets show errors that zero-mean noise hides. E[x²] - E[x]² is accurate for noise, but cancels completely for a
 bright picture of low contrast.
 """
 
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Offset and spread, in root mean squares of the given values; "like" keeps their own mean and spread.
+# Offset and spread, in root mean squares of the given values. LIKE keeps their mean and spread.
 LIKE = "like the given"
 KINDS = {LIKE: None, "low contrast": (100.0, 0.1), "offset": (10.0, 1.0), "large": (0.0, 1000.0), "small": (0.0, 1e-3)}
 
 
 def resampled(tensor: Tensor, shape: Sequence[int], generator: torch.Generator, kind: str = LIKE) -> Tensor:
-    """A random tensor of another shape, its values of a kind: normal for floats, else drawn from `tensor`."""
+    """Return a random tensor of `shape`: normal with the kind's statistics for floats, else drawn from `tensor`."""
     shape = tuple(shape)
     if tensor.is_floating_point():
         mean, spread = _mean_and_spread(tensor)
@@ -31,7 +31,7 @@ def resampled(tensor: Tensor, shape: Sequence[int], generator: torch.Generator, 
 
 
 def _mean_and_spread(tensor: Tensor) -> tuple[float, float]:
-    """Of the finite values; 0 and 1 where they are all the same, which says nothing about the spread."""
+    """Return mean and spread of the finite values, or 0 and 1 if all are equal and show no spread."""
     values = tensor.detach().double()
     values = values[values.isfinite()]
     spread = float(values.std(correction=0)) if values.numel() else 0.0

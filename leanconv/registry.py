@@ -1,4 +1,4 @@
-"""The registered operators, and the one syntax that names them with their options: `hetconv(part=4)`."""
+"""The registered operators, and the syntax of an operator with options: `hetconv(part=4)`."""
 
 import ast
 import difflib
@@ -14,7 +14,7 @@ T = TypeVar("T", bound=type)
 
 
 def register(name: str) -> Callable[[T], T]:
-    """Class decorator: makes the operator known as `name`, on the command line and in `plan`."""
+    """Class decorator: register the operator as `name`, for the command line and `plan`."""
 
     def add(cls: T) -> T:
         if name in _OPERATORS:
@@ -27,25 +27,25 @@ def register(name: str) -> Callable[[T], T]:
 
 
 def names() -> list[str]:
-    """The registry names of all operators, in the order they were registered."""
+    """Return the names of all operators, in the order of registration."""
     return list(_OPERATORS)
 
 
 def get(name: str) -> Any:
-    """The class of a registered operator. Raises UnknownName (with the known names) for any other."""
+    """Return the class of a registered operator. Raises UnknownName, which lists the known names."""
     if name not in _OPERATORS:
         raise UnknownName(f"unknown operator {name!r}{nearest(name, names())}; known: {', '.join(names())}")
     return _OPERATORS[name]
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """` (did you mean 'splconv'?)`, or nothing where no known word is near."""
+    """Return ` (did you mean 'splconv'?)`, or "" if no known word is similar."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def options_of(cls: type) -> dict[str, Any]:
-    """An operator's own options and their defaults: the keyword-only arguments that `nn.Conv2d` does not have."""
+    """Return an operator's own options and defaults: the keyword-only arguments that `nn.Conv2d` lacks."""
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     return {p.name: p.default for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
 
@@ -57,7 +57,7 @@ _WORDS = {
 
 
 def misfit(cls: type, options: dict[str, Any]) -> str | None:
-    """Why a value is of no type that the operator's signature has for that option, or None where all fit."""
+    """Return why a value does not fit the option's type in the operator's signature, or None."""
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]
     for key, value in options.items():
         hint = hints.get(key, Any)
@@ -73,9 +73,9 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """Split `"hetconv(part=4)"` into `("hetconv", {"part": 4})`: keyword arguments only, literals only, nothing is run.
+    """Split `"hetconv(part=4)"` into `("hetconv", {"part": 4})`. Only literal keyword arguments; no code runs.
 
-    Raises: UnknownName for an operator or an option nobody has, BadInput for a value of a wrong type or any other text.
+    Raises: UnknownName for an unknown operator or option, BadInput for a value of a wrong type or unreadable text.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
@@ -108,6 +108,6 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def unparse(name: str, options: dict[str, Any]) -> str:
-    """The operator string of a name and its options: the inverse of `parse`."""
+    """Return the operator string of a name and its options, the inverse of `parse`."""
     inside = ", ".join(f"{key}={value!r}" for key, value in options.items())
     return f"{name}({inside})" if inside else name

@@ -1,4 +1,4 @@
-"""ConvSpec: the sizes of one convolution and of the input it meets."""
+"""ConvSpec: the sizes of one convolution and of its input."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
@@ -12,7 +12,7 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 def pair(value: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
-    """`3` and `(3, 3)` both mean `(3, 3)`, as in `nn.Conv2d`."""
+    """Turn `3` or `(3, 3)` into `(3, 3)`, as `nn.Conv2d` does."""
     if isinstance(value, int):
         return value, value
     if len(value) != 2:
@@ -22,7 +22,7 @@ def pair(value: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """One `nn.Conv2d` and the `N C H W` it meets. `padding` is a pair, or "same" where the two sides differ."""
+    """One `nn.Conv2d` and its `N C H W` input. `padding` is a pair, or "same" if the two sides differ."""
 
     c: int
     o: int
@@ -54,7 +54,7 @@ class ConvSpec:
         h: int = 1,
         w: int = 1,
     ) -> Self:
-        """A spec from `nn.Conv2d`'s own arguments, numbers or pairs, "same" and "valid" included."""
+        """Build a spec from `nn.Conv2d`'s arguments: numbers or pairs, including "same" and "valid"."""
         kernel, stride, dilation = pair(kernel_size), pair(stride), pair(dilation)
         for what, values in {"kernel_size": kernel, "stride": stride, "dilation": dilation}.items():
             if min(values) < 1:
@@ -95,7 +95,7 @@ class ConvSpec:
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, input_shape: torch.Size | tuple[int, ...] | None = None) -> Self:
-        """The spec of a layer, and of the `N C H W` (or `C H W`) input it was seen with."""
+        """Build the spec of a layer and its `N C H W` (or `C H W`) input."""
         n, h, w = 1, 1, 1
         if input_shape is not None:
             n, (h, w) = (1 if len(input_shape) == 3 else input_shape[0]), input_shape[-2:]
@@ -146,7 +146,7 @@ class ConvSpec:
 
     @property
     def kind(self) -> str:
-        """What the layer is, in the words of `Operator.replaces`: dense, depthwise, pointwise, grouped."""
+        """The layer's kind, as in `Operator.replaces`: dense, depthwise, pointwise, grouped."""
         return {self.is_dense: "dense", self.is_depthwise: "depthwise", self.is_pointwise: "pointwise"}.get(
             True, "grouped"
         )
@@ -166,11 +166,11 @@ class ConvSpec:
         }
 
     def conv(self, **factory: Any) -> nn.Conv2d:
-        """The plain layer of these sizes; `device` and `dtype` pass through."""
+        """Build the plain layer of these sizes. `device` and `dtype` are passed on."""
         return nn.Conv2d(**self.arguments(), **factory)
 
     def input(self, **factory: Any) -> Tensor:
-        """A random `N C H W` for that layer."""
+        """Return a random `N C H W` input of that layer."""
         return torch.randn(self.n, self.c, self.h, self.w, **factory)
 
     def __str__(self) -> str:
@@ -187,6 +187,6 @@ class ConvSpec:
 
 
 def centred(kernel: tuple[int, int], dilation: tuple[int, int] = (1, 1)) -> tuple[int, int] | None:
-    """The padding d·(k - 1)/2 that keeps the kernel's centre on the pixel; None where d·(k - 1) is odd."""
+    """Return the padding d·(k - 1)/2 that keeps the kernel's centre on the pixel, or None if d·(k - 1) is odd."""
     totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     return None if any(t % 2 for t in totals) else (totals[0] // 2, totals[1] // 2)

@@ -1,4 +1,4 @@
-"""The one way this project prints a table, and the units it prints numbers in."""
+"""Print tables and numbers with units, in one style for the whole project."""
 
 import io
 import shutil
@@ -15,9 +15,9 @@ from leanconv.text import one_line
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", note: str | Sequence[str] = ""
 ) -> str:
-    """A table as plain text; numbers stand right, words left. The lines of `note` follow below it, wrapped.
+    """Format a table as plain text, numbers right-aligned and words left-aligned. The lines of `note` follow below.
 
-    Each cell and each line stays one, whatever name stands in it.
+    Each cell stays one line, whatever names it contains.
     """
     listed = [[one_line(cell) for cell in row] for row in rows]
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -27,7 +27,7 @@ def table(
     for row in listed:
         view.add_row(*(Text(cell) for cell in row))
     out = io.StringIO()
-    # Piped output has no width of its own: 160 columns hold every table we print without folding a number.
+    # Piped output has no width. 160 columns hold all our tables without folding a number.
     width = shutil.get_terminal_size((160, 24)).columns
     console = Console(file=out, width=max(width, 60), color_system=None, highlight=False, emoji=False)
     if title:
@@ -44,7 +44,7 @@ def _is_number(cell: str) -> bool:
 
 
 def si(value: float) -> str:
-    """`231_211_008` as `231.2M`: the field's way with MACs and parameters (G = 10⁹)."""
+    """Format `231_211_008` as `231.2M`, as usual for MACs and parameters (G = 10⁹)."""
     for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.4g}{letter}"

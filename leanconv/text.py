@@ -1,26 +1,26 @@
-"""Names as text that a terminal, a page and a file can take, whatever bytes a file's name has.
+"""Turn any name into text that terminals, pages and files accept, whatever bytes a file name has.
 
-JSON needs none of this: `json.dumps` escapes such letters itself, and reading it back gives the very same name.
+JSON does not need this: `json.dumps` escapes these characters, and reading restores the same name.
 """
 
 import unicodedata
 
-# The longest name or message that is printed whole: a line of text, not a page.
-LONGEST = 2000
+# The longest name or message, in characters, that is printed in full.
+MAX_LENGTH = 2000
 _GAP = " ... "
 
 
 def printable(text: object) -> str:
-    """The text with its line ends. What moves a cursor, turns the writing around or is no letter becomes its escape.
+    """Escape control characters, direction marks and unassigned characters. Line ends stay.
 
-    A byte that is not UTF-8 stands in a name as half a letter, and becomes `\\udc80` to `\\udcff`.
+    A byte that is not UTF-8 is a lone surrogate in a file name, and becomes `\\udc80` to `\\udcff`.
     """
     lines = str(text).split("\n")
     return "\n".join(line if line.isprintable() else "".join(map(_visible, line)) for line in lines)
 
 
-def one_line(text: object, *, most: int = LONGEST) -> str:
-    """`printable`, and line ends are escapes too; the middle of more than `most` letters is left out."""
+def one_line(text: object, *, most: int = MAX_LENGTH) -> str:
+    """Like `printable`, but escape line ends too and cut out the middle of text longer than `most` characters."""
     line = printable(text).replace("\n", r"\n")
     if len(line) <= most:
         return line
@@ -29,7 +29,7 @@ def one_line(text: object, *, most: int = LONGEST) -> str:
 
 
 def is_utf8(text: object) -> bool:
-    """Whether other programs can take the text: a name in another encoding has half letters in it."""
+    """Whether other programs can read the text. A name in another encoding contains lone surrogates."""
     try:
         str(text).encode()
     except UnicodeEncodeError:
@@ -38,7 +38,7 @@ def is_utf8(text: object) -> bool:
 
 
 def _visible(letter: str) -> str:
-    """The letter, or its escape; spaces of other widths than ours hide nothing."""
+    """Return the character or its escape. Spaces of other widths are harmless and stay."""
     if letter.isprintable() or unicodedata.category(letter) == "Zs":
         return letter
     return letter.encode("unicode_escape").decode()

@@ -129,7 +129,7 @@ def test_openvino_itself_without_a_home(monkeypatch, put):
 def test_export_says_so_and_does_not_blame_the_model(suffix, library, broken, put, tmp_path):
     for each in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(each, reason=f"needs the export extra: {each}")
-    leanconv.deploy.runtimes.openvino_core.cache_clear()
+    leanconv.deploy.openvino.openvino_core.cache_clear()
     put(library, HOMELESS if broken else None)
     says = f"^{library} is installed but does not import: .*HOME" if broken else f"^{library} is not installed: pip"
     with pytest.raises(MissingExtra, match=says):
@@ -142,7 +142,7 @@ def test_export_says_so_and_does_not_blame_the_model(suffix, library, broken, pu
 def test_optimize_says_so_in_the_rows(broken, budget, put):
     for library in ("openvino", "onnxruntime", "halide"):
         pytest.importorskip(library, reason=f"needs {library}")
-    leanconv.deploy.runtimes.openvino_core.cache_clear()
+    leanconv.deploy.openvino.openvino_core.cache_clear()
     leanconv.kernels.cpu.pipelines.frontend.halide.cache_clear()
     for library in ("openvino", "onnxruntime", "halide"):
         put(library, BROKEN["another numpy"][0] if broken else None)

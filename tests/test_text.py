@@ -8,7 +8,7 @@ import pytest
 
 from leanconv.errors import BadInput
 from leanconv.table import table
-from leanconv.text import LONGEST, one_line, printable
+from leanconv.text import MAX_LENGTH, one_line, printable
 
 # What people's and attackers' file names hold: a cursor command, line ends, a bidi control, bytes that are no UTF-8.
 HOSTILE = {
@@ -43,7 +43,7 @@ def test_line_ends_of_a_text_stay_and_those_of_a_name_do_not():
 
 def test_a_name_of_any_length_is_a_line():
     line = one_line("begin" + "x" * 10**6 + "end")
-    assert len(line) == LONGEST
+    assert len(line) == MAX_LENGTH
     assert line.startswith("beginxxx")
     assert line.endswith("xxxend")
 

@@ -1,1 +1,1 @@
-"""The command line: one file a command; each parses, calls its room's function, and prints the report."""
+"""The command line: one file per command. Each one parses, calls its room's function, and prints the report."""

@@ -1,4 +1,4 @@
-"""`leanconv bench MODEL...`: models side by side, timed in turns."""
+"""`leanconv bench MODEL...`: compare models, timed in turns."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class _Both:
-    """Inference and training step as one report."""
+    """One report of inference and training step."""
 
     def __init__(self, inference: Any, training: Any) -> None:
         self.inference, self.training = inference, training
@@ -55,18 +55,20 @@ def command(
     convention: Conventions = None,
     train: Annotated[
         bool,
-        typer.Option("--train", help="Also a training step: its time in eager and channels_last, its peak memory."),
+        typer.Option(
+            "--train", help="Also time a training step in eager and channels_last, and measure its peak memory."
+        ),
     ] = False,
     budget: Budget = 10.0,
     clock: Annotated[
-        str, typer.Option("--clock", help="wall, or cpu: one thread's own computing time, for a crowded machine.")
+        str, typer.Option("--clock", help="wall, or cpu: one thread's processor time, for a busy machine.")
     ] = "wall",
     engines: Annotated[
         str | None,
         typer.Option(
             "--engines",
             metavar="all|NAME,...",
-            help=f"Each model on these engines, with its roofline floor. Known: {', '.join(ENGINES)}.",
+            help=f"Time each model on these engines, with its roofline floor. Known: {', '.join(ENGINES)}.",
         ),
     ] = None,
     trust_code: TrustCode = False,
@@ -74,17 +76,17 @@ def command(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Compare models side by side: params, MACs, latency (the models take turns), FPS; the first is the base.
+    """Compare models: params, MACs, latency (timed in turns), FPS. Ratios are relative to the first model.
 
-    Options follow the model they belong to: leanconv bench leanconv:unet base=32 leanconv:unet base=32 conv=splconv.
-    With --dtype bfloat16 inference runs the model in bfloat16, a training step runs under bfloat16 autocast, an engine
-    computes in bfloat16 on inputs and outputs of float32.
+    Options follow their model: leanconv bench leanconv:unet base=32 leanconv:unet base=32 conv=splconv.
+    With --dtype bfloat16, inference runs in bfloat16, and a training step runs under bfloat16 autocast. An engine
+    computes in bfloat16 on float32 inputs and outputs.
     """
     check_out(out, overwrite)
     set_threads(threads)
     if engines is not None:
         if train or convention or channels_last or device != "cpu":
-            raise BadInput("--engines stands alone: without --train, --convention, --channels-last and --device")
+            raise BadInput("--engines cannot be combined with --train, --convention, --channels-last or --device")
         report(
             _engines(models, input, dtype, engines, budget, clock, trust_code), json=json, out=out, overwrite=overwrite
         )
@@ -93,20 +95,20 @@ def command(
     from leanconv.measure import compare
 
     found = references(models)
-    made = named(found, trust_code)
-    for model in made.values():
+    models_by_name = named(found, trust_code)
+    for model in models_by_name.values():
         model.to(torch_device(device), torch_dtype(dtype))
         if channels_last:
             import torch
 
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    result: Any = compare(made, x, conventions=convention or (), budget_s=budget, clock=clock)
+    result: Any = compare(models_by_name, x, conventions=convention or (), budget_s=budget, clock=clock)
     if train:
         from leanconv.measure.timing.training import compare_training
 
         autocast = None if dtype is Dtype.float32 else torch_dtype(dtype)
         steps = compare_training(
-            {name: model.float() for name, model in made.items()},
+            {name: model.float() for name, model in models_by_name.items()},
             x.float(),
             settings=("eager", "channels_last"),
             autocast=autocast,
@@ -120,14 +122,14 @@ def command(
 def _engines(
     models: list[str], input: str, dtype: Dtype, engines: str, budget: float, clock: str, trust_code: bool
 ) -> Any:
-    """The models on each engine, with a bar of what is prepared and measured."""
+    """Time the models on each engine and show a progress bar."""
     from leanconv.engine.peers import compare_engines
 
-    made = {name: model.eval() for name, model in named(references(models), trust_code).items()}
+    models_by_name = {name: model.eval() for name, model in named(references(models), trust_code).items()}
     wanted = None if engines == "all" else engines.split(",")
     with bar() as progress:
         return compare_engines(
-            made,
+            models_by_name,
             example(input),
             engines=wanted,
             dtype=None if dtype is Dtype.float32 else torch_dtype(dtype),
@@ -138,13 +140,13 @@ def _engines(
 
 
 def named(found: list[str], trust_code: bool) -> dict[str, "nn.Module"]:
-    """Reference -> model; the same reference twice gets a number. Raises BadInput for no reference."""
+    """Return reference -> model. A repeated reference gets a number. Raises BadInput without a reference."""
     from leanconv.runs import load
 
     if not found:
         raise BadInput("no model was given; write leanconv bench MODEL [key=value ...] MODEL ...")
-    made: dict[str, nn.Module] = {}
+    models_by_name: dict[str, nn.Module] = {}
     for one in found:
-        again = sum(name == one or name.startswith(f"{one} #") for name in made)
-        made[one if not again else f"{one} #{again + 1}"] = load(one, trust_code=trust_code)
-    return made
+        again = sum(name == one or name.startswith(f"{one} #") for name in models_by_name)
+        models_by_name[one if not again else f"{one} #{again + 1}"] = load(one, trust_code=trust_code)
+    return models_by_name

@@ -1,4 +1,4 @@
-"""What several commands share: the words after a model, `--input`, `--threads`, `--dtype`, and how they are read."""
+"""Arguments that several commands share (MODEL, `--input`, `--threads`, `--dtype`, ...), and their parsers."""
 
 import json as _json
 import re
@@ -14,13 +14,13 @@ from leanconv.errors import BadInput
 from leanconv.files import check_report, write_atomic
 from leanconv.text import one_line
 
-if TYPE_CHECKING:  # torch is imported when a command runs, not when its help is printed
+if TYPE_CHECKING:  # import torch only when a command runs: help must be fast
     import torch
     from torch import Tensor
 
 
 class Dtype(StrEnum):
-    """The number types a command can run a model in."""
+    """The number types in which a command can run a model."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -35,34 +35,34 @@ ModelWords = Annotated[
 ]
 Input = Annotated[str, typer.Option("--input", metavar="N,C,H,W", help="Shape of the input.")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, max=2**12, help="CPU threads; default: torch's own choice.")
+    int | None, typer.Option("--threads", min=1, max=2**12, help="CPU threads (default: torch's choice).")
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number type of model and input.")]
-Device = Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1, ...")]
+Device = Annotated[str, typer.Option("--device", help="Device: cpu, cuda, cuda:1, ...")]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Run model and input in channels_last.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Also write the report there (.json: the numbers).")]
+Out = Annotated[Path | None, typer.Option("--out", help="Also write the report to this file (.json: numbers).")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a file at --out, though leanconv did not write it.")
+    bool, typer.Option("--overwrite", help="Replace the file at --out even if leanconv did not write it.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-# The engines of `optimize`, as its help lists them: known here without PyTorch; a test compares.
+# The engines of `optimize` for its help, which must not import PyTorch. A test compares this list with the real one.
 ENGINES = ("eager", "folded", "channels_last", "fused", "openvino", "onnxruntime", "compile")
 
 _WORD = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 def references(words: Sequence[str]) -> list[str]:
-    """`["leanconv:unet", "base=32", "timm:resnet18"]` -> `["leanconv:unet?base=32", "timm:resnet18"]`.
+    """Turn `["leanconv:unet", "base=32", "timm:resnet18"]` into `["leanconv:unet?base=32", "timm:resnet18"]`.
 
-    A word `key=value` joins the query of the model before it. Raises BadInput where there is none.
+    A word `key=value` joins the query of the preceding model. Raises BadInput if no model precedes it.
     """
     found: list[str] = []
     for word in words:
         if not _WORD.match(word):
             found.append(word)
         elif not found:
-            raise BadInput(f"{word!r} stands before any model; write MODEL {word}")
+            raise BadInput(f"{word!r} needs a model before it; write MODEL {word}")
         elif "&" in word:
             raise BadInput(f"{word!r}: an option's value cannot contain '&'; give each option as its own word")
         else:
@@ -71,7 +71,7 @@ def references(words: Sequence[str]) -> list[str]:
 
 
 def reference(words: Sequence[str]) -> str:
-    """The one model that the words name. Raises BadInput for none or for two."""
+    """Return the single model that the words name. Raises BadInput for none or several."""
     found = references(words)
     if len(found) != 1:
         raise BadInput(f"one model is needed, got {len(found)}: {', '.join(found) or 'none'}; options are key=value")
@@ -79,7 +79,7 @@ def reference(words: Sequence[str]) -> str:
 
 
 def shape(text: str) -> tuple[int, ...]:
-    """`"1,3,512,512"` (or `1x3x512x512`) as numbers. Raises BadInput for anything else."""
+    """Parse `"1,3,512,512"` (or `1x3x512x512`). Raises BadInput for any other text."""
     try:
         sizes = tuple(int(part) for part in re.split(r"[,x]", text.strip()))
     except ValueError as error:
@@ -90,14 +90,14 @@ def shape(text: str) -> tuple[int, ...]:
 
 
 def torch_dtype(dtype: Dtype) -> "torch.dtype":
-    """The torch type of that name."""
+    """Return the torch type of that name."""
     import torch
 
     return {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}[dtype]
 
 
 def torch_device(device: str) -> "torch.device":
-    """The device of that name. Raises BadInput where this machine has none such."""
+    """Return the device of that name. Raises BadInput if this machine does not have it."""
     import torch
 
     try:
@@ -109,7 +109,7 @@ def torch_device(device: str) -> "torch.device":
 
 
 def set_threads(threads: int | None) -> None:
-    """Use that many CPU threads in this process, where a number was given."""
+    """Set the number of CPU threads of this process, if one was given."""
     if threads is not None:
         import torch
 
@@ -119,7 +119,7 @@ def set_threads(threads: int | None) -> None:
 def example(
     text: str, dtype: Dtype = Dtype.float32, device: str = "cpu", *, channels_last: bool = False, seed: int = 0
 ) -> "Tensor":
-    """A seeded random input of the shape that `--input` gave."""
+    """Return a seeded random input of the shape in `--input`."""
     import torch
 
     sizes, place = shape(text), torch_device(device)
@@ -133,7 +133,7 @@ def example(
 
 
 def refuse(context: typer.Context, why: str, *names: str) -> None:
-    """Raise BadInput for an option that was typed and is of no use here: it is never ignored in silence."""
+    """Raise BadInput for a typed option that has no effect here. No option is ignored silently."""
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -141,30 +141,30 @@ def refuse(context: typer.Context, why: str, *names: str) -> None:
 
 
 def report(result: Any, *, json: bool, out: Path | None = None, overwrite: bool = False) -> None:
-    """Print a result (its table, or its numbers as JSON), and write it to `out` where that is given."""
+    """Print a result (its table, or its numbers as JSON), and write it to `out` if given."""
     print(_json.dumps(result.to_dict(), indent=2) if json else result)  # first: `out` may be unwritable
     if out is not None:
         write_out(out, result, result.to_dict(), overwrite=overwrite)
 
 
 def check_out(out: Path | None, overwrite: bool, numbers: dict[str, Any] | None = None) -> None:
-    """Raise BadInput where a report would take the place of something that is no report of ours.
+    """Raise BadInput if the report would replace a file that is no report of ours.
 
-    `numbers`: those that will be written; None before the work begins, when they are not known.
+    `numbers`: the numbers to be written, or None before the work begins.
     """
     if out is not None and not overwrite:
         check_report(out, numbers)
 
 
 def write_out(out: Path, text: object, numbers: dict[str, Any], *, overwrite: bool) -> None:
-    """Write a report to a file: the numbers to .json, else the text. Raises BadInput as `check_out` does."""
+    """Write a report to a file: the numbers to .json, otherwise the text. Raises BadInput as `check_out` does."""
     content = _json.dumps(numbers, indent=2) if out.suffix == ".json" else str(text)
     write_atomic(out, f"{content}\n", check=lambda: check_out(out, overwrite, numbers))
 
 
 @contextmanager
 def bar() -> Iterator[Callable[[str, float], object]]:
-    """A progress bar on standard error, gone when it is done; nothing where that is no terminal."""
+    """Show a temporary progress bar on standard error, but only on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 

@@ -1,4 +1,4 @@
-"""`leanconv convert MODEL --out RUN`: swap, keep what the weights allow, write a run folder."""
+"""`leanconv convert MODEL --out RUN`: swap convolutions, project their weights, and write a run folder."""
 
 import json as _json
 from enum import StrEnum
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Init(StrEnum):
-    """Where the new weights come from."""
+    """The source of the new weights."""
 
     project = "project"
     fresh = "fresh"
@@ -26,27 +26,31 @@ class Init(StrEnum):
 
 def command(
     model: ModelWords,
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder to write; must not hold a model.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="RUN", help="The run folder to write. It must not contain a model.")
+    ],
     to: Annotated[
-        str | None, typer.Option("--to", metavar="OP", help="The operator, such as 'hetconv(part=4)'.")
+        str | None, typer.Option("--to", metavar="OP", help="The operator, for example 'hetconv(part=4)'.")
     ] = None,
     where: Where = None,
     plan: Annotated[
-        Path | None, typer.Option("--plan", metavar="PLAN.json", help="A saved plan, instead of --to and --where.")
+        Path | None, typer.Option("--plan", metavar="PLAN.json", help="A saved plan that replaces --to and --where.")
     ] = None,
-    init: Annotated[Init, typer.Option("--init", help="project: from the old weights where possible.")] = Init.project,
+    init: Annotated[
+        Init, typer.Option("--init", help="project: compute new weights from the old ones if possible.")
+    ] = Init.project,
     input: Input = "1,3,224,224",
     trust_code: TrustCode = False,
     json: Json = False,
 ) -> None:
-    """Swap convolutions and write the model as a run folder, which every other command takes as MODEL."""
+    """Swap convolutions and write the model as a run folder. Every other command takes the folder as MODEL."""
     from leanconv.convert import Plan, apply_
     from leanconv.convert import plan as make_plan
     from leanconv.runs import RunFolder, load
     from leanconv.runs.lock import writing
 
     if (plan is None) == (to is None) or (plan is not None and where is not None):
-        raise BadInput("say what to swap: either --to OP (with --where GLOB if you like) or --plan PLAN.json")
+        raise BadInput("choose what to swap: either --to OP (with --where GLOB if you like) or --plan PLAN.json")
     run, named = RunFolder(out), reference(model)
     with writing(out, "leanconv convert"):
         if run.model_json.exists() or run.weights.exists():
@@ -60,12 +64,12 @@ def command(
     if json:
         print(_json.dumps({"run": str(out), **applied.to_dict(), "plan": steps.to_dict()}, indent=2))
     else:
-        told = one_line(f"{out}: written; it is a MODEL for every command, and load({str(out)!r}) in Python")
-        print(f"{applied}\n\n{told}")
+        message = one_line(f"{out}: written; it is a MODEL for every command, and load({str(out)!r}) in Python")
+        print(f"{applied}\n\n{message}")
 
 
 def _write(run: "RunFolder", named: str, network: object, steps: "Plan") -> None:
-    """Weights first: a folder without model.json is not taken for a run. A run folder's own swaps stay."""
+    """Write weights, then model.json: a folder without it is no run. A run folder's own swaps stay."""
     from leanconv.runs import RunFolder
 
     swaps = {swap.name: str(swap.to) for swap in steps.swapped}

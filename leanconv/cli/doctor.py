@@ -1,10 +1,10 @@
-"""`leanconv doctor`: what this machine can run, and what to install for the rest."""
+"""`leanconv doctor`: list what this machine can run, and what to install for the rest."""
 
 from leanconv.cli.common import Json, report
 
 
 def command(json: Json = False) -> None:
-    """Say what this machine can run (CPU, threads, GPUs, compilers, libraries), and what to install for the rest."""
+    """List what this machine can run (CPU, threads, GPUs, compilers, libraries), and what to install for the rest."""
     from leanconv.engine import diagnose
 
     report(diagnose(), json=json)

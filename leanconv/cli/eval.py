@@ -1,4 +1,4 @@
-"""`leanconv eval RUN`: IoU and Dice, or top-1 and top-5, of a run's weights on any split of any data."""
+"""`leanconv eval RUN`: score a run's weights on any split of any data (IoU and Dice, or top-1 and top-5)."""
 
 import json as _json
 import sys
@@ -13,13 +13,13 @@ from leanconv.text import one_line
 def command(
     context: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
-    data: Annotated[str, typer.Option("--data", help="Data reference; default: what the run was trained on.")] = "",
+    data: Annotated[str, typer.Option("--data", help="Data reference (default: the run's training data).")] = "",
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     threshold: Annotated[
-        float | None, typer.Option("--threshold", help="Default: the one chosen on validation images.")
+        float | None, typer.Option("--threshold", help="Default: the threshold chosen on validation images.")
     ] = None,
     per_image: Annotated[
-        bool, typer.Option("--per-image", help="With --json or --out FILE.json: also each image's scores.")
+        bool, typer.Option("--per-image", help="With --json or --out FILE.json: include each image's scores.")
     ] = False,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
     threads: Threads = None,
@@ -28,16 +28,16 @@ def command(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """IoU and Dice of a run on whole images: per class, over all pixels, and the mean over images.
+    """Print IoU and Dice of a run on whole images: per class, over all pixels, and the mean over images.
 
-    Of a classifier: top-1, top-5, the accuracy of each class and the most frequent mistakes; --json has the confusion
-    matrix.
+    For a classifier, print top-1, top-5, the accuracy of each class and the most frequent mistakes. Option --json adds
+    the confusion matrix.
     """
     from leanconv.cli.common import torch_device
     from leanconv.train.inference.score import score_run
 
     if not json and (out is None or out.suffix != ".json"):
-        refuse(context, "is of --json, or of --out FILE.json", "per_image")
+        refuse(context, "needs --json or --out FILE.json", "per_image")
     set_threads(threads)
     scores = score_run(
         run,

@@ -1,4 +1,4 @@
-"""`leanconv export RUN|MODEL PATH`: a file for other runtimes checked against the model and its IoU or top-1."""
+"""`leanconv export RUN|MODEL PATH`: write a file for other runtimes and verify its outputs and IoU or top-1."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,61 +20,61 @@ def command(
     model: ModelWords,
     path: Annotated[Path, typer.Argument(help="The file to write: .onnx, .xml (OpenVINO) or .pt2 (torch.export).")],
     input: Annotated[
-        str, typer.Option("--input", metavar="N,C,H,W", help="Shape of the input; default: 1,3 and the recipe's size.")
+        str, typer.Option("--input", metavar="N,C,H,W", help="Input shape (default: 1,3 and the recipe's size).")
     ] = "",
     dynamic: Annotated[
-        str, typer.Option("--dynamic", help="Axes that stay open: batch,height,width (a run's default), or none.")
+        str, typer.Option("--dynamic", help="Dynamic axes: batch,height,width (a run's default), or none.")
     ] = "",
     data: Annotated[
-        str, typer.Option("--data", help="Data on which IoU and Dice must match; default: what the run was trained on.")
+        str, typer.Option("--data", help="Data on which IoU and Dice must match (default: the run's training data).")
     ] = "",
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
     outputs_only: Annotated[
-        bool, typer.Option("--outputs-only", help="Compare outputs alone: the run's data is not at hand.")
+        bool, typer.Option("--outputs-only", help="Compare outputs only, for example if the run's data is missing.")
     ] = False,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
     threads: Threads = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file at PATH, though leanconv did not write it.")
+        bool, typer.Option("--overwrite", help="Replace the file at PATH even if leanconv did not write it.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Write a trained RUN or any MODEL as a file for other runtimes.
 
-    The file is compared with the model on random inputs at several sizes of the open axes, and for a run by IoU and
-    Dice (a classifier: top-1) on its validation images too. Where they do not match, nothing is written.
+    The file is compared with the model on random inputs at several sizes of the dynamic axes. A run's file must also
+    match in IoU and Dice (a classifier's: top-1) on validation images. If they do not match, nothing is written.
     """
     check_own(path, overwrite, *(path.parent / name for name in _weights_of(path)))
     if outputs_only:
-        refuse(context, "is of the scores, and --outputs-only compares none", "data", "split")
+        refuse(context, "has no effect with --outputs-only", "data", "split")
     set_threads(threads)
     from leanconv.deploy import export
     from leanconv.runs import load
 
     name = reference(model)
     run = _Run(name) if Path(name).is_dir() else None
-    made = run.load(trust_code) if run else load(name, trust_code=trust_code)
+    network = run.load(trust_code) if run else load(name, trust_code=trust_code)
     axes = _axes(dynamic, run)
     shape = input or (f"1,3,{run.size},{run.size}" if run and run.size else "1,3,224,224")
     inputs, check = example(shape), None
     source = data or (run.data if run else "")
     if run and not source and not outputs_only:
-        raise BadInput(f"{name} does not say what it was trained on: give --data, or --outputs-only")
+        raise BadInput(f"{name} does not name its training data: give --data, or --outputs-only")
     if not source:
-        refuse(context, "is of --data, and there is none", "split")
+        refuse(context, "needs --data, which is missing", "split")
     if source and not outputs_only:
         same = _same_top1 if run and run.task == "classify" else _same_scores
         check = same(name, source, split, run.threshold if run else None, axes, inputs.shape)
-    report(export(made, inputs, path, dynamic=axes, check=check), json=json)
+    report(export(network, inputs, path, dynamic=axes, check=check), json=json)
 
 
 def _weights_of(path: Path) -> tuple[str, ...]:
-    """The names of the second file that an export of this suffix has, or may have."""
+    """Return the name of the weight file that an export with this suffix has or may have."""
     return {".xml": (f"{path.stem}.bin",), ".onnx": (f"{path.name}.data",)}.get(path.suffix, ())
 
 
 class _Run:
-    """What an export needs to know of a run: its data, its image size, its threshold; empty where it does not say."""
+    """The facts that an export needs from a run: data, image size, threshold. Missing ones are empty."""
 
     def __init__(self, path: str) -> None:
         from leanconv.runs import RunFolder
@@ -88,7 +88,7 @@ class _Run:
         self.threshold, self.task = stored_threshold(folder), run_task(folder)
 
     def load(self, trust_code: bool) -> "nn.Module":
-        """Its network, and the threshold of these very weights."""
+        """Return the network, and store the threshold that belongs to these weights."""
         from leanconv.train.inference.score import load_scored
 
         model, self.threshold = load_scored(self.folder, trust_code=trust_code)
@@ -104,7 +104,7 @@ def _axes(dynamic: str, run: _Run | None) -> tuple[str, ...]:
 def _same_top1(
     run: str, source: str, split: str, threshold: float | None, axes: tuple[str, ...], shape: tuple[int, ...]
 ) -> "Check":
-    """Top-1 of a model on a split; one that takes a fixed batch sees so many images at a time."""
+    """Return a check of top-1 on a split. A model with a fixed batch gets that many images at a time."""
     from leanconv.deploy.pieces import Filled
     from leanconv.runs import RunFolder
     from leanconv.train.tasks.classify import evaluate
@@ -125,7 +125,7 @@ def _same_top1(
 def _same_scores(
     run: str, source: str, split: str, threshold: float | None, axes: tuple[str, ...], shape: tuple[int, ...]
 ) -> "Check":
-    """IoU and Dice of a model on a split; one that takes a fixed size sees the images in pieces of it."""
+    """Return a check of IoU and Dice on a split. A model of fixed size gets the images in tiles of that size."""
     from leanconv.deploy.pieces import Pieces
     from leanconv.runs import RunFolder
     from leanconv.train.data.samples import open_data

@@ -1,4 +1,4 @@
-"""`leanconv COMMAND`: one dict from command to module; a module is loaded only when its command is called."""
+"""`leanconv COMMAND`: one dict lists the commands. A command's module is loaded only when the command is called."""
 
 import os
 import sys
@@ -11,33 +11,33 @@ from typing import Annotated, Any
 import typer
 
 from leanconv.cli.streams import patient_streams
-from leanconv.errors import BadFiles, LeanconvError, UnknownName, by_model, told
+from leanconv.errors import BadFiles, LeanconvError, UnknownName, by_model, error_line
 from leanconv.text import one_line
 from leanconv.version import __version__
 
 # command -> its line in `leanconv --help`. The command is the function `command` of leanconv/cli/COMMAND.py.
 COMMANDS = {
     "ops": "List the operators: paper, cost on a reference layer, options, what each replaces.",
-    "profile": "Count and time a model layer by layer, and say what bounds each layer.",
-    "bench": "Compare models side by side: params, MACs, latency, training step.",
+    "profile": "Count and time a model layer by layer, and show what bounds each layer.",
+    "bench": "Compare models: params, MACs, latency, training step.",
     "plan": "Show which convolutions a swap would change, and why the others stay.",
     "convert": "Swap convolutions and write the model as a run folder.",
-    "optimize": "Try every engine of this machine on a model; print what is fastest.",
-    "train": "Train a segmentation model as a recipe says; --resume goes on with a run.",
-    "eval": "IoU and Dice of a run on any split of any data.",
+    "optimize": "Try every engine of this machine on a model and print the fastest.",
+    "train": "Train a segmentation or classification model from a recipe, or resume a run.",
+    "eval": "Score a run on any split of any data: IoU and Dice, or top-1.",
     "predict": "Find the defects in images of any size: masks, overlays, boxes with scores.",
-    "export": "Write a run or model as ONNX, OpenVINO or torch.export, checked against it.",
-    "reproduce": "A paper's printed table beside our counts of the real modules, and our frame rates.",
+    "export": "Write a run or model as ONNX, OpenVINO or torch.export, verified against it.",
+    "reproduce": "Compare a paper's printed table with our counts and frame rates.",
     "report": "Compare trained runs in one HTML file: counts, frame rate, scores, curves, pictures.",
-    "doctor": "What this machine can run, and what to install for the rest.",
+    "doctor": "List what this machine can run, and what to install for the rest.",
 }
 
-_USAGE: Any = typer.BadParameter.__base__  # click's UsageError; who bundles click differs between versions of typer
+_USAGE: Any = typer.BadParameter.__base__  # click's UsageError: versions of typer bundle click differently
 _EPILOG = "Every command takes --json (the report for machines) and --debug (tracebacks). Exit 2: usage; 1: failure."
 
 
 def build(asked: str | None) -> typer.Typer:
-    """The command line with the asked command loaded and every other one a name with its line of help."""
+    """Build the command line. Only the asked command is loaded; the others have a name and a line of help."""
     app = typer.Typer(
         help="Efficient convolutions that are measurably faster.",
         epilog=_EPILOG,
@@ -70,11 +70,11 @@ def _root(
 
 
 def _listed_only() -> None:
-    """Stands in the list of commands; replaced by the command's own function when it is the one asked for."""
+    """Placeholder for commands that are not called: only their line of help is needed."""
 
 
 def main() -> None:
-    """The entry point: one readable line for what a user can cause, a traceback only with `--debug`."""
+    """The entry point. Errors become one readable line, and `--debug` shows the traceback."""
     debug = "--debug" in sys.argv[1:]
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     with patient_streams(), _clean_warnings(debug):
@@ -89,12 +89,12 @@ def main() -> None:
 
 
 def _called(arguments: list[str]) -> int:
-    """Run the command that the words ask for; its exit status."""
+    """Run the command and return its exit status."""
     asked = next((word for word in arguments if not word.startswith("-")), None)
     try:
         return build(asked)(arguments, prog_name="leanconv", standalone_mode=False) or 0
     except _USAGE as error:
-        # With no words at all the message is the help, of many lines; else a name may stand in it.
+        # Without arguments the message is the help, which has many lines. Otherwise it may contain a name.
         error.message = one_line(error.message) if arguments else error.message
         error.show()
         return int(error.exit_code)
@@ -104,9 +104,9 @@ def _called(arguments: list[str]) -> int:
 
 
 def _line(error: Exception) -> str:
-    """An error in one line that says whose it is; a file's text in it moves no cursor of the terminal.
+    """Format an error as one line that says whose fault it is. Control characters are escaped.
 
-    Of several files each is told in a line of its own.
+    Several unusable files get one line each.
     """
     if isinstance(error, BadFiles):
         return "\n  ".join(map(one_line, (error.headline, *error.shown)))
@@ -115,13 +115,15 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
     if by_model(error):
-        return one_line(f"the model does not run: {told(error)}; it stopped in its forward pass, --debug shows where")
+        return one_line(
+            f"the model does not run: {error_line(error)}; it stopped in its forward pass, --debug shows where"
+        )
     return one_line(f"{type(error).__name__}: {error} (a fault of leanconv's; --debug shows where)")
 
 
 @contextmanager
 def _clean_warnings(debug: bool) -> Iterator[None]:
-    """A warning is one line without the place in our code and its source line."""
+    """Print warnings as one line, without the position in our code."""
     with warnings.catch_warnings():
         if not debug:
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {one_line(message)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`leanconv ops [NAME]`: what the operators are, cost and replace."""
+"""`leanconv ops [NAME]`: list the operators with their costs and what they replace."""
 
 import inspect
 import json as _json
@@ -12,7 +12,7 @@ from leanconv.registry import options_of, unparse
 from leanconv.spec import ConvSpec
 from leanconv.table import si, table
 
-# Layer R of the specification, and its depthwise and 1x1 forms for the operators that replace those.
+# The reference layer, and its depthwise and 1x1 variants for operators that replace those.
 _LAYERS = {
     "dense": ConvSpec.of(64, 128, 3, 1, 1, bias=False, h=56, w=56),
     "depthwise": ConvSpec.of(64, 64, 7, 1, 3, groups=64, bias=False, h=56, w=56),
@@ -21,7 +21,7 @@ _LAYERS = {
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="One operator, for its formulas and options.")] = None,
+    name: Annotated[str | None, typer.Argument(help="An operator: shows its formulas and options.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the operators, or show one: paper, formulas, options, what it replaces, cost on 64->128 3x3 at 56x56."""

@@ -1,4 +1,4 @@
-"""`leanconv optimize MODEL`: the engines that were tried on it, and the fastest."""
+"""`leanconv optimize MODEL`: try the engines and print the fastest."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -39,10 +39,10 @@ def command(
     dtype: DtypeOption = Dtype.float32,
     engines: Annotated[
         str | None,
-        typer.Option("--engines", help=f"Comma-separated, of: {', '.join(ENGINES)}."),
+        typer.Option("--engines", help=f"Comma-separated, any of: {', '.join(ENGINES)}."),
     ] = None,
     budget: Annotated[
-        float, typer.Option("--budget", help="Seconds for all of it; an engine that does not fit is named first.")
+        float, typer.Option("--budget", help="Seconds in all. The report begins with engines that did not fit.")
     ] = 90.0,
     arithmetic: Annotated[
         Arithmetic | None,
@@ -60,20 +60,20 @@ def command(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Fold MODEL, try every engine of this machine on it, print the table of choices.
+    """Fold MODEL, try every engine of this machine on it, and print the table of choices.
 
-    Float32 goes in and out; --dtype bfloat16 lets the engines compute in bfloat16 where that is faster.
+    Inputs and outputs are float32. --dtype bfloat16 lets the engines compute in bfloat16 if that is faster.
     """
     check_out(out, overwrite)
     set_threads(threads)
     from leanconv.engine import optimize
     from leanconv.runs import load
 
-    made = load(reference(model), trust_code=trust_code).to(torch_device(device)).eval()
+    network = load(reference(model), trust_code=trust_code).to(torch_device(device)).eval()
     inside = None if dtype is Dtype.float32 else torch_dtype(dtype)
     words = None if engines is None else [word.strip() for word in engines.split(",") if word.strip()]
     result = optimize(
-        made,
+        network,
         example(input, device=device),
         dtype=inside,
         engines=words,

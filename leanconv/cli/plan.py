@@ -1,4 +1,4 @@
-"""`leanconv plan MODEL`: which convolutions would become what, and why the others stay."""
+"""`leanconv plan MODEL`: show which convolutions a swap would change, and why the others stay."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +7,12 @@ import typer
 
 from leanconv.cli.common import Input, Json, ModelWords, Overwrite, check_out, example, reference, report
 
-To = Annotated[str, typer.Option("--to", metavar="OP", help="The operator, such as 'hetconv(part=4)'; see `ops`.")]
+To = Annotated[str, typer.Option("--to", metavar="OP", help="The operator, for example 'hetconv(part=4)'; see `ops`.")]
 Where = Annotated[
     str | None,
-    typer.Option("--where", metavar="GLOB", help="Only layers of this name ('layer3.*'); default: all but the first."),
+    typer.Option(
+        "--where", metavar="GLOB", help="Only layers with these names ('layer3.*'); default: all but the first."
+    ),
 ]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Run the Python file that a run folder's model.json names.")
@@ -22,12 +24,12 @@ def command(
     to: To,
     input: Input = "1,3,224,224",
     where: Where = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="PLAN.json", help="Save the plan there.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="PLAN.json", help="Save the plan to this file.")] = None,
     overwrite: Overwrite = False,
     trust_code: TrustCode = False,
     json: Json = False,
 ) -> None:
-    """Show what a swap would change, layer by layer, and why every other convolution stays; changes nothing."""
+    """Show what a swap would change, layer by layer, and why other convolutions stay. Nothing is changed."""
     check_out(out, overwrite)
     from leanconv.convert import plan
     from leanconv.runs import load

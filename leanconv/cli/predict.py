@@ -1,4 +1,4 @@
-"""`leanconv predict RUN IMAGE...`: masks, overlays and a list of defects for images of any size; or their class."""
+"""`leanconv predict RUN IMAGE...`: write masks, overlays and defects of images of any size, or print their class."""
 
 import sys
 from pathlib import Path
@@ -13,13 +13,13 @@ from leanconv.text import one_line
 def command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of images.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; it is made.")] = Path("predictions"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results. It is created.")] = Path("predictions"),
     threshold: Annotated[
-        float | None, typer.Option("--threshold", help="Default: the one chosen on validation images, else 0.5.")
+        float | None, typer.Option("--threshold", help="Default: the threshold chosen on validation images, else 0.5.")
     ] = None,
     side: Annotated[
         int | None,
-        typer.Option("--side", min=0, help="Reduce images to this longer side first; default: as in the training."),
+        typer.Option("--side", min=0, help="First shrink images to this longer side (default: as in training)."),
     ] = None,
     tile: Annotated[
         int | None, typer.Option("--tile", min=1, help="Side of a tile in pixels.", show_default="512")
@@ -32,22 +32,23 @@ def command(
     bits: Annotated[
         int | None,
         typer.Option(
-            "--bits", min=8, max=16, help="Bits that 16-bit images use; default: as in the training, else their own."
+            "--bits", min=8, max=16, help="Bits that 16-bit images use (default: as in training, else their own)."
         ),
     ] = None,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Let files go that are no earlier prediction of the same images.")
+        bool,
+        typer.Option("--overwrite", help="Replace files even if they are no earlier prediction of the same images."),
     ] = False,
     threads: Threads = None,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Find the defects in images; write STEM_mask.png, STEM_overlay.png and STEM.json (box, area, score of each).
+    """Find the defects in images. Write STEM_mask.png, STEM_overlay.png and STEM.json (box, area, score of each).
 
-    Of a classifier: print class and score of each image, and write predictions.json; options of masks are refused.
-    What stands in --out is kept, unless it is an earlier prediction of the same image. An image that cannot be used is
-    reported on one line; the others are written all the same, and the exit is 1.
+    A classifier's run prints class and score of each image, and writes predictions.json. It takes no mask options.
+    Only earlier predictions of the same image are replaced in --out. An unusable image is reported on one line. The
+    other images are still written, and the exit status is 1.
     """
     from leanconv.cli.common import torch_device
     from leanconv.train.inference.predict import predict

@@ -1,4 +1,4 @@
-"""`leanconv profile MODEL`: where its parameters, arithmetic, bytes and milliseconds are, or its cycles on an array."""
+"""`leanconv profile MODEL`: count and time a model layer by layer, or compute its cycles on an array."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,8 +35,8 @@ Conventions = Annotated[
     typer.Option(
         "--convention",
         metavar="NAME",
-        help="Also count by this rule (repeatable): macs_weights, macs_trainable, torchstat, thop, thop_old, ptflops, "
-        "ptflops_aten, fuse, od, fvcore, torch, executed_macs.",
+        help="Also count by this convention (repeatable): macs_weights, macs_trainable, torchstat, thop, thop_old, "
+        "ptflops, ptflops_aten, fuse, od, fvcore, torch, executed_macs.",
     ),
 ]
 Budget = Annotated[float, typer.Option("--budget", metavar="SECONDS", min=0.0, help="Seconds of timing.")]
@@ -44,7 +44,8 @@ TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Run the Python file that a run folder's model.json names.")
 ]
 SideBySide = Annotated[
-    bool, typer.Option("--conventions", help="No timing: every counting rule side by side, and why they differ.")
+    bool,
+    typer.Option("--conventions", help="No timing: compare all counting conventions, and explain why they differ."),
 ]
 ArraySize = Annotated[
     str | None,
@@ -53,9 +54,11 @@ ArraySize = Annotated[
     ),
 ]
 Broadcast = Annotated[
-    bool, typer.Option("--broadcast-rows", help="With --array: weights broadcast along a row (FuSeConv's array).")
+    bool, typer.Option("--broadcast-rows", help="With --array: broadcast weights along a row (FuSeConv's array).")
 ]
-Drain = Annotated[bool, typer.Option("--drain", help="With --array: a fold's results leave before the next starts.")]
+Drain = Annotated[
+    bool, typer.Option("--drain", help="With --array: drain a fold's results before the next one starts.")
+]
 LaneSize = Annotated[
     str | None,
     typer.Option(
@@ -67,10 +70,12 @@ LaneSize = Annotated[
 Intra = Annotated[int, typer.Option("--intra", metavar="K", min=1, help="With --lanes: K x K taps a cycle.")]
 To = Annotated[
     list[str] | None,
-    typer.Option("--to", metavar="OP", help="With --array: also with its convolutions swapped to OP (repeatable)."),
+    typer.Option(
+        "--to", metavar="OP", help="With --array: also try the model with its convolutions swapped to OP (repeatable)."
+    ),
 ]
 Where = Annotated[
-    str | None, typer.Option("--where", metavar="GLOB", help="With --to: only layers of this name ('layer3.*').")
+    str | None, typer.Option("--where", metavar="GLOB", help="With --to: only layers with these names ('layer3.*').")
 ]
 
 
@@ -99,14 +104,15 @@ def command(
 ) -> None:
     """Count and time MODEL layer by layer: params, MACs, bytes, kernels, latency, and what bounds each layer.
 
-    Or, without timing: --conventions (how every tool would count it), --array 64x64 (cycles on a systolic array; with
-    --to OP, or with several models, which one suits it), --lanes 16x36 (cycles on multiplier lanes).
+    Three options replace the timing. --conventions shows how every tool would count the model. --array 64x64 computes
+    cycles on a systolic array, and compares several models, or operators with --to OP. --lanes 16x36 computes cycles
+    on multiplier lanes.
     """
     _check(array, lanes, conventions, broadcast_rows or drain, to, where)
     if array is not None or lanes is not None or conventions:
-        refuse(context, "is of the timed profile, and nothing is timed here", "convention", "budget", "channels_last")
+        refuse(context, "applies to the timed profile only", "convention", "budget", "channels_last")
     if lanes is None:
-        refuse(context, "is of --lanes", "intra")
+        refuse(context, "applies to --lanes only", "intra")
     check_out(out, overwrite)
     set_threads(threads)
     x = example(input, dtype, device, channels_last=channels_last)
@@ -116,37 +122,39 @@ def command(
         return
     from leanconv.runs import load
 
-    made = load(reference(model), trust_code=trust_code).to(torch_device(device), torch_dtype(dtype))
+    network = load(reference(model), trust_code=trust_code).to(torch_device(device), torch_dtype(dtype))
     if lanes is not None:
         from leanconv.measure import Lanes, profile_lanes
 
-        result = profile_lanes(made, x, Lanes.parse(lanes, intra))
+        result = profile_lanes(network, x, Lanes.parse(lanes, intra))
     elif conventions:
         from leanconv.measure import compare_conventions
 
-        result = compare_conventions(made, x)
+        result = compare_conventions(network, x)
     else:
         from leanconv.measure import profile
 
         if channels_last:
             import torch
 
-            made = made.to(memory_format=torch.channels_last)
-        result = profile(made, x, conventions=convention or (), budget_s=budget)
+            network = network.to(memory_format=torch.channels_last)
+        result = profile(network, x, conventions=convention or (), budget_s=budget)
     report(result, json=json, out=out, overwrite=overwrite)
 
 
 def _check(
     array: str | None, lanes: str | None, conventions: bool, array_only: bool, to: list[str] | None, where: str | None
 ) -> None:
-    """Options that do not go together. Raises BadInput."""
+    """Raise BadInput for options that exclude each other."""
     asked = [name for name, given in (("--array", array), ("--lanes", lanes), ("--conventions", conventions)) if given]
     if len(asked) > 1:
         raise BadInput(f"{' and '.join(asked)}: one at a time")
     if array is None and array_only:
-        raise BadInput("--broadcast-rows and --drain describe an array; say its size too: --array 64x64")
+        raise BadInput("--broadcast-rows and --drain describe an array; give its size too: --array 64x64")
     if array is None and to:
-        raise BadInput("--to compares operators on an array; say its size too (--array 64x64), or time them with bench")
+        raise BadInput(
+            "--to compares operators on an array; give its size too (--array 64x64), or time them with bench"
+        )
     if where is not None and not to:
         raise BadInput("--where chooses the layers that --to swaps; give --to OP too")
 
@@ -161,7 +169,7 @@ def _on_array(
     where: str | None,
     trust_code: bool,
 ) -> Any:
-    """One network's layers on the array, or the comparison of several, or of one with its convolutions swapped."""
+    """Profile one model's layers on the array, or compare several models, or one with its convolutions swapped."""
     from leanconv.cli.bench import named
     from leanconv.measure import Array, compare_array, profile_array
 
@@ -179,11 +187,11 @@ def _on_array(
 
 
 def _swapped(model: "nn.Module", x: "Tensor", operator: str, where: str | None) -> tuple["nn.Module", str]:
-    """A copy of the model with its convolutions swapped, and how many were."""
+    """Return a copy of the model with its convolutions swapped, and a note with their number."""
     from leanconv.convert import apply_, plan
     from leanconv.copies import copied
 
-    made = copied(model)
-    found = plan(made, x, to=operator, where=where)
-    apply_(made, found, init="fresh")
-    return made, f"{len(found.swapped)} of {len(found)} convolutions"
+    swapped = copied(model)
+    found = plan(swapped, x, to=operator, where=where)
+    apply_(swapped, found, init="fresh")
+    return swapped, f"{len(found.swapped)} of {len(found)} convolutions"

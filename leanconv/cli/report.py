@@ -1,4 +1,4 @@
-"""`leanconv report RUN...`: trained runs side by side in one HTML file."""
+"""`leanconv report RUN...`: compare trained runs in one HTML file."""
 
 import shlex
 import sys
@@ -15,22 +15,25 @@ from leanconv.text import one_line
 
 def command(
     context: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; ratios are against the first.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders. Ratios are relative to the first.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
     overwrite: Overwrite = False,
     data: Annotated[
-        str | None, typer.Option("--data", help="Data for scores and pictures; default: what the first run trained on.")
+        str | None,
+        typer.Option("--data", help="Data for scores and pictures (default: the first run's training data)."),
     ] = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     threads: Threads = None,
     device: Device = "cpu",
     cases: Annotated[
         int | None,
-        typer.Option("--cases", min=0, help="Pictures at most, of runs that find defects.", show_default="10"),
+        typer.Option("--cases", min=0, help="Most pictures, for runs that find defects.", show_default="10"),
     ] = None,
-    budget: Annotated[float, typer.Option("--budget", min=0.0, help="Seconds for all timing; 0: no timing.")] = 10.0,
+    budget: Annotated[float, typer.Option("--budget", min=0.0, help="Seconds of timing in all (0: no timing).")] = 10.0,
     optimize: Annotated[
-        float, typer.Option("--optimize", min=0.0, help="Seconds to find each model's fastest form; 0: plain PyTorch.")
+        float, typer.Option("--optimize", min=0.0, help="Seconds to optimize each model (0: plain PyTorch).")
     ] = 60.0,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Run the Python file that a run's model.json names.")
@@ -40,7 +43,7 @@ def command(
     """Compare trained runs: counts, measured frame rate, scores, curves and pictures in one offline HTML file."""
     check_own(out, overwrite)
     if not budget and optimize:
-        refuse(context, "finds forms to be timed, and --budget 0 times nothing", "optimize")
+        refuse(context, "has no effect with --budget 0", "optimize")
     from leanconv.report import compare_runs, write_report
 
     report = compare_runs(

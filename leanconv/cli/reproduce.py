@@ -1,4 +1,4 @@
-"""`leanconv reproduce PAPER/TABLE`: the papers' figures beside ours."""
+"""`leanconv reproduce PAPER/TABLE`: compare the papers' figures with ours."""
 
 from typing import Annotated
 
@@ -11,18 +11,19 @@ from leanconv.errors import BadInput
 def command(
     context: typer.Context,
     table: Annotated[str, typer.Argument(metavar="PAPER/TABLE", help="hetconv/table1, hetconv, or all.")],
-    counts: Annotated[bool, typer.Option("--counts", help="Params, Flops, MAdd (the default).")] = False,
+    counts: Annotated[bool, typer.Option("--counts", help="Compare params, Flops, MAdd (the default).")] = False,
     time: Annotated[
-        bool, typer.Option("--time", help="Frames per second, of our networks and the paper's, at the table's size.")
+        bool,
+        typer.Option("--time", help="Time frames per second of our networks and the paper's, at the table's size."),
     ] = False,
     input: Annotated[
-        str | None, typer.Option("--input", metavar="N,C,H,W", help="Another input than the table's.")
+        str | None, typer.Option("--input", metavar="N,C,H,W", help="Replaces the table's input shape.")
     ] = None,
     budget: Annotated[
         float, typer.Option("--budget", min=0, help="Seconds of timing per table, at least 3 rounds.")
     ] = 15,
     clock: Annotated[
-        str, typer.Option("--clock", help="wall, or cpu: one thread's own computing time, for a crowded machine.")
+        str, typer.Option("--clock", help="wall, or cpu: one thread's processor time, for a busy machine.")
     ] = "wall",
     threads: common.Threads = None,
     device: common.Device = "cpu",
@@ -30,16 +31,16 @@ def command(
     overwrite: common.Overwrite = False,
     json: common.Json = False,
 ) -> None:
-    """Build a paper's networks, count them under the paper's convention, and print paper / ours / error per figure.
+    """Build a paper's networks, count them by the paper's convention, and print paper, ours and error per figure.
 
-    A figure is ok within 0.5 %, or when ours prints as the paper printed it. Of several tables a summary stands last:
-    what does not agree, and why. Exit 1 where a figure that should agree does not.
+    A figure is ok if it is within 0.5 %, or if it rounds to the printed one. Several tables end with a summary of all
+    differences and their reasons. The exit status is 1 if a figure that should agree does not.
     """
     from leanconv.papers import reproduce
 
     common.check_out(out, overwrite)
     if not time:
-        common.refuse(context, "is of --time", "budget", "clock")
+        common.refuse(context, "applies to --time only", "budget", "clock")
     batch, size = _size(input)
     common.set_threads(threads)
     with common.bar() as progress:

@@ -1,4 +1,4 @@
-"""Standard output and error that neither a letter nor a reader who leaves can break: the work goes on."""
+"""Make standard output and error robust against unencodable characters and closed pipes, so that work goes on."""
 
 import codecs
 import errno
@@ -11,14 +11,14 @@ from typing import Any, TextIO
 
 from leanconv.errors import BadInput
 
-_STRICT = ("strict", "surrogateescape")  # the second writes a name's bytes as they are, whatever they do
-# Our tables' signs where an encoding lacks them; other letters become escapes.
+_STRICT = ("strict", "surrogateescape")  # the second one writes the raw bytes of a name, even control codes
+# Replacements for our tables' signs if an encoding lacks them. Other characters become escapes.
 _PLAIN = {"─": "-", "━": "-", "×": "x", "·": "*", "²": "^2", "–": "-", "…": "...", "→": "->", "≈": "~"}
 
 
 @contextmanager
 def patient_streams() -> Iterator[None]:
-    """While open, printing fails only where the file that it goes to cannot be written: BadInput, at the end exit 1."""
+    """Wrap both streams. Printing then fails only if the output file cannot be written: the exit status becomes 1."""
     _open_closed()
     codecs.register_error("leanconv.nearest", _nearest)
     before = sys.stdout, sys.stderr
@@ -34,7 +34,7 @@ def patient_streams() -> Iterator[None]:
 
 
 class _Patient:
-    """A stream of this process: what its encoding lacks is replaced, what nobody reads any more is dropped."""
+    """A stream that replaces characters its encoding lacks, and drops output that nobody reads any more."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name = stream, name
@@ -58,16 +58,16 @@ class _Patient:
         try:
             yield
         except OSError as error:
-            # What is still in the buffer would fail again when Python ends: it goes nowhere too.
+            # The rest of the buffer would fail again when Python exits, so send it to the null device.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-            if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows says EINVAL of a pipe without a reader
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows raises EINVAL for a pipe without a reader
                 raise BadInput(f"standard {self._name} cannot be written: {error.strerror}") from error
 
 
 def _open_closed() -> None:
-    """A closed stream is opened to nowhere: else the next file has its number, and messages would go into it."""
+    """Open closed streams to the null device. Otherwise the next opened file would receive their messages."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             opened = os.open(os.devnull, os.O_RDWR)
@@ -78,7 +78,7 @@ def _open_closed() -> None:
 
 
 def _nearest(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stands for letters that the stream's encoding lacks."""
+    """Return replacements for characters that the stream's encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letters = error.object[error.start : error.end]

@@ -1,4 +1,4 @@
-"""`leanconv train RECIPE.toml [key=value ...]`: train, validate, write a run folder; `--resume` goes on with one."""
+"""`leanconv train RECIPE.toml [key=value ...]`: train, validate, write a run folder. `--resume` continues one."""
 
 import json as _json
 import os
@@ -15,21 +15,21 @@ def command(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[key=value]...", help="Settings over the recipe's: data=DIR out=runs/mine epochs=5 ..."
+            metavar="[key=value]...", help="Override the recipe's settings: data=DIR out=runs/mine epochs=5 ..."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in out=.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in out=.")] = False,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Run the Python file that a recipe names as its model.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress on standard error.")] = False,
     json: Json = False,
 ) -> None:
-    """Train a segmentation or classification model as a recipe says, into a run folder.
+    """Train a segmentation or classification model from a recipe, and write a run folder.
 
-    Data: a folder with images/ and masks/, one with a folder a class, Parquet splits, synthetic:wafer, or
-    torchvision:CIFAR10 (CIFAR100, SVHN, ImageFolder; ?root=DIR&download=true). Ctrl-C saves and says how to
-    go on: leanconv train RUN --resume. On several processes: accelerate launch -m leanconv train ...
+    Data: a folder with images/ and masks/, a folder per class, Parquet splits, synthetic:wafer, or
+    torchvision:CIFAR10 (CIFAR100, SVHN, ImageFolder; ?root=DIR&download=true). Ctrl-C saves the run and prints how to
+    continue: leanconv train RUN --resume. For several processes: accelerate launch -m leanconv train ...
     """
     from leanconv.train.inference.score import read_metrics, summary
     from leanconv.train.loop import fit
@@ -44,13 +44,13 @@ def command(
 
 
 def _where(recipe: Path, words: list[str], resume: bool) -> tuple[Path, list[str]]:
-    """The recipe's file, and the words with the run folder's own path, wherever it lies now, as `out`."""
-    if os.path.isdir(recipe):  # unlike Path.is_dir, False rather than an error for a name of any length
+    """Return the recipe's file and the words. For a resumed run, `out` is its folder's current path."""
+    if os.path.isdir(recipe):  # unlike Path.is_dir, it returns False for a name that is too long
         recipe = recipe / "recipe.toml"
     moved = resume and (recipe.parent / "model.json").is_file() and not any(word.startswith("out=") for word in words)
     return recipe, [f"out={recipe.parent}", *words] if moved else words
 
 
 def _is_main() -> bool:
-    """Several processes train, one reports."""
+    """Whether this process reports: only one of several does."""
     return os.environ.get("RANK", "0") == "0"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from leanconv.errors import BadInput, LeanconvError, told
+from leanconv.errors import BadInput, LeanconvError, error_line
 
 # A tensor is the only argument, a tuple or list the positional ones, a dict the named ones.
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -75,7 +75,7 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     except LeanconvError:
         raise
     except Exception as error:
-        raise BadInput(f"the model does not run on inputs {shapes(inputs)}: {told(error)}") from error
+        raise BadInput(f"the model does not run on inputs {shapes(inputs)}: {error_line(error)}") from error
 
 
 def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

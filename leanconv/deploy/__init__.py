@@ -1,4 +1,4 @@
-"""Deploy: files that other runtimes run, verified against the model they came from."""
+"""Deploy: write files that other runtimes run, verified against the model."""
 
 from leanconv.deploy.export import Exported, export
 from leanconv.deploy.runtimes import Runtime, open_file

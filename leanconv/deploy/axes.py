@@ -1,4 +1,4 @@
-"""The dynamic axes of an export: which dimensions they are, which sizes the model allows, at which ones we look."""
+"""The dynamic axes of an export: their dimensions, the sizes that the model allows, and the sizes to verify."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.deploy.calls import Frame
-from leanconv.deploy.runtimes import first_line
+from leanconv.deploy.failures import first_line
 from leanconv.errors import BadInput, UnknownName
 from leanconv.probes import KINDS, LIKE, resampled
 
 AXES = ("batch", "height", "width")
-# A size grows in steps of one of these: networks with k halvings take multiples of 2^k (timm, smp: up to 64).
+# Candidate steps of a size. Networks with k halvings take multiples of 2^k (timm, smp: up to 64).
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the three axes; None where the inputs do not have the axis."""
+    """Sizes of the three axes. None if the inputs do not have the axis."""
 
     batch: int
     height: int | None
@@ -33,15 +33,15 @@ class Sizes:
         return "x".join(str(v) for v in (self.batch, self.height, self.width) if v is not None)
 
 
-GIVEN = "the given values"
-Look = tuple[Sizes, tuple[str, ...]]  # where a file is compared with its model: the sizes, the kinds of values
+GIVEN_VALUES = "the given values"
+Look = tuple[Sizes, tuple[str, ...]]  # one comparison of file and model: the sizes, the kinds of values
 
 
 class Dynamic:
-    """A call whose tensors can be made again at other sizes of the dynamic axes.
+    """A call that can be repeated at other sizes of the dynamic axes.
 
-    Axis "batch" is dimension 0 of every tensor that is as long there as the first; "height" and "width" are the last
-    two dimensions of the four-dimensional ones (of several resolutions, all grow by the same factor).
+    Axis "batch" is dimension 0 of every tensor that has the first tensor's length there. Axes "height" and "width" are
+    the last two dimensions of 4-D tensors. If their resolutions differ, all grow by the same factor.
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Sequence[str]) -> None:
@@ -76,11 +76,11 @@ class Dynamic:
         return axes
 
     def call(self, sizes: Sizes, kind: str = LIKE) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The given arguments, or random ones of a kind at these sizes."""
-        made = self.tensors
-        if kind != GIVEN:
-            made = [self._tensor(index, tensor, sizes, kind) for index, tensor in enumerate(self.tensors)]
-        args, kwargs = self.frame.join(made)
+        """Return the given arguments, or random ones of a kind at these sizes."""
+        tensors = self.tensors
+        if kind != GIVEN_VALUES:
+            tensors = [self._tensor(index, tensor, sizes, kind) for index, tensor in enumerate(self.tensors)]
+        args, kwargs = self.frame.join(tensors)
         return args, kwargs
 
     def _tensor(self, index: int, tensor: Tensor, sizes: Sizes, kind: str) -> Tensor:
@@ -93,7 +93,7 @@ class Dynamic:
         return resampled(tensor, shape, self._generator, kind)
 
     def step(self, model: nn.Module, axis: str) -> int:
-        """The step in which the model lets this axis grow. Raises BadInput where it takes the example's size alone."""
+        """Return the step in which this axis can grow. Raises BadInput if the model takes the example's size only."""
         size, reason = getattr(self.given, axis), ""
         for step in STEPS:
             try:
@@ -101,7 +101,7 @@ class Dynamic:
                     args, kwargs = self.call(self._with(**{axis: size + times * step}))
                     with torch.no_grad():
                         model(*args, **kwargs)
-            except Exception as error:  # whatever a model raises at a size that it does not take
+            except Exception as error:  # a model may raise anything at a size that it does not take
                 reason = first_line(error)
                 continue
             return step
@@ -111,9 +111,9 @@ class Dynamic:
         return Sizes(**{**self.given.to_dict(), **changed})  # type: ignore[arg-type]
 
     def plan(self, model: nn.Module) -> tuple[Sizes, list[Look]]:
-        """The sizes to trace at, and where to compare: batch 1, 2 and 5, three heights and widths, every kind once."""
+        """Return the sizes to trace at, and the comparisons: batch 1, 2, 5, three heights, widths, each kind once."""
         steps = {axis: self.step(model, axis) for axis in self.dynamic if axis != "batch"}
-        # Traced with sizes that differ from each other and from 1, lest the tracer take two for one.
+        # The traced sizes must differ from each other and from 1. The tracer would treat equal ones as one symbol.
         trace = self.given
         if "batch" in self.dynamic:
             trace = Sizes(max(2, trace.batch), trace.height, trace.width)
@@ -123,7 +123,7 @@ class Dynamic:
             while size == 1 or size in others:
                 size += step
             trace = Sizes(**{**trace.to_dict(), axis: size})  # type: ignore[arg-type]
-        # Only larger than given: below it an inner map may shrink to one pixel, where torch.export fixes its size.
+        # Compare at larger sizes only: at smaller ones an inner map may shrink to one pixel, which torch.export fixes.
         looks = [self.given]
         for batch, down, right in ((1, 0, 0), (2, 1, 2), (5, 3, 1), (1, 1, 0), (1, 0, 3)):
             sizes = self.given.to_dict()
@@ -137,5 +137,5 @@ class Dynamic:
         elsewhere = [look for look in kinds if look != self.given] or [self.given]
         for where, kind in zip(cycle(elsewhere), KINDS, strict=False):
             kinds[where].append(kind)
-        kinds[self.given].insert(0, GIVEN)
+        kinds[self.given].insert(0, GIVEN_VALUES)
         return trace, [(where, tuple(each or [LIKE])) for where, each in kinds.items()]

@@ -1,4 +1,4 @@
-"""`export`: a model as an ONNX, OpenVINO or torch.export file that was checked against it, or no file at all."""
+"""`export`: write a model as an ONNX, OpenVINO or torch.export file and verify it, or leave no file."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,31 +10,32 @@ from torch import nn
 
 from leanconv.convert.observe import has_lazy
 from leanconv.copies import copied
-from leanconv.deploy.axes import GIVEN, Dynamic, Look, Sizes
+from leanconv.deploy.axes import GIVEN_VALUES, Dynamic, Look, Sizes
 from leanconv.deploy.calls import Frame, Inputs, as_call
+from leanconv.deploy.failures import first_line, root_cause
 from leanconv.deploy.names import names_of
 from leanconv.deploy.place import beside, move_into_place
 from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, onnx_module, save_onnx, to_openvino
 from leanconv.deploy.result import Exported, Verified
-from leanconv.deploy.runtimes import Runtime, first_line, open_file, reason
+from leanconv.deploy.runtimes import Runtime, open_file
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
-from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName, told
+from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName, error_line
 from leanconv.extras import needs
 from leanconv.files import origin
 from leanconv.probes import LIKE
 from leanconv.text import is_utf8
 
 FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
-# How far a task metric (IoU, Dice, top-1) of the file may be from the model's.
+# Largest difference between a task metric (IoU, Dice, top-1) of the file and of the model.
 METRIC_TOLERANCE = 0.002
-# torch.export's errors whose own words do not say what to do.
+# Advice for errors of torch.export that do not say what to do.
 ADVICE = {
     "GuardOnDataDependent": "its forward decides by the values of a tensor, which a file cannot; ",
     "ConstraintViolation": "its forward fixes a size that should stay open: leave that axis out of dynamic; ",
 }
 
 Check = Callable[[nn.Module], float | Mapping[str, float]]
-Names = tuple[tuple[str, ...], tuple[str, ...]]  # of inputs, of outputs
+Names = tuple[tuple[str, ...], tuple[str, ...]]  # names of inputs, names of outputs
 
 
 def export(
@@ -45,20 +46,20 @@ def export(
     dynamic: Sequence[str] = ("batch",),
     check: Check | None = None,
 ) -> Exported:
-    """Write `model` (in eval mode, on the CPU) to `path`, and only if the file computes the same.
+    """Write `model` (in eval mode, on the CPU) to `path`, but only if the file computes the same.
 
     Args:
-        model: any module; it is copied first and stays as it is. An optimised model is refused: export its original.
-        inputs: a tensor, a tuple of arguments or a dict of named ones; their fixed sizes become the file's.
+        model: any module. `export` copies it and does not change it. For an optimised model, export its original.
+        inputs: a tensor, a tuple of arguments or a dict of named ones. Sizes outside `dynamic` become the file's.
         path: `.onnx`, `.xml` (OpenVINO, with its `.bin`) or `.pt2` (torch.export).
-        dynamic: the axes that stay open, of "batch", "height", "width". The file is compared with the model at the
-            given sizes and at batches 1, 2, 5, and heights and widths in the steps that the model allows; on the given
-            values and on random ones like them, bright, flat, large and small.
-        check: `check(model_like) -> number or {name: number}`, called with the model and with the file as a module;
-            the two may differ by 0.002.
-    Raises: ExportMismatch where the file differs from the model; BadInput where the model cannot be exported or `path`
-        not be written; UnknownName for another suffix or axis; MissingExtra. Then nothing is left at `path`, and an
-        older file there is untouched.
+        dynamic: the axes that stay dynamic: any of "batch", "height", "width". `export` verifies the file at the
+            given sizes, at batches 1, 2, 5, and at several heights and widths. The values are the given
+            ones and random ones: similar, bright, flat, large and small.
+        check: `check(model_like) -> number or {name: number}`, called with the model and with the file as a module.
+            The two may differ by 0.002.
+    Raises: ExportMismatch if the file differs from the model. BadInput if the model cannot be exported or `path` cannot
+        be written. UnknownName for an unknown suffix or axis. MissingExtra. After an error nothing new is left at
+        `path`, and an older file there is untouched.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
@@ -66,15 +67,15 @@ def export(
         raise UnknownName(f"{path}: the suffix decides the format, and {path.suffix!r} is none; known: {known}")
     if path.is_dir():
         raise BadInput(f"{path}: is a folder; name a file in it")
-    if not is_utf8(os.path.abspath(path)):  # ONNX refuses such a name unclearly, torch.export's writer aborts
+    if not is_utf8(os.path.abspath(path)):  # ONNX's own error is unclear, and torch.export's writer aborts
         raise BadInput(f"{path}: the libraries that write it take names in UTF-8 alone; give another")
-    # Tracing changes modules' classes while it runs: a model that runs beside another thread's capture ends up in it.
+    # Tracing changes modules' classes while it runs. A model that another thread runs meanwhile would be traced too.
     with ONE_AT_A_TIME:
         return _checked_file(_plain_copy(model), Dynamic(*_on_cpu(*as_call(inputs)), dynamic), path, check)
 
 
 def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | None) -> Exported:
-    """Run, write, open, compare; then move into place."""
+    """Run the model, write the file, open and compare it, then move it into place."""
     args, kwargs = call.frame.join(call.tensors)
     with torch.no_grad():
         try:
@@ -82,7 +83,7 @@ def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | No
         except LeanconvError:
             raise
         except Exception as error:
-            raise BadInput(f"the model does not run on inputs {call.given}: {told(error)}") from error
+            raise BadInput(f"the model does not run on inputs {call.given}: {error_line(error)}") from error
     _exportable(answer, path)
     trace, looks = call.plan(plain)
     with beside(path) as folder:
@@ -93,7 +94,7 @@ def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | No
         verified = tuple(_verify(plain, exact, runtime, call, look, path) for look in looks)
         names = _named_so(runtime, names, call, Reference(exact, args, kwargs, answer), path)
         metrics = _metrics(check, plain, runtime, path) if check is not None else {}
-        del runtime  # its file may not be mapped while it is moved
+        del runtime  # the file must not stay mapped while it is moved
         files = move_into_place(folder, path)
     return Exported(path, FORMATS[path.suffix], files, call.dynamic, *names, verified, metrics)
 
@@ -101,7 +102,7 @@ def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | No
 def _plain_copy(model: nn.Module) -> nn.Module:
     if getattr(model, "optimized_by_leanconv", False):
         raise BadInput("an optimised model belongs to this process and cannot be exported; export(model.original, ...)")
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = getattr(model, "_orig_mod", model)  # the model inside torch.compile's wrapper
     scripted = next((name for name, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule)), None)
     if scripted is not None:
         which = f"the model's layer {scripted!r}" if scripted else "the model"
@@ -118,7 +119,7 @@ def _on_cpu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
 
 
 def _again(value: Any) -> Any:
-    """The same arguments with tensors of their own: a model may write into its inputs."""
+    """Return the arguments with cloned tensors: a model may write into its inputs."""
     tensors, frame = Frame.split(value)
     return frame.join([tensor.clone() for tensor in tensors])
 
@@ -141,15 +142,15 @@ def _exportable(answer: Any, path: Path) -> None:
 
 
 def _write(plain: nn.Module, call: Dynamic, trace: Sizes, answer: Any, draft: Path) -> Names:
-    """Fill the draft. Returns the names that its inputs and outputs were given."""
+    """Write the draft. Returns the names of its inputs and outputs."""
     args, kwargs = call.call(trace)
     given = args[0] if len(args) == 1 and not kwargs else (kwargs if kwargs and not args else (args, kwargs))
     inputs = names_of(given, "input", prefix="input")
     outputs = names_of(answer, "output", prefix="output", taken=inputs)
     try:
         if draft.suffix == ".pt2":
-            made = capture(plain, args, kwargs, call.axes)
-            torch.export.save(made, str(draft), extra_files={"origin.txt": origin()})
+            program = capture(plain, args, kwargs, call.axes)
+            torch.export.save(program, str(draft), extra_files={"origin.txt": origin()})
         elif draft.suffix == ".onnx":
             onnx_module()  # a large model is not captured in vain
             program = capture_flat(plain, args, kwargs, call.axes)
@@ -157,18 +158,18 @@ def _write(plain: nn.Module, call: Dynamic, trace: Sizes, answer: Any, draft: Pa
         else:
             with needs("openvino", "export"):
                 import openvino
-            made = to_openvino(capture_flat(plain, args, kwargs, call.axes), inputs=inputs, outputs=outputs)
-            made.set_rt_info(origin(), ["origin"])
-            openvino.save_model(made, str(draft), compress_to_fp16=False)
+            converted = to_openvino(capture_flat(plain, args, kwargs, call.axes), inputs=inputs, outputs=outputs)
+            converted.set_rt_info(origin(), ["origin"])
+            openvino.save_model(converted, str(draft), compress_to_fp16=False)
     except (LeanconvError, OSError):
         raise
     except Exception as error:
-        raise BadInput(f"the model cannot become {FORMATS[draft.suffix]}: {_reason(error)}") from error
+        raise BadInput(f"the model cannot become {FORMATS[draft.suffix]}: {_advised(error)}") from error
     return tuple(inputs), tuple(outputs)
 
 
-def _reason(error: BaseException) -> str:
-    line = reason(error)
+def _advised(error: BaseException) -> str:
+    line = root_cause(error)
     return next((advice for name, advice in ADVICE.items() if name in line.split(":")[0]), "") + line
 
 
@@ -178,17 +179,15 @@ def _open(plain: nn.Module, draft: Path, answer: Any) -> Runtime:
         run = open_file(draft).run
     except BadInput as error:
         why = str(error).removeprefix(f"{draft}: ").replace(str(draft), draft.name)
-        raise ExportMismatch(
-            f"the {FORMATS[draft.suffix]} file that was made does not load; nothing was written: {why}"
-        ) from error
+        raise ExportMismatch(f"the {FORMATS[draft.suffix]} file does not load; nothing was written: {why}") from error
     return Runtime(run, outputs=frame, dtypes=[t.dtype for t in tensors], like=plain)
 
 
 def _named_so(runtime: Runtime, names: Names, call: Dynamic, model: Reference, path: Path) -> Names:
-    """The names that stand in the file. Raises ExportMismatch where one is not what was asked, or leads elsewhere."""
+    """Return the names in the file. Raises ExportMismatch if a name is wrong or leads to the wrong tensor."""
     run = runtime.run
     found = tuple(run.inputs), tuple(run.outputs)
-    if not runtime.flat:  # a program of torch.export has names of its own, and is called as the model is
+    if not runtime.flat:  # a torch.export program has its own names and the model's call signature
         return found
     if found != names:
         raise ExportMismatch(f"{path.name} has the names {found}, not {names}; nothing was written")
@@ -223,9 +222,9 @@ def _verify(plain: nn.Module, exact: InFloat64, runtime: Runtime, call: Dynamic,
 
 
 def _asked(plain: nn.Module, call: Dynamic, sizes: Sizes, kind: str) -> tuple[Any, Any, Any]:
-    """Arguments and the model's answer to them; where it takes no values of the kind, to values like the given."""
+    """Return arguments and the model's answer. If the model fails on this kind of values, use similar ones (LIKE)."""
     args, kwargs = call.call(sizes, kind)
-    usual, expected = kind in (GIVEN, LIKE), None
+    usual, expected = kind in (GIVEN_VALUES, LIKE), None
     try:
         with torch.no_grad():
             expected = plain(*_again(args), **_again(kwargs))
@@ -238,7 +237,7 @@ def _asked(plain: nn.Module, call: Dynamic, sizes: Sizes, kind: str) -> tuple[An
 
 
 def _metrics(check: Check, plain: nn.Module, runtime: Runtime, path: Path) -> dict[str, tuple[float, float]]:
-    """The task metric of the model and of the file. Raises ExportMismatch where they differ."""
+    """Return the task metrics of the model and of the file. Raises ExportMismatch if they differ."""
     ours, theirs = _named(check(plain)), _named(check(runtime))
     if not ours:
         raise BadInput("check gave no number for the model, so nothing was compared; return one, or {name: number}")

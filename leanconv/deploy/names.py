@@ -1,4 +1,4 @@
-"""Names of inputs and outputs: one for each tensor, no two alike, and the same ones in the file as in the report."""
+"""Names of inputs and outputs: unique for each tensor, and the same in the file and in the report."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +11,10 @@ from leanconv.deploy.calls import Frame
 
 
 def names_of(value: Any, single: str, *, prefix: str, taken: Iterable[str] = ()) -> list[str]:
-    """Names for the tensors of a call or an answer: keys where it is a dict, `single` for one, numbers for several.
+    """Return names for the tensors of a call or answer: keys of a dict, `single` for one tensor, else numbers.
 
-    Keys of nested dicts are joined: `{"out": {"a": ...}}` gives `out_a`. What is no letter, digit or underscore becomes
-    an underscore; of names that are alike then, or that are `taken`, the later ones get a number.
+    Keys of nested dicts are joined: `{"out": {"a": ...}}` becomes `out_a`. Other characters than letters, digits and
+    underscores become underscores. A name that is `taken` or already used gets a number.
     """
     tensors = Frame.split(value)[0]
     keys = _keys(value)
@@ -22,7 +22,7 @@ def names_of(value: Any, single: str, *, prefix: str, taken: Iterable[str] = ())
         keys = [single] if len(tensors) == 1 else [f"{prefix}{i}" for i in range(len(tensors))]
     clean = [re.sub(r"\W", "_", key) or f"{prefix}{i}" for i, key in enumerate(keys)]
     used, names = set(taken), [""] * len(clean)
-    # A key that needs no cleaning keeps its name, wherever it stands.
+    # Name the clean keys first: they keep their names, whatever their position.
     for i in sorted(range(len(clean)), key=lambda i: clean[i] != keys[i]):
         names[i] = _free(clean[i], used)
         used.add(names[i])
@@ -34,10 +34,10 @@ def _free(name: str, used: set[str]) -> str:
 
 
 def _keys(value: Any) -> list[str] | None:
-    """The path of each tensor in a dict or a named tuple; None where `value` is neither."""
+    """Return the path of each tensor in a dict or a named tuple. None if `value` is neither."""
     try:
         leaves = tree_flatten_with_path(value)[0]
-    except ValueError:  # a class that is registered without the keys of its parts
+    except ValueError:  # a class registered without keys for its parts
         return None
     paths = [path for path, leaf in leaves if isinstance(leaf, Tensor)]
     if not all(path and isinstance(path[0], MappingKey | GetAttrKey) for path in paths):
@@ -50,9 +50,9 @@ def _word(part: Any) -> str:
 
 
 def name_onnx(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Name the inputs and outputs of an `onnx_ir.Graph`; a value inside that has one of these names gets another.
+    """Name the inputs and outputs of an `onnx_ir.Graph`. An inner value with one of these names is renamed.
 
-    In ONNX a value has one name: an output that is an input, a weight, or another output as well becomes a copy.
+    An ONNX value has one name. An output that is also an input, a weight or another output becomes a copy.
     """
     import onnx_ir
 
@@ -69,7 +69,7 @@ def name_onnx(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None
     values = [v for each in graphs for v in (*each.inputs, *each.initializers.values())]
     values += [v for node in graph.all_nodes() for v in node.outputs]
     used = {value.name for value in values} | set(ports.values())
-    # Ports, too: two of them may be about to change names with each other.
+    # Rename the ports too: two of them may swap names.
     for value in [value for value in values if value.name in set(ports.values())]:
         value.name = _free(value.name, used)
         used.add(value.name)
@@ -78,10 +78,10 @@ def name_onnx(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None
 
 
 def name_openvino(model: Any, inputs: Mapping[str, str], outputs: Sequence[str]) -> None:
-    """Name the ports of an `openvino.Model`; `inputs` gives for the names that its inputs have those they get.
+    """Name the ports of an `openvino.Model`. `inputs` maps the current names of its inputs to the new ones.
 
-    Here a tensor may have several names, and whoever shares it shares them: an output that is an input, or another
-    output as well, becomes a tensor of its own.
+    An OpenVINO tensor may have several names, and all ports that share the tensor share them. An output that is also
+    an input or another output becomes a separate tensor.
     """
     from openvino import opset8
 
@@ -90,7 +90,7 @@ def name_openvino(model: Any, inputs: Mapping[str, str], outputs: Sequence[str])
         source = result.input_value(0)
         place = f"{source.get_node().get_friendly_name()}:{source.get_index()}"
         if source.get_node().get_friendly_name() in taken or place in taken:
-            # A reshape to its own shape costs nothing: a compiled model leaves it out and keeps the names.
+            # A reshape to the same shape is free: the compiler removes it and keeps the names.
             same = opset8.reshape(source, opset8.shape_of(source), False)
             result.input(0).replace_source_output(same.output(0))
         taken.add(place)

@@ -1,4 +1,4 @@
-"""Images of any size through a model of one fixed size, in pieces: how a fixed file and its model are compared."""
+"""Run images of any size in tiles through a model of fixed size, to verify files with fixed sizes."""
 
 import torch
 import torch.nn.functional as F
@@ -6,15 +6,15 @@ from torch import Tensor, nn
 
 
 class Pieces(nn.Module):
-    """`N C H W -> N O H W` by a model that takes `height`×`width` only (and exactly `batch` at once, where given).
+    """Run `N C H W -> N O H W` with a model of fixed size `height`×`width`, and of fixed `batch` if given.
 
-    The image is mirrored out to whole pieces, or repeated where it is too small for that; pieces do not overlap.
+    Reflection pads the image to whole tiles, or replication if the image is too small. Tiles do not overlap.
     """
 
     def __init__(self, model: nn.Module, height: int, width: int, batch: int | None = None) -> None:
         super().__init__()
         self.model, self.height, self.width, self.batch = model, height, width, batch
-        self.size_multiple = 1  # nobody needs to pad for us
+        self.size_multiple = 1  # callers need no padding
         self.train(model.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,9 +26,8 @@ class Pieces(nn.Module):
         x = x.unflatten(3, (columns, self.width)).unflatten(2, (rows, self.height))  # N C H W -> N C rows P columns Q
         pieces = x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # N C rows P columns Q -> (N rows columns) C P Q
         y = self._run(pieces)
-        y = y.unflatten(0, (n, rows, columns)).permute(
-            0, 3, 1, 4, 2, 5
-        )  # (N rows columns) O P Q -> N O rows P columns Q
+        y = y.unflatten(0, (n, rows, columns))  # (N rows columns) O P Q -> N rows columns O P Q
+        y = y.permute(0, 3, 1, 4, 2, 5)  # N rows columns O P Q -> N O rows P columns Q
         return y.flatten(4, 5).flatten(2, 3)[..., :h, :w]
 
     def _run(self, pieces: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ class Pieces(nn.Module):
 
 
 class Filled(nn.Module):
-    """`N ... -> N ...` by a model that takes exactly `batch` at once: the last images are repeated to fill it."""
+    """Run `N ... -> N ...` with a model that takes exactly `batch` images. The last image fills incomplete batches."""
 
     def __init__(self, model: nn.Module, batch: int) -> None:
         super().__init__()

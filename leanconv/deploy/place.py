@@ -1,4 +1,4 @@
-"""Several files put in place as one: drafted in a hidden folder beside their target, then moved."""
+"""Replace several files as one: write drafts into a hidden folder beside the target, then move them."""
 
 import os
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from leanconv.errors import BadInput
 from leanconv.files import LOCK, Held, Lock, draft
 
 _DRAFT = ".export-"
-_MOVING = ".export.lock"  # two pairs moved to one place at once would end as one's main file with the other's weights
+_MOVING = ".export.lock"  # without it, two concurrent exports could mix one's main file with the other's weights
 _PATIENCE_S = 60.0
 
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A hidden folder next to `path`, gone afterwards; what cannot be written becomes one clear line."""
+    """Yield a hidden folder next to `path` and delete it afterwards. Raises BadInput if writing fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft(path.parent, _DRAFT) as folder:
@@ -27,7 +27,7 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def move_into_place(folder: Path, path: Path) -> tuple[Path, ...]:
-    """Put the draft and its weight file in place, weights first: whoever finds the main file finds its own weights."""
+    """Move the draft and its weight file into place, weights first: a reader of the main file finds its weights."""
     try:
         with Lock(path.parent / _MOVING, patience_s=_PATIENCE_S):
             return _move(folder, path)
@@ -41,7 +41,7 @@ def _move(folder: Path, path: Path) -> tuple[Path, ...]:
     for each in drafts:
         with each.open("rb") as file:
             os.fsync(file.fileno())
-    # The old main file steps aside first: a kill in between leaves no main file, never one with another's weights.
+    # Move the old main file away first. A kill in between leaves no main file, never one with wrong weights.
     kept = folder / "old"
     kept.mkdir()
     moved: list[Path] = []

@@ -1,4 +1,4 @@
-"""From a module to a program: torch.export, then ONNX or OpenVINO from that one program."""
+"""Convert a module to a program with torch.export, and that program to ONNX or OpenVINO."""
 
 import io
 import logging
@@ -21,7 +21,7 @@ from leanconv.files import origin
 
 # tensor index in the call -> {dimension: axis name}
 Axes = Mapping[int, Mapping[int, str]]
-# torch.export, its loader and the converters change the whole process while they run, as `quiet` does.
+# torch.export, its loader, the converters and `quiet` change process-wide state while they run.
 ONE_AT_A_TIME = threading.RLock()
 
 
@@ -34,9 +34,10 @@ def capture(
     *,
     fixable: bool = False,
 ) -> ExportedProgram:
-    """The model as a graph; the dimensions named in `axes` stay open, every other size is fixed to the example's.
+    """Capture the model as a graph. The dimensions in `axes` stay dynamic, all other sizes are the example's.
 
-    A model that asks for the number behind an open dimension is refused, or, where it is `fixable`, has that one fixed.
+    A model may read the number of a dynamic dimension. With `fixable`, that dimension becomes fixed; otherwise
+    torch.export raises.
     """
     tensors = Frame.split((args, dict(kwargs)))[0]
     dynamic, dim = None, torch.export.Dim.AUTO if fixable else torch.export.Dim.DYNAMIC
@@ -57,7 +58,7 @@ def capture_flat(
     *,
     fixable: bool = False,
 ) -> ExportedProgram:
-    """Likewise, but the program takes and gives its tensors one after another, as ONNX and OpenVINO need it."""
+    """Like `capture`, but the program takes and returns flat tensors, as ONNX and OpenVINO require."""
     tensors, frame = Frame.split((args, dict(kwargs)))
     return capture(FlatModel(model, frame).eval(), tuple(tensors), {}, axes, fixable=fixable)
 
@@ -74,21 +75,21 @@ def onnx_module() -> Any:
 def save_onnx(
     program: ExportedProgram, path: Path, *, inputs: Sequence[str], outputs: Sequence[str], axes: Axes | None = None
 ) -> None:
-    """Write a flat program as ONNX; weights over 2 GB go to `PATH.data` beside it. Raises MissingExtra without onnx."""
+    """Write a flat program as ONNX, with weights over 2 GB in `PATH.data`. Raises MissingExtra without onnx."""
     onnx = onnx_module()
     with quiet():
-        made = torch.onnx.export(program, dynamo=True, verbose=False)
-        if made is None:
-            raise RuntimeError("torch.onnx gave no program")
-        name_onnx(made.model.graph, inputs, outputs)
-        _name_axes(made.model.graph, axes or {})
-        made.model.metadata_props["origin"] = origin()
-        made.save(str(path))
+        converted = torch.onnx.export(program, dynamo=True, verbose=False)
+        if converted is None:
+            raise RuntimeError("torch.onnx returned no program")
+        name_onnx(converted.model.graph, inputs, outputs)
+        _name_axes(converted.model.graph, axes or {})
+        converted.model.metadata_props["origin"] = origin()
+        converted.save(str(path))
     onnx.checker.check_model(str(path))
 
 
 def to_openvino(program: ExportedProgram, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> Any:
-    """A flat program as an `openvino.Model`; its ports are named where names are given. Raises MissingExtra."""
+    """Convert a flat program to an `openvino.Model`, and name its ports if names are given. Raises MissingExtra."""
     with needs("openvino", "export"):
         import openvino
     with quiet(), _apart(program):
@@ -100,33 +101,33 @@ def to_openvino(program: ExportedProgram, *, inputs: Sequence[str] = (), outputs
 
 @contextmanager
 def _apart(program: ExportedProgram) -> Iterator[None]:
-    """Every output a tensor of its own, which OpenVINO's converter demands; as before afterwards."""
+    """Make every output a separate tensor, as OpenVINO's converter demands. Restore the program afterwards."""
     graph, output = program.graph, program.graph.output_node()
-    before, made = output.args, []
+    before, copies = output.args, []
     if len(output.args[0]) == 1:
         yield
         return
     with graph.inserting_before(output):
         for node in output.args[0]:
             order = list(range(node.meta["val"].dim()))
-            made.append(graph.call_function(torch.ops.aten.permute.default, (node, order)))
-            made[-1].meta = dict(node.meta)
+            copies.append(graph.call_function(torch.ops.aten.permute.default, (node, order)))
+            copies[-1].meta = dict(node.meta)
     try:
-        output.args = (tuple(made),)
+        output.args = (tuple(copies),)
         yield
     finally:
         output.args = before
-        for node in made:
+        for node in copies:
             graph.erase_node(node)
 
 
 def input_order(program: ExportedProgram) -> list[str]:
-    """The names of a flat program's tensors in the order of a call."""
+    """Return the names of a flat program's inputs in the order of a call."""
     return [str(name) for name in program.graph_signature.user_inputs]
 
 
 def _name_axes(graph: Any, axes: Axes) -> None:
-    """Put `batch`, `height`, `width` for torch's symbols (s77) in the shapes of inputs, outputs and all between."""
+    """Replace torch's symbols (s77) by `batch`, `height`, `width` in the shapes of inputs, outputs and inner values."""
     words: dict[str, str] = {}
     for index, dims in axes.items():
         for dim, name in dims.items():
@@ -145,9 +146,10 @@ def _name_axes(graph: Any, axes: Axes) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Where PyTorch exports, loads or converts: progress lines, dumps of graphs and what it says of its own calls (that
-    they are deprecated) are for the authors of the converters. Errors are still raised, and what was made is verified
-    number by number. Other threads wait here.
+    """Hide what PyTorch prints while it exports, loads or converts. Other threads wait here.
+
+    Progress lines, graph dumps and deprecation warnings are for the authors of the converters. Errors are still
+    raised, and every exported file is verified number by number.
     """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx")]
     with ONE_AT_A_TIME:

@@ -1,4 +1,4 @@
-"""What `export` hands back: the file, and how it was seen to compute what the model computes."""
+"""The result of `export`: the file, and its verified error against the model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from leanconv.table import table
 
 @dataclass(frozen=True)
 class Verified:
-    """The comparison of the file with the model at these sizes; of several inputs the worst."""
+    """The largest error of the file against the model at these sizes."""
 
     sizes: Sizes
     absolute: float
@@ -20,13 +20,13 @@ class Verified:
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that computes what the model computes, and how that was seen.
+    """A file that computes the same as the model, with the proof.
 
     Attributes:
-        files: every file that belongs together, the one to open first.
-        inputs, outputs: names in the file (torch.export: of the graph).
-        verified: one entry per size looked at; `relative` is the error as a share of its channel's or group's size.
-        metrics: name -> (the model's, the file's), where a `check` was given.
+        files: all files of the export, the main file first.
+        inputs, outputs: names in the file (torch.export: names in the graph).
+        verified: one entry per verified size. `relative` is the error relative to its channel or group.
+        metrics: name -> (the model's, the file's), if a `check` was given.
     """
 
     path: Path
@@ -40,17 +40,17 @@ class Exported:
 
     @property
     def max_error(self) -> float:
-        """The largest absolute difference seen."""
+        """The largest absolute error."""
         return max(each.absolute for each in self.verified)
 
     @property
     def max_relative_error(self) -> float:
-        """The largest difference as a share of the size of its channel or group."""
+        """The largest error relative to the size of its channel or group."""
         return max(each.relative for each in self.verified)
 
     @property
     def tolerance(self) -> float:
-        """The largest relative error that would have passed."""
+        """The largest relative error that is allowed."""
         return max(each.allowed for each in self.verified)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An answer against the answer that a model gives: the rule of `leanconv.agreement`, on nested answers."""
+"""Compare a nested answer with the model's own answer, by the rule of `leanconv.agreement`."""
 
 import math
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from leanconv.agreement import Error, compare, incomparable
 from leanconv.copies import copied
 from leanconv.deploy.calls import Frame
 
-# The largest error allowed, as a share of the size of the channel or group that it stands in. Another runtime adds the
-# same numbers in another order; what that costs depends on the number type alone until a network amplifies it.
+# The largest allowed error, relative to the size of its channel or group. Another runtime adds the same numbers in
+# another order. That error depends on the number type alone until a network amplifies it.
 FLOOR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 def floor(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> float:
-    """The largest error allowed to an answer of `tensors`, computed in `dtype` (None: as they are)."""
+    """Return the largest allowed error of an answer `tensors` that was computed in `dtype` (None: its own type)."""
     types = [t.dtype for t in tensors if t.is_floating_point()] + ([dtype] if dtype is not None else [])
     return max((FLOOR.get(each, FLOOR[torch.float32]) for each in types), default=FLOOR[torch.float32])
 
 
 def difference(expected: Any, given: Any, tolerance: float = 0.0) -> Error:
-    """The error of a nested answer. Structure, shapes, dtypes and constants must be the same; NaN equals NaN."""
+    """Return the error of a nested answer. Structure, shapes, dtypes and constants must match; NaN equals NaN."""
     (want, frame), (have, other) = Frame.split(expected), Frame.split(given)
     return _unlike(frame, other, len(want), len(have)) or compare(want, have, tolerance)
 
@@ -39,7 +39,7 @@ def _unlike(frame: Frame, other: Frame, wanted: int, found: int) -> Error | None
 
 
 class InFloat64:
-    """A model in float64, made when it is asked for: how far the model itself is from what it means."""
+    """A model in float64, built on first use. It shows the rounding error of the model itself."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -50,9 +50,9 @@ class InFloat64:
 
     @torch.no_grad()
     def __call__(self, args: Any, kwargs: Any, answer: Sequence[Tensor], moved: int = 0) -> list[Tensor] | None:
-        """The answer to a call; None where nothing runs so, or nothing is more exact than it was.
+        """Return the answer in float64. None if the model does not run in float64 or computes in it already.
 
-        `moved`: not 0 for inputs each of which is moved by a rounding of its own type, every number in another way.
+        `moved`: if not 0, the seed for random changes of the inputs, one rounding of its type for each number.
         """
         if any(t.dtype in (torch.float64, torch.complex128) for t in answer):
             return None
@@ -61,13 +61,13 @@ class InFloat64:
             dice = torch.Generator().manual_seed(moved)
             args, kwargs = frame.join([_widened(t, dice if moved else None) for t in tensors])
             found = [t.detach().cpu() for t in Frame.split(self._exact(*args, **kwargs))[0]]
-        except Exception:  # a model with fixed dtypes inside
+        except Exception:  # the model contains fixed dtypes
             return None
         return found if [t.shape for t in found] == [t.shape for t in answer] else None
 
 
 def _widened(tensor: Tensor, dice: torch.Generator | None) -> Tensor:
-    """In float64, as it is or moved by a rounding."""
+    """Return the tensor in float64, unchanged or with a random rounding error added."""
     if not tensor.is_floating_point():
         return tensor.clone()
     if dice is None:
@@ -77,7 +77,7 @@ def _widened(tensor: Tensor, dice: torch.Generator | None) -> Tensor:
 
 
 class Reference:
-    """What a model answered to one call. Other forms of it are held against this."""
+    """The model's answer to one call, against which other forms are verified."""
 
     def __init__(self, exact: InFloat64, args: Any, kwargs: Any, answer: Any) -> None:
         self.args, self.kwargs, self.answer = args, kwargs, answer
@@ -91,11 +91,11 @@ class Reference:
         return self._known[moved]
 
     def error(self, given: Any, dtype: torch.dtype | None = None, chaos: float = math.inf) -> Error:
-        """How far a form's answer is from it.
+        """Return the error of a form's answer.
 
         Args:
-            dtype: what the form computes in (None: as the model does).
-            chaos: as `agreement.compare` has it.
+            dtype: the type that the form computes in (None: the model's own).
+            chaos: the limit of `agreement.compare`.
         """
         have, other = Frame.split(given)
         if unlike := _unlike(self._frame, other, len(self._tensors), len(have)):
@@ -106,12 +106,12 @@ class Reference:
 
 
 def has_nan(value: Any) -> bool:
-    """Whether a nested answer has NaN in it: then nothing can be told right from wrong."""
+    """Whether a nested answer contains NaN. Then nothing can be verified against it."""
     return any(bool(t.isnan().any()) for t in Frame.split(value)[0] if t.is_floating_point() or t.is_complex())
 
 
 def _same(a: Any, b: Any) -> bool:
     try:
         return a is b or bool(a == b)
-    except Exception:  # objects whose == does not give a yes or no
+    except Exception:  # objects whose == returns no truth value
         return False

@@ -1,4 +1,4 @@
-"""Engine: a model's fastest form on this device, by measurement; and what this device can run at all."""
+"""Engine: find a model's fastest form on this device by measurement, and diagnose what the device can run."""
 
 from leanconv.engine.choices import Choice, Choices
 from leanconv.engine.machine import Diagnosis, diagnose

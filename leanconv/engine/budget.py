@@ -1,4 +1,4 @@
-"""The seconds of one `optimize`: which engine may still be prepared, and what the race needs."""
+"""The time budget of one `optimize`: which engines still fit, and how long the race may take."""
 
 import time
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from leanconv.engine.candidate import Candidate
 from leanconv.engine.race import HOPELESS, RACE_S, Entry
 from leanconv.engine.workbench import Workbench
 
-# Rounds of all forms that the race should have, and the share of the budget that it may take for them at the most.
+# The race should run this many rounds of all forms, within at most this share of the budget.
 ROUNDS, TIMING_SHARE = 24, 0.25
-# How far this machine may be from the estimates, which were taken on two idle cores of a server. One engine that was
-# quick says little of the next: a budget is rather left unused than exceeded by a compiler.
+# Limits of the pace correction. The estimates come from two idle server cores. A quick engine says little about the
+# next one, so the lower limit is close to 1. An unused budget is better than one that a compiler exceeds.
 SLOWEST, QUICKEST = 4.0, 0.7
 
 
 class Budget:
-    """`seconds` from now on.
+    """A budget of `seconds` that starts now.
 
-    What an engine needs is estimated from the model (`Candidate.seconds`), and corrected by what the engines before it
-    needed on this machine, whatever else runs on it.
+    `Candidate.seconds` estimates from the model what an engine needs. The time that earlier engines took corrects the
+    estimate for this machine and its current load.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -36,16 +36,16 @@ class Budget:
         return max(0.0, self.deadline - time.perf_counter())
 
     def needs(self, candidate: Candidate, bench: Workbench) -> float:
-        """The seconds that its preparation will take, about."""
+        """Estimate the seconds that the candidate's preparation takes."""
         pace = self._took / self._expected if self._expected else 1.0
         return candidate.seconds(bench) * min(SLOWEST, max(QUICKEST, pace))
 
     def learn(self, expected: float, took: float) -> None:
-        """An engine was to take `expected` seconds by its own estimate, and took others."""
+        """Record an engine that was estimated at `expected` seconds and took `took`."""
         self._expected, self._took = self._expected + expected, self._took + took
 
     def timing(self, entries: Sequence[Entry]) -> float:
-        """The seconds that the race of these forms needs, and of one more that is as fast as the fastest."""
+        """Estimate the seconds of a race between these forms and one more that is as fast as the fastest."""
         looks = [entry.look_s for entry in entries]
         best = min(looks)
         wanted = ROUNDS * (best + sum(look for look in looks if look <= HOPELESS * best))

@@ -9,21 +9,21 @@ import torch
 from leanconv.engine.workbench import Workbench
 from leanconv.extras import installed
 
-Form = Callable[..., Any]  # called exactly as the model is, and gives what the model gives
+Form = Callable[..., Any]  # has the call signature of the model and returns what the model returns
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A registered engine: a file of this folder makes one, `engine/candidates.py` lists it.
+    """A registered engine. A file of this folder defines it, and `engine/candidates.py` lists it.
 
     Attributes:
-        name: the word for `engines=`.
-        why_not: why it cannot run this model here in this dtype (None: the model's own), or None if it can.
-        seconds: what its preparation takes at the most, about; it is not begun with less of the budget left.
-        prepare: makes the form. Whatever it raises becomes the reason in the table of choices.
-        any_shape: whether the form also runs inputs of other shapes than the given.
-        widens: whether it is tried in float32 too where the model computes in half precision.
-        lacks: what would make it better on this machine, with the way to get it; "" where nothing would.
+        name: the engine's name in `engines=`.
+        why_not: returns why the engine cannot run this model in this dtype (None: the model's own), or None.
+        seconds: estimates the longest preparation. The engine is skipped if less of the budget is left.
+        prepare: builds the form. The table of choices shows any exception as the reason.
+        any_shape: whether the form also runs inputs of other shapes.
+        widens: whether to try the engine in float32 too if the model computes in half precision.
+        lacks: returns what to install to make the engine faster on this machine, or "".
     """
 
     name: str
@@ -36,6 +36,6 @@ class Candidate:
 
 
 def missing(*libraries: str) -> str | None:
-    """The reason for libraries of the export extra that are not installed."""
+    """Return which of these libraries of the export extra are not installed, and the command that installs them."""
     gone = [name for name in libraries if not installed(name)]
     return f"{' and '.join(gone)} not installed: pip install 'leanconv[export]'" if gone else None

@@ -1,6 +1,6 @@
-"""The engines that `optimize` tries, in the order it tries them: quick to prepare first.
+"""The list of engines that `optimize` tries, those with the shortest preparation first.
 
-A new engine is one file that makes a `Candidate`, and its line here.
+To add an engine, define a `Candidate` in its own file and list it here.
 """
 
 from leanconv.engine.candidate import Candidate
@@ -11,16 +11,16 @@ from leanconv.engine.runtimes import ONNXRUNTIME, OPENVINO
 from leanconv.errors import UnknownName
 from leanconv.registry import nearest
 
-GIVEN = "eager"  # the model as it was given: always tried, whatever `engines` says
+EAGER = "eager"  # the given model itself: always tried, whatever `engines` says
 CANDIDATES = {each.name: each for each in (FOLDED, CHANNELS_LAST, FUSED, OPENVINO, ONNXRUNTIME, COMPILE)}
 
 
 def chosen(engines: object) -> list[Candidate]:
-    """The candidates that `engines` names (None: all). Raises UnknownName with the known ones."""
+    """Return the candidates that `engines` names (None: all). Raises UnknownName, which lists the known names."""
     if engines is None:
         return list(CANDIDATES.values())
     words = [engines] if isinstance(engines, str) else list(engines)  # type: ignore[call-overload]
-    known = [GIVEN, *CANDIDATES]
+    known = [EAGER, *CANDIDATES]
     for word in words:
         if word not in known:
             raise UnknownName(f"unknown engine {word!r}{nearest(str(word), known)}; known: {', '.join(known)}")

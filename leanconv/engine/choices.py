@@ -1,4 +1,4 @@
-"""The table of what `optimize` tried, and the rule by which one form is faster than another."""
+"""The table of everything that `optimize` tried, and the rule that decides which of two forms is faster."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from leanconv.agreement import Error
 from leanconv.measure import Timing
 from leanconv.table import table
 
-# Forms whose times differ by less than this share are alike: the simplest of them is taken.
+# Tie-break: among forms whose times differ by less than this share, take the simplest.
 TIE = 0.01
-# What makes a median the smaller one: this share of it, and this many standard errors of the difference.
+# A median is smaller only if it differs by this share and by this many standard errors.
 MARGIN, SIGMAS = 0.03, 2.0
 
 
@@ -23,24 +23,23 @@ def faster(challenger: Timing, given: Timing) -> bool:
 
 
 def _standard_error(timing: Timing) -> float:
-    """Of a median, from the interquartile range: 1.253·σ/√n with σ = IQR/1.349, as for normal noise."""
+    """Standard error of the median, 1.253·σ/√n. Normal noise is assumed, so that σ = IQR/1.349."""
     return 1.253 * timing.iqr_ms / 1.349 / math.sqrt(timing.rounds)
 
 
 @dataclass
 class Choice:
-    """One form that was tried, or not.
+    """One row of the table: a form that was tried or skipped.
 
     Attributes:
-        engine, dtype: what it is; dtype "" is the model's own.
-        error: largest error against the given model, as a share of its channel's or group's size; None where it was not
-            run.
-        tolerance: what it may be there.
-        prepare_s: seconds that its preparation and verification took.
-        timing: interleaved with all others that were right; None where it was not timed.
+        engine, dtype: name and number type of the form; dtype "" is the model's own.
+        error: largest error against the given model, relative to its channel or group. None if the form was not run.
+        tolerance: largest error that is allowed there.
+        prepare_s: seconds of preparation and verification.
+        timing: times interleaved with all other correct forms. None if the form was not timed.
         ratio: the given model's median over this one's: above 1 is faster.
-        confirmed: the same ratio of the final, taken round by round; None for those that were not in it.
-        note: why it was chosen, or why not.
+        confirmed: the same ratio in the final, taken round by round. None for forms outside the final.
+        note: why the form was chosen or not.
     """
 
     engine: str
@@ -55,7 +54,7 @@ class Choice:
     note: str = ""
 
     def note_error(self, seen: Error) -> None:
-        """Its error on the inputs that it was tried on, and why it is not used where that is too much."""
+        """Store the error that was seen. If it exceeds the tolerance, note why the form is not used."""
         self.error, self.tolerance = seen.relative, seen.allowed
         if not seen.passes:
             self.note = f"differs: {seen.problem or f'{seen.relative:.1e} of the output'} (allowed {seen.allowed:.1e})"
@@ -81,15 +80,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Choices:
-    """What was tried, on what, and what won. Iterates over `Choice`."""
+    """The rows, the device they were measured on, and the winner. Iterates over `Choice`."""
 
     rows: tuple[Choice, ...]
     device: str  # the line of `leanconv.measure.label`
     folds: int  # folds in the folded forms
     seconds: float
-    blocks: Any = None  # the table of the fused engine's blocks, where it was tried; prints below this one
+    blocks: Any = None  # the table of the fused engine's blocks if it was tried; printed below this one
     budget_s: float = 0.0
-    missed: tuple[str, float] = ("", 0.0)  # the engines that the budget did not reach, and one that would
+    missed: tuple[str, float] = ("", 0.0)  # the engines that the budget did not reach, and a budget that would
 
     @property
     def winner(self) -> Choice:
@@ -102,7 +101,7 @@ class Choices:
         return len(self.rows)
 
     def __getitem__(self, label: str) -> Choice:
-        """The row of an engine, as `"openvino"` or `"openvino bfloat16"`."""
+        """Return the row of an engine by its label, for example `"openvino"` or `"openvino bfloat16"`."""
         return next(row for row in self.rows if row.label == label)
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,8 +133,8 @@ class Choices:
             for row in self.rows
         ]
         note = (
-            f"{self.device}; {self.folds} folds; {self.seconds:.0f} s. The fastest that computes the same wins, if "
-            f"it is faster than the given model beyond noise; of those within {TIE:.0%} of it, the one listed first."
+            f"{self.device}; {self.folds} folds; {self.seconds:.0f} s. The fastest form with the same results wins "
+            f"if it is faster than the given model beyond noise. Within {TIE:.0%} of it, the first in the table wins."
         )
         names, enough = self.missed
         short = f"budget_s={self.budget_s:g} was too small for {names}; budget_s={enough:g} would do\n" if names else ""

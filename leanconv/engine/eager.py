@@ -1,4 +1,4 @@
-"""The candidates that PyTorch runs layer by layer: as given, folded, folded in channels_last."""
+"""The candidates that PyTorch runs layer by layer: folded, and folded in channels_last."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from leanconv.kernels import to_channels_last
 
 
 def converter(bench: Workbench, dtype: torch.dtype | None, *, channels_last: bool = False):
-    """What is done to each input tensor: to `dtype`, and to channels_last where it has four dimensions."""
+    """Return a function that casts a tensor to `dtype` and converts 4-D tensors to channels_last if asked."""
 
     def convert(tensor: Tensor) -> Tensor:
         if dtype is not None and tensor.is_floating_point():
@@ -22,7 +22,7 @@ def converter(bench: Workbench, dtype: torch.dtype | None, *, channels_last: boo
 
 
 def has_images(bench: Workbench) -> bool:
-    """Whether channels_last can mean anything: a 2-D convolution or pooling input."""
+    """Whether the model has a 2-D layer that channels_last can speed up."""
     kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)
     return any(isinstance(module, kinds) for module in bench.model.modules())
 

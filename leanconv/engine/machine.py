@@ -1,4 +1,4 @@
-"""What this machine can run, and what to install for the rest."""
+"""Diagnose this machine: what it can run, and what to install for the rest."""
 
 import platform
 import shutil
@@ -14,7 +14,7 @@ from leanconv.measure import describe
 from leanconv.table import table
 from leanconv.version import __version__
 
-# The extras of pyproject.toml: distribution -> module, and what one needs them for.
+# The extras of pyproject.toml with their purpose, and distribution -> module.
 EXTRAS = {
     "cpu": ("the fused kernels of optimize on a CPU", {"halide": "halide"}),
     "train": (
@@ -30,17 +30,17 @@ EXTRAS = {
     "zoo": ("timm: and smp: models", {"timm": "timm", "segmentation-models-pytorch": "segmentation_models_pytorch"}),
     "report": ("report", {"plotly": "plotly", "matplotlib": "matplotlib", "jinja2": "jinja2", "pillow": "PIL"}),
 }  # fmt: skip
-# Instruction sets that the engines' kernels are chosen by, as /proc/cpuinfo (x86, Arm) spells them.
+# Instruction sets that decide which kernels run, in the spelling of /proc/cpuinfo (x86, Arm).
 FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that may be there: what it is good for, and how to get it where it is missing."""
+    """One library or tool: its purpose, and the command that installs it."""
 
     name: str
-    found: str  # version or path; "" where it is missing
+    found: str  # version or path; "" if it is missing
     purpose: str
     install: str
 
@@ -58,7 +58,7 @@ class Diagnosis:
 
     @property
     def missing(self) -> list[str]:
-        """The commands that install everything that is missing, each once."""
+        """The commands that install all missing items, without duplicates."""
         return list(dict.fromkeys(item.install for item in self.items if not item.ok and item.install))
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _tools() -> list[Item]:
 
 
 def _version(distribution: str, module: str) -> str:
-    """The installed version; "" where the module cannot be found."""
+    """Return the installed version, or "" if the module cannot be found."""
     if not installed(module):
         return ""
     try:
@@ -125,7 +125,7 @@ def _which(*names: str) -> str:
 
 
 def _caches() -> str:
-    """The data caches of a core, such as "32 KiB, 1 MiB, 32 MiB"."""
+    """Return the data caches of a core, for example "32 KiB, 1 MiB, 32 MiB"."""
     cpu = this_cpu()
     sizes = (size for size in (cpu.l1, cpu.l2, cpu.l3) if size)
     return ", ".join(f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB" for size in sizes)

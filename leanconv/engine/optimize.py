@@ -1,4 +1,4 @@
-"""`optimize`: a model's fastest form on this device, found by measurement, and never slower than the model itself."""
+"""`optimize`: measure every engine on this device and return the fastest form, never slower than the given model."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +19,7 @@ from leanconv.engine.preparation import Preparation
 from leanconv.engine.progress import Progress
 from leanconv.engine.weights import Weights
 from leanconv.engine.workbench import Workbench
-from leanconv.errors import BadInput, LeanconvError, told
+from leanconv.errors import BadInput, LeanconvError, error_line
 from leanconv.kernels import Target
 from leanconv.measure import label
 from leanconv.measure.timing.latency import CLOCK_WORDS
@@ -37,26 +37,27 @@ def optimize(
     """Fold the model, try every engine of this machine on it, and return the fastest that computes the same.
 
     Args:
-        model: in eval mode, on the device it will run on; it is not changed.
-        inputs: a tensor, a tuple of arguments or a dict of named ones, as in use: shapes decide what is fastest.
-        dtype: a type that engines may also compute in (torch.bfloat16); inputs and outputs keep theirs. Of a model in
-            bfloat16 or float16 some engines are tried in float32 too, in any case.
-        engines: of "eager" (as given, always tried), "folded", "channels_last", "fused", "openvino", "onnxruntime",
-            "compile".
-        budget_s: seconds. `dtype` has its turn first. An engine that does not fit any more is left out, and the table's
-            first line says so.
+        model: in eval mode, on the device it will run on. `optimize` does not change it.
+        inputs: a tensor, a tuple of arguments or a dict of named ones. Use real shapes: they decide what is fastest.
+        dtype: a second type that engines may compute in (torch.bfloat16). Inputs and outputs keep their own. For a
+            model in bfloat16 or float16, `optimize` always tries some engines in float32 too.
+        engines: any of "eager" (as given, always tried), "folded", "channels_last", "fused", "openvino",
+            "onnxruntime", "compile".
+        budget_s: seconds. Engines in `dtype` are tried first. Engines that no longer fit are skipped, and the first
+            line of the table names them.
         arithmetic: where the engine "fused" saves products with Strassen's and Winograd's algorithms (default: the
-            environment variable LEANCONV_ARITHMETIC, else "lean"). "lean": in 1×1 convolutions, and in the 3×3 sums of
-            groups that this project's operators consist of. "fewest": in dense 3×3 convolutions too. "direct": nowhere;
-            then NaN, infinity or a far larger number elsewhere in the map does not reach an output.
-    Returns: a module that is called like the model, with the table `.choices`. Inference only (no gradients).
-    Raises: BadInput in training mode, for another arithmetic, or where the model does not run on `inputs`; UnknownName
-        for another engine.
+            environment variable LEANCONV_ARITHMETIC, else "lean"). "lean": in 1×1 convolutions, and in the 3×3 group
+            convolutions of this project's operators. "fewest": in dense 3×3 convolutions too. "direct": nowhere; then
+            NaN, infinity or a far larger number elsewhere in the map does not reach an output.
+    Returns: a module with the model's call signature and the table `.choices`. Inference only (no gradients).
+    Raises: BadInput in training mode, for an unknown arithmetic, or if the model does not run on `inputs`; UnknownName
+        for an unknown engine.
 
-    A form is chosen if it is right (its largest error, as a share of its channel's or group's size, is at most 1e-4 in
-    float32 and 5e-2 in bfloat16; up to ten times the model's own distance to float64 where that is more; on the given
-    inputs and on bright, flat, large and small ones) and faster than the given model beyond noise, in turns with all
-    others and once more with the best. Threads: `torch.get_num_threads()`.
+    A form is chosen only if it is correct and faster than the given model beyond noise.
+    Correct: the largest error, relative to its channel or group, is at most 1e-4 in float32 and 5e-2 in bfloat16.
+    If the model itself is far from float64, the limit rises to at most ten times that distance.
+    The check uses the given inputs and also bright, flat, large and small ones.
+    Faster: all forms are timed in turns, then the best ones once more. Threads: `torch.get_num_threads()`.
     """
     candidates = chosen(engines)
     target = None if arithmetic is None else Target(arithmetic=arithmetic)
@@ -72,10 +73,10 @@ def optimize(
             progress.show("measuring")
             winner = preparation.race(progress.part)
     shape = bench.tensors[0].shape if bench.tensors else None
-    told = f"{label(bench.device, dtype=bench.dtype, shape=shape)}, {CLOCK_WORDS[bench.clock]}"
+    title = f"{label(bench.device, dtype=bench.dtype, shape=shape)}, {CLOCK_WORDS[bench.clock]}"
     folds = len(bench.fold_report.done) if "_folding" in bench.__dict__ else 0
     blocks = preparation.blocks(winner)
-    choices = Choices(preparation.rows, told, folds, budget.spent, blocks, budget_s, preparation.missed())
+    choices = Choices(preparation.rows, title, folds, budget.spent, blocks, budget_s, preparation.missed())
     weights.settle()
     again = partial(
         optimize, model, dtype=dtype, engines=(winner.row.engine,), budget_s=budget_s, arithmetic=arithmetic
@@ -105,15 +106,15 @@ def _check(model: nn.Module, dtype: torch.dtype | None, budget_s: float) -> None
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         raise BadInput("the model has lazy layers that know no sizes yet: call it once before optimize")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise BadInput(f"dtype={dtype!r}: must be a floating-point type, such as torch.bfloat16")
+        raise BadInput(f"dtype={dtype!r}: must be a floating-point type, for example torch.bfloat16")
     if not budget_s > 0:
         raise BadInput(f"budget_s={budget_s}: must be more than 0 seconds")
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        raise BadInput("optimize was called under torch.autocast; leave it, and say dtype=torch.bfloat16 instead")
+        raise BadInput("optimize was called under torch.autocast; leave it, and pass dtype=torch.bfloat16 instead")
 
 
 def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call with tensors that are their numbers in memory and no more."""
+    """Return the call with plain tensors: dense and with the negative bit resolved."""
 
     def plain(tensor: Tensor) -> Tensor:
         if type(tensor) not in PLAIN or tensor.layout is not torch.strided:
@@ -121,8 +122,8 @@ def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ..
             raise BadInput(f"an input is a tensor of the kind {what}; optimize takes plain, dense ones")
         return tensor.resolve_neg()
 
-    made: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(Tensor, plain, (args, kwargs))
-    return made
+    call: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(Tensor, plain, (args, kwargs))
+    return call
 
 
 def _bench(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], target: Target | None) -> Workbench:
@@ -131,7 +132,7 @@ def _bench(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], targ
     except LeanconvError:
         raise
     except Exception as error:
-        raise BadInput(f"the model does not run on these inputs: {told(error)}") from error
+        raise BadInput(f"the model does not run on these inputs: {error_line(error)}") from error
     if any(not tensor.numel() for tensor in bench.tensors):
         raise BadInput(f"an input is empty ({tuple(bench.tensors[0].shape)}): give at least one sample to measure on")
     return bench
@@ -140,9 +141,9 @@ def _bench(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], targ
 def _variants(
     candidates: Sequence[Candidate], dtype: torch.dtype | None, bench: Workbench
 ) -> list[tuple[Candidate, torch.dtype | None]]:
-    """Every engine in the model's own dtype, then in the other that the caller allows.
+    """List every engine in the model's own dtype, then in the second dtype that the caller allows.
 
-    Of a model in half precision some also in float32, which is the more exact and may be the faster.
+    If the model computes in half precision, some engines run in float32 too. It is more exact and may be faster.
     """
     dtypes = [None] if dtype in (None, bench.dtype) else [None, dtype]
     found = [(candidate, each) for each in dtypes for candidate in candidates]

@@ -1,4 +1,4 @@
-"""Optimized: a model in the fastest form that was found for it. Inference only."""
+"""Optimized: a model that runs in the fastest form that `optimize` found. Inference only."""
 
 import threading
 from collections.abc import Hashable
@@ -16,35 +16,35 @@ from leanconv.engine.choices import Choices
 from leanconv.engine.weights import Weights
 from leanconv.errors import BadInput
 
-# Looked up once: a call of a small layer has no time for it.
+# Resolve these attributes once: the look-ups would be a visible part of a small layer's call.
 _grad, _autocast = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
 _set_grad, _transforms = torch._C._set_grad_enabled, torch._C._are_functorch_transforms_active
-# Call shapes that stay prepared at once; the oldest goes first.
+# Number of call shapes that stay prepared. The oldest is dropped first.
 MOST_SHAPES = 16
-# Other call shapes that are held against the given model, once each; those met later run that model itself.
+# Number of other call shapes that are verified against the given model. Further shapes run the given model.
 MOST_CHECKED = 64
 
 
-# Types of tensors that the forms take; a subclass may stand for anything.
+# Tensor types that the forms accept. A subclass could mean anything.
 PLAIN = (Tensor, nn.Parameter)
 
 
 class _Unusual(Exception):
-    """A tensor among the arguments is none that the forms take: the given model answers."""
+    """The forms do not accept a tensor among the arguments, so the given model runs."""
 
 
 class Optimized(nn.Module):
-    """What `optimize` returns: called like the model, gives what the model gives, without gradients.
+    """The result of `optimize`: same call signature and same results as the model, without gradients.
 
-    A call of the measured shapes runs the chosen form. The first call of other shapes (or other constants) is answered
-    by the given model, and held against it is the chosen form where that takes any shape, else the folded model; where
-    the two agree, later calls of those shapes run that one. `specialise_(inputs)` prepares the chosen form for another
-    shape. May be called from many threads. The weights are those of the moment of `optimize`: where the given model
-    itself would have to answer and its weights were changed since, it raises BadInput.
+    Calls with the measured shapes run the chosen form. The given model answers the first call with other shapes or
+    constants. That call also verifies a form: the chosen one if it takes any shape, otherwise the folded model. If
+    the form agrees, later calls with those shapes run it. `specialise_(inputs)` prepares the chosen form for another
+    shape. Several threads may call the module. The forms keep the weights that `optimize` saw. If the given model's
+    weights changed since, a call that needs this model raises BadInput.
 
     Attributes:
-        choices: the table of what was tried and why this form was chosen.
-        original: the model as it was given; train and export that one.
+        choices: the table of everything that was tried, with the reason for this form.
+        original: the given model. Train and export that one.
         engine: the chosen form's name.
     """
 
@@ -77,10 +77,10 @@ class Optimized(nn.Module):
             "_forms": {_key(*call): form}, "_checked": {}, "_lock": threading.Lock(), "_own": own,
             "_weights": weights,
         }  # fmt: skip
-        self.__dict__.update(held)  # not as submodules: whoever walks the modules finds this one alone
+        self.__dict__.update(held)  # not as submodules: `modules()` must yield this one alone
         self.__dict__["training"] = False
         x = call[0][0] if len(call[0]) == 1 and not call[1] and type(call[0][0]) is Tensor else None
-        hooks = self._forward_hooks, self._forward_pre_hooks  # these dicts stay: hooks come and go in them
+        hooks = self._forward_hooks, self._forward_pre_hooks  # PyTorch changes these dicts in place
         short = ((), None, form) if x is None or not x.is_cpu else (x.shape, x.dtype, form)
         self.__dict__["_short"] = (*short, getattr(form, "alone", False), original, *hooks)
 
@@ -89,13 +89,13 @@ class Optimized(nn.Module):
         return self.choices.winner.label
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The chosen form at once, where the call is of the measured shape and nothing stands between; else as every
-        module.
+        """Fast path: run the form directly if the shape matches and no hook or functorch transform is active.
 
-        The whole way takes 3 µs before the form begins, as long as a small layer; this one takes half of it. Where the
-        form has emptied the caches each function of PyTorch's that is called takes half a microsecond: of those there
-        are as few as can be. A trace has tensors for sizes. To a form in which PyTorch computes nothing autocast and
-        gradients mean nothing, and it cannot read a transform's tensors.
+        Every other call takes `nn.Module.__call__`. That adds 3 µs, as long as a small layer runs; the fast path adds
+        half. After a form has emptied the caches, each PyTorch function costs half a microsecond. So the fast path
+        calls as few of them as possible. Under tracing, sizes are tensors, hence the test for `int`.
+        `alone`: a form in which PyTorch computes nothing. It ignores autocast and gradients, and it cannot read a
+        transform's tensors.
         """
         if len(args) == 1 and not kwargs and type(x := args[0]) is Tensor:
             shape, dtype, form, alone, original, hooks, before = self.__dict__["_short"]
@@ -116,7 +116,7 @@ class Optimized(nn.Module):
                 elif not (_autocast() or _transforms()):
                     if not _grad():
                         return form(x)
-                    _set_grad(False)  # as `torch.no_grad()` does it, without making an object of it
+                    _set_grad(False)  # like `torch.no_grad()`, but without the cost of an object
                     try:
                         return form(x)
                     finally:
@@ -137,7 +137,7 @@ class Optimized(nn.Module):
                 return self._own(*args, **kwargs)
         with torch.no_grad():
             if torch.is_autocast_enabled(device := _device_type(args)):
-                with torch.autocast(device, enabled=False):  # the forms were chosen in the model's own dtype
+                with torch.autocast(device, enabled=False):  # the forms were measured in the model's own dtype
                     return self._run(key, args, kwargs)
             return self._run(key, args, kwargs)
 
@@ -148,10 +148,10 @@ class Optimized(nn.Module):
         return self._first(key, args, kwargs) if form is None else form(*args, **kwargs)
 
     def _first(self, key: Hashable, args: Any, kwargs: Any) -> Any:
-        """The given model's answer to shapes not met before, after which the form for them is known.
+        """Answer a new shape with the given model, and decide which form runs its later calls.
 
-        A model may take another path at other sizes, one on which two layers that were folded into one do not follow
-        each other: nothing that was seen at the measured shapes can rule that out.
+        A model may take another path at other sizes. On that path, two layers that were folded into one may not
+        follow each other. The measured shapes cannot rule that out.
         """
         self._weights.check(thoroughly=True)
         answer = self.original(*args, **kwargs)
@@ -163,39 +163,39 @@ class Optimized(nn.Module):
         try:
             reference = Reference(InFloat64(self.original), args, kwargs, answer)
             right = reference.error(form(*args, **kwargs), dtype).passes
-        except Exception:  # the given model takes this call and the form does not
+        except Exception:  # the given model runs this call, the form does not
             right = False
         with self._lock:
             self.__dict__["_checked"] = {**self._checked, key: form if right else self._own}
         return answer
 
     def specialise_(self, inputs: Inputs) -> Choices:
-        """Prepare the chosen engine for the shapes of `inputs` too; it is verified and measured like the first time.
+        """Prepare the chosen engine for the shapes of `inputs` too. It is verified and measured like the first time.
 
-        Other shapes of the engine "fused" run without it, mostly on the kernels of the measured ones; with it, on those
-        that are best there.
+        The engine "fused" runs other shapes without this call too, mostly on the kernels of the measured shapes.
+        After this call it uses the kernels that are best for the new shapes.
 
-        Returns: the table. Where the engine is not faster for these shapes, they keep running the given model.
+        Returns: the table. If the engine is not faster for these shapes, the given model keeps running them.
         """
         self._weights.check(thoroughly=True)
-        made = self._again(inputs)
+        special = self._again(inputs)
         key = _key(*as_call(inputs))
         with self._lock:
             forms = dict(self._forms)
-            forms[key] = next(iter(made._forms.values()))
+            forms[key] = next(iter(special._forms.values()))
             while len(forms) > MOST_SHAPES:
                 del forms[next(iter(forms))]
-            self.__dict__["_forms"] = forms  # put in place whole: a caller on another thread sees the old or the new
-        return made.choices
+            self.__dict__["_forms"] = forms  # replace the dict at once: another thread sees the old or the new one
+        return special.choices
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes of the model, such as `multiple` or `num_classes`."""
+        """Attributes of the model, for example `multiple` or `num_classes`."""
         if name.startswith("_"):
             return super().__getattr__(name)
         return getattr(self.__dict__["original"], name)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        """The original's: to count them, to ask for device and dtype. To change them changes nothing here."""
+        """The original's parameters: use them to count or to ask for device and dtype. Changes have no effect here."""
         return self.original.named_parameters(*args, **kwargs)
 
     def named_buffers(self, *args: Any, **kwargs: Any) -> Any:
@@ -237,19 +237,19 @@ class Optimized(nn.Module):
 
 
 def _key(args: Any, kwargs: Any) -> Hashable:
-    """What a prepared form is for: structure, shapes, dtypes, devices and the values of everything else."""
+    """The key of a prepared form: structure, shapes, dtypes, devices and the values of all other arguments."""
     return _signature(args, kwargs, _sizes)
 
 
 def _sizes(tensor: Tensor) -> Hashable:
-    """Raises _Unusual for what is more than its numbers in memory: the forms read those alone."""
+    """Return shape, dtype and device. Raises _Unusual for tensors that are not plain and dense."""
     if type(tensor) not in PLAIN or tensor.is_neg() or tensor.layout is not torch.strided:
         raise _Unusual
     return tensor.shape, tensor.dtype, tensor.device
 
 
 def _kind(args: Any, kwargs: Any) -> Hashable:
-    """Likewise without the lengths of the axes."""
+    """Like `_key`, without the lengths of the axes."""
     return _signature(args, kwargs, lambda t: (t.dim(), t.dtype, t.device))
 
 
@@ -269,7 +269,7 @@ def _part(value: Any, of: Any) -> Hashable:
     try:
         hash(value)
     except TypeError:
-        return object()  # equal to no other key: such a call runs the fallback
+        return object()  # equal to no other key, so the call runs the fallback
     return type(value), value
 
 

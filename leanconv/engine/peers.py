@@ -1,4 +1,4 @@
-"""Models on every engine of this machine, in turns: medians, spread, and the share of the roofline floor."""
+"""Time models on every engine of this machine, interleaved: medians, spread, and the share of the roofline floor."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from leanconv.deploy.calls import Inputs, as_call
-from leanconv.deploy.runtimes import reason
-from leanconv.engine.candidates import CANDIDATES, GIVEN, chosen
+from leanconv.deploy.failures import root_cause
+from leanconv.engine.candidates import CANDIDATES, EAGER, chosen
 from leanconv.engine.fused.capture.export import NotCaptured
 from leanconv.engine.fused.roofline import Floor, floor_of
 from leanconv.engine.workbench import Workbench
@@ -20,20 +20,20 @@ from leanconv.measure.hardware.roofline import Peaks, peaks
 from leanconv.measure.timing.latency import check_clock
 from leanconv.table import table
 
-OWN = "fused"  # the engine that the others are peers of
-# Rounds that everybody is given, and how far behind the best peer of its model a form may then be to stay.
-LOOK, BEHIND = 4, 1.2
+OWN = "fused"  # our engine; all others are its peers
+# All forms get FIRST_ROUNDS rounds. A form stays if it takes at most BEHIND times as long as its best peer.
+FIRST_ROUNDS, BEHIND = 4, 1.2
 Progress = Callable[[str, float], object]
 
 
 @dataclass(frozen=True)
 class EngineComparison:
-    """Every form that was right, and what it took; the first model on our engine (or its best) is the base of ratios.
+    """The times of every correct form. Ratios are relative to the first model on our engine, or else on its best.
 
     Attributes:
-        times: (model, engine) -> Timing. Forms far behind have few rounds.
-        floors: model -> its roofline floor; None where it cannot be captured.
-        refused: (model, engine) -> why it is not among the times.
+        times: (model, engine) -> Timing. Slow forms have few rounds.
+        floors: model -> its roofline floor. None if the model cannot be captured.
+        refused: (model, engine) -> why it has no time.
     """
 
     times: Mapping[tuple[str, str], Timing]
@@ -51,7 +51,7 @@ class EngineComparison:
         return (first, OWN) if (first, OWN) in own else min(own, key=lambda key: self.times[key].median_ms)
 
     def share(self, key: tuple[str, str]) -> float | None:
-        """The model's floor over the form's time."""
+        """The model's roofline floor divided by the form's time."""
         floor = self.floors[key[0]]
         return floor.ms / self.times[key].median_ms if floor else None
 
@@ -84,8 +84,8 @@ class EngineComparison:
             )
         columns = ["model", "engine", "ms (median)", "IQR", "rounds", "times as long", "floor ms", "of the floor"]
         note = f"the engines in turns, {self.clock} time; times as long as {', '.join(self.base)}"
-        told = [f"{model}, {engine}: {why}" for (model, engine), why in self.refused.items()]
-        return table(columns, rows, title=self.label, note=[note, str(self.peaks), *told])
+        reasons = [f"{model}, {engine}: {why}" for (model, engine), why in self.refused.items()]
+        return table(columns, rows, title=self.label, note=[note, str(self.peaks), *reasons])
 
 
 @torch.no_grad()
@@ -100,21 +100,22 @@ def compare_engines(
     progress: Progress | None = None,
     on_form: Callable[[str, Any], object] | None = None,
 ) -> EngineComparison:
-    """Prepare every engine as `optimize` does, verify it against its model, and time all of them interleaved.
+    """Prepare every engine as `optimize` does, verify it against its model, and time all of them in turns.
 
     Args:
-        models: name -> model in eval mode; they are not changed.
-        inputs: as `optimize` takes them, for all models alike.
-        engines: those of `optimize`, "eager" for the model as given (default: every one).
-        dtype: what the engines compute in; None is the models' own. Inputs and outputs keep theirs.
-        budget_s: seconds of timing, preparation not counted; at least six rounds.
-        clock: as `measure.latency.interleave` has it.
-        progress: called with what is done and the share of it; `on_form` with a label and each form that was prepared.
-    Raises: BadInput where no form of the first model can be timed; UnknownName for another engine.
+        models: name -> model in eval mode. The models stay unchanged.
+        inputs: the inputs for all models, in the form that `optimize` takes.
+        engines: engines of `optimize`, with "eager" for the given model (default: all).
+        dtype: the type that the engines compute in (None: the model's own). Inputs and outputs keep their own.
+        budget_s: seconds of timing without preparation. At least six rounds run.
+        clock: a clock of `measure.timing.latency.interleave`.
+        progress: called with the current step and the share that is done.
+        on_form: called with a label and each prepared form.
+    Raises: BadInput if no form of the first model can be timed, UnknownName for an unknown engine.
     """
     check_clock(clock)
-    words = [GIVEN, *CANDIDATES] if engines is None else list(engines)
-    names = [GIVEN] * (GIVEN in words) + [each.name for each in chosen(words)]
+    words = [EAGER, *CANDIDATES] if engines is None else list(engines)
+    names = [EAGER] * (EAGER in words) + [each.name for each in chosen(words)]
     names.sort(key=words.index)
     top = peaks(dtype=dtype or torch.float32, clock=clock)
     item = torch.finfo(dtype or torch.float32).bits // 8
@@ -127,7 +128,7 @@ def compare_engines(
         for j, engine in enumerate(names):
             if progress:
                 progress(f"{name}: preparing {engine}", (i * len(names) + j) / len(models) / len(names))
-            form, why = (model, "") if engine == GIVEN else _prepared(bench, engine, dtype)
+            form, why = (model, "") if engine == EAGER else _prepared(bench, engine, dtype)
             if form is None:
                 refused[name, engine] = why
                 continue
@@ -138,20 +139,20 @@ def compare_engines(
     if not any(model == next(iter(models)) for model, _ in forms):
         raise BadInput(f"no engine runs {next(iter(models))}: {'; '.join(refused.values())}")
     times = _timed(forms, budget_s, clock, progress)
-    told = label("cpu", dtype=dtype or torch.float32, shape=bench.tensors[0].shape if bench.tensors else None)
-    return EngineComparison(times, floors, refused, top, told, clock, describe("cpu"))
+    title = label("cpu", dtype=dtype or torch.float32, shape=bench.tensors[0].shape if bench.tensors else None)
+    return EngineComparison(times, floors, refused, top, title, clock, describe("cpu"))
 
 
 def _prepared(bench: Workbench, engine: str, dtype: torch.dtype | None) -> tuple[Any, str]:
-    """(the form, ""), or (None, why it is not used)."""
+    """Return (the form, ""), or (None, the reason)."""
     candidate = CANDIDATES[engine]
     if why := bench.obstacle or candidate.why_not(bench, dtype):
         return None, why
     try:
         form = candidate.prepare(bench, dtype)
         seen, _ = bench.verify(form, dtype)
-    except Exception as error:  # an engine that cannot run the network is one less
-        return None, f"failed: {reason(error)}"
+    except Exception as error:  # whatever an engine raises, the others go on
+        return None, f"failed: {root_cause(error)}"
     if not seen.passes:
         return None, f"differs: {seen.problem or f'{seen.relative:.1e} of the output'}"
     return form, ""
@@ -167,11 +168,11 @@ def _floor(bench: Workbench, top: Peaks, item: int) -> Floor | None:
 def _timed(
     forms: Mapping[tuple[str, str], Callable[[], object]], seconds: float, clock: str, progress: Progress | None
 ) -> dict[tuple[str, str], Timing]:
-    """A few rounds of all forms, then of those that are not far behind until the seconds are spent."""
+    """Time a few rounds of all forms, then only the hopeful ones until the seconds are spent."""
     calls, keys = {str(i): call for i, call in enumerate(forms.values())}, list(forms)
     if progress:
         progress("the first rounds", 0.0)
-    first = interleave(calls, budget_s=0, warmup=2, min_rounds=LOOK, clock=clock)
+    first = interleave(calls, budget_s=0, warmup=2, min_rounds=FIRST_ROUNDS, clock=clock)
     near = hopeful({keys[int(i)]: timing.median_ms for i, timing in first.items()})
     found = interleave(
         {i: call for i, call in calls.items() if keys[int(i)] in near},
@@ -186,7 +187,7 @@ def _timed(
 
 
 def hopeful(times: Mapping[tuple[str, str], float]) -> set[tuple[str, str]]:
-    """The peers near the best peer of their own model, and our engine."""
+    """Return our engine, and the peers whose time is close to the best peer of their own model."""
     best: dict[str, float] = {}
     for (model, engine), ms in times.items():
         if engine != OWN:

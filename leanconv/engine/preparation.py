@@ -1,4 +1,4 @@
-"""The forms that one `optimize` tries: prepared as far as its budget reaches, held against the model, and timed."""
+"""Prepare the forms of one `optimize` within its budget, verify them against the model, and time them."""
 
 import math
 import time
@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from leanconv.agreement import incomparable
-from leanconv.deploy.runtimes import reason
+from leanconv.deploy.failures import root_cause
 from leanconv.engine import race as racing
 from leanconv.engine import workbench
 from leanconv.engine.budget import Budget
 from leanconv.engine.candidate import Candidate, Form
-from leanconv.engine.candidates import GIVEN
+from leanconv.engine.candidates import EAGER
 from leanconv.engine.choices import Choice, faster
 from leanconv.engine.fused.lowering.report import TuningReport
 from leanconv.engine.progress import Progress
@@ -20,49 +20,49 @@ from leanconv.engine.race import Entry
 from leanconv.engine.workbench import Workbench
 
 Variant = tuple[Candidate, torch.dtype | None]
-# Seconds that an engine may measure for while it is prepared, however many others wait.
+# An engine may always autotune for this many seconds, however many others wait.
 LEAST_MEASURING_S = 4.0
-# The share of its estimate that an engine may need once nothing else is left to do with the seconds.
+# After a race, an engine is still tried if this share of its estimated time fits into the budget.
 HOPE = 0.6
 
 
 class Preparation:
-    """Rows in the order of the table, one for each variant, and the entries of those that were right.
+    """One row for each variant in table order, and the entries of the correct forms.
 
     Attributes:
-        given: the model as it was given; its row is the table's first.
-        rows: of everything that was tried, or was to be.
+        given: the given model. Its row is the first of the table.
+        rows: the rows of all variants, tried or skipped.
     """
 
     def __init__(
         self, bench: Workbench, budget: Budget, variants: Sequence[Variant], *, first: torch.dtype | None
     ) -> None:
-        """`first`: the number type whose variants have their turn first."""
+        """`first`: the number type whose variants are tried first."""
         self.bench, self.budget = bench, budget
-        self.given = Entry(Choice(GIVEN, error=0.0), bench.model, True, bench.forward_s)
+        self.given = Entry(Choice(EAGER, error=0.0), bench.model, True, bench.forward_s)
         tried = {variant: Choice(variant[0].name, _word(variant[1])) for variant in variants}
         self.rows = (self.given.row, *tried.values())
-        self._entries = {0: self.given}  # by their rows' places
-        self._field = [self.given]  # who takes part in the next race
-        self._sure = [self.given]  # seen to be right on all inputs that forms are tried on
+        self._entries = {0: self.given}  # row number -> entry
+        self._field = [self.given]  # entries of the next race
+        self._sure = [self.given]  # entries that were correct on all trial inputs
         self._raced = False
         self._waiting: list[tuple[int, Candidate, torch.dtype | None]] = []
         for place, ((candidate, dtype), row) in enumerate(tried.items(), 1):
             row.note = bench.obstacle or candidate.why_not(bench, dtype) or ""
             if not row.note:
                 self._waiting.append((place, candidate, dtype))
-        # The quick ones first: what the peers need is then known before an engine measures for as long as it may.
+        # Quick engines first: the budget left for the rest is then known before an engine starts to autotune.
         self._waiting.sort(key=lambda each: (each[2] is not first, each[1].seconds(bench)))
 
     @property
     def entries(self) -> list[Entry]:
-        """Those that were right, in the order of the table."""
+        """The correct forms in table order."""
         return [entry for _, entry in sorted(self._entries.items())]
 
     def prepare(self, progress: Progress) -> bool:
-        """Prepare and verify whoever waits and fits into the budget beside the race.
+        """Prepare and verify the waiting candidates that fit into the budget together with the race.
 
-        Returns whether a race is to be run: the first, or one with a new form in it.
+        Returns whether to run a race: the first one, or one with a new form.
         """
         before = len(self._field)
         for each in list(self._waiting):
@@ -78,12 +78,12 @@ class Preparation:
         return len(self._field) > before or not self._raced
 
     def _fits(self, candidate: Candidate) -> bool:
-        """Beside the race; after one, estimates may be too high by as much as they were seen to be."""
+        """Whether the candidate fits beside the race. After a race, the estimate is reduced by HOPE."""
         needs = self.budget.needs(candidate, self.bench) * (HOPE if self._raced else 1.0)
         return needs <= self.budget.left - self.budget.timing(self._field)
 
     def _tried(self, row: Choice, candidate: Candidate, dtype: torch.dtype | None) -> Entry | None:
-        """Prepare one candidate and hold it against the model. No reason to give up on it is an error of ours."""
+        """Prepare one candidate and verify it against the model. Any exception becomes its row's note."""
         bench, start = self.bench, time.perf_counter()
         expected, others = candidate.seconds(bench), sum(self.budget.needs(each, bench) for _, each, _ in self._waiting)
         spare = self.budget.left - self.budget.timing(self._field) - self.budget.needs(candidate, bench) - others
@@ -92,7 +92,7 @@ class Preparation:
             form = candidate.prepare(bench, dtype)
             seen, look_s = bench.verify(form, dtype)
         except Exception as error:
-            row.note, row.prepare_s = _beside(f"failed: {reason(error)}", candidate), time.perf_counter() - start
+            row.note, row.prepare_s = _beside(f"failed: {root_cause(error)}", candidate), time.perf_counter() - start
             return None
         row.prepare_s = time.perf_counter() - start
         self.budget.learn(expected, row.prepare_s)
@@ -100,8 +100,9 @@ class Preparation:
         return Entry(row, form, candidate.any_shape, look_s, dtype) if seen.passes else None
 
     def race(self, on_part: Callable[[float], object]) -> Entry:
-        """The fastest of the given model, the winner so far and the new forms. Who waits still may be next: then it
-        takes no longer than it must.
+        """Return the fastest among the given model, the winner so far and the new forms.
+
+        The race is kept short if a waiting candidate may still fit into the budget.
         """
         field, budget = [each for each in self.entries if each in self._field], self.budget
         for entry in field:
@@ -119,13 +120,13 @@ class Preparation:
         return winner
 
     def _proven(self, winner: Entry) -> bool:
-        """Whether a winner is right on all other inputs too; a form that is not leaves for good."""
+        """Whether a winner is correct on all other inputs too. An incorrect form is removed for good."""
         if winner in self._sure:
             return True
         try:
             seen = self.bench.trials.later(winner.form, winner.dtype)
-        except Exception as error:  # one that takes the given values alone
-            seen = incomparable(reason(error))
+        except Exception as error:  # the form may run on the given values only
+            seen = incomparable(root_cause(error))
         if seen.passes:
             self._sure.append(winner)
             return True
@@ -135,7 +136,7 @@ class Preparation:
         return False
 
     def missed(self) -> tuple[str, float]:
-        """The engines that the budget did not reach, for the table's first line, and a budget that would; ("", 0)."""
+        """Return the engines that the budget did not reach and a budget that would reach them, or ("", 0)."""
         if not self._waiting:
             return "", 0.0
         needs = {place: self.budget.needs(candidate, self.bench) for place, candidate, _ in self._waiting}
@@ -146,11 +147,11 @@ class Preparation:
         return ", ".join(self.rows[place].label for place in sorted(needs)), float(enough)
 
     def blocks(self, winner: Entry) -> TuningReport | None:
-        """The table of blocks of the winner, or of whoever else has one."""
+        """Return the winner's table of blocks, or else the first that another entry has."""
         return next((blocks for entry in [winner, *self.entries] if (blocks := _blocks(entry))), None)
 
     def fallback(self) -> Form:
-        """What runs calls of other shapes: the folded model where it is right and was not seen to be slower."""
+        """Return the form for calls of other shapes: the folded model if it is correct and not slower."""
         for entry in self.entries:
             if entry.form is self.bench.__dict__.get("_folding", (None,))[0]:
                 timing, own = entry.row.timing, self.given.row.timing
@@ -160,12 +161,12 @@ class Preparation:
 
 
 def _beside(note: str, candidate: Candidate) -> str:
-    """A row's note with what its engine lacks here."""
+    """Append to a row's note what its engine lacks on this machine."""
     return f"{note}; {lacks}" if (lacks := candidate.lacks()) else note
 
 
 def _blocks(entry: Entry) -> TuningReport | None:
-    """The table of a form that runs in blocks. Of a network, which may call its own parts so, it is none."""
+    """Return the table of a fused form. A network's own attribute `blocks` is of another type and does not count."""
     found = getattr(entry.form, "blocks", None)
     return found if isinstance(found, TuningReport) else None
 

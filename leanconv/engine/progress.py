@@ -1,10 +1,10 @@
-"""The bar of `optimize`."""
+"""The progress bar of `optimize`."""
 
 import sys
 
 
 class Progress:
-    """A bar on the terminal's error stream; nothing where that is no terminal."""
+    """A progress bar on stderr. It stays invisible if stderr is not a terminal."""
 
     def __init__(self, total: int) -> None:
         from rich.console import Console

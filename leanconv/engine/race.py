@@ -1,4 +1,4 @@
-"""The race: all forms that are right in turns, then the best of them against each other until it is known who is."""
+"""The race: a heat times all correct forms in turns, then a final compares the best ones."""
 
 import math
 import time
@@ -15,26 +15,26 @@ from leanconv.measure import interleave
 from leanconv.measure.timing.latency import once_ms
 from leanconv.measure.timing.paired import Ratio, Turns
 
-# The most seconds of the whole race, and the share of the time left that it takes; of that, the heat's share.
+# The race's most seconds and share of the time left; the heat's share of the race and most rounds.
 RACE_S, RACE_SHARE, HEAT_SHARE, HEAT_ROUNDS = 10.0, 0.8, 0.3, 20
-# Where fewer than this many rounds would fit into the heat, forms that took HOPELESS times the fastest one's first look
-# are not timed further.
+# If fewer than FEW_ROUNDS rounds fit into the heat, it drops forms whose first call took HOPELESS times the fastest.
 FEW_ROUNDS, HOPELESS = 20, 2.5
-LOOKS_SHARE = 0.3  # of the heat's seconds that further looks may take
-# Who is within this share of the best challenger in a quarter of the heat meets it again in the final; where all are
-# slower than the given model by more, there is none.
+LOOKS_SHARE = 0.3  # the share of the heat's seconds that repeated first calls may take
+# Candidates whose lower quartile is within 10 % of the best reach the final. If all of them are slower than the given
+# model by more than that, there is no final.
 WITHIN = 0.10
-# The final's rounds between two looks, at most, and the standard errors that make something known.
-LOOK, MOST_ROUNDS, SIGMAS = 16, 1600, 3.0
-# Rounds shorter than this are measured in warm caches: there the state that others leave is a good part of a call, of a
-# small layer's in ONNX Runtime five parts in six. By first looks, which may be slow ones, and by the heat's medians.
+# Rounds of the final between two checks, the most rounds, and the standard errors that a decision needs.
+CHECK_EVERY, MOST_ROUNDS, SIGMAS = 16, 1600, 3.0
+# Rounds shorter than this are measured in warm caches. Otherwise the cache state that other forms leave dominates. It
+# is 5/6 of a small layer's call in ONNX Runtime. The first limit applies to first calls, which may be slow; the second
+# one applies to the heat's medians.
 PRIMED_S, PRIMED_FINAL_S = 0.1, 0.03
-GIVEN = "0"  # the given model's name among the turns; the others follow in the order they were tried, simplest first
+MODEL = "0"  # the given model's key among the turns; the others follow in table order, simplest first
 
 
 @dataclass
 class Entry:
-    """A form that was tried, its row in the table, the seconds of its first look, and what it computes in."""
+    """A correct form, its row in the table, the seconds of its first timed call, and its number type."""
 
     row: Choice
     form: Form
@@ -44,7 +44,7 @@ class Entry:
 
 
 def race(bench: Workbench, entries: Sequence[Entry], deadline: float, on_part: Callable[[float], object]) -> Entry:
-    """Time the forms that are right, and choose; `entries` begins with the given model. Their rows tell why."""
+    """Time the correct forms and choose one. `entries` begins with the given model; the rows state the reasons."""
     given = entries[0]
     seconds = min(RACE_S, (deadline - time.perf_counter()) * RACE_SHARE)
     finalists = _heat(bench, entries, HEAT_SHARE * seconds, lambda part: on_part(HEAT_SHARE * part))
@@ -61,7 +61,7 @@ def race(bench: Workbench, entries: Sequence[Entry], deadline: float, on_part: C
 def _heat(
     bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: Callable[[float], object]
 ) -> list[Entry]:
-    """All in turns, for the table. Returns the given model and the challengers that it is not known to beat."""
+    """Time all forms in turns. Returns the given model and the challengers that may still win."""
     given, hopeful = entries[0], list(entries)
     if seconds < FEW_ROUNDS * sum(entry.look_s for entry in entries):
         _look_again(bench, entries, LOOKS_SHARE * seconds)
@@ -83,9 +83,9 @@ def _heat(
         primed=not short and round_s < PRIMED_S,
     )
     for entry, timing in zip(hopeful, times.values(), strict=True):
-        entry.row.timing, entry.row.ratio = timing, times[GIVEN].median_ms / timing.median_ms
+        entry.row.timing, entry.row.ratio = timing, times[MODEL].median_ms / timing.median_ms
     own, *rest = times.values()
-    quick = [timing.median_ms - timing.iqr_ms / 2 for timing in rest]  # on a busy machine medians of so few are wild
+    quick = [timing.median_ms - timing.iqr_ms / 2 for timing in rest]  # a busy machine distorts so few medians
     best, found = min((timing.median_ms for timing in rest), default=math.inf), [given]
     for entry, low in zip(hopeful[1:], quick, strict=True):
         if min(quick) > (1 + WITHIN) * own.median_ms:
@@ -98,9 +98,9 @@ def _heat(
 
 
 def _look_again(bench: Workbench, entries: Sequence[Entry], seconds: float) -> None:
-    """Two more looks at whoever was slow at the first, as far as the seconds reach: an engine may plan its memory then.
+    """Time up to two more calls of each form whose first call was slow.
 
-    ONNX Runtime did: 35 ms at the first look, 7.5 ms from the next call on.
+    An engine may plan its memory in the first call. ONNX Runtime took 35 ms for it and 7.5 ms for the next.
     """
     best_s, until = min(entry.look_s for entry in entries), time.perf_counter() + seconds
     for entry in [entry for entry in entries[1:] if entry.look_s > HOPELESS * best_s]:
@@ -111,7 +111,7 @@ def _look_again(bench: Workbench, entries: Sequence[Entry], seconds: float) -> N
 
 
 def _final(bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: Callable[[float], object]) -> Entry:
-    """The best of the heat and the given model, in turns until it is known which is fastest, or time is out."""
+    """Time the finalists and the given model in turns, until the fastest is known or the time is spent."""
     round_s = sum(entry.row.timing.median_ms / 1e3 for entry in entries if entry.row.timing)
     turns = Turns(_calls(bench, entries), clock=bench.clock, primed=round_s < min(PRIMED_FINAL_S, seconds / 16))
     start, rounds = time.perf_counter(), 0
@@ -121,51 +121,54 @@ def _final(bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: 
         spent = (time.perf_counter() - start) / ((1 - HEAT_SHARE) * seconds) if seconds > 0 else 1.0
         on_part(min(1.0, max(spent, rounds / MOST_ROUNDS)))
         last = rounds >= MOST_ROUNDS or (spent >= 1 and rounds >= 3)
-        if last or rounds % LOOK == 0:
-            best = min((name for name in turns.calls if name != GIVEN), key=lambda name: turns.timing(name).median_ms)
+        if last or rounds % CHECK_EVERY == 0:
+            best = min((name for name in turns.calls if name != MODEL), key=lambda name: turns.timing(name).median_ms)
             if last or _known(turns, best):
                 return _verdict(turns, best, entries)
 
 
 def _known(turns: Turns, best: str) -> bool:
-    """Whether no challenger can be faster than the best one by more than TIE, and whether it beats the given model is
-    known too. Who is slower than it by more than TIE leaves.
+    """Whether the winner is known.
+
+    It is known if the given model beats the best challenger by more than TIE. Otherwise two conditions must hold. The
+    best one is known to be faster or slower than the given model. No other challenger may still beat it by more than
+    TIE. Challengers that are slower than the best one by more than TIE leave the final.
     """
     is_open = False
     for name in [name for name in turns.calls if name != best]:
         seen = turns.ratio(name, best, sigmas=SIGMAS)
         if seen.low > 1 + TIE:
             turns.leave(name)
-        elif seen.high < 1 / (1 + TIE) and name == GIVEN:
+        elif seen.high < 1 / (1 + TIE) and name == MODEL:
             return True
         else:
-            is_open = is_open or (seen.low < 1 < seen.high / (1 + TIE) if name == GIVEN else seen.low < 1 / (1 + TIE))
+            is_open = is_open or (seen.low < 1 < seen.high / (1 + TIE) if name == MODEL else seen.low < 1 / (1 + TIE))
     return not is_open
 
 
 def _verdict(turns: Turns, best: str, entries: Sequence[Entry]) -> Entry:
-    """The given model unless the best challenger beats it, else the simplest that is as fast as that one."""
+    """Return the simplest challenger that ties with the best one, or the given model if none beats it."""
     by_name = dict(zip(turns.times, entries, strict=True))
     alike = [name for name in turns.calls if turns.ratio(name, best, sigmas=SIGMAS).middle <= 1 + TIE]
-    winner = next(name for name in alike if name != GIVEN)
-    won = beats(turns.ratio(GIVEN, best, sigmas=SIGMAS))
+    winner = next(name for name in alike if name != MODEL)
+    won = beats(turns.ratio(MODEL, best, sigmas=SIGMAS))
     for name, entry in by_name.items():
-        if name == GIVEN:
+        if name == MODEL:
             continue
-        entry.row.confirmed = turns.ratio(GIVEN, name, sigmas=SIGMAS).middle
-        told = f"{entry.row.confirmed:.2f}x the given model's speed in the final"
+        entry.row.confirmed = turns.ratio(MODEL, name, sigmas=SIGMAS).middle
+        speed = f"{entry.row.confirmed:.2f}x the given model's speed in the final"
         leader = by_name[winner].row.label
         if name == winner:
-            entry.row.note = f"chosen: {told}" if won else f"not faster than the given model beyond noise: {told}"
+            entry.row.note = f"chosen: {speed}" if won else f"not faster than the given model beyond noise: {speed}"
         elif name in alike:
-            entry.row.note = f"as fast as {leader}, which is simpler: {told}"
+            entry.row.note = f"as fast as {leader}, which is simpler: {speed}"
         else:
-            entry.row.note = f"slower than {leader}: {told}"
+            entry.row.note = f"slower than {leader}: {speed}"
     return by_name[winner] if won else entries[0]
 
 
 def beats(given: Ratio) -> bool:
-    """Whether a form is faster than the given model beyond noise, from the ratio of that one's time to its own."""
+    """Whether a form beats the given model beyond noise. `given` is the given model's time over the form's."""
     return given.low > 1 and given.middle > 1 + TIE
 
 

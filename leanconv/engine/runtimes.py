@@ -1,12 +1,13 @@
-"""The peers as engines: ONNX Runtime and OpenVINO on the CPU, fixed to the given sizes."""
+"""ONNX Runtime and OpenVINO as engines on the CPU, with fixed input sizes."""
 
 import tempfile
 from pathlib import Path
 
 import torch
 
+from leanconv.deploy.openvino import OpenVino
 from leanconv.deploy.program import input_order, save_onnx, to_openvino
-from leanconv.deploy.runtimes import OnnxRuntime, OpenVino
+from leanconv.deploy.runtimes import OnnxRuntime
 from leanconv.engine.candidate import Candidate, Form, missing
 from leanconv.engine.workbench import Workbench
 from leanconv.files import draft

@@ -1,4 +1,4 @@
-"""Trials: the inputs that every form of a model is tried on, the model's answers to them, and who agrees with those."""
+"""Trials: run every form on several inputs and compare its answers with the model's."""
 
 import math
 from collections.abc import Callable
@@ -13,27 +13,27 @@ from leanconv.deploy.verify import InFloat64, Reference, has_nan
 from leanconv.measure.timing.latency import CLOCKS
 from leanconv.probes import LIKE, resampled
 
-# What a form is tried on beside the caller's own values: at once, and where it would be chosen. The first tells the
-# most: statistics in one pass lose a picture of low contrast. A coarser type loses that by itself.
+# Inputs of the trials beside the caller's own values: FIRST for every form, LATER only for a winner. Low contrast is
+# the hardest: statistics computed in one pass lose it. A coarser type loses low contrast by itself.
 FIRST, LATER = "low contrast", ("offset", "large", "small")
 COARSE_FIRST, COARSE_LATER = LIKE, ("small",)
-# A share of the answer. Inputs on which rounding alone changes more in the model say nothing about a form.
+# A share of the answer. If rounding alone changes the model's answer by more, that input cannot judge a form.
 CHAOS = 1e-2
 Form = Callable[..., Any]
 
 
 class Trials:
-    """One model on one call, and on inputs made like it. Every answer of the model's is asked for once."""
+    """The trials of one model: on the given call and on inputs resampled from it. The model runs once per input."""
 
     def __init__(self, model: nn.Module, frame: Frame, tensors: list[Tensor], answer: Any, clock: str) -> None:
-        """`clock`: of `measure.latency.CLOCKS`; it times the calls."""
+        """`clock`: the key in `measure.timing.latency.CLOCKS` of the clock that times the calls."""
         self._model, self._frame, self._tensors = model, frame, tensors
         self._exact, self._clock = InFloat64(model), clock
         self._infinite = _infinite(answer)
         self._seen: dict[str, Reference | None] = {"": Reference(self._exact, *self._call(tensors), answer)}
 
     def first(self, form: Form, dtype: torch.dtype | None) -> tuple[Error, float]:
-        """A form's error on the given inputs and on hard ones, and the seconds of its second call."""
+        """Return a form's largest error on the given inputs and on hard ones, and the seconds of its second call."""
         seen, _ = self._held(form, dtype, "")
         if not seen.passes:
             return seen, 0.0
@@ -42,12 +42,12 @@ class Trials:
         return max(seen, again, key=_excess), seconds
 
     def later(self, form: Form, dtype: torch.dtype | None) -> Error:
-        """Its error on all other inputs."""
+        """Return its largest error on all other inputs."""
         kinds = [kind for kind in (LATER if dtype is None else COARSE_LATER) if self._reference(kind)]
         return max((self._held(form, dtype, kind)[0] for kind in kinds), key=_excess, default=Error(0.0, 0.0))
 
     def _held(self, form: Form, dtype: torch.dtype | None, kind: str) -> tuple[Error, float]:
-        """The error on one kind of inputs, and the seconds of the call."""
+        """Return the error on one kind of inputs, and the seconds of the call."""
         reference = self._reference(kind)
         assert reference is not None
         args, kwargs = self._call(self._inputs(kind))
@@ -61,7 +61,7 @@ class Trials:
         return reference.error(answer, dtype, CHAOS if kind else math.inf), seconds
 
     def _reference(self, kind: str) -> Reference | None:
-        """The model's answer to inputs of a kind; None where it takes no such ones, or they say nothing."""
+        """Return the model's answer to one kind of inputs. None if the model fails on them or adds NaN or infinity."""
         if kind not in self._seen:
             self._seen[kind] = None
             inputs = self._inputs(kind)
@@ -69,7 +69,7 @@ class Trials:
             try:
                 with torch.no_grad():
                     answer = self._model(*args, **kwargs)
-            except Exception:  # random numbers may be out of what a model takes
+            except Exception:  # random numbers may be outside the range that a model accepts
                 return None
             if not has_nan(answer) and _infinite(answer) <= self._infinite:
                 self._seen[kind] = Reference(self._exact, *self._call(inputs), answer)
@@ -80,7 +80,7 @@ class Trials:
         return [resampled(t, t.shape, dice, kind) for t in self._tensors] if kind else self._tensors
 
     def _call(self, tensors: list[Tensor]) -> Call:
-        """Arguments of their own: a model may write into its inputs."""
+        """Return cloned arguments: a model may write into its inputs."""
         args, kwargs = self._frame.join([t.detach().clone() for t in tensors])
         return args, kwargs
 

@@ -1,4 +1,4 @@
-"""What all candidates of one `optimize` share: the model, its call, its answers, a folded copy, a captured program."""
+"""The state that all candidates of one `optimize` share: model, call, answers, folded copy, captured program."""
 
 import time
 from collections.abc import Callable
@@ -19,23 +19,23 @@ from leanconv.deploy.verify import difference, has_nan
 from leanconv.engine.trials import Trials
 from leanconv.kernels import Target, to_contiguous
 
-# What an engine's own measurements may take where nobody says otherwise.
+# Default limit of an engine's own measurements (autotuning).
 MEASURING_S = 20.0
 HALF = (torch.bfloat16, torch.float16)
 
 
 class Workbench:
-    """One model on one call. Everything is made when it is first asked for, and once.
+    """One model and one call. Folded copies and captured programs are built on first use, once.
 
     Attributes:
-        model: as it was given; nothing here changes it.
-        obstacle: why no other form can be verified against it, or "".
-        forward_s: seconds of one call of it.
+        model: the given model. Nothing here changes it.
+        obstacle: why no other form can be verified against the model, or "".
+        forward_s: seconds of one call of the model.
         dtype: the number type of its first floating-point input, or of its parameters.
-        clock: what every form is timed with (`measure.latency.CLOCKS`). On one thread of the CPU the time that was
-            computed: what neighbours take away decides nothing then.
-        target: what kernels are chosen for; None for this machine.
-        measuring_s: seconds that an engine may take for measurements of its own while it is prepared.
+        clock: the key in `measure.timing.latency.CLOCKS` of the clock for all forms. On one CPU thread it is process
+            time: load by other processes then decides nothing.
+        target: what kernels are chosen for (None: this machine).
+        measuring_s: seconds that an engine may autotune during its preparation.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Workbench:
         return held[0].dtype if held else torch.get_default_dtype()
 
     def call(self, tensors: list[Tensor] | None = None) -> Call:
-        """The arguments once more, with tensors of their own: a model may write into its inputs."""
+        """Return the arguments with cloned tensors: a model may write into its inputs."""
         args, kwargs = self.frame.join([t.detach().clone() for t in (self.tensors if tensors is None else tensors)])
         return args, kwargs
 
@@ -81,7 +81,7 @@ class Workbench:
             return self.model(*args, **kwargs)
 
     def _obstacle(self, again: Any, call: Call) -> str:
-        """Why nothing can be verified against the model. `again`: its answer to `call`, a second one on its inputs."""
+        """Return why nothing can be verified against the model, or "". `again` is its answer to the second `call`."""
         if has_nan(self.answer):
             return "the model's output has NaN in it"
         if not difference(self.answer, again).passes:
@@ -93,9 +93,7 @@ class Workbench:
         return ""
 
     def verify(self, form: Callable[..., Any], dtype: torch.dtype | None = None) -> tuple[Error, float]:
-        """The error of a form that computes in `dtype` (None: as the model does), and the seconds of its second call by
-        the clock.
-        """
+        """Return the error of a form that computes in `dtype` (None: the model's), and its second call's seconds."""
         return self.trials.first(form, dtype)
 
     @cached_property
@@ -106,7 +104,7 @@ class Workbench:
 
     @property
     def folded(self) -> nn.Module:
-        """A copy of the model with everything folded that folds exactly."""
+        """A copy of the model with all exact folds applied."""
         return self._folding[0]
 
     @property
@@ -114,17 +112,17 @@ class Workbench:
         return self._folding[1]
 
     def copy_of_folded(self, dtype: torch.dtype | None) -> nn.Module:
-        """A folded copy of its own, in `dtype`."""
-        made = copied(self.folded)
-        return made if dtype is None else made.to(dtype)
+        """Return a new copy of the folded model, in `dtype`."""
+        model = copied(self.folded)
+        return model if dtype is None else model.to(dtype)
 
     @cached_property
     def program(self) -> ExportedProgram:
-        """The folded model as a flat program at the given sizes, in float32 where the model computes in half."""
+        """The folded model as a flat program at the given sizes. A half-precision model becomes float32."""
         return self.captured(self.tensors)
 
     def captured(self, tensors: list[Tensor], axes: Axes | None = None) -> ExportedProgram:
-        """Likewise on other tensors, with the dimensions in `axes` open where the model leaves them so."""
+        """Capture the folded model on other tensors, with the `axes` dynamic if the model permits it."""
         model, (args, kwargs) = self.folded, self.call(tensors)
         if self.half:
             model = self.copy_of_folded(torch.float32)
@@ -143,12 +141,12 @@ class Workbench:
 
     @cached_property
     def layers(self) -> int:
-        """Leaf modules: what preparation times are estimated from."""
+        """The number of leaf modules, from which preparation times are estimated."""
         return sum(1 for module in self.model.modules() if not any(module.children()))
 
     @property
     def folding_s(self) -> float:
-        """Seconds that folding will take, about, and the model once in float64; 0 where it is done."""
+        """Estimated seconds of folding and of one model call in float64. 0 after folding."""
         if "_folding" in self.__dict__:
             return 0.0
         parameters = sum(p.numel() for p in self.model.parameters())
@@ -156,13 +154,13 @@ class Workbench:
 
     @property
     def capture_s(self) -> float:
-        """Seconds that folding and capturing will take, about; 0 where it is done."""
+        """Estimated seconds of folding and capturing. 0 after capturing."""
         return 0.0 if "program" in self.__dict__ else self.folding_s + 0.5 + 0.015 * self.layers
 
     def nested(self, run: Callable[..., Any], prepare: Callable[[Tensor], Tensor], *, cast: bool) -> Callable[..., Any]:
-        """`run` called as the model is, every tensor through `prepare`; answers laid out as the model's.
+        """Wrap `run` in the model's call signature: `prepare` converts every input tensor.
 
-        With `cast` they have the model's dtypes too.
+        Answers get the model's memory format and, with `cast`, its dtypes.
         """
         dtypes, dense = [t.dtype for t in Frame.split(self.answer)[0]], self.dense
 
@@ -186,10 +184,10 @@ class Workbench:
     def from_flat(
         self, run: Callable[..., list[Tensor]], *, widen: bool = True, alone: bool = False
     ) -> Callable[..., Any]:
-        """A runtime of flat CPU tensors, called as the model is; answers laid out as the model's.
+        """Wrap a runtime of flat CPU tensors in the model's call signature. Answers get the model's memory format.
 
-        With `widen`, half inputs go in as float32. `alone`: PyTorch computes nothing in it; the form has it as an
-        attribute where that is true of the form too.
+        With `widen`, half-precision inputs become float32. `alone`: PyTorch computes nothing in the runtime. The form
+        gets the attribute `alone` if PyTorch computes nothing in the form either.
         """
         tensors, frame = Frame.split(self.answer)
         dtypes, dense = [t.dtype for t in tensors], self.dense
@@ -217,18 +215,18 @@ class Workbench:
 
 
 def _laid_out(tensors: list[Tensor], dense: list[bool]) -> list[Tensor]:
-    """Contiguous where the given model's answers are: what reads them may ask for a view that channels_last has not."""
+    """Make answers contiguous if the given model's are: their reader may need a view that channels_last lacks."""
     return [to_contiguous(t) if wanted else t for t, wanted in zip(tensors, dense, strict=True)]
 
 
 def _opaque(value: Any) -> list[Any]:
-    """What is neither a tensor nor a plain value in a nested answer: PyTorch knows no parts of it."""
+    """Return the parts of a nested answer that are neither tensors nor plain values: PyTorch cannot look inside."""
     constants = [each for _, each in Frame.split(value)[1].constants]
     return [each for each in constants if not isinstance(each, int | float | complex | str | bytes | type(None))]
 
 
 def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Positional arguments by their names, for a function that takes either kind alone."""
+    """Bind positional arguments to their names, for a function that takes only one of the two kinds."""
     import inspect
 
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)

@@ -1,4 +1,4 @@
-"""Files that other processes read and write too: written whole or not at all, one writer at a time."""
+"""Files that other processes use too: atomic writes, one writer at a time, and careful reading."""
 
 from leanconv.files.atomic import replace_atomic, write_atomic, write_json
 from leanconv.files.drafts import draft, sweep

@@ -1,4 +1,4 @@
-"""Writing files so that a full disk, a signal or a read-only folder never costs the old file."""
+"""Write files atomically: a full disk, a signal or a read-only folder never destroys the old file."""
 
 import json
 import os
@@ -11,19 +11,19 @@ from leanconv.files.drafts import draft
 
 
 def write_atomic(path: str | Path, data: bytes | str, *, check: Callable[[], object] = bool) -> Path:
-    """Write `data` to `path` whole or not at all; the folder is made. Raises BadInput where it cannot be written.
+    """Write `data` to `path` atomically, and create its folder. Raises BadInput if writing fails.
 
-    Half a letter of a name that is no UTF-8 is written as its escape.
+    Lone surrogates, from names that are not UTF-8, are written as escapes.
     """
     content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     return replace_atomic(path, lambda temporary: temporary.write_bytes(content), check=check)
 
 
 def replace_atomic(path: str | Path, write: Callable[[Path], object], *, check: Callable[[], object] = bool) -> Path:
-    """Let `write` fill a file of the same name in a draft, then put it in place at once. Raises BadInput on failure.
+    """Let `write` fill a draft, then move it to `path` at once. Raises BadInput on failure.
 
     Args:
-        check: called right before it takes the place of what stands there; may raise.
+        check: called right before the old file is replaced. It may raise.
     """
     path = Path(path)
     try:

@@ -1,6 +1,7 @@
-"""Drafts: what is written beside its place first, in a hidden folder that goes in the end or after its writer's death.
+"""Drafts: write files into a hidden folder first, which is removed at the end or after the writer's death.
 
-A draft's folder holds a lock. Where that can be had the writer is dead, and the next writer there removes the folder.
+A draft's folder contains a lock. If another process can take the lock, the writer is dead, and that process removes
+the folder.
 """
 
 import os
@@ -14,55 +15,57 @@ from pathlib import Path
 
 from leanconv.files.locks import LOCK, Held, Lock
 
-PREFIX = ".leanconv-"  # begins the names of drafts
-_UNLOCKED_S = 3600.0  # a draft without a lock is being made, or its writer died at that moment, or nothing locks there
+PREFIX = ".leanconv-"  # prefix of drafts' names
+# A draft without a lock is left alone for this long. Its writer may be about to lock it, or the file system has no
+# locks.
+_UNLOCKED_S = 3600.0
 _swept: set[tuple[str, str]] = set()
 
 
 @contextmanager
 def draft(beside: Path, prefix: str = PREFIX) -> Iterator[Path]:
-    """A hidden folder in the folder `beside`, to write into and to move files out of; gone afterwards.
+    """Yield a hidden folder inside `beside` to write into and move files out of. It is removed afterwards.
 
-    It holds one file more, `LOCK`. The first draft of a process in a folder removes there what dead processes left.
-    Raises: OSError where none can be made.
+    It also contains the file `LOCK`. A process's first draft in a folder removes the drafts of dead processes.
+    Raises: OSError if the folder cannot be created.
     """
     place = (os.path.realpath(beside), prefix)
     if place not in _swept:
         _swept.add(place)
         sweep(beside, prefix)
     with ExitStack() as held:
-        yield _made(beside, prefix, held)
+        yield _new_folder(beside, prefix, held)
 
 
-def _made(beside: Path, prefix: str, held: ExitStack) -> Path:
-    """A new folder with its lock; `held` gives back the lock and removes the folder."""
+def _new_folder(beside: Path, prefix: str, held: ExitStack) -> Path:
+    """Create a folder and its lock. `held` releases the lock and removes the folder."""
     while True:
-        made = tempfile.TemporaryDirectory(prefix=prefix, dir=beside)
-        folder = Path(made.name)
+        directory = tempfile.TemporaryDirectory(prefix=prefix, dir=beside)
+        folder = Path(directory.name)
         lock = Lock(folder / LOCK)
         try:
             lock.__enter__()
-        except Held:  # a sweeper was quicker, and is about to remove it
-            _discard(made)
+        except Held:  # a sweeping process took it first and is about to remove it
+            _discard(directory)
             continue
-        except OSError:  # nothing can be locked here: what a kill leaves stays
+        except OSError:  # no locks here, so a killed writer's draft stays
             pass
-        held.callback(_discard, made)
+        held.callback(_discard, directory)
         held.push(lock)
         return folder
 
 
-def _discard(made: tempfile.TemporaryDirectory[str]) -> None:
+def _discard(directory: tempfile.TemporaryDirectory[str]) -> None:
     with suppress(OSError):
-        made.cleanup()
+        directory.cleanup()
 
 
 def sweep(folder: Path, prefix: str = PREFIX) -> None:
-    """Remove the drafts in a folder whose writers are dead."""
+    """Remove drafts of dead writers from a folder."""
     try:
         with os.scandir(folder) as entries:
             drafts = [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
-    except OSError:  # no such folder yet
+    except OSError:  # the folder does not exist yet
         return
     for left in drafts:
         with suppress(OSError, Held):
@@ -72,9 +75,9 @@ def sweep(folder: Path, prefix: str = PREFIX) -> None:
             if (left / LOCK).is_file():
                 with Lock(left / LOCK):
                     shutil.rmtree(left, ignore_errors=True)
-                shutil.rmtree(left, ignore_errors=True)  # Windows keeps the lock's file until here
+                shutil.rmtree(left, ignore_errors=True)  # Windows cannot remove the lock's file earlier
             elif time.time() - seen.st_mtime > _UNLOCKED_S:
-                left.rmdir()  # if it is empty: more than that is not ours for certain
+                left.rmdir()  # only if empty: files in it may not be ours
 
 
 def _user() -> int:

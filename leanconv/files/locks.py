@@ -1,10 +1,10 @@
-"""A lock between processes: a small file that the system keeps locked for as long as the process lives that holds it.
+"""A lock between processes: a small file that the system keeps locked while its holder lives.
 
-A killed process holds nothing, and the file that it leaves keeps nobody out. It is the system's lock of the open file
-(flock; on Windows a byte far behind the text), so that two threads of one process exclude each other too.
+A killed process loses its lock, and the file it leaves blocks nobody. The lock belongs to the open file, so two
+threads of one process exclude each other too. It is a flock, or on Windows a locked byte far behind the text.
 
-Why not the library filelock: its versions differ in what matters here. Some empty the file at every attempt, so that
-nobody knows who holds it; some do not see that the file was replaced while they waited.
+The library filelock does not fit, because its versions differ here. Some empty the file at every attempt, so the
+holder's name is lost. Some do not notice that the file was replaced while they waited.
 """
 
 import os
@@ -22,31 +22,31 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-LOCK = "leanconv.lock"  # its name in every folder that is locked
-_FAR = 1 << 30  # the byte that Windows locks: the text before it stays readable
-_SHOWN = 200  # letters of the text that are shown
+LOCK = "leanconv.lock"  # the lock's name in every locked folder
+_FAR = 1 << 30  # offset of the byte that Windows locks: the text before it stays readable
+_SHOWN = 200  # characters of the text that are shown
 
 
 class NoLocks(OSError):
-    """The file system locks no files."""
+    """The file system does not support locks."""
 
 
 class Held(Exception):
-    """Somebody else has the lock; the message is what he wrote into it, perhaps nothing."""
+    """Another process has the lock. The message is its text in the lock file, which may be empty."""
 
 
 class Lock:
-    """Locks `path` while it is open, and removes the file in the end.
+    """Lock `path` inside a `with` block, and remove the file at the end.
 
     Args:
-        said: what others read who do not get it.
-        patience_s: how long to wait for it.
-    Raises, when it is entered: Held where another holds it; NoLocks where none can be had; another OSError where the
-        file cannot be made.
+        text: text for others that find it locked.
+        patience_s: seconds to wait for the lock.
+    Raises on entry: Held if another process holds it. NoLocks if the file system has no locks. Another OSError if the
+        file cannot be created.
     """
 
-    def __init__(self, path: Path, said: str = "", *, patience_s: float = 0.0) -> None:
-        self.path, self.said, self.patience_s = path, said, patience_s
+    def __init__(self, path: Path, text: str = "", *, patience_s: float = 0.0) -> None:
+        self.path, self.text, self.patience_s = path, text, patience_s
         self._handle: int | None = None
 
     def __enter__(self) -> Self:
@@ -56,7 +56,7 @@ class Lock:
             try:
                 locked = _lock(handle)
                 if locked and _stands(self.path, handle):
-                    _write(handle, self.said)
+                    _write(handle, self.text)
                     self._handle = handle
                     _held.add(self)
                     return self
@@ -71,26 +71,26 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handle is None:  # a child process that was forked meanwhile holds nothing
+        if self._handle is None:  # a forked child holds no locks
             return
         _held.discard(self)
         handle, self._handle = self._handle, None
         if sys.platform == "win32":
-            os.close(handle)  # an open file cannot be removed there
+            os.close(handle)  # Windows cannot remove an open file
             self._remove()
         else:
-            self._remove()  # while it is locked: whoever waits for it sees that it is gone, and makes a new one
+            self._remove()  # while still locked: a waiting process sees that it is gone and creates a new one
             os.close(handle)
 
     def _remove(self) -> None:
         try:
             self.path.unlink()
-        except OSError:  # its folder is gone, or another process has just taken it
+        except OSError:  # the folder is gone, or another process has just taken the file
             return
 
 
 def holder(path: Path) -> str | None:
-    """What the holder of a lock wrote into it; None where nobody holds it, or that cannot be known."""
+    """Return the text of a lock's holder. None if the lock is free or cannot be tested."""
     try:
         handle = os.open(path, os.O_RDONLY | _CAREFUL)
     except OSError:
@@ -110,7 +110,7 @@ _held: set[Lock] = set()
 def _opened(path: Path) -> int:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | _CAREFUL, 0o666)
-    except PermissionError:  # another user's, left by a kill: it can be locked all the same
+    except PermissionError:  # another user's file: it can still be locked
         handle = os.open(path, os.O_RDONLY | _CAREFUL)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -138,13 +138,13 @@ else:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return False
-        except OSError as error:  # a network's file system, as a rule
+        except OSError as error:  # usually a network file system
             raise NoLocks(error.errno, error.strerror) from error
         return True
 
 
 def _stands(path: Path, handle: int) -> bool:
-    """Whether the open file is still the one of that name: its holder removes it."""
+    """Whether `path` still names the open file. Its holder removes it on release."""
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(handle))
     except FileNotFoundError:
@@ -154,20 +154,20 @@ def _stands(path: Path, handle: int) -> bool:
 def _write(handle: int, text: str) -> None:
     try:
         os.ftruncate(handle, 0)
-        os.write(handle, text.encode(errors="replace"))  # nothing was read or written before: it stands at the start
-    except OSError:  # a full disk, another user's file: the lock holds without a word
+        os.write(handle, text.encode(errors="replace"))  # the file position is still 0
+    except OSError:  # a full disk or another user's file: the lock works without a text
         return
 
 
 def _text(handle: int) -> str:
-    """The first line, as far as it may be printed: anybody may have written it."""
+    """Return the first line, escaped and cut: any process may have written it."""
     os.lseek(handle, 0, os.SEEK_SET)
     line = os.read(handle, 4 * _SHOWN).decode(errors="replace").split("\n")[0]
     return one_line(line)[:_SHOWN]
 
 
 def _let_go() -> None:
-    """A forked child (a worker that prepares images) would hold its parent's locks after the parent's death."""
+    """Release locks in a forked child. A data worker would otherwise hold them after its parent's death."""
     for lock in _held:
         if lock._handle is not None:
             os.close(lock._handle)

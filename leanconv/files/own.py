@@ -1,7 +1,7 @@
-"""Which files are ours: only such a file is replaced without asking, also where the user named it himself.
+"""Recognise our own files: only those are replaced without `--overwrite`, even if the user named the path.
 
-An exported file and an HTML page say in themselves who wrote them. Of the other reports, which others' programs read as
-they are, their form tells: the keys of a JSON object, the rule below a table's head.
+Exported files and HTML pages contain a mark. Other reports have none, because foreign programs read them. Their
+structure identifies them: the keys of a JSON object, or the rule below a table's head.
 """
 
 import json
@@ -15,19 +15,19 @@ from leanconv.version import __version__
 
 _MARK = "written by leanconv"
 _RULE = "─"
-_LARGEST = 1 << 26  # bytes of a report that is looked at
+_LARGEST = 1 << 26  # bytes; larger files are no reports
 
 
 def origin() -> str:
-    """What a file of ours that can say so says somewhere."""
+    """Return the mark that our files contain if their format permits it."""
     return f"{_MARK} {__version__}"
 
 
 def check_own(path: Path, overwrite: bool, *companions: Path) -> None:
-    """Raise BadInput where a file stands that does not say that leanconv wrote it, unless `overwrite` lets it go.
+    """Raise BadInput if `path` exists without our mark, unless `overwrite`.
 
     Args:
-        companions: files that belong to the one at `path`; without it they are somebody else's.
+        companions: files that belong to `path`. If `path` does not exist, they are foreign.
     """
     if overwrite:
         return
@@ -39,7 +39,7 @@ def check_own(path: Path, overwrite: bool, *companions: Path) -> None:
 
 
 def check_report(path: Path, numbers: Iterable[str] | None = None) -> None:
-    """Raise BadInput where something stands that is no report of ours; with `numbers`, no report of those numbers."""
+    """Raise BadInput if `path` exists and is no report of ours (with `numbers`: no report with those keys)."""
     if not _in_the_way(path):
         return
     try:
@@ -62,7 +62,7 @@ def _foreign(path: Path) -> BadInput:
 
 
 def _in_the_way(path: Path) -> bool:
-    """Whether something would be lost; a folder is refused by whoever writes, in his own words."""
+    """Whether writing would destroy something. Folders do not count: the writer refuses them with its own message."""
     if not os.path.lexists(path) or path.is_dir():
         return False
     return not path.is_file() or path.stat().st_size > 0
@@ -79,7 +79,7 @@ def _is_marked(path: Path) -> bool:
 
 
 def _keys(content: str) -> set[str] | None:
-    """The keys of a JSON object; None for anything else."""
+    """Return the keys of a JSON object, or None for other content."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The papers' tables, and our figures beside them."""
+"""Papers: compare the papers' printed tables with our figures."""
 
 from leanconv.papers.printed import PrintedRow, printed_rows, slugs
 from leanconv.papers.reproduce import Reproduction, reproduce, reproducible

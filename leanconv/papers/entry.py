@@ -1,4 +1,4 @@
-"""Entry: one printed figure of a paper and ours beside it; made from a row of the tables and our counts."""
+"""Entry: compare one printed figure of a paper with ours, from a row of the tables and our counts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +10,11 @@ from leanconv.papers.printed import COLUMNS, PrintedRow
 
 @dataclass(frozen=True)
 class Entry:
-    """One figure of one row: the paper's and ours. `error` = ours / paper - 1; None where nothing compares.
+    """One figure of one row, the paper's and ours.
 
-    Of a percentage the error is the difference, 0.005 for half a point. `how`: "counted" on real modules, "formula"
-    where the paper's figure belongs to no layer that can be built, "measured" for frame rates.
+    Attributes:
+        error: ours / paper - 1, or None without a comparison. For percentages the difference, 0.005 for half a point.
+        how: "counted" on real modules, "measured" for frame rates, or "formula" if no real layer has the figure.
     """
 
     paper: str
@@ -41,7 +42,10 @@ class Entry:
 def entries_of(
     row: PrintedRow, paper: Any, model_id: str, size: tuple[int, int] | None, figures: Figures, *, name: str = ""
 ) -> list[Entry]:
-    """The columns of one row. `paper`: its module; `size`: H, W instead of the table's; `name`: of another reading."""
+    """Return the entries of one row.
+
+    `paper`: its module. `size`: H, W that replace the table's. `name`: the name of an alternative reading.
+    """
     shape = (row.input[0], *size) if size else row.input
 
     def ours(column: str, model_id: str) -> tuple[Any, str, str]:
@@ -62,7 +66,7 @@ def entries_of(
 
 
 def _why(row: PrintedRow, paper: Any, column: str, convention: str) -> str:
-    """The paper's file's word on a figure of ours that does not agree."""
+    """Return the reason for a difference: the paper module's own, the row's note, or the size of the error."""
     reasons = getattr(paper, "REASONS", {})
     known: str = reasons.get((row.model_id, column, convention), row.note)
     return known or f"off by more than {100 * row.tolerance:g} %"
@@ -81,7 +85,7 @@ def _entry(
         reason = _why(row, paper, column, convention)
     elif abs(ours / printed - 1) > row.tolerance:
         reason = f"{COLUMNS[column]} prints as the paper's {row.printed[column]}"
-    return _made(row, name, COLUMNS[column], convention, shape, (printed, ours, error, ok, how, reason))
+    return _build(row, name, COLUMNS[column], convention, shape, (printed, ours, error, ok, how, reason))
 
 
 def _reduction(
@@ -95,14 +99,14 @@ def _reduction(
     elif not ok:
         reason = _why(row, paper, column, convention)
     title = f"{COLUMNS[column]} less %"
-    return _made(row, name, title, convention, shape, (printed, ours, error, ok, how, reason))
+    return _build(row, name, title, convention, shape, (printed, ours, error, ok, how, reason))
 
 
 def _elsewhere(row: PrintedRow, shape: tuple[int, ...]) -> str:
     return f"counted on {shape[1]}x{shape[2]}, printed for {row.input[1]}x{row.input[2]}"
 
 
-def _made(
+def _build(
     row: PrintedRow, name: str, column: str, convention: str, shape: tuple[int, ...], figures: tuple[Any, ...]
 ) -> Entry:
     paper, table_name = row.slug.split("/")

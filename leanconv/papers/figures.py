@@ -1,4 +1,4 @@
-"""Figures: our counts of the papers' networks; each network is built and run once per input, whatever is asked."""
+"""Figures: our counts of the papers' networks. Each network is built and run once per input."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from leanconv.measure.counting.record import Recording, record
 
 
 class Figures:
-    """The figures of networks by paper and model id, kept for the next question."""
+    """A cache of the networks' figures by paper and model id."""
 
     def __init__(self) -> None:
         self._runs: dict[tuple[str, str, tuple[int, ...]], Recording] = {}
         self._found: dict[tuple[str, str, str, tuple[int, ...]], Any] = {}
 
     def of(self, paper: Any, model_id: str, convention: str, shape: tuple[int, ...]) -> tuple[Any, str]:
-        """(what has `.params`, `.flops`, `.madd`, how it was found: "counted" or "formula").
+        """Return an object with `.params`, `.flops`, `.madd`, and its source: "counted" or "formula".
 
-        `paper`: a module with NETWORKS, and FORMULAS for conventions of its own. `shape`: `C H W`.
+        `paper`: a module with NETWORKS, and with FORMULAS for its own conventions. `shape`: `C H W`.
         """
         network, formula = paper.NETWORKS[model_id], formulas(paper).get(convention)
         run, key = (paper.__name__, model_id, shape), (paper.__name__, model_id, convention, shape)
@@ -31,6 +31,6 @@ class Figures:
 
 
 def formulas(paper: Any) -> dict[str, Any]:
-    """Convention -> function (network, recorded forward) -> what has `.params` and `.flops`, of no real layer."""
+    """Return convention -> function of network and recording. Its result has `.params` and `.flops`."""
     found: dict[str, Any] = getattr(paper, "FORMULAS", {})
     return found

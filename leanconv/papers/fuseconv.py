@@ -1,8 +1,8 @@
-"""The networks behind FuSeConv's results: five MobileNets, each as it is, full, half, and both in half of its blocks.
+"""The networks of FuSeConv's results: five MobileNets, each dense, full, half, and with half of its blocks replaced.
 
-The figures are those of the authors' repository; the counting rule `fuse` was inferred from their digits and meets all
-25 rows. Which blocks the 50 % variants replace is the authors' code's. Its MobileNetV2 holds, in the first block of the
-full and half variants, a 1×1 with BatchNorm of 1,088 parameters that is never called; ours does not.
+The figures are those of the authors' repository. The counting convention `fuse` was inferred from their digits and
+meets all 25 rows. The 50 % variants replace the same blocks as the authors' code. In its full and half variants of
+MobileNetV2, the first block contains an unused 1×1 with BatchNorm (1,088 parameters). Ours does not.
 """
 
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 from leanconv.papers.network import Network
 
 _FORMS = {"base": "conv", "full": "fuseconv(variant='full')", "half": "fuseconv(variant='half')"}
-# MobileNetV3 as the authors have it: 1280 wide at the end, an expanding 1×1 in every block, squeeze-excites of exactly
-# a quarter of the channels and without biases.
+# The authors' MobileNetV3 has a last width of 1280 and an expanding 1×1 in every block. Its squeeze-excites have
+# exactly a quarter of the channels and no biases.
 _V3: dict[str, Any] = {"last": 1280, "se_multiple": 1, "se_bias": False, "expand_always": True}
-# Model id -> network, options, and the layers that the 50 % variants leave as they are.
+# Model id -> network, options, and the layers that the 50 % variants keep.
 _FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "mbv1": ("mobilenet_v1", {}, "stages.[34].*"),
     "mbv2": ("mobilenet_v2", {}, "stages.0.* stages.[456].*"),

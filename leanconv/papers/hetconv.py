@@ -1,9 +1,9 @@
-"""The networks behind the HetConv paper's tables 1 to 7, and the rule that its CIFAR and ResNet-34 totals follow.
+"""The networks of the HetConv paper's tables 1 to 7, and the rule that its CIFAR and ResNet-34 totals follow.
 
-The paper states no counting rule. `het_eq5`, inferred from table 1's digits, takes a replaced layer's figures from the
-*standard* layer (multiply-accumulates and a bias add per output; weights, bias and four BatchNorm numbers a channel)
-and multiplies all of them by eq. 5's ratio 1/P + (1 - 1/P)/9. That is a formula: in a real HetConv bias and BatchNorm
-do not shrink. So the real layers, counted, stand below each of its tables.
+The paper states no counting rule. `het_eq5` was inferred from table 1's digits. It takes a replaced layer's figures
+from the *standard* layer. These are MACs and a bias add per output, weights, bias and four BatchNorm numbers per
+channel. It multiplies all of them by eq. 5's ratio 1/P + (1 - 1/P)/9. No real layer has these figures, because bias
+and BatchNorm do not shrink in a HetConv. So counts of the real layers follow each of its tables.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from leanconv.nn import HetConv2d, Operator, SqueezeExcite
 from leanconv.nn.separable import SpatialThenPointwise
 from leanconv.papers.network import Network
 
-# P = the layer's own number of channels, one 3×3 kernel a filter.
+# P = the layer's number of channels: one 3×3 kernel per filter.
 _PER_CHANNEL = "hetconv(part={c})"
 
 
@@ -53,14 +53,14 @@ def _baseline(model_id: str, column: str) -> str:
     return f"{family}_P1_SE" if column == "params" and model_id.endswith("_SE") else f"{family}_P1"
 
 
-# The dense network that a percentage is measured against: P1, but for the parameters of an _SE row P1_SE (as printed).
+# The dense network of a percentage: P1, or P1_SE for the parameters of an _SE row (as printed).
 BASELINES: dict[tuple[str, str], str] = {
     (model_id, column): _baseline(model_id, column)
     for model_id in NETWORKS
     for column in ("params", "flops")
     if not model_id.startswith("mobilenet")
 }
-# What the rows of a formula are counted with on the real layers.
+# The convention that counts the real layers of rows with a formula.
 COUNTED = "macs_weights"
 READINGS = {
     "real layers": "the network as built, counted: weights and multiply-accumulates that are really there; "
@@ -86,20 +86,20 @@ class Totals:
 
 
 def het_eq5(network: Network, recording: Recording) -> Totals:
-    """The HetConv paper's totals for a network of which one forward was recorded.
+    """Return the HetConv paper's totals for a network and a recorded forward.
 
-    Stem and FC layers are not scaled; FC adds multiply-accumulates only; the 1×1 of a group or depthwise pair has no
-    bias add; a squeeze-excite counts whole in FLOPs, half in parameters. P of the PC rows: the *output* channels.
+    Stem and FC layers are not scaled. FC adds MACs only. The 1×1 of a group or depthwise pair has no bias add. A
+    squeeze-excite counts fully in FLOPs and half in parameters. In the PC rows, P is the number of *output* channels.
     """
     return _totals(network, recording, numbers=True)
 
 
 def het_eq5_weights(network: Network, recording: Recording) -> Totals:
-    """The same without biases and BatchNorm in the parameters: what the row PC_SE's parameters fit."""
+    """Like `het_eq5`, without biases and BatchNorm in the parameters. It fits the row PC_SE's parameters."""
     return _totals(network, recording, numbers=False)
 
 
-# Name of the rule in the tables -> formula. "a:b" is rule a's row whose parameters alone follow rule b.
+# Name of the convention in the tables -> formula. In a row of "a:b", the parameters follow b and the rest a.
 FORMULAS = {"het_eq5": het_eq5, "het_eq5:macs_weights": het_eq5_weights}
 
 
@@ -116,7 +116,7 @@ def _totals(network: Network, recording: Recording, *, numbers: bool) -> Totals:
 
 
 def _layer(call: ModuleCall, per_output: bool) -> tuple[Fraction, Fraction, Fraction]:
-    """(weights, bias and BatchNorm numbers, FLOPs) of one layer."""
+    """Return (weights, bias and BatchNorm numbers, FLOPs) of one layer."""
     layer, zero = call.module, Fraction(0)
     pixels = call.out_shape[2] * call.out_shape[3] if len(call.out_shape) == 4 else 1
     if isinstance(layer, SpatialThenPointwise):

@@ -1,4 +1,4 @@
-"""The networks behind InceptionNeXt's results: timm's, with our InceptionDW convolution as their token mixer."""
+"""The networks of InceptionNeXt's results: timm's networks with our InceptionDW convolution as token mixer."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from leanconv.papers.network import Network
 
 @dataclass(frozen=True)
 class InceptionNeXt(Network):
-    """timm's InceptionNeXt of that size; `options` are our operator's. `reference` is timm's own, which counts alike.
+    """timm's InceptionNeXt of that size with our operator's `options`. `reference` is timm's, with equal counts.
 
     Raises: MissingExtra without timm.
     """
@@ -32,7 +32,7 @@ class InceptionNeXt(Network):
 
 
 def mixer(channels: int, dilation: int = 1, device: Any = None, dtype: Any = None, **options: Any) -> InceptionDWConv2d:
-    """A token mixer as timm makes them: all stride 1, padded, with biases. It has no dilation but 1."""
+    """Build a token mixer with timm's signature: stride 1, padded, with biases, dilation 1 only."""
     side = options.get("band", 11)
     return InceptionDWConv2d(
         channels, channels, side, 1, side // 2, dilation, channels, device=device, dtype=dtype, **options

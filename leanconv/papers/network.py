@@ -1,4 +1,4 @@
-"""Network: one of the papers' networks, by the options that build it."""
+"""Network: one of the papers' networks, defined by its name and options."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +17,12 @@ class Network:
     options: dict[str, Any] = field(default_factory=dict)
 
     def build(self, device: str | torch.device = "cpu") -> nn.Module:
-        """The real modules, in eval mode; on "meta" without weights, which is all that counting needs."""
+        """Build the real modules in eval mode. Counting needs no weights, so it builds them on "meta"."""
         with torch.device(device):
             return models.build(self.name, **self.options).eval()
 
     @property
     def reference(self) -> str:
-        """The same as a model reference, for `leanconv profile` and the others."""
+        """The model reference of the network, for example for `leanconv profile`."""
         options = "&".join(f"{key}={value}" for key, value in self.options.items())
         return f"leanconv:{self.name}" + (f"?{options}" if options else "")

@@ -1,8 +1,8 @@
-"""The networks behind ODConv's results: ResNet-18/50/101 and MobileNetV2 at three widths, n kernels in every layer.
+"""The networks of ODConv's results: ResNet-18/50/101 and MobileNetV2 at three widths, n kernels in every layer.
 
-The figures are those of the authors' repository. In the ResNets the residual branches' convolutions are replaced, and
-the strides stand on the first 1×1, which the printed MAdds need (the authors' code strides the 3×3); in MobileNetV2
-everything but the first convolution and the classifier. The rule `od` is a fit to the digits: parameters are exact.
+The figures are those of the authors' repository. ODConv replaces the convolutions of the ResNets' residual branches,
+and all of MobileNetV2's but the first and the classifier. The ResNets' strides are on the first 1×1: the printed MAdds
+need that, although the authors' code strides the 3×3. The convention `od` is a fit to the digits with exact parameters.
 """
 
 from typing import Any

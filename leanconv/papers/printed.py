@@ -1,4 +1,4 @@
-"""What the papers print: their tables, shipped with the package, and when a count of ours agrees with a figure."""
+"""The papers' printed tables, shipped with the package, and the test whether our count agrees with a figure."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 COLUMNS = {"params": "Params", "flops": "Flops", "madd": "MAdd"}
-# Percentages less than the table's dense network -> the column they are made from.
+# Column of a percentage below the table's dense network -> the column it is computed from.
 REDUCED = {"flops_reduced_pct": "flops", "params_reduced_pct": "params"}
 _UNITS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12}
 _FIGURE = re.compile(r"(?P<digits>\d+(?:\.\d+)?)(?P<unit>[kMGT]?)")
@@ -20,14 +20,20 @@ class PrintedRow:
     """One row of a paper's table.
 
     Attributes:
-        slug: paper/table, as `leanconv reproduce` takes it; `paper` and `table`: the paper's own names.
-        row: the row's name as printed; `model_id`: our name of the network that is counted for it.
-        input: `(C, H, W)`; `convention`: a name of `leanconv.measure.counting.conventions`.
-        values: column (params, flops, madd) -> figure as a number; `printed`: the same as the paper prints it.
-        tolerance: relative; `expected`: whether the real network reproduces the row; `note`: why not.
-        fps: the printed frame rate, None where there is none.
-        reduced: column -> percentage less than the dense network's, as printed.
-        params_convention: the convention of the params column where it is another one; else empty.
+        slug: paper/table, the argument of `leanconv reproduce`.
+        paper, table: the paper's own names.
+        row: the row's printed name.
+        model_id: our name of the row's network.
+        input: `(C, H, W)`.
+        convention: a name of `leanconv.measure.counting.conventions`.
+        values: column (params, flops, madd) -> figure as a number.
+        printed: column -> figure in the paper's spelling.
+        tolerance: relative tolerance.
+        expected: whether the real network reproduces the row.
+        note: the reason if it does not.
+        fps: the printed frame rate, or None.
+        reduced: column -> printed percentage below the dense network.
+        params_convention: the convention of the params column if it differs, else "".
     """
 
     slug: str
@@ -47,13 +53,13 @@ class PrintedRow:
     params_convention: str = ""
 
     def agrees(self, column: str, ours: int) -> bool:
-        """Within the tolerance, or printing as the paper printed it."""
+        """Whether our figure is within the tolerance, or rounds to the printed one."""
         paper = self.values[column]
         return abs(ours / paper - 1) <= self.tolerance or prints_as(ours, self.printed[column])
 
 
 def prints_as(ours: int, printed: str) -> bool:
-    """Whether `ours`, written in the unit and to the digits of `printed`, is `printed`; rounded or truncated.
+    """Whether `ours`, rounded or truncated to the unit and digits of `printed`, equals `printed`.
 
     >>> prints_as(3_648_056_320, "3.6G"), prints_as(3_660_000_000, "3.6G"), prints_as(3_700_000_000, "3.6G")
     (True, True, False)
@@ -67,7 +73,7 @@ def prints_as(ours: int, printed: str) -> bool:
 
 
 def as_printed(value: int) -> str:
-    """A figure of which only the number is known, with the digits it surely had: two, or all but the trailing zeros.
+    """Format a figure with the digits that it surely had in print: two, or all but the trailing zeros.
 
     >>> as_printed(3_600_000_000), as_printed(313_740_000), as_printed(589_000_000), as_printed(2_000_000)
     ('3.6G', '313.74M', '589M', '2.0M')
@@ -79,13 +85,13 @@ def as_printed(value: int) -> str:
 
 @functools.cache
 def printed_rows() -> tuple[PrintedRow, ...]:
-    """All rows, in the papers' order."""
+    """Return all rows in the papers' order."""
     text = resources.files("leanconv.papers").joinpath("tables.json").read_text(encoding="utf-8")
     return tuple(_row(entry) for entry in json.loads(text)["rows"])
 
 
 def slugs() -> list[str]:
-    """The tables that are known, as PAPER/TABLE."""
+    """Return the known tables as PAPER/TABLE."""
     return list(dict.fromkeys(row.slug for row in printed_rows()))
 
 

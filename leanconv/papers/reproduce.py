@@ -1,4 +1,4 @@
-"""reproduce: a paper's table beside our own figures, from real modules counted under a named convention."""
+"""`reproduce`: compare a paper's table with our figures, counted on real modules by a named convention."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,8 +16,8 @@ from leanconv.papers.reproduction import Reproduction
 from leanconv.papers.timing import Progress, Rates, measure_rates
 from leanconv.registry import nearest
 
-# Paper (the first half of a slug) -> the module that has its NETWORKS, ALTERNATIVES and READINGS; and RATIOS where
-# nothing but ratios is known of a paper's tables.
+# Paper (the first half of a slug) -> the module with its NETWORKS, ALTERNATIVES and READINGS. A module has RATIOS if
+# only ratios of the paper's tables are known.
 _PAPERS: dict[str, Any] = {
     "splconv": splconv,
     "hetconv": hetconv,
@@ -43,20 +43,21 @@ def reproduce(
     clock: str = "wall",
     progress: Progress | None = None,
 ) -> Reproduction:
-    """Set a paper's printed figures beside ours.
+    """Compare a paper's printed figures with ours.
 
-    Every network is built from its real modules and counted under the convention that the table's digits fit; a figure
-    is ok within 0.5 %, or when ours prints as the paper printed it (rounded or truncated).
+    Every network is built from real modules and counted by the convention that fits the table's digits. A figure is ok
+    if it is within 0.5 %, or if it equals the printed one when rounded or truncated.
 
     Args:
-        selection: a table ("splconv/table1"), a paper ("splconv"), or "all" that can be reproduced.
-        counts, time: count Params, Flops and MAdd; measure frames per second beside the printed ones.
-        size: H, W instead of the table's; counts then only show ours. Times are measured at the one or the other.
-        device, batch, budget_s, min_rounds, clock: for `time`; seconds per table, the least number of rounds, and the
-            clock of `measure.latency.interleave`.
-        progress: called with what is counted or measured and the share done, 0..1.
-    Raises: UnknownName for a table nobody knows, BadInput for one whose networks are not built here, or without FPS;
-        MissingExtra where a library that makes a named table's networks is not installed ("all" leaves it out).
+        selection: a table ("splconv/table1"), a paper ("splconv"), or "all" reproducible tables.
+        counts: count Params, Flops and MAdd.
+        time: measure frames per second.
+        size: H, W that replace the table's. Counts are then shown without a comparison.
+        device, batch: for `time`.
+        budget_s, min_rounds, clock: for `time`: seconds per table, fewest rounds, clock of `interleave`.
+        progress: called with the current step and the share done, 0..1.
+    Raises: UnknownName for an unknown table. BadInput for a table without networks here, or without frame rates.
+        MissingExtra if a table's networks need a missing library ("all" skips the table).
     """
     if not (counts or time):
         raise BadInput("nothing to reproduce: ask for counts, time, or both")
@@ -91,7 +92,7 @@ def reproduce(
 
 @dataclass
 class _Found:
-    """What was counted so far. `lenient`: a table whose library is missing is left out rather than an error."""
+    """The counts so far. `lenient`: skip a table if its library is missing, instead of raising."""
 
     size: tuple[int, int] | None
     lenient: bool
@@ -103,7 +104,7 @@ class _Found:
     figures: Figures = field(default_factory=Figures)
 
     def count(self, chosen: list[str], progress: Progress | None) -> None:
-        """Count every row of the tables, one after the other."""
+        """Count every row of the tables."""
         jobs: list[tuple[str, str, Callable[[], None]]] = []
         for slug in chosen:
             jobs += [(slug, row.row, lambda row=row: self._row(row)) for row in _rows(slug)]  # type: ignore[misc]
@@ -154,12 +155,12 @@ class _Found:
 
 
 def reproducible() -> list[str]:
-    """The tables whose networks, all of them, can be built here."""
+    """Return the tables whose networks can all be built here."""
     return [slug for slug in _known() if _missing(slug) == []]
 
 
 def select(selection: str) -> tuple[list[str], list[str]]:
-    """(the tables that a selection names, the known ones it would name but whose networks are not built here)."""
+    """Return the selected tables that can be built here, and the selected ones that cannot."""
     known, built = _known(), reproducible()
     if selection == "all":
         return built, [slug for slug in known if slug not in built]
@@ -181,7 +182,7 @@ def select(selection: str) -> tuple[list[str], list[str]]:
 
 
 def _known() -> list[str]:
-    """The printed tables, and those of which only ratios are known."""
+    """Return the printed tables, and those with known ratios only."""
     ratios = [f"{name}/{r.table}" for name, paper in _PAPERS.items() for r in getattr(paper, "RATIOS", ())]
     return list(dict.fromkeys([*slugs(), *ratios]))
 

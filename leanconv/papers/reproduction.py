@@ -1,4 +1,4 @@
-"""Reproduction: what `reproduce` found, as tables, as a summary per paper, and as JSON."""
+"""Reproduction: the result of `reproduce` as tables, as a summary per paper, and as JSON."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from leanconv.table import table
 
 @dataclass(frozen=True)
 class Standing:
-    """One paper in the summary: its tables and rows, how many figures, how many agree, and why the others do not."""
+    """One paper in the summary: numbers of tables, rows, figures and agreeing ones, and reasons for the others."""
 
     paper: str
     tables: int
@@ -27,14 +27,16 @@ class Standing:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What `reproduce` found.
+    """The result of `reproduce`.
 
     Attributes:
-        rows: one entry per row and column; `alternatives`: other readings of the same rows.
-        networks: model id -> reference; `readings`: paper -> what stands in brackets behind a row -> what it is.
+        rows: one entry per row and column.
+        alternatives: entries of other readings of the same rows.
+        networks: model id -> reference.
+        readings: paper -> name of a reading -> its description.
         rates: measured frame rates.
-        unexpected: what should agree and does not.
-        left_out: tables that were not counted -> why.
+        unexpected: figures that should agree and do not.
+        left_out: table that was not counted -> reason.
     """
 
     rows: tuple[Entry, ...] = ()
@@ -47,7 +49,7 @@ class Reproduction:
 
     @property
     def summary(self) -> list[Standing]:
-        """One line a paper, of the figures that compare."""
+        """One line per paper, over the figures with a comparison."""
         return [self._standing(paper) for paper in dict.fromkeys(e.paper for e in self.rows)]
 
     def _standing(self, paper: str) -> Standing:
@@ -63,7 +65,7 @@ class Reproduction:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The design's JSON: {"rows": […]}, and beside it the alternatives, references, summary and timings."""
+        """Return JSON with the key "rows", and with alternatives, references, summary and timings."""
         return {
             "rows": [vars(entry).copy() for entry in self.rows] + [e for rate in self.rates for e in rate.entries()],
             "alternatives": [vars(entry).copy() for entry in self.alternatives],
@@ -86,7 +88,7 @@ class Reproduction:
         return "\n\n".join(parts)
 
     def summary_table(self) -> str:
-        """Paper by paper: rows, figures, how many agree; below it what does not, and why."""
+        """Format rows, figures and agreements of each paper, with the differences and their reasons below."""
         lines = self.summary
         numbers = [(s.tables, s.rows, s.figures, s.met, len(s.not_met)) for s in lines]
         cells = [[s.paper, *row] for s, row in zip(lines, numbers, strict=True)]

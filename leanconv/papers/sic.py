@@ -1,7 +1,7 @@
-"""SIC's ratios: how many times fewer multiplications than the standard network, as the paper's abstract has them.
+"""SIC's ratios: how many times fewer multiplications than the standard network, from the paper's abstract.
 
-The paper's network tables are in no stored copy, so its networks cannot be rebuilt. What is counted here is ours: the
-standard network with a SIC layer for every 3×3 convolution, and, as other readings, with more of the paper's ideas.
+No stored copy contains the paper's network tables, so its networks cannot be rebuilt. We count the standard network
+with a SIC layer for every 3×3 convolution. Other readings add more of the paper's ideas.
 """
 
 import sys
@@ -39,7 +39,7 @@ ALTERNATIVES: dict[str, dict[str, str]] = {}
 
 @dataclass(frozen=True)
 class Ratio:
-    """A printed ratio: so many times fewer multiplications than `dense` has."""
+    """A printed ratio: multiplications of `dense` divided by the paper's network's."""
 
     table: str
     row: str
@@ -56,7 +56,7 @@ RATIOS = (
 
 
 def ratio_entries(ratio: Ratio, size: tuple[int, int] | None, figures: Figures) -> list[Entry]:
-    """The entry of a ratio, then its other readings. `size`: H, W instead of the paper's; nothing then compares."""
+    """Return the entry of a ratio, then its other readings. A `size` (H, W) other than the paper's disables `error`."""
     paper, shape = sys.modules[__name__], (ratio.input[0], *size) if size else ratio.input
     dense = figures.of(paper, ratio.dense, "macs_weights", shape)[0].flops
     found = []
@@ -84,6 +84,6 @@ def ratio_entries(ratio: Ratio, size: tuple[int, int] | None, figures: Figures) 
 
 
 def networks_of(ratio: Ratio) -> dict[str, Network]:
-    """The standard network of a ratio and those that are set beside it."""
+    """Return the standard network of a ratio and our versions of the paper's."""
     names = [ratio.dense, *(f"{ratio.dense}_{form}" for form in _FORMS)]
     return {name: NETWORKS[name] for name in names}

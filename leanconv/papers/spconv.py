@@ -1,7 +1,7 @@
-"""The networks behind SPConv's ImageNet table: ResNet-50 with its sixteen 3×3 convolutions replaced.
+"""The networks of SPConv's ImageNet table: ResNet-50 with its sixteen 3×3 convolutions replaced.
 
-As in the authors' code: two groups for every alpha, two BatchNorms inside, a bias on the plain 1×1. The counting rule
-is that of an early thop; it was inferred from the digits.
+They follow the authors' code: two groups for every alpha, two inner BatchNorms, a bias on the plain 1×1. The counting
+convention is that of an early thop, inferred from the digits.
 """
 
 from leanconv.papers.network import Network

@@ -1,4 +1,4 @@
-"""Frame rates of a table's networks, measured here, beside those the paper prints."""
+"""Measure frame rates of a table's networks and compare them with the printed ones."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ Progress = Callable[[str, float], object]
 
 @dataclass(frozen=True)
 class Rates:
-    """The rows of one table at one input. `device`: `measure.describe`; `label`: the conditions in one line.
+    """The rates of one table's rows at one input. `device`: `measure.describe`. `label`: the conditions in one line.
 
-    Ratios are to the table's first row (the dense network): a ratio carries over to another device, a time does not.
+    Ratios are relative to the table's first row (the dense network). Ratios carry over to other devices, times do not.
     """
 
     slug: str
@@ -64,7 +64,7 @@ class Rates:
         }
 
     def entries(self) -> list[dict[str, Any]]:
-        """The same as rows of `reproduce --json`; never `ok` or not, because the device is another."""
+        """Return the rates as rows of `reproduce --json`. `ok` is None, because the device differs from the paper's."""
         paper, name = self.slug.split("/")
         return [
             {
@@ -119,7 +119,7 @@ def measure_rates(
 ) -> Rates:
     """Time every row's network at `size` (H, W): eager, float32, eval mode, interleaved in one process.
 
-    `budget_s`, `min_rounds`, `clock`: as `latency.interleave` has them. Raises BadInput for the device "meta".
+    `budget_s`, `min_rounds`, `clock`: arguments of `interleave`. Raises BadInput for the device "meta".
     """
     if torch.device(device).type == "meta":
         raise BadInput("device='meta' computes nothing: there is nothing to time on it")

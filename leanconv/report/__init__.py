@@ -1,4 +1,4 @@
-"""Report: trained runs side by side, as numbers and as one offline HTML file."""
+"""Report: compare trained runs, as numbers and as one offline HTML file."""
 
 from leanconv.report.build import build_report, compare_runs, write_report
 from leanconv.report.document import Report

@@ -1,4 +1,4 @@
-"""From run folders to a report: load, count, time, score, picture. What a run lacks costs it a remark and no more."""
+"""Build a report from run folders: load, count, time, score, draw. Missing parts of a run become a remark."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from leanconv.registry import nearest
 from leanconv.report.document import Report
 from leanconv.report.overlays import Case, case, choose
 from leanconv.report.page import render
-from leanconv.report.speed import count_and_time, first_line
+from leanconv.report.speed import count_and_time, without_type
 from leanconv.report.summary import RunSummary, numbers, read_runs
 from leanconv.runs import RunFolder
 from leanconv.train.data.augment import to_float
@@ -34,7 +34,7 @@ Run = str | Path | RunFolder
 
 
 def build_report(runs: Sequence[Run], out: str | Path, **options: Any) -> Path:
-    """Compare trained runs in one HTML file that opens without a network. `options`: those of `compare_runs`.
+    """Compare trained runs in one HTML file that opens offline. `options`: the arguments of `compare_runs`.
 
     Raises: BadInput for a path that is no run folder, or an `out` that cannot be written.
     """
@@ -42,7 +42,7 @@ def build_report(runs: Sequence[Run], out: str | Path, **options: Any) -> Path:
 
 
 def write_report(report: Report, out: str | Path) -> Path:
-    """Write a report's HTML page to `out`, whole or not at all."""
+    """Write a report's HTML page to `out` atomically."""
     return write_atomic(out, render(report))
 
 
@@ -59,21 +59,21 @@ def compare_runs(
     trust_code: bool = False,
     say: Say | None = None,
 ) -> Report:
-    """Count, time and score trained runs side by side; ratios are against the first.
+    """Count, time and score trained runs. Ratios are relative to the first.
 
     Args:
         runs: run folders (paths or `RunFolder`s).
-        data: a data reference for the scores and pictures; default: the one that the first run was trained on.
+        data: a data reference for scores and pictures (default: the first run's training data).
         split: train, val or test.
-        threads: CPU threads while timing and scoring; default: torch's own choice.
-        device: where the models run.
-        cases: pictures at most, 0 for none; default: 10 of runs that find defects, and refused for classifiers.
-        budget_s: seconds for all timing together; 0: no timing.
-        optimize_s: seconds that `optimize` may take on each model, which is then timed in that form too; 0: it is not.
+        threads: CPU threads for timing and scoring (default: torch's choice).
+        device: the device that runs the models.
+        cases: most pictures (default: 10 for segmentation; classifiers have none).
+        budget_s: seconds of timing in all (0: no timing).
+        optimize_s: seconds of `optimize` for each model, which is then timed in both forms (0: no `optimize`).
         trust_code: run the Python file that a run's model.json names.
         say: called with a line before each slow part.
-    Raises: BadInput for a path that is no run folder, or for a `data` or `split` that was asked for and cannot be read;
-            UnknownName for another split.
+    Raises: BadInput for a path that is no run folder, or for a given `data` that cannot be read. UnknownName for an
+            unknown split.
     """
     if not runs:
         raise BadInput("a report needs at least one run folder")
@@ -86,7 +86,7 @@ def compare_runs(
     say = say or (lambda text: None)
     summaries = read_runs([Path(run) for run in runs])
     if cases and all(run.task == "classify" for run in summaries):
-        raise BadInput(f"cases={cases}: pictures are drawn of masks; these runs tell whole images apart, leave it out")
+        raise BadInput(f"cases={cases}: pictures show masks, and these runs classify whole images; leave it out")
     report = Report(summaries, split=split, title=_title(summaries))
     with _threads(threads):
         models = _load(summaries, device, trust_code, say)
@@ -117,7 +117,7 @@ def _threads(threads: int | None) -> Any:
 
 
 def _load(runs: Sequence[RunSummary], device: str, trust_code: bool, say: Say) -> dict[int, nn.Module]:
-    """Index of the run -> its network in eval mode; a run that cannot be loaded gets a remark instead."""
+    """Return index of the run -> its network in eval mode. A run that cannot be loaded gets a remark instead."""
     models = {}
     for index, run in enumerate(runs):
         say(f"load {run.name}")
@@ -129,7 +129,7 @@ def _load(runs: Sequence[RunSummary], device: str, trust_code: bool, say: Say) -
 
 
 def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit: int, say: Say) -> None:
-    """Scores of each model on the same images, and the pictures of some of them."""
+    """Score each model on the same images, and draw some of them."""
     asked = data or next((str(run.recipe["data"]) for run in report.runs if run.recipe.get("data")), None)
     if asked is None:
         report.remarks.append("No recipe names its data, and no --data was given: no images were scored.")
@@ -157,7 +157,7 @@ def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit
         try:
             scores = evaluate(model, sets[index], threshold=run.threshold)
         except (LeanconvError, RuntimeError) as error:
-            run.remark(f"could not be scored on {asked}: {first_line(error)}")
+            run.remark(f"could not be scored on {asked}: {without_type(error)}")
             continue
         found = scores.to_dict()
         run.classes = {name: numbers(value) for name, value in found["classes"].items()}
@@ -172,7 +172,7 @@ def _score(report: Report, models: dict[int, nn.Module], data: str | None, limit
 
 
 def _score_classes(report: Report, models: dict[int, nn.Module], asked: str, *, named: bool, say: Say) -> None:
-    """Top-1, the accuracy of each class and the confusion matrix of each classifier on the same images."""
+    """Compute top-1, class accuracies and confusion matrix of each classifier on the same images."""
     for index, model in models.items():
         run = report.runs[index]
         say(f"score {run.name}")
@@ -182,7 +182,7 @@ def _score_classes(report: Report, models: dict[int, nn.Module], asked: str, *, 
         except (LeanconvError, RuntimeError) as error:
             if named and isinstance(error, LeanconvError) and not report.images:
                 raise
-            run.remark(f"could not be scored on {asked}: {first_line(error)}")
+            run.remark(f"could not be scored on {asked}: {without_type(error)}")
             continue
         if samples.note and samples.note not in report.remarks:
             report.remarks.append(samples.note)
@@ -191,14 +191,14 @@ def _score_classes(report: Report, models: dict[int, nn.Module], asked: str, *, 
         run.scores, run.confusion = numbers(found), found.get("confusion", [])
         if not run.confusion:
             known = classify.MATRIX_CLASSES
-            run.remark(f"has {len(scores.classes)} classes, a confusion matrix is drawn of {known} at most")
+            run.remark(f"has {len(scores.classes)} classes; a confusion matrix is drawn for at most {known}")
         run.classes = {name: numbers(value) for name, value in found["classes"].items()}
         hits = (scores.ranks == 0).float().tolist()
         run.images = dict(zip(_unique(scores.names), hits, strict=True))
 
 
 def _samples(report: Report, models: dict[int, nn.Module], asked: str) -> tuple[Samples, dict[int, Samples]]:
-    """The images, and as each model takes them: of 16-bit images its run knows the range. One set for each range."""
+    """Open the images, once for each range of 16-bit values. Returns one set, and the set of each model."""
     bits = {index: RunFolder.open(report.runs[index].path).read_model().bits for index in models}
     sets = {each: open_data(asked, report.split, bits=each) for each in dict.fromkeys(bits.values() or [None])}
     return next(iter(sets.values())), {index: sets[each] for index, each in bits.items()}
@@ -219,7 +219,7 @@ def _case(
 
 
 def _predict(model: nn.Module, image: torch.Tensor, threshold: float | None) -> Any:
-    """`H W` class indices of one whole image `3 H W`, exactly as `evaluate` sees it."""
+    """Predict `H W` class indices of a whole image `3 H W`, exactly as `evaluate` does."""
     device = next(model.parameters()).device
     h, w = image.shape[-2:]
     with torch.inference_mode():
@@ -228,7 +228,7 @@ def _predict(model: nn.Module, image: torch.Tensor, threshold: float | None) -> 
 
 
 def _stored_scores(run: RunSummary, split: str) -> None:
-    """Where nothing was scored here, the scores that the training wrote down."""
+    """Use the scores that training stored if the run was not scored here."""
     stored = run.metrics.get(split)
     if run.scores or not isinstance(stored, dict):
         return
@@ -237,10 +237,10 @@ def _stored_scores(run: RunSummary, split: str) -> None:
     if isinstance(classes, dict):
         run.classes = {name: numbers(value) for name, value in classes.items() if isinstance(value, dict)}
     if run.scores:
-        run.remark(f"its scores are those that the training wrote down for its own {split} split")
+        run.remark(f"its scores are those that training stored for its own {split} split")
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Image names that differ: a repeated one gets its place in the data set."""
+    """Make image names unique: append the index in the data set to repeated ones."""
     times = Counter(names)
     return [name if times[name] == 1 else f"{name} #{place}" for place, name in enumerate(names)]

@@ -1,15 +1,15 @@
-"""The confusion matrix as a drawing: one square a pair of classes, its ink the share of the row."""
+"""Draw a confusion matrix: one square per pair of classes, with the share of the row as opacity."""
 
 from collections.abc import Sequence
 from html import escape
 
-# Counts and class names are written up to so many classes; beyond that the mouse tells them.
+# Counts and class names are drawn for up to this many classes. With more, only the tooltips show them.
 NAMED = 20
 _CELL = 34
 
 
 def matrix(name: str, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """Counts (rows = truth, columns = prediction) as one inline `<svg>`; every text is escaped."""
+    """Draw counts (rows = truth, columns = prediction) as one inline `<svg>` with escaped texts."""
     named = len(classes) <= NAMED
     room = 18 + 6.5 * min(15, max(map(len, classes), default=0))  # for the longest name
     cell, margin = (_CELL, room) if named else (max(2.0, 640 / len(classes)), 8)

@@ -1,4 +1,4 @@
-"""Report: everything the page says, as numbers and as a printed table."""
+"""Report: the content of the page, as numbers and as a printed table."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,13 +12,15 @@ from leanconv.table import table
 
 @dataclass
 class Report:
-    """Runs side by side. `str()` is the comparison table, `to_dict()` the same numbers.
+    """A comparison of runs. `str()` is the comparison table, `to_dict()` the same numbers.
 
     Attributes:
-        data, split, images: what the scores were counted on; `measured`: what the latency was measured on.
-        classes: names, the first is the background; `cases`: the pictures.
-        remarks: what holds for the whole report.
-        optimised: run name -> what `optimize` made of it, where that was asked for.
+        data, split, images: the data of the scores.
+        measured: device and settings of the latency.
+        classes: class names, the background first.
+        cases: the pictures.
+        remarks: remarks on the whole report.
+        optimised: run name -> result of `optimize`, if it ran.
     """
 
     runs: list[RunSummary]
@@ -37,13 +39,13 @@ class Report:
 
     @property
     def all_remarks(self) -> list[tuple[str, str]]:
-        """(run name or "", text) of everything to know before trusting the numbers."""
+        """Caveats on the numbers, as (run name or "", text)."""
         whole = [("", text) for text in [*self.remarks, *comparability(self.runs)]]
         return whole + [(run.name, text) for run in self.runs for text in run.remarks]
 
     @property
     def metrics(self) -> list[Metric]:
-        """The columns of the comparison: every metric that at least one run knows."""
+        """The metrics of the comparison: those that at least one run has."""
         return [metric for metric in METRICS if ranked(self.runs, metric)]
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Side-by-side pictures: image, truth, and where each model was right, blind or seeing things; worst images first."""
+"""Pictures of image, truth and each model's hits, misses and false alarms; worst images first."""
 
 import base64
 import io
@@ -16,12 +16,12 @@ from leanconv.train.data.masks import IGNORE
 
 Pixels = NDArray[np.uint8]
 
-# IBM's colour-blind-safe colours: each pair stays apart under the common colour vision deficiencies.
+# IBM's colour-blind-safe colours: each pair stays distinct under the common colour vision deficiencies.
 FOUND, MISSED, FALSE, OTHER = 1, 2, 3, 4
 COLOURS = {FOUND: (100, 143, 255), MISSED: (220, 38, 127), FALSE: (255, 176, 0), OTHER: (120, 94, 240)}
 WORDS = {FOUND: "found", MISSED: "missed", FALSE: "false alarm", OTHER: "found, but as another class"}
 NOT_JUDGED = (128, 128, 128)
-# The truth of several classes: one colour each (Okabe and Ito), repeated after seven.
+# Colours of the true classes (Okabe and Ito), repeated after seven.
 CLASS_COLOURS = (
     (100, 143, 255), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (86, 180, 233),
 )  # fmt: skip
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def dices(self) -> list[float]:
-        """Dice of each model, in the order of the tiles."""
+        """The Dice of each model, in the order of the tiles."""
         return [tile.dice for tile in self.tiles if tile.run >= 0]
 
     @property
@@ -60,15 +60,15 @@ class Case:
 
     @property
     def spread(self) -> float:
-        """Best less worst Dice: how much the models disagree."""
+        """Best minus worst Dice, the disagreement of the models."""
         return max(self.dices) - min(self.dices) if self.dices else 0.0
 
 
 def choose(images: Sequence[Mapping[str, float]], limit: int) -> list[tuple[str, str]]:
-    """(image name, why) of at most `limit` images: lowest mean Dice first, then a typical and the best one.
+    """Choose at most `limit` images as (name, reason): lowest mean Dice first, then a typical and the best one.
 
     Args:
-        images: for each model, image name -> Dice; an image counts where every model was scored on it.
+        images: for each model, image name -> Dice. Only images with a score of every model count.
     """
     scored = [scores for scores in images if scores]
     if not scored or limit < 1:
@@ -96,12 +96,13 @@ def case(
     *,
     side: int = 288,
 ) -> Case:
-    """Make the pictures of one image.
+    """Draw the pictures of one image.
 
     Args:
-        image: `3 H W`; truth: `H W` class indices, 0 = background.
-        guesses: (index of the run, its name, `H W` class indices, Dice) of each model.
-        side: the longer side of the embedded pictures, in pixels; smaller images stay as they are.
+        image: `3 H W`.
+        truth: `H W` class indices, 0 = background.
+        guesses: for each model, index of the run, its name, `H W` class indices, Dice.
+        side: longest side of the embedded pictures in pixels. Smaller images keep their size.
     """
     h, w = truth.shape
     scale = min(1.0, side / max(h, w))
@@ -126,7 +127,7 @@ def case(
 
 
 def error_map(guess: Pixels, truth: Pixels) -> Pixels:
-    """`H W` of FOUND, MISSED, FALSE, OTHER, and 0 where both say background or nothing is judged."""
+    """Return an `H W` map of FOUND, MISSED, FALSE, OTHER. It is 0 for background in both, or if not judged."""
     errors = np.zeros(truth.shape, np.uint8)
     errors[(truth > 0) & (guess == truth)] = FOUND
     errors[(truth > 0) & (guess == 0)] = MISSED
@@ -137,7 +138,7 @@ def error_map(guess: Pixels, truth: Pixels) -> Pixels:
 
 
 def css_colours(classes: Sequence[str]) -> list[tuple[str, str]]:
-    """(words, CSS colour) of the legend; several classes get one entry each for the truth."""
+    """Return the legend as (words, CSS colour). Several classes get one entry each for the truth."""
     legend = [(WORDS[code], _css(COLOURS[code])) for code in (FOUND, MISSED, FALSE)]
     if len(classes) > 2:
         legend.append((WORDS[OTHER], _css(COLOURS[OTHER])))
@@ -162,7 +163,7 @@ def _photo(image: Pixels, size: tuple[int, int]) -> str:
 
 
 def _mask(codes: Pixels, colours: Mapping[int, tuple[int, int, int]], size: tuple[int, int]) -> str:
-    """A palette PNG, transparent at 0: about 1 kB, exact to the pixel."""
+    """Encode a palette PNG that is transparent at 0. It has about 1 kB and is exact."""
     pil = _pil()
     picture = pil.fromarray(codes.astype(np.uint8)).resize(size, pil.Resampling.NEAREST)
     table = [0] * 768

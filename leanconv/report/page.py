@@ -1,4 +1,4 @@
-"""The HTML page of a report: one file, no network, every text escaped, and no script but its own may run."""
+"""The HTML page of a report: one offline file, all texts escaped, no script but its own."""
 
 import base64
 import hashlib
@@ -20,9 +20,9 @@ from leanconv.table import si
 from leanconv.text import printable
 
 _HERE = Path(__file__).parent
-# A transparent pixel: the photo itself stands behind each tile, so that it is embedded once.
+# A transparent pixel. CSS puts the photo behind each tile, so that it is embedded only once.
 _BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
-# Columns of history.csv that make a plot: title, y axis, (column, dashed) pairs.
+# Plots from history.csv: title, y axis, (column, dashed) pairs.
 _CURVES: tuple[tuple[str, str, tuple[tuple[str, bool], ...]], ...] = (
     ("Training loss", "loss", (("loss", False), ("val_loss", True))),
     ("Validation Dice, all pixels", "Dice", (("dice", False),)),
@@ -31,7 +31,7 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, bool], ...]], ...] = (
 
 
 def render(report: Report) -> str:
-    """The whole page: styles, script, drawings and pictures inside it, every text escaped, every name printable."""
+    """Render the whole page with styles, script, drawings and pictures. All texts are escaped and printable."""
     with needs("jinja2", "report"):
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
@@ -45,7 +45,7 @@ def render(report: Report) -> str:
         | {
             "css": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
             "script": Markup(script),
-            # The browser runs our script and no other: a name that slipped through escaping could still do nothing.
+            # The browser runs our script only. A name that escaped the escaping could still do nothing.
             "script_hash": f"sha256-{digest}",
             "frontier": Markup(_frontier(report)),
             "matrices": [(run.name, index, Markup(svg)) for index, run, svg in _matrices(report)],
@@ -112,17 +112,16 @@ def _notes(report: Report) -> list[str]:
         forms = ", ".join(f"{name}: {engine}" for name, engine in engines.items())
         notes.append(f"Optimised: the fastest form with the same answers that leanconv.optimize found here ({forms}).")
     if report.shape:
-        notes.append(f"MACs, Flops and MAdd are of one {'×'.join(map(str, report.shape[1:]))} image.")
+        notes.append(f"MACs, Flops and MAdd count one {'×'.join(map(str, report.shape[1:]))} image.")
     if any("image_dice" in run.scores for run in report.runs):
         notes.append(
-            "Dice per image is the mean over images and stands beside the papers'; an image without a defect in which "
-            "none is predicted counts as 1."
+            "Dice per image is the mean over images, as in the papers. An image counts as 1 if it has no defect and "
+            "none is predicted."
         )
     if report.images and len(report.runs) > 1:
         word = main_score(report.runs)[1]
         notes.append(
-            f"The interval of a difference in {word} knows the chance of the test images only, not that of another "
-            "seed."
+            f"The interval of a difference in {word} covers the chance of the test images, not of another seed."
         )
     return notes
 
@@ -162,7 +161,7 @@ def _classes(report: Report, scored: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _matrices(report: Report) -> list[tuple[int, RunSummary, str]]:
-    """A confusion matrix for every run that has one."""
+    """Draw the confusion matrix of every run that has one."""
     return [
         (index, run, matrix(run.name, list(run.classes), run.confusion))
         for index, run in enumerate(report.runs)
@@ -172,7 +171,7 @@ def _matrices(report: Report) -> list[tuple[int, RunSummary, str]]:
 
 def _classes_note(report: Report) -> str:
     if any("top1" in run.scores for run in report.runs):
-        return "Share of each class's images that were called so."
+        return "Share of each class's images that the model classified correctly."
     return "Over all pixels of the split. Each cell: IoU, Dice; the bar is the IoU."
 
 
@@ -191,7 +190,7 @@ def _frontier(report: Report) -> str:
 
 
 def _point(run: RunSummary, index: int, score: float, word: str, most: float) -> Point:
-    """A run's mark: where it was optimised that form's latency, and plain PyTorch's beside it."""
+    """Return a run's mark: the optimised latency if there is one, with plain PyTorch's beside it."""
     fast, macs = math.isfinite(run.fast_ms), run.value("macs")
     ms, iqr_ms, fps = (run.fast_ms, run.fast_iqr_ms, run.fast_fps) if fast else (run.ms, run.iqr_ms, run.fps)
     tip = (

@@ -1,7 +1,7 @@
-"""The report's plots: matplotlib draws the axes; its SVG is made to follow the page's colours and to answer the mouse.
+"""The report's plots: matplotlib draws SVG, which is then adapted to the page's colours and tooltips.
 
-SVG from matplotlib and not plotly: plotly's script alone weighs 4.6 MB, a plot here 20 kB that needs no script to be
-seen, read aloud or printed. Colours are written as CSS variables: one drawing serves the light and the dark page.
+plotly's script alone has 4.6 MB. A plot here has 20 kB and needs no script for display, screen readers or printing.
+Colours are CSS variables, so one drawing serves the light and the dark page.
 """
 
 import io
@@ -17,9 +17,9 @@ from leanconv.extras import needs
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
-# Colours that stand for a CSS variable while matplotlib draws; no other part of a drawing uses them.
+# Placeholders for CSS variables while matplotlib draws. No other part of a drawing uses these colours.
 _INK, _MUTED, _GRID = "#010203", "#010204", "#010205"
-SERIES = 8  # the page's palette has this many colours; after that colours repeat and marker and dash tell runs apart
+SERIES = 8  # colours of the page's palette. More runs repeat the colours and differ by marker and dash
 _SERIES = [f"#0102{0x10 + i:02x}" for i in range(SERIES)]
 _VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--grid)"} | {
     colour: f"var(--s{i})" for i, colour in enumerate(_SERIES)
@@ -30,7 +30,7 @@ _DASHES: list[Any] = ["-", (0, (6, 2)), (0, (2, 2)), (0, (7, 2, 2, 2))]
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: `index` chooses colour and marker (the run's place in the table), `dashed` the second line of a run."""
+    """One line. `index`, the run's row in the table, selects colour and marker. `dashed`: a run's second line."""
 
     name: str
     index: int
@@ -41,9 +41,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Point:
-    """One model: latency in ms with its interquartile range, a score, and how large to draw it (0 to 1).
+    """One model: latency in ms with its interquartile range, a score, and the size of its mark (0 to 1).
 
-    `plain_ms`: where `ms` is the optimised model's, what plain PyTorch takes; drawn hollow.
+    `plain_ms`: latency in plain PyTorch if `ms` is the optimised one. Its mark is hollow.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Point:
 
 @dataclass
 class _Canvas:
-    """A figure being drawn: the axes, and per artist id what the mouse shows over each of its marks."""
+    """A figure in progress: the axes, and artist id -> the tooltips of its marks."""
 
     name: str
     axes: Any
@@ -74,7 +74,7 @@ class _Canvas:
 
 
 def curves(name: str, label: str, series: Sequence[Curve], *, x_label: str, y_label: str, log: bool = False) -> str:
-    """Training curves as one inline `<svg>`; every number must be finite."""
+    """Draw training curves as one inline `<svg>`. Every number must be finite."""
     with _canvas(name, label, (5.6, 3.1)) as canvas:
         for curve in series:
             points = len(curve.x)
@@ -95,7 +95,7 @@ def curves(name: str, label: str, series: Sequence[Curve], *, x_label: str, y_la
         canvas.axes.set_xlabel(x_label)
         canvas.axes.set_ylabel(y_label)
         canvas.axes.xaxis.get_major_locator().set_params(integer=True)
-        if len({x for curve in series for x in curve.x}) == 1:  # one epoch: a scale of whole numbers around it
+        if len({x for curve in series for x in curve.x}) == 1:  # one epoch: show integers around it
             canvas.axes.set_xlim(series[0].x[0] - 1, series[0].x[0] + 1)
         if log:
             canvas.axes.set_yscale("log")
@@ -103,14 +103,14 @@ def curves(name: str, label: str, series: Sequence[Curve], *, x_label: str, y_la
 
 
 def frontier(name: str, label: str, points: Sequence[Point], *, y_label: str) -> str:
-    """Accuracy against latency as one inline `<svg>`: up and left is better, the line joins the models nobody beats."""
+    """Draw accuracy against latency as one inline `<svg>`. Up and left is better; a line joins the Pareto front."""
     with _canvas(name, label, (10.2, 4.1)) as canvas:
         axes = canvas.axes
         best = _unbeaten(points)
         axes.step([p.ms for p in best], [p.score for p in best], where="post", color=_MUTED, linewidth=1, zorder=1)
         for point in points:
             colour = _SERIES[point.index % SERIES]
-            # Bars of the interquartile range: half on each side of the median.
+            # Centre the bar of the interquartile range on the median.
             axes.plot(
                 [point.ms - point.iqr_ms / 2, point.ms + point.iqr_ms / 2], [point.score] * 2, color=colour, lw=1.5
             )
@@ -138,7 +138,7 @@ def frontier(name: str, label: str, points: Sequence[Point], *, y_label: str) ->
 
 
 def _unbeaten(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats in both latency and score, by latency."""
+    """Return the Pareto front of latency and score, sorted by latency."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda p: (p.ms, -p.score)):
         if not kept or point.score > kept[-1].score:
@@ -147,7 +147,7 @@ def _unbeaten(points: Sequence[Point]) -> list[Point]:
 
 
 def _room(axes: Any, points: Sequence[Point]) -> None:
-    """Limits that keep marks and names inside; a logarithmic axis where the latencies span more than five times."""
+    """Set limits that contain marks and names, with a log axis if latencies differ by more than five times."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     plain = [p.plain_ms for p in points if math.isfinite(p.plain_ms)]
@@ -171,8 +171,9 @@ def _room(axes: Any, points: Sequence[Point]) -> None:
 
 
 def _labels(canvas: _Canvas, points: Sequence[Point]) -> None:
-    """Each name beside its mark, moved down where it would cover another (in pixels of the finished drawing); over it
-    where a line leads from it to plain PyTorch's.
+    """Put each name beside its mark, shifted down if it would cover another name.
+
+    If a line leads to plain PyTorch's mark, the name goes above. Positions are pixels of the finished drawing.
     """
     canvas.figure.draw_without_rendering()
     taken: list[tuple[float, float, float]] = []
@@ -197,7 +198,7 @@ def _labels(canvas: _Canvas, points: Sequence[Point]) -> None:
             annotation_clip=False,
             parse_math=False,
         )
-        words.set_in_layout(False)  # a long name may stand over the margin, it must not squeeze the axes
+        words.set_in_layout(False)  # a long name may overlap the margin, but must not squeeze the axes
 
 
 @contextmanager
@@ -216,7 +217,7 @@ def _canvas(name: str, label: str, inches: tuple[float, float]) -> Iterator[_Can
         "axes.formatter.useoffset": False,
     }  # fmt: skip
     with rc_context(look), warnings.catch_warnings():
-        # The page's fonts draw the text; that matplotlib's own lacks a sign of some name does not matter.
+        # The page's fonts draw the text, so missing glyphs in matplotlib's font do not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         figure = Figure(figsize=inches, dpi=72, layout="constrained", facecolor="none")
         FigureCanvasSVG(figure)
@@ -229,7 +230,7 @@ def _canvas(name: str, label: str, inches: tuple[float, float]) -> Iterator[_Can
 
 
 def _page_svg(text: str, canvas: _Canvas, label: str) -> str:
-    """Matplotlib's file as a part of a page: the page's fonts and colours, ids of its own, tooltips for its marks."""
+    """Adapt matplotlib's file to the page: fonts and colours, unique ids, tooltips for marks."""
     for prefix, uri in (("", SVG), ("xlink", XLINK)):
         ET.register_namespace(prefix, uri)
     root = ET.fromstring(text)
@@ -242,13 +243,13 @@ def _page_svg(text: str, canvas: _Canvas, label: str) -> str:
     root.set("class", "plot")
     for defs in root.iter(f"{{{SVG}}}defs"):
         for sheet in defs.findall(f"{{{SVG}}}style"):
-            defs.remove(sheet)  # it would hold for the whole page
+            defs.remove(sheet)  # it would affect the whole page
     for element in root.iter():
         gid, style = element.get("id", ""), element.get("style")
         if gid in canvas.tips:
             element.set("class", f"run run-{canvas.runs[gid]}")
             _tooltips(element, canvas.tips[gid])
-        # Matplotlib calls its groups figure_1, axes_1, ... in every drawing; a page needs each id once.
+        # Matplotlib names its groups figure_1, axes_1, ... in every drawing. A page needs unique ids.
         for key, before in (("id", ""), (f"{{{XLINK}}}href", "#"), ("clip-path", "url(#")):
             if (value := element.get(key)) is not None:
                 element.set(key, before + f"{canvas.name}-" + value.removeprefix(before))

@@ -1,4 +1,4 @@
-"""What each run's model costs and how fast it is: its arithmetic, its latency in plain PyTorch and optimised."""
+"""Count and time each run's model: MACs, and latency in plain PyTorch and optimised."""
 
 import warnings
 from collections import Counter
@@ -21,7 +21,7 @@ Say = Callable[[str], object]
 def count_and_time(
     report: Report, models: dict[int, nn.Module], device: str, budget_s: float, optimize_s: float, say: Say
 ) -> None:
-    """MACs, torchstat's columns and latency of each model on one image of the training size."""
+    """Measure MACs, torchstat's columns and latency of each model on one image of the training size."""
     sizes = Counter(size for run in report.runs if type(size := run.recipe.get("size")) is int and 0 < size <= 4096)
     size = sizes.most_common(1)[0][0] if sizes else 256
     if len(sizes) > 1:
@@ -39,7 +39,7 @@ def count_and_time(
             _call(model, inputs)()
             timed[index] = model
         except (LeanconvError, RuntimeError) as error:
-            run.remark(f"does not run on {'×'.join(map(str, shape))}, so it was not timed: {first_line(error)}")
+            run.remark(f"does not run on {'×'.join(map(str, shape))}, so it was not timed: {without_type(error)}")
     if not timed:
         return
     report.shape = shape
@@ -51,18 +51,18 @@ def count_and_time(
 def _optimised(
     report: Report, models: dict[int, nn.Module], inputs: torch.Tensor, seconds: float, say: Say
 ) -> dict[int, nn.Module]:
-    """The fastest form of each model on this device."""
+    """Optimize each model on this device."""
     found: dict[int, nn.Module] = {}
     for index, model in models.items():
         run = report.runs[index]
         say(f"optimise {run.name}, {seconds:g} s at most")
         try:
-            made = optimize(model, inputs, budget_s=seconds)
+            optimised = optimize(model, inputs, budget_s=seconds)
         except LeanconvError as error:
-            run.remark(f"could not be optimised: {first_line(error)}")
+            run.remark(f"could not be optimised: {without_type(error)}")
             continue
-        found[index] = report.optimised[run.name] = made
-        run.engine = made.engine
+        found[index] = report.optimised[run.name] = optimised
+        run.engine = optimised.engine
     return found
 
 
@@ -74,7 +74,7 @@ def _time(
     budget_s: float,
     say: Say,
 ) -> None:
-    """All models in turns, each as PyTorch runs it and optimised."""
+    """Time all models in turns, in plain PyTorch and optimised."""
     calls = {
         f"{index} {kind}": _call(model, inputs)
         for kind, held in (("plain", models), ("fast", fast))
@@ -95,7 +95,7 @@ def _time(
 
 def _costs(model: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
     with warnings.catch_warnings():
-        # What torchstat has no rule for is part of the convention: `leanconv profile` lists it.
+        # torchstat's convention ignores layers it has no rule for. `leanconv profile` lists them.
         warnings.simplefilter("ignore")
         recording = record(model, inputs)
         macs, published = count_recorded(recording, "macs"), count_recorded(recording, "torchstat")
@@ -115,5 +115,6 @@ def _call(model: nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
     return run
 
 
-def first_line(error: Exception) -> str:
+def without_type(error: Exception) -> str:
+    """Return the first line of an error's message. Only an error without a message shows its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""RunSummary: what one run folder says about itself, read without torch; whatever is missing becomes a remark."""
+"""RunSummary: the content of one run folder, read without torch. Missing parts become remarks."""
 
 import csv
 import math
@@ -13,25 +13,29 @@ from leanconv.errors import BadInput, LeanconvError
 from leanconv.files import read_bytes, read_json, read_toml
 from leanconv.text import one_line
 
-# Recipe keys that name the run and do not change what it computes.
+# Recipe keys that do not change what the run computes.
 _NAMING = {"out", "log_every", "workers", "threads", "save_every"}
 
 
 @dataclass
 class RunSummary:
-    """One column of numbers about one run; NaN or an empty container where nothing is known.
+    """The numbers of one run, with NaN or empty containers for unknown ones.
 
     Attributes:
-        name: short and unique in the report, made printable.
-        model: the model reference; `recipe`: the flat keys of recipe.toml.
-        history: column of history.csv -> its numbers, one per epoch; `epochs` counts them.
-        costs: params, macs, torchstat_flops, torchstat_madd of one `shape` input.
-        ms, p95_ms, iqr_ms: latency of one batch as PyTorch runs the model; `fps` follows from them.
-        fast_ms, fast_iqr_ms: of the form that `optimize` chose, timed in turns with those; `engine` is its name.
-        task: segment or classify, as model.json says.
-        scores: metric -> value on the report's split; `classes`: class -> {"iou", "dice"} or {"accuracy"};
-            `images`: name -> Dice, or 1 for a hit and 0; `confusion`: counts, rows = truth.
-        remarks: what the reader must know before trusting a number.
+        name: short printable name, unique in the report.
+        model: the model reference.
+        recipe: the flat keys of recipe.toml.
+        history: column of history.csv -> its numbers, one per epoch.
+        costs: params, macs, torchstat_flops, torchstat_madd of one input of the report's shape.
+        ms, p95_ms, iqr_ms: latency of one batch in plain PyTorch.
+        engine: the engine that `optimize` chose.
+        fast_ms, fast_iqr_ms: latency with that engine, timed in turns with plain PyTorch.
+        task: segment or classify, from model.json.
+        scores: metric -> value on the report's split.
+        classes: class -> {"iou", "dice"} or {"accuracy"}.
+        images: name -> Dice, or for a classifier 1 (hit) and 0 (miss).
+        confusion: counts, rows = truth.
+        remarks: caveats on the numbers.
     """
 
     name: str
@@ -57,7 +61,7 @@ class RunSummary:
     remarks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.name = one_line(self.name)  # drawings take no other letters
+        self.name = one_line(self.name)  # drawings need printable text
 
     @property
     def fps(self) -> float:
@@ -66,33 +70,35 @@ class RunSummary:
 
     @property
     def fast_fps(self) -> float:
-        """Likewise of the optimised model."""
+        """Images per second of the optimised model."""
         return 1e3 * self.batch / self.fast_ms if self.fast_ms > 0 else math.nan
 
     @property
     def threshold(self) -> float | None:
-        """The probability above which a pixel is a defect, as chosen on validation; None where none is stored."""
+        """The stored probability threshold of a defect pixel, chosen on validation, or None."""
         stored = self.metrics.get("threshold")
         return float(stored) if isinstance(stored, (int, float)) and 0 < stored < 1 else None
 
     def value(self, key: str) -> float:
-        """A number of the comparison by its key (params, macs, fps, ms, iou, dice, ...); NaN where unknown."""
+        """Return a number by its key (params, macs, fps, ms, iou, dice, ...), or NaN if unknown."""
         if key in ("fps", "ms", "p95_ms", "iqr_ms", "fast_fps", "fast_ms"):
             return float(getattr(self, key))
         found = self.costs.get(key, self.scores.get(key))
         return math.nan if found is None else float(found)
 
     def remark(self, text: str) -> None:
-        """Note something, once."""
+        """Add a remark, once."""
         if text not in self.remarks:
             self.remarks.append(text)
 
 
 def read_run(path: str | Path, name: str = "") -> RunSummary:
-    """Read the small files of a run folder. Raises BadInput where the folder is no run folder at all."""
+    """Read the small files of a run folder. Raises BadInput if the path is no run folder."""
     path = Path(path)
     if not path.is_dir():
-        raise BadInput(f"{path}: is not a run folder (no such folder); give a folder that `leanconv train` wrote")
+        raise BadInput(
+            f"{path}: is not a run folder (the folder does not exist); give a folder that `leanconv train` wrote"
+        )
     if not any((path / file).is_file() for file in ("recipe.toml", "model.json")):
         raise BadInput(f"{path}: is not a run folder: it has neither recipe.toml nor model.json")
     run = RunSummary(name or os.path.basename(os.path.realpath(path)), path)
@@ -106,8 +112,8 @@ def read_run(path: str | Path, name: str = "") -> RunSummary:
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[RunSummary]:
-    """Read several runs under names that differ: the last part of the path, or as many parts as it takes."""
-    folders = [Path(os.path.realpath(path)) for path in paths]  # `resolve` fails where a link leads to itself
+    """Read several runs and name them uniquely, by the last part of the path or as many parts as needed."""
+    folders = [Path(os.path.realpath(path)) for path in paths]  # `resolve` fails for circular links
     if not folders:
         raise BadInput("a report needs at least one run folder")
     if len(set(folders)) < len(folders):
@@ -121,7 +127,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunSummary]:
 
 
 def recipe_differences(runs: Sequence[RunSummary]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-    """(keys whose values differ -> one value per run, None where absent; keys that are the same everywhere)."""
+    """Return two dicts: differing keys -> one value per run (None if absent), and equal keys -> value."""
     keys = list(dict.fromkeys(key for run in runs for key in run.recipe))
     values = {key: [run.recipe.get(key) for run in runs] for key in keys}
     differing = {key: row for key, row in values.items() if any(value != row[0] for value in row)}
@@ -129,19 +135,19 @@ def recipe_differences(runs: Sequence[RunSummary]) -> tuple[dict[str, list[Any]]
 
 
 def comparability(runs: Sequence[RunSummary]) -> list[str]:
-    """Remarks on the whole report: what makes its runs a comparison of more than their models."""
+    """Return remarks on differences between the runs beside their models."""
     differing, _ = recipe_differences([run for run in runs if run.recipe])
-    said = []
+    remarks = []
     if "data" in differing:
-        said.append(
+        remarks.append(
             "The runs were trained on different data ("
             + "; ".join(f"{run.name}: {run.recipe['data']}" for run in runs if "data" in run.recipe)
             + "): differences in score are not differences between models alone."
         )
     others = sorted(set(differing) - _NAMING - {"data", "model", "seed"})
     if others:
-        said.append(f"The recipes differ in more than the model: {', '.join(others)} (see Recipes).")
-    return said
+        remarks.append(f"The recipes differ in more than the model: {', '.join(others)} (see Recipes).")
+    return remarks
 
 
 def _recipe(run: RunSummary) -> dict[str, Any]:
@@ -164,12 +170,12 @@ def _model(run: RunSummary) -> str:
         content = {}
     if isinstance(content, dict) and content.get("task") == "classify":
         run.task = "classify"
-    said = content.get("model", content.get("reference")) if isinstance(content, dict) else content
-    return str(said or run.recipe.get("model", "unknown"))
+    reference = content.get("model", content.get("reference")) if isinstance(content, dict) else content
+    return str(reference or run.recipe.get("model", "unknown"))
 
 
 def _history(run: RunSummary) -> dict[str, list[float]]:
-    """The columns of history.csv; a last line cut short by a killed run is left out."""
+    """Read the columns of history.csv. A last line that a killed run cut short is skipped."""
     path = run.path / "history.csv"
     if not os.path.exists(path):
         run.remark("has no history.csv: no training curves")
@@ -200,7 +206,7 @@ def _metrics(run: RunSummary) -> dict[str, Any]:
 
 
 def numbers(stored: dict[str, Any]) -> dict[str, float]:
-    """The finite numbers among the values, which may come from a file that anybody wrote."""
+    """Keep the finite numbers among values from an untrusted file."""
     return {
         str(key): float(value)
         for key, value in stored.items()

@@ -1,4 +1,4 @@
-"""The report's plain-language summary: who wins on what, by how much, and how far to trust it."""
+"""The report's summary in words: which run wins by which metric, by how much, and with which uncertainty."""
 
 import math
 import statistics
@@ -11,7 +11,7 @@ from leanconv.table import si
 
 @dataclass(frozen=True)
 class Metric:
-    """One column of the comparison: its key, its heading, which way is better, how a value is written."""
+    """One metric of the comparison: key, label, direction (`higher` is better) and number format."""
 
     key: str
     label: str
@@ -77,7 +77,7 @@ BY_KEY = {metric.key: metric for metric in METRICS}
 
 
 def main_score(runs: Sequence[RunSummary]) -> tuple[str, str, str]:
-    """(key, its word in a sentence, its name on an axis) of what the runs are ranked by: classifiers by top-1."""
+    """Return the score that ranks the runs (classifiers: top-1), as key, word in a sentence, name on an axis."""
     if any(math.isfinite(run.value("top1")) for run in runs):
         return "top1", "top-1", "top-1"
     return "image_dice", "Dice", "Dice per image"
@@ -85,7 +85,7 @@ def main_score(runs: Sequence[RunSummary]) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class Card:
-    """One of the boxes at the top: what is won, by which run, with which value, against whom."""
+    """One of the boxes at the top: the title, the winning run, its value, and the next run."""
 
     title: str
     winner: str
@@ -94,7 +94,7 @@ class Card:
 
 
 def cards(runs: Sequence[RunSummary]) -> list[Card]:
-    """Who wins on accuracy, speed, arithmetic and size; a metric that no run has is left out."""
+    """Return the winners in accuracy, speed, MACs and parameters. Metrics that no run has are skipped."""
     found = []
     score, word, _ = main_score(runs)
     speed = "fast_fps" if any(run.fast_ms > 0 for run in runs) else "fps"
@@ -128,11 +128,10 @@ def cards(runs: Sequence[RunSummary]) -> list[Card]:
 
 
 def same_speed(one: RunSummary, two: RunSummary, key: str = "fps") -> bool:
-    """Whether two latencies are too close to call: within 3 %, or within the timing's own 95 % noise. `key` says which:
-    "fps" as PyTorch runs the models, "fast_fps" optimised.
+    """Whether two latencies tie: they differ by at most 3 %, or by less than the 95 % noise of the timing.
 
-    3 %: what two timings of one model differ by on a quiet machine. Noise: the standard error of a median of n normal
-    values is 1.253·σ/√n, and σ is the interquartile range / 1.349.
+    Two timings of one model differ by up to 3 % on a quiet machine. The standard error of a median of n normal values
+    is 1.253·σ/√n, and σ is the interquartile range / 1.349. `key`: "fps" for plain PyTorch, "fast_fps" optimised.
     """
     fast = key == "fast_fps"
     times = [(run.fast_ms, run.fast_iqr_ms) if fast else (run.ms, run.iqr_ms) for run in (one, two)]
@@ -145,13 +144,13 @@ def same_speed(one: RunSummary, two: RunSummary, key: str = "fps") -> bool:
 
 
 def ranked(runs: Sequence[RunSummary], metric: Metric) -> list[RunSummary]:
-    """The runs that know this metric, best first."""
+    """Return the runs that have this metric, best first."""
     known = [run for run in runs if math.isfinite(run.value(metric.key))]
     return sorted(known, key=lambda run: run.value(metric.key), reverse=metric.higher)
 
 
 def sentences(runs: Sequence[RunSummary]) -> list[tuple[str, str]]:
-    """(run name, its arithmetic, speed and accuracy against the first run's in words) for each run after the first."""
+    """Compare each later run with the first in words: (run name, text on MACs, speed and accuracy)."""
     return [(run.name, _sentence(runs[0], run)) for run in runs[1:]]
 
 
@@ -165,9 +164,9 @@ def _sentence(first: RunSummary, run: RunSummary) -> str:
     ]
     parts = [" and ".join(needs)] if needs else []
     for key, ratio in speeds.items():
-        told = "as fast" if same_speed(first, run, key) else _times(ratio, "faster", "slower")
+        speed = "as fast" if same_speed(first, run, key) else _times(ratio, "faster", "slower")
         where = "here" if len(speeds) == 1 else "here in plain PyTorch" if key == "fps" else "optimised"
-        parts.append(f"{told} {where}")
+        parts.append(f"{speed} {where}")
     score = main_score([first, run])[0]
     gain = run.value(score) - first.value(score)
     if math.isfinite(gain):
@@ -194,11 +193,10 @@ def _gain(first: RunSummary, run: RunSummary, gain: float) -> str:
 
 
 def paired_difference(first: RunSummary, run: RunSummary) -> tuple[float, float, int]:
-    """(mean, 95 % half-width, n) of the per-image differences in Dice over the images that both runs were scored on;
-    of classifiers, in hits: 0 or 1.
+    """Return (mean, 95 % half-width, n) of the differences in Dice over the images that both runs share.
 
-    The half-width is 1.96 standard errors: the chance of the test images. It knows nothing of the chance of training
-    (another seed), which only more runs can show.
+    For classifiers, the differences are in hits, 0 or 1. The half-width is 1.96 standard errors. It covers the chance
+    of the test images, but not of training with another seed. Only more runs can show that.
     """
     pairs = [(first.images[name], value) for name, value in run.images.items() if name in first.images]
     gaps = [b - a for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
@@ -208,7 +206,7 @@ def paired_difference(first: RunSummary, run: RunSummary) -> tuple[float, float,
 
 
 def against(first: RunSummary, run: RunSummary, metric: Metric) -> str:
-    """A cell's second line: the ratio to the first run, or the difference where the metric is a score."""
+    """Return a cell's second line: the ratio to the first run, or for scores the difference."""
     ours, theirs = run.value(metric.key), first.value(metric.key)
     if run is first or not (math.isfinite(ours) and math.isfinite(theirs)):
         return ""
@@ -223,7 +221,7 @@ def _ratio(first: RunSummary, run: RunSummary, key: str) -> float:
 
 
 def _times(ratio: float, more: str, less: str) -> str:
-    """`4.9× fewer`, `1.3× faster`."""
+    """Format a ratio as `4.9× fewer` or `1.3× faster`."""
     size = max(ratio, 1 / ratio)
     text = f"{size:.0f}" if size >= 10 else f"{size:.2g}" if size >= 1.1 else f"{size:.2f}"
     return f"{text}× {more if ratio >= 1 else less}"

@@ -1,4 +1,4 @@
-"""Run folders and model references."""
+"""Runs: run folders and model references."""
 
 from leanconv.runs.folder import RunFolder
 from leanconv.runs.kinds import join

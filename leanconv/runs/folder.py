@@ -1,4 +1,4 @@
-"""RunFolder: what a training leaves behind and every later command reads. No pickle anywhere."""
+"""RunFolder: the files that training writes and every later command reads. No pickle anywhere."""
 
 import os
 import warnings
@@ -22,18 +22,22 @@ Read = TypeVar("Read")
 
 FORMAT = 1
 TASKS = ("segment", "classify")
-_LARGEST = 4 * 2**20  # bytes of a model.json; a ResNet-152 with every layer swapped takes 20 kB
+_LARGEST = 4 * 2**20  # bytes of a model.json. A ResNet-152 with every layer swapped takes 20 kB
 
 
 class RunFolder:
-    """The files of one run, as paths; none needs to exist yet.
+    """The paths of one run's files. They need not exist yet.
 
     Attributes:
-        recipe: recipe.toml, how it was trained.
-        model_json: model.json, which model it is; `weights`: model.safetensors, its best weights.
-        history: history.csv, a row per epoch; `metrics`: metrics.json, the final scores and thresholds.
-        events: events/, for TensorBoard; `report`: report.html; `export`: export/, the exported files.
-        last: last/, what a killed run resumes from.
+        recipe: recipe.toml, the training settings.
+        model_json: model.json, the model's reference and swaps.
+        weights: model.safetensors, the best weights.
+        history: history.csv, a row per epoch.
+        metrics: metrics.json, the final scores and thresholds.
+        events: events/, for TensorBoard.
+        report: report.html.
+        export: export/, the exported files.
+        last: last/, the checkpoint from which a killed run resumes.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -50,20 +54,20 @@ class RunFolder:
 
     @property
     def results(self) -> tuple[Path, ...]:
-        """What a training leaves behind in the end."""
+        """The files that a finished training leaves."""
         return self.weights, self.history, self.metrics
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that is or may be written there."""
+        """All files that a run may contain."""
         return self.recipe, self.model_json, *self.results, self.events, self.report, self.export, self.last
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """An existing run folder. Raises BadInput where the path is none."""
+        """Open an existing run folder. Raises BadInput if the path is none."""
         run = cls(path)
         if not os.path.isdir(run.path):
-            raise BadInput(f"{path}: there is no such run folder; `leanconv train` writes one")
+            raise BadInput(f"{path}: the run folder does not exist; `leanconv train` writes one")
         if not (run.model_json.is_file() or run.recipe.is_file()):
             raise BadInput(f"{path}: is no run folder: it has neither model.json nor recipe.toml")
         return run
@@ -77,17 +81,18 @@ class RunFolder:
         classes: Sequence[str] = (),
         bits: int | None = None,
     ) -> Path:
-        """Write model.json: the model's reference, and the swaps to repeat on it (a `Plan`, or pairs name, operator).
+        """Write model.json: the model's reference, and its swaps (a `Plan`, or pairs of name and operator).
 
-        `task` and `classes` say what its outputs mean, where that is known; `bits` how many a channel of its 16-bit
-        images uses.
-        Raises: BadInput for a reference that names no model, or another run folder (give that one's own reference);
-            UnknownName for an operator or option nobody has.
+        Args:
+            task, classes: the meaning of the model's outputs, if known.
+            bits: bits per channel that its 16-bit images use.
+        Raises: BadInput for a reference that names no model or another run folder. UnknownName for an unknown operator
+            or option.
         """
         found = read(reference)
         if found.kind == "path":
             raise BadInput(
-                f"{reference!r} cannot stand in a model.json: it names no model; give the model's own reference"
+                f"{reference!r} cannot be used in a model.json: it names no model; give the model's own reference"
             )
         if found.kind == "code":  # the run folder may be read from anywhere
             reference = reference.replace(found.name, str(Path(found.name).resolve()), 1)
@@ -107,13 +112,13 @@ class RunFolder:
         )
 
     def read_model(self) -> "ModelFile":
-        """model.json, checked. Raises BadCheckpoint with what is wrong; nothing in it is run."""
+        """Read and check model.json without running its code. Raises BadCheckpoint with the reason."""
         return ModelFile.read(self.model_json)
 
     def build_model(self, *, trust_code: bool = False) -> nn.Module:
-        """The run's network with fresh weights, in train mode; nothing is downloaded.
+        """Build the run's network with fresh weights, in train mode. Nothing is downloaded.
 
-        Raises: UntrustedCode where model.json names somebody's Python file, BadCheckpoint where it is no good.
+        Raises: UntrustedCode if model.json names a Python file, BadCheckpoint if it is unusable.
         """
         stored = self.read_model()
         try:
@@ -127,9 +132,9 @@ class RunFolder:
         return model
 
     def load_model(self, *, trust_code: bool = False) -> nn.Module:
-        """The run's network with its weights, in eval mode on the CPU.
+        """Load the run's network with its weights, in eval mode on the CPU.
 
-        Raises: UntrustedCode where model.json names somebody's Python file, BadCheckpoint where a file is damaged.
+        Raises: UntrustedCode if model.json names a Python file, BadCheckpoint if a file is damaged.
         """
         model = self.build_model(trust_code=trust_code)
         if who := in_use(self.path):
@@ -138,9 +143,9 @@ class RunFolder:
         return model.eval()
 
     def load_with(self, read: Callable[[], Read], *, trust_code: bool = False) -> tuple[nn.Module, Read]:
-        """The network as `load_model` gives it, and what `read` says of the folder, both as they were at one moment.
+        """Return the network of `load_model` and the result of `read`, both from the same moment.
 
-        A run that is trained on replaces its weights, and drops the scores of the older ones before.
+        A run in training replaces its weights, and deletes the older scores before that.
         """
         before = read()
         while True:
@@ -162,10 +167,14 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What model.json says: the reference, and the swaps (name, operator string) made on that model.
+    """The content of model.json.
 
-    `task` is `segment`, `classify`, or empty where nobody said; `classes` are the names of what it tells apart; `bits`
-    is the range of the 16-bit images that it was trained on, None where there were none.
+    Attributes:
+        reference: the model's reference.
+        swaps: pairs of layer name and operator string.
+        task: `segment`, `classify`, or "" if unknown.
+        classes: names of the classes.
+        bits: range of the 16-bit training images, or None.
     """
 
     reference: Reference
@@ -176,10 +185,10 @@ class ModelFile:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read and check a model.json, whoever wrote it. Raises BadCheckpoint."""
+        """Read and check a model.json from any source. Raises BadCheckpoint."""
         try:
             if not path.is_file():
-                raise BadInput("there is no such file; has the run written a model yet?")
+                raise BadInput("the file does not exist; has the run written a model yet?")
             if path.stat().st_size > _LARGEST:
                 raise BadInput(f"it has {path.stat().st_size:,} bytes; a model.json has at most {_LARGEST:,}")
             return cls._checked(read_json(path))

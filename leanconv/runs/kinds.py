@@ -1,4 +1,4 @@
-"""Model references: `KIND:NAME?option=value&…`, read without running anything, then built."""
+"""Model references, `KIND:NAME?option=value&…`: parse them without running code, then build the model."""
 
 import ast
 import importlib.util
@@ -27,15 +27,15 @@ KINDS = (
 )
 _CODE = re.compile(r"(?P<path>.+\.py):(?P<factory>\w+)", re.DOTALL)
 _SCHEME = re.compile(r"(?P<kind>[A-Za-z][\w+-]*):(?P<name>.*)", re.DOTALL)
-_NEXT_OPTION = re.compile(r"&(?=\s*[A-Za-z_]\w*\s*=)")  # an ampersand inside a value splits nothing
+_NEXT_OPTION = re.compile(r"&(?=\s*[A-Za-z_]\w*\s*=)")  # an ampersand inside a value is no separator
 _WORDS = {"true": True, "false": False, "none": None}
-# Modules that users' files imported from beside themselves -> the folder: another file's `layers` is another module.
+# Module that a user's file imported from its own folder -> that folder. Another folder's `layers` is another module.
 _BESIDE: dict[str, Path] = {}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference, read. `kind`: leanconv, timm, smp, code or path; `name`: the model, or the file or folder."""
+    """A parsed reference. `kind`: leanconv, timm, smp, code or path. `name`: the model, the file or the folder."""
 
     kind: str
     name: str
@@ -45,15 +45,15 @@ class Reference:
 
 
 def read(text: str, words: Iterable[str] = ()) -> Reference:
-    """Read a reference and the `key=value` words that follow it (which win over the same key in its query).
+    """Parse a reference and the `key=value` words that follow it. The words override its query.
 
-    Raises: BadInput for what is no reference, UnknownName for a kind nobody has.
+    Raises: BadInput for text that is no reference, UnknownName for an unknown kind.
     """
     if not isinstance(text, str) or not text.strip() or "\0" in text:
         raise BadInput(f"{text!r} is no model reference; write {KINDS}")
     head, _, query = text.strip().partition("?")
     options = {**_options(_NEXT_OPTION.split(query) if query else []), **_options(words)}
-    if os.path.isdir(head):  # unlike Path.is_dir, False rather than an error for a name of any length
+    if os.path.isdir(head):  # unlike Path.is_dir, it returns False for a name that is too long
         return Reference("path", head, options, text=text)
     if code := _CODE.fullmatch(head):
         return Reference("code", code["path"], options, code["factory"], text)
@@ -67,20 +67,20 @@ def read(text: str, words: Iterable[str] = ()) -> Reference:
 
 
 def join(text: str, words: Iterable[str]) -> str:
-    """One reference from a reference and the words after it: `leanconv:unet` + `base=32` -> `leanconv:unet?base=32`."""
+    """Join a reference and its words: `leanconv:unet` and `base=32` become `leanconv:unet?base=32`."""
     parts = [word.strip() for word in words]
     _options(parts)
     return text + ("&" if "?" in text else "?") + "&".join(parts) if parts else text
 
 
 def value(text: str) -> Any:
-    """An option's value: a Python literal, `true`, `false`, `none`, or the text as it stands. Nothing is run."""
+    """Parse an option's value: a Python literal, `true`, `false`, `none`, or plain text. No code runs."""
     text = text.strip()
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "1if" and the like: Python warns before it refuses
+            warnings.simplefilter("ignore")  # for text like "1if" Python warns before it raises
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
@@ -100,11 +100,11 @@ def _options(words: Iterable[str]) -> dict[str, Any]:
 
 
 def build(reference: Reference, *, from_file: bool = False, trust_code: bool = False) -> nn.Module:
-    """The model of a reference, in train mode with fresh weights unless `pretrained=true` is said.
+    """Build the model of a reference, in train mode, with fresh weights unless `pretrained=true`.
 
     Args:
-        from_file: the reference stands in a file rather than in what the user typed: code needs `trust_code`, and
-            nothing is downloaded, because that file's own weights follow.
+        from_file: the reference comes from a file, not from the user. Code then needs `trust_code`, and nothing is
+            downloaded, because the file's own weights follow.
     """
     if reference.kind == "code":
         if from_file and not trust_code:
@@ -122,7 +122,7 @@ def build(reference: Reference, *, from_file: bool = False, trust_code: bool = F
         return _BUILDERS[reference.kind](reference.name, options)
     except (LeanconvError, KeyboardInterrupt):
         raise
-    except Exception as error:  # what a library answers to an option it does not take
+    except Exception as error:  # a library may raise anything for an unknown option
         raise BadInput(f"{reference.text!r} cannot be built: {type(error).__name__}: {_line(error)}") from error
 
 
@@ -153,7 +153,7 @@ def _from_smp(name: str, options: dict[str, Any]) -> nn.Module:
     if _flag(options):
         options.setdefault("encoder_weights", "imagenet")
     elif asked is not None:
-        raise BadInput(f"smp: encoder_weights={asked!r} downloads weights; say pretrained=true as well")
+        raise BadInput(f"smp: encoder_weights={asked!r} downloads weights; pass pretrained=true as well")
     return _module(match(**{"encoder_weights": None, **options}), f"smp:{name}")
 
 
@@ -161,7 +161,7 @@ _BUILDERS = {"leanconv": _from_leanconv, "timm": _from_timm, "smp": _from_smp}
 
 
 def _from_code(path: Path, factory: str, options: dict[str, Any]) -> nn.Module:
-    """Run a Python file the user named, and call its factory. The file may import its neighbours."""
+    """Run a Python file that the user named, and call its factory. The file may import its neighbours."""
     where = f"{path}:{factory}"
     if not os.path.isfile(path):
         raise BadInput(f"{one_line(where, most=300)}: there is no file {one_line(path, most=300)}")
@@ -189,7 +189,7 @@ def _from_code(path: Path, factory: str, options: dict[str, Any]) -> nn.Module:
 
 @contextmanager
 def _neighbours(folder: Path) -> Iterator[None]:
-    """The files of `folder` can be imported, also where another folder's file of the same name was before."""
+    """Make the files of `folder` importable, even if another folder's file of the same name was imported before."""
     for name, home in list(_BESIDE.items()):
         top = name.split(".")[0]
         if home != folder and ((folder / f"{top}.py").is_file() or (folder / top).is_dir()):
@@ -210,7 +210,7 @@ def _neighbours(folder: Path) -> Iterator[None]:
 
 
 def _flag(options: dict[str, Any]) -> bool:
-    """Take `pretrained` out of the options. Raises BadInput unless it is true or false: "no" would download."""
+    """Pop `pretrained` from the options. Raises BadInput unless it is true or false: the text "no" would download."""
     pretrained = options.pop("pretrained", False)
     if not isinstance(pretrained, bool):
         raise BadInput(f"pretrained={pretrained!r}: true or false")

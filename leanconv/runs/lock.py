@@ -1,4 +1,4 @@
-"""One writer at a time in a run folder: who comes second is told who is there, and changes nothing."""
+"""Allow one writer at a time in a run folder. A second writer changes nothing and learns the first one's name."""
 
 import os
 import platform
@@ -12,23 +12,23 @@ from pathlib import Path
 from leanconv.errors import BadInput
 from leanconv.files import LOCK, Held, Lock, NoLocks, holder, sweep
 
-_PATIENCE_S = 1.0  # a look at who is there takes the lock for a moment
-# What the first version left of a write that was killed.
+_PATIENCE_S = 1.0  # `in_use` holds the lock for a moment
+# Temporary files that version 0.1 left after a killed write.
 _LEFT = re.compile(r"\.(state|model|recipe|history|metrics)\.[a-z0-9_]{8}\.(safetensors|json|toml|csv)")
 
 
 @contextmanager
 def writing(path: Path, what: str) -> Iterator[None]:
-    """Hold the folder `path`, made if need be, for this process alone; `what` tells others what it does there.
+    """Lock the folder `path` for this process and create it if missing. `what` shows others the current work.
 
-    What killed writers left there is removed first; a folder that was made and is empty in the end goes again.
-    Raises: BadInput where another process writes there, or nothing can be written.
+    Files of killed writers are removed first. A folder created here is removed if it stays empty.
+    Raises: BadInput if another process writes there, or the folder is not writable.
     """
     with ExitStack() as held:
         try:
             _make(path, held)
-            said = f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M')}: {what}"
-            held.enter_context(Lock(path / LOCK, said, patience_s=_PATIENCE_S))
+            note = f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M')}: {what}"
+            held.enter_context(Lock(path / LOCK, note, patience_s=_PATIENCE_S))
         except Held as error:
             raise BadInput(
                 f"{path} is in use by {str(error) or 'another process'}; wait until it is done, or take another folder"
@@ -43,7 +43,7 @@ def writing(path: Path, what: str) -> Iterator[None]:
 
 
 def in_use(path: Path) -> str:
-    """Who writes into a run folder now; "" for nobody, as far as can be known."""
+    """Return the process that writes into a run folder now, or "" if none is known."""
     found = holder(path / LOCK)
     return "" if found is None else found or "another process"
 
@@ -51,7 +51,7 @@ def in_use(path: Path) -> str:
 def _make(path: Path, held: ExitStack) -> None:
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for each in reversed(missing):  # `held` removes them the other way round
+    for each in reversed(missing):  # `held` removes them in reverse order
         held.callback(_remove_if_empty, each)
 
 

@@ -1,4 +1,4 @@
-"""load: a model from whatever names it: a network of ours, of timm or smp, a Python file, a run folder."""
+"""`load`: build a model from its reference: our networks, timm, smp, a Python file, or a run folder."""
 
 import os
 from collections.abc import Iterable
@@ -13,20 +13,20 @@ from leanconv.runs.kinds import KINDS, build, read
 
 
 def load(ref: str | Path, *, words: Iterable[str] = (), trust_code: bool = False) -> nn.Module:
-    """The model that a reference names.
+    """Return the model that a reference names.
 
     * `leanconv:unet?base=32&conv=splconv(alpha=0.5)`: a network of `leanconv.models`;
     * `timm:resnet18`, `smp:Unet?encoder_name=resnet18`: a network of those libraries;
-    * `path/to/file.py:factory?width=8`: what a function (or class) of that file returns; **the file is run**;
+    * `path/to/file.py:factory?width=8`: the result of a function or class in that file. **The file is run**;
     * a run folder: its network with its weights, in eval mode.
 
-    Fresh weights, in train mode, but for the run folder. Nothing is downloaded unless `pretrained=true` is said.
+    All but run folders have fresh weights and are in train mode. Only `pretrained=true` downloads weights.
 
     Args:
-        words: more options, `["base=32", "conv=splconv(alpha=0.5)"]`; they win over the reference's own.
-        trust_code: let a run folder's model.json name a Python file to run. What you type yourself needs no trust.
-    Raises: UnknownName, BadInput, UnsupportedConv for a reference that cannot be built; BadCheckpoint and UntrustedCode
-        for a run folder; MissingExtra where timm or smp is not installed.
+        words: more options, `["base=32", "conv=splconv(alpha=0.5)"]`. They override the reference's own.
+        trust_code: let a run folder's model.json name a Python file to run. A reference in `ref` needs no trust.
+    Raises: UnknownName, BadInput, UnsupportedConv for a reference that cannot be built. BadCheckpoint and UntrustedCode
+        for a run folder. MissingExtra if timm or smp is not installed.
     """
     reference = read(str(ref), words)
     if reference.kind != "path":
@@ -39,5 +39,5 @@ def load(ref: str | Path, *, words: Iterable[str] = (), trust_code: bool = False
         raise BadInput(f"{str(ref)!r} is no model and no run folder{hint}; write {KINDS}")
     if reference.options:
         given = ", ".join(reference.options)
-        raise BadInput(f"{path}: a run folder takes no options, got {given}; its model.json says what it is")
+        raise BadInput(f"{path}: a run folder takes no options, got {given}; its model.json defines the model")
     return RunFolder.open(path).load_model(trust_code=trust_code)

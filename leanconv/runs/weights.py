@@ -1,4 +1,4 @@
-"""Weights as safetensors: written whole or not at all, read strictly, and never unpickled."""
+"""Weights as safetensors: write them atomically, read them strictly, and never unpickle."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from leanconv.errors import BadCheckpoint, BadInput
 from leanconv.files import replace_atomic
 from leanconv.text import is_utf8
 
-# First bytes of files that are often given the wrong name. None of them is opened any further.
+# First bytes of other formats that are often mistaken for safetensors. Those files are not opened further.
 _OTHERS = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes: it holds a pickle, which can run code"),
     (b"\x80", "a pickle, which can run code"),
@@ -20,13 +20,13 @@ _OTHERS = (
     (b"\x89HDF", "an HDF5 file"),
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
 )
-_SHOWN = 3  # names listed of each sort of mismatch
+_SHOWN = 3  # names shown for each kind of mismatch
 
 
 def save_weights(model: nn.Module, path: str | Path) -> Path:
     """Write a model's parameters and buffers (state_dict) as safetensors, atomically. Tied tensors are written once.
 
-    Raises: BadInput for state that is no tensor or has no storage (meta device), and where it cannot be written.
+    Raises: BadInput if state is no tensor or has no storage (meta device), or if writing fails.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     tensors: dict[str, Tensor] = {}
@@ -35,7 +35,7 @@ def save_weights(model: nn.Module, path: str | Path) -> Path:
             raise BadInput(f"{name}: {what} cannot be stored as safetensors; only plain tensors with data can")
         tensors[name] = tensor
     tied = _tied(tensors)
-    # clone: safetensors refuses tensors that share a storage, and a view would drag its whole base along
+    # Clone, because safetensors refuses shared storage, and a view would store its whole base.
     kept = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items() if n not in tied}
 
     def write(temporary: Path) -> None:
@@ -51,9 +51,9 @@ def save_weights(model: nn.Module, path: str | Path) -> Path:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fill `model` from a file that `save_weights` wrote for the same model. On an error nothing has changed.
+    """Fill `model` from a file that `save_weights` wrote for the same model. An error changes nothing.
 
-    Raises: BadCheckpoint where the file is missing, damaged, no safetensors, or another model's.
+    Raises: BadCheckpoint if the file is missing, damaged, no safetensors, or another model's.
     """
     model = getattr(model, "_orig_mod", model)
     model.load_state_dict(stored_weights(model, path), strict=False)
@@ -63,7 +63,7 @@ def stored_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
     """What `load_weights` fills a model with. Raises BadCheckpoint as it does; nothing is changed."""
     stored = read_tensors(path)
     state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    for name, first in _tied(state).items():  # written once, under the name that comes first
+    for name, first in _tied(state).items():  # stored once, under the first name
         if name not in stored and first in stored:
             stored[name] = stored[first]
     complaints = mismatch(state, stored)
@@ -73,7 +73,7 @@ def stored_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
 
 
 def holds_weights(model: nn.Module, path: str | Path) -> bool:
-    """Whether a file holds the model's weights, number by number."""
+    """Whether a file contains exactly the model's weights."""
     try:
         stored = read_tensors(path)
     except BadCheckpoint:
@@ -83,9 +83,9 @@ def holds_weights(model: nn.Module, path: str | Path) -> bool:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises BadCheckpoint where it is missing or damaged."""
+    """Read the tensors of a safetensors file to the CPU. Raises BadCheckpoint if it is missing or damaged."""
     path = Path(path)
-    if path.exists() and not path.is_file():  # a pipe or a device would keep us waiting for ever
+    if path.exists() and not path.is_file():  # reading a pipe or a device could block for ever
         raise BadCheckpoint(f"{path}: the weights cannot be read: this is no file")
     try:
         with path.open("rb") as file:
@@ -95,11 +95,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not start:
         raise BadCheckpoint(f"{path}: the file is empty")
     for magic, what in _OTHERS:
-        # a safetensors file starts with the length of its header, which may begin with any byte: look at both
+        # A safetensors file starts with its header's length, which may match any magic byte. Check both.
         if start.startswith(magic) and start[8:9] != b"{":
             raise BadCheckpoint(f"{path}: this is no safetensors file but {what}; it was not opened")
     try:
-        if not is_utf8(path):  # safetensors opens no such path
+        if not is_utf8(path):  # safetensors cannot open this path
             return load(path.read_bytes())
         with safe_open(path, "pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
@@ -110,7 +110,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _tied(state: dict[str, Tensor]) -> dict[str, str]:
-    """Names that are the very same numbers in memory -> the first name of those."""
+    """Return name -> first name, for tensors that share memory with an earlier one."""
     seen: dict[tuple[object, ...], str] = {}
     tied: dict[str, str] = {}
     for name, tensor in state.items():
@@ -123,7 +123,10 @@ def _tied(state: dict[str, Tensor]) -> dict[str, str]:
 
 
 def mismatch(state: dict[str, Tensor], stored: dict[str, Tensor], *, exact: bool = False) -> list[str]:
-    """How stored tensors differ from a model's in names, sizes and number types (`exact`: also in their widths)."""
+    """Return the differences between stored tensors and a model's in names, sizes and number types.
+
+    `exact`: the width of the number type must match too.
+    """
     missing = [name for name in state if name not in stored]
     extra = [name for name in stored if name not in state]
     both = [name for name in state if name in stored and not is_lazy(state[name])]
@@ -152,7 +155,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _not_storable(tensor: object) -> str:
-    """What it is instead of a plain tensor with data; empty where it is one."""
+    """Return why the value is not a plain tensor with data, or ""."""
     if not isinstance(tensor, Tensor):
         return f"extra state of type {type(tensor).__name__}"
     if is_lazy(tensor):

@@ -3,11 +3,11 @@
 import pytest
 
 from leanconv.cli.common import ENGINES
-from leanconv.engine.candidates import CANDIDATES, GIVEN
+from leanconv.engine.candidates import CANDIDATES, EAGER
 
 
 def test_the_engines_that_help_lists_are_those_there_are():
-    assert (GIVEN, *CANDIDATES) == ENGINES
+    assert (EAGER, *CANDIDATES) == ENGINES
 
 
 @pytest.mark.parametrize("command", ["optimize", "bench"])

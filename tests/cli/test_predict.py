@@ -50,7 +50,7 @@ def test_one_bad_image_is_one_line_and_exit_1(run, tmp_path, leanconv):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["norun", "x.png"], 1, "no such run folder"),
+        (["norun", "x.png"], 1, "run folder does not exist"),
         (["{run}"], 2, "Missing argument"),
         (["{run}", "x.png", "--tile", "0"], 2, "--tile"),
         (["{run}", "x.png", "--threshold", "2"], 1, "threshold=2.0"),

@@ -121,7 +121,7 @@ def test_profile_on_lanes_and_by_every_convention(leanconv):
         (["bench", "base=32"], 1, "before any model"),
         (["bench", "leanconv:nonet"], 2, "unknown"),
         (["bench", *SMALL, "--engines", "fuzed", "--input", "1,3,32,32"], 2, "did you mean 'fused'"),
-        (["bench", *SMALL, "--engines", "all", "--train", "--input", "1,3,32,32"], 1, "stands alone"),
+        (["bench", *SMALL, "--engines", "all", "--train", "--input", "1,3,32,32"], 1, "cannot be combined with"),
         (["bench", *SMALL, "--clock", "sun", "--input", "1,3,32,32"], 1, "known: wall, cpu"),
     ],
 )

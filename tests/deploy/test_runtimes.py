@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from leanconv.deploy import export
+from leanconv.deploy.openvino import OpenVino
 from leanconv.deploy.program import capture_flat, input_order, to_openvino
-from leanconv.deploy.runtimes import OpenVino, open_file
+from leanconv.deploy.runtimes import open_file
 from leanconv.errors import BadInput
 
 openvino = pytest.importorskip("openvino", reason="needs the export extra: openvino")
@@ -71,7 +72,7 @@ def test_a_program_of_fixed_sizes_gives_tensors_that_no_later_call_writes(kind):
     program = capture_flat(net, given, {})
     order = input_order(program)
     run = OpenVino(to_openvino(program), order=order, shapes=[x.shape for x in given])
-    assert (run._made is None) == (kind in ("an input", "a view of an input", "several"))
+    assert (run._new_answer is None) == (kind in ("an input", "a view of an input", "several"))
     calls = [(torch.randn(2, 3, 8, 16)[..., ::2], torch.rand(1)) for _ in range(3)]
     found = [run(*call) for call in calls for _ in range(2)]
     for i, answers in enumerate(found):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from leanconv.deploy.runtimes import openvino_core
+from leanconv.deploy.openvino import openvino_core
 from leanconv.errors import BadInput, UnsupportedConv
 from leanconv.nn import DRConv2d
 from leanconv.nn.drconv import adaptive_average, choice, nearest

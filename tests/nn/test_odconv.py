@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from leanconv.deploy.runtimes import openvino_core
+from leanconv.deploy.openvino import openvino_core
 from leanconv.errors import UnsupportedConv
 from leanconv.nn import ODConv2d, set_temperature
 

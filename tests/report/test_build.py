@@ -107,7 +107,7 @@ def test_missing_weights_cost_one_run_its_measures_only(two_runs, tmp_path):
     assert report.runs[1].value("image_dice") == 0.4  # what its own training wrote down
     said = " | ".join(report.runs[1].remarks)
     assert "could not be loaded" in said
-    assert "wrote down" in said
+    assert "training stored" in said
     assert report.runs[0].remarks == []
 
 

@@ -79,7 +79,7 @@ def test_of_many_classes_no_matrix_is_drawn_and_the_page_says_so(two, tmp_path, 
     few = compare_runs(two, budget_s=0, threads=1)
     html = write_report(few, tmp_path / "r.html").read_text()
     assert "Confusion matrix of" not in html
-    assert "has 3 classes, a confusion matrix is drawn of 2 at most" in html
+    assert "has 3 classes; a confusion matrix is drawn for at most 2" in html
     assert few.runs[0].scores["top1"] > 0
 
 

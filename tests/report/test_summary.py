@@ -59,7 +59,7 @@ def test_only_finite_numbers_of_a_file_are_taken():
 
 
 def test_what_is_no_run_folder_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="no such folder"):
+    with pytest.raises(BadInput, match="the folder does not exist"):
         read_run(tmp_path / "nowhere")
     with pytest.raises(BadInput, match=r"neither recipe\.toml nor model\.json"):
         read_run(tmp_path)

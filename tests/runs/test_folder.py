@@ -64,7 +64,7 @@ def test_the_names_in_a_run_folder_are_the_designs(tmp_path):
 
 
 def test_a_folder_of_anything_else_is_no_run(tmp_path):
-    with pytest.raises(BadInput, match="no such run folder"):
+    with pytest.raises(BadInput, match="run folder does not exist"):
         RunFolder.open(tmp_path / "none")
     with pytest.raises(BadInput, match=r"neither model.json nor recipe.toml"):
         RunFolder.open(tmp_path)
@@ -206,7 +206,7 @@ def test_a_huge_model_file_is_not_read(tmp_path):
 def test_a_device_in_its_place_is_not_read(tmp_path):
     (tmp_path / "model.json").symlink_to("/dev/zero")
     (tmp_path / "recipe.toml").write_text("")
-    with pytest.raises(BadCheckpoint, match="no such file"):
+    with pytest.raises(BadCheckpoint, match="does not exist"):
         load(tmp_path)
 
 

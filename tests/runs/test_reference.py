@@ -221,7 +221,7 @@ class TestSmp:
             ("smp:Unett", UnknownName, "did you mean 'Unet'"),
             ("smp:Unet?encoder_name=resnet81", BadInput, "cannot be built"),
             ("smp:Unet?encoder_name=tu-hf-hub:timm/resnet18", BadInput, "nothing is fetched by address"),
-            ("smp:Unet?encoder_weights=imagenet", BadInput, "say pretrained=true as well"),
+            ("smp:Unet?encoder_weights=imagenet", BadInput, "pass pretrained=true as well"),
             ("smp:Unet?encoder_depth=99", BadInput, "cannot be built"),
         ],
     )

@@ -123,7 +123,7 @@ def test_a_recipe_as_editors_write_it(tmp_path, mark, end):
         (b"epochs = 3\nout = 'a\0b'", "UTF-16, or no text"),
         (b'epochs = 3\nout = "a\\u0000b"', "out='a.x00b' is no UTF-8"),
         (b"epochs = 3\nout = [" + b"[" * 9999, "is not TOML"),
-        (b"# " + b"x" * 2**20, "has 1,048,578 bytes; such a file has at most 1,048,576"),
+        (b"# " + b"x" * 2**20, "has 1,048,578 bytes; at most 1,048,576 are allowed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

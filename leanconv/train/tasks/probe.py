@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanconv.errors import BadInput, LeanconvError, told
+from leanconv.errors import BadInput, LeanconvError, error_line
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def answer(model: nn.Module, inputs: Tensor) -> tuple[int, ...] | str:
         raise
     except Exception as error:
         raise BadInput(
-            f"the model does not run on {'x'.join(map(str, inputs.shape[1:]))} images: {told(error)}"
+            f"the model does not run on {'x'.join(map(str, inputs.shape[1:]))} images: {error_line(error)}"
         ) from error
     finally:
         model.train(training)

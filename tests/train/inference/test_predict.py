@@ -315,7 +315,7 @@ def test_what_no_image_can_be_blamed_for(pictures, tmp_path):
     with pytest.raises(BadInput, match="cannot be written"):
         predict(bright(), [pictures], tmp_path / "file")
     assert (tmp_path / "file").read_text() == "in the way"
-    with pytest.raises(BadInput, match="no such run folder"):
+    with pytest.raises(BadInput, match="run folder does not exist"):
         predict(tmp_path / "norun", [pictures], tmp_path / "out")
 
 
