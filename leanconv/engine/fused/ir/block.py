@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leanconv.ops.forms import out_size
+
 Sides = tuple[int, int, int, int]  # left, right, top, bottom, as F.pad takes them
 
 
@@ -78,9 +80,7 @@ class Stage:
     def size(self, h: int, w: int) -> tuple[int, int]:
         """Height and width of the output."""
         left, right, top, bottom = self.sides
-        r, s = self.taps
-        rows = (h + top + bottom - self.dilation[0] * (r - 1) - 1) // self.stride[0] + 1
-        return rows, (w + left + right - self.dilation[1] * (s - 1) - 1) // self.stride[1] + 1
+        return out_size(h, w, self.taps, self.stride, self.dilation, (top, bottom, left, right))
 
 
 @dataclass(frozen=True)

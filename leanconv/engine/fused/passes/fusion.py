@@ -21,6 +21,7 @@ from leanconv.engine.fused.passes.concat import (
 )
 from leanconv.engine.fused.passes.patterns import as_gated, as_interleaved, as_named_activation, as_shuffle, aten
 from leanconv.engine.fused.passes.rules import Rule, until_done
+from leanconv.ops.fold import scaled_bias, scaled_weight
 
 
 def rewrite(graph: Graph) -> Graph:
@@ -44,16 +45,16 @@ def affine_of_affine(graph: Graph, node: Node, users: Users) -> bool:
     if node.kind != "affine" or (source := node.inputs[0]).kind != "affine" or not only_user(source, users):
         return False
     (s1, t1), (s2, t2) = source.data, node.data
-    return absorb(graph, node, source, (s1 * s2, t1 * s2 + t2))
+    return absorb(graph, node, source, (s1 * s2, scaled_bias(t1, s2, t2)))
 
 
 # Into blocks.
 
 
 def _scaled(stage: Any, scale: Tensor, shift: Tensor) -> Any:
-    bias = shift if stage.bias is None else stage.bias * scale + shift
+    bias = scaled_bias(stage.bias, scale, shift)
     filters = scale.view(-1, stage.groups).t().reshape(-1) if stage.interleaved else scale
-    return replace(stage, weight=stage.weight * filters.view(-1, 1, 1, 1), bias=bias)
+    return replace(stage, weight=scaled_weight(stage.weight, filters), bias=bias)
 
 
 def affine_into_producer(graph: Graph, node: Node, users: Users) -> bool:
@@ -70,11 +71,10 @@ def affine_into_producer(graph: Graph, node: Node, users: Users) -> bool:
             )
         case Gated(act="") as gated:
             old_scale = torch.ones_like(scale) if gated.scale is None else gated.scale
-            old_shift = torch.zeros_like(shift) if gated.shift is None else gated.shift
-            made = replace(gated, scale=old_scale * scale, shift=old_shift * scale + shift)
+            made = replace(gated, scale=old_scale * scale, shift=scaled_bias(gated.shift, scale, shift))
         case Upsample(act="") as up:
-            bias = shift if up.bias is None else up.bias * scale + shift
-            made = replace(up, weight=up.weight * scale.view(1, -1, 1, 1), bias=bias)
+            weight = scaled_weight(up.weight, scale, transposed=True)
+            made = replace(up, weight=weight, bias=scaled_bias(up.bias, scale, shift))
         case _:
             return False
     return absorb(graph, node, source, made)

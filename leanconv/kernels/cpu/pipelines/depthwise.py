@@ -105,13 +105,6 @@ def tile_stride(channels: int) -> int:
     return -(-channels // 16) * 16
 
 
-def size_after(stencil: Stencil, h: Any, w: Any) -> tuple[Any, Any]:
-    """Expressions of the height and width after a stencil."""
-    (r, s), (sh, sw), (dh, dw) = stencil.kernel, stencil.stride, stencil.dilation
-    top, bottom, left, right = stencil.padding
-    return (h + (top + bottom - dh * (r - 1) - 1)) // sh + 1, (w + (left + right - dw * (s - 1) - 1)) // sw + 1
-
-
 def chain(axes: Axes, track: Track, index: int, lanes: int, element: ElementType) -> Chain:
     """The stencils of a track, in float32; arguments: the map `c x y`, then taps and bias of each."""
     hl, (i, b, x, y) = halide(), (axes.i, axes.b, axes.x, axes.y)
@@ -228,7 +221,7 @@ def _apply(axes: Axes, made: Chain, form: Stencil, channels: int, lanes: int, na
         made.pieces = _in_place(axes, made, form, result)
     else:
         made.value = result(made.value)
-    made.h, made.w = size_after(form, made.h, made.w)
+    made.h, made.w = form.size(made.h, made.w)
 
 
 def written_out(form: Stencil) -> bool:
@@ -247,7 +240,7 @@ def _in_place(axes: Axes, made: Chain, form: Stencil, result: Callable[..., Any]
         rows, source = hl.Func("rows"), made.value
         inner = source[i, b, x, hl.clamp(hl.likely(y), 0, made.h - 1)]
         rows[i, b, x, y] = hl.select((y < 0) | (y >= made.h), 0.0, inner)
-    width = size_after(form, made.h, made.w)[1]
+    width = form.size(made.h, made.w)[1]
     pieces = [Columns(result(rows), left, width - (left + right))]
     for name, count, first, inside, l1_fused in (
         ("left", left, 0, x >= 0, hl.max(x, 0)),

@@ -26,6 +26,7 @@ from leanconv.kernels.cpu.pipelines.gemm import (
 )
 from leanconv.kernels.cpu.pipelines.padded import Core, mixed, padded_map, padded_planes, spread
 from leanconv.ops.grouped import Grouped
+from leanconv.spec import out_length
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,7 @@ def new_output(core: Core) -> Any:
 
 def columns(form: Grouped, width: Any) -> Any:
     """Columns of the output, of an input of that width."""
-    reach = form.dilation[1] * (form.kernel[1] - 1)
-    return (width + form.padding[2] + form.padding[3] - reach - 1) // form.stride[1] + 1
+    return out_length(width, form.kernel[1], form.stride[1], form.dilation[1], form.padding[2] + form.padding[3])
 
 
 def finished(
