@@ -24,7 +24,7 @@ import torch
 
 from leanconv.files import read_json, write_json
 from leanconv.measure.counting.count import count
-from leanconv.measure.hardware.device import describe
+from leanconv.measure.device import describe
 from leanconv.measure.timing.side_by_side import compare
 from leanconv.measure.timing.training import compare_training
 from leanconv.runs import load

@@ -31,7 +31,7 @@ from benchmarks.operators import commit
 from leanconv.deploy.runtimes import OnnxRuntime, OpenVino
 from leanconv.files import write_json
 from leanconv.kernels.cpu import Bound, bind, bind_split
-from leanconv.measure.hardware.device import describe
+from leanconv.measure.device import describe
 from leanconv.measure.hardware.roofline import Peaks, peaks
 from leanconv.nn import get, make, parse
 from leanconv.ops.forms import Stencil

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanconv.convert.observe import has_lazy
 from leanconv.copies import copied
 from leanconv.deploy.axes import GIVEN, Dynamic, Look, Sizes
-from leanconv.deploy.calls import Frame, Inputs, as_call
+from leanconv.deploy.calls import Frame
 from leanconv.deploy.names import names_of
 from leanconv.deploy.place import beside, move_into_place
 from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, save_onnx, to_openvino
 from leanconv.deploy.result import Exported, Verified
 from leanconv.deploy.runtimes import Runtime, first_line, open_file, reason
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
-from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName, told
+from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName
 from leanconv.extras import needs
 from leanconv.files import origin
 from leanconv.probes import LIKE
+from leanconv.running import Inputs, as_call, cloned, explained, has_lazy
 from leanconv.text import is_utf8
 
 FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
@@ -76,13 +76,8 @@ def export(
 def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | None) -> Exported:
     """Run, write, open, compare; then move into place."""
     args, kwargs = call.frame.join(call.tensors)
-    with torch.no_grad():
-        try:
-            answer = plain(*_again(args), **_again(kwargs))
-        except LeanconvError:
-            raise
-        except Exception as error:
-            raise BadInput(f"the model does not run on inputs {call.given}: {told(error)}") from error
+    with torch.no_grad(), explained(f"inputs {call.given}"):
+        answer = plain(*cloned(args), **cloned(kwargs))
     _exportable(answer, path)
     trace, looks = call.plan(plain)
     with beside(path) as folder:
@@ -111,12 +106,6 @@ def _on_cpu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
     tensors, frame = Frame.split((args, kwargs))
     moved, named = frame.join([tensor.detach().cpu() for tensor in tensors])
     return moved, named
-
-
-def _again(value: Any) -> Any:
-    """The same arguments with tensors of their own: a model may write into its inputs."""
-    tensors, frame = Frame.split(value)
-    return frame.join([tensor.clone() for tensor in tensors])
 
 
 def _exportable(answer: Any, path: Path) -> None:
@@ -223,7 +212,7 @@ def _asked(plain: nn.Module, call: Dynamic, sizes: Sizes, kind: str) -> tuple[An
     usual, expected = kind in (GIVEN, LIKE), None
     try:
         with torch.no_grad():
-            expected = plain(*_again(args), **_again(kwargs))
+            expected = plain(*cloned(args), **cloned(kwargs))
     except Exception:
         if usual:
             raise

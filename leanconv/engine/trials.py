@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.agreement import Error
-from leanconv.deploy.calls import Call, Frame
+from leanconv.deploy.calls import Frame
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
 from leanconv.measure.timing.latency import CLOCKS
 from leanconv.probes import LIKE, resampled
+from leanconv.running import Call, cloned
 
 # What a form is tried on beside the caller's own values: at once, and where it would be chosen. The first tells the
 # most: statistics in one pass lose a picture of low contrast. A coarser type loses that by itself.
@@ -80,8 +81,7 @@ class Trials:
         return [resampled(t, t.shape, dice, kind) for t in self._tensors] if kind else self._tensors
 
     def _call(self, tensors: list[Tensor]) -> Call:
-        """Arguments of their own: a model may write into its inputs."""
-        args, kwargs = self._frame.join([t.detach().clone() for t in tensors])
+        args, kwargs = cloned(self._frame.join(tensors))
         return args, kwargs
 
 

@@ -13,12 +13,13 @@ from torch.utils._pytree import tree_map_only
 from leanconv.agreement import Error
 from leanconv.convert import FoldReport, fold_
 from leanconv.copies import copied
-from leanconv.deploy.calls import Call, Frame
+from leanconv.deploy.calls import Frame
 from leanconv.deploy.program import Axes, capture_flat
 from leanconv.deploy.verify import difference, has_nan
 from leanconv.engine.trials import Trials
 from leanconv.kernels.cpu.runtime.transpose import to_contiguous
 from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.running import Call, cloned
 
 # What an engine's own measurements may take where nobody says otherwise.
 MEASURING_S = 20.0
@@ -67,8 +68,8 @@ class Workbench:
         return held[0].dtype if held else torch.get_default_dtype()
 
     def call(self, tensors: list[Tensor] | None = None) -> Call:
-        """The arguments once more, with tensors of their own: a model may write into its inputs."""
-        args, kwargs = self.frame.join([t.detach().clone() for t in (self.tensors if tensors is None else tensors)])
+        """The arguments once more, with tensors of their own."""
+        args, kwargs = cloned(self.frame.join(self.tensors if tensors is None else tensors))
         return args, kwargs
 
     def _ask(self, tensors: list[Tensor]) -> Any:

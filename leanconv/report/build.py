@@ -12,7 +12,7 @@ from torch import nn
 
 from leanconv.errors import BadInput, LeanconvError, UnknownName
 from leanconv.files import write_atomic
-from leanconv.measure.hardware.device import describe
+from leanconv.measure.device import describe
 from leanconv.registry import nearest
 from leanconv.report.document import Report
 from leanconv.report.overlays import Case, case, choose
