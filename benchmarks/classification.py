@@ -31,8 +31,8 @@ from leanconv.runs import load
 from leanconv.table import si, table
 from leanconv.train.data.batches import Order
 from leanconv.train.data.crops import Crops, memory_batches
-from leanconv.train.data.label_sources import open_labelled
 from leanconv.train.data.labelled import Labelled, Part
+from leanconv.train.data.open_labelled import open_labelled
 from leanconv.train.optimizer import make_optimizer
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks.classify import Classification

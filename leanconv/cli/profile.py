@@ -17,6 +17,7 @@ from leanconv.cli.common import (
     Threads,
     check_out,
     example,
+    named,
     reference,
     references,
     refuse,
@@ -162,7 +163,6 @@ def _on_array(
     trust_code: bool,
 ) -> Any:
     """One network's layers on the array, or the comparison of several, or of one with its convolutions swapped."""
-    from leanconv.cli.bench import named
     from leanconv.measure import Array, compare_array, profile_array
 
     array = Array.parse(size, broadcast_rows=broadcast_rows, drain=drain)
