@@ -42,7 +42,7 @@ from leanconv.engine.choices import Choices
 from leanconv.engine.workbench import Workbench
 from leanconv.files import write_json
 from leanconv.measure import Timing, interleave
-from leanconv.measure.hardware.device import describe
+from leanconv.measure.device import describe
 from leanconv.measure.timing.paired import Turns
 from leanconv.nn import make, names
 from leanconv.spec import ConvSpec

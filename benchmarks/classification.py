@@ -23,15 +23,15 @@ import torch
 
 from leanconv.files import read_json, write_json
 from leanconv.measure.counting.count import count
-from leanconv.measure.hardware.device import describe
+from leanconv.measure.device import describe
 from leanconv.measure.timing.side_by_side import compare
 from leanconv.measure.timing.training import compare_training
 from leanconv.runs import load
 from leanconv.table import si, table
 from leanconv.train.data.batches import Order
 from leanconv.train.data.crops import Crops, memory_batches
-from leanconv.train.data.label_sources import open_labelled
 from leanconv.train.data.labelled import Labelled, Part
+from leanconv.train.data.open_labelled import open_labelled
 from leanconv.train.optimizer import make_optimizer
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks.classify import Classification

@@ -39,7 +39,7 @@ from benchmarks.operators import commit
 from leanconv.deploy.openvino import OpenVino
 from leanconv.deploy.runtimes import OnnxRuntime
 from leanconv.files import write_json
-from leanconv.measure.hardware.device import describe
+from leanconv.measure.device import describe
 from leanconv.measure.hardware.roofline import Peaks, peaks
 from leanconv.nn import get, make, parse
 from leanconv.spec import ConvSpec

@@ -25,7 +25,7 @@ from benchmarks.fused_engine import built
 from benchmarks.operators import commit
 from leanconv.files import write_json
 from leanconv.measure import interleave
-from leanconv.measure.hardware.device import describe
+from leanconv.measure.device import describe
 from leanconv.table import table
 
 OUT = Path(__file__).parent / "results" / "default_budget.json"

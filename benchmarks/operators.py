@@ -26,7 +26,7 @@ from torch import nn
 from leanconv.files import write_json
 from leanconv.measure import Comparison, compare
 from leanconv.measure.counting.count import count
-from leanconv.measure.hardware.device import describe, label
+from leanconv.measure.device import describe, label
 from leanconv.measure.timing.latency import Timing, interleave
 from leanconv.measure.timing.training import TrainingComparison, TrainingStep, compare_training
 from leanconv.models.unet import unet

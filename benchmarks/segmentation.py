@@ -20,7 +20,7 @@ import torch
 
 from leanconv.files import read_json, write_json
 from leanconv.measure.counting.count import count
-from leanconv.measure.hardware.device import describe
+from leanconv.measure.device import describe
 from leanconv.runs import load
 from leanconv.table import si, table
 

@@ -13,7 +13,7 @@ import torch
 
 import leanconv as lc
 from leanconv.files import write_json
-from leanconv.measure.hardware.device import describe
+from leanconv.measure.device import describe
 
 CONVS = ("conv", "depthwise_separable", "group_pointwise", "spconv", "splconv", "hetconv")
 RESULT = Path(__file__).parent / "results" / "unet_engines.json"

@@ -18,12 +18,12 @@ from leanconv.errors import LeanconvError
 from leanconv.report import compare_runs, write_report
 from leanconv.runs import RunFolder
 from leanconv.train.data.samples import open_data
-from leanconv.train.inference.evaluate import evaluate
 from leanconv.train.inference.predict import predict
 from leanconv.train.inference.score import stored_threshold
 from leanconv.train.loop import fit
 from leanconv.train.recipe import Recipe
 from leanconv.train.synthetic.wafer import wafer
+from leanconv.train.tasks.evaluate import evaluate
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.toml"
 OUT = Path("runs/demo")

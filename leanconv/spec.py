@@ -125,9 +125,10 @@ class ConvSpec:
         return self._side(1, self.w)
 
     def _side(self, axis: int, size: int) -> int:
-        extent = self.dilation[axis] * (self.kernel[axis] - 1)
-        total = extent if self.padding == "same" else 2 * int(self.padding[axis])
-        return max(0, (size + total - extent - 1) // self.stride[axis] + 1)
+        kernel, stride, dilation = self.kernel[axis], self.stride[axis], self.dilation[axis]
+        total = dilation * (kernel - 1) if self.padding == "same" else 2 * int(self.padding[axis])
+        length: int = out_length(size, kernel, stride, dilation, total)
+        return max(0, length)
 
     @property
     def is_dense(self) -> bool:
@@ -184,6 +185,16 @@ class ConvSpec:
             if value != default:
                 text += f" {name}{value if not isinstance(value, tuple) or len(set(value)) > 1 else value[0]}"
         return text
+
+
+def out_length(size: Any, kernel: int, stride: int, dilation: int, padding: int) -> Any:
+    """The length of a convolution's output along one axis: ⌊(size + padding - d·(k - 1) - 1) / stride⌋ + 1.
+
+    Args:
+        size: a number, torch's symbolic size, or an expression of Halide's.
+        padding: the sum of both sides.
+    """
+    return (size + (padding - dilation * (kernel - 1) - 1)) // stride + 1
 
 
 def centred(kernel: tuple[int, int], dilation: tuple[int, int] = (1, 1)) -> tuple[int, int] | None:

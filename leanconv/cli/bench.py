@@ -1,6 +1,6 @@
 """`leanconv bench MODEL...`: compare models, timed in turns."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from leanconv.cli.common import (
     bar,
     check_out,
     example,
+    named,
     references,
     report,
     set_threads,
@@ -27,9 +28,6 @@ from leanconv.cli.common import (
 )
 from leanconv.cli.profile import Budget, Conventions, TrustCode
 from leanconv.errors import BadInput
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class _Both:
@@ -137,16 +135,3 @@ def _engines(
             clock=clock,
             progress=progress,
         )
-
-
-def named(found: list[str], trust_code: bool) -> dict[str, "nn.Module"]:
-    """Return reference -> model. A repeated reference gets a number. Raises BadInput without a reference."""
-    from leanconv.runs import load
-
-    if not found:
-        raise BadInput("no model was given; write leanconv bench MODEL [key=value ...] MODEL ...")
-    models_by_name: dict[str, nn.Module] = {}
-    for one in found:
-        again = sum(name == one or name.startswith(f"{one} #") for name in models_by_name)
-        models_by_name[one if not again else f"{one} #{again + 1}"] = load(one, trust_code=trust_code)
-    return models_by_name

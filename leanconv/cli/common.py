@@ -16,7 +16,7 @@ from leanconv.text import one_line
 
 if TYPE_CHECKING:  # import torch only when a command runs: help must be fast
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class Dtype(StrEnum):
@@ -173,3 +173,16 @@ def bar() -> Iterator[Callable[[str, float], object]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         task = shown.add_task("", total=1.0)
         yield lambda what, done: shown.update(task, description=one_line(what), completed=done)
+
+
+def named(found: list[str], trust_code: bool) -> dict[str, "nn.Module"]:
+    """Reference -> model; the same reference twice gets a number. Raises BadInput for no reference."""
+    from leanconv.runs import load
+
+    if not found:
+        raise BadInput("no model was given; write leanconv bench MODEL [key=value ...] MODEL ...")
+    made: dict[str, nn.Module] = {}
+    for one in found:
+        again = sum(name == one or name.startswith(f"{one} #") for name in made)
+        made[one if not again else f"{one} #{again + 1}"] = load(one, trust_code=trust_code)
+    return made

@@ -129,7 +129,7 @@ def _same_scores(
     from leanconv.deploy.pieces import Pieces
     from leanconv.runs import RunFolder
     from leanconv.train.data.samples import open_data
-    from leanconv.train.inference.evaluate import evaluate
+    from leanconv.train.tasks.evaluate import evaluate
     from leanconv.train.tasks.task import open_run_data
 
     own = Path(run).is_dir()

@@ -17,6 +17,7 @@ from leanconv.cli.common import (
     Threads,
     check_out,
     example,
+    named,
     reference,
     references,
     refuse,
@@ -170,7 +171,6 @@ def _on_array(
     trust_code: bool,
 ) -> Any:
     """Profile one model's layers on the array, or compare several models, or one with its convolutions swapped."""
-    from leanconv.cli.bench import named
     from leanconv.measure import Array, compare_array, profile_array
 
     array = Array.parse(size, broadcast_rows=broadcast_rows, drain=drain)

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from leanconv.convert.tree import Site
 from leanconv.copies import copied
 from leanconv.nn import Operator
-from leanconv.ops.fold import bn_scale_shift
+from leanconv.ops.fold import TRANSPOSED, bn_scale_shift, scale_conv_
 
 _PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # torchvision's and timm's: not subclasses of BatchNorm, and the same formula on buffers.
 _FROZEN = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
 
@@ -38,7 +37,7 @@ def _has_act(norm: nn.Module) -> bool:
 
 
 def tail(norm: nn.Module) -> nn.Module:
-    """What is left of a normalisation once its affine is absorbed: its activation (and dropout), or nothing."""
+    """What remains of a normalisation once its affine is absorbed: its activation (and dropout), or nothing."""
     if not _has_act(norm):
         return nn.Identity().eval()
     children = cast(nn.Module, norm.drop), cast(nn.Module, norm.act)
@@ -50,36 +49,19 @@ def absorbs(layer: nn.Module) -> bool:
     """Whether the layer is of a kind that can take over a scale and a shift of its output channels."""
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
         return False
-    return isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | Operator) or type(layer) in (*_TRANSPOSED, nn.Linear)
+    return isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | Operator) or type(layer) in (*TRANSPOSED, nn.Linear)
 
 
-@torch.no_grad()
 def absorb_(layer: nn.Module, scale: Tensor, shift: Tensor) -> bool:
-    """`y -> y · scale + shift` goes into the weights, in place; False where the layer cannot do that exactly."""
+    """Absorb `y · scale + shift` into the weights, in place; False where the layer cannot do that exactly."""
     if isinstance(layer, Operator):
         return layer.scale_output_(scale, shift)
-    weight, bias = cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
-    new_weight = (weight.double() * _per_output(layer, weight, scale)).to(weight)
-    new_bias = ((0.0 if bias is None else bias.double() * scale) + shift).to(weight)
-    weight.copy_(new_weight)
-    if bias is None:
-        layer.bias = nn.Parameter(new_bias, requires_grad=weight.requires_grad)
-    else:
-        bias.copy_(new_bias)
+    scale_conv_(layer, scale, shift)
     return True
 
 
-def _per_output(layer: nn.Module, weight: Tensor, scale: Tensor) -> Tensor:
-    """`scale` (one number per output channel) in the shape that multiplies the weight."""
-    if isinstance(layer, _TRANSPOSED):  # C O/G R S: the output channels of a group stand in the second place
-        groups = layer.groups
-        wide = scale.view(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)  # G C/G O/G
-        return wide.reshape(weight.shape[0], -1, *[1] * (weight.ndim - 2))
-    return scale.view(-1, *[1] * (weight.ndim - 1))
-
-
 def folded(layer: nn.Module, norm: nn.Module | None) -> nn.Module | None:
-    """A copy of the layer that does both, in its cheapest form; None where that cannot be exact or overflows."""
+    """A copy of the layer with the norm absorbed, in its cheapest form; None where that is inexact or overflows."""
     new = copied(layer)
     if norm is not None:
         scale, shift = bn_scale_shift(cast(nn.BatchNorm2d, norm))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from leanconv.convert.observe import Inputs, call, tensors_in, undisturbed
+from leanconv.running import Inputs, call, tensors, watched
 
 
 @dataclass
@@ -66,9 +66,9 @@ class _Readers(TorchDispatchMode):
         self.own = {id(t) for t in (*model.parameters(), *model.buffers())}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tensors = tensors_in((args, kwargs))
-        self.watch.path.append((func, *[id(t) for t in tensors if id(t) in self.own]))
-        for tensor in tensors:
+        read = tensors((args, kwargs))
+        self.watch.path.append((func, *[id(t) for t in read if id(t) in self.own]))
+        for tensor in read:
             output = self.watch.output_of(tensor)
             if output is not None:
                 inside, source = self.watch.inside[-1] if self.watch.inside else (None, None)
@@ -77,14 +77,14 @@ class _Readers(TorchDispatchMode):
 
 
 def watch(model: nn.Module, inputs: Inputs, layers: list[nn.Module], norms: list[nn.Module]) -> Watch:
-    """Run the model once, undisturbed, and see whose output each of `norms` reads and who else reads it."""
+    """Run the model once, without a trace, and see whose output each of `norms` reads and who else reads it."""
     seen = Watch()
     handles = [layer.register_forward_hook(_noting_output(seen)) for layer in layers]
     for norm in norms:
         handles.append(norm.register_forward_pre_hook(_entering(seen)))
         handles.append(norm.register_forward_hook(_leaving(seen), always_call=True))
     try:
-        with undisturbed(model), _Readers(seen, model):
+        with watched(model), _Readers(seen, model):
             outputs = call(model, inputs)
     finally:
         for handle in handles:
@@ -100,7 +100,7 @@ def watch(model: nn.Module, inputs: Inputs, layers: list[nn.Module], norms: list
 def path_of(model: nn.Module, inputs: Inputs) -> list[Any]:
     """The operators that the model runs on `inputs`, with what they read of its own. Raises BadInput where it fails."""
     seen = Watch()
-    with undisturbed(model), _Readers(seen, model):
+    with watched(model), _Readers(seen, model):
         call(model, inputs)
     return seen.path
 

@@ -7,13 +7,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from leanconv.convert.observe import Inputs, call, undisturbed
 from leanconv.convert.optimizer import Regrouped, regroup_
 from leanconv.convert.swap import Plan, Swap
 from leanconv.convert.tree import Site, convolutions, move_hooks
 from leanconv.errors import BadInput
 from leanconv.nn import Operator
 from leanconv.registry import get, nearest, parse
+from leanconv.running import Inputs, call, watched
 from leanconv.spec import ConvSpec
 from leanconv.table import table
 
@@ -181,7 +181,7 @@ def _measure(model: nn.Module, data: Inputs, pending: list[_Pending]) -> None:
     try:
         for each in pending:
             each.new.eval()
-        with undisturbed(model):
+        with watched(model):
             call(model, data)
     finally:
         for each, handle in zip(pending, handles, strict=True):

@@ -8,13 +8,13 @@ from torch import nn
 from leanconv.agreement import Error
 from leanconv.convert.absorb import absorbs, folded, is_norm, norm_obstacle, perform
 from leanconv.convert.adjacency import Watch, watch
-from leanconv.convert.observe import Inputs
 from leanconv.convert.smaller import smaller
 from leanconv.convert.tree import Site, has_computed_weight, has_hooks, tied_parameters, walk
 from leanconv.convert.trial import Step, Trial
 from leanconv.copies import copied
 from leanconv.errors import BadInput
 from leanconv.nn import Operator
+from leanconv.running import Inputs
 from leanconv.table import table
 
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from leanconv.convert import reasons
-from leanconv.convert.observe import Inputs, call, has_lazy, undisturbed
 from leanconv.convert.swap import Plan, Swap
 from leanconv.convert.tree import Site, convolutions, is_operator
 from leanconv.copies import copied
@@ -17,6 +16,7 @@ from leanconv.cost import Cost, dense_cost
 from leanconv.errors import BadInput
 from leanconv.nn import Operator
 from leanconv.registry import get, nearest, options_of, parse, unparse
+from leanconv.running import Inputs, call, has_lazy, watched
 from leanconv.spec import ConvSpec
 
 To = str | Callable[[str, ConvSpec], str | None]
@@ -99,7 +99,7 @@ def _watch(model: nn.Module, inputs: Inputs, sites: list[Site]) -> dict[int, _Me
     watchable = [(i, site) for i, site in enumerate(sites) if site.obstacle != reasons.SCRIPTED]
     handles = [site.module.register_forward_pre_hook(note(i), with_kwargs=True) for i, site in watchable]
     try:
-        with undisturbed(model):
+        with watched(model):
             call(model, inputs)
     finally:
         for handle in handles:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.convert.adjacency import path_of
-from leanconv.convert.observe import Inputs, map_tensors, tensors_in
 from leanconv.errors import BadInput
+from leanconv.running import Inputs, map_tensors, tensors
 
 # Images are cut to this side, plus the rest of their own by UNIT: a network that halves five times pads as before.
 SIDE, UNIT = 64, 32
@@ -20,7 +20,7 @@ def smaller(model: nn.Module, inputs: Inputs, path: list[Any]) -> Inputs | None:
     Args:
         path: the operators that the model ran on `inputs`, one after another (`adjacency.Watch.path`).
     """
-    images = [t for t in tensors_in(inputs) if t.dim() == 4]
+    images = [t for t in tensors(inputs) if t.dim() == 4]
     sides = {t.shape[2:] for t in images}
     if len(sides) != 1:  # of several sizes nothing says how they belong together
         return None
@@ -32,7 +32,7 @@ def smaller(model: nn.Module, inputs: Inputs, path: list[Any]) -> Inputs | None:
         return _middle(tensor) if tensor.dim() == 4 else tensor
 
     made = map_tensors(cut, inputs)
-    if all(a.shape == b.shape for a, b in zip(tensors_in(made), tensors_in(inputs), strict=True)):
+    if all(a.shape == b.shape for a, b in zip(tensors(made), tensors(inputs), strict=True)):
         return None
     try:
         return made if path_of(model, made) == path else None

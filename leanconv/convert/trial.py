@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from leanconv.agreement import Error, compare, incomparable
 from leanconv.convert.absorb import folded, perform, tail
-from leanconv.convert.observe import Inputs, call, map_tensors, tensors_in, undisturbed
 from leanconv.convert.tree import walk
 from leanconv.copies import copied
 from leanconv.errors import BadInput
 from leanconv.probes import resampled
+from leanconv.running import Inputs, call, map_tensors, tensors, watched
 
 # Largest relative error a certificate may show: rounding grows with depth, a wrong fold is off by 0.1 and more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -68,8 +68,8 @@ class Trial:
 
     def _run(self) -> list[Tensor]:
         """The outputs on all inputs, one after the other."""
-        with undisturbed(self.model):
-            return [t.detach().clone() for each in self.inputs for t in tensors_in(call(self.model, each))]
+        with watched(self.model):
+            return [t.detach().clone() for each in self.inputs for t in tensors(call(self.model, each))]
 
     def compare(self) -> Error:
         """The outputs now against those before any fold."""

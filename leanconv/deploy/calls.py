@@ -3,33 +3,12 @@
 Runtimes know flat lists of tensors only. Models also take and return tuples, dicts and plain numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
-
-from leanconv.errors import BadInput
-
-# A tensor is the only argument. A tuple or list holds the positional arguments, a dict the named ones.
-Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def as_call(inputs: Inputs) -> Call:
-    """Return the positional and the named arguments in `inputs`. Raises BadInput for any other type."""
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, Mapping):
-        if not all(isinstance(key, str) for key in inputs):
-            raise BadInput("inputs given as a dict are the model's named arguments: every key must be a string")
-        return (), dict(inputs)
-    if isinstance(inputs, list | tuple):
-        return tuple(inputs), {}
-    raise BadInput(
-        f"inputs must be a tensor, a tuple of arguments or a dict of named ones, got {type(inputs).__name__}"
-    )
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanconv.convert.observe import has_lazy
 from leanconv.copies import copied
 from leanconv.deploy.axes import GIVEN_VALUES, Dynamic, Look, Sizes
-from leanconv.deploy.calls import Frame, Inputs, as_call
+from leanconv.deploy.calls import Frame
 from leanconv.deploy.failures import first_line, root_cause
 from leanconv.deploy.names import names_of
 from leanconv.deploy.place import beside, move_into_place
@@ -19,10 +18,11 @@ from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, onnx_m
 from leanconv.deploy.result import Exported, Verified
 from leanconv.deploy.runtimes import Runtime, open_file
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
-from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName, error_line
+from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName
 from leanconv.extras import needs
 from leanconv.files import origin
 from leanconv.probes import LIKE
+from leanconv.running import Inputs, as_call, cloned, explained, has_lazy
 from leanconv.text import is_utf8
 
 FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
@@ -77,13 +77,8 @@ def export(
 def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | None) -> Exported:
     """Run the model, write the file, open and compare it, then move it into place."""
     args, kwargs = call.frame.join(call.tensors)
-    with torch.no_grad():
-        try:
-            answer = plain(*_again(args), **_again(kwargs))
-        except LeanconvError:
-            raise
-        except Exception as error:
-            raise BadInput(f"the model does not run on inputs {call.given}: {error_line(error)}") from error
+    with torch.no_grad(), explained(f"inputs {call.given}"):
+        answer = plain(*cloned(args), **cloned(kwargs))
     _exportable(answer, path)
     trace, looks = call.plan(plain)
     with beside(path) as folder:
@@ -116,12 +111,6 @@ def _on_cpu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
     tensors, frame = Frame.split((args, kwargs))
     moved, named = frame.join([tensor.detach().cpu() for tensor in tensors])
     return moved, named
-
-
-def _again(value: Any) -> Any:
-    """Return the arguments with cloned tensors: a model may write into its inputs."""
-    tensors, frame = Frame.split(value)
-    return frame.join([tensor.clone() for tensor in tensors])
 
 
 def _exportable(answer: Any, path: Path) -> None:
@@ -227,7 +216,7 @@ def _asked(plain: nn.Module, call: Dynamic, sizes: Sizes, kind: str) -> tuple[An
     usual, expected = kind in (GIVEN_VALUES, LIKE), None
     try:
         with torch.no_grad():
-            expected = plain(*_again(args), **_again(kwargs))
+            expected = plain(*cloned(args), **cloned(kwargs))
     except Exception:
         if usual:
             raise

@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
-from leanconv.deploy.calls import Inputs, as_call
 from leanconv.engine.budget import Budget
 from leanconv.engine.candidate import Candidate
 from leanconv.engine.candidates import chosen
@@ -19,10 +17,11 @@ from leanconv.engine.preparation import Preparation
 from leanconv.engine.progress import Progress
 from leanconv.engine.weights import Weights
 from leanconv.engine.workbench import Workbench
-from leanconv.errors import BadInput, LeanconvError, error_line
+from leanconv.errors import BadInput
 from leanconv.kernels import Target
 from leanconv.measure import label
 from leanconv.measure.timing.latency import CLOCK_WORDS
+from leanconv.running import Inputs, as_call, explained, has_lazy
 
 
 def optimize(
@@ -103,7 +102,7 @@ def _check(model: nn.Module, dtype: torch.dtype | None, budget_s: float) -> None
     if training is not None:
         where = f"its layer {training!r} is" if training else "it is"
         raise BadInput(f"optimize needs a model in eval mode, and {where} in training mode; call model.eval() first")
-    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+    if has_lazy(model):
         raise BadInput("the model has lazy layers that know no sizes yet: call it once before optimize")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise BadInput(f"dtype={dtype!r}: must be a floating-point type, for example torch.bfloat16")
@@ -127,12 +126,8 @@ def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ..
 
 
 def _bench(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], target: Target | None) -> Workbench:
-    try:
+    with explained("these inputs"):
         bench = Workbench(model, args, kwargs, torch.get_num_threads(), target)
-    except LeanconvError:
-        raise
-    except Exception as error:
-        raise BadInput(f"the model does not run on these inputs: {error_line(error)}") from error
     if any(not tensor.numel() for tensor in bench.tensors):
         raise BadInput(f"an input is empty ({tuple(bench.tensors[0].shape)}): give at least one sample to measure on")
     return bench

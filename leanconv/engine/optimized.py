@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks as _HOOKS
 from torch.nn.modules.module import _global_forward_pre_hooks as _PRE_HOOKS
 
-from leanconv.deploy.calls import Inputs, as_call
 from leanconv.deploy.verify import InFloat64, Reference
 from leanconv.engine.candidate import Form
 from leanconv.engine.choices import Choices
 from leanconv.engine.weights import Weights
 from leanconv.errors import BadInput
+from leanconv.running import Inputs, as_call
 
 # Resolve these attributes once: the look-ups would be a visible part of a small layer's call.
 _grad, _autocast = torch.is_grad_enabled, torch._C._is_any_autocast_enabled

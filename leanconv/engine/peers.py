@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanconv.deploy.calls import Inputs, as_call
 from leanconv.deploy.failures import root_cause
 from leanconv.engine.candidates import CANDIDATES, EAGER, chosen
 from leanconv.engine.fused.capture.export import NotCaptured
@@ -15,9 +14,10 @@ from leanconv.engine.fused.roofline import Floor, floor_of
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput
 from leanconv.measure import Timing, interleave, label
-from leanconv.measure.hardware.device import describe
+from leanconv.measure.device import describe
 from leanconv.measure.hardware.roofline import Peaks, peaks
 from leanconv.measure.timing.latency import check_clock
+from leanconv.running import Inputs, as_call
 from leanconv.table import table
 
 OWN = "fused"  # our engine; all others are its peers

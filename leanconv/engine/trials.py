@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.agreement import Error
-from leanconv.deploy.calls import Call, Frame
+from leanconv.deploy.calls import Frame
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
 from leanconv.measure.timing.latency import CLOCKS
 from leanconv.probes import LIKE, resampled
+from leanconv.running import Call, cloned
 
 # Inputs of the trials beside the caller's own values: FIRST for every form, LATER only for a winner. Low contrast is
 # the hardest: statistics computed in one pass lose it. A coarser type loses low contrast by itself.
@@ -81,7 +82,7 @@ class Trials:
 
     def _call(self, tensors: list[Tensor]) -> Call:
         """Return cloned arguments: a model may write into its inputs."""
-        args, kwargs = self._frame.join([t.detach().clone() for t in tensors])
+        args, kwargs = cloned(self._frame.join(tensors))
         return args, kwargs
 
 

@@ -13,11 +13,12 @@ from torch.utils._pytree import tree_map_only
 from leanconv.agreement import Error
 from leanconv.convert import FoldReport, fold_
 from leanconv.copies import copied
-from leanconv.deploy.calls import Call, Frame
+from leanconv.deploy.calls import Frame
 from leanconv.deploy.program import Axes, capture_flat
 from leanconv.deploy.verify import difference, has_nan
 from leanconv.engine.trials import Trials
 from leanconv.kernels import Target, to_contiguous
+from leanconv.running import Call, cloned
 
 # Default limit of an engine's own measurements (autotuning).
 MEASURING_S = 20.0
@@ -72,7 +73,7 @@ class Workbench:
 
     def call(self, tensors: list[Tensor] | None = None) -> Call:
         """Return the arguments with cloned tensors: a model may write into its inputs."""
-        args, kwargs = self.frame.join([t.detach().clone() for t in (self.tensors if tensors is None else tensors)])
+        args, kwargs = cloned(self.frame.join(self.tensors if tensors is None else tensors))
         return args, kwargs
 
     def _ask(self, tensors: list[Tensor]) -> Any:

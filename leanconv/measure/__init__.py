@@ -1,10 +1,11 @@
-"""Counts and times: what a network needs, in every named convention, and how long it takes on this device."""
+"""Counts and times: a network's parameters and operations in every named convention, its latency on this device."""
 
-from leanconv.measure.counting.layers import Profile, profile
 from leanconv.measure.counting.tally import ConventionTable, compare_conventions
-from leanconv.measure.hardware.device import describe, label
+from leanconv.measure.device import describe, label
+from leanconv.measure.hardware.array_profile import ArrayComparison, ArrayProfile, compare_array, profile_array
 from leanconv.measure.hardware.lanes import LaneProfile, Lanes, profile_lanes
-from leanconv.measure.hardware.systolic import Array, ArrayComparison, ArrayProfile, compare_array, profile_array
+from leanconv.measure.hardware.systolic import Array
+from leanconv.measure.layers import Profile, profile
 from leanconv.measure.timing.latency import Timing, interleave
 from leanconv.measure.timing.side_by_side import Comparison, compare
 

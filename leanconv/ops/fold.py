@@ -1,8 +1,12 @@
 """Kernel algebra, written once: convolutions that become fewer convolutions, exactly."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def bn_scale_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -19,23 +23,43 @@ def bn_scale_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, beta - mean * scale
 
 
+def scaled_weight(weight: Tensor, scale: Tensor, groups: int = 1, *, transposed: bool = False) -> Tensor:
+    """The weight of `y · scale`, in float64: `O C/G R S`, or `C O/G R S` of a `transposed` convolution; linear: `O C`.
+
+    Args:
+        scale: one number per output channel.
+        groups: of a transposed convolution, whose second axis has the output channels of one group.
+    """
+    scale = scale.double()
+    if transposed:
+        wide = scale.view(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)  # G C/G O/G
+        return weight.double() * wide.reshape(weight.shape[0], -1, *[1] * (weight.ndim - 2))
+    return weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
+
+
+def scaled_bias(bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    """The bias of `y · scale + shift`, in float64."""
+    return shift.double() if bias is None else bias.double() * scale.double() + shift.double()
+
+
 @torch.no_grad()
-def scale_conv_(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
-    """Absorb `y · scale + shift` into a convolution, in place; a missing bias is added (lemma L1)."""
-    weight = conv.weight
-    weight.copy_((weight.double() * scale.double().view(-1, 1, 1, 1)).to(weight))
-    scale_bias_(conv, scale, shift, weight)
+def scale_conv_(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
+    """Absorb `y · scale + shift` into a convolution or linear layer in place; adds a missing bias (lemma L1)."""
+    weight = cast(Tensor, layer.weight)
+    transposed = isinstance(layer, TRANSPOSED)
+    weight.copy_(scaled_weight(weight, scale, cast(int, layer.groups) if transposed else 1, transposed=transposed))
+    scale_bias_(layer, scale, shift, weight)
 
 
 @torch.no_grad()
 def scale_bias_(layer: nn.Module, scale: Tensor, shift: Tensor, weight: Tensor) -> None:
-    """The bias's part of `y · scale + shift`; a missing one is added, like `weight`."""
-    old = layer.bias
-    bias = ((0.0 if old is None else old.double() * scale.double()) + shift.double()).to(weight)  # type: ignore[operator]
+    """The bias's part of `y · scale + shift`; adds one like `weight` where there is none."""
+    old = cast(Tensor | None, layer.bias)
+    bias = scaled_bias(old, scale, shift).to(weight)
     if old is None:
         layer.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
     else:
-        old.copy_(bias)  # type: ignore[operator]
+        old.copy_(bias)
 
 
 def fold_bn_(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:

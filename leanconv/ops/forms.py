@@ -13,6 +13,7 @@ from torch import Tensor
 
 from leanconv.errors import BadInput
 from leanconv.ops.activations import ACTIVATIONS, check_activation
+from leanconv.spec import out_length
 
 Pair = tuple[int, int]
 Sides = tuple[int, int, int, int]  # top, bottom, left, right
@@ -72,10 +73,8 @@ class Stencil:
 def out_size(h: int, w: int, kernel: Pair, stride: Pair, dilation: Pair, padding: Sides) -> Pair:
     """P and Q of a convolution, by Conv2d's formula."""
     top, bottom, left, right = padding
-    return (
-        (h + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1,
-        (w + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1,
-    )
+    rows = out_length(h, kernel[0], stride[0], dilation[0], top + bottom)
+    return rows, out_length(w, kernel[1], stride[1], dilation[1], left + right)
 
 
 def padded_conv(

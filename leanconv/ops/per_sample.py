@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leanconv.ops.forms import out_size
 from leanconv.ops.fx import leaf_function
 from leanconv.ops.layout import like
 from leanconv.ops.padded import pad, sides
@@ -110,10 +111,7 @@ def _out_size(
 ) -> tuple[int, int]:
     """P and Q."""
     left, right, top, bottom = sides(kernel, padding, dilation)
-    return (
-        (x.shape[2] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1,
-        (x.shape[3] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1,
-    )
+    return out_size(x.shape[2], x.shape[3], kernel, stride, dilation, (top, bottom, left, right))
 
 
 def _patches(
@@ -174,7 +172,7 @@ def _unfolded(
 ) -> Tensor:
     (r, s), (sh, sw), (dh, dw) = weight.shape[-2:], stride, dilation
     x = pad(x, [padding[1], padding[1], padding[0], padding[0]])
-    p, q = (x.shape[2] - dh * (r - 1) - 1) // sh + 1, (x.shape[3] - dw * (s - 1) - 1) // sw + 1
+    p, q = out_size(x.shape[2], x.shape[3], (r, s), stride, dilation, (0, 0, 0, 0))
     taps = [
         x[:, :, i * dh : i * dh + (p - 1) * sh + 1 : sh, j * dw : j * dw + (q - 1) * sw + 1 : sw]
         for i in range(r)

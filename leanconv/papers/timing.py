@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from leanconv.errors import BadInput
-from leanconv.measure.hardware.device import describe, label
+from leanconv.measure.device import describe, label
 from leanconv.measure.timing.latency import Timing, interleave
 from leanconv.papers.network import Network
 from leanconv.papers.printed import PrintedRow

@@ -12,7 +12,7 @@ from torch import nn
 
 from leanconv.errors import BadInput, LeanconvError, UnknownName
 from leanconv.files import write_atomic
-from leanconv.measure.hardware.device import describe
+from leanconv.measure.device import describe
 from leanconv.registry import nearest
 from leanconv.report.document import Report
 from leanconv.report.overlays import Case, case, choose
@@ -21,11 +21,11 @@ from leanconv.report.speed import count_and_time, without_type
 from leanconv.report.summary import RunSummary, numbers, read_runs
 from leanconv.runs import RunFolder
 from leanconv.train.data.augment import to_float
+from leanconv.train.data.padding import pad_to
 from leanconv.train.data.samples import Samples, open_data
 from leanconv.train.data.splits import SPLITS
-from leanconv.train.inference.evaluate import evaluate, predicted_classes
-from leanconv.train.inference.padding import pad_to
 from leanconv.train.tasks import classify
+from leanconv.train.tasks.evaluate import evaluate, predicted_classes
 from leanconv.train.tasks.task import open_run_data
 
 CASES = 10

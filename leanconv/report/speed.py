@@ -11,7 +11,7 @@ from leanconv.engine import optimize
 from leanconv.errors import LeanconvError
 from leanconv.measure.counting.count import count_recorded
 from leanconv.measure.counting.record import record
-from leanconv.measure.hardware.device import label
+from leanconv.measure.device import label
 from leanconv.measure.timing.latency import interleave
 from leanconv.report.document import Report
 

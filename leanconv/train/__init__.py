@@ -1,1 +1,1 @@
-"""Training and after: data, recipes, the loop, scores, prediction. Import what you need from its file."""
+"""Training, scoring and prediction: data, recipes, the loop. Import each name from its own file."""

@@ -1,4 +1,4 @@
-"""The checkpoint of a running training: one safetensors file, replaced at once; a kill leaves the old or the new.
+"""The checkpoint of a training: one safetensors file, replaced atomically; a kill leaves the old or the new one.
 
 Tensors are `model.*` (parameters and buffers) and `optimizer.N.*`; the step, the history and the other numbers are JSON
 in the file's header. No random state is in it: every random number of step n is drawn after seeding with (seed, n,
@@ -25,7 +25,7 @@ _SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_grow
 def save(
     path: Path, state: State, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: dict[str, Any] | None = None
 ) -> None:
-    """Write everything that the next step depends on. Raises BadInput where the file cannot be written."""
+    """Write the full state that the next step depends on. Raises BadInput if the file cannot be written."""
     from safetensors.torch import save as to_bytes
 
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
@@ -40,7 +40,7 @@ def save(
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, Any]]:
-    """Put model and optimizer where `save` found them; returns the state and the loss scaler's.
+    """Restore model and optimizer; returns the state, and the loss scaler's.
 
     Raises: BadCheckpoint for a file that is damaged, no checkpoint, or of another model. Then nothing was changed.
     """
@@ -103,7 +103,7 @@ def _weights(stored: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def _moments(entries: dict[str, Any], optimizer: torch.optim.Optimizer, state: State) -> dict[int, dict[str, Any]]:
-    """What the optimizer keeps of each parameter, checked against what it keeps. Raises BadInput."""
+    """The optimizer's state of each parameter, validated. Raises BadInput."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     plain: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     kept = KEPT[type(plain)]
@@ -124,7 +124,7 @@ def _moments(entries: dict[str, Any], optimizer: torch.optim.Optimizer, state: S
 
 
 def _laid_out(value: Any, parameter: Tensor) -> Any:
-    """In the parameter's memory format: another one takes another code path, which rounds otherwise."""
+    """In the parameter's memory format: another format uses another code path, with other rounding."""
     if isinstance(value, Tensor) and value.shape == parameter.shape:
         return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return value

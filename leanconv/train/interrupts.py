@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question the loop asks between steps, so that a run stops where it can go on."""
+"""Ctrl-C and SIGTERM as a flag that the loop reads between steps: a run stops where it can resume."""
 
 import signal
 import threading
@@ -6,12 +6,12 @@ import time
 from types import FrameType
 from typing import Any, Self
 
-# One Ctrl-C reaches a process twice where a launcher hands it on.
+# One Ctrl-C arrives twice if a launcher forwards it.
 PATIENCE_S = 1.0
 
 
 class Stopped(Exception):
-    """Raised inside a validation that was asked to stop; never leaves the training loop."""
+    """Stops a validation; never leaves the training loop."""
 
 
 class Interrupts:

@@ -23,6 +23,7 @@ from leanconv.train import checkpoint, setup
 from leanconv.train.data.batches import Order, mix
 from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.optimizer import make_optimizer, rate_at
+from leanconv.train.processes import Processes
 from leanconv.train.progress import Reporter, write_history
 from leanconv.train.recipe import Recipe
 from leanconv.train.resume import check_resumed, claimed, keep_best, load_schedule, processes_note, restore_files
@@ -54,15 +55,16 @@ def fit(recipe: Recipe, *, resume: bool = False, progress: bool = True, trust_co
 
 
 class _Run:
-    """What one training holds. `train` is the story, the other methods are its sentences."""
+    """The state and the steps of one training; start reading at `train`."""
 
     def __init__(
         self, recipe: Recipe, folder: RunFolder, accelerator: Any, resume: bool, progress: bool, trust_code: bool
     ) -> None:
         self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
-        self.main, self.processes = self.accelerator.is_main_process, self.accelerator.num_processes
+        self.processes = Processes(accelerator)
+        self.main = self.processes.main
         self.report = Reporter(active=self.main, visible=progress)
-        if note := setup.launch_note(self.processes):
+        if note := setup.launch_note(self.processes.count):
             self.report.say(note)
         kind = task_of(recipe)
         self.data = setup.open_splits(recipe, kind, self.report, before=folder if resume else None)
@@ -71,20 +73,20 @@ class _Run:
         setup.seed_everything(recipe.seed)
         self.net = setup.build_model(recipe, trust_code)
         self.task.check(self.net, torch.zeros(1, 3, recipe.size, recipe.size))
-        setup.check_batch(self.net, recipe, self.processes)
+        setup.check_batch(self.net, recipe, self.processes.count)
         if recipe.channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.order = Order(
             len(self.data["train"]),
             recipe.batch,
             recipe.seed,
-            rank=self.accelerator.process_index,
-            processes=self.processes,
+            rank=self.processes.rank,
+            processes=self.processes.count,
         )
         self.per_epoch = self.order.steps_per_epoch
         self.total = recipe.steps or recipe.epochs * self.per_epoch
         self.epochs = math.ceil(self.total / self.per_epoch)
-        self.accelerator.wait_for_everyone()  # until all have seen that the folder is free
+        self.accelerator.wait_for_everyone()  # until all have checked that the folder is free
         self.model, self.optimizer = self.accelerator.prepare(self.net, make_optimizer(self.net, recipe))
         self.schedule = Schedule(
             self.net,
@@ -94,15 +96,15 @@ class _Run:
             temperature_epochs=recipe.temperature_epochs,
         )
         self.state = self._resumed() if resume else State(images=len(self.data["train"]))
-        self.state.processes = self.processes
-        if self.main:  # now that nothing of it is refused any more
+        self.state.processes = self.processes.count
+        if self.main:  # after the last check that may refuse the run
             setup.write_start(self.folder, recipe, self.task, setup.bits_of(self.data))
             restore_files(self.folder, self.net, self.state)
         if recipe.compile:
             self.model = torch.compile(self.model)
-        # Summed on the device: reading it at every step would stop a GPU's queue. What was saved is of all processes:
-        # the main one goes on with it, the others add what is new.
-        before = self.state.loss_sum * self.processes if self.main else 0.0
+        # Summed on the device: reading it at every step would stall a GPU. The saved sum is of all processes: the main
+        # one continues it, the others start at zero.
+        before = self.state.loss_sum * self.processes.count if self.main else 0.0
         self.loss_sum = torch.tensor(before, dtype=torch.float64, device=self.accelerator.device)
 
     def train(self) -> RunFolder:
@@ -125,7 +127,7 @@ class _Run:
                         self._save()
                     self._stop_if_asked()
                 except Stopped:
-                    # While the run is scored, `net` holds the best weights; the last ones were saved before.
+                    # During the final scoring `net` holds the best weights; the last ones are saved already.
                     if state.step < self.total or self._validation_is_due():
                         self._save()
                     raise Interrupted(
@@ -143,10 +145,9 @@ class _Run:
         )
 
     def _step(self, images: Tensor, truth: Tensor) -> None:
-        """One update. images `N 3 H W` as the model takes them, and their masks `N H W` or labels `N`: this process's
-        share of the batch."""
+        """One update on this process's share of the batch: images `N 3 H W`, their masks `N H W` or labels `N`."""
         recipe, state, device = self.recipe, self.state, self.accelerator.device
-        setup.seed_everything(mix(recipe.seed, state.step, self.accelerator.process_index))
+        setup.seed_everything(mix(recipe.seed, state.step, self.processes.rank))
         images, truth = images.to(device, non_blocking=True), truth.to(device, non_blocking=True)
         if recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -155,7 +156,7 @@ class _Run:
             group["lr"] = rate
         self.model.train()
         logits = self.model(images)
-        loss = self.task.loss(logits, truth, processes=self.processes, total=self._total)
+        loss = self.task.loss(logits, truth, processes=self.processes.count, total=self.processes.total)
         loss = loss + self.schedule.penalty()
         self.accelerator.backward(loss)
         if recipe.clip:
@@ -177,13 +178,13 @@ class _Run:
         self.report.step(state.step, **shown)
 
     def _shared(self, loss: Tensor) -> Tensor:
-        """The mean loss of all processes, where the schedule wants it: their penalties must be one."""
-        if self.processes == 1 or not self.schedule.learned or self.schedule.epoch:
+        """The mean loss of all processes, if the schedule needs it: all processes need the same penalty."""
+        if not self.schedule.learned or self.schedule.epoch:
             return loss
-        return self._total(loss) / self.processes
+        return self.processes.mean(loss)
 
     def _validation_is_due(self) -> bool:
-        """At the end of every `eval_every`-th epoch and of the run, unless the history has it already."""
+        """After every `eval_every`-th epoch and at the end of the run, unless the history has it already."""
         step, every = self.state.step, self.per_epoch * self.recipe.eval_every
         due = step > 0 and (step % every == 0 or step == self.total)
         return due and (not self.state.history or self.state.history[-1]["step"] != step)
@@ -194,7 +195,7 @@ class _Run:
         scores = self._evaluate(self.task.evaluate, self.watched)
         row = {
             "epoch": math.ceil(state.step / self.per_epoch), "step": state.step,
-            "loss": float(self._total(self.loss_sum)) / self.processes / max(1, state.loss_steps),
+            "loss": float(self.processes.mean(self.loss_sum)) / max(1, state.loss_steps),
             **{column: getattr(scores, column) for column in self.task.columns},
             "lr": rate_at(max(0, state.step - 1), self.total, self.recipe, self.per_epoch),
             "seconds": round(state.seconds, 3),
@@ -206,7 +207,7 @@ class _Run:
         self.loss_sum.zero_()
         if best:
             state.best, state.best_epoch = row[self.task.goal], row["epoch"]
-        self._save()  # first: from it a run that is killed now puts the files right that follow
+        self._save()  # first: a run that is killed now restores the following files from it
         if self.main:
             if best:
                 keep_best(self.folder, self.net)
@@ -215,20 +216,20 @@ class _Run:
 
     def _evaluate(self, measure: Any, split: str, **options: Any) -> Any:
         """Run `measure(model, samples)` on a split, every process on its share."""
-        self._same_buffers()
+        self.processes.share_buffers(self.net)
         images = len(self.data[split])
 
         def on_images(done: int) -> None:
             self.report.validating(done, images)
-            if self.processes == 1 and self.interrupts.asked:
+            if self.processes.count == 1 and self.interrupts.asked:
                 raise Stopped
 
         return measure(
             self.net,
             self.data[split],
-            rank=self.accelerator.process_index,
-            processes=self.processes,
-            total=self._total,
+            rank=self.processes.rank,
+            processes=self.processes.count,
+            total=self.processes.total,
             on_images=on_images,
             **options,
         )
@@ -255,10 +256,10 @@ class _Run:
 
     def _save(self) -> None:
         self._check_finite()
-        # The loss of step n says nothing about the weights after step n: look at them before the old file goes.
+        # A finite loss of step n does not imply finite weights after it: check before replacing the old file.
         if not all(bool(torch.isfinite(p).all()) for p in self.net.parameters()):
             raise self._diverged("the weights are")
-        self.state.loss_sum = float(self._total(self.loss_sum)) / self.processes
+        self.state.loss_sum = float(self.processes.mean(self.loss_sum))
         self.state.schedule = self.schedule.state_dict()
         if self.main:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
@@ -266,22 +267,22 @@ class _Run:
 
     def _resumed(self) -> State:
         path = setup.last(self.folder)
-        if not path.exists():  # stopped before the first checkpoint: the beginning is where it was left
+        if not path.exists():  # stopped before the first checkpoint: start again
             return State(images=len(self.data["train"]))
         state, scaler = checkpoint.load(path, self.net, self.optimizer)
         check_resumed(
             state, self.recipe, self.folder, self.net, self.data["train"], self.task, self.total, self.per_epoch
         )
         load_schedule(self.schedule, state, self.folder)
-        if note := processes_note(state.processes, self.processes):
+        if note := processes_note(state.processes, self.processes.count):
             self.report.say(note)
         if scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
         return state
 
     def _check_finite(self) -> None:
-        """Raise Diverged in every process as soon as one has seen a loss that is not finite."""
-        if not math.isfinite(float(self._total(self.loss_sum))):
+        """Raise Diverged in every process as soon as one has a loss that is not finite."""
+        if not math.isfinite(float(self.processes.total(self.loss_sum))):
             raise self._diverged("the loss is")
 
     def _diverged(self, what: str) -> Diverged:
@@ -292,22 +293,9 @@ class _Run:
         )
 
     def _stop_if_asked(self) -> None:
-        if self.processes > 1:  # every process at the same step, whichever heard the signal
+        if self.processes.count > 1:  # all processes stop at the same step, whichever got the signal
             if self.state.step % self.recipe.log_every:
                 return
-            asked = torch.tensor(float(self.interrupts.asked), device=self.accelerator.device)
-            self.interrupts.asked = bool(self._total(asked) > 0)
+            self.interrupts.asked = self.processes.any(self.interrupts.asked)
         if self.interrupts.asked:
             raise Stopped
-
-    def _same_buffers(self) -> None:
-        """BatchNorm statistics drift apart between processes; the first one's are those that are saved."""
-        if self.processes > 1:
-            for buffer in self.net.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
-    def _total(self, values: Tensor) -> Tensor:
-        """The sum over processes."""
-        if self.processes == 1:
-            return values
-        return self.accelerator.reduce(values.clone().to(self.accelerator.device), "sum")

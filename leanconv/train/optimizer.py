@@ -1,4 +1,4 @@
-"""The update: SGD or AdamW, and the learning rate as a function of the step alone, so that it needs no state."""
+"""SGD or AdamW, and the learning rate as a function of the step alone, without state."""
 
 import math
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from leanconv.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class Kept:
-    """What an optimizer keeps of a parameter: a tensor like it (or None, if `optional`), or the number of its steps.
+    """An optimizer's state for a parameter: a tensor of its shape (None if `optional`), or its number of steps.
 
-    Of `squares` none is below 0.
+    Values of `squares` are never below 0.
     """
 
     like: bool
@@ -22,7 +22,7 @@ class Kept:
     squares: bool = False
 
     def why_not(self, value: Any, parameter: Tensor, steps: int) -> str | None:
-        """Why this cannot be such a thing after so many steps; None where it can."""
+        """Why a value cannot be this state after that many steps; None if it can."""
         if not self.like:
             number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
             right = type(number) in (int, float) and 0 < number <= steps and number == int(number)
@@ -47,7 +47,7 @@ KEPT: dict[type[torch.optim.Optimizer], dict[str, Kept]] = {
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer. Biases and normalisation (parameters of one axis) do not decay."""
+    """The recipe's optimizer. Biases and norms (parameters of one axis) have no weight decay."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},

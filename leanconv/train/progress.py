@@ -1,4 +1,4 @@
-"""What a running training shows: a bar with loss, score and the time left, a line an epoch, TensorBoard, CSV."""
+"""Progress of a training: a bar with loss, score and time left, a line per epoch, TensorBoard, CSV."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Reporter:
-    """Shows nothing and writes nothing unless `active` (the main process); shows nothing without `visible`.
+    """Shows and writes nothing unless `active` (the main process); shows nothing without `visible`.
 
     Everything goes to standard error: standard output belongs to the report of the command.
     """
@@ -40,7 +40,7 @@ class Reporter:
 
     @contextmanager
     def running(self, events: Path, start: int, total: int, label: str) -> Iterator[None]:
-        """While open: the bar stands at `start` of `total` steps, `events` takes the numbers; `label`: the score."""
+        """Open the bar at `start` of `total` steps; `events`: folder of the figures; `label`: name of the score."""
         if self.active:
             with needs("tensorboard", "train"):
                 from torch.utils.tensorboard import SummaryWriter
@@ -56,28 +56,28 @@ class Reporter:
                 self.writer = None
 
     def say(self, text: str) -> None:
-        """Lines above the bar."""
+        """Print lines above the bar."""
         self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def step(self, step: int, **shown: float) -> None:
-        """One step is done; what is `shown` replaces the figures beside the bar."""
+        """One step is done; `shown` replaces the figures beside the bar."""
         fields: dict[str, Any] = {key: f"{value:.3f}" for key, value in shown.items()}
         self.bar.update(self.task, completed=step, **fields)
 
     def log(self, step: int, **values: float) -> None:
-        """Numbers of a step, for TensorBoard."""
+        """Write a step's figures to TensorBoard."""
         if self.writer is not None:
             for key, value in values.items():
                 self.writer.add_scalar(key, value, step)
 
     def validating(self, done: int, images: int) -> None:
-        """Validation has seen `done` of `images`."""
+        """Validation has finished `done` of `images`."""
         self.bar.update(self.task, description=f"validate {done}/{images}" if done < images else "train")
 
     def epoch(
         self, row: dict[str, Any], epochs: int, shown: Sequence[tuple[str, str]], scores: Sequence[str], *, best: bool
     ) -> None:
-        """A line for a validated epoch with the `shown` (label, key) scores, and all `scores` in TensorBoard."""
+        """Print a validated epoch's `shown` (label, key) scores, and write all `scores` to TensorBoard."""
         words = "  ".join(f"{label} {row[key]:.4f}" for label, key in shown)
         self.say(
             f"epoch {row['epoch']}/{epochs}  step {row['step']}  loss {row['loss']:.4f}  {words}  "
@@ -87,7 +87,7 @@ class Reporter:
 
 
 def write_history(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The validated epochs as CSV, whole: a resumed run leaves no row twice."""
+    """Rewrite all validated epochs as CSV: a resumed run repeats no row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -96,7 +96,7 @@ def write_history(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def tracked(steps: Iterable[T], what: str, *, progress: bool, count: int | None = None) -> Iterator[T]:
-    """The steps; on a terminal with a bar on standard error, gone when it is done."""
+    """Iterate; on a terminal with a bar on standard error that disappears at the end."""
     console = Console(stderr=True)
     if progress and console.is_terminal:
         yield from track(steps, what, total=count, console=console, transient=True)

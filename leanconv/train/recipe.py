@@ -14,7 +14,7 @@ from leanconv.files import read_toml, write_atomic
 from leanconv.registry import nearest
 from leanconv.text import is_utf8, one_line
 
-# The words that a key takes, where it takes words.
+# The allowed words of each key that takes words.
 CHOICES = {
     "task": ("auto", "segment", "classify"),
     "optimizer": ("adamw", "sgd"),
@@ -24,7 +24,7 @@ CHOICES = {
     "amp": ("no", "bf16", "fp16"),
     "device": ("auto", "cpu"),
 }
-_LARGEST = 1e6  # of the settings that are no counts; beyond it nothing is learnt, or everything is lost at once
+_LARGEST = 1e6  # of settings other than counts; larger values train nothing, or diverge at once
 _LARGEST_ZOOM = 64
 _TOO_LARGE = 2**63  # for torch's seeds, and for what a run can count
 # Beyond these memory or OpenMP gives up without a word of what was wrong; one pixel is no picture to resize to.
@@ -171,7 +171,7 @@ class Recipe:
             raise BadInput(f"recipe: epochs={self.epochs}, steps={self.steps}: say one of the two, above 0")
 
     def _check_writable(self) -> None:
-        """Raise BadInput for what no recipe.toml can hold: numbers beyond 64 bits, text that is not UTF-8."""
+        """Raise BadInput for values that recipe.toml cannot hold: numbers beyond 64 bits, text that is not UTF-8."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if type(value) is int and abs(value) >= _TOO_LARGE:
@@ -182,7 +182,7 @@ class Recipe:
                 raise BadInput(f"recipe: {field.name}={_shown(value)} is no {kind} text: rename it, or link to it")
 
     def falls(self, epoch: int) -> int:
-        """How often the rate of `schedule="step"` has fallen when an epoch (from 0) begins."""
+        """The number of drops of the rate by `schedule="step"` before an epoch (from 0)."""
         if not self.drop_at:
             return epoch // self.drop_epochs
         return sum(epoch >= int(part) for part in self.drop_at.split(","))
@@ -211,7 +211,7 @@ class Recipe:
         return cls(**merged | words)
 
     def write(self, path: str | Path) -> Path:
-        """Write the recipe as TOML, every key said."""
+        """Write the recipe as TOML, with every key."""
         lines = [f"{key} = {_toml(value)}" for key, value in dataclasses.asdict(self).items()]
         return write_atomic(path, "\n".join(lines) + "\n")
 
@@ -238,7 +238,7 @@ def _word(text: str, fields: dict[str, Any]) -> tuple[str, Any]:
 
 
 def _typed(key: str, value: Any, fields: dict[str, Any], where: str) -> Any:
-    """A value of a file, checked against the type of its key: nothing is guessed but 1 for 1.0."""
+    """A file's value, checked against the type of its key; the only conversion is 1 to 1.0."""
     kind = _known(key, fields, where)
     if kind == "float" and type(value) is int and abs(value) < _TOO_LARGE:
         return float(value)
@@ -248,7 +248,7 @@ def _typed(key: str, value: Any, fields: dict[str, Any], where: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value as the line of an error takes it; Python writes no number of thousands of digits."""
+    """A value for an error message; Python refuses to print numbers of thousands of digits."""
     try:
         return one_line(repr(value), most=80)
     except ValueError:

@@ -19,7 +19,7 @@ from leanconv.train.setup import check_used, last
 from leanconv.train.state import State
 from leanconv.train.tasks.task import Task
 
-# What a run that goes on must have in common with its beginning. The rest may change: more epochs, other workers.
+# Settings that a resumed run must keep. The rest may change: more epochs, other workers.
 SAME = (
     "task",
     "model",
@@ -102,7 +102,7 @@ def check_resumed(
     before, now = folder.read_model().classes, tuple(samples.classes)
     if before and tuple(map(same_name, before)) != tuple(
         map(same_name, now)
-    ):  # the files would get other labels, and model.json other names
+    ):  # files would get other labels, model.json other names
         raise BadInput(
             f"{path} was started with the classes {listing(before)}, {recipe.data} now has "
             f"{listing(now)}: resume it with the same, or choose out="

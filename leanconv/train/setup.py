@@ -1,4 +1,4 @@
-"""What a run needs before its first step: the folder, the device, the data, the model, and the line that says so."""
+"""Preparation of a run: folder, device, data, model, and the headline that describes them."""
 
 import dataclasses
 import os
@@ -46,9 +46,9 @@ def accelerator(recipe: Recipe) -> Any:
     with needs("accelerate", "train"):
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-    # Accelerate keeps the precision of the first run in a process for ever; a second run may want another.
+    # Accelerate keeps the precision of a process's first run; a second run may need another.
     AcceleratorState._reset_state()
-    # Where there is no accelerator the CPU must be said: else launched processes would not find each other.
+    # Without an accelerator, name the CPU: launched processes would not find each other.
     cpu = recipe.device == "cpu" or not torch.accelerator.is_available()
     try:
         made = Accelerator(mixed_precision=recipe.amp, cpu=cpu)
@@ -62,7 +62,7 @@ def accelerator(recipe: Recipe) -> Any:
 
 
 def launch_note(processes: int) -> str:
-    """What to say after `accelerate launch --cpu --num_processes N`: without MPI it starts one process only."""
+    """A remark for `accelerate launch --cpu --num_processes N`: without MPI it starts one process only."""
     if processes == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         return (
             "note   this is one process: accelerate starts several on a CPU as "
@@ -86,7 +86,7 @@ def open_splits(recipe: Recipe, kind: str, report: Reporter, *, before: RunFolde
     for split in ("train", "val", "test"):
         try:
             splits[split] = open_split(recipe.data, split, task=kind, size=recipe.size, bits=bits)
-        except NoSplit as error:  # one that is there and bad is an error like any other
+        except NoSplit as error:  # a split that exists and is invalid raises as usual
             if split == "train" or (split == "val" and recipe.keep == "best"):
                 raise
             absent = f"no {split} scores: {error}"
@@ -100,7 +100,7 @@ def open_splits(recipe: Recipe, kind: str, report: Reporter, *, before: RunFolde
 
 
 def _check(splits: dict[str, Any], report: Reporter) -> None:
-    """Look at every file of the splits; what is wrong with several is said at once."""
+    """Check every file of the splits, and report all faults together."""
     faults: list[str] = []
     before: Any = None
     for samples in splits.values():
@@ -121,7 +121,7 @@ def _check(splits: dict[str, Any], report: Reporter) -> None:
 
 
 def bits_of(splits: dict[str, Any]) -> int | None:
-    """How many bits a channel of the 16-bit images uses; None where there are none."""
+    """The bits in use per channel of the 16-bit images; None without such images."""
     return next((samples.bits for samples in splits.values() if samples.bits), None)
 
 
@@ -133,7 +133,7 @@ def seed_everything(seed: int) -> None:
 
 
 def check_used(recipe: Recipe) -> None:
-    """Raise BadInput for a setting that another one makes useless; what stands at its default was not asked for."""
+    """Raise BadInput for a setting that another one makes useless, unless it has its default."""
     sgd, steps = recipe.optimizer == "sgd", recipe.schedule == "step"
     useless = {
         "momentum": (not sgd, f"optimizer={recipe.optimizer}"),
@@ -166,7 +166,7 @@ def build_model(recipe: Recipe, trust_code: bool) -> nn.Module:
 
 @torch.no_grad()
 def check_batch(net: nn.Module, recipe: Recipe, processes: int) -> None:
-    """Raise BadInput where the model cannot train on one image at a time: BatchNorm over one pixel has no variance."""
+    """Raise BadInput if the model cannot train on single images: BatchNorm over one pixel has no variance."""
     if recipe.batch > processes:
         return
     try:
@@ -179,7 +179,7 @@ def check_batch(net: nn.Module, recipe: Recipe, processes: int) -> None:
 
 
 def schedule_note(schedule: Schedule, total: int) -> str:
-    """What to say where ODConv would still be warm after the last step: what was trained is not what is evaluated."""
+    """A remark if ODConv's temperature is still above 1 after the last step: evaluation takes 1."""
     warm = schedule.temperature_epochs * schedule.steps_per_epoch
     if not schedule.dynamic or total >= warm:
         return ""
@@ -190,7 +190,7 @@ def schedule_note(schedule: Schedule, total: int) -> str:
 
 
 def write_start(folder: RunFolder, recipe: Recipe, task: Task, bits: int | None) -> None:
-    """recipe.toml and model.json. A model that is itself a run folder's keeps that one's reference and swaps."""
+    """Write recipe.toml and model.json. A model from a run folder keeps that folder's reference and swaps."""
     recipe.write(folder.recipe)
     if read(recipe.model).kind == "path":
         before = read_json(RunFolder(recipe.model).model_json)
@@ -217,7 +217,7 @@ def train_batches(
 
 
 def transform(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """What happens to a training image and its mask."""
+    """The augmentation of a training image and its mask."""
     if not recipe.augment:
         return PlainTransform(recipe.size)
     scale = (1 / recipe.zoom, recipe.zoom)
@@ -225,9 +225,9 @@ def transform(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor
 
 
 def headline(recipe: Recipe, net: nn.Module, data: dict[str, Any], total: int, epochs: int, accelerator: Any) -> str:
-    """What is trained, on what, for how long, where, and into which folder."""
+    """One line: model, data, steps, device, and folder."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an operation without a rule belongs to `profile`'s report, not here
+        warnings.simplefilter("ignore")  # `profile` reports operations without a rule
         macs = count(net, torch.zeros(1, 3, recipe.size, recipe.size, device=accelerator.device)).flops
     params = sum(p.numel() for p in net.parameters())
     images = ", ".join(f"{len(samples)} {split}" for split, samples in data.items())

@@ -1,4 +1,4 @@
-"""Where a run stands: the numbers that a checkpoint keeps beside the tensors, checked one by one when they are read."""
+"""The state of a run: a checkpoint's numbers beside its tensors, validated one by one at loading."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ _MOST = 2**63
 
 @dataclass
 class State:
-    """Where a run stands.
+    """The state of a run.
 
     Attributes:
         step: steps done.
@@ -41,13 +41,13 @@ class State:
 
     @property
     def best_step(self) -> int:
-        """The step after which the best weights were kept; 0 before the first."""
+        """The step of the best weights; 0 before the first."""
         rows = [row for row in self.history if row["epoch"] == self.best_epoch and self.best in row.values()]
         return rows[0]["step"] if rows else 0
 
     @classmethod
     def read(cls, stored: Any) -> Self:
-        """The state that a file holds, whoever wrote it. Raises BadInput naming the entry that makes no sense."""
+        """Parse and validate a file's state. Raises BadInput naming the invalid entry."""
         if not isinstance(stored, dict):
             raise BadInput(f"the state is {_shown(stored)}, not an object")
         names = {each.name for each in dataclasses.fields(cls)}
@@ -64,11 +64,11 @@ class State:
         return state
 
     def check(self, columns: Sequence[str], goal: str, *, per_epoch: int, keep: str) -> None:
-        """Raise BadInput unless all fits together, with these scores in the history, and the best one in `goal`.
+        """Raise BadInput unless all entries agree, with these scores in the history, and the best one in `goal`.
 
         Args:
             per_epoch: steps of an epoch.
-            keep: of the recipe: which epoch counts as the best.
+            keep: the recipe's rule for which epoch is the best.
         """
         validated = self.history[-1]["step"] if self.history else 0
         if self.loss_steps != self.step - validated:
@@ -88,7 +88,7 @@ class State:
 
 
 def _check_rows(state: State) -> None:
-    """Raise BadInput for a row of the history that lacks a number, or comes after the step."""
+    """Raise BadInput for a row of the history without a number, or later than the step."""
     before = 0
     for row in state.history:
         lacking = [key for key in BEFORE + BEHIND if key not in row]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from leanconv.ops.fold import fold_bn_, pad_taps, then_pointwise, ungroup
+from leanconv.ops.fold import fold_bn_, pad_taps, scale_conv_, then_pointwise, ungroup
 
 
 def random_norm(channels, **options):
@@ -27,6 +27,26 @@ def test_bn_folds(bias, groups, affine):
     expected = norm(conv(x))
     fold_bn_(conv, norm)
     torch.testing.assert_close(conv(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(4, 6, 3, groups=2), (2, 4, 9)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, bias=False), (2, 4, 5, 6)),
+        (nn.ConvTranspose3d(2, 3, 2), (1, 2, 3, 4, 5)),
+        (nn.Linear(4, 6, bias=False), (2, 4)),
+    ],
+    ids=["1d in groups", "transposed in groups", "transposed 3d", "linear"],
+)
+def test_scale_and_shift_of_every_plain_layer(layer, shape):
+    layer, x = layer.double(), torch.randn(shape, dtype=torch.double)
+    before = layer(x)
+    channels = before.shape[1]
+    scale, shift = torch.randn(channels).double(), torch.randn(channels).double()
+    across = (-1, *[1] * (before.dim() - 2))
+    scale_conv_(layer, scale, shift)
+    torch.testing.assert_close(layer(x), before * scale.view(across) + shift.view(across))
 
 
 def test_a_norm_without_statistics_is_refused():

@@ -11,10 +11,10 @@ from leanconv.report.overlays import error_map
 from leanconv.train.data.augment import TrainTransform
 from leanconv.train.data.masks import IGNORE
 from leanconv.train.data.samples import Sample, open_data
-from leanconv.train.inference.evaluate import best_threshold, evaluate
 from leanconv.train.inference.score import score_run
 from leanconv.train.loop import fit
 from leanconv.train.recipe import Recipe
+from leanconv.train.tasks.evaluate import best_threshold, evaluate
 from leanconv.train.tasks.segment import Segmentation
 
 

@@ -13,11 +13,11 @@ from leanconv.errors import BadInput, Diverged, UntrustedCode
 from leanconv.runs import RunFolder
 from leanconv.train import checkpoint, loop, setup
 from leanconv.train.data.samples import open_data
-from leanconv.train.inference.evaluate import evaluate
 from leanconv.train.inference.score import score_run, stored_threshold
 from leanconv.train.loop import fit
 from leanconv.train.optimizer import make_optimizer, rate_at
 from leanconv.train.recipe import Recipe
+from leanconv.train.tasks.evaluate import evaluate
 from leanconv.train.tasks.segment import Segmentation, soft_dice
 
 UNET = "leanconv:unet?base=4&levels=2"

@@ -1,4 +1,4 @@
-"""The sizes of one convolution or matrix product as it ran: what a model of some hardware needs to know of it."""
+"""The sizes of one executed convolution or matrix product: the input of a hardware model."""
 
 import math
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Contraction:
-    """A convolution; a product of B pairs of matrices is one of 1×1 taps in B groups, a row of the left one a place.
+    """A convolution. B matrix products are a 1×1 convolution in B groups; each row of the left matrix is one place.
 
     Attributes:
         n: images (1 for products).
         c, o, groups: channels in and out over all groups.
-        kernel, stride, padded, out: one number an axis; `padded` is the input with its padding.
-        transposed: of a transposed convolution `padded` is the bare input, whose places it multiplies.
+        kernel, stride, padded, out: one number per axis; `padded` is the input with its padding.
+        transposed: a transposed convolution multiplies input places; its `padded` is the bare input.
     """
 
     n: int
@@ -31,7 +31,7 @@ class Contraction:
 
     @property
     def places(self) -> int:
-        """Output places of one image; of a transposed convolution its input places."""
+        """Output places of one image; input places for a transposed convolution."""
         return math.prod(self.padded if self.transposed else self.out)
 
     @property

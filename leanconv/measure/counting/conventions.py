@@ -1,9 +1,9 @@
-"""The named counting conventions: what a paper or a tool calls "FLOPs" and "Params", one frozen rule table each.
+"""Counting conventions: the "FLOPs" and "Params" of each paper or tool, one frozen rule table each.
 
-A convention over *operations* says what each kind of operation (see `ops.py`) adds; kinds it does not name add nothing.
-torchstat counts *modules* instead. The rules of the papers are inferred from their printed digits; the tools' rules are
-those of their sources (torchstat 0.0.7 `compute_flops.py`, `compute_madd.py`; fvcore 0.1.5.post20221221
-`jit_handles.py`, `flop_count.py`; torch.utils.flop_counter; thop and ptflops: `tools.py`).
+A convention over *operations* has a rule per kind of operation (see `ops.py`); other kinds add nothing. torchstat
+counts *modules* instead (`torchstat.py`). The papers' rules are inferred from their printed digits, the tools' rules
+read from their sources: fvcore 0.1.5.post20221221 `jit_handles.py`, `flop_count.py`; torch.utils.flop_counter; thop
+and ptflops: `tools.py`.
 """
 
 import math
@@ -15,15 +15,14 @@ from typing import Any
 from torch import nn
 
 from leanconv.errors import UnknownName
-from leanconv.measure.counting import tools
+from leanconv.measure.counting import tools, torchstat
 from leanconv.measure.counting.ops import OpCall
 from leanconv.measure.counting.products import RECURRENT
-from leanconv.measure.counting.record import ModuleCall, Recording
+from leanconv.measure.counting.record import Recording
 from leanconv.registry import nearest
 from leanconv.spec import ConvSpec
 
 OpRule = Callable[[OpCall], int]
-ModuleRule = Callable[[ModuleCall], tuple[int, int]]
 OperatorRule = Callable[[ConvSpec, Mapping[str, Any]], int]
 
 
@@ -32,22 +31,22 @@ class Convention:
     """One counting rule.
 
     Attributes:
-        unit: what one of its figures is, "MACs" or "flops".
+        unit: of its figures, "MACs" or "flops".
         says: the rule in words.
-        ops: kind of operation -> what one adds. Empty for a convention over modules.
+        ops: kind of operation -> the count of one. Empty for a convention over modules.
         modules: class of module -> (Flops, MAdd) of one call; subclasses count like their parent.
-        tool: what a tool adds up over a whole forward, where neither rule above says it (see `tools.py`).
-        silent: module classes that the rule gives zero by name.
-        weights_only: parameters are the weights of convolutions and FC layers alone, else every trainable tensor.
-        as_published: an operator counts the multiplications of its paper, not those of our realisation of it.
-        operators: operator's name -> what one call of it adds beside its multiplications, from sizes and options.
+        tool: a tool's sum over a whole forward, in place of both rules above (see `tools.py`).
+        silent: module classes that the rule explicitly counts as zero.
+        weights_only: count as parameters the weights of convolutions and FC layers only, not every trainable tensor.
+        as_published: an operator counts its paper's multiplications, not our implementation's.
+        operators: operator's name -> further counts of one call, from sizes and options.
     """
 
     name: str
     unit: str
     says: str
     ops: Mapping[str, OpRule]
-    modules: tuple[tuple[type[nn.Module], ModuleRule], ...] = ()
+    modules: tuple[tuple[type[nn.Module], torchstat.Rule], ...] = ()
     tool: Callable[[Recording], tools.ToolFigures] | None = None
     silent: tuple[type[nn.Module], ...] = ()
     weights_only: bool = False
@@ -79,7 +78,7 @@ _SQUEEZE = re.compile(r"[Ss]queeze|[Aa]ttention|(^|_)se(_|$)|^SE|^Se(Module|Laye
 
 
 def _is_squeeze(op: OpCall) -> bool:
-    """Whether a squeeze-excite or attention block runs it, told by the names of the two innermost classes."""
+    """Whether a squeeze-excite or attention block runs it, by the names of the two innermost classes."""
     return any(_SQUEEZE.search(name) for name in op.inside[-2:])
 
 
@@ -92,7 +91,7 @@ def _unless_squeeze(times: int) -> OpRule:
 
 
 def _od_kernel(spec: ConvSpec, options: Mapping[str, Any]) -> int:
-    """ODConv's kernel of each sample: 2n per weight (n = 1: one), and one more where taps have an attention."""
+    """Building ODConv's kernel per sample: 2n per weight (n = 1: one), plus one if taps have an attention."""
     taps, n = math.prod(spec.kernel), int(options["kernels"])
     return spec.n * spec.o * (spec.c // spec.groups) * taps * ((2 * n if n > 1 else 1) + (taps > 1))
 
@@ -110,73 +109,6 @@ def _fvcore_matmul(op: OpCall) -> int:
 def _aten_matmul(op: OpCall) -> int:
     return op.macs + (op.bias if op.name == "addmm" else 0) if op.name in ("mm", "addmm", "bmm") else 0
 
-
-def _conv(call: ModuleCall) -> tuple[int, int]:
-    layer = call.module
-    assert isinstance(layer, (nn.Conv2d, nn.Conv3d))
-    taps, outputs = math.prod(layer.kernel_size) * (layer.in_channels // layer.groups), math.prod(call.out_shape)
-    bias = layer.bias is not None
-    return (taps + bias) * outputs, (2 * taps - 1 + bias) * outputs
-
-
-def _transposed_conv(call: ModuleCall) -> tuple[int, int]:
-    layer = call.module
-    assert isinstance(layer, (nn.ConvTranspose2d, nn.ConvTranspose3d))
-    taps = math.prod(layer.kernel_size) * (layer.in_channels // layer.groups)
-    places = math.prod(call.in_shape) // max(1, layer.in_channels)
-    return 0, (2 * taps - 1 + (layer.bias is not None)) * places * layer.out_channels
-
-
-def _batch_norm(call: ModuleCall) -> tuple[int, int]:
-    elements = math.prod(call.in_shape)
-    return elements * (2 if getattr(call.module, "affine", True) else 1), 4 * elements
-
-
-def _relu(call: ModuleCall) -> tuple[int, int]:
-    return math.prod(call.in_shape), math.prod(call.in_shape)
-
-
-def _activation(call: ModuleCall) -> tuple[int, int]:  # torchstat's MAdd knows ReLU and ReLU6 only
-    return math.prod(call.in_shape), 0
-
-
-def _window(layer: nn.Module, dims: int) -> int:
-    size = layer.kernel_size
-    assert isinstance(size, (int, tuple))
-    return size**dims if isinstance(size, int) else math.prod(size)
-
-
-def _max_pool(call: ModuleCall) -> tuple[int, int]:
-    taps = _window(call.module, len(call.in_shape) - 2)
-    return math.prod(call.in_shape), (taps - 1) * math.prod(call.out_shape)
-
-
-def _avg_pool(call: ModuleCall) -> tuple[int, int]:
-    taps = _window(call.module, len(call.in_shape) - 2)
-    return math.prod(call.in_shape), taps * math.prod(call.out_shape)
-
-
-def _upsample(call: ModuleCall) -> tuple[int, int]:
-    return math.prod(call.out_shape), 0
-
-
-def _linear(call: ModuleCall) -> tuple[int, int]:
-    layer = call.module
-    assert isinstance(layer, nn.Linear)
-    return math.prod(call.in_shape) * layer.out_features, (2 * layer.in_features - 1) * math.prod(call.out_shape)
-
-
-_TORCHSTAT: tuple[tuple[type[nn.Module], ModuleRule], ...] = (
-    (nn.Conv2d, _conv), (nn.Conv3d, _conv), (nn.ConvTranspose2d, _transposed_conv),
-    (nn.ConvTranspose3d, _transposed_conv), (nn.BatchNorm2d, _batch_norm), (nn.BatchNorm3d, _batch_norm),
-    (nn.ReLU, _relu), (nn.ReLU6, _relu), (nn.PReLU, _activation), (nn.ELU, _activation), (nn.LeakyReLU, _activation),
-    (nn.MaxPool2d, _max_pool), (nn.MaxPool3d, _max_pool), (nn.AvgPool2d, _avg_pool), (nn.AvgPool3d, _avg_pool),
-    (nn.Upsample, _upsample), (nn.Linear, _linear),
-)  # fmt: skip
-_TORCHSTAT_SILENT: tuple[type[nn.Module], ...] = (
-    nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Sigmoid, nn.Softmax, nn.Softmax2d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-)  # fmt: skip
 
 _ALL = {"conv": _macs, "linear": _macs, "matmul": _macs, "attention": _macs}
 _LAYERS = {"conv": _macs, "linear": _macs}
@@ -300,8 +232,8 @@ CONVENTIONS: dict[str, Convention] = {
             "2 per BN element, 1 per ReLU element, max-pool its input elements, transposed conv 0 in Flops and "
             "2 per multiplication of an input pixel in MAdd; functional operations 0; params = trainable",
             {},
-            modules=_TORCHSTAT,
-            silent=_TORCHSTAT_SILENT,
+            modules=torchstat.MODULES,
+            silent=torchstat.SILENT,
             as_published=False,
         ),
     )

@@ -23,14 +23,14 @@ class Uncounted(UserWarning):
 
 @dataclass
 class Layer:
-    """One row: a leaf module or an operator, or what a container computes between its layers.
+    """One row: a leaf module, an operator, or a container's own work between its layers.
 
     Attributes:
-        name, type: dotted name, and class name ("(functional)" for what a container computes itself).
+        name, type: dotted name, and class name ("(functional)" for a container's own work).
         calls: how often it ran.
         params: parameters in the convention's sense; shared ones stand in the first row that has them.
         flops: the convention's figure; `madd`: torchstat's second one.
-        bytes: what its operations read and wrote; `min_bytes`: input and output once per call, parameters once.
+        bytes: read and written by its operations; `min_bytes`: input and output once per call, parameters once.
         launches: kernels started in eager mode.
         shape: of its (last) output.
     """
@@ -49,7 +49,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Counts:
-    """The totals and the rows of one model under one convention. `uncounted`: what ran without a rule -> how often.
+    """Totals and rows of one model under one convention. `uncounted`: operation without a rule -> number of calls.
 
     `flops` is the convention's figure in its own unit (`unit`: MACs or flops); `madd` is torchstat's second column,
     None elsewhere. `executed` says whether the model really ran (else: sizes only).
@@ -87,7 +87,7 @@ class Counts:
         return table(head, rows, title=f"{self.convention}: {convention(self.convention).says}", note=self.note())
 
     def note(self) -> str:
-        """What was not counted, in one line; empty where everything was."""
+        """One line that lists uncounted operations; empty if there are none."""
         listed = ", ".join(f"{name} ×{times}" for name, times in self.uncounted.items())
         return f"not counted by {self.convention}: {listed}" if listed else ""
 
@@ -138,7 +138,7 @@ def count_recorded(recording: Recording, name: str) -> Counts:
 
 
 def _rows(recording: Recording) -> dict[str, Layer]:
-    """The rows in the order in which they ran, those that never ran last, with calls, bytes and launches."""
+    """The rows in execution order, unused ones last, with calls, bytes and launches."""
     row_of, rows = recording.row_of(), dict[str, Layer]()
 
     def row(name: str) -> Layer:
@@ -189,13 +189,13 @@ def _count_ops(
     operators = {name: module for name, module in recording.model.named_modules() if isinstance(module, Operator)}
     for op in recording.ops:
         row = row_of[op.owner]
-        # An operator is a convolution, whatever products its realisation here is made of.
+        # An operator counts as a convolution, whichever products implement it here.
         of_layer = rule.as_published and row in operators and op.kind in CONTRACTIONS
         added = rule.ops[op.kind](op) if op.kind in rule.ops else op.macs * of_layer
         rows[row].flops += added
         if op.kind == "unknown" or (op.kind in CONTRACTIONS and op.macs and not added):
             uncounted[op.name] += 1
-        if rule.operators and op.made and (row not in operators or operators[row].name not in rule.operators):
+        if rule.operators and op.dynamic_kernel and (row not in operators or operators[row].name not in rule.operators):
             uncounted["building of kernels"] += 1
 
 
@@ -221,14 +221,14 @@ def _count_modules(
             rows[row_of[call.name]].madd += madd
         elif not isinstance(call.module, rule.silent):
             uncounted[type(call.module).__name__] += 1
-    leaves = {call.name for call in last.values()}  # what an unknown leaf computes is listed under its class already
+    leaves = {call.name for call in last.values()}  # an unknown leaf is listed under its class already
     for op in recording.ops:
         if op.kind in CONTRACTIONS and op.macs and op.owner not in leaves:
             uncounted[f"functional {op.api or op.name}"] += 1
 
 
 def _count_operators(recording: Recording, rows: dict[str, Layer], row_of: dict[str, str], rule: Convention) -> None:
-    """Replace what a realisation multiplies by what its paper counts, where the two differ; add what the rule adds."""
+    """Replace an implementation's products by its paper's, where they differ; add the rule's own terms."""
     for call in recording.calls:
         layer = call.module
         if isinstance(layer, Operator) and row_of[call.name] == call.name:
@@ -239,7 +239,7 @@ def _count_operators(recording: Recording, rows: dict[str, Layer], row_of: dict[
 
 
 def published_difference(layer: Operator, call: ModuleCall) -> int:
-    """The paper's multiply-accumulates of one call less those that run here (HetConv: less than none)."""
+    """One call's multiply-accumulates by the paper, minus the executed ones (negative for HetConv)."""
     cost = type(layer).cost(_spec(layer, call), **layer.options())
     return cost.macs - cost.executed_macs
 

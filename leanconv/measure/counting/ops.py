@@ -1,7 +1,7 @@
-"""What one dispatched operation is: a contraction (`products.py`), a norm, an activation, a move of bytes.
+"""The kind of a dispatched operation: a contraction (`products.py`), a norm, an activation, a data movement.
 
 Kinds: `conv linear matmul attention` (contractions), `batch_norm instance_norm group_norm layer_norm relu hardswish
-adaptive_pool global_mean upsample_nearest upsample_bilinear grid_sample` (what some convention counts by the element),
+adaptive_pool global_mean upsample_nearest upsample_bilinear grid_sample` (some convention counts them per element),
 `view` (no kernel), `free` (known, and no convention counts it), `unknown`.
 """
 
@@ -22,18 +22,18 @@ class OpCall:
     """One aten operation as it ran.
 
     Attributes:
-        name, kind: aten's name, and what it is (see above).
-        api: the outermost `torch` function that the model called to get here ("" where that is not seen).
-        owner: name of the innermost module that was running.
-        inside: class names of all modules that were running, outermost first.
+        name, kind: aten's name, and its kind (see above).
+        api: the outermost `torch` function behind it ("" if unseen).
+        owner: name of the innermost running module.
+        inside: class names of all running modules, outermost first.
         macs: multiply-accumulates.
         read, written: elements of the first input and of the first output.
         bias: additions of a bias.
         affine, training: of a normalisation.
-        made: a convolution whose kernel was computed from the input.
+        dynamic_kernel: a convolution with a kernel computed from the input.
         bytes: read and written by this operation alone.
         launches: 1, or 0 for a view or an allocation.
-        sizes: of the convolution or products that it computes; empty where they are not known, and for other kinds.
+        sizes: of its convolution or products; empty if unknown, and for other kinds.
     """
 
     name: str
@@ -47,13 +47,13 @@ class OpCall:
     bias: int = 0
     affine: bool = False
     training: bool = False
-    made: bool = False
+    dynamic_kernel: bool = False
     bytes: int = 0
     launches: int = 1
     sizes: tuple[Contraction, ...] = ()
 
 
-# Views that torch does not mark as such: in place, or of a tensor that nobody may write to.
+# Views that torch does not mark: in place, or read-only.
 _VIEWS = {
     "as_strided", "t", "transpose", "swapaxes", "swapdims", "squeeze", "unsqueeze", "unsafe_split",
     "unsafe_split_with_sizes", "unsafe_chunk",
@@ -64,7 +64,7 @@ _ELEMENTWISE = {
     "upsample_nearest2d": "upsample_nearest", "upsample_bilinear2d": "upsample_bilinear",
     "grid_sampler_2d": "grid_sample", "grid_sampler_3d": "grid_sample",
 }  # fmt: skip
-# Known, and nothing that any convention here counts: data movement, pooling, activations, reductions, comparisons.
+# Known and counted by no convention: data movement, pooling, activations, reductions, comparisons.
 _FREE = re.compile(
     r"(cat|stack|copy|clone|_to_copy|lift_fresh|fill|zero|detach|alias|contiguous|resize|set"
     r"|(max|avg|lp|fractional_max)_pool[123]d.*|adaptive_max_pool[123]d|_?(log_)?softmax|_safe_softmax|_fused_dropout"
@@ -84,9 +84,9 @@ _NO_KERNEL = re.compile(
 
 
 def classify(func: Any, args: tuple[Any, ...], api: str, work: Work | None, weighted: bool) -> str:
-    """The kind of an operation, which multiplies as `work` says.
+    """The kind of an operation; `work`: its products, if any.
 
-    `weighted`: one of its factors is a parameter, or was computed from parameters alone.
+    `weighted`: one of its factors is a parameter, or depends on parameters alone.
     """
     name = base_name(func)
     if work is not None:
@@ -107,7 +107,7 @@ def classify(func: Any, args: tuple[Any, ...], api: str, work: Work | None, weig
 
 
 def is_global_mean(args: tuple[Any, ...]) -> bool:
-    """A mean over all spatial places of an `N C H W` (or `N C T H W`)."""
+    """Whether it is a mean over all spatial axes of an `N C H W` (or `N C T H W`)."""
     if len(args) < 2 or not isinstance(args[1], (tuple, list)) or args[0].dim() < 4:
         return False
     return {d % args[0].dim() for d in args[1]} == set(range(2, args[0].dim()))
@@ -130,12 +130,12 @@ def norm_facts(func: Any, kind: str, args: tuple[Any, ...]) -> tuple[bool, bool]
 
 
 def launches(func: Any, kind: str) -> int:
-    """How many kernels an operation starts in eager mode: one, or none for a view or an allocation."""
+    """The number of kernels of an operation in eager mode: one, or none for a view or an allocation."""
     return 0 if kind == "view" or _NO_KERNEL.fullmatch(base_name(func)) else 1
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """What reading or writing the whole tensor moves; a broadcast view moves no more than its storage."""
+    """Bytes moved by reading or writing the whole tensor; at most its storage for a broadcast view."""
     whole = tensor.numel() * tensor.element_size()
     if tensor.layout is not torch.strided or 0 not in tensor.stride():
         return whole

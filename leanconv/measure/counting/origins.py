@@ -1,4 +1,4 @@
-"""Which tensors of a run were computed from parameters alone, and from which: a mixed kernel, a normed weight."""
+"""Tensors computed from parameters alone (mixed kernels, normalised weights), with those parameters' names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class Origins:
-    """The parameters, by name, that each tensor of a model's run was computed from."""
+    """The names of the parameters behind each tensor of a model's run."""
 
     def __init__(self, model: nn.Module) -> None:
-        # By storage. The tensors are kept, so that no storage's place is taken by another one's while we look.
+        # By storage. Keeping the tensors alive keeps their storages' addresses from being reused.
         self._names: dict[int, frozenset[str]] = {}
         self._kept: list[Tensor] = []
         for name, parameter in model.named_parameters():
@@ -19,14 +19,14 @@ class Origins:
             self._remember(buffer, frozenset())
 
     def of(self, value: Any) -> frozenset[str] | None:
-        """The parameters that a tensor was computed from; None where the model's input had a part in it."""
+        """The parameters behind a tensor; None if it depends on the model's input."""
         key = _storage(value) if isinstance(value, Tensor) else None
         return self._names.get(key) if key is not None else None
 
-    def follow(self, made: Sequence[Tensor], origins: Sequence[frozenset[str] | None]) -> None:
-        """Note that an operation made these tensors out of tensors of those origins."""
+    def follow(self, outputs: Sequence[Tensor], origins: Sequence[frozenset[str] | None]) -> None:
+        """Record an operation's outputs, given the origins of its inputs."""
         known = [names for names in origins if names is not None]
-        for tensor in made:
+        for tensor in outputs:
             if len(known) == len(origins):
                 self._remember(tensor, frozenset().union(*known))
             elif (key := _storage(tensor)) is not None:
@@ -40,7 +40,7 @@ class Origins:
 
 
 def _storage(tensor: Tensor) -> int | None:
-    """What two views of the same memory have in common; None for tensors without a storage of their own."""
+    """The identity of a tensor's storage, equal for views of it; None for tensors without storage."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except RuntimeError:  # sparse tensors and wrapper subclasses have none

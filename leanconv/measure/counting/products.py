@@ -1,8 +1,8 @@
-"""What each aten operation multiplies: a rule of ours for each one, so that no version of torch decides what counts.
+"""The products of each aten operation: our own rule for each, so that counts do not depend on torch's version.
 
-A rule reads the arguments by their names in the operation's schema. What has none, and what a rule cannot tell (sparse
-factors, lengths that are not known without running), is listed as not counted, never taken for zero. Attention counts
-all its pairs, masked or not.
+A rule reads the arguments by their names in the operation's schema. An operation without a rule, or with sizes that a
+rule cannot know (sparse factors, lengths of nested tensors), is listed as uncounted, never taken for zero. Attention
+counts all pairs, masked or not.
 """
 
 import math
@@ -25,13 +25,13 @@ Sizes = Iterable[Contraction]
 
 @dataclass(frozen=True)
 class Work:
-    """What one operation multiplies.
+    """The products of one operation.
 
     Attributes:
         kind: one of `CONTRACTIONS`.
         macs: multiply-accumulates.
-        sizes: of its convolution or products; empty where they are not known.
-        factors: the tensors that are weights if they are parameters.
+        sizes: of its convolution or products; empty if unknown.
+        factors: its factors; those that are parameters are weights.
         bias: additions of a bias.
     """
 
@@ -53,7 +53,7 @@ _CONVOLUTIONS = {
     "conv_depthwise3d", "slow_conv_dilated2d", "slow_conv_dilated3d", "slow_conv_transpose2d", "slow_conv_transpose3d",
     "_nnpack_spatial_convolution", "_mps_convolution", "_mps_convolution_transpose",
 }  # fmt: skip
-_EACH_CHANNEL = ("_conv_depthwise2d", "conv_depthwise3d")  # as many groups as channels, without saying so
+_EACH_CHANNEL = ("_conv_depthwise2d", "conv_depthwise3d")  # as many groups as channels, without an argument for it
 # Name -> its two factors.
 _PRODUCTS = {
     "mm": ("self", "mat2"), "bmm": ("self", "mat2"), "addmm": ("mat1", "mat2"), "_addmm_activation": ("mat1", "mat2"),
@@ -62,7 +62,7 @@ _PRODUCTS = {
     "_scaled_mm_v2": ("self", "mat2"), "_grouped_mm": ("self", "mat2"), "_scaled_grouped_mm": ("self", "mat2"),
     "_scaled_grouped_mm_v2": ("self", "mat2"),
 }  # fmt: skip
-# Name -> the rows and the matrix, of which only the result says how it is stored.
+# Name -> the rows and the matrix; only the result shows the matrix's storage order.
 _LAYERS = {
     "linear": ("input", "weight"), "mkldnn_linear": ("self", "weight"), "_mixed_dtypes_linear": ("input", "weight"),
     "_weight_int4pack_mm": ("self", "mat2"), "_weight_int4pack_mm_for_cpu": ("self", "mat2"),
@@ -75,7 +75,7 @@ _HEADS_FIRST = {  # `N heads L E`
     "_scaled_dot_product_attention_math_for_mps", "scaled_dot_product_attention", "flex_attention",
     "_triton_scaled_dot_attention",
 }  # fmt: skip
-_HEADS_AFTER = {  # `N L heads E`, or all samples in a row, `L heads E`, where what is cumulated says whose is which
+_HEADS_AFTER = {  # `N L heads E`; or packed sequences, `L heads E`, whose cumulated lengths separate the samples
     "_flash_attention_forward",
     "_flash_attention_forward_no_dropout_inplace",
     "_efficient_attention_forward",
@@ -85,10 +85,10 @@ _MULTI_HEAD = {"_native_multi_head_attention", "_triton_multi_head_attention"}
 
 
 def work_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Work | None:
-    """What an operation that was called so, and gave `out`, multiplies; None where there is no rule for it."""
+    """The products of an operation with these arguments and this output; None without a rule for it."""
     name, given = base_name(func), named(func, args, kwargs)
     if getattr(func, "namespace", "") not in ("aten", "higher_order"):
-        return _as_told(func, args, kwargs, out)
+        return _by_registered_formula(func, args, kwargs, out)
     rule = _RULES.get(name)
     found = None if rule is None or _is_sparse(given) else rule[1](name, given, out)
     if rule is None or found is None:
@@ -107,14 +107,14 @@ def base_name(func: Any) -> str:
 def named(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by their names, with their defaults."""
     schema = getattr(func, "_schema", None)
-    if schema is None:  # an operator of higher order: of those with a rule the first three
+    if schema is None:  # a higher-order operator; the rules need its first three arguments
         return dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
     known = {one.name: one.default_value for one in schema.arguments if one.has_default_value()}
     return known | dict(zip((one.name for one in schema.arguments), args, strict=False)) | dict(kwargs)
 
 
-def _as_told(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Work | None:
-    """By the formula that somebody's own operation has registered with torch's counter."""
+def _by_registered_formula(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Work | None:
+    """A custom operation, by the formula that it registered with torch's counter."""
     formula = flop_registry.get(getattr(func, "overloadpacket", func))
     if formula is None:
         return None

@@ -1,7 +1,7 @@
-"""Runs a model's forward once and writes down what it does: every operation, every module call, by whom.
+"""Record one forward of a model: every operation with its module, every module call, every torch function.
 
-Where that is possible the run costs no arithmetic: on fake tensors (sizes without numbers), in a fake copy of the
-model. A model that needs real numbers (or cannot be copied) runs really, once, and is left as it was.
+The run costs no arithmetic if possible: a copy of the model runs on fake tensors, sizes without numbers. A model that
+needs real numbers, or has no copy, runs once for real and stays unchanged.
 """
 
 import logging
@@ -23,8 +23,9 @@ from leanconv.errors import BadInput, LeanconvError
 from leanconv.measure.counting.ops import OpCall, classify, flat, launches, norm_facts, tensor_bytes
 from leanconv.measure.counting.origins import Origins
 from leanconv.measure.counting.products import work_of
-from leanconv.measure.state import arguments, countable, first_shape, tensors, untouched, untouched_random
+from leanconv.measure.state import countable, first_shape
 from leanconv.nn import Operator
+from leanconv.running import run, tensors, to_eval_, untouched_random, watched
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +43,13 @@ class ModuleCall:
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """One outermost call of a torch function: "relu" of the room `torch.nn.functional`, "add" of `torch`. No methods.
+    """One outermost call of a torch function, such as "relu" of `torch.nn.functional`; methods are not recorded.
 
-    `owner`: the innermost module that was running; `read` and `written`: elements of the first tensor that it takes and
-    gives; `columns` of the second one it takes.
+    Attributes:
+        room: the function's module.
+        owner: the innermost running module.
+        read, written: elements of its first input and first output.
+        columns: columns of its second input.
     """
 
     name: str
@@ -58,7 +62,7 @@ class FunctionCall:
 
 @dataclass
 class Recording:
-    """What one forward did. `model` is the (fake) copy that ran; `executed` says whether the arithmetic was done."""
+    """One recorded forward. `model`: the (fake) copy that ran; `executed`: whether the arithmetic ran."""
 
     model: nn.Module
     executed: bool
@@ -70,7 +74,7 @@ class Recording:
     )  # names of the parameters that convolutions and FC layers multiply by
 
     def row_of(self) -> dict[str, str]:
-        """Module name -> the row it belongs to: its outermost operator, or itself."""
+        """Module name -> its row: its outermost operator, or itself."""
         rows: dict[str, str] = {}
         operators: list[str] = []
         for name, module in self.model.named_modules():
@@ -82,7 +86,7 @@ class Recording:
         return rows
 
     def is_whole(self, name: str) -> bool:
-        """Whether the module of that name is one row by itself (a leaf, an operator), not a container."""
+        """Whether the module of that name is one row (a leaf or an operator), not a container."""
         module = self.model.get_submodule(name)
         return isinstance(module, Operator) or not child_names(module) - {"parametrizations"}
 
@@ -93,19 +97,19 @@ def child_names(module: nn.Module) -> set[str]:
 
 
 def record(model: nn.Module, inputs: Any) -> Recording:
-    """The recording of one forward in eval mode; `model`, its buffers and the random states stay as they were."""
+    """Record one forward in eval mode; `model`, its buffers and the random generators stay unchanged."""
     model = countable(model)
     _check(model)
     try:
         return _record_fake(model, inputs)
-    except LeanconvError:  # the network's own word on its input; a second run would only say it again
+    except LeanconvError:  # the network refuses its input; a second run would fail alike
         raise
     except Exception as error:
         _log.debug(
             "counting on fake tensors failed (%s: %s); the model runs once for real", type(error).__name__, error
         )
     recording = Recording(model, executed=True)
-    with untouched(model):
+    with watched(model):
         _run(recording, inputs)
     return recording
 
@@ -119,7 +123,7 @@ def _check(model: nn.Module) -> None:
 
 def _record_fake(model: nn.Module, inputs: Any) -> Recording:
     given = [*model.parameters(), *model.buffers(), *tensors(inputs)]
-    if given and all(tensor.is_meta for tensor in given):  # sizes without numbers already, and quicker than fake ones
+    if given and all(tensor.is_meta for tensor in given):  # already without numbers, and faster than fake tensors
         mode: Any = nullcontext()
         twin = copied(model)
         fake = inputs
@@ -129,23 +133,20 @@ def _record_fake(model: nn.Module, inputs: Any) -> Recording:
             twin = copied(model)
         fake = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
     recording = Recording(twin, executed=False)
+    to_eval_(twin)
     with untouched_random(), torch.no_grad(), mode:
-        _run(recording, fake, train=False)
+        _run(recording, fake)
     return recording
 
 
-def _run(recording: Recording, inputs: Any, train: bool | None = None) -> None:
-    model = recording.model
-    if train is not None:
-        model.train(train)
+def _run(recording: Recording, inputs: Any) -> None:
     stack = _Stack(recording)
-    positional, keywords = arguments(inputs)
     with stack.hooks(), _Apis(stack), _Ops(stack):
-        model(*positional, **keywords)
+        run(recording.model, inputs)
 
 
 class _Stack:
-    """Who is running: the modules by hooks, and the outermost torch function."""
+    """The running modules, by hooks, and the outermost torch function."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
@@ -157,7 +158,7 @@ class _Stack:
     def hooks(self) -> Iterator[None]:
         handles = []
         for name, module in self.recording.model.named_modules():
-            # A script module calls its children inside C++, and a parametrization belongs to the layer it stands in.
+            # A script module calls its children in C++; a parametrization belongs to its layer.
             if (isinstance(module, torch.jit.ScriptModule) and name) or "parametrizations" in name.split("."):
                 continue
             handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
@@ -176,7 +177,7 @@ class _Stack:
 
     def _leaving(self, name: str) -> Any:
         def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            while self.modules and self.modules.pop()[0] != name:  # a child that raised, and was caught, never left
+            while self.modules and self.modules.pop()[0] != name:  # a child whose error was caught never left
                 pass
             given = (args, kwargs)
             moved = sum(map(tensor_bytes, [*tensors(given), *tensors(out)]))
@@ -187,7 +188,7 @@ class _Stack:
 
 
 class _Apis(TorchFunctionMode):
-    """Notes the outermost torch function, such as `adaptive_avg_pool2d`, which dispatches as a mean."""
+    """Records the outermost torch function: `adaptive_avg_pool2d`, for example, dispatches as a mean."""
 
     def __init__(self, stack: _Stack) -> None:
         super().__init__()
@@ -214,7 +215,7 @@ def _function_call(func: Any, room: str, owner: str, given: Any, out: Any) -> Fu
 
 
 class _Ops(TorchDispatchMode):
-    """Notes every aten operation, and those of higher order (flexible attention)."""
+    """Records every aten operation, and higher-order ones (flexible attention)."""
 
     supports_higher_order_operators = True
 
@@ -227,13 +228,13 @@ class _Ops(TorchDispatchMode):
         if func.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
             func.name(), "CompositeImplicitAutograd"
         ):
-            # Inside `inference_mode` such operations arrive whole; taken apart they are those we know.
+            # In `inference_mode` composite operations arrive whole; their parts have rules.
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
         out = func(*args, **kwargs)
-        if func.namespace != "prim":  # questions such as "on which device is this tensor?"
+        if func.namespace != "prim":  # queries, for example of a tensor's device
             self._note(func, args, kwargs, out)
         return out
 
@@ -260,7 +261,7 @@ class _Ops(TorchDispatchMode):
                 bias=work.bias if work else 0,
                 affine=affine,
                 training=training,
-                made=kind == "conv" and factors[0] is None,
+                dynamic_kernel=kind == "conv" and factors[0] is None,
                 read=given[0].numel() if given else 0,
                 written=given_out[0].numel() if given_out else 0,
                 bytes=sum(map(tensor_bytes, [*given, *given_out])) if started else 0,

@@ -1,4 +1,4 @@
-"""compare_conventions(): what every tool and paper would print for one model, side by side, and why they differ."""
+"""compare_conventions(): one model's counts by every tool and paper, side by side, with the reasons for differences."""
 
 import math
 import warnings
@@ -31,7 +31,7 @@ _REST = "operators as they run, not as published"
 
 @dataclass(frozen=True)
 class ConventionRow:
-    """One convention: its totals, what they are made of, and by what they differ from plain multiply-accumulates.
+    """One convention: its totals, their parts, and their difference to plain multiply-accumulates.
 
     Attributes:
         parts: kind -> amount; they add up to `counts.flops`.
@@ -103,7 +103,7 @@ class ConventionTable:
 def compare_conventions(model: nn.Module, inputs: Any, *, conventions: Sequence[str] = ()) -> ConventionTable:
     """Count `model` on `inputs` by several rules at once, and take every difference to plain MACs apart by kind.
 
-    The model runs once, without arithmetic where that is possible, and is left as it was.
+    The model runs once, without arithmetic if possible, and stays unchanged.
 
     Args:
         inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
@@ -115,7 +115,7 @@ def compare_conventions(model: nn.Module, inputs: Any, *, conventions: Sequence[
     recording = record(model, inputs)
     counted = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Uncounted)  # the table says what each rule does not count
+        warnings.simplefilter("ignore", Uncounted)  # the table lists each rule's uncounted operations
         for rule in rules:
             counts = count_recorded(recording, rule.name)
             counted.append((counts, _parts(recording, rule, counts)))
@@ -131,7 +131,7 @@ def compare_conventions(model: nn.Module, inputs: Any, *, conventions: Sequence[
 
 
 def _parts(recording: Recording, rule: Convention, counts: Counts) -> dict[str, int]:
-    """What a convention's figure is made of; what the walk over operations does not see is an operator's formula."""
+    """The parts of a convention's figure; what remains after the recorded operations is an operator's formula."""
     found = Counter[str]()
     if rule.tool is not None:
         for _, what, amount in rule.tool(recording).parts:

@@ -1,4 +1,4 @@
-"""What ptflops (its `pytorch` backend) and thop add up: rules over module classes, walked the way those tools walk.
+"""The counts of ptflops (its `pytorch` backend) and thop: rules over module classes, in those tools' own walk.
 
 Both look up a module's exact class, add its rule at every call, and sum over the tree of children, so that a module
 that stands in two places is counted in both (by thop squared, as it hooks it twice too). ptflops counts calls of some
@@ -17,13 +17,13 @@ from torch import nn
 
 from leanconv.measure.counting.record import ModuleCall, Recording, child_names
 
-Parts = dict[str, int]  # what is counted -> how much
+Parts = dict[str, int]  # part -> count
 Rule = Callable[[ModuleCall], Parts]
 
 
 @dataclass
 class ToolFigures:
-    """(module name, what, how much) of every part; (module name, parameters); leaf classes without a rule."""
+    """(module name, part, count); (module name, parameters); leaf classes without a rule."""
 
     parts: list[tuple[str, str, int]] = field(default_factory=list)
     params: list[tuple[str, int]] = field(default_factory=list)
@@ -66,7 +66,7 @@ def _ptflops_norm(call: ModuleCall) -> Parts:
 
 
 def _self_attention(call: ModuleCall) -> Parts:
-    """Of an `nn.MultiheadAttention` whose keys and values are as many as its queries."""
+    """An `nn.MultiheadAttention` with as many keys and values as queries."""
     layer, (first, second, width) = call.module, call.in_shape
     assert isinstance(layer, nn.MultiheadAttention)
     batch, length = (first, second) if layer.batch_first else (second, first)

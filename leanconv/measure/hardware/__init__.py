@@ -1,1 +1,1 @@
-"""Devices: what a measurement ran on, rooflines, systolic arrays and multiplier lanes."""
+"""Hardware models: rooflines, systolic arrays and multiplier lanes."""

@@ -21,8 +21,7 @@ from torch import nn
 
 from leanconv.errors import BadInput
 from leanconv.measure.counting.contraction import Contraction
-from leanconv.measure.hardware.layer_sizes import LayerSizes, layer_sizes, slowest
-from leanconv.measure.hardware.systolic import unmapped_notes
+from leanconv.measure.hardware.layer_sizes import LayerSizes, layer_sizes, slowest, unmapped_notes
 from leanconv.table import si, table
 
 KERNELS = (3, 5, 7, 9)

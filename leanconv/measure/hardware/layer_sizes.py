@@ -1,7 +1,7 @@
-"""What the models of hardware read of a network: its layers with the sizes of everything they multiply."""
+"""The input of the hardware models: a network's layers, with the sizes of all their products."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +12,7 @@ from leanconv.measure.counting.count import Layer, Uncounted, count_recorded
 from leanconv.measure.counting.products import CONTRACTIONS
 from leanconv.measure.counting.record import record
 from leanconv.measure.state import main_input
+from leanconv.table import si
 
 
 class Timed(Protocol):
@@ -26,7 +27,7 @@ Row = TypeVar("Row", bound=Timed)
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """A row of `count.Counts` that multiplies something. `kind`: of its part with the most multiply-accumulates."""
+    """A row of `count.Counts` with products. `kind`: that of its part with the most multiply-accumulates."""
 
     name: str
     type: str
@@ -44,15 +45,15 @@ class LayerSizes:
 
 
 def mixed(sizes: Iterable[Contraction]) -> str:
-    """The kinds of an operator's parts, each once, in the order in which they run: "depthwise + pointwise"."""
+    """The kinds of an operator's parts, each once, in execution order: "depthwise + pointwise"."""
     return " + ".join(dict.fromkeys(one.kind for one in sizes))
 
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """The layers in their order, the input's shape, all parameters, and what runs without known sizes.
+    """The layers in execution order, the input's shape, all parameters, and operations of unknown sizes.
 
-    `unmapped`: operation -> its multiply-accumulates, 0 where not even those are known.
+    `unmapped`: operation -> its multiply-accumulates, 0 if unknown too.
     """
 
     layers: tuple[LayerSizes, ...]
@@ -65,7 +66,7 @@ def layer_sizes(model: nn.Module, inputs: Any) -> NetworkSizes:
     """The sizes of all convolutions and products of one forward in eval mode, which computes nothing where it can."""
     recording = record(model, inputs)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Uncounted)  # `unmapped` says it
+        warnings.simplefilter("ignore", Uncounted)  # `unmapped` lists it
         counts = count_recorded(recording, "executed_macs")
     row_of, found, unmapped = recording.row_of(), dict[str, list[Contraction]](), dict[str, int]()
     for op in recording.ops:
@@ -85,3 +86,9 @@ def _sizes(layer: Layer, sizes: list[Contraction]) -> LayerSizes:
 def slowest(layers: Iterable[Row], count: int) -> list[Row]:
     """The rows with the most cycles, the slowest first."""
     return sorted(layers, key=lambda one: -one.cycles)[:count]
+
+
+def unmapped_notes(unmapped: Mapping[str, int]) -> list[str]:
+    """One line that lists the operations without a mapping; none if all have one."""
+    listed = ", ".join(f"{name} ({si(macs) if macs else 'unknown'} MACs)" for name, macs in unmapped.items())
+    return [f"not in the cycles: {listed}"] if listed else []

@@ -1,4 +1,4 @@
-"""The device's peaks, with their source, and what bounds a layer: arithmetic or memory traffic.
+"""The device's peaks, with their source, and a layer's bound: arithmetic or memory traffic.
 
 floor = max(2·MACs / peak flops, bytes / bandwidth), the least time a perfect kernel could take
 (Williams, Waterman, Patterson 2009, "Roofline", CACM 52(4)).
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from leanconv.measure.timing.latency import check_clock, once_ms
+from leanconv.running import untouched_random
 
 # Calls of each product and copy, the fastest of which counts: 0.1 to 0.3 s of each on one core.
 MEASUREMENTS = 16
@@ -35,14 +36,14 @@ _DATA_SHEETS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the device can do at most, in 10⁹ flops and 10⁹ bytes a second, and where that is from."""
+    """The device's peak rates in 10⁹ flops and 10⁹ bytes a second, and their source."""
 
     gflops: float
     gbytes_s: float
     source: str
 
     def floor_ms(self, macs: int, moved: int) -> tuple[float, str]:
-        """The least time of that much work, and what bounds it: "compute" or "memory"."""
+        """The roofline floor of an amount of work, and its bound: "compute" or "memory"."""
         compute, memory = 2 * macs / self.gflops / 1e6, moved / self.gbytes_s / 1e6
         return (compute, "compute") if compute > memory else (memory, "memory")
 
@@ -62,16 +63,17 @@ def peaks(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     if device.type == "cuda" and (known := data_sheet(torch.cuda.get_device_name(device), dtype)):
         return known
     check_clock(clock)
-    return _measured(str(device), dtype, torch.get_num_threads(), clock)
+    with untouched_random():
+        return _measured(str(device), dtype, torch.get_num_threads(), clock)
 
 
 def data_sheet(name: str, dtype: torch.dtype) -> Peaks | None:
-    """The maker's figures for a GPU of that name; None for one that is not in the table."""
+    """The data sheet's figures for a GPU of that name; None if the table lacks it."""
     for model, figures in _DATA_SHEETS.items():
         if model in name:
             kind = str(dtype).removeprefix("torch.")
             if kind == "float32" and "tf32" in figures and torch.backends.cudnn.allow_tf32:
-                kind = "tf32"  # what convolutions of float32 tensors use by default
+                kind = "tf32"  # the default of float32 convolutions
             if kind not in figures:
                 return None
             return Peaks(1e3 * figures[kind], figures["GB/s"], f"NVIDIA data sheet, {model}, {kind}, dense")
@@ -81,7 +83,7 @@ def data_sheet(name: str, dtype: torch.dtype) -> Peaks | None:
 @functools.cache
 @torch.no_grad()
 def _measured(device: str, dtype: torch.dtype, threads: int, clock: str) -> Peaks:
-    """The highest rate of several products and convolutions, and of several copies that no cache holds."""
+    """The highest rate of several products and convolutions, and of copies larger than any cache."""
     side, numbers = (768, 8 << 20) if device == "cpu" else (8192, 256 << 20)
     a = torch.randn(side, side).to(device, dtype)
     source = torch.ones(numbers, device=device)

@@ -1,4 +1,4 @@
-"""How long callables take, measured so that a busy machine cannot favour one of them: A/B/A/B in one process."""
+"""Interleaved timing, A/B/A/B in one process: a busy machine slows every candidate alike."""
 
 import functools
 import random
@@ -45,12 +45,12 @@ def quantile(ordered: list[float], q: float) -> float:
 
 @functools.cache
 def has_accelerator() -> bool:
-    """Whether there is a device whose work goes on after the call that asked for it."""
+    """Whether a device runs asynchronously, after the call that started its work returns."""
     return torch.cuda.is_available() or torch.accelerator.is_available()
 
 
 def synchronize() -> None:
-    """Wait until the accelerator, if this process uses one, has done what it was given."""
+    """Wait until the accelerator, if this process uses one, is idle."""
     if torch.cuda.is_available():
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
@@ -65,14 +65,14 @@ CLOCKS: dict[str, Callable[[], float]] = {
 }
 
 
-# What a report calls them.
+# The clocks' names in reports.
 CLOCK_WORDS = {"wall": "wall time", "cpu": "this thread's computing time", "process": "computing time"}
 
 
 def once_ms(call: Callable[[], object], clock: str = "wall") -> float:
     """Time of one call in ms, the device's queue emptied before and after."""
     now, waits = CLOCKS[clock], has_accelerator()
-    if waits:  # 3 µs to find out, as long as a small kernel
+    if waits:  # the check takes 3 µs, as long as a small kernel
         synchronize()
     start = now()
     call()
@@ -82,7 +82,7 @@ def once_ms(call: Callable[[], object], clock: str = "wall") -> float:
 
 
 def check_clock(clock: str) -> None:
-    """Raises BadInput for an unknown clock, or where "cpu" would see a part of the work, "process" the sum of it."""
+    """Raises BadInput for an unknown clock, and for a CPU clock with several threads: it sees a part or their sum."""
     if clock not in CLOCKS:
         raise BadInput(f"unknown clock {clock!r}; known: {', '.join(CLOCKS)}")
     if clock != "wall" and torch.get_num_threads() != 1:
@@ -103,20 +103,19 @@ def interleave(
     primed: bool = False,
     on_round: Callable[[float], object] | None = None,
 ) -> dict[str, Timing]:
-    """Time every candidate once a round, in another order each round, so that a neighbour's load hits all alike.
+    """Time every candidate once a round, in another order each round: load from neighbours hits all alike.
 
-    The orders are drawn at random, the same ones every time: in rotation each candidate would always follow the same
-    other, and find in the caches and in the allocator what that one leaves there.
+    The orders are random, from a fixed seed. In a rotation each candidate would always follow the same one, and meet
+    that one's caches and allocator.
 
     Args:
-        candidates: name -> what to call; a call stands for itself (gradients, dtype, layout are the caller's).
+        candidates: name -> callable; the caller sets gradients, dtype and layout.
         budget_s: no new round starts once these seconds (warm-up not counted) are spent and `min_rounds` are done.
         warmup: untimed rounds before the first timed one.
-        clock: "wall", or "cpu": the time that this thread computed, which leaves out the turns that the system gave to
-            others. On a crowded machine the better estimate; CPU work in one thread only. "process" likewise, for work
-            that may be done in another single thread, as a runtime's own.
-        primed: call each candidate once untimed right before it is timed. It then finds its own code and data in the
-            caches, as where nothing else runs between two calls; without, what another candidate left there.
+        clock: "wall"; "cpu" for this thread's CPU time, which excludes preemption: better on a crowded machine, for
+            work in one thread; "process" for the process's CPU time, if a runtime works in one thread of its own.
+        primed: call each candidate once, untimed, right before timing it: its code and data are then in the caches.
+            Without, the caches hold the previous candidate's.
         on_round: called after every round with the fraction of the measurement that is done, 0..1.
     Returns: name -> Timing, in the order given. Raises: BadInput for no candidates or fewer than one round.
     """

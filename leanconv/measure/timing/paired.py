@@ -33,7 +33,7 @@ class Ratio:
 
 
 class Turns:
-    """Callables that are called in turns, each round in another order drawn at random; who is out may leave.
+    """Callables that are called in turns, each round in another random order; callables that lost may leave.
 
     Args:
         calls: name -> what to call. clock, primed: as `latency.interleave` has them.

@@ -1,4 +1,4 @@
-"""compare(): several models on the same input, counted, and timed in turns."""
+"""compare(): several models on the same input, counted, and timed interleaved."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,12 +10,13 @@ from torch import nn
 from leanconv.errors import BadInput
 from leanconv.measure.counting.count import Counts, count_recorded
 from leanconv.measure.counting.record import record
-from leanconv.measure.hardware.device import describe, label
-from leanconv.measure.state import layout_of, main_input, run, untouched
+from leanconv.measure.device import describe, label
+from leanconv.measure.state import layout_of, main_input
 from leanconv.measure.timing.latency import Timing, interleave
+from leanconv.running import run, untouched
 from leanconv.table import si, table
 
-# What a wrapper around a foreign runtime does in torch: hand tensors over.
+# Operations of a wrapper around a foreign runtime: it only hands tensors over.
 _COPIES = {"clone", "copy_", "_to_copy", "contiguous"}
 
 
@@ -23,7 +24,7 @@ _COPIES = {"clone", "copy_", "_to_copy", "contiguous"}
 class Entry:
     """One model of a comparison. `speedup` is against the first model; `fps` counts images, not batches.
 
-    `counts` is None for a model whose arithmetic does not run in torch (a runtime's session).
+    `counts` is None if the model computes outside torch, in a runtime's session.
     """
 
     name: str
@@ -120,13 +121,13 @@ def compare(
 ) -> Comparison:
     """Count and time models side by side on the same inputs, in eval mode and without gradients.
 
-    The models take turns in one process, so that a busy machine hits all alike; they are left as they were.
+    The models take turns in one process, so that a busy machine slows all alike. They stay unchanged.
 
     Args:
         models: name -> model; the first is the base of every ratio.
         inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
         conventions: further counting conventions to print beside MACs, such as "torchstat".
-        budget_s: seconds of timing over all models, warm-up not counted; `min_rounds` are done whatever they take.
+        budget_s: seconds of timing over all models, without warm-up; at least `min_rounds` run.
         clock: "wall", or "cpu" for one thread's own computing time on a crowded machine (see `latency.interleave`).
     """
     if not models:

@@ -1,4 +1,4 @@
-"""What a training step costs: its time, in turns with the other models', and its peak memory."""
+"""The cost of a training step: its time, interleaved with the other models', and its peak memory."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,12 +12,13 @@ from torch.utils import _pytree as pytree
 
 from leanconv.copies import copied
 from leanconv.errors import BadInput
-from leanconv.measure.hardware.device import describe, label
-from leanconv.measure.state import bare, layout_of, main_input, run, tensors, untouched_random
+from leanconv.measure.device import describe, label
+from leanconv.measure.state import bare, layout_of, main_input
 from leanconv.measure.timing.latency import Timing, interleave, synchronize
+from leanconv.running import run, tensors, untouched_random
 from leanconv.table import si, table
 
-# How a step can be run; what is cheapest differs between operators and devices.
+# The ways to run a step; the cheapest differs between operators and devices.
 SETTINGS = ("eager", "channels_last", "compile", "compile channels_last")
 
 
@@ -144,7 +145,7 @@ def compare_training(
 class TrainingStep:
     """One model's step, ready to be called again and again with the same work in every call.
 
-    An input that requires a gradient gets one in every step (a layer within a network), any other does not (an image).
+    An input gets a gradient if it requires one, as a layer within a network does and an image does not.
     """
 
     def __init__(self, model: nn.Module, inputs: Any, setting: str, autocast: torch.dtype | None = None) -> None:
@@ -196,7 +197,7 @@ class TrainingStep:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """The same numbers as a leaf of its own, which gets a gradient where the original would."""
+    """The same numbers as a new leaf; it gets a gradient if the original does."""
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
@@ -207,11 +208,11 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 
 def _allocator_peak(call: Callable[[], object]) -> int:
-    """The highest sum of bytes that torch's CPU allocator handed out during a call and had not got back."""
+    """The peak of bytes that torch's CPU allocator holds during a call."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU]
-    # There is one cycle; with `acc_events` torch 2.11 does not warn that those before are forgotten.
+    # One cycle only: `acc_events` keeps torch 2.11 from warning about forgotten ones.
     with _quiet_kineto(), profile(activities=activities, profile_memory=True, acc_events=True) as seen:
         call()
     recorded = seen.profiler.kineto_results if seen.profiler is not None else None
@@ -225,7 +226,7 @@ def _allocator_peak(call: Callable[[], object]) -> int:
 
 @contextmanager
 def _quiet_kineto() -> Iterator[None]:
-    """Kineto, torch's profiler, writes its log to stderr; it reads the level when a profile starts."""
+    """Silence Kineto, torch's profiler, on stderr; it reads its log level when a profile starts."""
     before = os.environ.get("KINETO_LOG_LEVEL")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     try:

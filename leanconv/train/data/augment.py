@@ -1,4 +1,4 @@
-"""From a uint8 image and its mask to what a model trains on: random crops, flips, turns and light, or none of it.
+"""From a uint8 image and its mask to a training sample: random crops, flips, rotations and light, or none.
 
 Networks see float32 images, (value / 255 - 0.5) / 0.25 in every channel: no statistics of a data set to carry along.
 All dice are thrown by torch's default generator, so that its state is the whole state of the augmentation.
@@ -13,13 +13,13 @@ from torch import Tensor
 from leanconv.errors import BadInput
 from leanconv.extras import needs
 from leanconv.train.data.masks import IGNORE
-from leanconv.train.inference.padding import mirror
+from leanconv.train.data.padding import mirror
 
 MEAN, STD = 0.5, 0.25
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images `... 3 H W` as the float32 that networks of this project take."""
+    """uint8 images `... 3 H W` as float32 inputs of the networks here."""
     return (images.float() / 255 - MEAN) / STD
 
 
@@ -35,7 +35,7 @@ class TrainTransform:
     Attributes:
         size: side S of the crop; smaller images are mirrored outwards.
         scale: smallest and largest zoom; 1.25 shows things a quarter larger. (1, 1) does not zoom.
-        defect_crop: share of the crops that are put around a random defect pixel, where there is one: for tiny defects.
+        defect_crop: share of crops around a random defect pixel, if there is one: for tiny defects.
         flips: mirror images and quarter turns, all eight equally often.
         light: strength of the changes of brightness, contrast and saturation; 0 leaves the colours alone.
     """
@@ -76,7 +76,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class PlainTransform:
-    """The same without dice: the whole image, resized to `size` x `size` where a size is given."""
+    """The same without randomness: the whole image, resized to `size` x `size` if a size is given."""
 
     size: int | None = None
 
@@ -100,7 +100,7 @@ def _below(stop: int) -> int:
 
 
 def _turned(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """One of the square's eight symmetries (of a rectangle's four, where quarter turns would change the shape)."""
+    """One of a square's eight symmetries, or of a rectangle's four that keep the shape."""
     F = _v2().functional
     if _below(2):
         image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
@@ -115,7 +115,7 @@ def _relit(image: Tensor, strength: float) -> Tensor:
 
 
 def _resized(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Image by anti-aliased bilinear interpolation, mask by its nearest pixel."""
+    """Resize the image by anti-aliased bilinear interpolation, the mask by its nearest pixel."""
     v2 = _v2()
     from torchvision.tv_tensors import Image, Mask
 

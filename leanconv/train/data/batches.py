@@ -19,7 +19,7 @@ def mix(*numbers: int) -> int:
 
 
 class Order:
-    """Which images a process takes at each step: every epoch is a fresh permutation, its incomplete last batch dropped.
+    """The images of a process at each step: a new permutation per epoch, without its incomplete last batch.
 
     A set smaller than a batch is repeated until it fills one.
     """
@@ -63,7 +63,7 @@ class Order:
 
 
 class _Seeded(Dataset[Any]):
-    """Samples after a random transform whose dice are thrown with the seed that comes with the index."""
+    """Samples after a random transform, seeded by the number that comes with the index."""
 
     def __init__(self, samples: Any, transform: Callable[[Tensor, Any], tuple[Tensor, Any]]) -> None:
         self.samples, self.transform = samples, transform
@@ -72,7 +72,7 @@ class _Seeded(Dataset[Any]):
         index, seed = place
         try:
             sample = self.samples[index]
-        except BadInput as error:  # raised in a worker process it would arrive with that one's whole traceback
+        except BadInput as error:  # raised in a worker process it would arrive with the worker's whole traceback
             return error
         before = torch.get_rng_state()
         torch.default_generator.manual_seed(seed)
@@ -103,7 +103,7 @@ def batches(
         batch_sampler=_Steps(order, start, stop),
         num_workers=workers,
         worker_init_fn=_leave_signals_to_the_parent,
-        # A generator of its own: drawing the workers' base seed must not move the model's random numbers.
+        # Its own generator: the workers' base seed must not advance the model's random numbers.
         generator=torch.Generator().manual_seed(order.seed),
         pin_memory=pin_memory,
         collate_fn=_collate,

@@ -1,4 +1,4 @@
-"""Every file is looked at before a training begins, and what is wrong is said of all of them at once."""
+"""Check every file before a training begins, and report all faults together."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,14 +8,14 @@ import torch
 from leanconv.errors import BadFiles, BadInput
 from leanconv.train.progress import tracked
 
-# Pixels that are decoded at most: 4,000 photographs of 12 megapixels, some minutes. A count and no clock, so that all
-# processes of a run come to the same end.
+# The most pixels to decode: 4,000 photographs of 12 megapixels, some minutes. A count instead of a time limit: all
+# processes of a run then decode the same images.
 MOST_PIXELS = 5 * 10**10
-_BLOCK = 256  # images between two looks at Ctrl-C, with several threads
+_BLOCK = 256  # images between two checks for Ctrl-C, with several threads
 
 
 class FileCheck:
-    """Looks at the `count` images of a split: first at all headers, then at the pixels.
+    """Checks the `count` images of a split: first all headers, then the pixels.
 
     Attributes:
         sizes: image -> height and width, of those whose header is good.
@@ -36,7 +36,7 @@ class FileCheck:
                 self._faults[index] = str(error)
 
     def decode(self, decode: Callable[[int], object]) -> None:
-        """`decode` reads an image's pixels, or raises BadInput. Of a huge set only every n-th image is read."""
+        """`decode` reads an image's pixels, or raises BadInput. In a huge set it reads every n-th image only."""
         total = sum(height * width for height, width in self.sizes.values())
         chosen = list(self.sizes)[:: -(-total // MOST_PIXELS) or 1]
 
@@ -47,14 +47,14 @@ class FileCheck:
                 self._faults[index] = str(error)
 
         blocks = [chosen[start : start + _BLOCK] for start in range(0, len(chosen), _BLOCK)]
-        # Decoders let other threads run: two cores take half the time.
+        # Decoders release the GIL: two cores take half the time.
         with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), 8))) as pool:
             each = (index for block in blocks for index in [*zip(block, pool.map(read, block), strict=True)])
             for _ in tracked(each, "reading images", progress=self.progress, count=len(chosen)):
                 self._decoded += 1
 
     def finish(self) -> str:
-        """What was not decoded, in words. Raises BadInput, or BadFiles for several images that cannot be used."""
+        """A remark on images that were not decoded. Raises BadInput, or BadFiles for several unusable images."""
         refuse([self._faults[index] for index in sorted(self._faults)], self.count)
         if self._decoded == self.count:
             return ""
@@ -64,7 +64,7 @@ class FileCheck:
 
 
 def refuse(faults: Sequence[str], count: int) -> None:
-    """Raise BadInput where there are faults among `count` images."""
+    """Raise BadInput if there are faults among `count` images."""
     if len(faults) == 1:
         raise BadInput(faults[0])
     if faults:

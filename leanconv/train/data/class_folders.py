@@ -1,4 +1,4 @@
-"""Classes as folders of images, `DIR/CLASS/...` or `DIR/train/CLASS/...`: which folder is a class, which a split."""
+"""Classes as folders of images, `DIR/CLASS/...` or `DIR/train/CLASS/...`: find classes and splits."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from leanconv.train.data.image_files import (
     no_images,
 )
 from leanconv.train.data.images import ImageReader, listing
-from leanconv.train.data.pictures import Files, LabelSource, Part
+from leanconv.train.data.labelled_sources import Files, LabelSource, Part
 from leanconv.train.data.splits import (
     SPLITS,
     alike_but_for_split,
@@ -73,7 +73,7 @@ def class_folders(root: Path, reader: ImageReader, *, divided: bool = True) -> t
 
 
 def _tops(root: Path) -> dict[str, Path]:
-    """Split -> its folder; "" -> the root, where that is not divided. Raises BadInput where it may be either."""
+    """Split -> its folder; "" -> the root of undivided data. Raises BadInput if it may be either."""
     folders = folders_in(root)
     named = [folder for folder in folders if split_of(folder.name)]
     if not named:
@@ -95,7 +95,7 @@ def _tops(root: Path) -> dict[str, Path]:
 
 
 def _no_lookalikes(root: Path, folders: Sequence[Path]) -> None:
-    """Raise BadInput for folders that would be taken for classes, and hardly are."""
+    """Raise BadInput for folders that look like classes and hardly are."""
     names = [folder.name for folder in folders]
     if pair := alike_but_for_split(names):
         raise BadInput(
@@ -126,7 +126,7 @@ def _in_each(folders: Sequence[Path]) -> list[str]:
 
 
 def _classes(top: Path) -> dict[str, Path]:
-    """Class -> folder. Raises BadInput where two names are one in two Unicode forms."""
+    """Class -> folder. Raises BadInput if two names are equal in another Unicode form."""
     found: dict[str, Path] = {}
     for folder in folders_in(top):
         other = found.setdefault(same_name(folder.name), folder)
@@ -136,7 +136,7 @@ def _classes(top: Path) -> dict[str, Path]:
 
 
 def _one_spelling(folders: dict[str, dict[str, Path]]) -> None:
-    """Raise BadInput where splits spell a class in small and in capital letters. In one split these are two classes."""
+    """Raise BadInput if splits spell a class in upper and in lower case. In one split these are two classes."""
     spelt: dict[str, Path] = {}
     times = [Counter(name.casefold() for name in named) for named in folders.values()]
     together = {name for each in times for name, count in each.items() if count > 1}
@@ -148,7 +148,7 @@ def _one_spelling(folders: dict[str, dict[str, Path]]) -> None:
 
 
 def _check_several(root: Path, named: dict[str, Path]) -> None:
-    """Raise BadInput for fewer than two classes: there is nothing to learn, or the folder is not the right one."""
+    """Raise BadInput for fewer than two classes: probably it is the wrong folder."""
     if len(named) > 1:
         return
     inner = next((folder for folder in named.values() if has_class_folders(folder)), None)
@@ -159,7 +159,7 @@ def _check_several(root: Path, named: dict[str, Path]) -> None:
 
 
 def _divided(root: Path, whole: Files) -> tuple[Splits, str]:
-    """An undivided source in three parts, and the note that says so."""
+    """An undivided source in three parts, and a remark about it."""
     chosen = split_by_name(list(whole.names), root)
     parts: Splits = {
         split: Part(whole, [i for i, name in enumerate(whole.names) if name in chosen[split]]) for split in SPLITS
@@ -172,7 +172,7 @@ def _divided(root: Path, whole: Files) -> tuple[Splits, str]:
 
 
 def _loose(top: Path) -> Found:
-    """The images beside the class folders, as files that are left out."""
+    """The images beside the class folders, to report as skipped."""
     found = Found()
     for path in images_in(top).images:
         found.others[path.suffix.lower()] += 1

@@ -1,4 +1,4 @@
-"""Which colour of a mask is which class: the option `colors` of a data reference.
+"""The class of each mask colour: the option `colors` of a data reference.
 
 colors=000000,ff0000,00ff00                     RRGGBB in the order of the classes, the background first
 colors=background:000000,scratch:ff0000+00ff00  with names; several colours may be one class
@@ -27,7 +27,7 @@ _LARGEST = 1 << 20  # bytes of a file of colours
 
 
 class ColourMap(NamedTuple):
-    """Colours `0xRRGGBB` (or TRANSPARENT), the class index of each; the names of the classes, where they are said."""
+    """Colours `0xRRGGBB` (or TRANSPARENT), the class index of each; the names of the classes, if given."""
 
     colours: tuple[int, ...]
     classes: tuple[int, ...]
@@ -35,11 +35,11 @@ class ColourMap(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return max(self.classes) + 1
 
     def without(self, colour: int) -> "ColourMap":
-        """The same less one colour, and less its class where that has no other."""
+        """The map without one colour, and without its class if it has no other."""
         kept = [(key, place) for key, place in zip(self.colours, self.classes, strict=True) if key != colour]
         order = sorted({place for _, place in kept})
         if not order:
@@ -49,7 +49,7 @@ class ColourMap(NamedTuple):
 
 
 def read_colours(text: str, root: Path) -> ColourMap:
-    """The option's value: a list, or a file beside the data in `root` or where the path says. Raises BadInput."""
+    """Read the option: a list, or a file in `root` or at its own path. Raises BadInput."""
     words = [word.strip() for word in text.split(",")]
     if all(_entry(word) for word in words):
         return _map([entry for word in words if (entry := _entry(word))], f"colors={text}")
@@ -70,12 +70,12 @@ def colour_of(text: str) -> int | None:
 
 
 def written(colour: int) -> str:
-    """A colour as the option takes it."""
+    """A colour in the option's notation."""
     return "transparent" if colour == TRANSPARENT else f"{colour:06x}"
 
 
 def _entry(word: str) -> tuple[str, list[int]] | None:
-    """`scratch:ff0000+00ff00` as name and colours; None where it is none."""
+    """`scratch:ff0000+00ff00` as name and colours; None for anything else."""
     name, _, colours = word.rpartition(":")
     found = [colour_of(part) for part in colours.split("+")]
     return (name, [colour for colour in found if colour is not None]) if None not in found else None
@@ -99,7 +99,7 @@ def _file(path: Path) -> ColourMap:
 
 
 def _line(line: str) -> tuple[str, list[int]] | None:
-    """Name and colour of a line; None where it has none."""
+    """Name and colour of a line; None without a colour."""
     if line.startswith("#") and not _HEX.match(line):
         return None
     if found := _NUMBERS.match(line) or _NUMBERS_FIRST.match(line):
@@ -114,7 +114,7 @@ def _line(line: str) -> tuple[str, list[int]] | None:
 
 
 def _map(entries: Sequence[tuple[str, Iterable[int]]], where: str) -> ColourMap:
-    """One class an entry, but one for all entries of a name."""
+    """One class per entry; entries of the same name share one."""
     order: dict[object, int] = {}
     classes: dict[int, int] = {}
     for place, (name, colours) in enumerate(entries):

@@ -1,4 +1,4 @@
-"""Augmentation for classification: a shifted or zoomed crop, mirrored half of the time, in another light.
+"""Augmentation for classification: a shifted or zoomed crop, a flip half of the time, colour jitter.
 
 Small sets in memory are augmented a batch at a time; photographs one by one, as they are decoded. Networks see float32
 images as `augment.to_float` makes them.
@@ -16,18 +16,18 @@ from leanconv.train.data.augment import to_float
 from leanconv.train.data.batches import Order, mix
 from leanconv.train.data.labelled import Labelled, prepared
 
-# Share of a photograph's area and aspect ratio of a random crop, as everybody trains on ImageNet.
+# Area share and aspect ratio of a random crop, as usual on ImageNet.
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 _GREY = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
 class Crops:
-    """What a training picture goes through.
+    """The augmentation of a training image.
 
     Attributes:
         size: side S of the square.
-        augment: false shows the network what it sees in evaluation.
+        augment: false gives the network the image as in evaluation.
         flips: mirror left and right, half of the time.
         light: strength of the changes of brightness, contrast and saturation; 0 leaves the colours alone.
     """
@@ -39,11 +39,11 @@ class Crops:
 
     @property
     def pad(self) -> int:
-        """Pixels by which a small picture is shifted at most, black beyond its edge: 4 at 32, the usual on CIFAR."""
+        """The largest shift of a small image in pixels, with black padding: 4 at 32, as usual on CIFAR."""
         return max(1, self.size // 8)
 
     def batch(self, images: Tensor, seed: int, rank: int = 0, processes: int = 1) -> Tensor:
-        """uint8 `n 3 S S` -> float32 `n 3 S S`: the share of a process of a batch whose dice are thrown with `seed`."""
+        """uint8 `n 3 S S` -> float32 `n 3 S S`: a process's share of a batch, with random numbers from `seed`."""
         if not self.augment:
             return to_float(images)
         dice, whole = torch.Generator().manual_seed(seed), len(images) * processes
@@ -57,7 +57,7 @@ class Crops:
         return to_float(relit(cut, *factors) if self.light else cut)
 
     def __call__(self, image: Tensor, label: int) -> tuple[Tensor, int]:
-        """One photograph uint8 `3 H W` -> float32 `3 S S`, with torch's default dice; the label passes."""
+        """One photograph uint8 `3 H W` -> float32 `3 S S`, with torch's default generator; the label passes."""
         if not self.augment:
             return to_float(prepared(image, self.size)), label
         with needs("torchvision", "train"):
@@ -71,7 +71,7 @@ class Crops:
 
 
 def relit(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """uint8 `n 3 H W` with a factor of each kind per image (`n`), one after the other as v2.ColorJitter does it."""
+    """Jitter uint8 `n 3 H W` by one factor per image (`n`) and kind, in the order of v2.ColorJitter."""
     pixels, weights = images.float(), torch.tensor(_GREY).view(1, 3, 1, 1)
     pixels = (pixels * brightness.view(-1, 1, 1, 1)).clamp(0, 255)
     mean = (pixels * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
@@ -84,7 +84,7 @@ def relit(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tens
 def memory_batches(
     samples: Labelled, crops: Crops, order: Order, start: int, stop: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (float32 images `n 3 S S`, labels `n`) of the steps start ... stop - 1, from a set that is in memory."""
+    """Batches (float32 images `n 3 S S`, labels `n`) of the steps start ... stop - 1, from a set in memory."""
     assert samples.images is not None
     for step in range(start, stop):
         places = torch.tensor(order.images(step))

@@ -1,4 +1,4 @@
-"""Opening and decoding image files that somebody else made: every way in which one can be bad is one clear line.
+"""Open and decode foreign image files; each possible fault becomes one clear line.
 
 Only the decoders of the formats below are tried. A file's own EXIF orientation is applied, to images and to masks:
 annotation tools show the upright picture, and write masks that are upright and carry no tag.
@@ -21,9 +21,9 @@ from leanconv.files import check_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# PIL's own limit for an error (a warning at half of it): 537 MB as RGB. Larger files are never decoded.
+# PIL's own error limit (it warns from half of it): 537 MB as RGB. Larger files are never decoded.
 MAX_PIXELS = 178_956_970
-# Networks need sides in multiples of 32: a strip one pixel high grows 32 times, and must stay below MAX_PIXELS then.
+# Networks need sides in multiples of 32: a strip one pixel high grows 32 times, still below MAX_PIXELS.
 MAX_SIDE = 1 << 20
 
 FORMAT_NAMES = "PNG, JPEG, WebP, AVIF, JPEG 2000, TIFF, BMP, GIF or PPM"
@@ -32,7 +32,7 @@ _ALWAYS_LOSSY = ("JPEG", "MPO", "AVIF", "JPEG2000")  # the last two may be lossl
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _WIDTH, _PHOTOMETRIC, _ORIENTATION = 256, 262, 274
 _GREY16 = ("I;16", "I;16B", "I;16L", "I;16N")
-# PIL keeps the high byte of colours of 16 bits a channel. Read in the other byte order, it keeps the low one.
+# PIL keeps the high byte of 16-bit colours; read in the other byte order, it keeps the low one.
 _LOW_BYTE = {
     "RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": "RGB;16B",
     "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B", "RGBA;16N": "RGBA;16B",
@@ -43,15 +43,15 @@ _STEP = {"L;2": 85, "L;4": 17}  # grey of 2 and 4 bits, as it is shown with 8
 
 Source = Path | bytes
 
-# What PIL logs about a damaged file would otherwise be printed beside our one line.
+# Otherwise PIL's log about a damaged file appears beside our one line.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class Header(NamedTuple):
-    """What a file says before it is decoded.
+    """The header of an image file, before decoding.
 
     Attributes:
-        height, width: of the upright picture.
+        height, width: after the EXIF rotation.
         orientation: the EXIF tag; 1 is upright.
         mode: PIL's name of its kind of pixels, "RGB", "L", "P", "CMYK", ...
         deep: 16 bits a channel.
@@ -72,14 +72,14 @@ class Header(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The kind of pixels in words, for a message."""
+        """The kind of pixels, for a message."""
         from PIL import ImageMode
 
         return f"{len(ImageMode.getmode(self.mode).bands)} channels of kind {self.mode}"
 
 
 class Decoded(NamedTuple):
-    """A decoded, upright picture; `deep` has its values, uint16 `H W` or `H W C`, where they take 16 bits."""
+    """A decoded, upright image; `deep`: its values if they have 16 bits, uint16 `H W` or `H W C`."""
 
     image: "Image"
     header: Header
@@ -88,20 +88,20 @@ class Decoded(NamedTuple):
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The formats that are read, by PIL's names, as far as this PIL was built with their decoders."""
+    """The readable formats, by PIL's names, if this PIL has their decoders."""
     Image = _pil()
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def read_header(source: Source, name: str, *, whole: bool = False) -> Header:
-    """What the file says of itself; `whole`: also behind its pixels. Raises BadInput where it is not to be used."""
+    """Read the header; `whole`: also the metadata after the pixels. Raises BadInput for an unusable file."""
     with _opened(source, name) as image:
         return _header(image, source, name, whole=whole)
 
 
 def decode(source: Source, name: str, kind: str = "image") -> Decoded:
-    """The picture, decoded and upright. `kind` (image, mask) stands in the message. Raises BadInput naming the file."""
+    """Decode and rotate upright. `kind` (image, mask): for the message. Raises BadInput naming the file."""
     with _opened(source, name) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         header, raw = _header(image, source, name), _raw_mode(image)
@@ -123,7 +123,7 @@ def decode(source: Source, name: str, kind: str = "image") -> Decoded:
 
 
 def _opened(source: Source, name: str) -> "Image":
-    """The file with its header read and its size judged; not decoded yet."""
+    """The opened file, its header read and its size checked; not decoded yet."""
     Image = _pil()
     if not isinstance(source, bytes):
         check_file(source)
@@ -144,8 +144,8 @@ def _opened(source: Source, name: str) -> "Image":
 
 
 def _why_not(image: Any) -> str:
-    """Why a file is not to be used, by its header; empty where it is."""
-    if image.width * image.height > MAX_PIXELS:  # where a program has lifted PIL's own limit
+    """Why a file is unusable, by its header; empty if it is usable."""
+    if image.width * image.height > MAX_PIXELS:  # if a program has lifted PIL's own limit
         return f"{image.width}x{image.height}, more than {MAX_PIXELS} pixels; cut it into parts"
     if max(image.size) > MAX_SIDE:
         return f"{image.width}x{image.height}, a side of more than {MAX_SIDE} pixels; cut it into parts"
@@ -159,7 +159,7 @@ def _why_not(image: Any) -> str:
 
 
 def _bmp_as_shown(image: Any) -> bool:
-    """Whether Pillow reads as many bits a pixel as there are: it forgets them where a palette is black and white."""
+    """Whether Pillow reads all bits of a pixel: it drops some if a palette is black and white."""
     image.fp.seek(0)
     head = image.fp.read(30)
     place = 24 if head[14:18] == b"\x0c\0\0\0" else 28
@@ -187,14 +187,14 @@ def _header(image: "Image", source: Source, name: str, *, whole: bool = False) -
 
 
 def _raw_mode(image: "Image") -> str:
-    """How the file lays out a pixel, by PIL's name; empty where PIL does not say."""
+    """The file's pixel layout, by PIL's name; empty if PIL does not tell it."""
     tiles: Any = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     return str(arguments if isinstance(arguments, str) else next(iter(arguments or ()), ""))
 
 
 def _read_as(image: Any, raw: str) -> None:
-    """Let PIL read another layout of pixels than the file's own."""
+    """Make PIL read the pixels in another layout than the file's own."""
     tiles = []
     for tile in image.tile:
         arguments = raw if isinstance(tile[3], str) else (raw, *tile[3][1:])

@@ -28,13 +28,13 @@ class FolderSource:
         return self.reader.sizes(image, mask, str(image), str(mask))
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """The decoded image and mask."""
+        """Decode image and mask."""
         image, mask = self.pairs[index]
         return self.reader.read(image, mask, str(image), str(mask))
 
 
 class Layout(NamedTuple):
-    """Where images and masks lie: the folders of each split, or those of a folder that is not divided."""
+    """The folders of images and masks: per split, or of an undivided folder."""
 
     splits: dict[str, Pair]
     whole: Pair | None
@@ -68,7 +68,7 @@ def layout_of(root: Path, *, divided: bool = True) -> Layout:
 
 
 def is_of_masks(root: Path) -> bool:
-    """Whether a folder is laid out for images with masks, rightly or not."""
+    """Whether a folder is meant for images with masks, valid or not."""
     tops = folders_in(root)
     roles = {meaning(top.name)[1] for top in tops}
     if ("images" in roles and roles & {"masks", "labels"}) or any(
@@ -79,7 +79,7 @@ def is_of_masks(root: Path) -> bool:
 
 
 def folder_pairs(root: Path, split: str, *, divided: bool = True) -> tuple[list[Pair], str]:
-    """The files of a split, and a note of how they were chosen and of what was left out."""
+    """The files of a split, and a remark on how they were chosen and which were skipped."""
     layout = layout_of(root, divided=divided)
     beside = Found(folders=layout.unused)
     if layout.splits:
@@ -122,7 +122,7 @@ def _inside(top: Path) -> Pair:
 
 
 def _missing(tops: Sequence[Path]) -> str:
-    """What to say where images or masks are not there."""
+    """The message for missing images or masks."""
     wanting = [role for role in ("images", "masks") if not _called(tops, role)]
     other = next((top.name for top in tops if "labels" in meaning(top.name)), "")
     hint = "; divided it is train/images/, train/masks/ and so on"
@@ -132,7 +132,7 @@ def _missing(tops: Sequence[Path]) -> str:
 
 
 def _loose(layout: Layout) -> list[Found]:
-    """Images that lie beside the folders of the splits, as what is left out."""
+    """Images beside the folders of the splits, to report as skipped."""
     tops = {images.parent for images, _ in layout.splits.values()}
     found = Found()
     for top in tops:
@@ -179,7 +179,7 @@ def _by_stem(found: Found) -> dict[str, Path]:
 
 
 def _twin(image: Path, by_mask: dict[str, Path]) -> str:
-    """What to say where a mask's name differs from the image's in capitals alone."""
+    """The message for a mask whose name differs from the image's only in upper and lower case."""
     low = same_name(image.stem).casefold()
     twin = next((mask.name for stem, mask in by_mask.items() if stem.casefold() == low), "")
     return f"{image.name} and {twin} differ in capitals: rename one" if twin else ""

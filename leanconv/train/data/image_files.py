@@ -1,4 +1,4 @@
-"""Which files of a folder are images. What is left out is counted, so that no file vanishes without a word."""
+"""The image files of a folder. Other files are counted: none disappears silently."""
 
 import os
 from collections import Counter
@@ -11,7 +11,7 @@ from leanconv.errors import BadInput
 from leanconv.extras import needs
 from leanconv.train.data.decode import FORMAT_NAMES, formats
 
-# What systems and editors put into every folder: nobody means it as data.
+# Files of systems and editors, never data.
 _JUNK = frozenset({
     "__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
     "desktop.ini", "ehthumbs.db",
@@ -21,7 +21,7 @@ _SHOWN = 5  # suffixes that a line names
 
 @cache
 def suffixes() -> frozenset[str]:
-    """The suffixes, in small letters, by which the image library knows the formats that are read."""
+    """The suffixes, in lower case, of the image formats that are read."""
     with needs("pillow", "train"):
         from PIL import Image
 
@@ -31,7 +31,7 @@ def suffixes() -> frozenset[str]:
 
 @dataclass
 class Found:
-    """The images of a folder, and how many files of each suffix and how many folders were left out."""
+    """The images of a folder; the skipped files, counted by suffix; the skipped folders."""
 
     images: list[Path] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -39,7 +39,7 @@ class Found:
 
 
 def images_in(folder: Path) -> Found:
-    """The images right in a folder, by name. Raises BadInput where it cannot be listed."""
+    """The images directly in a folder, by name. Raises BadInput if it cannot be listed."""
     found = Found()
     for path, is_folder in _entries(folder):
         if is_folder:
@@ -59,7 +59,7 @@ def images_below(folder: Path) -> Found:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether there is an image in a folder, or in those in it."""
+    """Whether a folder or one of its subfolders has an image."""
     return any(path.suffix.lower() in suffixes() for path in _below(folder))
 
 
@@ -87,7 +87,7 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def left_out(found: Iterable[Found]) -> str:
-    """A line that says what was left out of some folders; empty where that is nothing."""
+    """A line that lists the skipped files of some folders; empty without any."""
     found = list(found)
     others = sum((each.others for each in found), Counter())
     folders = [name for each in found for name in each.folders]
@@ -101,13 +101,13 @@ def left_out(found: Iterable[Found]) -> str:
 
 
 def no_images(found: Found) -> str:
-    """What to say of a folder without images."""
+    """The message for a folder without images."""
     there = f"it has {_listed(found.others)}; " if found.others else ""
     return f"no images ({there}{FORMAT_NAMES} is read)"
 
 
 def _entries(folder: Path) -> list[tuple[Path, bool]]:
-    """What lies in a folder, by name, and whether it is a folder itself: asked without a look at every file."""
+    """A folder's entries by name, and whether each is a folder, without a system call per file."""
     try:
         with os.scandir(folder) as entries:
             kept = [entry for entry in entries if not _is_junk(entry.name)]

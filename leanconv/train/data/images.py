@@ -1,4 +1,4 @@
-"""Photographs as networks of this project take them: uint8 `3 H W`, from files and from Parquet, in every command.
+"""Images as networks of this project take them: uint8 `3 H W`, from files and Parquet, in every command.
 
 Grey becomes three equal channels, alpha is dropped, CMYK is converted by PIL's formula without colour profiles. Values
 of 16 bits are scaled by the range that the data uses, the same for every image of it: value · 255 / (2^bits - 1), where
@@ -24,7 +24,7 @@ Everything = Callable[[], Iterable[tuple[Source, str]]]
 
 
 class ImageReader:
-    """Reads the images of one data set alike, and keeps in mind what was converted.
+    """Reads the images of one data set, by the same rule, and records conversions.
 
     Attributes:
         bits: that a channel of 16-bit images uses; None: not known yet.
@@ -36,25 +36,25 @@ class ImageReader:
         self._inks, self._deep, self._brighter = dict[str, None](), dict[str, None](), dict[str, None]()
 
     def header(self, source: Source, name: str) -> Header:
-        """The header, judged. Raises BadInput naming the file where no network of ours takes such an image."""
+        """The validated header. Raises BadInput naming the file if networks here cannot take the image."""
         header = read_header(source, name)
         self._judge(header, name)
         return header
 
     def read(self, source: Source, name: str) -> Tensor:
-        """The picture as uint8 `3 H W`. Raises BadInput naming the file for anything that is no picture."""
+        """The image as uint8 `3 H W`. Raises BadInput naming the file if it is no image."""
         picture = decode(source, name)
         self._judge(picture.header, name)
         if picture.deep is not None:
             return self._scaled(picture.deep, name)
         image = picture.image
-        if "transparency" in image.info:  # whose colours PIL would change, or warn of
+        if "transparency" in image.info:  # PIL would change its colours, or warn
             image = image.convert("RGBA")
         image = image if image.mode == "RGB" else image.convert("RGB")
         return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())  # H W 3 -> 3 H W
 
     def settle(self, *, progress: bool = False) -> None:
-        """Find the range of 16-bit images, if there are any among those whose headers were read."""
+        """Find the range of 16-bit images, if the headers so far include any."""
         if self._deep and self.bits is None and self.everything is not None:
             self.bits = bits_of(tracked(self.everything(), "16-bit images", progress=progress))
 
@@ -63,7 +63,7 @@ class ImageReader:
         self.bits = self.bits or other.bits
 
     def notes(self) -> list[str]:
-        """What was converted, in a line each."""
+        """The conversions, one line each."""
         notes = []
         if self._inks:
             notes.append(f"CMYK converted to RGB: {_counted(self._inks)}")

@@ -30,7 +30,7 @@ from leanconv.errors import BadInput
 from leanconv.extras import needs
 from leanconv.train.data.check import FileCheck
 from leanconv.train.data.images import ImageReader
-from leanconv.train.data.pictures import LabelSource, Part
+from leanconv.train.data.labelled_sources import LabelSource, Part
 from leanconv.train.data.samples import CACHE_BYTES
 from leanconv.train.data.splits import same_name
 
@@ -44,7 +44,7 @@ MAX_CLASSES = 1_000_000
 
 
 class Picture(NamedTuple):
-    """One image: uint8 `3 H W`, its class, and its name. Not to be written into."""
+    """One image: uint8 `3 H W`, its class, and its name. Read-only."""
 
     image: Tensor
     label: int
@@ -52,7 +52,7 @@ class Picture(NamedTuple):
 
 
 class Labelled(Dataset[Picture]):
-    """The pictures of one split.
+    """The labelled images of one split.
 
     Attributes:
         classes: names, in the order of the network's outputs.
@@ -80,14 +80,14 @@ class Labelled(Dataset[Picture]):
         return len(self.source.names)
 
     def __getitem__(self, index: int) -> Picture:
-        """The picture: of a small set the square that a network sees, else whole."""
+        """The image; in a small set, the square that a network takes."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         index %= len(self)
         return Picture(self._pixels(index), int(self.labels[index]), self.source.names[index])
 
     def square(self, index: int) -> Tensor:
-        """The picture as a network sees it when it is not trained: uint8 `3 S S`."""
+        """The square that a network takes in evaluation: uint8 `3 S S`."""
         picture = self._pixels(index)
         judge_shape(picture.shape[1], picture.shape[2], self.size, self.source.names[index])
         return prepared(picture, self.size)
@@ -136,16 +136,16 @@ class Labelled(Dataset[Picture]):
         self.images = squares
 
     def like(self, other: "Labelled") -> None:
-        """Read files as another split of the same data does."""
+        """Read files by the rules of another split of the same data."""
         self.reader.like(other.reader)
 
     @property
     def bits(self) -> int | None:
-        """How many bits a channel of its 16-bit images uses; None where there are none."""
+        """The bits in use per channel of its 16-bit images; None without such images."""
         return self.reader.bits
 
     def remarks(self) -> list[str]:
-        """What a user should know of what `check` found, in a line each."""
+        """Remarks of `check`, one line each."""
         return [*self.reader.notes(), *filter(None, [self._unread])]
 
     def _size(self, index: int) -> tuple[int, int]:
@@ -238,7 +238,7 @@ def check_labels(labels: Iterable[Any], classes: int, where: str) -> list[int]:
 
 
 def check_classes(classes: Sequence[str], where: object) -> None:
-    """Raises BadInput for fewer than two classes: there would be nothing to learn."""
+    """Raises BadInput for fewer than two classes."""
     if len(classes) < 2:
         names = ", ".join(classes) or "none"
         raise BadInput(f"{where}: classification needs at least two classes, found {len(classes)}: {names}")

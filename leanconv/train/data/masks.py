@@ -1,4 +1,4 @@
-"""What the pixels of a mask file mean: class indices.
+"""Mask files: from pixels to class indices.
 
 A file may say it in several ways at once: numbers, the colours of a palette, transparency. The rule is what a viewer
 shows; where that leaves a choice, the file is refused, and the message has the option of the data reference that
@@ -26,20 +26,21 @@ from leanconv.errors import BadInput
 from leanconv.train.data.colours import TRANSPARENT, ColourMap, written
 from leanconv.train.data.decode import Decoded, Header, Source, decode, read_header
 from leanconv.train.data.palettes import Palette, looked_up, values_of
+from leanconv.train.data.transparency import Unclear, check_transparency, refuse_half_transparent
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What stands in a mask in memory where nothing is judged; there are at most 255 classes, so 254 is the last one.
+# Excluded pixels of a mask in memory; the last class is 254.
 IGNORE = 255
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _WHITE = (1, 255, 65535)
-_TINGE = 16  # by how much the channels of a grey may differ after lossy compression
+_TINGE = 16  # the largest difference between a grey's channels after lossy compression
 
 
 class MaskReader:
-    """Reads the masks of one data set alike: see the head of this file.
+    """Reads the masks of one data set, by the same rule: see the head of this file.
 
     Attributes:
         seen: the classes that some mask had.
@@ -60,13 +61,13 @@ class MaskReader:
         self._shown: dict[int, tuple[int, str]] = {}  # palette index -> its colour, and a mask that has it
 
     def header(self, source: Source, name: str) -> Header:
-        """The header, judged. Raises BadInput naming the file where it holds no mask."""
+        """The validated header. Raises BadInput naming the file if it holds no mask."""
         header = read_header(source, name)
         self._judge(header, name)
         return header
 
     def read(self, source: Source, name: str) -> Tensor:
-        """The mask as uint8 class indices `H W`, IGNORE where nothing is judged.
+        """The mask as uint8 class indices `H W`, IGNORE for excluded pixels.
 
         Raises: BadInput naming the file and its values where they do not say the classes.
         """
@@ -80,8 +81,8 @@ class MaskReader:
             else:
                 found = self._by_grey(_greys(mask), mask.header.lossy)
             if not self._says_transparency(mask):
-                _check_transparency(found, mask)
-        except _Unclear as error:
+                check_transparency(mask, background=found == 0, judged=found != IGNORE)
+        except Unclear as error:
             raise BadInput(f"{name}: {error}") from None
         self.seen.update(values_of(found))
         return torch.from_numpy(found)
@@ -91,7 +92,7 @@ class MaskReader:
         self._shown = other._shown
 
     def _says_transparency(self, mask: Decoded) -> bool:
-        """Whether an option says what transparent pixels are."""
+        """Whether an option decides the class of transparent pixels."""
         if self.colours is not None:
             return TRANSPARENT in (*self.colours.colours, self.ignore)
         return self.by_index and mask.image.mode in ("P", "PA")
@@ -105,24 +106,24 @@ class MaskReader:
     def _by_grey(self, greys: np.ndarray, lossy: bool) -> np.ndarray:
         values = values_of(greys)
         if lossy and self.threshold is None and not set(values) <= {0, 255}:
-            raise _Unclear(f"lossy formats change values ({_some(values)}); save it as PNG, or say threshold=128")
+            raise Unclear(f"lossy formats change values ({_some(values)}); save it as PNG, or say threshold=128")
         if self.threshold is not None:
             self._judge_threshold(values[-1], wide=greys.dtype != np.uint8)
         if (classes := self._classes_of_greys(values)) is None:
-            raise _Unclear(self._no_classes(values))
+            raise Unclear(self._no_classes(values))
         return looked_up(greys, values, classes)
 
     def _by_palette(self, palette: Palette, name: str) -> np.ndarray:
         if self.by_index:
             return self._by_index(palette)
         if unknown := [index for index in palette.unknown if index != self.ignore]:
-            raise _Unclear(
+            raise Unclear(
                 f"its palette has no colour for {_some(unknown)}; say palette=index if the indices are the classes"
             )
         greys = palette.greys
         if self.threshold is not None:
             if greys is None:
-                raise _Unclear(f"its palette has colours, and threshold={self.threshold} is for greys")
+                raise Unclear(f"its palette has colours, and threshold={self.threshold} is for greys")
             self._judge_threshold(255, wide=False)
         by_grey = None if greys is None else self._classes_of_greys(greys)
         by_index = self._classes_of_numbers(palette.used)
@@ -130,13 +131,13 @@ class MaskReader:
             return looked_up(palette.indices, palette.used, by_grey)
         if greys is not None and palette.colourless:
             hint = "; or palette=index, if its palette indices are the classes" if by_index else ""
-            raise _Unclear(self._no_classes(sorted(greys)) + hint)
+            raise Unclear(self._no_classes(sorted(greys)) + hint)
         found = self._by_index(palette)
         says = palette.contradiction(self.ignore)
         if by_grey not in (None, by_index):
             says = f"its palette shows the indices {_some(palette.used)} as the greys {_some(greys or [])}"
         if says := says or self._other_colours(palette.used, palette.colours, name):
-            raise _Unclear(
+            raise Unclear(
                 f"{says}; say palette=index if the indices are the classes, or colors={palette.in_classes_order()} "
                 "with the colours in the order of the classes"
             )
@@ -145,7 +146,7 @@ class MaskReader:
     def _by_index(self, palette: Palette) -> np.ndarray:
         classes = self._classes_of_numbers(palette.used)
         if classes is None:
-            raise _Unclear(self._no_classes(palette.used, palette=True))
+            raise Unclear(self._no_classes(palette.used, palette=True))
         return looked_up(palette.indices, palette.used, classes)
 
     def _other_colours(self, indices: Sequence[int], colours: Sequence[int], name: str) -> str:
@@ -166,20 +167,20 @@ class MaskReader:
             "I",
             "F",
         ):
-            raise _Unclear("colors= is for 8 bits a channel, the mask has more")
+            raise Unclear("colors= is for 8 bits a channel, the mask has more")
         bands = np.asarray(mask.image.convert("RGBA"))
         shown = bands[..., 0].astype(np.uint32) << 16 | bands[..., 1].astype(np.uint32) << 8 | bands[..., 2]
         meaning = dict(zip(colours.colours, colours.classes, strict=True))
         if self.ignore is not None:
             meaning[self.ignore] = IGNORE
         if TRANSPARENT in meaning:
-            _refuse_half_transparent(bands[..., 3])
+            refuse_half_transparent(bands[..., 3])
             shown[bands[..., 3] == 0] = TRANSPARENT
         keys = np.array(sorted(meaning), np.uint32)
         places = np.searchsorted(keys, shown).clip(max=len(keys) - 1)
         if (unknown := keys[places] != shown).any():
             row, column = np.unravel_index(int(unknown.argmax()), unknown.shape)
-            raise _Unclear(
+            raise Unclear(
                 f"{int(unknown.sum())} of {unknown.size} pixels have a colour of no class, the first "
                 f"{written(int(shown[row, column]))} at column {column}, row {row}; known: "
                 f"{', '.join(written(int(key)) for key in keys[:8])}{', ...' if len(keys) > 8 else ''}"
@@ -204,9 +205,9 @@ class MaskReader:
     def _judge_threshold(self, largest: int, *, wide: bool) -> None:
         """Raise where the threshold and the mask (16 bits where `wide`) are of different scales."""
         if self.threshold is not None and self.threshold > 255 and not wide:
-            raise _Unclear(f"threshold={self.threshold} is for 16 bits, the mask has 8")
+            raise Unclear(f"threshold={self.threshold} is for 16 bits, the mask has 8")
         if self.threshold is not None and self.threshold <= 255 < largest:
-            raise _Unclear(
+            raise Unclear(
                 f"the mask has 16 bits, up to {largest}, and threshold={self.threshold} is for 8; say one above 255, "
                 "or save it with 8 bits"
             )
@@ -228,10 +229,6 @@ def read_mask(source: Source, name: str, classes: int = 2, threshold: int | None
     return MaskReader(classes, threshold).read(source, name)
 
 
-class _Unclear(Exception):
-    """Why a mask does not say its classes; who reads it knows its name."""
-
-
 def _greys(mask: Decoded) -> np.ndarray:
     """One number per pixel, `H W`, of a mask without a palette."""
     image = mask.image
@@ -239,13 +236,13 @@ def _greys(mask: Decoded) -> np.ndarray:
         if mask.deep.ndim == 2 or mask.header.mode == "LA":
             return mask.deep if mask.deep.ndim == 2 else mask.deep[..., 0]
         if (mask.deep % 257).any():
-            raise _Unclear("16 bits a channel in colour; save the mask with one channel of 8 bits")
+            raise Unclear("16 bits a channel in colour; save the mask with one channel of 8 bits")
     if image.mode == "1":
         return np.asarray(image.convert("L"))
     bands = np.asarray(image)
     if image.mode == "F":
         if not (np.isfinite(bands).all() and (bands == np.floor(bands)).all() and np.abs(bands).max() < 2**31):
-            raise _Unclear("numbers that are no whole ones; save the mask with one channel of 8 bits")
+            raise Unclear("numbers that are no whole ones; save the mask with one channel of 8 bits")
         return bands.astype(np.int64)
     if bands.ndim == 2:
         return bands
@@ -253,47 +250,10 @@ def _greys(mask: Decoded) -> np.ndarray:
         return bands[..., 0]
     if mask.header.lossy and np.ptp(bands[..., :3].astype(np.int16), axis=2).max() <= _TINGE:
         return np.asarray(image.convert("L"))
-    raise _Unclear(f"the mask has colours ({_colours(image)}); {_SAY_COLOURS}")
+    raise Unclear(f"the mask has colours ({_colours(image)}); {_SAY_COLOURS}")
 
 
 _SAY_COLOURS = "say colors=000000,RRGGBB,... in the order of the classes, or save it as a palette PNG of class indices"
-
-
-def _check_transparency(found: np.ndarray, mask: Decoded) -> None:
-    """Raise unless exactly the background is transparent, or nothing is."""
-    alpha = _alpha(mask)
-    if alpha is None or (alpha == 255).all():
-        return
-    _refuse_half_transparent(alpha)
-    clear, judged = alpha == 0, found != IGNORE
-    wrong, opaque = int((clear & judged & (found > 0)).sum()), int((~clear & judged & (found == 0)).sum())
-    if wrong or opaque:
-        what = f"{wrong} transparent pixels are no background" if wrong else f"{opaque} opaque pixels are background"
-        opaques = [] if mask.deep is not None else np.asarray(mask.image.convert("RGBA"))[~clear][:1].tolist()
-        red, green, blue, _ = next(iter(opaques), (255, 255, 255, 255))
-        raise _Unclear(
-            f"transparency and colour differ: {int(clear.sum())} pixels are transparent, and {what}; say which is "
-            f"which, as in colors=transparent,{written(red << 16 | green << 8 | blue)}, or save it without transparency"
-        )
-
-
-def _refuse_half_transparent(alpha: np.ndarray) -> None:
-    if ((alpha > 0) & (alpha < 255)).any():
-        raise _Unclear(f"{int(((alpha > 0) & (alpha < 255)).sum())} pixels are half transparent; save it without alpha")
-
-
-def _alpha(mask: Decoded) -> np.ndarray | None:
-    """uint8 `H W`, or None where the file has no transparency."""
-    image = mask.image
-    if not ("A" in image.getbands() or "transparency" in image.info or "A" in _palette_mode(image)):
-        return None
-    if mask.deep is not None and mask.deep.ndim == 2:
-        return np.where(mask.deep == image.info["transparency"], 0, 255).astype(np.uint8)
-    return np.asarray(image.convert("RGBA"))[..., 3]
-
-
-def _palette_mode(image: "Image") -> str:
-    return image.palette.mode if image.palette is not None else ""
 
 
 def _colours(image: "Image") -> str:

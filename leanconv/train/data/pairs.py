@@ -1,5 +1,8 @@
 """An image and its mask, read together."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from torch import Tensor
 
 from leanconv.errors import BadInput
@@ -10,8 +13,20 @@ from leanconv.train.data.masks import MaskReader
 Size = tuple[int, ...]
 
 
+class PairSource(Protocol):
+    """The images and masks of one split, by number."""
+
+    names: Sequence[str]
+
+    def sizes(self, index: int) -> tuple[int, int]:
+        """Height and width from the headers alone. Raises BadInput where image and mask disagree."""
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """The decoded image and mask. Raises BadInput."""
+
+
 class PairReader:
-    """Reads the images of one data set alike, and its masks alike."""
+    """Reads the images of one data set, and its masks, each by one rule."""
 
     def __init__(self, images: ImageReader, masks: MaskReader) -> None:
         self.images, self.masks = images, masks
@@ -20,7 +35,7 @@ class PairReader:
     def sizes(self, image: Source, mask: Source, name: str, mask_name: str) -> tuple[int, int]:
         """Height and width by the headers. Raises BadInput where these show that the pair cannot be used."""
         header, other = self.images.header(image, name), self.masks.header(mask, mask_name)
-        if header.size != other.size:  # a PNG's tag may stand behind its pixels, where only decoding finds it
+        if header.size != other.size:  # a PNG's tag may follow its pixels: only decoding finds it
             header, other = read_header(image, name, whole=True), read_header(mask, mask_name, whole=True)
         if header.size != other.size:
             turned = header.orientation != 1 and header.size == other.size[::-1]
@@ -42,7 +57,7 @@ class PairReader:
         self.masks.like(other.masks)
 
     def notes(self) -> list[str]:
-        """What a user should know of how the files were read, in a line each."""
+        """Remarks on how the files were read, one line each."""
         notes = self.images.notes()
         if self._turned:
             count = f"{len(self._turned)} mask{'s' if len(self._turned) > 1 else ''}, {listing(self._turned)}"

@@ -17,14 +17,14 @@ class Palette:
         indices: uint8 `H W`.
         used: the indices that occur, ascending.
         colours: `0xRRGGBB` of each of these; black where the palette has none.
-        unknown: the used indices of which it has none.
-        colourless: the whole palette, used or not, is grey: what a shrinking tool makes of a grey picture.
+        unknown: the used indices without a colour in the palette.
+        colourless: the whole palette is grey, used or not: tools that shrink files store grey images so.
     """
 
     def __init__(self, image: "Image") -> None:
         self.indices = np.asarray(image) if image.mode == "P" else np.asarray(image)[..., 0]
         entries = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        table = np.zeros((256, 3), np.uint32)
+        table = np.zeros((256, 3), np.uint32)  # viewers show an index beyond the palette as black
         table[: len(entries)] = entries
         self.used = values_of(self.indices)
         self.colours = [int(r) << 16 | int(g) << 8 | int(b) for r, g, b in table[self.used]]
@@ -33,12 +33,12 @@ class Palette:
 
     @property
     def greys(self) -> list[int] | None:
-        """The greys of the used indices; None where one has a colour."""
+        """The greys of the used indices; None if one has a colour."""
         greys = [colour & 255 for colour in self.colours]
         return greys if all(grey * 0x010101 == c for grey, c in zip(greys, self.colours, strict=True)) else None
 
     def contradiction(self, ignore: int | None) -> str:
-        """In what the colours say another thing than the indices, in words; empty where they agree."""
+        """Where the colours contradict the indices, in words; empty if they agree."""
         shown: dict[int, int] = {}
         for index, colour in zip(self.used, self.colours, strict=True):
             if index == ignore:
@@ -51,7 +51,7 @@ class Palette:
         return ""
 
     def in_classes_order(self) -> str:
-        """The colours as the option `colors` takes them, black first."""
+        """The colours in the notation of the option `colors`, black first."""
         return ",".join(written(colour) for colour in sorted(self.colours, key=lambda colour: colour != 0))
 
 

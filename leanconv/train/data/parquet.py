@@ -17,11 +17,11 @@ from leanconv.files import check_file
 from leanconv.train.data.pairs import PairReader
 from leanconv.train.data.splits import SPLITS, parquet_files
 
-# The encoded files are held in memory, since rows in random order cannot be read from Parquet one by one.
+# Encoded files stay in memory: Parquet cannot read single rows in random order.
 MAX_BYTES = 8 * 2**30
-# Encoded images hardly compress. What unfolds this many times, and past the first figure, is no set of images.
+# Encoded images hardly compress. Columns that unpack to this multiple, beyond the first figure, hold no images.
 _SMALL, _TIMES = 64 * 2**20, 100
-# The smallest PNG has 67 bytes. Rows that share their image may be as many as the first figure all the same.
+# The smallest PNG has 67 bytes. Rows that share an image may still reach the first figure.
 _FEW_ROWS, _ROW_BYTES = 100_000, 16
 
 
@@ -48,18 +48,18 @@ class ParquetSource:
         return self.reader.sizes(*self._pair(index))
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """The decoded image and mask."""
+        """Decode image and mask."""
         return self.reader.read(*self._pair(index))
 
     def _pair(self, index: int) -> tuple[bytes, bytes, str, str]:
-        """The encoded image and mask, and what an error calls them."""
+        """The encoded image and mask, and their names for error messages."""
         path, row, image, mask = self._rows[index]
         where = f"{path}, row {self.names[index]!r},"
         return (encoded(image, path, row, "image"), encoded(mask, path, row, "mask"), f"{where} image", f"{where} mask")
 
 
 def check_bytes(files: Sequence[Path], columns: Sequence[str]) -> None:
-    """Raises BadInput for files whose columns memory would not hold, by what their footers say."""
+    """Raises BadInput for files whose columns do not fit in memory, by their footers."""
     total = 0
     for path in files:
         with _opened(path) as file:
@@ -98,7 +98,7 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
 
 
 def encoded(cell: Any, path: Path, row: int, column: str) -> bytes:
-    """The encoded file in a cell. Raises BadInput where there is none."""
+    """The encoded file in a cell. Raises BadInput if there is none."""
     content = _content(cell)
     if not isinstance(content, bytes):
         found = "nothing" if content is None else type(content).__name__
@@ -121,7 +121,7 @@ def image_rows(root: Path) -> Iterator[tuple[bytes, str]]:
 
 @contextmanager
 def _opened(path: Path, shared: Sequence[str] = ()) -> Iterator[Any]:
-    """The file; of the columns `shared` equal values stay one. Raises BadInput for whatever the bytes lead to."""
+    """Read a file; equal values of the columns `shared` stay one object. Raises BadInput for any damage."""
     pyarrow = _pyarrow()
     check_file(path)
     try:
@@ -140,7 +140,7 @@ def _opened(path: Path, shared: Sequence[str] = ()) -> Iterator[Any]:
 
 
 def _judge_types(file: Any, path: Path, columns: Sequence[str]) -> None:
-    """Raise BadInput for a column of images that holds lists or numbers: each of these would become an object."""
+    """Raise BadInput for an image column of lists or numbers: each of them would become an object."""
     types = _pyarrow().types
     for column in ("image", "mask"):
         if column in columns:
@@ -150,7 +150,7 @@ def _judge_types(file: Any, path: Path, columns: Sequence[str]) -> None:
 
 
 def _unfolded(file: Any, path: Path, columns: Sequence[str]) -> int:
-    """Bytes that the columns take in memory. Raises BadInput where the file is far too small for them."""
+    """The columns' bytes in memory. Raises BadInput if the file is far too small for them."""
     size, total, rows = path.stat().st_size, 0, 0
     for group in range(file.metadata.num_row_groups):
         chunks, most = file.metadata.row_group(group), 0

@@ -1,19 +1,16 @@
-"""Images made smaller before a network sees them: what a 128-pixel crop shows is then a larger piece of the part.
+"""Downscaling of images before the network: a 128-pixel crop then covers a larger piece of the part.
 
-The option `side` of a data reference says how long the longer side may be; training, evaluation, reports and exports
-read their images through it. `predict` takes it from the run and gives masks at the photograph's own size.
+The option `side` of a data reference limits the longer side, in training, evaluation, reports and exports. `predict`
+takes it from the run and returns masks at the photograph's own size.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from leanconv.extras import needs
-
-if TYPE_CHECKING:
-    from leanconv.train.data.samples import Source
+from leanconv.train.data.pairs import PairSource
 
 
 def reduced_size(height: int, width: int, side: int) -> tuple[int, int]:
@@ -23,7 +20,7 @@ def reduced_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def reduce_image(image: Tensor, side: int) -> Tensor:
-    """uint8 `3 H W`, reduced with an antialiased bilinear filter. Raises MissingExtra without torchvision."""
+    """Reduce a uint8 `3 H W` by an antialiased bilinear filter. Raises MissingExtra without torchvision."""
     with needs("torchvision", "train"):
         from torchvision.transforms.v2 import functional
     size = reduced_size(image.shape[-2], image.shape[-1], side)
@@ -31,7 +28,7 @@ def reduce_image(image: Tensor, side: int) -> Tensor:
 
 
 def reduce_mask(mask: Tensor, side: int) -> Tensor:
-    """Class indices `H W`, reduced by taking the nearest pixel."""
+    """Reduce class indices `H W` by the nearest pixel."""
     size = reduced_size(mask.shape[0], mask.shape[1], side)
     if tuple(mask.shape) == size:
         return mask
@@ -39,7 +36,7 @@ def reduce_mask(mask: Tensor, side: int) -> Tensor:
 
 
 def enlarge_logits(logits: Tensor, height: int, width: int) -> Tensor:
-    """Logits `O h w` of a reduced image at the image's own size: `O H W`, bilinear."""
+    """Enlarge a reduced image's logits to the image's own size, bilinear: `O h w -> O H W`."""
     if tuple(logits.shape[-2:]) == (height, width):
         return logits
     return F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
@@ -48,7 +45,7 @@ def enlarge_logits(logits: Tensor, height: int, width: int) -> Tensor:
 class ReducedSource:
     """Another source's samples, their longer side at most `side` pixels."""
 
-    def __init__(self, source: "Source", side: int) -> None:
+    def __init__(self, source: PairSource, side: int) -> None:
         self.source, self.side = source, side
         self.names: Sequence[str] = source.names
 

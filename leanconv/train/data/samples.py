@@ -1,4 +1,4 @@
-"""Images and their masks: from a folder, from Parquet splits, or made on the fly.
+"""Images and their masks: from a folder, from Parquet splits, or generated on the fly.
 
 A data reference is one of
 
@@ -8,7 +8,7 @@ A data reference is one of
     DIR?colors=000000,ff0000   masks of colours: RRGGBB of each class, or a file of them (see colours.py)
     DIR?ignore=255             mask values (with colors: a colour) that are neither learnt nor scored
     DIR?palette=index          palette masks whose indices are the classes, whatever their colours (see masks.py)
-    DIR?bits=12                of 16-bit images as many bits are used; by default as the largest value needs
+    DIR?bits=12                bits in use of 16-bit images; by default as many as the largest value needs
     DIR?side=256               images reduced to at most that many pixels on their longer side, and their masks
     synthetic:wafer?size=128&count=400&seed=0
 
@@ -20,46 +20,34 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from leanconv.errors import BadInput, UnknownName
 from leanconv.registry import nearest
-from leanconv.text import one_line
 from leanconv.train.data.check import FileCheck
 from leanconv.train.data.colours import colour_of, read_colours
 from leanconv.train.data.folders import FolderSource, folder_pairs, images_of_all
 from leanconv.train.data.images import ImageReader
 from leanconv.train.data.masks import MaskReader
-from leanconv.train.data.pairs import PairReader
+from leanconv.train.data.pairs import PairReader, PairSource
 from leanconv.train.data.reduce import ReducedSource
+from leanconv.train.data.references import bits_option, number, parse, side_of
 from leanconv.train.data.splits import SPLITS, holds_parquet, option_divided, parquet_files
 
-# Decoded samples are kept in memory up to this much; each worker process of a DataLoader shares or repeats it.
+# The most bytes of decoded samples in memory, in each worker process of a DataLoader.
 CACHE_BYTES = 512 * 2**20
 _OPTIONS = ("classes", "threshold", "colors", "ignore", "palette", "bits", "side", "divided")
 
 
 class Sample(NamedTuple):
-    """One image: uint8 `3 H W`, its mask of class indices uint8 `H W`, and its name. Not to be written into."""
+    """One image: uint8 `3 H W`, its mask of class indices uint8 `H W`, and its name. Read-only."""
 
     image: Tensor
     mask: Tensor
     name: str
-
-
-class Source(Protocol):
-    """Where samples come from."""
-
-    names: Sequence[str]
-
-    def sizes(self, index: int) -> tuple[int, int]:
-        """Height and width from the headers alone. Raises BadInput where image and mask disagree."""
-
-    def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """The decoded image and mask. Raises BadInput."""
 
 
 class Samples(Dataset[Sample]):
@@ -67,12 +55,12 @@ class Samples(Dataset[Sample]):
 
     Attributes:
         classes: names; the first is the background.
-        note: what a user should know of how the split came about; may be empty.
-        reader: what reads its files; None where there are none.
+        note: a remark on how the split was chosen; may be empty.
+        reader: of its files; None without files.
     """
 
     def __init__(
-        self, source: Source, classes: Sequence[str], note: str = "", reader: PairReader | None = None
+        self, source: PairSource, classes: Sequence[str], note: str = "", reader: PairReader | None = None
     ) -> None:
         self.source, self.classes, self.note, self.reader = source, tuple(classes), note, reader
         self._cache: dict[int, Sample] = {}
@@ -104,7 +92,7 @@ class Samples(Dataset[Sample]):
     def check(self, *, progress: bool = True) -> None:
         """Find bad files now rather than in the third epoch: read every header, decode every image.
 
-        What the memory limit holds is kept. A bar is drawn on a terminal. Raises BadInput, BadFiles for several.
+        Keeps samples up to the memory limit. Draws a bar on a terminal. Raises BadInput, BadFiles for several.
         """
         check = FileCheck(len(self), progress=progress)
         check.read_headers(self.source.sizes)
@@ -114,27 +102,27 @@ class Samples(Dataset[Sample]):
         self._unread = check.finish()
 
     def like(self, other: "Samples") -> None:
-        """Read files as another split of the same data does."""
+        """Read files by the rules of another split of the same data."""
         if self.reader is not None and other.reader is not None:
             self.reader.like(other.reader)
 
     @property
     def ignores(self) -> bool:
-        """Whether its masks leave pixels out."""
+        """Whether its masks exclude pixels."""
         return self.reader is not None and self.reader.masks.ignore is not None
 
     @property
     def bits(self) -> int | None:
-        """How many bits a channel of its 16-bit images uses; None where there are none."""
+        """The bits in use per channel of its 16-bit images; None without such images."""
         return self.reader.images.bits if self.reader is not None else None
 
     def remarks(self) -> list[str]:
-        """What a user should know of what `check` found, in a line each."""
+        """Remarks of `check`, one line each."""
         read = self.reader.notes() if self.reader is not None else []
         return [*read, *filter(None, [self._unread])]
 
     def unseen(self) -> list[str]:
-        """The classes of which no decoded mask has a pixel."""
+        """The classes without a pixel in any decoded mask."""
         if self.reader is None:
             return []
         return [name for place, name in enumerate(self.classes) if place not in self.reader.masks.seen]
@@ -145,8 +133,8 @@ def open_data(
 ) -> Samples:
     """The samples that a data reference names (see the head of this file), of one split: train, val or test.
 
-    `classes`, `threshold` and `bits` are the reference's options of the same name, which win where both are given.
-    Nothing is decoded yet; `Samples.check()` does. Raises BadInput, UnknownName for a split or option nobody knows.
+    `classes`, `threshold` and `bits`: defaults of the reference's options of the same name.
+    Decodes nothing yet; `Samples.check()` does. Raises BadInput; UnknownName for an unknown split or option.
     """
     if split not in SPLITS:
         raise UnknownName(f"split {split!r}{nearest(split, list(SPLITS))}: one of {', '.join(SPLITS)}")
@@ -166,7 +154,7 @@ def open_data(
         )
     names, masks = _mask_reader(ref, options, classes, threshold, root)
     bits, side = bits_option(ref, options) or bits, side_of(ref)
-    source: Source
+    source: PairSource
     divided = option_divided(ref, options, folders=not (parquet := holds_parquet(root)))
     if parquet:
         from leanconv.train.data.parquet import ParquetSource, image_rows
@@ -180,37 +168,10 @@ def open_data(
     return Samples(source if side is None else ReducedSource(source, side), names, note, reader)
 
 
-def side_of(ref: str) -> int | None:
-    """The option `side` of a reference: the longest that a network's images may be, in pixels; None: as they are."""
-    options = parse(ref)[1]
-    return number(ref, "side", options["side"], 16, 65535) if "side" in options else None
-
-
-def bits_option(ref: str, options: dict[str, str]) -> int | None:
-    """The option `bits` of 16-bit images. Raises BadInput unless it is a number of bits."""
-    return number(ref, "bits", options["bits"], 8, 16) if "bits" in options else None
-
-
-def parse(ref: str) -> tuple[str, dict[str, str]]:
-    """`place?key=value&key=value` -> place and options. A folder whose name holds a `?` is taken as it is."""
-    place, mark, query = ref.partition("?")
-    if not mark or os.path.isdir(ref):
-        return ref, {}
-    options: dict[str, str] = {}
-    for part in query.split("&"):
-        key, equals, value = part.partition("=")
-        if not equals or not value:
-            raise BadInput(f"data {ref!r}: options are written ?key=value&key=value, got {part!r}")
-        if key in options:
-            raise BadInput(f"data {ref!r}: {key} is given twice")
-        options[key] = value
-    return place, options
-
-
 def _mask_reader(
     ref: str, options: dict[str, str], classes: int | Sequence[str], threshold: int | None, root: Path
 ) -> tuple[tuple[str, ...], MaskReader]:
-    """The names of the classes, and what reads their masks."""
+    """The names of the classes, and the reader of their masks."""
     colours, ignore = read_colours(options["colors"], root) if "colors" in options else None, None
     if colours is not None:
         if "ignore" in options and (ignore := colour_of(options["ignore"])) is None:
@@ -245,13 +206,6 @@ def _class_names(classes: int | str | Sequence[str], ref: str) -> tuple[str, ...
             f"data {ref!r}: classes={','.join(list(classes)[:9])}: 2 to 255 different names, the background first"
         )
     return tuple(classes)
-
-
-def number(ref: str, key: str, value: str, low: int, high: int) -> int:
-    """A whole number among a reference's options. Raises BadInput outside of low ... high."""
-    if not value.isascii() or not value.isdigit() or len(value) > 18 or not low <= int(value) <= high:
-        raise BadInput(f"data {one_line(repr(ref), most=200)}: {key}={value[:20]}: a whole number from {low} to {high}")
-    return int(value)
 
 
 def _synthetic(ref: str, place: str, options: dict[str, str], split: str) -> Samples:

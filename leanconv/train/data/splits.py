@@ -1,4 +1,4 @@
-"""The parts of a data set: train, val and test, in the spellings that people give to folders and files.
+"""The splits of a data set: train, val and test, in the common spellings of folders and files.
 
 `Training/`, `VAL`, `dev`, `test_set` and `train2017` are splits as `train`, `val` and `test` are. A name that may mean
 something else is not guessed at: where a layout can be read in two ways, the readers refuse it and say what to do.
@@ -35,11 +35,11 @@ _LIKE_MASKS = re.compile(r".*(?:mask|label|annot|segment|groundtruth).*|ann(?:di
 
 
 class NoSplit(BadInput):
-    """The data has other splits, but not the one that was asked for."""
+    """The data has other splits, but not the requested one."""
 
 
 def meaning(name: str) -> tuple[str, str]:
-    """(split, role) that a folder's or file's name stands for; empty for what is not in it, both for any other name.
+    """The (split, role) in a folder's or file's name; "" for the part that it lacks, both "" for any other name.
 
     Split: train, val, test. Role: images, masks, labels (masks by a name that is not read as such).
     """
@@ -53,13 +53,13 @@ def meaning(name: str) -> tuple[str, str]:
 
 
 def split_of(name: str) -> str:
-    """The split that a name stands for, and nothing besides; empty for any other name."""
+    """The split of a name that says nothing else; empty for any other name."""
     split, role = meaning(name)
     return "" if role else split
 
 
 def by_split(paths: Iterable[Path]) -> dict[str, Path]:
-    """Split -> the folder of that name. Raises BadInput where two folders have names of one split."""
+    """Split -> its folder. Raises BadInput if two folders have names of one split."""
     found: dict[str, Path] = {}
     for path in paths:
         split = split_of(path.name)
@@ -74,7 +74,7 @@ def by_split(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def alike_but_for_split(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two names that differ in the word for a split alone, as `seg_train` and `seg_test` or `trainA` and `testA` do."""
+    """Two names that differ only in the word for a split, as `seg_train` and `seg_test` or `trainA` and `testA` do."""
     seen: dict[tuple[str, ...], tuple[str, str]] = {}
     for name in names:
         rest, split = _parted(name)
@@ -107,7 +107,7 @@ def images_and_masks(names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def parquet_files(root: Path, split: str, *, needed: bool = False) -> list[Path]:
-    """The Parquet files of a split: `train-*.parquet`, `train.parquet` and likewise.
+    """The Parquet files of a split: `train-*.parquet`, `train.parquet` and similar.
 
     Raises: BadInput where two spellings of one split are there; NoSplit where one is `needed` and there is none.
     """
@@ -128,7 +128,7 @@ def parquet_files(root: Path, split: str, *, needed: bool = False) -> list[Path]
 
 
 def holds_parquet(root: Path) -> bool:
-    """Whether a folder's data are its Parquet files. Raises BadInput where its folders may be meant as well."""
+    """Whether a folder's data are its Parquet files. Raises BadInput if its folders may be data as well."""
     files, folders = _parquet(root), folders_in(root)
     if not any(split_of(path.stem.split("-")[0]) for path in files):
         return bool(files) and not folders
@@ -147,7 +147,7 @@ def _parquet(root: Path) -> list[Path]:
 
 
 def option_divided(ref: str, options: Mapping[str, str], *, folders: bool = True) -> bool:
-    """The option `divided=`: false says that folders called train or test are no splits. Raises BadInput.
+    """The option `divided=`: false means that folders named train or test are no splits. Raises BadInput.
 
     `folders`: whether the data are folders; of others the option says nothing, and is refused.
     """
@@ -162,7 +162,7 @@ def option_divided(ref: str, options: Mapping[str, str], *, folders: bool = True
 
 
 def split_by_name(names: Sequence[str], where: object = "data") -> dict[str, set[str]]:
-    """Names to splits by SHA-256: 80 % train, 10 % val, 10 % test; a name stays where it is when others are added.
+    """Names to splits by SHA-256: 80 % train, 10 % val, 10 % test; further names do not move a name.
 
     The same name in another Unicode form has the same hash. An empty val or test takes the training name with the
     largest hash. Raises BadInput for fewer than three names.
@@ -184,5 +184,5 @@ def split_by_name(names: Sequence[str], where: object = "data") -> dict[str, set
 
 
 def same_name(name: str) -> str:
-    """The name in the one form that all systems' spellings of it have: macOS writes é as two letters, others as one."""
+    """The name in one Unicode form: macOS writes é as two characters, other systems as one."""
     return normalize("NFC", name)

@@ -12,7 +12,7 @@ class Defect:
 
     Attributes:
         box: x0, y0, x1, y1 in pixels; x1 and y1 are the first column and row after it.
-        area_px: its pixels.
+        area_px: its number of pixels.
         score: the mean of the score map over them.
         class_index: its class in the mask; 1 where there is only one.
     """
@@ -57,7 +57,7 @@ def find_defects(mask: np.ndarray, score: np.ndarray) -> list[Defect]:
 
 
 def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Row, first column, column after the last, and class of each stretch of equal non-zero pixels, row by row."""
+    """Row, first column, column after the last, and class of each run of equal non-zero pixels, row by row."""
     h, w = mask.shape
     framed = np.zeros((h, w + 2), np.int64)
     framed[:, 1:-1] = mask
@@ -68,7 +68,7 @@ def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
 
 
 def _touching(row: np.ndarray, start: np.ndarray, stop: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of stretches in neighbouring rows that touch and are of one class."""
+    """Pairs of touching runs of one class in neighbouring rows."""
     width = int(stop.max()) + 2
     above = (row - 1) * width
     first = np.searchsorted(row * width + stop, above + start, "left")  # ends at or after our first column

@@ -19,23 +19,23 @@ from leanconv.text import one_line
 from leanconv.train.data.image_files import Found, images_in, left_out, no_images
 from leanconv.train.data.images import ImageReader, listing
 from leanconv.train.data.reduce import enlarge_logits, reduce_image
-from leanconv.train.data.samples import side_of
+from leanconv.train.data.references import side_of
 from leanconv.train.data.splits import same_name
 from leanconv.train.inference.defects import Defect, find_defects
-from leanconv.train.inference.evaluate import largest_wins, predicted_classes
 from leanconv.train.inference.predict_classes import Guesses, predict_classes
 from leanconv.train.inference.score import load_scored
 from leanconv.train.inference.tiles import TooLarge, check_logits, enough_memory, predict_logits
 from leanconv.train.inference.written import Places, check_free, write
 from leanconv.train.progress import tracked
 from leanconv.train.recipe import Recipe
+from leanconv.train.tasks.evaluate import largest_wins, predicted_classes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Class 1, 2, ... in overlays and palettes: none of them is a colour of copper, gold, silicon or resist.
+# Class 1, 2, ... in overlays and palettes: no colour of copper, gold, silicon or resist.
 _CLEAR = ((255, 0, 200), (0, 220, 255), (80, 255, 60), (255, 255, 0), (120, 80, 255), (255, 90, 60))
-# Then those of PASCAL VOC, the bits of the index dealt to red, green and blue: no two are alike.
+# Then PASCAL VOC's: the index's bits go to red, green and blue in turn, so that no two are alike.
 _VOC = [
     tuple(sum((index >> 3 * bit + band & 1) << 7 - bit for bit in range(3)) for band in range(3))
     for index in range(1, 250)
@@ -44,12 +44,12 @@ _COLOURS = (*_CLEAR, *_VOC)
 
 
 def defect_score(logits: Tensor) -> Tensor:
-    """The probability `H W` that a pixel is of any class but the background, from logits `O H W`."""
+    """The probability `H W` of any class but the background, from logits `O H W`."""
     return logits[0].sigmoid() if len(logits) == 1 else 1 - logits.softmax(0)[0]
 
 
 def overlay(image: Tensor, mask: Tensor) -> "Image":
-    """The picture (uint8 `3 H W`) with each class of the mask (`H W`) tinted and outlined in a colour of its own."""
+    """The image (uint8 `3 H W`) with each class of the mask (`H W`) tinted and outlined in its own colour."""
     picture = image.permute(1, 2, 0).numpy().copy()  # 3 H W -> H W 3
     classes = mask.numpy()
     for index in np.unique(classes[classes > 0]).tolist():
@@ -65,7 +65,7 @@ def overlay(image: Tensor, mask: Tensor) -> "Image":
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one image."""
+    """The defects of one image."""
 
     image: str
     width: int
@@ -75,7 +75,7 @@ class Prediction:
 
     @property
     def area_px(self) -> int:
-        """Defect pixels in all."""
+        """The number of defect pixels."""
         return sum(defect.area_px for defect in self.defects)
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `predict` wrote to `out`, the images that could not be used, with the reason, and how others were read."""
+    """The results of `predict` in `out`, the unusable images with the reasons, and remarks on the others."""
 
     out: str
     done: tuple[Prediction, ...]
@@ -153,7 +153,7 @@ def predict(
             sees each image as the square of its recipe's size, and they are refused.
         bits: that a channel of 16-bit images uses; default: as in the training, else what these images use.
         progress: draw a bar on a terminal.
-        overwrite: let files of those names go that are no earlier prediction of the same images.
+        overwrite: replace files of those names even if they are no earlier prediction of the same images.
     Raises: BadInput for what no image can be blamed for (no images, two of one stem, an unwritable folder, one of the
         images' own: masks and annotations that lie beside them must not be overwritten; files that would be lost).
     """
@@ -196,7 +196,7 @@ def _predicted(
     overwrite: bool,
     note: str,
 ) -> Predictions:
-    """The images that can be used, written; `look` gives the logits of one."""
+    """Predict and write all usable images; `look`: image -> logits."""
     done, failed = [], []
     for path in paths:
         places = Places.of(path, out)
@@ -214,7 +214,7 @@ def _predicted(
 
 
 def _logits(model: nn.Module, image: Tensor, *, side: int | None, tiles: dict[str, int], asked: float | None) -> Tensor:
-    """Logits `O H W` at the image's own size. Raises BadInput where a threshold was asked for, and is of no use."""
+    """Logits `O H W` at the image's own size. Raises BadInput if a requested threshold has no use."""
     logits = predict_logits(model, reduce_image(image, side) if side else image, **tiles)
     if asked is not None and len(logits) > 1:
         raise BadInput(largest_wins(asked, len(logits)))
@@ -241,7 +241,7 @@ def _mask_image(mask: Tensor, *, binary: bool) -> "Image":
 
 
 def _images(given: Iterable[str | Path], *, apart: bool) -> tuple[list[Path], str]:
-    """The files, those of the folders, and a note of what was left out of these.
+    """The files, those of the folders, and a remark on skipped ones.
 
     Raises: BadInput where there are none; or, with `apart`, where two would write the same files.
     """
@@ -274,7 +274,7 @@ def _named(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def _no_masks(run: str, **settings: float | None) -> None:
-    """Raise BadInput for what a classifier has no use for."""
+    """Raise BadInput for options that a classifier cannot use."""
     for name, value in settings.items():
         if value is not None:
             raise BadInput(f"{name}={value} is for masks; {run} names the class of whole images, leave it out")

@@ -16,8 +16,8 @@ from leanconv.train.data.augment import to_float
 from leanconv.train.data.images import ImageReader
 from leanconv.train.data.labelled import judge_shape, prepared
 from leanconv.train.inference.written import check_list
-from leanconv.train.recipe import Recipe
 from leanconv.train.tasks.classify import BATCH_PIXELS
+from leanconv.train.tasks.task import run_size
 
 TOP = 5
 _BATCH = 32
@@ -25,7 +25,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Guess:
-    """What an image shows: (class, probability) pairs, the most probable first."""
+    """The classes of an image: (class, probability) pairs, the most probable first."""
 
     image: str
     top: tuple[tuple[str, float], ...]
@@ -39,8 +39,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Guesses:
-    """What `predict` found and wrote to `out`, the images that could not be used, with the reason, and how others were
-    read."""
+    """The results of `predict` in `out`, the unusable images with the reasons, and remarks on how others were read."""
 
     out: str
     done: tuple[Guess, ...]
@@ -104,13 +103,6 @@ def predict_classes(
     )
     write_json(found.out, found.to_dict())
     return found
-
-
-def run_size(folder: RunFolder) -> int:
-    """The side of the squares that a run's classifier sees. Raises BadInput where nothing says it."""
-    if not folder.recipe.is_file():
-        raise BadInput(f"{folder.path} has no recipe.toml: the size of the images that it was trained on is not known")
-    return Recipe.read(folder.recipe).size
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ from leanconv.runs.weights import holds_weights
 from leanconv.table import table
 from leanconv.text import one_line
 from leanconv.train.data.labelled import Labelled
-from leanconv.train.inference.evaluate import Scores, best_threshold, evaluate, largest_wins
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks import classify
+from leanconv.train.tasks.evaluate import Scores, best_threshold, evaluate, largest_wins
 from leanconv.train.tasks.task import open_run_data, run_task
 
 
@@ -34,7 +34,7 @@ def score_run(
     say: Callable[[str], object] = str,
     progress: bool = False,
 ) -> "Scores | classify.Accuracy":
-    """What a run's best weights reach on a split, every file of which is looked at first.
+    """The scores of a run's best weights on a split; checks every file of it first.
 
     Args:
         data: a data reference; default: what the run was trained on.
@@ -71,12 +71,12 @@ def score_run(
 
 
 def load_scored(folder: RunFolder, *, trust_code: bool = False) -> tuple[nn.Module, float | None]:
-    """The run's network in eval mode and the threshold that was chosen for these very weights, or None."""
+    """The run's network in eval mode, and the threshold chosen for exactly these weights, or None."""
     return folder.load_with(lambda: stored_threshold(folder), trust_code=trust_code)
 
 
 def stored_threshold(folder: RunFolder) -> float | None:
-    """The threshold that was chosen on validation images, or None. Raises BadCheckpoint for nonsense."""
+    """The threshold chosen on validation images, or None. Raises BadCheckpoint for an invalid one."""
     metrics = read_metrics(folder)
     value = metrics.get("threshold")
     if value is None:
@@ -100,7 +100,7 @@ def store_threshold(folder: RunFolder, threshold: float, *, of: nn.Module) -> No
 
 
 def read_metrics(folder: RunFolder) -> dict[str, Any]:
-    """metrics.json, or nothing where there is none yet. Raises BadCheckpoint for a file of another kind."""
+    """metrics.json; empty if there is none yet. Raises BadCheckpoint for another kind of file."""
     if not folder.metrics.is_file():
         return {}
     try:

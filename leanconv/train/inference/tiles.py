@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput, LeanconvError
+from leanconv.running import evaluating
 from leanconv.train.data.augment import to_float
-from leanconv.train.inference.padding import mirror
+from leanconv.train.data.padding import mirror
 
 TILE, OVERLAP = 512, 64
 # Logits of one image in memory: 4 GiB.
@@ -17,12 +18,12 @@ MOST_LOGITS = 1 << 30
 
 
 class TooLarge(BadInput):
-    """An image whose logits memory would not hold."""
+    """An image whose logits do not fit in memory."""
 
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Turn what Python and PyTorch raise where memory ends into TooLarge."""
+    """Turn Python's and PyTorch's out-of-memory errors into TooLarge."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -35,7 +36,7 @@ def enough_memory() -> Iterator[None]:
 
 
 def check_logits(outputs: int, height: int, width: int) -> None:
-    """Raise TooLarge where an image's logits would not fit in memory."""
+    """Raise TooLarge if an image's logits do not fit in memory."""
     if outputs * height * width > MOST_LOGITS:
         size = outputs * height * width / 2**28
         raise TooLarge(f"{outputs} outputs for {width}x{height} pixels are {size:.0f} GiB of logits; cut it into parts")
@@ -68,7 +69,7 @@ def predict_logits(
         raise BadInput(f"batch={batch}: at least 1")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     total: Tensor | None = None
-    with _evaluating(model):
+    with evaluating(model):
         for at in range(0, len(places), batch):
             group = places[at : at + batch]
             parts = torch.stack([image[:, rows.pixels[i]][:, :, columns.pixels[j]] for i, j in group])
@@ -84,7 +85,7 @@ def predict_logits(
                 total = torch.zeros(logits.shape[1], *image.shape[1:])
             for (i, j), part in zip(group, logits.float().cpu(), strict=True):
                 y, x, wy, wx = rows.starts[i], columns.starts[j], rows.weights[i], columns.weights[j]
-                part = part[:, : len(wy), : len(wx)]  # what was mirrored outwards is cut off
+                part = part[:, : len(wy), : len(wx)]  # cut off the mirrored pixels
                 total[:, y : y + len(wy), x : x + len(wx)] += part * wy[:, None] * wx
     assert total is not None  # there is at least one tile
     return total
@@ -142,15 +143,3 @@ def _fade(starts: list[int], index: int, tile: int) -> Tensor:
 
 def _ramp(place: Tensor, shared: int) -> Tensor:
     return ((place - shared / 4) / max(shared / 2, 1e-6)).clamp(0, 1)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards each module is as it was."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training

@@ -1,4 +1,4 @@
-"""The files of a prediction, and whether those that stand in their places are of an earlier one.
+"""The files of a prediction, and whether existing files there belong to an earlier one.
 
 A picture that predict wrote ends with the hash of all that comes before, as a text of PNG's own kind: one that was
 touched up since then is somebody's work. A list is known by its keys, and says of which image it is.
@@ -30,7 +30,7 @@ _LIST_KEYS = {"out", "images", "failed"}
 
 @dataclass(frozen=True)
 class Places:
-    """Where the mask, the overlay and the list of an image's defects go."""
+    """The paths of an image's mask, overlay and list of defects."""
 
     image: Path
     mask: Path
@@ -39,12 +39,12 @@ class Places:
 
     @classmethod
     def of(cls, image: Path, out: Path) -> Self:
-        """Their names have the image's stem; of one too long for that its beginning and a hash."""
+        """Names by the image's stem; its beginning and a hash if it is too long."""
         stem = _fitting(image.stem)
         return cls(image, out / f"{stem}_mask.png", out / f"{stem}_overlay.png", out / f"{stem}.json")
 
     def obstacle(self) -> str:
-        """What stands there that is no earlier prediction of this image, and why; "" for nothing."""
+        """An existing file that is no earlier prediction of this image, and why; "" for none."""
         for path in (self.mask, self.overlay):
             if os.path.lexists(path) and not _is_ours(path):
                 return f"{path} was not made by predict, or was changed since"
@@ -68,14 +68,14 @@ def _fitting(stem: str) -> str:
 
 
 def check_free(places: Iterable[Places], overwrite: bool) -> None:
-    """Raise BadInput where a file would be lost that is no earlier prediction of the same image."""
+    """Raise BadInput rather than overwrite a file that is no earlier prediction of the same image."""
     obstacles = [] if overwrite else [text for each in places if (text := each.obstacle())]
     if obstacles:
         raise BadInput(f"{listing(obstacles)}: give another --out, or say --overwrite")
 
 
 def write(places: Places, mask: "Image", overlay: "Image", found: dict[str, Any], overwrite: bool) -> None:
-    """Write all three files of one prediction; of two that are made at once, one's three files stay.
+    """Write all three files of one prediction; of two concurrent predictions, one's three files remain.
 
     Raises: BadInput where they cannot be written, or a file would be lost that has come since.
     """
@@ -96,13 +96,13 @@ def write(places: Places, mask: "Image", overlay: "Image", found: dict[str, Any]
 
 
 def check_list(path: Path, overwrite: bool) -> None:
-    """Raise BadInput where a file would be lost that is no earlier list of a classifier's predictions."""
+    """Raise BadInput rather than overwrite a file that is no earlier list of a classifier's predictions."""
     if not overwrite and os.path.lexists(path) and not _object(path).keys() >= _LIST_KEYS:
         raise BadInput(f"{path} was not made by predict: give another --out, or say --overwrite")
 
 
 def write_png(picture: "Image", path: Path) -> None:
-    """Write a picture that is known as ours until somebody changes it. Raises BadInput where it cannot be written."""
+    """Write an image with a mark that any change invalidates. Raises BadInput if it cannot be written."""
     made = io.BytesIO()
     picture.save(made, format="PNG")
     content = made.getvalue().removesuffix(_END)

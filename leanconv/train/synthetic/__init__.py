@@ -1,1 +1,1 @@
-"""The synthetic wafer: images and masks that are drawn, not photographed."""
+"""The synthetic wafer: drawn images and masks."""

@@ -20,7 +20,7 @@ Array = np.ndarray
 
 
 def bridge(rng: Generator, drawn: Surface, region: float) -> bool:
-    """Metal where two neighbouring lines should be apart; False where the surface has no lines inside `region`.
+    """A bridge of metal between neighbouring lines; False if the surface has no lines inside `region`.
 
     `region`: half the side, in canvas pixels around its centre, of the square that the camera surely sees.
     """
@@ -47,7 +47,7 @@ def bridge(rng: Generator, drawn: Surface, region: float) -> bool:
 
 
 def block_etch(rng: Generator, drawn: Surface, region: float) -> None:
-    """Pattern that is missing: an irregular patch of bare substrate or unetched metal with a dark rim."""
+    """Missing pattern: an irregular patch of bare substrate or unetched metal with a dark rim."""
     middle = drawn.image.width / 2
     radius = region * float(np.exp(rng.uniform(np.log(0.07), np.log(0.45))))
     x, y = middle + rng.uniform(-0.85, 0.85, 2) * region

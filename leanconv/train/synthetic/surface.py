@@ -19,7 +19,7 @@ Box = tuple[int, int, int, int]
 FINE = 2
 NARROWEST = 4  # canvas pixels between two lines: a bridge over less than two image pixels is not seen
 
-# street, substrate, metal, second metal, pad: as bright-field optical microscopes show them.
+# Street, substrate, metal, second metal, pad, as in bright-field microscopy.
 _TINTS = (
     (0.26, ((104, 54, 26), (186, 118, 50), (228, 170, 72), (150, 84, 40), (246, 228, 190))),  # gold
     (0.16, ((122, 70, 58), (206, 138, 110), (236, 180, 138), (172, 100, 78), (250, 236, 214))),  # copper
@@ -34,7 +34,7 @@ _TINTS = (
 
 @dataclass
 class Surface:
-    """A canvas while it is drawn.
+    """A canvas under construction.
 
     Attributes:
         image: the picture, RGB.
@@ -190,7 +190,7 @@ class _Die:
             self.rectangle((x0 + inset, y0 + inset, x1 - inset, y1 - inset), fill)
 
     def bus(self, box: Box) -> None:
-        """Lines that step aside together, by 45 degrees, like wiring that goes around something."""
+        """Parallel lines with a joint 45-degree step, like wiring around an obstacle."""
         x0, y0, x1, y1 = box
         width, gap = self.px(2, 6), self.px(1.5, 5)
         colour, step = self.tint[self.rng.choice([2, 2, 4])], int((y1 - y0) * self.rng.uniform(-0.4, 0.4))

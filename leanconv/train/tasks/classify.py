@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
+from leanconv.running import evaluating
 from leanconv.table import table
 from leanconv.train.data.augment import to_float
 from leanconv.train.data.labelled import Labelled
@@ -20,16 +21,16 @@ from leanconv.train.tasks.probe import answer
 
 Total = Callable[[Tensor], Tensor]
 
-# Images go through the model in batches of at most this many pixels; beyond 256 of them nothing gets faster.
+# The most pixels of a batch; larger batches are not faster.
 BATCH, BATCH_PIXELS = 256, 1 << 20
-# There is a confusion matrix up to so many classes: it grows with their square.
+# The most classes of a confusion matrix, which grows with their square.
 MATRIX_CLASSES = 200
 _SHOWN = 20  # classes that the printed table shows, the worst ones
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Classification into `classes`; `smoothing` takes that share of each target and spreads it over all classes."""
+    """Classification into `classes`; `smoothing`: the share of each target that is spread over all classes."""
 
     classes: tuple[str, ...]
     loss_name: str = "auto"
@@ -48,7 +49,7 @@ class Classification:
 
     @property
     def outputs(self) -> int:
-        """Numbers that the model gives for an image: one a class."""
+        """The model's outputs per image: one per class."""
         return len(self.classes)
 
     def check(self, model: nn.Module, inputs: Tensor) -> None:
@@ -75,12 +76,12 @@ class Classification:
         return evaluate(model, samples, **options)
 
     def best_threshold(self, model: nn.Module, samples: Labelled, **options: Any) -> None:
-        """There is none: the largest logit wins."""
+        """None: the largest logit wins."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What a model reached on a set of labelled images.
+    """A model's scores on a set of labelled images.
 
     Attributes:
         classes: names.
@@ -107,12 +108,12 @@ class Accuracy:
 
     @property
     def class_images(self) -> list[int]:
-        """How many images of each class there are."""
+        """The number of images of each class."""
         return self._per_class(self.labels)
 
     @property
     def top1(self) -> float:
-        """Share of the images whose class got the largest logit."""
+        """The share of images whose class has the largest logit."""
         return int((self.labels == self.predicted).sum()) / len(self.names)
 
     @property
@@ -122,7 +123,7 @@ class Accuracy:
 
     @property
     def class_accuracy(self) -> list[float | None]:
-        """Share of each class's images that were called so; None for a class without images."""
+        """The recall of each class; None for a class without images."""
         hits = self._per_class(self.labels[self.labels == self.predicted])
         return [hit / count if count else None for hit, count in zip(hits, self.class_images, strict=True)]
 
@@ -130,7 +131,7 @@ class Accuracy:
         """The most frequent mistakes: (true class, predicted class, images)."""
         wrong = self.labels != self.predicted
         pairs = self.labels[wrong] * len(self.classes) + self.predicted[wrong]
-        found, counts = pairs.unique(return_counts=True)  # sorted: of equal counts the first classes come first
+        found, counts = pairs.unique(return_counts=True)  # sorted: ties keep the classes' order
         order = counts.argsort(descending=True, stable=True)[:at_most]
         named = [divmod(pair, len(self.classes)) for pair in found[order].tolist()]
         return [(self.classes[a], self.classes[b], n) for (a, b), n in zip(named, counts[order].tolist(), strict=True)]
@@ -187,7 +188,7 @@ def evaluate(
     total: Total | None = None,
     on_images: Callable[[int], object] | None = None,
 ) -> Accuracy:
-    """Run the model over the squares of all images and count.
+    """Run the model on the squares of all images, and count.
 
     Args:
         model: `N 3 S S -> N K` logits; it runs in eval mode on its own device.
@@ -227,15 +228,12 @@ def judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _logits(model: nn.Module, samples: Labelled, batch: int, mine: range) -> Iterator[tuple[Tensor, Tensor]]:
     """Places in the set and their logits."""
-    training, device = model.training, next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     batch = max(1, min(batch, BATCH_PIXELS // samples.size**2))
-    model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(mine), batch):
             places = torch.tensor(mine[start : start + batch])
             yield places, model(to_float(_squares(samples, places).to(device)))
-    finally:
-        model.train(training)
 
 
 def _squares(samples: Labelled, places: Tensor) -> Tensor:

@@ -1,28 +1,18 @@
-"""What a model answers before it is trained: the first batch's sizes, so that a wrong number of classes is said."""
+"""The shape of an untrained model's answer: finds a wrong number of classes before training starts."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leanconv.errors import BadInput, LeanconvError, error_line
+from leanconv.running import evaluating, explained
 
 
-@torch.no_grad()
 def answer(model: nn.Module, inputs: Tensor) -> tuple[int, ...] | str:
-    """The shape of what `model` gives for `inputs` in eval mode, or its type where that is no tensor.
+    """The shape of the answer of `model` to `inputs` in eval mode; the answer's type if it is no tensor.
 
-    Leaves buffers and mode alone. Raises BadInput where the model does not run.
+    Leaves buffers and each layer's mode alone. Raises BadInput where the model does not run.
     """
-    training = model.training
-    try:
-        found: Any = model.eval()(inputs)
-    except LeanconvError:
-        raise
-    except Exception as error:
-        raise BadInput(
-            f"the model does not run on {'x'.join(map(str, inputs.shape[1:]))} images: {error_line(error)}"
-        ) from error
-    finally:
-        model.train(training)
+    with torch.no_grad(), evaluating(model), explained(f"{'x'.join(map(str, inputs.shape[1:]))} images"):
+        found: Any = model(inputs)
     return tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

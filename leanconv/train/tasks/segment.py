@@ -1,4 +1,4 @@
-"""The segmentation task: what a batch costs, and what the outputs mean.
+"""The segmentation task: the loss of a batch, and the meaning of the outputs.
 
 Two classes (background and defect) have one logit and BCE + Dice; K > 2 classes have K logits and cross-entropy. The
 training loop knows a task by `check`, `loss`, `batch_score`, `evaluate`, `best_threshold` and its constants only:
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from leanconv.errors import BadInput
 from leanconv.train.data.masks import IGNORE
-from leanconv.train.inference import evaluate as _evaluate
+from leanconv.train.tasks import evaluate as _evaluate
 from leanconv.train.tasks.probe import answer
 
 Total = Callable[[Tensor], Tensor]
@@ -23,7 +23,7 @@ Total = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Segmentation into `classes`, of which the first is the background.
+    """Segmentation into `classes`; the first one is the background.
 
     Attributes:
         classes: their names, two or more.
@@ -48,7 +48,7 @@ class Segmentation:
 
     @property
     def outputs(self) -> int:
-        """Channels that the model must have: 1 for two classes (with `ce`: 2), else one a class."""
+        """The model's output channels: 1 for two classes (2 with `ce`), else one per class."""
         return 1 if len(self.classes) == 2 and self.loss_name != "ce" else len(self.classes)
 
     def check(self, model: nn.Module, inputs: Tensor) -> None:
@@ -76,7 +76,7 @@ class Segmentation:
         return losses.sum() / self._pixels(judged, processes, total) + 1 - dice
 
     def _pixels(self, judged: Tensor, processes: int, total: Total | None) -> Tensor:
-        """By how many pixels a process divides its sum: the average over processes is then the joint batch's mean."""
+        """The divisor of a process's sum: the mean over processes is then the joint batch's mean."""
         count = judged.sum().float()
         if self.ignores and processes > 1 and total is not None:  # else all processes have as many
             count = total(count) / processes
@@ -91,11 +91,11 @@ class Segmentation:
         return (2 * (predicted & truth).sum() + 1e-6) / (predicted.sum() + truth.sum() + 1e-6)
 
     def evaluate(self, model: nn.Module, samples: Any, **options: Any) -> "_evaluate.Scores":
-        """`leanconv.train.inference.evaluate.evaluate`."""
+        """`leanconv.train.tasks.evaluate.evaluate`."""
         return _evaluate.evaluate(model, samples, **options)
 
     def best_threshold(self, model: nn.Module, samples: Any, **options: Any) -> float | None:
-        """The threshold to store with the weights; None where classes are chosen by the largest logit."""
+        """The threshold to store with the weights; None if the largest logit decides."""
         return _evaluate.best_threshold(model, samples, **options) if self.outputs == 1 else None
 
 

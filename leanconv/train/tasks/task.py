@@ -1,4 +1,4 @@
-"""Which task a recipe, a data reference or a run folder is about, and its data: the one place that knows both."""
+"""The task of a recipe, a data reference or a run folder, and its data: the only file that knows both tasks."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ from leanconv.errors import BadInput
 from leanconv.runs import RunFolder
 from leanconv.train.data.class_folders import has_class_folders
 from leanconv.train.data.folders import is_of_masks
-from leanconv.train.data.label_sources import open_labelled
-from leanconv.train.data.samples import open_data, parse
+from leanconv.train.data.open_labelled import open_labelled
+from leanconv.train.data.references import parse
+from leanconv.train.data.samples import open_data
 from leanconv.train.data.splits import SPLITS, holds_parquet, parquet_files
-from leanconv.train.inference.predict_classes import run_size
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks.classify import Classification
 from leanconv.train.tasks.segment import Segmentation
@@ -20,7 +20,7 @@ Task = Segmentation | Classification
 
 
 def find_task(ref: str) -> str:
-    """`segment` or `classify`: what the data of a reference can teach. Whatever has masks teaches segmentation."""
+    """`segment` or `classify`, by the data of a reference: data with masks is for segmentation."""
     place, _ = parse(ref)
     if place.startswith("torchvision:"):
         return "classify"
@@ -39,12 +39,12 @@ def find_task(ref: str) -> str:
 
 
 def task_of(recipe: Recipe) -> str:
-    """The recipe's task; `auto` takes what the data has."""
+    """The recipe's task; `auto` decides by the data."""
     return find_task(recipe.data) if recipe.task == "auto" else recipe.task
 
 
 def make_task(recipe: Recipe, kind: str, classes: tuple[str, ...], *, ignores: bool = False) -> Task:
-    """What the loop trains; `ignores`: masks leave pixels out. Raises BadInput for settings of the other task."""
+    """The task to train; `ignores`: masks exclude pixels. Raises BadInput for settings of the other task."""
     if kind == "classify":
         for key, unused in {"zoom": 1.0, "defect_crop": 0.0}.items():
             if (value := getattr(recipe, key)) != unused:
@@ -56,7 +56,7 @@ def make_task(recipe: Recipe, kind: str, classes: tuple[str, ...], *, ignores: b
 
 
 def open_split(ref: str, split: str, *, task: str, size: int, bits: int | None = None) -> Any:
-    """One split of the data as the task sees it: `Samples` of masks, or `Labelled` images (squares of `size`)."""
+    """One split of the task's data: `Samples` with masks, or `Labelled` images (squares of `size`)."""
     if task == "classify":
         return open_labelled(ref, split, size=size, bits=bits)
     return open_data(ref, split, bits=bits)
@@ -70,6 +70,13 @@ def open_run_data(folder: RunFolder, ref: str, split: str) -> Any:
     return open_labelled(ref, split, size=run_size(folder), bits=stored.bits).as_classes(stored.classes)
 
 
+def run_size(folder: RunFolder) -> int:
+    """The side of the squares that a run's classifier takes. Raises BadInput if the run does not record it."""
+    if not folder.recipe.is_file():
+        raise BadInput(f"{folder.path} has no recipe.toml: the size of the images that it was trained on is not known")
+    return Recipe.read(folder.recipe).size
+
+
 def run_task(folder: RunFolder) -> str:
-    """What a run's model was trained for. Raises BadCheckpoint for a damaged model.json."""
+    """The task of a run's model. Raises BadCheckpoint for a damaged model.json."""
     return folder.read_model().task or "segment"

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from leanconv.errors import BadInput, UnknownName
 from leanconv.measure.counting.conventions import CONVENTIONS
 from leanconv.measure.counting.count import Uncounted, count
-from leanconv.measure.hardware.systolic import Array, product_cycles, profile_array
+from leanconv.measure.hardware.array_profile import profile_array
+from leanconv.measure.hardware.systolic import Array, product_cycles
 from leanconv.models import build
 from leanconv.models.unet import unet
 from leanconv.nn import get, names

@@ -41,7 +41,7 @@ def test_totals_are_the_sums(one):
 
 def test_no_time_is_counted_twice_or_lost(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("leanconv.measure.counting.layers.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("leanconv.measure.layers.time.perf_counter", lambda: now[0])
 
     class Work(nn.Module):
         def __init__(self, ms, *inner):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from leanconv.errors import BadInput
-from leanconv.measure.hardware.device import describe, label
+from leanconv.measure.device import describe, label
 from leanconv.measure.timing import latency
 from leanconv.measure.timing.latency import Timing, interleave, quantile
 

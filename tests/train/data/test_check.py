@@ -10,7 +10,7 @@ from PIL import Image
 from leanconv.errors import BadFiles, BadInput
 from leanconv.train.data import check, labelled, samples
 from leanconv.train.data.check import FileCheck
-from leanconv.train.data.label_sources import open_labelled
+from leanconv.train.data.open_labelled import open_labelled
 from leanconv.train.data.samples import open_data
 from leanconv.train.inference.score import score_run
 from leanconv.train.recipe import Recipe

@@ -13,8 +13,8 @@ from PIL import Image
 from leanconv.errors import BadInput, LeanconvError, UnknownName
 from leanconv.train.data.batches import Order
 from leanconv.train.data.crops import Crops, memory_batches, relit
-from leanconv.train.data.label_sources import open_labelled
 from leanconv.train.data.labelled import prepared
+from leanconv.train.data.open_labelled import open_labelled
 from leanconv.train.data.splits import NoSplit
 from leanconv.train.tasks.task import find_task
 

@@ -16,13 +16,13 @@ from leanconv.errors import BadInput
 from leanconv.runs import RunFolder, load
 from leanconv.train.data import parquet
 from leanconv.train.data.decode import MAX_SIDE, decode, read_header
-from leanconv.train.data.label_sources import open_labelled
 from leanconv.train.data.labelled import judge_shape, prepared
+from leanconv.train.data.open_labelled import open_labelled
 from leanconv.train.data.samples import Sample, open_data
-from leanconv.train.inference import evaluate as evaluation
 from leanconv.train.inference import tiles
-from leanconv.train.inference.evaluate import evaluate
 from leanconv.train.inference.predict import predict
+from leanconv.train.tasks import evaluate as evaluation
+from leanconv.train.tasks.evaluate import evaluate
 
 
 def png(width=24, height=20, value=0, mode="RGB"):

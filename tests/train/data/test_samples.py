@@ -15,9 +15,9 @@ from leanconv.train.data import samples as room
 from leanconv.train.data.decode import MAX_PIXELS, read_header
 from leanconv.train.data.images import read_image
 from leanconv.train.data.masks import read_mask
+from leanconv.train.data.padding import mirror
 from leanconv.train.data.samples import open_data
 from leanconv.train.data.splits import split_by_name
-from leanconv.train.inference.padding import mirror
 
 
 def picture(seed=0, h=20, w=30):

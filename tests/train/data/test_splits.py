@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from leanconv.errors import BadInput
-from leanconv.train.data.label_sources import open_labelled
+from leanconv.train.data.open_labelled import open_labelled
 from leanconv.train.data.samples import open_data
 from leanconv.train.data.splits import NoSplit, holds_parquet, meaning, parquet_files, split_by_name, split_of
 from leanconv.train.tasks.task import find_task, open_split

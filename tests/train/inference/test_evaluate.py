@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from leanconv.errors import BadInput
-from leanconv.train.inference.evaluate import GRID, Scores, best_threshold, evaluate
-from leanconv.train.inference.padding import pad_to
+from leanconv.train.data.padding import pad_to
+from leanconv.train.tasks.evaluate import GRID, Scores, best_threshold, evaluate
 
 
 class Sample(NamedTuple):

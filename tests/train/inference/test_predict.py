@@ -14,9 +14,9 @@ from leanconv.errors import BadInput
 from leanconv.models import build
 from leanconv.train.data.augment import to_float
 from leanconv.train.data.images import read_image
+from leanconv.train.data.padding import mirror
 from leanconv.train.data.samples import open_data
 from leanconv.train.inference.defects import find_defects
-from leanconv.train.inference.padding import mirror
 from leanconv.train.inference.predict import defect_score, overlay, predict
 from leanconv.train.inference.tiles import _Axis, predict_logits
 

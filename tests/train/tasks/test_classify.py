@@ -17,7 +17,7 @@ from torch import nn
 
 from leanconv.errors import BadInput
 from leanconv.runs import RunFolder
-from leanconv.train.data.label_sources import open_labelled
+from leanconv.train.data.open_labelled import open_labelled
 from leanconv.train.inference.score import read_metrics
 from leanconv.train.loop import fit
 from leanconv.train.recipe import Recipe

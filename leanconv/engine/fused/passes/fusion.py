@@ -28,6 +28,7 @@ from leanconv.engine.fused.passes.concat import (
 )
 from leanconv.engine.fused.passes.patterns import as_gated_sum, as_interleaved, as_named_activation, as_shuffle, aten
 from leanconv.engine.fused.passes.rules import Rule, run_to_fixpoint
+from leanconv.ops.fold import scaled_bias, scaled_weight
 
 
 def fuse(graph: Graph) -> Graph:
@@ -54,16 +55,17 @@ def affine_of_affine(graph: Graph, node: Node, users: Users) -> bool:
     source = node.inputs[0]
     if not isinstance(first := source.op, Affine) or not only_user(source, users):
         return False
-    return absorb(node, source, Affine(first.scale * second.scale, first.shift * second.scale + second.shift))
+    shift = scaled_bias(first.shift, second.scale, second.shift)
+    return absorb(node, source, Affine(first.scale * second.scale, shift))
 
 
 # Into blocks.
 
 
 def _scaled(stage: Stage, scale: Tensor, shift: Tensor) -> Stage:
-    bias = shift if stage.bias is None else stage.bias * scale + shift
+    bias = scaled_bias(stage.bias, scale, shift)
     filters = scale.view(-1, stage.groups).t().reshape(-1) if stage.interleaved else scale
-    return replace(stage, weight=stage.weight * filters.view(-1, 1, 1, 1), bias=bias)
+    return replace(stage, weight=scaled_weight(stage.weight, filters), bias=bias)
 
 
 def affine_into_producer(graph: Graph, node: Node, users: Users) -> bool:
@@ -78,11 +80,10 @@ def affine_into_producer(graph: Graph, node: Node, users: Users) -> bool:
             made = replace(block, stages=(*stages, _scaled(last, scale, shift)), parallel=parallel)
         case GatedSum(act="") as gated:
             old_scale = torch.ones_like(scale) if gated.scale is None else gated.scale
-            old_shift = torch.zeros_like(shift) if gated.shift is None else gated.shift
-            made = replace(gated, scale=old_scale * scale, shift=old_shift * scale + shift)
+            made = replace(gated, scale=old_scale * scale, shift=scaled_bias(gated.shift, scale, shift))
         case Upsample(act="") as up:
-            bias = shift if up.bias is None else up.bias * scale + shift
-            made = replace(up, weight=up.weight * scale.view(1, -1, 1, 1), bias=bias)
+            weight = scaled_weight(up.weight, scale, transposed=True)
+            made = replace(up, weight=weight, bias=scaled_bias(up.bias, scale, shift))
         case _:
             return False
     return absorb(node, source, made)

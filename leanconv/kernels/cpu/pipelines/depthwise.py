@@ -118,13 +118,6 @@ def taps_stride(channels: int) -> int:
     return -(-channels // 16) * 16
 
 
-def size_after(stencil: Stencil, h: Any, w: Any) -> tuple[Any, Any]:
-    """Expressions of the height and width after a stencil."""
-    (r, s), (sh, sw), (dh, dw) = stencil.kernel, stencil.stride, stencil.dilation
-    top, bottom, left, right = stencil.padding
-    return (h + (top + bottom - dh * (r - 1) - 1)) // sh + 1, (w + (left + right - dw * (s - 1) - 1)) // sw + 1
-
-
 def stencil_chain(axes: Axes, track: Track, index: int, lanes: int, element: ElementType) -> Chain:
     """The stencils of a track, in float32. Arguments: the map `c x y`, then taps and bias of each stencil."""
     hl, (i, b, x, y) = halide(), (axes.i, axes.b, axes.x, axes.y)
@@ -245,7 +238,7 @@ def _add_stencil(
         chain.split_columns = _split_columns(axes, chain, form, result)
     else:
         chain.value = result(chain.value)
-    chain.h, chain.w = size_after(form, chain.h, chain.w)
+    chain.h, chain.w = form.size(chain.h, chain.w)
 
 
 def unrolls_taps(form: Stencil) -> bool:
@@ -264,7 +257,7 @@ def _split_columns(axes: Axes, chain: Chain, form: Stencil, result: Callable[...
         rows, source = hl.Func("rows"), chain.value
         inner = source[i, b, x, hl.clamp(hl.likely(y), 0, chain.h - 1)]
         rows[i, b, x, y] = hl.select((y < 0) | (y >= chain.h), 0.0, inner)
-    width = size_after(form, chain.h, chain.w)[1]
+    width = form.size(chain.h, chain.w)[1]
     columns = [Columns(result(rows), left, width - (left + right))]
     for name, count, first, inside, clamped in (
         ("left", left, 0, x >= 0, hl.max(x, 0)),

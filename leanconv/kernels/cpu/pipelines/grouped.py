@@ -34,6 +34,7 @@ from leanconv.kernels.cpu.pipelines.padded import (
     padded_planes,
 )
 from leanconv.ops.grouped import Grouped
+from leanconv.spec import out_length
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,7 @@ def new_output(core: GroupedCore) -> Any:
 
 def output_width(form: Grouped, width: Any) -> Any:
     """Columns of the output for an input of that width."""
-    reach = form.dilation[1] * (form.kernel[1] - 1)
-    return (width + form.padding[2] + form.padding[3] - reach - 1) // form.stride[1] + 1
+    return out_length(width, form.kernel[1], form.stride[1], form.dilation[1], form.padding[2] + form.padding[3])
 
 
 def finish(

@@ -1,4 +1,4 @@
-"""What a measurement was made on: the words that every table of times carries."""
+"""The device of a measurement: name, threads, versions; every table of times states them."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def device_name(device: str | torch.device) -> str:
-    """The maker's name of a device, such as "AMD EPYC" or "NVIDIA H200"."""
+    """A device's product name, for example "AMD EPYC" or "NVIDIA H200"."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

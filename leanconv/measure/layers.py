@@ -1,4 +1,4 @@
-"""profile(): where a model's parameters, arithmetic, bytes and milliseconds are, layer by layer."""
+"""profile(): a model's parameters, MACs, bytes and milliseconds, layer by layer."""
 
 import time
 from collections import defaultdict
@@ -12,10 +12,11 @@ from torch import nn
 
 from leanconv.measure.counting.count import Counts, Layer, count_recorded
 from leanconv.measure.counting.record import Recording, record
-from leanconv.measure.hardware.device import describe, label
+from leanconv.measure.device import describe, label
 from leanconv.measure.hardware.roofline import Peaks, peaks
-from leanconv.measure.state import bare, countable, layout_of, main_input, run, untouched
+from leanconv.measure.state import bare, countable, layout_of, main_input
 from leanconv.measure.timing.latency import Timing, interleave, synchronize
+from leanconv.running import run, untouched
 from leanconv.table import si, table
 
 _WARMUP = 2
@@ -23,7 +24,7 @@ _WARMUP = 2
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """One row: what a layer needs (see `count.Layer`), how long it took, the least time a perfect kernel could take.
+    """One row: a layer's counts (see `count.Layer`), its time, and its roofline floor, a perfect kernel's time.
 
     `timing` is None for a layer that did not run; `bound` is "compute" or "memory".
     """
@@ -36,7 +37,7 @@ class LayerProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """Rows and totals of one model on one input. `timing` is the whole model's, measured without the layers' clocks.
+    """Rows and totals of one model on one input. `timing`: of the whole model, without the layers' hooks.
 
     `counts` holds the totals in every convention asked for; its first is "macs", which the rows show.
     """
@@ -106,7 +107,7 @@ class Profile:
             "floor ms",
             "bound",
         ]
-        # Identities and the like stay out of sight; to_dict() has them.
+        # Hides identities and other layers without a kernel; to_dict() has them.
         rows: list[Sequence[object]] = [_cells(r) for r in self.rows if r.layer.launches or r.layer.params]
         total = self.counts["macs"]
         rows.append(
@@ -162,16 +163,16 @@ def profile(
 ) -> Profile:
     """Count and time every layer of `model` on `inputs`, in eval mode and without gradients.
 
-    A row is a leaf module or an operator, or what a container computes between its layers. The model is left as it was.
+    A row is a leaf module, an operator, or a container's own work between its layers. The model stays unchanged.
 
     Args:
         inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
         conventions: further counting conventions whose totals to print (see `conventions.CONVENTIONS`).
-        budget_s: seconds of timing, warm-up not counted.
+        budget_s: seconds of timing, without warm-up.
         on_round: called after every round with the fraction that is done.
     """
     given, model, x = model, bare(model), main_input(inputs)
-    whole_only = countable(model) is not model  # an optimised model runs as a whole: its layers have no times
+    whole_only = countable(model) is not model  # an optimised model runs as a whole, without layers to time
     recording = record(model, inputs)
     counts = {name: count_recorded(recording, name) for name in dict.fromkeys(["macs", *conventions])}
     top = peaks(x.device, x.dtype)
@@ -183,7 +184,7 @@ def profile(
         whole = interleave(candidates, budget_s=budget_s, warmup=_WARMUP, on_round=on_round)["model"]
     rows = []
     for layer in counts["macs"].layers:
-        # Without a kernel (an Identity, a Flatten) nothing is moved.
+        # A layer without a kernel (Identity, Flatten) moves no bytes.
         floor, bound = top.floor_ms(layer.flops, layer.min_bytes) if layer.launches else (0.0, "memory")
         rows.append(LayerProfile(layer, clock.timing(layer.name), floor, bound))
     return Profile(
@@ -201,7 +202,7 @@ def profile(
 
 
 class _Clock:
-    """Times rows by hooks around modules; a container's own time is its whole less its layers'."""
+    """Times rows by hooks around modules; a container's own time is its total minus its layers'."""
 
     def __init__(self, recording: Recording, model: nn.Module) -> None:
         self.model, self.row_of = model, recording.row_of()
@@ -215,7 +216,7 @@ class _Clock:
             run(self.model, inputs)
 
     def timing(self, name: str) -> Timing | None:
-        """Of the row of that name; None where it never ran."""
+        """The timing of the row of that name; None if it never ran."""
         times = [times[name] * 1e3 for times in self.rounds[_WARMUP:] if name in times]
         return Timing.of(times) if times else None
 

@@ -1,4 +1,4 @@
-"""Where labelled images lie: `open_labelled` reads a data reference of `labelled.py` and gives one split of it."""
+"""open_labelled(): one split of the labelled images of a data reference (`labelled.py`)."""
 
 import os
 from collections import Counter
@@ -23,9 +23,9 @@ from leanconv.train.data.labelled import (
     held_out,
     share_of,
 )
+from leanconv.train.data.labelled_sources import Array, LabelSource, Rows
 from leanconv.train.data.parquet import check_bytes, image_rows, read_columns
-from leanconv.train.data.pictures import Array, LabelSource, Rows
-from leanconv.train.data.samples import bits_option, number, parse
+from leanconv.train.data.references import bits_option, number, parse
 from leanconv.train.data.splits import SPLITS, NoSplit, holds_parquet, option_divided, parquet_files
 
 _TORCHVISION = ("CIFAR10", "CIFAR100", "SVHN", "ImageFolder")
@@ -34,8 +34,8 @@ _TORCHVISION = ("CIFAR10", "CIFAR100", "SVHN", "ImageFolder")
 def open_labelled(ref: str, split: str, *, size: int, bits: int | None = None) -> Labelled:
     """The labelled images that a data reference names (see `labelled.py`), of one split: train, val or test.
 
-    `bits` is the reference's option of that name, which wins where both are given.
-    Raises BadInput, NoSplit, UnknownName for a split, set or option nobody knows.
+    `bits`: default of the reference's option of that name.
+    Raises BadInput, NoSplit, UnknownName for an unknown split, set or option.
     """
     if split not in SPLITS:
         raise UnknownName(f"split {split!r}{nearest(split, list(SPLITS))}: one of {', '.join(SPLITS)}")
@@ -84,7 +84,7 @@ def open_labelled(ref: str, split: str, *, size: int, bits: int | None = None) -
 
 
 def _unseen(train: LabelSource, classes: Sequence[str]) -> str:
-    """What to say of classes that nothing is learnt of: labels with gaps, or a class that only other splits have."""
+    """A remark on classes without training images: labels with gaps, or a class of other splits only."""
     seen = set(train.labels)
     if not (unseen := [name for place, name in enumerate(classes) if place not in seen]):
         return ""
@@ -136,7 +136,7 @@ def _class_names(tables: Sequence[dict[str, list[Any]]], count: int) -> tuple[li
 
 
 def _numbered(labels: list[Any], index: dict[Any, int], path: Path) -> list[Any]:
-    """The numbers of labels that are words; others as they are, unless another file has words."""
+    """Words as their numbers; numbers stay, unless another file has words."""
     if index and (row := next((row for row, label in enumerate(labels) if isinstance(label, int)), None)) is not None:
         raise BadInput(
             f"{path}, row {row}: label {labels[row]!r}: other files have words such as {next(iter(index))!r}; "

@@ -1,4 +1,4 @@
-"""Where labelled pictures lie: in files, in rows of Parquet files, in an array."""
+"""Sources of labelled images: files, rows of Parquet files, an array."""
 
 import bisect
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from leanconv.train.data.parquet import encoded
 
 
 class LabelSource(Protocol):
-    """Where pictures come from."""
+    """The images and labels of one split, by number."""
 
     names: Sequence[str]
     labels: Sequence[int]
 
     def where(self, index: int) -> str:
-        """The file or row that an error names."""
+        """The file or row, for error messages."""
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width by the header."""
@@ -28,7 +28,7 @@ class LabelSource(Protocol):
 
 
 class Part:
-    """Some pictures of a source."""
+    """A subset of a source."""
 
     def __init__(self, source: LabelSource, places: Sequence[int]) -> None:
         self.source, self.places = source, places
@@ -46,7 +46,7 @@ class Part:
 
 
 class Files:
-    """Image files with a class each."""
+    """Image files, each with a class."""
 
     def __init__(self, paths: Sequence[Path], labels: Sequence[int], names: Sequence[str], reader: ImageReader) -> None:
         self.paths, self.labels, self.names, self.reader = paths, labels, names, reader
@@ -94,7 +94,7 @@ class Rows:
 
 
 class Array:
-    """Pictures that somebody else has decoded already: uint8 `N 3 H W`."""
+    """Decoded images: uint8 `N 3 H W`."""
 
     def __init__(self, images: Tensor, labels: Sequence[int]) -> None:
         self.images, self.labels = images, labels

@@ -24,25 +24,26 @@ from torch import Tensor, nn
 
 from leanconv.errors import BadInput
 from leanconv.extras import needs
+from leanconv.running import evaluating
 from leanconv.table import table
 from leanconv.train.data.augment import to_float
 from leanconv.train.data.masks import IGNORE
-from leanconv.train.inference.padding import pad_to
+from leanconv.train.data.padding import pad_to
 
 Total = Callable[[Tensor], Tensor]
 Group = list[tuple[int, Any]]  # images of one size: index and sample
 
-# Thresholds that `best_threshold` tries.
+# The candidates of `best_threshold`.
 GRID = tuple(i / 100 for i in range(5, 96))
-# Whole images go through the model in batches of at most this many pixels: 1 Mpx of a base-32 U-Net is 1 GB.
+# The most pixels of a batch of whole images: 1 Mpx of a base-32 U-Net takes 1 GB.
 BATCH_PIXELS = 1 << 20
-# Images that wait for others of their size hold at most so many pixels: 256 MB with their masks.
+# The most pixels of images that wait for others of their size: 256 MB with their masks.
 HELD_PIXELS = 1 << 26
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model reached on a set of images.
+    """A model's scores on a set of images.
 
     Attributes:
         classes: names; the first is the background.
@@ -58,24 +59,24 @@ class Scores:
 
     @property
     def class_iou(self) -> list[float | None]:
-        """IoU of each class over all pixels; None for a class that is neither there nor predicted."""
+        """IoU of each class over all pixels; None for a class that is neither present nor predicted."""
         inter, union, _ = _areas(self.confusion.sum(0))
         return _ratios(inter, union)
 
     @property
     def class_dice(self) -> list[float | None]:
-        """Dice of each class over all pixels; None for a class that is neither there nor predicted."""
+        """Dice of each class over all pixels; None for a class that is neither present nor predicted."""
         inter, _, size = _areas(self.confusion.sum(0))
         return _ratios(2 * inter, size)
 
     @property
     def iou(self) -> float:
-        """IoU of the defect class over all pixels (of several classes: their mean)."""
+        """IoU of the defect class over all pixels; the mean of several defect classes."""
         return _mean(self.class_iou[1:])
 
     @property
     def dice(self) -> float:
-        """Dice of the defect class over all pixels (of several classes: their mean)."""
+        """Dice of the defect class over all pixels; the mean of several defect classes."""
         return _mean(self.class_dice[1:])
 
     @property
@@ -233,10 +234,8 @@ def _logits(
     """Indices and samples, logits `n O H W` and masks `n H W` of this process's images, images of one size together."""
     if not len(samples):
         raise BadInput("there are no images to evaluate")
-    training, waiting = model.training, dict[tuple[int, ...], Group]()
-    model.eval()
-    try:
-        held = 0
+    waiting, held = dict[tuple[int, ...], Group](), 0
+    with evaluating(model):
         for index in range(rank, len(samples), processes):
             size = tuple((sample := samples[index]).image.shape[-2:])
             waiting.setdefault(size, []).append((index, sample))
@@ -252,8 +251,6 @@ def _logits(
             yield _run(model, group, len(samples.classes))
         if on_images:
             on_images(len(samples))
-    finally:
-        model.train(training)
 
 
 def _run(model: nn.Module, group: Group, classes: int) -> tuple[Group, Tensor, Tensor]:

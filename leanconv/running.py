@@ -1,0 +1,195 @@
+"""Run a user's model and leave no trace: how inputs reach it, which tensors it takes and gives, what is put back."""
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._pytree import tree_map_only
+
+from leanconv.errors import BadInput, LeanconvError, error_line
+
+# A tensor is the only argument, a tuple or list the positional ones, a dict the named ones.
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+V = TypeVar("V")
+
+
+def as_call(inputs: Inputs) -> Call:
+    """The positional and the named arguments that `inputs` stands for. Raises BadInput for anything else."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        if not all(isinstance(key, str) for key in inputs):
+            raise BadInput("inputs given as a dict are the model's named arguments: every key must be a string")
+        return (), dict(inputs)
+    if isinstance(inputs, list | tuple):
+        return tuple(inputs), {}
+    raise BadInput(
+        f"inputs must be a tensor, a tuple of arguments or a dict of named ones, got {type(inputs).__name__}"
+    )
+
+
+def run(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """`model(inputs)`, `model(*inputs)` or `model(**inputs)`; the model's own errors pass through."""
+    positional, named = as_call(inputs)
+    return model(*positional, **named)
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """As `run`. Raises BadInput where the model does not take the inputs."""
+    positional, named = as_call(inputs)
+    with explained(f"inputs {shapes(inputs)}"):
+        return model(*positional, **named)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Raises BadInput, with the place in the model's code, where a model fails inside. `what`: what it runs on."""
+    try:
+        yield
+    except LeanconvError:
+        raise
+    except Exception as error:
+        raise BadInput(f"the model does not run on {what}: {error_line(error)}") from error
+
+
+def shapes(inputs: Any) -> str:
+    """`(1, 3, 224, 224)`, or the shapes of each tensor in a tuple or dict: for messages."""
+    if isinstance(inputs, Tensor):
+        return str(tuple(inputs.shape))
+    return ", ".join(str(tuple(t.shape)) for t in tensors(inputs)) or type(inputs).__name__
+
+
+def tensors(value: Any, depth: int = 8) -> list[Tensor]:
+    """The tensors in a model's inputs or outputs, in order: opens tuples, lists, dicts and plain objects."""
+    if isinstance(value, Tensor):
+        return [value]
+    if depth == 0 or value is None or isinstance(value, str | bytes | int | float | complex | type | nn.Module):
+        return []
+    if isinstance(value, Mapping):
+        items: Any = value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        items = value
+    else:
+        items = getattr(value, "__dict__", {}).values()
+    return [tensor for item in items for tensor in tensors(item, depth - 1)]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same inputs with every tensor replaced; containers other than tuple, list and dict stay as they are."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(function, item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(map_tensors(function, item) for item in value)
+    return value
+
+
+def cloned(value: V) -> V:
+    """The same arguments with tensors of their own: a model may write into its inputs."""
+    copies: V = tree_map_only(Tensor, lambda t: t.detach().clone(), value)
+    return copies
+
+
+def has_lazy(model: nn.Module) -> bool:
+    """Whether some layer still waits for its first input to know its sizes."""
+    return any(_is_lazy(t) for t in (*model.parameters(), *model.buffers()))
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients inside; restores every parameter, buffer, mode and random generator afterwards."""
+    registers: list[tuple[Any, dict[str, Any]]] = [
+        (each, dict(each))
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        for each in (module._parameters, module._buffers)
+    ]
+    held = {id(t): t for t in (*model.parameters(), *model.buffers()) if not (_is_lazy(t) or t.is_meta)}
+    copies = [(t, t.detach().clone()) for t in held.values()]
+    modes = to_eval_(model)
+    try:
+        with untouched_random(), torch.no_grad():
+            yield
+    finally:
+        for register, entries in registers:
+            register.clear()
+            register.update(entries)
+        for tensor, before in copies:
+            _put_back_(tensor, before)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[None]:
+    """As `untouched`, for a run that hooks or dispatch modes look at: compiled parts run eagerly and skip no hook."""
+    with untouched(model):
+        if "torch._dynamo" not in sys.modules:
+            yield
+        else:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+
+
+@contextmanager
+def untouched_random() -> Iterator[None]:
+    """Restores the random generators of Python, NumPy and PyTorch afterwards."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002 (the global state is the one that a model's own code draws from)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, set by the model's own `eval()`, for a model whose results count; restores each module's mode."""
+    modes = _modes(model)
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def to_eval_(model: nn.Module) -> list[tuple[nn.Module, bool]]:
+    """Set eval mode flag by flag; returns each module's mode before.
+
+    `model.eval()` may do more in a module that overrides it, such as merge its weights.
+    """
+    modes = _modes(model)
+    for module, _ in modes:
+        module.training = False
+    return modes
+
+
+def _modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:
+    return [(m, m.training) for m in model.modules() if isinstance(getattr(m, "training", None), bool)]
+
+
+def _put_back_(tensor: Tensor, before: Tensor) -> None:
+    """Through `.data`: no version counter moves, and autograd sees no write."""
+    try:
+        same = torch.equal(tensor.detach(), before)
+    except RuntimeError:  # a sparse tensor, or a subclass that cannot be compared
+        return
+    if not same:
+        with torch.inference_mode():  # a tensor created in it changes in nothing else
+            tensor.data.copy_(before)
+
+
+def _is_lazy(tensor: Tensor) -> bool:
+    return isinstance(tensor, UninitializedParameter | UninitializedBuffer)

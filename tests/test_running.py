@@ -1,0 +1,143 @@
+"""Running a user's model: how inputs reach it, which tensors count, and that no trace is left, by one rule."""
+
+import random
+import types
+from collections import UserDict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from leanconv.convert import plan
+from leanconv.errors import BadInput
+from leanconv.measure import profile
+from leanconv.measure.counting.record import record
+from leanconv.running import as_call, call, run, tensors, untouched, watched
+from leanconv.train.data.samples import Sample
+from leanconv.train.tasks.evaluate import evaluate
+from leanconv.train.tasks.probe import answer
+
+X = torch.randn(2, 3, 6, 6)
+
+
+class Meddling(nn.Module):
+    """Writes into its own parameters and buffers, replaces some, draws random numbers, merges itself in `train`."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.frozen, self.merged = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3).eval(), False
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("late", None)
+
+    def train(self, mode=True):
+        self.merged = self.merged or not mode
+        return super().train(mode)
+
+    def forward(self, x):
+        self.calls += 1
+        self.conv.weight.data.add_(1.0)
+        self.conv.bias = nn.Parameter(self.conv.bias.detach() + 1)
+        self.late = x.mean()
+        random.random(), np.random.rand(), torch.rand(())  # noqa: NPY002
+        return self.frozen(self.conv(x)) * float(x.sum() > 1e9)
+
+
+def state_of(model):
+    values = {name: t.clone() for name, t in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    drawn = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    return values, [id(p) for p in model.parameters()], modes, model.merged, drawn
+
+
+def same(a, b):
+    return a[1:] == b[1:] and a[0].keys() == b[0].keys() and all(torch.equal(a[0][k], b[0][k]) for k in a[0])
+
+
+def left_alone(act):
+    model = Meddling()
+    model.train()
+    model.frozen.eval()
+    before = state_of(model)
+    act(model)
+    return same(state_of(model), before)
+
+
+RUNS = {
+    "profile": lambda model: profile(model, X, budget_s=0),
+    "count": lambda model: record(model, X),
+    "plan": lambda model: plan(model, X, to="hetconv"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_no_trace_in_whichever_room_it_runs(name):
+    assert left_alone(RUNS[name])
+
+
+def test_no_trace_of_a_run_that_fails():
+    def act(model):
+        with pytest.raises(BadInput, match=r"does not run on inputs \(2, 4, 6, 6\)"), watched(model):
+            call(model, torch.randn(2, 4, 6, 6))
+
+    assert left_alone(act)
+
+
+def test_no_trace_in_weights_created_in_inference_mode():
+    with torch.inference_mode():
+        norm = nn.BatchNorm2d(3)
+    before = norm.running_mean.clone()
+    with untouched(norm), torch.inference_mode():
+        norm.running_mean.add_(1)
+    assert torch.equal(norm.running_mean, before)
+
+
+def test_what_cannot_be_compared_stays():
+    model = nn.Module()
+    model.register_buffer("sparse", torch.eye(3).to_sparse())
+    model.register_buffer("wrong", torch.tensor([float("nan"), 1.0]))
+    version = model.wrong._version
+    with untouched(model):
+        pass
+    assert torch.equal(model.sparse.to_dense(), torch.eye(3))
+    assert model.wrong._version == version
+
+
+def test_a_frozen_layer_stays_frozen_after_an_evaluation():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2).eval(), nn.Dropout())
+    images = [(torch.zeros(3, 6, 6, dtype=torch.uint8), torch.zeros(6, 6, dtype=torch.uint8), "a")]
+    answer(model, X)
+    evaluate(model, _Data(images))
+    assert [m.training for m in model] == [True, False, True]
+
+
+class _Data(list):
+    classes = ("background", "defect")
+
+    def __getitem__(self, index):
+        return Sample(*super().__getitem__(index))
+
+
+def test_a_compiled_part_is_seen_by_hooks():
+    inner = nn.Conv2d(3, 4, 1)
+    model, met = nn.Sequential(torch.compile(inner)), []
+    handle = inner.register_forward_hook(lambda *_: met.append(1))
+    with watched(model):
+        run(model, X)
+    handle.remove()
+    assert met == [1]
+
+
+def test_how_inputs_reach_a_model():
+    assert as_call(X) == ((X,), {})
+    assert as_call([X, 1]) == ((X, 1), {})
+    assert as_call(UserDict(x=X)) == ((), {"x": X})
+    with pytest.raises(BadInput, match="every key must be a string"):
+        as_call({1: X})
+    with pytest.raises(BadInput, match="got int"):
+        as_call(3)
+
+
+def test_tensors_of_tuples_dicts_and_plain_objects():
+    held = types.SimpleNamespace(logits=X, name="x", more={"aux": [X]})
+    assert [t is X for t in tensors((held, None, nn.Linear(1, 1)))] == [True, True]
