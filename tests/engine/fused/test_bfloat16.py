@@ -20,7 +20,7 @@ from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.fused.passes.precision import lower_precision
 from leanconv.engine.workbench import Workbench
-from leanconv.kernels import backend
+from leanconv.kernels import Target, backend
 from tests.cpus import HASWELL, SAPPHIRE_RAPIDS, ZEN4
 from tests.engine.fused.test_candidate import Odd, randomised
 
@@ -87,9 +87,9 @@ def test_products_on_a_matrix_unit(monkeypatch):
     monkeypatch.setattr(room, "PREFERRED", ("kernel+onednn",))
     model, x = Products().eval(), torch.randn(2, 3, 14, 12)
     for cpu in (ZEN4, HASWELL):
-        without = FUSED.prepare(Workbench(model, (x,), {}, 1, cpu), HALF)
+        without = FUSED.prepare(Workbench(model, (x,), {}, 1, Target(cpu)), HALF)
         assert {row.chosen for row in without.blocks.rows} == {"aten"}
-    form = FUSED.prepare(Workbench(model, (x,), {}, 1, SAPPHIRE_RAPIDS), HALF)
+    form = FUSED.prepare(Workbench(model, (x,), {}, 1, Target(SAPPHIRE_RAPIDS)), HALF)
     chosen = [row.block for row in form.blocks.rows if row.chosen == "kernel+onednn"]
     assert len(chosen) >= 3, str(form.blocks)
     for size in (x.shape, x.shape, (1, 3, 9, 11), (1, 3, 9, 11)):

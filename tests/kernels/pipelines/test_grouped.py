@@ -197,7 +197,7 @@ def test_blocks_of_rows_are_whole_pairs(name, monkeypatch):
     form = FORMS[name]
     weights, x = weights_of(form), [torch.randn(3, c, 21, 9) for c in form.channels]
     residual = torch.randn(3, form.width, 21, 11) if form.residual else None
-    bound = bind(form, weights, ZEN4)
+    bound = bind(form, weights, Target(ZEN4))
     bound.method = "winograd"
     whole = bound(x, residual)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
