@@ -22,7 +22,7 @@ from torch import nn
 import leanconv as lc
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
-from leanconv.engine.fused.lowering.autotune import choose
+from leanconv.engine.fused.lowering.autotune import autotune
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels.cpu.compilation import cache
@@ -67,7 +67,7 @@ def program(model: nn.Module, size: int) -> Program:
     """Build the model's program on kernels and call it twice, so that its plan is complete."""
     x = torch.randn(1, 3, size, size)
     graph = rewrite(to_graph(Workbench(model, (x,), {}, 1).program))
-    found = Program(graph, choose(graph, seconds=0.0)[0])
+    found = Program(graph, autotune(graph, seconds=0.0)[0])
     found(x)
     found(x)
     return found

@@ -23,7 +23,7 @@ from leanconv.deploy.program import input_order, save_onnx
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.block import Block
-from leanconv.engine.fused.lowering.autotune import choose
+from leanconv.engine.fused.lowering.autotune import autotune
 from leanconv.engine.fused.passes.fusion import rewrite
 from leanconv.engine.fused.roofline import work
 from leanconv.engine.workbench import Workbench
@@ -50,7 +50,7 @@ def main() -> None:
 def ours(bench: Workbench, x: Tensor, calls: int) -> str:
     """Format the table of our steps."""
     graph = rewrite(to_graph(bench.program))
-    runs, _ = choose(graph, seconds=30)
+    runs, _ = autotune(graph, seconds=30)
     program = Program(graph, runs)
     program(x)
     whole = min(_seconds(lambda: program(x)) for _ in range(calls))
