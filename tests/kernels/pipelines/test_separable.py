@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu import bind
-from leanconv.kernels.cpu.bound import separable
+from leanconv.kernels.cpu.bound import separable_builder
 from leanconv.kernels.cpu.pipelines.element import BFLOAT16, FLOAT32
 from leanconv.ops.separable import Separable, Stencil
 from leanconv.ops.separable import separable as reference
@@ -148,7 +148,7 @@ def test_a_map_read_without_a_copy(form, from_memory):
 
 def test_which_maps_are_read_without_a_copy():
     """The kernel copies a map if that is faster, or if the stencil needs a border."""
-    reads = separable.KernelBuilder._reads_in_place
+    reads = separable_builder.KernelBuilder._reads_in_place
     maker = SimpleNamespace(element=FLOAT32)
     square = Stencil(0, 8, (3, 3), padding=(1, 1, 1, 1))
     row = Stencil(0, 8, (1, 3), padding=(0, 0, 1, 1))
@@ -183,7 +183,7 @@ def test_which_rows_are_read(name):
     form = replace(form, stages=tuple(tuple(replace(s, activation="none") for s in each) for each in form.stages))
     x = torch.randn(1, form.channels[0], 40, 40, dtype=torch.double, requires_grad=True)
     y = reference([x], [w.double() for w in weights_of(form)], form)[0]
-    ahead, step = separable._rows_read([each[0] for each in form.stages])
+    ahead, step = separable_builder._rows_read([each[0] for each in form.stages])
     for row in (3, 7):
         (slope,) = torch.autograd.grad(y[:, :, row].sum(), x, retain_graph=True)
         assert slope[0].abs().amax((0, 2)).nonzero().max() == row * step + ahead

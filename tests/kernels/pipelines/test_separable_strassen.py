@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leanconv.kernels.cpu import Target, bind
-from leanconv.kernels.cpu.bound import separable, separable_strassen
-from leanconv.kernels.cpu.bound.separable import BoundSeparable, KernelBuilder
+from leanconv.kernels.cpu.bound import separable_builder, separable_strassen
+from leanconv.kernels.cpu.bound.separable import BoundSeparable
+from leanconv.kernels.cpu.bound.separable_builder import KernelBuilder
 from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.pipelines import separable_strassen as pipelines
 from leanconv.kernels.cpu.pipelines.gemm import Tile
@@ -49,7 +50,7 @@ def forced(monkeypatch):
         separable_strassen, "strassen_tile", lambda cpu, o, pixels, *more: Tile(3, 32, 16) if pixels > 4 else None
     )
     monkeypatch.setattr(separable_strassen, "DEPTH", 0)
-    for place in (separable_strassen, separable):
+    for place in (separable_strassen, separable_builder):
         monkeypatch.setattr(place, "kernel", kernel)
     return asked
 
@@ -156,7 +157,9 @@ def test_large_maps_get_blocks(cpu, two_threads):
         form = Separable((channels,), ((stencil,),), channels)
         x = torch.empty(1, channels, height or side, side).contiguous(memory_format=torch.channels_last)
         bound = BoundSeparable(form, weights_of(form), Target(replace(cpu, l2=l2)))
-        return separable_strassen._rows(KernelBuilder(bound, [x], None, None, (1, channels, height or side, side)))
+        return separable_strassen._rows(
+            KernelBuilder(bound, bound.parts, [x], None, None, (1, channels, height or side, side))
+        )
 
     assert rows(512, 14) == 2  # of 1, 2, 7 and 14
     assert two_threads(rows, 512, 14) == 7  # as many blocks for each

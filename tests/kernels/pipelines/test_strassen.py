@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leanconv.kernels.cpu import bind
-from leanconv.kernels.cpu.bound import base, separable, separable_strassen
+from leanconv.kernels.cpu.bound import base, separable_builder, separable_strassen
 from leanconv.kernels.cpu.pipelines import strassen
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.pipelines.packing import pack_strassen
@@ -39,7 +39,7 @@ def requested(monkeypatch):
         return made(pipeline, core, tile)
 
     monkeypatch.setattr(base, "strassen_tile", tile)
-    for place in (separable_strassen, separable):
+    for place in (separable_strassen, separable_builder):
         monkeypatch.setattr(place, "kernel", kernel)
     return asked
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu.pipelines.element import ElementType, element_type
 from leanconv.kernels.cpu.pipelines.gemm import Tile
-from leanconv.kernels.cpu.runtime.block_loop import Average, BlockLoop, View
+from leanconv.kernels.cpu.runtime.block_loop import BlockLoop
 from leanconv.kernels.cpu.runtime.huge_pages import pack_into_huge_pages
 from leanconv.kernels.cpu.runtime.launch import Gates, KernelLaunch
 from leanconv.kernels.cpu.runtime.tensors import in_planes, new_map, pixel_stride
@@ -244,71 +244,3 @@ def checked(form: Any, inputs: Sequence[Tensor]) -> tuple[int, tuple[int, int], 
     n, size = inputs[0].shape[0], form.size(*inputs[0].shape[2:])
     check_fit(inputs, n, inputs[0].shape[2:])
     return n, size, empty_result(n, form.width, size, form.average, inputs[0].dtype)
-
-
-def map_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
-    """Channels of a map as `c x y`."""
-    n, _, h, w = x.shape
-    pixel = pixel_stride(x)
-    return View(
-        pointer,
-        ((channels, 1), (w, pixel), (h, w * pixel)),
-        first,
-        x.stride(0) if n > 1 else 0,
-        dtype=x.dtype,
-    )
-
-
-def planes_view(pointer: int, x: Tensor) -> View:
-    """An image in planes as `x c y`."""
-    n, c, h, w = x.shape
-    return View(pointer, ((w, 1), (c, h * w), (h, w)), 0, c * h * w if n > 1 else 0, dtype=x.dtype)
-
-
-def flat_view(pointer: int, x: Tensor, first: int, channels: int) -> View:
-    """Channels of a map as `c x`, all pixels in a row."""
-    n, _, h, w = x.shape
-    return View(
-        pointer,
-        ((channels, 1), (h * w, pixel_stride(x))),
-        first,
-        x.stride(0) if n > 1 else 0,
-        dtype=x.dtype,
-    )
-
-
-def vector_view(pointer: int, length: int, offset: int = 0, sample: int = 0) -> View:
-    """A vector; `sample` numbers from one sample's to the next."""
-    return View(pointer, ((length, 1),), offset, sample)
-
-
-def weights_view(pointer: int, packed: Tensor) -> View:
-    """Packed weights, the last dimension innermost."""
-    dims = tuple(zip(reversed(packed.shape), reversed(packed.stride()), strict=True))
-    return View(pointer, dims, dtype=packed.dtype)
-
-
-def out_view(pointer: int, size: tuple[int, int, int, int], first: int, channels: int, element: ElementType) -> View:
-    """Channels of a dense output as `c x y`, rows cut to the block."""
-    _, o, p, q = size
-    return View(pointer, ((channels, 1), (q, o), (p, q * o)), first, p * q * o, rows=True, dtype=element.dtype)
-
-
-def flat_out_view(pointer: int, size: tuple[int, int, int, int], element: ElementType) -> View:
-    """A dense output as `c x`, pixels cut to the block."""
-    _, o, p, q = size
-    return View(pointer, ((o, 1), (p * q, o)), 0, p * q * o, rows=True, dtype=element.dtype)
-
-
-def average_of(
-    pointer: int,
-    result: int,
-    size: tuple[int, int, int, int],
-    element: ElementType,
-    flat: bool = False,
-    apart: bool = False,
-) -> Average:
-    """The average of a dense output: computed in blocks of rows, of pixels (`flat`), or after all blocks (`apart`)."""
-    _, o, p, q = size
-    columns, row = (1, o) if flat else (q, q * o)
-    return Average(pointer, result, o, columns, p * q * o, row, element.dtype, p if apart else 0)

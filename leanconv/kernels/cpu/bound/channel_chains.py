@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -26,6 +27,29 @@ class ChannelChain:
     channels: int
     stencils: tuple[Stencil, ...] = ()
     taken: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A separable form with its weights, by chain.
+
+    Attributes:
+        taps: for each chain the packed taps and biases of its stencils.
+        project, bias: of the 1×1, `O M` and `O`; None where there is none.
+    """
+
+    form: Separable
+    chains: list[ChannelChain]
+    taps: list[list[Tensor]]
+    project: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, form: Separable, weights: Sequence[Tensor]) -> Self:
+        chains = channel_chains(form)
+        stencils, project, bias = split_weights(form, weights)
+        taps = [chain_weights(chain, stencils) for chain in chains]
+        return cls(form, chains, taps, *(None if w is None else w.detach().float() for w in (project, bias)))
 
 
 def channel_chains(form: Separable) -> list[ChannelChain]:

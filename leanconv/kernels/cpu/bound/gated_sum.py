@@ -8,17 +8,13 @@ from torch import Tensor
 from leanconv.kernels.cpu.bound.base import (
     Bound,
     PreparedKernel,
-    average_of,
     check_fit,
     check_vectors,
     element_type_of,
     empty_result,
-    flat_out_view,
-    flat_view,
     ready,
-    vector_view,
-    weights_view,
 )
+from leanconv.kernels.cpu.bound.views import average_of, flat_out_view, flat_view, vector_view, weights_view
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import pointwise
 from leanconv.kernels.cpu.pipelines.gemm import Tile

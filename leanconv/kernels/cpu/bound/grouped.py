@@ -6,19 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu.bound.base import (
-    Bound,
-    PreparedKernel,
-    average_of,
-    check_fit,
-    checked,
-    element_type_of,
-    map_view,
-    out_view,
-    planes_view,
-    ready,
-    weights_view,
-)
+from leanconv.kernels.cpu.bound.base import Bound, PreparedKernel, check_fit, checked, element_type_of, ready
+from leanconv.kernels.cpu.bound.views import average_of, map_view, out_view, planes_view, weights_view
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines.packing import pack_projection, pack_vector
 from leanconv.kernels.cpu.pipelines.padded import GroupedCore

@@ -5,18 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu.bound.base import (
-    Bound,
-    PreparedKernel,
-    average_of,
-    checked,
-    element_type_of,
-    empty_result,
-    map_view,
-    out_view,
-    ready,
-    weights_view,
-)
+from leanconv.kernels.cpu.bound.base import Bound, PreparedKernel, checked, element_type_of, empty_result, ready
+from leanconv.kernels.cpu.bound.views import average_of, map_view, out_view, weights_view
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import max_pool, upsample
 from leanconv.kernels.cpu.pipelines.gemm import Tile

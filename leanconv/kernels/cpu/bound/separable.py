@@ -1,41 +1,16 @@
 """Separable convolutions bound to their weights."""
 
-import math
-import operator
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from leanconv.kernels.cpu.bound import separable_strassen
-from leanconv.kernels.cpu.bound.base import (
-    Bound,
-    PreparedKernel,
-    average_of,
-    check_fit,
-    check_vectors,
-    checked,
-    element_type_of,
-    flat_out_view,
-    flat_view,
-    map_view,
-    out_view,
-    ready,
-    vector_view,
-    weights_view,
-)
-from leanconv.kernels.cpu.bound.channel_chains import ChannelChain, chain_weights, channel_chains, split_weights
-from leanconv.kernels.cpu.compilation.build import kernel
-from leanconv.kernels.cpu.pipelines import pointwise, separable
-from leanconv.kernels.cpu.pipelines.depthwise import Track, unrolls_taps
-from leanconv.kernels.cpu.pipelines.gemm import Tile
-from leanconv.kernels.cpu.pipelines.packing import pack_projection, pack_vector
-from leanconv.kernels.cpu.runtime.block_loop import BlockLoop, Prefetch, View, Work
-from leanconv.kernels.cpu.runtime.tensors import pixel_stride
-from leanconv.kernels.cpu.tuning.cost_model import fill, lanes_for, row_block, strip
+from leanconv.kernels.cpu.bound.base import Bound, PreparedKernel, check_fit, check_vectors, checked, ready
+from leanconv.kernels.cpu.bound.channel_chains import Parts
+from leanconv.kernels.cpu.bound.separable_builder import KernelBuilder
 from leanconv.kernels.cpu.tuning.target import Target
-from leanconv.ops.forms import Stencil, check_channels
+from leanconv.ops.forms import check_channels
 from leanconv.ops.separable import Separable
 
 
@@ -44,14 +19,10 @@ class BoundSeparable(Bound):
 
     def __init__(self, form: Separable, weights: Sequence[Tensor], target: Target | None = None) -> None:
         super().__init__(target)
-        self.form, self.chains = form, channel_chains(form)
+        self.form, self.parts = form, Parts.of(form, weights)
         self._flat = all(
-            s.identity and s.stride == (1, 1) and s.activation == "none" for t in self.chains for s in t.stencils
+            s.identity and s.stride == (1, 1) and s.activation == "none" for t in self.parts.chains for s in t.stencils
         )
-        stencils, project, bias = split_weights(form, weights)
-        self.taps = [chain_weights(chain, stencils) for chain in self.chains]
-        self.project = None if project is None else project.detach().float()
-        self.bias = None if bias is None else bias.detach().float()
 
     def __call__(
         self, inputs: Sequence[Tensor], residual: Tensor | None = None, gate: Tensor | None = None
@@ -87,231 +58,9 @@ class BoundSeparable(Bound):
         given = [x for x in inputs if x is not None]
         n, _, h, w = given[0].shape
         size = (n, self.form.width, *self.form.size(h, w))
-        made = KernelBuilder(self, given, residual, gate, size)
-        if self.project is None:
+        made = KernelBuilder(self, self.parts, given, residual, gate, size)
+        if self.parts.project is None:
             return made.depthwise()
         if self._flat:
             return separable_strassen.pointwise(made) or made.pointwise()
         return separable_strassen.projected(made) or made.projected()
-
-
-class KernelBuilder:
-    """Puts one prepared kernel together. Pointers: inputs, residual, gate, weights, output, averages."""
-
-    def __init__(
-        self,
-        bound: BoundSeparable,
-        inputs: list[Tensor],
-        residual: Tensor | None,
-        gate: Tensor | None,
-        size: tuple[int, int, int, int],
-    ) -> None:
-        self.bound, self.form, self.inputs, self.size, self.cpu = bound, bound.form, inputs, size, bound.cpu
-        self.residual, self.gate, self.element = residual, gate, element_type_of(bound.cpu, *inputs, residual)
-        self.pointers = len(inputs) + (residual is not None) + (gate is not None)
-        self.weights: list[Tensor] = []
-        self.at_residual, self.at_gate = len(inputs), len(inputs) + (residual is not None)
-
-    def depthwise(self) -> PreparedKernel:
-        """One kernel for each chain, all of them on a block of rows before the next block."""
-        views, kernels, first = [], [], 0
-        for chain, taps in zip(self.bound.chains, self.bound.taps, strict=True):
-            core = separable.SeparableCore(
-                (self._track(chain),),
-                None,
-                self.size[1],
-                False,
-                self.form.activation,
-                self.residual_pixel(),
-                False,
-                self.element,
-            )
-            lanes = lanes_for(self.cpu, chain.channels)
-            arguments = [self.input(chain), *map(self.add, taps)]
-            if self.residual is not None:
-                arguments.append(map_view(self.at_residual, self.residual, first, chain.channels))
-            kernels.append(kernel(separable.depthwise, core, Tile(core.tracks[0].tiles[-1], lanes, lanes)))
-            views.append((arguments, first, chain.channels))
-            first += chain.channels
-        out = self.pointers + len(self.weights)
-        listed = [
-            (made, [*arguments, out_view(out, self.size, start, channels, self.element)])
-            for made, (arguments, start, channels) in zip(kernels, views, strict=True)
-        ]
-        return self.finish(listed, self._work(), flat=False)
-
-    def projected(self) -> PreparedKernel:
-        """Stencils, then the 1×1 of whole rows of pixels."""
-        form, (n, o, p, q), work = self.form, self.size, self._work()
-        assert self.bound.project is not None
-        last = p - (p - 1) // work.block * work.block  # rows of the smallest block
-        core = self.core()
-        tile = self.bound.matrix_tile(core, o, last * q, form.middle, self.element)
-        arguments: list[View] = []
-        for chain, taps, column in zip(self.bound.chains, self.bound.taps, self.columns(), strict=True):
-            arguments += [self.input(chain), *map(self.add, taps)]
-            arguments += self._projection(column, chain.channels, tile)
-        if form.bias:
-            arguments.append(self.add(pack_vector(self.bound.bias, tile.block, o)))
-        if self.residual is not None:
-            arguments.append(flat_view(self.at_residual, self.residual, 0, o))
-        target = flat_out_view(self.pointers + len(self.weights), self.size, self.element)
-        arguments = [target, *arguments, target]
-        made = kernel(separable.projected, core, tile)
-        return self.finish([(made, arguments)], Work(n, p * q, work.block * q), True, fetches=self.fetches(core))
-
-    def core(self) -> separable.SeparableCore:
-        """Of a kernel of stencils and projection."""
-        form, o = self.form, self.size[1]
-        return separable.SeparableCore(
-            tuple(map(self._track, self.bound.chains)),
-            o,
-            o,
-            form.bias,
-            form.activation,
-            self.residual_pixel(),
-            form.gate,
-            self.element,
-        )
-
-    def fetches(self, core: separable.SeparableCore) -> list[Prefetch]:
-        """Prefetches of the maps that are read in place and (all samples) too large for the second-level cache."""
-        found: dict[int, Prefetch] = {}
-        for chain, track in zip(self.bound.chains, core.tracks, strict=True):
-            if track.direct and self.element.bytes * self.inputs[chain.index].numel() >= 2 * self.cpu.l2:
-                made = Prefetch(self.input(chain), self.size[3], *_rows_read(track.stencils))
-                found[chain.index] = made.joined(found.get(chain.index, made))
-        return list(found.values())
-
-    def pointwise(self) -> PreparedKernel:
-        """A 1×1 alone: all pixels in a row."""
-        form, (n, o, p, q) = self.form, self.size
-        pixels = p * q
-        chains = self.bound.chains
-        core = pointwise.Pointwise(
-            tuple((chain.channels, pixel_stride(self.inputs[chain.index])) for chain in chains),
-            o,
-            form.bias,
-            form.activation,
-            self.residual_pixel(),
-            form.gate,
-            element=self.element,
-        )
-        tile = self.bound.matrix_tile(core, o, pixels, form.middle, self.element)
-        arguments: list[View] = []
-        for chain, column in zip(chains, self.columns(), strict=True):
-            arguments.append(flat_view(chain.index, self.inputs[chain.index], chain.first, chain.channels))
-            arguments += self._projection(column, chain.channels, tile)
-        if form.bias:
-            arguments.append(self.add(pack_vector(self.bound.bias, tile.block, o)))
-        if self.residual is not None:
-            arguments.append(flat_view(self.at_residual, self.residual, 0, o))
-        arguments.append(flat_out_view(self.pointers + len(self.weights), self.size, self.element))
-        # A block's input is read once for every panel of weights, its output only if it is averaged.
-        kept = form.middle + o * form.average
-        block = row_block(self.cpu, pixels, n, self.element.bytes * kept, 0, torch.get_num_threads(), tile.pixels)
-        work = Work(n, pixels, block, tile.pixels)
-        return self.finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
-
-    def finish(
-        self,
-        kernels: list[tuple[tuple[int, object], list[View]]],
-        work: Work,
-        flat: bool,
-        apart: bool = False,
-        fetches: Sequence[Prefetch] = (),
-    ) -> PreparedKernel:
-        out = self.pointers + len(self.weights)
-        average = average_of(out, out + 1, self.size, self.element, flat, apart) if self.form.average else None
-        loop = BlockLoop(kernels, work, average, fetches)
-        return PreparedKernel(loop, self.weights, self.size, self.form.average, self.element.dtype)
-
-    def add(self, packed: Tensor) -> View:
-        self.weights.append(packed)
-        return weights_view(self.pointers + len(self.weights) - 1, packed)
-
-    def _track(self, chain: ChannelChain) -> Track:
-        stencils = tuple(replace(s, first=0) for s in chain.stencils)
-        x = self.inputs[chain.index]
-        sizes = [(x.shape[2], x.shape[3])]
-        for stencil in stencils:
-            sizes.append(stencil.size(*sizes[-1]))
-        widths = [width for _, width in sizes]
-
-        def strips(tiles: tuple[int, ...]) -> tuple[int, ...]:
-            spans = [(s.kernel[0] - 1) * s.dilation[0] + 1 for s in stencils]
-            steps = [tile * s.stride[1] for tile, s in zip(tiles[1:], stencils, strict=True)]
-            return (0, *map(strip, spans, widths, steps))
-
-        def pixels(kept: tuple[tuple[int, ...], tuple[int, ...], bool]) -> float:
-            """Pixels computed for a row, over pixels needed; infinite where the kernel does not fit here."""
-            if kept[1:] != (strips(kept[0]), from_memory) or any(map(operator.gt, kept[0], widths)):
-                return math.inf
-            return sum(-(-width // tile) * tile / width for width, tile in zip(widths, kept[0], strict=True))
-
-        direct = self.bound.project is not None and self._reads_in_place(stencils[0], widths[1])
-        copied = len(stencils) > 1 or not direct
-        from_memory = copied and self.element.bytes * x.shape[1] * x.shape[2] * x.shape[3] > 4 * self.cpu.l2
-        if direct:
-            widths[1] -= sum(stencils[0].padding[2:])
-        best = tuple(map(fill, widths))
-        return Track(
-            pixel_stride(x),
-            chain.channels,
-            stencils,
-            *self.bound.tile(chain, (best, strips(best), from_memory), pixels),
-            direct,
-        )
-
-    def _reads_in_place(self, form: Stencil, width: int) -> bool:
-        """Whether a first stencil with `width` columns of output reads the map where it lies: without a copy.
-
-        A copy costs as much as three taps. It pays where a number would be widened for each tap, and where the map has
-        no interior, or a wide border.
-        """
-        (r, s), (_, _, left, right) = form.kernel, form.padding
-        plain = form.stride == (1, 1) and r * s > 1 and unrolls_taps(form) and self.element.dtype == torch.float32
-        return plain and max(left, right) <= 8 and width > left + right
-
-    def input(self, chain: ChannelChain) -> View:
-        return map_view(chain.index, self.inputs[chain.index], chain.first, chain.channels)
-
-    def columns(self) -> list[int]:
-        starts, at = [], 0
-        for chain in self.bound.chains:
-            starts.append(at)
-            at += chain.channels
-        return starts
-
-    def _projection(self, column: int, channels: int, tile: Tile) -> list[View]:
-        """The packed 1×1 of a chain and, where there is one, its gate."""
-        assert self.bound.project is not None
-        part = self.bound.project[:, column : column + channels]
-        views = [self.add(pack_projection(part, tile.block, self.element))]
-        if self.gate is not None:
-            views.append(vector_view(self.at_gate, channels, column, self.gate.shape[1]))
-        return views
-
-    def residual_pixel(self) -> int:
-        return 0 if self.residual is None else pixel_stride(self.residual)
-
-    def _work(self) -> Work:
-        """Blocks of rows: what one row of output takes of scratch, and how many rows overlap."""
-        n, o, p, q = self.size
-        row_bytes, halo = self.element.bytes * q * o, 0
-        for chain in self.bound.chains:
-            step = 1
-            for stencil in reversed(chain.stencils):
-                step *= stencil.stride[0]
-                halo = max(halo, (stencil.kernel[0] - 1) * stencil.dilation[0])
-                row_bytes += 4 * chain.channels * q * step * step
-        return Work(n, p, row_block(self.cpu, p, n, row_bytes, halo, torch.get_num_threads()))
-
-
-def _rows_read(stencils: Sequence[Stencil]) -> tuple[int, int]:
-    """The last row of a map that the first row of a chain's result reads, and how much further each next one does."""
-    last, step = 0, 1
-    for form in reversed(stencils):
-        last = last * form.stride[0] + (form.kernel[0] - 1) * form.dilation[0] - form.padding[0]
-        step *= form.stride[0]
-    return last, step

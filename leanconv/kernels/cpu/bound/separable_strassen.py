@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu.bound.base import PreparedKernel, flat_out_view
+from leanconv.kernels.cpu.bound.base import PreparedKernel
+from leanconv.kernels.cpu.bound.separable_builder import KernelBuilder
+from leanconv.kernels.cpu.bound.views import flat_out_view
 from leanconv.kernels.cpu.compilation.build import kernel
 from leanconv.kernels.cpu.pipelines import separable_strassen, strassen
 from leanconv.kernels.cpu.pipelines.gemm import Tile
@@ -16,9 +17,6 @@ from leanconv.kernels.cpu.pipelines.packing import pack_strassen, pack_vector
 from leanconv.kernels.cpu.runtime.block_loop import View, Work
 from leanconv.kernels.cpu.runtime.tensors import pixel_stride
 from leanconv.kernels.cpu.tuning.cost_model import row_block, strassen_cycles, strassen_tile
-
-if TYPE_CHECKING:
-    from leanconv.kernels.cpu.bound.separable import KernelBuilder
 
 # Least number of channels after a stencil. At 256 (to 256, 32×32; to 512, 28×28) the sums of the products cost what the
 # products save: between 3 % faster and 3 % slower, on a Zen 4 core.
@@ -33,10 +31,10 @@ def pointwise(builder: KernelBuilder) -> PreparedKernel | None:
     core = strassen.StrassenPointwise(
         form.middle, pixel_stride(x), o, form.bias, form.activation, builder.residual_pixel()
     )
-    chain = builder.bound.chains[0]
+    chain = builder.parts.chains[0]
     arguments = [_pairs(0, x, chain.first, form.middle, p * q), _products(builder, 0, form.middle, tile)]
     if form.bias:
-        arguments.append(builder.add(pack_vector(builder.bound.bias, 1, o)))
+        arguments.append(builder.add(pack_vector(builder.parts.bias, 1, o)))
     if builder.residual is not None:
         arguments.append(_pairs(builder.at_residual, builder.residual, 0, o, p * q))
     out = View(builder.pointers + len(builder.weights), _halves(o, p * q, o), 0, p * q * o, rows=True)
@@ -54,7 +52,7 @@ def pointwise(builder: KernelBuilder) -> PreparedKernel | None:
 def _tile_alone(builder: KernelBuilder) -> Tile | None:
     """With an odd number of pixels the middle one is computed twice, in an order that only one thread keeps."""
     (n, o, p, q), threads = builder.size, torch.get_num_threads()
-    plain = not (builder.element.dtype != torch.float32 or builder.form.gate or len(builder.bound.chains) > 1)
+    plain = not (builder.element.dtype != torch.float32 or builder.form.gate or len(builder.parts.chains) > 1)
     if not plain or builder.bound.target.arithmetic == "direct" or (p * q % 2 and threads > n):
         return None
     return builder.bound.strassen_tile(o, p * q, builder.form.middle)
@@ -73,10 +71,10 @@ def projected(builder: KernelBuilder) -> PreparedKernel | None:
         ("strassen", core), best, lambda tile: strassen_cycles(builder.cpu, tile, o, pixels, form.middle)
     )
     arguments: list[View] = []
-    for chain, taps, column in zip(builder.bound.chains, builder.bound.taps, builder.columns(), strict=True):
+    for chain, taps, column in zip(builder.parts.chains, builder.parts.taps, builder.columns(), strict=True):
         arguments += [builder.input(chain), *map(builder.add, taps), _products(builder, column, chain.channels, tile)]
     if form.bias:
-        arguments.append(builder.add(pack_vector(builder.bound.bias, 1, o)))
+        arguments.append(builder.add(pack_vector(builder.parts.bias, 1, o)))
     if builder.residual is not None:
         arguments.append(replace(_pairs(builder.at_residual, builder.residual, 0, o, pixels), moved=True))
     out = builder.pointers + len(builder.weights)
@@ -107,8 +105,8 @@ def _rows(builder: KernelBuilder) -> int | None:
 
 def _products(builder: KernelBuilder, column: int, channels: int, tile: Tile) -> View:
     """The packed factors of a chain's part of the 1×1."""
-    assert builder.bound.project is not None
-    return builder.add(pack_strassen(builder.bound.project[:, column : column + channels], tile.block))
+    assert builder.parts.project is not None
+    return builder.add(pack_strassen(builder.parts.project[:, column : column + channels], tile.block))
 
 
 def _pairs(pointer: int, x: Tensor, first: int, channels: int, pixels: int) -> View:

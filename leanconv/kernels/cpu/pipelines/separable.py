@@ -8,15 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanconv.kernels.cpu.pipelines.activations import activate
-from leanconv.kernels.cpu.pipelines.depthwise import (
-    Chain,
-    Track,
-    column_loops,
-    schedule_accumulators,
-    schedule_chain,
-    schedule_columns,
-    stencil_chain,
-)
+from leanconv.kernels.cpu.pipelines.depthwise import Chain, Track, column_loops, stencil_chain
+from leanconv.kernels.cpu.pipelines.depthwise_schedule import schedule_accumulators, schedule_chain, schedule_columns
 from leanconv.kernels.cpu.pipelines.element import FLOAT32, ElementType, image, map_image, weights_image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import (

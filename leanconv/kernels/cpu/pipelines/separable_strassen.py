@@ -7,7 +7,8 @@ the seven sums before the next, so the values in between stay in the L1 cache.
 
 from typing import Any
 
-from leanconv.kernels.cpu.pipelines.depthwise import Track, column_loops, schedule_columns, stencil_chain
+from leanconv.kernels.cpu.pipelines.depthwise import Track, column_loops, stencil_chain
+from leanconv.kernels.cpu.pipelines.depthwise_schedule import schedule_columns
 from leanconv.kernels.cpu.pipelines.element import FLOAT32, image
 from leanconv.kernels.cpu.pipelines.frontend import halide
 from leanconv.kernels.cpu.pipelines.gemm import Axes, Operand, Tile
