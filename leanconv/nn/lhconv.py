@@ -117,7 +117,9 @@ class LHConv2d(Operator):
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
         y = _convolve(self, x, self.weight * self.mask())
-        if self.training and isinstance(y, Tensor) and not torch.compiler.is_exporting():  # else a symbol of a trace
+        # In a trace of torch.export the area is a symbol. torch 2.11 says "exporting" while Dynamo compiles, too.
+        traced = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+        if self.training and isinstance(y, Tensor) and not traced:
             self.output_area = y.shape[-2] * y.shape[-1]
         return y
 

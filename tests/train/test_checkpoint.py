@@ -47,7 +47,10 @@ def run(trained, tmp_path):
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         changed = change(header, tensors)
         header = header if changed is None else changed
-        save_file(tensors, path, {"leanconv": header if isinstance(header, str) else json.dumps(header)})
+        try:
+            save_file(tensors, path, {"leanconv": header if isinstance(header, str) else json.dumps(header)})
+        except KeyError as dtype:  # safetensors 0.6
+            pytest.skip(f"this version of safetensors writes no {dtype}")
 
     return folder, write
 
