@@ -20,7 +20,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(READY)
 
-demo: $(READY)  ## train a small U-Net and its SPLConv twin on made wafers, compare, export, report
+demo: $(READY)  ## train a small U-Net and its SPLConv twin on synthetic wafers, compare, export, report
 	$(BIN)/python -m examples.demo
 
 # Everything, under 15 minutes on 2 quiet cores: what CI runs, and what must pass before a commit is handed over.

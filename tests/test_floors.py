@@ -15,7 +15,6 @@ FLOORS = [
     "models convert measure",
     "runs deploy papers",
     "engine train",
-    "planner",
     "report",
     "cli",
 ]

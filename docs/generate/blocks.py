@@ -64,7 +64,7 @@ def five(results: Results) -> str:
         dense = f"{found['dense ms']:.3g} ({PEERS[found['dense engine']]})" if "dense" in found else "-"
         peer = f"{found['peer ms']:.3g} ({PEERS[found['peer']]})"
         rows.append([f"`{model}`", f"{found['ms']:.3g}", peer, dense, f"{found.get('dense', found['gain']):.2f}x"])
-    head = ["network", "ours, ms", "its best other engine, ms", "dense network's best engine, ms", "gain"]
+    head = ["network", "fused, ms", "next best engine, ms", "dense, best engine, ms", "gain"]
     return table(head, rows, "lrrrr")
 
 

@@ -9,7 +9,7 @@ import torch
 from leanconv.engine.workbench import Workbench
 from leanconv.extras import installed
 
-Form = Callable[..., Any]  # has the call signature of the model and returns what the model returns
+ModelForm = Callable[..., Any]  # has the call signature of the model and returns what the model returns
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Candidate:
     name: str
     why_not: Callable[[Workbench, torch.dtype | None], str | None]
     seconds: Callable[[Workbench], float]
-    prepare: Callable[[Workbench, torch.dtype | None], Form]
+    prepare: Callable[[Workbench, torch.dtype | None], ModelForm]
     any_shape: bool = False
     widens: bool = False
     lacks: Callable[[], str] = str

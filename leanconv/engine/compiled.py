@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanconv.engine.candidate import Candidate, Form
+from leanconv.engine.candidate import Candidate, ModelForm
 from leanconv.engine.eager import has_images
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import limited
@@ -52,7 +52,7 @@ def _seconds(bench: Workbench) -> float:
     return bench.folding_s + 5.0 + 0.1 * bench.layers + 3 * bench.forward_s
 
 
-def _prepare(bench: Workbench, dtype: torch.dtype | None) -> Form:
+def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     images = has_images(bench)
     model = bench.copy_of_folded(dtype)
     if images:

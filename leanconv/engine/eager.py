@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from leanconv.engine.candidate import Candidate, Form
+from leanconv.engine.candidate import Candidate, ModelForm
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import to_channels_last
 
@@ -27,13 +27,13 @@ def has_images(bench: Workbench) -> bool:
     return any(isinstance(module, kinds) for module in bench.model.modules())
 
 
-def _folded(bench: Workbench, dtype: torch.dtype | None) -> Form:
+def _folded(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     if dtype is None:
         return bench.folded
     return bench.nested(bench.copy_of_folded(dtype), converter(bench, dtype), cast=True)
 
 
-def _channels_last(bench: Workbench, dtype: torch.dtype | None) -> Form:
+def _channels_last(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     model = bench.copy_of_folded(dtype).to(memory_format=torch.channels_last)
     return bench.nested(model, converter(bench, dtype, channels_last=True), cast=dtype is not None)
 

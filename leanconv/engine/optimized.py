@@ -10,7 +10,7 @@ from torch.nn.modules.module import _global_forward_hooks as _HOOKS
 from torch.nn.modules.module import _global_forward_pre_hooks as _PRE_HOOKS
 
 from leanconv.deploy.verify import InFloat64, Reference
-from leanconv.engine.candidate import Form
+from leanconv.engine.candidate import ModelForm
 from leanconv.engine.choices import Choices
 from leanconv.engine.weights import Weights
 from leanconv.errors import BadInput
@@ -55,11 +55,11 @@ class Optimized(nn.Module):
         original: nn.Module,
         choices: Choices,
         call: tuple[Any, Any],
-        form: Form,
+        form: ModelForm,
         *,
         any_shape: bool,
         dtype: torch.dtype | None,
-        fallback: Form,
+        fallback: ModelForm,
         again: Any,
         weights: Weights,
     ) -> None:

@@ -11,7 +11,7 @@ from leanconv.deploy.failures import root_cause
 from leanconv.engine import race as racing
 from leanconv.engine import workbench
 from leanconv.engine.budget import Budget
-from leanconv.engine.candidate import Candidate, Form
+from leanconv.engine.candidate import Candidate, ModelForm
 from leanconv.engine.candidates import EAGER
 from leanconv.engine.choices import Choice, faster
 from leanconv.engine.fused.lowering.report import TuningReport
@@ -150,7 +150,7 @@ class Preparation:
         """Return the winner's table of blocks, or else the first that another entry has."""
         return next((blocks for entry in [winner, *self.entries] if (blocks := _blocks(entry))), None)
 
-    def fallback(self) -> Form:
+    def fallback(self) -> ModelForm:
         """Return the form for calls of other shapes: the folded model if it is correct and not slower."""
         for entry in self.entries:
             if entry.form is self.bench.__dict__.get("_folding", (None,))[0]:

@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
-from leanconv.engine.candidate import Form
+from leanconv.engine.candidate import ModelForm
 from leanconv.engine.choices import TIE, Choice
 from leanconv.engine.workbench import Workbench
 from leanconv.measure import interleave
 from leanconv.measure.timing.latency import once_ms
 from leanconv.measure.timing.paired import Ratio, Turns
 
-# The race's most seconds and share of the time left; the heat's share of the race and most rounds.
-RACE_S, RACE_SHARE, HEAT_SHARE, HEAT_ROUNDS = 10.0, 0.8, 0.3, 20
+RACE_S = 10.0  # the most seconds of the race
+RACE_SHARE = 0.8  # the most of the remaining budget that the race takes
+HEAT_SHARE = 0.3  # the heat's share of the race's seconds
+HEAT_ROUNDS = 20  # the most rounds of the heat
+SHORT_HEAT_ROUNDS = 8  # a heat with time for fewer rounds saves warm-up calls
 # If fewer than FEW_ROUNDS rounds fit into the heat, it drops forms whose first call took HOPELESS times the fastest.
 FEW_ROUNDS, HOPELESS = 20, 2.5
 LOOKS_SHARE = 0.3  # the share of the heat's seconds that repeated first calls may take
@@ -37,7 +40,7 @@ class Entry:
     """A correct form, its row in the table, the seconds of its first timed call, and its number type."""
 
     row: Choice
-    form: Form
+    form: ModelForm
     any_shape: bool
     look_s: float
     dtype: torch.dtype | None = None
@@ -71,7 +74,7 @@ def _heat(
         if entry not in hopeful:
             entry.row.note = f"slow: {entry.look_s * 1e3:.3g} ms at the first look; not timed further"
     round_s = sum(entry.look_s for entry in hopeful)
-    short = seconds < 8 * round_s
+    short = seconds < SHORT_HEAT_ROUNDS * round_s
     times = interleave(
         _calls(bench, hopeful),
         budget_s=max(seconds, 0.05),
@@ -128,7 +131,7 @@ def _final(bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: 
 
 
 def _known(turns: Turns, best: str) -> bool:
-    """Whether the winner is known.
+    """Whether the winner is known. TIE: the relative difference below which two forms count as equally fast.
 
     It is known if the given model beats the best challenger by more than TIE. Otherwise two conditions must hold. The
     best one is known to be faster or slower than the given model. No other challenger may still beat it by more than
@@ -173,7 +176,7 @@ def beats(given: Ratio) -> bool:
 
 
 def _calls(bench: Workbench, entries: Sequence[Entry]) -> dict[str, Callable[[], object]]:
-    def calling(form: Form) -> Callable[[], object]:
+    def calling(form: ModelForm) -> Callable[[], object]:
         args, kwargs = bench.call()
 
         def once() -> Any:

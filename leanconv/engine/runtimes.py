@@ -8,7 +8,7 @@ import torch
 from leanconv.deploy.openvino import OpenVino
 from leanconv.deploy.program import input_order, save_onnx, to_openvino
 from leanconv.deploy.runtimes import OnnxRuntime
-from leanconv.engine.candidate import Candidate, Form, missing
+from leanconv.engine.candidate import Candidate, ModelForm, missing
 from leanconv.engine.workbench import Workbench
 from leanconv.files import draft
 
@@ -28,7 +28,7 @@ def _onnxruntime_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | N
     return None
 
 
-def _onnxruntime(bench: Workbench, dtype: torch.dtype | None) -> Form:
+def _onnxruntime(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     program = bench.program
     inputs = [f"input{i}" for i in range(len(input_order(program)))]
     outputs = [f"output{i}" for i in range(len(program.graph_signature.user_outputs))]
@@ -48,7 +48,7 @@ def _openvino_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None
     return None
 
 
-def _openvino(bench: Workbench, dtype: torch.dtype | None) -> Form:
+def _openvino(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     precision = "bf16" if (dtype or bench.dtype) is torch.bfloat16 else "f32"
     program = bench.program
     runtime = OpenVino(

@@ -20,7 +20,7 @@ FIRST, LATER = "low contrast", ("offset", "large", "small")
 COARSE_FIRST, COARSE_LATER = LIKE, ("small",)
 # A share of the answer. If rounding alone changes the model's answer by more, that input cannot judge a form.
 CHAOS = 1e-2
-Form = Callable[..., Any]
+ModelForm = Callable[..., Any]
 
 
 class Trials:
@@ -33,7 +33,7 @@ class Trials:
         self._infinite = _infinite(answer)
         self._seen: dict[str, Reference | None] = {"": Reference(self._exact, *self._call(tensors), answer)}
 
-    def first(self, form: Form, dtype: torch.dtype | None) -> tuple[Error, float]:
+    def first(self, form: ModelForm, dtype: torch.dtype | None) -> tuple[Error, float]:
         """Return a form's largest error on the given inputs and on hard ones, and the seconds of its second call."""
         seen, _ = self._held(form, dtype, "")
         if not seen.passes:
@@ -42,12 +42,12 @@ class Trials:
         again, seconds = self._held(form, dtype, kind if self._reference(kind) else "")
         return max(seen, again, key=_excess), seconds
 
-    def later(self, form: Form, dtype: torch.dtype | None) -> Error:
+    def later(self, form: ModelForm, dtype: torch.dtype | None) -> Error:
         """Return its largest error on all other inputs."""
         kinds = [kind for kind in (LATER if dtype is None else COARSE_LATER) if self._reference(kind)]
         return max((self._held(form, dtype, kind)[0] for kind in kinds), key=_excess, default=Error(0.0, 0.0))
 
-    def _held(self, form: Form, dtype: torch.dtype | None, kind: str) -> tuple[Error, float]:
+    def _held(self, form: ModelForm, dtype: torch.dtype | None, kind: str) -> tuple[Error, float]:
         """Return the error on one kind of inputs, and the seconds of the call."""
         reference = self._reference(kind)
         assert reference is not None

@@ -5,7 +5,8 @@
     prepared.launch()                  -> Launch: one call, its operands put in place by the caller
     backend.batch([launch, ...])       -> LaunchBatch: launches that run one after the other
 
-Addresses and libraries stay behind these protocols. `kernels.cpu.backend` implements them for CPUs.
+A form (`ops.forms.Form`) describes a primitive without the sizes of its maps. Addresses and libraries stay behind these
+protocols. `kernels.cpu.backend` implements them for CPUs.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,10 @@ class Launch(Protocol):
     """One call of a kernel. Its operands are the maps in order, the result, and the result's average if it has one."""
 
     def put(self, operand: int, tensor: Tensor) -> None:
-        """Use this tensor's memory for an operand, as `prepare` saw it; the caller keeps the tensor alive."""
+        """Use this tensor's memory for an operand; the caller keeps the tensor alive.
+
+        Its shape, strides and dtype are those given to `prepare`.
+        """
 
 
 class LaunchBatch(Protocol):
@@ -56,20 +60,20 @@ class Prepared(Protocol):
     def average(self) -> bool: ...
 
     def launch(self, averages: Sequence[Tensor] = ()) -> Launch:
-        """A call on memory that exists. `averages`: a gated sum's, contiguous float32, which must not move."""
+        """A call on existing memory. `averages`: inputs of a gated sum; contiguous float32 at fixed addresses."""
 
 
 class Bound(Protocol):
     """A primitive with its weights packed. Safe in many threads.
 
-    Maps come in the order of the form's function in `ops`: a of a gated sum, inputs, residual, gate; a map that the
-    form could have and has not is None.
+    Maps come in the order of the form's function in `ops`: a of a gated sum, inputs, residual, gate; an
+    optional map that is absent is None.
     """
 
     planes: bool  # whether an image in planes (`N C H W` dense) is read without a copy
 
     def run(self, maps: Sequence[Tensor | None], averages: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
-        """Check the maps, copy those in another layout, fill new results; the second one is empty without averages."""
+        """Check the maps, copy wrong layouts, fill new results: the map, and its average (empty if it has none)."""
 
     def prepare(self, *maps: Tensor | None) -> Prepared | None:
         """For maps like these; None where they would have to be copied first, or the kernel cannot be launched."""
@@ -105,7 +109,10 @@ class Backend(Protocol):
         """
 
     def batch(self, launches: Sequence[Launch]) -> LaunchBatch:
-        """For `torch.get_num_threads()` threads."""
+        """Combine launches into one call of the runtime, on `torch.get_num_threads()` threads."""
 
     def compiling_ahead(self) -> AbstractContextManager[object]:
-        """Inside, `prepare` only lists the kernels that it needs; at the end they are compiled, on several cores."""
+        """Within this context `prepare` only records kernels; on exit they are compiled in parallel.
+
+        Bound primitives that were prepared inside cannot run.
+        """

@@ -1,8 +1,7 @@
-"""fit: one training run, from a recipe to a run folder. Accelerate gives device, processes and mixed precision.
+"""fit: one training run, from a recipe to a run folder. Accelerate handles device, processes, mixed precision.
 
-On the CPU the same recipe gives the same weights bit by bit, killed and resumed or not: the order of the images, their
-augmentation, the learning rate and the random numbers of step n are functions of (seed, n), and `last/` holds the rest.
-It knows neither masks nor labels: `tasks.py` gives it a task and the data of it.
+On the CPU a recipe gives bit-identical weights, resumed or not. Image order, augmentation, learning rate and random
+state of step n depend on (seed, n) alone; `last/` stores the rest. Masks and labels belong to the task (`tasks/`).
 """
 
 import math
@@ -190,6 +189,7 @@ class _Run:
         return due and (not self.state.history or self.state.history[-1]["step"] != step)
 
     def _validate(self) -> None:
+        """Validate, append a history row, checkpoint, and keep the best weights."""
         state = self.state
         self._check_finite()
         scores = self._evaluate(self.task.evaluate, self.watched)
@@ -255,6 +255,7 @@ class _Run:
         return self.folder
 
     def _save(self) -> None:
+        """Checkpoint to `last/`, unless weights are not finite."""
         self._check_finite()
         # A finite loss of step n does not imply finite weights after it: check before replacing the old file.
         if not all(bool(torch.isfinite(p).all()) for p in self.net.parameters()):
@@ -266,6 +267,7 @@ class _Run:
             checkpoint.save(setup.last(self.folder), self.state, self.net, self.optimizer, scaler)
 
     def _resumed(self) -> State:
+        """The state restored from `last/`, or that of a new run."""
         path = setup.last(self.folder)
         if not path.exists():  # stopped before the first checkpoint: start again
             return State(images=len(self.data["train"]))

@@ -11,7 +11,7 @@ from leanconv.nn import Schedule
 from leanconv.runs import RunFolder, save_weights
 from leanconv.runs.lock import writing
 from leanconv.runs.weights import holds_weights, stored_weights
-from leanconv.train.data.images import listing
+from leanconv.train.data.image_reader import listing
 from leanconv.train.data.splits import same_name
 from leanconv.train.progress import write_history
 from leanconv.train.recipe import Recipe

@@ -27,7 +27,7 @@ from leanconv.train.data.augment import PlainTransform, TrainTransform
 from leanconv.train.data.batches import Order, batches
 from leanconv.train.data.check import refuse
 from leanconv.train.data.crops import Crops, memory_batches
-from leanconv.train.data.images import listing
+from leanconv.train.data.image_reader import listing
 from leanconv.train.data.labelled import Labelled
 from leanconv.train.data.samples import Samples
 from leanconv.train.data.splits import NoSplit

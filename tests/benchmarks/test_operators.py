@@ -55,7 +55,7 @@ def test_tables_of_two_settings_or_commits_do_not_mix(run):
     run.out.write_text(json.dumps(held | {"clock": "sun"}))
     seen, printed = run("--resume", "--any-commit")
     assert seen == whole
-    assert "another clock: a new table begins" in printed
+    assert "another clock: starting a new table" in printed
     run.out.write_text(json.dumps(held | {"commit": "of before"}))
     assert run("--resume")[0] == whole
     run.out.write_text(json.dumps(held | {"commit": "of before"}))

@@ -118,7 +118,7 @@ def test_profile_on_lanes_and_by_every_convention(leanconv):
         (["profile", *SMALL, "--array", "8x8", "--where", "x"], 1, "give --to"),
         (["profile", *SMALL, *SMALL, "--array", "8x8", "--to", "splconv", "--input", "1,3,32,32"], 1, "one model"),
         (["profile", *SMALL, "--array", "8x8", "--to", "spl", "--input", "1,3,32,32"], 2, "unknown"),
-        (["bench", "base=32"], 1, "before any model"),
+        (["bench", "base=32"], 1, "needs a model before it"),
         (["bench", "leanconv:nonet"], 2, "unknown"),
         (["bench", *SMALL, "--engines", "fuzed", "--input", "1,3,32,32"], 2, "did you mean 'fused'"),
         (["bench", *SMALL, "--engines", "all", "--train", "--input", "1,3,32,32"], 1, "cannot be combined with"),

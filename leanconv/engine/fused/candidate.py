@@ -4,8 +4,7 @@ from collections import Counter
 
 import torch
 
-from leanconv.engine.candidate import Candidate
-from leanconv.engine.candidate import Form as ModelForm
+from leanconv.engine.candidate import Candidate, ModelForm
 from leanconv.engine.eager import has_images
 from leanconv.engine.fused.capture.dynamic_shapes import capture_dynamic, holds_sizes
 from leanconv.engine.fused.capture.export import to_graph

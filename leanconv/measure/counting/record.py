@@ -1,6 +1,6 @@
 """Record one forward of a model: every operation with its module, every module call, every torch function.
 
-The run costs no arithmetic if possible: a copy of the model runs on fake tensors, sizes without numbers. A model that
+If possible nothing is computed: a copy of the model runs on fake tensors (shapes without data). A model that
 needs real numbers, or has no copy, runs once for real and stays unchanged.
 """
 
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """One call of one module: its name, itself, the shapes of its first input and output, bytes of all of them."""
+    """One call of one module: its name, the module, shapes of its first input and output, bytes of all of them."""
 
     name: str
     module: nn.Module
@@ -122,6 +122,7 @@ def _check(model: nn.Module) -> None:
 
 
 def _record_fake(model: nn.Module, inputs: Any) -> Recording:
+    """Run a copy on fake tensors."""
     given = [*model.parameters(), *model.buffers(), *tensors(inputs)]
     if given and all(tensor.is_meta for tensor in given):  # already without numbers, and faster than fake tensors
         mode: Any = nullcontext()
@@ -239,6 +240,7 @@ class _Ops(TorchDispatchMode):
         return out
 
     def _note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Append the OpCall of one dispatched operation."""
         stack = self.stack
         given, given_out = [a for a in flat([*args, *kwargs.values()]) if isinstance(a, Tensor)], tensors(out)
         origins = [stack.origins.of(tensor) for tensor in given]

@@ -15,7 +15,7 @@ from leanconv.train.data.image_files import (
     left_out,
     no_images,
 )
-from leanconv.train.data.images import ImageReader, listing
+from leanconv.train.data.image_reader import ImageReader, listing
 from leanconv.train.data.labelled_sources import Files, LabelSource, Part
 from leanconv.train.data.splits import (
     SPLITS,

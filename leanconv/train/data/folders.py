@@ -8,7 +8,7 @@ from torch import Tensor
 
 from leanconv.errors import BadInput
 from leanconv.train.data.image_files import Found, folders_in, images_in, left_out, no_images
-from leanconv.train.data.images import listing
+from leanconv.train.data.image_reader import listing
 from leanconv.train.data.pairs import PairReader
 from leanconv.train.data.splits import NoSplit, by_split, meaning, same_name, split_by_name
 

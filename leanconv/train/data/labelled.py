@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 from leanconv.errors import BadInput
 from leanconv.extras import needs
 from leanconv.train.data.check import FileCheck
-from leanconv.train.data.images import ImageReader
+from leanconv.train.data.image_reader import ImageReader
 from leanconv.train.data.labelled_sources import LabelSource, Part
 from leanconv.train.data.samples import CACHE_BYTES
 from leanconv.train.data.splits import same_name

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from leanconv.train.data.images import ImageReader
+from leanconv.train.data.image_reader import ImageReader
 from leanconv.train.data.parquet import encoded
 
 

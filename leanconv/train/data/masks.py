@@ -1,8 +1,7 @@
 """Mask files: from pixels to class indices.
 
-A file may say it in several ways at once: numbers, the colours of a palette, transparency. The rule is what a viewer
-shows; where that leaves a choice, the file is refused, and the message has the option of the data reference that
-decides. Nothing is guessed.
+A file can encode classes as numbers, palette colours and transparency at once. The rule is what a viewer shows. A file
+with a choice left is refused, and the error names the option of the data reference that resolves it.
 
 - Grey, whether stored as numbers or as a palette of greys in any order: the greys are the classes 0, 1, 2, ...; for two
   classes also 0 and 255 (0 and 65535; a 1-bit file). `threshold` takes a grey of at least that as class 1.
@@ -104,6 +103,7 @@ class MaskReader:
             raise BadInput(f"{name}: lossy formats change values; save masks of classes as PNG")
 
     def _by_grey(self, greys: np.ndarray, lossy: bool) -> np.ndarray:
+        """Classes from grey values."""
         values = values_of(greys)
         if lossy and self.threshold is None and not set(values) <= {0, 255}:
             raise Unclear(f"lossy formats change values ({_some(values)}); save it as PNG, or say threshold=128")
@@ -114,6 +114,7 @@ class MaskReader:
         return looked_up(greys, values, classes)
 
     def _by_palette(self, palette: Palette, name: str) -> np.ndarray:
+        """Classes from a palette image: by grey if colourless, else by index."""
         if self.by_index:
             return self._by_index(palette)
         if unknown := [index for index in palette.unknown if index != self.ignore]:
@@ -163,6 +164,7 @@ class MaskReader:
         return ""
 
     def _by_colour(self, mask: Decoded, colours: ColourMap) -> np.ndarray:
+        """Classes from the displayed colours."""
         if (mask.deep is not None and (mask.deep.ndim == 2 or (mask.deep % 257).any())) or mask.image.mode in (
             "I",
             "F",

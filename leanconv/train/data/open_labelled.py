@@ -13,7 +13,7 @@ from leanconv.errors import BadInput, UnknownName
 from leanconv.extras import needs
 from leanconv.registry import nearest
 from leanconv.train.data.class_folders import Splits, class_folders
-from leanconv.train.data.images import ImageReader, listing
+from leanconv.train.data.image_reader import ImageReader, listing
 from leanconv.train.data.labelled import (
     MAX_CLASSES,
     VAL_SHARE,

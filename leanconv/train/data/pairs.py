@@ -7,7 +7,7 @@ from torch import Tensor
 
 from leanconv.errors import BadInput
 from leanconv.train.data.decode import Source, read_header
-from leanconv.train.data.images import ImageReader, listing
+from leanconv.train.data.image_reader import ImageReader, listing
 from leanconv.train.data.masks import MaskReader
 
 Size = tuple[int, ...]

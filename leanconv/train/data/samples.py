@@ -30,7 +30,7 @@ from leanconv.registry import nearest
 from leanconv.train.data.check import FileCheck
 from leanconv.train.data.colours import colour_of, read_colours
 from leanconv.train.data.folders import FolderSource, folder_pairs, images_of_all
-from leanconv.train.data.images import ImageReader
+from leanconv.train.data.image_reader import ImageReader
 from leanconv.train.data.masks import MaskReader
 from leanconv.train.data.pairs import PairReader, PairSource
 from leanconv.train.data.reduce import ReducedSource

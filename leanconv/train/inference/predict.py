@@ -17,7 +17,7 @@ from leanconv.runs import RunFolder
 from leanconv.table import table
 from leanconv.text import one_line
 from leanconv.train.data.image_files import Found, images_in, left_out, no_images
-from leanconv.train.data.images import ImageReader, listing
+from leanconv.train.data.image_reader import ImageReader, listing
 from leanconv.train.data.reduce import enlarge_logits, reduce_image
 from leanconv.train.data.references import side_of
 from leanconv.train.data.splits import same_name

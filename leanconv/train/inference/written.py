@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from leanconv.errors import BadInput
 from leanconv.files import Held, Lock, NoLocks, read_bytes, read_json, write_atomic, write_json
-from leanconv.train.data.images import listing
+from leanconv.train.data.image_reader import listing
 
 if TYPE_CHECKING:
     from PIL.Image import Image

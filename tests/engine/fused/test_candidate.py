@@ -26,7 +26,7 @@ from leanconv.kernels import backend
 def quick_choice(monkeypatch):
     """Nothing is measured: a kernel runs wherever there is one, next to PyTorch's implementation.
 
-    Of dynamic shapes the batch alone is tried here; test_sizes.py tries height and width.
+    Of dynamic shapes the batch alone is tried here; capture/test_dynamic_shapes.py tries height and width.
     """
     monkeypatch.setattr(workbench, "MEASURING_S", 0.0)
     monkeypatch.setattr(dynamic_shapes, "OPENING_S", 0.0)

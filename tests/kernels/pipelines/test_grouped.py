@@ -11,7 +11,7 @@ from leanconv.errors import BadInput
 from leanconv.kernels.cpu import Target, bind
 from leanconv.kernels.cpu.pipelines.element import BFLOAT16, FLOAT32
 from leanconv.kernels.cpu.pipelines.padded import GroupedCore
-from leanconv.kernels.cpu.tuning.grouped_algorithms import choose_direct_or_winograd
+from leanconv.kernels.cpu.tuning.direct_or_winograd import choose_direct_or_winograd
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.grouped import grouped as reference
 from tests.cpus import NEOVERSE, ZEN4

@@ -11,7 +11,7 @@ from torch import nn
 
 from leanconv.errors import BadInput
 from leanconv.train.data.image_files import images_in, left_out, suffixes
-from leanconv.train.data.images import read_image
+from leanconv.train.data.image_reader import read_image
 from leanconv.train.data.masks import MaskReader
 from leanconv.train.data.open_labelled import open_labelled
 from leanconv.train.data.samples import open_data

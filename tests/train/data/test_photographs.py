@@ -14,7 +14,7 @@ from torch import nn
 
 from leanconv.errors import BadInput
 from leanconv.runs import RunFolder
-from leanconv.train.data.images import read_image
+from leanconv.train.data.image_reader import read_image
 from leanconv.train.data.open_labelled import open_labelled
 from leanconv.train.data.samples import open_data
 from leanconv.train.inference.predict import predict

@@ -13,7 +13,7 @@ from PIL import Image
 from leanconv.errors import BadInput, UnknownName
 from leanconv.train.data import samples as room
 from leanconv.train.data.decode import MAX_PIXELS, read_header
-from leanconv.train.data.images import read_image
+from leanconv.train.data.image_reader import read_image
 from leanconv.train.data.masks import read_mask
 from leanconv.train.data.padding import mirror
 from leanconv.train.data.samples import open_data

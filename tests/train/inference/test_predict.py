@@ -13,7 +13,7 @@ from torch import nn
 from leanconv.errors import BadInput
 from leanconv.models import build
 from leanconv.train.data.augment import to_float
-from leanconv.train.data.images import read_image
+from leanconv.train.data.image_reader import read_image
 from leanconv.train.data.padding import mirror
 from leanconv.train.data.samples import open_data
 from leanconv.train.inference.defects import find_defects

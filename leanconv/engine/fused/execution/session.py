@@ -27,10 +27,9 @@ def storage(value: Tensor) -> int:
 
 
 def handed_out(values: Sequence[Tensor], given: Sequence[Tensor], held: Set[int]) -> list[Tensor]:
-    """`values` that the caller may keep and change.
+    """Return `values`, cloning each that shares memory with the session, an input or another output.
 
-    Copied where they lie in memory that is `held` from call to call, in an input, or in another value. (A copy that the
-    model makes of a value is no node of the graph.)
+    `held`: the storages that the session keeps from call to call.
     """
     taken, found = {*held, *map(storage, given)}, []
     for value in values:
@@ -54,29 +53,31 @@ class Plan:
         self._idle: list[Session] = []
         self.calls = 0  # since the last plan was added; several threads may lose some
 
-    def __call__(self, given: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs. Raises LayoutChanged where it cannot run; then nothing was returned."""
+    def __call__(self, given: Sequence[Tensor], clock: dict[int, float] | None = None) -> list[Tensor]:
+        """The outputs; the seconds of each step go into `clock`.
+
+        Raises: LayoutChanged where the plan cannot run; then nothing was returned.
+        """
         self.calls += 1
         try:
             session = self._idle.pop()  # atomic, like append: no lock is needed
         except IndexError:
             session = Session(self)
         try:
-            return session.run(given)
+            return session.run(given, clock)
         finally:
             if len(self._idle) < _MOST_IDLE:
                 self._idle.append(session)
 
     def timed(self, given: Sequence[Tensor]) -> dict[int, float]:
         """The seconds of every step of one call, by the place of its result."""
-        session, clock = self._idle.pop() if self._idle else Session(self), dict[int, float]()
-        session.run(given, clock)
-        self._idle.append(session)
+        clock: dict[int, float] = {}
+        self(given, clock)
         return clock
 
 
 class Late(NamedTuple):
-    """An operand that each call brings; its value must have these strides."""
+    """An operand bound at each call (graph input, PyTorch result); its value must have these strides."""
 
     launch: Launch
     operand: int
@@ -85,7 +86,7 @@ class Late(NamedTuple):
 
 
 class Fresh(NamedTuple):
-    """An operand that is allocated for each call: a result that the caller keeps."""
+    """An output allocated at each call, which the caller keeps."""
 
     launch: Launch
     operand: int
@@ -220,6 +221,7 @@ class Session:
 
 
 def _computed(step: Step, values: list[Any], clock: dict[int, float] | None) -> None:
+    """Run a step of PyTorch, and add its seconds to `clock`."""
     now = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     start = 0.0 if clock is None else now()
     made = step.run(*[values[i] for i in step.reads])

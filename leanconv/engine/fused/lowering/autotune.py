@@ -52,7 +52,7 @@ def autotune(
 
     Args:
         seconds: the most that measuring may take.
-        clock: as `measure.latency.interleave` has it.
+        clock: as `measure.timing.latency.interleave` has it.
         target: what kernels are chosen for (default: this machine).
     """
     forms = {kind: [form.on(target) for form in each] for kind, each in forms.items()}

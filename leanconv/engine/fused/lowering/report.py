@@ -44,7 +44,7 @@ class TuningReport:
     """All tuning records of a network.
 
     Attributes:
-        clock: the clock of the times (`measure.latency.CLOCKS`).
+        clock: the clock of the times (`measure.timing.latency.CLOCKS`).
         note: why no kernel was among the implementations, and how to get kernels; or "".
         left_out: parts that were not fused, and operators without a kernel -> why.
     """

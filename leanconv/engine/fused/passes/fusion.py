@@ -1,6 +1,6 @@
 """Operator fusion, exact: affine, activation, pad and residual move into blocks, and blocks become chains.
 
-The rules, and their order (how they are applied: rules.py). A value with another reader is never absorbed.
+This file lists the rules and their order; rules.py applies them. A value with another reader is never absorbed.
 """
 
 from dataclasses import replace
@@ -33,7 +33,7 @@ from leanconv.ops.fold import scaled_bias, scaled_weight
 
 def fuse(graph: Graph) -> Graph:
     """Apply all rules in place; returns the graph."""
-    for rules in (CANONICAL, INTO_BLOCKS, CHAINS, (affine_as_stencil,), LEFT_OVER, CONCATS):
+    for rules in (CANONICAL, INTO_BLOCKS, CHAINS, STENCILS, LEFT_OVER, CONCATS):
         run_to_fixpoint(graph, rules)
     return graph
 
@@ -275,5 +275,6 @@ CHAINS: tuple[Rule, ...] = (
     affine_into_producer,
     act_into_producer,
 )
+STENCILS: tuple[Rule, ...] = (affine_as_stencil,)
 LEFT_OVER: tuple[Rule, ...] = (act_into_producer, block_into_chain, linear_as_product)
 CONCATS: tuple[Rule, ...] = (cat_into_consumer, average_into_producer)

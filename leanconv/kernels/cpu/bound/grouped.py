@@ -13,7 +13,7 @@ from leanconv.kernels.cpu.pipelines.packing import pack_projection, pack_vector
 from leanconv.kernels.cpu.pipelines.padded import GroupedCore
 from leanconv.kernels.cpu.runtime.block_loop import BlockLoop, View, Work
 from leanconv.kernels.cpu.runtime.tensors import MOST_PLANES, in_planes, pixel_stride
-from leanconv.kernels.cpu.tuning.grouped_algorithms import PACKERS, PIPELINES, Algorithm, choose_direct_or_winograd
+from leanconv.kernels.cpu.tuning.direct_or_winograd import PACKERS, PIPELINES, Algorithm, choose_direct_or_winograd
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import check_channels
 from leanconv.ops.grouped import Grouped

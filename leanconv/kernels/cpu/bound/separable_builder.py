@@ -1,4 +1,4 @@
-"""Puts the kernels of a separable convolution together for given maps: cores, tiles, operands, blocks of rows."""
+"""Build the kernels of a separable convolution for given maps: kernel keys, register tiles, operands, row blocks."""
 
 import math
 import operator
@@ -102,7 +102,7 @@ class KernelBuilder:
         return self.finish([(made, arguments)], Work(n, p * q, work.block * q), True, fetches=self.fetches(core))
 
     def core(self) -> separable.SeparableCore:
-        """Of a kernel of stencils and projection."""
+        """The key (core) of a kernel that runs the stencils and then the 1×1."""
         form, o = self.form, self.size[1]
         return separable.SeparableCore(
             tuple(map(self._track, self.parts.chains)),
@@ -162,16 +162,19 @@ class KernelBuilder:
         apart: bool = False,
         fetches: Sequence[Prefetch] = (),
     ) -> PreparedKernel:
+        """Add output, average and prefetches, and build the prepared kernel."""
         out = self.pointers + len(self.weights)
         average = average_of(out, out + 1, self.size, self.element, flat, apart) if self.form.average else None
         loop = BlockLoop(kernels, work, average, fetches)
         return PreparedKernel(loop, self.weights, self.size, self.form.average, self.element.dtype)
 
     def add(self, packed: Tensor) -> View:
+        """Append packed weights; return their view."""
         self.weights.append(packed)
         return weights_view(self.pointers + len(self.weights) - 1, packed)
 
     def _track(self, chain: ChannelChain) -> Track:
+        """The track of a chain: tile sizes, strips, and whether it reads its input in place."""
         stencils = tuple(replace(s, first=0) for s in chain.stencils)
         x = self.inputs[chain.index]
         sizes = [(x.shape[2], x.shape[3])]
@@ -215,9 +218,11 @@ class KernelBuilder:
         return plain and max(left, right) <= 8 and width > left + right
 
     def input(self, chain: ChannelChain) -> View:
+        """The chain's channels of its input map."""
         return map_view(chain.index, self.inputs[chain.index], chain.first, chain.channels)
 
     def columns(self) -> list[int]:
+        """The first column of each chain in the 1×1."""
         starts, at = [], 0
         for chain in self.parts.chains:
             starts.append(at)
@@ -237,7 +242,7 @@ class KernelBuilder:
         return 0 if self.residual is None else pixel_stride(self.residual)
 
     def _work(self) -> Work:
-        """Blocks of rows: what one row of output takes of scratch, and how many rows overlap."""
+        """The row blocks, from the scratch of one output row and the halo."""
         n, o, p, q = self.size
         row_bytes, halo = self.element.bytes * q * o, 0
         for chain in self.parts.chains:
@@ -250,7 +255,7 @@ class KernelBuilder:
 
 
 def _rows_read(stencils: Sequence[Stencil]) -> tuple[int, int]:
-    """The last row of a map that the first row of a chain's result reads, and how much further each next one does."""
+    """The last input row that output row 0 reads, and the input rows per further output row."""
     last, step = 0, 1
     for form in reversed(stencils):
         last = last * form.stride[0] + (form.kernel[0] - 1) * form.dilation[0] - form.padding[0]

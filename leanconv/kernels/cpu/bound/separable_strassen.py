@@ -1,7 +1,5 @@
 """Separable convolutions whose 1×1 uses Strassen's seven products (`strassen.py`), where that pays."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
@@ -50,7 +48,10 @@ def pointwise(builder: KernelBuilder) -> PreparedKernel | None:
 
 
 def _tile_alone(builder: KernelBuilder) -> Tile | None:
-    """With an odd number of pixels the middle one is computed twice, in an order that only one thread keeps."""
+    """The register tile if a 1×1 alone uses Strassen, else None.
+
+    With an odd number of pixels the middle one is computed twice, in an order that only one thread keeps.
+    """
     (n, o, p, q), threads = builder.size, torch.get_num_threads()
     plain = not (builder.element.dtype != torch.float32 or builder.form.gate or len(builder.parts.chains) > 1)
     if not plain or builder.bound.target.arithmetic == "direct" or (p * q % 2 and threads > n):

@@ -2,7 +2,7 @@
 
 Between two stencils is a copy with a border, of one vector of channels and all rows of the block. It fits the L1 cache,
 and each of its cache lines is full. Only pixels inside a map are computed; the border is stored as zeros.
-To compute it would nearly double the work for a 7×7 map before a 7×1. A first stencil of few taps reads the map
+Computing the border, too, would nearly double the work of a 7×1 on a 7×7 map. A first stencil of few taps reads the map
 without a copy; the columns whose taps leave the map are then computed apart.
 """
 
@@ -21,14 +21,14 @@ MAX_UNROLLED_TAPS = 11
 
 @dataclass(frozen=True)
 class Track:
-    """Channels side by side in one input that share their stencils.
+    """A contiguous slice of an input's channels that goes through the same stencils.
 
     Args:
         pixel: numbers from one pixel of the input to the next.
         channels: how many.
         stencils: one after the other.
         tiles: pixels computed together, of the input and of each stencil's output; at most a row.
-        strips: for the same, tiles of a row that are computed in all rows before the next ones; 0: the whole row.
+        strips: as `tiles`: width in tiles of a column strip, for cache blocking; 0: no strips.
         from_memory: the input is not in the cache. It is copied pixel by pixel, before the vectors of channels.
         direct: the first stencil reads the input itself, without a copy that has a border.
     """
@@ -44,7 +44,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a map with one expression: `width` of them from `first` on.
+    """A range of output columns that one Halide expression computes: `width` of them from `first` on.
 
     Args:
         value: the Func `i b x y`, which is inlined.
@@ -64,7 +64,7 @@ class Loops:
     Args:
         order: the loops of the RDom, from the innermost.
         pixel, tile: two of them: over the pixels of a tile, and over tiles.
-        masked: whether the first is over the lanes of a vector, of which the last vector's are masked.
+        masked: whether the first loop is over vector lanes; the last vector is masked.
         pixels: of a tile.
     """
 
@@ -221,6 +221,7 @@ def _add_stencil(
         return [v if taps is None else v * taps[b * lanes + i, k * s + j] for j, v in enumerate(values)]
 
     def result(source: Any, suffix: str = "") -> Any:
+        """The Func of this stencil, applied to `source`."""
         func = hl.Func(name + suffix)
         if unrolls_taps(form):
             terms = [term for k in range(r) for term in row(source, k)]
@@ -242,7 +243,7 @@ def _add_stencil(
 
 
 def unrolls_taps(form: Stencil) -> bool:
-    """Whether all taps are one expression."""
+    """Whether all taps are unrolled into one expression."""
     return form.kernel[0] * form.kernel[1] <= MAX_UNROLLED_TAPS or form.kernel[0] == 1
 
 

@@ -55,7 +55,11 @@ class Operand(NamedTuple):
 
 
 class Axes:
-    """Variables of a kernel: channels c (number i of vector b), outputs m, groups g, pixels x y, and their loops."""
+    """Variables of a kernel and of its loops.
+
+    c: channels; number i of vector b. m: outputs. g: groups. x, y: pixels. Suffix o: blocks; i: inside a block;
+    v: vectors; s: strips.
+    """
 
     def __init__(self) -> None:
         var = halide().Var

@@ -62,7 +62,7 @@ def parts_of(form: Grouped) -> tuple[Part, ...]:
 def fits_l1(form: Grouped, tile: Tile) -> bool:
     """Whether the transformed input, sums and weights of one tile stay in the L1 cache.
 
-    Only for groups of one block of outputs with contiguous channels.
+    False unless a group has one block of outputs and contiguous channels.
     """
     c, each = sum(form.channels) // form.groups, form.out_channels // form.groups
     held = 4 * 16 * (tile.pixels * (tile.scratch_stride(c) + tile.block) + c * tile.block)
@@ -91,7 +91,7 @@ def pipeline(core: GroupedCore, tiles: GroupedTiles) -> tuple[Any, list[Any]]:
 class _Transformed:
     """The Funcs of one kernel. Output 2×2 number t is lane `ti` of tile `to`, t = ti + to·pixels.
 
-    The n numbers of a tile are contiguous, so addresses inside it are constants.
+    The 16 elements n of a transformed 4×4 tile are contiguous, so addresses inside it are constants.
     """
 
     def __init__(self, axes: Axes, core: GroupedCore, tiles: GroupedTiles, size: tuple[Any, Any, Any]) -> None:
