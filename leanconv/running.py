@@ -168,7 +168,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def to_eval_(model: nn.Module) -> list[tuple[nn.Module, bool]]:
     """Set eval mode flag by flag; returns each module's mode before.
 
-    `model.eval()` may do more in a module that overrides it, such as merge its weights.
+    `model.eval()` may do more in a module that overrides it: some merge their weights.
     """
     modes = _modes(model)
     for module, _ in modes:

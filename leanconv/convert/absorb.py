@@ -115,7 +115,7 @@ def perform(layer: Site, norm: Site | None) -> Callable[[], None]:
     return undo
 
 
-@torch.inference_mode()  # weights that were made in it change in nothing else
+@torch.inference_mode()  # inference tensors cannot be changed outside it
 def _take_numbers(old: nn.Module, new: nn.Module) -> None:
     cast(Tensor, old.weight).copy_(cast(Tensor, new.weight))
     if old.bias is None:

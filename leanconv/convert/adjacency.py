@@ -14,7 +14,7 @@ from leanconv.running import Inputs, call, tensors, watched
 
 @dataclass
 class Output:
-    """One tensor that a watched layer returned: who reads it, and whether it outlives the run."""
+    """One tensor that a watched layer returned: its readers, and whether it outlives the run."""
 
     layer: nn.Module
     tensor: "weakref.ref[Tensor]"
@@ -37,7 +37,7 @@ class Watch:
     path: list[Any] = field(default_factory=list)
 
     def output_of(self, tensor: Tensor) -> Output | None:
-        """The record of this very tensor object, if a watched layer made it and it still lives."""
+        """The record of this very tensor object, if a watched layer returned it and it still lives."""
         found = self.live.get(id(tensor))
         return found if found is not None and found.tensor() is tensor else None
 
@@ -77,7 +77,7 @@ class _Readers(TorchDispatchMode):
 
 
 def watch(model: nn.Module, inputs: Inputs, layers: list[nn.Module], norms: list[nn.Module]) -> Watch:
-    """Run the model once, without a trace, and see whose output each of `norms` reads and who else reads it."""
+    """Run the model once, without a trace; record the layer that feeds each of `norms`, and its other readers."""
     seen = Watch()
     handles = [layer.register_forward_hook(_noting_output(seen)) for layer in layers]
     for norm in norms:

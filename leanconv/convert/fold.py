@@ -25,8 +25,8 @@ class Fold:
     Attributes:
         layer: the layer that absorbs, or the normalisation that stays.
         what: what goes into it.
-        certificate: the largest error at the layer, as a share of its channel's or group's size (`leanconv.agreement`)
-            with BatchNorm statistics and affine randomised, in `FoldReport.dtype`; None where it was not measured.
+        certificate: the largest error at the layer, as a share of its channel's or group's size (`leanconv.agreement`).
+            Measured in `FoldReport.dtype` with randomised BatchNorm statistics and affine; None if not measured.
         reason: why it was not done; empty where it was.
     """
 

@@ -29,12 +29,11 @@ class Regrouped:
 
 
 def regroup_(optimizer: Any, swaps: Iterable[tuple[str, nn.Module, nn.Module]]) -> Regrouped:
-    """Replace the parameters of each old layer by those of its new one, at the same place of the same group.
+    """Replace each old layer's parameters by those of its new one, at the same place of the same group.
 
-    The new layer's one-dimensional parameters (biases, normalisation) go where the old bias stood, if it stood in a
-    group of its own; all others go where the old weight stood. A group's hyper-parameters stay, and so does the state
-    of every other parameter; the state of the removed ones is dropped. A layer whose weight is in no group brings
-    nothing in.
+    The new layer's one-dimensional parameters (biases, normalisation) replace the old bias, if that stood in a group of
+    its own. All others replace the old weight. A group's hyper-parameters stay, and so does the state of every other
+    parameter; the state of the removed ones is dropped. A layer whose weight is in no group adds nothing.
 
     Args:
         optimizer: anything with `param_groups` and `state`, as `torch.optim.Optimizer` has them.

@@ -31,14 +31,14 @@ def plan(model: nn.Module, inputs: Inputs, *, to: To, where: Where | None = None
 
     Args:
         inputs: a tensor, a tuple of the model's arguments, or a dict of its named arguments.
-        to: an operator string such as "hetconv(part=4)", or a function (name, ConvSpec) -> operator string or None.
-        where: a glob over the names ("layer3.*") or a function (name, ConvSpec) -> bool, see `convert.select`. Without
-            it every layer that the operator replaces is taken, except the network's first convolution and what the
-            operator's paper keeps (XSepConv keeps 3x3 layers: "outside the paper's rule"); `where="*"` takes these too.
+        to: an operator string ("hetconv(part=4)"), or a function (name, ConvSpec) -> operator string or None.
+        where: a glob over the names ("layer3.*") or a function (name, ConvSpec) -> bool, see `convert.select`. By
+            default every layer that the operator replaces, except the first convolution and what the operator's paper
+            keeps. XSepConv keeps 3x3 layers ("outside the paper's rule"). `where="*"` takes these too.
     Returns: a `Plan`: every convolution of the model, swapped or kept with a reason (`convert.reasons`). A weight that
         the model's forward also reads by itself is not seen: keep that layer by `where`. A module that
         stands under several names or is called several times appears once, its calls' costs added.
-    Raises: UnknownName for an operator or option nobody has; BadInput where the model does not run on `inputs`, or
+    Raises: UnknownName for an unknown operator or option; BadInput where the model does not run on `inputs`, or
         `where` matches no convolution.
     """
     if isinstance(to, str):

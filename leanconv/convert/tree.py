@@ -1,4 +1,4 @@
-"""The convolutions of a model, who holds them, and what stands in the way of replacing one."""
+"""The convolutions of a model, the modules that hold them, and the reasons not to replace one."""
 
 from collections import Counter
 from collections.abc import Iterator

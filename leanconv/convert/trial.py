@@ -80,7 +80,7 @@ class Trial:
         return compare(self.reference, now, self.tolerance)
 
     def certify(self, steps: list[Step]) -> dict[Step, Error | str]:
-        """Per fold its error at the place of the fold, from one run of the unfolded copy, or why it has none."""
+        """Each fold's error at its own place, from one run of the unfolded copy, or why it has none."""
         results: dict[Step, Error | str] = {}
         handles = []
         for step in steps:

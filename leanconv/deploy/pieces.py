@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Pieces(nn.Module):
-    """Run `N C H W -> N O H W` with a model of fixed size `height`×`width`, and of fixed `batch` if given.
+    """Run `N C H W -> N O H W` with a model of fixed `height`×`width` (and `batch`, if given).
 
     Reflection pads the image to whole tiles, or replication if the image is too small. Tiles do not overlap.
     """

@@ -46,8 +46,8 @@ def options_of(name: str) -> dict[str, Any]:
 def build(name: str, **options: Any) -> nn.Module:
     """The network `name` with fresh weights, in train mode: `build("unet", base=16, conv="splconv(alpha=0.5)")`.
 
-    Raises: UnknownName for a network or an option nobody has, BadInput for a value out of range, UnsupportedConv
-        where the operator does not fit a layer.
+    Raises: UnknownName for an unknown network or option; BadInput for a value out of range; UnsupportedConv where the
+        operator does not fit a layer.
     """
     known = options_of(name)
     for option in options:

@@ -1,4 +1,4 @@
-"""Separable blocks with any operator in them: what MobileNetV2, MobileNetV3 and MnasNet are made of.
+"""Separable blocks with any operator in them: the blocks of MobileNetV2, MobileNetV3 and MnasNet.
 
     expand 1×1 → norm → act → depthwise k×k → norm → act → [squeeze-excite] → project 1×1 → norm [+ input]
 

@@ -2,8 +2,8 @@
 
 Every builder but the U-Net's goes through here, so that all of them read `conv` and `keep` alike:
 
-* a layer of a kind (dense, depthwise, 1×1) that the operator does not replace stays standard, as in `plan`, and so do
-  sizes outside the paper's own rule (XSepConv below 5×5);
+* a layer of a kind (dense, depthwise, 1×1) that the operator does not replace stays standard, as in `plan`;
+* so does a size outside the paper's own rule (XSepConv below 5×5);
 * a layer of the right kind that the operator cannot stand for is an error that names it; `keep` leaves it standard;
 * in the operator string `{c}` and `{o}` are the layer's input and output channels: `hetconv(part={c})`;
 * operators with a layer index (XSepConv) are numbered in the order in which the layers are built.
@@ -57,7 +57,7 @@ class Replaced:
         bias: bool = False,
         options: dict[str, Any] | None = None,
     ) -> nn.Module:
-        """The layer `name` with padding (k - 1)/2: the operator where it replaces such a layer, else `standard`.
+        """The layer `name` with padding (k - 1)/2: the operator where it replaces that layer, else `standard`.
 
         `options`: what the operator gets beside those of the string.
         Raises: UnsupportedConv (naming the layer) where the operator is meant to replace it and cannot.
@@ -147,7 +147,7 @@ def one_of(network: str, name: str, value: Any, known: list[str]) -> None:
 
 @leaf_function
 def checked_image(network: str, x: Tensor, channels: int, *, least: int = 1) -> Tensor:
-    """`x`, if it is `N C H W` with C = `channels` and, in eager mode, H and W of at least `least`. Raises BadInput."""
+    """`x`, if it is `N C H W`, C = `channels`, and (eager) H, W >= `least`. Raises BadInput."""
     if x.dim() != 4 or x.shape[1] != channels:
         raise BadInput(f"{network} takes N C H W with C={channels}, got {tuple(x.shape)}")
     # A trace or a compiled graph would keep the comparison as a constant or as a guard.

@@ -81,7 +81,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images `N C H W` to logits `N num_classes`; any H and W (made for 224×224, the CIFAR ones for 32×32).
+    """Images `N C H W` to logits `N num_classes`; any H and W (designed for 224×224, the CIFAR ones for 32×32).
 
     Args:
         network: resnet18, resnet34, resnet50, resnet101, resnet20_cifar or resnet56_cifar.
@@ -92,11 +92,11 @@ class ResNet(nn.Module):
         keep: glob over the names of those ("layer2.*"), which stay standard.
         shortcut: "projection" (a 1×1 where the sizes change) or "zero_pad" (option A, no parameters); None: what the
             network's paper has, zero_pad for CIFAR.
-        stride_on: where a bottleneck strides, its "3x3" (torchvision, the HetConv and SPConv papers' counts) or its
-            first "1x1" (He et al., ODConv's).
+        stride_on: the convolution that strides in a bottleneck. "3x3": torchvision, the HetConv and SPConv papers'
+            counts. "1x1" (its first one): He et al., ODConv's.
         se: reduction of a squeeze-excite in every block, 0 for none; `se_bias`: biases of its two linear maps.
-        conv_bias: biases of the stem and of the residual branches (the HetConv paper's counts have them), or "3x3" for
-            those of the branches' 3×3 alone (SPConv's).
+        conv_bias: biases of the stem and of the residual branches: the HetConv paper's counts have them. "3x3": those
+            of the branches' 3×3 alone (SPConv's).
     Raises: BadInput for a value out of range, UnsupportedConv (naming the layer) where the operator does not fit.
     """
 

@@ -75,7 +75,7 @@ class UNet(nn.Module):
         base: width of the first level; it doubles at each of the `levels` poolings.
         conv: operator string of the replaced 3×3 convolutions; "conv" is the dense U-Net, plain `nn.Conv2d` everywhere.
         part: which convolutions are replaced: "all", "encoder" (with the bottleneck) or "decoder".
-        keep: which of those stay standard: "ends" = the encoder's first and the decoder's last 3×3 (the paper's text),
+        keep: which of those stay standard: "ends" = the encoder's first and the decoder's last 3×3 (the paper's text);
             "first_block" = both convolutions of the first encoder level (the paper's table).
         conv_bias: give the replaced convolutions a bias (SPConv, SPLConv: on the plain 1×1, as in the public code).
         norm_per: "conv" = BatchNorm and ReLU after every convolution (a plain drop-in); "pair" = a replaced `conv1`
@@ -141,7 +141,7 @@ class UNet(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in options)
 
     def is_replaced(self, name: str) -> bool:
-        """Whether `conv` stands at a 3×3 layer such as "encoder.level2.conv1" (rather than the standard one)."""
+        """Whether `conv`, not the standard convolution, stands at a 3×3 layer ("encoder.level2.conv1")."""
         room = name.split(".")[0]
         if self.part not in ("all", room):
             return False

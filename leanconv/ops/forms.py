@@ -1,6 +1,6 @@
 """Forms: what is known of a primitive before any data arrives. A form is the key of its kernel.
 
-Tensors are `N C H W` in shape; several inputs stand for their concatenation over channels, which is never made.
+Tensors are `N C H W` in shape; several inputs stand for their concatenation over channels, which is never stored.
 """
 
 from collections.abc import Sequence

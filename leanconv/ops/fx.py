@@ -13,8 +13,8 @@ R = TypeVar("R")
 def leaf_function(function: Callable[P, R]) -> Callable[P, R]:
     """For a function that asks what a tensor alone can say: type, layout, size, whether autocast is on.
 
-    `torch.fx.wrap` does the same for a name in one file's globals; whoever imports the function under that name into
-    another file traces through it. This one is a leaf for every caller and every tracer.
+    `torch.fx.wrap` does the same for a name in one file's globals. Another file that imports the function under that
+    name traces through it. This one is a leaf for every caller and every tracer.
     """
 
     @functools.wraps(function)

@@ -37,9 +37,9 @@ class Grouped:
         project_bias: whether that one has a bias.
         activation, residual, average: as `Separable`'s.
 
-    The weights, in this order: K `O C/G R S`, its filters group by group (where interleaved, filter g·O/G + j makes
-    channel j·G + g, from channels g, g + G, ...). Then, if they are there: pointwise `O C 1 1` (or `O C`) in the
-    natural order of both channels, bias `O` (natural order), project `O' O 1 1` (or `O' O`), project_bias `O'`.
+    The weights, in this order: K `O C/G R S`, its filters group by group. If interleaved, filter g·O/G + j computes
+    channel j·G + g from channels g, g + G, ... . Then, if they are there: pointwise `O C 1 1` (or `O C`) in the natural
+    order of both channels; bias `O` (natural order); project `O' O 1 1` (or `O' O`); project_bias `O'`.
     """
 
     channels: tuple[int, ...]

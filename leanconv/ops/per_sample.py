@@ -12,17 +12,17 @@ from leanconv.ops.fx import leaf_function
 from leanconv.ops.layout import like
 from leanconv.ops.padded import pad, sides
 
-# On one thread of an AMD EPYC a training step of a quarter-width VGG-16 with ODConv (CIFAR, batch 128) takes 690 ms of
-# CPU with the three forms, 2,629 ms with grouped convolutions alone, and 201 ms dense:
+# CPU time of a training step: quarter-width VGG-16 with ODConv (CIFAR, batch 128), one thread of an AMD EPYC.
+# 690 ms with the three forms, 2,629 ms with grouped convolutions alone, and 201 ms dense:
 # python -m benchmarks.classification "DIR?val=0" --only-steps 12 --operators conv odconv
-# "products" wins where an unfolded sample is smaller than its kernel; "outputs" where the kernels of the batch are
-# larger than the caches, by this many numbers, and n kernels on few pixels cost less than writing and reading them.
+# "products" wins where an unfolded sample is smaller than its kernel. "outputs" wins under two conditions. The kernels
+# of the batch exceed the caches: CACHED numbers. And n kernels on few pixels cost less than their write and read.
 CACHED = 2**22
 MIXED_PIXELS = 64
 
 
 def mixes_outputs(n: int, pixels: int, weight: torch.Size | tuple[int, ...], groups: int = 1) -> bool:
-    """Whether `mixed_conv2d` of `n` samples, P·Q `pixels` each, and `K O C/G R S` kernels adds outputs, not kernels."""
+    """Whether `mixed_conv2d` adds outputs, not kernels: `n` samples, P·Q `pixels` each, kernels `K O C/G R S`."""
     return groups == 1 and weight[0] * pixels <= MIXED_PIXELS and n * math.prod(weight[1:]) >= CACHED
 
 
@@ -74,8 +74,8 @@ def per_sample_conv2d(
 ) -> Tensor:
     """y[n] = conv2d(x[n], taps[n] · weight[n]): `N C H W`, `N O C/G R S`, `N 1 1 R S` or None `-> N O P Q`.
 
-    Runs as one convolution in G·N groups, or as a matrix product a sample with the unfolded input where that is smaller
-    than the kernel. An exported program always multiplies matrices: the number of groups of an exported convolution
+    Runs as one convolution in G·N groups. Where the unfolded input is smaller than the kernel, runs as one matrix
+    product a sample. An exported program always multiplies matrices: the number of groups of an exported convolution
     is fixed, its batch is not. So do 1×1 kernels, which need no unfolding.
     """
     n, o, kernel = x.shape[0], weight.shape[1], (weight.shape[-2], weight.shape[-1])
@@ -158,7 +158,7 @@ def _summed_outputs(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """Every kernel on every sample in one matrix product, then the mixture of the outputs: no kernel is ever made."""
+    """Every kernel on every sample in one matrix product, then the mixture of the outputs; no mixed kernel."""
     (k, o), kernel, n = weight.shape[:2], (weight.shape[-2], weight.shape[-1]), x.shape[0]
     p, q = _out_size(x, kernel, stride, padding, dilation)
     patches = _patches(x, kernel, taps, stride, padding, dilation).transpose(1, 2).flatten(0, 1)  # N·P·Q C·R·S

@@ -4,7 +4,7 @@
     t_i = concatenation over the stencils s of stage i:  act_s(stencil_s(t_{i-1}[first_s : first_s + channels_s]))
     y   = act(W · (gate ⊙ t_last) + bias + residual)
 
-A chain of stencils is one stage after the other (SPLConv, XSepConv), a parallel set is one stage with several
+A chain of stencils is one stage after the other (SPLConv, XSepConv). A parallel set is one stage with several
 (Inception, FuSeConv). No stage: a plain 1×1 convolution. No projection (`out_channels=None`): depthwise only.
 """
 
@@ -33,8 +33,8 @@ class Separable:
         gate: whether `N M` numbers scale the projection's input (squeeze-and-excitation).
         average: whether the output's average over the pixels is wanted too.
 
-    The weights, in this order: for each stencil of each stage that is no identity its taps `C 1 R S`, then its bias `C`
-    if it has one; then the 1×1 `O M 1 1` (or `O M`) and its bias `O` if it has one.
+    The weights, in this order: for each stencil of each stage its taps `C 1 R S`, then its bias `C` if it has one. An
+    identity has none. Then the 1×1 `O M 1 1` (or `O M`) and its bias `O` if it has one.
     """
 
     channels: tuple[int, ...]

@@ -2,7 +2,7 @@
 
 Tensors are `model.*` (parameters and buffers) and `optimizer.N.*`; the step, the history and the other numbers are JSON
 in the file's header. No random state is in it: every random number of step n is drawn after seeding with (seed, n,
-process). Whoever wrote the file: each entry is checked before one of them is used.
+process). No file is trusted: each entry is checked before any is used.
 """
 
 import json

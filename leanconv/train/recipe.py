@@ -38,7 +38,7 @@ class Recipe:
     Attributes:
         model: a model reference, `leanconv:unet?base=16&conv=splconv(alpha=0.5)`.
         data: a data reference: a folder, a folder of Parquet splits, `synthetic:wafer`, `torchvision:CIFAR10`.
-        out: the run folder that is made.
+        out: the run folder, created by the run.
         task: `segment` (a mask an image) or `classify` (a class an image); `auto` takes what the data has.
         size: side of the square training crops, in pixels; for classification of all squares that the model sees.
         batch: images per step, over all processes together.

@@ -43,7 +43,7 @@ SAME = (
 def claimed(recipe: Recipe, resume: bool, *, main: bool) -> Iterator[RunFolder]:
     """The run folder of a new run, or of the one to go on with, held until this closes.
 
-    Of several processes that train together the `main` one holds it, and alone writes there. Nothing is written yet.
+    If several processes train together, the `main` one alone holds it and writes there. Nothing is written yet.
     Raises: BadInput where another run has it, a new run would overwrite something or has useless settings; where there
         is none to resume, or it was started otherwise.
     """
@@ -85,8 +85,10 @@ def check_resumed(
     state: State, recipe: Recipe, folder: RunFolder, net: nn.Module, samples: Any, task: Task, total: int,
     per_epoch: int,
 ) -> None:  # fmt: skip
-    """Raise BadInput where the checkpoint's training images, classes or steps are not those that the run would have,
-    BadCheckpoint where its numbers contradict the run, or the best weights of an earlier step are gone.
+    """Check that the checkpoint fits the run.
+
+    Raises: BadInput where its training images, classes or steps are not those of the run. BadCheckpoint where its
+        numbers contradict the run, or the best weights of an earlier step are gone.
 
     Args:
         net: the run's network.

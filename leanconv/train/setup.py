@@ -78,7 +78,7 @@ def open_splits(recipe: Recipe, kind: str, report: Reporter, *, before: RunFolde
     Raises: BadInput for a bad file, BadFiles for several.
 
     Args:
-        report: is told what a user should know of the splits.
+        report: gets what a user should know of the splits.
         before: the run that goes on: it has written down the range of its 16-bit images.
     """
     bits = before.read_model().bits if before is not None and before.model_json.is_file() else None
@@ -121,7 +121,7 @@ def _check(splits: dict[str, Any], report: Reporter) -> None:
 
 
 def bits_of(splits: dict[str, Any]) -> int | None:
-    """The bits in use per channel of the 16-bit images; None without such images."""
+    """The bits in use per channel of the 16-bit images; None without 16-bit images."""
     return next((samples.bits for samples in splits.values() if samples.bits), None)
 
 

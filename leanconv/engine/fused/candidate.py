@@ -78,7 +78,7 @@ def _lacks() -> str:
 
 
 def _with_dynamic_shapes(bench: Workbench, fixed: Graph) -> Graph:
-    """The graph with dynamic shapes, if it gives the same result in the same blocks as the graph of fixed shapes."""
+    """The graph with dynamic shapes, if its result and its blocks equal those of the graph with fixed shapes."""
     for spatial in (True, False):
         try:
             graph = fuse(to_graph(*capture_dynamic(bench, spatial=spatial)))

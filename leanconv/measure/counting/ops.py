@@ -1,8 +1,9 @@
 """The kind of a dispatched operation: a contraction (`products.py`), a norm, an activation, a data movement.
 
-Kinds: `conv linear matmul attention` (contractions), `batch_norm instance_norm group_norm layer_norm relu hardswish
-adaptive_pool global_mean upsample_nearest upsample_bilinear grid_sample` (some convention counts them per element),
-`view` (no kernel), `free` (known, and no convention counts it), `unknown`.
+- Contractions: `conv linear matmul attention`.
+- Counted per element by some convention: `batch_norm instance_norm group_norm layer_norm relu hardswish adaptive_pool
+  global_mean upsample_nearest upsample_bilinear grid_sample`.
+- `view` (no kernel), `free` (known, and no convention counts it), `unknown`.
 """
 
 import re
@@ -107,7 +108,7 @@ def classify(func: Any, args: tuple[Any, ...], api: str, work: Work | None, weig
 
 
 def is_global_mean(args: tuple[Any, ...]) -> bool:
-    """Whether it is a mean over all spatial axes of an `N C H W` (or `N C T H W`)."""
+    """Whether it averages an `N C H W` (or `N C T H W`) over all spatial axes."""
     if len(args) < 2 or not isinstance(args[1], (tuple, list)) or args[0].dim() < 4:
         return False
     return {d % args[0].dim() for d in args[1]} == set(range(2, args[0].dim()))

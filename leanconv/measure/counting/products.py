@@ -1,8 +1,8 @@
 """The products of each aten operation: our own rule for each, so that counts do not depend on torch's version.
 
-A rule reads the arguments by their names in the operation's schema. An operation without a rule, or with sizes that a
-rule cannot know (sparse factors, lengths of nested tensors), is listed as uncounted, never taken for zero. Attention
-counts all pairs, masked or not.
+A rule reads the arguments by their names in the operation's schema. An operation without a rule is listed as
+uncounted, never taken for zero. So is one with sizes that a rule cannot know (sparse factors, lengths of nested
+tensors). Attention counts all pairs, masked or not.
 """
 
 import math
@@ -238,7 +238,7 @@ def _heads_after(name: str, given: Given, out: Any) -> Found | None:
 
 
 def _lengths(ends: Tensor) -> list[int] | None:
-    """Of samples that lie in a row, from where each ends; None on tensors without numbers."""
+    """The lengths of samples that lie in a row, from where each ends; None on tensors without numbers."""
     try:
         return [int(stop - start) for start, stop in pairwise(ends.tolist())]
     except Exception:  # of a fake tensor, or one on `meta`

@@ -43,7 +43,7 @@ class ModuleCall:
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """One outermost call of a torch function, such as "relu" of `torch.nn.functional`; methods are not recorded.
+    """One outermost call of a torch function, for instance `torch.nn.functional.relu`; methods are not recorded.
 
     Attributes:
         room: the function's module.

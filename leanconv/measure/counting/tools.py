@@ -1,11 +1,11 @@
 """The counts of ptflops (its `pytorch` backend) and thop: rules over module classes, in those tools' own walk.
 
-Both look up a module's exact class, add its rule at every call, and sum over the tree of children, so that a module
-that stands in two places is counted in both (by thop squared, as it hooks it twice too). ptflops counts calls of some
-functions besides, among them those that its counted modules make themselves: an `nn.ReLU` or a pooling counts twice.
+Both look up a module's exact class, add its rule at every call, and sum over the tree of children. So a module that
+stands in two places is counted in both (thop: squared, as it hooks it twice too). ptflops also counts calls of some
+functions, even those that its counted modules make themselves: an `nn.ReLU` or a pooling counts twice.
 Rules read from ptflops 0.7.5 `pytorch_ops.py`, `pytorch_engine.py` and thop 0.1.1 `profile.py`, `basic_hooks.py`,
-`calc_func.py`. Not modelled: their recurrent layers and deformable convolutions, ptflops' `torch.addmm` and methods
-(`a.add(b)`, which cannot be told from the `a + b` that it does not count); its figure is per image, ours for the batch.
+`calc_func.py`. Not modelled: their recurrent layers and deformable convolutions, ptflops' `torch.addmm` and methods.
+A method `a.add(b)` looks like the `a + b` that ptflops does not count. Its figure is per image, ours for the batch.
 """
 
 import math
@@ -163,7 +163,7 @@ def _timm_attention(module: nn.Module) -> bool:
 
 
 def _timm_rule(call: ModuleCall) -> Parts:
-    """Of timm's `Attention`; the tool does not go on to the FC layers inside."""
+    """The rule of timm's `Attention`; the tool does not go on to the FC layers inside."""
     batch, length = call.in_shape[:2]
     heads, width = int(call.module.num_heads), int(call.module.head_dim)  # type: ignore[arg-type]
     each = 2 * length * length * width + length * length

@@ -6,10 +6,10 @@ tap of one input channel; with k0×k0 taps a cycle the same multipliers serve Lp
     one tap a cycle:  N · ⌈O / Lo⌉ · ⌈P·Q / Lp⌉ · (C / G) · R·S
     k0×k0 a cycle:    N · ⌈O / Lo⌉ · ⌈P·Q·k0² / Lp⌉ · (C / G) · ⌈R / k0⌉·⌈S / k0⌉
 
-A depthwise convolution (G = C) fills the lanes with its channels. Of the k0² multipliers a k×k kernel uses
-k² / (k0²·⌈k / k0⌉²): with k0 = 3 a 1×1 one ninth, 3×3 all, 5×5 25/36, 7×7 49/81.
-After: Chen, Tao, Wang, Wen, Osa, Kato 2021, arXiv:2104.14125, of which only the abstract was at hand: the comparison of
-the two schemes is the paper's, this model of it is ours, and the absolute figures of its tables are not met.
+A depthwise convolution (G = C) fills the lanes with its channels. A k×k kernel uses the share k² / (k0²·⌈k / k0⌉²) of
+the k0² multipliers: with k0 = 3 a 1×1 one ninth, 3×3 all, 5×5 25/36, 7×7 49/81.
+After: Chen, Tao, Wang, Wen, Osa, Kato 2021, arXiv:2104.14125. Only its abstract was at hand. The comparison of the two
+schemes is the paper's; this model of it is ours. It does not reproduce the absolute figures of the paper's tables.
 """
 
 import math

@@ -1,9 +1,9 @@
 """Cycles of one convolution or matrix product on an output-stationary systolic array of X rows by Y columns.
 
-A product of P output places, F filters and a reduction of length T is cut into folds of r ≤ X places by c ≤ Y filters.
-A fold takes T + r + c - 1 cycles (the operands enter skewed); folds run one after the other. A depthwise convolution
-is one product per channel, with one of the Y columns busy. An array that broadcasts a weight along a row (FuSeConv's)
-runs a depthwise 1×k or k×1 as one line of input per row: `_lines`. Memory and pooling take no time.
+A product has P output places, F filters and a reduction of length T. It is cut into folds: r ≤ X places by c ≤ Y
+filters. A fold takes T + r + c - 1 cycles (the operands enter skewed); folds run one after the other. A depthwise
+convolution is one product per channel, with one of the Y columns busy. FuSeConv's array broadcasts a weight along a
+row. It runs a depthwise 1×k or k×1 as one line of input per row: `_lines`. Memory and pooling take no time.
 Source: Selvam, Ganesan, Kumar, DATE 2021, arXiv:2105.13434; the authors' `analyticalLatencyModel.py`. Ours: groups
 between 1 and C as that many products, transposed convolutions as the product before their overlapping sum, attention.
 """

@@ -22,7 +22,7 @@ class Ratio:
 
     @classmethod
     def of(cls, times_ms: Sequence[float], others_ms: Sequence[float], *, sigmas: float) -> "Ratio":
-        """Of times that were taken in the same rounds, as many as both have; at least one.
+        """The ratio over the rounds that both lists of times share; at least one round.
 
         The bounds are `sigmas` standard errors away, those of a median of normal noise: 1.253·σ/√n, σ = IQR/1.349.
         """

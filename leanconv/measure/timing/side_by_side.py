@@ -126,7 +126,7 @@ def compare(
     Args:
         models: name -> model; the first is the base of every ratio.
         inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
-        conventions: further counting conventions to print beside MACs, such as "torchstat".
+        conventions: further counting conventions to print beside MACs ("torchstat").
         budget_s: seconds of timing over all models, without warm-up; at least `min_rounds` run.
         clock: "wall", or "cpu" for one thread's own computing time on a crowded machine (see `latency.interleave`).
     """

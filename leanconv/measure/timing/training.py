@@ -28,8 +28,8 @@ class StepCost:
 
     Attributes:
         ratio: time against the first model in the first setting; above 1 is slower.
-        peak_bytes: parameters, buffers, gradients, momentum and activations at their highest, as torch's allocator
-            counts them (a library's own scratch memory is not in it).
+        peak_bytes: highest sum of parameters, buffers, gradients, momentum and activations, as torch's allocator counts
+            it. A library's own scratch memory is not in it.
     """
 
     name: str
@@ -145,7 +145,7 @@ def compare_training(
 class TrainingStep:
     """One model's step, ready to be called again and again with the same work in every call.
 
-    An input gets a gradient if it requires one, as a layer within a network does and an image does not.
+    An input gets a gradient if it requires one: the input of an inner layer does, an image does not.
     """
 
     def __init__(self, model: nn.Module, inputs: Any, setting: str, autocast: torch.dtype | None = None) -> None:

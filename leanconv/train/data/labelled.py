@@ -13,8 +13,8 @@ A data reference is one of
 Class folders may be divided: DIR/train/CLASS/..., DIR/val/CLASS/..., DIR/test/CLASS/..., in the spellings of splits.py.
 DIR?divided=false: folders called so are classes.
 
-A network sees every picture as a square of the recipe's size S: the short side becomes 8/7 S (S, where it is no longer
-than that), and the middle S x S is cut out. A picture of S x S is taken as it is.
+A network sees every picture as a square of the recipe's size S. The short side becomes 8/7 S (S, where it is no longer
+than that). Then the middle S x S is cut out. A picture of S x S is taken as it is.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from leanconv.train.data.labelled_sources import LabelSource, Part
 from leanconv.train.data.samples import CACHE_BYTES
 from leanconv.train.data.splits import same_name
 
-# A set whose first picture is no larger is decoded once, into one tensor, where that has at most so many bytes.
+# Limits (side of the first picture, bytes of all) of a set that is decoded once, into one tensor.
 SMALL_SIDE = 96
 MEMORY_BYTES = 2 * 2**30
 # Pixels of a picture that is scaled before its middle is cut out: 50 MB as stored, some seconds of a core.
@@ -141,7 +141,7 @@ class Labelled(Dataset[Picture]):
 
     @property
     def bits(self) -> int | None:
-        """The bits in use per channel of its 16-bit images; None without such images."""
+        """The bits in use per channel of its 16-bit images; None without 16-bit images."""
         return self.reader.bits
 
     def remarks(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Mask files: from pixels to class indices.
 
 A file can encode classes as numbers, palette colours and transparency at once. The rule is what a viewer shows. A file
-with a choice left is refused, and the error names the option of the data reference that resolves it.
+with a choice left is refused. The error names the option of the data reference that resolves it.
 
 - Grey, whether stored as numbers or as a palette of greys in any order: the greys are the classes 0, 1, 2, ...; for two
   classes also 0 and 255 (0 and 65535; a 1-bit file). `threshold` takes a grey of at least that as class 1.

@@ -157,7 +157,7 @@ def _unfolded(file: Any, path: Path, columns: Sequence[str]) -> int:
         for place in range(chunks.num_columns):
             chunk = chunks.column(place)
             if chunk.path_in_schema.split(".")[0] in columns:
-                # Values that only tell where they differ from the one before may each be as long as all of the chunk.
+                # Delta-encoded values: each may be as long as the whole chunk.
                 repeated = chunk.num_values if "DELTA_BYTE_ARRAY" in chunk.encodings else 1
                 total += max(0, chunk.total_uncompressed_size) * repeated
                 most = max(most, chunk.num_values)

@@ -113,7 +113,7 @@ class Samples(Dataset[Sample]):
 
     @property
     def bits(self) -> int | None:
-        """The bits in use per channel of its 16-bit images; None without such images."""
+        """The bits in use per channel of its 16-bit images; None without 16-bit images."""
         return self.reader.images.bits if self.reader is not None else None
 
     def remarks(self) -> list[str]:

@@ -41,7 +41,7 @@ class NoSplit(BadInput):
 def meaning(name: str) -> tuple[str, str]:
     """The (split, role) in a folder's or file's name; "" for the part that it lacks, both "" for any other name.
 
-    Split: train, val, test. Role: images, masks, labels (masks by a name that is not read as such).
+    Split: train, val, test. Role: images, masks, labels (masks by a name that is not read as masks).
     """
     match = _NAME.fullmatch(_BETWEEN.sub("", name.casefold()))
     if match is None:

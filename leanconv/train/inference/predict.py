@@ -137,7 +137,7 @@ def predict(
 ) -> Predictions | Guesses:
     """Write `<stem>_mask.png`, `<stem>_overlay.png` and `<stem>.json` to `out` for every image.
 
-    Of a run that was trained for classification: `predictions.json` with class and score of every image.
+    A classification run writes `predictions.json` instead, with class and score of every image.
 
     A file that cannot be read, or that memory does not hold, is left out and listed in `.failed`; the others are
     written, each whole or not at all.
@@ -154,8 +154,8 @@ def predict(
         bits: that a channel of 16-bit images uses; default: as in the training, else what these images use.
         progress: draw a bar on a terminal.
         overwrite: replace files of those names even if they are no earlier prediction of the same images.
-    Raises: BadInput for what no image can be blamed for (no images, two of one stem, an unwritable folder, one of the
-        images' own: masks and annotations that lie beside them must not be overwritten; files that would be lost).
+    Raises: BadInput for an error outside the images: none given, two of one stem, an unwritable folder, files that
+        would be lost. The images' own folder is refused too: masks and annotations beside them must not be overwritten.
     """
     if threshold is not None and not 0 < threshold < 1:
         raise BadInput(f"threshold={threshold}: a number between 0 and 1")

@@ -77,7 +77,7 @@ def predict_classes(
 ) -> Guesses:
     """Write `predictions.json` to the folder `out`: class and score of each image that can be read.
 
-    Raises: BadInput for a run that does not say its image size, or a file of that name which is no such list;
+    Raises: BadInput for a run without its image size, or a file of that name that is no list of predictions;
         BadCheckpoint for a run whose classes do not fit.
     """
     check_list(out / "predictions.json", overwrite)

@@ -40,10 +40,10 @@ def score_run(
         data: a data reference; default: what the run was trained on.
         threshold: default: the stored one; where none is stored, it is chosen on the validation split of the run's own
             data, and stored.
-        say: is told, a line each, how the split came about and how its files were read.
+        say: gets a line each on the origin of the split and on how its files were read.
         progress: draw a bar on a terminal.
-    Raises: BadInput for a path that is no run or a file that cannot be used, BadFiles for several, BadCheckpoint for a
-        damaged run, UntrustedCode for somebody's Python.
+    Raises: BadInput for a path that is no run or a file that cannot be used; BadFiles for several of them;
+        BadCheckpoint for a damaged run; UntrustedCode for somebody's Python.
     """
     folder = RunFolder.open(run)
     own = Recipe.read(folder.recipe).data if folder.recipe.is_file() else ""

@@ -48,11 +48,11 @@ def predict_logits(
 ) -> Tensor:
     """Logits float32 `O H W`, on the CPU, of an image of any size.
 
-    The image is cut into tiles of `tile` x `tile` that share at least `overlap` pixels, `batch` of them at a time. In
-    the middle half of an overlap one tile fades into the next; its outer quarters, where a tile's own border is felt,
-    do not count. So a network that looks no further than `overlap / 4` pixels gives exactly what it gives on the whole
-    image. SPConv, SPLConv and squeeze-and-excitation average over all they see: a tile's answer then differs from the
-    whole image's by nature, and tiles of the training's crop size are as good a choice as large ones.
+    The image is cut into tiles of `tile` x `tile` that share at least `overlap` pixels. `batch` of them run at a time.
+    In the middle half of an overlap one tile fades into the next. Its outer quarters do not count, as a tile's own
+    border affects them. So a network that looks no further than `overlap / 4` pixels gives exactly what it gives on the
+    whole image. SPConv, SPLConv and squeeze-and-excitation average over all they see. A tile's answer then differs from
+    the whole image's by nature. Tiles of the training's crop size are then as good as large ones.
 
     Args:
         image: uint8 `3 H W`, or float `C H W` that is normalised already.

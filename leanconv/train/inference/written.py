@@ -1,7 +1,7 @@
 """The files of a prediction, and whether existing files there belong to an earlier one.
 
-A picture that predict wrote ends with the hash of all that comes before, as a text of PNG's own kind: one that was
-touched up since then is somebody's work. A list is known by its keys, and says of which image it is.
+A picture that `predict` wrote ends with a PNG text chunk: the hash of all bytes before it. A picture that was edited
+since then is somebody's work. A list is known by its keys, and names its image.
 """
 
 import hashlib

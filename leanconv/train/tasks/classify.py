@@ -218,7 +218,7 @@ def evaluate(
 
 
 def judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(class predicted `N`, rank `N` of the true class). Of equal logits the first wins; NaN is never right."""
+    """(class predicted `N`, rank `N` of the true class). If logits are equal, the first wins; NaN is never right."""
     best = logits.argmax(1)
     own = logits.gather(1, labels[:, None])
     place = torch.arange(logits.shape[1], device=logits.device)

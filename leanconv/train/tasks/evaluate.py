@@ -231,7 +231,7 @@ def predicted_classes(logits: Tensor, threshold: float | None) -> Tensor:
 def _logits(
     model: nn.Module, samples: Any, batch: int, rank: int, processes: int, on_images: Callable[[int], object] | None
 ) -> Iterator[tuple[Group, Tensor, Tensor]]:
-    """Indices and samples, logits `n O H W` and masks `n H W` of this process's images, images of one size together."""
+    """Indices and samples, logits `n O H W` and masks `n H W` of this process's images, grouped by size."""
     if not len(samples):
         raise BadInput("there are no images to evaluate")
     waiting, held = dict[tuple[int, ...], Group](), 0

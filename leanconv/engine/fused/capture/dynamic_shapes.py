@@ -1,7 +1,7 @@
 """Dynamic shapes: a program that contains lengths of the example is captured again with symbols for them.
 
 Most networks contain none: convolutions, pools and averages take any size. Networks that reshape maps (attention,
-dynamic convolutions, windows) or fill a grid contain some, and would run at the example's size alone.
+dynamic convolutions, windows) or fill a grid contain some. They would run at the example's size alone.
 """
 
 import inspect

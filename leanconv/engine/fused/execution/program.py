@@ -167,7 +167,7 @@ class Program:
         return handed_out([values[i] for i in self._outputs], given, self._held)
 
     def _planned(self, key: Hashable, given: Sequence[Tensor]) -> list[Tensor]:
-        """As `_stepwise`, and a plan is made from the shapes and strides that were seen.
+        """As `_stepwise`; the shapes and strides that it sees become a plan.
 
         Values that depend on sizes alone (grids, masks) are computed this once.
         """

@@ -168,7 +168,7 @@ def pad_into_consumer(graph: Graph, node: Node, users: Users) -> bool:
 
 
 def add_into_block(graph: Graph, node: Node, users: Users) -> bool:
-    """A sum with a block's result: the other map becomes the block's residual. Of two blocks the later one takes it."""
+    """A sum with a block's result: the other map becomes the block's residual. The later of two blocks takes it."""
     if not isinstance(node.op, Add) or node.inputs[0] is node.inputs[1]:
         return False
     place = {x: i for i, x in enumerate(graph.nodes)}
@@ -241,7 +241,7 @@ def block_into_chain(graph: Graph, node: Node, users: Users) -> bool:
 
 
 def linear_as_product(graph: Graph, node: Node, users: Users) -> bool:
-    """A linear layer: a 1×1 on a map of one pixel (a global average's, or `N C` seen as one), then the view `N C`."""
+    """A linear layer becomes a 1×1 on a one-pixel map (a global average, or `N C`), then the view `N C`."""
     linear = node.op
     if not isinstance(linear, Linear):
         return False

@@ -92,7 +92,7 @@ class BoundGatedSum(Bound):
     def prepare_in_place(self, *maps: Tensor | None) -> "PreparedGatedSum | None":
         """A kernel whose output may lie where a does: whole register tiles compute each pixel once.
 
-        None where such tiles are slower, by more than a map from memory is worth.
+        None where whole tiles lose more time than one map less in memory saves.
         """
         if not self.takes(*maps):
             return None

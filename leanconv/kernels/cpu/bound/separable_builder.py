@@ -210,8 +210,8 @@ class KernelBuilder:
     def _reads_in_place(self, form: Stencil, width: int) -> bool:
         """Whether a first stencil with `width` columns of output reads the map where it lies: without a copy.
 
-        A copy costs as much as three taps. It pays where a number would be widened for each tap, and where the map has
-        no interior, or a wide border.
+        A copy costs as much as three taps. It pays where each tap would widen the number again. It also pays where the
+        map has no interior, or a wide border.
         """
         (r, s), (_, _, left, right) = form.kernel, form.padding
         plain = form.stride == (1, 1) and r * s > 1 and unrolls_taps(form) and self.element.dtype == torch.float32

@@ -111,8 +111,9 @@ def _products(builder: KernelBuilder, column: int, channels: int, tile: Tile) ->
 
 
 def _pairs(pointer: int, x: Tensor, first: int, channels: int, pixels: int) -> View:
-    """Channels of a map as `c i j x`: halves i of the channels, j of the pixels, or of each block of so many. Of an odd
-    number of pixels both halves have the middle one.
+    """Channels of a map as `c i j x`: halves i of the channels, halves j of the pixels (or of each block of `pixels`).
+
+    If the number of pixels is odd, both halves contain the middle one.
     """
     return View(pointer, _halves(channels, pixels, pixel_stride(x)), first, x.stride(0) if x.shape[0] > 1 else 0)
 

@@ -34,7 +34,7 @@ def compile_all(jobs: Iterable[Job]) -> None:
 
 @contextlib.contextmanager
 def _helper(jobs: Sequence[Job]) -> Iterator[None]:
-    """A process that compiles the jobs from the last to the first, if there is a core for it and enough to do."""
+    """A process that compiles the jobs from the last to the first. It needs a free core and enough jobs."""
     where = next(cache.folders(cache.default_folder()), None) if compiler() else None
     if where is None or cache.shut_reason(where) or len(usable_cores()) < 2:
         yield

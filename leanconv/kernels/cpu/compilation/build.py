@@ -111,11 +111,10 @@ def runtime() -> ctypes.CDLL | None:
 
 
 def _library(name: str, make: Callable[[Path], None], needs: Sequence[str] = ()) -> ctypes.CDLL | None:
-    """The library with the functions that it `needs`, from the first folder that can keep it and run it; None where
-    there is none.
+    """The library with the functions that it `needs`, from the first folder that can keep it and run it.
 
-    A folder in which something blocks this one entry is passed over, and serves for all others.
-    Raises: CannotBuild where it cannot be made, or lacks a function wherever it lies.
+    None where no folder can. A folder where something blocks this one entry is skipped; it serves for all others.
+    Raises: CannotBuild where the build fails, or the library lacks a function in every folder.
     """
     for where in cache.folders(cache.default_folder()):
         try:

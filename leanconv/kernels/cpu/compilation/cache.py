@@ -45,15 +45,15 @@ def default_folder() -> Path:
         return Path(os.path.expanduser(told))  # "~nobody" stays as it is where Path would raise
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given) / "leanconv"
-    home = Path(os.path.expanduser("~"))  # "~" itself where nobody knows: such a folder is refused below
+    home = Path(os.path.expanduser("~"))  # "~" itself if no home is known: `folders` refuses it
     return home / "Library" / "Caches" / "leanconv" if sys.platform == "darwin" else home / ".cache" / "leanconv"
 
 
 def folders(wanted: Path) -> Iterator[Path]:
-    """The folders to try in turn: `wanted` if it can be made ours alone, then some that last as long as this process.
+    """The folders to try in turn: `wanted` if it can be ours alone, then some that last as long as this process.
 
-    Who finds that one of them does not serve calls `give_up` and takes the next. What `wanted` has may be loaded even
-    where nothing can be added to it: kernels that came with an image whose file system is read-only.
+    A caller that cannot use a folder calls `give_up` and takes the next. Kernels in `wanted` may be loaded even where
+    none can be added (an image with a read-only file system).
     """
     if (reason := claim(wanted)) is not None:
         give_up(wanted, reason)
@@ -94,7 +94,7 @@ _TEMPORARY = "leanconv-kernels-"
 
 @functools.lru_cache(4)
 def _temporary(parent: str) -> Path | None:
-    """A folder for this process alone in `parent`, or where the system has such; None where there can be none."""
+    """A folder for this process alone, in `parent` (empty: the system's temporary folder); None where that fails."""
     import atexit
 
     try:
@@ -187,13 +187,13 @@ def _digest(name: str, content: bytes) -> bytes:
 
 
 def _sound(path: Path, name: str) -> bool:
-    """Whether the entry is a file of ours that only we can write, with the content that we once put there."""
+    """Whether the entry is our file, only we can write it, and it holds what we once put there."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         return False
     try:
-        if not ours(os.fstat(handle)):  # which also says that it is no folder, of which no file can be made
+        if not ours(os.fstat(handle)):  # rules out a folder too: it opens as no file
             return False
         with os.fdopen(handle, "rb", closefd=False) as file:
             data = file.read()
@@ -214,9 +214,9 @@ def _touch(path: Path) -> None:
 
 
 def trim(where: Path, limit: int) -> None:
-    """Remove what was not used for longest until nine tenths of `limit` bytes are left, if there are more than that.
+    """Remove the least recently used entries: above `limit` bytes, until nine tenths of `limit` are left.
 
-    A process that has such an entry loaded keeps it; one that is about to load it builds it again.
+    A process that has loaded a removed entry keeps it. A process that is about to load it builds it again.
     """
     for left in where.glob(f"{BUILDING}*"):
         try:

@@ -6,8 +6,8 @@ import shutil
 import stat
 from pathlib import Path
 
-BUILDING = ".building-"  # begins the names of the folders in which kernels are made
-_NEEDED = 4 << 20  # bytes that compilers may write on the way to a kernel; who finds no space may end the process
+BUILDING = ".building-"  # prefix of the folders in which kernels are built
+_NEEDED = 4 << 20  # bytes that a compiler may write for a kernel; without space it may end the process
 _ENTRY = re.compile(r"[0-9a-f]{64}\.so")
 
 
@@ -95,7 +95,7 @@ def _private(group: int) -> bool:
 
 
 def _nobody() -> int:
-    """The user who stands for the owners of the outer system inside a container without root; -1 outside one."""
+    """The user id of the outer system's owners, inside a container without root; -1 outside one."""
     try:
         outer = Path("/proc/self/uid_map").read_text().split()
         return -1 if outer == ["0", "0", "4294967295"] else int(Path("/proc/sys/kernel/overflowuid").read_text())

@@ -202,8 +202,8 @@ def _add_stencil(
 ) -> None:
     """Apply one depthwise convolution and its activation to the chain; `direct`: to the map itself.
 
-    Few taps are unrolled. Of many taps only a row is unrolled, and accumulators sum over the rows: LLVM needs seconds
-    for 49 taps of 8 pixels, and its code is half as fast.
+    Few taps are unrolled. Many taps are unrolled one row at a time, and accumulators sum over the rows. Unrolled in
+    full, 49 taps of 8 pixels take LLVM seconds, and its code is half as fast.
     """
     hl, (i, b, x, y) = halide(), (axes.i, axes.b, axes.x, axes.y)
     (r, s), (sh, sw), (dh, dw), (top, _, left, _) = form.kernel, form.stride, form.dilation, form.padding

@@ -56,7 +56,7 @@ class ElementType:
         return truncate_to_bfloat16(value) if self._bfloat16 else value
 
     def quiet_nan(self, value: Any) -> Any:
-        """A float32 from outside, such as a gate, that is safe to `narrow`."""
+        """A float32 from outside (a gate) that is safe to `narrow`."""
         return quiet_nan(value) if self._bfloat16 else value
 
     @property

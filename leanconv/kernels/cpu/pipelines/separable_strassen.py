@@ -2,7 +2,7 @@
 
 Pixels are paired inside the block, half a block apart, so all blocks have the same loops. Each track's channels are
 split in halves; the products sum over all tracks. One vector of channels of both halves passes the stencil and enters
-the seven sums before the next, so the values in between stay in the L1 cache.
+the seven sums before the next vector does. So the values in between stay in the L1 cache.
 """
 
 from typing import Any

@@ -78,7 +78,7 @@ Quarters = Callable[[Any, int, int, Any], Any]
 
 
 def input_sums(axes: Axes, name: str, quarter: Quarters) -> Any:
-    """The input factors of the seven products, `c x s`, from the quarters `quarter(c, i, j, x)` of a map."""
+    """The input factors `c x s` of the seven products, from a map's quarters `quarter(c, i, j, x)`."""
     func, s = halide().Func(name), halide().Var("s")
     a11, a12, a21, a22 = (quarter(axes.c, i, j, axes.x) for j in (0, 1) for i in (0, 1))
     func[axes.c, axes.x, s] = halide().mux(s, [a11 + a22, a21 + a22, a11, a22, a11 + a12, a21 - a11, a12 - a22])

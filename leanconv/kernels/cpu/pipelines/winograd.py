@@ -160,7 +160,7 @@ class _Transformed:
         return x, hl.clamp(y, 0, self.down - 1)
 
     def _transform_input(self, padded: Any, part: Part) -> Any:
-        """V: `c ti n to` of all channels at once, or `c ti n to g` of one group's channels at a time."""
+        """V: `c ti n to` (all channels at once) or `c ti n to g` (one group at a time)."""
         hl, form, tile = halide(), self.form, self.tile
         c, g, ti, n, to = self.axes.c, self.axes.g, self.ti, self.n, self.to
         whole, each = self._all_at_once(part), sum(form.channels) // form.groups

@@ -71,7 +71,8 @@ class Prefetch:
     Args:
         view: the map, `c x y`.
         unit: rows of the work that are one row of the result.
-        ahead, step: the last row of the map that the first row of the result reads, and how much further each next one.
+        ahead: the last row of the map that the first row of the result reads.
+        step: how much further each next row of the result reads.
     """
 
     view: View

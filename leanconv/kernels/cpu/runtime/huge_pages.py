@@ -1,7 +1,7 @@
 """Memory in huge pages, where the system has them: for maps and weights that a call reads from end to end.
 
-In small pages a map needs more entries of the translation buffer than there are, and the core's own prefetch stops at
-the end of each page.
+With small pages, a map needs more entries than the translation buffer (TLB) has. The core's own prefetch stops at the
+end of each page.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _chunk: tuple[Tensor, int] = (torch.empty(0, dtype=torch.uint8), 0)  # what weig
 
 def huge_page_buffer(size: int) -> Tensor:
     """`size` bytes that begin with a huge page; uninitialised."""
-    # Private: pages that processes might share are small unless the system is told otherwise.
+    # Private: by the system's default, pages that processes might share are small.
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, -(-size // HUGE) * HUGE + HUGE, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -144,7 +144,7 @@ def fill(pixels: int) -> int:
 def strip(rows: int, width: int, tile: int) -> int:
     """Tiles of a row to compute in all rows before the next ones, for a stencil that spans `rows`; 0: whole rows.
 
-    In an L1 cache of 32 KiB, the rows of one vector of channels then stay until the next row reads them.
+    The rows of one vector of channels then stay in a 32 KiB L1 cache until the next row reads them.
     """
     if rows == 1 or rows * width * 64 <= 20 << 10:
         return 0

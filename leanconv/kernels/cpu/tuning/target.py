@@ -29,8 +29,8 @@ class Target:
     Attributes:
         cpu: the processor that schedules are chosen for (default: this one). The code is compiled for this one.
         arithmetic: where Strassen and Winograd save products (default: `default_arithmetic`). "lean": in 1×1
-            convolutions, and in the 3×3 sums of groups that this project's operators consist of. "direct": nowhere; an
-            output is a sum of its own products, and NaN, infinity or a far larger number elsewhere in the map does not
+            convolutions, and in the 3×3 sums of groups that this project's operators consist of. "direct": nowhere. An
+            output is then a sum of its own products. NaN, infinity or a far larger number elsewhere in the map does not
             reach it. "fewest": in dense 3×3 convolutions too.
 
     Raises: BadInput for an unknown arithmetic.
