@@ -1,1 +1,1 @@
-"""Primitives with their weights packed: one file a primitive."""
+"""Primitives with their weights packed; `resample.py` holds upsampling and max-pooling."""
