@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -105,13 +105,11 @@ def has_lazy(model: nn.Module) -> bool:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients inside; restores every parameter, buffer, mode and random generator afterwards."""
-    registers: list[tuple[Any, dict[str, Any]]] = [
-        (each, dict(each))
-        for module in model.modules()
-        if not isinstance(module, torch.jit.ScriptModule)
-        for each in (module._parameters, module._buffers)
-    ]
+    """Eval mode without gradients inside; restores every parameter, buffer, mode and random generator afterwards.
+
+    A module that changed or replaced one of its tensors gets its other attributes back, too: one may say that it did.
+    """
+    states = [_State(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     held = {id(t): t for t in (*model.parameters(), *model.buffers()) if not (_is_lazy(t) or t.is_meta)}
     copies = [(t, t.detach().clone()) for t in held.values()]
     modes = to_eval_(model)
@@ -119,13 +117,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
         with untouched_random(), torch.no_grad():
             yield
     finally:
-        for register, entries in registers:
-            register.clear()
-            register.update(entries)
-        for tensor, before in copies:
-            _put_back_(tensor, before)
         for module, mode in modes:
             module.training = mode
+        replaced = [state for state in states if state.put_back_()]
+        written = {id(tensor) for tensor, before in copies if _put_back_(tensor, before)}
+        for state in states:
+            if state in replaced or state.holds(written):
+                state.put_back_attributes_()
 
 
 @contextmanager
@@ -180,15 +178,49 @@ def _modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:
     return [(m, m.training) for m in model.modules() if isinstance(getattr(m, "training", None), bool)]
 
 
-def _put_back_(tensor: Tensor, before: Tensor) -> None:
-    """Through `.data`: no version counter moves, and autograd sees no write."""
+class _State:
+    """What a module's names stand for: its parameters, buffers and plain attributes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._attributes = module.__dict__, dict(module.__dict__)
+        registers: tuple[Any, ...] = module._parameters, module._buffers
+        self._registers = [(each, dict(each)) for each in registers]
+
+    def put_back_(self) -> bool:
+        """Restore parameters and buffers under their names; whether one was added, removed or replaced."""
+        changed = False
+        for register, before in self._registers:
+            if list(register) != list(before) or any(register[name] is not before[name] for name in before):
+                changed = True
+                register.clear()
+                register.update(before)
+        return changed
+
+    def holds(self, ids: Collection[int]) -> bool:
+        """Whether a parameter or buffer is among these."""
+        return any(id(tensor) in ids for _, before in self._registers for tensor in before.values())
+
+    def put_back_attributes_(self) -> None:
+        now, before = self._attributes
+        for name in now.keys() - before.keys():
+            del now[name]
+        now.update(before)
+
+
+def _put_back_(tensor: Tensor, before: Tensor) -> bool:
+    """Restore the numbers; whether they had changed.
+
+    Through `.data`: no version counter moves, and autograd sees no write.
+    """
+    now = tensor.detach()
     try:
-        same = torch.equal(tensor.detach(), before)
-    except RuntimeError:  # a sparse tensor, or a subclass that cannot be compared
-        return
+        same = torch.equal(now, before) or bool(((now == before) | (now.isnan() & before.isnan())).all())
+    except (RuntimeError, TypeError):  # a sparse tensor, or a subclass that cannot be compared
+        return False
     if not same:
         with torch.inference_mode():  # a tensor created in it changes in nothing else
             tensor.data.copy_(before)
+    return not same
 
 
 def _is_lazy(tensor: Tensor) -> bool:

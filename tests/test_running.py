@@ -103,6 +103,72 @@ def test_what_cannot_be_compared_stays():
     assert model.wrong._version == version
 
 
+class Lazy(nn.Module):
+    """Registers a buffer at its first call, and notes in a plain attribute that it did."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.built = nn.Conv2d(3, 3, 1), False
+
+    def forward(self, x):
+        if not self.built:
+            self.register_buffer("grid", torch.linspace(0, 1, x.shape[-1]))
+            self.built = True
+        return self.conv(x) + self.grid
+
+
+class Normalising(nn.Module):
+    """Takes its scale from the first batch, into a parameter, and notes in a plain attribute that it did."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.scale, self.ready = nn.Conv2d(3, 3, 1), nn.Parameter(torch.zeros(())), False
+
+    def forward(self, x):
+        if not self.ready:
+            self.scale.data.fill_(1.0)
+            self.ready = True
+        return self.conv(x) / self.scale
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_flag_goes_back_with_the_numbers_that_it_is_about(name):
+    model = Normalising().eval()
+    RUNS[name](model)
+    assert not model.ready
+    assert model(X).isfinite().all()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_model_that_builds_a_buffer_at_its_first_call_runs_afterwards(name):
+    model = Lazy().eval()
+    RUNS[name](model)
+    assert [name for name, _ in model.named_buffers()] == []
+    assert model(X).shape == X.shape
+
+
+class Incomparable(torch.Tensor):
+    """A tensor that `torch.equal` refuses with a TypeError."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return NotImplemented if func is torch.equal else super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [torch.zeros(2).as_subclass(Incomparable), torch.tensor([float("nan")]).expand(3)],
+    ids=["subclass", "shared"],
+)
+def test_an_odd_buffer_keeps_nothing_else_from_being_restored(odd):
+    model = nn.Sequential(nn.Module(), nn.BatchNorm2d(3))
+    model[0].register_buffer("odd", odd)
+    with untouched(model):
+        model[1].running_mean.add_(1)
+    assert model[1].running_mean.tolist() == [0, 0, 0]
+    assert all(m.training for m in model.modules())
+
+
 def test_a_frozen_layer_stays_frozen_after_an_evaluation():
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2).eval(), nn.Dropout())
     images = [(torch.zeros(3, 6, 6, dtype=torch.uint8), torch.zeros(6, 6, dtype=torch.uint8), "a")]
