@@ -2,11 +2,13 @@
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +57,19 @@ def entry(tmp_path):
 def again(where):
     builder = Builder(b"new")
     return cache.fetch("name", builder, where), builder.calls
+
+
+def test_the_key_covers_every_file_that_pipelines_compute_with(monkeypatch):
+    hashed = []
+    monkeypatch.setattr(build, "_hashed", lambda files, tools: hashed.extend(map(str, files)))
+    build._kernel_source.__wrapped__()
+    root = Path(kernels.__file__).parents[1]
+    imports = re.compile(r"^ *from leanconv\.([a-z_.]+) import", re.MULTILINE)
+    read = {name for path in build.PIPELINES.glob("*.py") for name in imports.findall(path.read_text())}
+    wanted = {str(root / f"{name.replace('.', '/')}.py") for name in read - {"extras"}}  # it imports halide
+    assert wanted
+    assert wanted <= set(hashed)
+    assert all(map(os.path.isfile, hashed))
 
 
 def test_built_once_and_found_again(entry):

@@ -21,6 +21,9 @@ from leanconv.kernels.cpu.pipelines.frontend import halide
 
 _ROOMS = Path(__file__).parent.parent
 PIPELINES, RUNTIME = _ROOMS / "pipelines", _ROOMS / "runtime"
+_PACKAGE = _ROOMS.parents[1]
+# Outside `pipelines`: the forms that pipelines read, and the output sizes that they compute.
+_FORMS = (_PACKAGE / "ops" / "forms.py", _PACKAGE / "ops" / "grouped.py", _PACKAGE / "spec.py")
 _RUNTIME_FILES = ("runtime", "scratch", "gates", "transpose")
 _RUNTIME_FLAGS, _STUB_FLAGS = ("-O3", "-march=native", "-fPIC"), ("-O1", "-fPIC")
 _FUNCTIONS = ("lc_sizes", "lc_run", "lc_batch", "lc_gates", "lc_copy", "lc_malloc", "lc_free")
@@ -44,10 +47,9 @@ def compiler() -> str:
 
 @functools.lru_cache(1)
 def _kernel_source() -> str:
-    """What a kernel's machine code depends on, besides core and tile: pipelines, tools, flags, machine."""
-    return _hashed(
-        [*PIPELINES.glob("*.py"), PIPELINES / "stub.c"], (version("halide"), str(target(ahead=True)), _STUB_FLAGS)
-    )
+    """What a kernel's machine code depends on, besides core and tile: pipelines, forms, tools, flags, machine."""
+    files = [*PIPELINES.glob("*.py"), PIPELINES / "stub.c", *_FORMS]
+    return _hashed(files, (version("halide"), str(target(ahead=True)), _STUB_FLAGS))
 
 
 @functools.lru_cache(1)
