@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import SUPPORTED_NODES, tree_map_only
 
 from leanconv.errors import BadInput, LeanconvError, error_line
 
@@ -67,7 +67,7 @@ def shapes(inputs: Any) -> str:
 
 
 def tensors(value: Any, depth: int = 8) -> list[Tensor]:
-    """The tensors in a model's inputs or outputs, in order: opens tuples, lists, dicts and plain objects."""
+    """The tensors in a model's inputs or outputs, in order: opens containers, types known to pytree, plain objects."""
     if isinstance(value, Tensor):
         return [value]
     if depth == 0 or value is None or isinstance(value, str | bytes | int | float | complex | type | nn.Module):
@@ -76,6 +76,8 @@ def tensors(value: Any, depth: int = 8) -> list[Tensor]:
         items: Any = value.values()
     elif isinstance(value, list | tuple | set | frozenset):
         items = value
+    elif (node := SUPPORTED_NODES.get(type(value))) is not None:  # a deque, a class that the caller registered
+        items = node.flatten_fn(value)[0]
     else:
         items = getattr(value, "__dict__", {}).values()
     return [tensor for item in items for tensor in tensors(item, depth - 1)]

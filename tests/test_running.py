@@ -2,12 +2,14 @@
 
 import random
 import types
-from collections import UserDict
+from collections import OrderedDict, UserDict, deque
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import SUPPORTED_NODES, register_pytree_node
 
 from leanconv.convert import plan
 from leanconv.errors import BadInput
@@ -207,3 +209,26 @@ def test_how_inputs_reach_a_model():
 def test_tensors_of_tuples_dicts_and_plain_objects():
     held = types.SimpleNamespace(logits=X, name="x", more={"aux": [X]})
     assert [t is X for t in tensors((held, None, nn.Linear(1, 1)))] == [True, True]
+
+
+@dataclass(slots=True)
+class Pair:
+    """Without a `__dict__`: PyTorch opens it because it is registered."""
+
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+def test_tensors_of_what_pytorch_knows_to_open():
+    register_pytree_node(Pair, lambda pair: ([pair.first, pair.second], None), lambda parts, _: Pair(*parts))
+    try:
+        assert [t is X for t in tensors((deque([X]), Pair(X, X)))] == [True, True, True]
+        model = nn.Sequential(OrderedDict(pick=Pick(), conv=nn.Conv2d(3, 2, 1)))
+        assert profile(model, (Pair(X, X),), budget_s=0).shape == tuple(X.shape)
+    finally:
+        SUPPORTED_NODES.pop(Pair)
+
+
+class Pick(nn.Module):
+    def forward(self, pair):
+        return pair.first
