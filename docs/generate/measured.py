@@ -79,7 +79,7 @@ def machine(content: dict[str, Any]) -> str:
     """Device, threads and torch in words."""
     about = content.get("machine") or content.get("device") or content.get("comparison", {}).get("device") or {}
     words = str(about.get("name", "unnamed machine")) + (f" ({about['isa']})" if about.get("isa") else "")
-    if threads := about.get("threads"):
+    if isinstance(threads := about.get("threads"), int):  # some files have rows of several
         words += f", {threads} thread{'s' if threads != 1 else ''}"
     return words + (f", torch {about['torch']}" if about.get("torch") else "")
 

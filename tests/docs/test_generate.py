@@ -193,8 +193,9 @@ def test_the_default_budget_is_rendered_once_it_is_measured():
     }  # fmt: skip
     content = {"command": "python -m x", "machine": {"name": "here"}, "cold": True, "rows": [row]}
     text = BLOCKS["budget"](Results(budgets={"default_budget": content}))
-    assert "| `timm:x` | float32, 2 | 88 | none | fused | 10 | 1.25 (openvino) |" in text
+    assert "| `timm:x` | float32, 2 | 88 | none | fused | 10 | 1.250 (openvino) |" in text
     assert "On here. A process a row, as a user calls it; no kernel was compiled before. 0 of 1 rows" in text
+    assert "0 calls took longer than the budget of 90 s" in text
 
 
 def test_machines_of_two_kinds_stand_in_two_tables():
