@@ -17,13 +17,18 @@ os.environ["COLUMNS"] = "160"
 
 # Rooms and files whose tests compile kernels for many shapes, or capture and compile whole networks: all are `slow`.
 SLOW = [
+    "benchmarks/test_fused_sizes.py",
+    "cli/test_classifier.py",
     "engine/fused/capture",
     "engine/fused/test_bfloat16.py",
     "engine/fused/test_candidate.py",
     "engine/fused/test_odd_models.py",
     "kernels/bound",
+    "kernels/compilation",
     "kernels/pipelines",
     "kernels/runtime/test_out_of_bounds.py",
+    "papers/test_hetconv_tables.py",
+    "papers/test_reproduce.py",
 ]
 
 

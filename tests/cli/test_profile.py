@@ -25,6 +25,7 @@ def test_profile_prints_the_table_and_the_same_numbers_as_json(leanconv, tmp_pat
     assert "SPLConv2d" in table
 
 
+@pytest.mark.slow
 def test_bench_compares_models_and_their_training_steps(leanconv):
     words = ["bench", *SMALL, *SMALL, "conv=splconv", "--input", "2,3,32,32", *QUICK, "--train", "--clock", "cpu"]
     code, printed, _ = leanconv(*words, "--json")
@@ -45,6 +46,7 @@ def test_bench_compares_models_and_their_training_steps(leanconv):
         assert text in table
 
 
+@pytest.mark.slow
 def test_bench_puts_models_on_every_engine(leanconv):
     words = ["bench", *SMALL, *SMALL, "conv=splconv", "--input", "1,3,32,32", *QUICK, "--clock", "cpu"]
     code, printed, _ = leanconv(*words, "--engines", "eager", "--json")

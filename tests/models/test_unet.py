@@ -128,6 +128,7 @@ def test_the_state_dict_keys_are_kept():
     assert all(key.split(".")[0] in ("encoder", "decoder", "head") for key in keys)
 
 
+@pytest.mark.slow
 def test_copies_pickles_compiles_and_keeps_channels_last():
     model = build("unet", base=4, levels=2, conv="splconv").eval()
     x = torch.randn(1, 3, 8, 12)

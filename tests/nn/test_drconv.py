@@ -218,6 +218,7 @@ def test_the_guide_alone_learns_which_half_is_whose():
     assert loss < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["routing", "adaptive"])
 def test_runs_in_openvino_with_any_batch(generator):
     openvino = pytest.importorskip("openvino")

@@ -412,6 +412,7 @@ def test_what_a_squeeze_excite_is_told_by():
     assert count(nn.Sequential(Separable(), nn.Sequential(nn.AdaptiveAvgPool2d(1))), X, "od").flops == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", ["odconv(kernels=2)", "hetconv", "drconv"])
 def test_a_network_without_weights_counts_like_the_real_one(operator):
     """On "meta" nothing is faked and nothing computed; every convention must see the same (bytes are the device's)."""

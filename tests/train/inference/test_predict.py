@@ -137,6 +137,7 @@ def test_a_model_of_another_kind_is_refused():
         predict_logits(Convs(), image_of(8, 8)[None])
 
 
+@pytest.mark.slow
 def test_2048_squared_fits_in_two_gibibytes():
     code = (
         "import torch; torch.set_num_threads(1)\n"
