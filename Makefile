@@ -27,7 +27,7 @@ demo: $(READY)  ## train a small U-Net and its SPLConv twin on synthetic wafers,
 test: $(READY)  ## the whole test suite on 2 processes
 	$(call run_tests,$(VENV))
 
-# For the minutes between two edits, under 3 on 2 quiet cores. It leaves out what is marked `slow`: tests that take more
+# For the minutes between two edits: at most 4.5 on 2 cores. It leaves out what is marked `slow`: tests that take more
 # than about 5 s of CPU, compile or export whole networks, compile many kernels, start a browser, or train in another
 # process. Its last lines list those files with their number of tests. After a change to one of these rooms, run its
 # files too.

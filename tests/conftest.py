@@ -19,16 +19,21 @@ os.environ["COLUMNS"] = "160"
 SLOW = [
     "benchmarks/test_fused_sizes.py",
     "cli/test_classifier.py",
+    "cli/test_overwrite.py",
+    "cli/test_reproduce.py",
+    "cli/test_streams.py",
+    "convert/test_zoo.py",
     "engine/fused/capture",
     "engine/fused/test_bfloat16.py",
     "engine/fused/test_candidate.py",
     "engine/fused/test_odd_models.py",
+    "engine/fused/test_roofline.py",
     "kernels/bound",
     "kernels/compilation",
     "kernels/pipelines",
     "kernels/runtime/test_out_of_bounds.py",
-    "papers/test_hetconv_tables.py",
-    "papers/test_reproduce.py",
+    "papers",
+    "test_copies.py",
 ]
 
 
