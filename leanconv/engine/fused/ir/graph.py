@@ -3,6 +3,7 @@
 Values stand in execution order. Constants are nodes; weights belong to the op that reads them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -54,12 +55,12 @@ class Op:
         return []
 
 
-class TorchOp(Op):
+class TorchOp(Op, ABC):
     """An op that one function of PyTorch computes."""
 
+    @abstractmethod
     def in_torch(self, node: "Node") -> Run:
         """That function, with the weights in the node's dtype."""
-        raise NotImplementedError(f"{type(self).__name__} has no function of PyTorch")
 
 
 @dataclass(eq=False)
