@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 
 from leanconv.engine.candidate import Candidate
-from leanconv.engine.race import HOPELESS, RACE_S, Entry
+from leanconv.engine.race import HOPELESS, RACE_S, Entry, least_s
+from leanconv.engine.trials import LATER
 from leanconv.engine.workbench import Workbench
 
 # The race should run this many rounds of all forms, within at most this share of the budget.
@@ -45,8 +46,12 @@ class Budget:
         self._expected, self._took = self._expected + expected, self._took + took
 
     def timing(self, entries: Sequence[Entry]) -> float:
-        """Estimate the seconds of a race between these forms and one more that is as fast as the fastest."""
+        """Estimate the seconds of a race between these forms and one more that is as fast as the fastest.
+
+        The trials of the winner are part of it. `entries` begins with the given model.
+        """
         looks = [entry.look_s for entry in entries]
         best = min(looks)
         wanted = ROUNDS * (best + sum(look for look in looks if look <= HOPELESS * best))
-        return min(wanted, RACE_S, TIMING_SHARE * self.seconds)
+        trials = len(LATER) * (looks[0] + best)
+        return max(min(wanted, RACE_S, TIMING_SHARE * self.seconds), least_s(looks, more=1)) + trials

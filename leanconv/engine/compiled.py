@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.engine.candidate import Candidate, ModelForm
-from leanconv.engine.eager import has_images
+from leanconv.engine.eager import has_images, too_slow
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import limited
 
@@ -23,7 +23,7 @@ def _why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
         return reason
     if bench.device.type == "cuda" and not torch.utils._triton.has_triton():
         return "torch.compile needs Triton on a GPU: pip install triton"
-    return None
+    return too_slow(bench, dtype)
 
 
 @functools.lru_cache(1)
@@ -49,7 +49,7 @@ def _compiler_obstacle() -> str:
 
 def _seconds(bench: Workbench) -> float:
     # A U-Net of 35 to 160 layers takes 12 to 19 s on one server core. The first use also compiles headers.
-    return bench.folding_s + 5.0 + 0.1 * bench.layers + 3 * bench.forward_s
+    return bench.folding_s + 5.0 + 0.1 * bench.layers + 3 * bench.call_s
 
 
 def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:

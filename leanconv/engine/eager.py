@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from leanconv.engine.candidate import Candidate, ModelForm
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import to_channels_last
+from leanconv.measure.hardware.number_types import slow_type
 
 
 def converter(bench: Workbench, dtype: torch.dtype | None, *, channels_last: bool = False):
@@ -27,6 +28,15 @@ def has_images(bench: Workbench) -> bool:
     return any(isinstance(module, kinds) for module in bench.model.modules())
 
 
+def too_slow(bench: Workbench, dtype: torch.dtype | None) -> str | None:
+    """Return why PyTorch's own layers are not worth a trial in `dtype` (None: the model's), or None."""
+    return (slow_type(dtype or bench.dtype) or None) if bench.device.type == "cpu" else None
+
+
+def _channels_last_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
+    return too_slow(bench, dtype) if has_images(bench) else "the model has no 2-D convolution"
+
+
 def _folded(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     if dtype is None:
         return bench.folded
@@ -38,13 +48,11 @@ def _channels_last(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     return bench.nested(model, converter(bench, dtype, channels_last=True), cast=dtype is not None)
 
 
-FOLDED = Candidate(
-    "folded", lambda bench, dtype: None, lambda bench: bench.folding_s + 3 * bench.forward_s, _folded, any_shape=True
-)
+FOLDED = Candidate("folded", too_slow, lambda bench: bench.folding_s + 3 * bench.call_s, _folded, any_shape=True)
 CHANNELS_LAST = Candidate(
     "channels_last",
-    lambda bench, dtype: None if has_images(bench) else "the model has no 2-D convolution",
-    lambda bench: bench.folding_s + 0.5 + 3 * bench.forward_s,
+    _channels_last_why_not,
+    lambda bench: bench.folding_s + 0.5 + 3 * bench.call_s,
     _channels_last,
     any_shape=True,
 )

@@ -23,7 +23,7 @@ Variant = tuple[Candidate, torch.dtype | None]
 # An engine may always autotune for this many seconds, however many others wait.
 LEAST_MEASURING_S = 4.0
 # After a race, an engine is still tried if this share of its estimated time fits into the budget.
-HOPE = 0.6
+HOPE = 0.85
 
 
 class Preparation:
@@ -38,7 +38,7 @@ class Preparation:
         self, bench: Workbench, budget: Budget, variants: Sequence[Variant], *, first: torch.dtype | None
     ) -> None:
         """`first`: the number type whose variants are tried first."""
-        self.bench, self.budget = bench, budget
+        self.bench, self.budget, self._first = bench, budget, first
         self.given = Entry(Choice(EAGER, error=0.0), bench.model, True, bench.forward_s)
         tried = {variant: Choice(variant[0].name, _word(variant[1])) for variant in variants}
         self.rows = (self.given.row, *tried.values())
@@ -85,7 +85,10 @@ class Preparation:
     def _tried(self, row: Choice, candidate: Candidate, dtype: torch.dtype | None) -> Entry | None:
         """Prepare one candidate and verify it against the model. Any exception becomes its row's note."""
         bench, start = self.bench, time.perf_counter()
-        expected, others = candidate.seconds(bench), sum(self.budget.needs(each, bench) for _, each, _ in self._waiting)
+        expected = candidate.seconds(bench)
+        # An engine in the asked type leaves seconds for the others in that type alone.
+        rivals = [each for _, each, kind in self._waiting if dtype is not self._first or kind is self._first]
+        others = sum(self.budget.needs(each, bench) for each in rivals)
         spare = self.budget.left - self.budget.timing(self._field) - self.budget.needs(candidate, bench) - others
         bench.measuring_s = min(workbench.MEASURING_S, LEAST_MEASURING_S + max(0.0, spare))
         try:

@@ -20,6 +20,10 @@ RACE_SHARE = 0.8  # the most of the remaining budget that the race takes
 HEAT_SHARE = 0.3  # the heat's share of the race's seconds
 HEAT_ROUNDS = 20  # the most rounds of the heat
 SHORT_HEAT_ROUNDS = 8  # a heat with time for fewer rounds saves warm-up calls
+# A heat with time for fewer rounds than LONG_ROUNDS has calls of a second or so: they vary little and need no warm-up.
+# Forms within NEAR of the fastest first call take part, and those within LONG_WITHIN of the best reach the final.
+LONG_ROUNDS, NEAR, LONG_WITHIN = 3, 1.5, 0.15
+FINAL_ROUNDS = 3  # the most rounds of a final for which there is no time; from the second one on, who is out leaves
 # If fewer than FEW_ROUNDS rounds fit into the heat, it drops forms whose first call took HOPELESS times the fastest.
 FEW_ROUNDS, HOPELESS = 20, 2.5
 LOOKS_SHARE = 0.3  # the share of the heat's seconds that repeated first calls may take
@@ -61,6 +65,18 @@ def race(bench: Workbench, entries: Sequence[Entry], deadline: float, on_part: C
     return winner
 
 
+def least_s(looks: Sequence[float], more: int = 0) -> float:
+    """Estimate the seconds of the shortest race between the given model, whose call is the first, and other forms.
+
+    `more`: how many forms, as fast as the fastest one, will join.
+    """
+    given, *others = looks
+    best = min(looks)
+    near = [look for look in others if look <= NEAR * best] + more * [best]
+    final = [look for look in near if look <= (1 + LONG_WITHIN) * best]
+    return given + sum(near) + (FINAL_ROUNDS * (given + sum(final)) if final else 0.0)
+
+
 def _heat(
     bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: Callable[[float], object]
 ) -> list[Entry]:
@@ -69,17 +85,20 @@ def _heat(
     if seconds < FEW_ROUNDS * sum(entry.look_s for entry in entries):
         _look_again(bench, entries, LOOKS_SHARE * seconds)
         best_s = min(entry.look_s for entry in entries)
-        hopeful = [entry for entry in entries if entry is given or entry.look_s <= HOPELESS * best_s]
+        long = seconds < LONG_ROUNDS * sum(entry.look_s for entry in entries if entry.look_s <= HOPELESS * best_s)
+        most_s = (NEAR if long else HOPELESS) * best_s
+        hopeful = [entry for entry in entries if entry is given or entry.look_s <= most_s]
     for entry in entries:
         if entry not in hopeful:
             entry.row.note = f"slow: {entry.look_s * 1e3:.3g} ms at the first look; not timed further"
     round_s = sum(entry.look_s for entry in hopeful)
-    short = seconds < SHORT_HEAT_ROUNDS * round_s
+    short, long = seconds < SHORT_HEAT_ROUNDS * round_s, seconds < LONG_ROUNDS * round_s
+    within = LONG_WITHIN if long else WITHIN
     times = interleave(
         _calls(bench, hopeful),
         budget_s=max(seconds, 0.05),
-        warmup=1 if short else 2,
-        min_rounds=3 if short else 5,
+        warmup=0 if long else 1 if short else 2,
+        min_rounds=1 if long else 3 if short else 5,
         max_rounds=HEAT_ROUNDS,
         on_round=on_part,
         clock=bench.clock,
@@ -91,9 +110,9 @@ def _heat(
     quick = [timing.median_ms - timing.iqr_ms / 2 for timing in rest]  # a busy machine distorts so few medians
     best, found = min((timing.median_ms for timing in rest), default=math.inf), [given]
     for entry, low in zip(hopeful[1:], quick, strict=True):
-        if min(quick) > (1 + WITHIN) * own.median_ms:
+        if min(quick) > (1 + within) * own.median_ms:
             entry.row.note = "slower than the given model"
-        elif low > (1 + WITHIN) * best:
+        elif low > (1 + within) * best:
             entry.row.note = "slower than the best"
         else:
             found.append(entry)
@@ -118,13 +137,14 @@ def _final(bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: 
     round_s = sum(entry.row.timing.median_ms / 1e3 for entry in entries if entry.row.timing)
     turns = Turns(_calls(bench, entries), clock=bench.clock, primed=round_s < min(PRIMED_FINAL_S, seconds / 16))
     start, rounds = time.perf_counter(), 0
+    every = 1 if FINAL_ROUNDS * round_s > (1 - HEAT_SHARE) * seconds else CHECK_EVERY
     while True:
         turns.round()
         rounds += 1
         spent = (time.perf_counter() - start) / ((1 - HEAT_SHARE) * seconds) if seconds > 0 else 1.0
         on_part(min(1.0, max(spent, rounds / MOST_ROUNDS)))
-        last = rounds >= MOST_ROUNDS or (spent >= 1 and rounds >= 3)
-        if last or rounds % CHECK_EVERY == 0:
+        last = rounds >= MOST_ROUNDS or (spent >= 1 and rounds >= FINAL_ROUNDS)
+        if last or (rounds > 1 and rounds % every == 0):
             best = min((name for name in turns.calls if name != MODEL), key=lambda name: turns.timing(name).median_ms)
             if last or _known(turns, best):
                 return _verdict(turns, best, entries)

@@ -15,7 +15,7 @@ from leanconv.files import draft
 
 def _seconds(bench: Workbench) -> float:
     # Converting a U-Net of 160 layers takes 3 s on one core.
-    return bench.capture_s + 1.0 + 0.02 * bench.layers + 3 * bench.forward_s
+    return bench.capture_s + 1.0 + 0.02 * bench.layers + 3 * bench.call_s
 
 
 def _onnxruntime_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:

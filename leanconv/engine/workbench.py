@@ -18,11 +18,11 @@ from leanconv.deploy.program import Axes, capture_flat
 from leanconv.deploy.verify import difference, has_nan
 from leanconv.engine.trials import Trials
 from leanconv.kernels import Target, to_contiguous
+from leanconv.measure.hardware.number_types import HALF, slowdown
 from leanconv.running import Call, cloned
 
 # Default limit of an engine's own measurements (autotuning).
 MEASURING_S = 20.0
-HALF = (torch.bfloat16, torch.float16)
 
 
 class Workbench:
@@ -141,6 +141,12 @@ class Workbench:
         return self.dtype in HALF or any(p.dtype in HALF for p in self.model.parameters())
 
     @cached_property
+    def call_s(self) -> float:
+        """Estimated seconds of one call in a type for which this CPU has instructions."""
+        slow = self.dtype if self.device.type == "cpu" and self.dtype in HALF else None
+        return self.forward_s / max(1.0, slowdown(slow)) if slow else self.forward_s
+
+    @cached_property
     def layers(self) -> int:
         """The number of leaf modules, from which preparation times are estimated."""
         return sum(1 for module in self.model.modules() if not any(module.children()))
@@ -151,7 +157,7 @@ class Workbench:
         if "_folding" in self.__dict__:
             return 0.0
         parameters = sum(p.numel() for p in self.model.parameters())
-        return 0.3 + 0.01 * self.layers + 5e-8 * parameters + 5 * self.forward_s
+        return 0.3 + 0.01 * self.layers + 5e-8 * parameters + 5 * self.call_s
 
     @property
     def capture_s(self) -> float:

@@ -10,6 +10,8 @@ from leanconv.engine import optimize
 from leanconv.engine.budget import Budget
 from leanconv.engine.candidate import Candidate
 from leanconv.engine.candidates import CANDIDATES
+from leanconv.engine.choices import Choice
+from leanconv.engine.race import Entry
 
 
 @pytest.fixture
@@ -116,8 +118,14 @@ def test_a_network_with_blocks_of_its_own_prints_none(engines):
     assert "Sequential" not in str(choices)
 
 
+def test_the_trials_of_the_winner_and_the_shortest_race_are_part_of_the_estimate():
+    given, form = (Entry(Choice(name), None, True, s) for name, s in (("given", 2.0), ("form", 1.0)))
+    shortest = 2.0 + 1.0 + 1.0 + 3 * (2.0 + 1.0 + 1.0)  # one round of all and of one more, then three
+    assert Budget(90).timing([given, form]) == shortest + 3 * (2.0 + 1.0)
+
+
 def test_the_last_who_waits_is_tried_where_its_estimate_may_be_too_high(engines, monkeypatch):
-    prepared = engines(quick=(0.1, 0.0), waits=(12.0, 0.2))
+    prepared = engines(quick=(0.1, 0.0), waits=(11.0, 0.2))
     monkeypatch.setattr(Budget, "learn", lambda self, expected, took: None)
     run(10)
     assert prepared == ["quick", "waits"]

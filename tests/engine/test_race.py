@@ -24,7 +24,7 @@ def held(monkeypatch):
     monkeypatch.setattr(paired, "once_ms", lambda call, clock="wall": call())
     bench = SimpleNamespace(device=torch.device("cpu"), obstacle="", clock="wall")
 
-    def run(forms, noise=0.05, seed=0, deadline=FAR):
+    def run(forms, noise=0.05, seed=0, deadline=FAR, call_s=0.0):
         draw, made = random.Random(seed), []
 
         def calling(_, entries):
@@ -33,18 +33,32 @@ def held(monkeypatch):
 
             def call(i, form):
                 count[i] += 1
+                time.sleep(call_s * form if call_s else 0.0)
                 return (form() if callable(form) else form) * draw.lognormvariate(0.0, noise)
 
             return {str(i): (lambda i=i, e=e: call(i, e.form)) for i, e in enumerate(entries)}
 
         monkeypatch.setattr(race, "_calls", calling)
-        entries = [Entry(Choice(f"form{i}"), form, True, 1e-3) for i, form in enumerate(forms)]
+        looks = [call_s * form if call_s else 1e-3 for form in forms]
+        entries = [Entry(Choice(f"form{i}"), form, True, look) for i, (form, look) in enumerate(zip(forms, looks))]
         winner = race.race(bench, entries, deadline, lambda part: None)
         assert [entry.row.chosen for entry in entries] == [entry is winner for entry in entries]
         assert all(entry.row.note for entry in entries)
+        heats.append(made[0])
         return entries.index(winner), made[1] if len(made) > 1 else []
 
+    run.heats = heats = []
     return run
+
+
+def test_calls_of_seconds_cost_what_the_budget_expects(held):
+    """One round in the heat, at most three in the final: a call of the network takes seconds."""
+    forms = [1.8, 1.2, 1.7, 1.02, 1.0, 1.05]
+    winner, final = held(forms, noise=0.01, deadline=time.perf_counter(), call_s=0.02)
+    assert winner in (3, 4)  # as fast within the noise of so few calls
+    assert held.heats == [[1, 1, 1, 1, 1]]  # 1.7 is too far from 1.0 at the first look
+    spent = 1.8 + 1.2 + 1.02 + 1.0 + 1.05 + sum(n * t for n, t in zip(final, [1.8, 1.02, 1.0, 1.05], strict=True))
+    assert spent <= race.least_s(forms)
 
 
 def test_forms_that_are_alike_do_not_replace_the_given_model(held):
@@ -78,9 +92,10 @@ def test_a_given_model_that_is_far_ahead_meets_nobody_in_a_final(held):
     assert held([1.0, 1.3, 1.5]) == (0, [])
 
 
-def test_where_no_time_is_left_three_rounds_decide_what_is_clear(held):
+def test_where_no_time_is_left_two_rounds_decide_what_is_clear_and_three_the_rest(held):
     now = time.perf_counter()
-    assert held([1.5, 1.0], noise=0.02, deadline=now) == (1, [3, 3])
+    assert held([1.5, 1.0], noise=0.02, deadline=now) == (1, [2, 2])
+    assert held([1.5, 1.01, 1.0], noise=0.02, deadline=now)[1][1:] == [3, 3]
     assert held([1.02, 1.0], noise=0.0, deadline=now)[0] == 0
 
 

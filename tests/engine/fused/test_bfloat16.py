@@ -21,10 +21,12 @@ from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.fused.passes.precision import lower_precision
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import Target, backend
+from leanconv.measure.hardware import number_types
 from tests.cpus import HASWELL, SAPPHIRE_RAPIDS, ZEN4
 from tests.engine.fused.test_candidate import Odd, randomised
 
 HALF = torch.bfloat16
+ONEDNN, NO_ONEDNN = torch.ops.mkldnn._is_mkldnn_bf16_supported(), "oneDNN has no bfloat16 on this CPU"
 BLOCKS = IMPLEMENTATIONS[Block]
 
 
@@ -81,8 +83,10 @@ class Products(nn.Module):
 
 
 @pytest.mark.skipif(bool(backend().why_not()), reason=backend().why_not() or "kernels")
-def test_products_on_a_matrix_unit(monkeypatch):
-    """On a processor with a matrix unit: stencils in kernels, products in oneDNN."""
+@pytest.mark.parametrize("slowdown", [pytest.param(1.0, marks=pytest.mark.skipif(not ONEDNN, reason=NO_ONEDNN)), 40.0])
+def test_products_on_a_matrix_unit(slowdown, monkeypatch):
+    """On a processor with a matrix unit: stencils in kernels, products in oneDNN, in float32 if bfloat16 is slow."""
+    monkeypatch.setattr(number_types, "slowdown", lambda dtype: slowdown)
     monkeypatch.setitem(IMPLEMENTATIONS, Block, [each for each in BLOCKS if each.name in ("aten", "kernel+onednn")])
     monkeypatch.setattr(room, "PREFERRED", ("kernel+onednn",))
     model, x = Products().eval(), torch.randn(2, 3, 14, 12)

@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from leanconv.measure.timing.latency import Timing, interleave, once_ms
 # Seconds that the turns of one block may take, for implementations that a first look did not rule out.
 BLOCK_S, MIN_ROUNDS, MAX_ROUNDS = 0.1, 5, 60
 HOPELESS, LOST = 1.5, 4.0  # times the best one's look: one more look is given, and none
+# A call of so many ms needs no warm-up, and varies less: LONG_ROUNDS suffice for those within LONG_HOPELESS.
+LONG_MS, LONG_ROUNDS, LONG_HOPELESS = 20.0, 3, 1.25
+ALIKE = {"aten", "onednn"}  # one code in the end: of long calls, the one whose look was quicker goes on
 DRAWN = 65_537  # random numbers of a map, before they come again: a prime, so that no two rows or channels are alike
 SHORT_MS = 5.0  # a first launch of a kernel costs 0.25 ms, fifty times a small layer
 PRIMED_MS = 3.0  # shorter calls are timed in warm caches
@@ -137,25 +141,29 @@ def _cost(name: str, ms: float) -> float:
 def _measure(node: Node, choices: Sequence[Implementation], deadline: float, clock: str) -> dict[str, Any]:
     """Milliseconds of each implementation that is right, or the reason why it is not used."""
     inputs = [sample(x) for x in node.inputs]
-    found, calls = _right(node, choices, inputs)
+    found, calls, long = _right(node, choices, inputs, clock)
     if not calls:
         return found
     if time.perf_counter() > deadline:  # unmeasured: the kernel, which mostly wins
         return found | {name: (0.0 if name == PREFERRED[0] else math.inf) for name in calls}
-    looks = _looks(calls, clock)
+    looks = _looks(calls, long, clock)
     best = min(looks.values())
-    close = {name: call for name, call in calls.items() if looks[name] <= HOPELESS * best}
+    near = (LONG_HOPELESS if best >= LONG_MS else HOPELESS) * best
+    close = {name: call for name, call in calls.items() if looks[name] <= near}
+    if best >= LONG_MS and close.keys() >= ALIKE:
+        del close[max(ALIKE, key=lambda name: looks[name])]
     if len(close) > 1:  # without the slow ones, which disturb the caches
         looks |= {name: timing.median_ms for name, timing in _turns(close, best, deadline, clock).items()}
     return found | looks
 
 
 def _right(
-    node: Node, choices: Sequence[Implementation], inputs: list[Tensor]
-) -> tuple[dict[str, Any], dict[str, Callable[[], object]]]:
-    """Why some implementations are not used; how the others are called."""
+    node: Node, choices: Sequence[Implementation], inputs: list[Tensor], clock: str
+) -> tuple[dict[str, Any], dict[str, Callable[[], object]], dict[str, float]]:
+    """Why some implementations are not used; how the others are called; milliseconds of those whose call is long."""
     found: dict[str, Any] = {}
     calls: dict[str, Callable[[], object]] = {}
+    long: dict[str, float] = {}
     want: Any = None
     # PyTorch's own first: the others are compared with it.
     for form in sorted(choices, key=lambda form: form.name != "aten"):
@@ -164,9 +172,14 @@ def _right(
             if run is None:
                 found[form.name] = "does not cover it"
                 continue
-            seen = run(*inputs)
+            answers: list[Any] = []
+            ms = once_ms(lambda run=run, answers=answers: answers.append(run(*inputs)), clock)  # type: ignore[misc]
+            seen = answers.pop()
             call = _calling(run, inputs)
-            call()
+            if call is not None:
+                ms = once_ms(call, clock)
+            elif ms < LONG_MS:
+                run(*inputs)
         except Exception as error:  # one that cannot run here is one less to choose from
             found[form.name] = _words(error)
             continue
@@ -174,20 +187,22 @@ def _right(
         if not agrees(seen, want, TOLERANCE.get(node.dtype, 1e-4)):
             found[form.name] = "differs from PyTorch's"
             continue
-        calls[form.name] = call
-    return found, calls
+        calls[form.name] = call or partial(run, *inputs)
+        if ms >= LONG_MS:
+            long[form.name] = ms
+    return found, calls, long
 
 
 def _words(error: Exception) -> str:
     return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def _looks(calls: Mapping[str, Callable[[], object]], clock: str) -> dict[str, float]:
+def _looks(calls: Mapping[str, Callable[[], object]], long: Mapping[str, float], clock: str) -> dict[str, float]:
     """Milliseconds of one call of each, the less of two where it is short, or slow through another process.
 
-    A long one that lost is not called again.
+    A long one was timed before. One that lost is not called again.
     """
-    looks = {name: once_ms(call, clock) for name, call in calls.items()}
+    looks = {name: long.get(name) or once_ms(call, clock) for name, call in calls.items()}
     best = min(looks.values())
     for name, call in calls.items():
         if looks[name] < SHORT_MS or HOPELESS * best < looks[name] < LOST * best:
@@ -207,17 +222,16 @@ def _turns(
         calls,
         budget_s=budget,
         warmup=0,
-        min_rounds=MIN_ROUNDS,
+        min_rounds=LONG_ROUNDS if about_ms >= LONG_MS else MIN_ROUNDS,
         max_rounds=MAX_ROUNDS,
         clock=clock,
         primed=about_ms < PRIMED_MS,
     )
 
 
-def _calling(run: Run, inputs: list[Tensor]) -> Callable[[], object]:
-    """What is timed: a kernel as a plan launches it, all else as it is."""
-    launch = run.launch(inputs) if isinstance(run, KernelRun | SplitRun) else None
-    return launch or (lambda: run(*inputs))
+def _calling(run: Run, inputs: list[Tensor]) -> Callable[[], object] | None:
+    """A kernel as a plan launches it; None for all else, and where a plan would not launch it."""
+    return run.launch(inputs) if isinstance(run, KernelRun | SplitRun) else None
 
 
 def agrees(seen: Any, want: Any, tolerance: float) -> bool:

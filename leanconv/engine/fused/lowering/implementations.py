@@ -27,10 +27,13 @@ from leanconv.engine.fused.ir.kinds.upsample import Upsample
 from leanconv.engine.fused.ir.stages import Stage
 from leanconv.engine.fused.lowering.kernels import kernel, split
 from leanconv.engine.fused.lowering.normalization import AROUND_A_PIVOT
-from leanconv.engine.fused.lowering.unfused import aten_stage, onednn_stage, stage_by_stage
+from leanconv.engine.fused.lowering.unfused import aten_stage, in_float32, onednn_stage, stage_by_stage
 from leanconv.kernels import Target
+from leanconv.measure.hardware.number_types import slow_type
 
 LAST = torch.channels_last
+# Operators that multiply: the start of their names.
+PRODUCTS = ("conv", "linear", "addmm", "baddbmm", "mm", "bmm", "matmul", "_scaled_dot_product", "scaled_dot_product")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Implementation:
 
 def _in_torch(node: Node) -> Run:
     op: TorchOp = node.op  # type: ignore[assignment]
+    if isinstance(op, Linear | GatedSum):
+        return in_float32(lambda dtype: op.in_torch(replace(node, dtype=dtype)), node.dtype)  # type: ignore[return-value]
     return op.in_torch(node)
 
 
@@ -89,8 +94,11 @@ def _call(node: Node) -> Run:
     if call.args == tuple(map(Ref, range(len(node.inputs)))) and not call.kwargs and not half:
         return call.target
 
+    multiplies = getattr(op.target, "__name__", "").startswith(PRODUCTS)
+    wide = node.dtype if multiplies and slow_type(node.dtype) else None
+
     def run(*inputs: Any) -> Any:
-        made = call(*inputs)
+        made = call(*(x.float() if wide and isinstance(x, Tensor) and x.dtype == wide else x for x in inputs))
         return made.to(node.dtype) if half and isinstance(made, Tensor) and made.dtype == torch.float32 else made
 
     return run

@@ -1,5 +1,6 @@
 """A block stage by stage, where no kernel computes the whole: each stage is a convolution of PyTorch or oneDNN."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.data_movement import channel_shuffle
 from leanconv.engine.fused.ir.stages import Branches, Stage
 from leanconv.kernels import to_channels_last
+from leanconv.measure.hardware.number_types import slow_type
 from leanconv.ops.exact import exact_mean
 
 # From a stage, its input's shape and its dtype to a function; None where the stage is not covered.
@@ -28,6 +30,32 @@ ONEDNN_ACTS: dict[str, tuple[str, list[float], str]] = {
 }  # fmt: skip
 
 
+def _widened(make_stage: MakeStage) -> MakeStage:
+    """Let the stage compute in float32 where PyTorch is slow in the node's type. Its maps keep that type."""
+
+    @functools.wraps(make_stage)
+    def make(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run | None:
+        return in_float32(lambda wide: make_stage(stage, shape, wide), dtype)
+
+    return make
+
+
+def in_float32(make: Callable[[torch.dtype], Run | None], dtype: torch.dtype) -> Run | None:
+    """`make(dtype)`; if PyTorch is slow in that type, `make(float32)` between two casts."""
+    if not slow_type(dtype):
+        return make(dtype)
+    run = make(torch.float32)
+    if run is None:
+        return None
+
+    def between_casts(*inputs: Tensor) -> Any:
+        made = run(*(x.float() if x.dtype == dtype else x for x in inputs))
+        return (made[0].to(dtype), *made[1:]) if isinstance(made, tuple) else made.to(dtype)  # averages stay float32
+
+    return between_casts
+
+
+@_widened
 def aten_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run:
     """`conv2d`, then the activation."""
     weight = stage.weight.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -46,6 +74,7 @@ def aten_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run:
     return run
 
 
+@_widened
 def onednn_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run | None:
     """oneDNN's convolution, its weights packed once and the activation in the same pass."""
     if stage.act not in ONEDNN_ACTS or not stage.symmetric or not _has_onednn(dtype):
