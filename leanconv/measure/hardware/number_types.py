@@ -25,6 +25,13 @@ def slow_type(dtype: torch.dtype) -> str:
     )
 
 
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether PyTorch can call oneDNN's convolutions in this type directly."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 @functools.cache
 def slowdown(dtype: torch.dtype) -> float:
     """Return the time of a small convolution in `dtype` over its time in float32, each in its better layout.

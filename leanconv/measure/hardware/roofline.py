@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from leanconv.measure.hardware.number_types import has_onednn, slow_type
 from leanconv.measure.timing.latency import check_clock, once_ms
 from leanconv.running import untouched_random
 
@@ -83,13 +84,17 @@ def data_sheet(name: str, dtype: torch.dtype) -> Peaks | None:
 @functools.cache
 @torch.no_grad()
 def _measured(device: str, dtype: torch.dtype, threads: int, clock: str) -> Peaks:
-    """The highest rate of several products and convolutions, and of copies larger than any cache."""
+    """The highest rate of several products and convolutions, and of copies larger than any cache.
+
+    Products run in float32 where PyTorch is slow in `dtype`: a kernel there multiplies in float32, too.
+    """
+    dtype = torch.float32 if device == "cpu" and slow_type(dtype) else dtype
     side, numbers = (768, 8 << 20) if device == "cpu" else (8192, 256 << 20)
     a = torch.randn(side, side).to(device, dtype)
     source = torch.ones(numbers, device=device)
     target = torch.empty_like(source)
     products: list[tuple[str, int, Callable[[], object]]] = [(f"matmul {side}³", side**3, lambda: a @ a)]
-    if device == "cpu" and _has_onednn(dtype):
+    if device == "cpu" and has_onednn(dtype):
         products += [_convolution(c, size, dtype) for c, size in ((256, 28), (512, 14))]
     rates = {
         name: 2 * macs / min(once_ms(call, clock) for _ in range(MEASUREMENTS)) / 1e6 for name, macs, call in products
@@ -102,10 +107,6 @@ def _measured(device: str, dtype: torch.dtype, threads: int, clock: str) -> Peak
         2 * 4 * numbers / copy_ms / 1e6,
         f"measured here, {threads} thread{'s' * (threads > 1)}: {kind} {fastest}, copy of {numbers >> 18} MiB",
     )
-
-
-def _has_onednn(dtype: torch.dtype) -> bool:
-    return torch.backends.mkldnn.is_available() and dtype in (torch.float32, torch.bfloat16)
 
 
 def _convolution(c: int, size: int, dtype: torch.dtype) -> tuple[str, int, Callable[[], object]]:

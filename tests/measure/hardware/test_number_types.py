@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from leanconv.measure.hardware import number_types
-from leanconv.measure.hardware.number_types import slow_type, slowdown
+from leanconv.measure.hardware import number_types, roofline
+from leanconv.measure.hardware.number_types import has_onednn, slow_type, slowdown
 
 
 def test_float32_is_never_slow(monkeypatch):
@@ -43,3 +43,18 @@ def test_a_type_without_any_convolution_is_slow(monkeypatch):
 
 def test_this_machine_is_measured():
     assert 0 < slowdown.__wrapped__(torch.bfloat16) < float("inf")
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_onednn_is_asked_whether_it_has_the_type(supported, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    assert has_onednn(torch.bfloat16) == (supported and torch.backends.mkldnn.is_available())
+    assert not has_onednn(torch.float64)
+
+
+def test_peaks_of_a_type_without_instructions_are_those_of_float32(monkeypatch):
+    """So profile and the engines' comparison run in bfloat16 on any CPU."""
+    monkeypatch.setattr(number_types, "slowdown", lambda dtype: 40.0)
+    found = roofline._measured.__wrapped__("cpu", torch.bfloat16, torch.get_num_threads(), "wall")
+    assert "float32" in found.source
+    assert found.gflops > 0

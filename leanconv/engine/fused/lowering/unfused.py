@@ -16,7 +16,7 @@ from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.data_movement import channel_shuffle
 from leanconv.engine.fused.ir.stages import Branches, Stage
 from leanconv.kernels import to_channels_last
-from leanconv.measure.hardware.number_types import slow_type
+from leanconv.measure.hardware.number_types import has_onednn, slow_type
 from leanconv.ops.exact import exact_mean
 
 # From a stage, its input's shape and its dtype to a function; None where the stage is not covered.
@@ -77,7 +77,7 @@ def aten_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run:
 @_widened
 def onednn_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Run | None:
     """oneDNN's convolution, its weights packed once and the activation in the same pass."""
-    if stage.act not in ONEDNN_ACTS or not stage.symmetric or not _has_onednn(dtype):
+    if stage.act not in ONEDNN_ACTS or not stage.symmetric or not has_onednn(dtype):
         return None
     padding, stride, dilation = [stage.padding[0], stage.padding[2]], list(stage.stride), list(stage.dilation)
     packed = torch.ops.mkldnn._reorder_convolution_weight(
@@ -90,10 +90,6 @@ def onednn_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype) -> Ru
         return op(to_channels_last(x), packed, bias, padding, stride, dilation, groups, *act)  # type: ignore[no-any-return]
 
     return run
-
-
-def _has_onednn(dtype: torch.dtype) -> bool:
-    return torch.backends.mkldnn.is_available() and dtype in (torch.float32, torch.bfloat16)
 
 
 def stage_by_stage(node: Node, make_stage: MakeStage) -> Run | None:
