@@ -44,7 +44,7 @@ def test_a_run_loads_again_and_its_plan_is_shown(recipe, capsys):
     folder = fit(recipe(where="decoder.*"))
     shown = capsys.readouterr().err
     assert "swap   depthwise_separable, layer by layer:" in shown
-    assert "4 of 11 convolutions change" in shown
+    assert "4 of 13 convolutions change" in shown
     stored = dict(folder.read_model().swaps)
     assert set(stored.values()) == {"depthwise_separable"}
     model = load(folder.path)
@@ -101,7 +101,7 @@ def test_what_no_model_could_have_is_refused_first(recipe, settings, error, mess
     ("settings", "message"),
     [
         ({"where": "nothing.*"}, "matches no convolution"),
-        ({"swap": "xsepconv"}, r"swap=xsepconv changes none of 11 convolutions .*dense"),
+        ({"swap": "xsepconv"}, r"swap=xsepconv changes none of 13 convolutions .*dense"),
         ({"pretrained": True}, "has no published weights: take a model of timm or smp"),
     ],
 )
