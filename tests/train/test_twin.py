@@ -27,7 +27,7 @@ def recipe(tiny_data, tmp_path):
     [
         ({}, "leanconv:unet?base=4&levels=2"),
         ({"model": "leanconv:unet?conv=hetconv(part=4)"}, "leanconv:unet"),
-        ({"model": "smp:Unet?encoder_name=resnet18", "swap": "spconv", "where": "decoder.*"}, "smp:Unet?encoder_name=resnet18"),
+        ({"model": "smp:Unet?classes=1", "swap": "spconv", "where": "decoder.*"}, "smp:Unet?classes=1"),
         ({"model": "leanconv:unet?conv=conv", "swap": "spconv"}, "leanconv:unet?conv=conv"),
     ],
 )  # fmt: skip
