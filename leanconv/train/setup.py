@@ -260,8 +260,9 @@ def headline(recipe: Recipe, net: nn.Module, data: dict[str, Any], total: int, e
     processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     classes = list(data["train"].classes)
     names = ", ".join(classes) if len(classes) <= 20 else f"{len(classes)} classes"
+    swapped = f", swapped to {recipe.swap}" if recipe.swap else ""
     lines = (
-        f"model  {recipe.model}: {si(params)} parameters, {si(macs)} MACs at 3x{recipe.size}x{recipe.size}",
+        f"model  {recipe.model}{swapped}: {si(params)} parameters, {si(macs)} MACs at 3x{recipe.size}x{recipe.size}",
         f"data   {recipe.data}: {images} images; {names}",
         f"run    {total} steps of {recipe.batch}, {epochs} epochs, on {device}{processes}",
         f"into   {recipe.out}",
