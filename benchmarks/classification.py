@@ -37,7 +37,7 @@ from leanconv.train.recipe import Recipe
 from leanconv.train.tasks.classify import Classification
 
 RESULTS = Path(__file__).parent / "results"
-RECIPE = "recipes/cifar10_short.toml"
+RECIPE = "cifar10_short"
 NETWORK = "leanconv:vgg16_cifar?width=0.25"
 OPERATORS = (
     "conv", "group_pointwise(part=4)", "depthwise_separable", "hetconv(part=4)", "spconv", "splconv", "odconv",

@@ -1,6 +1,6 @@
 """Repeat the SPLConv paper's comparison on real images: equal budgets for every convolution, several seeds.
 
-    python -m benchmarks.segmentation recipes/wafer.toml DATA --seeds 0 1 --jobs 2
+    python -m benchmarks.segmentation wafer DATA --seeds 0 1 --jobs 2
 
 Every run is a separate `leanconv train` on one thread, `--jobs` at a time. A killed benchmark can be continued. Every
 finished run updates benchmarks/results/NAME.json. The table is printed at the end.

@@ -25,7 +25,7 @@ from leanconv.train.recipe import Recipe
 from leanconv.train.synthetic.wafer import wafer
 from leanconv.train.tasks.evaluate import evaluate
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "demo.toml"
+RECIPE = "demo"  # built in: `leanconv recipes demo` prints it
 OUT = Path("runs/demo")
 LEAN = "&conv=splconv(alpha=0.5)"  # every 3x3 convolution but the first and the last becomes the paper's
 
@@ -106,12 +106,11 @@ def what_next(page: Path) -> str:
     out = page.parent
     return f"""
 The report: open {page} in a browser. The overlay of the picture: {out / "predictions"}.
-So few steps only show the way; recipes/wafer.toml trains for longer.
+So few steps only show the way; the recipe wafer trains for longer.
 
 Next, with your own images: a folder DIR with DIR/images/*.png and DIR/masks/*.png (same names; white = defect).
-  {leanconv} train recipes/wafer.toml data=DIR out=runs/dense
-  {leanconv} train recipes/wafer.toml data=DIR out=runs/lean "model=leanconv:unet?base=16&conv=splconv(alpha=0.5)"
-  {leanconv} report runs/dense runs/lean --out report.html
+  {leanconv} train wafer data=DIR out=runs/lean --also-dense
+  {leanconv} report runs/lean-dense runs/lean --out report.html
   {leanconv} predict runs/lean NEW_IMAGES --out predictions
   {leanconv} export runs/lean lean.onnx
 A model of your own, or timm's: what could be swapped in it?

@@ -13,7 +13,7 @@ FLOORS = [
     "ops",
     "nn kernels",
     "models convert measure",
-    "runs deploy papers",
+    "runs deploy papers recipes",
     "engine train",
     "report",
     "cli",

@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "Show which convolutions a swap would change, and why the others stay.",
     "convert": "Swap convolutions and write the model as a run folder.",
     "optimize": "Try every engine of this machine on a model and print the fastest.",
+    "recipes": "List the built-in recipes of `train`, or print one to start from.",
     "train": "Train a segmentation or classification model from a recipe, or resume a run.",
     "eval": "Score a run on any split of any data: IoU and Dice, or top-1.",
     "predict": "Find the defects in images of any size: masks, overlays, boxes with scores.",

@@ -27,12 +27,14 @@ class Fold:
         what: what goes into it.
         certificate: the largest error at the layer, as a share of its channel's or group's size (`leanconv.agreement`).
             Measured in `FoldReport.dtype` with randomised BatchNorm statistics and affine; None if not measured.
+        allowed: the largest certificate that passes; None if not measured.
         reason: why it was not done; empty where it was.
     """
 
     layer: str
     what: str
     certificate: float | None
+    allowed: float | None = None
     reason: str = ""
 
 
@@ -43,6 +45,7 @@ class FoldReport:
     folds: tuple[Fold, ...]
     certificate: float | None
     dtype: str
+    allowed: float | None = None
 
     @property
     def done(self) -> list[Fold]:
@@ -56,20 +59,22 @@ class FoldReport:
         return len(self.done)
 
     def __str__(self) -> str:
-        rows = [
-            [f.layer, f.what, "-" if f.certificate is None else f"{f.certificate:.1e}", f.reason or "done"]
-            for f in self.folds
-        ]
+        rows = [[f.layer, f.what, _number(f.certificate), _number(f.allowed), f.reason or "done"] for f in self.folds]
         if not rows:
             return "nothing to fold"
         note = f"{len(self.done)} folded, {len(self.refused)} not"
         if self.certificate is not None:
             note += f"; outputs of the whole model differ by {self.certificate:.1e} relative"
-            note += f" ({self.dtype}, BatchNorm randomised)"
-        return table(["layer", "absorbs", "certificate", "outcome"], rows, note=note)
+            note += f", {_number(self.allowed)} is allowed ({self.dtype}, BatchNorm randomised)"
+        return table(["layer", "absorbs", "certificate", "allowed", "outcome"], rows, note=note)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"folds": [asdict(f) for f in self.folds], "certificate": self.certificate, "dtype": self.dtype}
+        whole = {"certificate": self.certificate, "allowed": self.allowed, "dtype": self.dtype}
+        return {"folds": [asdict(f) for f in self.folds], **whole}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
 
 
 def fold_(model: nn.Module, inputs: Inputs) -> FoldReport:
@@ -100,17 +105,20 @@ def fold_(model: nn.Module, inputs: Inputs) -> FoldReport:
         elif shown.passes:
             passed.append(step)
         else:
-            refused.append(_line(sites, step, shown.relative, "its certificate fails"))
+            refused.append(_line(sites, step, shown, "its certificate fails"))
     admitted = trial.admit(passed)
     done = []
     for step in passed:
-        certificate = cast(Error, certificates[step]).relative
+        certificate = cast(Error, certificates[step])
         if step in admitted:
             perform(sites[step.layer], None if step.norm is None else sites[step.norm])
             done.append(_line(sites, step, certificate, ""))
         else:
             refused.append(_line(sites, step, certificate, "the outputs of the model would change"))
-    return FoldReport((*done, *refused), trial.compare().relative if done else None, trial.dtype_name)
+    whole = trial.compare() if done else None
+    return FoldReport(
+        (*done, *refused), whole.relative if whole else None, trial.dtype_name, whole.allowed if whole else None
+    )
 
 
 def _check_eval(model: nn.Module) -> None:
@@ -120,12 +128,13 @@ def _check_eval(model: nn.Module) -> None:
             raise BadInput(f"fold_ needs eval mode, and {where} is in training mode; call model.eval() first")
 
 
-def _line(sites: list[Site], step: Step, certificate: float | None, reason: str) -> Fold:
+def _line(sites: list[Site], step: Step, seen: Error | None, reason: str) -> Fold:
     layer = sites[step.layer]
+    certificate, allowed = (None, None) if seen is None else (seen.relative, seen.allowed)
     if step.norm is None:
-        return Fold(layer.name, f"{cast(Operator, layer.module).name}'s own algebra", certificate, reason)
+        return Fold(layer.name, f"{cast(Operator, layer.module).name}'s own algebra", certificate, allowed, reason)
     norm = sites[step.norm]
-    return Fold(layer.name, f"{type(norm.module).__name__} {norm.name}", certificate, reason)
+    return Fold(layer.name, f"{type(norm.module).__name__} {norm.name}", certificate, allowed, reason)
 
 
 def _observed(model: nn.Module, inputs: Inputs, sites: list[Site]) -> Watch:
@@ -151,7 +160,7 @@ def _candidates(model: nn.Module, sites: list[Site], seen: Watch) -> tuple[list[
             if reason is None:
                 steps.append(Step(index[id(source.layer)], index[id(site.module)]))
                 continue
-        refused.append(Fold(site.name, type(site.module).__name__, None, str(reason)))
+        refused.append(Fold(site.name, type(site.module).__name__, None, reason=str(reason)))
     taken = {step.layer for step in steps}
     for i, site in enumerate(sites):
         if isinstance(site.module, Operator) and i not in taken and site.holders and not _touched(site.module, tied):

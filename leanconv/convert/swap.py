@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self, overload
 
 from leanconv.convert import reasons
+from leanconv.convert.advice import advice
 from leanconv.cost import Cost
 from leanconv.errors import BadInput
 from leanconv.files import read_json, write_json
@@ -128,6 +129,10 @@ class Plan(Sequence[Swap]):
             f"{si(before.macs)} -> {si(after.macs)} MACs, "
             f"{si(before.params + before.norm_params)} -> {si(after.params + after.norm_params)} params"
         ]
+        if not self.swapped:
+            other = (reasons.of_kind(swap.spec.kind) for swap in self if swap.spec)
+            wanted = {*other, reasons.UNSUPPORTED, reasons.NOT_MEANT}
+            lines.extend(advice(s.spec for s in self if s.spec and reasons.category(s.reason) in wanted))
         if self.kept:
             lines.append("kept: " + ", ".join(f"{count} {reason}" for reason, count in self.reasons().items()))
             lines.extend(f"  {reason}: {reasons.MEANING[reason]}" for reason in self.reasons())

@@ -15,7 +15,7 @@ from leanconv.deploy.failures import first_line, root_cause
 from leanconv.deploy.names import names_of
 from leanconv.deploy.place import beside, move_into_place
 from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, onnx_module, save_onnx, to_openvino
-from leanconv.deploy.result import Exported, Verified
+from leanconv.deploy.result import METRIC_TOLERANCE, Exported, Verified
 from leanconv.deploy.runtimes import Runtime, open_file
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
 from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName
@@ -26,8 +26,6 @@ from leanconv.running import Inputs, as_call, cloned, explained, has_lazy
 from leanconv.text import is_utf8
 
 FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
-# Largest difference between a task metric (IoU, Dice, top-1) of the file and of the model.
-METRIC_TOLERANCE = 0.002
 # Advice for errors of torch.export that do not say what to do.
 ADVICE = {
     "GuardOnDataDependent": "its forward decides by the values of a tensor, which a file cannot; ",

@@ -7,6 +7,9 @@ from typing import Any
 from leanconv.deploy.axes import Sizes
 from leanconv.table import table
 
+# Largest difference between a task metric (IoU, Dice, top-1) of the file and of the model.
+METRIC_TOLERANCE = 0.002
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -73,14 +76,17 @@ class Exported:
 
     def __str__(self) -> str:
         size = sum(path.stat().st_size for path in self.files if path.exists())
-        rows = [[str(v.sizes), f"{v.absolute:.1e}", f"{v.relative:.1e}", f"{v.allowed:.1e}"] for v in self.verified]
+        rows = [[str(v.sizes), f"{v.relative:.1e}", f"{v.allowed:.1e}", f"{v.absolute:.1e}"] for v in self.verified]
         open_axes = ", ".join(self.dynamic) or "none"
         text = table(
-            ["input", "max error", "of the output", "allowed"],
+            ["input", "relative error", "allowed", "absolute error"],
             rows,
             title=f"{self.path} ({self.format}, {size / 1e6:.1f} MB), dynamic axes: {open_axes}. Against the model:",
         )
         if self.metrics:
-            lines = [[name, f"{a:.4f}", f"{b:.4f}", f"{abs(a - b):.1e}"] for name, (a, b) in self.metrics.items()]
-            text += "\n" + table(["metric", "model", "file", "difference"], lines)
+            allowed = f"{METRIC_TOLERANCE:.1e}"
+            lines = [
+                [name, f"{a:.4f}", f"{b:.4f}", f"{abs(a - b):.1e}", allowed] for name, (a, b) in self.metrics.items()
+            ]
+            text += "\n" + table(["metric", "model", "file", "difference", "allowed"], lines)
         return text

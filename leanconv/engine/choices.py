@@ -118,11 +118,12 @@ class Choices:
         }
 
     def __str__(self) -> str:
-        columns = ["engine", "error", "prepared s", "ms", "IQR", "faster by", "", "why"]
+        columns = ["engine", "error", "allowed", "prepared s", "ms", "IQR", "faster by", "", "why"]
         cells: Sequence[Sequence[str]] = [
             [
                 row.label,
                 _number(row.error, ".1e"),
+                _number(row.tolerance, ".1e"),
                 _number(row.prepare_s, ".1f"),
                 _number(row.timing.median_ms if row.timing else None, ".3g"),
                 _number(row.timing.iqr_ms if row.timing else None, ".2g"),

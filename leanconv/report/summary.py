@@ -144,7 +144,7 @@ def comparability(runs: Sequence[RunSummary]) -> list[str]:
             + "; ".join(f"{run.name}: {run.recipe['data']}" for run in runs if "data" in run.recipe)
             + "): differences in score are not differences between models alone."
         )
-    others = sorted(set(differing) - _NAMING - {"data", "model", "seed"})
+    others = sorted(set(differing) - _NAMING - {"data", "model", "swap", "where", "seed"})
     if others:
         remarks.append(f"The recipes differ in more than the model: {', '.join(others)} (see Recipes).")
     return remarks
@@ -171,7 +171,8 @@ def _model(run: RunSummary) -> str:
     if isinstance(content, dict) and content.get("task") == "classify":
         run.task = "classify"
     reference = content.get("model", content.get("reference")) if isinstance(content, dict) else content
-    return str(reference or run.recipe.get("model", "unknown"))
+    swap = run.recipe.get("swap")
+    return str(reference or run.recipe.get("model", "unknown")) + (f", swapped to {swap}" if swap else "")
 
 
 def _history(run: RunSummary) -> dict[str, list[float]]:

@@ -86,6 +86,13 @@ def value(text: str) -> Any:
         return text
 
 
+def without(text: str, option: str) -> str:
+    """The reference without one of its options: `leanconv:unet?base=16&conv=spconv` less `conv` has `base=16` left."""
+    head, _, query = text.partition("?")
+    parts = [part for part in _NEXT_OPTION.split(query) if part.partition("=")[0].strip() != option]
+    return f"{head}?{'&'.join(parts)}" if query and parts else head
+
+
 def _options(words: Iterable[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for word in words:

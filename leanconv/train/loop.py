@@ -30,13 +30,23 @@ from leanconv.train.state import State
 from leanconv.train.tasks.task import make_task, task_of
 
 
-def fit(recipe: Recipe, *, resume: bool = False, progress: bool = True, trust_code: bool = False) -> RunFolder:
+def fit(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    trust_code: bool = False,
+    again: str = "",
+    notes: set[str] | None = None,
+) -> RunFolder:
     """Train as the recipe says, and return the run folder: best weights, history, metrics on validation and test.
 
     Args:
         resume: go on where `recipe.out` was left.
         progress: show the bar and a line an epoch, on standard error.
         trust_code: run the Python file that `recipe.model` names.
+        again: the command that Interrupted names (default: `leanconv train RUN --resume`).
+        notes: notes that were shown already and are not repeated; the new ones are added.
     Raises: BadInput for data, settings or a folder that cannot be used; Diverged for a loss that is not finite;
         Interrupted after Ctrl-C or SIGTERM, when `last/` is written.
     """
@@ -46,7 +56,7 @@ def fit(recipe: Recipe, *, resume: bool = False, progress: bool = True, trust_co
             torch.set_num_threads(recipe.threads)
         accelerator = setup.accelerator(recipe)
         with claimed(recipe, resume, main=accelerator.is_main_process) as folder:
-            return _Run(recipe, folder, accelerator, resume, progress, trust_code).train()
+            return _Run(recipe, folder, accelerator, resume, trust_code, progress, notes).train(again)
     except OSError as error:
         raise BadInput(f"{error.filename or recipe.out}: {error.strerror or error}") from error
     finally:
@@ -57,20 +67,21 @@ class _Run:
     """The state and the steps of one training; start reading at `train`."""
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, accelerator: Any, resume: bool, progress: bool, trust_code: bool
-    ) -> None:
+        self, recipe: Recipe, folder: RunFolder, accelerator: Any, resume: bool, trust_code: bool, progress: bool,
+        notes: set[str] | None,
+    ) -> None:  # fmt: skip
         self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
         self.processes = Processes(accelerator)
         self.main = self.processes.main
-        self.report = Reporter(active=self.main, visible=progress)
+        self.report = Reporter(active=self.main, visible=progress, notes=notes)
         if note := setup.launch_note(self.processes.count):
-            self.report.say(note)
+            self.report.note(note)
         kind = task_of(recipe)
         self.data = setup.open_splits(recipe, kind, self.report, before=folder if resume else None)
         self.watched = "val" if "val" in self.data else "test"
         self.task = make_task(recipe, kind, tuple(self.data["train"].classes), ignores=self.data["train"].ignores)
         setup.seed_everything(recipe.seed)
-        self.net = setup.build_model(recipe, trust_code)
+        self.net, swaps = setup.network(recipe, trust_code, self.report, before=folder if resume else None)
         self.task.check(self.net, torch.zeros(1, 3, recipe.size, recipe.size))
         setup.check_batch(self.net, recipe, self.processes.count)
         if recipe.channels_last:
@@ -97,7 +108,7 @@ class _Run:
         self.state = self._resumed() if resume else State(images=len(self.data["train"]))
         self.state.processes = self.processes.count
         if self.main:  # after the last check that may refuse the run
-            setup.write_start(self.folder, recipe, self.task, setup.bits_of(self.data))
+            setup.write_start(self.folder, recipe, self.task, setup.bits_of(self.data), swaps)
             restore_files(self.folder, self.net, self.state)
         if recipe.compile:
             self.model = torch.compile(self.model)
@@ -106,13 +117,13 @@ class _Run:
         before = self.state.loss_sum * self.processes.count if self.main else 0.0
         self.loss_sum = torch.tensor(before, dtype=torch.float64, device=self.accelerator.device)
 
-    def train(self) -> RunFolder:
+    def train(self, again: str = "") -> RunFolder:
         """Step, validate at the end of an epoch, save; at the end score the best weights on validation and test."""
         recipe, state = self.recipe, self.state
         with Interrupts() as self.interrupts, self._showing():
             self.report.say(setup.headline(recipe, self.net, self.data, self.total, self.epochs, self.accelerator))
             if note := setup.schedule_note(self.schedule, self.total):
-                self.report.say(note)
+                self.report.note(note)
             self.clock = time.perf_counter() - state.seconds
             batches = self._batches()
             while True:
@@ -131,7 +142,7 @@ class _Run:
                         self._save()
                     raise Interrupted(
                         f"stopped at step {state.step} of {self.total}, saved; "
-                        f"go on with: leanconv train {shlex.quote(str(self.folder.path))} --resume"
+                        f"go on with: {again or f'leanconv train {shlex.quote(str(self.folder.path))} --resume'}"
                     ) from None
 
     def _showing(self) -> AbstractContextManager[None]:
@@ -277,7 +288,7 @@ class _Run:
         )
         load_schedule(self.schedule, state, self.folder)
         if note := processes_note(state.processes, self.processes.count):
-            self.report.say(note)
+            self.report.note(note)
         if scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
         return state

@@ -23,7 +23,9 @@ class Reporter:
     Everything goes to standard error: standard output belongs to the report of the command.
     """
 
-    def __init__(self, *, active: bool, visible: bool) -> None:
+    def __init__(self, *, active: bool, visible: bool, notes: set[str] | None = None) -> None:
+        """`notes`: those that were shown already."""
+        self.notes = set() if notes is None else notes
         self.active, self.visible = active, visible and active
         self.console = Console(stderr=True, highlight=False, quiet=not self.visible)
         self.bar = Progress(
@@ -58,6 +60,12 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print lines above the bar."""
         self.console.print(printable(text), markup=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Print a line, but never the same one twice."""
+        if text not in self.notes:
+            self.notes.add(text)
+            self.say(text)
 
     def step(self, step: int, **shown: float) -> None:
         """One step is done; `shown` replaces the figures beside the bar."""

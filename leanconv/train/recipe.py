@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from leanconv.errors import BadInput, UnknownName
-from leanconv.files import read_toml, write_atomic
-from leanconv.registry import nearest
+from leanconv import recipes
+from leanconv.errors import BadInput
+from leanconv.files import write_atomic
 from leanconv.text import is_utf8, one_line
+from leanconv.train.unknown_key import unknown_key
 
 # The allowed words of each key that takes words.
 CHOICES = {
@@ -39,6 +40,10 @@ class Recipe:
         model: a model reference, `leanconv:unet?base=16&conv=splconv(alpha=0.5)`.
         data: a data reference: a folder, a folder of Parquet splits, `synthetic:wafer`, `torchvision:CIFAR10`.
         out: the run folder, created by the run.
+        swap: an operator that replaces convolutions of the finished model, like "hetconv(part=4)"; "" changes none.
+            For timm's, smp's and own models; those of leanconv also take `conv=`. `leanconv plan` shows the same plan.
+        where: the layers to swap, a glob over names ("decoder.*"); "" is every one that the operator's paper means.
+        pretrained: start a timm or smp model from published weights. They are downloaded; nothing else is.
         task: `segment` (a mask an image) or `classify` (a class an image); `auto` takes what the data has.
         size: side of the square training crops, in pixels; for classification of all squares that the model sees.
         batch: images per step, over all processes together.
@@ -75,6 +80,9 @@ class Recipe:
     model: str = "leanconv:unet?base=16"
     data: str = "synthetic:wafer"
     out: str = "runs/train"
+    swap: str = ""
+    where: str = ""
+    pretrained: bool = False
     task: str = "auto"
     size: int = 128
     batch: int = 16
@@ -189,11 +197,12 @@ class Recipe:
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """The recipe of a TOML file, with `key=value` words over it.
+        """The recipe of a TOML file or of a built-in name ("wafer"), with `key=value` words over it.
 
-        Raises: UnknownName for a key that no recipe has, BadInput for a value of another type or an unreadable file.
+        Raises: UnknownName for a name or a key that no recipe has, BadInput for a value of another type or an
+            unreadable file.
         """
-        return cls.of(read_toml(path), overrides, where=str(path))
+        return cls.of(recipes.read(path), overrides, where=str(path))
 
     @classmethod
     def of(cls, values: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe") -> Self:
@@ -262,9 +271,7 @@ def _toml(value: Any) -> str:
 
 def _known(key: str, fields: dict[str, Any], where: str) -> str:
     if key not in fields:
-        raise UnknownName(
-            f"{where}: unknown recipe key {key!r}{nearest(key, list(fields))}; known: {', '.join(fields)}"
-        )
+        raise unknown_key(key, list(fields), where)
     kind = fields[key]
     return kind if isinstance(kind, str) else str(kind.__name__)
 

@@ -23,6 +23,8 @@ from leanconv.train.tasks.task import Task
 SAME = (
     "task",
     "model",
+    "swap",
+    "where",
     "data",
     "size",
     "batch",
@@ -51,15 +53,16 @@ def claimed(recipe: Recipe, resume: bool, *, main: bool) -> Iterator[RunFolder]:
     if not resume:
         check_used(recipe)
     if not main:
-        _check_folder(folder, recipe, resume)
+        check_folder(folder, recipe, resume)
         yield folder
         return
     with writing(folder.path, "leanconv train"):
-        _check_folder(folder, recipe, resume)
+        check_folder(folder, recipe, resume)
         yield folder
 
 
-def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
+def check_folder(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
+    """Raise BadInput where the recipe's run may not begin in the folder, or go on there. Nothing is written."""
     if not resume:
         if any(path.exists() for path in (folder.recipe, folder.model_json, folder.weights, folder.last)):
             raise BadInput(

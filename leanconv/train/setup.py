@@ -4,7 +4,7 @@ import dataclasses
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from leanconv.train.data.samples import Samples
 from leanconv.train.data.splits import NoSplit
 from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
+from leanconv.train.swapped import check_swap, swap_, with_weights
 from leanconv.train.tasks.task import Task, open_split
 
 
@@ -94,7 +95,7 @@ def open_splits(recipe: Recipe, kind: str, report: Reporter, *, before: RunFolde
         raise BadInput(f"{recipe.data} has neither a val nor a test split: nothing would be scored")
     for note in dict.fromkeys([absent, *(samples.note for samples in splits.values())]):
         if note:
-            report.say(one_line(f"note   {note}"))
+            report.note(one_line(f"note   {note}"))
     _check(splits, report)
     return splits
 
@@ -112,12 +113,15 @@ def _check(splits: dict[str, Any], report: Reporter) -> None:
         except BadInput as error:
             faults += error.faults if isinstance(error, BadFiles) else [str(error)]
     refuse(faults, sum(map(len, splits.values())))
+    remarks: dict[str, list[str]] = {}
     for split, samples in splits.items():
         for remark in samples.remarks():
-            report.say(one_line(f"note   {split}: {remark}"))
+            remarks.setdefault(remark, []).append(split)
+    for remark, among in remarks.items():
+        report.note(one_line(f"note   {', '.join(among)}: {remark}"))
     train = splits.get("train")
     if isinstance(train, Samples) and (unseen := train.unseen()):
-        report.say(one_line(f"note   no training mask that was read has a pixel of {listing(unseen)}"))
+        report.note(one_line(f"note   no training mask that was read has a pixel of {listing(unseen)}"))
 
 
 def bits_of(splits: dict[str, Any]) -> int | None:
@@ -134,6 +138,7 @@ def seed_everything(seed: int) -> None:
 
 def check_used(recipe: Recipe) -> None:
     """Raise BadInput for a setting that another one makes useless, unless it has its default."""
+    check_swap(recipe)
     sgd, steps = recipe.optimizer == "sgd", recipe.schedule == "step"
     useless = {
         "momentum": (not sgd, f"optimizer={recipe.optimizer}"),
@@ -161,7 +166,24 @@ def build_model(recipe: Recipe, trust_code: bool) -> nn.Module:
             f"the recipe asks to run {reference.name}:{reference.factory}; read that file, and say --trust-code (or "
             "trust_code=True) if you trust it"
         )
-    return build(reference).train()
+    return build(with_weights(reference, recipe)).train()
+
+
+def network(
+    recipe: Recipe, trust_code: bool, report: Reporter, *, before: RunFolder | None
+) -> tuple[nn.Module, Sequence[tuple[str, str]]]:
+    """The network to train and its swapped layers, pairs (layer, operator) for model.json. The plan is shown.
+
+    Args:
+        before: the run that goes on. Its model.json says what was swapped: nothing is planned or downloaded again.
+    """
+    if before is not None and last(before).is_file() and (recipe.swap or recipe.pretrained):
+        return before.build_model(trust_code=trust_code), before.read_model().swaps
+    net = build_model(recipe, trust_code)
+    found = swap_(net, recipe)
+    if found:
+        report.say(f"swap   {recipe.swap}, layer by layer:\n{found}")
+    return net, [(swap.name, str(swap.to)) for swap in found.swapped]
 
 
 @torch.no_grad()
@@ -189,15 +211,18 @@ def schedule_note(schedule: Schedule, total: int) -> str:
     )
 
 
-def write_start(folder: RunFolder, recipe: Recipe, task: Task, bits: int | None) -> None:
+def write_start(
+    folder: RunFolder, recipe: Recipe, task: Task, bits: int | None, swaps: Sequence[tuple[str, str]] = ()
+) -> None:
     """Write recipe.toml and model.json. A model from a run folder keeps that folder's reference and swaps."""
     recipe.write(folder.recipe)
     if read(recipe.model).kind == "path":
         before = read_json(RunFolder(recipe.model).model_json)
         meaning = {"task": task.name, "classes": list(task.classes), **({"bits": bits} if bits else {})}
-        write_json(folder.model_json, before | meaning)
+        pairs = dict(before.get("swaps", [])) | dict(swaps)
+        write_json(folder.model_json, before | meaning | {"swaps": [list(pair) for pair in pairs.items()]})
     else:
-        folder.write_model(recipe.model, task=task.name, classes=task.classes, bits=bits)
+        folder.write_model(recipe.model, swaps=swaps, task=task.name, classes=task.classes, bits=bits)
 
 
 def train_batches(
@@ -235,8 +260,9 @@ def headline(recipe: Recipe, net: nn.Module, data: dict[str, Any], total: int, e
     processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     classes = list(data["train"].classes)
     names = ", ".join(classes) if len(classes) <= 20 else f"{len(classes)} classes"
+    swapped = f", swapped to {recipe.swap}" if recipe.swap else ""
     lines = (
-        f"model  {recipe.model}: {si(params)} parameters, {si(macs)} MACs at 3x{recipe.size}x{recipe.size}",
+        f"model  {recipe.model}{swapped}: {si(params)} parameters, {si(macs)} MACs at 3x{recipe.size}x{recipe.size}",
         f"data   {recipe.data}: {images} images; {names}",
         f"run    {total} steps of {recipe.batch}, {epochs} epochs, on {device}{processes}",
         f"into   {recipe.out}",

@@ -62,10 +62,12 @@ def test_a_residual_block():
     assert isinstance(model.norm1, nn.Identity)
     assert report.refused == []
     assert "3 folded, 0 not" in str(report)
+    assert str(report).splitlines()[0].split()[2:4] == ["certificate", "allowed"]  # the limit stands beside its value
     assert report.to_dict()["folds"][0] == {
         "layer": "conv1",
         "what": "BatchNorm2d norm1",
         "certificate": report.folds[0].certificate,
+        "allowed": 1e-6,
         "reason": "",
     }
     again = fold_(model, X.double())

@@ -4,7 +4,6 @@ import functools
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import typer
@@ -56,9 +55,8 @@ def test_commands_are_ones_that_leanconv_takes():
         _, name, *words = shlex.split(line)
         command = typer.main.get_command(build(name)).commands[name]
         context = command.make_context(name, words)
-        recipe = Path(context.params.get("recipe") or "")
-        if recipe.suffix == ".toml":
-            Recipe.read(ROOT.parent / recipe, context.params["words"] or [])
+        if recipe := context.params.get("recipe"):
+            Recipe.read(recipe, context.params["words"] or [])
 
 
 def test_numbers_are_the_results_files():

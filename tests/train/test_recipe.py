@@ -2,15 +2,12 @@
 
 import dataclasses
 import os
-from pathlib import Path
 
 import pytest
-import torch
 
 from leanconv.errors import BadInput, UnknownName
-from leanconv.runs import load
-from leanconv.train.optimizer import rate_at
 from leanconv.train.recipe import Recipe
+from leanconv.train.unknown_key import _ELSEWHERE, _SYNONYMS
 
 
 def written(tmp_path, text):
@@ -173,59 +170,44 @@ def test_every_key_is_documented():
         assert field.name in (Recipe.__doc__ or ""), field.name
 
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+KEYS = [field.name for field in dataclasses.fields(Recipe)]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_the_recipes_of_the_repository(path):
-    """Each reads, names a model that builds, opens with the command, and says what to expect or that it is a draft."""
-    recipe = Recipe.read(path)
-    head, epochs = path.read_text().split("\nmodel =")[0], max(1, recipe.epochs)
-    assert f"leanconv train recipes/{path.name}" in head
-    assert "Dice" in head or "Draft" in head or "benchmarks/results/" in head
-    if recipe.task == "auto":
-        assert load(recipe.model)(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
-        return
-    classes = {"cifar100": 100, "imagenet": 1000, "odconv": 1000, "tiny_imagenet": 200}
-    outputs = next((n for word, n in reversed(classes.items()) if path.stem.endswith(word)), 10)
-    with torch.device("meta"):  # an ImageNet VGG is half a gigabyte
-        logits = load(recipe.model).eval()(torch.zeros(2, 3, recipe.size, recipe.size))
-    assert logits.shape == (2, outputs)
-    assert rate_at(epochs - 1, epochs, recipe) < recipe.lr
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("imgsz=64", "unknown recipe key 'imgsz': it is called 'size' here"),
+        ("num-workers=2", "it is called 'workers' here"),
+        ("LR=0.1", "it is called 'lr' here"),
+        ("lr0=0.1", "it is called 'lr' here"),
+        ("conf=0.3", "chosen on validation; `leanconv eval RUN --threshold .4`"),
+        ("patience=3", "keep=best"),
+        ("conv=splconv", r'an option of the model: model="leanconv:unet'),
+        ("encoder=resnet18", "smp:Unet.encoder_name=resnet18"),
+        ("resume=true", "an option: --resume"),
+    ],
+)
+def test_an_unknown_key_says_where_the_setting_lives(word, message):
+    with pytest.raises(UnknownName, match=message) as found:
+        Recipe.of({"epochs": 1}, [word])
+    assert "\n" not in str(found.value)
 
 
-def test_falls_at_epochs_that_are_named():
-    recipe = Recipe.read(Path(__file__).parents[2] / "recipes" / "hetconv_resnet56_cifar.toml")
-    rates = [rate_at(epoch * 390, 164 * 390, recipe, 390) for epoch in (0, 81, 82, 122, 123, 163)]
-    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    with pytest.raises(BadInput, match="whole epochs"):
-        Recipe(epochs=1, drop_at="82;123")
+@pytest.mark.parametrize("word", ["classes", "threshold"])
+def test_settings_of_the_data_and_of_later_commands(word):
+    if word in KEYS:
+        pytest.skip(f"{word} is a recipe key")
+    with pytest.raises(UnknownName, match=r"said with the data|leanconv eval RUN --threshold"):
+        Recipe.of({"epochs": 1, word: 4})
 
 
-PRINTED = {
-    "hetconv_vgg16_cifar": (0.1, 50, 128, 5e-4),
-    "hetconv_imagenet": (0.1, 30, 256, 1e-4),
-    "odconv": (0.1, 30, 256, 1e-4),
-}
+def test_what_other_tools_call_a_setting_is_one_of_ours():
+    assert set(_SYNONYMS) <= set(KEYS)
+    words = " ".join([*_SYNONYMS.values(), *_ELSEWHERE]).split()
+    assert len(words) == len(set(words))  # one answer a word
 
 
-@pytest.mark.parametrize("name", PRINTED)
-def test_the_papers_settings(name):
-    recipe = Recipe.read(Path(__file__).parents[2] / "recipes" / f"{name}.toml")
-    assert (recipe.lr, recipe.drop_epochs, recipe.batch, recipe.weight_decay) == PRINTED[name]
-    per_epoch = 390
-    rates = [rate_at(epoch * per_epoch, recipe.epochs * per_epoch, recipe, per_epoch) for epoch in range(recipe.epochs)]
-    assert rates[: recipe.drop_epochs] == [0.1] * recipe.drop_epochs
-    assert rates[recipe.drop_epochs] == pytest.approx(0.01)
-    assert rates[2 * recipe.drop_epochs] == pytest.approx(0.001)
+def test_how_images_are_scaled_is_said_as_it_is():
+    from leanconv.train.data.augment import MEAN, STD
 
-
-def test_there_are_recipes():
-    assert {path.stem for path in RECIPES} >= {
-        "demo",
-        "wafer",
-        "magnetic_tile",
-        "splconv_paper",
-        "cifar10_short",
-        "lhconv",
-    } | set(PRINTED)
+    assert f"(value / 255 - {MEAN}) / {STD}" in _ELSEWHERE["mean std normalize"]

@@ -112,8 +112,29 @@ def read_metrics(folder: RunFolder) -> dict[str, Any]:
     return metrics
 
 
-def summary(folder: RunFolder) -> str:
-    """The final scores of a run as a table, and the commands that come next."""
+def summary(folder: RunFolder, dense: RunFolder | None = None) -> str:
+    """The final scores of a run as a table, beside those of its dense twin, and the commands that come next."""
+    scored, said = _table(folder)
+    tables = [scored] if dense is None else [scored, "", _table(dense)[0]]
+    path, twin = (one_line(shlex.quote(str(each.path))) if each else "" for each in (folder, dense))
+    exported = one_line(shlex.quote(str(folder.export / "model.onnx")))
+    on = "" if "val" in read_metrics(folder) else " --split test"
+    return "\n".join(
+        [
+            *tables,
+            "",
+            said,
+            "Next:",
+            f"  leanconv report {f'{twin} ' if twin else ''}{path}",
+            f"  leanconv eval {path} --split test",
+            f"  leanconv predict {path} IMAGE...",
+            f"  leanconv export {path} {exported}{on}",
+        ]
+    )
+
+
+def _table(folder: RunFolder) -> tuple[str, str]:
+    """The final scores of one run, and what their names mean."""
     metrics = read_metrics(folder)
     head, names, said = _scores_of(metrics)
     rows = [
@@ -129,20 +150,7 @@ def summary(folder: RunFolder) -> str:
         else f"epoch {metrics.get('best_epoch')} of the run was best on val; "
     )
     note += "the largest logit wins." if threshold is None else f"threshold {threshold:.2f} chosen on val."
-    path = one_line(shlex.quote(str(folder.path)))
-    exported = one_line(shlex.quote(str(folder.export / "model.onnx")))
-    return "\n".join(
-        [
-            table(["split", "images", *head], rows, title=str(folder.path), note=note),
-            "",
-            said,
-            "Next:",
-            f"  leanconv eval {path} --split test",
-            f"  leanconv predict {path} IMAGE...",
-            f"  leanconv export {path} {exported}{'' if 'val' in metrics else ' --split test'}",
-            f"  leanconv report {path}",
-        ]
-    )
+    return table(["split", "images", *head], rows, title=str(folder.path), note=note), said
 
 
 def _scores_of(metrics: dict[str, Any]) -> tuple[list[str], list[str], str]:
