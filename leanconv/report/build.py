@@ -199,9 +199,13 @@ def _score_classes(report: Report, models: dict[int, nn.Module], asked: str, *, 
 
 def _samples(report: Report, models: dict[int, nn.Module], asked: str) -> tuple[Samples, dict[int, Samples]]:
     """Open the images, once for each range of 16-bit values. Returns one set, and the set of each model."""
-    bits = {index: RunFolder.open(report.runs[index].path).read_model().bits for index in models}
-    sets = {each: open_data(asked, report.split, bits=each) for each in dict.fromkeys(bits.values() or [None])}
-    return next(iter(sets.values())), {index: sets[each] for index, each in bits.items()}
+    stored = {index: RunFolder.open(report.runs[index].path).read_model() for index in models}
+    reads = {index: (model.bits, model.classes or None) for index, model in stored.items()}
+    sets = {
+        each: open_data(asked, report.split, bits=each[0], classes=each[1])
+        for each in dict.fromkeys(reads.values() or [(None, None)])
+    }
+    return next(iter(sets.values())), {index: sets[each] for index, each in reads.items()}
 
 
 def _case(

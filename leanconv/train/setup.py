@@ -20,7 +20,7 @@ from leanconv.measure import label
 from leanconv.measure.counting.count import count
 from leanconv.nn import Schedule
 from leanconv.runs import RunFolder
-from leanconv.runs.kinds import build, read
+from leanconv.runs.kinds import build, read, with_outputs
 from leanconv.table import si
 from leanconv.text import one_line
 from leanconv.train.data.augment import PlainTransform, TrainTransform
@@ -85,7 +85,9 @@ def open_splits(recipe: Recipe, kind: str, report: Reporter, *, before: RunFolde
     splits, absent = {}, ""
     for split in ("train", "val", "test"):
         try:
-            splits[split] = open_split(recipe.data, split, task=kind, size=recipe.size, bits=bits)
+            splits[split] = open_split(
+                recipe.data, split, task=kind, size=recipe.size, bits=bits, classes=recipe.class_names
+            )
         except NoSplit as error:  # a split that exists and is invalid raises as usual
             if split == "train" or (split == "val" and recipe.keep == "best"):
                 raise
@@ -148,9 +150,10 @@ def check_used(recipe: Recipe) -> None:
             raise BadInput(f"recipe: {key}={value} is of no use with {why}: leave it out, or say {key}={defaults[key]}")
 
 
-def build_model(recipe: Recipe, trust_code: bool) -> nn.Module:
+def build_model(recipe: Recipe, trust_code: bool, outputs: int | None = None) -> nn.Module:
     """The recipe's model with fresh weights (pretrained ones if it says so; of a run folder, those of that run).
 
+    `outputs`: how many it gets where the recipe's reference does not say; None: its own default.
     Raises: UntrustedCode for a Python file, unless `trust_code`.
     """
     reference = read(recipe.model)
@@ -161,7 +164,7 @@ def build_model(recipe: Recipe, trust_code: bool) -> nn.Module:
             f"the recipe asks to run {reference.name}:{reference.factory}; read that file, and say --trust-code (or "
             "trust_code=True) if you trust it"
         )
-    return build(reference).train()
+    return build(reference if outputs is None else read(with_outputs(recipe.model, outputs))).train()
 
 
 @torch.no_grad()
@@ -197,7 +200,7 @@ def write_start(folder: RunFolder, recipe: Recipe, task: Task, bits: int | None)
         meaning = {"task": task.name, "classes": list(task.classes), **({"bits": bits} if bits else {})}
         write_json(folder.model_json, before | meaning)
     else:
-        folder.write_model(recipe.model, task=task.name, classes=task.classes, bits=bits)
+        folder.write_model(with_outputs(recipe.model, task.outputs), task=task.name, classes=task.classes, bits=bits)
 
 
 def train_batches(

@@ -3,6 +3,7 @@
 import shlex
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from leanconv.runs.lock import writing
 from leanconv.runs.weights import holds_weights
 from leanconv.table import table
 from leanconv.text import one_line
+from leanconv.train.data.image_reader import listing
 from leanconv.train.data.labelled import Labelled
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks import classify
-from leanconv.train.tasks.evaluate import Scores, best_threshold, evaluate, largest_wins
+from leanconv.train.tasks.decision import Decision, Rule, Threshold
+from leanconv.train.tasks.evaluate import Scores, evaluate
 from leanconv.train.tasks.task import open_run_data, run_task
+from leanconv.train.tasks.thresholds import threshold_curve
 
 
 def score_run(
@@ -28,7 +32,9 @@ def score_run(
     *,
     data: str = "",
     split: str = "test",
-    threshold: float | None = None,
+    threshold: float | str | None = None,
+    min_area: int | None = None,
+    merge: int | None = None,
     device: str = "cpu",
     trust_code: bool = False,
     say: Callable[[str], object] = str,
@@ -38,8 +44,9 @@ def score_run(
 
     Args:
         data: a data reference; default: what the run was trained on.
-        threshold: default: the stored one; where none is stored, it is chosen on the validation split of the run's own
-            data, and stored.
+        threshold: a number, or text like "scratch=0.4,pit=0.6"; default: the stored ones. Where none is stored for two
+            classes, it is chosen on the validation split of the run's own data, and stored.
+        min_area, merge: of the defects, in pixels; default: the run's own.
         say: gets a line each on the origin of the split and on how its files were read.
         progress: draw a bar on a terminal.
     Raises: BadInput for a path that is no run or a file that cannot be used; BadFiles for several of them;
@@ -49,40 +56,72 @@ def score_run(
     own = Recipe.read(folder.recipe).data if folder.recipe.is_file() else ""
     if not (data or own):
         raise BadInput(f"{run} does not say what it was trained on: give --data")
-    if threshold is not None and run_task(folder) == "classify":
-        raise BadInput(f"threshold={threshold} is for masks; {run} tells whole images apart by the largest logit")
-    if threshold is not None and len(classes := folder.read_model().classes) > 2:
-        raise BadInput(largest_wins(threshold, len(classes)))
+    if run_task(folder) == "classify":
+        for key, value in {"threshold": threshold, "min_area": min_area, "merge": merge}.items():
+            if value is not None:
+                raise BadInput(f"{key}={value} is for masks; {run} tells whole images apart by the largest logit")
     samples = open_run_data(folder, data or own, split)
-    model, stored = load_scored(folder, trust_code=trust_code)
+    model, stored = load_decided(folder, trust_code=trust_code)
+    decision = replace(stored, classes=tuple(samples.classes)).asked(threshold, min_area, merge)
     model = model.to(torch.device(device))
     samples.check(progress=progress)
     for remark in filter(None, [samples.note, *samples.remarks()]):
         say(remark)
     if isinstance(samples, Labelled):
         return classify.evaluate(model, samples)
-    if threshold is None:
-        threshold = stored
-    if threshold is None and len(samples.classes) == 2:
-        threshold = best_threshold(model, open_run_data(folder, own or data, "val"))
-        if threshold is not None:
-            store_threshold(folder, threshold, of=model)
-    return evaluate(model, samples, threshold=threshold)
+    if decision.threshold is None and len(samples.classes) == 2:
+        best = threshold_curve(model, open_run_data(folder, own or data, "val")).best
+        assert isinstance(best, float)  # of two classes
+        store_threshold(folder, best, of=model)
+        decision = replace(decision, threshold=best)
+    return evaluate(model, samples, threshold=decision.threshold, rule=decision.rule)
 
 
-def load_scored(folder: RunFolder, *, trust_code: bool = False) -> tuple[nn.Module, float | None]:
+def load_scored(folder: RunFolder, *, trust_code: bool = False) -> tuple[nn.Module, Threshold]:
     """The run's network in eval mode, and the threshold chosen for exactly these weights, or None."""
     return folder.load_with(lambda: stored_threshold(folder), trust_code=trust_code)
 
 
-def stored_threshold(folder: RunFolder) -> float | None:
-    """The threshold chosen on validation images, or None. Raises BadCheckpoint for an invalid one."""
-    metrics = read_metrics(folder)
+def load_decided(folder: RunFolder, *, trust_code: bool = False) -> tuple[nn.Module, Decision]:
+    """The run's network in eval mode, and how exactly these weights decide."""
+    return folder.load_with(lambda: stored_decision(folder), trust_code=trust_code)
+
+
+def stored_decision(folder: RunFolder) -> Decision:
+    """How a run decides: names of the classes, thresholds, smallest defect, merging, verdict.
+
+    The names are model.json's. Thresholds, smallest area and merging are those that metrics.json has of the validation
+    images; the recipe.toml beside it goes before, and has the rule of the verdict. A run of an older version has none
+    of the last three: every component is a defect, and fails its picture.
+    Raises: BadCheckpoint for an invalid number.
+    """
+    classes, metrics = folder.read_model().classes, read_metrics(folder)
+    rule = Rule.of(Recipe.read(folder.recipe), classes) if folder.recipe.is_file() else Rule()
+    chosen = {key: metrics.get(key, 0) for key in ("min_area", "merge")}
+    for key, value in chosen.items():
+        if type(value) is not int or value < 0:
+            raise BadCheckpoint(f"{folder.metrics}: {key}={str(value)[:40]}: must be pixels, at least 0")
+    return Decision(classes, stored_threshold(folder), rule.chosen(**chosen))
+
+
+def stored_threshold(folder: RunFolder) -> Threshold:
+    """The threshold chosen on validation images, of more than two classes one each, or None.
+
+    Raises: BadCheckpoint for an invalid one.
+    """
+    metrics, names = read_metrics(folder), folder.read_model().classes[1:]
+    each = metrics.get("thresholds")
+    if metrics.get("threshold") is None and isinstance(each, dict) and len(each) > 1:
+        if set(each) != set(names):
+            raise BadCheckpoint(f"{folder.metrics}: thresholds of {listing(each)}; model.json has {listing(names)}")
+        return tuple(_probability(folder, f"threshold of {name}", each[name]) for name in names)
     value = metrics.get("threshold")
-    if value is None:
-        return None
+    return None if value is None else _probability(folder, "threshold", value)
+
+
+def _probability(folder: RunFolder, what: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
-        raise BadCheckpoint(f"{folder.metrics}: threshold={value!r}: must be a number between 0 and 1")
+        raise BadCheckpoint(f"{folder.metrics}: {what}={value!r}: must be a number between 0 and 1")
     return float(value)
 
 
@@ -121,19 +160,19 @@ def summary(folder: RunFolder) -> str:
         for split in ("val", "test")
         if split in metrics
     ]
-    threshold = metrics.get("threshold")
     last = metrics.get("keep") == "last"
     note = (
         "the weights after the last step; "
         if last
         else f"epoch {metrics.get('best_epoch')} of the run was best on val; "
     )
-    note += "the largest logit wins." if threshold is None else f"threshold {threshold:.2f} chosen on val."
+    note += _chosen(metrics)
     path = one_line(shlex.quote(str(folder.path)))
     exported = one_line(shlex.quote(str(folder.export / "model.onnx")))
     return "\n".join(
         [
             table(["split", "images", *head], rows, title=str(folder.path), note=note),
+            *filter(None, ["", _by_class(metrics)]),
             "",
             said,
             "Next:",
@@ -143,6 +182,35 @@ def summary(folder: RunFolder) -> str:
             f"  leanconv report {path}",
         ]
     )
+
+
+def _chosen(metrics: dict[str, Any]) -> str:
+    """The thresholds and the rule of defects, in words."""
+    each = metrics.get("thresholds") or {}
+    if len(each) > 1:
+        said = f"thresholds chosen on val: {', '.join(f'{name} {value:.2f}' for name, value in each.items())}."
+    elif metrics.get("threshold") is None:
+        return "the largest logit wins."
+    else:
+        said = f"threshold {metrics['threshold']:.2f} chosen on val."
+    if "min_area" not in metrics:
+        return said
+    return f"{said} Defects have at least {metrics['min_area']} px; merge {metrics['merge']} px."
+
+
+def _by_class(metrics: dict[str, Any]) -> str:
+    """A row for each class of each split: IoU, Dice, and its defects as objects; empty for a classifier."""
+    rows: list[list[object]] = []
+    for split in ("val", "test"):
+        scores = metrics.get(split, {})
+        found = scores.get("objects", {}).get("classes", {})
+        for name, row in found.items():
+            pixels = scores["classes"][name]
+            shares = [pixels["iou"], pixels["dice"], row["precision"], row["recall"]]
+            shown = ["-" if value is None else f"{value:.4f}" for value in shares]
+            rows.append([split, name, *shown[:2], row["true"], row["reported"], *shown[2:]])
+    heads = ["split", "class", "IoU", "Dice", "true defects", "reported", "precision", "recall"]
+    return table(heads, rows) if rows else ""
 
 
 def _scores_of(metrics: dict[str, Any]) -> tuple[list[str], list[str], str]:
