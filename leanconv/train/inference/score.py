@@ -2,7 +2,7 @@
 
 import shlex
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from leanconv.train.recipe import Recipe
 from leanconv.train.tasks import classify
 from leanconv.train.tasks.decision import Decision, Rule, Threshold
 from leanconv.train.tasks.evaluate import Scores, evaluate
+from leanconv.train.tasks.segment import Segmentation
 from leanconv.train.tasks.task import open_run_data, run_task
-from leanconv.train.tasks.thresholds import threshold_curve
 
 
 def score_run(
@@ -44,8 +44,8 @@ def score_run(
 
     Args:
         data: a data reference; default: what the run was trained on.
-        threshold: a number, or text like "scratch=0.4,pit=0.6"; default: the stored ones. Where none is stored for two
-            classes, it is chosen on the validation split of the run's own data, and stored.
+        threshold: a number, or text like "scratch=0.4,pit=0.6"; default: the stored ones. A run that was killed before
+            it chose has none: they are chosen on the validation split of its own data, and stored.
         min_area, merge: of the defects, in pixels; default: the run's own.
         say: gets a line each on the origin of the split and on how its files were read.
         progress: draw a bar on a terminal.
@@ -69,11 +69,11 @@ def score_run(
         say(remark)
     if isinstance(samples, Labelled):
         return classify.evaluate(model, samples)
-    if decision.threshold is None and len(samples.classes) == 2:
-        best = threshold_curve(model, open_run_data(folder, own or data, "val")).best
-        assert isinstance(best, float)  # of two classes
-        store_threshold(folder, best, of=model)
-        decision = replace(decision, threshold=best)
+    if threshold is None and not {"threshold", "thresholds"} & read_metrics(folder).keys():
+        task = Segmentation(decision.classes, rule=_rule(folder, decision.classes))
+        chosen = task.choose(model, open_run_data(folder, own or data, "val"))
+        store_chosen(folder, chosen.stored, of=model)
+        decision = chosen.decision.asked(None, min_area, merge)
     return evaluate(model, samples, threshold=decision.threshold, rule=decision.rule)
 
 
@@ -96,12 +96,15 @@ def stored_decision(folder: RunFolder) -> Decision:
     Raises: BadCheckpoint for an invalid number.
     """
     classes, metrics = folder.read_model().classes, read_metrics(folder)
-    rule = Rule.of(Recipe.read(folder.recipe), classes) if folder.recipe.is_file() else Rule()
     chosen = {key: metrics.get(key, 0) for key in ("min_area", "merge")}
     for key, value in chosen.items():
         if type(value) is not int or value < 0:
             raise BadCheckpoint(f"{folder.metrics}: {key}={str(value)[:40]}: must be pixels, at least 0")
-    return Decision(classes, stored_threshold(folder), rule.chosen(**chosen))
+    return Decision(classes, stored_threshold(folder), _rule(folder, classes).chosen(**chosen))
+
+
+def _rule(folder: RunFolder, classes: Sequence[str]) -> Rule:
+    return Rule.of(Recipe.read(folder.recipe), classes) if folder.recipe.is_file() else Rule()
 
 
 def stored_threshold(folder: RunFolder) -> Threshold:
@@ -125,17 +128,17 @@ def _probability(folder: RunFolder, what: str, value: Any) -> float:
     return float(value)
 
 
-def store_threshold(folder: RunFolder, threshold: float, *, of: nn.Module) -> None:
-    """Put the threshold into metrics.json, beside what stands there, if the folder still has the weights it is `of`.
+def store_chosen(folder: RunFolder, chosen: dict[str, Any], *, of: nn.Module) -> None:
+    """Put what was chosen into metrics.json, beside what stands there, if the folder still has the weights it is `of`.
 
     Where another process trains there, or nothing can be written, it is not kept, with a warning.
     """
     try:
         with writing(folder.path, "leanconv eval"):
             if holds_weights(of, folder.weights):
-                write_json(folder.metrics, {**read_metrics(folder), "threshold": threshold})
+                write_json(folder.metrics, {**read_metrics(folder), **chosen})
     except BadInput as error:
-        warnings.warn(f"the threshold {threshold:g} that was chosen is not kept: {error}", stacklevel=2)
+        warnings.warn(f"the thresholds that were chosen are not kept: {error}", stacklevel=2)
 
 
 def read_metrics(folder: RunFolder) -> dict[str, Any]:

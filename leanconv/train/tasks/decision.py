@@ -34,8 +34,8 @@ def predicted_classes(logits: Tensor, threshold: Threshold) -> Tensor:
     if threshold is None:
         return logits.argmax(1)
     likely, kind = logits.float().softmax(1)[:, 1:].max(1)
-    least = torch.tensor(_each(threshold, logits.shape[1] - 1), device=logits.device)
-    return torch.where(likely >= least[kind], kind + 1, 0)
+    each = torch.tensor(_each(threshold, logits.shape[1] - 1), device=logits.device)
+    return torch.where(likely >= each[kind], kind + 1, 0)
 
 
 def class_score(logits: Tensor, mask: Tensor) -> Tensor:
@@ -95,13 +95,16 @@ class Rule:
         """Why a picture fails, in words; empty if it passes. `found`: name, number and pixels of each class."""
         defects, area = sum(count for _, count, _ in found), sum(pixels for _, _, pixels in found)
         if self.max_defects < 0 and self.max_area < 0 and not self.fail_classes:
-            return f"{defects} defect{'s' if defects > 1 else ''}" if defects else ""
+            return _defects(defects) if defects else ""
         why = [f"{name}: {count}" for name, count, _ in found if count and name in self.fail_classes]
         if 0 <= self.max_defects < defects:
-            why.append(f"{defects} defects, at most {self.max_defects} pass")
+            why.append(f"{_defects(defects)}, at most {self.max_defects} pass")
         if 0 <= self.max_area < area:
             why.append(f"{area} px, at most {self.max_area} pass")
         return "; ".join(why)
+
+
+OPEN, EVERY = Rule(), Rule(min_area=0, merge=0)  # all is left to the validation images; every component is a defect
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Decision:
 
     classes: tuple[str, ...] = ()
     threshold: Threshold = None
-    rule: Rule = Rule(min_area=0, merge=0)
+    rule: Rule = EVERY
 
     def name(self, index: int) -> str:
         """The name of a class; made up where it is not known."""
@@ -177,6 +180,10 @@ class Decision:
     def __str__(self) -> str:
         least = ", ".join(f"{name} {value:.2f}" for name, value in self.thresholds.items()) or "the largest logit"
         return f"threshold {least}; defects from {max(self.rule.min_area, 0)} px, merge {max(self.rule.merge, 0)} px"
+
+
+def _defects(count: int) -> str:
+    return f"{count} defect{'' if count == 1 else 's'}"
 
 
 def _probability(what: str, text: str) -> float:

@@ -141,7 +141,8 @@ class Scores:
     def to_dict(self, *, per_image: bool = False) -> dict[str, Any]:
         """Every figure; with `per_image`, also those of each image."""
         report: dict[str, Any] = {
-            "images": len(self.names), "threshold": self._decision.to_dict()["threshold"], "iou": self.iou, "dice": self.dice,
+            "images": len(self.names), "threshold": self._decision.to_dict()["threshold"],
+            "iou": self.iou, "dice": self.dice,
             "mean_iou": self.mean_iou, "image_iou": self.image_iou, "image_dice": self.image_dice,
             "classes": {
                 name: {"iou": iou, "dice": dice, "precision": precision, "recall": recall}

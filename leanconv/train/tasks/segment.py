@@ -17,7 +17,7 @@ from leanconv.errors import BadInput
 from leanconv.train.data.image_reader import listing
 from leanconv.train.data.masks import IGNORE
 from leanconv.train.tasks import evaluate as _evaluate
-from leanconv.train.tasks.decision import Decision, Rule, predicted_classes
+from leanconv.train.tasks.decision import OPEN, Decision, Rule, predicted_classes
 from leanconv.train.tasks.objects import best_rule
 from leanconv.train.tasks.probe import answer, say_outputs
 from leanconv.train.tasks.thresholds import threshold_curve
@@ -39,7 +39,7 @@ class Segmentation:
     classes: tuple[str, ...]
     loss_name: str = "auto"
     ignores: bool = False
-    rule: Rule = Rule()
+    rule: Rule = OPEN
 
     name: ClassVar[str] = "segment"
     goal: ClassVar[str] = "dice"  # the score of `evaluate` by which the best weights are kept
@@ -123,7 +123,7 @@ class Chosen:
     """
 
     stored: dict[str, Any]
-    decision: Decision = Decision()
+    decision: Decision
 
     @property
     def options(self) -> dict[str, Any]:
