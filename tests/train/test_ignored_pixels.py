@@ -15,8 +15,8 @@ from leanconv.train.inference.score import score_run
 from leanconv.train.loop import fit
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks.evaluate import evaluate
-from leanconv.train.tasks.thresholds import threshold_curve
 from leanconv.train.tasks.segment import Segmentation
+from leanconv.train.tasks.thresholds import threshold_curve
 
 
 def masks(classes, n=3, h=8, w=10, seed=0):
