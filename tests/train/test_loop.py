@@ -167,7 +167,7 @@ def test_three_classes(recipe, tiny_data):
     three = f"{tiny_data}?classes=background,scratch,particle&threshold=1"
     with pytest.raises(BadInput, match="threshold=1 is for two classes"):
         fit(recipe(model=model, data=three))
-    with pytest.raises(BadInput, match="leave out_channels= out of model=.* or say out_channels=2 there"):
+    with pytest.raises(BadInput, match=r"leave out_channels= out of model=.* or say out_channels=2 there"):
         fit(recipe(model=model, loss="ce"))
     with pytest.raises(BadInput, match="loss=bce_dice is for two classes"):
         Segmentation(("background", "a", "b"), "bce_dice")

@@ -41,9 +41,9 @@ def update_tables(out: Path, found: Iterable[Prediction], overwrite: bool = Fals
 def _rows_of(table: str, found: Prediction) -> list[list[str]]:
     file = _name(found)
     if table == VERDICTS:
-        return [[file, found.verdict, str(len(found.defects)), str(found.area_px), found.why]]
+        return [[file, found.verdict, str(len(found.defects)), str(found.area_px), one_line(found.why)]]
     return [
-        [file, defect.class_name, *map(str, defect.box), str(defect.area_px), f"{defect.score:.4f}"]
+        [file, one_line(defect.class_name), *map(str, defect.box), str(defect.area_px), f"{defect.score:.4f}"]
         for defect in found.defects
     ]
 
