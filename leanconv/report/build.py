@@ -25,7 +25,8 @@ from leanconv.train.data.padding import pad_to
 from leanconv.train.data.samples import Samples, open_data
 from leanconv.train.data.splits import SPLITS
 from leanconv.train.tasks import classify
-from leanconv.train.tasks.evaluate import evaluate, predicted_classes
+from leanconv.train.tasks.decision import Threshold, predicted_classes
+from leanconv.train.tasks.evaluate import evaluate
 from leanconv.train.tasks.task import open_run_data
 
 CASES = 10
@@ -222,7 +223,7 @@ def _case(
     return case(name, why, image, truth, guesses, report.classes)
 
 
-def _predict(model: nn.Module, image: torch.Tensor, threshold: float | None) -> Any:
+def _predict(model: nn.Module, image: torch.Tensor, threshold: Threshold) -> Any:
     """Predict `H W` class indices of a whole image `3 H W`, exactly as `evaluate` does."""
     device = next(model.parameters()).device
     h, w = image.shape[-2:]
