@@ -18,7 +18,8 @@ def run(tiny_data, tmp_path):
     folder = RunFolder(tmp_path / "run")
     (tmp_path / "net.py").write_text(
         "import torch\n\n\nclass Bright(torch.nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n        self.bias = torch.nn.Parameter(torch.zeros(1))\n\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.bias = torch.nn.Parameter(torch.zeros(1))\n\n"
         "    def forward(self, x):\n        return x.mean(1, keepdim=True) * 8 + self.bias\n"
     )
     folder.write_model(f"{tmp_path / 'net.py'}:Bright", task="segment", classes=("copper", "flake"))

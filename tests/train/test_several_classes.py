@@ -99,6 +99,13 @@ def test_the_end_of_a_training_names_each_class(run):
         ["val", "scratch"], ["val", "pit"], ["test", "scratch"], ["test", "pit"],
     ]  # fmt: skip
     assert "thresholds chosen on val: scratch 0." in text
+    metrics = json.loads(run.metrics.read_text())
+    curve = metrics["threshold_curve"]
+    for name in ("scratch", "pit"):
+        (row,) = (line.split() for line in text.splitlines() if line.startswith(f"{name} "))
+        dice, chosen = curve["classes"][name]["dice"], metrics["thresholds"][name]
+        assert row[1:6] == [f"{dice[curve['thresholds'].index(t)]:.4f}" for t in (0.1, 0.3, 0.5, 0.7, 0.9)]
+        assert row[6:8] == [f"{chosen:.2f}", f"{max(dice):.4f}"]
 
 
 def test_the_recipe_of_a_run_decides_later_too(run, painted, tmp_path):

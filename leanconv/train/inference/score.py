@@ -26,6 +26,9 @@ from leanconv.train.tasks.evaluate import Scores, evaluate
 from leanconv.train.tasks.segment import Segmentation
 from leanconv.train.tasks.task import open_run_data, run_task
 
+_SHOWN, _AT_BEST = (0.1, 0.3, 0.5, 0.7, 0.9), ("dice", "precision", "recall")
+_MOST_ROWS = 20  # classes that a table of curves shows
+
 
 def score_run(
     run: str | Path,
@@ -175,7 +178,7 @@ def summary(folder: RunFolder) -> str:
     return "\n".join(
         [
             table(["split", "images", *head], rows, title=str(folder.path), note=note),
-            *filter(None, ["", _by_class(metrics)]),
+            *(f"\n{part}" for part in (_by_class(metrics), _curves(metrics)) if part),
             "",
             said,
             "Next:",
@@ -214,6 +217,21 @@ def _by_class(metrics: dict[str, Any]) -> str:
             rows.append([split, name, *shown[:2], row["true"], row["reported"], *shown[2:]])
     heads = ["split", "class", "IoU", "Dice", "true defects", "reported", "precision", "recall"]
     return table(heads, rows) if rows else ""
+
+
+def _curves(metrics: dict[str, Any]) -> str:
+    """What each class's threshold was chosen from: Dice on val at some of them, and the scores at the chosen one."""
+    curve, chosen = metrics.get("threshold_curve"), metrics.get("thresholds", {})
+    if not curve:
+        return ""
+    grid, rows = curve["thresholds"], list[list[object]]()
+    for name, found in list(curve["classes"].items())[:_MOST_ROWS]:
+        best = grid.index(chosen[name])
+        dice = [f"{found['dice'][grid.index(value)]:.4f}" for value in _SHOWN]
+        shares = ["-" if found[key][best] is None else f"{found[key][best]:.4f}" for key in _AT_BEST]
+        rows.append([name, *dice, f"{chosen[name]:.2f}", *shares])
+    heads = [f"Dice at {value:.1f}" for value in _SHOWN]
+    return table(["threshold on val", *heads, "chosen", "Dice", "precision", "recall"], rows)
 
 
 def _scores_of(metrics: dict[str, Any]) -> tuple[list[str], list[str], str]:
