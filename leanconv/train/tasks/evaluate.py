@@ -44,7 +44,7 @@ class Scores:
         names: of the images (with several processes: of this one's, the others' are empty).
         confusion: `N K K` pixel counts of each image, rows = truth, columns = prediction.
         rule: of defects and verdicts; None where only pixels were judged.
-        objects: `N K-1 5` counts of the defects of each image, see objects.py.
+        objects: `N K-1 6` counts of the defects of each image, see objects.py.
     """
 
     classes: tuple[str, ...]
@@ -124,7 +124,7 @@ class Scores:
         if self.objects is None or self.rule is None:
             return {}
         told = {"pictures": len(self.objects), "found": 0, "missed": 0, "false_alarms": 0, "passed": 0}
-        columns = ((objects.TRUE, objects.TRUE_AREA), (objects.REPORTED, objects.REPORTED_AREA))
+        columns = ((objects.TRUE_MERGED, objects.TRUE_AREA), (objects.REPORTED, objects.REPORTED_AREA))
         for counts in self.objects.tolist():
             bad, failed = (
                 bool(self.rule.why_fail([(n, row[i], row[j]) for n, row in zip(self.classes[1:], counts, strict=True)]))
@@ -241,7 +241,7 @@ def evaluate(
         rule = rule.chosen(0, 0)
     classes = tuple(samples.classes)
     confusion = torch.zeros(len(samples), len(classes), len(classes), dtype=torch.int64)
-    counts = torch.zeros(len(samples), len(classes) - 1, 5, dtype=torch.int64)
+    counts = torch.zeros(len(samples), len(classes) - 1, 6, dtype=torch.int64)
     names = [""] * len(samples)
     for group, logits, masks in image_logits(model, samples, batch, rank, processes, on_images):
         if threshold is None and logits.shape[1] == 1:

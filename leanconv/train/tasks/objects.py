@@ -1,8 +1,9 @@
 """Defects as objects: how many of the true ones are reported, how many of the reported ones are true.
 
-A defect is a component of one class (components.py), in the truth and in the prediction by the same `merge`; of the
-predicted ones those of at least `min_area` pixels are reported. A reported and a true defect of one class match where
-their IoU is at least MATCH_IOU, each at most once, as many as possible: of three fragments of a scratch two are false.
+A true defect is a component of one class of the mask (components.py). In the prediction, components are merged, and
+those of at least `min_area` pixels are reported. A reported and a true defect of one class match where their IoU is at
+least MATCH_IOU, each at most once, as many as possible. So of three reported fragments of a scratch two are false, and
+of three scratches that are reported as one two are missed: both have their price, and `merge` can be chosen.
 
     recall = matched / true,   precision = matched / reported,   F1 = 2 · matched / (true + reported)
 
@@ -28,18 +29,20 @@ MATCH_IOU = 0.1
 AREAS = (0, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 MERGES = (0, 2, 4, 8, 16)
 # What is counted of each class.
-TRUE, REPORTED, MATCHED, TRUE_AREA, REPORTED_AREA = range(5)
+TRUE, REPORTED, MATCHED, TRUE_AREA, REPORTED_AREA, TRUE_MERGED = range(6)  # the last by the same `merge`, for verdicts
 
 
 def count_objects(
     predicted: np.ndarray, truth: np.ndarray, classes: int, merge: int, areas: Sequence[int]
 ) -> np.ndarray:
-    """The defects of one image: int64 `A K-1 5`, for each smallest area in `areas`; see TRUE ... REPORTED_AREA.
+    """The defects of one image: int64 `A K-1 6`, for each smallest area in `areas`; see TRUE ... TRUE_MERGED.
 
     `predicted`, `truth`: class indices `H W`; IGNORE in the truth is not judged.
     """
     judged = truth != IGNORE
-    theirs, their_kind = components(np.where(judged, truth, 0), merge)
+    drawn = np.where(judged, truth, 0)
+    theirs, their_kind = components(drawn)
+    merged_kind = components(drawn, merge)[1] if merge and len(their_kind) > 1 else their_kind
     ours, our_kind = components(predicted, merge)
     their_size = np.bincount(theirs.ravel(), minlength=len(their_kind) + 1)[1:]
     our_size = np.bincount(ours.ravel(), minlength=len(our_kind) + 1)[1:]
@@ -49,9 +52,10 @@ def count_objects(
     mine, other = keys // (len(their_kind) + 1) - 1, keys % (len(their_kind) + 1) - 1
     alike = our_kind[mine] == their_kind[other]
     alike &= shared >= MATCH_IOU * (our_judged[mine] + their_size[other] - shared)
-    found = np.zeros((len(areas), classes, 5), np.int64)
+    found = np.zeros((len(areas), classes, 6), np.int64)
     found[:, :, TRUE] = np.bincount(their_kind, minlength=classes)
     found[:, :, TRUE_AREA] = np.bincount(their_kind, their_size, minlength=classes)
+    found[:, :, TRUE_MERGED] = np.bincount(merged_kind, minlength=classes)
     for counts, area in zip(found, areas, strict=True):
         reported = (our_size >= area) & (2 * our_judged > our_size)
         counts[:, REPORTED] = np.bincount(our_kind[reported], minlength=classes)
@@ -94,7 +98,7 @@ def best_rule(
     merges = MERGES if rule.merge < 0 else (rule.merge,)
     if len(areas) == len(merges) == 1:
         return rule
-    counts = torch.zeros(len(merges), len(areas), 5, dtype=torch.int64)
+    counts = torch.zeros(len(merges), len(areas), 6, dtype=torch.int64)
     for _, logits, masks in image_logits(model, samples, batch, rank, processes, on_images):
         guesses = predicted_classes(logits, threshold).cpu().numpy()
         for guess, truth in zip(guesses, masks.cpu().numpy(), strict=True):
@@ -109,13 +113,13 @@ def best_rule(
 
 
 def f1(counts: Tensor) -> Tensor:
-    """F1 of counts `... 5`; 1 where there is nothing to find and nothing found."""
+    """F1 of counts `... 6`; 1 where there is nothing to find and nothing found."""
     both = counts[..., TRUE] + counts[..., REPORTED]
     return torch.where(both > 0, 2 * counts[..., MATCHED] / both.clamp(min=1), 1.0)
 
 
 def summary(counts: Tensor) -> dict[str, float | int | None]:
-    """The figures of counts `5`, by name; null for a share of nothing."""
+    """The figures of counts `6`, by name; null for a share of nothing."""
     true, reported, matched = counts[:3].tolist()
     return {
         "true": true,

@@ -58,7 +58,7 @@ def test_components_equal_a_flood_fill(h, w, density, classes):
     assert parts(mask) == flood(mask)
 
 
-@pytest.mark.parametrize("merge", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("merge", [1, 2, 3, 4, 7, 8, 9, 12])
 @pytest.mark.parametrize("density", [0.01, 0.05, 0.2])
 def test_merged_components_are_those_of_the_grown_mask(density, merge):
     rng = np.random.default_rng(merge)

@@ -24,7 +24,7 @@ def drawn(*boxes, size=(40, 60)):
 
 
 def counted(predicted, truth, classes=2, merge=0, area=0):
-    return count_objects(predicted, truth, classes, merge, (area,))[0].tolist()
+    return count_objects(predicted, truth, classes, merge, (area,))[0, :, :5].tolist()
 
 
 def test_by_hand():
@@ -43,6 +43,13 @@ def test_by_hand():
 def test_one_report_of_many_defects_finds_one():
     truth = drawn((1, 2, 2, 8, 8), (1, 2, 12, 8, 8), (1, 2, 22, 8, 8))
     assert counted(drawn((1, 2, 2, 8, 28)), truth) == [[3, 1, 1, 192, 224]]
+
+
+def test_merging_has_its_price():
+    truth = drawn((1, 2, 2, 8, 8), (1, 2, 12, 8, 8), (1, 30, 2, 8, 8))
+    assert counted(truth, truth) == [[3, 3, 3, 192, 192]]
+    assert counted(truth, truth, merge=2) == [[3, 2, 2, 192, 192]], "the truth stays as it is drawn"
+    assert count_objects(truth, truth, 2, 2, (0,))[0, 0, objects.TRUE_MERGED] == 2
 
 
 def test_another_class_is_no_match():
@@ -141,6 +148,9 @@ def test_verdicts_on_pictures():
     assert "Of 2 pictures that must fail 1 do; of 3 that must pass 2 do." in str(scores)
     tolerant = evaluate(Red(), samples, rule=Rule(0, 0, max_area=36)).verdicts
     assert (tolerant["passed"], tolerant["found"]) == (5, 0)
+    apart = drawn((1, 5, 5, 6, 6), (1, 5, 13, 6, 6))
+    one = evaluate(Red(), Set([sample(apart, apart)]), rule=Rule(0, 2, max_defects=1))
+    assert one.verdicts["passed"] == 1, "by one rule both are one defect"
     listed = scores.to_dict(per_image=True)["per_image"]
     assert [(one["true"], one["reported"], one["matched"]) for one in listed] == [
         (1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 0), (0, 0, 0),
@@ -157,7 +167,7 @@ def test_shares_of_the_processes_add_up():
 
 def test_a_class_nobody_has(tmp_path):
     counts = count_objects(drawn((2, 1, 1, 4, 4)), drawn((2, 1, 1, 4, 4)), 4, 2, (0, 5, 500))
-    assert counts.shape == (3, 3, 5)
+    assert counts.shape == (3, 3, 6)
     assert counts[:, 1, :3].tolist() == [[1, 1, 1], [1, 1, 1], [1, 0, 0]]
     assert not counts[:, [0, 2]].any()
 
