@@ -66,7 +66,7 @@ def class_names(
                 f"data {one_line(ref, most=200)!r}: {said[0][0]} says {count} classes, {place} {other}{shown}; "
                 "say the same everywhere, the background first"
             )
-    names = next((named for _, _, named in said if named), ()) or _made_up(count)
+    names = next((named for _, _, named in said if named), ()) or made_up(count)
     if not 2 <= count <= MOST or len(set(names)) != len(names) or not all(map(str.strip, names)):
         raise BadInput(
             f"data {one_line(ref, most=200)!r}: classes={one_line(','.join(names[:9]), most=200)}: 2 to {MOST} "
@@ -105,7 +105,8 @@ def _counted(classes: Sequence[str] | int) -> tuple[int, tuple[str, ...]]:
     return (classes, ()) if isinstance(classes, int) else (len(classes), tuple(classes))
 
 
-def _made_up(count: int) -> tuple[str, ...]:
+def made_up(count: int) -> tuple[str, ...]:
+    """Names of so many classes that nobody has named."""
     many = min(count, MOST + 1)
     return (BACKGROUND, DEFECT) if many == 2 else (BACKGROUND, *(f"class{i}" for i in range(1, many)))
 

@@ -1,12 +1,13 @@
 """The defects in an image: from logits to a class a pixel, to defects with box, area and score, to a verdict."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from leanconv.train.data.classes import made_up
 from leanconv.train.tasks.components import components, scipy_image
 from leanconv.train.tasks.decision import Decision, class_score, predicted_classes
 
@@ -96,8 +97,10 @@ def judge(image: str, logits: Tensor, decision: Decision) -> tuple[Tensor, Tenso
     Returns: uint8 `H W`, the class of every pixel, which the thresholds alone decide; the same with the reported
     defects only; and these, with the verdict.
     """
+    if not decision.classes:
+        decision = replace(decision, classes=made_up(max(2, len(logits))))
     if len(logits) == 1 and decision.threshold is None:
-        decision = decision.asked(0.5, None, None)
+        decision = replace(decision, threshold=0.5)
     mask = predicted_classes(logits[None], decision.threshold)[0].to(torch.uint8)
     rule = decision.rule.chosen(0, 0)
     labels, kinds = components(mask.numpy(), rule.merge)

@@ -63,6 +63,8 @@ def test_of_one_logit_and_of_a_network_without_names():
     assert found["defects"][0]["class"] == "defect"
     found = judge("x", logits_of((2, 0.9, 1, 1, 2, 2)), Decision())[2].to_dict()
     assert (found["threshold"], found["thresholds"]) == (None, {})
+    asked = Decision().asked(0.4, None, None)
+    assert judge("x", logits_of(), asked)[2].thresholds == {"class1": 0.4, "class2": 0.4}
     assert found["defects"][0] | {"score": 0} == {
         "box": [1, 1, 3, 3], "area_px": 4, "score": 0, "class": "class2", "class_index": 2,
     }  # fmt: skip
