@@ -16,7 +16,16 @@ def command(
     data: Annotated[str, typer.Option("--data", help="Data reference (default: the run's training data).")] = "",
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     threshold: Annotated[
-        float | None, typer.Option("--threshold", help="Default: the threshold chosen on validation images.")
+        str | None,
+        typer.Option("--threshold", help="0.4, or scratch=0.4,pit=0.6 (default: chosen on validation images)."),
+    ] = None,
+    min_area: Annotated[
+        int | None,
+        typer.Option("--min-area", min=0, help="Pixels of the smallest defect (default: chosen on validation images)."),
+    ] = None,
+    merge: Annotated[
+        int | None,
+        typer.Option("--merge", min=0, help="Pixels between fragments of one defect (default: chosen likewise)."),
     ] = None,
     per_image: Annotated[
         bool, typer.Option("--per-image", help="With --json or --out FILE.json: include each image's scores.")
@@ -29,6 +38,8 @@ def command(
     json: Json = False,
 ) -> None:
     """Print IoU and Dice of a run on whole images: per class, over all pixels, and the mean over images.
+
+    Below stand the defects as objects: how many are there, reported and matched, and the verdicts on the images.
 
     For a classifier, print top-1, top-5, the accuracy of each class and the most frequent mistakes. Option --json adds
     the confusion matrix.
@@ -44,6 +55,8 @@ def command(
         data=data,
         split=split,
         threshold=threshold,
+        min_area=min_area,
+        merge=merge,
         device=str(torch_device(device)),
         trust_code=trust_code,
         say=lambda remark: print(one_line(f"note   {remark}"), file=sys.stderr),

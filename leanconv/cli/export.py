@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from leanconv.deploy.export import Check
+    from leanconv.train.tasks.decision import Threshold
 
 
 def command(
@@ -102,7 +103,7 @@ def _axes(dynamic: str, run: _Run | None) -> tuple[str, ...]:
 
 
 def _same_top1(
-    run: str, source: str, split: str, threshold: float | None, axes: tuple[str, ...], shape: tuple[int, ...]
+    run: str, source: str, split: str, threshold: "Threshold", axes: tuple[str, ...], shape: tuple[int, ...]
 ) -> "Check":
     """Return a check of top-1 on a split. A model with a fixed batch gets that many images at a time."""
     from leanconv.deploy.pieces import Filled
@@ -123,7 +124,7 @@ def _same_top1(
 
 
 def _same_scores(
-    run: str, source: str, split: str, threshold: float | None, axes: tuple[str, ...], shape: tuple[int, ...]
+    run: str, source: str, split: str, threshold: "Threshold", axes: tuple[str, ...], shape: tuple[int, ...]
 ) -> "Check":
     """Return a check of IoU and Dice on a split. A model of fixed size gets the images in tiles of that size."""
     from leanconv.deploy.pieces import Pieces

@@ -15,7 +15,16 @@ def command(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of images.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results. It is created.")] = Path("predictions"),
     threshold: Annotated[
-        float | None, typer.Option("--threshold", help="Default: the threshold chosen on validation images, else 0.5.")
+        str | None,
+        typer.Option("--threshold", help="0.4, or scratch=0.4,pit=0.6 (default: chosen on validation images)."),
+    ] = None,
+    min_area: Annotated[
+        int | None,
+        typer.Option("--min-area", min=0, help="Pixels of the smallest defect (default: chosen on validation images)."),
+    ] = None,
+    merge: Annotated[
+        int | None,
+        typer.Option("--merge", min=0, help="Pixels between fragments of one defect (default: chosen likewise)."),
     ] = None,
     side: Annotated[
         int | None,
@@ -46,6 +55,8 @@ def command(
 ) -> None:
     """Find the defects in images. Write STEM_mask.png, STEM_overlay.png and STEM.json (box, area, score of each).
 
+    All defects are listed in defects.csv. The verdict on each image, pass or fail, is in verdicts.csv. The run's
+    recipe.toml has its rule: max_defects, max_area, fail_classes. Without any, every defect fails an image.
     A classifier's run prints class and score of each image, and writes predictions.json. It takes no mask options.
     Only earlier predictions of the same image are replaced in --out. An unusable image is reported on one line. The
     other images are still written, and the exit status is 1.
@@ -59,6 +70,8 @@ def command(
         images,
         out,
         threshold=threshold,
+        min_area=min_area,
+        merge=merge,
         side=side,
         tile=tile,
         overlap=overlap,

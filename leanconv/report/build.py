@@ -25,7 +25,8 @@ from leanconv.train.data.padding import pad_to
 from leanconv.train.data.samples import Samples, open_data
 from leanconv.train.data.splits import SPLITS
 from leanconv.train.tasks import classify
-from leanconv.train.tasks.evaluate import evaluate, predicted_classes
+from leanconv.train.tasks.decision import Threshold, predicted_classes
+from leanconv.train.tasks.evaluate import evaluate
 from leanconv.train.tasks.task import open_run_data
 
 CASES = 10
@@ -199,9 +200,13 @@ def _score_classes(report: Report, models: dict[int, nn.Module], asked: str, *, 
 
 def _samples(report: Report, models: dict[int, nn.Module], asked: str) -> tuple[Samples, dict[int, Samples]]:
     """Open the images, once for each range of 16-bit values. Returns one set, and the set of each model."""
-    bits = {index: RunFolder.open(report.runs[index].path).read_model().bits for index in models}
-    sets = {each: open_data(asked, report.split, bits=each) for each in dict.fromkeys(bits.values() or [None])}
-    return next(iter(sets.values())), {index: sets[each] for index, each in bits.items()}
+    stored = {index: RunFolder.open(report.runs[index].path).read_model() for index in models}
+    reads = {index: (model.bits, model.classes or None) for index, model in stored.items()}
+    sets = {
+        each: open_data(asked, report.split, bits=each[0], classes=each[1])
+        for each in dict.fromkeys(reads.values() or [(None, None)])
+    }
+    return next(iter(sets.values())), {index: sets[each] for index, each in reads.items()}
 
 
 def _case(
@@ -218,7 +223,7 @@ def _case(
     return case(name, why, image, truth, guesses, report.classes)
 
 
-def _predict(model: nn.Module, image: torch.Tensor, threshold: float | None) -> Any:
+def _predict(model: nn.Module, image: torch.Tensor, threshold: Threshold) -> Any:
     """Predict `H W` class indices of a whole image `3 H W`, exactly as `evaluate` does."""
     device = next(model.parameters()).device
     h, w = image.shape[-2:]

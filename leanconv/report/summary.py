@@ -74,9 +74,12 @@ class RunSummary:
         return 1e3 * self.batch / self.fast_ms if self.fast_ms > 0 else math.nan
 
     @property
-    def threshold(self) -> float | None:
-        """The stored probability threshold of a defect pixel, chosen on validation, or None."""
-        stored = self.metrics.get("threshold")
+    def threshold(self) -> float | tuple[float, ...] | None:
+        """The stored probability threshold, chosen on validation, of more than two classes one each; or None."""
+        stored, each = self.metrics.get("threshold"), self.metrics.get("thresholds")
+        if stored is None and isinstance(each, dict) and len(each) > 1 and len(numbers(each)) == len(each):
+            found = tuple(numbers(each).values())
+            return found if all(0 < value < 1 for value in found) else None
         return float(stored) if isinstance(stored, (int, float)) and 0 < stored < 1 else None
 
     def value(self, key: str) -> float:

@@ -73,6 +73,23 @@ def join(text: str, words: Iterable[str]) -> str:
     return text + ("&" if "?" in text else "?") + "&".join(parts) if parts else text
 
 
+def with_outputs(text: str, outputs: int) -> str:
+    """The reference with so many outputs: one a class, of a segmentation network one a class and pixel.
+
+    Text in which a number of outputs is said, or whose model is somebody's code or a run folder, stays as it is.
+    """
+    reference = read(text)
+    if reference.kind == "leanconv":
+        known = models.options_of(reference.name)
+        option = next((name for name in ("out_channels", "num_classes") if name in known), "")
+        default = known.get(option)
+    else:
+        option, default = {"timm": ("num_classes", None), "smp": ("classes", 1)}.get(reference.kind, ("", None))
+    if not option or option in reference.options or outputs == default:
+        return text
+    return join(text, [f"{option}={outputs}"])
+
+
 def value(text: str) -> Any:
     """Parse an option's value: a Python literal, `true`, `false`, `none`, or plain text. No code runs."""
     text = text.strip()

@@ -81,7 +81,9 @@ class _Run:
         self.watched = "val" if "val" in self.data else "test"
         self.task = make_task(recipe, kind, tuple(self.data["train"].classes), ignores=self.data["train"].ignores)
         setup.seed_everything(recipe.seed)
-        self.net, swaps = setup.network(recipe, trust_code, self.report, before=folder if resume else None)
+        self.net, swaps = setup.network(
+            recipe, trust_code, self.report, outputs=self.task.outputs, before=folder if resume else None
+        )
         self.task.check(self.net, torch.zeros(1, 3, recipe.size, recipe.size))
         setup.check_batch(self.net, recipe, self.processes.count)
         if recipe.channels_last:
@@ -246,13 +248,13 @@ class _Run:
         )
 
     def _finish(self) -> RunFolder:
-        """Score the best weights: the threshold chosen on validation, then validation and test with it."""
+        """Score the best weights: thresholds and what a defect is are chosen on validation, then both splits scored."""
         self.accelerator.wait_for_everyone()
         self.net = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
         load_weights(self.net, self.folder.weights)
-        threshold = self._evaluate(self.task.best_threshold, "val") if "val" in self.data else None
+        chosen = self._evaluate(self.task.choose, "val") if "val" in self.data else self.task.unchosen()
         scores = {
-            split: self._evaluate(self.task.evaluate, split, threshold=threshold).to_dict()
+            split: self._evaluate(self.task.evaluate, split, **chosen.options).to_dict()
             for split in ("val", "test")
             if split in self.data
         }
@@ -261,7 +263,7 @@ class _Run:
             facts = {"steps": state.step, "best_epoch": state.best_epoch, "seconds": round(state.seconds, 3)}
             size = {"params": sum(p.numel() for p in self.net.parameters())}
             kind = {"task": self.task.name, "keep": self.recipe.keep}
-            write_json(self.folder.metrics, {**kind, "threshold": threshold, **scores, **facts, **size})
+            write_json(self.folder.metrics, {**kind, **chosen.stored, **scores, **facts, **size})
         self.accelerator.wait_for_everyone()
         return self.folder
 

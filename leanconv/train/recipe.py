@@ -27,9 +27,13 @@ CHOICES = {
 }
 _LARGEST = 1e6  # of settings other than counts; larger values train nothing, or diverge at once
 _LARGEST_ZOOM = 64
+MOST_MERGE = 1000  # pixels between two fragments
 _TOO_LARGE = 2**63  # for torch's seeds, and for what a run can count
 # Beyond these memory or OpenMP gives up without a word of what was wrong; one pixel is no picture to resize to.
-_RANGES = {"size": (2, 2**14), "batch": (1, 2**20), "threads": (0, 2**12), "workers": (0, 2**12)}
+_RANGES = {
+    "size": (2, 2**14), "batch": (1, 2**20), "threads": (0, 2**12), "workers": (0, 2**12),
+    "min_area": (-1, 2**31), "merge": (-1, MOST_MERGE), "max_defects": (-1, 2**31), "max_area": (-1, 2**31),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Recipe:
         where: the layers to swap, a glob over names ("decoder.*"); "" is every one that the operator's paper means.
         pretrained: start a timm or smp model from published weights. They are downloaded; nothing else is.
         task: `segment` (a mask an image) or `classify` (a class an image); `auto` takes what the data has.
+        classes: names of the classes, the background first, `["background", "scratch"]`, or how many there are; empty
+            takes those of the data. For segmentation.
         size: side of the square training crops, in pixels; for classification of all squares that the model sees.
         batch: images per step, over all processes together.
         epochs, steps: how long; one of the two is above 0.
@@ -75,6 +81,12 @@ class Recipe:
         save_every: steps between two checkpoints; 0 saves at the end of each epoch.
         eval_every: epochs between two validations.
         log_every: steps between two lines in `events/`.
+        min_area: pixels of the smallest defect that is reported; -1: what serves the validation images best. This and
+            the rest are read when a run predicts, and may be changed in its recipe.toml. For segmentation.
+        merge: fragments of one class with at most so many pixels between them are one defect; -1 likewise.
+        max_defects: a picture fails with more defects than this; -1 sets no limit.
+        max_area: it fails with more defect pixels than this; -1 sets no limit.
+        fail_classes: it fails with any defect of these classes. Without this and the last two any defect fails it.
     """
 
     model: str = "leanconv:unet?base=16"
@@ -84,6 +96,7 @@ class Recipe:
     where: str = ""
     pretrained: bool = False
     task: str = "auto"
+    classes: tuple[str, ...] = ()
     size: int = 128
     batch: int = 16
     epochs: int = 0
@@ -119,6 +132,11 @@ class Recipe:
     save_every: int = 0
     eval_every: int = 1
     log_every: int = 10
+    min_area: int = -1
+    merge: int = -1
+    max_defects: int = -1
+    max_area: int = -1
+    fail_classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_writable()
@@ -185,7 +203,8 @@ class Recipe:
             if type(value) is int and abs(value) >= _TOO_LARGE:
                 digits = len(str(abs(value))) if abs(value).bit_length() < 14_000 else "thousands of"
                 raise BadInput(f"recipe: {field.name} has {digits} digits: must be below 2**63")
-            if isinstance(value, str) and ("\0" in value or not is_utf8(value)):
+            texts = (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ()
+            if any("\0" in text or not is_utf8(text) for text in texts):
                 kind = sys.getfilesystemencoding().upper()
                 raise BadInput(f"recipe: {field.name}={_shown(value)} is no {kind} text: rename it, or link to it")
 
@@ -219,6 +238,12 @@ class Recipe:
                 merged[other] = 0
         return cls(**merged | words)
 
+    @property
+    def class_names(self) -> tuple[str, ...] | int | None:
+        """The setting `classes` as the readers of data take it: names, their number, or None."""
+        one = self.classes[0] if len(self.classes) == 1 else ""
+        return int(one) if one.isdecimal() and len(one) < 9 else self.classes or None
+
     def write(self, path: str | Path) -> Path:
         """Write the recipe as TOML, with every key."""
         lines = [f"{key} = {_toml(value)}" for key, value in dataclasses.asdict(self).items()]
@@ -251,6 +276,10 @@ def _typed(key: str, value: Any, fields: dict[str, Any], where: str) -> Any:
     kind = _known(key, fields, where)
     if kind == "float" and type(value) is int and abs(value) < _TOO_LARGE:
         return float(value)
+    if kind == "tuple" and type(value) is int:
+        return (_shown(value),)
+    if kind == "tuple" and type(value) is list and all(type(each) is str for each in value):
+        return tuple(value)
     if type(value).__name__ != kind:
         raise BadInput(f"{where}: {key} = {_shown(value)}: {key} takes {_KINDS[kind]}")
     return value
@@ -276,7 +305,10 @@ def _known(key: str, fields: dict[str, Any], where: str) -> str:
     return kind if isinstance(kind, str) else str(kind.__name__)
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text in quotes"}
+_KINDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text in quotes",
+    "tuple": 'names, ["background", "scratch"]',
+}  # fmt: skip
 
 
 def _boolean(text: str) -> bool:
@@ -286,4 +318,8 @@ def _boolean(text: str) -> bool:
     return words[text.lower()]
 
 
-_READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": _boolean, "str": str}
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+_READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": _boolean, "str": str, "tuple": _names}

@@ -20,7 +20,7 @@ from leanconv.measure import label
 from leanconv.measure.counting.count import count
 from leanconv.nn import Schedule
 from leanconv.runs import RunFolder
-from leanconv.runs.kinds import build, read
+from leanconv.runs.kinds import build, read, with_outputs
 from leanconv.table import si
 from leanconv.text import one_line
 from leanconv.train.data.augment import PlainTransform, TrainTransform
@@ -86,7 +86,9 @@ def open_splits(recipe: Recipe, kind: str, report: Reporter, *, before: RunFolde
     splits, absent = {}, ""
     for split in ("train", "val", "test"):
         try:
-            splits[split] = open_split(recipe.data, split, task=kind, size=recipe.size, bits=bits)
+            splits[split] = open_split(
+                recipe.data, split, task=kind, size=recipe.size, bits=bits, classes=recipe.class_names
+            )
         except NoSplit as error:  # a split that exists and is invalid raises as usual
             if split == "train" or (split == "val" and recipe.keep == "best"):
                 raise
@@ -153,9 +155,10 @@ def check_used(recipe: Recipe) -> None:
             raise BadInput(f"recipe: {key}={value} is of no use with {why}: leave it out, or say {key}={defaults[key]}")
 
 
-def build_model(recipe: Recipe, trust_code: bool) -> nn.Module:
+def build_model(recipe: Recipe, trust_code: bool, outputs: int | None = None) -> nn.Module:
     """The recipe's model with fresh weights (pretrained ones if it says so; of a run folder, those of that run).
 
+    `outputs`: how many it gets where the recipe's reference does not say; None: its own default.
     Raises: UntrustedCode for a Python file, unless `trust_code`.
     """
     reference = read(recipe.model)
@@ -166,20 +169,23 @@ def build_model(recipe: Recipe, trust_code: bool) -> nn.Module:
             f"the recipe asks to run {reference.name}:{reference.factory}; read that file, and say --trust-code (or "
             "trust_code=True) if you trust it"
         )
+    if outputs is not None:
+        reference = read(with_outputs(recipe.model, outputs))
     return build(with_weights(reference, recipe)).train()
 
 
 def network(
-    recipe: Recipe, trust_code: bool, report: Reporter, *, before: RunFolder | None
+    recipe: Recipe, trust_code: bool, report: Reporter, *, outputs: int | None, before: RunFolder | None
 ) -> tuple[nn.Module, Sequence[tuple[str, str]]]:
     """The network to train and its swapped layers, pairs (layer, operator) for model.json. The plan is shown.
 
     Args:
+        outputs: as `build_model` has it.
         before: the run that goes on. Its model.json says what was swapped: nothing is planned or downloaded again.
     """
     if before is not None and last(before).is_file() and (recipe.swap or recipe.pretrained):
         return before.build_model(trust_code=trust_code), before.read_model().swaps
-    net = build_model(recipe, trust_code)
+    net = build_model(recipe, trust_code, outputs)
     found = swap_(net, recipe)
     if found:
         report.say(f"swap   {recipe.swap}, layer by layer:\n{found}")
@@ -222,7 +228,8 @@ def write_start(
         pairs = dict(before.get("swaps", [])) | dict(swaps)
         write_json(folder.model_json, before | meaning | {"swaps": [list(pair) for pair in pairs.items()]})
     else:
-        folder.write_model(recipe.model, swaps=swaps, task=task.name, classes=task.classes, bits=bits)
+        reference = with_outputs(recipe.model, task.outputs)
+        folder.write_model(reference, swaps=swaps, task=task.name, classes=task.classes, bits=bits)
 
 
 def train_batches(

@@ -36,14 +36,14 @@ _SYNONYMS = {
     "threads": "num_threads cpu_threads",
     "swap": "operator to",
     "where": "layers only",
+    "classes": "names class_names nc labels",
 }
 # Settings that are not the recipe's: their names -> where they are said.
 _ELSEWHERE = {
-    "classes names class_names nc": 'said with the data: data="DIR?classes=background,scratch"',
     "colors colours palette ignore ignore_index": 'said with the data: data="DIR?classes=4&ignore=255"',
     "threshold thresh conf": "chosen on validation; `leanconv eval RUN --threshold .4` takes another",
     "split val val_split val_size test_size": "said with the data, as folders DIR/train, DIR/val and DIR/test",
-    "num_classes out_channels": 'an option of the model: model="leanconv:resnet18?num_classes=3"',
+    "num_classes out_channels": "not needed: the outputs follow the classes of the data (`classes` names them)",
     "conv base width levels depth replace": (
         'an option of the model: model="leanconv:unet?base=16&conv=depthwise_separable"'
     ),

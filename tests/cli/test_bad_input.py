@@ -171,7 +171,7 @@ def test_a_file_that_is_damaged_during_the_training(refused, recipe, images, mon
         (["model=leanconv:unet?conv=splonv"], 2, "did you mean 'splconv'?"),
         (["model=leanconv:unet?conv=nothing"], 2, "known: "),
         (["model=leanconv:unet?base=2&levels=2&in_channels=1"], 1, "C=1, got (1, 3, 24, 24)"),
-        (["model=leanconv:unet?base=2&levels=2&out_channels=3"], 1, "set out_channels=1"),
+        (["model=leanconv:unet?base=2&levels=2&out_channels=3"], 1, "or say out_channels=1 there"),
         (["light=1.5"], 1, "light=1.5"),
         (["defect_crop=2"], 1, "defect_crop=2.0"),
         (["seed=99999999999999999999"], 1, "seed has 20 digits"),

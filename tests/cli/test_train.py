@@ -50,17 +50,20 @@ def test_eval_chooses_a_threshold_where_none_is_stored(leanconv, recipe, tmp_pat
     status, out, _ = leanconv("eval", tmp_path / "run", "--json")
     assert status == 0
     assert json.loads(out)["threshold"] == stored["threshold"]
-    assert json.loads(metrics.read_text()) == {"threshold": stored["threshold"]}
+    keys = ("threshold", "thresholds", "min_area", "merge", "threshold_curve")
+    assert json.loads(metrics.read_text()) == {key: stored[key] for key in keys}
 
 
-def test_two_logits_need_no_threshold(leanconv, recipe, tmp_path):
+def test_two_logits_of_an_older_run_need_no_threshold(leanconv, recipe, tmp_path):
+    """It stored null: the largest logit wins, every component is a defect."""
     words = (recipe, "--quiet", "loss=ce", "model=leanconv:unet?base=4&levels=2&out_channels=2")
     assert leanconv("train", *words)[0] == 0
+    (tmp_path / "run" / "metrics.json").write_text('{"threshold": null}')
     stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert stored["threshold"] is None
     status, out, _ = leanconv("eval", tmp_path / "run", "--json")
     assert status == 0
-    assert json.loads(out)["threshold"] is None
+    assert (json.loads(out)["threshold"], json.loads(out)["min_area"]) == (None, 0)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == stored
 
 

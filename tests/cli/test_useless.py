@@ -33,15 +33,14 @@ def runs(tiny_data, coloured, tmp_path):
 
 
 USELESS = [
-    (["eval", "THREE", "--threshold", "0.9"], "threshold=0.9 is for one logit; this model gives 3"),
-    (["eval", "CE", "--threshold", "0.9"], "threshold=0.9 is for one logit; this model gives 2"),
-    (["predict", "CE", "IMAGE", "--threshold", "0.4", "--out", "o"], "threshold=0.4 is for one logit"),
+    (["eval", "THREE", "--threshold", "scratch=0.9"], "'scratch' is no class: one of a, b"),
+    (["predict", "CE", "IMAGE", "--threshold", "a=high", "--out", "o"], "threshold of a=high: a number between"),
     (["eval", "COLOURS", "--threshold", "0.9"], "threshold=0.9 is for masks"),
     (["eval", "TWO", "--per-image"], "--per-image needs --json"),
     (["eval", "TWO", "--per-image", "--out", "r.txt"], "--per-image needs --json"),
-    (["predict", "THREE", "IMAGE", "--threshold", "0.4", "--out", "o"], "threshold=0.4 is for one logit"),
-    *((["predict", "COLOURS", "IMAGE", "--out", "o", f"--{name}", "8"], f"{name}=8 is for masks")
-      for name in ("side", "tile", "overlap", "batch")),
+    (["eval", "COLOURS", "--min-area", "9"], "min_area=9 is for masks"),
+    *((["predict", "COLOURS", "IMAGE", "--out", "o", f"--{name}", "8"], f"{name.replace('-', '_')}=8 is for masks")
+      for name in ("side", "tile", "overlap", "batch", "min-area", "merge")),
     (["export", "TWO", "m.pt2", "--outputs-only", "--data", "x"], "--data has no effect with --outputs-only"),
     (["export", "TWO", "m.pt2", "--outputs-only", "--split", "test"], "--split has no effect with --outputs-only"),
     (["export", *UNET, "m.pt2", "--split", "test"], "--split needs --data, which is missing"),

@@ -204,8 +204,10 @@ def test_the_classifier_on_the_page_trains(tmp_path, monkeypatch, shell):
 
 
 def test_the_recipe_on_the_page_is_one(tmp_path):
-    (block,) = in_language("train_your_own.md", "toml")
+    block, decides = in_language("train_your_own.md", "toml")
     path = tmp_path / "mine.toml"
+    path.write_text(f"steps = 1\n{decides.text}")
+    assert all(getattr(Recipe.read(path), key) == value for key, value in {"max_area": 200, "merge": 4}.items())
     path.write_text(block.text)
     recipe = Recipe.read(path)
     assert {field.name for field in fields(Recipe)} >= set(tomllib.loads(block.text))

@@ -12,7 +12,7 @@ from leanconv.errors import BadInput, LeanconvError, UnknownName
 from leanconv.models import UNet
 from leanconv.nn import SPLConv2d
 from leanconv.runs import join, load
-from leanconv.runs.kinds import read, value
+from leanconv.runs.kinds import read, value, with_outputs
 
 
 def size(model: nn.Module) -> int:
@@ -237,3 +237,32 @@ def test_pretrained_is_what_downloads(monkeypatch):
     load("timm:resnet18")
     load("timm:resnet18?pretrained=true")
     assert [options["pretrained"] for options in seen] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("ref", "outputs", "expected"),
+    [
+        ("leanconv:unet", 4, "leanconv:unet?out_channels=4"),
+        (
+            "leanconv:unet?base=2&conv=splconv(alpha=0.5)",
+            3,
+            "leanconv:unet?base=2&conv=splconv(alpha=0.5)&out_channels=3",
+        ),
+        ("leanconv:unet", 1, "leanconv:unet"),
+        ("leanconv:unet?out_channels=2", 4, "leanconv:unet?out_channels=2"),
+        ("leanconv:resnet18", 7, "leanconv:resnet18?num_classes=7"),
+        ("leanconv:resnet18?num_classes=5", 7, "leanconv:resnet18?num_classes=5"),
+        ("timm:resnet18", 7, "timm:resnet18?num_classes=7"),
+        ("smp:Unet?encoder_name=resnet18", 4, "smp:Unet?encoder_name=resnet18&classes=4"),
+        ("smp:Unet", 1, "smp:Unet"),
+        ("net.py:made?width=3", 4, "net.py:made?width=3"),
+        ("runs/mine", 4, "runs/mine"),
+    ],
+)
+def test_outputs_are_said_where_nobody_has(ref, outputs, expected):
+    assert with_outputs(ref, outputs) == expected
+
+
+def test_outputs_of_an_unknown_network():
+    with pytest.raises(UnknownName, match="did you mean 'unet'"):
+        with_outputs("leanconv:unett", 4)

@@ -14,8 +14,9 @@ from leanconv.train.data.samples import Sample, open_data
 from leanconv.train.inference.score import score_run
 from leanconv.train.loop import fit
 from leanconv.train.recipe import Recipe
-from leanconv.train.tasks.evaluate import best_threshold, evaluate
+from leanconv.train.tasks.evaluate import evaluate
 from leanconv.train.tasks.segment import Segmentation
+from leanconv.train.tasks.thresholds import threshold_curve
 
 
 def masks(classes, n=3, h=8, w=10, seed=0):
@@ -140,7 +141,7 @@ def test_the_threshold_is_chosen_on_judged_pixels():
     image[0, :4] = 255  # what is not judged is the brightest
     marked = truth.clone()
     marked[:4] = IGNORE
-    assert best_threshold(Red(), Samples([Sample(image, marked, "x")], ("a", "b"))) == 0.5
+    assert threshold_curve(Red(), Samples([Sample(image, marked, "x")], ("a", "b"))).best == 0.5
     assert evaluate(Red(), Samples([Sample(image, marked, "x")], ("a", "b")), threshold=0.5).dice == 1
 
 

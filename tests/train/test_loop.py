@@ -167,12 +167,14 @@ def test_three_classes(recipe, tiny_data):
     three = f"{tiny_data}?classes=background,scratch,particle&threshold=1"
     with pytest.raises(BadInput, match="threshold=1 is for two classes"):
         fit(recipe(model=model, data=three))
-    with pytest.raises(BadInput, match="set out_channels=2"):
+    with pytest.raises(BadInput, match=r"leave out_channels= out of model=.* or say out_channels=2 there"):
         fit(recipe(model=model, loss="ce"))
     with pytest.raises(BadInput, match="loss=bce_dice is for two classes"):
         Segmentation(("background", "a", "b"), "bce_dice")
-    folder = fit(recipe(model=UNET + "&out_channels=2", loss="ce"), progress=False)
-    assert json.loads(folder.metrics.read_text())["threshold"] is None
+    folder = fit(recipe(loss="ce"), progress=False)
+    assert folder.read_model().reference.text == UNET + "&out_channels=2"
+    metrics = json.loads(folder.metrics.read_text())
+    assert metrics["thresholds"] == {"defect": metrics["threshold"]}
 
 
 def test_options_of_the_step(recipe, tmp_path, monkeypatch):

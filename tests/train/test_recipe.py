@@ -37,7 +37,10 @@ def test_a_word_for_epochs_replaces_the_files_steps(tmp_path):
 
 def test_round_trip_of_every_key(tmp_path):
     odd = 'a"b\\c?conv=splconv(alpha=0.5)\u00e9\U0001f600\x7f\n\x1b'
-    recipe = Recipe(model=odd, data=odd, epochs=3, compile=True, lr=1e-7, momentum=0.1 + 0.2)
+    recipe = Recipe(
+        model=odd, data=odd, epochs=3, compile=True, lr=1e-7, momentum=0.1 + 0.2, classes=("a, b", odd),
+        fail_classes=(odd,), min_area=3,
+    )  # fmt: skip
     assert Recipe.read(recipe.write(tmp_path / "r.toml")) == recipe
 
 
@@ -72,11 +75,33 @@ def test_round_trip_of_every_key(tmp_path):
         ("epochs = 3", ["optimizer=adam"], BadInput, "adamw, sgd"),
         ("epochs = 3\n[train]\nlr = 1", [], UnknownName, "unknown recipe key 'train'"),
         ("epochs = = 3", [], BadInput, "is not TOML"),
+        (
+            "epochs = 3",
+            ["out_channels=4"],
+            UnknownName,
+            "'out_channels' is no recipe key: the outputs follow the classes",
+        ),
+        ("epochs = 3\nnum_classes = 4", [], UnknownName, "the outputs follow the classes of the data"),
+        ("epochs = 3\nclasses = [1, 2]", [], BadInput, "classes takes names"),
+        ('epochs = 3\nclasses = "a"', [], BadInput, "classes takes names"),
+        ("epochs = 3\nfail_classes = [[]]", [], BadInput, "fail_classes takes names"),
+        ("epochs = 3", ["min_area=-2"], BadInput, "min_area=-2: must be at least -1"),
+        ("epochs = 3", ["merge=4000"], BadInput, "merge=4000: must be at least -1 and at most 1000"),
+        ("epochs = 3", ["classes=a\udcff,b"], BadInput, "is no UTF-8 text"),
     ],
 )
 def test_refusals(tmp_path, text, words, error, message):
     with pytest.raises(error, match=message):
         Recipe.read(written(tmp_path, text), words)
+
+
+def test_classes_as_names_or_their_number(tmp_path):
+    path = written(tmp_path, 'epochs = 3\nclasses = ["background", "a, b"]\n')
+    assert Recipe.read(path).class_names == Recipe.read(path).classes == ("background", "a, b")
+    assert Recipe.read(path, ["classes=background, scratch"]).class_names == ("background", "scratch")
+    assert Recipe.read(path, ["classes=4"]).class_names == 4
+    assert Recipe.read(written(tmp_path, "epochs = 3\nclasses = 4\n")).class_names == 4
+    assert Recipe(epochs=3).class_names is None
 
 
 TEXT = "# Läufe 😀\nepochs = 3\n"

@@ -209,7 +209,7 @@ def test_stopped_while_the_best_weights_are_scored(recipe, whole, monkeypatch):
 
     def evaluate(self, measure, split, **options):
         scores = real(self, measure, split, **options)
-        if measure == self.task.best_threshold:
+        if measure == self.task.choose:
             raise Stopped
         return scores
 

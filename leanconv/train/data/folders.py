@@ -13,14 +13,16 @@ from leanconv.train.data.pairs import PairReader
 from leanconv.train.data.splits import NoSplit, by_split, meaning, same_name, split_by_name
 
 Pair = tuple[Path, Path]  # of files or of folders: images, masks
+Masks = Path | dict[str, Path]  # of an image: one file, or one of each class
 
 
 class FolderSource:
     """Pairs of files, image and mask."""
 
-    def __init__(self, pairs: Sequence[Pair], reader: PairReader) -> None:
-        self.pairs, self.reader = list(pairs), reader
-        self.names: Sequence[str] = [image.stem for image, _ in pairs]
+    def __init__(self, pairs: Sequence[tuple[Path, Masks]], reader: PairReader) -> None:
+        self.pairs = [(image, mask) for image, mask in pairs if isinstance(mask, Path)]
+        self.reader = reader
+        self.names: Sequence[str] = [image.stem for image, _ in self.pairs]
 
     def sizes(self, index: int) -> tuple[int, int]:
         """Height and width by the headers."""
@@ -78,18 +80,23 @@ def is_of_masks(root: Path) -> bool:
     return any(_called(folders_in(top), "images") for top in tops)
 
 
-def folder_pairs(root: Path, split: str, *, divided: bool = True) -> tuple[list[Pair], str]:
-    """The files of a split, and a remark on how they were chosen and which were skipped."""
+def folder_pairs(
+    root: Path, split: str, *, divided: bool = True, classes: Sequence[str] = ()
+) -> tuple[list[tuple[Path, Masks]], str]:
+    """The files of a split, and a remark on how they were chosen and which were skipped.
+
+    `classes`: the folders of masks of one class each; an image's mask is then a path a class.
+    """
     layout = layout_of(root, divided=divided)
     beside = Found(folders=layout.unused)
     if layout.splits:
         if split not in layout.splits:
             raise NoSplit(f"{root}: there is no {split} split; it has {', '.join(layout.splits)}")
-        pairs, found = _pair(*layout.splits[split])
+        pairs, found = _pair(*layout.splits[split], classes)
         return pairs, left_out([beside, *found, *_loose(layout)])
     if layout.whole is None:
         raise BadInput(f"{root}: {_missing(folders_in(root))}")
-    pairs, found = _pair(*layout.whole)
+    pairs, found = _pair(*layout.whole, classes)
     chosen = split_by_name([image.stem for image, _ in pairs], root)[split]
     note = (
         f"{root} is not divided: {split} is {len(chosen)} of {len(pairs)} images, by a hash of their names "
@@ -141,11 +148,18 @@ def _loose(layout: Layout) -> list[Found]:
     return [found]
 
 
-def _pair(images: Path, masks: Path) -> tuple[list[Pair], list[Found]]:
+def _pair(images: Path, masks: Path, classes: Sequence[str] = ()) -> tuple[list[tuple[Path, Masks]], list[Found]]:
     """The images of a folder with the masks of the same stem, and what else lies there. Raises BadInput where one has
     no partner."""
-    found = [_listed(images), _listed(masks)]
-    by_image, by_mask = (_by_stem(each) for each in found)
+    found = [_listed(images)]
+    by_image, by_class = _by_stem(found[0]), dict[str, dict[str, Path]]()
+    for name in classes or ("",):
+        if name and not (masks / name).is_dir():  # another split has this class
+            continue
+        found.append(_listed(masks / name))
+        for stem, path in _by_stem(found[-1]).items():
+            by_class.setdefault(stem, {})[name] = path
+    by_mask = {stem: next(iter(paths.values())) for stem, paths in by_class.items()}
     if not by_image:
         raise BadInput(f"{images}: {no_images(found[0])}")
     if alone := sorted(by_image.keys() - by_mask.keys()):
@@ -155,7 +169,7 @@ def _pair(images: Path, masks: Path) -> tuple[list[Pair], list[Found]]:
         )
     if alone := sorted(by_mask.keys() - by_image.keys()):
         raise BadInput(f"{images}: no image for {len(alone)} masks: {listing(by_mask[stem].name for stem in alone)}")
-    return [(by_image[stem], by_mask[stem]) for stem in sorted(by_image)], found
+    return [(by_image[stem], by_class[stem] if classes else by_mask[stem]) for stem in sorted(by_image)], found
 
 
 def _listed(folder: Path) -> Found:

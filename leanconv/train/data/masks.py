@@ -65,9 +65,10 @@ class MaskReader:
         self._judge(header, name)
         return header
 
-    def read(self, source: Source, name: str) -> Tensor:
+    def read(self, source: Source, name: str, as_class: int = 1) -> Tensor:
         """The mask as uint8 class indices `H W`, IGNORE for excluded pixels.
 
+        `as_class`: the index of the defects in a mask of two classes.
         Raises: BadInput naming the file and its values where they do not say the classes.
         """
         mask = decode(source, name, "mask")
@@ -83,6 +84,8 @@ class MaskReader:
                 check_transparency(mask, background=found == 0, judged=found != IGNORE)
         except Unclear as error:
             raise BadInput(f"{name}: {error}") from None
+        if as_class != 1:
+            found[found == 1] = as_class
         self.seen.update(values_of(found))
         return torch.from_numpy(found)
 

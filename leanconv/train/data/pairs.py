@@ -44,9 +44,11 @@ class PairReader:
             self._turned[mask_name] = None
         return header.size
 
-    def read(self, image: Source, mask: Source, name: str, mask_name: str) -> tuple[Tensor, Tensor]:
+    def read(
+        self, image: Source, mask: Source, name: str, mask_name: str, *, as_class: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """The decoded pair. Raises BadInput naming the file that cannot be used."""
-        pixels, classes = self.images.read(image, name), self.masks.read(mask, mask_name)
+        pixels, classes = self.images.read(image, name), self.masks.read(mask, mask_name, as_class)
         if pixels.shape[1:] != classes.shape:
             raise _other_size(pixels.shape[1:], classes.shape, mask_name)
         return pixels, classes

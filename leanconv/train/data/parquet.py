@@ -26,17 +26,23 @@ _FEW_ROWS, _ROW_BYTES = 100_000, 16
 
 
 class ParquetSource:
-    """The rows of one split's files, still encoded. Names: the column `name`, else the path's stem, else a number."""
+    """The rows of one split's files, still encoded. Names: the column `name`, else the path's stem, else a number.
 
-    def __init__(self, files: Sequence[Path], reader: PairReader) -> None:
+    `label`: a column of class names out of `classes`, one a row: that of the defects in its mask.
+    """
+
+    def __init__(self, files: Sequence[Path], reader: PairReader, label: str = "", classes: Sequence[str] = ()) -> None:
         self.reader = reader
         self._rows: list[tuple[Path, int, Any, Any]] = []  # file, row in it, cells of image and mask
+        self._classes: list[int] = []
         names: list[str] = []
-        check_bytes(files, ("image", "mask", "name"))
+        labels = (label,) if label else ()
+        check_bytes(files, ("image", "mask", "name", *labels))
         for path in files:
-            table = read_columns(path, ("image", "mask"), ("name",))
+            table = read_columns(path, ("image", "mask", *labels), ("name",))
             for row, (image, mask) in enumerate(zip(table["image"], table["mask"], strict=True)):
                 own = table["name"][row] if "name" in table else None
+                self._classes.append(classes.index(_label(table[label][row], path, row, label)) if label else 1)
                 names.append((str(own) if own is not None else Path(_path(image)).stem) or f"{len(names):06d}")
                 self._rows.append((path, row, image, mask))
         if not names:
@@ -49,7 +55,7 @@ class ParquetSource:
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """Decode image and mask."""
-        return self.reader.read(*self._pair(index))
+        return self.reader.read(*self._pair(index), as_class=self._classes[index])
 
     def _pair(self, index: int) -> tuple[bytes, bytes, str, str]:
         """The encoded image and mask, and their names for error messages."""
@@ -95,6 +101,23 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
                 for chunk in table.column(column).chunks:
                     found[column] += _cells(chunk)
     return found
+
+
+def label_names(root: Path, column: str) -> list[str]:
+    """The values of a column of labels in all splits, sorted. Raises BadInput for one that is no name."""
+    found: set[str] = set()
+    for split in SPLITS:
+        for path in parquet_files(root, split):
+            found.update(
+                _label(cell, path, row, column) for row, cell in enumerate(read_columns(path, (column,))[column])
+            )
+    return sorted(found)
+
+
+def _label(cell: Any, path: Path, row: int, column: str) -> str:
+    if type(cell) not in (str, int) or not str(cell).strip():
+        raise BadInput(f"{path}, row {row}: column {column} holds {str(cell)[:40]!r}; label= takes a name in every row")
+    return str(cell)
 
 
 def encoded(cell: Any, path: Path, row: int, column: str) -> bytes:

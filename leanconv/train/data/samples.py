@@ -3,7 +3,9 @@
 A data reference is one of
 
     DIR                        with images/ and masks/ (same stem), or with train-*, val-* and test-*.parquet
-    DIR?classes=4              masks of class indices 0 ... 3; or their names: classes=background,scratch,particle
+    DIR?classes=4              masks of class indices 0 ... 3; or their names: classes=background,scratch,particle, or
+                               a file of names; classes.txt in DIR is one (see classes.py)
+    DIR?label=kind             Parquet: black and white masks, whose defects are of the class in the column `kind`
     DIR?threshold=128          soft masks: a grey of at least that is a defect
     DIR?colors=000000,ff0000   masks of colours: RRGGBB of each class, or a file of them (see colours.py)
     DIR?ignore=255             mask values (with colors: a colour) that are neither learnt nor scored
@@ -12,6 +14,7 @@ A data reference is one of
     DIR?side=256               images reduced to at most that many pixels on their longer side, and their masks
     synthetic:wafer?size=128&count=400&seed=0
 
+DIR/masks/scratch/, DIR/masks/pit/ and so on hold black and white masks of one class each (see class_masks.py).
 A folder may be divided: DIR/train/images, DIR/train/masks, or DIR/images/train, DIR/masks/train; likewise val and test,
 in the spellings of splits.py. DIR?divided=false: folders called so are no splits.
 """
@@ -28,7 +31,9 @@ from torch.utils.data import Dataset
 from leanconv.errors import BadInput, UnknownName
 from leanconv.registry import nearest
 from leanconv.train.data.check import FileCheck
-from leanconv.train.data.colours import colour_of, read_colours
+from leanconv.train.data.class_masks import ClassMaskSource, mask_folders
+from leanconv.train.data.classes import class_names
+from leanconv.train.data.colours import ColourMap, colour_of, read_colours
 from leanconv.train.data.folders import FolderSource, folder_pairs, images_of_all
 from leanconv.train.data.image_reader import ImageReader
 from leanconv.train.data.masks import MaskReader
@@ -39,7 +44,7 @@ from leanconv.train.data.splits import SPLITS, holds_parquet, option_divided, pa
 
 # The most bytes of decoded samples in memory, in each worker process of a DataLoader.
 CACHE_BYTES = 512 * 2**20
-_OPTIONS = ("classes", "threshold", "colors", "ignore", "palette", "bits", "side", "divided")
+_OPTIONS = ("classes", "label", "threshold", "colors", "ignore", "palette", "bits", "side", "divided")
 
 
 class Sample(NamedTuple):
@@ -129,18 +134,24 @@ class Samples(Dataset[Sample]):
 
 
 def open_data(
-    ref: str, split: str, *, classes: int | Sequence[str] = 2, threshold: int | None = None, bits: int | None = None
+    ref: str,
+    split: str,
+    *,
+    classes: int | Sequence[str] | None = None,
+    threshold: int | None = None,
+    bits: int | None = None,
 ) -> Samples:
     """The samples that a data reference names (see the head of this file), of one split: train, val or test.
 
-    `classes`, `threshold` and `bits`: defaults of the reference's options of the same name.
+    `threshold` and `bits`: defaults of the reference's options of the same name. `classes`: the recipe's or the run's
+    classes, names or their number; the reference may say the same again, or leave it out.
     Decodes nothing yet; `Samples.check()` does. Raises BadInput; UnknownName for an unknown split or option.
     """
     if split not in SPLITS:
         raise UnknownName(f"split {split!r}{nearest(split, list(SPLITS))}: one of {', '.join(SPLITS)}")
     place, options = parse(ref)
     if place.startswith("synthetic:"):
-        return _synthetic(ref, place, options, split)
+        return _synthetic(ref, place, options, split, classes)
     for key in options:
         if key not in _OPTIONS:
             raise UnknownName(
@@ -152,63 +163,75 @@ def open_data(
             f"data {place!r}: no such folder; give a folder with images/ and masks/, one with Parquet splits, "
             "or synthetic:wafer"
         )
-    names, masks = _mask_reader(ref, options, classes, threshold, root)
     bits, side = bits_option(ref, options) or bits, side_of(ref)
     source: PairSource
     divided = option_divided(ref, options, folders=not (parquet := holds_parquet(root)))
     if parquet:
-        from leanconv.train.data.parquet import ParquetSource, image_rows
+        from leanconv.train.data.parquet import ParquetSource, image_rows, label_names
 
+        label = options.get("label", "")
+        apart = label_names(root, label) if label else ()
+        names, masks = _mask_reader(ref, options, classes, threshold, root, apart)
         reader = PairReader(ImageReader(bits, partial(image_rows, root)), masks)
-        source, note = ParquetSource(parquet_files(root, split, needed=True), reader), ""
+        source, note = ParquetSource(parquet_files(root, split, needed=True), reader, label, names), ""
     else:
-        pairs, note = folder_pairs(root, split, divided=divided)
+        if "label" in options:
+            raise BadInput(f"data {ref!r}: label= names a column of Parquet files, and there are none: leave it out")
+        apart = mask_folders(root, divided=divided)
+        names, masks = _mask_reader(ref, options, classes, threshold, root, apart)
         reader = PairReader(ImageReader(bits, partial(images_of_all, root, divided=divided)), masks)
-        source = FolderSource(pairs, reader)
+        pairs, note = folder_pairs(root, split, divided=divided, classes=apart)
+        source = ClassMaskSource(pairs, reader, names) if apart else FolderSource(pairs, reader)
     return Samples(source if side is None else ReducedSource(source, side), names, note, reader)
 
 
 def _mask_reader(
-    ref: str, options: dict[str, str], classes: int | Sequence[str], threshold: int | None, root: Path
+    ref: str,
+    options: dict[str, str],
+    classes: int | Sequence[str] | None,
+    threshold: int | None,
+    root: Path,
+    apart: Sequence[str],
 ) -> tuple[tuple[str, ...], MaskReader]:
-    """The names of the classes, and the reader of their masks."""
-    colours, ignore = read_colours(options["colors"], root) if "colors" in options else None, None
-    if colours is not None:
-        if "ignore" in options and (ignore := colour_of(options["ignore"])) is None:
-            raise BadInput(f"data {ref!r}: ignore={options['ignore']}: with colors= a colour, RRGGBB or transparent")
-        colours = colours if ignore is None else colours.without(ignore)
-        names = _class_names(options.get("classes", colours.names or colours.number), ref)
-        if len(names) != colours.number:
-            raise BadInput(f"data {ref!r}: {len(names)} classes ({', '.join(names)}), colors= has {colours.number}")
-    else:
-        names = _class_names(options.get("classes", classes), ref)
-        ignore = number(ref, "ignore", options["ignore"], 0, 65535) if "ignore" in options else None
+    """The names of the classes, and the reader of their masks; `apart`: classes whose masks are black and white."""
+    colours, ignore = _colours(ref, options, root)
+    names = class_names(
+        ref,
+        root,
+        given=classes,
+        option=options.get("classes"),
+        colours=(colours.number, colours.names) if colours else None,
+        apart=apart,
+    )
+    if apart and colours is not None:
+        raise BadInput(f"data {ref!r}: colors= is for one mask of all classes, here each has its own: leave it out")
+    kinds = 2 if apart else len(names)
     if options.get("palette", "index") != "index":
         raise BadInput(f"data {ref!r}: palette={options['palette']}: index, or leave it out and say colors=")
     grey = number(ref, "threshold", options["threshold"], 1, 65535) if "threshold" in options else threshold
-    if grey is not None and len(names) != 2:
-        raise BadInput(f"data {ref!r}: threshold={grey} is for two classes, not for {len(names)}")
+    if grey is not None and kinds != 2:
+        raise BadInput(f"data {ref!r}: threshold={grey} is for two classes, not for {kinds}")
     for other, given in {"threshold": grey is not None, "palette": "palette" in options}.items():
         if colours is not None and given:
             raise BadInput(f"data {ref!r}: colors= says which colour is which class; leave out {other}=")
-    reader = MaskReader(len(names), grey, colours=colours, ignore=ignore, by_index="palette" in options)
-    return names, reader
+    return names, MaskReader(kinds, grey, colours=colours, ignore=ignore, by_index="palette" in options)
 
 
-def _class_names(classes: int | str | Sequence[str], ref: str) -> tuple[str, ...]:
-    if isinstance(classes, str):
-        classes = int(classes) if classes.isdecimal() and len(classes) < 9 else classes.split(",")
-    if isinstance(classes, int):
-        many = min(classes, 256)
-        classes = ("background", "defect") if many == 2 else ["background", *(f"class{i}" for i in range(1, many))]
-    if not 2 <= len(classes) <= 255 or len(set(classes)) != len(classes):
-        raise BadInput(
-            f"data {ref!r}: classes={','.join(list(classes)[:9])}: 2 to 255 different names, the background first"
-        )
-    return tuple(classes)
+def _colours(ref: str, options: dict[str, str], root: Path) -> tuple[ColourMap | None, int | None]:
+    """The colours of the classes, if the reference has some; the number or colour of what is not judged."""
+    if "colors" not in options:
+        return None, number(ref, "ignore", options["ignore"], 0, 65535) if "ignore" in options else None
+    colours, ignore = read_colours(options["colors"], root), None
+    if "ignore" in options:
+        if (ignore := colour_of(options["ignore"])) is None:
+            raise BadInput(f"data {ref!r}: ignore={options['ignore']}: with colors= a colour, RRGGBB or transparent")
+        colours = colours.without(ignore)
+    return colours, ignore
 
 
-def _synthetic(ref: str, place: str, options: dict[str, str], split: str) -> Samples:
+def _synthetic(
+    ref: str, place: str, options: dict[str, str], split: str, classes: int | Sequence[str] | None
+) -> Samples:
     from leanconv.train.synthetic.wafer import CLASSES, SyntheticSource
 
     if place != "synthetic:wafer":
@@ -220,4 +243,7 @@ def _synthetic(ref: str, place: str, options: dict[str, str], split: str) -> Sam
                 f"data {ref!r}: unknown option {key!r}{nearest(key, list(limits))}; known: size, count, seed"
             )
     given = {key: number(ref, key, value, *limits[key]) for key, value in options.items()}
-    return Samples(SyntheticSource(split, **given), CLASSES)
+    count, named = (classes, ()) if isinstance(classes, int) else (len(classes or CLASSES), tuple(classes or ()))
+    if count != len(CLASSES):
+        raise BadInput(f"data {ref!r}: it draws {len(CLASSES)} classes, the recipe or run says {count}")
+    return Samples(SyntheticSource(split, **given), named or CLASSES)

@@ -1,93 +1,136 @@
-"""The separate defects in a mask: its 8-connected components, each with box, area and score."""
+"""The defects in an image: from logits to a class a pixel, to defects with box, area and score, to a verdict."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from leanconv.train.data.classes import made_up
+from leanconv.train.tasks.components import components, scipy_image
+from leanconv.train.tasks.decision import Decision, class_score, predicted_classes
 
 
 @dataclass(frozen=True)
 class Defect:
-    """One connected patch of defect pixels.
+    """One defect: a connected patch of pixels of one class, or several near ones.
 
     Attributes:
         box: x0, y0, x1, y1 in pixels; x1 and y1 are the first column and row after it.
         area_px: its number of pixels.
         score: the mean of the score map over them.
         class_index: its class in the mask; 1 where there is only one.
+        class_name: the name of that class.
     """
 
     box: tuple[int, int, int, int]
     area_px: int
     score: float
     class_index: int = 1
+    class_name: str = "defect"
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
-        return {"box": list(self.box), "area_px": self.area_px, "score": self.score, "class": self.class_index}
+        return {
+            "box": list(self.box),
+            "area_px": self.area_px,
+            "score": self.score,
+            "class": self.class_name,
+            "class_index": self.class_index,
+        }
 
 
-def find_defects(mask: np.ndarray, score: np.ndarray) -> list[Defect]:
+@dataclass(frozen=True)
+class Prediction:
+    """The defects of one image, and whether it passes.
+
+    Attributes:
+        thresholds: of each class by name; empty where the largest logit won.
+        why: what fails the image; empty if it passes.
+    """
+
+    image: str
+    width: int
+    height: int
+    thresholds: dict[str, float]
+    defects: tuple[Defect, ...]
+    why: str = ""
+
+    @property
+    def area_px(self) -> int:
+        """The number of pixels of its defects."""
+        return sum(defect.area_px for defect in self.defects)
+
+    @property
+    def verdict(self) -> str:
+        """`pass` or `fail`."""
+        return "fail" if self.why else "pass"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON: also what `<stem>.json` holds. `threshold`: that of a single class."""
+        each = list(self.thresholds.values())
+        return {
+            "image": self.image,
+            "width": self.width,
+            "height": self.height,
+            "threshold": each[0] if len(each) == 1 else None,
+            "thresholds": self.thresholds,
+            "verdict": self.verdict,
+            "why": self.why,
+            "defect_area_px": self.area_px,
+            "defects": [defect.to_dict() for defect in self.defects],
+        }
+
+
+def find_defects(mask: np.ndarray, score: np.ndarray, *, merge: int = 0, min_area: int = 0) -> list[Defect]:
     """The components of the non-zero pixels of `mask` (`H W`, class indices or bool), largest first.
 
-    Pixels belong together where they touch, also at a corner, and are of one class. `score`: `H W`, any float.
+    `score`: `H W`, any float. `merge`, `min_area`: see `Rule`.
     """
-    row, start, stop, kind = _runs(np.asarray(mask))
-    if not len(row):
-        return []
-    label = _components(len(row), *_touching(row, start, stop, kind))
-    area = np.bincount(label, stop - start).astype(np.int64)
-    # Sums over a run are differences of running sums along its row.
-    sums = np.zeros((score.shape[0], score.shape[1] + 1))
-    np.cumsum(score, 1, dtype=np.float64, out=sums[:, 1:])
-    total = np.bincount(label, sums[row, stop] - sums[row, start])
-    count = len(area)
-    x0, y0 = np.full(count, mask.shape[1]), np.full(count, mask.shape[0])
-    x1, y1, kinds = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.int64)
-    np.minimum.at(x0, label, start)
-    np.maximum.at(x1, label, stop)
-    np.minimum.at(y0, label, row)
-    np.maximum.at(y1, label, row + 1)
-    kinds[label] = kind
-    order = np.argsort(-area, kind="stable")
-    return [
-        Defect((int(x0[i]), int(y0[i]), int(x1[i]), int(y1[i])), int(area[i]), float(total[i] / area[i]), int(kinds[i]))
-        for i in order
-    ]
+    return _listed(*components(mask, merge), score, Decision(), min_area)[0]
 
 
-def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Row, first column, column after the last, and class of each run of equal non-zero pixels, row by row."""
-    h, w = mask.shape
-    framed = np.zeros((h, w + 2), np.int64)
-    framed[:, 1:-1] = mask
-    changes = framed[:, 1:] != framed[:, :-1]  # H W+1: a stretch begins or ends before column x
-    row, start = np.nonzero(changes & (framed[:, 1:] != 0))
-    _, stop = np.nonzero(changes & (framed[:, :-1] != 0))
-    return row, start, stop, framed[row, start + 1]
+def judge(image: str, logits: Tensor, decision: Decision) -> tuple[Tensor, Tensor, Prediction]:
+    """What is written for one picture, whose name is `image`, from its logits `O H W`.
+
+    Returns: uint8 `H W`, the class of every pixel, which the thresholds alone decide; the same with the reported
+    defects only; and these, with the verdict.
+    """
+    if not decision.classes:
+        decision = replace(decision, classes=made_up(max(2, len(logits))))
+    if len(logits) == 1 and decision.threshold is None:
+        decision = replace(decision, threshold=0.5)
+    mask = predicted_classes(logits[None], decision.threshold)[0].to(torch.uint8)
+    rule = decision.rule.chosen(0, 0)
+    labels, kinds = components(mask.numpy(), rule.merge)
+    found, small = _listed(labels, kinds, class_score(logits, mask).numpy(), decision, rule.min_area)
+    shown = torch.from_numpy(np.where(small[labels], 0, mask.numpy()))
+    totals: dict[str, tuple[str, int, int]] = {}
+    for defect in found:
+        _, count, area = totals.get(defect.class_name, ("", 0, 0))
+        totals[defect.class_name] = (defect.class_name, count + 1, area + defect.area_px)
+    thresholds = {} if decision.threshold is None else decision.thresholds
+    height, width = mask.shape
+    return mask, shown, Prediction(
+        image, width, height, thresholds, tuple(found), rule.why_fail(list(totals.values()))
+    )  # fmt: skip
 
 
-def _touching(row: np.ndarray, start: np.ndarray, stop: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of touching runs of one class in neighbouring rows."""
-    width = int(stop.max()) + 2
-    above = (row - 1) * width
-    first = np.searchsorted(row * width + stop, above + start, "left")  # ends at or after our first column
-    after = np.searchsorted(row * width + start, above + stop, "right")  # begins at or before our end
-    number = np.maximum(after - first, 0)
-    mine = np.repeat(np.arange(len(row)), number)
-    within = np.arange(len(mine)) - np.repeat(np.cumsum(number) - number, number)
-    other = first[mine] + within
-    same = (kind[mine] == kind[other]) & (row[other] == row[mine] - 1)
-    return mine[same], other[same]
-
-
-def _components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A label 0, 1, ... for each of `count` nodes, equal where edges `a`-`b` connect them."""
-    label = np.arange(count)
-    while True:
-        low, high = np.minimum(label[a], label[b]), np.maximum(label[a], label[b])
-        if (low == high).all():
-            return np.unique(label, return_inverse=True)[1]
-        np.minimum.at(label, high, low)
-        while not np.array_equal(shorter := label[label], label):
-            label = shorter
+def _listed(
+    labels: np.ndarray, kinds: np.ndarray, score: np.ndarray, decision: Decision, min_area: int
+) -> tuple[list[Defect], np.ndarray]:
+    """The components of at least `min_area` pixels, largest first; and of each label, whether it is smaller."""
+    area = np.bincount(labels.ravel(), minlength=len(kinds) + 1)
+    total = np.bincount(labels.ravel(), score.ravel(), minlength=len(kinds) + 1)
+    small = area < min_area
+    small[0] = False
+    boxes = scipy_image().find_objects(labels)
+    found = []
+    for label in (np.argsort(-area[1:], kind="stable") + 1).tolist():
+        if not small[label]:
+            rows, columns = boxes[label - 1]
+            box = (columns.start, rows.start, columns.stop, rows.stop)
+            kind = int(kinds[label - 1])
+            found.append(Defect(box, int(area[label]), float(total[label] / area[label]), kind, decision.name(kind)))
+    return found, small

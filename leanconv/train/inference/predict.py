@@ -21,14 +21,15 @@ from leanconv.train.data.image_reader import ImageReader, listing
 from leanconv.train.data.reduce import enlarge_logits, reduce_image
 from leanconv.train.data.references import side_of
 from leanconv.train.data.splits import same_name
-from leanconv.train.inference.defects import Defect, find_defects
+from leanconv.train.inference.defects import Prediction, judge
 from leanconv.train.inference.predict_classes import Guesses, predict_classes
-from leanconv.train.inference.score import load_scored
+from leanconv.train.inference.score import load_decided
+from leanconv.train.inference.tables import check_tables, update_tables
 from leanconv.train.inference.tiles import TooLarge, check_logits, enough_memory, predict_logits
 from leanconv.train.inference.written import Places, check_free, write
 from leanconv.train.progress import tracked
 from leanconv.train.recipe import Recipe
-from leanconv.train.tasks.evaluate import largest_wins, predicted_classes
+from leanconv.train.tasks.decision import Decision
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,11 +42,6 @@ _VOC = [
     for index in range(1, 250)
 ]
 _COLOURS = (*_CLEAR, *_VOC)
-
-
-def defect_score(logits: Tensor) -> Tensor:
-    """The probability `H W` of any class but the background, from logits `O H W`."""
-    return logits[0].sigmoid() if len(logits) == 1 else 1 - logits.softmax(0)[0]
 
 
 def overlay(image: Tensor, mask: Tensor) -> "Image":
@@ -61,33 +57,6 @@ def overlay(image: Tensor, mask: Tensor) -> "Image":
         picture[inside & core] = (tinted + 0.3 * (colour - tinted)).round()
         picture[inside & ~core] = colour
     return _pil().fromarray(picture)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The defects of one image."""
-
-    image: str
-    width: int
-    height: int
-    threshold: float | None
-    defects: tuple[Defect, ...]
-
-    @property
-    def area_px(self) -> int:
-        """The number of defect pixels."""
-        return sum(defect.area_px for defect in self.defects)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same for JSON: also what `<stem>.json` holds."""
-        return {
-            "image": self.image,
-            "width": self.width,
-            "height": self.height,
-            "threshold": self.threshold,
-            "defect_area_px": self.area_px,
-            "defects": [defect.to_dict() for defect in self.defects],
-        }
 
 
 @dataclass(frozen=True)
@@ -112,10 +81,14 @@ class Predictions:
         rows = []
         for p in self.done:
             share = f"{100 * p.area_px / (p.width * p.height):.2f}"
-            largest = [" ".join(map(str, d.box)) + f"  {d.score:.3f}" for d in p.defects[:1]] or [""]
-            rows.append([p.image, f"{p.width}x{p.height}", len(p.defects), p.area_px, share, *largest])
-        note = f"{len(self.done)} of {len(self.done) + len(self.failed)} images written to {self.out}"
-        head = ["image", "size", "defects", "area px", "area %", "largest: x0 y0 x1 y1  score"]
+            largest = [f"{' '.join(map(str, d.box))}  {d.score:.3f}  {d.class_name}" for d in p.defects[:1]] or [""]
+            rows.append([p.image, f"{p.width}x{p.height}", p.verdict, len(p.defects), p.area_px, share, *largest])
+        passed = sum(not p.why for p in self.done)
+        note = (
+            f"{len(self.done)} of {len(self.done) + len(self.failed)} images written to {self.out}: {passed} pass, "
+            f"{len(self.done) - passed} fail"
+        )
+        head = ["image", "size", "verdict", "defects", "area px", "area %", "largest: x0 y0 x1 y1  score  class"]
         return table(head, rows, note=note)
 
 
@@ -124,7 +97,9 @@ def predict(
     images: Iterable[str | Path],
     out: str | Path,
     *,
-    threshold: float | None = None,
+    threshold: float | str | None = None,
+    min_area: int | None = None,
+    merge: int | None = None,
     side: int | None = None,
     tile: int | None = None,
     overlap: int | None = None,
@@ -137,6 +112,9 @@ def predict(
 ) -> Predictions | Guesses:
     """Write `<stem>_mask.png`, `<stem>_overlay.png` and `<stem>.json` to `out` for every image.
 
+    Of all together it writes defects.csv and verdicts.csv. The mask has the class of every pixel; overlay and lists
+    have the defects that the run's rule reports.
+
     A classification run writes `predictions.json` instead, with class and score of every image.
 
     A file that cannot be read, or that memory does not hold, is left out and listed in `.failed`; the others are
@@ -145,11 +123,12 @@ def predict(
     Args:
         model: a run folder, or a module.
         images: files, or folders of images.
-        threshold: probability from which a pixel is a defect; default: the run's own, else 0.5. Refused for K classes,
-            of which the largest logit wins.
+        threshold: probability from which a pixel is of a class; one number, or text like "scratch=0.4,pit=0.6".
+            Default: the run's own; else 0.5, and of several logits the largest wins.
+        min_area, merge: pixels of the smallest defect, and those between its fragments, see `Rule`. Default: the run's.
         side: the network sees the image reduced to at most this many pixels on its longer side, 0: as it is; default:
             what the run was trained on. Masks have the image's own size in any case.
-        tile, overlap, batch: as in `predict_logits`. These, `side` and `threshold` are for masks alone: a classifier
+        tile, overlap, batch: as in `predict_logits`. These and the former are for masks alone: a classifier
             sees each image as the square of its recipe's size, and they are refused.
         bits: that a channel of 16-bit images uses; default: as in the training, else what these images use.
         progress: draw a bar on a terminal.
@@ -157,8 +136,6 @@ def predict(
     Raises: BadInput for an error outside the images: none given, two of one stem, an unwritable folder, files that
         would be lost. The images' own folder is refused too: masks and annotations beside them must not be overwritten.
     """
-    if threshold is not None and not 0 < threshold < 1:
-        raise BadInput(f"threshold={threshold}: a number between 0 and 1")
     if bits is not None and not 8 <= bits <= 16:
         raise BadInput(f"bits={bits}: from 8 to 16")
     folder = None if isinstance(model, nn.Module) else RunFolder.open(model)
@@ -168,23 +145,25 @@ def predict(
     reader = ImageReader(bits or (stored.bits if stored else None), partial(_named, paths))
     steps = tracked(paths, "predict", progress=progress, count=len(paths))
     if folder is not None and classifier:
-        _no_masks(str(model), threshold=threshold, side=side, tile=tile, overlap=overlap, batch=batch)
+        masks = {"threshold": threshold, "min_area": min_area, "merge": merge, "side": side}
+        _no_masks(str(model), **masks, tile=tile, overlap=overlap, batch=batch)
         return predict_classes(
             folder, steps, Path(out), reader, note=note, device=device, trust_code=trust_code, overwrite=overwrite
         )
     _not_among(paths, Path(out))
     check_free((Places.of(path, Path(out)) for path in paths), overwrite)
-    asked = threshold
+    check_tables(Path(out), overwrite)
+    decision = Decision()
     if folder is not None:
-        model, chosen = load_scored(folder, trust_code=trust_code)
-        threshold = chosen if asked is None else asked
+        model, decision = load_decided(folder, trust_code=trust_code)
         if side is None and folder.recipe.is_file():
             side = side_of(Recipe.read(folder.recipe).data)
     assert isinstance(model, nn.Module)
+    decision = decision.asked(threshold, min_area, merge)
     given = {"tile": tile, "overlap": overlap, "batch": batch}
     tiles = {name: value for name, value in given.items() if value is not None}
-    look = partial(_logits, model.to(torch.device(device)), side=side, tiles=tiles, asked=asked)
-    return _predicted(steps, Path(out), reader, look, 0.5 if threshold is None else threshold, overwrite, note)
+    look = partial(_logits, model.to(torch.device(device)), side=side, tiles=tiles)
+    return _predicted(steps, Path(out), reader, look, decision, overwrite, note)
 
 
 def _predicted(
@@ -192,42 +171,41 @@ def _predicted(
     out: Path,
     reader: ImageReader,
     look: Callable[[Tensor], Tensor],
-    threshold: float,
+    decision: Decision,
     overwrite: bool,
     note: str,
 ) -> Predictions:
     """Predict and write all usable images; `look`: image -> logits."""
     done, failed = [], []
-    for path in paths:
-        places = Places.of(path, out)
-        try:
-            image = reader.read(path, str(path))
-        except BadInput as error:
-            failed.append((str(path), str(error)))
-            continue
-        try:
-            with enough_memory():
-                done.append(_written(places, image, look(image), threshold, overwrite))
-        except TooLarge as error:
-            failed.append((str(path), one_line(f"{path}: {error}")))
+    try:
+        for path in paths:
+            places = Places.of(path, out)
+            try:
+                image = reader.read(path, str(path))
+            except BadInput as error:
+                failed.append((str(path), str(error)))
+                continue
+            try:
+                with enough_memory():
+                    done.append(_written(places, image, look(image), decision, overwrite))
+            except TooLarge as error:
+                failed.append((str(path), one_line(f"{path}: {error}")))
+    finally:  # also of what Ctrl-C leaves
+        if done:
+            update_tables(out, done, overwrite)
     return Predictions(str(out), tuple(done), tuple(failed), tuple(filter(None, [note, *reader.notes()])))
 
 
-def _logits(model: nn.Module, image: Tensor, *, side: int | None, tiles: dict[str, int], asked: float | None) -> Tensor:
-    """Logits `O H W` at the image's own size. Raises BadInput if a requested threshold has no use."""
+def _logits(model: nn.Module, image: Tensor, *, side: int | None, tiles: dict[str, int]) -> Tensor:
+    """Logits `O H W` at the image's own size."""
     logits = predict_logits(model, reduce_image(image, side) if side else image, **tiles)
-    if asked is not None and len(logits) > 1:
-        raise BadInput(largest_wins(asked, len(logits)))
     check_logits(len(logits), image.shape[-2], image.shape[-1])
     return enlarge_logits(logits, *image.shape[-2:])
 
 
-def _written(places: Places, image: Tensor, logits: Tensor, threshold: float, overwrite: bool) -> Prediction:
-    mask = predicted_classes(logits[None], threshold)[0].to(torch.uint8)
-    defects = find_defects(mask.numpy(), defect_score(logits).numpy())
-    height, width = mask.shape
-    found = Prediction(str(places.image), width, height, threshold if len(logits) == 1 else None, tuple(defects))
-    write(places, _mask_image(mask, binary=len(logits) <= 2), overlay(image, mask), found.to_dict(), overwrite)
+def _written(places: Places, image: Tensor, logits: Tensor, decision: Decision, overwrite: bool) -> Prediction:
+    mask, shown, found = judge(str(places.image), logits, decision)
+    write(places, _mask_image(mask, binary=len(logits) <= 2), overlay(image, shown), found.to_dict(), overwrite)
     return found
 
 
@@ -273,7 +251,7 @@ def _named(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     yield from ((path, str(path)) for path in paths)
 
 
-def _no_masks(run: str, **settings: float | None) -> None:
+def _no_masks(run: str, **settings: float | str | None) -> None:
     """Raise BadInput for options that a classifier cannot use."""
     for name, value in settings.items():
         if value is not None:

@@ -2,7 +2,8 @@
 
 import shlex
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,17 @@ from leanconv.runs.lock import writing
 from leanconv.runs.weights import holds_weights
 from leanconv.table import table
 from leanconv.text import one_line
+from leanconv.train.data.image_reader import listing
 from leanconv.train.data.labelled import Labelled
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks import classify
-from leanconv.train.tasks.evaluate import Scores, best_threshold, evaluate, largest_wins
+from leanconv.train.tasks.decision import Decision, Rule, Threshold
+from leanconv.train.tasks.evaluate import Scores, evaluate
+from leanconv.train.tasks.segment import Segmentation
 from leanconv.train.tasks.task import open_run_data, run_task
+
+_SHOWN, _AT_BEST = (0.1, 0.3, 0.5, 0.7, 0.9), ("dice", "precision", "recall")
+_MOST_ROWS = 20  # classes that a table of curves shows
 
 
 def score_run(
@@ -28,7 +35,9 @@ def score_run(
     *,
     data: str = "",
     split: str = "test",
-    threshold: float | None = None,
+    threshold: float | str | None = None,
+    min_area: int | None = None,
+    merge: int | None = None,
     device: str = "cpu",
     trust_code: bool = False,
     say: Callable[[str], object] = str,
@@ -38,8 +47,9 @@ def score_run(
 
     Args:
         data: a data reference; default: what the run was trained on.
-        threshold: default: the stored one; where none is stored, it is chosen on the validation split of the run's own
-            data, and stored.
+        threshold: a number, or text like "scratch=0.4,pit=0.6"; default: the stored ones. A run that was killed before
+            it chose has none: they are chosen on the validation split of its own data, and stored.
+        min_area, merge: of the defects, in pixels; default: the run's own.
         say: gets a line each on the origin of the split and on how its files were read.
         progress: draw a bar on a terminal.
     Raises: BadInput for a path that is no run or a file that cannot be used; BadFiles for several of them;
@@ -49,54 +59,89 @@ def score_run(
     own = Recipe.read(folder.recipe).data if folder.recipe.is_file() else ""
     if not (data or own):
         raise BadInput(f"{run} does not say what it was trained on: give --data")
-    if threshold is not None and run_task(folder) == "classify":
-        raise BadInput(f"threshold={threshold} is for masks; {run} tells whole images apart by the largest logit")
-    if threshold is not None and len(classes := folder.read_model().classes) > 2:
-        raise BadInput(largest_wins(threshold, len(classes)))
+    if run_task(folder) == "classify":
+        for key, value in {"threshold": threshold, "min_area": min_area, "merge": merge}.items():
+            if value is not None:
+                raise BadInput(f"{key}={value} is for masks; {run} tells whole images apart by the largest logit")
     samples = open_run_data(folder, data or own, split)
-    model, stored = load_scored(folder, trust_code=trust_code)
+    model, stored = load_decided(folder, trust_code=trust_code)
+    decision = replace(stored, classes=tuple(samples.classes)).asked(threshold, min_area, merge)
     model = model.to(torch.device(device))
     samples.check(progress=progress)
     for remark in filter(None, [samples.note, *samples.remarks()]):
         say(remark)
     if isinstance(samples, Labelled):
         return classify.evaluate(model, samples)
-    if threshold is None:
-        threshold = stored
-    if threshold is None and len(samples.classes) == 2:
-        threshold = best_threshold(model, open_run_data(folder, own or data, "val"))
-        if threshold is not None:
-            store_threshold(folder, threshold, of=model)
-    return evaluate(model, samples, threshold=threshold)
+    if threshold is None and not {"threshold", "thresholds"} & read_metrics(folder).keys():
+        task = Segmentation(decision.classes, rule=_rule(folder, decision.classes))
+        chosen = task.choose(model, open_run_data(folder, own or data, "val"))
+        store_chosen(folder, chosen.stored, of=model)
+        decision = chosen.decision.asked(None, min_area, merge)
+    return evaluate(model, samples, threshold=decision.threshold, rule=decision.rule)
 
 
-def load_scored(folder: RunFolder, *, trust_code: bool = False) -> tuple[nn.Module, float | None]:
+def load_scored(folder: RunFolder, *, trust_code: bool = False) -> tuple[nn.Module, Threshold]:
     """The run's network in eval mode, and the threshold chosen for exactly these weights, or None."""
     return folder.load_with(lambda: stored_threshold(folder), trust_code=trust_code)
 
 
-def stored_threshold(folder: RunFolder) -> float | None:
-    """The threshold chosen on validation images, or None. Raises BadCheckpoint for an invalid one."""
-    metrics = read_metrics(folder)
+def load_decided(folder: RunFolder, *, trust_code: bool = False) -> tuple[nn.Module, Decision]:
+    """The run's network in eval mode, and how exactly these weights decide."""
+    return folder.load_with(lambda: stored_decision(folder), trust_code=trust_code)
+
+
+def stored_decision(folder: RunFolder) -> Decision:
+    """How a run decides: names of the classes, thresholds, smallest defect, merging, verdict.
+
+    The names are model.json's. Thresholds, smallest area and merging are those that metrics.json has of the validation
+    images; the recipe.toml beside it goes before, and has the rule of the verdict. A run of an older version has none
+    of the last three: every component is a defect, and fails its picture.
+    Raises: BadCheckpoint for an invalid number.
+    """
+    classes, metrics = folder.read_model().classes, read_metrics(folder)
+    chosen = {key: metrics.get(key, 0) for key in ("min_area", "merge")}
+    for key, value in chosen.items():
+        if type(value) is not int or value < 0:
+            raise BadCheckpoint(f"{folder.metrics}: {key}={str(value)[:40]}: must be pixels, at least 0")
+    return Decision(classes, stored_threshold(folder), _rule(folder, classes).chosen(**chosen))
+
+
+def _rule(folder: RunFolder, classes: Sequence[str]) -> Rule:
+    return Rule.of(Recipe.read(folder.recipe), classes) if folder.recipe.is_file() else Rule()
+
+
+def stored_threshold(folder: RunFolder) -> Threshold:
+    """The threshold chosen on validation images, of more than two classes one each, or None.
+
+    Raises: BadCheckpoint for an invalid one.
+    """
+    metrics, names = read_metrics(folder), folder.read_model().classes[1:]
+    each = metrics.get("thresholds")
+    if metrics.get("threshold") is None and isinstance(each, dict) and len(each) > 1:
+        if set(each) != set(names):
+            raise BadCheckpoint(f"{folder.metrics}: thresholds of {listing(each)}; model.json has {listing(names)}")
+        return tuple(_probability(folder, f"threshold of {name}", each[name]) for name in names)
     value = metrics.get("threshold")
-    if value is None:
-        return None
+    return None if value is None else _probability(folder, "threshold", value)
+
+
+def _probability(folder: RunFolder, what: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
-        raise BadCheckpoint(f"{folder.metrics}: threshold={value!r}: must be a number between 0 and 1")
+        raise BadCheckpoint(f"{folder.metrics}: {what}={value!r}: must be a number between 0 and 1")
     return float(value)
 
 
-def store_threshold(folder: RunFolder, threshold: float, *, of: nn.Module) -> None:
-    """Put the threshold into metrics.json, beside what stands there, if the folder still has the weights it is `of`.
+def store_chosen(folder: RunFolder, chosen: dict[str, Any], *, of: nn.Module) -> None:
+    """Put what was chosen into metrics.json, beside what stands there, if the folder still has the weights it is `of`.
 
     Where another process trains there, or nothing can be written, it is not kept, with a warning.
     """
     try:
         with writing(folder.path, "leanconv eval"):
             if holds_weights(of, folder.weights):
-                write_json(folder.metrics, {**read_metrics(folder), "threshold": threshold})
+                write_json(folder.metrics, {**read_metrics(folder), **chosen})
     except BadInput as error:
-        warnings.warn(f"the threshold {threshold:g} that was chosen is not kept: {error}", stacklevel=2)
+        warnings.warn(f"the thresholds that were chosen are not kept: {error}", stacklevel=2)
 
 
 def read_metrics(folder: RunFolder) -> dict[str, Any]:
@@ -142,15 +187,60 @@ def _table(folder: RunFolder) -> tuple[str, str]:
         for split in ("val", "test")
         if split in metrics
     ]
-    threshold = metrics.get("threshold")
     last = metrics.get("keep") == "last"
     note = (
         "the weights after the last step; "
         if last
         else f"epoch {metrics.get('best_epoch')} of the run was best on val; "
     )
-    note += "the largest logit wins." if threshold is None else f"threshold {threshold:.2f} chosen on val."
-    return table(["split", "images", *head], rows, title=str(folder.path), note=note), said
+    note += _chosen(metrics)
+    parts = [table(["split", "images", *head], rows, title=str(folder.path), note=note)]
+    parts += [f"\n{part}" for part in (_by_class(metrics), _curves(metrics)) if part]
+    return "\n".join(parts), said
+
+
+def _chosen(metrics: dict[str, Any]) -> str:
+    """The thresholds and the rule of defects, in words."""
+    each = metrics.get("thresholds") or {}
+    if len(each) > 1:
+        said = f"thresholds chosen on val: {', '.join(f'{name} {value:.2f}' for name, value in each.items())}."
+    elif metrics.get("threshold") is None:
+        return "the largest logit wins."
+    else:
+        said = f"threshold {metrics['threshold']:.2f} chosen on val."
+    if "min_area" not in metrics:
+        return said
+    return f"{said} Defects have at least {metrics['min_area']} px; merge {metrics['merge']} px."
+
+
+def _by_class(metrics: dict[str, Any]) -> str:
+    """A row for each class of each split: IoU, Dice, and its defects as objects; empty for a classifier."""
+    rows: list[list[object]] = []
+    for split in ("val", "test"):
+        scores = metrics.get(split, {})
+        found = scores.get("objects", {}).get("classes", {})
+        for name, row in found.items():
+            pixels = scores["classes"][name]
+            shares = [pixels["iou"], pixels["dice"], row["precision"], row["recall"]]
+            shown = ["-" if value is None else f"{value:.4f}" for value in shares]
+            rows.append([split, name, *shown[:2], row["true"], row["reported"], *shown[2:]])
+    heads = ["split", "class", "IoU", "Dice", "true defects", "reported", "precision", "recall"]
+    return table(heads, rows) if rows else ""
+
+
+def _curves(metrics: dict[str, Any]) -> str:
+    """What each class's threshold was chosen from: Dice on val at some of them, and the scores at the chosen one."""
+    curve, chosen = metrics.get("threshold_curve"), metrics.get("thresholds", {})
+    if not curve:
+        return ""
+    grid, rows = curve["thresholds"], list[list[object]]()
+    for name, found in list(curve["classes"].items())[:_MOST_ROWS]:
+        best = grid.index(chosen[name])
+        dice = [f"{found['dice'][grid.index(value)]:.4f}" for value in _SHOWN]
+        shares = ["-" if found[key][best] is None else f"{found[key][best]:.4f}" for key in _AT_BEST]
+        rows.append([name, *dice, f"{chosen[name]:.2f}", *shares])
+    heads = [f"Dice at {value:.1f}" for value in _SHOWN]
+    return table(["threshold on val", *heads, "chosen", "Dice", "precision", "recall"], rows)
 
 
 def _scores_of(metrics: dict[str, Any]) -> tuple[list[str], list[str], str]:

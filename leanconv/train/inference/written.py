@@ -8,8 +8,8 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -79,20 +79,27 @@ def write(places: Places, mask: "Image", overlay: "Image", found: dict[str, Any]
 
     Raises: BadInput where they cannot be written, or a file would be lost that has come since.
     """
-    with ExitStack() as held:
-        try:
-            places.defects.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(Lock(places.defects.parent / _WRITING, patience_s=_PATIENCE_S))
-        except Held as error:
-            raise BadInput(f"{places.defects}: another predict keeps this folder to itself; try again") from error
-        except NoLocks:
-            pass
-        except OSError as error:
-            raise BadInput(f"{places.defects}: cannot be written: {error.strerror or error}") from error
+    with alone(places.defects):
         check_free([places], overwrite)
         write_png(mask, places.mask)
         write_png(overlay, places.overlay)
         write_json(places.defects, found)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Write in the folder of a file, which is created, while no other predict does. Raises BadInput."""
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(Lock(path.parent / _WRITING, patience_s=_PATIENCE_S))
+        except Held as error:
+            raise BadInput(f"{path}: another predict keeps this folder to itself; try again") from error
+        except NoLocks:
+            pass
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from error
+        yield
 
 
 def check_list(path: Path, overwrite: bool) -> None:

@@ -17,7 +17,7 @@ from leanconv.running import evaluating
 from leanconv.table import table
 from leanconv.train.data.augment import to_float
 from leanconv.train.data.labelled import Labelled
-from leanconv.train.tasks.probe import answer
+from leanconv.train.tasks.probe import answer, say_outputs
 
 Total = Callable[[Tensor], Tensor]
 
@@ -58,7 +58,7 @@ class Classification:
         if given != wanted:
             raise BadInput(
                 f"the model gives {given} for {tuple(inputs.shape)}, but {self.outputs} classes "
-                f"need {wanted}: set num_classes={self.outputs}"
+                f"need {wanted}: {say_outputs('num_classes', self.outputs)}"
             )
 
     def loss(self, logits: Tensor, labels: Tensor, *, processes: int = 1, total: Total | None = None) -> Tensor:
@@ -72,11 +72,23 @@ class Classification:
 
     def evaluate(self, model: nn.Module, samples: Labelled, **options: Any) -> "Accuracy":
         """`evaluate` of this file."""
-        options.pop("threshold", None)
         return evaluate(model, samples, **options)
 
-    def best_threshold(self, model: nn.Module, samples: Labelled, **options: Any) -> None:
-        """None: the largest logit wins."""
+    def choose(self, model: nn.Module, samples: Labelled, **options: Any) -> "Chosen":
+        """Nothing: the largest logit wins."""
+        return self.unchosen()
+
+    def unchosen(self) -> "Chosen":
+        """The same without validation images."""
+        return Chosen()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a classification chooses at the end of a training: no threshold."""
+
+    stored: ClassVar[dict[str, Any]] = {"threshold": None}
+    options: ClassVar[dict[str, Any]] = {}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""IoU and Dice of a segmentation model on whole images.
+"""IoU and Dice of a segmentation model on whole images; with a rule also its defects and verdicts.
 
 Three figures go by the name of IoU, and all three are printed:
 
@@ -13,9 +13,12 @@ stand beside the paper's.
 
 An image without a defect, where none is predicted either, counts as 1 in the mean over images. Pixels that the masks
 leave out (`ignore=` of the data reference) count nowhere.
+
+All of these are of pixels as the thresholds give them. A rule (decision.py) says which of them are reported as defects:
+objects.py counts those, and a picture's verdict is right where the same rule fails the mask drawn by hand.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,21 +27,11 @@ from torch import Tensor, nn
 
 from leanconv.errors import BadInput
 from leanconv.extras import needs
-from leanconv.running import evaluating
 from leanconv.table import table
-from leanconv.train.data.augment import to_float
 from leanconv.train.data.masks import IGNORE
-from leanconv.train.data.padding import pad_to
-
-Total = Callable[[Tensor], Tensor]
-Group = list[tuple[int, Any]]  # images of one size: index and sample
-
-# The candidates of `best_threshold`.
-GRID = tuple(i / 100 for i in range(5, 96))
-# The most pixels of a batch of whole images: 1 Mpx of a base-32 U-Net takes 1 GB.
-BATCH_PIXELS = 1 << 20
-# The most pixels of images that wait for others of their size: 256 MB with their masks.
-HELD_PIXELS = 1 << 26
+from leanconv.train.tasks import objects
+from leanconv.train.tasks.decision import Decision, Rule, Threshold, predicted_classes
+from leanconv.train.tasks.images import Total, image_logits
 
 
 @dataclass(frozen=True)
@@ -47,15 +40,19 @@ class Scores:
 
     Attributes:
         classes: names; the first is the background.
-        threshold: probability above which a pixel is a defect; None where the largest logit wins.
+        threshold: probability above which a pixel is a class's; None where the largest logit wins.
         names: of the images (with several processes: of this one's, the others' are empty).
         confusion: `N K K` pixel counts of each image, rows = truth, columns = prediction.
+        rule: of defects and verdicts; None where only pixels were judged.
+        objects: `N K-1 6` counts of the defects of each image, see objects.py.
     """
 
     classes: tuple[str, ...]
-    threshold: float | None
+    threshold: Threshold
     names: tuple[str, ...]
     confusion: Tensor
+    rule: Rule | None = None
+    objects: Tensor | None = None
 
     @property
     def class_iou(self) -> list[float | None]:
@@ -106,6 +103,36 @@ class Scores:
         """The mean over images of `image_dices`: beside the paper's "Dice"."""
         return self._over_images(self.image_dices)
 
+    @property
+    def class_precision(self) -> list[float | None]:
+        """Of the pixels that each class was given, the share that is its; None without any."""
+        inter, _, _ = _areas(self.confusion.sum(0))
+        return _ratios(inter, self.confusion.sum((0, 1)))
+
+    @property
+    def class_recall(self) -> list[float | None]:
+        """Of the pixels of each class, the share that it was given; None without any."""
+        inter, _, _ = _areas(self.confusion.sum(0))
+        return _ratios(inter, self.confusion.sum((0, 2)))
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """Pictures that the rule fails by the mask and by the prediction (`found`), by one of them, or by neither.
+
+        `missed` pictures have a defect and pass; `false_alarms` have none, and fail.
+        """
+        if self.objects is None or self.rule is None:
+            return {}
+        told = {"pictures": len(self.objects), "found": 0, "missed": 0, "false_alarms": 0, "passed": 0}
+        columns = ((objects.TRUE_MERGED, objects.TRUE_AREA), (objects.REPORTED, objects.REPORTED_AREA))
+        for counts in self.objects.tolist():
+            bad, failed = (
+                bool(self.rule.why_fail([(n, row[i], row[j]) for n, row in zip(self.classes[1:], counts, strict=True)]))
+                for i, j in columns
+            )
+            told[("found" if failed else "missed") if bad else "false_alarms" if failed else "passed"] += 1
+        return told
+
     def _over_images(self, values: list[float]) -> float:
         """The mean over the images in which something was judged."""
         judged = self.confusion.sum((1, 2)).tolist()
@@ -114,19 +141,34 @@ class Scores:
     def to_dict(self, *, per_image: bool = False) -> dict[str, Any]:
         """Every figure; with `per_image`, also those of each image."""
         report: dict[str, Any] = {
-            "images": len(self.names), "threshold": self.threshold, "iou": self.iou, "dice": self.dice,
+            "images": len(self.names), "threshold": self._decision.to_dict()["threshold"],
+            "iou": self.iou, "dice": self.dice,
             "mean_iou": self.mean_iou, "image_iou": self.image_iou, "image_dice": self.image_dice,
             "classes": {
-                name: {"iou": iou, "dice": dice}
-                for name, iou, dice in zip(self.classes, self.class_iou, self.class_dice, strict=True)
+                name: {"iou": iou, "dice": dice, "precision": precision, "recall": recall}
+                for name, iou, dice, precision, recall in zip(
+                    self.classes, self.class_iou, self.class_dice, self.class_precision, self.class_recall, strict=True
+                )
             },
         }  # fmt: skip
+        if self.rule is not None and self.objects is not None:
+            each = dict(zip(self.classes[1:], map(objects.summary, self.objects.sum(0)), strict=True))
+            report |= self._decision.to_dict()
+            report["objects"] = {**objects.summary(self.objects.sum((0, 1))), "classes": each}
+            report["verdicts"] = self.verdicts
         if per_image:
             report["per_image"] = [
                 {"name": name, "iou": iou, "dice": dice}
                 for name, iou, dice in zip(self.names, self.image_ious, self.image_dices, strict=True)
             ]
+            if self.objects is not None:
+                for picture, counts in zip(report["per_image"], self.objects.sum(1).tolist(), strict=True):
+                    picture |= dict(zip(("true", "reported", "matched"), counts[:3], strict=True))
         return report
+
+    @property
+    def _decision(self) -> Decision:
+        return Decision(self.classes, self.threshold, self.rule or Rule())
 
     def __str__(self) -> str:
         rows: list[list[object]] = [
@@ -139,8 +181,32 @@ class Scores:
         rows.append([f"mean over classes with {background}", f"{self.mean_iou:.4f}", f"{_mean(self.class_dice):.4f}"])
         of = f"mean of all but {background}" if several else self.classes[1]
         rows.append([f"{of} in each image, mean over images", f"{self.image_iou:.4f}", f"{self.image_dice:.4f}"])
-        chosen = "largest logit" if self.threshold is None else f"threshold {self.threshold:.2f}"
-        return table(["class", "IoU", "Dice"], rows, note=f"{len(self.names)} images, {chosen}")
+        if self.threshold is None:
+            chosen = "largest logit"
+        else:
+            found = self._decision.thresholds
+            each = [f"{value:.2f}" if len(found) == 1 else f"{name} {value:.2f}" for name, value in found.items()]
+            chosen = f"threshold {', '.join(each)}"
+        pixels = table(["class", "IoU", "Dice"], rows, note=f"{len(self.names)} images, {chosen}")
+        return pixels if self.objects is None else f"{pixels}\n\n{self._objects_table(self.objects)}"
+
+    def _objects_table(self, counts: Tensor) -> str:
+        """The defects as objects, a row a class, and the verdicts below."""
+        each = dict(zip(self.classes[1:], counts.sum(0), strict=True))
+        if len(each) > 1:
+            each["all"] = counts.sum((0, 1))
+        rows: list[list[object]] = []
+        for name, row in each.items():
+            found = objects.summary(row)
+            shares = ["-" if found[key] is None else f"{found[key]:.4f}" for key in ("precision", "recall")]
+            rows.append([name, found["true"], found["reported"], found["matched"], *shares])
+        told, rule = self.verdicts, self.rule or Rule()
+        note = (
+            f"Defects from {rule.min_area} px, merge {rule.merge} px; matched: IoU of at least {objects.MATCH_IOU:g}. "
+            f"Of {told['found'] + told['missed']} pictures that must fail {told['found']} do; of "
+            f"{told['passed'] + told['false_alarms']} that must pass {told['passed']} do."
+        )
+        return table(["defects", "true", "reported", "matched", "precision", "recall"], rows, note=note)
 
 
 @torch.no_grad()
@@ -148,7 +214,8 @@ def evaluate(
     model: nn.Module,
     samples: Any,
     *,
-    threshold: float | None = None,
+    threshold: Threshold = None,
+    rule: Rule | None = None,
     batch: int = 8,
     rank: int = 0,
     processes: int = 1,
@@ -160,108 +227,37 @@ def evaluate(
     Args:
         model: `N 3 H W -> N O H W` logits; it runs in eval mode on its own device.
         samples: a data set of `Sample(image, mask, name)` with `.classes`.
-        threshold: for one logit (default 0.5); refused for several.
+        threshold: of all classes, or one of each; of one logit 0.5 by default, of several the largest wins.
+        rule: counts the defects too, as objects.
         batch: images of one size that go through the model together, at most.
         rank, processes, total: with several processes each counts its share and `total` sums the counts.
         on_images: called with the number of images done, after each batch.
     Raises: BadInput for an empty data set, a threshold outside 0..1, or a model of another number of classes.
     """
-    if threshold is not None and not 0 < threshold < 1:
-        raise BadInput(f"threshold={threshold}: must lie between 0 and 1")
+    for each in threshold if isinstance(threshold, tuple) else () if threshold is None else (threshold,):
+        if not 0 < each < 1:
+            raise BadInput(f"threshold={each}: must lie between 0 and 1")
+    if rule is not None:
+        rule = rule.chosen(0, 0)
     classes = tuple(samples.classes)
     confusion = torch.zeros(len(samples), len(classes), len(classes), dtype=torch.int64)
-    names, outputs = [""] * len(samples), 1
-    for group, logits, masks in _logits(model, samples, batch, rank, processes, on_images):
-        outputs = logits.shape[1]
-        if outputs > 1 and threshold is not None:
-            raise BadInput(largest_wins(threshold, outputs))
+    counts = torch.zeros(len(samples), len(classes) - 1, 6, dtype=torch.int64)
+    names = [""] * len(samples)
+    for group, logits, masks in image_logits(model, samples, batch, rank, processes, on_images):
+        if threshold is None and logits.shape[1] == 1:
+            threshold = 0.5
         predicted = predicted_classes(logits, threshold)
         for (index, sample), truth, guess in zip(group, masks, predicted, strict=True):
             names[index], confusion[index] = sample.name, _confusion(guess, truth, len(classes))
+            if rule is not None:
+                pair = guess.cpu().numpy(), truth.cpu().numpy()
+                found = objects.count_objects(*pair, len(classes), rule.merge, (rule.min_area,))
+                counts[index] = torch.from_numpy(found[0])
     if total is not None and processes > 1:
-        confusion = total(confusion)
-    return Scores(classes, (threshold or 0.5) if outputs == 1 else None, tuple(names), confusion.cpu())
-
-
-@torch.no_grad()
-def best_threshold(
-    model: nn.Module,
-    samples: Any,
-    *,
-    batch: int = 8,
-    rank: int = 0,
-    processes: int = 1,
-    total: Total | None = None,
-    on_images: Callable[[int], object] | None = None,
-) -> float | None:
-    """The threshold of `GRID` with the largest Dice over all pixels of these samples: choose it on validation images.
-
-    One pass: a pixel is counted by the number of thresholds that it reaches. None for a model of several logits, of
-    which the largest wins.
-    """
-    grid = torch.tensor(GRID, dtype=torch.float32)
-    counts = torch.zeros(2, len(GRID) + 1, dtype=torch.int64)  # truth, thresholds reached
-    for _, logits, masks in _logits(model, samples, batch, rank, processes, on_images):
-        if logits.shape[1] > 1:
-            return None
-        reached = torch.bucketize(logits[:, 0].float().sigmoid(), grid.to(logits.device), right=True)
-        flat = reached.flatten() + (len(GRID) + 1) * (masks.flatten() > 0)
-        judged = flat[masks.flatten() != IGNORE]
-        counts += torch.bincount(judged, minlength=counts.numel()).view_as(counts).cpu()
-    if total is not None and processes > 1:
-        counts = total(counts).cpu()
-    positive = counts.flip(1).cumsum(1).flip(1)[:, 1:]  # truth, threshold: pixels called a defect
-    dice = 2 * positive[1] / (positive.sum(0) + counts[1].sum()).clamp(min=1)
-    best = (dice >= dice.max()).nonzero().flatten().tolist()
-    return min((GRID[i] for i in best), key=lambda value: abs(value - 0.5))
-
-
-def largest_wins(threshold: float, outputs: int) -> str:
-    """Why a threshold is refused for a model of several logits."""
-    return f"threshold={threshold:g} is for one logit; this model gives {outputs}, and the largest wins: leave it out"
-
-
-def predicted_classes(logits: Tensor, threshold: float | None) -> Tensor:
-    """`N O H W` logits -> `N H W` class indices: one logit against the threshold, several by the largest."""
-    if logits.shape[1] > 1:
-        return logits.argmax(1)
-    return (logits[:, 0].float().sigmoid() >= (0.5 if threshold is None else threshold)).long()
-
-
-def _logits(
-    model: nn.Module, samples: Any, batch: int, rank: int, processes: int, on_images: Callable[[int], object] | None
-) -> Iterator[tuple[Group, Tensor, Tensor]]:
-    """Indices and samples, logits `n O H W` and masks `n H W` of this process's images, grouped by size."""
-    if not len(samples):
-        raise BadInput("there are no images to evaluate")
-    waiting, held = dict[tuple[int, ...], Group](), 0
-    with evaluating(model):
-        for index in range(rank, len(samples), processes):
-            size = tuple((sample := samples[index]).image.shape[-2:])
-            waiting.setdefault(size, []).append((index, sample))
-            held += size[0] * size[1]
-            full = [size] if len(waiting[size]) >= max(1, min(batch, BATCH_PIXELS // (size[0] * size[1]))) else []
-            for size in full or (list(waiting) if held > HELD_PIXELS else []):
-                group = waiting.pop(size)
-                held -= len(group) * size[0] * size[1]
-                yield _run(model, group, len(samples.classes))
-                if on_images:
-                    on_images(index + 1)
-        for group in waiting.values():
-            yield _run(model, group, len(samples.classes))
-        if on_images:
-            on_images(len(samples))
-
-
-def _run(model: nn.Module, group: Group, classes: int) -> tuple[Group, Tensor, Tensor]:
-    device = next(model.parameters()).device
-    images = to_float(torch.stack([sample.image for _, sample in group]).to(device))
-    masks = torch.stack([sample.mask for _, sample in group]).to(device)
-    h, w = images.shape[-2:]
-    logits = model(pad_to(images, getattr(model, "size_multiple", 32)))[..., :h, :w]
-    if logits.shape[1] != classes and (logits.shape[1], classes) != (1, 2):
-        raise BadInput(f"the model gives {logits.shape[1]} classes, the data has {classes}")
-    return group, logits, masks
+        confusion, counts = total(confusion), total(counts)
+    if rule is None:
+        return Scores(classes, threshold, tuple(names), confusion.cpu())
+    return Scores(classes, threshold, tuple(names), confusion.cpu(), rule, counts.cpu())
 
 
 def _confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The segmentation task: the loss of a batch, and the meaning of the outputs.
 
 Two classes (background and defect) have one logit and BCE + Dice; K > 2 classes have K logits and cross-entropy. The
-training loop knows a task by `check`, `loss`, `batch_score`, `evaluate`, `best_threshold` and its constants only:
+training loop knows a task by `check`, `loss`, `batch_score`, `evaluate`, `choose` and its constants only:
 `classify.py` is the other one.
 """
 
@@ -14,9 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
+from leanconv.train.data.image_reader import listing
 from leanconv.train.data.masks import IGNORE
 from leanconv.train.tasks import evaluate as _evaluate
-from leanconv.train.tasks.probe import answer
+from leanconv.train.tasks.decision import OPEN, Decision, Rule, predicted_classes
+from leanconv.train.tasks.objects import best_rule
+from leanconv.train.tasks.probe import answer, say_outputs
+from leanconv.train.tasks.thresholds import threshold_curve
 
 Total = Callable[[Tensor], Tensor]
 
@@ -29,11 +33,13 @@ class Segmentation:
         classes: their names, two or more.
         loss_name: `bce_dice`, `ce`, or `auto`.
         ignores: whether masks leave pixels out, so that processes may differ in how many they judge.
+        rule: of defects and pictures, as far as the recipe says it.
     """
 
     classes: tuple[str, ...]
     loss_name: str = "auto"
     ignores: bool = False
+    rule: Rule = OPEN
 
     name: ClassVar[str] = "segment"
     goal: ClassVar[str] = "dice"  # the score of `evaluate` by which the best weights are kept
@@ -57,7 +63,7 @@ class Segmentation:
         if given != wanted:
             raise BadInput(
                 f"the model gives {given} for {tuple(inputs.shape)}, but {len(self.classes)} classes "
-                f"({', '.join(self.classes)}) need {wanted}: set out_channels={self.outputs}"
+                f"({listing(self.classes)}) need {wanted}: {say_outputs('out_channels', self.outputs)}"
             )
 
     def loss(self, logits: Tensor, masks: Tensor, *, processes: int = 1, total: Total | None = None) -> Tensor:
@@ -86,7 +92,7 @@ class Segmentation:
     def batch_score(self, logits: Tensor, masks: Tensor) -> Tensor:
         """Dice of the foreground in this batch, for the progress bar."""
         judged = masks != IGNORE
-        predicted = (_evaluate.predicted_classes(logits, 0.5) > 0) & judged
+        predicted = (predicted_classes(logits, None) > 0) & judged
         truth = (masks > 0) & judged
         return (2 * (predicted & truth).sum() + 1e-6) / (predicted.sum() + truth.sum() + 1e-6)
 
@@ -94,9 +100,35 @@ class Segmentation:
         """`leanconv.train.tasks.evaluate.evaluate`."""
         return _evaluate.evaluate(model, samples, **options)
 
-    def best_threshold(self, model: nn.Module, samples: Any, **options: Any) -> float | None:
-        """The threshold to store with the weights; None if the largest logit decides."""
-        return _evaluate.best_threshold(model, samples, **options) if self.outputs == 1 else None
+    def choose(self, model: nn.Module, samples: Any, **options: Any) -> "Chosen":
+        """Thresholds, smallest area and merging by validation images, for the scores and for metrics.json."""
+        curve = threshold_curve(model, samples, **options)
+        rule = best_rule(model, samples, self.rule, threshold=curve.best, **options)
+        decision = Decision(self.classes, curve.best, rule)
+        return Chosen({**decision.to_dict(), "threshold_curve": curve.to_dict()}, decision)
+
+    def unchosen(self) -> "Chosen":
+        """The same without validation images: the largest logit, or 0.5 of one; what the recipe leaves open is 0."""
+        decision = Decision(self.classes, rule=self.rule.chosen(0, 0))
+        return Chosen(decision.to_dict(), decision)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a task decided at the end of a training.
+
+    Attributes:
+        stored: its part of metrics.json.
+        decision: for `evaluate`.
+    """
+
+    stored: dict[str, Any]
+    decision: Decision
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of `evaluate` that follow from it."""
+        return {"threshold": self.decision.threshold, "rule": self.decision.rule}
 
 
 def soft_dice(probability: Tensor, truth: Tensor, *, processes: int = 1, total: Total | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """The task of a recipe, a data reference or a run folder, and its data: the only file that knows both tasks."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from leanconv.train.data.samples import open_data
 from leanconv.train.data.splits import SPLITS, holds_parquet, parquet_files
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks.classify import Classification
+from leanconv.train.tasks.decision import KEYS, Rule
 from leanconv.train.tasks.segment import Segmentation
 
 Task = Segmentation | Classification
@@ -46,27 +48,34 @@ def task_of(recipe: Recipe) -> str:
 def make_task(recipe: Recipe, kind: str, classes: tuple[str, ...], *, ignores: bool = False) -> Task:
     """The task to train; `ignores`: masks exclude pixels. Raises BadInput for settings of the other task."""
     if kind == "classify":
-        for key, unused in {"zoom": 1.0, "defect_crop": 0.0}.items():
-            if (value := getattr(recipe, key)) != unused:
-                raise BadInput(f"recipe: {key}={value} is for segmentation, this data has a class an image")
+        unused = {"zoom": 1.0, "defect_crop": 0.0, "classes": (), **KEYS}
+        for key, default in unused.items():
+            if (value := getattr(recipe, key)) != default:
+                shown = ",".join(value) if isinstance(value, tuple) else value
+                raise BadInput(f"recipe: {key}={shown} is for segmentation, this data has a class an image")
         return Classification(classes, recipe.loss, recipe.smoothing)
     if recipe.smoothing:
         raise BadInput(f"recipe: smoothing={recipe.smoothing} is for classification, this data has masks")
-    return Segmentation(classes, recipe.loss, ignores)
+    return Segmentation(classes, recipe.loss, ignores, Rule.of(recipe, classes))
 
 
-def open_split(ref: str, split: str, *, task: str, size: int, bits: int | None = None) -> Any:
-    """One split of the task's data: `Samples` with masks, or `Labelled` images (squares of `size`)."""
+def open_split(
+    ref: str, split: str, *, task: str, size: int, bits: int | None = None, classes: Sequence[str] | int | None = None
+) -> Any:
+    """One split of the task's data: `Samples` with masks, or `Labelled` images (squares of `size`).
+
+    `classes`: of the masks, as in `open_data`.
+    """
     if task == "classify":
         return open_labelled(ref, split, size=size, bits=bits)
-    return open_data(ref, split, bits=bits)
+    return open_data(ref, split, bits=bits, classes=classes)
 
 
 def open_run_data(folder: RunFolder, ref: str, split: str) -> Any:
     """A split of any data as a run's model takes it: its task, image size, range of 16 bits, numbers of the classes."""
     stored = folder.read_model()
     if stored.task != "classify":
-        return open_data(ref, split, bits=stored.bits)
+        return open_data(ref, split, bits=stored.bits, classes=stored.classes or None)
     return open_labelled(ref, split, size=run_size(folder), bits=stored.bits).as_classes(stored.classes)
 
 

@@ -21,7 +21,7 @@ from leanconv.train.data.open_labelled import open_labelled
 from leanconv.train.data.samples import Sample, open_data
 from leanconv.train.inference import tiles
 from leanconv.train.inference.predict import predict
-from leanconv.train.tasks import evaluate as evaluation
+from leanconv.train.tasks import images as images_room
 from leanconv.train.tasks.evaluate import evaluate
 
 
@@ -237,7 +237,7 @@ def test_images_that_wait_for_their_size_are_bounded(monkeypatch):
 
     net = Grey()
     net.weight = nn.Parameter(torch.zeros(1))
-    monkeypatch.setattr(evaluation, "HELD_PIXELS", 4 * 32 * 44)
+    monkeypatch.setattr(images_room, "HELD_PIXELS", 4 * 32 * 44)
     done = []
     scores = evaluate(net, Set(samples), on_images=done.append)
     assert len(scores.names) == 12

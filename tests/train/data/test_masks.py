@@ -299,7 +299,7 @@ def test_a_file_of_colours(read, tmp_path, text):
         ("colors=~nobody-of-that-name/map.txt", BadInput, "a file of them; no such file"),
         ("colors=ff0000,ff0000", BadInput, "ff0000 stands for two classes"),
         ("colors=a:000000,ff0000", BadInput, "some classes have names and some have none"),
-        ("colors=000000,ff0000&classes=3", BadInput, "3 classes .* colors= has 2"),
+        ("colors=000000,ff0000&classes=3", BadInput, "classes= says 3 classes, colors= 2"),
         ("colors=000000,ff0000&ignore=255", BadInput, "ignore=255: with colors= a colour"),
         ("colors=000000,ff0000&threshold=9", BadInput, "leave out threshold="),
         ("colors=000000", BadInput, "2 to 255 different names"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from leanconv.errors import BadInput
 from leanconv.train.data.padding import pad_to
-from leanconv.train.tasks.evaluate import GRID, Scores, best_threshold, evaluate
+from leanconv.train.tasks.evaluate import Scores, evaluate
 
 
 class Sample(NamedTuple):
@@ -121,16 +121,6 @@ def test_the_papers_pair_is_no_dataset_wide_pair():
     assert 0.7139 < 2 * 0.6012 / (1 + 0.6012)
 
 
-def test_best_threshold_is_the_best_of_the_grid():
-    samples = random_samples()
-    samples[:] = [s._replace(mask=(s.image[0] > 170).to(torch.uint8)) for s in samples]
-    model = FromImage(1)
-    dices = {t: evaluate(model, samples, threshold=t).dice for t in GRID}
-    chosen = best_threshold(model, samples)
-    assert dices[chosen] == max(dices.values())
-    assert dices[chosen] > dices[0.5]
-
-
 def test_sizes_are_padded_and_batch_size_changes_nothing():
     samples, model = random_samples(12), FromImage(1)
     one, many = evaluate(model, samples, batch=1), evaluate(model, samples, batch=5)
@@ -205,6 +195,37 @@ def test_each_row_of_the_table_is_what_it_says():
     assert "threshold 0.40" in str(two)
 
 
-def test_a_threshold_for_several_logits_is_refused():
-    with pytest.raises(BadInput, match=r"threshold=0\.9 is for one logit; this model gives 3, and the largest wins"):
-        evaluate(FromImage(3), random_samples(classes=3), threshold=0.9)
+def test_thresholds_for_several_logits():
+    """One for all, or one each: a pixel has its most probable class but the background, where that reaches its own."""
+    samples = random_samples(classes=3)
+    for threshold in (0.4, (0.35, 0.6)):
+        scores = evaluate(FromImage(3), samples, threshold=threshold)
+        least = threshold if isinstance(threshold, tuple) else (threshold,) * 2
+        predicted = []
+        for sample in samples:
+            p = logits_of(sample, 3).softmax(0).tolist()
+            h, w = sample.mask.shape
+            rows = [[[p[k][y][x] for k in range(3)] for x in range(w)] for y in range(h)]
+            best = [[max((1, 2), key=lambda k: each[k]) for each in row] for row in rows]
+            predicted.append(
+                torch.tensor(
+                    [[k if each[k] >= least[k - 1] else 0 for each, k in zip(*pair)] for pair in zip(rows, best)]
+                )
+            )
+        counted = [own_count(samples, predicted, k) for k in range(3)]
+        assert scores.class_iou == pytest.approx([c[0] for c in counted], abs=1e-12)
+        assert scores.threshold == threshold
+    assert scores.to_dict()["threshold"] is None
+    assert "threshold defect 0.35, third 0.60" in str(scores)
+    with pytest.raises(BadInput, match="3 thresholds for 2 classes"):
+        evaluate(FromImage(3), samples, threshold=(0.1, 0.2, 0.3))
+    with pytest.raises(BadInput, match="must lie between 0 and 1"):
+        evaluate(FromImage(3), samples, threshold=(0.1, 1.0))
+
+
+def test_precision_and_recall_of_the_pixels():
+    confusion = torch.tensor([[[50, 10, 0], [5, 20, 5], [0, 0, 0]]])
+    scores = Scores(("copper", "scratch", "pit"), None, ("a",), confusion)
+    assert scores.class_precision == [50 / 55, 20 / 30, 0.0]
+    assert scores.class_recall == [50 / 60, 20 / 30, None]
+    assert scores.to_dict()["classes"]["pit"] == {"iou": 0.0, "dice": 0.0, "precision": 0.0, "recall": None}

@@ -16,8 +16,7 @@ from leanconv.train.data.augment import to_float
 from leanconv.train.data.image_reader import read_image
 from leanconv.train.data.padding import mirror
 from leanconv.train.data.samples import open_data
-from leanconv.train.inference.defects import find_defects
-from leanconv.train.inference.predict import defect_score, overlay, predict
+from leanconv.train.inference.predict import overlay, predict
 from leanconv.train.inference.tiles import _Axis, predict_logits
 
 SIZES = [(1, 1), (1, 200), (200, 1), (33, 65), (64, 64), (97, 130), (160, 96)]
@@ -142,12 +141,14 @@ def test_2048_squared_fits_in_two_gibibytes():
     code = (
         "import torch; torch.set_num_threads(1)\n"
         "from leanconv.models import build\n"
-        "from leanconv.train.inference.predict import defect_score, overlay, predict_logits\n"
-        "from leanconv.train.inference.defects import find_defects\n"
+        "from leanconv.train.inference.predict import overlay, predict_logits\n"
+        "from leanconv.train.inference.defects import judge\n"
+        "from leanconv.train.tasks.decision import Decision, Rule\n"
         "image = torch.randint(0, 256, (3, 2048, 2048), dtype=torch.uint8)\n"
         "logits = predict_logits(build('unet', base=4, levels=3).eval(), image)\n"
-        "mask = (logits[0] > logits.median()).to(torch.uint8)\n"
-        "find_defects(mask.numpy(), defect_score(logits).numpy()); overlay(image, mask)\n"
+        "decision = Decision(threshold=float(logits.median().sigmoid()), rule=Rule(min_area=4, merge=4))\n"
+        "mask, shown, found = judge('x', logits, decision); overlay(image, shown)\n"
+        "assert found.defects\n"
         "print(*[l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')])"
     )
     if not sys.platform.startswith("linux"):
@@ -156,64 +157,7 @@ def test_2048_squared_fits_in_two_gibibytes():
     assert int(run.stdout) < 2 * 2**20  # KiB
 
 
-# Defects
-
-
-def flood(mask):
-    """8-connected components of one class each, pixel by pixel."""
-    left, found = {(y, x) for y, x in zip(*np.nonzero(mask), strict=True)}, []
-    while left:
-        stack, seen = [left.pop()], []
-        while stack:
-            y, x = stack.pop()
-            seen.append((y, x))
-            for near in [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
-                if near in left and mask[near] == mask[y, x]:
-                    left.remove(near)
-                    stack.append(near)
-        found.append(sorted(seen))
-    return found
-
-
-@pytest.mark.parametrize("density", [0.05, 0.3, 0.42, 0.6, 0.95])
-@pytest.mark.parametrize(("h", "w"), [(1, 40), (40, 1), (23, 31), (48, 48)])
-@pytest.mark.parametrize("classes", [2, 4])
-def test_components_equal_a_flood_fill(h, w, density, classes):
-    rng = np.random.default_rng(hash((h, w, classes)) % 1000)
-    mask = ((rng.random((h, w)) < density) * rng.integers(1, classes, (h, w))).astype(np.uint8)
-    score = rng.random((h, w)).astype(np.float32)
-    expected = sorted(
-        (
-            (min(x for _, x in p), min(y for y, _ in p), max(x for _, x in p) + 1, max(y for y, _ in p) + 1),
-            len(p),
-            mask[p[0]],
-            np.mean([score[q] for q in p]),
-        )
-        for p in flood(mask)
-    )
-    found = find_defects(mask, score)
-    listed = sorted((d.box, d.area_px, d.class_index, d.score) for d in found)
-    assert [d[:3] for d in listed] == [d[:3] for d in expected]
-    np.testing.assert_allclose([d[3] for d in listed], [d[3] for d in expected], atol=1e-5)
-    assert [d.area_px for d in found] == sorted((d.area_px for d in found), reverse=True)
-
-
-def test_a_spiral_is_one_and_an_empty_mask_none():
-    mask = np.zeros((41, 41), bool)
-    y, x, dy, dx, length = 20, 20, 0, 1, 2
-    for turn in range(18):
-        for _ in range(length):
-            mask[y, x] = True
-            y, x = y + dy, x + dx
-        dy, dx, length = dx, -dy, length + 2 * (turn % 2)
-    assert [d.area_px for d in find_defects(mask, np.ones(mask.shape))] == [mask.sum()]
-    assert find_defects(np.zeros((5, 5), np.uint8), np.zeros((5, 5))) == []
-
-
-def test_score_and_overlay():
-    logits = torch.tensor([[[0.0, 2.0]]])
-    torch.testing.assert_close(defect_score(logits), torch.tensor([[0.5, 0.880797]]))
-    torch.testing.assert_close(defect_score(torch.zeros(4, 1, 1)), torch.tensor([[0.75]]))
+def test_overlay():
     image, mask = image_of(20, 30), torch.zeros(20, 30, dtype=torch.uint8)
     mask[5:12, 6:20] = 1
     shown = np.asarray(overlay(image, mask))
@@ -259,7 +203,8 @@ def test_files_agree_with_each_other_and_with_the_model(pictures, tmp_path):
         assert listed["defect_area_px"] == (mask > 0).sum() == sum(d["area_px"] for d in listed["defects"])
     assert "3 of 3 images written" in str(found)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
-        f"p{i}{end}" for i in range(3) for end in (".json", "_mask.png", "_overlay.png")
+        ["defects.csv", "verdicts.csv"]
+        + [f"p{i}{end}" for i in range(3) for end in (".json", "_mask.png", "_overlay.png")]
     )
 
 

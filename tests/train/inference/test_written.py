@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torch import nn
 
@@ -44,7 +43,7 @@ def test_files_that_predict_did_not_make_stay(pictures, tmp_path, name, content)
         predict(net(), [pictures], out)
     assert contents(out) == {name: content}, "the other image's files were not begun either"
     predict(net(), [pictures], out, overwrite=True)
-    assert len(contents(out)) == 6
+    assert len(contents(out)) == 8
 
 
 @pytest.mark.parametrize("what", ["folder", "pipe", "link"])
@@ -109,7 +108,14 @@ def test_what_comes_while_it_predicts_stays_too(pictures, tmp_path, monkeypatch)
     monkeypatch.setattr(room, "predict_logits", slowly)
     with pytest.raises(BadInput, match=r"b_overlay\.png was not made by predict"):
         predict(net(), [pictures], out)
-    assert sorted(contents(out)) == ["a.json", "a_mask.png", "a_overlay.png", "b_overlay.png"]
+    assert sorted(contents(out)) == [
+        "a.json",
+        "a_mask.png",
+        "a_overlay.png",
+        "b_overlay.png",
+        "defects.csv",
+        "verdicts.csv",
+    ]
     assert contents(out)["b_overlay.png"] == b"mine"
 
 
@@ -120,8 +126,8 @@ def test_an_image_with_a_name_too_long_for_its_files_is_written_under_a_shorter_
         assert [len(found.done), len(found.failed)] == [2, 0]
     names = sorted(contents(tmp_path / "out"))
     assert names[:3] == ["a.json", "a_mask.png", "a_overlay.png"]
-    assert len(names) == 6
-    assert all(name.startswith("x" * 100) and len(name.encode()) <= 255 for name in names[3:])
+    assert len(names) == 8
+    assert all(name.startswith("x" * 100) and len(name.encode()) <= 255 for name in names[5:])
 
 
 def test_the_mark_is_no_part_of_the_picture(pictures, tmp_path):
@@ -133,14 +139,6 @@ def test_the_mark_is_no_part_of_the_picture(pictures, tmp_path):
     assert mask.mode == "P"
     assert int((np.asarray(mask) > 0).sum()) == found.done[0].area_px
     assert json.loads(places.defects.read_text()) == found.done[0].to_dict()
-
-
-def test_a_threshold_for_the_largest_of_several_is_refused(pictures, tmp_path):
-    with pytest.raises(BadInput, match=r"threshold=0\.4 is for one logit; this model gives 3"):
-        predict(net(3), [pictures], tmp_path / "out", threshold=0.4)
-    assert not (tmp_path / "out").exists()
-    with torch.no_grad():
-        assert len(predict(net(3), [pictures], tmp_path / "out").done) == 2
 
 
 def test_a_classifiers_list(leanconv_classifier, pictures, tmp_path):

@@ -231,7 +231,7 @@ def test_settings_of_segmentation_are_refused(recipe):
 
 
 def test_a_model_of_other_outputs_is_refused(recipe, tmp_path):
-    with pytest.raises(BadInput, match=r"the model gives \(1, 5\).*3 classes need \(1, 3\): set num_classes=3"):
+    with pytest.raises(BadInput, match=r"the model gives \(1, 5\).*3 classes need \(1, 3\): leave num_classes= out"):
         fit(recipe(model=f"{tmp_path / 'net.py'}:plain?classes=5"), trust_code=True)
     (tmp_path / "grey.py").write_text("from torch import nn\n\ndef net():\n    return nn.Conv2d(1, 3, 16)\n")
     with pytest.raises(BadInput, match="does not run on 3x16x16 images"):
