@@ -89,3 +89,18 @@ def test_also_dense_trains_the_twin_and_says_how_to_compare(leanconv, tiny_data,
     assert (found["run"], found["dense"]["run"]) == ("runs/my lean", "runs/my lean-dense")
     assert found["params"] < found["dense"]["params"]
     assert found["dense"]["test"]["images"] == found["test"]["images"]
+
+
+def test_an_undivided_folder_is_noted_once(leanconv, tmp_path):
+    from PIL import Image
+
+    for kind in ("images", "masks"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for index in range(24):
+            Image.new("L", (24, 24), 255 * (index % 2)).save(tmp_path / "photos" / kind / f"{index}.png")
+    words = [word for word in SMALL if word != "--quiet"]
+    code, _, err = leanconv(
+        "train", "wafer", f"data={tmp_path / 'photos'}", LEAN, *words, f"out={tmp_path / 'run'}", "--also-dense"
+    )
+    assert code == 0, err
+    assert err.count("is not divided") == 1  # for three splits and two runs

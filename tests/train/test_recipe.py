@@ -79,7 +79,7 @@ def test_round_trip_of_every_key(tmp_path):
             "epochs = 3",
             ["out_channels=4"],
             UnknownName,
-            "'out_channels' is no recipe key: the outputs follow the classes",
+            "no recipe key is called 'out_channels': it is not needed: the outputs follow the classes",
         ),
         ("epochs = 3\nnum_classes = 4", [], UnknownName, "the outputs follow the classes of the data"),
         ("epochs = 3\nclasses = [1, 2]", [], BadInput, "classes takes names"),

@@ -97,10 +97,11 @@ def folder_pairs(
     if layout.whole is None:
         raise BadInput(f"{root}: {_missing(folders_in(root))}")
     pairs, found = _pair(*layout.whole, classes)
-    chosen = split_by_name([image.stem for image, _ in pairs], root)[split]
-    note = (
-        f"{root} is not divided: {split} is {len(chosen)} of {len(pairs)} images, by a hash of their names "
-        "(80/10/10). Photographs of one part may fall on both sides; folders train/ val/ test/ keep them apart."
+    parts = split_by_name([image.stem for image, _ in pairs], root)
+    chosen, counts = parts[split], ", ".join(f"{len(stems)} {part}" for part, stems in parts.items())
+    note = (  # the same for every split, so that it is shown once
+        f"{root} is not divided: {counts}, by a hash of the names. Photographs of one part may fall on both sides; "
+        "folders train/ val/ test/ keep them apart."
     )
     out = left_out([beside, *found])
     return [pair for pair in pairs if pair[0].stem in chosen], f"{note} {out}".rstrip()
