@@ -7,8 +7,8 @@ state of step n depend on (seed, n) alone; `last/` stores the rest. Masks and la
 import math
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 import torch
@@ -109,12 +109,11 @@ class _Run:
     def train(self) -> RunFolder:
         """Step, validate at the end of an epoch, save; at the end score the best weights on validation and test."""
         recipe, state = self.recipe, self.state
-        with Interrupts() as self.interrupts, self._showing():
+        with Interrupts() as self.interrupts, self._showing(), closing(self._batches()) as batches:
             self.report.say(setup.headline(recipe, self.net, self.data, self.total, self.epochs, self.accelerator))
             if note := setup.schedule_note(self.schedule, self.total):
                 self.report.say(note)
             self.clock = time.perf_counter() - state.seconds
-            batches = self._batches()
             while True:
                 try:
                     if self._validation_is_due():
@@ -137,7 +136,7 @@ class _Run:
     def _showing(self) -> AbstractContextManager[None]:
         return self.report.running(self.folder.events, self.state.step, self.total, self.task.shown[0][0])
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
         cuda = self.accelerator.device.type == "cuda"
         yield from setup.train_batches(
             self.recipe, self.data["train"], self.order, self.state.step, self.total, pin_memory=cuda

@@ -4,7 +4,8 @@ import dataclasses
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from leanconv.runs import RunFolder
 from leanconv.runs.kinds import build, read
 from leanconv.table import si
 from leanconv.text import one_line
-from leanconv.train.data.augment import PlainTransform, TrainTransform
-from leanconv.train.data.batches import Order, batches
+from leanconv.train.data.augment import Augmentation, PlainTransform, TrainTransform
+from leanconv.train.data.batches import Batch, Order, augmented, batches
 from leanconv.train.data.check import refuse
-from leanconv.train.data.crops import Crops, memory_batches
+from leanconv.train.data.crops import Crops, memory_batch
 from leanconv.train.data.image_reader import listing
 from leanconv.train.data.labelled import Labelled
 from leanconv.train.data.samples import Samples
@@ -202,22 +203,20 @@ def write_start(folder: RunFolder, recipe: Recipe, task: Task, bits: int | None)
 
 def train_batches(
     recipe: Recipe, samples: Any, order: Order, start: int, stop: int, *, pin_memory: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Images as the model takes them, with their masks or labels, of the steps start ... stop - 1."""
+    batch: Callable[[int], Batch]
     if not isinstance(samples, Labelled):
-        yield from batches(
-            samples, transform(recipe), order, start, stop, workers=recipe.workers, pin_memory=pin_memory
-        )
-        return
-    crops = Crops(recipe.size, recipe.augment, recipe.flips, recipe.light)
-    if samples.images is not None:
-        yield from memory_batches(samples, crops, order, start, stop)
+        batch = partial(augmented, samples, transform(recipe), order)
     else:
-        yield from batches(samples, crops, order, start, stop, workers=recipe.workers, pin_memory=pin_memory)
+        crops = Crops(recipe.size, recipe.augment, recipe.flips, recipe.light)
+        in_memory = samples.images is not None
+        batch = partial(memory_batch if in_memory else augmented, samples, crops, order)
+    yield from batches(batch, start, stop, workers=recipe.workers, pin_memory=pin_memory)
 
 
-def transform(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The augmentation of a training image and its mask."""
+def transform(recipe: Recipe) -> Augmentation:
+    """The augmentation of training images and their masks."""
     if not recipe.augment:
         return PlainTransform(recipe.size)
     scale = (1 / recipe.zoom, recipe.zoom)
