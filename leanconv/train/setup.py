@@ -4,14 +4,14 @@ import dataclasses
 import os
 import random
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from leanconv.copies import copied
 from leanconv.errors import BadFiles, BadInput, UntrustedCode
@@ -25,7 +25,7 @@ from leanconv.runs.kinds import build, read
 from leanconv.table import si
 from leanconv.text import one_line
 from leanconv.train.data.augment import Augmentation, PlainTransform, TrainTransform
-from leanconv.train.data.batches import Batch, Order, augmented, batches
+from leanconv.train.data.batches import Batch, Order, augmented
 from leanconv.train.data.check import refuse
 from leanconv.train.data.crops import Crops, memory_batch
 from leanconv.train.data.image_reader import listing
@@ -52,7 +52,7 @@ def accelerator(recipe: Recipe) -> Any:
     # Without an accelerator, name the CPU: launched processes would not find each other.
     cpu = recipe.device == "cpu" or not torch.accelerator.is_available()
     try:
-        made = Accelerator(mixed_precision=recipe.amp, cpu=cpu)
+        made = Accelerator(mixed_precision="no" if recipe.amp == "auto" else recipe.amp, cpu=cpu)
     except ValueError as error:
         raise BadInput(f"amp={recipe.amp} is not possible here: {error}") from error
     if recipe.amp == "fp16" and made.device.type == "cpu":
@@ -201,18 +201,12 @@ def write_start(folder: RunFolder, recipe: Recipe, task: Task, bits: int | None)
         folder.write_model(recipe.model, task=task.name, classes=task.classes, bits=bits)
 
 
-def train_batches(
-    recipe: Recipe, samples: Any, order: Order, start: int, stop: int, *, pin_memory: bool
-) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Images as the model takes them, with their masks or labels, of the steps start ... stop - 1."""
-    batch: Callable[[int], Batch]
+def batch_at(recipe: Recipe, samples: Any, order: Order) -> Callable[[int], Batch]:
+    """Images as the model takes them, with their masks or labels, as a function of the step."""
     if not isinstance(samples, Labelled):
-        batch = partial(augmented, samples, transform(recipe), order)
-    else:
-        crops = Crops(recipe.size, recipe.augment, recipe.flips, recipe.light)
-        in_memory = samples.images is not None
-        batch = partial(memory_batch if in_memory else augmented, samples, crops, order)
-    yield from batches(batch, start, stop, workers=recipe.workers, pin_memory=pin_memory)
+        return partial(augmented, samples, transform(recipe), order)
+    crops = Crops(recipe.size, recipe.augment, recipe.flips, recipe.light)
+    return partial(memory_batch if samples.images is not None else augmented, samples, crops, order)
 
 
 def transform(recipe: Recipe) -> Augmentation:

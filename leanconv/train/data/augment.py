@@ -71,7 +71,7 @@ class TrainTransform:
         masks = torch.empty(len(samples), self.size, self.size, dtype=torch.int64)
         for place, (sample, seed) in enumerate(zip(samples, seeds, strict=True)):
             dice = Dice(seed)
-            image, mask = self._crop(*sample[:2], dice)
+            image, mask = self._crop(sample[0], sample[1], dice)
             if self.flips:
                 image, mask = _turned(image, mask, dice)
             masks[place] = mask
