@@ -177,12 +177,14 @@ class Recipe:
             raise BadInput(f"recipe: epochs={self.epochs}, steps={self.steps}: say one of the two, above 0")
 
     def _check_mode(self) -> None:
-        if self.mode in ("auto", "eager") and not (self.compile and self.mode == "eager"):
+        if self.compile and self.mode == "eager":
+            raise BadInput("recipe: compile=true, mode=eager: say mode=compile, or leave one out")
+        if self.mode in ("auto", "eager"):
             return
-        from leanconv.train.step.modes import Mode
+        from leanconv.train.step.modes import COMPILE, Mode
 
-        if self.compile and "compile" not in Mode.parse(self.mode):
-            raise BadInput(f"recipe: compile=true, mode={self.mode}: say mode=compile, or leave one out")
+        if COMPILE not in Mode.parse(self.mode) and self.compile:
+            raise BadInput(f"recipe: compile=true, mode={self.mode}: say mode='{self.mode} compile', or leave one out")
 
     def _check_writable(self) -> None:
         """Raise BadInput for values that recipe.toml cannot hold: numbers beyond 64 bits, text that is not UTF-8."""

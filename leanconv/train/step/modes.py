@@ -79,9 +79,8 @@ class Mode:
         words = [] if name == EAGER else name.split()
         for word in words:
             if word not in WORDS:
-                raise UnknownName(
-                    f"unknown training mode {word!r}{nearest(word, list(WORDS))}; known: {', '.join(WORDS)}"
-                )
+                known = [EAGER, *WORDS]
+                raise UnknownName(f"unknown training mode {word!r}{nearest(word, known)}; known: {', '.join(known)}")
         if not words and name != EAGER:
             raise BadInput(f"a training mode has no name; say {EAGER}, or some of {', '.join(WORDS)}")
         return cls(tuple(word for word in WORDS if word in words))
