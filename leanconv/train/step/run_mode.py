@@ -13,7 +13,7 @@ from leanconv.train.processes import Processes
 from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
 from leanconv.train.state import State
-from leanconv.train.step.modes import COMPILE, EAGER, Forward, Mode, uncompiled
+from leanconv.train.step.modes import COMPILE, EAGER, Forward, Mode, uncompiled, why_not_compile
 from leanconv.train.step.optimize_training import BUDGET_S, FastTraining, choose
 from leanconv.train.step.race import OnPart, compile_s
 
@@ -47,6 +47,8 @@ def run_forward(
 ) -> Forward:
     """The forward pass in the run's mode, which the state then holds.
 
+    Raises: BadInput for a mode with torch.compile where that cannot run.
+
     Args:
         model: as accelerate prepared it.
         left: the steps that are still to be done.
@@ -61,8 +63,10 @@ def run_forward(
         if fast is not None and processes.count == 1:
             state.mode = name
             return fast.forward
-    state.mode = name
-    forward = Forward(model, Mode.parse(name))
+    state.mode, mode = name, Mode.parse(name)
+    if COMPILE in mode and (reason := why_not_compile(next(model.parameters()).device)):
+        raise BadInput(f"mode={name} cannot run here: {reason}; or say mode=eager")
+    forward = Forward(model, mode)
     forward.change_()
     return forward
 

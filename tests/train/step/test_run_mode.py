@@ -141,6 +141,13 @@ def test_a_mode_that_is_none_is_refused(recipe, mode):
         })  # fmt: skip
 
 
+def test_a_mode_that_cannot_run_here_is_one_line(recipe, monkeypatch):
+    """A run begun where there is a compiler, gone on with where there is none."""
+    monkeypatch.setattr(run_mode, "why_not_compile", lambda device: "torch.compile needs a C++ compiler")
+    with pytest.raises(BadInput, match=r"^mode=compile cannot run here: .* C\+\+ compiler; or say mode=eager$"):
+        fit(recipe(mode="compile"), progress=False)
+
+
 def test_settings_that_contradict_each_other(recipe):
     with pytest.raises(BadInput, match="compile=true, mode=eager: say mode=compile"):
         recipe(compile=True, mode="eager")
