@@ -1,6 +1,7 @@
 """A run decides its mode once: by the recipe, by a race that leaves no trace, or as the resumed run has it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,3 +153,31 @@ def test_settings_that_contradict_each_other(recipe):
     with pytest.raises(BadInput, match="compile=true, mode=eager: say mode=compile"):
         recipe(compile=True, mode="eager")
     assert recipe(compile=True, mode="compile bfloat16").mode == "compile bfloat16"
+
+
+@pytest.mark.parametrize("main", [False, True])
+def test_one_process_decides_and_all_follow(main, monkeypatch):
+    """The others neither race nor look at their own clocks."""
+    asked = []
+
+    class Two:
+        count = 2
+
+        def __init__(self):
+            self.main = main
+
+        def word(self, own):
+            asked.append(own)
+            return "bfloat16"
+
+    class Fast:
+        mode = "bfloat16"
+
+    monkeypatch.setattr(run_mode, "_race", lambda *arguments: Fast() if main else pytest.fail("raced"))
+    conv, state = torch.nn.Conv2d(3, 4, 3), State()
+    report = SimpleNamespace(racing=lambda mode, share: None)
+    forward = run_mode.run_forward(
+        Recipe(steps=10**6), state, conv, 10**6, lambda: pytest.fail("not needed"), Two(), report, lambda *part: None
+    )
+    assert asked == ["bfloat16" if main else "eager"]
+    assert forward.mode.name == state.mode == "bfloat16"
