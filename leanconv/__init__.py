@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from leanconv.measure import compare, profile
     from leanconv.nn import get, names
     from leanconv.runs import load
+    from leanconv.train.step.optimize_training import optimize_training
 
 # The room of each public name. Names load on first use (PEP 562): `leanconv --help` must not wait for torch.
 _HOME = {
@@ -28,13 +29,15 @@ _HOME = {
     "apply_": "convert",
     "fold_": "convert",
     "optimize": "engine",
+    "optimize_training": "train.step.optimize_training",
     "profile": "measure",
     "compare": "measure",
     "export": "deploy",
 }
 
 __all__ = [
-    "apply_", "compare", "export", "fold_", "get", "load", "names", "optimize", "plan", "profile",
+    "apply_", "compare", "export", "fold_", "get", "load", "names", "optimize",
+    "optimize_training", "plan", "profile",
 ]  # fmt: skip
 
 

@@ -111,12 +111,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     A module that changed or replaced one of its tensors gets its other attributes back, too: one may say that it did.
     """
+    with put_back(model), torch.no_grad():
+        to_eval_(model)
+        yield
+
+
+@contextmanager
+def put_back(model: nn.Module) -> Iterator[None]:
+    """As `untouched`, but the mode and the gradients inside are the caller's: for trials of a training step."""
     states = [_State(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     held = {id(t): t for t in (*model.parameters(), *model.buffers()) if not (_is_lazy(t) or t.is_meta)}
     copies = [(t, t.detach().clone()) for t in held.values()]
-    modes = to_eval_(model)
+    modes = _modes(model)
     try:
-        with untouched_random(), torch.no_grad():
+        with untouched_random():
             yield
     finally:
         for module, mode in modes:

@@ -10,7 +10,9 @@ import pytest
 
 import leanconv
 
-PUBLIC = ["apply_", "compare", "export", "fold_", "get", "load", "names", "optimize", "plan", "profile"]
+PUBLIC = [
+    "apply_", "compare", "export", "fold_", "get", "load", "names", "optimize", "optimize_training", "plan", "profile",
+]  # fmt: skip
 
 
 def test_public_names():

@@ -1,14 +1,15 @@
 """fit: one training run, from a recipe to a run folder. Accelerate handles device, processes, mixed precision.
 
-On the CPU a recipe gives bit-identical weights, resumed or not. Image order, augmentation, learning rate and random
+On the CPU a recipe gives bit-identical weights, resumed or not; with mode=auto, which decides by measurement, if it
+decides alike: metrics.json has the mode, to be named in a recipe. Image order, augmentation, learning rate and random
 state of step n depend on (seed, n) alone; `last/` stores the rest. Masks and labels belong to the task (`tasks/`).
 """
 
 import math
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from leanconv.files import write_json
 from leanconv.nn import Schedule
 from leanconv.runs import RunFolder, load_weights
 from leanconv.train import checkpoint, setup
-from leanconv.train.data.batches import Order, mix
+from leanconv.train.data.batches import Batch, Order, batches, mix
 from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.optimizer import make_optimizer, rate_at
 from leanconv.train.processes import Processes
@@ -27,6 +28,8 @@ from leanconv.train.progress import Reporter, write_history
 from leanconv.train.recipe import Recipe
 from leanconv.train.resume import check_resumed, claimed, keep_best, load_schedule, processes_note, restore_files
 from leanconv.train.state import State
+from leanconv.train.step.modes import Forward
+from leanconv.train.step.run_mode import run_forward
 from leanconv.train.tasks.task import make_task, task_of
 
 
@@ -95,6 +98,7 @@ class _Run:
             rank=self.processes.rank,
             processes=self.processes.count,
         )
+        self.batch_at = setup.batch_at(recipe, self.data["train"], self.order)
         self.per_epoch = self.order.steps_per_epoch
         self.total = recipe.steps or recipe.epochs * self.per_epoch
         self.epochs = math.ceil(self.total / self.per_epoch)
@@ -112,8 +116,7 @@ class _Run:
         if self.main:  # after the last check that may refuse the run
             setup.write_start(self.folder, recipe, self.task, setup.bits_of(self.data), swaps)
             restore_files(self.folder, self.net, self.state)
-        if recipe.compile:
-            self.model = torch.compile(self.model)
+        self.forward: Forward | None = None  # in the mode of the run's steps, once that is known
         # Summed on the device: reading it at every step would stall a GPU. The saved sum is of all processes: the main
         # one continues it, the others start at zero.
         before = self.state.loss_sum * self.processes.count if self.main else 0.0
@@ -122,19 +125,19 @@ class _Run:
     def train(self, again: str = "") -> RunFolder:
         """Step, validate at the end of an epoch, save; at the end score the best weights on validation and test."""
         recipe, state = self.recipe, self.state
-        with Interrupts() as self.interrupts, self._showing():
+        with Interrupts() as self.interrupts, self._showing(), closing(self._batches()) as coming:
             self.report.say(setup.headline(recipe, self.net, self.data, self.total, self.epochs, self.accelerator))
             if note := setup.schedule_note(self.schedule, self.total):
                 self.report.note(note)
             self.clock = time.perf_counter() - state.seconds
-            batches = self._batches()
             while True:
                 try:
                     if self._validation_is_due():
                         self._validate()
                     if state.step == self.total:
                         return self._finish()
-                    self._step(*next(batches))
+                    self.forward = self.forward or self._fastest()
+                    self._step(*next(coming))
                     if recipe.save_every and state.step % recipe.save_every == 0:
                         self._save()
                     self._stop_if_asked()
@@ -150,24 +153,47 @@ class _Run:
     def _showing(self) -> AbstractContextManager[None]:
         return self.report.running(self.folder.events, self.state.step, self.total, self.task.shown[0][0])
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        cuda = self.accelerator.device.type == "cuda"
-        yield from setup.train_batches(
-            self.recipe, self.data["train"], self.order, self.state.step, self.total, pin_memory=cuda
+    def _batches(self) -> Generator[Batch, None, None]:
+        return batches(
+            self.batch_at,
+            self.state.step,
+            self.total,
+            workers=self.recipe.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
         )
+
+    def _on_device(self, images: Tensor, truth: Tensor) -> Batch:
+        device = self.accelerator.device
+        images, truth = images.to(device, non_blocking=True), truth.to(device, non_blocking=True)
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, truth
+
+    def _fastest(self) -> Forward:
+        """The network in the mode of the run's steps: the resumed run's, the recipe's, or the fastest here."""
+
+        def first_batch() -> tuple[Tensor, Any]:
+            images, truth = self._on_device(*self.batch_at(self.state.step))
+            return images, lambda logits: self.task.loss(logits, truth) + self.schedule.penalty()
+
+        def on_part(mode: str, share: float) -> None:
+            self.report.racing(mode, share)
+            if self.processes.count == 1 and self.interrupts.asked:
+                raise Stopped
+
+        left = self.total - self.state.step
+        return run_forward(self.recipe, self.state, self.model, left, first_batch, self.processes, self.report, on_part)
 
     def _step(self, images: Tensor, truth: Tensor) -> None:
         """One update on this process's share of the batch: images `N 3 H W`, their masks `N H W` or labels `N`."""
         recipe, state, device = self.recipe, self.state, self.accelerator.device
         setup.seed_everything(mix(recipe.seed, state.step, self.processes.rank))
-        images, truth = images.to(device, non_blocking=True), truth.to(device, non_blocking=True)
-        if recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images, truth = self._on_device(images, truth)
         rate = rate_at(state.step, self.total, recipe, self.per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        logits = self.model(images)
+        logits = self.forward(images)  # type: ignore[misc]
         loss = self.task.loss(logits, truth, processes=self.processes.count, total=self.processes.total)
         loss = loss + self.schedule.penalty()
         self.accelerator.backward(loss)
@@ -262,7 +288,7 @@ class _Run:
             state = self.state
             facts = {"steps": state.step, "best_epoch": state.best_epoch, "seconds": round(state.seconds, 3)}
             size = {"params": sum(p.numel() for p in self.net.parameters())}
-            kind = {"task": self.task.name, "keep": self.recipe.keep}
+            kind = {"task": self.task.name, "keep": self.recipe.keep, "mode": state.mode}
             write_json(self.folder.metrics, {**kind, **chosen.stored, **scores, **facts, **size})
         self.accelerator.wait_for_everyone()
         return self.folder

@@ -1,4 +1,4 @@
-"""The processes of one training run: sums over all of them, equal buffers, a joint stop."""
+"""The processes of one training run: sums over all of them, equal buffers and words, a joint stop."""
 
 from typing import Any
 
@@ -35,6 +35,15 @@ class Processes:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in some process."""
         return bool(self.total(torch.tensor(float(flag), device=self._accelerator.device)) > 0)
+
+    def word(self, own: str) -> str:
+        """The main process's word."""
+        if self.count == 1:
+            return own
+        from accelerate.utils import broadcast_object_list
+
+        words: list[str] = broadcast_object_list([own])
+        return words[0]
 
     def share_buffers(self, net: nn.Module) -> None:
         """Copy the first process's buffers to all: BatchNorm statistics drift apart, and its own are saved."""

@@ -82,6 +82,10 @@ class Reporter:
         """Validation has finished `done` of `images`."""
         self.bar.update(self.task, description=f"validate {done}/{images}" if done < images else "train")
 
+    def racing(self, mode: str, share: float) -> None:
+        """A mode of the step is tried; `share` of the race is done."""
+        self.bar.update(self.task, description=f"step: {mode} {share:.0%}" if share < 1 else "train")
+
     def epoch(
         self, row: dict[str, Any], epochs: int, shown: Sequence[tuple[str, str]], scores: Sequence[str], *, best: bool
     ) -> None:

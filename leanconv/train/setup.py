@@ -4,13 +4,14 @@ import dataclasses
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from leanconv.copies import copied
 from leanconv.errors import BadFiles, BadInput, UntrustedCode
@@ -23,10 +24,10 @@ from leanconv.runs import RunFolder
 from leanconv.runs.kinds import build, read, with_outputs
 from leanconv.table import si
 from leanconv.text import one_line
-from leanconv.train.data.augment import PlainTransform, TrainTransform
-from leanconv.train.data.batches import Order, batches
+from leanconv.train.data.augment import Augmentation, PlainTransform, TrainTransform
+from leanconv.train.data.batches import Batch, Order, augmented
 from leanconv.train.data.check import refuse
-from leanconv.train.data.crops import Crops, memory_batches
+from leanconv.train.data.crops import Crops, memory_batch
 from leanconv.train.data.image_reader import listing
 from leanconv.train.data.labelled import Labelled
 from leanconv.train.data.samples import Samples
@@ -52,7 +53,7 @@ def accelerator(recipe: Recipe) -> Any:
     # Without an accelerator, name the CPU: launched processes would not find each other.
     cpu = recipe.device == "cpu" or not torch.accelerator.is_available()
     try:
-        made = Accelerator(mixed_precision=recipe.amp, cpu=cpu)
+        made = Accelerator(mixed_precision="no" if recipe.amp == "auto" else recipe.amp, cpu=cpu)
     except ValueError as error:
         raise BadInput(f"amp={recipe.amp} is not possible here: {error}") from error
     if recipe.amp == "fp16" and made.device.type == "cpu":
@@ -232,24 +233,16 @@ def write_start(
         folder.write_model(reference, swaps=swaps, task=task.name, classes=task.classes, bits=bits)
 
 
-def train_batches(
-    recipe: Recipe, samples: Any, order: Order, start: int, stop: int, *, pin_memory: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images as the model takes them, with their masks or labels, of the steps start ... stop - 1."""
+def batch_at(recipe: Recipe, samples: Any, order: Order) -> Callable[[int], Batch]:
+    """Images as the model takes them, with their masks or labels, as a function of the step."""
     if not isinstance(samples, Labelled):
-        yield from batches(
-            samples, transform(recipe), order, start, stop, workers=recipe.workers, pin_memory=pin_memory
-        )
-        return
+        return partial(augmented, samples, transform(recipe), order)
     crops = Crops(recipe.size, recipe.augment, recipe.flips, recipe.light)
-    if samples.images is not None:
-        yield from memory_batches(samples, crops, order, start, stop)
-    else:
-        yield from batches(samples, crops, order, start, stop, workers=recipe.workers, pin_memory=pin_memory)
+    return partial(memory_batch if samples.images is not None else augmented, samples, crops, order)
 
 
-def transform(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The augmentation of a training image and its mask."""
+def transform(recipe: Recipe) -> Augmentation:
+    """The augmentation of training images and their masks."""
     if not recipe.augment:
         return PlainTransform(recipe.size)
     scale = (1 / recipe.zoom, recipe.zoom)

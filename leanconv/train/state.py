@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from leanconv.errors import BadInput
+from leanconv.train.step.modes import EAGER, WORDS
 
 # Columns of the history before and behind the task's scores.
 BEFORE, BEHIND = ("epoch", "step", "loss"), ("lr", "seconds")
@@ -26,6 +27,7 @@ class State:
         images: training images, whose order the steps follow; 0: not written down.
         schedule: of `leanconv.nn.Schedule`; empty: not written down.
         processes: that trained together; 0: not written down.
+        mode: of its steps (`step/modes.py`); "": not decided yet.
     """
 
     step: int = 0
@@ -38,6 +40,7 @@ class State:
     images: int = 0
     schedule: dict[str, Any] = field(default_factory=dict)
     processes: int = 0
+    mode: str = ""
 
     @property
     def best_step(self) -> int:
@@ -51,7 +54,7 @@ class State:
         if not isinstance(stored, dict):
             raise BadInput(f"the state is {_shown(stored)}, not an object")
         names = {each.name for each in dataclasses.fields(cls)}
-        lacking = names - {"images", "schedule", "processes"} - set(stored)
+        lacking = names - {"images", "schedule", "processes", "mode"} - set(stored)
         if lacking:
             raise BadInput(f"the state lacks {', '.join(sorted(lacking))}")
         if strange := set(map(str, stored)) - names:
@@ -105,6 +108,10 @@ def _count(value: Any) -> bool:
     return type(value) is int and 0 <= value < _MOST
 
 
+def _is_mode(value: Any) -> bool:
+    return value in ("", EAGER) or (type(value) is str and bool(value.split()) and set(value.split()) <= set(WORDS))
+
+
 def number(value: Any) -> bool:
     """Whether it is a finite number that a float can hold."""
     return (type(value) is int and abs(value) < _MOST) or (type(value) is float and math.isfinite(value))
@@ -123,4 +130,5 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best": (lambda value: number(value) and value >= -1, "a finite number of at least -1"),
     "history": (lambda value: type(value) is list and all(type(row) is dict for row in value), "a list of rows"),
     "schedule": (lambda value: isinstance(value, dict), "an object"),
+    "mode": (_is_mode, f"eager, or some of {', '.join(WORDS)}"),
 }

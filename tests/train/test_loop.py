@@ -181,18 +181,25 @@ def test_options_of_the_step(recipe, tmp_path, monkeypatch):
     """Mixed precision, layout, compilation, clipping: each trains, and does not bind the next run of the process."""
     compiled, real = [], torch.compile
 
-    def eagerly(model):
+    def eagerly(model, **_):
         compiled.append(model)
         return real(model, backend="aot_eager")
 
     monkeypatch.setattr(torch, "compile", eagerly)
     for number, options in enumerate(
-        [{"amp": "bf16"}, {"channels_last": True}, {"compile": True}, {"clip": 0.1, "schedule": "poly"}, {}]
+        [
+            {"amp": "bf16"},
+            {"channels_last": True},
+            {"compile": True},
+            {"mode": "compile bfloat16"},
+            {"clip": 0.1, "schedule": "poly"},
+            {},
+        ]
     ):
         folder = fit(recipe(steps=4, out=str(tmp_path / str(number)), **options), progress=False)
         assert all(torch.isfinite(t).all() for t in weights(folder).values())
         assert all(t.dtype in (torch.float32, torch.int64) for t in weights(folder).values())
-    assert len(compiled) == 1
+    assert len(compiled) == 2
     with pytest.raises(BadInput, match="amp=fp16"):
         fit(recipe(steps=4, out=str(tmp_path / "fp16"), amp="fp16"))
 

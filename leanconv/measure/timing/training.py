@@ -186,14 +186,19 @@ class TrainingStep:
         states = [t for state in self.optimizer.state.values() for t in tensors(state)]
         held = [*self.model.parameters(), *self.model.buffers(), *states]
         kept = sum(t.numel() * t.element_size() for t in held)
-        if self.device_type == "cuda":
-            synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            self()
-            synchronize()
-            return kept + torch.cuda.max_memory_allocated() - before
-        return kept + _allocator_peak(self)
+        return kept + peak_bytes(self, self.device_type)
+
+
+def peak_bytes(call: Callable[[], object], device_type: str = "cpu") -> int:
+    """The peak of bytes that torch's allocator takes during a call, beside those that it held before."""
+    if device_type != "cuda":
+        return _allocator_peak(call)
+    synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _own(tensor: Tensor) -> Tensor:

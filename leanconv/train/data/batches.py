@@ -1,15 +1,26 @@
 """The order of the images and their augmentation as functions of (seed, step): a resumed run sees the same batches."""
 
 import hashlib
+import queue
 import signal
-from collections.abc import Callable, Iterator
-from typing import Any
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from leanconv.errors import BadInput
+from leanconv.train.data.augment import Augmentation
+
+# Batches that a thread prepares before they are asked for, and the seconds after which it looks whether it should end.
+DEPTH, _LOOK_S = 2, 0.1
+_END = object()
+
+Batch = tuple[Tensor, Tensor]
+T = TypeVar("T")
 
 
 def mix(*numbers: int) -> int:
@@ -50,10 +61,6 @@ class Order:
         within = step % self.steps_per_epoch
         return range(within * self.batch + self.rank, (within + 1) * self.batch, self.processes)
 
-    def between(self, start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
-        """The batches of the steps start ... stop - 1."""
-        return (self.at(step) for step in range(start, stop))
-
     def _permutation(self, epoch: int) -> list[int]:
         if getattr(self, "_epoch", None) != epoch:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
@@ -62,73 +69,105 @@ class Order:
         return self._images
 
 
-class _Seeded(Dataset[Any]):
-    """Samples after a random transform, seeded by the number that comes with the index."""
-
-    def __init__(self, samples: Any, transform: Callable[[Tensor, Any], tuple[Tensor, Any]]) -> None:
-        self.samples, self.transform = samples, transform
-
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Any] | BadInput:
-        index, seed = place
-        try:
-            sample = self.samples[index]
-        except BadInput as error:  # raised in a worker process it would arrive with the worker's whole traceback
-            return error
-        before = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed)
-        try:
-            return self.transform(*sample[:2])
-        finally:
-            torch.set_rng_state(before)
+def augmented(samples: Any, augmentation: Augmentation, order: Order, step: int) -> tuple[Tensor, Tensor]:
+    """The batch of a step: decoded samples after their augmentation. Raises BadInput for an unreadable file."""
+    places = order.at(step)
+    return augmentation.batch([samples[index] for index, _ in places], [seed for _, seed in places])
 
 
 def batches(
-    samples: Any,
-    transform: Callable[[Tensor, Any], tuple[Tensor, Any]],
-    order: Order,
-    start: int,
-    stop: int,
-    *,
-    workers: int = 0,
-    pin_memory: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
+    batch: Callable[[int], Batch], start: int, stop: int, *, workers: int = 0, pin_memory: bool = False
+) -> Generator[Batch, None, None]:
     """Batches (images `N 3 H W`, masks `N H W` or labels `N`) of the steps start ... stop - 1, in order.
 
-    `workers` processes prepare them; 0: this one.
+    They are prepared while the network trains, by `workers` processes, or by a thread if that is 0. Close the iterator
+    to end the thread before the last step.
 
+    Args:
+        batch: gives the batch of a step; it draws from no generator of the process.
+        pin_memory: in memory that a GPU copies from by itself.
     Raises: BadInput for a file that cannot be read (any more).
     """
+    steps = range(start, stop)
+    if not workers:
+        made = map(batch, steps)
+        yield from ahead(_pinned(made) if pin_memory else made)
+        return
     loader = DataLoader(
-        _Seeded(samples, transform),
-        batch_sampler=_Steps(order, start, stop),
+        _Steps(batch, steps),
+        batch_size=None,
         num_workers=workers,
         worker_init_fn=_leave_signals_to_the_parent,
         # Its own generator: the workers' base seed must not advance the model's random numbers.
-        generator=torch.Generator().manual_seed(order.seed),
+        generator=torch.Generator().manual_seed(0),
         pin_memory=pin_memory,
-        collate_fn=_collate,
     )
-    for batch in loader:
-        if isinstance(batch, BadInput):
-            raise batch
-        yield batch
+    for made_or_error in loader:
+        if isinstance(made_or_error, BadInput):
+            raise made_or_error
+        yield tuple(made_or_error)
 
 
-def _collate(samples: list[Any]) -> Any:
-    """The batch; or the first error in it."""
-    bad = next((sample for sample in samples if isinstance(sample, BadInput)), None)
-    return default_collate(samples) if bad is None else bad
+def ahead(values: Iterator[T], depth: int = DEPTH) -> Generator[T, None, None]:
+    """The same values in order, up to `depth` of them computed in a thread before they are asked for.
+
+    An exception arrives where its value would. The thread ends with the values, or when this iterator is closed.
+    """
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(value: Any, error: BaseException | None = None) -> bool:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                ready.put((value, error), timeout=_LOOK_S)
+                return True
+        return False
+
+    def compute() -> None:
+        torch.set_num_threads(1)  # of this thread: the cores belong to the network
+        try:
+            for value in values:
+                if not put(value):
+                    return
+            put(_END)
+        except BaseException as error:
+            put(None, error)
+
+    threads = torch.get_num_threads()
+    thread = threading.Thread(target=compute, name="leanconv batches", daemon=True)
+    thread.start()
+    try:
+        while True:
+            value, error = ready.get()
+            torch.set_num_threads(threads)  # new threads take the number that was set last, in whatever thread
+            if error is not None:
+                raise error
+            if value is _END:
+                return
+            yield value
+    finally:
+        stopped.set()
+        thread.join()
 
 
-class _Steps:
-    def __init__(self, order: Order, start: int, stop: int) -> None:
-        self.order, self.start, self.stop = order, start, stop
+def _pinned(made: Iterator[Batch]) -> Iterator[Batch]:
+    return ((images.pin_memory(), truth.pin_memory()) for images, truth in made)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self.order.between(self.start, self.stop)
+
+class _Steps(Dataset[Any]):
+    """The batches of some steps, for a DataLoader."""
+
+    def __init__(self, batch: Callable[[int], Batch], steps: range) -> None:
+        self.batch, self.steps = batch, steps
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.steps)
+
+    def __getitem__(self, place: int) -> Batch | BadInput:
+        try:
+            return self.batch(self.steps[place])
+        except BadInput as error:  # raised in a worker process it would arrive with the worker's whole traceback
+            return error
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -4,21 +4,20 @@ Small sets in memory are augmented a batch at a time; photographs one by one, as
 images as `augment.to_float` makes them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from leanconv.extras import needs
-from leanconv.train.data.augment import to_float
+from leanconv.train.data.augment import to_float, write_
 from leanconv.train.data.batches import Order, mix
+from leanconv.train.data.dice import Dice
 from leanconv.train.data.labelled import Labelled, prepared
-
-# Area share and aspect ratio of a random crop, as usual on ImageNet.
-AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-_GREY = (0.299, 0.587, 0.114)
+from leanconv.train.data.light import relit
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Crops:
         """The largest shift of a small image in pixels, with black padding: 4 at 32, as usual on CIFAR."""
         return max(1, self.size // 8)
 
-    def batch(self, images: Tensor, seed: int, rank: int = 0, processes: int = 1) -> Tensor:
+    def squares(self, images: Tensor, seed: int, rank: int = 0, processes: int = 1) -> Tensor:
         """uint8 `n 3 S S` -> float32 `n 3 S S`: a process's share of a batch, with random numbers from `seed`."""
         if not self.augment:
             return to_float(images)
@@ -56,37 +55,27 @@ class Crops:
             cut = torch.where(flip[:, None, None, None], cut.flip(3), cut)
         return to_float(relit(cut, *factors) if self.light else cut)
 
-    def __call__(self, image: Tensor, label: int) -> tuple[Tensor, int]:
-        """One photograph uint8 `3 H W` -> float32 `3 S S`, with torch's default generator; the label passes."""
+    def batch(self, samples: Sequence[Any], seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Photographs uint8 `3 H W` with their labels -> float32 `n 3 S S` and labels `n`; a seed for each."""
+        labels = torch.tensor([sample.label for sample in samples])
         if not self.augment:
-            return to_float(prepared(image, self.size)), label
+            return to_float(torch.stack([prepared(sample.image, self.size) for sample in samples])), labels
         with needs("torchvision", "train"):
-            from torchvision.transforms import v2
-        image = v2.RandomResizedCrop(self.size, scale=AREA, ratio=RATIO, antialias=True)(image)
-        if self.flips:
-            image = v2.RandomHorizontalFlip()(image)
-        if self.light:
-            image = v2.ColorJitter(brightness=self.light, contrast=self.light, saturation=self.light)(image)
-        return to_float(image), label
+            from torchvision.transforms.v2 import functional
+        images = torch.empty(len(samples), 3, self.size, self.size)
+        for out, sample, seed in zip(images, samples, seeds, strict=True):
+            dice = Dice(seed)
+            window = dice.window(*sample.image.shape[1:])
+            image = functional.resized_crop(sample.image, *window, [self.size, self.size], antialias=True)
+            if self.flips and dice.share() < 0.5:
+                image = image.flip(2)
+            write_(out, image, self.light, dice)
+        return images, labels
 
 
-def relit(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Jitter uint8 `n 3 H W` by one factor per image (`n`) and kind, in the order of v2.ColorJitter."""
-    pixels, weights = images.float(), torch.tensor(_GREY).view(1, 3, 1, 1)
-    pixels = (pixels * brightness.view(-1, 1, 1, 1)).clamp(0, 255)
-    mean = (pixels * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    pixels = (mean + (pixels - mean) * contrast.view(-1, 1, 1, 1)).clamp(0, 255)
-    grey = (pixels * weights).sum(1, keepdim=True)
-    pixels = (grey + (pixels - grey) * saturation.view(-1, 1, 1, 1)).clamp(0, 255)
-    return pixels.round().to(torch.uint8)
-
-
-def memory_batches(
-    samples: Labelled, crops: Crops, order: Order, start: int, stop: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (float32 images `n 3 S S`, labels `n`) of the steps start ... stop - 1, from a set in memory."""
+def memory_batch(samples: Labelled, crops: Crops, order: Order, step: int) -> tuple[Tensor, Tensor]:
+    """The batch of a step (float32 images `n 3 S S`, labels `n`) from a set in memory."""
     assert samples.images is not None
-    for step in range(start, stop):
-        places = torch.tensor(order.images(step))
-        images = crops.batch(samples.images[places], mix(order.seed, step), order.rank, order.processes)
-        yield images, samples.labels[places]
+    places = torch.tensor(order.images(step))
+    images = crops.squares(samples.images[places], mix(order.seed, step), order.rank, order.processes)
+    return images, samples.labels[places]

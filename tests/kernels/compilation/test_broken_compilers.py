@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leanconv.engine import compiled
-from leanconv.kernels import limited
+from leanconv.kernels import inductor, limited
 from leanconv.kernels.cpu import bind
 from leanconv.kernels.cpu.compilation import build, cache
 from leanconv.kernels.cpu.runtime import abi
@@ -46,7 +45,7 @@ def fresh(monkeypatch, tmp_path):
         build._runtime_source,
         abi.library,
     )
-    memos += (compiled._compiler_obstacle,)
+    memos += (inductor.compiler_obstacle,)
     for memo in memos:
         memo.cache_clear()
     monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path / "kernels"))
@@ -120,7 +119,7 @@ def test_all_that_a_hanging_program_started_is_ended(tmp_path, monkeypatch):
 def test_torch_compile_is_not_tried_with_a_compiler_that_hangs(fresh, tmp_path, monkeypatch, kind):
     monkeypatch.setenv("CXX", str(script(tmp_path, SCRIPTS[kind])))
     monkeypatch.setattr(limited, "LIMIT_S", 0.3)
-    reason = compiled._compiler_obstacle()
+    reason = inductor.compiler_obstacle()
     assert "torch.compile needs a C++ compiler" in reason
     assert SAID[kind] in reason
     assert str(tmp_path) in reason

@@ -9,11 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from leanconv.errors import BadInput, LeanconvError, UnknownName
+from leanconv.train.data.augment import to_float
 from leanconv.train.data.batches import Order
-from leanconv.train.data.crops import Crops, memory_batches, relit
-from leanconv.train.data.labelled import prepared
+from leanconv.train.data.crops import Crops, memory_batch
+from leanconv.train.data.labelled import Picture, prepared
+from leanconv.train.data.light import relit
 from leanconv.train.data.open_labelled import open_labelled
 from leanconv.train.data.splits import NoSplit
 from leanconv.train.tasks.task import find_task
@@ -234,8 +237,8 @@ def test_batches_are_shifted_mirrored_and_depend_on_the_seed_alone(tmp_path):
     samples.check(progress=False)
     samples.images[:, 1] = torch.arange(16, dtype=torch.uint8) + 100  # every column says where it was
     crops, order = Crops(16), Order(16, 8, seed=3)
-    seen = list(memory_batches(samples, crops, order, 0, 4))
-    again = list(memory_batches(samples, crops, order, 2, 4))
+    seen = [memory_batch(samples, crops, order, step) for step in range(4)]
+    again = [memory_batch(samples, crops, order, step) for step in (2, 3)]
     assert all(torch.equal(a, b) for x, y in zip(seen[2:], again, strict=True) for a, b in zip(x, y, strict=True))
     for step, (images, labels) in enumerate(seen):
         for image, label, index in zip(images, labels, order.images(step), strict=True):
@@ -246,8 +249,8 @@ def test_batches_are_shifted_mirrored_and_depend_on_the_seed_alone(tmp_path):
             assert steps in ([1.0], [-1.0])
             assert int(label) == index % 2
             assert 12 * 12 <= int((red > 2).sum()) <= 256
-    shares = [Crops(16).batch(samples.images[r::2][:4], 7, r, 2) for r in (0, 1)]
-    whole = Crops(16).batch(samples.images[:8], 7)
+    shares = [Crops(16).squares(samples.images[r::2][:4], 7, r, 2) for r in (0, 1)]
+    whole = Crops(16).squares(samples.images[:8], 7)
     assert torch.equal(whole[0::2], shares[0])
     assert torch.equal(whole[1::2], shares[1])
 
@@ -255,10 +258,10 @@ def test_batches_are_shifted_mirrored_and_depend_on_the_seed_alone(tmp_path):
 def test_both_sides_are_mirrored_equally_often():
     images = torch.zeros(4000, 3, 8, 8, dtype=torch.uint8)
     images[..., 4:] = 255
-    mirrored = Crops(8).batch(images, 0)[:, 0, 4, 1] > 0
+    mirrored = Crops(8).squares(images, 0)[:, 0, 4, 1] > 0
     assert 0.45 < mirrored.float().mean() < 0.55
-    assert not (Crops(8, flips=False).batch(images, 0)[:, 0, 4, 1] > 0).any()
-    assert torch.equal(Crops(8, augment=False).batch(images[:3], 0), (images[:3] / 255 - 0.5) / 0.25)
+    assert not (Crops(8, flips=False).squares(images, 0)[:, 0, 4, 1] > 0).any()
+    assert torch.equal(Crops(8, augment=False).squares(images[:3], 0), (images[:3] / 255 - 0.5) / 0.25)
 
 
 def test_light_is_torchvisions():
@@ -279,9 +282,24 @@ def test_photographs_are_decoded_one_by_one(folders):
     samples.check(progress=False)
     assert samples.images is None
     assert samples.square(3).shape == (3, 32, 32)
-    torch.manual_seed(0)
-    image, label = Crops(32, light=0.2)(samples[7].image, samples[7].label)
-    assert (image.shape, label) == ((3, 32, 32), 1)
+    images, labels = Crops(32, light=0.2).batch([samples[7], samples[0]], [3, 4])
+    assert (images.shape, labels.tolist()) == ((2, 3, 32, 32), [1, 0])
+
+
+@pytest.mark.parametrize("size", [(130, 100), (20, 300), (300, 20), (1, 1), (32, 32)])
+def test_photographs_are_augmented_as_by_torchvision(size):
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(32, scale=(0.08, 1), ratio=(3 / 4, 4 / 3), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
+        ]
+    )
+    seen, _ = Crops(32, light=0.3).batch([Picture(image, 0, "x")] * 30, list(range(30)))
+    for seed in range(30):
+        torch.manual_seed(seed)
+        assert torch.equal(seen[seed], to_float(transform(image)))
 
 
 def test_real_sets(data_dir):

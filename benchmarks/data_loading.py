@@ -1,0 +1,146 @@
+"""Time a training step with its batch at hand and with the loader's: how far the data hold the step back.
+
+    python -m benchmarks.data_loading --data wafer=DIR cifar10=DIR [--threads 2] [--seconds 60] [--out FILE]
+
+Blocks of steps take turns: one repeats a batch that is there, one takes every batch from the loader as `train` does.
+The ratio of the loader's block to the other is the median over the rounds, in wall time and in the process's computing
+time. On a machine that other programs load, the second one tells: all that the loader computes is in it, also what it
+computes while a core is idle. Each network is run in eager and channels_last, the mode of a run without a race.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from contextlib import closing
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.operators import commit
+from leanconv.files import write_json
+from leanconv.measure.device import describe
+from leanconv.measure.timing.paired import Ratio
+from leanconv.table import table
+from leanconv.train import setup
+from leanconv.train.data.batches import DEPTH, Order, batches
+from leanconv.train.optimizer import make_optimizer
+from leanconv.train.recipe import Recipe
+from leanconv.train.tasks.task import make_task, open_split
+
+OUT = Path(__file__).parent / "results" / "data_loading.json"
+# As recipes/wafer.toml at base 8; the training of a quarter-width VGG-16 on CIFAR-10.
+RECIPES: dict[str, dict[str, Any]] = {
+    "wafer": {"model": "leanconv:unet?base=8", "task": "segment", "size": 128, "batch": 16, "light": 0.2},
+    "cifar10": {
+        "model": "leanconv:vgg16?width=0.25&num_classes=10", "task": "classify", "size": 32, "batch": 128,
+        "optimizer": "sgd", "light": 0.0,
+    },
+}  # fmt: skip
+BLOCK, SIGMAS = 6, 2.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, metavar="NAME=DIR", help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("--threads", type=int, nargs="+", default=[2])
+    parser.add_argument("--seconds", type=float, default=60.0, help="of timing for each row")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    rows = []
+    for name, _, folder in (text.partition("=") for text in arguments.data):
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            rows.append(row(name, folder, threads, arguments.seconds))
+            command = "python -m benchmarks.data_loading --data " + " ".join(f"{each}=DIR" for each in RECIPES)
+            shown = " ".join(f"--{key} {getattr(arguments, key)}" for key in ("seconds",))
+            device = {key: value for key, value in describe("cpu").items() if key != "threads"}
+            write_json(
+                arguments.out, {"command": f"{command} {shown}", "commit": commit(), "device": device, "rows": rows}
+            )
+    print(shown_as_table(rows))
+
+
+def row(name: str, folder: str, threads: int, seconds: float) -> dict[str, Any]:
+    """Time both kinds of blocks in turns for some seconds, at least three rounds."""
+    recipe = Recipe(data=folder, epochs=1, device="cpu", **RECIPES[name])
+    samples = open_split(recipe.data, "train", task=recipe.task, size=recipe.size)
+    samples.check(progress=False)
+    order = Order(len(samples), recipe.batch, recipe.seed)
+    batch_at = setup.batch_at(recipe, samples, order)
+    step = training_step(recipe, samples)
+    ready = [batch_at(number) for number in range(BLOCK)]
+    once = [cpu_ms(lambda n=number: batch_at(n)) for number in range(4 * BLOCK)]  # type: ignore[misc]
+    times: dict[str, list[tuple[float, float]]] = {"ready": [], "loader": []}
+    with closing(batches(batch_at, 0, sys.maxsize)) as coming:
+        for batch in ready[:2]:
+            step(*batch)
+        start = time.perf_counter()
+        while len(times["ready"]) < 3 or time.perf_counter() - start < seconds:
+            for _ in range(DEPTH):  # those that were made during the other block
+                step(*next(coming))
+            times["loader"].append(block(step, coming))
+            time.sleep(2 * DEPTH * statistics.median(once) / 1e3)  # the loader makes what it may, and waits
+            times["ready"].append(block(step, cycle(ready)))
+    ratios = [
+        Ratio.of([pair[clock] for pair in times["loader"]], [pair[clock] for pair in times["ready"]], sigmas=SIGMAS)
+        for clock in (0, 1)
+    ]
+    return {
+        "data": name, "model": recipe.model, "size": recipe.size, "batch": recipe.batch, "threads": threads,
+        "images": len(samples), "rounds": len(times["ready"]),
+        "step_ms": statistics.median(pair[0] for pair in times["ready"]) / BLOCK,
+        "step_cpu_ms": statistics.median(pair[1] for pair in times["ready"]) / BLOCK,
+        "batch_cpu_ms": statistics.median(once),
+        **{clock: vars(ratio) for clock, ratio in zip(("wall", "cpu"), ratios, strict=True)},
+    }  # fmt: skip
+
+
+def training_step(recipe: Recipe, samples: Any) -> Any:
+    """`step(images, truth)`: forward, loss, backward and update, as in `train`."""
+    task = make_task(recipe, recipe.task, tuple(samples.classes))
+    setup.seed_everything(recipe.seed)
+    net: Any = setup.build_model(recipe, False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(net, recipe)
+
+    def step(images: Tensor, truth: Tensor) -> None:
+        loss = task.loss(net(images.contiguous(memory_format=torch.channels_last)), truth)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def block(step: Any, source: Any) -> tuple[float, float]:
+    """Milliseconds of wall and of computing time of some steps."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(BLOCK):
+        step(*next(source))
+    return (time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3
+
+
+def cpu_ms(call: Any) -> float:
+    """This thread's computing time of a call."""
+    start = time.thread_time()
+    call()
+    return (time.thread_time() - start) * 1e3
+
+
+def shown_as_table(rows: list[dict[str, Any]]) -> str:
+    head = ["data", "model", "threads", "step ms", "batch ms (one core)", "wall, loader / ready", "computing time"]
+    cells = [
+        [
+            r["data"], r["model"], r["threads"], f"{r['step_ms']:.4g}", f"{r['batch_cpu_ms']:.3g}",
+            *(f"{r[clock]['middle']:.3f} ({r[clock]['low']:.3f}-{r[clock]['high']:.3f})" for clock in ("wall", "cpu")),
+        ]
+        for r in rows
+    ]  # fmt: skip
+    return table(head, cells, note=f"medians over rounds of {BLOCK} steps; bounds of {SIGMAS:g} standard errors")
+
+
+if __name__ == "__main__":
+    main()

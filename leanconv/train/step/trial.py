@@ -1,0 +1,191 @@
+"""One step of a user's training, run again and again: its loss and gradients, and how far another mode's are off.
+
+The step is forward, loss and backward. The optimizer takes no part: it costs the same in every mode. Gradients are
+returned, not added to the parameters.
+
+Two modes agree if their losses, their gradients of all parameters together and those of each parameter do:
+
+    |a - a'| <= max(tolerance·|a|, 10·noise of a)
+
+|.| is the Euclidean norm. The noise is how far a value moves if each input moves by one rounding of float32. A
+parameter's gradient may also differ by a hundredth of its tolerance of the whole gradient: rounding alone makes up
+some gradients, such as that of a bias before BatchNorm.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from leanconv.errors import BadInput, error_line
+from leanconv.measure.state import bare
+from leanconv.running import Inputs, as_call
+from leanconv.train.step.modes import BFLOAT16, Forward, Mode, dropout_off
+
+
+class Tolerance(NamedTuple):
+    """The largest relative differences of the loss, the whole gradient, and the gradient of each parameter."""
+
+    loss: float
+    gradient: float
+    parameter: float
+
+
+# The gradients of two batches differ by a multiple of their size. In bfloat16 one rounding is 0.4 %. A gradient that is
+# off by half of its norm still points the same way: their cosine is at least .87.
+FLOAT32, IN_BFLOAT16 = Tolerance(1e-5, 1e-4, 1e-3), Tolerance(1e-2, 5e-2, 0.5)
+ROUNDINGS, SMALL = 10.0, 1e-2
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The loss of a step, and the gradient of each parameter (None where there is none)."""
+
+    loss: float
+    gradients: list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a mode's step is from the given one's.
+
+    Attributes:
+        loss: relative to the loss.
+        gradient: of all parameters together, relative to the norm of the whole gradient.
+        worst: the largest error over what is allowed for it: above 1 the two do not agree.
+        name: of what has it: "loss", "gradient", or a parameter.
+    """
+
+    loss: float
+    gradient: float
+    worst: float
+    name: str
+
+    @property
+    def agrees(self) -> bool:
+        return self.worst <= 1
+
+
+class Trial:
+    """A model's step on one batch.
+
+    Args:
+        model: in training mode, protected from changes by the caller.
+        inputs: the arguments of its forward pass.
+        loss: from its results to the loss, a tensor of one number.
+    Raises: BadInput where the step does not run, or its loss is not finite.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, loss: Callable[[Any], Tensor]) -> None:
+        self.model, self.loss = model, loss
+        self.args, self.kwargs = as_call(inputs)
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names, self.parameters = list(named), list(named.values())
+        if not named:
+            raise BadInput("a training step needs trainable parameters; the model has none")
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        self.given = Forward(model, Mode())
+        try:
+            self.expected, again = self.seen(self.given), self.seen(self.given)
+            self.random = not _same(self.seen(self.given, seed=_SEED + 1), again)
+            if self.random:
+                self.expected = self.seen(self.given, still=True)
+        except Exception as error:
+            raise BadInput(f"the training step does not run: {error_line(error)}") from error
+        if not math.isfinite(self.expected.loss):
+            raise BadInput(f"the loss is {self.expected.loss}: modes can only be compared by a finite one")
+        self.noise = self._noise()
+
+    def __call__(self, forward: Forward) -> None:
+        """One step, as it is timed."""
+        self._step(forward, self.args, self.kwargs)
+
+    def seen(self, forward: Forward, *, seed: int = _SEED, still: bool = False, call: Any = None) -> Seen:
+        """Loss and gradients of a step that begins with the same buffers and random numbers each time.
+
+        Args:
+            still: without dropout.
+            call: other arguments than the given ones.
+        """
+        args, kwargs = call or (self.args, self.kwargs)
+        quiet: AbstractContextManager[None] = dropout_off(self.model) if still else nullcontext()
+        with torch.random.fork_rng(devices=_devices()), quiet, torch.no_grad():
+            for buffer, before in self._buffers:
+                buffer.copy_(before)
+            torch.manual_seed(seed)
+            with torch.enable_grad():
+                loss, gradients = self._step(forward, args, kwargs)
+        return Seen(float(loss.detach()), [None if g is None else g.detach().float() for g in gradients])
+
+    def difference(self, forward: Forward) -> Difference:
+        """How far a mode's loss and gradients are from the given one's."""
+        allowed = IN_BFLOAT16 if BFLOAT16 in forward.mode else FLOAT32
+        off, noise = _distances(self.expected, self.seen(forward, still=self.random)), self.noise
+        sizes = [abs(self.expected.loss), *map(_norm, self.expected.gradients)]
+        whole, whole_off = math.hypot(*sizes[1:]), math.hypot(*off[1:])
+        rows = [
+            ("loss", off[0], allowed.loss * sizes[0], noise[0]),
+            ("gradient", whole_off, allowed.gradient * whole, math.hypot(*noise[1:])),
+        ]
+        for name, error, size, own in zip(self.names, off[1:], sizes[1:], noise[1:], strict=True):
+            rows.append((name, error, allowed.parameter * max(size, SMALL * whole), own))
+        over = [(_over(error, max(room, ROUNDINGS * own)), name) for name, error, room, own in rows]
+        return Difference(_over(off[0], sizes[0]), _over(whole_off, whole), *max(over))
+
+    def _noise(self) -> list[float]:
+        def rounded(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            up = torch.rand(tensor.shape, device=tensor.device) < 0.5
+            return torch.where(up, tensor * (1 + 2**-23), tensor * (1 - 2**-23)).to(tensor.dtype)
+
+        call = tree_map_only(Tensor, rounded, (self.args, self.kwargs))
+        return _distances(self.expected, self.seen(self.given, still=self.random, call=call))
+
+    def _step(self, forward: Forward, args: Any, kwargs: Any) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        loss = self.loss(forward(*args, **kwargs))
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = f"a tensor of size {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise BadInput(f"loss gives {what}: it must give one number, with its gradient")
+        return loss, torch.autograd.grad(loss, self.parameters, allow_unused=True)
+
+
+def _distances(want: Seen, have: Seen) -> list[float]:
+    """Of the loss and of each gradient; infinite where one is not finite, or is missing on one side."""
+    found = [abs(want.loss - have.loss)]
+    for a, b in zip(want.gradients, have.gradients, strict=True):
+        found.append(math.inf if (a is None) != (b is None) else 0.0 if a is None or b is None else _norm(a - b))
+    return [value if math.isfinite(value) else math.inf for value in found]
+
+
+def _norm(gradient: Tensor | None) -> float:
+    return 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient.double()))
+
+
+def _over(error: float, room: float) -> float:
+    return 0.0 if error == 0 else error / room if room > 0 else math.inf
+
+
+def _same(a: Seen, b: Seen) -> bool:
+    return max(_distances(a, b)) == 0
+
+
+def _devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """The module inside a model's wrappers. Raises BadInput unless it is in training mode and not compiled."""
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"a training step is that of a torch.nn.Module, got {type(model).__name__}")
+    if "_orig_mod" in model._modules:
+        raise BadInput("the model is compiled already: give the plain one, torch.compile is among the modes")
+    if not model.training:
+        raise BadInput("the model is in eval mode; call model.train() first")
+    return bare(model)

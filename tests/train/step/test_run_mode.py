@@ -1,0 +1,183 @@
+"""A run decides its mode once: by the recipe, by a race that leaves no trace, or as the resumed run has it."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from leanconv.errors import BadInput, Interrupted, UnknownName
+from leanconv.train import loop, setup
+from leanconv.train.interrupts import Stopped
+from leanconv.train.loop import fit
+from leanconv.train.recipe import Recipe
+from leanconv.train.state import State
+from leanconv.train.step import race, run_mode
+from leanconv.train.step.run_mode import decided
+
+
+@pytest.fixture
+def recipe(tiny_data, tmp_path):
+    def make(out="run", **settings):
+        defaults = {"model": "leanconv:unet?base=2&levels=1", "data": str(tiny_data), "out": str(tmp_path / out)}
+        return Recipe(**defaults | {"size": 16, "batch": 5, "steps": 6, "device": "cpu", "threads": 1} | settings)
+
+    return make
+
+
+@pytest.fixture
+def raced(monkeypatch):
+    """Short runs are raced too, and torch.compile is a stand-in that is far faster or slower: what a test sets."""
+    monkeypatch.setattr(run_mode, "FEW_STEPS", 1)
+    monkeypatch.setattr(run_mode, "compile_s", lambda model: 0.0)
+    monkeypatch.setattr(race, "compile_s", lambda model: 0.0)
+    monkeypatch.setattr(race, "why_not_compile", lambda device: "")
+    monkeypatch.setattr(run_mode, "SHARE", 1e3)
+    monkeypatch.setattr(run_mode, "BUDGET_S", 2.0)
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
+    races, real = [], run_mode.choose
+
+    def choose(*arguments, **options):
+        races.append(real(*arguments, **options))
+        return races[-1]
+
+    monkeypatch.setattr(run_mode, "choose", choose)
+    return races
+
+
+def weights(folder):
+    return load_file(setup.last(folder))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def mode_of(folder):
+    return json.loads(folder.metrics.read_text())["mode"]
+
+
+def test_what_decides():
+    def of(state=None, left=10**6, **settings):
+        return decided(Recipe(steps=10**6, **settings), state or State(), left)
+
+    assert of() == ""
+    assert of(left=100) == of(mode="eager") == "eager"
+    assert of(mode="compile channels_last") == "channels_last compile"
+    assert of(compile=True) == "compile"
+    assert of(State(step=5, mode="compile")) == "compile"
+    assert of(State(step=5, mode="compile"), mode="eager") == "eager"
+    assert of(State(step=5)) == "eager"  # begun by a version without modes
+
+
+def test_a_race_leaves_no_trace_in_the_weights(recipe, raced, capsys):
+    fit(recipe("auto"))
+    assert len(raced) == 1
+    said = capsys.readouterr().err
+    assert "training step" in said
+    assert "mode=" in said
+    eager = fit(recipe("eager", mode="eager"), progress=False)
+    assert mode_of(eager) == "eager"
+    assert len(raced) == 1
+    mode = raced[0].mode
+    assert mode in ("eager", "compile")  # the stand-in computes the same, in either
+    auto = setup.RunFolder(recipe("auto").out)
+    assert mode_of(auto) == mode
+    assert same(weights(auto), weights(eager))
+
+
+def test_a_resumed_run_keeps_its_mode_and_its_bits(recipe, raced, monkeypatch):
+    """The first part decides for bfloat16; the second would decide otherwise, and is not asked."""
+    faked = []
+    monkeypatch.setattr(run_mode.Processes, "word", lambda self, own: "bfloat16")
+    monkeypatch.setattr(run_mode, "_race", lambda *arguments: faked.append(1))
+    real = loop._Run._step
+
+    def step(self, *batch):
+        real(self, *batch)
+        if self.state.step == 4:
+            raise Stopped
+
+    monkeypatch.setattr(loop._Run, "_step", step)
+    settings = recipe("stopped", steps=9)
+    with pytest.raises(Interrupted):
+        fit(settings, progress=False)
+    monkeypatch.setattr(loop._Run, "_step", real)
+    resumed = fit(settings, resume=True, progress=False)
+    assert faked == [1]
+    assert mode_of(resumed) == "bfloat16"
+    whole = fit(recipe("whole", steps=9, mode="bfloat16"), progress=False)
+    assert same(weights(resumed), weights(whole))
+    other = fit(recipe("other", steps=9, mode="eager"), progress=False)
+    assert not same(weights(resumed), weights(other))
+
+
+def test_bfloat16_needs_a_word(recipe, raced):
+    fit(recipe("no"), progress=False)
+    assert all("bfloat16" not in row.mode or row.prepare_s is None for row in raced[0].choices)
+    fit(recipe("auto", amp="auto"), progress=False)
+    assert raced[1].choices["bfloat16"].prepare_s is not None
+
+
+def test_short_runs_are_not_raced(recipe, monkeypatch):
+    monkeypatch.setattr(run_mode, "_race", lambda *arguments: pytest.fail("raced"))
+    assert mode_of(fit(recipe(), progress=False)) == "eager"
+
+
+def test_a_run_in_which_nothing_would_be_tried_prints_no_table(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(run_mode, "FEW_STEPS", 1)
+    fit(recipe())
+    assert "training step" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["fast", "compile; rm", 3, ["eager"], " "])
+def test_a_mode_that_is_none_is_refused(recipe, mode):
+    if isinstance(mode, str):
+        with pytest.raises((UnknownName, BadInput), match="mode"):
+            recipe(mode=mode)
+    with pytest.raises(BadInput, match="mode="):
+        State.read(dict.fromkeys(("step", "loss_steps", "best_epoch"), 0) | {
+            "loss_sum": 0.0, "seconds": 0.0, "best": -1.0, "history": [], "mode": mode,
+        })  # fmt: skip
+
+
+def test_a_mode_that_cannot_run_here_is_one_line(recipe, monkeypatch):
+    """A run begun where there is a compiler, gone on with where there is none."""
+    monkeypatch.setattr(run_mode, "why_not_compile", lambda device: "torch.compile needs a C++ compiler")
+    with pytest.raises(BadInput, match=r"^mode=compile cannot run here: .* C\+\+ compiler; or say mode=eager$"):
+        fit(recipe(mode="compile"), progress=False)
+
+
+def test_settings_that_contradict_each_other(recipe):
+    with pytest.raises(BadInput, match="compile=true, mode=eager: say mode=compile"):
+        recipe(compile=True, mode="eager")
+    assert recipe(compile=True, mode="compile bfloat16").mode == "compile bfloat16"
+
+
+@pytest.mark.parametrize("main", [False, True])
+def test_one_process_decides_and_all_follow(main, monkeypatch):
+    """The others neither race nor look at their own clocks."""
+    asked = []
+
+    class Two:
+        count = 2
+
+        def __init__(self):
+            self.main = main
+
+        def word(self, own):
+            asked.append(own)
+            return "bfloat16"
+
+    class Fast:
+        mode = "bfloat16"
+
+    monkeypatch.setattr(run_mode, "_race", lambda *arguments: Fast() if main else pytest.fail("raced"))
+    conv, state = torch.nn.Conv2d(3, 4, 3), State()
+    report = SimpleNamespace(racing=lambda mode, share: None)
+    forward = run_mode.run_forward(
+        Recipe(steps=10**6), state, conv, 10**6, lambda: pytest.fail("not needed"), Two(), report, lambda *part: None
+    )
+    assert asked == ["bfloat16" if main else "eager"]
+    assert forward.mode.name == state.mode == "bfloat16"

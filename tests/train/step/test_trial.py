@@ -1,0 +1,131 @@
+"""A trial finds wrong gradients, forgives rounding, and compares what is random without its dice."""
+
+import pytest
+import torch
+from torch import nn
+
+from leanconv.errors import BadInput
+from leanconv.running import put_back
+from leanconv.train.step.modes import BFLOAT16, Forward, Mode
+from leanconv.train.step.trial import Trial
+
+
+def net(*more):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), *more, nn.Conv2d(8, 1, 3)).train()
+
+
+def trial(model=None, loss=None):
+    return Trial(model or net(), torch.randn(4, 3, 9, 11), loss or (lambda y: y.square().mean()))
+
+
+class Scaled(Forward):
+    """A forward whose result is a little too large: the loss moves twice as far."""
+
+    def __init__(self, model, share):
+        super().__init__(model, Mode())
+        self.share = share
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs) * (1 + self.share)
+
+
+def test_the_same_step_has_no_difference():
+    model = net()
+    made = trial(model)
+    seen = made.difference(Forward(model, Mode()))
+    assert (seen.loss, seen.gradient, seen.worst, seen.agrees) == (0, 0, 0, True)
+
+
+@pytest.mark.parametrize(("share", "agrees"), [(1e-7, True), (2e-6, True), (1e-4, False), (1e-2, False)])
+def test_float32_agrees_to_rounding_only(share, agrees):
+    model = net()
+    seen = trial(model).difference(Scaled(model, share))
+    assert seen.agrees == agrees
+    assert seen.loss == pytest.approx(2 * share, rel=0.3, abs=3e-7)
+
+
+def test_one_wrong_parameter_is_named():
+    """The loss is right; one small gradient is not."""
+    model = net()
+
+    class Wrong(Forward):
+        def __call__(self, x):
+            bias = model[3].bias
+            return super().__call__(x) + 0.01 * (bias - bias.detach())
+
+    seen = trial(model).difference(Wrong(model, Mode()))
+    assert not seen.agrees
+    assert (seen.name in ("gradient", "3.bias"), seen.loss) == (True, 0)
+
+
+def test_a_gradient_that_is_missing_or_not_finite_never_agrees():
+    model = net()
+
+    class Cut(Forward):
+        def __call__(self, x):
+            return nn.functional.conv2d(model[:3](x), model[3].weight.detach(), model[3].bias)
+
+    class Nan(Forward):
+        def __call__(self, x):
+            return super().__call__(x) * float("nan")
+
+    made = trial(model)
+    assert not made.difference(Cut(model, Mode())).agrees
+    assert not made.difference(Nan(model, Mode())).agrees
+
+
+def test_gradients_made_of_rounding_decide_nothing():
+    """The bias before a BatchNorm has none; what float32 leaves of it depends on the order of summation."""
+    model = net()
+    made = trial(model)
+
+    class Reordered(Forward):
+        def __call__(self, x):
+            return super().__call__(x.flip(0)).flip(0)
+
+    assert made.difference(Reordered(model, Mode())).agrees
+
+
+def test_bfloat16_agrees_by_its_own_rule_alone():
+    model = net()
+    made = trial(model)
+    seen = made.difference(Forward(model, Mode((BFLOAT16,))))
+    assert seen.agrees
+    assert 1e-4 < seen.gradient < 5e-2
+    half = Forward(model, Mode((BFLOAT16,)))
+    half.mode = Mode()  # judged as float32
+    half.__class__ = type("Half", (Forward,), {"__call__": lambda self, x: model.bfloat16()(x.bfloat16()).float()})
+    assert not made.difference(half).agrees
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.Dropout2d(0.5)])
+def test_dropout_is_left_out_of_the_comparison_and_stays_on(layer):
+    model = net(layer)
+    made = trial(model)
+    assert made.random
+    assert made.difference(Forward(model, Mode(("channels_last",)))).agrees
+    assert layer.training
+    assert not trial().random
+
+
+def test_each_step_begins_with_the_same_buffers():
+    """Spectral norm moves its vectors at each step in training; the second mode would see other weights."""
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)).train()
+    with put_back(model):
+        made = trial(model, lambda y: (y**3).mean())
+        for _ in range(5):
+            made(made.given)
+        assert made.difference(Forward(model, Mode())).worst == 0
+
+
+def test_a_step_that_does_not_run_is_one_line():
+    with pytest.raises(BadInput, match=r"does not run: .*one number"):
+        trial(loss=lambda y: y)
+    with pytest.raises(BadInput, match=r"does not run: .*one number"):
+        trial(loss=lambda y: 3.0)
+    with pytest.raises(BadInput, match=r"does not run: RuntimeError"):
+        Trial(net(), torch.randn(2, 5, 8, 8), lambda y: y.mean())
+    with pytest.raises(BadInput, match=r"the loss is nan"):
+        trial(loss=lambda y: (y * float("nan")).sum())
+    with pytest.raises(BadInput, match="trainable"):
+        trial(net().requires_grad_(False))
