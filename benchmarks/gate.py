@@ -1,11 +1,12 @@
 """Why the softmax gate of SPConv and SPLConv stops the learning, and how far a start without it gets.
 
     python -m benchmarks.gate vgg "CIFAR?val=0" --measure
-    python -m benchmarks.gate vgg "CIFAR?val=0" --starts full half 0.5 --seeds 0 1
-    python -m benchmarks.gate unet WAFER --steps 174 --starts full half 0.5
+    python -m benchmarks.gate vgg "CIFAR?val=0" --starts full half quiet --seeds 0 1
+    python -m benchmarks.gate unet WAFER --steps 87
 
-A start is `full` (the paper's gate from the first step), `half` (a gate of one half throughout, which is not the
-paper's operator), or the share of all steps in which `leanconv.nn.Schedule` lets the gate come on.
+A start is `full` (the operator with its usual weights), `quiet` (the operator after `leanconv.nn.quiet_gates_`), `half`
+(a gate of one half throughout, which is not the operator), or a share of the steps in which the gate comes on: then its
+logits are multiplied by a factor that grows linearly from 0 to 1.
 
 Every run is trained on one thread, with a checkpoint every 20 steps. A killed benchmark can be continued, and every
 finished run updates benchmarks/results/gate.json. The loss of a run is the mean over its last 20 training steps. Its
@@ -16,16 +17,18 @@ score is top-1 on 2,000 test images, or Dice over all pixels of the validation s
 import argparse
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gate_layers import measure
+from benchmarks.gate_layers import blended, measure, tempered
 from leanconv.files import read_json, write_json
 from leanconv.measure.device import describe
-from leanconv.nn import Schedule
+from leanconv.nn import quiet_gates_
 from leanconv.runs import load
 from leanconv.table import table
 from leanconv.train import setup
@@ -103,7 +106,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("network", choices=list(NETWORKS))
     parser.add_argument("data")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--starts", nargs="+", default=["full", "half", "0.5"], help="full, half, or a share of steps")
+    parser.add_argument("--starts", nargs="+", default=["full", "half", "quiet"], help="full, half, quiet, a share")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--operators", nargs="+", default=list(OPERATORS))
     parser.add_argument("--measure", action="store_true", help="look at untrained networks instead")
@@ -135,15 +138,15 @@ def _judged(recipe: Recipe, split: str) -> Any:
     return samples
 
 
-def gate_schedule(model: torch.nn.Module, start: str, steps: int) -> Schedule:
-    """Return the schedule of a start, set for the first step."""
-    if start == "half":
-        schedule = Schedule(model, steps_per_epoch=steps)
-        for layer in schedule.gated:
-            layer.gate_strength = torch.tensor(0.0)
-        schedule.gated = []  # they stay so
-        return schedule
-    return Schedule(model, steps_per_epoch=steps, gate_steps=0 if start == "full" else round(float(start) * steps))
+@contextmanager
+def gate_at(start: str, step: int, steps: int) -> Iterator[None]:
+    """Within it, layers blend as the start has it at a step."""
+    if start in ("full", "quiet"):
+        yield
+        return
+    strength = 0.0 if start == "half" else min(1.0, step / (float(start) * steps))
+    with blended(tempered(strength)):
+        yield
 
 
 def train(job: Job, recipe: Recipe, samples: Any, judged: Any, out: Path) -> dict[str, Any]:
@@ -151,7 +154,9 @@ def train(job: Job, recipe: Recipe, samples: Any, judged: Any, out: Path) -> dic
     recipe = Recipe.of({**vars(recipe), "seed": job.seed, "model": reference(job.network, job.operator)})
     setup.seed_everything(job.seed)
     model = load(recipe.model).train().to(memory_format=torch.channels_last)
-    optimizer, schedule = make_optimizer(model, recipe), gate_schedule(model, job.start, job.steps)
+    if job.start == "quiet":
+        quiet_gates_(model)
+    optimizer = make_optimizer(model, recipe)
     task = make_task(recipe, recipe.task, samples.classes)
     losses: list[float] = []
     seconds, path = 0.0, out / f"{job.name}.pt"
@@ -159,40 +164,37 @@ def train(job: Job, recipe: Recipe, samples: Any, judged: Any, out: Path) -> dic
         kept = torch.load(path, weights_only=True)
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
-        schedule.load_state_dict(kept["schedule"])
         losses, seconds = kept["losses"], kept["seconds"]
     before = time.process_time()
     for images, truth in _batches(recipe, samples, len(losses), job.steps):
         setup.seed_everything(mix(job.seed, len(losses), 0))
         for group in optimizer.param_groups:
             group["lr"] = rate_at(len(losses), job.steps, recipe)
-        loss = task.loss(model(images.contiguous(memory_format=torch.channels_last)), truth)
+        with gate_at(job.start, len(losses), job.steps):
+            loss = task.loss(model(images.contiguous(memory_format=torch.channels_last)), truth)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        schedule.step(loss)
         losses.append(float(loss.detach()))
         if len(losses) % EVERY == 0:
             seconds, before = seconds + time.process_time() - before, time.process_time()
-            _keep(path, model, optimizer, schedule, losses, seconds)
+            _keep(path, model, optimizer, losses, seconds)
             print(f"{job.name}: step {len(losses)}, loss {statistics.fmean(losses[-EVERY:]):.3f}", flush=True)
-    strengths = [None if layer.gate_strength is None else float(layer.gate_strength) for layer in schedule.gated]
-    scores = task.evaluate(model, judged)
+    with gate_at(job.start, job.steps, job.steps):
+        scores = task.evaluate(model, judged)
     return {
         **vars(job), "reference": recipe.model, "loss": statistics.fmean(losses[-EVERY:]),
         "curve": [round(statistics.fmean(losses[i : i + EVERY]), 4) for i in range(0, job.steps, EVERY)],
-        "score": {task.goal: getattr(scores, task.goal)}, "paper's gate at the end": set(strengths) <= {None},
-        "cpu_seconds": round(seconds),
+        "score": {task.goal: getattr(scores, task.goal)}, "cpu_seconds": round(seconds),
     }  # fmt: skip
 
 
-def _keep(path: Path, model: Any, optimizer: Any, schedule: Schedule, losses: list[float], seconds: float) -> None:
+def _keep(path: Path, model: Any, optimizer: Any, losses: list[float], seconds: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
     torch.save(
         {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-            "losses": losses, "seconds": seconds,
+            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses, "seconds": seconds,
         },
         draft,
     )  # fmt: skip

@@ -13,33 +13,31 @@ With d = mean a - mean b and g = sigmoid(d), the average of y is (mean a + mean 
 variants take the blend apart:
 
     full      the paper's gate: g·a + (1 - g)·b
+    quiet     the same after `leanconv.nn.quiet_gates_`
     half      (a + b)/2
     average   (a + b)/2 + e: of the gate its effect on the average alone
     shape     the paper's gate less e: the rest of its effect
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanconv.nn import SPConv2d, SPLConv2d, spconv, splconv
+from leanconv.nn import SPConv2d, SPLConv2d, quiet_gates_, spconv, splconv
 from leanconv.ops.gated_sum import gated_sum
 from leanconv.runs import load
 
 
-def _average(a: Tensor, b: Tensor, strength: Tensor | None = None) -> Tensor:
+def _average(a: Tensor, b: Tensor) -> Tensor:
     return (a + b) / 2 + _excess(a, b)
 
 
-def _shape(a: Tensor, b: Tensor, strength: Tensor | None = None) -> Tensor:
+def _shape(a: Tensor, b: Tensor) -> Tensor:
     return gated_sum(a, b) - _excess(a, b)
-
-
-def _half(a: Tensor, b: Tensor, strength: Tensor | None = None) -> Tensor:
-    return gated_sum(a, b, torch.tensor(0.0))
 
 
 def _excess(a: Tensor, b: Tensor) -> Tensor:
@@ -47,8 +45,28 @@ def _excess(a: Tensor, b: Tensor) -> Tensor:
     return difference * (torch.sigmoid(difference) - 0.5)
 
 
-VARIANTS: dict[str, Callable[..., Tensor]] = {
-    "full": gated_sum, "half": _half, "average": _average, "shape": _shape,
+def tempered(strength: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a blend whose gate is sigmoid(strength · d)."""
+
+    def blend(a: Tensor, b: Tensor) -> Tensor:
+        difference = (a.sum((2, 3), keepdim=True) - b.sum((2, 3), keepdim=True)) / (a.shape[2] * a.shape[3])
+        return torch.lerp(b, a, torch.sigmoid(strength * difference))
+
+    return blend
+
+
+@contextmanager
+def blended(blend: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Within it, the layers of both operators blend so."""
+    try:
+        spconv.gated_sum = splconv.gated_sum = blend
+        yield
+    finally:
+        spconv.gated_sum = splconv.gated_sum = gated_sum
+
+
+VARIANTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "full": gated_sum, "quiet": gated_sum, "half": tempered(0.0), "average": _average, "shape": _shape,
 }  # fmt: skip
 
 
@@ -58,11 +76,10 @@ def measure(reference: str, task: Any, batches: Sequence[tuple[Tensor, Tensor]])
     for variant, blend in VARIANTS.items():
         torch.manual_seed(0)
         model = load(reference).train().to(memory_format=torch.channels_last)
-        try:
-            spconv.gated_sum = splconv.gated_sum = blend
+        if variant == "quiet":
+            quiet_gates_(model)
+        with blended(blend):
             figures = _layers(model, task, batches)
-        finally:
-            spconv.gated_sum = splconv.gated_sum = gated_sum
         last = list(figures)[-1]
         rows += [
             {"network": reference, "variant": variant, "layer": name, "last": name == last, **found}

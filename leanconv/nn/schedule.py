@@ -1,6 +1,6 @@
-"""Schedule: what changes from step to step in training: ODConv's temperature, LHC's masks, SPConv's and SPLConv's gate.
+"""Schedule: what changes from step to step in operators that are trained in stages: ODConv's temperature, LHC's masks.
 
-With e the epoch, i the step, I the steps of `temperature_epochs`, ten, and G = `gate_steps`:
+With e the epoch, i the step, I the steps of `temperature_epochs`, ten:
 
     ODConv   T = 1 + (T0 - 1) · max(0, (I - i) / I)      (eval: 1)
     LHC 1    a filter's mask is on with probability e/20, drawn at the start of an epoch; from epoch 20 on always
@@ -8,10 +8,7 @@ With e the epoch, i the step, I the steps of `temperature_epochs`, ten, and G = 
              S = live taps / all taps of all LHC layers, F likewise with each layer weighed by its output's area
              scale0 = mean loss of epoch 0 / (0.01 + 0.99 · max(|1 - density|, density))
     LHC 2    the scores are frozen, all masks on, no penalty: the weights are fine-tuned
-    gate     g = softmax(s · averages), s = min(1, i / G): one half at first, from step G on the papers' gate, in
-             training and in eval
-Source: the authors' `utils/misc.py` (ODConv) and `LhcUpdate`, `train.py` (LHC: stage 1 has 100 epochs there). The
-gate's start is ours (docs/results.md says why); the papers have s = 1 throughout, which is G = 0, the default.
+Source: the authors' `utils/misc.py` (ODConv) and `LhcUpdate`, `train.py` (LHC: stage 1 has 100 epochs there).
 """
 
 import math
@@ -23,8 +20,6 @@ from torch import Tensor, nn
 from leanconv.errors import BadCheckpoint, BadInput
 from leanconv.nn.lhconv import LHConv2d
 from leanconv.nn.odconv import ODConv2d
-from leanconv.nn.spconv import SPConv2d
-from leanconv.nn.splconv import SPLConv2d
 
 TEMPERATURE_EPOCHS = 10
 WARMUP_EPOCHS = 20
@@ -33,7 +28,7 @@ GROWTH = 4.0  # the penalty's weight once warm; the authors mark it doubtful
 
 
 class Schedule:
-    """Drives the ODConv, LHC, SPConv and SPLConv layers of a model; does nothing without any. Two lines of a loop:
+    """Drives every ODConv and LHC of a model; does nothing for a model that has none. Two lines of a training loop:
 
         schedule = Schedule(model, steps_per_epoch=len(batches))
         for x, target in batches:
@@ -51,8 +46,6 @@ class Schedule:
         temperature_epochs: in which ODConv's T falls to 1, the authors' ten; a training of fewer epochs needs fewer,
             since in eval T = 1 whatever it was in training.
         seed: of the draws of LHC's warm-up.
-        gate_steps: optimizer steps in which the gate of SPConv and SPLConv comes on; half of all steps is a good start.
-            Weights from before the last of them are not yet those of the paper's operator.
     Raises: BadInput for LHC layers that aim at different densities: the penalty knows one.
     """
 
@@ -64,18 +57,14 @@ class Schedule:
         topology_epochs: int | None = 100,
         seed: int = 0,
         temperature_epochs: float = TEMPERATURE_EPOCHS,
-        gate_steps: int = 0,
     ) -> None:
         if steps_per_epoch < 1:
             raise BadInput(f"steps_per_epoch={steps_per_epoch} must be at least 1")
         if not 0 < temperature_epochs < math.inf:
             raise BadInput(f"temperature_epochs={temperature_epochs} must be above 0")
-        if gate_steps < 0:
-            raise BadInput(f"gate_steps={gate_steps} must be at least 0")
-        self.temperature_epochs, self.gate_steps = temperature_epochs, gate_steps
+        self.temperature_epochs = temperature_epochs
         self.steps_per_epoch, self.topology_epochs, self.seed = steps_per_epoch, topology_epochs, seed
         self.dynamic = [m for m in model.modules() if isinstance(m, ODConv2d)]
-        self.gated = [m for m in model.modules() if isinstance(m, (SPConv2d, SPLConv2d))]
         self.learned = [m for m in model.modules() if isinstance(m, LHConv2d)]
         densities = sorted({m.density for m in self.learned})
         if len(densities) > 1:
@@ -132,7 +121,6 @@ class Schedule:
         cold = max(0.0, (last - self.steps) / last)
         for layer in self.dynamic:
             layer.temperature = 1.0 + (layer.start_temperature - 1.0) * cold
-        self._set_gates()
         if not new_epoch:
             return
         share = min(1.0, self.epoch / WARMUP_EPOCHS) if self.stage == 1 else 1.0
@@ -142,41 +130,21 @@ class Schedule:
             drawn = torch.rand(masked.out_channels, generator=dice) < share
             masked.enabled.copy_(drawn)
 
-    def _set_gates(self) -> None:
-        full = self.steps >= self.gate_steps
-        for layer in self.gated:
-            if full:
-                layer.gate_strength = None
-            elif layer.gate_strength is None:  # on the CPU: a tensor of no axes mixes with every device
-                layer.gate_strength = torch.tensor(self.steps / self.gate_steps, device="cpu")
-            else:  # in place: a compiled model reads it anew, and is not compiled again
-                layer.gate_strength.fill_(self.steps / self.gate_steps)
-
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON or any checkpoint."""
         loss_sum = self._loss_sum if self.epoch else float(self._sum)
-        return {"steps": self.steps, "seed": self.seed, "loss_sum": loss_sum, "gate_steps": self.gate_steps}
+        return {"steps": self.steps, "seed": self.seed, "loss_sum": loss_sum}
 
-    def load_state_dict(self, state: dict[str, Any], *, most_gate_steps: int | None = None) -> None:
-        """Go on where `state_dict` was taken: temperatures, gates, masks and frozen scores are set.
-
-        Of a state without `gate_steps`, as 0.1 wrote it, the gate was on throughout. Raises BadCheckpoint.
-
-        Args:
-            most_gate_steps: the steps of the whole run: at its end the gate is on, also if it was made shorter.
-        """
-        state = {"gate_steps": 0, **state}
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken: temperatures, masks and frozen scores are set. Raises BadCheckpoint."""
         if set(state) != set(self.state_dict()):
             raise BadCheckpoint(f"not a state of Schedule: {str(state)[:120]}")
-        counts = ("steps", "seed", "gate_steps")
-        whole, loss_sum = [type(state[key]) is int for key in counts], state["loss_sum"]
+        whole, loss_sum = [type(state[key]) is int for key in ("steps", "seed")], state["loss_sum"]
         if not all(whole) or type(loss_sum) not in (int, float):
             raise BadCheckpoint(f"not a state of Schedule: {str(state)[:120]}")
-        if min(state["steps"], state["gate_steps"]) < 0 or not -1e300 < loss_sum < 1e300:
-            raise BadCheckpoint(f"not a state of Schedule: {state}")
-        self.steps, self.seed, self.gate_steps = state["steps"], state["seed"], state["gate_steps"]
-        if most_gate_steps is not None:
-            self.gate_steps = min(self.gate_steps, most_gate_steps)
+        if state["steps"] < 0 or not -1e300 < loss_sum < 1e300:
+            raise BadCheckpoint(f"not a state of Schedule: steps={state['steps']}, loss_sum={loss_sum}")
+        self.steps, self.seed = state["steps"], state["seed"]
         self._loss_sum = self._sum = float(loss_sum)
         self._apply(new_epoch=True)
 

@@ -60,7 +60,6 @@ class SPConv2d(Operator):
 
     paper = "Zhang et al. 2020, arXiv:2006.12085"
     accepts = frozenset({"stride", "dilation", "padding_mode"})
-    gate_strength: Tensor | None = None  # set by `Schedule` while the gate comes on; None is the paper's gate
 
     def __init__(
         self,
@@ -99,7 +98,7 @@ class SPConv2d(Operator):
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
         representative, rest = x.split(self.split, 1)  # N C H W -> N c H W, N C-c H W
         a = self.norm1(self.spatial(representative) + self.pointwise(self.pool(representative)))
-        return gated_sum(a, self.norm2(self.plain(self.pool(rest))), self.gate_strength)
+        return gated_sum(a, self.norm2(self.plain(self.pool(rest))))
 
     def fold(self) -> nn.Module:
         """Both BatchNorms go into their convolutions; at stride 1 the k×k and its 1×1 become one blocked HetConv."""
@@ -147,7 +146,6 @@ class SplitAndBlend(nn.Module):
         super().__init__()
         spatial, pointwise = folded.spatial, folded.pointwise
         self.split, self.plain, self.in_channels = folded.split, folded.plain, folded.in_channels
-        self.gate_strength = folded.gate_strength
         self.representative = HetConv2d(
             spatial.in_channels,
             spatial.out_channels,
@@ -167,4 +165,4 @@ class SplitAndBlend(nn.Module):
     @batch_or_sample
     def forward(self, x: Tensor) -> Tensor:
         representative, rest = x.split(self.split, 1)
-        return gated_sum(self.representative(representative), self.plain(rest), self.gate_strength)
+        return gated_sum(self.representative(representative), self.plain(rest))

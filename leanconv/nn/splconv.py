@@ -41,7 +41,6 @@ class SPLConv2d(Operator):
 
     paper = "Yao et al., SPLConv (Shanghai University)"
     accepts = frozenset({"stride", "dilation", "padding_mode"})
-    gate_strength: Tensor | None = None  # set by `Schedule` while the gate comes on; None is the paper's gate
 
     def __init__(
         self,
@@ -99,7 +98,7 @@ class SPLConv2d(Operator):
         if not (self.depthwise or self.dilated):
             large = self.pool(large)
         a = self.act(self.norm(self.pointwise(self.stencil2(self.stencil1(large)))))
-        return gated_sum(a, self.plain(self.pool(rest)), self.gate_strength)
+        return gated_sum(a, self.plain(self.pool(rest)))
 
     def fold(self) -> nn.Module:
         """BatchNorm goes into the 1×1 before it; the ReLU and the gate stay."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from leanconv.errors import BadInput, Diverged, Interrupted
 from leanconv.files import write_json
+from leanconv.nn import Schedule
 from leanconv.runs import RunFolder, load_weights
 from leanconv.train import checkpoint, setup
 from leanconv.train.data.batches import Order, mix
@@ -86,7 +87,13 @@ class _Run:
         self.epochs = math.ceil(self.total / self.per_epoch)
         self.accelerator.wait_for_everyone()  # until all have checked that the folder is free
         self.model, self.optimizer = self.accelerator.prepare(self.net, make_optimizer(self.net, recipe))
-        self.schedule = setup.make_schedule(self.net, recipe, self.per_epoch, self.total)
+        self.schedule = Schedule(
+            self.net,
+            steps_per_epoch=self.per_epoch,
+            topology_epochs=recipe.topology_epochs or None,
+            seed=recipe.seed,
+            temperature_epochs=recipe.temperature_epochs,
+        )
         self.state = self._resumed() if resume else State(images=len(self.data["train"]))
         self.state.processes = self.processes.count
         if self.main:  # after the last check that may refuse the run
@@ -104,7 +111,7 @@ class _Run:
         recipe, state = self.recipe, self.state
         with Interrupts() as self.interrupts, self._showing():
             self.report.say(setup.headline(recipe, self.net, self.data, self.total, self.epochs, self.accelerator))
-            for note in setup.schedule_notes(self.schedule, self.total):
+            if note := setup.schedule_note(self.schedule, self.total):
                 self.report.say(note)
             self.clock = time.perf_counter() - state.seconds
             batches = self._batches()
@@ -194,8 +201,7 @@ class _Run:
             "seconds": round(state.seconds, 3),
         }  # fmt: skip
         last = self.recipe.keep == "last"
-        # A score of before the whole gate is one of another function: any score of after it is better.
-        best = last or state.best_step < self.schedule.gate_steps or row[self.task.goal] > state.best
+        best = last or row[self.task.goal] > state.best
         state.history.append(row)
         state.loss_steps = 0
         self.loss_sum.zero_()
@@ -269,7 +275,7 @@ class _Run:
         check_resumed(
             state, self.recipe, self.folder, self.net, self.data["train"], self.task, self.total, self.per_epoch
         )
-        load_schedule(self.schedule, state, self.folder, self.total)
+        load_schedule(self.schedule, state, self.folder)
         if note := processes_note(state.processes, self.processes.count):
             self.report.say(note)
         if scaler and self.accelerator.scaler is not None:

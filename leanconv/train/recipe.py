@@ -54,10 +54,9 @@ class Recipe:
         smoothing: of the labels in a classification, from 0 to below 1.
         topology_epochs: epochs in which LHC layers learn their masks before those are frozen; 0 never freezes them.
         temperature_epochs: epochs in which ODConv's temperature falls to the 1 that it has in evaluation.
-        gate_warmup: steps in which the gate of SPConv and SPLConv comes on, from one half to the paper's; below 1, a
-            share of all steps; 0 has the paper's gate from the first step. docs/results.md says why not.
-        keep: `best` keeps the weights of the best validation, `last` those after the last step. Validations before the
-            end of `gate_warmup` are of another function: the first one after it is better than all of them.
+        quiet_gates: start the softmax gates of SPConv and SPLConv near one half (`leanconv.nn.quiet_gates_`); false
+            starts them with their usual weights, which learn slowly. Of effect on `leanconv:` models alone.
+        keep: `best` keeps the weights of the best validation, `last` those after the last step.
         augment: train on random crops; false trains on whole images resized to `size`, none of the next four.
         flips: mirror images; for segmentation also quarter turns.
         light: strength of the changes of brightness, contrast and saturation.
@@ -99,7 +98,7 @@ class Recipe:
     smoothing: float = 0.0
     topology_epochs: int = 100
     temperature_epochs: float = 10.0
-    gate_warmup: float = 0.5
+    quiet_gates: bool = True
     keep: str = "best"
     augment: bool = True
     flips: bool = True
@@ -139,7 +138,6 @@ class Recipe:
             "weight_decay",
             "clip",
             "warmup",
-            "gate_warmup",
             "drop",
             "smoothing",
             "topology_epochs",

@@ -30,7 +30,7 @@ SAME = (
     "optimizer",
     "loss",
     "smoothing",
-    "gate_warmup",
+    "quiet_gates",
     "keep",
     "augment",
     "zoom",
@@ -131,27 +131,20 @@ def processes_note(before: int, now: int) -> str:
 
 
 def _check_numbers(state: State, recipe: Recipe, folder: RunFolder, task: Task, per_epoch: int) -> None:
-    gate_steps = state.schedule.get("gate_steps", 0)
     try:
-        if type(gate_steps) is not int:
-            raise BadInput(f"gate_steps={str(gate_steps)[:80]} is no whole number")
-        state.check(task.columns, task.goal, per_epoch=per_epoch, keep=recipe.keep, gate_steps=gate_steps)
+        state.check(task.columns, task.goal, per_epoch=per_epoch, keep=recipe.keep)
         if state.schedule and (state.schedule.get("steps"), state.schedule.get("seed")) != (state.step, recipe.seed):
             raise BadInput(f"schedule={str(state.schedule)[:80]}: {state.step} steps are done with seed {recipe.seed}")
     except BadInput as error:
         raise BadCheckpoint(f"{last(folder)}: is no checkpoint of this run: {error}") from error
 
 
-def load_schedule(schedule: Schedule, state: State, folder: RunFolder, total: int) -> None:
-    """Set the schedule to where the run stands. Raises BadCheckpoint for a state that is none of its.
-
-    A run that goes on keeps the length of its gate's warm-up; of fewer steps in `total` than that, all of them.
-    """
-    if not state.schedule:  # as 0.1 wrote it at first, when gates had no schedule
-        schedule.load_state_dict({**schedule.state_dict(), "gate_steps": 0})
+def load_schedule(schedule: Schedule, state: State, folder: RunFolder) -> None:
+    """Set the schedule to where the run stands. Raises BadCheckpoint for a state that is none of its."""
+    if not state.schedule:
         return
     try:
-        schedule.load_state_dict(state.schedule, most_gate_steps=total)
+        schedule.load_state_dict(state.schedule)
     except BadCheckpoint as error:
         raise BadCheckpoint(f"{last(folder)}: is no checkpoint of this run: schedule: {error}") from error
 

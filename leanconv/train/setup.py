@@ -18,7 +18,7 @@ from leanconv.extras import needs
 from leanconv.files import read_json, write_json
 from leanconv.measure import label
 from leanconv.measure.counting.count import count
-from leanconv.nn import Schedule
+from leanconv.nn import Schedule, quiet_gates_
 from leanconv.runs import RunFolder
 from leanconv.runs.kinds import build, read
 from leanconv.table import si
@@ -161,7 +161,10 @@ def build_model(recipe: Recipe, trust_code: bool) -> nn.Module:
             f"the recipe asks to run {reference.name}:{reference.factory}; read that file, and say --trust-code (or "
             "trust_code=True) if you trust it"
         )
-    return build(reference).train()
+    net: nn.Module = build(reference).train()
+    if recipe.quiet_gates and reference.kind == "leanconv":  # others may come with trained weights
+        quiet_gates_(net)
+    return net
 
 
 @torch.no_grad()
@@ -178,36 +181,15 @@ def check_batch(net: nn.Module, recipe: Recipe, processes: int) -> None:
         ) from error
 
 
-def make_schedule(net: nn.Module, recipe: Recipe, per_epoch: int, total: int) -> Schedule:
-    """The schedule of a run of `total` steps, `per_epoch` in an epoch.
-
-    The gates of a network from a run folder are on from the first step: it is trained already.
-    """
-    warm = recipe.gate_warmup if recipe.gate_warmup >= 1 else recipe.gate_warmup * total
-    return Schedule(
-        net,
-        steps_per_epoch=per_epoch,
-        topology_epochs=recipe.topology_epochs or None,
-        seed=recipe.seed,
-        temperature_epochs=recipe.temperature_epochs,
-        gate_steps=0 if read(recipe.model).kind == "path" else min(round(warm), total),
-    )
-
-
-def schedule_notes(schedule: Schedule, total: int) -> Iterator[str]:
-    """Remarks: that gates come on; that ODConv's temperature ends above 1, which evaluation takes."""
+def schedule_note(schedule: Schedule, total: int) -> str:
+    """A remark if ODConv's temperature is still above 1 after the last step: evaluation takes 1."""
     warm = schedule.temperature_epochs * schedule.steps_per_epoch
-    if schedule.gated and schedule.steps < schedule.gate_steps:
-        yield (
-            f"note   the gate of {len(schedule.gated)} layers comes on over the first {schedule.gate_steps} steps, and "
-            "the best weights are of after that: gate_warmup=0 has it on throughout"
-        )
-    if schedule.dynamic and total < warm:
-        yield (
-            f"note   ODConv's temperature reaches 1 after {schedule.temperature_epochs:g} epochs, this run ends after "
-            f"{total / schedule.steps_per_epoch:g}, and evaluation takes 1: say temperature_epochs= half of them or "
-            "fewer"
-        )
+    if not schedule.dynamic or total >= warm:
+        return ""
+    return (
+        f"note   ODConv's temperature reaches 1 after {schedule.temperature_epochs:g} epochs, this run ends after "
+        f"{total / schedule.steps_per_epoch:g}, and evaluation takes 1: say temperature_epochs= half of them or fewer"
+    )
 
 
 def write_start(folder: RunFolder, recipe: Recipe, task: Task, bits: int | None) -> None:

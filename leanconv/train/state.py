@@ -63,13 +63,12 @@ class State:
         _check_rows(state)
         return state
 
-    def check(self, columns: Sequence[str], goal: str, *, per_epoch: int, keep: str, gate_steps: int = 0) -> None:
+    def check(self, columns: Sequence[str], goal: str, *, per_epoch: int, keep: str) -> None:
         """Raise BadInput unless all entries agree, with these scores in the history, and the best one in `goal`.
 
         Args:
             per_epoch: steps of an epoch.
             keep: the recipe's rule for which epoch is the best.
-            gate_steps: of the schedule.
         """
         validated = self.history[-1]["step"] if self.history else 0
         if self.loss_steps != self.step - validated:
@@ -84,9 +83,7 @@ class State:
                 raise BadInput(f"history has epoch {row['epoch']} at step {row['step']}, of {per_epoch} steps an epoch")
         if self.history and not any((row["epoch"], row[goal]) == (self.best_epoch, self.best) for row in self.history):
             raise BadInput(f"best={self.best:g}, best_epoch={self.best_epoch}: its history has no such {goal}")
-        # Before the gate of SPConv and SPLConv is whole, scores are of another function, and the last one counts.
-        whole = [row for row in self.history if row["step"] >= gate_steps]
-        if keep == "best" and any(row[goal] > self.best or self.best_step < gate_steps for row in whole):
+        if keep == "best" and any(row[goal] > self.best for row in self.history):
             raise BadInput(f"best={self.best:g}: its history has a larger {goal}")
 
 

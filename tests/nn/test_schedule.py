@@ -5,10 +5,9 @@ import json
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 
 from leanconv.errors import BadCheckpoint, BadInput
-from leanconv.nn import LHConv2d, ODConv2d, Schedule, SPConv2d, SPLConv2d
+from leanconv.nn import LHConv2d, ODConv2d, Schedule
 
 
 def network(**options):
@@ -140,59 +139,6 @@ def test_resumed_it_goes_on_as_if_nothing_had_been(stopped):
     assert schedule.state_dict() == other.state_dict()
 
 
-def gated():
-    return nn.Sequential(SPConv2d(4, 8, 3, padding=1), nn.ReLU(), SPLConv2d(8, 6, 3, padding=1))
-
-
-def test_the_gate_comes_on_by_the_step_and_ends_as_the_papers():
-    model = gated()
-    schedule, strengths = Schedule(model, steps_per_epoch=3, gate_steps=5), []
-    for _ in range(8):
-        assert model[0].gate_strength is None or model[0].gate_strength.item() == model[2].gate_strength.item()
-        strengths.append(model[0].gate_strength)
-        strengths[-1] = strengths[-1] if strengths[-1] is None else strengths[-1].item()
-        schedule.step(torch.tensor(1.0))
-    assert strengths[:5] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
-    assert strengths[5:] == [None, None, None]
-    assert all(layer.gate_strength is None for layer in gated().modules() if isinstance(layer, (SPConv2d, SPLConv2d)))
-    model = gated()
-    Schedule(model, steps_per_epoch=3)  # unless it is asked for, the gate is the paper's
-    assert model[0].gate_strength is None
-
-
-def test_a_gates_start_is_resumed_with_its_own_length():
-    first = Schedule(gated(), steps_per_epoch=4, gate_steps=10)
-    for _ in range(4):
-        first.step(1.0)
-    state = json.loads(json.dumps(first.state_dict()))
-    model = gated()
-    second = Schedule(model, steps_per_epoch=4, gate_steps=100)  # a longer run would have a longer start
-    second.load_state_dict(state)
-    assert model[0].gate_strength.item() == pytest.approx(0.4)
-    second.load_state_dict(state | {"steps": 10})
-    assert model[0].gate_strength is None
-    second.load_state_dict(state)
-    assert model[2].gate_strength.item() == pytest.approx(0.4)
-    shorter = gated()
-    Schedule(shorter, steps_per_epoch=4).load_state_dict(state, most_gate_steps=4)
-    assert shorter[0].gate_strength is None
-    old = {key: value for key, value in state.items() if key != "gate_steps"}
-    second.load_state_dict(old)  # as 0.1 wrote it
-    assert model[0].gate_strength is None
-    assert second.gate_steps == 0
-
-
-def test_a_compiled_model_sees_the_gate_come_on_without_being_compiled_again():
-    torch.manual_seed(0)
-    model, x = gated().double(), torch.randn(2, 4, 5, 5, dtype=torch.double)
-    counter = CompileCounter()
-    compiled, schedule = torch.compile(model, backend=counter), Schedule(model, steps_per_epoch=9, gate_steps=6)
-    for _ in range(9):
-        torch.testing.assert_close(compiled(x), model(x))
-        schedule.step(1.0)
-    assert counter.frame_count == 2  # while it comes on, and after
-
-
 def test_without_a_target_there_are_masks_and_no_penalty():
     model = network(density=-1)
     schedule = Schedule(model, steps_per_epoch=1)
@@ -215,8 +161,6 @@ def test_other_models_are_left_alone():
 def test_bad_input():
     with pytest.raises(BadInput, match="steps_per_epoch=0"):
         Schedule(network(), steps_per_epoch=0)
-    with pytest.raises(BadInput, match="gate_steps=-1"):
-        Schedule(gated(), steps_per_epoch=1, gate_steps=-1)
     with pytest.raises(BadInput, match=r"\[0.1, 0.5\]"):
         Schedule(nn.Sequential(LHConv2d(4, 4, 3), LHConv2d(4, 4, 3, density=0.5)), steps_per_epoch=1)
     schedule = Schedule(network(), steps_per_epoch=1)
@@ -226,8 +170,6 @@ def test_bad_input():
         {**good, "steps": 1.5},
         {**good, "steps": -1},
         {**good, "loss_sum": float("nan")},
-        {**good, "gate_steps": -1},
-        {**good, "gate_steps": 2.0},
         good | {"x": 1},
     ):
         with pytest.raises(BadCheckpoint, match="not a state of Schedule"):

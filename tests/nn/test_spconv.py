@@ -5,9 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from leanconv.copies import copied
 from leanconv.nn import HetConv2d, SPConv2d
-from leanconv.nn.base import make
 from leanconv.ops.gated_sum import gated_sum
 
 
@@ -79,31 +77,3 @@ def test_state_dict_keys_are_api():
         "norm2.weight",
         "norm2.bias",
     ]
-
-
-def test_a_gate_of_strength_s_is_a_softmax_over_s_times_the_averages():
-    a, b = torch.randn(2, 3, 5, 4, dtype=torch.double), torch.randn(2, 3, 5, 4, dtype=torch.double)
-    for s in (0.0, 0.3, 1.0):
-        weights = torch.softmax(s * torch.stack([a.mean((2, 3)), b.mean((2, 3))]), 0)[..., None, None]
-        torch.testing.assert_close(gated_sum(a, b, torch.tensor(s)), weights[0] * a + weights[1] * b)
-    assert torch.equal(gated_sum(a, b, torch.tensor(0.0)), torch.lerp(b, a, 0.5))
-    torch.testing.assert_close(gated_sum(a, b, torch.tensor(1.0)), gated_sum(a, b), rtol=0, atol=0)
-    assert gated_sum(a.bfloat16(), b.bfloat16(), torch.tensor(0.5)).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("operator", ["spconv", "splconv"])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_gate_that_comes_on_is_the_same_in_training_in_eval_and_folded(operator, stride):
-    layer = make(operator, 8, 8, 3, stride, 1).double()
-    x = torch.randn(3, 8, 6, 6, dtype=torch.double)
-    layer(x)  # statistics
-    layer.eval()
-    full = layer(x)
-    layer.gate_strength = torch.tensor(0.25)
-    partial = layer(x)
-    assert not torch.allclose(partial, full)
-    torch.testing.assert_close(layer.fold()(x), partial)
-    torch.testing.assert_close(copied(layer)(x), partial)
-    assert "gate_strength" not in layer.state_dict()
-    layer.gate_strength = None
-    torch.testing.assert_close(layer(x), full, rtol=0, atol=0)
