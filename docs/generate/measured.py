@@ -183,20 +183,28 @@ def _trained(name: str, stem: str, content: dict[str, Any], score: str, title: s
 
 
 def _gates(name: str, stem: str, content: dict[str, Any]) -> Iterator[str]:
-    """A line for each network and length of training: the loss by how the gate starts."""
+    """A line for each network and length of training: the loss by how the gate starts. One for untrained networks."""
     found: dict[tuple[str, int], dict[str, list[float]]] = {}
     for run in content["runs"]:
         if operator_of(run["operator"]) == name:
             starts = found.setdefault((run["reference"].partition("conv=")[0].rstrip("?&"), run["steps"]), {})
             starts.setdefault(run["start"], []).append(run["loss"])
-    words = {"full": "the paper's gate from the first step", "half": "held at one half"}
+    words = {"full": "usual weights", "quiet": "quiet start", "half": "gate held at one half"}
     for (network, steps), starts in found.items():
         losses = [
-            f"{sum(each) / len(each):.2f} {words.get(start, f'coming on over the first {start} of the steps')} "
-            f"({_seeds(len(each))})"
-            for start, each in sorted(starts.items(), reverse=True)
+            f"{words.get(start, f'gate that comes on over {start} of the steps')} {sum(each) / len(each):.2f}, "
+            f"{_seeds(len(each))}"
+            for start, each in starts.items()
         ]
-        yield f"- `{network}`, training loss after {steps} steps by its gate: {'; '.join(losses)} (`{stem}.json`)"
+        yield f"- `{network}`, training loss after {steps} steps: {'; '.join(losses)} (`{stem}.json`)"
+    last = [row for row in content["layers"] if row["last"] and operator_of(row["network"]) == name]
+    for network in dict.fromkeys(row["network"] for row in last):
+        shares = "; ".join(
+            f"{words[row['variant']]} {row['common']:.2f}"
+            for row in last
+            if row["network"] == network and row["variant"] in words
+        )
+        yield f"- `{network}`, untrained, share of one common mode in its last gated layer: {shares} (`{stem}.json`)"
 
 
 def _seeds(count: int) -> str:
