@@ -80,7 +80,7 @@ def main() -> None:
     samples = open_split(recipe.data, "train", task=recipe.task, size=recipe.size)
     samples.check()
     if arguments.measure:
-        batches = list(_batches(recipe, samples, 0, 8))
+        batches = list(_batches(recipe, samples, 0, arguments.batches))
         for operator in arguments.operators:
             network = reference(arguments.network, operator)
             report["layers"] = [row for row in report["layers"] if row["network"] != network] + measure(
@@ -110,6 +110,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--operators", nargs="+", default=list(OPERATORS))
     parser.add_argument("--measure", action="store_true", help="look at untrained networks instead")
+    parser.add_argument("--batches", type=int, default=8, help="that --measure takes; of one there are no gradients")
     parser.add_argument("--out", default="runs/benchmarks/gate", help="folder of the checkpoints")
     return parser.parse_intermixed_args()
 
@@ -204,7 +205,12 @@ def _keep(path: Path, model: Any, optimizer: Any, losses: list[float], seconds: 
 def show(report: dict[str, Any]) -> str:
     """Format the two tables of a report."""
     layers = [
-        [row["network"].partition(":")[2], row["layer"], row["variant"], *(f"{row[key]:.3f}" for key in SHOWN)]
+        [
+            row["network"].partition(":")[2],
+            row["layer"],
+            row["variant"],
+            *("-" if row[key] is None else f"{row[key]:.3f}" for key in SHOWN),
+        ]
         for row in report["layers"]
         if row["last"]
     ]

@@ -88,9 +88,11 @@ def measure(reference: str, task: Any, batches: Sequence[tuple[Tensor, Tensor]])
     return rows
 
 
-def _layers(model: nn.Module, task: Any, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, dict[str, float]]:
+def _layers(
+    model: nn.Module, task: Any, batches: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, dict[str, float | None]]:
     layers = {name: m for name, m in model.named_modules() if isinstance(m, (SPConv2d, SPLConv2d))}
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float | None]] = {}
     hooks = [layer.register_forward_hook(_recorder(found, name)) for name, layer in layers.items()]
     gradients: dict[str, list[Tensor]] = {name: [] for name in layers}
     for images, truth in batches:
@@ -104,13 +106,14 @@ def _layers(model: nn.Module, task: Any, batches: Sequence[tuple[Tensor, Tensor]
     for name, each in gradients.items():
         stacked = torch.stack(each)
         noise = (stacked - stacked.mean(0)).square().sum(1).mean()
-        found[name]["signal_to_noise"] = float(stacked.mean(0).square().sum() / noise)
+        ratio = float(stacked.mean(0).square().sum() / noise) if len(each) > 1 else None
+        found[name]["signal_to_noise"] = ratio
     return found
 
 
-def _recorder(found: dict[str, dict[str, float]], name: str) -> Callable[..., None]:
+def _recorder(found: dict[str, dict[str, float | None]], name: str) -> Callable[..., None]:
     def record(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        found[name] = spread(output.detach())
+        found[name] = {**spread(output.detach())}
 
     return record
 
