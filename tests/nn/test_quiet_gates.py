@@ -86,3 +86,16 @@ def test_brightness_does_not_become_the_common_mode_of_all_channels(operator):
             net(x)
     assert found[True]["common"] < 0.75 * found[False]["common"]
     assert found[True]["rank"] > 1.2 * found[False]["rank"]
+
+
+def test_compiled_it_has_the_same_gradients():
+    _, quiet = pair("spconv")
+    x = torch.randn(4, 8, 5, 7, dtype=torch.double)
+    found = []
+    for net in (quiet, torch.compile(quiet, backend="aot_eager")):
+        net(x).square().sum().backward()
+        found.append([p.grad.clone() for p in quiet.parameters() if p.grad is not None])
+        quiet.zero_grad()
+    assert len(found[0]) == len(found[1]) > 5
+    for eager, compiled in zip(*found):
+        torch.testing.assert_close(compiled, eager)
