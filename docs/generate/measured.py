@@ -23,6 +23,7 @@ class Results:
         engines: whole networks on our engine and on its peers; a list, one entry a network.
         shares: how many convolutions of public networks an operator takes.
         choices: what `optimize` chose against the best peer. budgets: the same within its default budget.
+        gates: starts of the gate of SPConv and SPLConv, by the training loss they reach.
         other: files of another kind, which no page shows.
     """
 
@@ -35,6 +36,7 @@ class Results:
     shares: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
     budgets: dict[str, Any] = field(default_factory=dict)
+    gates: dict[str, Any] = field(default_factory=dict)
     other: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -49,6 +51,8 @@ class Results:
 def _kind(content: Any) -> str:
     if not isinstance(content, dict):
         return "engines" if content and all("times" in entry and "clock" in entry for entry in content) else "other"
+    if "start" in next(iter(content.get("runs") or [{}]), {}):
+        return "gates"
     row = next(iter(content.get("rows") or [{}]), {})
     if "dice" in row and "reference" in row:
         return "segmentation"
@@ -154,6 +158,8 @@ def lines_about(name: str, results: Results) -> Iterator[str]:
                     f"- Whole network, `{each['name']}`: {each['speedup']:.2f} times as fast as `{models[0]['name']}` "
                     f"at {_fewer(models[0]['macs'], each['macs'])} ({machine(content)}; `{stem}.json`)"
                 )
+    for stem, content in results.gates.items():
+        yield from _gates(name, stem, content)
     for stem, content in results.shares.items():
         for text, found in content["share"].items():
             if operator_of(text) == name:
@@ -174,6 +180,31 @@ def _trained(name: str, stem: str, content: dict[str, Any], score: str, title: s
         if dense is not None and row is not dense:
             words += f" (dense {dense[score]['mean']:.3f}) at {_fewer(macs_of(dense), macs_of(row))}"
         yield f"{words}, {_seeds(row['seeds'])} (`{stem}.json`)"
+
+
+def _gates(name: str, stem: str, content: dict[str, Any]) -> Iterator[str]:
+    """A line for each network and length of training: the loss by how the gate starts. One for untrained networks."""
+    found: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for run in content["runs"]:
+        if operator_of(run["operator"]) == name:
+            starts = found.setdefault((run["reference"].partition("conv=")[0].rstrip("?&"), run["steps"]), {})
+            starts.setdefault(run["start"], []).append(run["loss"])
+    words = {"full": "usual weights", "quiet": "quiet start", "half": "gate held at one half"}
+    for (network, steps), starts in found.items():
+        losses = [
+            f"{words.get(start, f'gate that comes on over {start} of the steps')} {sum(each) / len(each):.2f}, "
+            f"{_seeds(len(each))}"
+            for start, each in starts.items()
+        ]
+        yield f"- `{network}`, training loss after {steps} steps: {'; '.join(losses)} (`{stem}.json`)"
+    last = [row for row in content["layers"] if row["last"] and operator_of(row["network"]) == name]
+    for network in dict.fromkeys(row["network"] for row in last):
+        shares = "; ".join(
+            f"{words[row['variant']]} {row['common']:.2f}"
+            for row in last
+            if row["network"] == network and row["variant"] in words
+        )
+        yield f"- `{network}`, untrained, share of one common mode in its last gated layer: {shares} (`{stem}.json`)"
 
 
 def _seeds(count: int) -> str:

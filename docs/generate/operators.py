@@ -45,6 +45,7 @@ def operator_page(name: str, results: Results) -> str:
         "## When to use it",
         f"{own['when']}",
         f"**Mind:** {own['avoid']}",
+        f"**To train it:** {own['train']}" if "train" in own else "",
         "## Formula",
         fence("text", observed.formula(name)),
         _cost(name, own["variants"]),

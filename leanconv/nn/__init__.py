@@ -12,6 +12,7 @@ from leanconv.nn.inception_dw import InceptionDWConv2d
 from leanconv.nn.lhconv import LHConv2d
 from leanconv.nn.odconv import ODConv2d, set_temperature
 from leanconv.nn.psconv import PSConv2d
+from leanconv.nn.quiet_gates import quiet_gates_
 from leanconv.nn.schedule import Schedule
 from leanconv.nn.separable import DepthwiseSeparableConv2d
 from leanconv.nn.sic import SICConv2d
@@ -27,5 +28,5 @@ __all__ = [
     "Conv2d", "DOConv2d", "DRConv2d", "DepthwiseSeparableConv2d", "FuSeConv2d", "GMConv2d", "GroupPointwiseConv2d",
     "HetConv2d", "InceptionDWConv2d", "LHConv2d", "ODConv2d", "Operator", "PSConv2d", "SICConv2d", "SPConv2d",
     "SPLConv2d", "Schedule", "SpatialBottleneckConv2d", "SqueezeExcite", "TopologicalConv2d", "XSepConv2d", "get",
-    "make", "names", "parse", "set_temperature",
+    "make", "names", "parse", "quiet_gates_", "set_temperature",
 ]  # fmt: skip

@@ -4,6 +4,7 @@
     b = BN(conv_1x1(x[:, c:]))
     y = gated_sum(a, b)                                                softmax over the pair of their averages
 
+Fresh weights learn slowly through the gate: `nn/quiet_gates.py` says why, and starts them well.
 MACs N·P·Q·O·C·(alpha·R·S/g + 1). With stride 2 the 1×1 branches read a 2×2 average (ceil mode).
 Source: Zhang et al. 2020, arXiv:2006.12085; the authors' `resnet_sp.py` (output split unused, two groups always).
 """

@@ -6,6 +6,7 @@
     b = conv_1x1(x[:, c:])
     y = gated_sum(a, b)                                   softmax over the pair of their averages
 
+Fresh weights learn slowly through the gate: `nn/quiet_gates.py` says why, and starts them well.
 MACs N·P·Q·(c·R·S + c·e² + C·O). The default e = k is a 7×7 field from 18 taps for k = 3, rate = 2: the paper's eq. 7
 counts ceil(k/rate)² taps instead, but its printed table fits only the full kernel.
 Source: Yao, Jie, Guo, Liu, "SPLConv: Channel-Separated Convolution Using Large Convolution Kernels", eq. 1-5.

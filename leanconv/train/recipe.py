@@ -65,6 +65,8 @@ class Recipe:
         smoothing: of the labels in a classification, from 0 to below 1.
         topology_epochs: epochs in which LHC layers learn their masks before those are frozen; 0 never freezes them.
         temperature_epochs: epochs in which ODConv's temperature falls to the 1 that it has in evaluation.
+        quiet_gates: start the softmax gates of SPConv and SPLConv near one half (`leanconv.nn.quiet_gates_`); false
+            starts them with their usual weights, which learn slowly. Of effect on `leanconv:` models alone.
         keep: `best` keeps the weights of the best validation, `last` those after the last step.
         augment: train on random crops; false trains on whole images resized to `size`, none of the next four.
         flips: mirror images; for segmentation also quarter turns.
@@ -121,6 +123,7 @@ class Recipe:
     smoothing: float = 0.0
     topology_epochs: int = 100
     temperature_epochs: float = 10.0
+    quiet_gates: bool = True
     keep: str = "best"
     augment: bool = True
     flips: bool = True

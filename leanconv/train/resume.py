@@ -32,6 +32,7 @@ SAME = (
     "optimizer",
     "loss",
     "smoothing",
+    "quiet_gates",
     "keep",
     "augment",
     "zoom",

@@ -19,7 +19,7 @@ from leanconv.extras import needs
 from leanconv.files import read_json, write_json
 from leanconv.measure import label
 from leanconv.measure.counting.count import count
-from leanconv.nn import Schedule
+from leanconv.nn import Schedule, quiet_gates_
 from leanconv.runs import RunFolder
 from leanconv.runs.kinds import build, read, with_outputs
 from leanconv.table import si
@@ -172,7 +172,10 @@ def build_model(recipe: Recipe, trust_code: bool, outputs: int | None = None) ->
         )
     if outputs is not None:
         reference = read(with_outputs(recipe.model, outputs))
-    return build(with_weights(reference, recipe)).train()
+    net: nn.Module = build(with_weights(reference, recipe)).train()
+    if recipe.quiet_gates and reference.kind == "leanconv":  # others may come with trained weights
+        quiet_gates_(net)
+    return net
 
 
 def network(
@@ -190,6 +193,8 @@ def network(
     found = swap_(net, recipe)
     if found:
         report.say(f"swap   {recipe.swap}, layer by layer:\n{found}")
+        if recipe.quiet_gates and read(recipe.model).kind != "leanconv":  # those of the swapped layers
+            quiet_gates_(net)
     return net, [(swap.name, str(swap.to)) for swap in found.swapped]
 
 

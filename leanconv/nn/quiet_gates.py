@@ -1,0 +1,55 @@
+"""A start for the softmax gates of SPConv and SPLConv, which stop the learning of a network of fresh weights.
+
+Of a blend y = g·a + (1 - g)·b with d = mean a - mean b and g = sigmoid(d) the average is
+
+    mean y = (mean a + mean b)/2 + e,   e = d·(g - 1/2) = d²/4 - … >= 0
+
+The gate adds e to every channel of a sample, never below 0, and large where the sample is far from the average one, say
+bright. The next layer sees a mode that all channels share, so its own d is larger, and the mode grows from layer to
+layer (`benchmarks/gate.py` measures it). BatchNorm divides by a deviation that is mostly this mode's.
+
+e falls with the square of the branches' scale σ, the rest of y with σ itself. So both branches start at σ = 1/10, and
+the norm that follows the layer takes the factor away. The operator is the paper's from the first step to the last.
+Source: ours.
+"""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.nn.spconv import SPConv2d
+from leanconv.nn.splconv import SPLConv2d
+
+SCALE = 0.1
+
+
+@torch.no_grad()
+def quiet_gates_(model: nn.Module, scale: float = SCALE) -> int:
+    """Start the branches of every SPConv and SPLConv at a scale where their gates are near one half; before training.
+
+    For layers that a norm follows, as in all networks here. The scales of SPConv's inner norms would at once grow back:
+    behind another norm their gradient is 1/scale as large for values that are scale times as large. So theirs is
+    multiplied by scale², which is SGD as it is at scale 1. It makes no difference to Adam.
+
+    Returns: the number of layers.
+    """
+    layers = [m for m in model.modules() if isinstance(m, (SPConv2d, SPLConv2d))]
+    for layer in layers:
+        norms = (layer.norm,) if isinstance(layer, SPLConv2d) else (layer.norm1, layer.norm2)
+        for norm in norms:
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.weight.mul_(scale)
+                norm.bias.mul_(scale)
+        if isinstance(layer, SPConv2d):
+            for parameter in [p for norm in norms for p in norm.parameters() if p.requires_grad]:
+                parameter.register_hook(functools.partial(_times, scale**2))
+        if isinstance(norms[-1], nn.Identity) or isinstance(layer, SPLConv2d):  # a branch without a norm
+            layer.plain.weight.mul_(scale)
+            if layer.plain.bias is not None:
+                layer.plain.bias.mul_(scale)
+    return len(layers)
+
+
+def _times(factor: float, gradient: Tensor) -> Tensor:
+    return gradient * factor
