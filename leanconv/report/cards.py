@@ -9,7 +9,7 @@ from leanconv.report.document import Report
 from leanconv.report.found import ENOUGH
 from leanconv.report.speed import BLOCKS
 from leanconv.report.summary import RunSummary
-from leanconv.report.words import BY_KEY, against
+from leanconv.report.words import BY_KEY, against, percent
 from leanconv.table import si
 
 _FIGURES = ("dice", "image_dice", "top1", "top5")
@@ -35,7 +35,7 @@ def cards(report: Report) -> list[dict[str, Any]]:
 
 def _figures(shown: Sequence[RunSummary], run: RunSummary) -> list[dict[str, str]]:
     """Speed, scores and what is found; below each the comparison with the other card's run."""
-    keys = [key for key in (best_speed(list(shown)), *_FIGURES, "found") if math.isfinite(run.value(key))]
+    keys = [key for key in (best_speed(shown), *_FIGURES, "found") if math.isfinite(run.value(key))]
     other = next((each for each in shown if each is not run), run)
     figures = []
     for key in keys[:4]:
@@ -62,7 +62,7 @@ def _speed(report: Report, run: RunSummary) -> str:
         return ""
     how = f"engine {run.engine}" if key == "fast_fps" else "plain PyTorch"
     where = ", ".join(report.measured.split(", ")[:2])
-    varies = f" (blocks differ by {spread(blocks):.0%})" if len(blocks) > 1 else ""
+    varies = f" (blocks differ by {percent(spread(blocks))})" if len(blocks) > 1 else ""
     return f"{ms:.3g} ms an image{varies}, {how}; {where}"
 
 
@@ -87,8 +87,8 @@ def notes(report: Report) -> dict[str, dict[str, str]]:
     if report.cases:
         found["images"] = {
             "title": "Images",
-            "text": f"A defect is a connected patch of the mask. It is found if {ENOUGH:.0%} of its pixels are marked "
-            "with its class. A mark is false if no pixel of it lies on a defect.",
+            "text": "A defect is a connected patch of the mask. It is found if at least "
+            f"{percent(ENOUGH)} of its pixels have its class. A mark is false if no pixel of it lies on a defect.",
         }
     if any(math.isfinite(run.ms) and run.scores for run in report.runs):
         found["frontier"] = {
@@ -113,5 +113,5 @@ def _speed_note(report: Report) -> str:
     if any(run.engine for run in report.runs):
         parts.append("Optimised: the fastest form with the same answers that leanconv.optimize found here.")
     if math.isfinite(report.others):
-        parts.append(f"Other programs used {report.others:.0%} of the processors meanwhile.")
+        parts.append(f"Other programs used {percent(report.others)} of the processors meanwhile.")
     return " ".join(parts)

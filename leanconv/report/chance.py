@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +60,7 @@ def pixel_difference(first: RunSummary, run: RunSummary) -> Interval | None:
     return Interval(exact, float(low), float(high), n)
 
 
-def best_speed(runs: tuple[RunSummary, ...] | list[RunSummary]) -> str:
+def best_speed(runs: Sequence[RunSummary]) -> str:
     """The key of the speed that compares these runs: optimised if all of the timed ones have it, else plain PyTorch."""
     timed = [run for run in runs if run.ms > 0 or run.fast_ms > 0]
     return "fast_fps" if timed and all(run.fast_ms > 0 for run in timed) else "fps"

@@ -103,7 +103,7 @@ class Report:
             "verdict": {
                 "headline": verdict.headline,
                 "take": None if verdict.pick is None else self.runs[verdict.pick].name,
-                **{what.lower(): text for what, text in verdict.facts},
+                **{what.lower(): list(lines) for what, lines in verdict.facts},
             },
             "data": self.data,
             "split": self.split,
@@ -138,7 +138,7 @@ class Report:
         ]
         measured = [f"Latency: {self.measured}"] if self.measured else []
         verdict = self.verdict
-        told = [verdict.headline, *(f"{what}: {text}" for what, text in verdict.facts)]
+        told = [verdict.headline, *(f"{what}: {' '.join(lines)}" for what, lines in verdict.facts)]
         shown = table(["", *(run.name for run in self.runs)], rows, note=[*measured, *lines])
         return "\n".join([*map(one_line, told), "", shown])
 

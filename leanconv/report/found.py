@@ -88,8 +88,9 @@ class DefectCount:
         return self.total - self.found
 
     def __str__(self) -> str:
-        parts = [f"found {self.found} of {self.total}"] if self.total else ["no defect there"]
-        return ", ".join([*parts, *([f"{self.false} false"] if self.false else [])])
+        counts = {"found": self.found, "missed": self.missed} if self.total else {}
+        counts |= {f"false alarm{'s' * (self.false != 1)}": self.false} if self.false else {}
+        return ", ".join(f"{count} {word}" for word, count in counts.items()) or "no defect, none marked"
 
 
 # The share of a defect's pixels that counts as finding it.

@@ -10,7 +10,7 @@ from typing import Any
 from leanconv.extras import needs
 from leanconv.files import origin
 from leanconv.report.cards import cards, notes
-from leanconv.report.chance import half_width
+from leanconv.report.chance import half_width, same_speed
 from leanconv.report.confusion import matrix
 from leanconv.report.document import Report
 from leanconv.report.overlays import css_colours
@@ -30,6 +30,8 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, bool], ...]], ...] = (
     ("Validation top-1", "top-1", (("top1", False),)),
 )
 
+# Speeds and latencies tie by the noise of their timing.
+_SPEED = {"fps": "fps", "ms": "fps", "fast_fps": "fast_fps", "fast_ms": "fast_fps"}
 # What stands beside a class's bar, if it is known: key, words.
 _OF_A_CLASS = (("dice", "Dice"), ("precision", "precision"), ("recall", "recall"))
 
@@ -122,13 +124,20 @@ def _row(report: Report, run: RunSummary, metrics: Sequence[Metric]) -> dict[str
     for metric in metrics:
         value, known = run.value(metric.key), ranked(report.runs, metric)
         shown = metric.show(value) if math.isfinite(value) else "–"
-        best = len(known) > 1 and shown == metric.show(known[0].value(metric.key)) != metric.show(
-            known[-1].value(metric.key)
-        )
+        best = len(known) > 1 and _best(metric, run, known)
         cells.append(
             {"label": metric.label, "value": shown, "against": against(report.runs[0], run, metric), "best": best}
         )
     return {"name": run.name, "model": run.model, "cells": cells}
+
+
+def _best(metric: Metric, run: RunSummary, known: Sequence[RunSummary]) -> bool:
+    """Whether a run's number is the best of its column, or as good; never if all are. `known`: best first."""
+    first, last, speed = known[0], known[-1], _SPEED.get(metric.key)
+    if speed:
+        return same_speed(run, first, speed) and not same_speed(first, last, speed)
+    shown, best, worst = (metric.show(each.value(metric.key)) for each in (run, first, last))
+    return shown == best != worst
 
 
 def _classes(report: Report, scored: Sequence[int]) -> list[dict[str, Any]]:

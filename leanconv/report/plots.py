@@ -136,6 +136,7 @@ def frontier(name: str, label: str, points: Sequence[Point], *, y_label: str, na
                 "marker": _MARKERS[point.index % len(_MARKERS)],
                 "color": colour,
                 "alpha": 0.9,
+                "clip_on": False,
                 "markersize": 8 + 10 * math.sqrt(max(0.0, min(1.0, point.size))),
             }
             if math.isfinite(point.plain_ms):
@@ -173,7 +174,7 @@ def _room(axes: Any, points: Sequence[Point]) -> bool:
     plain = [p.plain_ms for p in points if math.isfinite(p.plain_ms)]
     ms, scores = [p.ms for p in points] + plain, [p.score for p in points]
     high = max([p.ms + p.iqr_ms / 2 for p in points] + plain)
-    from_zero(axes, [min(1.0, score * 1.15) for score in scores])
+    from_zero(axes, [*scores, min(1.0, max(p.score + p.score_half for p in points) * 1.1)])
     if log := min(ms) > 0 and max(ms) / min(ms) > 5:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -20,6 +20,7 @@ from leanconv.measure.device import label
 from leanconv.measure.timing.latency import CLOCK_WORDS, Timing, interleave
 from leanconv.report.chance import spread, times_of
 from leanconv.report.document import Report
+from leanconv.report.words import percent
 from leanconv.train.inference.tiles import layout
 
 Say = Callable[[str], object]
@@ -167,14 +168,14 @@ def repeatability(report: Report) -> str:
     }
     name = max(spreads, key=lambda each: spreads[each], default="")
     busy = math.isfinite(report.others) and report.others > REPEATABLE
-    why = f"Other programs used {report.others:.0%} of the processors meanwhile. " if busy else ""
+    why = f"Other programs used {percent(report.others)} of the processors meanwhile. " if busy else ""
     if name and spreads[name] > REPEATABLE:
         why = why or "The reason is not known; a processor that changes its clock rate does this. "
         return (
-            f"Speed cannot be repeated within {REPEATABLE:.0%}: the {BLOCKS} blocks of timing of {name} differ by "
-            f"{spreads[name]:.0%}. {why}Trust the ratios, or repeat it on a quiet machine."
+            f"Speed cannot be repeated within {percent(REPEATABLE)}: the {BLOCKS} blocks of timing of {name} differ by "
+            f"{percent(spreads[name])}. {why}Repeat it on a quiet machine before you quote a number."
         )
-    return f"{why}Another report may give other speeds. Trust the ratios, or repeat it on a quiet machine." * busy
+    return f"{why}Another report may give other speeds: repeat it on a quiet machine before you quote a number." * busy
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from leanconv.report.chance import best_speed, paired_difference, pixel_difference, same_speed, speed_ratio
 from leanconv.report.summary import RunSummary
-from leanconv.report.words import BY_KEY, main_score, ranked, signed, three, times
+from leanconv.report.words import BY_KEY, main_score, percent, ranked, signed, three, times
 
 # A loss in the score up to this is small: the faster model is taken. Below `SAME` scores are called the same.
 SMALL, SAME = 0.01, 5e-4
@@ -20,13 +20,13 @@ class Verdict:
 
     Attributes:
         headline: which model, and how much faster, in one sentence.
-        facts: (what, sentences) on speed, accuracy and misses.
+        facts: (what, lines) on speed, accuracy and misses.
         cards: indices of the one or two runs that the page shows first.
         pick: index of the run to take; None if the numbers do not say.
     """
 
     headline: str
-    facts: tuple[tuple[str, str], ...] = ()
+    facts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     cards: tuple[int, ...] = ()
     pick: int | None = None
 
@@ -42,7 +42,7 @@ def decide(runs: Sequence[RunSummary], size: tuple[int, int] | None = None, meas
     if len(runs) == 1:
         return Verdict(_alone(runs[0], size), _facts(runs[0], None, measured), (0,))
     score, word, _ = main_score(runs)
-    speed = best_speed(list(runs))
+    speed = best_speed(runs)
     scored, timed = ranked(runs, BY_KEY[score]), ranked(runs, BY_KEY[speed])
     both = [run for run in scored if run in timed]
     known = both or scored or timed
@@ -135,17 +135,13 @@ def _alone(run: RunSummary, size: tuple[int, int] | None) -> str:
     return f"{run.name}: {', '.join(parts)}." if parts else f"Nothing of {run.name} was measured: the remarks say why."
 
 
-def _facts(pick: RunSummary, other: RunSummary | None, measured: str) -> tuple[tuple[str, str], ...]:
-    facts = (
-        ("Speed", _speed(pick, other, measured)),
-        ("Accuracy", _accuracy(pick, other)),
-        ("Misses", _misses(pick, other)),
-    )
-    return tuple((what, text) for what, text in facts if text)
-
-
-def _speed(pick: RunSummary, other: RunSummary | None, measured: str) -> str:
+def _facts(pick: RunSummary, other: RunSummary | None, measured: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     runs = [run for run in (pick, other) if run is not None]
+    facts = (("Speed", _speed(runs, measured)), ("Accuracy", _accuracy(runs)), ("Misses", _misses(runs)))
+    return tuple((what, tuple(lines)) for what, lines in facts if lines)
+
+
+def _speed(runs: Sequence[RunSummary], measured: str) -> list[str]:
     key = best_speed(runs)
     ms = "fast_ms" if key == "fast_fps" else "ms"
     lines = [
@@ -153,28 +149,28 @@ def _speed(pick: RunSummary, other: RunSummary | None, measured: str) -> str:
         for run in runs
         if math.isfinite(run.value(key))
     ]
-    ratio = speed_ratio(pick, other, key) if other is not None else None
+    ratio = speed_ratio(runs[0], runs[1], key) if len(runs) == 2 else None
     if ratio is not None and ratio.n > 1:
         lines.append(
             f"Ratio {times(ratio.value)}; {ratio.n} blocks of timing gave {ratio.low:.2f} to {ratio.high:.2f}×."
         )
-    where = [", ".join(measured.split(", ")[:2])] if measured else []  # the processor and its threads
-    how = "optimised" if key == "fast_fps" else "plain PyTorch"
-    return " ".join([*lines, *[f"{each}, {how}." for each in where]]) if lines else ""
+    if lines and measured:
+        how = "optimised" if key == "fast_fps" else "plain PyTorch"
+        lines.append(f"{', '.join(measured.split(', ')[:2])}, {how}.")  # the processor and its threads
+    return lines
 
 
-def _accuracy(pick: RunSummary, other: RunSummary | None) -> str:
-    lines = []
+def _accuracy(runs: Sequence[RunSummary]) -> list[str]:
+    lines, pick, other = [], runs[0], runs[-1]
     for key, what in (("top1", "Top-1"), ("dice", "Dice over all pixels"), ("image_dice", "Dice per image, the mean")):
-        ours = pick.value(key)
+        ours, theirs = pick.value(key), other.value(key)
         if not math.isfinite(ours):
             continue
-        if other is None or not math.isfinite(theirs := other.value(key)):
-            lines.append(f"{what}: {ours:.3f}.")
-            continue
-        text = f"{what}: {pick.name} {ours:.3f}, {other.name} {theirs:.3f}"
-        lines.append(f"{text}; difference {signed(ours - theirs)}{_interval(pick, other, key)}.")
-    return " ".join(lines)
+        text = f"{what}: {pick.name} {ours:.3f}"
+        if other is not pick and math.isfinite(theirs):
+            text += f", {other.name} {theirs:.3f}; difference {signed(ours - theirs)}{_interval(pick, other, key)}"
+        lines.append(f"{text}.")
+    return lines
 
 
 def _interval(pick: RunSummary, other: RunSummary, key: str) -> str:
@@ -186,26 +182,25 @@ def _interval(pick: RunSummary, other: RunSummary, key: str) -> str:
     return f" (95 % interval {signed(mean - half)} to {signed(mean + half)}, {n} images)" if n >= ENOUGH else ""
 
 
-def _misses(pick: RunSummary, other: RunSummary | None) -> str:
+def _misses(runs: Sequence[RunSummary]) -> list[str]:
     """What each of the runs does not find, and where it gives a false alarm."""
-    if "top1" in pick.scores:
-        return " ".join(
-            f"{run.name} is wrong on {sum(hit < 0.5 for hit in run.images.values())} of {len(run.images)} images."
-            for run in (pick, other)
-            if run is not None and run.images
-        )
     lines = []
-    for run in (pick, other):
-        if run is None or run.found is None:
+    for run in runs:
+        if "top1" in run.scores and run.images:
+            wrong = sum(hit < 0.5 for hit in run.images.values())
+            lines.append(f"{run.name} is wrong on {wrong} of {len(run.images)} images.")
+        if run.found is None:
             continue
         found, parts = run.found, []
         if found.with_defect:
-            parts.append(f"{run.name} finds {found.pixels:.0%} of the defect pixels.")
+            parts.append(f"{run.name} finds {percent(found.pixels)} of the defect pixels.")
             parts.append(f"It finds nothing in {found.without_a_hit} of {found.with_defect} images with a defect.")
         if found.clean:
-            parts.append(f"It marks {found.false_alarms} of {found.clean} clean images.")
+            parts.append(
+                f"{'It' if parts else run.name} marks a defect in {found.false_alarms} of {found.clean} clean images."
+            )
         lines.append(" ".join(parts))
-    return " ".join(lines)
+    return lines
 
 
 def _or_inf(value: float) -> float:

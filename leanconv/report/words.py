@@ -30,8 +30,9 @@ def three(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _percent(value: float) -> str:
-    return f"{value:.0%}"
+def percent(value: float) -> str:
+    """A share in percent: `26 %`."""
+    return f"{100 * value:.0f} %"
 
 
 _OF = "Of several defect classes: their mean."
@@ -39,7 +40,7 @@ METRICS = (
     Metric("fast_fps", "Frames/s, optimised", True, three, title="Images per second in the fastest form found here."),
     Metric("dice", "Dice, all pixels", True, _score, True, f"2·hits / (marked + true) over all pixels at once. {_OF}"),
     Metric("image_dice", "Dice per image", True, _score, True, f"Dice of each image, then the mean over images. {_OF}"),
-    Metric("found", "Found", True, _percent, True, "Share of the defect pixels that have the right class (recall)."),
+    Metric("found", "Found", True, percent, True, "Share of the defect pixels that have the right class (recall)."),
     Metric("top1", "Top-1", True, _score, True, "Share of the images whose class got the largest logit."),
     Metric("top5", "Top-5", True, _score, True, "Share whose class is among the five largest logits."),
     Metric("macs", "MACs", False, si, title="Multiply-accumulates of the convolutions for one image."),
