@@ -149,15 +149,18 @@ def test_the_controls_work(browser):
 
 def test_notes_open_by_keyboard_and_the_other_columns_by_a_switch(browser):
     probe = """<script>
-      const seen = [], note = document.querySelector('#note-dice'), mark = document.querySelector('[popovertarget="note-dice"]');
+      const seen = [], note = document.querySelector('#note-dice');
+      const mark = document.querySelector('[popovertarget="note-dice"]');
       const shown = () => getComputedStyle(note).display !== 'none';
       seen.push(mark.tabIndex, shown());
       mark.focus(); mark.click(); seen.push(document.activeElement === mark, shown());
       mark.click(); seen.push(shown());
       const more = () => getComputedStyle(document.querySelector('td.more')).display;
-      const columns = () => [...document.querySelectorAll('thead th')].filter((th) => th.offsetWidth && th.closest('#comparison')).length;
+      const heads = [...document.querySelectorAll('#comparison thead th')];
+      const columns = () => heads.filter((th) => th.offsetWidth).length;
       seen.push(columns(), more()); document.querySelector('#more').click(); seen.push(columns() > 6, more());
-      mark.dispatchEvent(new PointerEvent('pointermove', {bubbles: true, pointerType: 'mouse', clientX: 50, clientY: 50}));
+      const over = {bubbles: true, pointerType: 'mouse', clientX: 50, clientY: 50};
+      mark.dispatchEvent(new PointerEvent('pointermove', over));
       seen.push(document.querySelector('#tip').textContent === note.textContent);
       document.title = seen.join('|');
     </script></body>"""
@@ -175,9 +178,12 @@ def test_nothing_is_wider_than_the_screen_and_no_letter_is_tiny(browser, width):
     frame = f"""<body><iframe style="border:0;width:{width}px;height:3000px" srcdoc="{page}"></iframe><script>
       document.querySelector('iframe').onload = (event) => {{
         const page = event.target.contentDocument, tiles = [...page.querySelectorAll('.case:first-child .tile')];
-        const letters = [...page.querySelectorAll('main *')].filter((e) => e.offsetWidth > 1 && [...e.childNodes].some(
-          (n) => n.nodeType === 3 && n.textContent.trim())).map((e) => parseFloat(event.target.contentWindow.getComputedStyle(e).fontSize));
-        const drawn = [...page.querySelectorAll('svg text')].map((e) => e.getBoundingClientRect().height).filter((h) => h > 0);
+        const style = event.target.contentWindow.getComputedStyle;
+        const words = (node) => node.nodeType === 3 && node.textContent.trim();
+        const told = (e) => e.offsetWidth > 1 && [...e.childNodes].some(words);
+        const letters = [...page.querySelectorAll('main *')].filter(told).map((e) => parseFloat(style(e).fontSize));
+        const heights = [...page.querySelectorAll('svg text')].map((e) => e.getBoundingClientRect().height);
+        const drawn = heights.filter((height) => height > 0);
         document.title = [page.documentElement.scrollWidth, Math.min(...letters) >= 11.9, Math.min(...drawn) >= 10,
           new Set(tiles.map((t) => Math.round(t.getBoundingClientRect().left))).size].join('|');
       }};

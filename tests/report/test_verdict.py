@@ -37,9 +37,7 @@ def told(*runs, size=(200, 300)):
 
 def test_faster_at_no_clear_loss():
     found = told(run("dense"), run("lean", ms=4.0, dice=0.69, noise=0.05, seed=3))
-    assert (
-        found.headline == "Take lean: 2.5× as fast as dense on images of 300×200 px, with no clear difference in Dice."
-    )
+    assert found.headline == f"Take lean: 2.5× as fast as dense {SIZE}, with no clear difference in Dice."
     assert (found.pick, found.cards) == (1, (0, 1))
 
 
@@ -135,9 +133,7 @@ def test_classifiers_are_ranked_by_top1():
         hits = {f"i{k}": float(k >= wrong) for k in range(100)}
         runs.append(RunSummary(name, ms=ms, scores={"top1": 1 - wrong / 100}, images=hits))
     found = told(*runs)
-    assert (
-        found.headline == "Take lean: 2.5× as fast as dense on images of 300×200 px, with no clear difference in top-1."
-    )
+    assert found.headline == f"Take lean: 2.5× as fast as dense {SIZE}, with no clear difference in top-1."
     assert dict(found.facts)["Misses"][0] == "lean is wrong on 21 of 100 images."
 
 
