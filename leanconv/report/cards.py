@@ -35,7 +35,7 @@ def cards(report: Report) -> list[dict[str, Any]]:
 
 def _figures(shown: Sequence[RunSummary], run: RunSummary) -> list[dict[str, str]]:
     """Speed, scores and what is found; below each the comparison with the other card's run."""
-    keys = [key for key in (best_speed(shown), *_FIGURES, "found") if math.isfinite(run.value(key))]
+    keys = [key for key in (best_speed(shown), *_FIGURES, "recall") if math.isfinite(run.value(key))]
     other = next((each for each in shown if each is not run), run)
     figures = []
     for key in keys[:4]:
@@ -88,7 +88,8 @@ def notes(report: Report) -> dict[str, dict[str, str]]:
         found["images"] = {
             "title": "Images",
             "text": "A defect is a connected patch of the mask. It is found if at least "
-            f"{percent(ENOUGH)} of its pixels have its class. A mark is false if no pixel of it lies on a defect.",
+            f"{percent(ENOUGH)} of its pixels have its class. A mark is false if less than that "
+            "share of it lies on a defect.",
         }
     if any(math.isfinite(run.ms) and run.scores for run in report.runs):
         found["frontier"] = {

@@ -14,7 +14,7 @@ from leanconv.text import one_line
 
 # Columns of the page's table beside the model's name; all others are behind a switch.
 COLUMNS = 5
-_FIRST = ("dice", "image_dice", "found", "top1", "top5", "macs", "params")
+_FIRST = ("dice", "image_dice", "recall", "top1", "top5", "macs", "params")
 
 
 @dataclass

@@ -33,6 +33,12 @@ class Found:
         return float(self._hits().sum() / total) if total else math.nan
 
     @property
+    def precision(self) -> float:
+        """Share of the marked pixels that have the right class, NaN if nothing is marked."""
+        total = self.counts[:, :, 1:].sum()
+        return float(self._hits().sum() / total) if total else math.nan
+
+    @property
     def with_defect(self) -> int:
         """Images that have a defect."""
         return int(self._defective().sum())
@@ -93,21 +99,21 @@ class DefectCount:
         return ", ".join(f"{count} {word}" for word, count in counts.items()) or "no defect, none marked"
 
 
-# The share of a defect's pixels that counts as finding it.
+# The share of a defect's pixels that counts as finding it, and of a mark's pixels that must lie on a defect.
 ENOUGH = 0.1
 
 
 def count_defects(guess: Mask, truth: Mask) -> DefectCount:
     """Count connected patches of `H W` class indices. A defect is found if a tenth of its pixels has its class.
 
-    A mark is false if none of its pixels lies on a defect. Pixels that are not judged count nowhere.
+    A mark is false if less than a tenth of its pixels lies on a defect. Pixels that are not judged count nowhere.
     """
     judged = truth != IGNORE
     truth, guess = truth * judged, guess * judged
     defects = find_defects(truth, (guess == truth) & (truth > 0))
     marks = find_defects(guess, truth > 0)
     return DefectCount(
-        len(defects), sum(each.score >= ENOUGH for each in defects), sum(each.score == 0 for each in marks)
+        len(defects), sum(each.score >= ENOUGH for each in defects), sum(each.score < ENOUGH for each in marks)
     )
 
 

@@ -89,8 +89,8 @@ class RunSummary:
         """Return a number by its key (params, macs, fps, ms, iou, dice, ...), or NaN if unknown."""
         if key in ("fps", "ms", "p95_ms", "iqr_ms", "fast_fps", "fast_ms"):
             return float(getattr(self, key))
-        if key == "found" and self.found is not None:
-            return self.found.pixels
+        if key in ("recall", "precision") and self.found is not None:
+            return self.found.pixels if key == "recall" else self.found.precision
         found = self.costs.get(key, self.scores.get(key))
         return math.nan if found is None else float(found)
 

@@ -193,7 +193,8 @@ def _misses(runs: Sequence[RunSummary]) -> list[str]:
             continue
         found, parts = run.found, []
         if found.with_defect:
-            parts.append(f"{run.name} finds {percent(found.pixels)} of the defect pixels.")
+            right = f"; {percent(found.precision)} of what it marks is right" if found.precision >= 0 else ""
+            parts.append(f"{run.name} finds {percent(found.pixels)} of the defect pixels{right}.")
             parts.append(f"It finds nothing in {found.without_a_hit} of {found.with_defect} images with a defect.")
         if found.clean:
             parts.append(

@@ -40,10 +40,15 @@ METRICS = (
     Metric("fast_fps", "Frames/s, optimised", True, three, title="Images per second in the fastest form found here."),
     Metric("dice", "Dice, all pixels", True, _score, True, f"2·hits / (marked + true) over all pixels at once. {_OF}"),
     Metric("image_dice", "Dice per image", True, _score, True, f"Dice of each image, then the mean over images. {_OF}"),
-    Metric("found", "Found", True, percent, True, "Share of the defect pixels that have the right class (recall)."),
+    Metric("recall", "Recall", True, percent, True, "Share of the defect pixels that were found with their class."),
     Metric("top1", "Top-1", True, _score, True, "Share of the images whose class got the largest logit."),
     Metric("top5", "Top-5", True, _score, True, "Share whose class is among the five largest logits."),
     Metric("macs", "MACs", False, si, title="Multiply-accumulates of the convolutions for one image."),
+    Metric(
+        "precision", "Precision", True, percent, True, "Share of the marked pixels that are a defect of that class."
+    ),
+    Metric("object_recall", "Recall, defects", True, percent, True, "Share of the separate defects that were found."),
+    Metric("object_precision", "Precision, defects", True, percent, True, "Share of the marks that are a defect."),
     Metric("params", "Params", False, si, title="Learnable numbers of the model."),
     Metric("fps", "Frames/s", True, three, title="Images per second in plain PyTorch, without optimize."),
     Metric("ms", "Latency, ms", False, three, title="Median time of one image in plain PyTorch."),

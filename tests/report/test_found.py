@@ -18,6 +18,7 @@ def test_pixels_and_images_by_hand():
     )
     found = Found(("a", "b", "c", "d"), counts)
     assert found.pixels == pytest.approx(4 / 13)
+    assert found.precision == pytest.approx(4 / 7)
     assert (found.with_defect, found.without_a_hit) == (2, 1)
     assert (found.clean, found.false_alarms) == (2, 1)
     assert found.defective == {"a", "d"}
@@ -43,6 +44,7 @@ def test_defects_are_counted_as_patches():
     assert count_defects(guess, truth) == DefectCount(total=3, found=2, false=1)
     guess[1, 0] = 1  # now the mark below the first defect hangs together with the one on it
     assert count_defects(guess, truth) == DefectCount(total=3, found=2, false=0)
+    assert count_defects(np.ones((20, 20), np.uint8), np.pad(truth, 10)[:20, :20]) == DefectCount(3, 3, 1)  # all marked
 
 
 @pytest.mark.parametrize(
