@@ -29,7 +29,7 @@ def command(
     device: Device = "cpu",
     cases: Annotated[
         int | None,
-        typer.Option("--cases", min=0, help="Most pictures, for runs that find defects.", show_default="10"),
+        typer.Option("--cases", min=0, help="Most pictures, for runs that find defects.", show_default="9"),
     ] = None,
     budget: Annotated[float, typer.Option("--budget", min=0.0, help="Seconds of timing in all (0: no timing).")] = 10.0,
     optimize: Annotated[

@@ -17,7 +17,7 @@ def matrix(name: str, classes: Sequence[str], counts: Sequence[Sequence[int]]) -
     total, hits = sum(map(sum, counts)), sum(row[k] for k, row in enumerate(counts))
     label = f"Confusion matrix of {name}: {hits} of {total} images on the diagonal"
     parts = [
-        f'<svg class="plot" role="img" aria-label="{escape(label)}" viewBox="0 0 {side:g} {side:g}" '
+        f'<svg class="plot{" matrix" * named}" role="img" aria-label="{escape(label)}" viewBox="0 0 {side:g} {side:g}" '
         'font-size="11" fill="var(--ink)">'
     ]
     if named:

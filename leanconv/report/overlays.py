@@ -1,10 +1,10 @@
-"""Pictures of image, truth and each model's hits, misses and false alarms; worst images first."""
+"""Pictures of image, truth and each model's hits, misses and false alarms: worst, typical and best images alike."""
 
 import base64
 import io
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,38 +12,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanconv.extras import needs
+from leanconv.report.found import count_defects, names_of
 from leanconv.train.data.masks import IGNORE
 
 Pixels = NDArray[np.uint8]
 
-# IBM's colour-blind-safe colours: each pair stays distinct under the common colour vision deficiencies.
+# IBM's colour-blind-safe colours, and brown. Any two lie at least 40 apart (CIELAB) for each kind of colour blindness.
 FOUND, MISSED, FALSE, OTHER = 1, 2, 3, 4
-COLOURS = {FOUND: (100, 143, 255), MISSED: (220, 38, 127), FALSE: (255, 176, 0), OTHER: (120, 94, 240)}
+COLOURS = {FOUND: (100, 143, 255), MISSED: (220, 38, 127), FALSE: (255, 176, 0), OTHER: (120, 60, 0)}
 WORDS = {FOUND: "found", MISSED: "missed", FALSE: "false alarm", OTHER: "found, but as another class"}
 NOT_JUDGED = (128, 128, 128)
-# Colours of the true classes (Okabe and Ito), repeated after seven.
+# Colours of the true classes, repeated after seven: none is a colour of `COLOURS`. A dark edge shows white on white.
 CLASS_COLOURS = (
-    (100, 143, 255), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (86, 180, 233),
+    (255, 255, 255), (0, 0, 180), (90, 240, 150), (90, 0, 120), (180, 150, 210), (150, 0, 60), (150, 120, 0),
 )  # fmt: skip
+EDGE, EDGE_COLOUR = 254, (0, 0, 0)
+_AROUND = ((-1, 0), (1, 0), (0, -1), (0, 1))
+# The groups of pictures, in their order on the page.
+GROUPS = ("worst", "typical", "best")
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a case: a caption, an alternative text, and the transparent mask (a data URI) over the photo."""
+    """One picture of a case: caption, alternative text, transparent mask (a data URI) over the photo, and a count."""
 
     caption: str
     alt: str
     mask: str
     dice: float = math.nan
     run: int = -1
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image of the split: the photo as a data URI, its tiles, and why it is shown."""
+    """One image of the split: the photo as a data URI, its tiles, and why it is shown (one of `GROUPS`)."""
 
     name: str
-    why: str
+    group: str
     photo: str
     width: int
     height: int
@@ -64,11 +70,18 @@ class Case:
         return max(self.dices) - min(self.dices) if self.dices else 0.0
 
 
-def choose(images: Sequence[Mapping[str, float]], limit: int) -> list[tuple[str, str]]:
-    """Choose at most `limit` images as (name, reason): lowest mean Dice first, then a typical and the best one.
+def choose(
+    images: Sequence[Mapping[str, float]], limit: int, defective: Collection[str] | None = None
+) -> list[tuple[str, str]]:
+    """Choose at most `limit` images as (name, group): as many of the worst, of the typical and of the best ones.
+
+    Typical ones lie around the median of the mean Dice. With fewer than three pictures there are the worst only, then
+    also the best.
 
     Args:
         images: for each model, image name -> Dice. Only images with a score of every model count.
+        defective: names of the images that have a defect. The best ones are chosen among them, as an empty image in
+            which nothing is marked shows nothing. None: all.
     """
     scored = [scores for scores in images if scores]
     if not scored or limit < 1:
@@ -76,19 +89,21 @@ def choose(images: Sequence[Mapping[str, float]], limit: int) -> list[tuple[str,
     common = [name for name in scored[0] if all(name in scores for scores in scored)]
     mean = {name: statistics.fmean(scores[name] for scores in scored) for name in common}
     order = sorted(common, key=lambda name: (mean[name], name))
-    worst = order[: limit if len(order) <= limit or limit < 4 else limit - 2]
-    chosen = [(name, f"worst {rank}" if rank > 1 else "the worst") for rank, name in enumerate(worst, 1)]
-    if len(worst) < len(order) and limit >= 4:
-        middle = order[len(worst) + (len(order) - 1 - len(worst)) // 2]
-        chosen.append((middle, "a typical one"))
-        if order[-1] != middle:
-            chosen.append((order[-1], "the best"))
-    return chosen
+    limit = min(limit, len(order))
+    best_n, typical_n = limit // 3 + (limit % 3 == 2), limit // 3
+    told = [name for name in order if defective is None or name in defective] or order
+    best = told[max(0, len(told) - best_n) :][::-1]
+    left = [name for name in order if name not in best]
+    worst = left[: limit - typical_n - len(best)]
+    left = left[len(worst) :]
+    start = max(0, (len(left) - typical_n) // 2)
+    typical = left[start : start + typical_n]
+    return [(name, group) for group, names in zip(GROUPS, (worst, typical, best), strict=True) for name in names]
 
 
 def case(
     name: str,
-    why: str,
+    group: str,
     image: Pixels,
     truth: Pixels,
     guesses: Sequence[tuple[int, str, Pixels, float]],
@@ -109,21 +124,27 @@ def case(
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
     defect = (truth > 0) & (truth != IGNORE)
     share = float(defect.mean())
-    names = ", ".join(_name(classes, int(k)) for k in np.unique(truth[defect])) or "no defect"
+    names = names_of(classes, truth)
     palette = {k: CLASS_COLOURS[(k - 1) % len(CLASS_COLOURS)] for k in range(1, max(2, len(classes)))}
-    palette[IGNORE] = NOT_JUDGED
+    palette |= {IGNORE: NOT_JUDGED, EDGE: EDGE_COLOUR}
+    total = count_defects(truth, truth).total
     tiles = [
         Tile("Image", f"Photo {name}", ""),
-        Tile("Truth", f"Truth of {name}: {names}, {share:.1%} of the image", _mask(truth, palette, size)),
+        Tile(
+            "Truth",
+            f"Truth of {name}: {names}, {share:.1%} of the image",
+            _mask(truth, palette, size, edge=True),
+            note=f"{total} defect{'s' * (total != 1)}",
+        ),
     ]
     for index, run, guess, dice in guesses:
-        errors = error_map(guess, truth)
+        errors, counted = error_map(guess, truth), count_defects(guess, truth)
         found = (errors == FOUND).sum() / max(1, defect.sum())
         alarm = float((errors == FALSE).mean())
-        known = f"{found:.0%} of the defect found" if share else "there is no defect to find"
-        alt = f"{run} on {name}: Dice {dice:.2f}; {known}, {alarm:.1%} of the image falsely marked"
-        tiles.append(Tile(run, alt, _mask(errors, COLOURS, size), dice, index))
-    return Case(name, why, _photo(image, size), *size, tuple(tiles))
+        known = f"{found:.0%} of the defect pixels found" if share else "there is no defect to find"
+        alt = f"{run} on {name}: Dice {dice:.2f}; {counted}; {known}, {alarm:.1%} of the image falsely marked"
+        tiles.append(Tile(run, alt, _mask(errors, COLOURS, size), dice, index, str(counted)))
+    return Case(name, group, _photo(image, size), *size, tuple(tiles))
 
 
 def error_map(guess: Pixels, truth: Pixels) -> Pixels:
@@ -138,22 +159,15 @@ def error_map(guess: Pixels, truth: Pixels) -> Pixels:
 
 
 def css_colours(classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the legend as (words, CSS colour). Several classes get one entry each for the truth."""
-    legend = [(WORDS[code], _css(COLOURS[code])) for code in (FOUND, MISSED, FALSE)]
-    if len(classes) > 2:
-        legend.append((WORDS[OTHER], _css(COLOURS[OTHER])))
-        legend += [
-            (f"truth: {name}", _css(CLASS_COLOURS[i % len(CLASS_COLOURS)])) for i, name in enumerate(classes[1:])
-        ]
-    return legend
+    """Return the legend as (words, CSS colour): truth, one entry for each of several classes, then hits and errors."""
+    truth = ["truth"] if len(classes) <= 2 else [f"truth: {name}" for name in classes[1:]]
+    legend = [(words, _css(CLASS_COLOURS[i % len(CLASS_COLOURS)])) for i, words in enumerate(truth)]
+    codes = (FOUND, MISSED, FALSE, *((OTHER,) if len(classes) > 2 else ()))
+    return legend + [(WORDS[code], _css(COLOURS[code])) for code in codes]
 
 
 def _css(colour: tuple[int, int, int]) -> str:
     return f"rgb({colour[0]} {colour[1]} {colour[2]})"
-
-
-def _name(classes: Sequence[str], k: int) -> str:
-    return classes[k] if k < len(classes) else f"class {k}"
 
 
 def _photo(image: Pixels, size: tuple[int, int]) -> str:
@@ -162,16 +176,27 @@ def _photo(image: Pixels, size: tuple[int, int]) -> str:
     return _uri(picture, "webp", quality=82)
 
 
-def _mask(codes: Pixels, colours: Mapping[int, tuple[int, int, int]], size: tuple[int, int]) -> str:
-    """Encode a palette PNG that is transparent at 0. It has about 1 kB and is exact."""
+def _mask(
+    codes: Pixels, colours: Mapping[int, tuple[int, int, int]], size: tuple[int, int], *, edge: bool = False
+) -> str:
+    """Encode a palette PNG that is transparent at 0. It has about 1 kB. `edge`: a dark line around what is marked."""
     pil = _pil()
     picture = pil.fromarray(codes.astype(np.uint8)).resize(size, pil.Resampling.NEAREST)
+    if edge:
+        picture = pil.fromarray(_edged(np.asarray(picture)))
     table = [0] * 768
     for code, colour in colours.items():
         table[3 * code : 3 * code + 3] = colour
     picture = picture.convert("L")
     picture.putpalette(table)
     return _uri(picture, "png", optimize=True, transparency=0)
+
+
+def _edged(codes: Pixels) -> Pixels:
+    """Put the code EDGE on the background pixels that touch a mark."""
+    framed = np.pad(codes, 1)
+    around = np.max([framed[1 + dy :, 1 + dx :][: len(codes), : codes.shape[1]] for dy, dx in _AROUND], axis=0)
+    return np.where((codes == 0) & (around > 0), EDGE, codes).astype(np.uint8)
 
 
 def _uri(picture: Any, kind: str, **options: Any) -> str:

@@ -30,21 +30,40 @@
     element.addEventListener("pointerleave", () => focus(null));
   });
 
+  // Marks of the plots tell their numbers under the pointer, and under a finger.
   const tip = find("#tip");
-  document.addEventListener("pointermove", (event) => {
-    const mark = event.target.closest("[data-tip]");
-    tip.hidden = !mark;
-    if (!mark) return;
-    tip.textContent = mark.dataset.tip;
-    tip.style.left = `${Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8)}px`;
-    tip.style.top = `${Math.max(8, event.clientY - tip.offsetHeight - 10)}px`;
+  const words = (mark) => mark.dataset.tip ?? document.getElementById(mark.getAttribute("popovertarget")).textContent;
+  const show = (event) => {
+    const mark = event.target.closest("[data-tip], .note");
+    const open = mark?.matches(".note") && document.getElementById(mark.getAttribute("popovertarget")).matches(":popover-open");
+    tip.hidden = !mark || open || (mark.matches(".note") && event.pointerType === "touch");
+    if (tip.hidden) return;
+    tip.textContent = words(mark);
+    tip.style.left = `${Math.max(8, Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8))}px`;
+    const above = event.clientY - tip.offsetHeight - 10;
+    tip.style.top = `${above < 8 ? event.clientY + 18 : above}px`;
+  };
+  document.addEventListener("pointermove", show);
+  document.addEventListener("pointerdown", show);
+
+  // A note opens beside its question mark, by a click, a tap or the keyboard. Without this it opens in the middle.
+  each(".note", (button) => {
+    const note = document.getElementById(button.getAttribute("popovertarget"));
+    button.addEventListener("click", () => { note.anchor = button; tip.hidden = true; });
+    note.addEventListener("toggle", (event) => {
+      if (event.newState !== "open" || !note.anchor) return;
+      const at = note.anchor.getBoundingClientRect();
+      note.style.left = `${Math.max(8, Math.min(at.left, innerWidth - note.offsetWidth - 8))}px`;
+      const below = at.bottom + 6;
+      note.style.top = `${below + note.offsetHeight > innerHeight ? Math.max(8, at.top - note.offsetHeight - 6) : below}px`;
+    });
   });
 
   find("#opacity")?.addEventListener("input", (event) => root.style.setProperty("--overlay", event.target.value / 100));
   find("#grey")?.addEventListener("change", (event) => document.body.classList.toggle("grey", event.target.checked));
   find("#order")?.addEventListener("change", (event) => {
     const key = event.target.value, list = find("#cases"), sign = key === "spread" ? -1 : 1;
-    const rank = (item) => sign * Number(item.getAttribute(`data-${key}`) ?? Infinity);
+    const rank = (item) => sign * Number(item.getAttribute(`data-${key}`) ?? Infinity);  // place, spread, run-0, ...
     [...list.children].sort((a, b) => rank(a) - rank(b)).forEach((item) => list.append(item));
   });
 

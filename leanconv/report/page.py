@@ -4,18 +4,19 @@ import base64
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from leanconv.extras import needs
 from leanconv.files import origin
+from leanconv.report.cards import cards, notes
+from leanconv.report.chance import half_width, same_speed
 from leanconv.report.confusion import matrix
 from leanconv.report.document import Report
 from leanconv.report.overlays import css_colours
 from leanconv.report.plots import SERIES, Curve, Point, curves, frontier
 from leanconv.report.summary import RunSummary, recipe_differences
-from leanconv.report.words import against, cards, main_score, ranked, sentences
+from leanconv.report.words import Metric, against, main_score, ranked
 from leanconv.table import si
 from leanconv.text import printable
 
@@ -28,6 +29,11 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, bool], ...]], ...] = (
     ("Validation Dice, all pixels", "Dice", (("dice", False),)),
     ("Validation top-1", "top-1", (("top1", False),)),
 )
+
+# Speeds and latencies tie by the noise of their timing.
+_SPEED = {"fps": "fps", "ms": "fps", "fast_fps": "fast_fps", "fast_ms": "fast_fps"}
+# What stands beside a class's bar, if it is known: key, words.
+_OF_A_CLASS = (("dice", "Dice"), ("precision", "precision"), ("recall", "recall"))
 
 
 def render(report: Report) -> str:
@@ -48,6 +54,7 @@ def render(report: Report) -> str:
             # The browser runs our script only. A name that escaped the escaping could still do nothing.
             "script_hash": f"sha256-{digest}",
             "frontier": Markup(_frontier(report)),
+            "narrow": Markup(_frontier(report, narrow=True)),
             "matrices": [(run.name, index, Markup(svg)) for index, run, svg in _matrices(report)],
             "curves": [(title, Markup(svg)) for title, svg in _curves(report)],
         }
@@ -57,26 +64,26 @@ def render(report: Report) -> str:
 
 def _words(report: Report) -> dict[str, Any]:
     differing, same = recipe_differences(report.runs)
-    place = {run.name: index for index, run in enumerate(report.runs)}
     scored = [index for index, run in enumerate(report.runs) if run.scores]
+    first, more = report.columns
     return {
         "title": report.title,
         "subtitle": _subtitle(report),
         "origin": origin(),
         "command": report.command,
         "series": SERIES,
-        "runs": [{"name": run.name, "index": place[run.name]} for run in report.runs],
+        "runs": [{"name": run.name, "index": index} for index, run in enumerate(report.runs)],
         "scored": [{"name": report.runs[i].name, "index": i} for i in scored],
         "blank": _BLANK,
-        "cards": [asdict(card) | {"index": place.get(card.winner, -1)} for card in cards(report.runs)],
-        "sentences": sentences(report.runs),
+        "verdict": report.verdict,
+        "cards": cards(report),
         "remarks": report.all_remarks,
-        "metrics": report.metrics,
-        "rows": [_row(report, run) for run in report.runs],
-        "table_note": f"Small: against {report.runs[0].name}, a ratio, or a difference for scores. Green and bold: "
-        "best of the column.",
-        "measured": report.measured and f"Latency: {report.measured}." + _marks(report),
-        "notes": _notes(report),
+        "metrics": first,
+        "more": more,
+        "rows": [_row(report, run, [*first, *more]) for run in report.runs],
+        "table_note": _table_note(report),
+        "measured": report.measured and f"{report.measured}." + _marks(report),
+        "notes": notes(report),
         "cases": report.cases,
         "colours": css_colours(report.classes),
         "cases_note": _cases_note(report),
@@ -93,54 +100,44 @@ def _marks(report: Report) -> str:
 
 
 def _subtitle(report: Report) -> str:
-    parts = [f"{len(report.runs)} model{'s' * (len(report.runs) > 1)}"]
-    if report.images:
-        parts.append(f"{report.images} images of the {report.split} split of {report.data}")
-    return " · ".join(parts)
+    return f"{report.images} images of the {report.split} split of {report.data}" if report.images else ""
 
 
-def _notes(report: Report) -> list[str]:
-    notes = []
-    if report.measured:
-        rounds = max(run.rounds for run in report.runs)
-        notes.append(
-            f"Latency and frames/s: {report.measured}; median of {rounds} interleaved rounds in one process. On a "
-            "shared machine trust the ratios, not the bare times."
-        )
-    engines = {run.name: run.engine for run in report.runs if run.engine}
-    if engines:
-        forms = ", ".join(f"{name}: {engine}" for name, engine in engines.items())
-        notes.append(f"Optimised: the fastest form with the same answers that leanconv.optimize found here ({forms}).")
-    if report.shape:
-        notes.append(f"MACs, Flops and MAdd count one {'×'.join(map(str, report.shape[1:]))} image.")
-    if any("image_dice" in run.scores for run in report.runs):
-        notes.append(
-            "Dice per image is the mean over images, as in the papers. An image counts as 1 if it has no defect and "
-            "none is predicted."
-        )
-    if report.images and len(report.runs) > 1:
-        word = main_score(report.runs)[1]
-        notes.append(
-            f"The interval of a difference in {word} covers the chance of the test images, not of another seed."
-        )
-    return notes
+def _table_note(report: Report) -> str:
+    if len(report.runs) < 2:
+        return report.measured
+    return (
+        f"Small: against {report.runs[0].name}, a ratio, or a difference for scores. Green and bold: best of the "
+        f"column. {report.measured}"
+    )
 
 
 def _cases_note(report: Report) -> str:
     return (
-        f"{len(report.cases)} of {report.images} images, by the mean Dice of all models; the number below a picture is "
+        f"{len(report.cases)} of {report.images} images, by the mean Dice of all models. The number below a picture is "
         "its Dice. A click enlarges."
     )
 
 
-def _row(report: Report, run: RunSummary) -> dict[str, Any]:
+def _row(report: Report, run: RunSummary, metrics: Sequence[Metric]) -> dict[str, Any]:
     cells = []
-    for metric in report.metrics:
+    for metric in metrics:
         value, known = run.value(metric.key), ranked(report.runs, metric)
         shown = metric.show(value) if math.isfinite(value) else "–"
-        best = len(known) > 1 and shown == metric.show(known[0].value(metric.key))
-        cells.append({"value": shown, "against": against(report.runs[0], run, metric), "best": best})
+        best = len(known) > 1 and _best(metric, run, known)
+        cells.append(
+            {"label": metric.label, "value": shown, "against": against(report.runs[0], run, metric), "best": best}
+        )
     return {"name": run.name, "model": run.model, "cells": cells}
+
+
+def _best(metric: Metric, run: RunSummary, known: Sequence[RunSummary]) -> bool:
+    """Whether a run's number is the best of its column, or as good; never if all are. `known`: best first."""
+    first, last, speed = known[0], known[-1], _SPEED.get(metric.key)
+    if speed:
+        return same_speed(run, first, speed) and not same_speed(first, last, speed)
+    shown, best, worst = (metric.show(each.value(metric.key)) for each in (run, first, last))
+    return shown == best != worst
 
 
 def _classes(report: Report, scored: Sequence[int]) -> list[dict[str, Any]]:
@@ -150,12 +147,12 @@ def _classes(report: Report, scored: Sequence[int]) -> list[dict[str, Any]]:
         cells: list[dict[str, Any] | None] = []
         for index in scored:
             found = report.runs[index].classes.get(name, {})
-            if "accuracy" in found:
-                cells.append({"bar": found["accuracy"], "dice": None, "run": index})
-            elif "iou" in found and "dice" in found:
-                cells.append({"bar": found["iou"], "dice": found["dice"], "run": index})
-            else:
+            bar = found.get("accuracy", found.get("iou"))
+            if bar is None:
                 cells.append(None)
+                continue
+            more = [f"{words} {found[key]:.3f}" for key, words in _OF_A_CLASS if key in found]
+            cells.append({"bar": bar, "more": more, "run": index})
         rows.append({"name": name, "cells": cells})
     return rows
 
@@ -172,33 +169,35 @@ def _matrices(report: Report) -> list[tuple[int, RunSummary, str]]:
 def _classes_note(report: Report) -> str:
     if any("top1" in run.scores for run in report.runs):
         return "Share of each class's images that the model classified correctly."
-    return "Over all pixels of the split. Each cell: IoU, Dice; the bar is the IoU."
+    return "Over all pixels of the split. Each cell: IoU (the bar), then Dice."
 
 
-def _frontier(report: Report) -> str:
-    key, word, axis = main_score(report.runs)
+def _frontier(report: Report, *, narrow: bool = False) -> str:
+    """Draw accuracy against latency, once for wide screens and once, smaller with the same letters, for phones."""
+    key, _, axis = main_score(report.runs)
     most = max((run.value("macs") for run in report.runs if run.value("macs") > 0), default=math.nan)
     points = [
-        _point(run, index, score, word, most)
+        _point(run, index, score, axis, most)
         for index, run in enumerate(report.runs)
         if math.isfinite(run.ms) and math.isfinite(score := run.value(key))
     ]
     if not points:
         return ""
     label = f"Scatter plot of {axis} against latency: " + "; ".join(point.tip for point in points)
-    return frontier("plot-frontier", label, points, y_label=axis)
+    return frontier("plot-narrow" if narrow else "plot-frontier", label, points, y_label=axis, narrow=narrow)
 
 
-def _point(run: RunSummary, index: int, score: float, word: str, most: float) -> Point:
+def _point(run: RunSummary, index: int, score: float, axis: str, most: float) -> Point:
     """Return a run's mark: the optimised latency if there is one, with plain PyTorch's beside it."""
     fast, macs = math.isfinite(run.fast_ms), run.value("macs")
     ms, iqr_ms, fps = (run.fast_ms, run.fast_iqr_ms, run.fast_fps) if fast else (run.ms, run.iqr_ms, run.fps)
     tip = (
-        f"{run.name}{', optimised' * fast}: {ms:.3g} ms, {fps:.3g} frames/s, {word} {score:.3f}, "
+        f"{run.name}{', optimised' * fast}: {ms:.3g} ms, {fps:.3g} frames/s, {axis} {score:.3f}, "
         f"{si(macs) if macs > 0 else 'unknown'} MACs"
     )
     size = macs / most if macs > 0 else 0.3
-    return Point(run.name, index, ms, iqr_ms, score, size, tip, run.ms if fast else math.nan)
+    half = half_width(run.images) if axis != "Dice over all pixels" else 0.0
+    return Point(run.name, index, ms, iqr_ms, score, size, tip, run.ms if fast else math.nan, half)
 
 
 def _curves(report: Report) -> list[tuple[str, str]]:

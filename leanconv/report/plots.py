@@ -43,7 +43,8 @@ class Curve:
 class Point:
     """One model: latency in ms with its interquartile range, a score, and the size of its mark (0 to 1).
 
-    `plain_ms`: latency in plain PyTorch if `ms` is the optimised one. Its mark is hollow.
+    `plain_ms`: latency in plain PyTorch if `ms` is the optimised one. Its mark is hollow. `score_half`: half the 95 %
+    interval of the score.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Point:
     size: float = 0.5
     tip: str = ""
     plain_ms: float = math.nan
+    score_half: float = 0.0
 
 
 @dataclass
@@ -74,8 +76,8 @@ class _Canvas:
 
 
 def curves(name: str, label: str, series: Sequence[Curve], *, x_label: str, y_label: str, log: bool = False) -> str:
-    """Draw training curves as one inline `<svg>`. Every number must be finite."""
-    with _canvas(name, label, (5.6, 3.1)) as canvas:
+    """Draw training curves as one inline `<svg>`, from 0 upwards. Every number must be finite."""
+    with _canvas(name, label, (5.2, 3.0)) as canvas:
         for curve in series:
             points = len(curve.x)
             (line,) = canvas.axes.plot(
@@ -99,12 +101,24 @@ def curves(name: str, label: str, series: Sequence[Curve], *, x_label: str, y_la
             canvas.axes.set_xlim(series[0].x[0] - 1, series[0].x[0] + 1)
         if log:
             canvas.axes.set_yscale("log")
+            canvas.axes.set_ylabel(f"{y_label} (log scale)")
+        else:
+            from_zero(canvas.axes, [y for curve in series for y in curve.y])
     return canvas.svg
 
 
-def frontier(name: str, label: str, points: Sequence[Point], *, y_label: str) -> str:
-    """Draw accuracy against latency as one inline `<svg>`. Up and left is better; a line joins the Pareto front."""
-    with _canvas(name, label, (10.2, 4.1)) as canvas:
+def from_zero(axes: Any, values: Sequence[float]) -> None:
+    """Let the vertical axis start at 0, so that a small difference looks small. It goes lower for values below 0."""
+    low, high = min([0.0, *values]), max([0.0, *values])
+    axes.set_ylim(low * 1.05, high * 1.05 if high > low else low + 1.0)
+
+
+def frontier(name: str, label: str, points: Sequence[Point], *, y_label: str, narrow: bool = False) -> str:
+    """Draw accuracy against latency as one inline `<svg>`. Up and left is better; a line joins the Pareto front.
+
+    `narrow`: for phones, smaller with letters of the same size.
+    """
+    with _canvas(name, label, (4.9, 4.2) if narrow else (8.6, 4.2)) as canvas:
         axes = canvas.axes
         best = _unbeaten(points)
         axes.step([p.ms for p in best], [p.score for p in best], where="post", color=_MUTED, linewidth=1, zorder=1)
@@ -114,11 +128,15 @@ def frontier(name: str, label: str, points: Sequence[Point], *, y_label: str) ->
             axes.plot(
                 [point.ms - point.iqr_ms / 2, point.ms + point.iqr_ms / 2], [point.score] * 2, color=colour, lw=1.5
             )
+            if point.score_half > 0:
+                ends = [max(0.0, point.score - point.score_half), point.score + point.score_half]
+                axes.plot([point.ms] * 2, ends, color=colour, lw=1.5)
             look: Any = {
                 "linestyle": "none",
                 "marker": _MARKERS[point.index % len(_MARKERS)],
                 "color": colour,
                 "alpha": 0.9,
+                "clip_on": False,
                 "markersize": 8 + 10 * math.sqrt(max(0.0, min(1.0, point.size))),
             }
             if math.isfinite(point.plain_ms):
@@ -130,8 +148,8 @@ def frontier(name: str, label: str, points: Sequence[Point], *, y_label: str) ->
                 canvas.tag(mark, "plain", point.index, [tip])
             (mark,) = axes.plot([point.ms], [point.score], markeredgewidth=0, **look)
             canvas.tag(mark, "point", point.index, [point.tip or f"{point.name}: {point.ms:.3g} ms, {point.score:.3f}"])
-        _room(axes, points)
-        axes.set_xlabel("latency, ms per batch (median; bar: interquartile range)")
+        scale = " (log scale)" * _room(axes, points)
+        axes.set_xlabel(f"latency, ms an image{scale}")
         axes.set_ylabel(y_label)
         _labels(canvas, points)
     return canvas.svg
@@ -146,28 +164,27 @@ def _unbeaten(points: Sequence[Point]) -> list[Point]:
     return kept
 
 
-def _room(axes: Any, points: Sequence[Point]) -> None:
-    """Set limits that contain marks and names, with a log axis if latencies differ by more than five times."""
+def _room(axes: Any, points: Sequence[Point]) -> bool:
+    """Set limits that contain marks and names; both axes start at 0.
+
+    Latencies that differ by more than five times get a log axis instead. Returns whether they do.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     plain = [p.plain_ms for p in points if math.isfinite(p.plain_ms)]
     ms, scores = [p.ms for p in points] + plain, [p.score for p in points]
-    low, high = (
-        pick(*(p.ms + sign * p.iqr_ms / 2 for p in points), *plain, at_least)
-        for pick, sign, at_least in ((min, -1, math.inf), (max, 1, 0.0))
-    )
-    if min(ms) > 0 and max(ms) / min(ms) > 5:
+    high = max([p.ms + p.iqr_ms / 2 for p in points] + plain)
+    from_zero(axes, [*scores, min(1.0, max(p.score + p.score_half for p in points) * 1.1)])
+    if log := min(ms) > 0 and max(ms) / min(ms) > 5:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        low = max(low, min(ms) / 2)
+        low = max(min(p.ms - p.iqr_ms / 2 for p in points), min(ms) / 2)
         axes.set_xlim(low / 1.2, high * (high / low) ** 0.25)
     else:
-        spread = max(high - low, 0.2 * max(ms), 1e-6)
-        axes.set_xlim(max(0.0, low - 0.1 * spread), high + 0.35 * spread)
-    height = max(max(scores) - min(scores), 0.02)
-    axes.set_ylim(max(0.0, min(scores) - 0.25 * height), max(scores) + 0.25 * height)
+        axes.set_xlim(0.0, 1.35 * max(high, 1e-6))
+    return log
 
 
 def _labels(canvas: _Canvas, points: Sequence[Point]) -> None:
@@ -183,8 +200,8 @@ def _labels(canvas: _Canvas, points: Sequence[Point]) -> None:
         edge = canvas.axes.transData.transform((point.ms + point.iqr_ms / 2, point.score))[0]
         over = math.isfinite(point.plain_ms)
         away = -5.0 if over else max(12.0, float(edge - x) + 5)
-        left, right, place = x + away, x + away + 6.5 * len(name), y + 20 * over
-        while any(abs(place - other) < 14 and left < end and right > start for start, end, other in taken):
+        left, right, place = x + away, x + away + 7.2 * len(name), y + 20 * over
+        while any(abs(place - other) < 15 and left < end and right > start for start, end, other in taken):
             place += 4 if over else -4
         taken.append((left, right, place))
         words = canvas.axes.annotate(
@@ -193,7 +210,7 @@ def _labels(canvas: _Canvas, points: Sequence[Point]) -> None:
             xytext=(away, place - y),
             textcoords="offset pixels",
             va="center",
-            fontsize=9,
+            fontsize=10.5,
             color=_INK,
             annotation_clip=False,
             parse_math=False,
@@ -208,7 +225,7 @@ def _canvas(name: str, label: str, inches: tuple[float, float]) -> Iterator[_Can
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     look: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": name, "svg.id": None, "font.family": ["DejaVu Sans"], "font.size": 9.5,
+        "svg.fonttype": "none", "svg.hashsalt": name, "svg.id": None, "font.family": ["DejaVu Sans"], "font.size": 11,
         "axes.edgecolor": _MUTED, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _MUTED,
         "ytick.color": _MUTED, "xtick.labelcolor": _MUTED, "ytick.labelcolor": _MUTED, "grid.color": _GRID,
         "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.grid": True,

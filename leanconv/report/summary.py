@@ -11,6 +11,7 @@ from typing import Any
 
 from leanconv.errors import BadInput, LeanconvError
 from leanconv.files import read_bytes, read_json, read_toml
+from leanconv.report.found import Found
 from leanconv.text import one_line
 
 # Recipe keys that do not change what the run computes.
@@ -30,10 +31,12 @@ class RunSummary:
         ms, p95_ms, iqr_ms: latency of one batch in plain PyTorch.
         engine: the engine that `optimize` chose.
         fast_ms, fast_iqr_ms: latency with that engine, timed in turns with plain PyTorch.
+        blocks_ms, fast_blocks_ms: the median latency of each block of timing; their spread tells how repeatable it is.
         task: segment or classify, from model.json.
         scores: metric -> value on the report's split.
         classes: class -> {"iou", "dice"} or {"accuracy"}.
         images: name -> Dice, or for a classifier 1 (hit) and 0 (miss).
+        found: what it finds and misses on the split, if it was scored here.
         confusion: counts, rows = truth.
         remarks: caveats on the numbers.
     """
@@ -53,9 +56,12 @@ class RunSummary:
     engine: str = ""
     fast_ms: float = math.nan
     fast_iqr_ms: float = math.nan
+    blocks_ms: tuple[float, ...] = ()
+    fast_blocks_ms: tuple[float, ...] = ()
     scores: dict[str, float] = field(default_factory=dict)
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     images: dict[str, float] = field(default_factory=dict)
+    found: Found | None = None
     confusion: list[list[int]] = field(default_factory=list)
     task: str = "segment"
     remarks: list[str] = field(default_factory=list)
@@ -86,6 +92,8 @@ class RunSummary:
         """Return a number by its key (params, macs, fps, ms, iou, dice, ...), or NaN if unknown."""
         if key in ("fps", "ms", "p95_ms", "iqr_ms", "fast_fps", "fast_ms"):
             return float(getattr(self, key))
+        if key in ("recall", "precision") and self.found is not None:
+            return self.found.pixels if key == "recall" else self.found.precision
         found = self.costs.get(key, self.scores.get(key))
         return math.nan if found is None else float(found)
 

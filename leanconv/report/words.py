@@ -1,17 +1,17 @@
-"""The report's summary in words: which run wins by which metric, by how much, and with which uncertainty."""
+"""The metrics of a comparison, how each is written, and each later run against the first in a sentence."""
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from leanconv.report.chance import paired_difference, same_speed
 from leanconv.report.summary import RunSummary
 from leanconv.table import si
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric of the comparison: key, label, direction (`higher` is better) and number format."""
+    """One metric of the comparison: key, label, direction (`higher` is better), number format and explanation."""
 
     key: str
     label: str
@@ -25,53 +25,38 @@ def _score(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _three(value: float) -> str:
+def three(value: float) -> str:
+    """Three digits: `4.56`, `123`, `4568`."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def percent(value: float) -> str:
+    """A share in percent: `26 %`."""
+    return f"{100 * value:.0f} %"
+
+
+_OF = "Of several defect classes: their mean."
 METRICS = (
-    Metric("params", "Params", False, si, title="Learnable numbers of the model."),
+    Metric("fast_fps", "Frames/s, optimised", True, three, title="Images per second in the fastest form found here."),
+    Metric("dice", "Dice, all pixels", True, _score, True, f"2·hits / (marked + true) over all pixels at once. {_OF}"),
+    Metric("image_dice", "Dice per image", True, _score, True, f"Dice of each image, then the mean over images. {_OF}"),
+    Metric("recall", "Recall", True, percent, True, "Share of the defect pixels that were found with their class."),
+    Metric("top1", "Top-1", True, _score, True, "Share of the images whose class got the largest logit."),
+    Metric("top5", "Top-5", True, _score, True, "Share whose class is among the five largest logits."),
     Metric("macs", "MACs", False, si, title="Multiply-accumulates of the convolutions for one image."),
+    Metric(
+        "precision", "Precision", True, percent, True, "Share of the marked pixels that are a defect of that class."
+    ),
+    Metric("object_recall", "Recall, defects", True, percent, True, "Share of the separate defects that were found."),
+    Metric("object_precision", "Precision, defects", True, percent, True, "Share of the marks that are a defect."),
+    Metric("params", "Params", False, si, title="Learnable numbers of the model."),
+    Metric("fps", "Frames/s", True, three, title="Images per second in plain PyTorch, without optimize."),
+    Metric("ms", "Latency, ms", False, three, title="Median time of one image in plain PyTorch."),
+    Metric("fast_ms", "Latency, ms, optimised", False, three, title="Median time of one image, optimised."),
+    Metric("iou", "IoU, all pixels", True, _score, True, f"hits / (marked or true) over all pixels at once. {_OF}"),
+    Metric("image_iou", "IoU per image", True, _score, True, f"IoU of each image, then the mean over images. {_OF}"),
     Metric("torchstat_flops", "Flops (torchstat)", False, si, title="What torchstat would print, as papers quote it."),
     Metric("torchstat_madd", "MAdd (torchstat)", False, si, title="What torchstat would print, as papers quote it."),
-    Metric("fps", "Frames/s", True, _three, title="Images per second as PyTorch runs the model, measured here."),
-    Metric("fast_fps", "Frames/s, optimised", True, _three, title="In the fastest form that optimize found here."),
-    Metric("ms", "Latency, ms", False, _three, title="Median over interleaved rounds, as PyTorch runs the model."),
-    Metric("fast_ms", "Latency, ms, optimised", False, _three, title="Median over the same rounds, optimised."),
-    Metric(
-        "image_dice",
-        "Dice per image",
-        True,
-        _score,
-        score=True,
-        title="Dice of the defect (of several: their mean) in each image, the mean.",
-    ),
-    Metric(
-        "image_iou",
-        "IoU per image",
-        True,
-        _score,
-        score=True,
-        title="IoU of the defect (of several: their mean) in each image, the mean.",
-    ),
-    Metric(
-        "dice",
-        "Dice, all pixels",
-        True,
-        _score,
-        score=True,
-        title="Dice of the defect (of several: their mean) over all pixels.",
-    ),
-    Metric("top1", "Top-1", True, _score, score=True, title="Share of the images whose class got the largest logit."),
-    Metric("top5", "Top-5", True, _score, score=True, title="Share whose class is among the five largest logits."),
-    Metric(
-        "iou",
-        "IoU, all pixels",
-        True,
-        _score,
-        score=True,
-        title="IoU of the defect (of several: their mean) over all pixels.",
-    ),
 )
 BY_KEY = {metric.key: metric for metric in METRICS}
 
@@ -80,67 +65,11 @@ def main_score(runs: Sequence[RunSummary]) -> tuple[str, str, str]:
     """Return the score that ranks the runs (classifiers: top-1), as key, word in a sentence, name on an axis."""
     if any(math.isfinite(run.value("top1")) for run in runs):
         return "top1", "top-1", "top-1"
-    return "image_dice", "Dice", "Dice per image"
-
-
-@dataclass(frozen=True)
-class Card:
-    """One of the boxes at the top: the title, the winning run, its value, and the next run."""
-
-    title: str
-    winner: str
-    value: str
-    detail: str
-
-
-def cards(runs: Sequence[RunSummary]) -> list[Card]:
-    """Return the winners in accuracy, speed, MACs and parameters. Metrics that no run has are skipped."""
-    found = []
-    score, word, _ = main_score(runs)
-    speed = "fast_fps" if any(run.fast_ms > 0 for run in runs) else "fps"
-    for title, key in (
-        ("Most accurate", score),
-        ("Fastest here" + ", optimised" * (speed != "fps"), speed),
-        ("Fewest MACs", "macs"),
-        ("Fewest parameters", "params"),
+    if not any(math.isfinite(run.value("image_dice")) for run in runs) and any(
+        math.isfinite(run.value("dice")) for run in runs
     ):
-        metric = BY_KEY[key]
-        known = ranked(runs, metric)
-        if not known:
-            continue
-        best, value = known[0], known[0].value(key)
-        tied = [
-            run
-            for run in known
-            if metric.show(run.value(key)) == metric.show(value) or (key == speed and same_speed(best, run, speed))
-        ]
-        unit = {score: f"{word} {{}}", speed: "{} frames/s", "macs": "{}", "params": "{}"}[key].format(
-            metric.show(value)
-        )
-        if len(tied) > 1:
-            winner, detail = "a tie", ", ".join(run.name for run in tied)
-        elif len(known) > 1:
-            winner, detail = best.name, f"next: {known[1].name}, {metric.show(known[1].value(key))}"
-        else:
-            winner, detail = best.name, "the only run with this number"
-        found.append(Card(title, winner, unit, detail))
-    return found
-
-
-def same_speed(one: RunSummary, two: RunSummary, key: str = "fps") -> bool:
-    """Whether two latencies tie: they differ by at most 3 %, or by less than the 95 % noise of the timing.
-
-    Two timings of one model differ by up to 3 % on a quiet machine. The standard error of a median of n normal values
-    is 1.253·σ/√n, and σ is the interquartile range / 1.349. `key`: "fps" for plain PyTorch, "fast_fps" optimised.
-    """
-    fast = key == "fast_fps"
-    times = [(run.fast_ms, run.fast_iqr_ms) if fast else (run.ms, run.iqr_ms) for run in (one, two)]
-    errors = [
-        0.93 * iqr / math.sqrt(run.rounds) if run.rounds and iqr >= 0 else 0.0
-        for run, (_, iqr) in zip((one, two), times, strict=True)
-    ]
-    (first, _), (second, _) = times
-    return abs(first - second) <= max(0.03 * min(first, second), 1.96 * math.hypot(*errors))
+        return "dice", "Dice", "Dice over all pixels"
+    return "image_dice", "Dice", "Dice per image"
 
 
 def ranked(runs: Sequence[RunSummary], metric: Metric) -> list[RunSummary]:
@@ -192,27 +121,25 @@ def _gain(first: RunSummary, run: RunSummary, gain: float) -> str:
     return text
 
 
-def paired_difference(first: RunSummary, run: RunSummary) -> tuple[float, float, int]:
-    """Return (mean, 95 % half-width, n) of the differences in Dice over the images that both runs share.
-
-    For classifiers, the differences are in hits, 0 or 1. The half-width is 1.96 standard errors. It covers the chance
-    of the test images, but not of training with another seed. Only more runs can show that.
-    """
-    pairs = [(first.images[name], value) for name, value in run.images.items() if name in first.images]
-    gaps = [b - a for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
-    if len(gaps) < 2:
-        return math.nan, math.nan, len(gaps)
-    return statistics.fmean(gaps), 1.96 * statistics.stdev(gaps) / math.sqrt(len(gaps)), len(gaps)
-
-
 def against(first: RunSummary, run: RunSummary, metric: Metric) -> str:
     """Return a cell's second line: the ratio to the first run, or for scores the difference."""
     ours, theirs = run.value(metric.key), first.value(metric.key)
     if run is first or not (math.isfinite(ours) and math.isfinite(theirs)):
         return ""
     if metric.score:
-        return f"{ours - theirs:+.3f}".replace("-", "−")
-    return f"{_three(ours / theirs)}×" if theirs else ""
+        return signed(ours - theirs) if metric.show is _score else f"{signed(100 * (ours - theirs), 0)} points"
+    return f"{three(ours / theirs)}×" if theirs else ""
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A difference with its sign: `+0.012`, `−0.012`."""
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text.lstrip("+−") if not float(text.replace("−", "-")) else text
+
+
+def times(ratio: float) -> str:
+    """A ratio of speeds: `2.1×`, `0.45×`, `13×`."""
+    return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.2f}×" if ratio < 1.1 else f"{ratio:.2g}×"
 
 
 def _ratio(first: RunSummary, run: RunSummary, key: str) -> float:
@@ -222,6 +149,4 @@ def _ratio(first: RunSummary, run: RunSummary, key: str) -> float:
 
 def _times(ratio: float, more: str, less: str) -> str:
     """Format a ratio as `4.9× fewer` or `1.3× faster`."""
-    size = max(ratio, 1 / ratio)
-    text = f"{size:.0f}" if size >= 10 else f"{size:.2g}" if size >= 1.1 else f"{size:.2f}"
-    return f"{text}× {more if ratio >= 1 else less}"
+    return f"{times(max(ratio, 1 / ratio))} {more if ratio >= 1 else less}"

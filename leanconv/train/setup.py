@@ -188,7 +188,10 @@ def network(
         before: the run that goes on. Its model.json says what was swapped: nothing is planned or downloaded again.
     """
     if before is not None and last(before).is_file() and (recipe.swap or recipe.pretrained):
-        return before.build_model(trust_code=trust_code), before.read_model().swaps
+        net = before.build_model(trust_code=trust_code)
+        if recipe.quiet_gates:  # the saved weights follow; what it does to gradients holds for the rest, too
+            quiet_gates_(net)
+        return net, before.read_model().swaps
     net = build_model(recipe, trust_code, outputs)
     found = swap_(net, recipe)
     if found:

@@ -1,8 +1,10 @@
 """The whole way from run folders to the page: its numbers against own counts; what is missing has its remark."""
 
 import json
+import math
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from leanconv.errors import BadInput, UnknownName
-from leanconv.report import build_report, compare_runs, speed
+from leanconv.report import Report, build_report, compare_runs, speed
 from leanconv.report.page import render
+from leanconv.report.summary import RunSummary
 from leanconv.runs import RunFolder
 from leanconv.train.data.augment import to_float
 
@@ -26,7 +29,7 @@ def test_counts_are_those_of_an_independent_counter(compared, two_runs):
     for folder, run in zip(two_runs, compared.runs, strict=True):
         model = folder.load_model()
         with FlopCounterMode(display=False) as counter:
-            model(torch.rand(1, 3, 32, 32))
+            model(torch.rand(1, 3, 40, 56))  # the images' size, a multiple of 4 already
         assert run.costs["macs"] * 2 == counter.get_total_flops()
         assert run.costs["params"] == sum(p.numel() for p in model.parameters())
     assert compared.runs[1].costs["macs"] < compared.runs[0].costs["macs"]
@@ -55,11 +58,18 @@ def test_report_says_the_same_in_every_form(compared, tmp_path):
     assert lean["ratios"]["macs"] == pytest.approx(lean["macs"] / dense["macs"])
     assert lean["fps"] == pytest.approx(1e3 / lean["ms"])
     assert "1 thread" in numbers["measured"]
-    assert "3x32x32" in numbers["measured"]
+    assert "3x40x56" in numbers["measured"]
+    assert numbers["image_size"] == [40, 56]
     assert f"{lean['image_dice']:.3f}" in str(compared)
     assert len(numbers["cases"]) == 4
     worst = [np.mean(each["dice"]) for each in numbers["cases"][:2]]
     assert worst[0] <= worst[1]
+    assert [each["group"] for each in numbers["cases"]] == ["worst", "worst", "typical", "best"]
+    assert numbers["verdict"]["headline"] == str(compared).splitlines()[0]
+    assert "56×40 px" in numbers["verdict"]["headline"]
+    assert {"speed", "accuracy", "misses"} <= set(numbers["verdict"])
+    assert len(lean["blocks_ms"]) == speed.BLOCKS
+    assert lean["speed_ratio"]["low"] <= lean["speed_ratio"]["value"] <= lean["speed_ratio"]["high"]
 
 
 def test_the_optimised_models_are_timed_in_turns_with_the_plain_ones(two_runs, monkeypatch, browser):
@@ -67,7 +77,7 @@ def test_the_optimised_models_are_timed_in_turns_with_the_plain_ones(two_runs, m
     real = speed.interleave
     monkeypatch.setattr(speed, "interleave", lambda calls, **given: turns.append(set(calls)) or real(calls, **given))
     report = compare_runs(two_runs, cases=0, budget_s=0.05, optimize_s=0.05, threads=1)
-    assert turns == [{"0 plain", "1 plain", "0 fast", "1 fast"}]
+    assert turns == [{"0 plain", "1 plain", "0 fast", "1 fast"}] * speed.BLOCKS
     assert set(report.optimised) == {"dense", "lean"}
     for run, numbers in zip(report.runs, report.to_dict()["runs"], strict=True):
         assert numbers["engine"] == report.optimised[run.name].engine
@@ -82,6 +92,70 @@ def test_the_optimised_models_are_timed_in_turns_with_the_plain_ones(two_runs, m
     plain = compare_runs(two_runs[:1], cases=0, budget_s=0.01)
     assert "optimised" not in str(plain)
     assert "hollow" not in render(plain)
+
+
+def test_what_is_found_is_counted_from_the_same_predictions(compared, two_runs):
+    model, counts = two_runs[0].load_model(), []
+    for i in range(6):
+        image = np.asarray(Image.open(f"{compared.data}/test/images/part_{i}.png")).transpose(2, 0, 1)
+        truth = np.asarray(Image.open(f"{compared.data}/test/masks/part_{i}.png")) > 127
+        with torch.no_grad():
+            guess = (model(to_float(torch.tensor(image)[None]))[0, 0].sigmoid() >= 0.45).numpy()
+        counts.append(((guess & truth).sum(), truth.sum(), guess.sum()))
+    found = compared.runs[0].found
+    hits, there, marked = np.array(counts).T
+    assert found.pixels == pytest.approx(hits.sum() / there.sum(), abs=5e-3)
+    assert (found.with_defect, found.clean) == (5, 1)
+    assert found.without_a_hit == ((there > 0) & (hits == 0)).sum()
+    assert found.false_alarms == ((there == 0) & (marked > 0)).sum()
+    assert [case.dices[0] for case in compared.cases] == [compared.runs[0].images[case.name] for case in compared.cases]
+
+
+def test_large_images_are_timed_in_the_tiles_that_predict_cuts(two_runs, tmp_path):
+    root = tmp_path / "large" / "test"
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+        Image.new("RGB" if kind == "images" else "L", (1000, 300)).save(root / kind / "a.png")
+    report = compare_runs(two_runs[:1], data=str(root.parent), cases=0, budget_s=0.01, threads=1)
+    assert report.image_size == (300, 1000)
+    assert report.shape == (1, 3, 300, 512)
+    assert report.tiles == 3
+    assert report.runs[0].ms == pytest.approx(np.median(report.runs[0].blocks_ms))
+    once = compare_runs(two_runs[:1], budget_s=0, cases=0).runs[0].costs["macs"] / (40 * 56)
+    assert report.runs[0].costs["macs"] == pytest.approx(3 * 300 * 512 * once)
+
+
+def test_images_of_several_sizes_are_timed_at_the_most_common_one(two_runs, tmp_path):
+    root = tmp_path / "mixed" / "test"
+    for i, size in enumerate([(40, 30), (50, 34), (50, 34)]):
+        for kind in ("images", "masks"):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB" if kind == "images" else "L", size).save(root / kind / f"{i}.png")
+    report = compare_runs(two_runs[:1], data=str(root.parent), cases=0, budget_s=0.01, threads=1)
+    assert report.image_size == (34, 50)
+    assert report.shape == (1, 3, 36, 52)  # padded to multiples of 4
+    assert any("2 sizes" in remark for remark in report.remarks)
+    assert "padded to 52×36 px" in render(report)
+
+
+def test_speed_that_cannot_be_repeated_is_said_with_spread_and_reason():
+    run = RunSummary("unet", ms=10.0, blocks_ms=(10.0, 10.0, 12.0))
+    report = Report([run], others=0.6)
+    said = speed.repeatability(report)
+    assert "of unet differ by 20 %" in said
+    assert "Other programs used 60 % of the processors" in said
+    run.blocks_ms = (10.0, 10.1, 10.2)
+    assert speed.repeatability(report).startswith("Other programs used 60 % of the processors")
+    report.others = 0.02
+    assert speed.repeatability(report) == ""
+    run.blocks_ms, report.others = (10.0, 10.0, 12.0), math.nan
+    assert "The reason is not known" in speed.repeatability(report)
+
+
+def test_other_programs_are_seen():
+    with speed._others() as share:
+        time.sleep(0.05)
+    assert math.isnan(share[0]) or 0 <= share[0] <= 1
 
 
 def test_one_file_is_written_that_the_browser_likes(two_runs, tmp_path, browser):

@@ -1,5 +1,6 @@
 """The page in a real browser: drawn, quiet on the console, in both themes; and no text of a run can become code."""
 
+import html as html_module
 import math
 import os
 import re
@@ -44,7 +45,7 @@ def report(name: str = "dense") -> Report:
     cases = [
         case(
             name if i else "a",
-            "why",
+            "worst",
             image,
             truth,
             [(0, name, truth, 0.9 - i / 2), (1, "lean", 1 - truth, i / 4)],
@@ -84,9 +85,10 @@ def test_the_page_needs_nothing_from_outside():
 def test_browser_draws_everything_and_says_nothing(browser):
     dom, console = browser(render(report()))
     assert console == []
-    assert dom.count('class="mark"') == 2 * 3 * 2 + 2  # two runs, three epochs, two curves; one point a run
+    # Two runs, three epochs, two curves; one point a run, drawn for wide screens and for phones.
+    assert dom.count('class="mark"') == 2 * 3 * 2 + 2 * 2
     assert len(re.findall('class="tile[ "]', dom)) == 2 * 4
-    assert len(re.findall(r"<svg[^>]*class=\"plot\"", dom)) == 3
+    assert len(re.findall(r"<svg[^>]*class=\"plot\"", dom)) == 4
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,7 @@ def test_the_controls_work(browser):
       order.value = 'run-1'; order.dispatchEvent(new Event('change')); seen.push(names().join());
       order.value = 'run-0'; order.dispatchEvent(new Event('change')); seen.push(names().join());
       order.value = 'spread'; order.dispatchEvent(new Event('change')); seen.push(names().join());
+      order.value = 'place'; order.dispatchEvent(new Event('change')); seen.push(names().join());
       document.querySelector('#theme').click(); seen.push(document.documentElement.dataset.theme);
       document.querySelector('#theme').click(); seen.push(document.documentElement.dataset.theme);
       document.querySelector('.tile').click(); seen.push(document.querySelector('#zoom').open);
@@ -141,7 +144,54 @@ def test_the_controls_work(browser):
     dom, console = browser(html)
     assert console == []
     title = re.search(r"<title>([^<]*)", dom).group(1)
-    assert title == "a,dense|a,dense|dense,a|a,dense|dark|light|true|Photo a|3"
+    assert title == "a,dense|a,dense|dense,a|a,dense|a,dense|dark|light|true|Photo a|4"
+
+
+def test_notes_open_by_keyboard_and_the_other_columns_by_a_switch(browser):
+    probe = """<script>
+      const seen = [], note = document.querySelector('#note-dice');
+      const mark = document.querySelector('[popovertarget="note-dice"]');
+      const shown = () => getComputedStyle(note).display !== 'none';
+      seen.push(mark.tabIndex, shown());
+      mark.focus(); mark.click(); seen.push(document.activeElement === mark, shown());
+      mark.click(); seen.push(shown());
+      const more = () => getComputedStyle(document.querySelector('td.more')).display;
+      const heads = [...document.querySelectorAll('#comparison thead th')];
+      const columns = () => heads.filter((th) => th.offsetWidth).length;
+      seen.push(columns(), more()); document.querySelector('#more').click(); seen.push(columns() > 6, more());
+      const over = {bubbles: true, pointerType: 'mouse', clientX: 50, clientY: 50};
+      mark.dispatchEvent(new PointerEvent('pointermove', over));
+      seen.push(document.querySelector('#tip').textContent === note.textContent);
+      document.title = seen.join('|');
+    </script></body>"""
+    html = re.sub(r"<meta http-equiv[^>]*>", "", render(report())).replace("</body>", probe)
+    dom, console = browser(html, "--window-size=1200,900", "--dump-dom")
+    assert console == []
+    title = re.search(r"<title>([^<]*)", dom).group(1)
+    assert title == "0|false|true|true|false|6|none|true|table-cell|true"
+
+
+@pytest.mark.parametrize("width", [1400, 800, 400])
+def test_nothing_is_wider_than_the_screen_and_no_letter_is_tiny(browser, width):
+    """Chromium's window is at least 500 px wide, so the page stands in a frame of the width."""
+    page = html_module.escape(re.sub(r"<meta http-equiv[^>]*>", "", render(report("a-rather-long-name-of-a-run-" * 2))))
+    frame = f"""<body><iframe style="border:0;width:{width}px;height:3000px" srcdoc="{page}"></iframe><script>
+      document.querySelector('iframe').onload = (event) => {{
+        const page = event.target.contentDocument, tiles = [...page.querySelectorAll('.case:first-child .tile')];
+        const style = event.target.contentWindow.getComputedStyle;
+        const words = (node) => node.nodeType === 3 && node.textContent.trim();
+        const told = (e) => e.offsetWidth > 1 && [...e.childNodes].some(words);
+        const letters = [...page.querySelectorAll('main *')].filter(told).map((e) => parseFloat(style(e).fontSize));
+        const heights = [...page.querySelectorAll('svg text')].map((e) => e.getBoundingClientRect().height);
+        const drawn = heights.filter((height) => height > 0);
+        document.title = [page.documentElement.scrollWidth, Math.min(...letters) >= 11.9, Math.min(...drawn) >= 10,
+          new Set(tiles.map((t) => Math.round(t.getBoundingClientRect().left))).size].join('|');
+      }};
+    </script></body>"""
+    dom, console = browser(frame, f"--window-size={width + 100},3000", "--dump-dom")
+    assert console == []
+    title = re.search(r"<title>([^<]*)", dom).group(1)
+    assert title == f"{width}|true|true|{2 if width == 400 else 4}"
 
 
 def test_runs_without_numbers_still_make_a_page(browser):
@@ -152,6 +202,26 @@ def test_runs_without_numbers_still_make_a_page(browser):
     assert console == []
     assert "has nothing" in dom
     assert "<svg" not in dom
+
+
+def test_the_verdict_comes_first_then_two_cards_then_one_table():
+    html = render(report())
+    order = [
+        html.index(part) for part in ("<h1>Take dense", '<article class="card take"', '<article class="card"', "<table")
+    ]
+    assert order == sorted(order)
+    assert html.count('<article class="card') == 2
+    assert html.count("<table") == 3  # comparison, classes, recipes
+    assert "take this one" in html[: html.index("<table")]
+
+
+def test_several_classes_have_their_own_legend_and_what_is_known_of_each():
+    several = report()
+    several.classes = ("background", "pit", "scratch")
+    several.runs[0].classes = {"pit": {"iou": 0.5, "dice": 0.6, "precision": 0.7, "recall": 0.8}}
+    html = render(several)
+    for words in ("truth: pit", "truth: scratch", "found, but as another class", "precision 0.700", "recall 0.800"):
+        assert words in html
 
 
 def test_every_picture_has_words_and_every_control_a_label():

@@ -80,3 +80,32 @@ def test_unbeaten_is_what_nobody_beats_in_both():
 def test_any_numbers_can_be_drawn(points):
     drawn = frontier("plot-f", "f", [Point(str(i), i, ms, ms / 2, y) for i, (ms, y) in enumerate(points)], y_label="D")
     assert len(marks(drawn)) == len(points)
+
+
+def ticks(svg: str, axis: str) -> list[float]:
+    """The numbers that an axis shows; `axis`: "x" or "y"."""
+    groups = [g for g in ET.fromstring(svg).iter(f"{{{SVG}}}g") if re.search(rf"-{axis}tick_\d+$", g.get("id", ""))]
+    return [float(text.text.replace("−", "-")) for g in groups for text in g.iter(f"{{{SVG}}}text")]
+
+
+def test_axes_start_at_zero_so_that_small_differences_look_small():
+    near = [Point("a", 0, 10, 0.1, 0.70), Point("b", 1, 11, 0.1, 0.71)]
+    drawn = frontier("plot-f", "f", near, y_label="Dice")
+    assert min(ticks(drawn, "y")) == min(ticks(drawn, "x")) == 0
+    line = curves("plot-c", "c", [Curve("a", 0, [1, 2], [0.70, 0.71])], x_label="epoch", y_label="Dice")
+    assert min(ticks(line, "y")) == 0
+    below = curves("plot-c", "c", [Curve("a", 0, [1, 2], [-0.5, 0.5])], x_label="epoch", y_label="loss")
+    assert min(ticks(below, "y")) < 0
+
+
+def test_a_log_axis_says_so():
+    far = [Point("a", 0, 1, 0.1, 0.7), Point("b", 1, 100, 0.1, 0.7)]
+    assert "log scale" in frontier("plot-f", "f", far, y_label="Dice")
+    assert "log scale" not in frontier("plot-f", "f", far[:1], y_label="Dice")
+
+
+def test_the_drawing_for_phones_has_larger_letters_on_the_same_width():
+    drawn = [frontier("plot-f", "f", [Point("a", 0, 10, 1, 0.7)], y_label="D", narrow=n) for n in (False, True)]
+    widths = [float(ET.fromstring(svg).get("viewBox").split()[2]) for svg in drawn]
+    assert widths[1] < 0.6 * widths[0]
+    assert marks(drawn[0]) == marks(drawn[1])

@@ -143,3 +143,12 @@ def _fade(starts: list[int], index: int, tile: int) -> Tensor:
 
 def _ramp(place: Tensor, shared: int) -> Tensor:
     return ((place - shared / 4) / max(shared / 2, 1e-6)).clamp(0, 1)
+
+
+def layout(height: int, width: int, unit: int, *, tile: int = TILE, overlap: int = OVERLAP) -> tuple[int, int, int]:
+    """Height and width of the tiles that `predict_logits` cuts an image into, and their number.
+
+    `unit`: the multiple that the model needs.
+    """
+    rows, columns = (_Axis.of(size, tile, overlap, unit) for size in (height, width))
+    return len(rows.pixels[0]), len(columns.pixels[0]), len(rows.starts) * len(columns.starts)
