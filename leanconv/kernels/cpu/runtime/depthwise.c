@@ -47,7 +47,9 @@ INLINE half_t rounded_vec(vec value) {
 static void read_pixels(
     float *to, int wide, const map_t *m, int64_t at, int64_t pixel, int count, int c) {
     int whole = c / LANES * LANES;
-    if (m->element == FLOAT32) {
+    if (m->element == FLOAT32 && pixel == wide && c == wide)
+        memcpy(to, (const float *)m->data + at, sizeof(float) * wide * count);
+    else if (m->element == FLOAT32) {
         const float *from = (const float *)m->data + at;
         for (int i = 0; i < count; i++, from += pixel, to += wide) {
             for (int k = 0; k < whole; k += LANES) *(vec *)(to + k) = *(const vec *)(from + k);
@@ -129,44 +131,82 @@ static int64_t ring_row(ring_t *k, int row) {
 // One product of a row of results: floats from the ring's start, and from the first tap's weights.
 typedef struct { int64_t x; int64_t w; } tap_t;
 
-// N results that lie next to each other, of one vector of channels; `step`: floats from one's inputs to the next's.
-#define TILE(N)                                                                                                        \
-    static void tile##N(const float *x, const float *w, const tap_t *t, int taps, int64_t step, vec start,             \
-                        float *out, int64_t out_step) {                                                                \
-        vec sum[N];                                                                                                    \
-        _Pragma("GCC unroll 16") for (int i = 0; i < N; i++) sum[i] = start;                                             \
-        for (int k = 0; k < taps; k++) {                                                                               \
-            const float *a = x + t[k].x;                                                                               \
-            vec weight = *(const vec *)(w + t[k].w);                                                                   \
-            _Pragma("GCC unroll 16") for (int i = 0; i < N; i++) sum[i] += *(const vec *)(a + i * step) * weight;      \
+// `tiles` times N results that lie next to each other, of V vectors of channels; `step`: floats from one's inputs to the
+// next's. Sums stay in registers: N·V of them, and the weights of a tap.
+#define TILE(N, V)                                                                                                     \
+    static void tile##N##x##V(const float *x, const float *w, const tap_t *t, int taps, int64_t step,                  \
+                              const float *bias, float *out, int64_t out_step, int tiles) {                            \
+        for (; tiles > 0; tiles--, x += N * step, out += N * out_step) {                                               \
+            vec sum[N][V];                                                                                             \
+            _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)                                                       \
+                _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) sum[i][v] = *(const vec *)(bias + v * LANES);      \
+            for (int k = 0; k < taps; k++) {                                                                           \
+                const float *a = x + t[k].x, *b = w + t[k].w;                                                          \
+                vec weight[V];                                                                                         \
+                _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) weight[v] = *(const vec *)(b + v * LANES);         \
+                _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)                                                   \
+                    _Pragma("GCC unroll 2") for (int v = 0; v < V; v++)                                                \
+                        sum[i][v] += *(const vec *)(a + i * step + v * LANES) * weight[v];                             \
+            }                                                                                                          \
+            _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)                                                       \
+                _Pragma("GCC unroll 2") for (int v = 0; v < V; v++)                                                    \
+                    *(vec *)(out + i * out_step + v * LANES) = sum[i][v];                                              \
         }                                                                                                              \
-        _Pragma("GCC unroll 16") for (int i = 0; i < N; i++) *(vec *)(out + i * out_step) = sum[i];                      \
     }
-TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8)
-typedef void tile_fn(const float *, const float *, const tap_t *, int, int64_t, vec, float *, int64_t);
-#define MOST 8
-static tile_fn *const TILES[] = {NULL, tile1, tile2, tile3, tile4, tile5, tile6, tile7, tile8};
+typedef void tile_fn(const float *, const float *, const tap_t *, int, int64_t, const float *, float *, int64_t, int);
+#define TILES_OF(V)                                                                                                    \
+    TILE(1, V) TILE(2, V) TILE(3, V) TILE(4, V) TILE(5, V) TILE(6, V)                                                  \
+    TILE(7, V) TILE(8, V) TILE(9, V) TILE(10, V) TILE(11, V) TILE(12, V)                                               \
+    static tile_fn *const TILES##V[] = {NULL, tile1x##V, tile2x##V, tile3x##V, tile4x##V, tile5x##V, tile6x##V,        \
+                                        tile7x##V, tile8x##V, tile9x##V, tile10x##V, tile11x##V, tile12x##V};
+TILES_OF(1) TILES_OF(2)
+#ifdef __AVX512F__  // 32 registers
+#define PIXELS(V) 12
+#else
+#define PIXELS(V) (12 / (V))
+#endif
 
-// N taps' sums over a row of `count` pixels, of one vector of channels: sums[at[i]] += Σ g · x.
-#define SUMS(N)                                                                                                        \
-    static void sums##N(const float *x, const tap_t *t, int64_t step, const float *g, int64_t g_step, int count,       \
-                        float *sums) {                                                                                 \
-        vec sum[N];                                                                                                    \
+// `count` results of one or two vectors of channels, in tiles of nearly the same size.
+static void run_tiles(const float *x, const float *w, const tap_t *t, int taps, int64_t step, const float *bias,
+                      float *out, int64_t out_step, int count, int vectors) {
+    int most = PIXELS(vectors), tiles = (count + most - 1) / most, n = count / tiles, larger = count - n * tiles;
+    tile_fn *const *of = vectors == 2 ? TILES2 : TILES1;
+    if (larger) of[n + 1](x, w, t, taps, step, bias, out, out_step, larger);
+    int64_t done = (int64_t)larger * (n + 1);
+    of[n](x + done * step, w, t, taps, step, bias, out + done * out_step, out_step, tiles - larger);
+}
+
+// N taps' sums over a row of `count` pixels, of V vectors of channels: sums[t[i].w] += Σ g · x.
+#define SUMS(N, V)                                                                                                     \
+    static void sums##N##x##V(const float *x, const tap_t *t, int64_t step, const float *g, int64_t g_step,            \
+                              int count, float *sums) {                                                                \
+        vec sum[N][V];                                                                                                 \
         const float *a[N];                                                                                             \
         _Pragma("GCC unroll 16") for (int i = 0; i < N; i++) {                                                         \
-            sum[i] = *(const vec *)(sums + t[i].w);                                                                    \
             a[i] = x + t[i].x;                                                                                         \
+            _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) sum[i][v] = *(const vec *)(sums + t[i].w + v * LANES); \
         }                                                                                                              \
         for (int64_t q = 0, at = 0; q < count; q++, at += step, g += g_step) {                                         \
-            vec value = *(const vec *)g;                                                                               \
-            _Pragma("GCC unroll 16") for (int i = 0; i < N; i++) sum[i] += *(const vec *)(a[i] + at) * value;          \
+            vec value[V];                                                                                              \
+            _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) value[v] = *(const vec *)(g + v * LANES);              \
+            _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)                                                       \
+                _Pragma("GCC unroll 2") for (int v = 0; v < V; v++)                                                    \
+                    sum[i][v] += *(const vec *)(a[i] + at + v * LANES) * value[v];                                     \
         }                                                                                                              \
-        _Pragma("GCC unroll 16") for (int i = 0; i < N; i++) *(vec *)(sums + t[i].w) = sum[i];                         \
+        _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)                                                           \
+            _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) *(vec *)(sums + t[i].w + v * LANES) = sum[i][v];       \
     }
-SUMS(1) SUMS(2) SUMS(3) SUMS(4) SUMS(5) SUMS(6) SUMS(7) SUMS(8) SUMS(9)
 typedef void sums_fn(const float *, const tap_t *, int64_t, const float *, int64_t, int, float *);
-#define MOST_TAPS 9
-static sums_fn *const SUMS_OF[] = {NULL, sums1, sums2, sums3, sums4, sums5, sums6, sums7, sums8, sums9};
+#define SUMS_OF(V)                                                                                                     \
+    SUMS(1, V) SUMS(2, V) SUMS(3, V) SUMS(4, V) SUMS(5, V) SUMS(6, V) SUMS(7, V) SUMS(8, V) SUMS(9, V)                 \
+    static sums_fn *const SUMS##V[] = {NULL, sums1x##V, sums2x##V, sums3x##V, sums4x##V, sums5x##V, sums6x##V,         \
+                                       sums7x##V, sums8x##V, sums9x##V};
+SUMS_OF(1) SUMS_OF(2)
+#ifdef __AVX512F__
+#define TAPS(V) 9
+#else
+#define TAPS(V) (V == 2 ? 6 : 9)
+#endif
 
 // Results first, first + out_step, ... of a row: all have the same taps, in_step columns apart.
 typedef struct { int first, count, taps, *s, *offset; } phase_t;
@@ -234,13 +274,9 @@ static void run_row(const plan_t *k, ring_t *ring, tap_t *taps, float *line, int
         int64_t start = at + phase->first * to->pixel, next = k->out_step * to->pixel;
         float *out = straight ? (float *)to->data + start : line;
         int64_t step = (int64_t)k->in_step * ring->wide, out_step = straight ? next : ring->wide;
-        int tiles = (phase->count + MOST - 1) / MOST;
-        for (int t = 0; t < tiles; t++) {
-            int q = (int)((int64_t)phase->count * t / tiles), n = (int)((int64_t)phase->count * (t + 1) / tiles) - q;
-            for (int v = 0; v < ring->wide; v += LANES)
-                TILES[n](ring->data + q * step + v, k->weight + ring->c0 + v, taps, count, step,
-                         *(const vec *)(k->bias + ring->c0 + v), out + q * out_step + v, out_step);
-        }
+        for (int v = 0; v < ring->wide && phase->count; v += 2 * LANES)
+            run_tiles(ring->data + v, k->weight + ring->c0 + v, taps, count, step, k->bias + ring->c0 + v, out + v,
+                      out_step, phase->count, v + LANES < ring->wide ? 2 : 1);
         if (!straight) write_pixels(line, ring->wide, to, start, next, phase->count, ring->c);
     }
 }
@@ -328,12 +364,14 @@ static int sum_task(const depthwise_t *d, double *sums, int64_t task, int blocks
         if (!straight) read_pixels(line, wide, &d->y, y, d->y.pixel, d->q, ring.c);
         const float *g = straight ? (const float *)d->y.data + y : line;
         int64_t g_step = straight ? d->y.pixel : wide, step = (int64_t)d->sw * wide;
-        int parts = (count + MOST_TAPS - 1) / MOST_TAPS;
-        for (int v = 0; v < wide; v += LANES) {
-            for (int part = 0; d->weight_sum && part < parts; part++) {
+        for (int v = 0; v < wide; v += 2 * LANES) {
+            int vectors = v + LANES < wide ? 2 : 1, parts = d->weight_sum ? (count + TAPS(vectors) - 1) / TAPS(vectors) : 0;
+            for (int part = 0; part < parts; part++) {
                 int from = count * part / parts, to = count * (part + 1) / parts;
-                SUMS_OF[to - from](ring.data + v, list + from, step, g + v, g_step, d->q, kept + v);
+                (vectors == 2 ? SUMS2 : SUMS1)[to - from](ring.data + v, list + from, step, g + v, g_step, d->q, kept + v);
             }
+        }
+        for (int v = 0; v < wide; v += LANES) {
             if (!d->bias_sum) continue;
             vec total = *(vec *)(kept + taps * wide + v);
             for (int q = 0; q < d->q; q++) total += *(const vec *)(g + q * g_step + v);

@@ -17,6 +17,7 @@ from leanconv.kernels.cpu.runtime.abi import ELEMENTS, library
 from leanconv.kernels.cpu.runtime.transpose import to_channels_last
 from leanconv.kernels.cpu.tuning.cpu import this_cpu
 
+_LEAST = 128  # channels that are read together: fewer, and each pixel is a jump in memory
 _RANGES = 16  # of rows and channels, whose sums for the gradient of weights are added in order
 
 
@@ -84,7 +85,7 @@ class Geometry:
         # Columns and rows of the ring that a task keeps in the cache: the same for the result and the sums of weights.
         columns, rows = (q - 1) * stride[1] + dilation[1] * (kernel[1] - 1) + 1, dilation[0] * (kernel[0] - 1) + 1
         fits = this_cpu().l1 // (4 * max(1, columns) * min(rows, max(h, 1))) // 16 * 16
-        blocks = -(-c // max(fits, 16))
+        blocks = -(-c // max(fits, _LEAST))
         block = -(-c // max(1, blocks) // 16) * 16
         groups = max(1, min(n * p, -(-_RANGES // max(1, blocks))))
         self.sizes = (n, c, h, w, p, q, *kernel, *stride, *dilation, padding[0], padding[2], max(block, 16), groups)
