@@ -104,10 +104,10 @@ def _packed(weight: Tensor | None) -> Tensor | None:
 
 @ops.depthwise_conv2d.register_kernel("cpu")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    ops.check(x, weight, stride, padding, dilation)
     size = ops.output_size(x.shape, weight.shape[2:], stride, padding, dilation)
     if not _takes(x, weights=(weight, bias)) or min(size[2:]) < 1:
         return ops.result(x, weight, bias, stride, padding, dilation)
-    ops.check(x, weight, stride, padding, dilation)
     y = ops.new_map(x, size)
     geometry = kernels.Geometry(x.shape, size, weight.shape[2:], stride, padding, dilation)
     kernels.forward(kernels.readable(x), _packed(weight), _packed(bias), y, geometry)
@@ -125,9 +125,7 @@ def _(grad: Tensor, weight: Tensor, size: Ints, stride: Ints, padding: Ints, dil
 
 
 @ops.weight_gradient.register_kernel("cpu")
-def _(
-    grad: Tensor, x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
-) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> tuple[Tensor, Tensor]:
     if not _takes(grad, x):
         return ops.kernel_gradient(grad, x, kernel, stride, padding, dilation)
     weight, bias = torch.empty(x.shape[1], 1, *kernel), torch.empty(x.shape[1])
