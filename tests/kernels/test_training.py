@@ -139,7 +139,7 @@ def inception():
 
 
 def test_without_a_compiler_nothing_changes(monkeypatch):
-    monkeypatch.setattr(training.kernels, "runtime", lambda: None)
+    monkeypatch.setattr(training, "runtime", lambda: None)
     model, x = network(), torch.randn(2, 3, 9, 11)
     before = step(model, x)
     assert "compiler" in str(available())

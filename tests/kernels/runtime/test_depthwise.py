@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from leanconv.kernels.cpu.runtime import depthwise
+from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
 from leanconv.ops.depthwise import new_map
 from tests.kernels.depthwise_cases import Case, cases, in_torch, maps, whole_numbers
 from tests.kernels.runtime.test_out_of_bounds import fenced
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
-pytestmark = pytest.mark.skipif(depthwise.runtime() is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(runtime() is None, reason="no C compiler")
 PADDED = ((1, 1), (1, 1, 1, 1), (1, 1))
 
 
@@ -21,7 +22,7 @@ def computed(case, x, grad, weight, bias, around=lambda t: t):
     made = [new_map(x, case.out), new_map(x, case.size), torch.empty_like(weight), torch.empty_like(bias)]
     y, data, kernel, shift = (around(t.fill_(torch.nan)) for t in made)
     geometry = depthwise.Geometry(case.size, case.out, case.kernel, *case.geometry)
-    x, grad = around(depthwise.readable(x)), around(depthwise.readable(grad))
+    x, grad = around(readable(x)), around(readable(grad))
     weight, bias = around(weight), around(bias)
     depthwise.forward(x, weight, bias, y, geometry)
     depthwise.input_gradient(grad, weight, data, geometry)

@@ -4,87 +4,7 @@
 // A task has one sample (or a range of rows) and a block of channels. It copies the rows that it reads into a ring in
 // the cache: as float32, with zeros for columns outside the map, each pixel whole vectors. The loops over taps then
 // have no borders, no tails and no types. With the vectors of GCC and Clang, of no machine in particular.
-#include <string.h>
-#include "depthwise.h"
-
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8
-#endif
-typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef uint32_t bits_t __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef uint16_t half_t __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE int up(int value, int unit) { return (value + unit - 1) / unit * unit; }
-INLINE int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-INLINE int least(int a, int b) { return a < b ? a : b; }
-INLINE int most(int a, int b) { return a > b ? a : b; }
-
-static float widened(uint16_t bits) {
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
-}
-
-// To the nearest, ties to even; a NaN stays one.
-static uint16_t rounded(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    if (value != value) return 0x7fc0;
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-INLINE half_t rounded_vec(vec value) {
-    bits_t bits = (bits_t)value, missing = (bits_t)(value != value);
-    bits_t near = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return __builtin_convertvector((near & ~missing) | (missing & 0x7fc0), half_t);
-}
-
-// `count` pixels of `c` numbers from a map into dense pixels of `wide` floats, whole vectors; lanes beyond c are zero.
-static void read_pixels(
-    float *to, int wide, const map_t *m, int64_t at, int64_t pixel, int count, int c) {
-    int whole = c / LANES * LANES;
-    if (m->element == FLOAT32 && pixel == wide && c == wide)
-        memcpy(to, (const float *)m->data + at, sizeof(float) * wide * count);
-    else if (m->element == FLOAT32) {
-        const float *from = (const float *)m->data + at;
-        for (int i = 0; i < count; i++, from += pixel, to += wide) {
-            for (int k = 0; k < whole; k += LANES) *(vec *)(to + k) = *(const vec *)(from + k);
-            for (int k = whole; k < wide; k++) to[k] = k < c ? from[k] : 0.0f;
-        }
-    } else {
-        const uint16_t *from = (const uint16_t *)m->data + at;
-        for (int i = 0; i < count; i++, from += pixel, to += wide) {
-            for (int k = 0; k < whole; k += LANES) {
-                bits_t bits = __builtin_convertvector(*(const half_t *)(from + k), bits_t) << 16;
-                *(vec *)(to + k) = (vec)bits;
-            }
-            for (int k = whole; k < wide; k++) to[k] = k < c ? widened(from[k]) : 0.0f;
-        }
-    }
-}
-
-// Likewise from dense pixels of `wide` floats into a map.
-static void write_pixels(
-    const float *from, int wide, const map_t *m, int64_t at, int64_t pixel, int count, int c) {
-    int whole = c / LANES * LANES;
-    if (m->element == FLOAT32) {
-        float *to = (float *)m->data + at;
-        for (int i = 0; i < count; i++, from += wide, to += pixel) {
-            for (int k = 0; k < whole; k += LANES) *(vec *)(to + k) = *(const vec *)(from + k);
-            for (int k = whole; k < c; k++) to[k] = from[k];
-        }
-    } else {
-        uint16_t *to = (uint16_t *)m->data + at;
-        for (int i = 0; i < count; i++, from += wide, to += pixel) {
-            for (int k = 0; k < whole; k += LANES) *(half_t *)(to + k) = rounded_vec(*(const vec *)(from + k));
-            for (int k = whole; k < c; k++) to[k] = rounded(from[k]);
-        }
-    }
-}
+#include "rows.h"
 
 // The rows of a map that a task reads: columns first..first+columns-1, of which those outside the map are zero.
 typedef struct {
@@ -154,23 +74,19 @@ typedef struct { int64_t x; int64_t w; } tap_t;
         }                                                                                                              \
     }
 typedef void tile_fn(const float *, const float *, const tap_t *, int, int64_t, const float *, float *, int64_t, int);
-#define TILES_OF(V)                                                                                                    \
-    TILE(1, V) TILE(2, V) TILE(3, V) TILE(4, V) TILE(5, V) TILE(6, V)                                                  \
-    TILE(7, V) TILE(8, V) TILE(9, V) TILE(10, V) TILE(11, V) TILE(12, V)                                               \
-    static tile_fn *const TILES##V[] = {NULL, tile1x##V, tile2x##V, tile3x##V, tile4x##V, tile5x##V, tile6x##V,        \
-                                        tile7x##V, tile8x##V, tile9x##V, tile10x##V, tile11x##V, tile12x##V};
-TILES_OF(1) TILES_OF(2)
-#ifdef __AVX512F__  // 32 registers
-#define PIXELS(V) 12
-#else
-#define PIXELS(V) (12 / (V))
-#endif
+TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1) TILE(7, 1) TILE(8, 1)
+TILE(1, 2) TILE(2, 2) TILE(3, 2) TILE(4, 2) TILE(5, 2) TILE(6, 2)
+static tile_fn *const TILES[2][9] = {
+    {NULL, tile1x1, tile2x1, tile3x1, tile4x1, tile5x1, tile6x1, tile7x1, tile8x1},
+    {NULL, tile1x2, tile2x2, tile3x2, tile4x2, tile5x2, tile6x2},
+};
+#define PIXELS(V) ((V) == 2 ? 6 : 8)
 
 // `count` results of one or two vectors of channels, in tiles of nearly the same size.
 static void run_tiles(const float *x, const float *w, const tap_t *t, int taps, int64_t step, const float *bias,
                       float *out, int64_t out_step, int count, int vectors) {
     int most = PIXELS(vectors), tiles = (count + most - 1) / most, n = count / tiles, larger = count - n * tiles;
-    tile_fn *const *of = vectors == 2 ? TILES2 : TILES1;
+    tile_fn *const *of = TILES[vectors - 1];
     if (larger) of[n + 1](x, w, t, taps, step, bias, out, out_step, larger);
     int64_t done = (int64_t)larger * (n + 1);
     of[n](x + done * step, w, t, taps, step, bias, out + done * out_step, out_step, tiles - larger);
@@ -197,16 +113,13 @@ static void run_tiles(const float *x, const float *w, const tap_t *t, int taps, 
             _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) *(vec *)(sums + t[i].w + v * LANES) = sum[i][v];       \
     }
 typedef void sums_fn(const float *, const tap_t *, int64_t, const float *, int64_t, int, float *);
-#define SUMS_OF(V)                                                                                                     \
-    SUMS(1, V) SUMS(2, V) SUMS(3, V) SUMS(4, V) SUMS(5, V) SUMS(6, V) SUMS(7, V) SUMS(8, V) SUMS(9, V)                 \
-    static sums_fn *const SUMS##V[] = {NULL, sums1x##V, sums2x##V, sums3x##V, sums4x##V, sums5x##V, sums6x##V,         \
-                                       sums7x##V, sums8x##V, sums9x##V};
-SUMS_OF(1) SUMS_OF(2)
-#ifdef __AVX512F__
-#define TAPS(V) 9
-#else
-#define TAPS(V) (V == 2 ? 6 : 9)
-#endif
+SUMS(1, 1) SUMS(2, 1) SUMS(3, 1) SUMS(4, 1) SUMS(5, 1) SUMS(6, 1) SUMS(7, 1) SUMS(8, 1) SUMS(9, 1)
+SUMS(1, 2) SUMS(2, 2) SUMS(3, 2) SUMS(4, 2) SUMS(5, 2) SUMS(6, 2)
+static sums_fn *const SUMS[2][10] = {
+    {NULL, sums1x1, sums2x1, sums3x1, sums4x1, sums5x1, sums6x1, sums7x1, sums8x1, sums9x1},
+    {NULL, sums1x2, sums2x2, sums3x2, sums4x2, sums5x2, sums6x2},
+};
+#define TAPS(V) ((V) == 2 ? 6 : 9)
 
 // Results first, first + out_step, ... of a row: all have the same taps, in_step columns apart.
 typedef struct { int first, count, taps, *s, *offset; } phase_t;
@@ -368,7 +281,7 @@ static int sum_task(const depthwise_t *d, double *sums, int64_t task, int blocks
             int vectors = v + LANES < wide ? 2 : 1, parts = d->weight_sum ? (count + TAPS(vectors) - 1) / TAPS(vectors) : 0;
             for (int part = 0; part < parts; part++) {
                 int from = count * part / parts, to = count * (part + 1) / parts;
-                (vectors == 2 ? SUMS2 : SUMS1)[to - from](ring.data + v, list + from, step, g + v, g_step, d->q, kept + v);
+                SUMS[vectors - 1][to - from](ring.data + v, list + from, step, g + v, g_step, d->q, kept + v);
             }
         }
         for (int v = 0; v < wide; v += LANES) {
@@ -413,4 +326,4 @@ int lc_depthwise_weight(const depthwise_t *d, int threads) {
     return failed;
 }
 
-int lc_depthwise_size(void) { return sizeof(depthwise_t); }
+int lc_training_size(int which) { return which ? sizeof(gated_sum_t) : sizeof(depthwise_t); }

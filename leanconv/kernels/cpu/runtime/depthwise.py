@@ -1,68 +1,21 @@
 """Depthwise convolutions for training: result and gradients by `depthwise.c`, for maps of float32 or bfloat16.
 
-Sizes are arguments, so nothing is compiled for a new shape. Maps are `N C H W` with channels innermost; slices and crops
-of such maps are read where they lie. Padding is multiplied as zeros: an infinite weight, or a gradient that is not finite
-at the border, gives NaN there, also where a tap reads nothing but padding.
+Sizes are arguments, so nothing is compiled for a new shape. Maps are `N C H W` with channels innermost; slices and
+crops of such maps are read where they lie. Padding is multiplied as zeros: an infinite weight, or a gradient that is not
+finite at the border, gives NaN there, also where a tap reads nothing but padding.
 """
 
 import ctypes
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from leanconv.errors import BadInput
-from leanconv.kernels.cpu.runtime.abi import ELEMENTS, library
-from leanconv.kernels.cpu.runtime.transpose import to_channels_last
+from leanconv.kernels.cpu.runtime.training_abi import Depthwise, Map, checked, runtime
 from leanconv.kernels.cpu.tuning.cpu import this_cpu
 
 _LEAST = 128  # channels that are read together: fewer, and each pixel is a jump in memory
 _RANGES = 16  # of rows and channels, whose sums for the gradient of weights are added in order
-
-
-class _Map(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("sample", "row", "pixel")),
-        *((name, ctypes.c_int32) for name in ("element", "unused")),
-    ]
-
-
-class _Depthwise(ctypes.Structure):
-    _fields_ = [
-        ("x", _Map), ("y", _Map),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "weight_sum", "bias_sum")),
-        *(
-            (name, ctypes.c_int32)
-            for name in ("samples", "channels", "h", "w", "p", "q", "r", "s", "sh", "sw", "dh", "dw", "top", "left",
-                         "block", "groups")
-        ),
-    ]  # fmt: skip
-
-
-@functools.lru_cache(1)
-def runtime() -> Any:
-    """The runtime with its argument types; None without a compiler. Raises BadInput for other structures than here."""
-    lib = library()
-    if lib is None:
-        return None
-    if lib.lc_depthwise_size() != ctypes.sizeof(_Depthwise):
-        raise BadInput(f"the kernels' runtime was built for other structures than {_Depthwise}: clear the cache")
-    lib.lc_depthwise.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
-    lib.lc_depthwise_weight.argtypes = (ctypes.c_void_p, ctypes.c_int32)
-    return lib
-
-
-def readable(x: Tensor) -> Tensor:
-    """`x`, or its channels_last copy where channels are not innermost."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else to_channels_last(x)
-
-
-def _map(x: Tensor) -> _Map:
-    sample, _, row, pixel = x.stride()
-    return _Map(x.data_ptr(), sample, row, pixel, ELEMENTS[x.dtype].code, 0)
 
 
 class Geometry:
@@ -92,29 +45,24 @@ class Geometry:
         self.sizes = (n, c, h, w, p, q, *kernel, *stride, *dilation, padding[0], padding[2], max(block, 16), groups)
 
 
-def _call(x: Tensor, y: Tensor, geometry: Geometry, *pointers: Tensor | None) -> Any:
+def _call(x: Tensor, y: Tensor, geometry: Geometry, *pointers: Tensor | None) -> Depthwise:
     addresses = [None if t is None else t.data_ptr() for t in pointers]
-    return _Depthwise(_map(x), _map(y), *addresses, *[None] * (4 - len(addresses)), *geometry.sizes)
-
-
-def _checked(failed: int) -> None:
-    if failed:
-        raise MemoryError("a depthwise convolution found no memory for its scratch")
+    return Depthwise(Map.of(x), Map.of(y), *addresses, *[None] * (4 - len(addresses)), *geometry.sizes)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, geometry: Geometry) -> None:
     """Fill `y`. `x`: of the same type; both with channels innermost. `weight` `C 1 R S`, `bias` `C`: float32, dense."""
     call = _call(x, y, geometry, weight, bias)
-    _checked(runtime().lc_depthwise(ctypes.addressof(call), 0, torch.get_num_threads()))
+    checked(runtime().lc_depthwise(ctypes.addressof(call), 0, torch.get_num_threads()))
 
 
 def input_gradient(grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry) -> None:
     """Fill `x` with its gradient, from that of the result."""
     call = _call(x, grad, geometry, weight)
-    _checked(runtime().lc_depthwise(ctypes.addressof(call), 1, torch.get_num_threads()))
+    checked(runtime().lc_depthwise(ctypes.addressof(call), 1, torch.get_num_threads()))
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
     """Fill `weight` `C 1 R S` and `bias` `C` (float32, dense) with their gradients."""
     call = _call(x, grad, geometry, None, None, weight, bias)
-    _checked(runtime().lc_depthwise_weight(ctypes.addressof(call), torch.get_num_threads()))
+    checked(runtime().lc_depthwise_weight(ctypes.addressof(call), torch.get_num_threads()))
