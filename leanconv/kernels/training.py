@@ -9,40 +9,42 @@ take (another device, float64, padding modes) PyTorch computes as before.
 """
 
 import functools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanconv.kernels.cpu.runtime import depthwise as kernels
-from leanconv.kernels.cpu.runtime import gated_sum as blends
-from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
-from leanconv.ops import depthwise as ops
-from leanconv.ops import gated_sum_training as blend_ops
+from leanconv.kernels.cpu.training import TYPES, why_not
+from leanconv.kernels.norm_relu import norms_before_relus
+from leanconv.ops.batch_norm import batch_norm
+from leanconv.ops.depthwise import depthwise_conv2d
 from leanconv.ops.gated_sum import gated_sum
+from leanconv.ops.gated_sum_training import gated_sum as trained_gated_sum
 from leanconv.ops.padded import sides
 
-Ints = Sequence[int]
-_TYPES = (torch.float32, torch.bfloat16)
+# The attribute of a layer that calls a kernel; in the layer's own dictionary it hides its class's.
+_CONV, _BLEND, _FORWARD = "_conv_forward", "_gated_sum", "forward"
 
 
 def available() -> str | None:
     """Why the kernels for training cannot run here; None where they can."""
-    return None if runtime() is not None else "no C compiler builds them: apt install gcc"
-
-
-# The attribute of a layer that calls a kernel, beside its class's own.
-_CONV, _BLEND = "_conv_forward", "_gated_sum"
+    return why_not()
 
 
 class TrainingKernels:
-    """What `use_training_kernels_` did: the layers by name, and the way back. A context manager that takes it back."""
+    """What `use_training_kernels_` did, and the way back. As a context manager it ends with the block.
+
+    Attributes: layers: names of the changed modules. kinds: how many of each class.
+    """
 
     def __init__(self, changed: Sequence[tuple[str, nn.Module, str]]) -> None:
         self._changed = list(changed)
         self.layers = [name for name, _, _ in changed]
+        self.kinds = Counter(type(module).__name__ for _, module, _ in changed)
 
     def remove(self) -> None:
         """Every layer as it was before; a second call does nothing."""
@@ -59,26 +61,39 @@ class TrainingKernels:
         self.remove()
 
     def __str__(self) -> str:
-        return f"{len(self.layers)} layers train on kernels: {', '.join(self.layers)}"
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(self.kinds.items())) or "none fits"
+        return f"{len(self.layers)} layers train on kernels: {counts}"
 
 
 def use_training_kernels_(model: nn.Module) -> TrainingKernels:
-    """Let depthwise convolutions and gated sums of `model` call the kernels for training, from now until `remove()`.
+    """Let layers of `model` call the kernels for training, from now until `remove()`.
 
-    Parameters, state, mode and hooks stay as they are. Results are channels_last. Where `available()` gives a reason,
-    no layer is changed.
+    They are: depthwise `nn.Conv2d`; `nn.BatchNorm2d`, together with the `nn.ReLU` that alone reads its result; the
+    gated sums of SPConv and SPLConv. Parameters, state, mode and hooks stay as they are. Results are channels_last.
+    Where `available()` gives a reason, no layer is changed.
     """
     changed: list[tuple[str, nn.Module, str]] = []
-    if available() is None:
-        for name, module in model.named_modules():
-            if _CONV in module.__dict__ or _BLEND in module.__dict__:
-                continue  # it calls them already
-            if _is_depthwise(module):
-                module.__dict__[_CONV] = functools.partial(_conv_forward, module)
-                changed.append((name, module, _CONV))
-            elif getattr(module, _BLEND, None) is gated_sum:
-                module.__dict__[_BLEND] = _gated_sum
-                changed.append((name, module, _BLEND))
+    if available() is not None:
+        return TrainingKernels(changed)
+
+    def change(name: str, module: nn.Module, attribute: str, call: Callable[..., Tensor]) -> None:
+        module.__dict__[attribute] = call
+        changed.append((name, module, attribute))
+
+    names = {module: name for name, module in model.named_modules()}
+    taken = {m for m in names if {_CONV, _BLEND, _FORWARD} & m.__dict__.keys()}  # by kernels already, or by others
+    relus = {norm: relu for norm, relu in norms_before_relus(model).items() if not {norm, relu} & taken}
+    for module, name in names.items():
+        if module in taken:
+            continue
+        if _is_depthwise(module):
+            change(name, module, _CONV, functools.partial(_conv_forward, module))
+        elif getattr(module, _BLEND, None) is gated_sum:
+            change(name, module, _BLEND, _gated_sum)
+        elif type(module) is nn.BatchNorm2d:
+            change(name, module, _FORWARD, functools.partial(_norm_forward, module, relu=module in relus))
+            if module in relus:
+                change(names[relus[module]], relus[module], _FORWARD, _as_it_is)
     return TrainingKernels(changed)
 
 
@@ -91,83 +106,55 @@ def _is_depthwise(module: nn.Module) -> bool:
     )
 
 
-def _conv_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`nn.Conv2d._conv_forward`, by the kernels where they take the map."""
-    if x.dim() != 4 or x.device.type != "cpu" or x.dtype not in _TYPES or weight.dtype not in (x.dtype, torch.float32):
-        return nn.Conv2d._conv_forward(layer, x, weight, bias)
-    padding = (0, 0) if layer.padding == "valid" else layer.padding
-    left, right, top, bottom = sides(layer.kernel_size, padding, layer.dilation)  # type: ignore[arg-type]
-    return ops.depthwise_conv2d(x, weight, bias, layer.stride, (top, bottom, left, right), layer.dilation)
-
-
-def _gated_sum(a: Tensor, b: Tensor) -> Tensor:
-    """`ops.gated_sum.gated_sum`, by the kernels where they take the maps."""
-    if a.dim() != 4 or a.device.type != "cpu" or a.dtype not in _TYPES or a.dtype != b.dtype or a.shape != b.shape:
-        return gated_sum(a, b)
-    return blend_ops.gated_sum(a, b)[0]
-
-
-def _takes(*maps: Tensor, weights: Sequence[Tensor | None] = ()) -> bool:
-    """Whether the kernels run here and take these maps and weights."""
-    kind = maps[0].dtype
+def _fits(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether kernels take a map with these weights: else PyTorch computes the layer."""
     return (
-        kind in _TYPES
-        and all(x.dtype == kind and x.dim() == 4 and x.shape[1] for x in maps)
-        and all(w is None or w.dtype in (kind, torch.float32) for w in weights)
-        and available() is None
+        x.dim() == 4
+        and x.device.type == "cpu"
+        and x.dtype in TYPES
+        and all(w is None or w.dtype in (x.dtype, torch.float32) for w in weights)
     )
 
 
-def _packed(weight: Tensor | None) -> Tensor | None:
-    return None if weight is None else weight.float().contiguous()
-
-
-@ops.depthwise_conv2d.register_kernel("cpu")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
-    ops.check(x, weight, stride, padding, dilation)
-    size = ops.output_size(x.shape, weight.shape[2:], stride, padding, dilation)
-    if not _takes(x, weights=(weight, bias)) or min(size[2:]) < 1:
-        return ops.result(x, weight, bias, stride, padding, dilation)
-    y = ops.new_map(x, size)
-    geometry = kernels.Geometry(x.shape, size, weight.shape[2:], stride, padding, dilation)
-    kernels.forward(readable(x), _packed(weight), _packed(bias), y, geometry)
+def _conv_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`nn.Conv2d._conv_forward`."""
+    if not _fits(x, weight, bias):
+        return nn.Conv2d._conv_forward(layer, x, weight, bias)
+    padding = (0, 0) if layer.padding == "valid" else layer.padding
+    left, right, top, bottom = sides(layer.kernel_size, padding, layer.dilation)  # type: ignore[arg-type]
+    y: Tensor = depthwise_conv2d(x, weight, bias, layer.stride, (top, bottom, left, right), layer.dilation)
     return y
 
 
-@ops.input_gradient.register_kernel("cpu")
-def _(grad: Tensor, weight: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
-    if not _takes(grad, weights=(weight,)):
-        return ops.data_gradient(grad, weight, size, stride, padding, dilation)
-    x = ops.new_map(grad, size)
-    geometry = kernels.Geometry(size, grad.shape, weight.shape[2:], stride, padding, dilation)
-    kernels.input_gradient(readable(grad), _packed(weight), x, geometry)
+def _gated_sum(a: Tensor, b: Tensor) -> Tensor:
+    """`ops.gated_sum.gated_sum`."""
+    if not _fits(a) or a.dtype != b.dtype or a.shape != b.shape:
+        return gated_sum(a, b)
+    y: Tensor = trained_gated_sum(a, b)[0]
+    return y
+
+
+def _norm_forward(layer: nn.BatchNorm2d, x: Tensor, *, relu: bool) -> Tensor:
+    """`nn.BatchNorm2d.forward`, and the ReLU behind it."""
+    own = layer.training or layer.running_mean is None  # statistics of this batch
+    pixels = x.numel() // max(1, x.shape[1]) if x.dim() == 4 else 0
+    if not own or pixels < 2 or not _fits(x, layer.weight, layer.bias):
+        y = nn.BatchNorm2d.forward(layer, x)
+        return F.relu(y) if relu else y
+    y, mean, var = batch_norm(x, layer.weight, layer.bias, layer.eps, relu)
+    if layer.training and layer.track_running_stats and layer.running_mean is not None:
+        with torch.no_grad():
+            share: Any = layer.momentum
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.add_(1)
+                share = 1.0 / layer.num_batches_tracked.float() if share is None else share
+            share = 0.0 if share is None else share
+            layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), share)
+            unbiased = (var * (pixels / (pixels - 1))).to(layer.running_mean.dtype)
+            layer.running_var.lerp_(unbiased, share)  # type: ignore[union-attr]
+    return y
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    """A ReLU whose work the layer before it does."""
     return x
-
-
-@ops.weight_gradient.register_kernel("cpu")
-def _(grad: Tensor, x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> tuple[Tensor, Tensor]:
-    if not _takes(grad, x):
-        return ops.kernel_gradient(grad, x, kernel, stride, padding, dilation)
-    weight, bias = torch.empty(x.shape[1], 1, *kernel), torch.empty(x.shape[1])
-    geometry = kernels.Geometry(x.shape, grad.shape, kernel, stride, padding, dilation)
-    kernels.weight_gradient(readable(grad), readable(x), weight, bias, geometry)
-    return weight, bias
-
-
-@blend_ops.gated_sum.register_kernel("cpu")
-def _(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    blend_ops.check(a, b)
-    if not _takes(a, b) or not a.numel():
-        return blend_ops.result(a, b)
-    y, gate = blend_ops.new_map(a), torch.empty(a.shape[:2])
-    blends.forward(readable(a), readable(b), y, gate)
-    return y, gate
-
-
-@blend_ops.gated_sum_gradient.register_kernel("cpu")
-def _(grad: Tensor, a: Tensor, b: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    if not _takes(grad, a, b) or not a.numel():
-        return blend_ops.gradient(grad, a, b, gate)
-    found = blend_ops.new_map(grad), blend_ops.new_map(grad)
-    blends.gradients(readable(grad), readable(a), readable(b), gate.contiguous(), *found)
-    return found
