@@ -1,6 +1,6 @@
 """Depthwise convolutions as training runs them: result and both gradients, our kernels against PyTorch's best.
 
-    python -m benchmarks.training_kernels [--threads 1] [--dtypes float32 bfloat16] [--rounds 15] [--networks MobileNetV1]
+    python -m benchmarks.training_kernels [--threads 1] [--dtypes float32 bfloat16] [--rounds 15] [--networks SPLConv]
 
 Kernels of MobileNetV1, InceptionNeXt-T, XSepConv and SPLConv (U-Net base 32, 128 px; its map is half of the channels of
 a wider one). PyTorch runs eager, in channels_last and contiguous; the faster of both counts. A step is the forward pass
@@ -24,16 +24,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.cpu_kernels import keep_freed_memory
 from benchmarks.operators import commit
 from leanconv.files import write_json
-from leanconv.kernels.training import available
+from leanconv.kernels.cpu.training import data_gradient
+from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.measure.device import describe
 from leanconv.measure.hardware.roofline import Peaks, peaks
 from leanconv.measure.timing.paired import Turns
-from leanconv.ops.depthwise import depthwise_conv2d, input_gradient
 from leanconv.table import table
 
 OUT = Path(__file__).parent / "results" / "training_kernels.json"
@@ -96,14 +96,16 @@ def main() -> None:
         print(f"{kind}, {arguments.threads} thread(s), all: {mean([r['speedup'] for r in chosen]):.2f}x", flush=True)
 
 
-def measured(layer: Layer, dtype: torch.dtype, top: Peaks, clock: str, rounds: int) -> dict[str, Any]:
+def measured(sizes: Layer, dtype: torch.dtype, top: Peaks, clock: str, rounds: int) -> dict[str, Any]:
     """One row: times of a step, of the result and of the gradient of the data; the floor of the latter two."""
     torch.manual_seed(0)
-    channels, side, taps, stride, dilation = layer
+    channels, side, taps, stride, dilation = sizes
     padding = [dilation * (k - 1) // 2 for k in taps]
     size = (BATCH, channels, side, side)
     x = torch.randn(size).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weight = torch.randn(channels, 1, *taps, requires_grad=True)
+    layer = nn.Conv2d(channels, channels, taps, stride, tuple(padding), dilation, channels, bias=False)
+    use_training_kernels_(layer)
+    weight = layer.weight
     geometry = ([stride] * 2, [padding[0], padding[0], padding[1], padding[1]], [dilation] * 2)
 
     def in_torch(x: Tensor) -> Tensor:
@@ -116,11 +118,11 @@ def measured(layer: Layer, dtype: torch.dtype, top: Peaks, clock: str, rounds: i
         grad = torch.randn_like(in_torch(x))
     plain, plain_grad = x.detach().contiguous().requires_grad_(), grad.contiguous()
     calls: dict[str, Callable[[], object]] = {
-        "ours": step(lambda x: depthwise_conv2d(x, weight, None, *geometry), x, grad),
+        "ours": step(layer, x, grad),
         "channels_last": step(in_torch, x, grad),
         "contiguous": step(in_torch, plain, plain_grad),
-        "result": torch.no_grad()(lambda: depthwise_conv2d(x, weight, None, *geometry)),
-        "data": torch.no_grad()(lambda: input_gradient(grad, weight, list(size), *geometry)),
+        "result": torch.no_grad()(lambda: layer(x)),
+        "data": torch.no_grad()(lambda: data_gradient(grad, weight, list(size), *geometry)),
     }
     turns = Turns(calls, clock=clock)
     for _ in range(rounds + 1):
@@ -131,7 +133,14 @@ def measured(layer: Layer, dtype: torch.dtype, top: Peaks, clock: str, rounds: i
         grad.numel() * math.prod(taps), (x.numel() + grad.numel()) * dtype.itemsize + 4 * weight.numel()
     )
     return {
-        "layer": {"batch": BATCH, "channels": channels, "side": side, "taps": taps, "stride": stride, "dilation": dilation},
+        "layer": {
+            "batch": BATCH,
+            "channels": channels,
+            "side": side,
+            "taps": taps,
+            "stride": stride,
+            "dilation": dilation,
+        },
         "ms": ms,
         "best": best,
         "speedup": ms[best] / ms["ours"],
@@ -155,7 +164,8 @@ def show(network: str, kind: str, rows: list[dict[str, Any]], top: Peaks) -> str
         times = [f"{ms[key]:.3g}" for key in ("ours", "channels_last", "contiguous")]
         shares = [f"{100 * row['of_floor'][key]:.0f} %" for key in ("result", "data")]
         body.append([name, *times, f"{row['speedup']:.2f}x", *shares, row["bound_by"]])
-    heads = ["layer", "ours ms", "channels_last ms", "contiguous ms", "speed-up", "result of floor", "data of floor", "bound"]
+    heads = ["layer", "ours ms", "channels_last ms", "contiguous ms", "speed-up"]
+    heads += ["result of floor", "data of floor", "bound"]
     note = f"{top}; geometric mean {mean([row['speedup'] for row in rows]):.2f}x"
     return table(heads, body, title=f"{network}, {kind}, batch {BATCH}, {rows[0]['threads']} thread(s)", note=note)
 

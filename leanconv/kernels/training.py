@@ -10,29 +10,25 @@ take (another device, float64, padding modes) PyTorch computes as before.
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanconv.kernels.cpu.training import TYPES, why_not
-from leanconv.kernels.norm_relu import norms_before_relus
-from leanconv.ops.batch_norm import batch_norm
-from leanconv.ops.depthwise import depthwise_conv2d
+from leanconv.kernels.cpu import training as cpu
+from leanconv.ops import depthwise, gated_sum_training
 from leanconv.ops.gated_sum import gated_sum
-from leanconv.ops.gated_sum_training import gated_sum as trained_gated_sum
 from leanconv.ops.padded import sides
 
 # The attribute of a layer that calls a kernel; in the layer's own dictionary it hides its class's.
-_CONV, _BLEND, _FORWARD = "_conv_forward", "_gated_sum", "forward"
+_CONV, _BLEND = "_conv_forward", "_gated_sum"
 
 
 def available() -> str | None:
     """Why the kernels for training cannot run here; None where they can."""
-    return why_not()
+    return cpu.why_not()
 
 
 class TrainingKernels:
@@ -68,32 +64,19 @@ class TrainingKernels:
 def use_training_kernels_(model: nn.Module) -> TrainingKernels:
     """Let layers of `model` call the kernels for training, from now until `remove()`.
 
-    They are: depthwise `nn.Conv2d`; `nn.BatchNorm2d`, together with the `nn.ReLU` that alone reads its result; the
-    gated sums of SPConv and SPLConv. Parameters, state, mode and hooks stay as they are. Results are channels_last.
-    Where `available()` gives a reason, no layer is changed.
+    They are depthwise `nn.Conv2d`, and the gated sums of SPConv and SPLConv. Parameters, state, mode and hooks stay as
+    they are. Results are channels_last. Where `available()` gives a reason, no layer is changed.
     """
     changed: list[tuple[str, nn.Module, str]] = []
-    if available() is not None:
-        return TrainingKernels(changed)
-
-    def change(name: str, module: nn.Module, attribute: str, call: Callable[..., Tensor]) -> None:
-        module.__dict__[attribute] = call
-        changed.append((name, module, attribute))
-
-    names = {module: name for name, module in model.named_modules()}
-    taken = {m for m in names if {_CONV, _BLEND, _FORWARD} & m.__dict__.keys()}  # by kernels already, or by others
-    relus = {norm: relu for norm, relu in norms_before_relus(model).items() if not {norm, relu} & taken}
-    for module, name in names.items():
-        if module in taken:
-            continue
+    for name, module in model.named_modules():
+        if available() is not None or {_CONV, _BLEND} & module.__dict__.keys():
+            continue  # no kernels; or this layer calls them already
         if _is_depthwise(module):
-            change(name, module, _CONV, functools.partial(_conv_forward, module))
+            module.__dict__[_CONV] = functools.partial(_conv_forward, module)
+            changed.append((name, module, _CONV))
         elif getattr(module, _BLEND, None) is gated_sum:
-            change(name, module, _BLEND, _gated_sum)
-        elif type(module) is nn.BatchNorm2d:
-            change(name, module, _FORWARD, functools.partial(_norm_forward, module, relu=module in relus))
-            if module in relus:
-                change(names[relus[module]], relus[module], _FORWARD, _as_it_is)
+            module.__dict__[_BLEND] = _gated_sum
+            changed.append((name, module, _BLEND))
     return TrainingKernels(changed)
 
 
@@ -111,7 +94,7 @@ def _fits(x: Tensor, *weights: Tensor | None) -> bool:
     return (
         x.dim() == 4
         and x.device.type == "cpu"
-        and x.dtype in TYPES
+        and x.dtype in cpu.TYPES
         and all(w is None or w.dtype in (x.dtype, torch.float32) for w in weights)
     )
 
@@ -122,39 +105,65 @@ def _conv_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
         return nn.Conv2d._conv_forward(layer, x, weight, bias)
     padding = (0, 0) if layer.padding == "valid" else layer.padding
     left, right, top, bottom = sides(layer.kernel_size, padding, layer.dilation)  # type: ignore[arg-type]
-    y: Tensor = depthwise_conv2d(x, weight, bias, layer.stride, (top, bottom, left, right), layer.dilation)
-    return y
+    geometry = (layer.stride, (top, bottom, left, right), layer.dilation)
+    if _through_dispatcher(x):
+        y: Tensor = depthwise.depthwise_conv2d(x, weight, bias, *geometry)
+        return y
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+        if x.dtype not in cpu.TYPES:  # float16
+            return nn.Conv2d._conv_forward(layer, x, weight, bias)
+    return _Depthwise.apply(x, weight, bias, *geometry)  # type: ignore[no-any-return]
 
 
 def _gated_sum(a: Tensor, b: Tensor) -> Tensor:
     """`ops.gated_sum.gated_sum`."""
     if not _fits(a) or a.dtype != b.dtype or a.shape != b.shape:
         return gated_sum(a, b)
-    y: Tensor = trained_gated_sum(a, b)[0]
-    return y
+    if _through_dispatcher(a):
+        y: Tensor = gated_sum_training.gated_sum(a, b)[0]
+        return y
+    return _GatedSum.apply(a, b)  # type: ignore[no-any-return]
 
 
-def _norm_forward(layer: nn.BatchNorm2d, x: Tensor, *, relu: bool) -> Tensor:
-    """`nn.BatchNorm2d.forward`, and the ReLU behind it."""
-    own = layer.training or layer.running_mean is None  # statistics of this batch
-    pixels = x.numel() // max(1, x.shape[1]) if x.dim() == 4 else 0
-    if not own or pixels < 2 or not _fits(x, layer.weight, layer.bias):
-        y = nn.BatchNorm2d.forward(layer, x)
-        return F.relu(y) if relu else y
-    y, mean, var = batch_norm(x, layer.weight, layer.bias, layer.eps, relu)
-    if layer.training and layer.track_running_stats and layer.running_mean is not None:
-        with torch.no_grad():
-            share: Any = layer.momentum
-            if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked.add_(1)
-                share = 1.0 / layer.num_batches_tracked.float() if share is None else share
-            share = 0.0 if share is None else share
-            layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), share)
-            unbiased = (var * (pixels / (pixels - 1))).to(layer.running_mean.dtype)
-            layer.running_var.lerp_(unbiased, share)  # type: ignore[union-attr]
-    return y
+def _through_dispatcher(x: Tensor) -> bool:
+    """Whether somebody watches PyTorch's calls: a compiler, a mode, a transform. Only then the operators are called.
+
+    Their way through PyTorch's dispatcher takes as long as a small layer; the functions below call the same kernels.
+    """
+    return (
+        type(x) is not Tensor
+        or torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
-def _as_it_is(x: Tensor) -> Tensor:
-    """A ReLU whose work the layer before it does."""
-    return x
+class _Depthwise(torch.autograd.Function):
+    """`ops.depthwise.depthwise_conv2d`; a gradient that is itself to have one goes through the operators."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        depthwise.save(ctx, inputs, None)
+        return cpu.result(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() or _through_dispatcher(grad):
+            return depthwise.of_result(ctx, grad)
+        return depthwise.of_result(ctx, grad, cpu.data_gradient, cpu.kernel_gradient)
+
+
+class _GatedSum(torch.autograd.Function):
+    """`ops.gated_sum_training.gated_sum`, its first result; its gradient has none."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        y, gate = cpu.blend(a, b)
+        ctx.save_for_backward(a, b, gate)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return gated_sum_training.backward(ctx, grad, None, cpu.blend_gradient)

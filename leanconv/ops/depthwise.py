@@ -37,7 +37,8 @@ def check(x: Tensor, weight: Tensor, stride: Ints, padding: Ints, dilation: Ints
     """Raise BadInput if shapes do not fit."""
     if x.dim() != 4 or weight.dim() != 4 or weight.shape[0] != x.shape[1] or weight.shape[1] != 1:
         raise BadInput(
-            f"a depthwise convolution takes maps N C H W and weights C 1 R S, got {list(x.shape)} and {list(weight.shape)}"
+            f"a depthwise convolution takes maps N C H W and weights C 1 R S, got {list(x.shape)} and "
+            f"{list(weight.shape)}"
         )
     if len(stride) != 2 or len(padding) != 4 or len(dilation) != 2 or min(*stride, *dilation) < 1:
         raise BadInput(
@@ -116,20 +117,21 @@ def new_map(like: Tensor, size: Ints) -> Tensor:
     return torch.empty(tuple(size), dtype=like.dtype, device=like.device, memory_format=NHWC)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Keep the two tensors of a product, and its geometry."""
     first, second = inputs[:2]
     ctx.save_for_backward(first, second)
     ctx.geometry = inputs[3:]
 
 
-def _of_result(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def of_result(ctx: Any, grad: Tensor, data: Any = input_gradient, kernels: Any = weight_gradient) -> tuple[Any, ...]:
+    """The gradient of `depthwise_conv2d`; `data`, `kernels`: what computes its two parts."""
     x, weight = ctx.saved_tensors
     wanted = ctx.needs_input_grad
-    found = input_gradient(grad, weight, x.shape, *ctx.geometry) if wanted[0] else None
+    found = data(grad, weight, x.shape, *ctx.geometry) if wanted[0] else None
     sums = (None, None)
     if wanted[1] or wanted[2]:
-        kernel, bias = weight_gradient(grad, x, weight.shape[2:], *ctx.geometry)
+        kernel, bias = kernels(grad, x, weight.shape[2:], *ctx.geometry)
         sums = kernel.to(weight.dtype), bias.to(weight.dtype) if wanted[2] else None  # type: ignore[assignment]
     return found, *sums, None, None, None
 
@@ -151,9 +153,9 @@ def _of_weight_gradient(ctx: Any, weight: Tensor, bias: Tensor) -> tuple[Any, ..
     return found, data, None, None, None, None
 
 
-depthwise_conv2d.register_autograd(_of_result, setup_context=_save)
-input_gradient.register_autograd(_of_input_gradient, setup_context=_save)
-weight_gradient.register_autograd(_of_weight_gradient, setup_context=_save)
+depthwise_conv2d.register_autograd(of_result, setup_context=save)
+input_gradient.register_autograd(_of_input_gradient, setup_context=save)
+weight_gradient.register_autograd(_of_weight_gradient, setup_context=save)
 
 
 def _flops(size: Ints, kernel: Ints) -> int:

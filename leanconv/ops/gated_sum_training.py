@@ -1,7 +1,7 @@
 """The softmax-pair blend as an operator of PyTorch that trains, with the gate as its second result.
 
-Its reference is `ops.gated_sum.gated_sum`; `kernels.training` gives the CPU its kernel. It has a fake kernel (it compiles
-with `fullgraph=True`) and a gradient; that gradient has none. Results are channels_last.
+Its reference is `ops.gated_sum.gated_sum`; `kernels.training` gives the CPU its kernel. It has a fake kernel (it
+compiles with `fullgraph=True`) and a gradient; that gradient has none. Results are channels_last.
 """
 
 from typing import Any
@@ -69,14 +69,15 @@ def new_map(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device, memory_format=NHWC)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+def save(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = gated_sum_gradient(grad, *ctx.saved_tensors)
+def backward(ctx: Any, grad: Tensor, _: Any, both: Any = gated_sum_gradient) -> tuple[Tensor, Tensor]:
+    """The gradient of `gated_sum`; `both`: what computes it."""
+    found: tuple[Tensor, Tensor] = both(grad, *ctx.saved_tensors)
     return found
 
 
-gated_sum.register_autograd(_backward, setup_context=_save)
+gated_sum.register_autograd(backward, setup_context=save)

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from leanconv.kernels.cpu.runtime import batch_norm as norms
 from leanconv.kernels.cpu.runtime import depthwise as kernels
 from leanconv.kernels.cpu.runtime import gated_sum as blends
-from leanconv.kernels.cpu.runtime.training_abi import evenly_spaced, readable, runtime
-from leanconv.ops import batch_norm as norm_ops
+from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
 from leanconv.ops import depthwise as ops
 from leanconv.ops import gated_sum_training as blend_ops
 
@@ -38,7 +36,7 @@ def _packed(weight: Tensor | None) -> Tensor | None:
 
 
 @ops.depthwise_conv2d.register_kernel("cpu")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+def result(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
     ops.check(x, weight, stride, padding, dilation)
     size = ops.output_size(x.shape, weight.shape[2:], stride, padding, dilation)
     if not _takes(x, weights=(weight, bias)) or min(size[2:]) < 1:
@@ -50,7 +48,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Int
 
 
 @ops.input_gradient.register_kernel("cpu")
-def _(grad: Tensor, weight: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+def data_gradient(grad: Tensor, weight: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
     if not _takes(grad, weights=(weight,)):
         return ops.data_gradient(grad, weight, size, stride, padding, dilation)
     x = ops.new_map(grad, size)
@@ -60,7 +58,9 @@ def _(grad: Tensor, weight: Tensor, size: Ints, stride: Ints, padding: Ints, dil
 
 
 @ops.weight_gradient.register_kernel("cpu")
-def _(grad: Tensor, x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> tuple[Tensor, Tensor]:
+def kernel_gradient(
+    grad: Tensor, x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
+) -> tuple[Tensor, Tensor]:
     if not _takes(grad, x):
         return ops.kernel_gradient(grad, x, kernel, stride, padding, dilation)
     weight, bias = torch.empty(x.shape[1], 1, *kernel), torch.empty(x.shape[1])
@@ -70,7 +70,7 @@ def _(grad: Tensor, x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilati
 
 
 @blend_ops.gated_sum.register_kernel("cpu")
-def _(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def blend(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     blend_ops.check(a, b)
     if not _takes(a, b) or not a.numel():
         return blend_ops.result(a, b)
@@ -80,39 +80,9 @@ def _(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @blend_ops.gated_sum_gradient.register_kernel("cpu")
-def _(grad: Tensor, a: Tensor, b: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+def blend_gradient(grad: Tensor, a: Tensor, b: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
     if not _takes(grad, a, b) or not a.numel():
         return blend_ops.gradient(grad, a, b, gate)
     found = blend_ops.new_map(grad), blend_ops.new_map(grad)
     blends.gradients(readable(grad), readable(a), readable(b), gate.contiguous(), *found)
-    return found
-
-
-@norm_ops.batch_norm.register_kernel("cpu")
-def _(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    if not _takes(x, weights=(weight, bias)) or not x.numel():
-        return norm_ops.result(x, weight, bias, eps, relu)
-    y, mean, var = norm_ops.new_map(x), torch.empty(x.shape[1]), torch.empty(x.shape[1])
-    norms.forward(evenly_spaced(x), _packed(weight), _packed(bias), y, mean, var, eps, relu)
-    return y, mean, var
-
-
-@norm_ops.batch_norm_gradient.register_kernel("cpu")
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if not _takes(grad, x, weights=(weight, bias)) or not x.numel():
-        return norm_ops.gradients(grad, x, weight, bias, mean, var, eps, relu)
-    found = norm_ops.new_map(x), torch.empty(x.shape[1]), torch.empty(x.shape[1])
-    vectors = _packed(weight), _packed(bias), _packed(mean), _packed(var)
-    norms.gradients(evenly_spaced(grad), evenly_spaced(x), vectors, found, eps, relu)
     return found

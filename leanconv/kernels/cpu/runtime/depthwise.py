@@ -1,8 +1,8 @@
 """Depthwise convolutions for training: result and gradients by `depthwise.c`, for maps of float32 or bfloat16.
 
 Sizes are arguments, so nothing is compiled for a new shape. Maps are `N C H W` with channels innermost; slices and
-crops of such maps are read where they lie. Padding is multiplied as zeros: an infinite weight, or a gradient that is not
-finite at the border, gives NaN there, also where a tap reads nothing but padding.
+crops of such maps are read where they lie. Padding is multiplied as zeros: an infinite weight, or a gradient that is
+not finite at the border, gives NaN there, also where a tap reads nothing but padding.
 """
 
 import ctypes

@@ -22,20 +22,7 @@ typedef struct {
     int32_t samples, channels, rows, columns;
 } gated_sum_t;
 
-// y = (x - mean) / sqrt(var + eps) · weight + bias, then the ReLU if asked for; over all pixels of the batch. Backward:
-// x_grad and both sums from the gradient in y. Pixels are evenly spaced over the whole map.
-typedef struct {
-    map_t x, y, x_grad;
-    const float *weight, *bias;    // C, or NULL
-    float *mean, *var;             // C: results (var: divided by the pixels), and given to the gradient
-    float *weight_sum, *bias_sum;  // C: gradients
-    int64_t pixels;
-    double eps;
-    int32_t channels, relu;
-} batch_norm_t;
-
 int lc_depthwise(const depthwise_t *d, int backward, int threads);
 int lc_depthwise_weight(const depthwise_t *d, int threads);
 int lc_gated_sum(const gated_sum_t *p, int backward, int threads);
-int lc_batch_norm(const batch_norm_t *p, int backward, int threads);
 int lc_training_size(int which);

@@ -4,7 +4,6 @@ import ctypes
 import functools
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput
@@ -46,24 +45,16 @@ class GatedSum(ctypes.Structure):
     ]
 
 
-class BatchNorm(ctypes.Structure):
-    _fields_ = [
-        *((name, Map) for name in ("x", "y", "x_grad")),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "mean", "var", "weight_sum", "bias_sum")),
-        ("pixels", ctypes.c_int64), ("eps", ctypes.c_double), ("channels", ctypes.c_int32), ("relu", ctypes.c_int32),
-    ]  # fmt: skip
-
-
 @functools.lru_cache(1)
 def runtime() -> Any:
     """The runtime with its argument types; None without a compiler. Raises BadInput for other structures than here."""
     lib = library()
     if lib is None:
         return None
-    sizes = [ctypes.sizeof(kind) for kind in (Depthwise, GatedSum, BatchNorm)]
+    sizes = [ctypes.sizeof(kind) for kind in (Depthwise, GatedSum)]
     if sizes != [lib.lc_training_size(i) for i in range(len(sizes))]:
         raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
-    for function in (lib.lc_depthwise, lib.lc_gated_sum, lib.lc_batch_norm):
+    for function in (lib.lc_depthwise, lib.lc_gated_sum):
         function.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
     lib.lc_depthwise_weight.argtypes = (ctypes.c_void_p, ctypes.c_int32)
     return lib
@@ -72,15 +63,6 @@ def runtime() -> Any:
 def readable(x: Tensor) -> Tensor:
     """`x`, or its channels_last copy where channels are not innermost."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else to_channels_last(x)
-
-
-def evenly_spaced(x: Tensor) -> Tensor:
-    """`x`, or its channels_last copy where its pixels are not one row of the whole batch with channels innermost."""
-    n, c, h, w = x.shape
-    pixel = x.stride(3) if w > 1 else x.stride(2) if h > 1 else x.stride(0)
-    lies = (w == 1 or x.stride(3) == pixel) and (h == 1 or x.stride(2) == w * pixel)
-    even = lies and (n == 1 or x.stride(0) == h * w * pixel) and (c == 1 or x.stride(1) == 1)
-    return x if even else x.contiguous(memory_format=torch.channels_last)
 
 
 def checked(failed: int) -> None:
