@@ -59,6 +59,7 @@ class SPConv2d(Operator):
         inner_norms: 2 (the authors' code) or 1 (BatchNorm on the representative branch only).
     """
 
+    _gated_sum = staticmethod(gated_sum)  # `kernels.training` puts another one into a module
     paper = "Zhang et al. 2020, arXiv:2006.12085"
     accepts = frozenset({"stride", "dilation", "padding_mode"})
 
@@ -99,7 +100,7 @@ class SPConv2d(Operator):
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
         representative, rest = x.split(self.split, 1)  # N C H W -> N c H W, N C-c H W
         a = self.norm1(self.spatial(representative) + self.pointwise(self.pool(representative)))
-        return gated_sum(a, self.norm2(self.plain(self.pool(rest))))
+        return self._gated_sum(a, self.norm2(self.plain(self.pool(rest))))
 
     def fold(self) -> nn.Module:
         """Both BatchNorms go into their convolutions; at stride 1 the k×k and its 1×1 become one blocked HetConv."""

@@ -40,6 +40,7 @@ class SPLConv2d(Operator):
         depthwise, dilated: False leaves out the first or the second depthwise convolution (the paper's table 2).
     """
 
+    _gated_sum = staticmethod(gated_sum)  # `kernels.training` puts another one into a module
     paper = "Yao et al., SPLConv (Shanghai University)"
     accepts = frozenset({"stride", "dilation", "padding_mode"})
 
@@ -99,7 +100,7 @@ class SPLConv2d(Operator):
         if not (self.depthwise or self.dilated):
             large = self.pool(large)
         a = self.act(self.norm(self.pointwise(self.stencil2(self.stencil1(large)))))
-        return gated_sum(a, self.plain(self.pool(rest)))
+        return self._gated_sum(a, self.plain(self.pool(rest)))
 
     def fold(self) -> nn.Module:
         """BatchNorm goes into the 1×1 before it; the ReLU and the gate stay."""

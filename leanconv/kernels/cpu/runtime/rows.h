@@ -1,0 +1,105 @@
+// Rows of maps as vectors of float32, whatever their numbers are stored in: for the kernels for training. With the vectors
+// of GCC and Clang, of no machine in particular.
+#pragma once
+#include <string.h>
+#include "training.h"
+
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef uint32_t bits_t __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef uint16_t half_t __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE int up(int value, int unit) { return (value + unit - 1) / unit * unit; }
+INLINE int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+INLINE int least(int a, int b) { return a < b ? a : b; }
+INLINE int most(int a, int b) { return a > b ? a : b; }
+
+INLINE float widened(uint16_t bits) {
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+
+// To the nearest, ties to even; a NaN stays one.
+INLINE uint16_t rounded(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if (value != value) return 0x7fc0;
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+INLINE half_t rounded_vec(vec value) {
+    bits_t bits = (bits_t)value, missing = (bits_t)(value != value);
+    bits_t near = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return __builtin_convertvector((near & ~missing) | (missing & 0x7fc0), half_t);
+}
+
+// `count` pixels of `c` numbers from a map into dense pixels of `wide` floats, whole vectors; lanes beyond c are zero.
+static void read_pixels(
+    float *to, int wide, const map_t *m, int64_t at, int64_t pixel, int count, int c) {
+    int whole = c / LANES * LANES;
+    if (m->element == FLOAT32 && pixel == wide && c == wide)
+        memcpy(to, (const float *)m->data + at, sizeof(float) * wide * count);
+    else if (m->element == FLOAT32) {
+        const float *from = (const float *)m->data + at;
+        for (int i = 0; i < count; i++, from += pixel, to += wide) {
+            for (int k = 0; k < whole; k += LANES) *(vec *)(to + k) = *(const vec *)(from + k);
+            for (int k = whole; k < wide; k++) to[k] = k < c ? from[k] : 0.0f;
+        }
+    } else {
+        const uint16_t *from = (const uint16_t *)m->data + at;
+        for (int i = 0; i < count; i++, from += pixel, to += wide) {
+            for (int k = 0; k < whole; k += LANES) {
+                bits_t bits = __builtin_convertvector(*(const half_t *)(from + k), bits_t) << 16;
+                *(vec *)(to + k) = (vec)bits;
+            }
+            for (int k = whole; k < wide; k++) to[k] = k < c ? widened(from[k]) : 0.0f;
+        }
+    }
+}
+
+// Likewise from dense pixels of `wide` floats into a map.
+static void write_pixels(
+    const float *from, int wide, const map_t *m, int64_t at, int64_t pixel, int count, int c) {
+    int whole = c / LANES * LANES;
+    if (m->element == FLOAT32) {
+        float *to = (float *)m->data + at;
+        for (int i = 0; i < count; i++, from += wide, to += pixel) {
+            for (int k = 0; k < whole; k += LANES) *(vec *)(to + k) = *(const vec *)(from + k);
+            for (int k = whole; k < c; k++) to[k] = from[k];
+        }
+    } else {
+        uint16_t *to = (uint16_t *)m->data + at;
+        for (int i = 0; i < count; i++, from += wide, to += pixel) {
+            for (int k = 0; k < whole; k += LANES) *(half_t *)(to + k) = rounded_vec(*(const vec *)(from + k));
+            for (int k = whole; k < c; k++) to[k] = rounded(from[k]);
+        }
+    }
+}
+
+// The first of `count` pixels of a map as floats, and in `step` how far apart they are: where they lie, if they are
+// whole vectors of float32; else a copy in `line`.
+INLINE const float *row_of(const map_t *m, int64_t at, int count, int c, int wide, float *line, int64_t *step) {
+    *step = m->pixel;
+    if (m->element == FLOAT32 && c == wide) return (const float *)m->data + at;
+    read_pixels(line, wide, m, at, m->pixel, count, c);
+    *step = wide;
+    return line;
+}
+
+// Where `count` pixels of results may be written as floats, and how far apart; `row_done` puts them into the map.
+INLINE float *row_for(const map_t *m, int64_t at, int c, int wide, float *line, int64_t *step) {
+    int straight = m->element == FLOAT32 && c == wide;
+    *step = straight ? m->pixel : wide;
+    return straight ? (float *)m->data + at : line;
+}
+
+INLINE void row_done(const map_t *m, int64_t at, int count, int c, int wide, const float *line) {
+    if (m->element != FLOAT32 || c != wide) write_pixels(line, wide, m, at, m->pixel, count, c);
+}

@@ -1,0 +1,28 @@
+// Kernels for training: the structures of a call. training_abi.py has the same, and checks their sizes.
+#pragma once
+#include "runtime.h"
+
+// A map with channels innermost; steps in numbers.
+typedef struct { void *data; int64_t sample, row, pixel; int32_t element, unused; } map_t;
+
+// y[n,p,q,c] = bias[c] + sum over r, s of weight[c,r,s] * x[n, p*sh + r*dh - top, q*sw + s*dw - left, c]
+typedef struct {
+    map_t x, y;                    // N H W C and N P Q C
+    const float *weight, *bias;    // C × R·S; C or NULL
+    float *weight_sum, *bias_sum;  // where the gradients of both go; NULL: not asked for
+    int32_t samples, channels, h, w, p, q, r, s, sh, sw, dh, dw, top, left;
+    int32_t block;                 // channels that are computed together: a multiple of 16
+    int32_t groups;                // ranges of rows whose sums are added in order: the same bits with any threads
+} depthwise_t;
+
+// y = g·a + (1 - g)·b, g[n,c] = sigmoid(average of a - average of b); backward: a_grad and b_grad from the gradient in y.
+typedef struct {
+    map_t a, b, y, a_grad, b_grad;  // N H W C
+    float *gate;                    // N × C: a result, and given to the gradient
+    int32_t samples, channels, rows, columns;
+} gated_sum_t;
+
+int lc_depthwise(const depthwise_t *d, int backward, int threads);
+int lc_depthwise_weight(const depthwise_t *d, int threads);
+int lc_gated_sum(const gated_sum_t *p, int backward, int threads);
+int lc_training_size(int which);

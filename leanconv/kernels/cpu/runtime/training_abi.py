@@ -1,0 +1,71 @@
+"""The structures of training.h in ctypes, and the library with the argument types of its functions."""
+
+import ctypes
+import functools
+from typing import Any
+
+from torch import Tensor
+
+from leanconv.errors import BadInput
+from leanconv.kernels.cpu.runtime.abi import ELEMENTS, library
+from leanconv.kernels.cpu.runtime.transpose import to_channels_last
+
+
+class Map(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("sample", "row", "pixel")),
+        *((name, ctypes.c_int32) for name in ("element", "unused")),
+    ]
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Map":
+        """A map `N C H W` with channels innermost (`readable`); float32 or bfloat16."""
+        sample, _, row, pixel = x.stride()
+        return cls(x.data_ptr(), sample, row, pixel, ELEMENTS[x.dtype].code, 0)
+
+
+class Depthwise(ctypes.Structure):
+    _fields_ = [
+        ("x", Map), ("y", Map),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "weight_sum", "bias_sum")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("samples", "channels", "h", "w", "p", "q", "r", "s", "sh", "sw", "dh", "dw", "top", "left",
+                         "block", "groups")
+        ),
+    ]  # fmt: skip
+
+
+class GatedSum(ctypes.Structure):
+    _fields_ = [
+        *((name, Map) for name in ("a", "b", "y", "a_grad", "b_grad")),
+        ("gate", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("samples", "channels", "rows", "columns")),
+    ]
+
+
+@functools.lru_cache(1)
+def runtime() -> Any:
+    """The runtime with its argument types; None without a compiler. Raises BadInput for other structures than here."""
+    lib = library()
+    if lib is None:
+        return None
+    sizes = [ctypes.sizeof(kind) for kind in (Depthwise, GatedSum)]
+    if sizes != [lib.lc_training_size(i) for i in range(len(sizes))]:
+        raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
+    for function in (lib.lc_depthwise, lib.lc_gated_sum):
+        function.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
+    lib.lc_depthwise_weight.argtypes = (ctypes.c_void_p, ctypes.c_int32)
+    return lib
+
+
+def readable(x: Tensor) -> Tensor:
+    """`x`, or its channels_last copy where channels are not innermost."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else to_channels_last(x)
+
+
+def checked(failed: int) -> None:
+    """Raises MemoryError where a kernel reports that it failed."""
+    if failed:
+        raise MemoryError("a kernel for training found no memory for its scratch")

@@ -1,0 +1,88 @@
+"""The CPU's kernels for the operators that train: each takes what it can, and leaves the rest to the reference."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels.cpu.runtime import depthwise as kernels
+from leanconv.kernels.cpu.runtime import gated_sum as blends
+from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
+from leanconv.ops import depthwise as ops
+from leanconv.ops import gated_sum_training as blend_ops
+
+Ints = Sequence[int]
+TYPES = (torch.float32, torch.bfloat16)
+
+
+def why_not() -> str | None:
+    """Why the kernels cannot run here; None where they can."""
+    return None if runtime() is not None else "no C compiler builds them: apt install gcc"
+
+
+def _takes(*maps: Tensor, weights: Sequence[Tensor | None] = ()) -> bool:
+    """Whether the kernels run here and take these maps and weights."""
+    kind = maps[0].dtype
+    return (
+        kind in TYPES
+        and all(x.dtype == kind and x.dim() == 4 and x.shape[1] for x in maps)
+        and all(w is None or w.dtype in (kind, torch.float32) for w in weights)
+        and why_not() is None
+    )
+
+
+def _packed(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.float().contiguous()
+
+
+@ops.depthwise_conv2d.register_kernel("cpu")
+def result(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    ops.check(x, weight, stride, padding, dilation)
+    size = ops.output_size(x.shape, weight.shape[2:], stride, padding, dilation)
+    if not _takes(x, weights=(weight, bias)) or min(size[2:]) < 1:
+        return ops.result(x, weight, bias, stride, padding, dilation)
+    y = ops.new_map(x, size)
+    geometry = kernels.Geometry(x.shape, size, weight.shape[2:], stride, padding, dilation)
+    kernels.forward(readable(x), _packed(weight), _packed(bias), y, geometry)
+    return y
+
+
+@ops.input_gradient.register_kernel("cpu")
+def data_gradient(grad: Tensor, weight: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    if not _takes(grad, weights=(weight,)):
+        return ops.data_gradient(grad, weight, size, stride, padding, dilation)
+    x = ops.new_map(grad, size)
+    geometry = kernels.Geometry(size, grad.shape, weight.shape[2:], stride, padding, dilation)
+    kernels.input_gradient(readable(grad), _packed(weight), x, geometry)
+    return x
+
+
+@ops.weight_gradient.register_kernel("cpu")
+def kernel_gradient(
+    grad: Tensor, x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
+) -> tuple[Tensor, Tensor]:
+    if not _takes(grad, x):
+        return ops.kernel_gradient(grad, x, kernel, stride, padding, dilation)
+    weight, bias = torch.empty(x.shape[1], 1, *kernel), torch.empty(x.shape[1])
+    geometry = kernels.Geometry(x.shape, grad.shape, kernel, stride, padding, dilation)
+    kernels.weight_gradient(readable(grad), readable(x), weight, bias, geometry)
+    return weight, bias
+
+
+@blend_ops.gated_sum.register_kernel("cpu")
+def blend(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    blend_ops.check(a, b)
+    if not _takes(a, b) or not a.numel():
+        return blend_ops.result(a, b)
+    y, gate = blend_ops.new_map(a), torch.empty(a.shape[:2])
+    blends.forward(readable(a), readable(b), y, gate)
+    return y, gate
+
+
+@blend_ops.gated_sum_gradient.register_kernel("cpu")
+def blend_gradient(grad: Tensor, a: Tensor, b: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    if not _takes(grad, a, b) or not a.numel():
+        return blend_ops.gradient(grad, a, b, gate)
+    found = blend_ops.new_map(grad), blend_ops.new_map(grad)
+    blends.gradients(readable(grad), readable(a), readable(b), gate.contiguous(), *found)
+    return found

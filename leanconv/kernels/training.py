@@ -1,0 +1,169 @@
+"""Train on this project's own kernels: a model's layers call them, and stay the same modules with the same parameters.
+
+    reason = available()                      # None, or why they cannot run here
+    with use_training_kernels_(model):        # or: handle = use_training_kernels_(model); ...; handle.remove()
+        train(model)
+
+`leanconv.nn` and every other model stay plain PyTorch: layers are changed from outside, and back. What a kernel cannot
+take (another device, float64, padding modes) PyTorch computes as before.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.kernels.cpu import training as cpu
+from leanconv.ops import depthwise, gated_sum_training
+from leanconv.ops.gated_sum import gated_sum
+from leanconv.ops.padded import sides
+
+# The attribute of a layer that calls a kernel; in the layer's own dictionary it hides its class's.
+_CONV, _BLEND = "_conv_forward", "_gated_sum"
+
+
+def available() -> str | None:
+    """Why the kernels for training cannot run here; None where they can."""
+    return cpu.why_not()
+
+
+class TrainingKernels:
+    """What `use_training_kernels_` did, and the way back. As a context manager it ends with the block.
+
+    Attributes: layers: names of the changed modules. kinds: how many of each class.
+    """
+
+    def __init__(self, changed: Sequence[tuple[str, nn.Module, str]]) -> None:
+        self._changed = list(changed)
+        self.layers = [name for name, _, _ in changed]
+        self.kinds = Counter(type(module).__name__ for _, module, _ in changed)
+
+    def remove(self) -> None:
+        """Every layer as it was before; a second call does nothing."""
+        for _, module, attribute in self._changed:
+            module.__dict__.pop(attribute, None)
+        self._changed.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(self.kinds.items())) or "none fits"
+        return f"{len(self.layers)} layers train on kernels: {counts}"
+
+
+def use_training_kernels_(model: nn.Module) -> TrainingKernels:
+    """Let layers of `model` call the kernels for training, from now until `remove()`.
+
+    They are depthwise `nn.Conv2d`, and the gated sums of SPConv and SPLConv. Parameters, state, mode and hooks stay as
+    they are. Results are channels_last. Where `available()` gives a reason, no layer is changed.
+    """
+    changed: list[tuple[str, nn.Module, str]] = []
+    for name, module in model.named_modules():
+        if available() is not None or {_CONV, _BLEND} & module.__dict__.keys():
+            continue  # no kernels; or this layer calls them already
+        if _is_depthwise(module):
+            module.__dict__[_CONV] = functools.partial(_conv_forward, module)
+            changed.append((name, module, _CONV))
+        elif getattr(module, _BLEND, None) is gated_sum:
+            module.__dict__[_BLEND] = _gated_sum
+            changed.append((name, module, _BLEND))
+    return TrainingKernels(changed)
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and type(module)._conv_forward is nn.Conv2d._conv_forward
+        and module.groups == module.in_channels == module.out_channels
+        and module.padding_mode == "zeros"
+    )
+
+
+def _fits(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether kernels take a map with these weights: else PyTorch computes the layer."""
+    return (
+        x.dim() == 4
+        and x.device.type == "cpu"
+        and x.dtype in cpu.TYPES
+        and all(w is None or w.dtype in (x.dtype, torch.float32) for w in weights)
+    )
+
+
+def _conv_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`nn.Conv2d._conv_forward`."""
+    if not _fits(x, weight, bias):
+        return nn.Conv2d._conv_forward(layer, x, weight, bias)
+    padding = (0, 0) if layer.padding == "valid" else layer.padding
+    left, right, top, bottom = sides(layer.kernel_size, padding, layer.dilation)  # type: ignore[arg-type]
+    geometry = (layer.stride, (top, bottom, left, right), layer.dilation)
+    if _through_dispatcher(x):
+        y: Tensor = depthwise.depthwise_conv2d(x, weight, bias, *geometry)
+        return y
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+        if x.dtype not in cpu.TYPES:  # float16
+            return nn.Conv2d._conv_forward(layer, x, weight, bias)
+    return _Depthwise.apply(x, weight, bias, *geometry)  # type: ignore[no-any-return]
+
+
+def _gated_sum(a: Tensor, b: Tensor) -> Tensor:
+    """`ops.gated_sum.gated_sum`."""
+    if not _fits(a) or a.dtype != b.dtype or a.shape != b.shape:
+        return gated_sum(a, b)
+    if _through_dispatcher(a):
+        y: Tensor = gated_sum_training.gated_sum(a, b)[0]
+        return y
+    return _GatedSum.apply(a, b)  # type: ignore[no-any-return]
+
+
+def _through_dispatcher(x: Tensor) -> bool:
+    """Whether somebody watches PyTorch's calls: a compiler, a mode, a transform. Only then the operators are called.
+
+    Their way through PyTorch's dispatcher takes as long as a small layer; the functions below call the same kernels.
+    """
+    return (
+        type(x) is not Tensor
+        or torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+class _Depthwise(torch.autograd.Function):
+    """`ops.depthwise.depthwise_conv2d`; a gradient that is itself to have one goes through the operators."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        depthwise.save(ctx, inputs, None)
+        return cpu.result(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() or _through_dispatcher(grad):
+            return depthwise.of_result(ctx, grad)
+        return depthwise.of_result(ctx, grad, cpu.data_gradient, cpu.kernel_gradient)
+
+
+class _GatedSum(torch.autograd.Function):
+    """`ops.gated_sum_training.gated_sum`, its first result; its gradient has none."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        y, gate = cpu.blend(a, b)
+        ctx.save_for_backward(a, b, gate)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return gated_sum_training.backward(ctx, grad, None, cpu.blend_gradient)

@@ -1,0 +1,147 @@
+"""A model's layers call the kernels for training, and are themselves again afterwards."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from leanconv.kernels.cpu import training
+from leanconv.kernels.training import available, use_training_kernels_
+from leanconv.models import UNet
+
+needs_kernels = pytest.mark.skipif(available() is not None, reason=str(available()))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 1),
+        nn.Conv2d(12, 12, (3, 5), stride=(1, 2), padding=(2, 1), dilation=(2, 1), groups=12),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, (5, 3), padding="same", groups=12, bias=False),
+        nn.Conv2d(12, 12, 3, padding=1, padding_mode="reflect", groups=12),
+        nn.Conv2d(12, 24, 3, groups=12),
+    )
+
+
+def step(model, x, autocast=False):
+    """Result, and gradients of the map and of all parameters."""
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = model(x)
+    y.float().square().mean().backward()
+    return [y, x.grad, *(p.grad.clone() for p in model.parameters())]
+
+
+def distances(found, expected):
+    """Each tensor's greatest difference, in parts of the greatest number of all gradients."""
+    largest = max(e.abs().max() for e in expected[1:])
+    return [float((f - e).abs().max() / largest) for f, e in zip(found[1:], expected[1:], strict=True)]
+
+
+@needs_kernels
+def test_layers_are_changed_and_restored():
+    model, x = network(), torch.randn(2, 3, 9, 11)
+    keys, parameters, before = list(model.state_dict()), list(model.parameters()), step(model, x)
+    with use_training_kernels_(model) as kernels:
+        assert kernels.layers == ["1", "4"]
+        assert str(kernels) == "2 layers train on kernels: 2 Conv2d"
+        assert list(model.state_dict()) == keys
+        assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+        assert use_training_kernels_(model).layers == []  # they call them already
+        during = step(model, x)
+        assert max(distances(during, before)) < 1e-5
+        assert [a.dtype for a in during] == [a.dtype for a in before]
+    assert all("_conv_forward" not in vars(module) for module in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(step(model, x), before, strict=True))
+    kernels.remove()
+
+
+@needs_kernels
+def test_autocast_is_as_near_to_float32_as_without():
+    model, x = network(), torch.randn(2, 3, 9, 11)
+    exact, eager = step(model, x), step(model, x, autocast=True)
+    with use_training_kernels_(model):
+        found = step(model, x, autocast=True)
+    assert found[0].dtype == eager[0].dtype
+    assert max(distances(found, exact)) < 2 * max(distances(eager, exact))
+
+
+@needs_kernels
+def test_a_copy_calls_its_own_layers_and_a_pickle_survives():
+    model, x = network(), torch.randn(2, 3, 9, 11)
+    with use_training_kernels_(model):
+        other = copy.deepcopy(model)
+        file = io.BytesIO()
+        torch.save(model, file)
+        loaded = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+        nn.init.zeros_(other[1].weight)
+        assert other[1]._conv_forward.args[0] is other[1]
+        assert not torch.equal(model(x), other(x))
+        assert torch.equal(model(x), loaded(x))
+
+
+@needs_kernels
+@pytest.mark.slow
+@pytest.mark.parametrize("autocast", [False, True])
+def test_compiles_as_one_graph(autocast):
+    model, x = network(), torch.randn(2, 3, 9, 11)
+    with use_training_kernels_(model):
+        eager = step(model, x, autocast)
+        compiled = step(torch.compile(model, fullgraph=True, backend="aot_eager"), x, autocast)
+    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+
+
+@needs_kernels
+def test_what_kernels_do_not_take_runs_in_pytorch():
+    model, x = network().double(), torch.randn(2, 3, 9, 11, dtype=torch.float64)
+    before = step(model, x)
+    with use_training_kernels_(model):
+        assert all(torch.equal(a, b) for a, b in zip(step(model, x), before, strict=True))
+        assert model.to("meta")(x.to("meta")).shape == before[0].shape
+
+
+@needs_kernels
+@pytest.mark.slow
+@pytest.mark.parametrize("conv", ["depthwise_separable", "splconv", "inception_dw"])
+def test_training_has_the_same_loss_curve(conv):
+    def losses(kernels):
+        torch.manual_seed(0)
+        model = UNet(3, 2, base=8, levels=2, conv=conv) if conv != "inception_dw" else inception()
+        x, target = torch.randn(4, 3, 32, 32), torch.randint(2, (4, 32, 32))
+        optimizer, found = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), []
+        handle = use_training_kernels_(model) if kernels else None
+        assert handle is None or handle.layers
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), target)
+            loss.backward()
+            optimizer.step()
+            found.append(float(loss.detach()))
+        return found
+
+    plain, ours = losses(False), losses(True)
+    assert ours == losses(True)  # bit by bit
+    assert plain[-1] < plain[0]
+    assert ours == pytest.approx(plain, rel=1e-3)
+
+
+def inception():
+    from leanconv.nn import InceptionDWConv2d
+
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 1), InceptionDWConv2d(32, 32, 3, padding=1, groups=32), nn.BatchNorm2d(32), nn.Conv2d(32, 2, 1)
+    )
+
+
+def test_without_a_compiler_nothing_changes(monkeypatch):
+    monkeypatch.setattr(training, "runtime", lambda: None)
+    model, x = network(), torch.randn(2, 3, 9, 11)
+    before = step(model, x)
+    assert "compiler" in str(available())
+    assert use_training_kernels_(model).layers == []
+    assert all(torch.equal(a, b) for a, b in zip(step(model, x), before, strict=True))
