@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_map_only
 
 from leanconv.errors import BadInput, UnknownName
 from leanconv.kernels import inductor
+from leanconv.kernels.training import available as kernels_missing
+from leanconv.kernels.training import use_training_kernels_
 from leanconv.measure.state import bare
 from leanconv.registry import nearest
 from leanconv.running import tensors
@@ -63,8 +65,18 @@ def _no_use(model: nn.Module) -> str:
     return "the model is given so" if given else ""
 
 
+def _no_kernels(model: nn.Module) -> str:
+    if reason := kernels_missing():
+        return reason
+    with use_training_kernels_(model) as found:
+        return "" if found.layers else "no layer of the model has a kernel for training"
+
+
 # Changes of a model in place, in the order of a mode's name.
-CHANGES: dict[str, Change] = {"channels_last": Change(ChannelsLast, _no_use)}
+CHANGES: dict[str, Change] = {
+    "channels_last": Change(ChannelsLast, _no_use),
+    "kernels": Change(use_training_kernels_, _no_kernels),
+}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from leanconv.errors import BadInput, UnknownName
+from leanconv.kernels.training import available
 from leanconv.train.step.modes import CHANGES, WORDS, Change, Forward, Mode, uncompiled
 
 
@@ -31,6 +32,21 @@ def test_combinations_are_those_of_use():
     conv.to(memory_format=torch.channels_last)
     assert [mode.name for mode in uncompiled(conv, bfloat16=False)] == ["eager"]
     assert [mode.name for mode in uncompiled(nn.Linear(2, 2), bfloat16=True)] == ["eager", "bfloat16"]
+
+
+@pytest.mark.skipif(available() is not None, reason=available() or "kernels")
+def test_kernels_are_a_mode_where_a_layer_has_one():
+    layers = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 3))
+    names = [mode.name for mode in uncompiled(layers, bfloat16=False)]
+    assert names == ["eager", "channels_last", "kernels", "channels_last kernels"]
+    assert "kernels" not in [mode.name for mode in uncompiled(nn.Sequential(nn.Conv2d(3, 4, 3)), bfloat16=False)]
+    x = torch.randn(2, 4, 9, 7)
+    expected = layers(x)
+    forward = Forward(layers, Mode.parse("kernels"))
+    with forward.changes():
+        assert "_conv_forward" in vars(layers[0])  # the layer calls the kernel
+        torch.testing.assert_close(forward(x), expected, rtol=1e-5, atol=1e-6)
+    assert "_conv_forward" not in vars(layers[0])
 
 
 def test_a_mode_of_another_room_takes_one_line(monkeypatch):
