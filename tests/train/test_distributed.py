@@ -112,6 +112,7 @@ def test_two_processes_and_one(tiny_data, tmp_path):
     # the metrics are gathered: every image counted once
     for split, images in (("val", 6), ("test", 5)):
         assert read_metrics(two)[split]["images"] == images
+        assert read_metrics(two)[split]["objects"]["true"] == read_metrics(one)[split]["objects"]["true"] > 0
         assert read_metrics(two)[split]["dice"] == pytest.approx(read_metrics(one)[split]["dice"], abs=1e-4)
     assert two.history.read_text().split(",")[:9] == one.history.read_text().split(",")[:9]
 

@@ -5,7 +5,7 @@ They may be said in several places. The first that has names gives them, and no 
 1. the recipe's `classes`, or the classes of the run that looks at the data;
 2. `classes=` of the data reference: names parted by commas, their number, or a file of names;
 3. the names in `colors=` (colours.py);
-4. classes.txt in the data's folder, a name a line;
+4. classes.txt in the data's folder, a name a line; of another number of classes than said above it is left alone;
 5. the folders of masks (masks/scratch/, masks/pit/), or the values of the column `label=`;
 6. none: two classes, background and defect.
 
@@ -55,7 +55,9 @@ def class_names(
     if colours is not None:
         said.append(("colors=", *colours))
     if os.path.isfile(root / FILE):
-        said.append((FILE, *_counted(read_class_file(root / FILE))))
+        in_file = read_class_file(root / FILE)
+        if not said or said[0][1] == len(in_file):  # else the user knows better
+            said.append((FILE, *_counted(in_file)))
     if apart:
         said.append(("its masks", len(apart) + 1, (BACKGROUND, *apart)))
     count = said[0][1] if said else 2

@@ -42,6 +42,7 @@ class MaskReader:
     """Reads the masks of one data set, by the same rule: see the head of this file.
 
     Attributes:
+        origin: where the number of classes stands if the user has not typed it; may be empty.
         seen: the classes that some mask had.
     """
 
@@ -53,9 +54,10 @@ class MaskReader:
         colours: ColourMap | None = None,
         ignore: int | None = None,
         by_index: bool = False,
+        origin: str = "",
     ) -> None:
         self.classes, self.threshold, self.ignore, self.by_index = classes, threshold, ignore, by_index
-        self.colours = colours
+        self.colours, self.origin = colours, origin
         self.seen: set[int] = set()
         self._shown: dict[int, tuple[int, str]] = {}  # palette index -> its colour, and a mask that has it
 
@@ -226,7 +228,8 @@ class MaskReader:
                 f"threshold=128 for soft edges, or classes=N for class indices{hint}"
             )
         what, top = "the palette indices " if palette else "", self.classes - 1
-        return f"the mask holds {what}{_some(values)}; classes={self.classes} takes the values 0 to {top}{hint}"
+        said = f"classes={self.classes}{f' by {self.origin}' if self.origin else ''}"
+        return f"the mask holds {what}{_some(values)}; {said} takes the values 0 to {top}{hint}"
 
 
 def read_mask(source: Source, name: str, classes: int = 2, threshold: int | None = None) -> Tensor:

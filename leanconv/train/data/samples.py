@@ -32,7 +32,7 @@ from leanconv.errors import BadInput, UnknownName
 from leanconv.registry import nearest
 from leanconv.train.data.check import FileCheck
 from leanconv.train.data.class_masks import ClassMaskSource, mask_folders
-from leanconv.train.data.classes import class_names
+from leanconv.train.data.classes import FILE, class_names
 from leanconv.train.data.colours import ColourMap, colour_of, read_colours
 from leanconv.train.data.folders import FolderSource, folder_pairs, images_of_all
 from leanconv.train.data.image_reader import ImageReader
@@ -214,7 +214,9 @@ def _mask_reader(
     for other, given in {"threshold": grey is not None, "palette": "palette" in options}.items():
         if colours is not None and given:
             raise BadInput(f"data {ref!r}: colors= says which colour is which class; leave out {other}=")
-    return names, MaskReader(kinds, grey, colours=colours, ignore=ignore, by_index="palette" in options)
+    told = classes is not None or "classes" in options or colours is not None or not os.path.isfile(root / FILE)
+    by_index, origin = "palette" in options, "" if told else FILE
+    return names, MaskReader(kinds, grey, colours=colours, ignore=ignore, by_index=by_index, origin=origin)
 
 
 def _colours(ref: str, options: dict[str, str], root: Path) -> tuple[ColourMap | None, int | None]:

@@ -43,6 +43,18 @@ def test_one_name_is_the_defects(root):
     assert class_names("d", names_file(root, "\ufeffscratch\n")) == ("background", "scratch")
 
 
+def test_a_file_of_another_number_is_left_alone_where_the_number_is_said(tmp_path):
+    names_file(tmp_path, "a\nb\nc\n")
+    assert class_names("d", tmp_path, option="2") == ("background", "defect")
+    assert class_names("d", tmp_path, colours=(2, ("x", "y"))) == ("x", "y")
+    for kind in ("images", "masks"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        Image.new("L", (4, 4), 255).save(tmp_path / "train" / kind / "a.png")
+    with pytest.raises(BadInput, match=r"the mask holds 255; classes=3 by classes\.txt takes the values 0 to 2"):
+        open_data(str(tmp_path), "train")[0]
+    assert open_data(f"{tmp_path}?classes=2", "train")[0].mask.all()
+
+
 def test_masks_of_each_class_may_be_put_in_order(root):
     names_file(root, "\n".join(NAMES))
     assert class_names("d", root, apart=("pit", "scratch")) == NAMES
@@ -55,7 +67,7 @@ def test_masks_of_each_class_may_be_put_in_order(root):
     [
         ({"given": 4, "option": "3"}, None, "the recipe or run says 4 classes, classes= 3"),
         ({"option": "3", "colours": (2, ())}, None, "classes= says 3 classes, colors= 2"),
-        ({"option": "4"}, "a\nb\nc\n", r"classes= says 4 classes, classes\.txt 3 \(a, b, c\)"),
+        ({"apart": ("b", "c", "d")}, "a\nb\nc\n", r"classes\.txt says 3 classes, its masks 4 \(background, b, c, d\)"),
         ({"given": ("a", "b", "c"), "option": "a,c,b"}, None, "recipe or run are a, b, c, those of classes= a, c, b"),
         ({"given": ("a", "b", "c")}, "a\nc\nb\n", r"those of classes\.txt a, c, b: give both one order"),
         ({"option": "a,a"}, None, "2 to 255 different names"),
