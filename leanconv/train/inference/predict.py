@@ -43,6 +43,11 @@ _VOC = [
 _COLOURS = (*_CLEAR, *_VOC)
 
 
+def palette(classes: int) -> list[tuple[int, int, int]]:
+    """The colours of the class indices in a mask of several classes: black, then as in overlays."""
+    return [(0, 0, 0), *((r, g, b) for r, g, b in _COLOURS)][:classes]
+
+
 def defect_score(logits: Tensor) -> Tensor:
     """The probability `H W` of any class but the background, from logits `O H W`."""
     return logits[0].sigmoid() if len(logits) == 1 else 1 - logits.softmax(0)[0]
@@ -236,7 +241,7 @@ def _mask_image(mask: Tensor, *, binary: bool) -> "Image":
     if binary:
         return _pil().fromarray(mask.numpy() * np.uint8(255))
     picture = _pil().fromarray(mask.numpy())
-    picture.putpalette([0, 0, 0, *(part for colour in _COLOURS for part in colour)][:768])
+    picture.putpalette([part for colour in palette(256) for part in colour])
     return picture
 
 
