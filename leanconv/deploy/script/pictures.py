@@ -17,16 +17,16 @@ def pictures(places):  # the files, and those of the folders
 
 
 def read(path, bits):  # uint8 H W 3, upright; grey becomes three equal channels; of 16-bit grey `bits` are used
-    image = Image.open(path, formats=FORMATS)
-    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    if not deep and image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK"):
-        raise ValueError(f"pixels of kind {image.mode}; save it as grey or RGB")
-    white_is_0 = getattr(image, "tag_v2", {}).get(262) == 0
-    if ";16" in str(image.tile) and not deep or deep and (white_is_0 or not bits):
-        raise ValueError("16 bits a value, which this run did not learn; save it with 8")
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise ValueError("more than one page; save one page to a file")
-    upright = ImageOps.exif_transpose(image)
+    with Image.open(path, formats=FORMATS) as image:
+        deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+        if not deep and image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK"):
+            raise ValueError(f"pixels of kind {image.mode}; save it as grey or RGB")
+        white_is_0 = getattr(image, "tag_v2", {}).get(262) == 0
+        if (";16" in str(image.tile) and not deep) or (deep and (white_is_0 or not bits)):
+            raise ValueError("16 bits a value, which this run did not learn; save it with 8")
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            raise ValueError("more than one page; save one page to a file")
+        upright = ImageOps.exif_transpose(image)
     if deep:
         grey = np.minimum(np.asarray(upright).astype(np.int64), 2**bits - 1) * 255 // (2**bits - 1)
         return np.repeat(grey[..., None].astype(np.uint8), 3, 2)

@@ -15,8 +15,8 @@ def reduced(picture, facts, run):  # logits O H W of a picture whose longer side
 
 def enlarged(maps, axis, size):  # bilinear along an axis, pixels' middles at half numbers
     n = maps.shape[axis]
-    place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(n / size) - np.float32(0.5)
-    place = np.maximum(place, 0)
+    place = (np.arange(size) + 0.5) * np.float64(np.float32(n / size)) - 0.5  # then rounded once, as PyTorch does
+    place = np.maximum(place.astype(np.float32), 0)
     low = place.astype(np.int64)
     part = (place - low).reshape([-1 if each == axis else 1 for each in range(maps.ndim)])
     return maps.take(low, axis) * (1 - part) + maps.take(np.minimum(low + 1, n - 1), axis) * part
