@@ -1,6 +1,6 @@
 """`leanconv export RUN|MODEL PATH`: write a file for other runtimes and verify its outputs and IoU or top-1.
 
-A run's file takes pictures as the camera gives them. `--raw` and models without a run take the network's own tensors.
+A trained run's file takes pictures as the camera gives them. With `--raw`, and for other models, it takes tensors.
 """
 
 from pathlib import Path
@@ -60,7 +60,7 @@ def command(
     set_threads(threads)
     name = reference(model)
     run = _Run(name) if Path(name).is_dir() else None
-    if run and not raw:
+    if run and run.trained and not raw:
         refuse(context, "needs --raw, since the file takes images of any size", "input", "dynamic")
         check_own(path.parent / "infer.py", overwrite)
         report(_for_cameras(run, path, data, split, outputs_only, trust_code), json=json)
@@ -113,7 +113,7 @@ def _weights_of(path: Path) -> tuple[str, ...]:
 
 
 class _Run:
-    """The facts that an export needs from a run: data, image size, threshold. Missing ones are empty."""
+    """The facts that an export needs from a run folder: data, image size, threshold. Missing ones are empty."""
 
     def __init__(self, path: str) -> None:
         from leanconv.runs import RunFolder
@@ -125,6 +125,7 @@ class _Run:
         recipe = Recipe.read(folder.recipe) if folder.recipe.is_file() else None
         self.data, self.size = (recipe.data, recipe.size) if recipe else ("", 0)
         self.threshold, self.task = stored_threshold(folder), run_task(folder)
+        self.trained = recipe is not None or bool(folder.read_model().task)  # not a model that `convert` wrote
 
     def load(self, trust_code: bool) -> "nn.Module":
         """Return the network, and store the threshold that belongs to these weights."""

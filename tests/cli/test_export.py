@@ -102,5 +102,5 @@ def test_one_line_for_what_is_wrong(run, leanconv, tmp_path):
     code, _, err = leanconv("export", bare.path, tmp_path / "m.onnx")
     assert code == 1
     assert "--outputs-only" in err
-    code, _, err = leanconv("export", bare.path, tmp_path / "m.onnx", "--raw", "--outputs-only", "--input", "1,3,8,8")
+    code, _, err = leanconv("export", bare.path, tmp_path / "m.onnx", "--outputs-only", "--input", "1,3,8,8")
     assert code == 0, err

@@ -32,7 +32,7 @@ def test_every_script_is_whole(suffix, task, resizes, tmp_path):
                if isinstance(node, ast.Import | ast.ImportFrom)}  # fmt: skip
     assert modules >= {"numpy", "PIL", RUNTIMES[suffix]}
     assert not modules & ({"leanconv", *RUNTIMES.values()} - {RUNTIMES[suffix]})
-    assert f"a \"b\" ü{suffix}" in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    assert f'a "b" ü{suffix}' in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     parts = {"open_model", "pictures", "read", "axis", "tiled", "reduced", "enlarged", "resized", "square", "class_map"}
