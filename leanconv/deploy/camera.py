@@ -31,7 +31,8 @@ class Contract:
     Attributes:
         task: `segment` or `classify`.
         classes: names in the order of the class indices.
-        threshold: probability from which a pixel is a defect; None where the largest logit wins.
+        threshold: probability from which a pixel is of a class, one for all or one for each but the background; None
+            where the largest logit wins.
         mean, std: of the normalisation `(value / 255 - mean) / std`.
         multiple: the file mirrors borders to multiples of this size (segment).
         tile, overlap: in pixels, of larger pictures (segment).
@@ -43,7 +44,7 @@ class Contract:
 
     task: str
     classes: tuple[str, ...]
-    threshold: float | None
+    threshold: float | tuple[float, ...] | None
     mean: float
     std: float
     multiple: int = 1
@@ -65,7 +66,7 @@ class Contract:
             if self.side:
                 size = f"the longer side at most {self.side}: reduce the picture, enlarge the logits; {size}"
             shape, index = "N O H W", "pixel"
-        chosen = "the largest wins" if self.threshold is None else f"class 1 from {self.threshold:g} on"
+        chosen = "the largest wins" if self.threshold is None else "the likeliest but the background from threshold on"
         return {
             "leanconv": __version__,
             "task": self.task,

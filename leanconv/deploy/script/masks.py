@@ -13,11 +13,14 @@ from leanconv.deploy.script.run_onnxruntime import open_model
 from leanconv.deploy.script.tiles import tiled
 
 
-def class_map(logits, threshold):  # O H W -> class indices H W
-    if len(logits) > 1:
+def class_map(logits, threshold):  # O H W -> class indices H W; threshold: one, one a class but the background, or None
+    if len(logits) > 1 and threshold is None:
         return logits.argmax(0).astype(np.uint8)
     with np.errstate(over="ignore"):
-        return (1 / (1 + np.exp(-logits[0])) >= np.float32(threshold)).astype(np.uint8)
+        powers = np.exp(logits - logits.max(0) if len(logits) > 1 else -logits)
+    likely = powers[1:] / powers.sum(0) if len(logits) > 1 else 1 / (1 + powers)  # softmax without 0, or sigmoid
+    least = np.broadcast_to(np.float32(threshold), len(likely))[best := likely.argmax(0)]
+    return np.where(likely.max(0) >= least, best + 1, 0).astype(np.uint8)
 
 
 def main():
@@ -28,8 +31,6 @@ def main():
     words.add_argument("--overwrite", action="store_true", help="replace masks that are there")
     given, failed = words.parse_args(), 0
     facts, run = open_model(Path(__file__).with_name("model.onnx"))
-    if given.threshold is not None and facts["threshold"] is None:
-        raise ValueError(f"--threshold {given.threshold:g}: the largest of {len(facts['classes'])} classes wins here")
     threshold = facts["threshold"] if given.threshold is None else given.threshold
     paths = list(dict.fromkeys(pictures(given.pictures)))
     masks = {path: given.out / f"{path.stem}_mask.png" for path in paths}

@@ -23,9 +23,8 @@ from leanconv.train.tasks.task import run_size, run_task
 # Cuts of each compared image: odd, without padding in most networks, small.
 CUTS = ((201, 199), (200, 200), (37, 53), (1, 1))
 _IMAGES = 8
-# A pixel is undecided whose logit lies this near to the decision, as a share of the largest logit. Another runtime adds
-# the same numbers in another order.
-_UNDECIDED = 1e-4
+# Another runtime adds the same numbers in another order: the error of a logit, as a share of the largest.
+_ROUNDING = 1e-4
 Check = Callable[[nn.Module], dict[str, float]]
 
 
@@ -58,7 +57,7 @@ def contract_of(folder: RunFolder, network: nn.Module, threshold: float | None) 
     return Contract(
         task=task,
         classes=classes,
-        threshold=(0.5 if threshold is None else threshold) if one else None,
+        threshold=0.5 if one and threshold is None else threshold,
         mean=MEAN,
         std=STD,
         multiple=1 if size else unit,
@@ -77,10 +76,11 @@ def same_masks(network: nn.Module, contract: Contract, samples: Any, split: str)
     `network`: what `leanconv predict` runs. Raises BadInput for data of other classes than the contract's.
     """
     _same_classes(contract, samples)
+    threshold: Any = contract.threshold
 
     def check(form: nn.Module) -> dict[str, float]:
-        scores = evaluate.evaluate(FromFloat(form), samples, threshold=contract.threshold)
-        wrong = sum(other_pixels(network, form, cut, contract.threshold) for cut in cuts(samples))
+        scores = evaluate.evaluate(FromFloat(form), samples, threshold=threshold)
+        wrong: int = sum(other_pixels(network, form, cut, threshold) for cut in cuts(samples))
         if wrong:
             raise ExportMismatch(
                 f"{wrong} pixels have another class than by leanconv predict, at sizes like "
@@ -109,21 +109,17 @@ def cuts(samples: Any) -> Iterator[Tensor]:
         yield from (image[:, :h, :w] for h, w in CUTS)
 
 
-def other_pixels(network: nn.Module, form: nn.Module, image: Tensor, threshold: float | None) -> int:
+def other_pixels(network: nn.Module, form: nn.Module, image: Tensor, threshold: Any) -> int:
     """The number of pixels of `3 H W` to which file and `leanconv predict` give different classes.
 
-    Pixels on which the network itself is undecided do not count.
+    Pixels at which file and network agree within rounding do not count: their probability is the threshold.
     """
     with torch.no_grad():
         found = FromFloat(form).frames(image[None])
     logits = predict_logits(network, image)[None]
     differs = predicted_classes(logits, threshold) != predicted_classes(found, threshold)
-    if logits.shape[1] == 1:
-        margin = (logits[:, 0] - torch.tensor(0.5 if threshold is None else threshold).logit()).abs()
-    else:
-        first, second = logits.topk(2, 1).values.unbind(1)
-        margin = first - second
-    return int((differs & (margin > _UNDECIDED * logits.abs().max())).sum())
+    apart = (logits - found).abs().amax(1) > _ROUNDING * logits.abs().max()
+    return int((differs & apart).sum())
 
 
 class FromFloat(nn.Module):

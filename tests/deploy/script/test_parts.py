@@ -11,6 +11,7 @@ from leanconv.deploy.script import RUNTIMES, script
 Image = pytest.importorskip("PIL.Image", reason="needs the train extra: pillow")
 
 from leanconv.deploy.script.classes import square  # noqa: E402
+from leanconv.deploy.script.masks import class_map  # noqa: E402
 from leanconv.deploy.script.pictures import pictures, read  # noqa: E402
 from leanconv.deploy.script.reduced import enlarged  # noqa: E402
 from leanconv.deploy.script.resize import resized  # noqa: E402
@@ -85,6 +86,21 @@ def test_enlarged_logits_are_predicts(h, w, height, width):
     logits = torch.randn(2, h, w)
     found = enlarged(enlarged(logits.numpy(), 2, width), 1, height)
     np.testing.assert_allclose(found, enlarge_logits(logits, height, width), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.4, (0.2, 0.5), (0.9, 0.1)])
+def test_classes_by_thresholds(threshold):
+    """Of several classes the likeliest but the background, from its own threshold on, as a loop over pixels."""
+    logits = torch.randn(3, 20, 30)
+    found = class_map(logits.numpy(), threshold)
+    for y, x in np.ndindex(20, 30):
+        p = logits[:, y, x].softmax(0).tolist()
+        best = 1 if p[1] >= p[2] else 2
+        least = threshold[best - 1] if isinstance(threshold, tuple) else threshold
+        want = p.index(max(p)) if threshold is None else best if p[best] >= least else 0
+        assert found[y, x] == want
+    one = logits[:1] * 60  # exp overflows without a warning
+    assert np.array_equal(class_map(one.numpy(), 0.4), (one[0].sigmoid() >= 0.4).numpy())
 
 
 def saved(folder):
