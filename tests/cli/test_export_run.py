@@ -194,6 +194,7 @@ def test_a_classifier_prints_what_predict_finds(leanconv, coloured, tmp_path):
         assert float(row["score"]) == pytest.approx(each["score"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_file_with_other_classes_is_not_written(leanconv, tmp_path, monkeypatch):
     """The outputs match on random inputs; on real images the file then says something else."""
     room = import_module("leanconv.train.inference.contract")
