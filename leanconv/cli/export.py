@@ -1,4 +1,7 @@
-"""`leanconv export RUN|MODEL PATH`: write a file for other runtimes and verify its outputs and IoU or top-1."""
+"""`leanconv export RUN|MODEL PATH`: write a file for other runtimes and verify its outputs and IoU or top-1.
+
+A trained run's file takes pictures as the camera gives them. With `--raw`, and for other models, it takes tensors.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +15,7 @@ from leanconv.files import check_own
 if TYPE_CHECKING:
     from torch import nn
 
-    from leanconv.deploy.export import Check
+    from leanconv.deploy.export import Check, Exported
     from leanconv.train.tasks.decision import Threshold
 
 
@@ -20,11 +23,14 @@ def command(
     context: typer.Context,
     model: ModelWords,
     path: Annotated[Path, typer.Argument(help="The file to write: .onnx, .xml (OpenVINO) or .pt2 (torch.export).")],
+    raw: Annotated[
+        bool, typer.Option("--raw", help="A run's network alone: normalised float N,C,H,W in, logits out.")
+    ] = False,
     input: Annotated[
         str, typer.Option("--input", metavar="N,C,H,W", help="Input shape (default: 1,3 and the recipe's size).")
     ] = "",
     dynamic: Annotated[
-        str, typer.Option("--dynamic", help="Dynamic axes: batch,height,width (a run's default), or none.")
+        str, typer.Option("--dynamic", help="Dynamic axes: batch,height,width (a raw run's default), or none.")
     ] = "",
     data: Annotated[
         str, typer.Option("--data", help="Data on which IoU and Dice must match (default: the run's training data).")
@@ -42,25 +48,34 @@ def command(
 ) -> None:
     """Write a trained RUN or any MODEL as a file for other runtimes.
 
-    The file is compared with the model on random inputs at several sizes of the dynamic axes. A run's file must also
-    match in IoU and Dice (a classifier's: top-1) on validation images. If they do not match, nothing is written.
+    A run's file takes uint8 images N,H,W,3 of any size and gives probabilities. Padding and normalisation are inside,
+    threshold and class names in its metadata. infer.py beside it writes the masks of `leanconv predict`, without
+    leanconv.
+
+    The file is compared with the model on random inputs at several sizes. A run's file must also match in IoU and Dice
+    (a classifier's: top-1) on validation images, and in the classes of pixels. If it does not, nothing is written.
     """
     check_own(path, overwrite, *(path.parent / name for name in _weights_of(path)))
     if outputs_only:
         refuse(context, "has no effect with --outputs-only", "data", "split")
     set_threads(threads)
+    name = reference(model)
+    run = _Run(name) if Path(name).is_dir() else None
+    if run and run.trained and not raw:
+        refuse(context, "needs --raw, since the file takes images of any size", "input", "dynamic")
+        check_own(path.parent / "infer.py", overwrite)
+        report(_for_cameras(run, path, data, split, outputs_only, trust_code), json=json)
+        return
+    if not run:
+        refuse(context, f"is for run folders, and {name} is none", "raw")
     from leanconv.deploy import export
     from leanconv.runs import load
 
-    name = reference(model)
-    run = _Run(name) if Path(name).is_dir() else None
     network = run.load(trust_code) if run else load(name, trust_code=trust_code)
     axes = _axes(dynamic, run)
     shape = input or (f"1,3,{run.size},{run.size}" if run and run.size else "1,3,224,224")
     inputs, check = example(shape), None
-    source = data or (run.data if run else "")
-    if run and not source and not outputs_only:
-        raise BadInput(f"{name} does not name its training data: give --data, or --outputs-only")
+    source = _source(run, data, outputs_only) if run else data
     if not source:
         refuse(context, "needs --data, which is missing", "split")
     if source and not outputs_only:
@@ -69,13 +84,37 @@ def command(
     report(export(network, inputs, path, dynamic=axes, check=check), json=json)
 
 
+def _for_cameras(run: "_Run", path: Path, data: str, split: str, outputs_only: bool, trust_code: bool) -> "Exported":
+    """Write a run's file for cameras, compared with `leanconv predict` on real images."""
+    from leanconv.deploy.camera import export_camera
+    from leanconv.train.inference.contract import contract_of, same_masks, same_top1
+    from leanconv.train.tasks.task import open_run_data
+
+    source = _source(run, data, outputs_only)
+    network = run.load(trust_code)
+    contract, check = contract_of(run.folder, network, run.threshold), None
+    if not outputs_only:
+        samples = open_run_data(run.folder, source, split)
+        masks = run.task == "segment"
+        check = same_masks(network, contract, samples, split) if masks else same_top1(contract, samples, split)
+    return export_camera(network, contract, path, check=check)
+
+
+def _source(run: "_Run", data: str, outputs_only: bool) -> str:
+    """The data on which scores are compared. Raises BadInput if there is none and it is needed."""
+    source = data or run.data
+    if not source and not outputs_only:
+        raise BadInput(f"{run.folder.path} does not name its training data: give --data, or --outputs-only")
+    return source
+
+
 def _weights_of(path: Path) -> tuple[str, ...]:
     """Return the name of the weight file that an export with this suffix has or may have."""
     return {".xml": (f"{path.stem}.bin",), ".onnx": (f"{path.name}.data",)}.get(path.suffix, ())
 
 
 class _Run:
-    """The facts that an export needs from a run: data, image size, threshold. Missing ones are empty."""
+    """The facts that an export needs from a run folder: data, image size, threshold. Missing ones are empty."""
 
     def __init__(self, path: str) -> None:
         from leanconv.runs import RunFolder
@@ -87,6 +126,7 @@ class _Run:
         recipe = Recipe.read(folder.recipe) if folder.recipe.is_file() else None
         self.data, self.size = (recipe.data, recipe.size) if recipe else ("", 0)
         self.threshold, self.task = stored_threshold(folder), run_task(folder)
+        self.trained = recipe is not None or bool(folder.read_model().task)  # not a model that `convert` wrote
 
     def load(self, trust_code: bool) -> "nn.Module":
         """Return the network, and store the threshold that belongs to these weights."""

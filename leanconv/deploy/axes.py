@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ class Dynamic:
     the last two dimensions of 4-D tensors. If their resolutions differ, all grow by the same factor.
     """
 
+    place: ClassVar[tuple[int, int]] = (2, 3)  # dimensions of height and width
+    any_size: ClassVar[bool] = False  # whether the model takes every size of its dynamic axes
+
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Sequence[str]) -> None:
         dynamic = (dynamic,) if isinstance(dynamic, str) else tuple(dynamic)
         for axis in dynamic:
@@ -57,7 +60,7 @@ class Dynamic:
         self.dynamic, self.axes = dynamic, self._find(dynamic)
         image = next((t for t in self.tensors if t.dim() == 4), None)
         batch = self.tensors[0].shape[0] if self.tensors[0].dim() else 1
-        self.given = Sizes(batch, *(image.shape[-2:] if image is not None else (None, None)))
+        self.given = Sizes(batch, *((image.shape[i] for i in self.place) if image is not None else (None, None)))
         self._generator = torch.Generator().manual_seed(0)
 
     def _find(self, dynamic: Sequence[str]) -> dict[int, dict[int, str]]:
@@ -67,7 +70,7 @@ class Dynamic:
             if "batch" in dynamic and tensor.dim() and first.dim() and tensor.shape[0] == first.shape[0]:
                 dims[0] = "batch"
             if tensor.dim() == 4:
-                dims |= {dim: axis for dim, axis in ((2, "height"), (3, "width")) if axis in dynamic}
+                dims |= {dim: axis for dim, axis in zip(self.place, AXES[1:], strict=True) if axis in dynamic}
             axes[index] = dims
         for axis in dynamic:
             if not any(axis in dims.values() for dims in axes.values()):

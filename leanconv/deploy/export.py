@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from leanconv.deploy.calls import Frame
 from leanconv.deploy.failures import first_line, root_cause
 from leanconv.deploy.names import names_of
 from leanconv.deploy.place import beside, move_into_place
-from leanconv.deploy.program import ONE_AT_A_TIME, capture, capture_flat, onnx_module, save_onnx, to_openvino
+from leanconv.deploy.program import (
+    ONE_AT_A_TIME,
+    capture,
+    capture_flat,
+    forget_guards,
+    onnx_module,
+    save_onnx,
+    to_openvino,
+)
 from leanconv.deploy.result import METRIC_TOLERANCE, Exported, Verified
 from leanconv.deploy.runtimes import Runtime, open_file
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
@@ -34,6 +43,14 @@ ADVICE = {
 
 Check = Callable[[nn.Module], float | Mapping[str, float]]
 Names = tuple[tuple[str, ...], tuple[str, ...]]  # names of inputs, names of outputs
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What goes with an export: the entry `leanconv` of the file's metadata, and text files beside it by name."""
+
+    facts: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def export(
@@ -59,7 +76,13 @@ def export(
         be written. UnknownName for an unknown suffix or axis. MissingExtra. After an error nothing new is left at
         `path`, and an older file there is untouched.
     """
-    path = Path(path)
+    return export_call(model, Dynamic(*_on_cpu(*as_call(inputs)), dynamic), Path(path), check)
+
+
+def export_call(
+    model: nn.Module, call: Dynamic, path: Path, check: Check | None, extras: Extras | None = None
+) -> Exported:
+    """`export` of a call that is already split, with `extras` in and beside the file."""
     if path.suffix not in FORMATS:
         known = ", ".join(f"{suffix} ({name})" for suffix, name in FORMATS.items())
         raise UnknownName(f"{path}: the suffix decides the format, and {path.suffix!r} is none; known: {known}")
@@ -69,10 +92,10 @@ def export(
         raise BadInput(f"{path}: the libraries that write it take names in UTF-8 alone; give another")
     # Tracing changes modules' classes while it runs. A model that another thread runs meanwhile would be traced too.
     with ONE_AT_A_TIME:
-        return _checked_file(_plain_copy(model), Dynamic(*_on_cpu(*as_call(inputs)), dynamic), path, check)
+        return _checked_file(_plain_copy(model), call, path, check, extras or Extras())
 
 
-def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | None) -> Exported:
+def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | None, extras: Extras) -> Exported:
     """Run the model, write the file, open and compare it, then move it into place."""
     args, kwargs = call.frame.join(call.tensors)
     with torch.no_grad(), explained(f"inputs {call.given}"):
@@ -81,13 +104,15 @@ def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | No
     trace, looks = call.plan(plain)
     with beside(path) as folder:
         draft = folder / path.name
-        names = _write(plain, call, trace, answer, draft)
+        names = _write(plain, call, trace, answer, draft, extras.facts)
         runtime = _open(plain, draft, answer)
         exact = InFloat64(plain)
         verified = tuple(_verify(plain, exact, runtime, call, look, path) for look in looks)
         names = _named_so(runtime, names, call, Reference(exact, args, kwargs, answer), path)
         metrics = _metrics(check, plain, runtime, path) if check is not None else {}
         del runtime  # the file must not stay mapped while it is moved
+        for name, text in extras.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
         files = move_into_place(folder, path)
     return Exported(path, FORMATS[path.suffix], files, call.dynamic, *names, verified, metrics)
 
@@ -128,7 +153,7 @@ def _exportable(answer: Any, path: Path) -> None:
         raise BadInput("the model's output has NaN in it: nothing can be verified against it; check its weights")
 
 
-def _write(plain: nn.Module, call: Dynamic, trace: Sizes, answer: Any, draft: Path) -> Names:
+def _write(plain: nn.Module, call: Dynamic, trace: Sizes, answer: Any, draft: Path, facts: str) -> Names:
     """Write the draft. Returns the names of its inputs and outputs."""
     args, kwargs = call.call(trace)
     given = args[0] if len(args) == 1 and not kwargs else (kwargs if kwargs and not args else (args, kwargs))
@@ -137,16 +162,21 @@ def _write(plain: nn.Module, call: Dynamic, trace: Sizes, answer: Any, draft: Pa
     try:
         if draft.suffix == ".pt2":
             program = capture(plain, args, kwargs, call.axes)
-            torch.export.save(program, str(draft), extra_files={"origin.txt": origin()})
+            if call.any_size:
+                forget_guards(program)
+            said = {"leanconv.json": facts} if facts else {}
+            torch.export.save(program, str(draft), extra_files={"origin.txt": origin(), **said})
         elif draft.suffix == ".onnx":
             onnx_module()  # a large model is not captured in vain
             program = capture_flat(plain, args, kwargs, call.axes)
-            save_onnx(program, draft, inputs=inputs, outputs=outputs, axes=call.axes)
+            save_onnx(program, draft, inputs=inputs, outputs=outputs, axes=call.axes, facts=facts)
         else:
             with needs("openvino", "export"):
                 import openvino
             converted = to_openvino(capture_flat(plain, args, kwargs, call.axes), inputs=inputs, outputs=outputs)
             converted.set_rt_info(origin(), ["origin"])
+            if facts:
+                converted.set_rt_info(facts, ["leanconv"])
             openvino.save_model(converted, str(draft), compress_to_fp16=False)
     except (LeanconvError, OSError):
         raise

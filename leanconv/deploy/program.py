@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from leanconv.deploy.calls import FlatModel, Frame
 from leanconv.deploy.names import name_onnx, name_openvino
@@ -72,8 +73,25 @@ def onnx_module() -> Any:
     return onnx
 
 
+def forget_guards(program: ExportedProgram) -> None:
+    """Take the conditions on sizes from a program of a module that takes every size.
+
+    torch.export writes down what held at the traced size: that no inner size is 1, that the picture needed padding. Its
+    graph computes the same without, which the caller verifies at sizes where they do not hold.
+    """
+    program._guards_code.clear()
+    for symbol, found in list(program.range_constraints.items()):
+        program.range_constraints[symbol] = ValueRanges(1, found.upper)
+
+
 def save_onnx(
-    program: ExportedProgram, path: Path, *, inputs: Sequence[str], outputs: Sequence[str], axes: Axes | None = None
+    program: ExportedProgram,
+    path: Path,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    axes: Axes | None = None,
+    facts: str = "",
 ) -> None:
     """Write a flat program as ONNX, with weights over 2 GB in `PATH.data`. Raises MissingExtra without onnx."""
     onnx = onnx_module()
@@ -84,6 +102,8 @@ def save_onnx(
         name_onnx(converted.model.graph, inputs, outputs)
         _name_axes(converted.model.graph, axes or {})
         converted.model.metadata_props["origin"] = origin()
+        if facts:
+            converted.model.metadata_props["leanconv"] = facts
         converted.save(str(path))
     onnx.checker.check_model(str(path))
 

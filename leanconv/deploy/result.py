@@ -1,5 +1,6 @@
 """The result of `export`: the file, and its verified error against the model."""
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,4 +90,7 @@ class Exported:
                 [name, f"{a:.4f}", f"{b:.4f}", f"{abs(a - b):.1e}", allowed] for name, (a, b) in self.metrics.items()
             ]
             text += "\n" + table(["metric", "model", "file", "difference", "allowed"], lines)
+        scripts = [str(path) for path in self.files if path.suffix == ".py"]
+        if scripts:
+            text += f"\nRun it without leanconv: python {shlex.quote(scripts[0])} IMAGE_OR_FOLDER..."
         return text

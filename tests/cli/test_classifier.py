@@ -89,7 +89,7 @@ def test_other_classes_are_refused_and_a_subset_is_renumbered(leanconv, trained,
 def test_export_checks_top1(leanconv, trained, tmp_path, dynamic):
     pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
     path = tmp_path / "model.onnx"
-    more = ["--dynamic", dynamic, "--input", "4,3,32,32"] if dynamic else []
+    more = ["--raw", "--dynamic", dynamic, "--input", "4,3,32,32"] if dynamic else []
     code, out, err = leanconv("export", trained.path, path, *more)
     assert code == 0, err
     assert path.is_file()

@@ -1,4 +1,4 @@
-"""`leanconv export` on a run folder: outputs and IoU on the validation split must match, or nothing is written."""
+"""`leanconv export RUN --raw` and MODEL: outputs and IoU on the validation split must match, or nothing is written."""
 
 import json
 from importlib import import_module
@@ -41,7 +41,7 @@ def run(tmp_path_factory):
 def test_a_run_with_its_scores(run, leanconv, tmp_path, suffix):
     if suffix == ".xml":
         pytest.importorskip("openvino", reason="needs the export extra: openvino")
-    code, out, err = leanconv("export", run.path, tmp_path / f"m{suffix}", "--json")
+    code, out, err = leanconv("export", run.path, tmp_path / f"m{suffix}", "--raw", "--json")
     assert code == 0, err
     found = json.loads(out)
     assert found["dynamic"] == ["batch", "height", "width"]
@@ -51,7 +51,9 @@ def test_a_run_with_its_scores(run, leanconv, tmp_path, suffix):
 
 
 def test_fixed_sizes_see_the_images_in_pieces(run, leanconv, tmp_path):
-    code, out, err = leanconv("export", run.path, tmp_path / "m.onnx", "--dynamic", "none", "--input", "2,3,32,32")
+    code, out, err = leanconv(
+        "export", run.path, tmp_path / "m.onnx", "--raw", "--dynamic", "none", "--input", "2,3,32,32"
+    )
     assert code == 0, err
     assert "val Dice" in out
     assert "dynamic axes: none" in out
@@ -73,7 +75,7 @@ def test_other_scores_are_refused(run, leanconv, tmp_path, monkeypatch):
     monkeypatch.setattr(
         room, "_metrics", lambda check, plain, runtime, path: real(check, plain, Shifted(runtime).eval(), path)
     )
-    code, _, err = leanconv("export", run.path, tmp_path / "m.onnx")
+    code, _, err = leanconv("export", run.path, tmp_path / "m.onnx", "--raw")
     assert code == 1
     assert "nothing was written" in err
     assert "val IoU" in err

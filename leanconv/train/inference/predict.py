@@ -44,6 +44,11 @@ _VOC = [
 _COLOURS = (*_CLEAR, *_VOC)
 
 
+def palette(classes: int) -> list[tuple[int, int, int]]:
+    """The colours of the class indices in a mask of several classes: black, then as in overlays."""
+    return [(0, 0, 0), *((r, g, b) for r, g, b in _COLOURS)][:classes]
+
+
 def overlay(image: Tensor, mask: Tensor) -> "Image":
     """The image (uint8 `3 H W`) with each class of the mask (`H W`) tinted and outlined in its own colour."""
     picture = image.permute(1, 2, 0).numpy().copy()  # 3 H W -> H W 3
@@ -214,7 +219,7 @@ def _mask_image(mask: Tensor, *, binary: bool) -> "Image":
     if binary:
         return _pil().fromarray(mask.numpy() * np.uint8(255))
     picture = _pil().fromarray(mask.numpy())
-    picture.putpalette([0, 0, 0, *(part for colour in _COLOURS for part in colour)][:768])
+    picture.putpalette([part for colour in palette(256) for part in colour])
     return picture
 
 
