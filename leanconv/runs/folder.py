@@ -37,6 +37,7 @@ class RunFolder:
         events: events/, for TensorBoard.
         report: report.html.
         export: export/, the exported files.
+        engine: engine/, what prediction found to be fastest on each device.
         last: last/, the checkpoint from which a killed run resumes.
     """
 
@@ -50,6 +51,7 @@ class RunFolder:
         self.events = self.path / "events"
         self.report = self.path / "report.html"
         self.export = self.path / "export"
+        self.engine = self.path / "engine"
         self.last = self.path / "last"
 
     @property

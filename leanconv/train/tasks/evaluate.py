@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
-from leanconv.extras import needs
 from leanconv.running import evaluating
 from leanconv.table import table
 from leanconv.train.data.augment import to_float
@@ -265,11 +264,9 @@ def _run(model: nn.Module, group: Group, classes: int) -> tuple[Group, Tensor, T
 
 
 def _confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    with needs("torchmetrics", "train"):
-        from torchmetrics.functional.classification import multiclass_confusion_matrix
-    judged = truth != IGNORE
-    predicted, truth = predicted[judged], truth[judged].long()
-    return multiclass_confusion_matrix(predicted, truth, num_classes=classes, validate_args=False).cpu()
+    judged = truth != IGNORE  # rows = truth, columns = prediction
+    pairs = truth[judged].long() * classes + predicted[judged]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
 
 
 def _areas(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
