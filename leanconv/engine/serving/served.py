@@ -50,9 +50,8 @@ class Served(nn.Module):
         super().__init__()
         if engine != AUTO:
             chosen([engine])
-        if needs := _NEEDS.get(engine):
-            if why := missing(*needs):
-                raise BadInput(f"--engine {engine}: {why}; or say --engine auto")
+        if (needs := _NEEDS.get(engine)) and (why := missing(*needs)):
+            raise BadInput(f"--engine {engine}: {why}; or say --engine auto")
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.model = model
         plain = engine == EAGER or (engine == AUTO and device.type != "cpu")

@@ -27,7 +27,7 @@ RACERS = tuple(name for name, candidate in CANDIDATES.items() if candidate.opens
 
 
 class Shape:
-    """One shape of a `Served`. `form` is None as long as the model itself runs; `settled`: nothing is left to decide."""
+    """One shape of a `Served`. `form` is None while the model itself runs; `settled`: nothing is left to decide."""
 
     def __init__(self, owner: "Served", x: Tensor) -> None:
         self.owner, self.words = owner, "x".join(map(str, x.shape))
@@ -93,9 +93,8 @@ class Shape:
 
     def _race(self, x: Tensor, budget_s: float) -> None:
         say, eager_s = self.owner.say, self._eager_s
-        say(
-            f"engine eager so far, {eager_s * 1e3:.3g} ms for {self.words}; looking for a faster one for {budget_s:.0f} s"
-        )
+        ms = f"{eager_s * 1e3:.3g} ms for {self.words}"
+        say(f"engine eager so far, {ms}; looking for a faster one, at most about {budget_s:.0f} s")
         try:
             found = raced(self.owner.model, x, engines=RACERS, budget_s=budget_s, bar=False)
         except BadInput as error:

@@ -1,4 +1,4 @@
-"""A graph as text and tensors, without pickle: read back, it holds nothing but the kinds of nodes and aten operators."""
+"""A graph as text and tensors, without pickle: nothing but the kinds of nodes and aten operators is read back."""
 
 import operator
 from collections.abc import Mapping
