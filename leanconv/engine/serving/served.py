@@ -86,7 +86,7 @@ class Served(nn.Module):
     def calls_left(self, calls: int) -> float:
         """Calls that are still expected at a shape that had `calls` so far."""
         left = self._left()
-        done = 0.0 if left is None or self._first is None else self._first - left + 1
+        done = 0 if left is None or self._first is None else self._first - left
         return calls_left(calls, left, done)
 
     @property

@@ -17,6 +17,7 @@ from leanconv.runs.weights import holds_weights
 from leanconv.table import table
 from leanconv.text import one_line
 from leanconv.train.data.labelled import Labelled
+from leanconv.train.inference.serving import Left, Serve, plainly
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks import classify
 from leanconv.train.tasks.evaluate import Scores, best_threshold, evaluate, largest_wins
@@ -33,6 +34,7 @@ def score_run(
     trust_code: bool = False,
     say: Callable[[str], object] = str,
     progress: bool = False,
+    serve: Serve = plainly,
 ) -> "Scores | classify.Accuracy":
     """The scores of a run's best weights on a split; checks every file of it first.
 
@@ -42,6 +44,7 @@ def score_run(
             data, and stored.
         say: gets a line each on the origin of the split and on how its files were read.
         progress: draw a bar on a terminal.
+        serve: gives the form of the network that is scored, which must agree with it; default: the network itself.
     Raises: BadInput for a path that is no run or a file that cannot be used; BadFiles for several of them;
         BadCheckpoint for a damaged run; UntrustedCode for somebody's Python.
     """
@@ -59,15 +62,23 @@ def score_run(
     samples.check(progress=progress)
     for remark in filter(None, [samples.note, *samples.remarks()]):
         say(remark)
-    if isinstance(samples, Labelled):
-        return classify.evaluate(model, samples)
     if threshold is None:
         threshold = stored
-    if threshold is None and len(samples.classes) == 2:
-        threshold = best_threshold(model, open_run_data(folder, own or data, "val"))
+    if threshold is None and not isinstance(samples, Labelled) and len(samples.classes) == 2:
+        others = open_run_data(folder, own or data, "val")
+        with serve(model, folder.engine, left := Left(len(others))) as fast:
+            threshold = best_threshold(fast, others, on_images=left.done, **_batches(fast, model))
         if threshold is not None:
             store_threshold(folder, threshold, of=model)
-    return evaluate(model, samples, threshold=threshold)
+    with serve(model, folder.engine, left := Left(len(samples))) as fast:
+        if isinstance(samples, Labelled):
+            return classify.evaluate(fast, samples, on_images=left.done)
+        return evaluate(fast, samples, threshold=threshold, on_images=left.done, **_batches(fast, model))
+
+
+def _batches(fast: nn.Module, model: nn.Module) -> dict[str, int]:
+    """An engine is prepared for one size of batch. Images come one by one, as in prediction, and share its engine."""
+    return {} if fast is model else {"batch": 1}
 
 
 def load_scored(folder: RunFolder, *, trust_code: bool = False) -> tuple[nn.Module, float | None]:
