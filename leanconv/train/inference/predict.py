@@ -190,7 +190,7 @@ def predict(
 
 
 def written(places: Places, image: Tensor, logits: Tensor, threshold: float, overwrite: bool) -> Prediction:
-    """Make and write the result of one image from its logits `O H W`. All that is written for an image is written here."""
+    """The result of one image from its logits `O H W`. All that is written for an image is written here."""
     mask = predicted_classes(logits[None], threshold)[0].to(torch.uint8)
     defects = find_defects(mask.numpy(), defect_score(logits).numpy())
     height, width = mask.shape
