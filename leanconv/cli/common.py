@@ -48,7 +48,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Engine(StrEnum):
-    """The engines of `optimize`, and "auto". Help must not import PyTorch, so a test compares them with the real ones."""
+    """The engines of `optimize`, and "auto". Help must not import PyTorch; a test compares them with the real ones."""
 
     auto = "auto"
     eager = "eager"

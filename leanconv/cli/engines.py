@@ -29,8 +29,10 @@ def serving(engine: Engine) -> "Serve":
         served = Served(model, engine.value, folder=folder, say=_say, left=left)
         try:
             yield served
-        finally:
-            served.close()
+        except BaseException:
+            served.close(quiet=True)  # the error is what the user reads
+            raise
+        served.close()
 
     return serve
 

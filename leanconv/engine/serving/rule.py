@@ -10,7 +10,7 @@ EAGER, RACE = "eager", "race"
 # Seconds of plain PyTorch, over all calls and processes, from which engines are raced.
 RACE_FROM_S = 4.0
 # The race's budget: this share of the seconds that plain PyTorch would still take, within these limits.
-RACE_SHARE, LEAST_RACE_S, MOST_RACE_S = 0.5, 20.0, 90.0
+RACE_SHARE, LEAST_RACE_S, MOST_RACE_S = 0.5, 30.0, 90.0
 # A kept engine is opened if it saves more than this. A U-Net's takes .3 to .8 s of one core.
 OPEN_S = 0.8
 

@@ -17,6 +17,9 @@ from leanconv.errors import BadInput
 # Shapes that get a form of their own. Further shapes run in plain PyTorch.
 MOST_FORMS = 16
 
+# Seconds of plain PyTorch from which a line says that it ran.
+SAY_FROM_S = 0.5
+
 # What the runtimes of `--engine NAME` need to prepare a form.
 _NEEDS = {"openvino": ("openvino",), "onnxruntime": ("onnx", "onnxscript", "onnxruntime")}
 
@@ -99,12 +102,12 @@ class Served(nn.Module):
         found = (each for each in self._shapes.values() if each.lends and engine in ("", each.engine))
         return next(found, None)
 
-    def close(self) -> None:
+    def close(self, *, quiet: bool = False) -> None:
         """Keep the seconds that plain PyTorch took, and say so if no engine was found to be faster."""
         open_, seconds = [each for each in self._shapes.values() if not each.settled], 0.0
         for each in open_:
             seconds += each.close()
-        if open_ and len(open_) == len(self._shapes):
+        if not quiet and seconds >= SAY_FROM_S and len(open_) == len(self._shapes):
             several = "" if len(open_) == 1 else f", in {len(open_)} sizes"
             self.say(
                 f"engine eager: the network took {seconds:.2g} s{several}; a faster engine is looked for once a size "
