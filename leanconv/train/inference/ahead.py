@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from leanconv.errors import BadInput
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Pictures that wait, decoded. A picture of 100 megapixels takes 300 MB.
 AHEAD = 2
