@@ -1,6 +1,6 @@
 """`leanconv predict` of two runs on one folder of images, in turns: seconds of the pictures, and CPU seconds in all.
 
-    python benchmarks/predict_folder.py DENSE_RUN LEAN_RUN IMAGES --threads 1 --rounds 5
+    python -m benchmarks.predict_folder DENSE_RUN LEAN_RUN IMAGES --threads 1 --rounds 5
 
 Each round is a process of its own for each run, as a user starts it. The first processes find and keep the fastest
 engine of each run (`--engine` names one instead); they are not counted. CPU seconds contain imports and loading, the
@@ -40,7 +40,8 @@ def main() -> None:
         spread = ", ".join(f"{low:.2f}" for low, _ in sorted(times[run]))
         print(f"{run}: {pictures:.2f} s for the pictures ({spread}); {cpu:.2f} CPU seconds in all")
     first, second = medians.values()
-    print(f"second / first: pictures {second[0] / first[0]:.2f}, CPU {second[1] / first[1]:.2f}; {given.threads} thread(s)")
+    ratios = [b / a for a, b in zip(first, second, strict=True)]
+    print(f"second / first: pictures {ratios[0]:.2f}, CPU {ratios[1]:.2f}; {given.threads} thread(s)")
 
 
 def predicted(run: str, images: str, out: Path, threads: int, engine: str) -> tuple[float, float]:

@@ -14,7 +14,7 @@ R = TypeVar("R")
 AHEAD = 2
 
 
-def read_ahead(items: Iterable[T], read: Callable[[T], R]) -> Iterator[tuple[T, R | BadInput]]:
+def read_ahead(items: Iterable[T], read: Callable[[T], R]) -> "Iterator[tuple[T, R | BadInput]]":
     """Each item with what `read` gives, in order; its BadInput is a result too. One thread calls `read`."""
     waiting: deque[tuple[T, Future[R]]] = deque()
     with ThreadPoolExecutor(1, "read") as thread:
@@ -22,16 +22,15 @@ def read_ahead(items: Iterable[T], read: Callable[[T], R]) -> Iterator[tuple[T, 
             for item in items:
                 waiting.append((item, thread.submit(read, item)))
                 if len(waiting) > AHEAD:
-                    yield _first(waiting)
+                    yield _first(*waiting.popleft())
             while waiting:
-                yield _first(waiting)
+                yield _first(*waiting.popleft())
         finally:
             for _, future in waiting:
                 future.cancel()
 
 
-def _first(waiting: "deque[tuple[T, Future[R]]]") -> tuple[T, R | BadInput]:
-    item, future = waiting.popleft()
+def _first(item: T, future: Future[R]) -> "tuple[T, R | BadInput]":
     try:
         return item, future.result()
     except BadInput as error:
