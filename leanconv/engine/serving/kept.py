@@ -49,10 +49,13 @@ class Choice:
 class Kept:
     """The choice for one model, device and shape. `root`: the run's folder for them, or None to keep nothing."""
 
-    def __init__(self, root: Path | None, weights: str, shape: torch.Size, dtype: torch.dtype) -> None:
-        """`weights`: `digest` of the model."""
+    def __init__(
+        self, root: Path | None, weights: str, shape: torch.Size, dtype: torch.dtype, engine: str = "auto"
+    ) -> None:
+        """`weights`: `digest` of the model; `engine`: what was asked for, whose choices are apart."""
         facts = {
             **describe("cpu"), "model": weights, "shape": list(shape), "dtype": str(dtype), "leanconv": __version__,
+            "engine": engine,
             "arithmetic": os.environ.get("LEANCONV_ARITHMETIC", ""), **{name: _version(name) for name in _LIBRARIES},
         }  # fmt: skip
         self.facts = facts

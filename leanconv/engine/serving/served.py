@@ -84,7 +84,7 @@ class Served(nn.Module):
         """What the run folder keeps for inputs like `x`."""
         if not self._digest:
             self.__dict__["_digest"] = digest(self.model)
-        return Kept(self.folder, self._digest, x.shape, x.dtype)
+        return Kept(self.folder, self._digest, x.shape, x.dtype, self.engine)
 
     def calls_left(self, calls: int) -> float:
         """Calls that are still expected at a shape that had `calls` so far."""

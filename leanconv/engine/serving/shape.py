@@ -129,6 +129,7 @@ class Shape:
                 self.form, self.engine = prepared(self.owner.model, x, asked), asked
             except BadInput as error:
                 raise BadInput(f"--engine {asked}: {error}; say --engine auto") from error
+            self.kept.store(Choice(engine=asked), getattr(self.form, "store", None))
         self.owner.say(f"engine {asked}: as asked, for {self.words}{f'; kept in {self.kept.place}' if kept else ''}")
 
     def _took(self, form: Callable[..., Tensor] | None, engine: str, x: Tensor, answer: Tensor) -> bool:

@@ -54,6 +54,7 @@ def test_few_calls_are_the_models_own_and_their_seconds_are_kept(model, tmp_path
     assert lines == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["fused", "openvino"])
 def test_a_kept_engine_is_opened_and_agrees(model, tmp_path, lines, engine, monkeypatch):
     pytest.importorskip({"fused": "torch"}.get(engine, engine))
@@ -77,6 +78,7 @@ def test_a_kept_engine_is_opened_and_agrees(model, tmp_path, lines, engine, monk
         assert served._shapes[other.shape].engine == "fused"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["bytes", "gone", "weights", "json"])
 def test_a_damaged_choice_costs_its_speed_alone(model, tmp_path, lines, damage, monkeypatch):
     monkeypatch.setattr(rule, "OPEN_S", -1.0)
@@ -142,6 +144,17 @@ def test_an_engine_that_was_asked_for_runs(model, lines):
     for answer in later:
         torch.testing.assert_close(answer, first, rtol=1e-4, atol=1e-4)
     assert lines == ["engine folded: as asked, for 1x3x32x32"]
+
+
+@pytest.mark.slow
+def test_an_engine_that_was_asked_for_is_opened_the_next_time(model, tmp_path, lines, monkeypatch):
+    first = call(Served(model, "fused", folder=tmp_path, say=lines.append))
+    monkeypatch.setattr(shape, "prepared", None)
+    again = call(Served(model, "fused", folder=tmp_path, say=lines.append))
+    torch.testing.assert_close(again[-1], first[-1], rtol=1e-5, atol=1e-5)
+    assert "kept in" not in lines[0]
+    assert lines[1] == f"engine fused: as asked, for 1x3x32x32; kept in {tmp_path}"
+    assert kept_of(model, tmp_path).read().engine == ""  # `auto` has choices of its own
 
 
 def test_an_unknown_engine_and_one_that_is_not_installed(model, monkeypatch):
