@@ -143,7 +143,7 @@ def digest(model: nn.Module) -> str:
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, torch.Tensor):
             made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return made.hexdigest()
 
 

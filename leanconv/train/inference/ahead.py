@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from leanconv.errors import BadInput
 
@@ -22,15 +22,16 @@ def read_ahead(items: Iterable[T], read: Callable[[T], R]) -> "Iterator[tuple[T,
             for item in items:
                 waiting.append((item, thread.submit(read, item)))
                 if len(waiting) > AHEAD:
-                    yield _first(*waiting.popleft())
+                    yield _first(waiting.popleft())
             while waiting:
-                yield _first(*waiting.popleft())
+                yield _first(waiting.popleft())
         finally:
             for _, future in waiting:
                 future.cancel()
 
 
-def _first(item: T, future: Future[R]) -> "tuple[T, R | BadInput]":
+def _first(waiting: tuple[T, Future[Any]]) -> tuple[T, Any]:
+    item, future = waiting
     try:
         return item, future.result()
     except BadInput as error:

@@ -67,18 +67,18 @@ def score_run(
     if threshold is None and not isinstance(samples, Labelled) and len(samples.classes) == 2:
         others = open_run_data(folder, own or data, "val")
         with serve(model, folder.engine, left := Left(len(others))) as fast:
-            threshold = best_threshold(fast, others, on_images=left.done, **_batches(fast, model))
+            threshold = best_threshold(fast, others, on_images=left.done, batch=_batch(fast, model))
         if threshold is not None:
             store_threshold(folder, threshold, of=model)
     with serve(model, folder.engine, left := Left(len(samples))) as fast:
         if isinstance(samples, Labelled):
             return classify.evaluate(fast, samples, on_images=left.done)
-        return evaluate(fast, samples, threshold=threshold, on_images=left.done, **_batches(fast, model))
+        return evaluate(fast, samples, threshold=threshold, on_images=left.done, batch=_batch(fast, model))
 
 
-def _batches(fast: nn.Module, model: nn.Module) -> dict[str, int]:
-    """An engine is prepared for one size of batch. Images come one by one, as in prediction, and share its engine."""
-    return {} if fast is model else {"batch": 1}
+def _batch(fast: nn.Module, model: nn.Module) -> int:
+    """Images at a time. An engine is prepared for one size of batch: one image, as in prediction."""
+    return 8 if fast is model else 1
 
 
 def load_scored(folder: RunFolder, *, trust_code: bool = False) -> tuple[nn.Module, float | None]:
