@@ -46,8 +46,30 @@ Overwrite = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-# The engines of `optimize` for its help, which must not import PyTorch. A test compares this list with the real one.
-ENGINES = ("eager", "folded", "channels_last", "fused", "openvino", "onnxruntime", "compile")
+
+class Engine(StrEnum):
+    """The engines of `optimize`, and "auto". Help must not import PyTorch; a test compares them with the real ones."""
+
+    auto = "auto"
+    eager = "eager"
+    folded = "folded"
+    channels_last = "channels_last"
+    fused = "fused"
+    openvino = "openvino"
+    onnxruntime = "onnxruntime"
+    compile = "compile"
+
+
+ENGINES = tuple(engine.value for engine in Engine if engine is not Engine.auto)
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        "--engine",
+        help="What runs the network. auto: plain PyTorch at first, the fastest engine once that saves time. The choice "
+        "is kept in RUN/engine for each processor, number of threads and size. eager: plain PyTorch, the model's exact "
+        "arithmetic; other engines differ by rounding.",
+    ),
+]
 
 _WORD = re.compile(r"[A-Za-z_][\w.]*=")
 

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import Device, Json, Out, Overwrite, Threads, refuse, set_threads, write_out
+from leanconv.cli.common import (
+    Device,
+    Engine,
+    EngineOption,
+    Json,
+    Out,
+    Overwrite,
+    Threads,
+    refuse,
+    set_threads,
+    write_out,
+)
+from leanconv.files import check_run
 from leanconv.text import one_line
 
 
@@ -31,6 +43,7 @@ def command(
         bool, typer.Option("--per-image", help="With --json or --out FILE.json: include each image's scores.")
     ] = False,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the Python file that the run names.")] = False,
+    engine: EngineOption = Engine.auto,
     threads: Threads = None,
     device: Device = "cpu",
     out: Out = None,
@@ -42,9 +55,12 @@ def command(
     Below stand the defects as objects: how many are there, reported and matched, and the verdicts on the images.
 
     For a classifier, print top-1, top-5, the accuracy of each class and the most frequent mistakes. Option --json adds
-    the confusion matrix.
+    the confusion matrix. --engine eager scores the model's exact arithmetic; the scores of other engines agree with it
+    to the rounding of a few pixels.
     """
+    check_run(run)
     from leanconv.cli.common import torch_device
+    from leanconv.cli.engines import serving
     from leanconv.train.inference.score import score_run
 
     if not json and (out is None or out.suffix != ".json"):
@@ -61,6 +77,7 @@ def command(
         trust_code=trust_code,
         say=lambda remark: print(one_line(f"note   {remark}"), file=sys.stderr),
         progress=True,
+        serve=serving(engine),
     )
     numbers = {"run": run, "split": split, **scores.to_dict(per_image=per_image)}
     print(_json.dumps(numbers, indent=2) if json else scores)  # first: `out` may be unwritable

@@ -1,18 +1,26 @@
 """`leanconv predict RUN IMAGE...`: write masks, overlays and defects of images of any size, or print their class."""
 
+import json as _json
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from leanconv.cli.common import Device, Json, Threads, report, set_threads
+from leanconv.cli.common import Device, Engine, EngineOption, Json, Threads, refuse, report, set_threads
+from leanconv.errors import BadInput
+from leanconv.files import check_run
 from leanconv.text import one_line
 
 
 def command(
+    context: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of images.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="IMAGE...", help="Image files, or folders of images.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the results. It is created.")] = Path("predictions"),
     threshold: Annotated[
         str | None,
@@ -37,7 +45,10 @@ def command(
         int | None,
         typer.Option("--overlap", min=0, help="Pixels that neighbouring tiles share.", show_default="64"),
     ] = None,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Tiles at a time.", show_default="1")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", min=1, help="Tiles at a time, also of several images of one size.", show_default="1"),
+    ] = None,
     bits: Annotated[
         int | None,
         typer.Option(
@@ -49,6 +60,11 @@ def command(
         bool,
         typer.Option("--overwrite", help="Replace files even if they are no earlier prediction of the same images."),
     ] = False,
+    watch: Annotated[
+        Path | None,
+        typer.Option("--watch", metavar="DIR", help="Predict the images in DIR and all that arrive, until Ctrl-C."),
+    ] = None,
+    engine: EngineOption = Engine.auto,
     threads: Threads = None,
     device: Device = "cpu",
     json: Json = False,
@@ -59,16 +75,23 @@ def command(
     recipe.toml has its rule: max_defects, max_area, fail_classes. Without any, every defect fails an image.
     A classifier's run prints class and score of each image, and writes predictions.json. It takes no mask options.
     Only earlier predictions of the same image are replaced in --out. An unusable image is reported on one line. The
-    other images are still written, and the exit status is 1.
+    other images are still written, and the exit status is 1. --watch prints a line for each image when it is written
+    (with --json an object), and takes a file once its size has not changed for half a second.
     """
+    if not images and watch is None:
+        raise typer.BadParameter("Missing argument 'IMAGE...', or --watch DIR.")
+    if images and watch is not None:
+        refuse(context, "watches a folder, and the images on the command line are not in question", "watch")
+    check_run(run)
+    if watch is not None and not watch.is_dir():
+        raise BadInput(f"--watch {watch}: the folder does not exist")
     from leanconv.cli.common import torch_device
+    from leanconv.cli.engines import serving
     from leanconv.train.inference.predict import predict
+    from leanconv.train.inference.work import Asked
 
     set_threads(threads)
-    found = predict(
-        run,
-        images,
-        out,
+    asked = Asked(
         threshold=threshold,
         min_area=min_area,
         merge=merge,
@@ -79,13 +102,42 @@ def command(
         bits=bits,
         device=str(torch_device(device)),
         trust_code=trust_code,
-        progress=True,
         overwrite=overwrite,
     )
+    if watch is not None:
+        from leanconv.train.inference.watch import watch as watching
+
+        _printed(watching(run, watch, out, asked, serve=serving(engine)), out, json=json)
+        return
+    found = predict(run, images or [], out, **vars(asked), progress=True, serve=serving(engine))
     report(found, json=json)
     for note in found.notes:
         print(one_line(f"note   {note}"), file=sys.stderr)
     for _, reason in found.failed:
         print(f"error: {reason}", file=sys.stderr)
     if found.failed:
+        raise typer.Exit(1)
+
+
+def _printed(results: Iterable[Any], out: Path, *, json: bool) -> None:
+    """Print each result when it comes. Ctrl-C ends it; the exit status is 1 if an image failed."""
+    from leanconv.train.inference.predict_classes import Failed
+
+    done, failed, start = 0, 0, time.perf_counter()
+    try:
+        for result in results:
+            if isinstance(result, Failed):
+                failed += 1
+                print(f"error: {result}", file=sys.stderr, flush=True)
+            else:
+                done += 1
+            if json:
+                print(_json.dumps(result.to_dict()), flush=True)
+            elif not isinstance(result, Failed):
+                print(one_line(str(result)), flush=True)
+    except KeyboardInterrupt:
+        pass
+    seconds = time.perf_counter() - start
+    print(f"stopped after {seconds:.0f} s: {done} of {done + failed} images written to {out}", file=sys.stderr)
+    if failed:
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ class Candidate:
         any_shape: whether the form also runs inputs of other shapes.
         widens: whether to try the engine in float32 too if the model computes in half precision.
         lacks: returns what to install to make the engine faster on this machine, or "".
+        opens: opens the files of a stored form for inputs of a shape, or None if its forms cannot be stored. A form
+            that can has an attribute `store`, a function that writes these files into a folder.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Candidate:
     any_shape: bool = False
     widens: bool = False
     lacks: Callable[[], str] = str
+    opens: Callable[[Path, torch.Size], ModelForm] | None = None
 
 
 def missing(*libraries: str) -> str | None:

@@ -19,7 +19,7 @@ EXTRAS = {
     "cpu": ("the fused kernels of optimize on a CPU", {"halide": "halide"}),
     "train": (
         "train, eval, predict",
-        {"torchvision": "torchvision", "accelerate": "accelerate", "torchmetrics": "torchmetrics", "scipy": "scipy",
+        {"torchvision": "torchvision", "accelerate": "accelerate", "scipy": "scipy",
          "tensorboard": "tensorboard", "pyarrow": "pyarrow", "webdataset": "webdataset", "pillow": "PIL"},
     ),
     "export": (

@@ -58,6 +58,20 @@ def optimize(
     The check uses the given inputs and also bright, flat, large and small ones.
     Faster: all forms are timed in turns, then the best ones once more. Threads: `torch.get_num_threads()`.
     """
+    return raced(model, inputs, dtype, engines, budget_s, arithmetic)
+
+
+def raced(
+    model: nn.Module,
+    inputs: Inputs,
+    dtype: torch.dtype | None = None,
+    engines: Sequence[str] | None = None,
+    budget_s: float = 90,
+    arithmetic: str | None = None,
+    *,
+    bar: bool = True,
+) -> Optimized:
+    """`optimize`. `bar`: draw its progress bar; a caller may draw one of its own."""
     candidates = chosen(engines)
     target = None if arithmetic is None else Target(arithmetic=arithmetic)
     _check(model, dtype, budget_s)
@@ -66,7 +80,7 @@ def optimize(
     weights = Weights(model)
     bench = _bench(model, args, kwargs, target)
     variants = _variants(candidates, dtype, bench)
-    with Progress(1 + len(variants)) as progress:
+    with Progress(1 + len(variants), visible=bar) as progress:
         preparation = Preparation(bench, budget, variants, first=dtype)
         while preparation.prepare(progress):
             progress.show("measuring")

@@ -88,6 +88,11 @@ class Optimized(nn.Module):
     def engine(self) -> str:
         return self.choices.winner.label
 
+    @property
+    def form(self) -> ModelForm:
+        """The chosen form at the measured shapes, without checks of its arguments."""
+        return next(iter(self._forms.values()))  # type: ignore[no-any-return]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Fast path: run the form directly if the shape matches and no hook or functorch transform is active.
 

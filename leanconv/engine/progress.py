@@ -6,14 +6,14 @@ import sys
 class Progress:
     """A progress bar on stderr. It stays invisible if stderr is not a terminal."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, *, visible: bool = True) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
         console = Console(stderr=True)
         columns = TextColumn("optimize: {task.description}", markup=False), BarColumn(), TimeElapsedColumn()
-        self._bar = Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
+        self._bar = Bar(*columns, console=console, transient=True, disable=not (visible and sys.stderr.isatty()))
         self._task = self._bar.add_task("folding", total=total)
         self._done = 0
 

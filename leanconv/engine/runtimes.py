@@ -1,9 +1,11 @@
 """ONNX Runtime and OpenVINO as engines on the CPU, with fixed input sizes."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from leanconv.deploy.openvino import OpenVino
 from leanconv.deploy.program import input_order, save_onnx, to_openvino
@@ -11,6 +13,9 @@ from leanconv.deploy.runtimes import OnnxRuntime
 from leanconv.engine.candidate import Candidate, ModelForm, missing
 from leanconv.engine.workbench import Workbench
 from leanconv.files import draft
+
+# The files of a stored form.
+_ONNX, _OPENVINO = "model.onnx", "model.xml"
 
 
 def _seconds(bench: Workbench) -> float:
@@ -35,7 +40,18 @@ def _onnxruntime(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     with draft(Path(tempfile.gettempdir()), "leanconv-onnx-") as folder:
         path = folder / "model.onnx"
         save_onnx(program, path, inputs=inputs, outputs=outputs)
-        return bench.from_flat(OnnxRuntime(path, threads=bench.threads), alone=True)
+        form = bench.from_flat(OnnxRuntime(path, threads=bench.threads), alone=True)
+    if bench.plain and not bench.half:
+
+        def store(into: Path) -> None:
+            save_onnx(program, into / _ONNX, inputs=inputs, outputs=outputs)
+
+        form.store = store  # type: ignore[attr-defined]
+    return form
+
+
+def _open_onnxruntime(folder: Path, shape: torch.Size) -> ModelForm:
+    return _alone(OnnxRuntime(folder / _ONNX))
 
 
 def _openvino_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
@@ -51,15 +67,33 @@ def _openvino_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None
 def _openvino(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     precision = "bf16" if (dtype or bench.dtype) is torch.bfloat16 else "f32"
     program = bench.program
+    model = to_openvino(program)
     runtime = OpenVino(
-        to_openvino(program),
+        model,
         threads=bench.threads,
         precision=precision,
         order=input_order(program),
         shapes=[tensor.shape for tensor in bench.tensors],
     )
-    return bench.from_flat(runtime, alone=True)
+    form = bench.from_flat(runtime, alone=True)
+    if bench.plain and precision == "f32" and not bench.half:
+
+        def store(into: Path) -> None:
+            import openvino
+
+            openvino.save_model(model, str(into / _OPENVINO), compress_to_fp16=False)
+
+        form.store = store  # type: ignore[attr-defined]
+    return form
 
 
-ONNXRUNTIME = Candidate("onnxruntime", _onnxruntime_why_not, _seconds, _onnxruntime)
-OPENVINO = Candidate("openvino", _openvino_why_not, _seconds, _openvino, widens=True)
+def _open_openvino(folder: Path, shape: torch.Size) -> ModelForm:
+    return _alone(OpenVino(folder / _OPENVINO, shapes=[shape]))
+
+
+def _alone(runtime: Callable[..., list[Tensor]]) -> ModelForm:
+    return lambda x: runtime(x)[0]
+
+
+ONNXRUNTIME = Candidate("onnxruntime", _onnxruntime_why_not, _seconds, _onnxruntime, opens=_open_onnxruntime)
+OPENVINO = Candidate("openvino", _openvino_why_not, _seconds, _openvino, widens=True, opens=_open_openvino)

@@ -136,6 +136,11 @@ class Workbench:
         return [t.is_contiguous() for t in Frame.split(self.answer)[0]]
 
     @property
+    def plain(self) -> bool:
+        """Whether the model takes one tensor and returns one of its dtype. Then a form of it can be stored."""
+        return self.single and isinstance(self.answer, Tensor) and self.answer.dtype == self.tensors[0].dtype
+
+    @property
     def half(self) -> bool:
         """Whether the model computes in float16 or bfloat16."""
         return self.dtype in HALF or any(p.dtype in HALF for p in self.model.parameters())

@@ -4,9 +4,9 @@ from leanconv.files.atomic import replace_atomic, write_atomic, write_json
 from leanconv.files.drafts import draft, sweep
 from leanconv.files.locks import LOCK, Held, Lock, NoLocks, holder
 from leanconv.files.own import check_own, check_report, origin
-from leanconv.files.reading import check_file, read_bytes, read_json, read_toml
+from leanconv.files.reading import check_file, check_run, read_bytes, read_json, read_toml
 
 __all__ = [
-    "LOCK", "Held", "Lock", "NoLocks", "check_file", "check_own", "check_report", "draft", "holder", "origin",
-    "read_bytes", "read_json", "read_toml", "replace_atomic", "sweep", "write_atomic", "write_json",
+    "LOCK", "Held", "Lock", "NoLocks", "check_file", "check_own", "check_report", "check_run", "draft", "holder",
+    "origin", "read_bytes", "read_json", "read_toml", "replace_atomic", "sweep", "write_atomic", "write_json",
 ]  # fmt: skip

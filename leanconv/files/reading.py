@@ -28,6 +28,15 @@ def check_file(path: str | Path) -> None:
         raise BadInput(f"{path}: cannot be read: it is no file but {kind}")
 
 
+def check_run(path: str | Path) -> None:
+    """Raise BadInput if the path is no run folder. Needs no PyTorch, so that a mistyped path is answered at once."""
+    folder = Path(path)
+    if not os.path.isdir(folder):
+        raise BadInput(f"{path}: the run folder does not exist; `leanconv train` writes one")
+    if not ((folder / "model.json").is_file() or (folder / "recipe.toml").is_file()):
+        raise BadInput(f"{path}: is no run folder: it has neither model.json nor recipe.toml")
+
+
 def read_bytes(path: str | Path, *, most: int = sys.maxsize) -> bytes:
     """Return a file's content. Raises BadInput if it is unreadable or has more than `most` bytes."""
     try:

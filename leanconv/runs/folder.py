@@ -1,6 +1,5 @@
 """RunFolder: the files that training writes and every later command reads. No pickle anywhere."""
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from torch import nn
 
 from leanconv.convert import Plan, Swap, apply_
 from leanconv.errors import BadCheckpoint, BadInput, LeanconvError, MissingExtra, UntrustedCode
-from leanconv.files import read_json, write_json
+from leanconv.files import check_run, read_json, write_json
 from leanconv.registry import parse
 from leanconv.runs.kinds import Reference, build, read
 from leanconv.runs.lock import in_use
@@ -37,6 +36,7 @@ class RunFolder:
         events: events/, for TensorBoard.
         report: report.html.
         export: export/, the exported files.
+        engine: engine/, what prediction found to be fastest on each device.
         last: last/, the checkpoint from which a killed run resumes.
     """
 
@@ -50,6 +50,7 @@ class RunFolder:
         self.events = self.path / "events"
         self.report = self.path / "report.html"
         self.export = self.path / "export"
+        self.engine = self.path / "engine"
         self.last = self.path / "last"
 
     @property
@@ -65,12 +66,8 @@ class RunFolder:
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """Open an existing run folder. Raises BadInput if the path is none."""
-        run = cls(path)
-        if not os.path.isdir(run.path):
-            raise BadInput(f"{path}: the run folder does not exist; `leanconv train` writes one")
-        if not (run.model_json.is_file() or run.recipe.is_file()):
-            raise BadInput(f"{path}: is no run folder: it has neither model.json nor recipe.toml")
-        return run
+        check_run(path)
+        return cls(path)
 
     def write_model(
         self,

@@ -11,7 +11,7 @@ from leanconv.models.unet import unet
 from leanconv.runs import RunFolder
 
 pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
-pytest.importorskip("torchmetrics", reason="needs the train extra: torchmetrics")
+pytest.importorskip("PIL", reason="needs the train extra: pillow")
 
 RECIPE = """
 model = "leanconv:unet?base=4&levels=1"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from leanconv.errors import BadInput
 from leanconv.files import write_json
 from leanconv.models import build
 from leanconv.runs import RunFolder
@@ -61,3 +62,62 @@ def test_usage(run, leanconv, words, code, says):
     assert found == code
     assert says in err
     assert "Traceback" not in err
+
+
+def test_another_engine_finds_the_same_defects(run, tmp_path, leanconv):
+    images = [tmp_path / f"w{i}.png" for i in range(3)]
+    for engine in ("eager", "folded"):
+        words = ["--out", tmp_path / engine, "--engine", engine, "--json"]
+        code, out, err = leanconv("predict", run.path, *images, *words)
+        assert code == 0, err
+        assert json.loads(out)["seconds"] > 0
+    assert err.startswith("engine folded: as asked, for 1x3x")
+    for i in range(3):
+        eager, folded = (np.asarray(Image.open(tmp_path / each / f"w{i}_mask.png")) for each in ("eager", "folded"))
+        assert (eager != folded).mean() < 1e-3
+
+
+def test_eval_scores_the_engines_masks(run, tiny_data, leanconv):
+    scores = []
+    for engine in ("eager", "folded"):
+        code, out, err = leanconv("eval", run.path, "--data", tiny_data, "--engine", engine, "--json")
+        assert code == 0, err
+        scores.append(json.loads(out))
+    for key in ("iou", "dice", "mean_iou", "image_iou", "image_dice"):
+        assert scores[0][key] == pytest.approx(scores[1][key], abs=1e-3)
+
+
+def test_watch_prints_each_image_and_ctrl_c_ends_it(run, tmp_path, leanconv, monkeypatch):
+    from leanconv.train.inference import watch
+
+    folder = tmp_path / "camera"
+    folder.mkdir()
+    (tmp_path / "w0.png").rename(folder / "w0.png")
+
+    def stop(seconds):
+        if (tmp_path / "o" / "w0_mask.png").is_file():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", stop)
+    code, out, err = leanconv("predict", run.path, "--watch", folder, "--out", tmp_path / "o")
+    assert code == 0, err
+    assert out.startswith(f"{folder / 'w0.png'}  40x40  ")
+    assert out.count("\n") == 1
+    assert "1 of 1 images written" in err
+    monkeypatch.setattr(watch.time, "sleep", lambda seconds: folder.exists() and (folder / "w0.png").unlink())
+    monkeypatch.setattr(watch.Arrivals, "_images", lambda self: (_ for _ in ()).throw(BadInput("gone")))
+    code, _, err = leanconv("predict", run.path, "--watch", folder, "--out", tmp_path / "o")
+    assert code == 1
+    assert err == "error: gone\n"
+    code, _, err = leanconv("predict", run.path, tmp_path / "w1.png", "--watch", folder)
+    assert code == 1
+    assert "--watch" in err
+
+
+def test_an_engine_that_is_not_installed_is_one_line(run, tmp_path, leanconv, monkeypatch):
+    monkeypatch.setattr("leanconv.engine.candidate.installed", lambda name: False)
+    code, _, err = leanconv("predict", run.path, tmp_path / "w0.png", "--out", tmp_path / "o", "--engine", "openvino")
+    assert code == 1
+    assert err.startswith("error: --engine openvino: openvino not installed: pip install 'leanconv[export]'")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "o").exists()

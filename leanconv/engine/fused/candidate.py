@@ -1,6 +1,7 @@
 """The candidate "fused": the folded model as a graph of blocks, each in its fastest implementation here."""
 
 from collections import Counter
+from functools import partial
 
 import torch
 
@@ -17,6 +18,7 @@ from leanconv.engine.fused.lowering.implementations import plain_implementation
 from leanconv.engine.fused.lowering.report import TuningReport
 from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.fused.passes.precision import lower_precision
+from leanconv.engine.fused.stored import open_program, save_program
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import Target, backend
 
@@ -46,6 +48,9 @@ def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     form = bench.from_flat(program, widen=not half, alone=program.alone)
     blocks.note = _lacks()
     form.blocks = blocks  # type: ignore[attr-defined]
+    if bench.plain:
+        failed = {node: "aten" for node in blocks.names if repr(node) in program.left_out}
+        form.store = partial(save_program, graph, blocks.names | failed, bench.dense[0])  # type: ignore[attr-defined]
     return form
 
 
@@ -101,4 +106,4 @@ def _blocks(graph: Graph) -> Counter[str]:
     return Counter(repr(op) for op in kept if not isinstance(op, Call | Pad))
 
 
-FUSED = Candidate("fused", _why_not, _seconds, _prepare, any_shape=True, widens=True, lacks=_lacks)
+FUSED = Candidate("fused", _why_not, _seconds, _prepare, any_shape=True, widens=True, lacks=_lacks, opens=open_program)

@@ -1,34 +1,30 @@
 """Prediction: the mask, the overlay and the list of defects of each image; of a classifier, its class."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
 from leanconv.extras import needs
 from leanconv.runs import RunFolder
 from leanconv.table import table
-from leanconv.text import one_line
 from leanconv.train.data.image_files import Found, images_in, left_out, no_images
-from leanconv.train.data.image_reader import ImageReader, listing
-from leanconv.train.data.reduce import enlarge_logits, reduce_image
-from leanconv.train.data.references import side_of
+from leanconv.train.data.image_reader import listing
 from leanconv.train.data.splits import same_name
 from leanconv.train.inference.defects import Prediction, judge
-from leanconv.train.inference.predict_classes import Guesses, predict_classes
-from leanconv.train.inference.score import load_decided
+from leanconv.train.inference.predict_classes import Failed, Guess, Guesses, list_of, pace
+from leanconv.train.inference.serving import Left, Serve, plainly
 from leanconv.train.inference.tables import check_tables, update_tables
-from leanconv.train.inference.tiles import TooLarge, check_logits, enough_memory, predict_logits
+from leanconv.train.inference.work import Asked, is_classifier, opened
 from leanconv.train.inference.written import Places, check_free, write
 from leanconv.train.progress import tracked
-from leanconv.train.recipe import Recipe
 from leanconv.train.tasks.decision import Decision
 
 if TYPE_CHECKING:
@@ -66,12 +62,16 @@ def overlay(image: Tensor, mask: Tensor) -> "Image":
 
 @dataclass(frozen=True)
 class Predictions:
-    """The results of `predict` in `out`, the unusable images with the reasons, and remarks on the others."""
+    """The results of `predict` in `out`, the unusable images with the reasons, and remarks on the others.
+
+    `seconds`: from the first image that is read to the last one that is written.
+    """
 
     out: str
     done: tuple[Prediction, ...]
     failed: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
+    seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
@@ -80,6 +80,7 @@ class Predictions:
             "images": [prediction.to_dict() for prediction in self.done],
             "failed": [{"image": image, "error": reason} for image, reason in self.failed],
             "notes": list(self.notes),
+            "seconds": self.seconds,
         }
 
     def __str__(self) -> str:
@@ -93,6 +94,7 @@ class Predictions:
             f"{len(self.done)} of {len(self.done) + len(self.failed)} images written to {self.out}: {passed} pass, "
             f"{len(self.done) - passed} fail"
         )
+        note += pace(len(self.done), self.seconds)
         head = ["image", "size", "verdict", "defects", "area px", "area %", "largest: x0 y0 x1 y1  score  class"]
         return table(head, rows, note=note)
 
@@ -114,6 +116,7 @@ def predict(
     trust_code: bool = False,
     progress: bool = False,
     overwrite: bool = False,
+    serve: Serve = plainly,
 ) -> Predictions | Guesses:
     """Write `<stem>_mask.png`, `<stem>_overlay.png` and `<stem>.json` to `out` for every image.
 
@@ -133,82 +136,48 @@ def predict(
         min_area, merge: pixels of the smallest defect, and those between its fragments, see `Rule`. Default: the run's.
         side: the network sees the image reduced to at most this many pixels on its longer side, 0: as it is; default:
             what the run was trained on. Masks have the image's own size in any case.
-        tile, overlap, batch: as in `predict_logits`. These and the former are for masks alone: a classifier
-            sees each image as the square of its recipe's size, and they are refused.
+        tile, overlap, batch: as in `predict_logits`; tiles of several images of one size share a batch. All options of
+            masks are refused for a classifier, which sees each image as the square of its recipe's size.
         bits: that a channel of 16-bit images uses; default: as in the training, else what these images use.
         progress: draw a bar on a terminal.
         overwrite: replace files of those names even if they are no earlier prediction of the same images.
+        serve: gives the form of the network that runs, which must agree with it; default: the network itself.
     Raises: BadInput for an error outside the images: none given, two of one stem, an unwritable folder, files that
         would be lost. The images' own folder is refused too: masks and annotations beside them must not be overwritten.
     """
-    if bits is not None and not 8 <= bits <= 16:
-        raise BadInput(f"bits={bits}: from 8 to 16")
+    asked = Asked(threshold, min_area, merge, side, tile, overlap, batch, bits, device, trust_code, overwrite)
     folder = None if isinstance(model, nn.Module) else RunFolder.open(model)
-    stored = folder.read_model() if folder else None
-    classifier = stored is not None and stored.task == "classify"
+    classifier = is_classifier(folder)
     paths, note = _images(images, apart=not classifier)
-    reader = ImageReader(bits or (stored.bits if stored else None), partial(_named, paths))
-    steps = tracked(paths, "predict", progress=progress, count=len(paths))
-    if folder is not None and classifier:
-        masks = {"threshold": threshold, "min_area": min_area, "merge": merge, "side": side}
-        _no_masks(str(model), **masks, tile=tile, overlap=overlap, batch=batch)
-        return predict_classes(
-            folder, steps, Path(out), reader, note=note, device=device, trust_code=trust_code, overwrite=overwrite
-        )
-    _not_among(paths, Path(out))
-    check_free((Places.of(path, Path(out)) for path in paths), overwrite)
-    check_tables(Path(out), overwrite)
-    decision = Decision()
-    if folder is not None:
-        model, decision = load_decided(folder, trust_code=trust_code)
-        if side is None and folder.recipe.is_file():
-            side = side_of(Recipe.read(folder.recipe).data)
-    assert isinstance(model, nn.Module)
-    decision = decision.asked(threshold, min_area, merge)
-    given = {"tile": tile, "overlap": overlap, "batch": batch}
-    tiles = {name: value for name, value in given.items() if value is not None}
-    look = partial(_logits, model.to(torch.device(device)), side=side, tiles=tiles)
-    return _predicted(steps, Path(out), reader, look, decision, overwrite, note)
-
-
-def _predicted(
-    paths: Iterable[Path],
-    out: Path,
-    reader: ImageReader,
-    look: Callable[[Tensor], Tensor],
-    decision: Decision,
-    overwrite: bool,
-    note: str,
-) -> Predictions:
-    """Predict and write all usable images; `look`: image -> logits."""
-    done, failed = [], []
+    if not classifier:
+        _not_among(paths, Path(out))
+        check_free((Places.of(path, Path(out)) for path in paths), overwrite)
+        check_tables(Path(out), overwrite)
+    left, reader = Left(len(paths)), asked.reader(folder, partial(_named, paths))
+    results: list[Any] = []
+    start = time.perf_counter()
     try:
-        for path in paths:
-            places = Places.of(path, out)
-            try:
-                image = reader.read(path, str(path))
-            except BadInput as error:
-                failed.append((str(path), str(error)))
-                continue
-            try:
-                with enough_memory():
-                    done.append(_written(places, image, look(image), decision, overwrite))
-            except TooLarge as error:
-                failed.append((str(path), one_line(f"{path}: {error}")))
+        with opened(model, Path(out), asked, reader, written, serve=serve, left=left) as work:
+            start = time.perf_counter()
+            for result in tracked(work(paths), "predict", progress=progress, count=len(paths)):
+                results.append(result)  # one by one: an interrupted list would be lost
     finally:  # also of what Ctrl-C leaves
+        done = tuple(each for each in results if isinstance(each, Prediction))
         if done:
-            update_tables(out, done, overwrite)
-    return Predictions(str(out), tuple(done), tuple(failed), tuple(filter(None, [note, *reader.notes()])))
+            update_tables(Path(out), done, overwrite)
+    seconds = time.perf_counter() - start
+    failed = tuple((each.image, each.reason) for each in results if isinstance(each, Failed))
+    notes = tuple(filter(None, [note, *reader.notes()]))
+    if classifier:
+        guesses = tuple(each for each in results if isinstance(each, Guess))
+        found = Guesses(str(list_of(Path(out))), guesses, failed, notes, seconds)
+        found.write()
+        return found
+    return Predictions(str(out), done, failed, notes, seconds)
 
 
-def _logits(model: nn.Module, image: Tensor, *, side: int | None, tiles: dict[str, int]) -> Tensor:
-    """Logits `O H W` at the image's own size."""
-    logits = predict_logits(model, reduce_image(image, side) if side else image, **tiles)
-    check_logits(len(logits), image.shape[-2], image.shape[-1])
-    return enlarge_logits(logits, *image.shape[-2:])
-
-
-def _written(places: Places, image: Tensor, logits: Tensor, decision: Decision, overwrite: bool) -> Prediction:
+def written(places: Places, image: Tensor, logits: Tensor, decision: Decision, overwrite: bool) -> Prediction:
+    """The result of one image from its logits `O H W`. All that is written for an image alone is written here."""
     mask, shown, found = judge(str(places.image), logits, decision)
     write(places, _mask_image(mask, binary=len(logits) <= 2), overlay(image, shown), found.to_dict(), overwrite)
     return found
@@ -254,13 +223,6 @@ def _images(given: Iterable[str | Path], *, apart: bool) -> tuple[list[Path], st
 
 def _named(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     yield from ((path, str(path)) for path in paths)
-
-
-def _no_masks(run: str, **settings: float | str | None) -> None:
-    """Raise BadInput for options that a classifier cannot use."""
-    for name, value in settings.items():
-        if value is not None:
-            raise BadInput(f"{name}={value} is for masks; {run} names the class of whole images, leave it out")
 
 
 def _not_among(paths: Sequence[Path], out: Path) -> None:

@@ -1,9 +1,10 @@
 """Prediction of classes: for each image the most probable ones, printed and written to one JSON file."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from leanconv.table import table
 from leanconv.train.data.augment import to_float
 from leanconv.train.data.image_reader import ImageReader
 from leanconv.train.data.labelled import judge_shape, prepared
+from leanconv.train.inference.ahead import read_ahead
+from leanconv.train.inference.serving import Left, Serve
 from leanconv.train.inference.written import check_list
 from leanconv.train.tasks.classify import BATCH_PIXELS
 from leanconv.train.tasks.task import run_size
@@ -29,6 +32,9 @@ class Guess:
 
     image: str
     top: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        return f"{self.image}  {self.top[0][0]}  {self.top[0][1]:.4f}"
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
@@ -45,6 +51,11 @@ class Guesses:
     done: tuple[Guess, ...]
     failed: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def write(self) -> None:
+        """Write the list to its file."""
+        write_json(self.out, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON: also what the file holds."""
@@ -53,6 +64,7 @@ class Guesses:
             "images": [guess.to_dict() for guess in self.done],
             "failed": [{"image": image, "error": reason} for image, reason in self.failed],
             "notes": list(self.notes),
+            "seconds": self.seconds,
         }
 
     def __str__(self) -> str:
@@ -61,48 +73,79 @@ class Guesses:
             next_best = ", ".join(f"{name} {score:.3f}" for name, score in guess.top[1:3])
             rows.append([guess.image, guess.top[0][0], f"{guess.top[0][1]:.4f}", next_best])
         note = f"{len(self.done)} of {len(self.done) + len(self.failed)} images, written to {self.out}"
+        note += pace(len(self.done), self.seconds)
         return table(["image", "class", "score", "next"], rows, note=note)
 
 
-def predict_classes(
-    folder: RunFolder,
-    paths: Iterable[Path],
-    out: Path,
-    reader: ImageReader,
-    *,
-    device: str,
-    trust_code: bool,
-    overwrite: bool = False,
-    note: str = "",
-) -> Guesses:
-    """Write `predictions.json` to the folder `out`: class and score of each image that can be read.
+@dataclass(frozen=True)
+class Failed:
+    """An image without a result, and why."""
 
-    Raises: BadInput for a run without its image size, or a file of that name that is no list of predictions;
-        BadCheckpoint for a run whose classes do not fit.
+    image: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {"image": self.image, "error": self.reason}
+
+
+class Options(Protocol):
+    """What a classifier takes of the options of `predict`."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def trust_code(self) -> bool: ...
+    @property
+    def overwrite(self) -> bool: ...
+
+
+def list_of(out: Path) -> Path:
+    """The file of a classifier's predictions in a folder."""
+    return out / "predictions.json"
+
+
+@contextmanager
+def opened_classifier(
+    folder: RunFolder, out: Path, reader: ImageReader, serve: Serve, left: Left, asked: Options
+) -> Iterator[Callable[[Iterable[Path]], Iterator[Guess | Failed]]]:
+    """A function from paths to the class of each image that can be read.
+
+    Raises: BadInput for a run without its image size, or a list in `out` that is no list of predictions; BadCheckpoint
+        for a run whose classes do not fit.
     """
-    check_list(out / "predictions.json", overwrite)
+    check_list(list_of(out), asked.overwrite)
     classes, size = folder.read_model().classes, run_size(folder)
-    model = folder.load_model(trust_code=trust_code).to(torch.device(device))
-    done: list[Guess] = []
-    failed: list[tuple[str, str]] = []
-    waiting: list[tuple[Path, Tensor]] = []
+    model = folder.load_model(trust_code=asked.trust_code).to(torch.device(asked.device))
     batch = max(1, min(_BATCH, BATCH_PIXELS // size**2))
-    for path in paths:
-        try:
-            image = reader.read(path, str(path))
-            judge_shape(image.shape[1], image.shape[2], size, str(path))
-            waiting.append((path, prepared(image, size)))
-        except BadInput as error:
-            failed.append((str(path), str(error)))
-        if len(waiting) == batch:
-            done += _guesses(model, classes, waiting)
-            waiting = []
-    done += _guesses(model, classes, waiting)
-    found = Guesses(
-        str(out / "predictions.json"), tuple(done), tuple(failed), tuple(filter(None, [note, *reader.notes()]))
-    )
-    write_json(found.out, found.to_dict())
-    return found
+
+    def read(path: Path) -> Tensor:
+        image = reader.read(path, str(path))
+        judge_shape(image.shape[1], image.shape[2], size, str(path))
+        return prepared(image, size)
+
+    def guesses(paths: Iterable[Path]) -> Iterator[Guess | Failed]:
+        waiting: list[tuple[Path, Tensor]] = []
+        for path, image in left.counted(read_ahead(paths, read)):
+            if isinstance(image, BadInput):
+                yield Failed(str(path), str(image))
+                continue
+            waiting.append((path, image))
+            if len(waiting) == batch:
+                yield from _guesses(fast, classes, waiting)
+                waiting = []
+        yield from _guesses(fast, classes, waiting)
+
+    with serve(model, folder.engine, left) as fast:
+        yield guesses
+
+
+def pace(images: int, seconds: float) -> str:
+    """For the end of a line: how many images a second."""
+    return f"; {images / seconds:.3g} images/s" if images and seconds > 0 else ""
 
 
 @torch.no_grad()

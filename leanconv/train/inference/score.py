@@ -19,6 +19,7 @@ from leanconv.table import table
 from leanconv.text import one_line
 from leanconv.train.data.image_reader import listing
 from leanconv.train.data.labelled import Labelled
+from leanconv.train.inference.serving import Left, Serve, plainly
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks import classify
 from leanconv.train.tasks.decision import Decision, Rule, Threshold
@@ -42,6 +43,7 @@ def score_run(
     trust_code: bool = False,
     say: Callable[[str], object] = str,
     progress: bool = False,
+    serve: Serve = plainly,
 ) -> "Scores | classify.Accuracy":
     """The scores of a run's best weights on a split; checks every file of it first.
 
@@ -52,6 +54,7 @@ def score_run(
         min_area, merge: of the defects, in pixels; default: the run's own.
         say: gets a line each on the origin of the split and on how its files were read.
         progress: draw a bar on a terminal.
+        serve: gives the form of the network that is scored, which must agree with it; default: the network itself.
     Raises: BadInput for a path that is no run or a file that cannot be used; BadFiles for several of them;
         BadCheckpoint for a damaged run; UntrustedCode for somebody's Python.
     """
@@ -70,14 +73,33 @@ def score_run(
     samples.check(progress=progress)
     for remark in filter(None, [samples.note, *samples.remarks()]):
         say(remark)
-    if isinstance(samples, Labelled):
-        return classify.evaluate(model, samples)
-    if threshold is None and not {"threshold", "thresholds"} & read_metrics(folder).keys():
+    if not isinstance(samples, Labelled) and threshold is None and not _has_chosen(folder):
+        others = open_run_data(folder, own or data, "val")
         task = Segmentation(decision.classes, rule=_rule(folder, decision.classes))
-        chosen = task.choose(model, open_run_data(folder, own or data, "val"))
+        with serve(model, folder.engine, left := Left(2 * len(others))) as fast:
+            chosen = task.choose(fast, others, on_images=left.done, batch=_batch(fast, model))
         store_chosen(folder, chosen.stored, of=model)
         decision = chosen.decision.asked(None, min_area, merge)
-    return evaluate(model, samples, threshold=decision.threshold, rule=decision.rule)
+    with serve(model, folder.engine, left := Left(len(samples))) as fast:
+        if isinstance(samples, Labelled):
+            return classify.evaluate(fast, samples, on_images=left.done)
+        return evaluate(
+            fast,
+            samples,
+            threshold=decision.threshold,
+            rule=decision.rule,
+            on_images=left.done,
+            batch=_batch(fast, model),
+        )
+
+
+def _has_chosen(folder: RunFolder) -> bool:
+    return bool({"threshold", "thresholds"} & read_metrics(folder).keys())
+
+
+def _batch(fast: nn.Module, model: nn.Module) -> int:
+    """Images at a time. An engine is prepared for one size of batch: one image, as in prediction."""
+    return 8 if fast is model else 1
 
 
 def load_scored(folder: RunFolder, *, trust_code: bool = False) -> tuple[nn.Module, Threshold]:

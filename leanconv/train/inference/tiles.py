@@ -1,6 +1,6 @@
 """Logits for an image of any size in bounded memory: overlapping tiles with blended seams."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,7 +42,6 @@ def check_logits(outputs: int, height: int, width: int) -> None:
         raise TooLarge(f"{outputs} outputs for {width}x{height} pixels are {size:.0f} GiB of logits; cut it into parts")
 
 
-@torch.no_grad()
 def predict_logits(
     model: nn.Module, image: Tensor, *, tile: int = TILE, overlap: int = OVERLAP, batch: int = 1
 ) -> Tensor:
@@ -60,19 +59,30 @@ def predict_logits(
             image that fits one tile is run whole. Borders are mirrored up to that multiple.
     Raises: BadInput for impossible sizes, or a model that does not return `N O H W` for `N C H W`.
     """
-    if image.dim() != 3 or 0 in image.shape:
-        raise BadInput(f"predict takes one image C H W with at least one pixel, got {tuple(image.shape)}")
+    return predict_alike(model, [image], tile=tile, overlap=overlap, batch=batch)[0]
+
+
+@torch.no_grad()
+def predict_alike(
+    model: nn.Module, images: Sequence[Tensor], *, tile: int = TILE, overlap: int = OVERLAP, batch: int = 1
+) -> list[Tensor]:
+    """`predict_logits` of several images of one size: `batch` tiles at a time, of all images together."""
+    shape = images[0].shape
+    if len(shape) != 3 or 0 in shape:
+        raise BadInput(f"predict takes one image C H W with at least one pixel, got {tuple(shape)}")
     unit = int(getattr(model, "size_multiple", 32))
-    rows, columns = (_Axis.of(size, tile, overlap, unit) for size in image.shape[1:])
-    places = [(i, j) for i in range(len(rows.starts)) for j in range(len(columns.starts))]
+    rows, columns = (_Axis.of(size, tile, overlap, unit) for size in shape[1:])
+    places = [
+        (k, i, j) for k in range(len(images)) for i in range(len(rows.starts)) for j in range(len(columns.starts))
+    ]
     if batch < 1:
         raise BadInput(f"batch={batch}: at least 1")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    total: Tensor | None = None
+    total: list[Tensor] = []
     with evaluating(model):
         for at in range(0, len(places), batch):
             group = places[at : at + batch]
-            parts = torch.stack([image[:, rows.pixels[i]][:, :, columns.pixels[j]] for i, j in group])
+            parts = torch.stack([images[k][:, rows.pixels[i]][:, :, columns.pixels[j]] for k, i, j in group])
             parts = parts.to(device)
             logits = model(to_float(parts) if parts.dtype == torch.uint8 else parts)
             if not isinstance(logits, Tensor) or logits.dim() != 4 or logits.shape[-2:] != parts.shape[-2:]:
@@ -80,14 +90,13 @@ def predict_logits(
                 raise BadInput(
                     f"the model gives {shown} for {tuple(parts.shape)}; predict needs logits of the same H W"
                 )
-            if total is None:
-                check_logits(logits.shape[1], *image.shape[1:])
-                total = torch.zeros(logits.shape[1], *image.shape[1:])
-            for (i, j), part in zip(group, logits.float().cpu(), strict=True):
+            if not total:
+                check_logits(logits.shape[1], *shape[1:])
+                total = [torch.zeros(logits.shape[1], *shape[1:]) for _ in images]
+            for (k, i, j), part in zip(group, logits.float().cpu(), strict=True):
                 y, x, wy, wx = rows.starts[i], columns.starts[j], rows.weights[i], columns.weights[j]
                 part = part[:, : len(wy), : len(wx)]  # cut off the mirrored pixels
-                total[:, y : y + len(wy), x : x + len(wx)] += part * wy[:, None] * wx
-    assert total is not None  # there is at least one tile
+                total[k][:, y : y + len(wy), x : x + len(wx)] += part * wy[:, None] * wx
     return total
 
 

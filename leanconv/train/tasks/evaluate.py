@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
-from leanconv.extras import needs
 from leanconv.table import table
 from leanconv.train.data.masks import IGNORE
 from leanconv.train.tasks import objects
@@ -261,11 +260,9 @@ def evaluate(
 
 
 def _confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    with needs("torchmetrics", "train"):
-        from torchmetrics.functional.classification import multiclass_confusion_matrix
-    judged = truth != IGNORE
-    predicted, truth = predicted[judged], truth[judged].long()
-    return multiclass_confusion_matrix(predicted, truth, num_classes=classes, validate_args=False).cpu()
+    judged = truth != IGNORE  # rows = truth, columns = prediction
+    pairs = truth[judged].long() * classes + predicted[judged]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
 
 
 def _areas(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -205,7 +205,7 @@ def _nobody_waits():
 
 @pytest.mark.usefixtures("_nobody_waits")
 def test_images_that_are_no_files_cost_themselves_alone(tmp_path):
-    root = put(tmp_path / "in", "a.png", "gone.png")
+    root = put(tmp_path / "in", *(f"{name}.png" for name in "abcd"), "gone.png")  # not among those that are read ahead
     os.mkfifo(root / "pipe.png")
     (root / "device.png").symlink_to("/dev/zero")
     (root / "nowhere.png").symlink_to(root / "none")
@@ -219,7 +219,7 @@ def test_images_that_are_no_files_cost_themselves_alone(tmp_path):
             return super().forward(x)
 
     found = predict(Last(), [root], tmp_path / "out")
-    assert [path.image for path in found.done] == [str(root / "a.png")]
+    assert [path.image for path in found.done] == [str(root / f"{name}.png") for name in "abcd"]
     failed = {os.path.basename(image): reason for image, reason in found.failed}
     assert failed.keys() == {"pipe.png", "device.png", "nowhere.png", "itself.png", "empty.png", "gone.png"}
     assert "it is no file but a pipe" in failed["pipe.png"]

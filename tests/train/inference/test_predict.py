@@ -289,7 +289,7 @@ def test_masks_of_reduced_images_have_the_images_own_size(tmp_path):
 
 
 def test_a_run_predicts_at_the_size_it_was_trained_at(tiny_data, tmp_path, monkeypatch):
-    from leanconv.train.inference import predict as module
+    from leanconv.train.inference import work as module
     from leanconv.train.loop import fit
     from leanconv.train.recipe import Recipe
 
@@ -304,11 +304,11 @@ def test_a_run_predicts_at_the_size_it_was_trained_at(tiny_data, tmp_path, monke
         threads=1,
     )
     folder, seen = fit(recipe, progress=False), []
-    real = module.predict_logits
+    real = module.predict_alike
     monkeypatch.setattr(
         module,
-        "predict_logits",
-        lambda model, image, **rest: (seen.append(image.shape[1:]), real(model, image, **rest))[1],
+        "predict_alike",
+        lambda model, images, **rest: (seen.append(images[0].shape[1:]), real(model, images, **rest))[1],
     )
     picture = next((tiny_data / "test" / "images").iterdir())
     predict(folder.path, [picture], tmp_path / "a")

@@ -64,6 +64,7 @@ def autotune(
         _compile(graph, forms, target)
     deadline = time.perf_counter() + seconds
     runs: dict[Node, Run] = {}
+    names: dict[Node, str] = {}
     seen: dict[Hashable, list[Any]] = {}
     unrun: dict[Node, str] = {}
     for node in list(graph.nodes):
@@ -85,8 +86,10 @@ def autotune(
             seen.setdefault(key, [label, node.shape, measured, name, 0])[4] += 1
         if isinstance(run, SplitRun):
             runs[graph.put(run.head, at=node)] = run.first
+            names[run.head] = "kernel"
             node.inputs, node.op, run = run.tail.inputs, run.tail.op, run.second
         runs[node] = run
+        names[node] = "kernel" if isinstance(run, KernelRun) else "onednn" if name == "kernel+onednn" else name
     if unrun:
         raise NothingRuns(unrun)
     rows = [
@@ -100,7 +103,7 @@ def autotune(
         )
         for label, shape, measured, name, count in seen.values()
     ]
-    return runs, TuningReport(rows, clock, left_out=graph.left_out | calls(graph))
+    return runs, TuningReport(rows, clock, left_out=graph.left_out | calls(graph), names=names)
 
 
 def _compile(graph: Graph, forms: Mapping[type[Op], Sequence[Implementation]], target: Target | None) -> None:

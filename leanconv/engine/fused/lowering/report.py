@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from leanconv.engine.fused.ir.graph import Graph
+from leanconv.engine.fused.ir.graph import Graph, Node
 from leanconv.engine.fused.ir.kinds.call import Call
 from leanconv.measure.timing.latency import CLOCK_WORDS
 from leanconv.table import table
@@ -47,12 +47,14 @@ class TuningReport:
         clock: the clock of the times (`measure.timing.latency.CLOCKS`).
         note: why no kernel was among the implementations, and how to get kernels; or "".
         left_out: parts that were not fused, and operators without a kernel -> why.
+        names: the implementation that each node runs.
     """
 
     rows: list[TuningRecord] = field(default_factory=list)
     clock: str = "wall"
     note: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
+    names: dict[Node, str] = field(default_factory=dict)
 
     def to_dict(self) -> list[dict[str, Any]]:
         left = [TuningRecord(part, (), 1, {}, {"fused": why}, "aten") for part, why in self.left_out.items()]

@@ -1,0 +1,166 @@
+"""What a run folder keeps of its engines: for each device and shape, the fastest one, and the files that open it."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from leanconv.engine.candidates import CANDIDATES, EAGER
+from leanconv.errors import BadInput
+from leanconv.files import read_json, write_json
+from leanconv.measure import describe
+from leanconv.version import __version__
+
+FORMAT = 1
+# Shapes and devices that a run folder keeps. The oldest goes first.
+MOST_KEPT = 24
+_LIBRARIES = ("openvino", "onnxruntime", "halide")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The content of a choice.json.
+
+    Attributes:
+        spent_s: seconds that plain PyTorch took so far.
+        engine: the fastest engine, or "" before a race.
+        eager_ms, engine_ms: medians of a call.
+        folder: the folder of the engine's files beside choice.json, or "".
+        files: name -> SHA-256 of each.
+    """
+
+    spent_s: float = 0.0
+    engine: str = ""
+    eager_ms: float = 0.0
+    engine_ms: float = 0.0
+    folder: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+class Kept:
+    """The choice for one model, device and shape. `root`: the run's folder for them, or None to keep nothing."""
+
+    def __init__(
+        self, root: Path | None, weights: str, shape: torch.Size, dtype: torch.dtype, engine: str = "auto"
+    ) -> None:
+        """`weights`: `digest` of the model; `engine`: what was asked for, whose choices are apart."""
+        facts = {
+            **describe("cpu"), "model": weights, "shape": list(shape), "dtype": str(dtype), "leanconv": __version__,
+            "engine": engine,
+            "arithmetic": os.environ.get("LEANCONV_ARITHMETIC", ""), **{name: _version(name) for name in _LIBRARIES},
+        }  # fmt: skip
+        self.facts = facts
+        self.shape = shape
+        name = "x".join(map(str, shape)) + "-" + hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+        self.folder = None if root is None else root / name
+        self.why_not = "" if root is not None else "there is no run folder"
+
+    @property
+    def place(self) -> str:
+        """The run's folder of engines."""
+        return str(self.folder.parent) if self.folder else ""
+
+    @property
+    def remark(self) -> str:
+        """Where the choice is kept, or why it is not, for the end of a line."""
+        return f"; not kept: {self.why_not}" if self.why_not else f"; kept in {self.place}"
+
+    def read(self) -> Choice:
+        """The stored choice; an empty one if there is none, or it is damaged or another's."""
+        if self.folder is None:
+            return Choice()
+        try:
+            stored = read_json(self.folder / "choice.json")
+            if stored["format"] != FORMAT or stored["facts"] != self.facts:
+                return Choice()
+            found = Choice(**stored["choice"])
+            numbers = [float(each) for each in (found.spent_s, found.eager_ms, found.engine_ms)]
+            known = found.engine in ("", EAGER, *CANDIDATES) and Path(found.folder).name == found.folder
+            return found if known and all(0 <= number < 1e12 for number in numbers) else Choice()
+        except (BadInput, KeyError, TypeError, ValueError):
+            return Choice()
+
+    def write(self, choice: Choice) -> None:
+        """Store a choice. Without permission nothing is stored, and `why_not` says so."""
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "choice.json", {"format": FORMAT, "facts": self.facts, "choice": asdict(choice)})
+            _prune(self.folder.parent)
+        except (BadInput, OSError) as error:
+            self.why_not = str(error)
+
+    def store(self, choice: Choice, store: Callable[[Path], object] | None) -> None:
+        """Store a choice with the files of its engine. `store` writes them into a folder."""
+        if self.folder is None or store is None:
+            return self.write(choice)
+        before = self.read().folder
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            place = Path(tempfile.mkdtemp(prefix=f"{choice.engine}-", dir=self.folder))
+            try:
+                store(place)
+            except Exception as error:  # an engine's own error: the choice is still worth keeping
+                shutil.rmtree(place, ignore_errors=True)
+                self.why_not = f"{choice.engine} cannot be stored: {error}"
+                return self.write(choice)
+            files = {path.name: _hash(path) for path in sorted(place.iterdir())}
+        except OSError as error:
+            self.why_not = str(error)
+            return None
+        self.write(replace(choice, folder=place.name, files=files))
+        if before and before != place.name:
+            shutil.rmtree(self.folder / before, ignore_errors=True)
+        return None
+
+    def open(self, choice: Choice) -> Any:
+        """The stored engine as a function of one tensor, or None if its files are gone, changed or do not open."""
+        opens = CANDIDATES[choice.engine].opens if choice.engine in CANDIDATES else None
+        if opens is None or self.folder is None or not choice.folder:
+            return None
+        place = self.folder / choice.folder
+        try:
+            if {path.name: _hash(path) for path in sorted(place.iterdir())} != choice.files:
+                return None
+            return opens(place, self.shape)
+        except Exception:  # a library's error for files of another version: the engine is prepared again
+            return None
+
+
+def digest(model: nn.Module) -> str:
+    """A hash of a model's layers and weights."""
+    made = hashlib.sha256(repr(model).encode())
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
+
+
+def _prune(root: Path) -> None:
+    """Remove the oldest choices beyond MOST_KEPT."""
+    found = sorted(root.glob("*/choice.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found[MOST_KEPT:]:
+        shutil.rmtree(path.parent, ignore_errors=True)

@@ -1,0 +1,62 @@
+"""What a command loads before its work begins: a typo loads no PyTorch, and prediction no compiler."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch._dynamo", "torch._inductor", "torchmetrics", "torchvision", "scipy", "matplotlib", "onnx", "openvino")
+
+
+def loaded(code, *words):
+    """The modules of a new process that runs the command line, and the command's exit status."""
+    script = (
+        "import sys\nfrom leanconv.cli.main import main\n"
+        f"sys.argv = ['leanconv', *{[str(word) for word in words]!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    print(end.code, *sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    status, *modules = done.stdout.splitlines()[-1].split()
+    assert int(status) == code, done.stderr
+    return modules
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (2, ["predit"]),
+        (2, ["predict", "run", "--treshold", "0.5"]),
+        (2, ["predict", "run", "a.png", "--engine", "fusd"]),
+        (2, ["predict", "run"]),
+        (1, ["predict", "norun", "a.png"]),
+        (1, ["eval", "norun"]),
+    ],
+)
+def test_a_typo_loads_no_pytorch(code, words):
+    assert "torch" not in loaded(code, *words)
+
+
+def test_a_watched_folder_that_is_not_there_loads_no_pytorch(tmp_path):
+    (tmp_path / "recipe.toml").write_text("")
+    assert "torch" not in loaded(1, "predict", tmp_path, "--watch", tmp_path / "none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_prediction_loads_no_compiler(command, run_of_masks, tmp_path):
+    run, images = run_of_masks
+    words = ["predict", run, images, "--out", tmp_path / "o"] if command == "predict" else ["eval", run]
+    modules = set(loaded(0, *words))
+    assert not modules.intersection(HEAVY)
+
+
+@pytest.fixture
+def run_of_masks(tmp_path, tiny_data):
+    from leanconv.models import build
+    from leanconv.runs import RunFolder
+
+    folder = RunFolder(tmp_path / "run")
+    folder.write_model("leanconv:unet?base=2&levels=2", task="segment", classes=["background", "defect"])
+    folder.save_model(build("unet", base=2, levels=2))
+    folder.recipe.write_text(f'model = "leanconv:unet?base=2&levels=2"\ndata = "{tiny_data}"\nout = "x"\nsteps = 1\n')
+    return folder.path, tiny_data / "test" / "images"
