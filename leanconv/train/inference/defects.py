@@ -67,6 +67,10 @@ class Prediction:
         """`pass` or `fail`."""
         return "fail" if self.why else "pass"
 
+    def __str__(self) -> str:
+        number = f"{len(self.defects)} defect{'' if len(self.defects) == 1 else 's'}"
+        return f"{self.image}  {self.width}x{self.height}  {self.verdict}  {number}  {self.area_px} px"
+
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON: also what `<stem>.json` holds. `threshold`: that of a single class."""
         each = list(self.thresholds.values())
