@@ -7,7 +7,8 @@ Rows of other data or threads stay in the file.
 Blocks of steps take turns: one repeats a batch that is there, one takes every batch from the loader as `train` does.
 The ratio of the loader's block to the other is the median over the rounds, in wall time and in the process's computing
 time. On a machine that other programs load, the second one tells: all that the loader computes is in it, also what it
-computes while a core is idle. Steadier still is the computing time of a batch over that of a step. Each network is run in eager and channels_last, the mode of a run without a race.
+computes while a core is idle. Steadier still is the computing time of a batch over that of a step. Each network is run
+in eager and channels_last, the mode of a run without a race.
 """
 
 import argparse
