@@ -1,11 +1,14 @@
 """Time a training step with its batch at hand and with the loader's: how far the data hold the step back.
 
-    python -m benchmarks.data_loading --data wafer=DIR cifar10=DIR [--threads 2] [--seconds 60] [--out FILE]
+    python -m benchmarks.data_loading --data wafer=DIR cifar10=DIR [--threads 2] [--seconds 60] [--block 6] [--out FILE]
+
+Rows of other data or threads stay in the file.
 
 Blocks of steps take turns: one repeats a batch that is there, one takes every batch from the loader as `train` does.
 The ratio of the loader's block to the other is the median over the rounds, in wall time and in the process's computing
 time. On a machine that other programs load, the second one tells: all that the loader computes is in it, also what it
-computes while a core is idle. Each network is run in eager and channels_last, the mode of a run without a race.
+computes while a core is idle. Steadier still is the computing time of a batch over that of a step. Each network is run
+in eager and channels_last, the mode of a run without a race.
 """
 
 import argparse
@@ -21,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.operators import commit
-from leanconv.files import write_json
+from leanconv.files import read_json, write_json
 from leanconv.measure.device import describe
 from leanconv.measure.timing.paired import Ratio
 from leanconv.table import table
@@ -51,23 +54,25 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, metavar="NAME=DIR", help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--seconds", type=float, default=60.0, help="of timing for each row")
+    parser.add_argument("--block", type=int, default=BLOCK, help="steps of a block")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    rows = []
+    found = read_json(arguments.out) if arguments.out.exists() else {"rows": []}
     for name, _, folder in (text.partition("=") for text in arguments.data):
         for threads in arguments.threads:
             torch.set_num_threads(threads)
-            rows.append(row(name, folder, threads, arguments.seconds))
-            command = "python -m benchmarks.data_loading --data " + " ".join(f"{each}=DIR" for each in RECIPES)
-            shown = " ".join(f"--{key} {getattr(arguments, key)}" for key in ("seconds",))
-            device = {key: value for key, value in describe("cpu").items() if key != "threads"}
-            write_json(
-                arguments.out, {"command": f"{command} {shown}", "commit": commit(), "device": device, "rows": rows}
-            )
+            new = row(name, folder, threads, arguments.seconds, arguments.block)
+            command = f"python -m benchmarks.data_loading --data {name}=DIR --threads {threads} "
+            command += f"--seconds {arguments.seconds:g} --block {arguments.block}"
+            new |= {"command": command, "commit": commit(), "device": describe("cpu")}
+            rows = [each for each in found["rows"] if (each["data"], each["threads"]) != (name, threads)]
+            found = {"rows": [*rows, new]}
+            write_json(arguments.out, found)
+    rows = found["rows"]
     print(shown_as_table(rows))
 
 
-def row(name: str, folder: str, threads: int, seconds: float) -> dict[str, Any]:
+def row(name: str, folder: str, threads: int, seconds: float, steps: int = BLOCK) -> dict[str, Any]:
     """Time both kinds of blocks in turns for some seconds, at least three rounds."""
     recipe = Recipe(data=folder, epochs=1, device="cpu", **RECIPES[name])
     samples = open_split(recipe.data, "train", task=recipe.task, size=recipe.size)
@@ -75,8 +80,8 @@ def row(name: str, folder: str, threads: int, seconds: float) -> dict[str, Any]:
     order = Order(count, recipe.batch, recipe.seed)
     batch_at = setup.batch_at(recipe, samples, order)
     step = training_step(recipe, samples)
-    ready = [batch_at(number) for number in range(BLOCK)]
-    once = [cpu_ms(lambda n=number: batch_at(n)) for number in range(4 * BLOCK)]  # type: ignore[misc]
+    ready = [batch_at(number) for number in range(steps)]
+    once = [cpu_ms(lambda n=number: batch_at(n)) for number in range(4 * steps)]  # type: ignore[misc]
     times: dict[str, list[tuple[float, float]]] = {"ready": [], "loader": []}
     with closing(batches(batch_at, 0, sys.maxsize)) as coming:
         for batch in ready[:2]:
@@ -85,18 +90,18 @@ def row(name: str, folder: str, threads: int, seconds: float) -> dict[str, Any]:
         while len(times["ready"]) < 3 or time.perf_counter() - start < seconds:
             for _ in range(DEPTH):  # those that were made during the other block
                 step(*next(coming))
-            times["loader"].append(block(step, coming))
+            times["loader"].append(block(step, coming, steps))
             time.sleep(2 * DEPTH * statistics.median(once) / 1e3)  # the loader makes what it may, and waits
-            times["ready"].append(block(step, cycle(ready)))
+            times["ready"].append(block(step, cycle(ready), steps))
     ratios = [
         Ratio.of([pair[clock] for pair in times["loader"]], [pair[clock] for pair in times["ready"]], sigmas=SIGMAS)
         for clock in (0, 1)
     ]
     return {
         "data": name, "model": recipe.model, "size": recipe.size, "batch": recipe.batch, "threads": threads,
-        "images": count, "rounds": len(times["ready"]),
-        "step_ms": statistics.median(pair[0] for pair in times["ready"]) / BLOCK,
-        "step_cpu_ms": statistics.median(pair[1] for pair in times["ready"]) / BLOCK,
+        "images": count, "rounds": len(times["ready"]), "block": steps,
+        "step_ms": statistics.median(pair[0] for pair in times["ready"]) / steps,
+        "step_cpu_ms": statistics.median(pair[1] for pair in times["ready"]) / steps,
         "batch_cpu_ms": statistics.median(once),
         **{clock: vars(ratio) for clock, ratio in zip(("wall", "cpu"), ratios, strict=True)},
     }  # fmt: skip
@@ -129,10 +134,10 @@ def training_step(recipe: Recipe, samples: Any) -> Any:
     return step
 
 
-def block(step: Any, source: Any) -> tuple[float, float]:
+def block(step: Any, source: Any, steps: int) -> tuple[float, float]:
     """Milliseconds of wall and of computing time of some steps."""
     wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(BLOCK):
+    for _ in range(steps):
         step(*next(source))
     return (time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3
 
@@ -145,15 +150,27 @@ def cpu_ms(call: Any) -> float:
 
 
 def shown_as_table(rows: list[dict[str, Any]]) -> str:
-    head = ["data", "model", "threads", "step ms", "batch ms (one core)", "wall, loader / ready", "computing time"]
+    head = [
+        "data",
+        "model",
+        "threads",
+        "step ms",
+        "batch ms (one core)",
+        "batch / step, computing time",
+        "wall, loader / ready",
+        "computing time",
+    ]
     cells = [
         [
             r["data"], r["model"], r["threads"], f"{r['step_ms']:.4g}", f"{r['batch_cpu_ms']:.3g}",
+            f"{r['batch_cpu_ms'] / r['step_cpu_ms']:.1%}",
             *(f"{r[clock]['middle']:.3f} ({r[clock]['low']:.3f}-{r[clock]['high']:.3f})" for clock in ("wall", "cpu")),
         ]
         for r in rows
     ]  # fmt: skip
-    return table(head, cells, note=f"medians over rounds of {BLOCK} steps; bounds of {SIGMAS:g} standard errors")
+    return table(
+        head, cells, note=f"medians over rounds, blocks of some steps in turns; bounds of {SIGMAS:g} standard errors"
+    )
 
 
 if __name__ == "__main__":

@@ -164,7 +164,9 @@ def _winner(entries: list[_Entry]) -> _Entry:
     given, *others = entries
     faster = [entry for entry in others if entry.row.timing and not entry.row.note]
     if not faster:
-        given.row.note = "chosen: nothing was faster beyond noise" if others else "chosen: nothing else could run"
+        given.row.note = (
+            "chosen: nothing was faster beyond noise" if others else "chosen: no other mode agreed or had time"
+        )
         return given
     best = min(entry.row.ratio or 1.0 for entry in faster)
     winner = next(entry for entry in faster if (entry.row.ratio or 1.0) <= (1 + TIE) * best)
