@@ -18,6 +18,7 @@ from leanconv.runs import RunFolder
 from leanconv.train.data.augment import to_float
 from leanconv.train.data.padding import pad_to
 from leanconv.train.data.samples import Samples
+from leanconv.train.inference.score import stored_decision
 from leanconv.train.tasks import classify
 from leanconv.train.tasks.decision import Threshold, predicted_classes
 from leanconv.train.tasks.evaluate import evaluate
@@ -32,7 +33,8 @@ def score_masks(report: Report, models: dict[int, nn.Module], sets: dict[int, Sa
         run = report.runs[index]
         say(f"score {run.name} on {len(sets[index])} images")
         try:
-            scores = evaluate(model, sets[index], threshold=run.threshold)
+            rule = stored_decision(RunFolder.open(run.path)).rule
+            scores = evaluate(model, sets[index], threshold=run.threshold, rule=rule)
         except (LeanconvError, RuntimeError) as error:
             run.remark(f"could not be scored on {report.data}: {without_type(error)}")
             continue

@@ -47,7 +47,7 @@ def test_prediction_loads_no_compiler(command, run_of_masks, tmp_path):
     run, images = run_of_masks
     words = ["predict", run, images, "--out", tmp_path / "o"] if command == "predict" else ["eval", run]
     modules = set(loaded(0, *words))
-    assert not modules.intersection(HEAVY)
+    assert modules.intersection(HEAVY) <= {"scipy"}  # it finds the defects
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ LOOKS = 2  # the faster one counts
 PREPARE_SHARE = 0.8
 # A mode is faster if the ratio is below 1 by this many standard errors. Of modes within TIE, the simplest is taken.
 SIGMAS, TIE = 3.0, 0.02
-# torch.compile of forward and backward takes about these seconds, and these for each layer with parameters. A U-Net of
-# 37 such layers took 35 s on a busy core of an AMD EPYC.
+# An estimate of the seconds that torch.compile takes for forward and backward, and for each layer with parameters. A
+# mode that takes longer costs the budget that much; one that takes less leaves it.
 COMPILE_S, COMPILE_LAYER_S = 10.0, 0.7
 # Steps shorter than this are timed in warm caches: the other modes' data would else be in them.
 PRIMED_S = 0.2
