@@ -26,11 +26,8 @@ NHWC = torch.channels_last
 
 def output_size(size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> list[int]:
     """`N C P Q` of a map `N C H W`, by Conv2d's formula with four paddings."""
-    sides = (size[2] + padding[0] + padding[1], size[3] + padding[2] + padding[3])
-    return [
-        *size[:2],
-        *(out_length(side, *each, 0) for side, *each in zip(sides, kernel, stride, dilation, strict=True)),
-    ]
+    sums = (padding[0] + padding[1], padding[2] + padding[3])
+    return [*size[:2], *(out_length(size[2 + i], kernel[i], stride[i], dilation[i], sums[i]) for i in (0, 1))]
 
 
 def check(x: Tensor, weight: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> None:

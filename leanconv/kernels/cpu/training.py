@@ -31,8 +31,8 @@ def _takes(*maps: Tensor, weights: Sequence[Tensor | None] = ()) -> bool:
     )
 
 
-def _packed(weight: Tensor | None) -> Tensor | None:
-    return None if weight is None else weight.float().contiguous()
+def _packed(weight: Tensor) -> Tensor:
+    return weight.float().contiguous()
 
 
 @ops.depthwise_conv2d.register_kernel("cpu")
@@ -43,7 +43,7 @@ def result(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding
         return ops.result(x, weight, bias, stride, padding, dilation)
     y = ops.new_map(x, size)
     geometry = kernels.Geometry(x.shape, size, weight.shape[2:], stride, padding, dilation)
-    kernels.forward(readable(x), _packed(weight), _packed(bias), y, geometry)
+    kernels.forward(readable(x), _packed(weight), None if bias is None else _packed(bias), y, geometry)
     return y
 
 

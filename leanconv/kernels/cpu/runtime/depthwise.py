@@ -6,6 +6,7 @@ not finite at the border, gives NaN there, also where a tap reads nothing but pa
 """
 
 import ctypes
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -35,14 +36,27 @@ class Geometry:
         padding: Sequence[int],
         dilation: Sequence[int],
     ) -> None:
-        (n, c, h, w), (p, q) = x, y[2:]
-        # Columns and rows of the ring that a task keeps in the cache: the same for the result and the sums of weights.
-        columns, rows = (q - 1) * stride[1] + dilation[1] * (kernel[1] - 1) + 1, dilation[0] * (kernel[0] - 1) + 1
-        fits = this_cpu().l1 // (4 * max(1, columns) * min(rows, max(h, 1))) // 16 * 16
-        blocks = -(-c // max(fits, _LEAST))
-        block = -(-c // max(1, blocks) // 16) * 16
-        groups = max(1, min(n * p, -(-_RANGES // max(1, blocks))))
-        self.sizes = (n, c, h, w, p, q, *kernel, *stride, *dilation, padding[0], padding[2], max(block, 16), groups)
+        self.sizes = _sizes(*(tuple(each) for each in (x, y, kernel, stride, padding, dilation)))
+
+
+@functools.lru_cache(4096)  # a training step asks for the same ones again
+def _sizes(
+    x: tuple[int, ...],
+    y: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> tuple[int, ...]:
+    """The numbers of `Depthwise` in order, with the channels and rows that are computed together."""
+    (n, c, h, w), (p, q) = x, y[2:]
+    # Columns and rows of the ring that a task keeps in the cache: the same for the result and the sums of weights.
+    columns, rows = (q - 1) * stride[1] + dilation[1] * (kernel[1] - 1) + 1, dilation[0] * (kernel[0] - 1) + 1
+    fits = this_cpu().l1 // (4 * max(1, columns) * min(rows, max(h, 1))) // 16 * 16
+    blocks = -(-c // max(fits, _LEAST))
+    block = -(-c // max(1, blocks) // 16) * 16
+    groups = max(1, min(n * p, -(-_RANGES // max(1, blocks))))
+    return (n, c, h, w, p, q, *kernel, *stride, *dilation, padding[0], padding[2], max(block, 16), groups)
 
 
 def _call(x: Tensor, y: Tensor, geometry: Geometry, *pointers: Tensor | None) -> Depthwise:
