@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from leanconv.measure.hardware import number_types
+
 SMALL = ["leanconv:unet", "base=4", "levels=2"]
 QUICK = ["--threads", "1", "--budget", "0"]
 
@@ -47,7 +49,8 @@ def test_bench_compares_models_and_their_training_steps(leanconv):
 
 
 @pytest.mark.slow
-def test_bench_puts_models_on_every_engine(leanconv):
+def test_bench_puts_models_on_every_engine(leanconv, monkeypatch):
+    monkeypatch.setattr(number_types, "slowdown", lambda dtype: 1.0)  # as on a CPU with bfloat16 instructions
     words = ["bench", *SMALL, *SMALL, "conv=splconv", "--input", "1,3,32,32", *QUICK, "--clock", "cpu"]
     code, printed, _ = leanconv(*words, "--engines", "eager", "--json")
     assert code == 0
