@@ -141,7 +141,8 @@ def test_2048_squared_fits_in_two_gibibytes():
     code = (
         "import torch; torch.set_num_threads(1)\n"
         "from leanconv.models import build\n"
-        "from leanconv.train.inference.predict import overlay\nfrom leanconv.train.inference.tiles import predict_logits\n"
+        "from leanconv.train.inference.predict import overlay\n"
+        "from leanconv.train.inference.tiles import predict_logits\n"
         "from leanconv.train.inference.defects import judge\n"
         "from leanconv.train.tasks.decision import Decision, Rule\n"
         "image = torch.randint(0, 256, (3, 2048, 2048), dtype=torch.uint8)\n"
