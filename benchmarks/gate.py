@@ -10,7 +10,8 @@ logits are multiplied by a factor that grows linearly from 0 to 1.
 
 Every run is trained on one thread, with a checkpoint every 20 steps. A killed benchmark can be continued, and every
 finished run updates benchmarks/results/gate.json. The loss of a run is the mean over its last 20 training steps. Its
-score is top-1 on 2,000 test images, or Dice over all pixels of the validation split, at the last weights.
+score is top-1 on 2,000 test images, or Dice over all pixels of the validation split, at the last weights. Its gate is
+the mean of |g - 1/2| over the gated layers, before the first step and after the last, on the first training batch.
 `--measure` trains nothing: it looks at untrained networks, layer by layer (`benchmarks/gate_layers.py`).
 """
 
@@ -25,14 +26,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.gate_layers import blended, measure, tempered
+from benchmarks.gate_layers import blended, gates, measure, tempered
 from leanconv.files import read_json, write_json
 from leanconv.measure.device import describe
 from leanconv.nn import quiet_gates_
 from leanconv.runs import load
 from leanconv.table import table
 from leanconv.train import setup
-from leanconv.train.data.batches import Order, mix
+from leanconv.train.data.batches import Batch, Order, mix
 from leanconv.train.data.labelled import Labelled, Part
 from leanconv.train.optimizer import make_optimizer, rate_at
 from leanconv.train.recipe import Recipe
@@ -125,9 +126,9 @@ def _is(row: dict[str, Any], job: Job) -> bool:
     return all(row[key] == value for key, value in vars(job).items())
 
 
-def _batches(recipe: Recipe, samples: Any, start: int, stop: int) -> Any:
+def _batches(recipe: Recipe, samples: Any, start: int, stop: int) -> Iterator[Batch]:
     order = Order(len(samples), recipe.batch, recipe.seed)
-    return setup.train_batches(recipe, samples, order, start, stop, pin_memory=False)
+    return map(setup.batch_at(recipe, samples, order), range(start, stop))
 
 
 def _judged(recipe: Recipe, split: str) -> Any:
@@ -157,6 +158,8 @@ def train(job: Job, recipe: Recipe, samples: Any, judged: Any, out: Path) -> dic
     model = load(recipe.model).train().to(memory_format=torch.channels_last)
     if job.start == "quiet":
         quiet_gates_(model)
+    first = next(iter(_batches(recipe, samples, 0, 1)))[0].contiguous(memory_format=torch.channels_last)
+    gate = {"start": gates(model, first)}
     optimizer = make_optimizer(model, recipe)
     task = make_task(recipe, recipe.task, samples.classes)
     losses: list[float] = []
@@ -183,10 +186,11 @@ def train(job: Job, recipe: Recipe, samples: Any, judged: Any, out: Path) -> dic
             print(f"{job.name}: step {len(losses)}, loss {statistics.fmean(losses[-EVERY:]):.3f}", flush=True)
     with gate_at(job.start, job.steps, job.steps):
         scores = task.evaluate(model, judged)
+    gate["end"] = gates(model, first)
     return {
         **vars(job), "reference": recipe.model, "loss": statistics.fmean(losses[-EVERY:]),
         "curve": [round(statistics.fmean(losses[i : i + EVERY]), 4) for i in range(0, job.steps, EVERY)],
-        "score": {task.goal: getattr(scores, task.goal)}, "cpu_seconds": round(seconds),
+        "score": {task.goal: getattr(scores, task.goal)}, "gate": gate, "cpu_seconds": round(seconds),
     }  # fmt: skip
 
 
@@ -216,15 +220,23 @@ def show(report: dict[str, Any]) -> str:
     ]
     runs = [
         [row["network"], row["operator"], row["start"], row["steps"], row["seed"], f"{row['loss']:.3f}",
-         *(f"{key} {value:.3f}" for key, value in row["score"].items())]
+         *(f"{key} {value:.3f}" for key, value in row["score"].items()), _gate(row)]
         for row in sorted(report["runs"], key=lambda row: [row[k] for k in ("network", "operator", "steps", "start")])
     ]  # fmt: skip
     return "\n\n".join(
         [
             table(["network", "last layer", "gate", *SHOWN], layers),
-            table(["network", "operator", "start", "steps", "seed", "loss", "score"], runs),
+            table(["network", "operator", "start", "steps", "seed", "loss", "score", "gate"], runs),
         ]
     )
+
+
+def _gate(row: dict[str, Any]) -> str:
+    """From the start to the end of a run, over its layers."""
+    if "gate" not in row:
+        return "-"
+    start, end = (statistics.fmean(row["gate"][when].values()) for when in ("start", "end"))
+    return f"{start:.3f} -> {end:.3f}"
 
 
 SHOWN = ("between", "common", "rank", "cosine", "signal_to_noise")

@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanconv.nn import SPConv2d, SPLConv2d, quiet_gates_, spconv, splconv
+from leanconv.copies import copied
+from leanconv.nn import SPConv2d, SPLConv2d, quiet_gates_
 from leanconv.ops.gated_sum import gated_sum
 from leanconv.runs import load
 
@@ -58,11 +59,36 @@ def tempered(strength: float) -> Callable[[Tensor, Tensor], Tensor]:
 @contextmanager
 def blended(blend: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
     """Within it, the layers of both operators blend so."""
+    layers: tuple[Any, ...] = (SPConv2d, SPLConv2d)
     try:
-        spconv.gated_sum = splconv.gated_sum = blend
+        for layer in layers:
+            layer._gated_sum = staticmethod(blend)
         yield
     finally:
-        spconv.gated_sum = splconv.gated_sum = gated_sum
+        for layer in layers:
+            layer._gated_sum = staticmethod(gated_sum)
+
+
+def gates(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """Return the mean of |g - 1/2| of every gated layer's g = sigmoid(d), over samples and channels of a batch.
+
+    The norms take the batch's statistics, so that fresh and trained weights compare. The model is left as it is.
+    """
+    model = copied(model).train()
+    found: dict[str, float] = {}
+    names: list[str] = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, (SPConv2d, SPLConv2d)):
+            layer.register_forward_pre_hook(lambda layer, inputs, name=name: names.append(name))
+
+    def blend(a: Tensor, b: Tensor) -> Tensor:
+        gate = torch.sigmoid(a.mean((2, 3)) - b.mean((2, 3)))
+        found[names[-1]] = float((gate - 0.5).abs().mean())
+        return gated_sum(a, b)
+
+    with blended(blend), torch.no_grad():
+        model(images)
+    return found
 
 
 VARIANTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

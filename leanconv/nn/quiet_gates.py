@@ -9,14 +9,12 @@ bright. The next layer sees a mode that all channels share, so its own d is larg
 layer (`benchmarks/gate.py` measures it). BatchNorm divides by a deviation that is mostly this mode's.
 
 e falls with the square of the branches' scale σ, the rest of y with σ itself. So both branches start at σ = 1/10, and
-the norm that follows the layer takes the factor away. The operator is the paper's from the first step to the last.
-Source: ours.
+the norm that follows the layer takes the factor away. This is an initialisation and nothing else: the operator is the
+paper's from the first step to the last, and training moves σ as it moves any weight. Source: ours.
 """
 
-import functools
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from leanconv.nn.spconv import SPConv2d
 from leanconv.nn.splconv import SPLConv2d
@@ -28,9 +26,7 @@ SCALE = 0.1
 def quiet_gates_(model: nn.Module, scale: float = SCALE) -> int:
     """Start the branches of every SPConv and SPLConv at a scale where their gates are near one half; before training.
 
-    For layers that a norm follows, as in all networks here. The scales of SPConv's inner norms would at once grow back:
-    behind another norm their gradient is 1/scale as large for values that are scale times as large. So theirs is
-    multiplied by scale², which is SGD as it is at scale 1. It makes no difference to Adam.
+    For layers that a norm follows, as in all networks here.
 
     Returns: the number of layers.
     """
@@ -41,15 +37,8 @@ def quiet_gates_(model: nn.Module, scale: float = SCALE) -> int:
             if isinstance(norm, nn.BatchNorm2d):
                 norm.weight.mul_(scale)
                 norm.bias.mul_(scale)
-        if isinstance(layer, SPConv2d):
-            for parameter in [p for norm in norms for p in norm.parameters() if p.requires_grad]:
-                parameter.register_hook(functools.partial(_times, scale**2))
         if isinstance(norms[-1], nn.Identity) or isinstance(layer, SPLConv2d):  # a branch without a norm
             layer.plain.weight.mul_(scale)
             if layer.plain.bias is not None:
                 layer.plain.bias.mul_(scale)
     return len(layers)
-
-
-def _times(factor: float, gradient: Tensor) -> Tensor:
-    return gradient * factor

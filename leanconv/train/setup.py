@@ -188,16 +188,13 @@ def network(
         before: the run that goes on. Its model.json says what was swapped: nothing is planned or downloaded again.
     """
     if before is not None and last(before).is_file() and (recipe.swap or recipe.pretrained):
-        net = before.build_model(trust_code=trust_code)
-        if recipe.quiet_gates:  # the saved weights follow; what it does to gradients holds for the rest, too
-            quiet_gates_(net)
-        return net, before.read_model().swaps
+        return before.build_model(trust_code=trust_code), before.read_model().swaps
     net = build_model(recipe, trust_code, outputs)
     found = swap_(net, recipe)
     if found:
         report.say(f"swap   {recipe.swap}, layer by layer:\n{found}")
-        if recipe.quiet_gates and read(recipe.model).kind != "leanconv":  # those of the swapped layers
-            quiet_gates_(net)
+        if recipe.quiet_gates:  # those of the new layers alone: the others are quiet already, or trained
+            quiet_gates_(nn.ModuleList(net.get_submodule(swap.name) for swap in found.swapped))
     return net, [(swap.name, str(swap.to)) for swap in found.swapped]
 
 

@@ -1,4 +1,4 @@
-"""quiet_gates_: the same operator, its gates near one half, and SGD that goes the way it goes with gates held there."""
+"""quiet_gates_: the same operator with other first weights, its gates near one half."""
 
 import copy
 
@@ -38,23 +38,11 @@ def test_it_is_the_blend_of_a_gate_that_is_nearer_to_one_half(operator):
     assert not torch.allclose(quiet(x), plain(x), atol=1e-3)
 
 
-@pytest.mark.parametrize("operator", ["spconv", "spconv(rep_groups=1)"])
-def test_sgd_goes_the_way_of_a_gate_that_is_held_near_one_half(operator):
-    """Without the factor on the inner norms' gradients they grow a hundred times as fast."""
-    plain, quiet = pair(operator)
-    for _ in range(5):
-        x, target = torch.randn(8, 8, 5, 5, dtype=torch.double), torch.randn(8, 6, 5, 5, dtype=torch.double)
-        for net, strength in ((plain, 0.1), (quiet, 1.0)):
-            optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-            with blended(tempered(strength)):
-                (net(x) - target).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    for name in ("norm1", "norm2"):
-        for one, other in zip(getattr(plain[0], name).parameters(), getattr(quiet[0], name).parameters()):
-            torch.testing.assert_close(0.1 * one, other)
-    for name in ("spatial", "pointwise", "plain"):
-        torch.testing.assert_close(getattr(plain[0], name).weight, getattr(quiet[0], name).weight)
+def test_it_is_an_initialisation_and_nothing_else():
+    """A copy, a checkpoint or a second process needs nothing but the weights."""
+    quiet = pair("spconv")[1]
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in quiet.modules())
+    assert all(not parameter._backward_hooks for parameter in quiet.parameters())
 
 
 def test_what_has_no_gate_is_left_alone():
@@ -86,16 +74,3 @@ def test_brightness_does_not_become_the_common_mode_of_all_channels(operator):
             net(x)
     assert found[True]["common"] < 0.75 * found[False]["common"]
     assert found[True]["rank"] > 1.2 * found[False]["rank"]
-
-
-def test_compiled_it_has_the_same_gradients():
-    _, quiet = pair("spconv")
-    x = torch.randn(4, 8, 5, 7, dtype=torch.double)
-    found = []
-    for net in (quiet, torch.compile(quiet, backend="aot_eager")):
-        net(x).square().sum().backward()
-        found.append([p.grad.clone() for p in quiet.parameters() if p.grad is not None])
-        quiet.zero_grad()
-    assert len(found[0]) == len(found[1]) > 5
-    for eager, compiled in zip(*found):
-        torch.testing.assert_close(compiled, eager)
