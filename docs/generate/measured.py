@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from leanconv.errors import LeanconvError
@@ -183,20 +184,33 @@ def _trained(name: str, stem: str, content: dict[str, Any], score: str, title: s
 
 
 def _gates(name: str, stem: str, content: dict[str, Any]) -> Iterator[str]:
-    """A line for each network and length of training: the loss by how the gate starts. One for untrained networks."""
-    found: dict[tuple[str, int], dict[str, list[float]]] = {}
+    """Lines for each network and length of training: the loss by how the gate starts, and where the gate ends.
+
+    One for untrained networks.
+    """
+    found: dict[tuple[str, int], dict[str, list[Any]]] = {}
     for run in content["runs"]:
         if operator_of(run["operator"]) == name:
             starts = found.setdefault((run["reference"].partition("conv=")[0].rstrip("?&"), run["steps"]), {})
-            starts.setdefault(run["start"], []).append(run["loss"])
+            starts.setdefault(run["start"], []).append(run)
     words = {"full": "usual weights", "quiet": "quiet start", "half": "gate held at one half"}
     for (network, steps), starts in found.items():
         losses = [
-            f"{words.get(start, f'gate that comes on over {start} of the steps')} {sum(each) / len(each):.2f}, "
-            f"{_seeds(len(each))}"
-            for start, each in starts.items()
+            f"{words.get(start, f'gate that comes on over {start} of the steps')} {_spread([r['loss'] for r in runs])}"
+            for start, runs in starts.items()
         ]
         yield f"- `{network}`, training loss after {steps} steps: {'; '.join(losses)} (`{stem}.json`)"
+        moves = [
+            f"{words[start]} {fmean(fmean(g['start'].values()) for g in gates):.3f} and "
+            f"{fmean(fmean(g['end'].values()) for g in gates):.3f}"
+            for start, runs in starts.items()
+            if start in ("full", "quiet") and (gates := [run["gate"] for run in runs if "gate" in run])
+        ]
+        if moves:
+            yield (
+                f"- `{network}`, mean distance of the gates from one half, before and after {steps} steps: "
+                f"{'; '.join(moves)} (`{stem}.json`)"
+            )
     last = [row for row in content["layers"] if row["last"] and operator_of(row["network"]) == name]
     for network in dict.fromkeys(row["network"] for row in last):
         shares = "; ".join(
@@ -205,6 +219,12 @@ def _gates(name: str, stem: str, content: dict[str, Any]) -> Iterator[str]:
             if row["network"] == network and row["variant"] in words
         )
         yield f"- `{network}`, untrained, share of one common mode in its last gated layer: {shares} (`{stem}.json`)"
+
+
+def _spread(values: list[float]) -> str:
+    """Return mean, range and number."""
+    among = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{fmean(values):.2f}{among}, {_seeds(len(values))}"
 
 
 def _seeds(count: int) -> str:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks import gate
-from benchmarks.gate_layers import VARIANTS, spread, tempered
+from benchmarks.gate_layers import VARIANTS, gates, spread, tempered
+from leanconv.nn.base import make
 from leanconv.ops.gated_sum import gated_sum
 from leanconv.train.data.samples import open_data
 from leanconv.train.recipe import Recipe
@@ -41,6 +42,22 @@ def test_the_variants_take_the_gate_apart():
     assert (means["full"] - means["half"]).min() > 0
     torch.testing.assert_close(tempered(1.0)(a, b), gated_sum(a, b))
     torch.testing.assert_close(tempered(0.0)(a, b), (a + b) / 2)
+
+
+def test_how_far_the_gates_are_from_one_half():
+    """Of branches that are constants, with the norms' weights at 0, d is the difference of the norms' biases."""
+    layer = make("spconv", 8, 6, 3, padding=1)
+    with torch.no_grad():
+        for norm in (layer.norm1, layer.norm2):
+            norm.weight.zero_()
+        layer.norm1.bias.fill_(0.7)
+        layer.norm2.bias.fill_(-0.5)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), layer).eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    found = gates(net, torch.randn(4, 3, 5, 5))
+    assert found == {"1": pytest.approx(float(torch.sigmoid(torch.tensor(1.2))) - 0.5)}
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert not net.training
 
 
 def test_a_killed_run_goes_on(tiny_data, tmp_path, monkeypatch):
