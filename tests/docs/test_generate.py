@@ -10,7 +10,7 @@ from benchmarks.operators import layer_rows
 from docs.generate import ROOT, pages
 from docs.generate.blocks import BLOCKS, filled
 from docs.generate.guide import guide_page
-from docs.generate.measured import RESULTS, Results, front, layer_ratios, operator_of
+from docs.generate.measured import RESULTS, Results, front, layer_ratios, lines_about, operator_of
 from docs.generate.observed import observe, option_words, taken
 from docs.generate.operators import operator_page, words
 from leanconv.nn import get, names, parse
@@ -228,3 +228,19 @@ def test_operator_of():
     assert operator_of("hetconv(part=4), optimised") == "hetconv"
     assert operator_of("conv, optimised") == "conv"
     assert operator_of("UNet of somebody") == ""
+
+
+def test_starts_of_the_gate_are_rendered_with_their_spread():
+    run = {"reference": "leanconv:x?conv=spconv", "operator": "spconv", "steps": 200}
+    moved = {"start": {"a": 0.01, "b": 0.03}, "end": {"a": 0.1, "b": 0.3}}
+    runs = [
+        {**run, "start": "quiet", "loss": 1.5, "gate": moved}, {**run, "start": "quiet", "loss": 1.6},
+        {**run, "start": "full", "loss": 2.2},
+    ]  # fmt: skip
+    lines = list(lines_about("spconv", Results(gates={"gate": {"runs": runs, "layers": []}})))
+    assert lines == [
+        "- `leanconv:x`, training loss after 200 steps: quiet start 1.55 (1.50 to 1.60), mean of 2 seeds; "
+        "usual weights 2.20, one seed (`gate.json`)",
+        "- `leanconv:x`, mean distance of the gates from one half, before and after 200 steps: "
+        "quiet start 0.020 and 0.200 (`gate.json`)",
+    ]
