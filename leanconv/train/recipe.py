@@ -66,7 +66,7 @@ class Recipe:
         topology_epochs: epochs in which LHC layers learn their masks before those are frozen; 0 never freezes them.
         temperature_epochs: epochs in which ODConv's temperature falls to the 1 that it has in evaluation.
         quiet_gates: start the softmax gates of SPConv and SPLConv near one half (`leanconv.nn.quiet_gates_`); false
-            starts them with their usual weights, which learn slowly. Of effect on `leanconv:` models alone.
+            starts them with their usual weights, which learn slowly. For `leanconv:` models and swapped layers.
         keep: `best` keeps the weights of the best validation, `last` those after the last step.
         augment: train on random crops; false trains on whole images resized to `size`, none of the next four.
         flips: mirror images; for segmentation also quarter turns.

@@ -188,17 +188,28 @@ def network(
         before: the run that goes on. Its model.json says what was swapped: nothing is planned or downloaded again.
     """
     if before is not None and last(before).is_file() and (recipe.swap or recipe.pretrained):
-        net = before.build_model(trust_code=trust_code)
+        net, swaps = before.build_model(trust_code=trust_code), before.read_model().swaps
         if recipe.quiet_gates:  # the saved weights follow; what it does to gradients holds for the rest, too
-            quiet_gates_(net)
-        return net, before.read_model().swaps
+            for part in _begun_fresh(net, recipe, swaps):
+                quiet_gates_(part)
+        return net, swaps
     net = build_model(recipe, trust_code, outputs)
     found = swap_(net, recipe)
     if found:
         report.say(f"swap   {recipe.swap}, layer by layer:\n{found}")
-        if recipe.quiet_gates and read(recipe.model).kind != "leanconv":  # those of the swapped layers
-            quiet_gates_(net)
+        if recipe.quiet_gates:
+            for swap in found.swapped:
+                quiet_gates_(net.get_submodule(swap.name))
     return net, [(swap.name, str(swap.to)) for swap in found.swapped]
+
+
+def _begun_fresh(net: nn.Module, recipe: Recipe, swaps: Sequence[tuple[str, str]]) -> list[nn.Module]:
+    """The parts of a run's network that it began with fresh weights, as far as `leanconv` made them."""
+    reference = read(recipe.model)
+    if reference.kind == "leanconv":
+        return [net]
+    trained = dict(RunFolder(recipe.model).read_model().swaps) if reference.kind == "path" else {}
+    return [net.get_submodule(name) for name, _ in swaps if name not in trained]
 
 
 @torch.no_grad()
