@@ -90,12 +90,12 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 
 def _fits(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether kernels take a map with these weights: else PyTorch computes the layer."""
+    """Whether kernels take a map with these weights: else PyTorch computes the layer, or says what is wrong."""
     return (
         x.dim() == 4
         and x.device.type == "cpu"
         and x.dtype in cpu.TYPES
-        and all(w is None or w.dtype in (x.dtype, torch.float32) for w in weights)
+        and all(w is None or (w.device == x.device and w.dtype in (x.dtype, torch.float32)) for w in weights)
     )
 
 
@@ -118,7 +118,7 @@ def _conv_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
 
 def _gated_sum(a: Tensor, b: Tensor) -> Tensor:
     """`ops.gated_sum.gated_sum`."""
-    if not _fits(a) or a.dtype != b.dtype or a.shape != b.shape:
+    if not _fits(a, b) or a.dtype != b.dtype or a.shape != b.shape:
         return gated_sum(a, b)
     if _through_dispatcher(a):
         y: Tensor = gated_sum_training.gated_sum(a, b)[0]

@@ -30,13 +30,15 @@ def output_size(size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation:
     return [*size[:2], *(out_length(size[2 + i], kernel[i], stride[i], dilation[i], sums[i]) for i in (0, 1))]
 
 
-def check(x: Tensor, weight: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> None:
+def check(x: Tensor, weight: Tensor, stride: Ints, padding: Ints, dilation: Ints, bias: Tensor | None = None) -> None:
     """Raise BadInput if shapes do not fit."""
     if x.dim() != 4 or weight.dim() != 4 or weight.shape[0] != x.shape[1] or weight.shape[1] != 1:
         raise BadInput(
             f"a depthwise convolution takes maps N C H W and weights C 1 R S, got {list(x.shape)} and "
             f"{list(weight.shape)}"
         )
+    if bias is not None and list(bias.shape) != [x.shape[1]]:
+        raise BadInput(f"a depthwise convolution of {x.shape[1]} channels takes as many biases, got {list(bias.shape)}")
     if len(stride) != 2 or len(padding) != 4 or len(dilation) != 2 or min(*stride, *dilation) < 1:
         raise BadInput(
             f"a depthwise convolution takes two strides, four paddings (top, bottom, left, right) and two dilations, "
@@ -54,7 +56,7 @@ def result(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding
 
     Raises: BadInput if shapes do not fit; RuntimeError (PyTorch's) if no pixel is left.
     """
-    check(x, weight, stride, padding, dilation)
+    check(x, weight, stride, padding, dilation, bias)
     kernel = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     y = F.conv2d(_padded(x, padding), *kernel, stride, 0, dilation, x.shape[1])
     return y.contiguous(memory_format=NHWC)
@@ -95,7 +97,7 @@ weight_gradient = torch.library.custom_op("leanconv::depthwise_weight_gradient",
 
 @depthwise_conv2d.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
-    check(x, weight, stride, padding, dilation)
+    check(x, weight, stride, padding, dilation, bias)
     return new_map(x, output_size(x.shape, weight.shape[2:], stride, padding, dilation))
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from leanconv.kernels.cpu import training
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.models import UNet
+from leanconv.nn import SPConv2d
 
 needs_kernels = pytest.mark.skipif(available() is not None, reason=str(available()))
 
@@ -136,6 +137,42 @@ def inception():
     return nn.Sequential(
         nn.Conv2d(3, 32, 1), InceptionDWConv2d(32, 32, 3, padding=1, groups=32), nn.BatchNorm2d(32), nn.Conv2d(32, 2, 1)
     )
+
+
+@needs_kernels
+def test_gradients_do_not_depend_on_the_default_type():
+    """A script that sets float64 as the default still trains float32 models."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), SPConv2d(8, 8, 3, padding=1))
+    x = torch.randn(2, 8, 9, 11)
+    with use_training_kernels_(model) as kernels:
+        assert len(kernels.layers) == 2
+        expected = step(model, x)
+        torch.set_default_dtype(torch.float64)
+        try:
+            found = step(model, x)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("what", ["weight", "bias"])
+def test_a_parameter_of_another_device_is_pytorchs_error(what):
+    layer = nn.Conv2d(5, 5, 3, groups=5)
+    with use_training_kernels_(layer):
+        setattr(layer, what, nn.Parameter(getattr(layer, what).detach().to("meta")))
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"device|meta"):
+            layer(torch.randn(2, 5, 9, 11)).sum().item()
+
+
+@needs_kernels
+def test_a_view_that_is_negated_by_a_flag_is_read_with_its_sign():
+    x = torch.randn(2, 1, 5, 7, dtype=torch.complex64).conj().imag
+    layer = nn.Conv2d(1, 1, 3)
+    assert x.is_neg()
+    expected = layer(x)
+    with use_training_kernels_(layer):
+        torch.testing.assert_close(layer(x), expected)
 
 
 def test_without_a_compiler_nothing_changes(monkeypatch):

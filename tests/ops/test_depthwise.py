@@ -83,6 +83,11 @@ def test_shapes_that_do_not_fit(weight, geometry, words):
         ops.depthwise_conv2d(torch.randn(1, 5, 6, 6), torch.randn(weight), None, *geometry)
 
 
+def test_biases_are_as_many_as_channels():
+    with pytest.raises(BadInput, match="5 channels takes as many biases"):
+        ops.depthwise_conv2d(torch.randn(1, 5, 6, 6), torch.randn(5, 1, 3, 3), torch.randn(1), *GEOMETRY)
+
+
 def test_no_pixel_left_is_an_error():
     with pytest.raises(RuntimeError):
         ops.depthwise_conv2d(torch.randn(1, 4, 2, 2), torch.randn(4, 1, 3, 3), None, [1, 1], [0] * 4, [1, 1])

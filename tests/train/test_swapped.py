@@ -6,7 +6,7 @@ from torch import nn
 
 from leanconv.convert import plan
 from leanconv.errors import BadInput, UnknownName
-from leanconv.nn import DepthwiseSeparableConv2d
+from leanconv.nn import DepthwiseSeparableConv2d, SPConv2d
 from leanconv.runs import RunFolder, kinds, load
 from leanconv.train import setup
 from leanconv.train.loop import fit
@@ -62,6 +62,32 @@ def test_a_swapped_run_goes_on_bit_for_bit(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "swap_", _never)  # model.json says what was swapped
     again = fit(first, resume=True, progress=False)
     assert again.weights.read_bytes() == whole.weights.read_bytes()
+
+
+def test_quiet_gates_of_swapped_layers_go_on_bit_for_bit(recipe, tmp_path, monkeypatch):
+    """The factor on the gradients of their norms is of the run, not of its second process alone."""
+    settings = {"swap": "spconv", "where": "decoder.*", "optimizer": "sgd", "lr": 0.05, "save_every": 1}
+    whole = fit(recipe(out=str(tmp_path / "whole"), **settings), progress=False)
+    monkeypatch.setattr("leanconv.train.loop._Run._stop_if_asked", _stop_at(2))
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(recipe(**settings), progress=False)
+    monkeypatch.undo()
+    again = fit(recipe(**settings), resume=True, progress=False)
+    assert again.weights.read_bytes() == whole.weights.read_bytes()
+
+
+def test_a_swap_starts_its_own_gates_quiet_and_leaves_trained_ones(recipe, tmp_path):
+    first = fit(recipe(out=str(tmp_path / "first"), swap="spconv", where="encoder.*"), progress=False)
+    trained = first.load_model().state_dict()
+    more = recipe(model=str(first.path), swap="spconv", where="decoder.*")
+    net, swaps = setup.network(more, False, Reporter(active=False, visible=False), outputs=None, before=None)
+    new = {name for name, _ in swaps}
+    assert new
+    for name, module in net.named_modules():
+        if isinstance(module, SPConv2d):
+            weight = module.norm1.weight
+            expected = torch.full_like(weight, 0.1) if name in new else trained[f"{name}.norm1.weight"]
+            torch.testing.assert_close(weight.detach(), expected)
 
 
 def _stop_at(step):

@@ -43,7 +43,11 @@ def open_program(folder: Path, shape: torch.Size) -> ModelForm:
         raise BadInput(f"{folder / _WEIGHTS}: cannot be read: {error}") from error
     graph = from_data(data, tensors)
     names, dense = data.get("by"), data.get("dense")
-    if not isinstance(names, list) or len(names) != len(graph.nodes) or len(graph.inputs) != 1 != len(graph.outputs):
+    if (
+        not isinstance(names, list)
+        or len(names) != len(graph.nodes)
+        or not len(graph.inputs) == len(graph.outputs) == 1
+    ):
         raise BadInput(f"{folder / _GRAPH}: no program of this version")
     chosen = {node: name for node, name in zip(graph.nodes, names, strict=True) if node.op.is_step}
     _compile(chosen)

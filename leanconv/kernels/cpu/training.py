@@ -35,9 +35,14 @@ def _packed(weight: Tensor) -> Tensor:
     return weight.float().contiguous()
 
 
+def _sums(like: Tensor, *size: int) -> Tensor:
+    """Uninitialised float32, whatever PyTorch's default type and device are."""
+    return torch.empty(size, dtype=torch.float32, device=like.device)
+
+
 @ops.depthwise_conv2d.register_kernel("cpu")
 def result(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
-    ops.check(x, weight, stride, padding, dilation)
+    ops.check(x, weight, stride, padding, dilation, bias)
     size = ops.output_size(x.shape, weight.shape[2:], stride, padding, dilation)
     if not _takes(x, weights=(weight, bias)) or min(size[2:]) < 1:
         return ops.result(x, weight, bias, stride, padding, dilation)
@@ -63,7 +68,7 @@ def kernel_gradient(
 ) -> tuple[Tensor, Tensor]:
     if not _takes(grad, x):
         return ops.kernel_gradient(grad, x, kernel, stride, padding, dilation)
-    weight, bias = torch.empty(x.shape[1], 1, *kernel), torch.empty(x.shape[1])
+    weight, bias = _sums(x, x.shape[1], 1, *kernel), _sums(x, x.shape[1])
     geometry = kernels.Geometry(x.shape, grad.shape, kernel, stride, padding, dilation)
     kernels.weight_gradient(readable(grad), readable(x), weight, bias, geometry)
     return weight, bias
@@ -74,7 +79,7 @@ def blend(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     blend_ops.check(a, b)
     if not _takes(a, b) or not a.numel():
         return blend_ops.result(a, b)
-    y, gate = blend_ops.new_map(a), torch.empty(a.shape[:2])
+    y, gate = blend_ops.new_map(a), _sums(a, *a.shape[:2])
     blends.forward(readable(a), readable(b), y, gate)
     return y, gate
 

@@ -22,7 +22,7 @@ from leanconv.measure.state import bare
 from leanconv.registry import nearest
 from leanconv.running import tensors
 
-BFLOAT16, COMPILE, EAGER = "bfloat16", "compile", "eager"
+BFLOAT16, COMPILE, EAGER, KERNELS = "bfloat16", "compile", "eager", "kernels"
 
 
 class Handle(Protocol):
@@ -66,7 +66,7 @@ def _no_use(model: nn.Module) -> str:
 
 
 def _no_kernels(model: nn.Module) -> str:
-    if reason := kernels_missing():
+    if reason := why_not_kernels(next((p.device for p in model.parameters()), torch.device("cpu"))):
         return reason
     with use_training_kernels_(model) as found:
         return "" if found.layers else "no layer of the model has a kernel for training"
@@ -75,7 +75,7 @@ def _no_kernels(model: nn.Module) -> str:
 # Changes of a model in place, in the order of a mode's name.
 CHANGES: dict[str, Change] = {
     "channels_last": Change(ChannelsLast, _no_use),
-    "kernels": Change(use_training_kernels_, _no_kernels),
+    KERNELS: Change(use_training_kernels_, _no_kernels),
 }
 
 
@@ -170,6 +170,11 @@ class Forward:
 def why_not_compile(device: torch.device) -> str:
     """Why torch.compile cannot run on a device, or ""."""
     return inductor.why_not(device)
+
+
+def why_not_kernels(device: torch.device) -> str:
+    """Why the kernels for training cannot run on a device, or ""."""
+    return (kernels_missing() or "") if device.type == "cpu" else f"the kernels are for a CPU, not for {device.type}"
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

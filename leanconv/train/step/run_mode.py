@@ -13,7 +13,16 @@ from leanconv.train.processes import Processes
 from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
 from leanconv.train.state import State
-from leanconv.train.step.modes import COMPILE, EAGER, Forward, Mode, uncompiled, why_not_compile
+from leanconv.train.step.modes import (
+    COMPILE,
+    EAGER,
+    KERNELS,
+    Forward,
+    Mode,
+    uncompiled,
+    why_not_compile,
+    why_not_kernels,
+)
 from leanconv.train.step.optimize_training import BUDGET_S, FastTraining, choose
 from leanconv.train.step.race import OnPart, compile_s
 
@@ -47,7 +56,7 @@ def run_forward(
 ) -> Forward:
     """The forward pass in the run's mode, which the state then holds.
 
-    Raises: BadInput for a mode with torch.compile where that cannot run.
+    Raises: BadInput for a mode with torch.compile, or with kernels, where that cannot run.
 
     Args:
         model: as accelerate prepared it.
@@ -64,8 +73,9 @@ def run_forward(
             state.mode = name
             return fast.forward
     state.mode, mode = name, Mode.parse(name)
-    if COMPILE in mode and (reason := why_not_compile(next(model.parameters()).device)):
-        raise BadInput(f"mode={name} cannot run here: {reason}; or say mode=eager")
+    for word, why_not in ((COMPILE, why_not_compile), (KERNELS, why_not_kernels)):
+        if word in mode and (reason := why_not(next(model.parameters()).device)):
+            raise BadInput(f"mode={name} cannot run here: {reason}; or say mode=eager")
     forward = Forward(model, mode)
     forward.change_()
     return forward

@@ -61,6 +61,7 @@ def test_it_computes_the_same(stored):
         ("nodes", []),
         ("order", [0, 10**6]),
         ("outputs", [-1]),
+        ("outputs", [0, 0]),
         ("by", ["kernel"]),
         ("nodes", [{"op": {"Popen": {"args": "true"}}, "inputs": [], "shape": [1], "dtype": "float32", "name": "a"}]),
     ],

@@ -82,12 +82,21 @@ def test_a_nan_reaches_what_reads_it_and_nothing_else():
         assert a.isnan().any()
 
 
-def test_no_samples_and_an_expanded_gradient():
-    case = Case((0, 8, 5, 5), (3, 3), PADDED)
-    y, data, kernel, shift = computed(case, *maps(case, torch.float32, torch.randn))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_samples(threads):
+    """With more threads the tasks are shared out among them: none, too."""
+    case, before = Case((0, 8, 5, 5), (3, 3), PADDED), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        y, data, kernel, shift = computed(case, *maps(case, torch.float32, torch.randn))
+    finally:
+        torch.set_num_threads(before)
     assert y.shape == data.shape == (0, 8, 5, 5)
     assert not kernel.any()
     assert not shift.any()
+
+
+def test_an_expanded_gradient():
     case = Case((2, 9, 6, 7), (3, 3), PADDED)
     x, _, weight, bias = maps(case, torch.float32, whole_numbers(4))
     grad = torch.ones(()).expand(case.out)  # as `sum` gives it: every stride is 0

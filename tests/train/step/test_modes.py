@@ -40,6 +40,8 @@ def test_kernels_are_a_mode_where_a_layer_has_one():
     names = [mode.name for mode in uncompiled(layers, bfloat16=False)]
     assert names == ["eager", "channels_last", "kernels", "channels_last kernels"]
     assert "kernels" not in [mode.name for mode in uncompiled(nn.Sequential(nn.Conv2d(3, 4, 3)), bfloat16=False)]
+    elsewhere = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4)).to("meta")
+    assert "kernels" not in [mode.name for mode in uncompiled(elsewhere, bfloat16=False)]
     x = torch.randn(2, 4, 9, 7)
     expected = layers(x)
     forward = Forward(layers, Mode.parse("kernels"))

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from leanconv.errors import BadInput, Interrupted, UnknownName
+from leanconv.kernels.training import available
 from leanconv.train import loop, setup
 from leanconv.train.interrupts import Stopped
 from leanconv.train.loop import fit
@@ -113,6 +114,24 @@ def test_a_resumed_run_keeps_its_mode_and_its_bits(recipe, raced, monkeypatch):
     assert not same(weights(resumed), weights(other))
 
 
+@pytest.mark.skipif(available() is not None, reason=available() or "kernels")
+def test_a_run_on_kernels_goes_on_with_the_same_bits(recipe, monkeypatch):
+    settings = {"model": "leanconv:unet?base=2&levels=1&conv=depthwise_separable", "mode": "kernels"}
+    whole = fit(recipe("whole", **settings), progress=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Run, "_stop_if_asked", _stop_at_3)
+        with pytest.raises(Interrupted):
+            fit(recipe(**settings), progress=False)
+    resumed = fit(recipe(**settings), resume=True, progress=False)
+    assert mode_of(resumed) == "kernels"
+    assert same(weights(whole), weights(resumed))
+
+
+def _stop_at_3(run):
+    if run.state.step == 3:
+        raise Stopped
+
+
 def test_bfloat16_needs_a_word(recipe, raced):
     fit(recipe("no"), progress=False)
     assert all("bfloat16" not in row.mode or row.prepare_s is None for row in raced[0].choices)
@@ -147,6 +166,12 @@ def test_a_mode_that_cannot_run_here_is_one_line(recipe, monkeypatch):
     monkeypatch.setattr(run_mode, "why_not_compile", lambda device: "torch.compile needs a C++ compiler")
     with pytest.raises(BadInput, match=r"^mode=compile cannot run here: .* C\+\+ compiler; or say mode=eager$"):
         fit(recipe(mode="compile"), progress=False)
+
+
+def test_kernels_that_cannot_run_here_are_one_line(recipe, monkeypatch):
+    monkeypatch.setattr(run_mode, "why_not_kernels", lambda device: "no C compiler builds them")
+    with pytest.raises(BadInput, match=r"^mode=kernels cannot run here: no C compiler builds them; or say mode=eager$"):
+        fit(recipe(mode="kernels"), progress=False)
 
 
 def test_settings_that_contradict_each_other(recipe):

@@ -17,7 +17,10 @@ typedef struct {
     int64_t n;
 } ring_t;
 
-static size_t ring_bytes(const ring_t *k) { return sizeof(float) * k->line * k->slots + sizeof(int) * k->slots; }
+// Whole cache lines; may be more than an int counts.
+static size_t ring_bytes(const ring_t *k) {
+    return (sizeof(float) * k->line * k->slots + sizeof(int) * k->slots + 63) / 64 * 64;
+}
 
 static void ring_start(ring_t *k, void *memory) {
     k->data = memory;
@@ -203,7 +206,7 @@ static int run_task(const plan_t *k, int64_t task) {
     const depthwise_t *d = k->d;
     int block = (int)(task % k->blocks), part = (int)(task / k->blocks % k->row_blocks);
     ring_t ring = ring_of(k->from, k->in_rows, k->in_columns, k->slots, k->first, k->columns, d, block);
-    size_t bytes = up((int)ring_bytes(&ring), 64), taps = sizeof(tap_t) * d->r * d->s;
+    size_t bytes = ring_bytes(&ring), taps = sizeof(tap_t) * d->r * d->s;
     char *memory = lc_malloc(NULL, bytes + taps + sizeof(float) * ring.wide * k->phase[0].count);
     if (!memory) return -1;
     ring_start(&ring, memory);
@@ -227,6 +230,7 @@ int lc_depthwise(const depthwise_t *d, int backward, int threads) {
     k.in_step = backward ? 1 : d->sw, k.out_step = k.phases = backward ? d->sw : 1;
     k.blocks = (d->channels + d->block - 1) / d->block, k.channels = up(d->channels, LANES);
     int64_t tasks = (int64_t)d->samples * k.blocks;
+    if (!tasks) return 0;
     k.row_blocks = tasks >= 4 * threads || threads < 2 ? 1 : most(1, least((int)(4 * threads / tasks), k.out_rows / (2 * k.slots)));
     tasks *= k.row_blocks;
     size_t floats = sizeof(float) * (d->r * d->s + 1) * k.channels, phases = sizeof(phase_t) * k.phases;
@@ -255,7 +259,7 @@ static int sum_task(const depthwise_t *d, double *sums, int64_t task, int blocks
     ring_t ring = ring_of(&d->x, d->h, d->w, slots, -d->left, wide_columns, d, (int)(task % blocks));
     int64_t group = task / blocks, rows = (int64_t)d->samples * d->p, end = rows * (group + 1) / d->groups;
     int wide = ring.wide, straight = d->y.element == FLOAT32 && ring.c == wide, pending = 0;
-    size_t bytes = up((int)ring_bytes(&ring), 64), lists = sizeof(tap_t) * taps;
+    size_t bytes = ring_bytes(&ring), lists = sizeof(tap_t) * taps;
     char *memory = lc_malloc(NULL, bytes + lists + sizeof(float) * wide * (taps + 1 + d->q));
     if (!memory) return -1;
     tap_t *list = (tap_t *)(memory + bytes);

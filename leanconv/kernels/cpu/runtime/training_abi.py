@@ -62,6 +62,7 @@ def runtime() -> Any:
 
 def readable(x: Tensor) -> Tensor:
     """`x`, or its channels_last copy where channels are not innermost."""
+    x = x.resolve_neg()  # a view of conjugated numbers has its sign in a flag
     return x if x.stride(1) == 1 or x.shape[1] == 1 else to_channels_last(x)
 
 
