@@ -188,17 +188,25 @@ def network(
         before: the run that goes on. Its model.json says what was swapped: nothing is planned or downloaded again.
     """
     if before is not None and last(before).is_file() and (recipe.swap or recipe.pretrained):
-        net = before.build_model(trust_code=trust_code)
+        net, stored = before.build_model(trust_code=trust_code), before.read_model().swaps
         if recipe.quiet_gates:  # the saved weights follow; what it does to gradients holds for the rest, too
-            quiet_gates_(net)
-        return net, before.read_model().swaps
+            for each in [net] if read(recipe.model).kind == "leanconv" else _layers(net, stored):
+                quiet_gates_(each)
+        return net, stored
     net = build_model(recipe, trust_code, outputs)
     found = swap_(net, recipe)
+    swaps = [(swap.name, str(swap.to)) for swap in found.swapped]
     if found:
         report.say(f"swap   {recipe.swap}, layer by layer:\n{found}")
-        if recipe.quiet_gates and read(recipe.model).kind != "leanconv":  # those of the swapped layers
-            quiet_gates_(net)
-    return net, [(swap.name, str(swap.to)) for swap in found.swapped]
+        if recipe.quiet_gates:  # the new layers alone: others are quiet already, or trained
+            for each in _layers(net, swaps):
+                quiet_gates_(each)
+    return net, swaps
+
+
+def _layers(net: nn.Module, swaps: Sequence[tuple[str, str]]) -> list[nn.Module]:
+    """The layers of pairs (layer, operator)."""
+    return [net.get_submodule(name) for name, _ in swaps]
 
 
 @torch.no_grad()
