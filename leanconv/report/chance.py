@@ -21,10 +21,6 @@ class Interval(NamedTuple):
     high: float
     n: int
 
-    @property
-    def holds_zero(self) -> bool:
-        return self.low <= 0 <= self.high
-
 
 def paired_difference(first: RunSummary, run: RunSummary) -> tuple[float, float, int]:
     """Return (mean, 95 % half-width, n) of the differences in Dice over the images that both runs share.

@@ -33,8 +33,8 @@ def score_masks(report: Report, models: dict[int, nn.Module], sets: dict[int, Sa
         run = report.runs[index]
         say(f"score {run.name} on {len(sets[index])} images")
         try:
-            rule = stored_decision(RunFolder.open(run.path)).rule
-            scores = evaluate(model, sets[index], threshold=run.threshold, rule=rule)
+            stored = stored_decision(RunFolder.open(run.path))
+            scores = evaluate(model, sets[index], threshold=stored.threshold, rule=stored.rule)
         except (LeanconvError, RuntimeError) as error:
             run.remark(f"could not be scored on {report.data}: {without_type(error)}")
             continue
@@ -42,7 +42,8 @@ def score_masks(report: Report, models: dict[int, nn.Module], sets: dict[int, Sa
         names = _unique(scores.names)
         run.images = dict(zip(names, scores.image_dices, strict=True))
         run.found = Found(tuple(names), scores.confusion.numpy())
-        if run.threshold is None and scores.threshold is not None:
+        run.threshold = scores.threshold
+        if stored.threshold is None and scores.threshold is not None:
             run.remark("has no stored threshold: 0.5 was used")
 
 

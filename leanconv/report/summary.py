@@ -37,6 +37,7 @@ class RunSummary:
         classes: class -> {"iou", "dice"} or {"accuracy"}.
         images: name -> Dice, or for a classifier 1 (hit) and 0 (miss).
         found: what it finds and misses on the split, if it was scored here.
+        threshold: of the probabilities with which it was scored here; None where the largest logit wins.
         confusion: counts, rows = truth.
         remarks: caveats on the numbers.
     """
@@ -62,6 +63,7 @@ class RunSummary:
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     images: dict[str, float] = field(default_factory=dict)
     found: Found | None = None
+    threshold: float | tuple[float, ...] | None = None
     confusion: list[list[int]] = field(default_factory=list)
     task: str = "segment"
     remarks: list[str] = field(default_factory=list)
@@ -78,15 +80,6 @@ class RunSummary:
     def fast_fps(self) -> float:
         """Images per second of the optimised model."""
         return 1e3 * self.batch / self.fast_ms if self.fast_ms > 0 else math.nan
-
-    @property
-    def threshold(self) -> float | tuple[float, ...] | None:
-        """The stored probability threshold, chosen on validation, of more than two classes one each; or None."""
-        stored, each = self.metrics.get("threshold"), self.metrics.get("thresholds")
-        if stored is None and isinstance(each, dict) and len(each) > 1 and len(numbers(each)) == len(each):
-            found = tuple(numbers(each).values())
-            return found if all(0 < value < 1 for value in found) else None
-        return float(stored) if isinstance(stored, (int, float)) and 0 < stored < 1 else None
 
     def value(self, key: str) -> float:
         """Return a number by its key (params, macs, fps, ms, iou, dice, ...), or NaN if unknown."""

@@ -191,11 +191,12 @@ def network(
         return before.build_model(trust_code=trust_code), before.read_model().swaps
     net = build_model(recipe, trust_code, outputs)
     found = swap_(net, recipe)
+    swaps = [(swap.name, str(swap.to)) for swap in found.swapped]
     if found:
         report.say(f"swap   {recipe.swap}, layer by layer:\n{found}")
         if recipe.quiet_gates:  # those of the new layers alone: the others are quiet already, or trained
-            quiet_gates_(nn.ModuleList(net.get_submodule(swap.name) for swap in found.swapped))
-    return net, [(swap.name, str(swap.to)) for swap in found.swapped]
+            quiet_gates_(nn.ModuleList(net.get_submodule(name) for name, _ in swaps))
+    return net, swaps
 
 
 @torch.no_grad()

@@ -13,11 +13,13 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from leanconv.errors import BadInput, UnknownName
+from leanconv.files import write_json
 from leanconv.report import Report, build_report, compare_runs, speed
 from leanconv.report.page import render
 from leanconv.report.summary import RunSummary
 from leanconv.runs import RunFolder
 from leanconv.train.data.augment import to_float
+from tests.report.conftest import make_data, make_run
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,23 @@ def test_what_is_found_is_counted_from_the_same_predictions(compared, two_runs):
     assert found.without_a_hit == ((there > 0) & (hits == 0)).sum()
     assert found.false_alarms == ((there == 0) & (marked > 0)).sum()
     assert [case.dices[0] for case in compared.cases] == [compared.runs[0].images[case.name] for case in compared.cases]
+
+
+def test_thresholds_belong_to_classes_whatever_their_order(tmp_path):
+    """metrics.json names them, and `predict` and `eval` go by the names."""
+    root, classes, runs = make_data(tmp_path / "data"), ("background", "pit", "scratch"), []
+    for path in (tmp_path / "data" / "test" / "masks").iterdir():
+        mask = np.asarray(Image.open(path)) // 255
+        Image.fromarray(mask * np.where(np.arange(56) < 16, 1, 2).astype(np.uint8)).save(path)
+    for name, thresholds in (("one", {"pit": 0.1, "scratch": 0.9}), ("two", {"scratch": 0.9, "pit": 0.1})):
+        model = "leanconv:unet?base=4&levels=2&out_channels=3"
+        runs.append(make_run(tmp_path / name, model, f"{root}?classes={','.join(classes)}"))
+        runs[-1].write_model(model, task="segment", classes=classes)
+        write_json(runs[-1].metrics, {"threshold": None, "thresholds": thresholds})
+    one, two = compare_runs(runs, cases=0, budget_s=0, threads=1).runs
+    assert one.threshold == two.threshold == (0.1, 0.9)
+    assert one.images == two.images
+    assert len(one.images) == 6
 
 
 def test_large_images_are_timed_in_the_tiles_that_predict_cuts(two_runs, tmp_path):

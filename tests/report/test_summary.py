@@ -20,7 +20,6 @@ def test_a_whole_run_is_read_without_remarks(two_runs):
     assert (run.name, run.remarks) == ("lean", [])
     assert run.model.endswith("conv=splconv(alpha=0.5)")
     assert run.history["dice"] == [0.2, 0.45, 0.5]
-    assert run.threshold == 0.45
 
 
 def test_a_killed_run_says_what_is_missing(tmp_path):
@@ -49,7 +48,6 @@ def test_a_line_cut_short_is_left_out(tmp_path):
 def test_damaged_files_do_not_stop_the_report(tmp_path, name, text):
     run = read_run(folder(tmp_path / "r", **({"model__json": "{}"} | {name: text})))
     assert run.remarks
-    assert run.threshold is None
     assert math.isnan(run.value("dice"))
 
 

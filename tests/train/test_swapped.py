@@ -164,3 +164,27 @@ def test_a_note_is_said_once(capsys):
         report.note("note   the same")
         report.note("note   the same")
     assert capsys.readouterr().err.count("the same") == 1
+
+
+def test_swapped_gates_start_quiet_once_and_a_resumed_run_goes_the_same_way(recipe, tmp_path, monkeypatch):
+    """The branches of new SPConvs alone are scaled, by 0.1; the hooks on their norms are there again on resuming."""
+    settings = {"swap": "spconv", "where": "decoder.*", "optimizer": "sgd", "lr": 0.1}
+    for quiet, scale in ((True, 0.1), (False, 1.0)):
+        for asked in (settings, {"model": f"{UNET}&conv=spconv", "swap": ""}):
+            asked = recipe(quiet_gates=quiet, **asked)
+            assert _scales(setup.network(asked, False, Reporter(False), outputs=1, before=None)[0]) == {scale}
+    whole = fit(recipe(out=str(tmp_path / "whole"), **settings), progress=False)
+    monkeypatch.setattr("leanconv.train.loop._Run._stop_if_asked", _stop_at(2))
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(recipe(save_every=1, **settings), progress=False)
+    monkeypatch.undo()
+    again = fit(recipe(save_every=1, **settings), resume=True, progress=False)
+    assert again.weights.read_bytes() == whole.weights.read_bytes()
+
+
+def _scales(net):
+    """The weights of all norms inside SPConvs."""
+    layers = [each for each in net.modules() if isinstance(each, SPConv2d)]
+    assert layers
+    norms = [norm for each in layers for norm in (each.norm1, each.norm2) if isinstance(norm, nn.BatchNorm2d)]
+    return {round(value, 6) for norm in norms for value in norm.weight.tolist()}

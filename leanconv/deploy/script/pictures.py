@@ -17,7 +17,8 @@ def pictures(places):  # the files, and those of the folders
 
 
 def read(path, bits):  # uint8 H W 3, upright; grey becomes three equal channels; of 16-bit grey `bits` are used
-    with Image.open(path, formats=FORMATS) as image:
+    Image.init()
+    with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:  # an old PIL lacks some
         deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
         if not deep and image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK"):
             raise ValueError(f"pixels of kind {image.mode}; save it as grey or RGB")

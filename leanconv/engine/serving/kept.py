@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -84,8 +85,10 @@ class Kept:
                 return Choice()
             found = Choice(**stored["choice"])
             numbers = [float(each) for each in (found.spent_s, found.eager_ms, found.engine_ms)]
-            known = found.engine in ("", EAGER, *CANDIDATES) and Path(found.folder).name == found.folder
-            return found if known and all(0 <= number < 1e12 for number in numbers) else Choice()
+            known = found.engine in ("", EAGER, *CANDIDATES)
+            # `store` removes this folder: it must be one that it made, and never a way out of this one.
+            inside = not found.folder or re.fullmatch(rf"{re.escape(found.engine)}-\w+", found.folder, re.ASCII)
+            return found if known and inside and all(0 <= number < 1e12 for number in numbers) else Choice()
         except (BadInput, KeyError, TypeError, ValueError):
             return Choice()
 

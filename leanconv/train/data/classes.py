@@ -119,7 +119,7 @@ def _same_names(ref: str, said: list[tuple[str, tuple[str, ...]]]) -> None:
     for place, names in said:
         if not names or all(map(_MADE_UP.fullmatch, names)) or place == "its masks":
             continue
-        if known and set(names) == set(known) and names != known:
+        if known and any(name in known and known.index(name) != at for at, name in enumerate(names)):
             raise BadInput(
                 f"data {one_line(ref, most=200)!r}: the classes of {first} are {', '.join(known[:9])}, those of "
                 f"{place} {', '.join(names[:9])}: give both one order"

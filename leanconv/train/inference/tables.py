@@ -20,6 +20,8 @@ HEADS = {
     DEFECTS: ["file", "class", "x0", "y0", "x1", "y1", "area_px", "score"],
     VERDICTS: ["file", "verdict", "defects", "area_px", "why"],
 }
+# What begins a formula in a spreadsheet.
+_FORMULA = ("=", "+", "-", "@")
 
 
 def check_tables(out: Path, overwrite: bool) -> None:
@@ -49,8 +51,12 @@ def _rows_of(table: str, found: Prediction) -> list[list[str]]:
 
 
 def _name(found: Prediction) -> str:
-    """The image's path as text that every program reads: odd bytes and line ends are escaped."""
-    return one_line(found.image, most=10_000)
+    """The image's path as text that every program reads: odd bytes and line ends are escaped.
+
+    A name like `=1+1.png` would be a formula to a spreadsheet: `./=1+1.png` is the same file, and none.
+    """
+    name = one_line(found.image, most=10_000)
+    return os.path.join(os.curdir, name) if name.startswith(_FORMULA) else name
 
 
 def _key(name: str) -> str:

@@ -80,18 +80,21 @@ def watch(
         check_tables(out, asked.overwrite)
     with opened(model, out, asked, reader, written, serve=serve, left=left) as work:
         while True:
+            looked = time.monotonic()
             ready = arrivals.look()
-            for path in ready:
-                for result in _one(work, path):
-                    if isinstance(result, Guess):
-                        guesses[result.image] = result
-                    elif isinstance(result, Prediction):
-                        update_tables(out, [result], asked.overwrite)
-                    yield result
-            if ready and is_classifier(run):
-                Guesses(str(list_of(out)), tuple(guesses.values()), (), tuple(reader.notes())).write()
-            if not ready:
-                time.sleep(every_s)
+            try:
+                for path in ready:
+                    for result in _one(work, path):
+                        if isinstance(result, Guess):
+                            guesses[result.image] = result
+                        elif isinstance(result, Prediction):
+                            update_tables(out, [result], asked.overwrite)
+                        yield result
+            finally:  # also of what Ctrl-C leaves
+                if ready and is_classifier(run):
+                    Guesses(str(list_of(out)), tuple(guesses.values()), (), tuple(reader.notes())).write()
+            # Never sooner: a file whose size stood still for a moment only may be half of itself.
+            time.sleep(max(0.0, looked + every_s - time.monotonic()))
 
 
 def _one(work: Any, path: Path) -> Iterator[Prediction | Guess | Failed]:

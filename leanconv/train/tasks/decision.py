@@ -78,11 +78,6 @@ class Rule:
                 raise BadInput(f"recipe: fail_classes has {name[:80]!r}: one of {', '.join(classes[1:9])}")
         return cls(**{key: getattr(recipe, key) for key in KEYS})
 
-    @property
-    def is_chosen(self) -> bool:
-        """Whether smallest area and merging are known."""
-        return self.min_area >= 0 and self.merge >= 0
-
     def chosen(self, min_area: int, merge: int) -> Self:
         """The rule with these where it leaves them open."""
         return replace(

@@ -131,6 +131,15 @@ def test_pictures_are_read_as_by_predict(tmp_path):
         assert np.array_equal(read(path, 12), want), path.name
 
 
+def test_a_pillow_without_some_formats_reads_the_others(tmp_path, monkeypatch):
+    """`Image.open` fails for a format of its list that it does not know: AVIF came with Pillow 11.3."""
+    saved(tmp_path)
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, "AVIF")
+    for name in ("pixel.bmp", "ink.tiff", "grey.png"):
+        assert read(tmp_path / name, None).shape[2] == 3
+
+
 def test_what_cannot_be_read_alike_is_refused(tmp_path):
     saved(tmp_path)
     with pytest.raises(ValueError, match="16 bits"):  # the run does not know how many of them are used

@@ -116,6 +116,21 @@ def test_other_weights_threads_and_sizes_are_other_choices(model, tmp_path):
     assert kept_of(model, tmp_path).read().engine == ""
 
 
+@pytest.mark.parametrize("folder", ["..", "../..", "/", "fused-", "eager-abc", "fused-a/b", 7])
+def test_a_choice_names_no_folder_but_its_own(model, tmp_path, folder):
+    """What it names is removed for the next choice: `..` would be the choices of all sizes."""
+    other, kept = kept_of(model, tmp_path, torch.rand(1, 3, 32, 64)), kept_of(model, tmp_path)
+    for each in (other, kept):
+        each.write(Choice(engine="fused", eager_ms=0.5, engine_ms=0.05))
+    stored = json.loads((kept.folder / "choice.json").read_text())
+    stored["choice"]["folder"] = folder
+    (kept.folder / "choice.json").write_text(json.dumps(stored))
+    assert kept.read() == Choice()
+    kept.store(Choice(engine="fused", engine_ms=0.05), lambda place: (place / "graph.json").write_text("{}"))
+    assert other.read().engine == "fused"
+    assert kept.read().files.keys() == {"graph.json"}
+
+
 def test_a_race_is_won_kept_and_said(model, tmp_path, lines, monkeypatch):
     monkeypatch.setattr(rule, "RACE_FROM_S", 0.0)
     monkeypatch.setattr(shape, "race_budget_s", lambda known, left: 3.0)

@@ -69,6 +69,7 @@ def test_masks_of_each_class_may_be_put_in_order(root):
         ({"option": "3", "colours": (2, ())}, None, "classes= says 3 classes, colors= 2"),
         ({"apart": ("b", "c", "d")}, "a\nb\nc\n", r"classes\.txt says 3 classes, its masks 4 \(background, b, c, d\)"),
         ({"given": ("a", "b", "c"), "option": "a,c,b"}, None, "recipe or run are a, b, c, those of classes= a, c, b"),
+        ({"given": ("a", "b", "c"), "option": "a,c,d"}, None, "those of classes= a, c, d: give both one order"),
         ({"given": ("a", "b", "c")}, "a\nc\nb\n", r"those of classes\.txt a, c, b: give both one order"),
         ({"option": "a,a"}, None, "2 to 255 different names"),
         ({"option": "a, "}, None, "2 to 255 different names"),

@@ -44,8 +44,16 @@ def test_any_name(tmp_path, name):
     assert len(rows(tmp_path / DEFECTS)) == len(rows(tmp_path / VERDICTS)) == 1
     (tmp_path / DEFECTS).read_text(encoding="utf-8")
     row = rows(tmp_path / DEFECTS)[0]
-    assert row["file"].startswith(name[:4].replace("\n", "\\")[:4]) or "\\" in row["file"]
+    assert row["file"].removeprefix("./").startswith(name[:4].replace("\n", "\\")[:4]) or "\\" in row["file"]
     assert "\n" not in row["file"] + row["class"]
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+1.png", "-1.png", "@a.png"])
+def test_a_name_is_no_formula_and_still_the_same_file(tmp_path, name):
+    for _ in range(2):
+        update_tables(tmp_path, [found(name, 3)])
+    for table in (DEFECTS, VERDICTS):
+        assert [row["file"] for row in rows(tmp_path / table)] == [f"./{name}"]
 
 
 @pytest.mark.parametrize("name", [DEFECTS, VERDICTS])

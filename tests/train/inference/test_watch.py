@@ -1,7 +1,10 @@
 """Watching a folder: complete files alone, changed ones again, and an end in one line."""
 
+import json
 import os
 import shutil
+import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from torch import nn
 
 from leanconv.errors import BadInput
 from leanconv.train.inference.ahead import AHEAD, read_ahead
-from leanconv.train.inference.predict_classes import Failed
+from leanconv.train.inference.predict_classes import Failed, Guess
 from leanconv.train.inference.watch import Arrivals, watch
 from leanconv.train.inference.work import Asked
 
@@ -61,6 +64,36 @@ def test_a_folder_that_disappears_is_one_line(tmp_path):
     with pytest.raises(BadInput, match="the watched folder does not exist"):
         next(results)
     assert (tmp_path / "out" / "b_mask.png").is_file()
+
+
+def test_a_file_that_stands_still_for_a_moment_waits(tmp_path):
+    """While other images are predicted the folder is looked at no sooner than every `every_s` seconds."""
+    put(tmp_path / "a.png")
+    results = watch(Bright(), tmp_path, tmp_path / "out", Asked(), every_s=0.3)
+    next(results)
+    start = time.monotonic()
+    for name in ("b.png", "c.png"):
+        put(tmp_path / name)
+        assert os.path.basename(next(results).image) == name
+    assert time.monotonic() - start >= 1.1  # two looks at each, and all of them 0.3 s apart
+
+
+def test_the_list_of_a_classifier_has_what_ctrl_c_leaves(tmp_path, monkeypatch):
+    @contextmanager
+    def opened(*_, **__):
+        yield lambda paths: (Guess(str(path), (("pit", 1.0),)) for path in paths)
+
+    monkeypatch.setattr("leanconv.train.inference.watch.is_classifier", lambda run: True)
+    monkeypatch.setattr("leanconv.train.inference.watch.opened", opened)
+    for path in (tmp_path / "in", tmp_path / "out"):
+        path.mkdir()
+    put(tmp_path / "in" / "a.png")
+    put(tmp_path / "in" / "b.png")
+    results = watch(Bright(), tmp_path / "in", tmp_path / "out", Asked(), every_s=0.01)
+    next(results)
+    results.close()  # as the command's end does
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [os.path.basename(each["image"]) for each in found["images"]] == ["a.png"]
 
 
 def test_out_is_not_the_watched_folder_and_a_file_in_the_way_costs_one_image(tmp_path):
