@@ -3,7 +3,7 @@
     python -m benchmarks.photographs ROOT [--sets steel wafer tile] [--steps 120] [--resume] [--python BARE]
 
 ROOT holds the sets' folders. The pictures of the test split are laid out as files first. Every command runs on one
-thread, and its seconds contain imports and loading. The training is a look, not a result: its scores say only that the
+thread (of one core, on Linux), and its seconds contain imports and loading. On a busy machine compare CPU seconds. The training is a look, not a result: its scores say only that the
 steps fit together. BARE is the Python that runs infer.py, best one without leanconv and PyTorch.
 """
 
@@ -37,6 +37,15 @@ SETS = {
     "wafer": ("wafer", "wafer_surface_defects", ["lr=5e-3"]),
     "tile": ("magnetic_tile", "magnetic_tile_defects?side=128", ["lr=5e-3"]),
 }
+# infer.py as it stands; only its sessions have one thread, where ONNX Runtime would take one a core.
+ONE_THREAD = """
+import functools, runpy, sys, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+onnxruntime.InferenceSession = functools.partial(onnxruntime.InferenceSession, sess_options=options)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 STEPS = ("train", "eval", "predict", "export", "infer.py")
 
 
@@ -52,7 +61,7 @@ def measured(name: str, root: str, steps: int, python: str, folder: Path) -> dic
         "eval": [*tool, "eval", "run", "--threads", "1", "--json"],
         "predict": [*tool, "predict", "run", "pictures", "--out", "found", "--threads", "1", "--json"],
         "export": [*tool, "export", "run", "model/model.onnx", "--threads", "1"],
-        "infer.py": [python, "model/infer.py", "pictures", "--out", "masks"],
+        "infer.py": [python, "-c", ONE_THREAD, "model/infer.py", "pictures", "--out", "masks"],
     }
     times, said = {}, {}
     for step, script in scripts.items():
@@ -61,7 +70,7 @@ def measured(name: str, root: str, steps: int, python: str, folder: Path) -> dic
     with (folder / "found" / "defects.csv").open(encoding="utf-8", newline="") as file:
         defects = list(csv.DictReader(file))
     return {
-        "set": name, "recipe": recipe, "steps": steps, "settings": words[3:], "times": times, "pictures": count,
+        "set": name, "load": os.getloadavg()[0], "recipe": recipe, "steps": steps, "settings": words[3:], "times": times, "pictures": count,
         "pictures_s": shown["seconds"], "defects": len(defects), "classes": sorted({each["class"] for each in defects}),
         "dice": scores["dice"], "image_dice": scores["image_dice"], **differing(folder / "found", folder / "masks"),
     }  # fmt: skip

@@ -12,7 +12,7 @@ def journeys(stem: str, content: dict[str, Any]) -> str:
     """Two tables of one file: the time of each command, and what came out."""
     rows = content["rows"]
     times = [
-        [row["set"], row["pictures"], *(f"{row['times'][each]['s']:.1f} ({row['times'][each]['cpu_s']:.1f})"
+        [row["set"], row["pictures"], *(f"{row['times'][each]['cpu_s']:.1f} ({row['times'][each]['s']:.1f})"
          for each in COMMANDS)]
         for row in rows
     ]  # fmt: skip
@@ -24,11 +24,13 @@ def journeys(stem: str, content: dict[str, Any]) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    head = ["set", "recipe", "steps", "test Dice", "defects", "classes found", "predict, ms a picture"]
+    load = max(row["load"] for row in rows)
+    busy = f"Other programs ran beside it (load up to {load:.1f}): compare CPU seconds. " if load > 1.5 else ""
+    head = ["set", "recipe", "steps", "test Dice", "defects", "classes found", "`predict`, ms a picture by the wall"]
     return page(
         "## From photographs to masks",
-        "Seconds of each command by the wall, in brackets of the CPU. Each is a process of its own on one thread, with "
-        "its imports and files. `eval`, `predict` and `infer.py` take the same test pictures; `export` compares the "
+        "CPU seconds of each command, in brackets those by the wall. Each is a process of its own on one thread, with "
+        f"its imports and files. {busy}`eval`, `predict` and `infer.py` take the same test pictures; `export` compares the "
         "file with the model on the validation images.",
         table(["set", "pictures", *(f"`{each}`" for each in COMMANDS)], times, "lr" + "r" * len(COMMANDS)),
         table([*head, "pixels in which `infer.py` differs"], found, "llrrrlrr"),
