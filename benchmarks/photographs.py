@@ -3,8 +3,9 @@
     python -m benchmarks.photographs ROOT [--sets steel wafer tile] [--steps 120] [--resume] [--python BARE]
 
 ROOT holds the sets' folders. The pictures of the test split are laid out as files first. Every command runs on one
-thread (of one core, on Linux), and its seconds contain imports and loading. On a busy machine compare CPU seconds. The training is a look, not a result: its scores say only that the
-steps fit together. BARE is the Python that runs infer.py, best one without leanconv and PyTorch.
+thread, and its seconds contain imports and loading. On a busy machine compare CPU seconds. The training is a look, not
+a result: its scores say only that the steps fit together. BARE is the Python that runs infer.py, best one without
+leanconv and PyTorch.
 """
 
 import argparse
@@ -70,7 +71,8 @@ def measured(name: str, root: str, steps: int, python: str, folder: Path) -> dic
     with (folder / "found" / "defects.csv").open(encoding="utf-8", newline="") as file:
         defects = list(csv.DictReader(file))
     return {
-        "set": name, "load": os.getloadavg()[0], "recipe": recipe, "steps": steps, "settings": words[3:], "times": times, "pictures": count,
+        "set": name, "load": os.getloadavg()[0],
+        "recipe": recipe, "steps": steps, "settings": words[3:], "times": times, "pictures": count,
         "pictures_s": shown["seconds"], "defects": len(defects), "classes": sorted({each["class"] for each in defects}),
         "dice": scores["dice"], "image_dice": scores["image_dice"], **differing(folder / "found", folder / "masks"),
     }  # fmt: skip

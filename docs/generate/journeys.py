@@ -30,8 +30,8 @@ def journeys(stem: str, content: dict[str, Any]) -> str:
     return page(
         "## From photographs to masks",
         "CPU seconds of each command, in brackets those by the wall. Each is a process of its own on one thread, with "
-        f"its imports and files. {busy}`eval`, `predict` and `infer.py` take the same test pictures; `export` compares the "
-        "file with the model on the validation images.",
+        f"its imports and files. {busy}`eval`, `predict` and `infer.py` take the same test pictures; `export` compares "
+        "the file with the model on the validation images.",
         table(["set", "pictures", *(f"`{each}`" for each in COMMANDS)], times, "lr" + "r" * len(COMMANDS)),
         table([*head, "pixels in which `infer.py` differs"], found, "llrrrlrr"),
         "So few steps are a look: they show that the commands fit together, not how well a network learns. "

@@ -202,7 +202,8 @@ def test_the_way_from_photographs_to_masks_is_rendered(tmp_path):
     assert BLOCKS["photographs"](Results()) == ""
     times = {name: {"s": 12.34, "cpu_s": 5.67} for name in ("train", "eval", "predict", "export", "infer.py")}
     row = {
-        "set": "steel", "load": 4.2, "recipe": "wafer", "steps": 9, "pictures": 20, "pictures_s": 1.0, "defects": 3, "dice": 0.25,
+        "set": "steel", "load": 4.2, "recipe": "wafer", "steps": 9, "pictures": 20,
+        "pictures_s": 1.0, "defects": 3, "dice": 0.25,
         "classes": ["pit", "scratch"], "pixels": 4000, "pixels_differ": 2, "times": times,
     }  # fmt: skip
     content = {"command": "python -m x", "machine": {"name": "here"}, "rows": [row]}
