@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from docs.generate.journeys import journeys
 from docs.generate.markdown import table
 from docs.generate.measured import Results
 from docs.generate.sections import shares, trained
@@ -113,4 +114,5 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "papers": papers,
     "classification": _sections("classification", lambda stem, c: trained(stem, c, "top1", "Classification")),
     "shares": _sections("shares", shares),
+    "photographs": _sections("journeys", journeys),
 }

@@ -25,6 +25,7 @@ class Results:
         shares: how many convolutions of public networks an operator takes.
         choices: what `optimize` chose against the best peer. budgets: the same within its default budget.
         gates: starts of the gate of SPConv and SPLConv, by the training loss they reach.
+        journeys: photographs to defects and masks, and the time of each command.
         other: files of another kind, which no page shows.
     """
 
@@ -38,6 +39,7 @@ class Results:
     choices: dict[str, Any] = field(default_factory=dict)
     budgets: dict[str, Any] = field(default_factory=dict)
     gates: dict[str, Any] = field(default_factory=dict)
+    journeys: dict[str, Any] = field(default_factory=dict)
     other: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -55,6 +57,8 @@ def _kind(content: Any) -> str:
     if "start" in next(iter(content.get("runs") or [{}]), {}):
         return "gates"
     row = next(iter(content.get("rows") or [{}]), {})
+    if "pixels_differ" in row:
+        return "journeys"
     if "dice" in row and "reference" in row:
         return "segmentation"
     if "top1" in row and "operator" in row:

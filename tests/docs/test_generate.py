@@ -198,6 +198,22 @@ def test_the_default_budget_is_rendered_once_it_is_measured():
     assert "0 calls took longer than the budget of 90 s" in text
 
 
+def test_the_way_from_photographs_to_masks_is_rendered(tmp_path):
+    assert BLOCKS["photographs"](Results()) == ""
+    times = {name: {"s": 12.34, "cpu_s": 5.67} for name in ("train", "eval", "predict", "export", "infer.py")}
+    row = {
+        "set": "steel", "load": 4.2, "recipe": "wafer", "steps": 9, "pictures": 20,
+        "pictures_s": 1.0, "defects": 3, "dice": 0.25,
+        "classes": ["pit", "scratch"], "pixels": 4000, "pixels_differ": 2, "times": times,
+    }  # fmt: skip
+    content = {"command": "python -m x", "machine": {"name": "here"}, "rows": [row]}
+    (tmp_path / "photographs.json").write_text(json.dumps(content), encoding="utf-8")
+    text = BLOCKS["photographs"](Results.read(tmp_path))
+    assert f"| steel | 20 |{' 5.7 (12.3) |' * 5}" in text
+    assert "| steel | `wafer` | 9 | 0.250 | 3 | pit, scratch | 50 | 2 of 4,000 |" in text
+    assert "load up to 4.2" in text
+
+
 def test_machines_of_two_kinds_stand_in_two_tables():
     def entry(name, ours):
         times = {"m, fused": {"median_ms": ours}, "m, openvino": {"median_ms": 2.0}}
