@@ -172,7 +172,9 @@ def test_swapped_gates_start_quiet_once_and_a_resumed_run_goes_the_same_way(reci
     for quiet, scale in ((True, 0.1), (False, 1.0)):
         for asked in (settings, {"model": f"{UNET}&conv=spconv", "swap": ""}):
             asked = recipe(quiet_gates=quiet, **asked)
-            assert _scales(setup.network(asked, False, Reporter(False), outputs=1, before=None)[0]) == {scale}
+            assert _scales(
+                setup.network(asked, False, Reporter(active=False, visible=False), outputs=1, before=None)[0]
+            ) == {scale}
     whole = fit(recipe(out=str(tmp_path / "whole"), **settings), progress=False)
     monkeypatch.setattr("leanconv.train.loop._Run._stop_if_asked", _stop_at(2))
     with pytest.raises(RuntimeError, match="stopped"):
