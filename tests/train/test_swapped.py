@@ -167,7 +167,7 @@ def test_a_note_is_said_once(capsys):
 
 
 def test_swapped_gates_start_quiet_once_and_a_resumed_run_goes_the_same_way(recipe, tmp_path, monkeypatch):
-    """The branches of new SPConvs alone are scaled, by 0.1; the hooks on their norms are there again on resuming."""
+    """The branches of new SPConvs alone are scaled, by 0.1. A killed run that goes on ends in the same weights."""
     settings = {"swap": "spconv", "where": "decoder.*", "optimizer": "sgd", "lr": 0.1}
     for quiet, scale in ((True, 0.1), (False, 1.0)):
         for asked in (settings, {"model": f"{UNET}&conv=spconv", "swap": ""}):
