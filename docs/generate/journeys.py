@@ -19,21 +19,21 @@ def journeys(stem: str, content: dict[str, Any]) -> str:
     found = [
         [
             row["set"], f"`{row['recipe']}`", row["steps"], f"{row['dice']:.3f}", row["defects"],
-            ", ".join(row["classes"]) or "-", f"{1000 * row['pictures_s'] / row['pictures']:.0f}",
+            ", ".join(row["classes"]) or "-",
             f"{row['pixels_differ']:,} of {row['pixels']:,}",
         ]
         for row in rows
     ]  # fmt: skip
     load = max(row["load"] for row in rows)
     busy = f"Other programs ran beside it (load up to {load:.1f}): compare CPU seconds. " if load > 1.5 else ""
-    head = ["set", "recipe", "steps", "test Dice", "defects", "classes found", "`predict`, ms a picture by the wall"]
+    head = ["set", "recipe", "steps", "test Dice", "defects", "classes found"]
     return page(
         "## From photographs to masks",
         "CPU seconds of each command, in brackets those by the wall. Each is a process of its own on one thread, with "
         f"its imports and files. {busy}`eval`, `predict` and `infer.py` take the same test pictures; `export` compares "
         "the file with the model on the validation images.",
         table(["set", "pictures", *(f"`{each}`" for each in COMMANDS)], times, "lr" + "r" * len(COMMANDS)),
-        table([*head, "pixels in which `infer.py` differs"], found, "llrrrlrr"),
+        table([*head, "pixels in which `infer.py` differs"], found, "llrrrlr"),
         "So few steps are a look: they show that the commands fit together, not how well a network learns. "
         f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
     ).rstrip()

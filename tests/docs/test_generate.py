@@ -210,7 +210,7 @@ def test_the_way_from_photographs_to_masks_is_rendered(tmp_path):
     (tmp_path / "photographs.json").write_text(json.dumps(content), encoding="utf-8")
     text = BLOCKS["photographs"](Results.read(tmp_path))
     assert f"| steel | 20 |{' 5.7 (12.3) |' * 5}" in text
-    assert "| steel | `wafer` | 9 | 0.250 | 3 | pit, scratch | 50 | 2 of 4,000 |" in text
+    assert "| steel | `wafer` | 9 | 0.250 | 3 | pit, scratch | 2 of 4,000 |" in text
     assert "load up to 4.2" in text
 
 
