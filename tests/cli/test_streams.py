@@ -37,6 +37,7 @@ def words(run, tiny_data, tmp_path):
         "plan": [UNET, *SMALL, "--to", "hetconv"],
         "convert": [UNET, *SMALL, "--to", "hetconv", "--out", tmp_path / "converted ö→日"],
         "optimize": [UNET, *SMALL, "--engines", "eager", "--budget", "1"],
+        "recipes": [],
         "train": [recipe, f"out={tmp_path / 'trained ö→日'}"],
         "eval": [run],
         "predict": [run, tiny_data / "test/images", "--out", tmp_path / "found"],

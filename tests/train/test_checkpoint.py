@@ -277,7 +277,7 @@ def test_killed_between_the_files_of_one_validation(run, monkeypatch, stage, tmp
         folder.save_model(changed)
     folder.history.write_text(folder.history.read_text().splitlines()[0] + "\n")
     state, _ = checkpoint.load(setup.last(folder), folder.build_model(), make_optimizer(changed, Recipe(steps=1)))
-    monkeypatch.setattr(loop._Run, "train", lambda self: None)
+    monkeypatch.setattr(loop._Run, "train", lambda self, again="": None)
     resume(folder)
     if state.best_step == state.step:
         assert folder.weights.read_bytes() == best

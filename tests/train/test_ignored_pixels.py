@@ -158,8 +158,9 @@ def test_crops_are_not_laid_around_them():
     mask[:4, :4] = IGNORE
     mask[60, 60] = 1
     crop = TrainTransform(8, defect_crop=1.0, flips=False, light=0)
-    for _ in range(8):
-        assert (crop(torch.zeros(3, 64, 64, dtype=torch.uint8), mask)[1] == 1).any()
+    for seed in range(8):
+        sample = torch.zeros(3, 64, 64, dtype=torch.uint8), mask
+        assert (crop.batch([sample], [seed])[1] == 1).any()
 
 
 @pytest.mark.parametrize("classes", [2, 3])

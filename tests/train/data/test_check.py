@@ -53,6 +53,8 @@ class Told:
     def say(self, text):
         self.lines.append(text)
 
+    note = say
+
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:-200])

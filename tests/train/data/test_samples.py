@@ -123,7 +123,7 @@ def test_an_undivided_folder_is_divided_by_name_and_says_so(tmp_path):
     splits = {split: open_data(str(tmp_path), split) for split in room.SPLITS}
     found = {split: {s.name for s in samples} for split, samples in splits.items()}
     assert sorted(name for each in found.values() for name in each) == sorted(names)
-    assert "by a hash of their names" in splits["val"].note
+    assert "by a hash of the names" in splits["val"].note
     assert found == split_by_name(names)
     assert {s: len(n) for s, n in split_by_name([f"x{i}" for i in range(5000)]).items()} == pytest.approx(
         {"train": 4000, "val": 500, "test": 500}, rel=0.1
