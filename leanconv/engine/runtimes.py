@@ -12,6 +12,7 @@ from leanconv.deploy.program import input_order, save_onnx, to_openvino
 from leanconv.deploy.runtimes import OnnxRuntime
 from leanconv.engine.candidate import Candidate, ModelForm, missing
 from leanconv.engine.workbench import Workbench
+from leanconv.extras import needs
 from leanconv.files import draft
 
 # The files of a stored form.
@@ -79,7 +80,8 @@ def _openvino(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     if bench.plain and precision == "f32" and not bench.half:
 
         def store(into: Path) -> None:
-            import openvino
+            with needs("openvino", "export"):
+                import openvino
 
             openvino.save_model(model, str(into / _OPENVINO), compress_to_fp16=False)
 

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanconv.extras import needs
+
 
 class Processes:
     """Accelerate's processes.
@@ -40,7 +42,8 @@ class Processes:
         """The main process's word."""
         if self.count == 1:
             return own
-        from accelerate.utils import broadcast_object_list
+        with needs("accelerate", "train"):
+            from accelerate.utils import broadcast_object_list
 
         words: list[str] = broadcast_object_list([own])
         return words[0]
