@@ -26,6 +26,7 @@ class Results:
         choices: what `optimize` chose against the best peer. budgets: the same within its default budget.
         gates: starts of the gate of SPConv and SPLConv, by the training loss they reach.
         journeys: photographs to defects and masks, and the time of each command.
+        steps: our kernels for training against PyTorch's. loading: what a batch costs beside its training step.
         other: files of another kind, which no page shows.
     """
 
@@ -40,6 +41,8 @@ class Results:
     budgets: dict[str, Any] = field(default_factory=dict)
     gates: dict[str, Any] = field(default_factory=dict)
     journeys: dict[str, Any] = field(default_factory=dict)
+    steps: dict[str, Any] = field(default_factory=dict)
+    loading: dict[str, Any] = field(default_factory=dict)
     other: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -57,8 +60,11 @@ def _kind(content: Any) -> str:
     if "start" in next(iter(content.get("runs") or [{}]), {}):
         return "gates"
     row = next(iter(content.get("rows") or [{}]), {})
-    if "pixels_differ" in row:
-        return "journeys"
+    if isinstance(row.get("of_floor"), dict):
+        return "steps"
+    for key, kind in {"pixels_differ": "journeys", "batch_cpu_ms": "loading"}.items():
+        if key in row:
+            return kind
     if "dice" in row and "reference" in row:
         return "segmentation"
     if "top1" in row and "operator" in row:

@@ -256,13 +256,17 @@ def default_budget(stem: str, content: dict[str, Any]) -> str:
     ]
     cold = "no kernel was compiled before" if content["cold"] else "kernels were compiled before"
     return page(
-        "## `optimize` within its default budget",
-        f"On {machine(content).partition(', ')[0]}. A process a row, as a user calls it; {cold}. "
+        "## `optimize` within its default budget" + ("" if stem == "default_budget" else f", {_cpu(content)}"),
+        f"On {_cpu(content)}. A process a row, as a user calls it; {cold}. "
         f"{below} of {len(cells)} rows are below {LIMIT}. {late} calls took longer than the budget of {budget:g} s: "
         "an engine that has begun is finished.",
         table(head, cells, "llrllrr"),
         f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
     ).rstrip()
+
+
+def _cpu(content: dict[str, Any]) -> str:
+    return machine(content).partition(", ")[0]
 
 
 def geometric(values: Iterable[float]) -> float:

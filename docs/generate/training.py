@@ -1,0 +1,57 @@
+"""The sections on the training step: our kernels against PyTorch's, and the share of a step that its batch costs."""
+
+from typing import Any
+
+from docs.generate.markdown import page, table
+from docs.generate.measured import machine
+from docs.generate.speed import geometric
+
+
+def training_kernels(stem: str, content: dict[str, Any]) -> str:
+    """A row for each network and number type: geometric mean, worst and best layer, shares of the roofline floor."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in content["rows"]:
+        groups.setdefault((row["dtype"], row["network"], row["threads"]), []).append(row)
+    cells = []
+    for (dtype, network, threads), rows in sorted(groups.items(), reverse=True):
+        gains = [row["speedup"] for row in rows]
+        shares = [f"{geometric(row['of_floor'][each] for row in rows):.0%}" for each in ("result", "data")]
+        gain = f"{geometric(gains):.2f}x"
+        cells.append(
+            [f"{dtype}, {threads}", network, len(rows), gain, f"{min(gains):.2f}x", f"{max(gains):.2f}x", *shares]
+        )
+    head = ["dtype, threads", "layers of", "layers", "geometric mean", "worst", "best", "of the floor: result", "data"]
+    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
+    return page(
+        "## Depthwise layers in training: our kernels against PyTorch's",
+        "Result and gradients of data, weights and bias together, against the faster of PyTorch's contiguous and "
+        "channels_last layers, in this thread's computing time. Above 1 our kernels are faster. The floor is that of "
+        "the roofline, for the result and for the gradient of the data alone. PyTorch is slow in bfloat16 without "
+        "instructions for it: do not expect these ratios on a CPU that has them.",
+        table(head, cells, "llrrrrrr"),
+        f"{machine(content['rows'][0])}; {commands}, `{stem}.json`.",
+    ).rstrip()
+
+
+def data_loading(stem: str, content: dict[str, Any]) -> str:
+    """A row for each data set: computing time of a batch beside that of a step."""
+    cells = [
+        [
+            row["data"],
+            f"`{row['model']}`",
+            f"{row['batch']} of {row['size']} px",
+            f"{row['batch_cpu_ms']:.3g}",
+            f"{row['step_cpu_ms']:.4g}",
+            f"{row['batch_cpu_ms'] / row['step_cpu_ms']:.1%}",
+        ]
+        for row in content["rows"]
+    ]
+    head = ["data", "network", "batch", "batch, ms of a core", "step, ms of a core", "share"]
+    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
+    return page(
+        "## What a batch costs beside its step",
+        "Computing time to draw, augment and stack a batch, and of the training step in plain PyTorch. A thread makes "
+        "batches ahead, so on a second core the step does not wait for them.",
+        table(head, cells, "lllrrr"),
+        f"{machine({'machine': content['rows'][0]['device']})}; {commands}, `{stem}.json`.",
+    ).rstrip()
