@@ -15,7 +15,7 @@ def _why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
 
 def _seconds(bench: Workbench) -> float:
     # A U-Net of 35 to 160 layers takes 12 to 19 s on one server core. The first use also compiles headers.
-    return bench.folding_s + 5.0 + 0.1 * bench.layers + 3 * bench.call_s
+    return bench.folding_s + 8.0 + 0.1 * bench.layers + 3 * bench.call_s
 
 
 def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:

@@ -15,7 +15,8 @@ from leanconv.measure import interleave
 from leanconv.measure.timing.latency import once_ms
 from leanconv.measure.timing.paired import Ratio, Turns
 
-RACE_S = 10.0  # the most seconds of the race
+RACE_S = 10.0  # the most seconds of the race between short calls
+MORE = 1.5  # the most of the race between long ones, times what its fewest rounds take
 RACE_SHARE = 0.8  # the most of the remaining budget that the race takes
 HEAT_SHARE = 0.3  # the heat's share of the race's seconds
 HEAT_ROUNDS = 20  # the most rounds of the heat
@@ -23,7 +24,7 @@ SHORT_HEAT_ROUNDS = 8  # a heat with time for fewer rounds saves warm-up calls
 # A heat with time for fewer rounds than LONG_ROUNDS has calls of a second or so: they vary little and need no warm-up.
 # Forms within NEAR of the fastest first call take part, and those within LONG_WITHIN of the best reach the final.
 LONG_ROUNDS, NEAR, LONG_WITHIN = 3, 1.5, 0.15
-FINAL_ROUNDS = 3  # the most rounds of a final for which there is no time; from the second one on, who is out leaves
+FINAL_ROUNDS = 3  # the fewest rounds of the final, after which who is out leaves
 # If fewer than FEW_ROUNDS rounds fit into the heat, it drops forms whose first call took HOPELESS times the fastest.
 FEW_ROUNDS, HOPELESS = 20, 2.5
 LOOKS_SHARE = 0.3  # the share of the heat's seconds that repeated first calls may take
@@ -53,7 +54,8 @@ class Entry:
 def race(bench: Workbench, entries: Sequence[Entry], deadline: float, on_part: Callable[[float], object]) -> Entry:
     """Time the correct forms and choose one. `entries` begins with the given model; the rows state the reasons."""
     given = entries[0]
-    seconds = min(RACE_S, (deadline - time.perf_counter()) * RACE_SHARE)
+    looks = [entry.look_s for entry in entries]
+    seconds = min(max(RACE_S, MORE * least_s(looks)), (deadline - time.perf_counter()) * RACE_SHARE)
     finalists = _heat(bench, entries, HEAT_SHARE * seconds, lambda part: on_part(HEAT_SHARE * part))
     winner = given
     if len(finalists) > 1:
@@ -144,7 +146,7 @@ def _final(bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: 
         spent = (time.perf_counter() - start) / ((1 - HEAT_SHARE) * seconds) if seconds > 0 else 1.0
         on_part(min(1.0, max(spent, rounds / MOST_ROUNDS)))
         last = rounds >= MOST_ROUNDS or (spent >= 1 and rounds >= FINAL_ROUNDS)
-        if last or (rounds > 1 and rounds % every == 0):
+        if last or (rounds >= FINAL_ROUNDS and rounds % every == 0):
             best = min((name for name in turns.calls if name != MODEL), key=lambda name: turns.timing(name).median_ms)
             if last or _known(turns, best):
                 return _verdict(turns, best, entries)
