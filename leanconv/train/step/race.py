@@ -140,7 +140,10 @@ def _time(trial: Trial, entries: list[_Entry], seconds: float, on_part: Callable
             entry.row.note = f"slow: {1e3 * entry.look_s:.3g} ms at the first look; not timed further"
     times: dict[str, list[float]] = {entry.row.mode: [] for entry in racing}
     start, orders = time.perf_counter(), random.Random(0)
-    for done in range(MOST_ROUNDS if len(racing) > 1 else FEW_ROUNDS):
+    if len(racing) == 1:  # nothing to compare it with
+        given.row.timing, given.row.ratio = Timing.of([1e3 * given.look_s]), 1.0
+        return
+    for done in range(MOST_ROUNDS):
         share = (time.perf_counter() - start) / seconds if seconds > 0 else 1.0
         if done >= FEW_ROUNDS and share >= 1:
             break
