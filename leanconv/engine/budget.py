@@ -53,5 +53,10 @@ class Budget:
         looks = [entry.look_s for entry in entries]
         best = min(looks)
         wanted = ROUNDS * (best + sum(look for look in looks if look <= HOPELESS * best))
-        trials = len(LATER) * (looks[0] + best)
-        return max(min(wanted, RACE_S, TIMING_SHARE * self.seconds), least_s(looks, more=1)) + trials
+        race = max(min(wanted, RACE_S, TIMING_SHARE * self.seconds), least_s(looks, more=1))
+        return race + self.trials(entries)
+
+    def trials(self, entries: Sequence[Entry]) -> float:
+        """Estimate the seconds in which the winner of a race is verified on further inputs."""
+        looks = [entry.look_s for entry in entries]
+        return len(LATER) * (looks[0] + min(looks))

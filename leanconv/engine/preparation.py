@@ -110,7 +110,7 @@ class Preparation:
         field, budget = [each for each in self.entries if each in self._field], self.budget
         for entry in field:
             entry.row.chosen = False
-        until = budget.deadline
+        until = budget.deadline - budget.trials(field)
         if any(HOPE * budget.needs(candidate, self.bench) < budget.left for _, candidate, _ in self._waiting):
             until = min(until, time.perf_counter() + budget.timing(field) / racing.RACE_SHARE)
         while not self._proven(winner := racing.race(self.bench, field, until, on_part)):

@@ -55,7 +55,7 @@ def race(bench: Workbench, entries: Sequence[Entry], deadline: float, on_part: C
     """Time the correct forms and choose one. `entries` begins with the given model; the rows state the reasons."""
     given = entries[0]
     looks = [entry.look_s for entry in entries]
-    seconds = min(max(RACE_S, MORE * least_s(looks)), (deadline - time.perf_counter()) * RACE_SHARE)
+    seconds = min(max(RACE_S, MORE * least_s(looks)), max(0.0, deadline - time.perf_counter()) * RACE_SHARE)
     finalists = _heat(bench, entries, HEAT_SHARE * seconds, lambda part: on_part(HEAT_SHARE * part))
     winner = given
     if len(finalists) > 1:
