@@ -157,12 +157,14 @@ def test_gradients_do_not_depend_on_the_default_type():
 
 @needs_kernels
 @pytest.mark.parametrize("what", ["weight", "bias"])
-def test_a_parameter_of_another_device_is_pytorchs_error(what):
+def test_a_parameter_of_another_device_is_left_to_pytorch(what, monkeypatch):
+    """The kernels would read its pointer as one of the CPU's memory."""
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda *_: "PyTorch's")
     layer = nn.Conv2d(5, 5, 3, groups=5)
     with use_training_kernels_(layer):
+        assert layer(torch.randn(2, 5, 9, 11)) != "PyTorch's"
         setattr(layer, what, nn.Parameter(getattr(layer, what).detach().to("meta")))
-        with pytest.raises((RuntimeError, NotImplementedError), match=r"device|meta"):
-            layer(torch.randn(2, 5, 9, 11)).sum().item()
+        assert layer(torch.randn(2, 5, 9, 11)) == "PyTorch's"
 
 
 @needs_kernels
