@@ -24,7 +24,7 @@ def test_it_leaves_what_it_promises(tiny, tmp_path, capsys):
     assert page.read_text().count('class="case"') >= 1
     for file in ("splconv/export/model.onnx", "splconv/export/model.xml", "predictions/picture_overlay.png"):
         assert (tmp_path / "demo" / file).stat().st_size > 0
-    for words in ("Dice per image", "Frames/s, optimised", "channels_last", "relative error", "picture.png"):
+    for words in ("Dice per image", "Frames/s, optimised", "channels_last", "relative error", "1 of 1 images written"):
         assert words in shown
     for command in ("train", "report", "predict", "export", "plan"):
         assert f"leanconv {command} " in example.what_next(page)
