@@ -29,7 +29,8 @@ from leanconv.measure.device import describe
 from leanconv.measure.timing.paired import Ratio
 from leanconv.table import table
 from leanconv.train import setup
-from leanconv.train.data.batches import DEPTH, Order, batches
+from leanconv.train.data.ahead import DEPTH
+from leanconv.train.data.batches import Order, batches
 from leanconv.train.data.labelled import Labelled
 from leanconv.train.optimizer import make_optimizer
 from leanconv.train.recipe import Recipe

@@ -49,3 +49,8 @@ def si(value: float) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.4g}{letter}"
     return f"{value:.4g}"
+
+
+def number(value: float | None, form: str) -> str:
+    """Format a number as `form` says; "-" where there is none."""
+    return "-" if value is None else format(value, form)

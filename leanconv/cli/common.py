@@ -70,6 +70,19 @@ EngineOption = Annotated[
         "arithmetic; other engines differ by rounding.",
     ),
 ]
+# How a run decides what a defect is.
+Threshold = Annotated[
+    str | None,
+    typer.Option("--threshold", help="0.4, or scratch=0.4,pit=0.6 (default: chosen on validation images)."),
+]
+MinArea = Annotated[
+    int | None,
+    typer.Option("--min-area", min=0, help="Pixels of the smallest defect (default: chosen on validation images)."),
+]
+Merge = Annotated[
+    int | None,
+    typer.Option("--merge", min=0, help="Pixels between fragments of one defect (default: chosen likewise)."),
+]
 
 _WORD = re.compile(r"[A-Za-z_][\w.]*=")
 

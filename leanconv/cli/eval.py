@@ -11,9 +11,12 @@ from leanconv.cli.common import (
     Engine,
     EngineOption,
     Json,
+    Merge,
+    MinArea,
     Out,
     Overwrite,
     Threads,
+    Threshold,
     refuse,
     set_threads,
     write_out,
@@ -27,18 +30,9 @@ def command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
     data: Annotated[str, typer.Option("--data", help="Data reference (default: the run's training data).")] = "",
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
-    threshold: Annotated[
-        str | None,
-        typer.Option("--threshold", help="0.4, or scratch=0.4,pit=0.6 (default: chosen on validation images)."),
-    ] = None,
-    min_area: Annotated[
-        int | None,
-        typer.Option("--min-area", min=0, help="Pixels of the smallest defect (default: chosen on validation images)."),
-    ] = None,
-    merge: Annotated[
-        int | None,
-        typer.Option("--merge", min=0, help="Pixels between fragments of one defect (default: chosen likewise)."),
-    ] = None,
+    threshold: Threshold = None,
+    min_area: MinArea = None,
+    merge: Merge = None,
     per_image: Annotated[
         bool, typer.Option("--per-image", help="With --json or --out FILE.json: include each image's scores.")
     ] = False,

@@ -9,7 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from leanconv.cli.common import Device, Engine, EngineOption, Json, Threads, refuse, report, set_threads
+from leanconv.cli.common import (
+    Device,
+    Engine,
+    EngineOption,
+    Json,
+    Merge,
+    MinArea,
+    Threads,
+    Threshold,
+    refuse,
+    report,
+    set_threads,
+)
 from leanconv.errors import BadInput
 from leanconv.files import check_run
 from leanconv.text import one_line
@@ -22,18 +34,9 @@ def command(
         list[Path] | None, typer.Argument(metavar="IMAGE...", help="Image files, or folders of images.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the results. It is created.")] = Path("predictions"),
-    threshold: Annotated[
-        str | None,
-        typer.Option("--threshold", help="0.4, or scratch=0.4,pit=0.6 (default: chosen on validation images)."),
-    ] = None,
-    min_area: Annotated[
-        int | None,
-        typer.Option("--min-area", min=0, help="Pixels of the smallest defect (default: chosen on validation images)."),
-    ] = None,
-    merge: Annotated[
-        int | None,
-        typer.Option("--merge", min=0, help="Pixels between fragments of one defect (default: chosen likewise)."),
-    ] = None,
+    threshold: Threshold = None,
+    min_area: MinArea = None,
+    merge: Merge = None,
     side: Annotated[
         int | None,
         typer.Option("--side", min=0, help="First shrink images to this longer side (default: as in training)."),

@@ -43,8 +43,8 @@ def command(
     Data: a folder with images/ and masks/, a folder per class, Parquet splits, synthetic:wafer, or
     torchvision:CIFAR10 (CIFAR100, SVHN, ImageFolder; ?root=DIR&download=true). Ctrl-C saves the run and prints how to
     continue: leanconv train RUN --resume. A longer run first tries which mode runs its step fastest with the same
-    gradients (eager, torch.compile; bfloat16 with amp=auto), and keeps it; mode=eager tries nothing. For several
-    processes: accelerate launch -m leanconv train ...
+    gradients (eager, torch.compile, our kernels; bfloat16 with amp=auto), and keeps it; mode=eager tries nothing. For
+    several processes: accelerate launch -m leanconv train ...
     """
     from leanconv.train.recipe import Recipe
 

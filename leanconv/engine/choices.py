@@ -7,7 +7,7 @@ from typing import Any
 
 from leanconv.agreement import Error
 from leanconv.measure import Timing
-from leanconv.table import table
+from leanconv.table import number, table
 
 # Tie-break: among forms whose times differ by less than this share, take the simplest.
 TIE = 0.01
@@ -122,12 +122,12 @@ class Choices:
         cells: Sequence[Sequence[str]] = [
             [
                 row.label,
-                _number(row.error, ".1e"),
-                _number(row.tolerance, ".1e"),
-                _number(row.prepare_s, ".1f"),
-                _number(row.timing.median_ms if row.timing else None, ".3g"),
-                _number(row.timing.iqr_ms if row.timing else None, ".2g"),
-                _number(row.ratio, ".2f"),
+                number(row.error, ".1e"),
+                number(row.tolerance, ".1e"),
+                number(row.prepare_s, ".1f"),
+                number(row.timing.median_ms if row.timing else None, ".3g"),
+                number(row.timing.iqr_ms if row.timing else None, ".2g"),
+                number(row.ratio, ".2f"),
                 "<-" if row.chosen else "",
                 row.note,
             ]
@@ -141,7 +141,3 @@ class Choices:
         short = f"budget_s={self.budget_s:g} was too small for {names}; budget_s={enough:g} would do\n" if names else ""
         text = short + table(columns, cells, note=note)
         return text if self.blocks is None else f"{text}\n\n{self.blocks}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

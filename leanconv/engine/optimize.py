@@ -32,6 +32,7 @@ def optimize(
     engines: Sequence[str] | None = None,
     budget_s: float = 90,
     arithmetic: str | None = None,
+    progress: bool = True,
 ) -> Optimized:
     """Fold the model, try every engine of this machine on it, and return the fastest that computes the same.
 
@@ -48,6 +49,7 @@ def optimize(
             environment variable LEANCONV_ARITHMETIC, else "lean"). "lean": in 1×1 convolutions, and in the 3×3 group
             convolutions of this project's operators. "fewest": in dense 3×3 convolutions too. "direct": nowhere; then
             NaN, infinity or a far larger number elsewhere in the map does not reach an output.
+        progress: draw a bar on a terminal; a caller may draw one of its own.
     Returns: a module with the model's call signature and the table `.choices`. Inference only (no gradients).
     Raises: BadInput in training mode, for an unknown arithmetic, or if the model does not run on `inputs`; UnknownName
         for an unknown engine.
@@ -58,20 +60,6 @@ def optimize(
     The check uses the given inputs and also bright, flat, large and small ones.
     Faster: all forms are timed in turns, then the best ones once more. Threads: `torch.get_num_threads()`.
     """
-    return raced(model, inputs, dtype, engines, budget_s, arithmetic)
-
-
-def raced(
-    model: nn.Module,
-    inputs: Inputs,
-    dtype: torch.dtype | None = None,
-    engines: Sequence[str] | None = None,
-    budget_s: float = 90,
-    arithmetic: str | None = None,
-    *,
-    bar: bool = True,
-) -> Optimized:
-    """`optimize`. `bar`: draw its progress bar; a caller may draw one of its own."""
     candidates = chosen(engines)
     target = None if arithmetic is None else Target(arithmetic=arithmetic)
     _check(model, dtype, budget_s)
@@ -80,11 +68,11 @@ def raced(
     weights = Weights(model)
     bench = _bench(model, args, kwargs, target)
     variants = _variants(candidates, dtype, bench)
-    with Progress(1 + len(variants), visible=bar) as progress:
+    with Progress(1 + len(variants), visible=progress) as bar:
         preparation = Preparation(bench, budget, variants, first=dtype)
-        while preparation.prepare(progress):
-            progress.show("measuring")
-            winner = preparation.race(progress.part)
+        while preparation.prepare(bar):
+            bar.show("measuring")
+            winner = preparation.race(bar.part)
     shape = bench.tensors[0].shape if bench.tensors else None
     title = f"{label(bench.device, dtype=bench.dtype, shape=shape)}, {CLOCK_WORDS[bench.clock]}"
     folds = len(bench.fold_report.done) if "_folding" in bench.__dict__ else 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leanconv.deploy.script.pictures import pictures, read
+from leanconv.deploy.script.pictures import pictures, read, run_to_end, said
 from leanconv.deploy.script.resize import resized
 from leanconv.deploy.script.run_onnxruntime import open_model
 
@@ -40,12 +40,9 @@ def main():
             rows.writerow([path, facts["classes"][scores.argmax()], f"{scores.max():.4f}"])
         except Exception as error:
             failed += 1
-            print(f"error: {path}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+            print(said(f"{path}: {error}"), file=sys.stderr)
     return failed > 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Exception as error:
-        sys.exit(f"error: {' '.join(str(error).split())[:300]}")
+    run_to_end(main)

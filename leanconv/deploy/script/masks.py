@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from leanconv.deploy.script.pictures import pictures, read
+from leanconv.deploy.script.pictures import pictures, read, run_to_end, said
 from leanconv.deploy.script.run_onnxruntime import open_model
 from leanconv.deploy.script.tiles import tiled
 
@@ -53,12 +53,9 @@ def main():
             os.replace(draft, mask)
         except Exception as error:
             failed += 1
-            print(f"error: {path}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+            print(said(f"{path}: {error}"), file=sys.stderr)
     return failed > 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Exception as error:
-        sys.exit(f"error: {' '.join(str(error).split())[:300]}")
+    run_to_end(main)

@@ -1,4 +1,6 @@
-"""The part of `infer.py` that finds and reads pictures, as `leanconv predict` reads them."""
+"""The part of `infer.py` that finds and reads pictures, as `leanconv predict` reads them, and says what is wrong."""
+
+import sys
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -32,3 +34,14 @@ def read(path, bits):  # uint8 H W 3, upright; grey becomes three equal channels
         grey = np.minimum(np.asarray(upright).astype(np.int64), 2**bits - 1) * 255 // (2**bits - 1)
         return np.repeat(grey[..., None].astype(np.uint8), 3, 2)
     return np.asarray((upright.convert("RGBA") if "transparency" in upright.info else upright).convert("RGB"))
+
+
+def said(error):  # one line, whatever the error says
+    return f"error: {' '.join(str(error).split())[:300]}"
+
+
+def run_to_end(main):  # an error is one line, and exit status 1
+    try:
+        sys.exit(main())
+    except Exception as error:
+        sys.exit(said(error))

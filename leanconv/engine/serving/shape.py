@@ -12,7 +12,7 @@ from leanconv.deploy.failures import root_cause
 from leanconv.deploy.verify import InFloat64, Reference
 from leanconv.engine.candidate import ModelForm
 from leanconv.engine.candidates import CANDIDATES, EAGER
-from leanconv.engine.optimize import raced
+from leanconv.engine.optimize import optimize
 from leanconv.engine.serving.kept import Choice
 from leanconv.engine.serving.rule import RACE, Known, decide, race_budget_s
 from leanconv.engine.workbench import Workbench
@@ -97,7 +97,7 @@ class Shape:
         ms = f"{eager_s * 1e3:.3g} ms for {self.words}"
         say(f"engine eager so far, {ms}; looking for a faster one, at most about {budget_s:.0f} s")
         try:
-            found = raced(self.owner.model, x, engines=RACERS, budget_s=budget_s, bar=False)
+            found = optimize(self.owner.model, x, engines=RACERS, budget_s=budget_s, progress=False)
         except BadInput as error:
             say(f"engine eager: {error}")
             return

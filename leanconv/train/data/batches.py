@@ -1,26 +1,19 @@
 """The order of the images and their augmentation as functions of (seed, step): a resumed run sees the same batches."""
 
 import hashlib
-import queue
 import signal
-import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leanconv.errors import BadInput
+from leanconv.train.data.ahead import ahead
 from leanconv.train.data.augment import Augmentation
 
-# Batches that a thread prepares before they are asked for, and the seconds after which it looks whether it should end.
-DEPTH, _LOOK_S = 2, 0.1
-_END = object()
-
 Batch = tuple[Tensor, Tensor]
-T = TypeVar("T")
 
 
 def mix(*numbers: int) -> int:
@@ -106,48 +99,6 @@ def batches(
         if isinstance(made_or_error, BadInput):
             raise made_or_error
         yield tuple(made_or_error)
-
-
-def ahead(values: Iterator[T], depth: int = DEPTH) -> Generator[T, None, None]:
-    """The same values in order, up to `depth` of them computed in a thread before they are asked for.
-
-    An exception arrives where its value would. The thread ends with the values, or when this iterator is closed.
-    """
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(value: Any, error: BaseException | None = None) -> bool:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                ready.put((value, error), timeout=_LOOK_S)
-                return True
-        return False
-
-    def compute() -> None:
-        torch.set_num_threads(1)  # of this thread: the cores belong to the network
-        try:
-            for value in values:
-                if not put(value):
-                    return
-            put(_END)
-        except BaseException as error:
-            put(None, error)
-
-    threads = torch.get_num_threads()
-    thread = threading.Thread(target=compute, name="leanconv batches", daemon=True)
-    thread.start()
-    try:
-        while True:
-            value, error = ready.get()
-            torch.set_num_threads(threads)  # new threads take the number that was set last, in whatever thread
-            if error is not None:
-                raise error
-            if value is _END:
-                return
-            yield value
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def _pinned(made: Iterator[Batch]) -> Iterator[Batch]:

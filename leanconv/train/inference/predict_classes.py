@@ -13,10 +13,10 @@ from leanconv.errors import BadCheckpoint, BadInput
 from leanconv.files import write_json
 from leanconv.runs import RunFolder
 from leanconv.table import table
+from leanconv.train.data.ahead import read_ahead
 from leanconv.train.data.augment import to_float
 from leanconv.train.data.image_reader import ImageReader
 from leanconv.train.data.labelled import judge_shape, prepared
-from leanconv.train.inference.ahead import read_ahead
 from leanconv.train.inference.serving import Left, Serve
 from leanconv.train.inference.written import check_list
 from leanconv.train.tasks.classify import BATCH_PIXELS

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from leanconv.errors import BadInput
 from leanconv.runs import RunFolder
 from leanconv.text import one_line
+from leanconv.train.data.ahead import read_ahead
 from leanconv.train.data.image_reader import Everything, ImageReader
 from leanconv.train.data.reduce import enlarge_logits, reduce_image
 from leanconv.train.data.references import side_of
-from leanconv.train.inference.ahead import read_ahead
 from leanconv.train.inference.predict_classes import Failed, opened_classifier
 from leanconv.train.inference.score import load_decided
 from leanconv.train.inference.serving import Left, Serve

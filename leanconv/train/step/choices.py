@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanconv.measure import Timing
-from leanconv.table import si, table
+from leanconv.table import number, si, table
 
 
 @dataclass
@@ -15,7 +15,7 @@ class StepChoice:
         mode: its name.
         prepare_s: seconds of its first steps and of its check; torch.compile compiles in them.
         timing: of forward, loss and backward, in turns with the other modes. None if it was not timed.
-        ratio: its time over the given form's, below 1 is faster.
+        ratio: the given form's time over this one's: above 1 is faster.
         loss, gradient: relative differences from the given form's loss and whole gradient. None if it was not run.
         peak_bytes: what torch's allocator takes during a step beside parameters and buffers. None if not measured.
         note: why it was chosen, or left out.
@@ -70,7 +70,7 @@ class StepChoices:
             "mode",
             "step ms",
             "IQR",
-            "× eager",
+            "faster by",
             "loss differs",
             "gradient",
             "peak memory",
@@ -81,13 +81,13 @@ class StepChoices:
         cells = [
             [
                 row.mode,
-                _number(row.timing.median_ms if row.timing else None, ".4g"),
-                _number(row.timing.iqr_ms if row.timing else None, ".2g"),
-                _number(row.ratio, ".2f"),
-                _number(row.loss, ".1e"),
-                _number(row.gradient, ".1e"),
+                number(row.timing.median_ms if row.timing else None, ".4g"),
+                number(row.timing.iqr_ms if row.timing else None, ".2g"),
+                number(row.ratio, ".2f"),
+                number(row.loss, ".1e"),
+                number(row.gradient, ".1e"),
                 "-" if row.peak_bytes is None else si(row.peak_bytes) + "B",
-                _number(row.prepare_s, ".1f"),
+                number(row.prepare_s, ".1f"),
                 "<-" if row.chosen else "",
                 row.note,
             ]
@@ -101,7 +101,3 @@ class StepChoices:
         if self.random:
             notes.append("The model draws random numbers: losses and gradients are compared without dropout.")
         return table(columns, cells, title="training step", note=notes)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

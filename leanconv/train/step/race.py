@@ -22,7 +22,7 @@ FEW_ROUNDS, MOST_ROUNDS, HOPELESS = 5, 40, 2.0
 LOOKS = 2  # the faster one counts
 # The share of the budget in which modes are prepared. The rest is for timing.
 PREPARE_SHARE = 0.8
-# A mode is faster if the ratio is below 1 by this many standard errors. Of modes within TIE, the simplest is taken.
+# A mode is faster if the ratio is above 1 by this many standard errors. Of modes within TIE, the simplest is taken.
 SIGMAS, TIE = 3.0, 0.02
 # An estimate of the seconds that torch.compile takes for forward and backward, and for each layer with parameters. A
 # mode that takes longer costs the budget that much; one that takes less leaves it.
@@ -156,9 +156,9 @@ def _time(trial: Trial, entries: list[_Entry], seconds: float, on_part: Callable
     for entry in racing:
         own = times[entry.row.mode]
         entry.row.timing = Timing.of(own)
-        ratio = Ratio.of(own, times[EAGER], sigmas=SIGMAS)
+        ratio = Ratio.of(times[EAGER], own, sigmas=SIGMAS)
         entry.row.ratio = ratio.middle
-        if entry is not given and ratio.high >= 1:
+        if entry is not given and ratio.low <= 1:
             entry.row.note = "not faster than eager beyond noise"
 
 
@@ -171,8 +171,8 @@ def _winner(entries: list[_Entry]) -> _Entry:
             "chosen: nothing was faster beyond noise" if others else "chosen: no other mode agreed or had time"
         )
         return given
-    best = min(entry.row.ratio or 1.0 for entry in faster)
-    winner = next(entry for entry in faster if (entry.row.ratio or 1.0) <= (1 + TIE) * best)
+    best = max(entry.row.ratio or 1.0 for entry in faster)
+    winner = next(entry for entry in faster if (1 + TIE) * (entry.row.ratio or 1.0) >= best)
     given.row.note = "as given"
     for entry in faster:
         entry.row.note = "chosen" if entry is winner else "slower than the best"

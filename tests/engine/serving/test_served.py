@@ -60,7 +60,7 @@ def test_a_kept_engine_is_opened_and_agrees(model, tmp_path, lines, engine, monk
     pytest.importorskip({"fused": "torch"}.get(engine, engine))
     monkeypatch.setattr(rule, "OPEN_S", -1.0)
     ready(kept_of(model, tmp_path), model, engine)
-    monkeypatch.setattr(shape, "raced", None)  # no race
+    monkeypatch.setattr(shape, "optimize", None)  # no race
     served = Served(model, folder=tmp_path, say=lines.append, left=lambda: 99)
     first, *later = call(served)
     assert torch.equal(first, model(X))

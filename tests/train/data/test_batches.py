@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from leanconv.errors import BadInput
-from leanconv.train.data.batches import Order, ahead, augmented, batches
+from leanconv.train.data.ahead import ahead
+from leanconv.train.data.batches import Order, augmented, batches
 
 
 def alive():

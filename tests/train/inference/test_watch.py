@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from leanconv.errors import BadInput
-from leanconv.train.inference.ahead import AHEAD, read_ahead
+from leanconv.train.data.ahead import DEPTH, read_ahead
 from leanconv.train.inference.predict_classes import Failed, Guess
 from leanconv.train.inference.watch import Arrivals, watch
 from leanconv.train.inference.work import Asked
@@ -123,7 +123,7 @@ def test_reading_ahead_keeps_the_order_and_each_error(tmp_path):
 
     found = read_ahead(range(6), read)
     assert next(found) == (0, 0)
-    assert max(seen) <= AHEAD + 1
+    assert max(seen) <= DEPTH + 1
     rest = list(found)
     assert [number for number, _ in rest] == [1, 2, 3, 4, 5]
     assert str(rest[1][1]) == "two"
