@@ -163,8 +163,12 @@ def _merged(timings: Sequence[Timing], tiles: int) -> tuple[tuple[float, ...], f
 
 def repeatability(report: Report) -> str:
     """Say whether another report would give other speeds, with the spread measured here and its reason; "" if not."""
+    forms = {"fps": "in plain PyTorch", "fast_fps": "optimised"}
     spreads = {
-        run.name: max(spread(times_of(run, key)[2]) for key in ("fps", "fast_fps")) for run in report.runs if run.ms > 0
+        f"{run.name} ({form})": spread(times_of(run, key)[2])
+        for run in report.runs
+        if run.ms > 0
+        for key, form in forms.items()
     }
     name = max(spreads, key=lambda each: spreads[each], default="")
     busy = math.isfinite(report.others) and report.others > REPEATABLE

@@ -161,7 +161,7 @@ def test_speed_that_cannot_be_repeated_is_said_with_spread_and_reason():
     run = RunSummary("unet", ms=10.0, blocks_ms=(10.0, 10.0, 12.0))
     report = Report([run], others=0.6)
     said = speed.repeatability(report)
-    assert "of unet differ by 20 %" in said
+    assert "of unet (in plain PyTorch) differ by 20 %" in said
     assert "Other programs used 60 % of the processors" in said
     run.blocks_ms = (10.0, 10.1, 10.2)
     assert speed.repeatability(report).startswith("Other programs used 60 % of the processors")
