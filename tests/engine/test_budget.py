@@ -1,6 +1,7 @@
 """Who is prepared, in which order, within which seconds: `optimize`'s budget, with engines that take what they say."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from leanconv.engine.candidate import Candidate
 from leanconv.engine.candidates import CANDIDATES
 from leanconv.engine.choices import Choice
 from leanconv.engine.race import Entry
+from leanconv.engine.workbench import MEASURING_S
 
 
 @pytest.fixture
@@ -122,6 +124,36 @@ def test_the_trials_of_the_winner_and_the_shortest_race_are_part_of_the_estimate
     given, form = (Entry(Choice(name), None, True, s) for name, s in (("given", 2.0), ("form", 1.0)))
     shortest = 2.0 + 1.0 + 1.0 + 3 * (2.0 + 1.0 + 1.0)  # one round of all and of one more, then three
     assert Budget(90).timing([given, form]) == shortest + 3 * (2.0 + 1.0)
+
+
+def test_engines_in_the_asked_dtype_do_not_save_seconds_of_measuring_for_the_others(engines, monkeypatch):
+    given = {}
+    engines(quick=(5.0, 0.0), tuned=(30.0, 0.0))
+    for name, each in list(CANDIDATES.items()):
+
+        def prepare(bench, dtype, name=name):
+            given[name, dtype] = bench.measuring_s
+            return bench.model
+
+        CANDIDATES[name] = replace(each, prepare=prepare)
+    run(50, dtype=torch.bfloat16)
+    assert given["tuned", torch.bfloat16] == MEASURING_S
+
+
+def test_a_race_ends_early_enough_to_verify_its_winner(engines, monkeypatch):
+    ends = []
+
+    def race(bench, entries, deadline, on_part):
+        ends.append(deadline)
+        entries[0].row.chosen = True
+        return entries[0]
+
+    engines(quick=(0.1, 0.0))
+    monkeypatch.setattr(Budget, "trials", lambda self, entries: 7.0)
+    monkeypatch.setattr("leanconv.engine.race.race", race)
+    before = time.perf_counter()
+    run(60)
+    assert ends[0] - before < 60 - 7 + 1
 
 
 def test_the_last_who_waits_is_tried_where_its_estimate_may_be_too_high(engines, monkeypatch):
