@@ -284,6 +284,8 @@ class _Run:
             for split in ("val", "test")
             if split in self.data
         }
+        if chosen.note:
+            self.report.note(chosen.note)
         if self.main:
             state = self.state
             facts = {"steps": state.step, "best_epoch": state.best_epoch, "seconds": round(state.seconds, 3)}

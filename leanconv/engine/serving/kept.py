@@ -35,6 +35,7 @@ class Choice:
         spent_s: seconds that plain PyTorch took so far.
         engine: the fastest engine, or "" before a race.
         eager_ms, engine_ms: medians of a call.
+        open_s: seconds of one core that opening it took the first time, or 0.
         folder: the folder of the engine's files beside choice.json, or "".
         files: name -> SHA-256 of each.
     """
@@ -43,6 +44,7 @@ class Choice:
     engine: str = ""
     eager_ms: float = 0.0
     engine_ms: float = 0.0
+    open_s: float = 0.0
     folder: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
 
@@ -84,7 +86,7 @@ class Kept:
             if stored["format"] != FORMAT or stored["facts"] != self.facts:
                 return Choice()
             found = Choice(**stored["choice"])
-            numbers = [float(each) for each in (found.spent_s, found.eager_ms, found.engine_ms)]
+            numbers = [float(each) for each in (found.spent_s, found.eager_ms, found.engine_ms, found.open_s)]
             known = found.engine in ("", EAGER, *CANDIDATES)
             # `store` removes this folder: it must be one that it made, and never a way out of this one.
             inside = not found.folder or re.fullmatch(rf"{re.escape(found.engine)}-\w+", found.folder, re.ASCII)

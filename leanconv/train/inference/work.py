@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
+from leanconv.files import draft_on_demand
+from leanconv.running import evaluating
 from leanconv.runs import RunFolder
 from leanconv.text import one_line
 from leanconv.train.data.ahead import read_ahead
@@ -20,14 +22,15 @@ from leanconv.train.data.references import side_of
 from leanconv.train.inference.predict_classes import Failed, opened_classifier
 from leanconv.train.inference.score import load_decided
 from leanconv.train.inference.serving import Left, Serve
-from leanconv.train.inference.tiles import TooLarge, check_logits, enough_memory, predict_alike
+from leanconv.train.inference.tiles import TooLarge, check_logits, enough_memory, logits_alike
 from leanconv.train.inference.written import Places
 from leanconv.train.recipe import Recipe
+from leanconv.train.tasks.components import scipy_image
 from leanconv.train.tasks.decision import Decision
 
 Read = tuple[Path, Tensor | BadInput]  # an image, or why it cannot be read
 Look = Callable[[Sequence[Tensor]], list[Tensor]]  # images of one size -> their logits
-Write = Callable[..., Any]  # (places, image, logits, decision=, overwrite=) -> the result of one image
+Write = Callable[..., Any]  # (places, image, logits, decision=, overwrite=, drafts=) -> the result of one image
 Work = Callable[[Iterable[Path]], Iterator[Any]]
 
 
@@ -105,9 +108,11 @@ def opened(
     decision = decision.asked(asked.threshold, asked.min_area, asked.merge)
     given = {"tile": asked.tile, "overlap": asked.overlap, "batch": asked.batch}
     tiles = {name: value for name, value in given.items() if value is not None}
-    with serve(model.to(torch.device(asked.device)), folder.engine if folder else None, left) as fast:
+    scipy_image()  # which takes as long as many pictures: imported before the first
+    served = serve(model.to(torch.device(asked.device)), folder.engine if folder else None, left)
+    with served as fast, evaluating(fast), draft_on_demand(out) as drafts:
         look = partial(_logits, fast, side=side, tiles=tiles)
-        written = partial(write, decision=decision, overwrite=asked.overwrite)
+        written = partial(write, decision=decision, overwrite=asked.overwrite, drafts=drafts)
         yield partial(_predicted, out=out, reader=reader, look=look, write=written, batch=asked.batch or 1, left=left)
 
 
@@ -172,6 +177,6 @@ def _looked(
 def _logits(model: nn.Module, images: Sequence[Tensor], *, side: int | None, tiles: dict[str, int]) -> list[Tensor]:
     """Logits `O H W` of images of one size, at their own size."""
     height, width = images[0].shape[-2:]
-    found = predict_alike(model, [reduce_image(image, side) if side else image for image in images], **tiles)
+    found = logits_alike(model, [reduce_image(image, side) if side else image for image in images], **tiles)
     check_logits(len(found[0]), height, width)
     return [enlarge_logits(logits, height, width) for logits in found]

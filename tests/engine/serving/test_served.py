@@ -69,6 +69,7 @@ def test_a_kept_engine_is_opened_and_agrees(model, tmp_path, lines, engine, monk
     (state,) = served._shapes.values()
     assert state.engine == engine
     assert lines[0].startswith(f"engine {engine}: 0.05 ms for 1x3x32x32, 10 times as fast as eager; kept in")
+    assert 0 < kept_of(model, tmp_path).read().open_s < 60
     if engine == "fused":  # other shapes borrow its form
         other = torch.rand(1, 3, 48, 32, generator=torch.Generator().manual_seed(1))
         monkeypatch.setattr(rule, "RACE_FROM_S", 0.0)
