@@ -86,7 +86,8 @@ def logits_alike(
     total: list[Tensor] = []
     for at in range(0, len(places), batch):
         group = places[at : at + batch]
-        parts = torch.stack([images[k][:, rows.pixels[i]][:, :, columns.pixels[j]] for k, i, j in group])
+        chosen = [(images[k], rows.pixels[i], columns.pixels[j]) for k, i, j in group]
+        parts = torch.stack([image.index_select(1, down).index_select(2, right) for image, down, right in chosen])
         parts = parts.to(device)
         logits = model(to_float(parts) if parts.dtype == torch.uint8 else parts)
         if not isinstance(logits, Tensor) or logits.dim() != 4 or logits.shape[-2:] != parts.shape[-2:]:

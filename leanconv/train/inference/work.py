@@ -19,6 +19,7 @@ from leanconv.train.data.ahead import read_ahead
 from leanconv.train.data.image_reader import Everything, ImageReader
 from leanconv.train.data.reduce import enlarge_logits, reduce_image
 from leanconv.train.data.references import side_of
+from leanconv.train.inference.behind import behind
 from leanconv.train.inference.predict_classes import Failed, opened_classifier
 from leanconv.train.inference.score import load_decided
 from leanconv.train.inference.serving import Left, Serve
@@ -126,24 +127,27 @@ def _predicted(
     batch: int,
     left: Left,
 ) -> Iterator[Any]:
-    """Predict and write all usable images, in order."""
+    """Predict and write all usable images, in order. One is written while the network looks at the next."""
     read = left.counted(read_ahead(paths, lambda path: reader.read(path, str(path))))
-    for group in _alike(read, batch):
-        images = [image for _, image in group if isinstance(image, Tensor)]
-        if not images:
-            yield from (Failed(str(path), str(error)) for path, error in group)
-            continue
-        for path, image, logits in _looked(group, images, look):
-            if isinstance(logits, Failed):
-                yield logits
+
+    def made(path: Path, image: Tensor, logits: Tensor | Failed) -> Any:
+        if isinstance(logits, Failed):
+            return logits
+        try:
+            with enough_memory():
+                return write(Places.of(path, out), image, logits)
+        except TooLarge as error:
+            return Failed(str(path), one_line(f"{path}: {error}"))
+
+    def steps() -> Iterator[Callable[[], Any]]:
+        for group in _alike(read, batch):
+            images = [image for _, image in group if isinstance(image, Tensor)]
+            if not images:
+                yield from (partial(Failed, str(path), str(error)) for path, error in group)
                 continue
-            try:
-                with enough_memory():
-                    made = write(Places.of(path, out), image, logits)
-            except TooLarge as error:
-                yield Failed(str(path), one_line(f"{path}: {error}"))
-                continue
-            yield made
+            yield from (partial(made, *each) for each in _looked(group, images, look))
+
+    yield from behind(steps())
 
 
 def _alike(read: Iterable[Read], batch: int) -> Iterator[list[Read]]:
