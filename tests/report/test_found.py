@@ -50,7 +50,7 @@ def test_defects_are_counted_as_patches():
 
 
 def test_defects_are_counted_by_the_runs_rule():
-    truth, guess = picture("1111...", "......."), picture("11.1..1", ".......")
+    truth, guess = picture("1111....", "........"), picture("11.1...1", "........")
     assert count_defects(guess, truth) == DefectCount(total=1, found=1, false=2)
     assert count_defects(guess, truth, Rule(merge=2)) == DefectCount(total=1, found=1, false=1)
     assert count_defects(guess, truth, Rule(merge=2, min_area=2)) == DefectCount(total=1, found=1, false=0)
