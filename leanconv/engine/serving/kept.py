@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,8 @@ from leanconv.version import __version__
 FORMAT = 1
 # Shapes and devices that a run folder keeps. The oldest goes first.
 MOST_KEPT = 24
+# Another process may be writing a younger folder.
+_UNFINISHED_S = 3600.0
 _LIBRARIES = ("openvino", "onnxruntime", "halide")
 
 
@@ -124,9 +127,16 @@ class Kept:
             self.why_not = str(error)
             return None
         self.write(replace(choice, folder=place.name, files=files))
-        if before and before != place.name:
-            shutil.rmtree(self.folder / before, ignore_errors=True)
+        self._remove_others(place.name, before)
         return None
+
+    def _remove_others(self, kept: str, before: str) -> None:
+        """Remove the engine that was kept before, and what killed processes have left."""
+        assert self.folder is not None  # its caller has just written there
+        for path in self.folder.iterdir():
+            ours = path.is_dir() and not path.is_symlink() and path.name.partition("-")[0] in CANDIDATES
+            if ours and path.name != kept and (path.name == before or _age_s(path) > _UNFINISHED_S):
+                shutil.rmtree(path, ignore_errors=True)
 
     def open(self, choice: Choice) -> Any:
         """The stored engine as a function of one tensor, or None if its files are gone, changed or do not open."""
@@ -150,6 +160,13 @@ def digest(model: nn.Module) -> str:
             made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return made.hexdigest()
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:  # removed meanwhile
+        return 0.0
 
 
 def _hash(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Served: the model's answers on every engine, what is kept, and what a damaged or foreign choice costs."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -185,3 +186,20 @@ def test_the_models_attributes_are_there(model):
     assert Served(model).size_multiple == model.size_multiple
     with pytest.raises(AttributeError):
         _ = Served(model).nothing
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(model, tmp_path):
+    kept = kept_of(model, tmp_path)
+    ready(kept, model)
+    first = kept.folder / kept.read().folder
+    old, young, other = (kept.folder / name for name in ("fused-old", "fused-young", "notes"))
+    for each in (old, young, other):
+        each.mkdir()
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    ready(kept, model)
+    assert kept.read().folder != first.name
+    assert not first.exists()
+    assert not old.exists()
+    assert young.exists()  # another process may be writing it
+    assert other.exists()  # not ours
