@@ -121,10 +121,11 @@ class SPConv2d(Operator):
         return SplitAndBlend(folded) if self.stride == (1, 1) else folded
 
     def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
-        """The nearest linear layer, with both gates at one half: optimal for each filter, with a gram and without.
+        """The nearest linear layer, with both gates at one half.
 
-        Each branch is twice its share of the kernel, and both have the bias, so that the gates rest at one half; what
-        they do when the branches' averages differ is no part of the sum. The norms start as the identity.
+        Optimal, with a gram and without. Each branch is twice its share of the kernel, and both have the bias, so that
+        the gates rest at one half. What they do when the branches' averages differ is no part of the sum. The norms
+        start as the identity.
         """
         target = exact_weight(conv)
         pool = pooled_taps(self.kernel_size, self.stride, self.dilation).to(target)

@@ -18,7 +18,7 @@ RIDGE = 1e-10
 SWEEPS = 30  # of the alternation, at most
 TOLERANCE = 1e-4  # the share of the error that a sweep must win for another one to follow
 STEPS = 20  # of conjugate gradients in a sweep, at most
-WORK = 2e11  # multiplications of conjugate gradients in an alternation, at most: some 30 s of one core
+WORK = 1.5e11  # multiplications of conjugate gradients in an alternation, at most: some 25 s of one core
 
 
 def root(matrix: Tensor) -> Tensor:

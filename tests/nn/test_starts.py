@@ -67,6 +67,10 @@ def error(weight, conv, gram=None):
     return ((rest @ gram) * rest).sum()
 
 
+def value(weight, conv, gram=None):
+    return float(error(weight.detach(), conv, gram))
+
+
 def optimise_(layer, conv, gram):
     layer.requires_grad_(True)
     search = torch.optim.LBFGS(
@@ -80,7 +84,7 @@ def optimise_(layer, conv, gram):
         return loss
 
     search.step(closure)
-    return float(error(layer.dense_weight().detach(), conv, gram))
+    return value(layer.dense_weight(), conv, gram)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
@@ -90,7 +94,7 @@ def test_linear_families_start_at_their_optimum(text, arguments, kind):
     conv = dense(arguments)
     gram = {"white": None, "full": moments(conv), "singular": moments(conv, 3)}[kind]
     layer = started(text, conv, gram)
-    ours, scale = float(error(layer.dense_weight(), conv, gram)), float(error(0 * conv.weight, conv, gram))
+    ours, scale = value(layer.dense_weight(), conv, gram), value(0 * conv.weight, conv, gram)
     best = optimise_(copy.deepcopy(layer), conv, gram)
     fresh = get(layer.name).from_conv(conv, **layer.options())
     assert ours <= min(best, optimise_(fresh, conv, gram)) + 1e-6 * scale
@@ -110,8 +114,8 @@ def test_bilinear_families(text, arguments):
     names = [None, gram, moments(conv, 4)]
     for each in names:
         layer = started(text, conv, each)
-        ours, scale = float(error(layer.dense_weight(), conv, each)), float(error(0 * conv.weight, conv, each))
-        assert ours <= float(error(white.dense_weight(), conv, each)) * (1 + 1e-9) + 1e-12 * scale
+        ours, scale = value(layer.dense_weight(), conv, each), value(0 * conv.weight, conv, each)
+        assert ours <= value(white.dense_weight(), conv, each) * (1 + 1e-9) + 1e-12 * scale
         best = optimise_(copy.deepcopy(layer), conv, each)
         assert ours <= 1.02 * best + 1e-6 * scale
         if each is None and "full" not in text:
