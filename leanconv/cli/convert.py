@@ -42,7 +42,8 @@ def command(
         Path | None, typer.Option("--plan", metavar="PLAN.json", help="A saved plan that replaces --to and --where.")
     ] = None,
     init: Annotated[
-        Init, typer.Option("--init", help="project: from the old weights if possible; fit: also from the images of --data.")
+        Init,
+        typer.Option("--init", help="project: from the old weights if possible; fit: also from images."),
     ] = Init.project,
     data: Annotated[
         str | None, typer.Option("--data", metavar="DIR", help="Images to fit on, of any data reference. No labels.")

@@ -31,8 +31,8 @@ from leanconv.nn import Operator
 from leanconv.running import Inputs, tensors, to_eval_, untouched_random, watched
 
 MOST_D = 6000  # numbers of a patch: the gram of more takes over 8 · 6000² bytes = 288 MB
-PIXELS = 30  # of a patch's size: so many output pixels decide a layer
-IMAGES = 128  # at least, where the data has them: the pixels of one image are alike
+PIXELS, IMAGES = 30, 256  # a layer is decided by so many output pixels a number of its patch, of so many images
+DENSE = 100 / IMAGES  # pixels of one image, a number of the patch: a larger map is sampled
 MEMORY = 96 * 2**20  # bytes of inputs and targets, kept to refine on
 STEPS, FRESH_STEPS = 60, 200  # of Adam: from a closed form, and where there is none
 # Shares of an input's mean square that hold the weights to the old ones; where fewer than ENOUGH pixels a number of the
@@ -176,7 +176,7 @@ class _Fit:
             found = self._examples(seen, [batch])
             for each in found:
                 x, y = each.arguments[0][0], each.target
-                pixels = self._pixels(y, math.ceil(need / IMAGES))
+                pixels = self._pixels(y, math.ceil(DENSE * d))
                 rows, targets = patches(conv, x, pixels), y[pixels[0], :, pixels[1], pixels[2]]
                 if not (bool(rows.isfinite().all()) and bool(targets.isfinite().all())):
                     raise BadInput(f"{seen.site.name}: its input or output holds NaN or infinite numbers on this data")

@@ -1,6 +1,7 @@
 """`apply_(init="fit")`: exact where it can be, never worse on images held out, in the network's order, and undone."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def stack(widths=(3, 8, 8, 12), norm=True, seed=0, **options):
     """A chain of 3x3 convolutions, each with BatchNorm (settled on `pictures`) and ReLU."""
     torch.manual_seed(seed)
     layers = []
-    for c, o in zip(widths, widths[1:]):
+    for c, o in pairwise(widths):
         layers.append(nn.Conv2d(c, o, 3, padding=1, bias=not norm, **options))
         layers += [nn.BatchNorm2d(o), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
     return settled(nn.Sequential(*layers))
@@ -85,7 +86,7 @@ def test_a_network_of_the_operators_family_is_met_exactly():
 
 
 def test_inputs_decide_which_taps_matter():
-    """Channel 2k equals 2k + 1: a HetConv of two parts computes any kernel, but only from the covariance one sees it."""
+    """Channel 2k equals 2k + 1: a HetConv of two parts computes any kernel; only the covariance tells."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)).double()
     x = pictures(32, 4).double().repeat_interleave(2, 1)
@@ -194,7 +195,7 @@ def test_an_interrupted_fit_changes_nothing(at):
                 yield batch
 
     model = residual(1).train()
-    before, modules, dice = state(model), list(model.modules()), torch.get_rng_state()
+    before, modules = state(model), list(model.modules())
     with pytest.raises(KeyboardInterrupt):
         apply_(model, plan(model, pictures(2), to=HETCONV), init="fit", data=Interrupting(pictures().split(16)))
     assert Interrupting.left <= 0
@@ -202,7 +203,6 @@ def test_an_interrupted_fit_changes_nothing(at):
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
     assert all(module.training for module in model.modules())
     assert not any(hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks))
-    del dice
 
 
 def test_what_the_model_keeps():
@@ -220,19 +220,19 @@ def test_what_the_model_keeps():
         applied = apply_(again, steps, init="fit", data=list(x.split(16)))
         results.append(state(again))
     assert all(torch.equal(a, b) for a, b in zip(results[0].values(), results[1].values(), strict=True))
-    numpy_like = torch.get_rng_state()
     applied = apply_(model, steps, init="fit", data=list(x.split(16)))
     assert isinstance(model[1].conv1, HetConv2d)
     assert not any(p.requires_grad for p in model[1].conv1.parameters())
     assert all(p.requires_grad and p.grad is None for p in model[1].conv2.parameters())
-    assert all(torch.equal(dict(model.named_parameters())[name].grad, grads[name]) for name in ("0.weight", "1.bn1.bias"))
+    assert all(
+        torch.equal(dict(model.named_parameters())[name].grad, grads[name]) for name in ("0.weight", "1.bn1.bias")
+    )
     assert all(module.training for module in model.modules())
     assert all(torch.equal(now, before[key]) for key, now in model.state_dict().items() if key.startswith("0."))
     seen.clear()
     model(x)
     assert seen == ["HetConv2d"]
     assert applied.to_dict()["layers"][0]["seconds"] > 0
-    del numpy_like
 
 
 def test_a_model_in_bfloat16():

@@ -88,7 +88,7 @@ def test_what_the_data_leaves_open_stays_as_it_was():
 
 
 def test_the_gram_ranks_kernels_as_the_loss_does():
-    """The least-squares loss of any W is that of the solution plus tr((W - T)·gram·(W - T)ᵀ): what `project_` lessens."""
+    """The loss of any W is that of the solution plus tr((W - T)·gram·(W - T)ᵀ): what `project_` lessens."""
     torch.manual_seed(0)
     conv = nn.Conv2d(2, 3, 3, bias=False, dtype=torch.float64)
     x, y = torch.randn(50, 1, 18, dtype=torch.float64), torch.randn(50, 3, dtype=torch.float64)
