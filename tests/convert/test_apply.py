@@ -42,9 +42,16 @@ def test_swaps_in_place_and_the_model_runs():
     applied = apply_(model, plan(model, X, to="splconv"))
     assert [type(m).__name__ for m in model][3::3] == ["SPLConv2d", "SPLConv2d"]
     assert model(X).shape == (2, 12, 6, 5)
-    assert {layer.how for layer in applied.layers} == {"fresh"}
-    assert "2 layers swapped, 0 projected" in str(applied)
-    assert applied.to_dict()["layers"][0] == {"name": "3", "to": "splconv", "how": "fresh", "error": None}
+    assert {layer.how for layer in applied.layers} == {"projected"}
+    assert "2 layers swapped, 2 projected" in str(applied)
+    assert applied.to_dict()["layers"][0] == {
+        "name": "3",
+        "to": "splconv",
+        "how": "projected",
+        "error": None,
+        "error_before": None,
+        "seconds": None,
+    }
 
 
 def test_projection_with_one_part_is_the_dense_layer():
@@ -87,8 +94,8 @@ def test_fresh_is_fresh_and_seeded():
         assert {layer.how for layer in applied.layers} == {"fresh"}
         weights.append(model[3].spatial)
     assert torch.equal(*weights)
-    with pytest.raises(BadInput, match="init='fit': one of 'project', 'fresh'"):
-        apply_(model, Plan([]), init="fit")
+    with pytest.raises(BadInput, match="init='zero': one of 'project', 'fresh', 'fit'"):
+        apply_(model, Plan([]), init="zero")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +235,7 @@ def test_wrapped_and_compiled_models_use_the_new_layers():
 
 def test_a_swapped_model_learns():
     model = network()
-    apply_(model, plan(model, X, to="splconv"))
+    apply_(model, plan(model, X, to="splconv"), init="fresh")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     target, losses = torch.zeros(2, 12, 6, 5), []
     for _ in range(12):
