@@ -1,5 +1,6 @@
 """The settings that a recipe with a teacher leaves out: those of the teacher's run. Needs no PyTorch."""
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,12 @@ def inherited(teacher: str, said: Collection[str]) -> dict[str, Any]:
     if not left:
         return {}
     found: dict[str, Any] = {}
-    if not Path(teacher).is_dir() and ":" in teacher:  # a model reference: it has no other settings
+    if not os.path.isdir(teacher) and ":" in teacher:  # a model reference: it has no other settings
         return {"model": teacher} if "model" in left else {}
     try:
         check_run(teacher)
         if (file := Path(teacher) / "recipe.toml").is_file():
             found = {key: value for key, value in read_toml(file).items() if key in left}
     except BadInput as error:
-        raise BadInput(f"recipe: teacher={teacher}: {str(error).removeprefix(f'{teacher}: ')}") from error
-    except OSError as error:  # a name that is too long
-        raise BadInput(f"recipe: teacher={teacher[:80]}: {error.strerror or error}") from error
+        raise BadInput(f"recipe: teacher={teacher[:200]}: {str(error).removeprefix(f'{teacher}: ')}") from error
     return found | ({"model": teacher} if "model" in left else {})

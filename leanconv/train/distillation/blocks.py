@@ -20,7 +20,7 @@ def swapped_layers(student: nn.Module, teacher: nn.Module) -> list[str]:
     theirs, found = dict(teacher.named_modules()), []
     for name, layer in student.named_modules():
         other = theirs.get(name)
-        if other is None or not (_is_layer(layer) and _is_layer(other)):
+        if other is None or not (_is_layer(layer) and _is_layer(other)) or _ends(layer) != _ends(other):
             continue
         if type(layer) is not type(other) or _shapes(layer) != _shapes(other):
             found.append(name)
@@ -62,6 +62,11 @@ def paired(student: nn.Module, teacher: nn.Module, features: Features) -> dict[s
 
 def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d | Operator)
+
+
+def _ends(layer: nn.Module) -> tuple[Any, ...]:
+    """What a layer must share with the one that it stands for."""
+    return tuple(getattr(layer, key, None) for key in ("in_channels", "out_channels", "stride"))
 
 
 def _shapes(module: nn.Module) -> dict[str, Any]:
