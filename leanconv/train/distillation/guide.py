@@ -6,13 +6,14 @@ from contextlib import AbstractContextManager, closing, nullcontext
 import torch
 from torch import Tensor, nn
 
-from leanconv.train.data.batches import Batch, batches
+from leanconv.train.data.batches import Batch, batches, mix
 from leanconv.train.distillation.distill import Distillation, Targets
 from leanconv.train.distillation.reconstruct import reconstruct_
 from leanconv.train.distillation.teacher import digest
 from leanconv.train.processes import Processes
 from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
+from leanconv.train.setup import seed_everything
 
 
 class Guide:
@@ -22,13 +23,19 @@ class Guide:
 
     Args:
         student: on its device; may be wrapped.
-        teacher: of `load_teacher`.
-    Attributes: teacher: its `digest`.
+        teacher: of `load_teacher`; without one the loss is the task's.
+    Attributes:
+        teacher: its `digest`; "" without one.
+        pending: whether the block-wise phase is still to be done.
     """
 
-    def __init__(self, recipe: Recipe, student: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, recipe: Recipe, student: nn.Module, teacher: nn.Module | None) -> None:
         self.recipe, self._student = recipe, student
-        self.teacher = digest(teacher)
+        self.teacher = digest(teacher) if teacher is not None else ""
+        self.pending = teacher is not None and recipe.blockwise_steps > 0
+        self._distil: Distillation | None = None
+        if teacher is None:
+            return
         self._device = next((p.device for p in student.parameters()), torch.device("cpu"))
         teacher.to(self._device)
         if recipe.channels_last:
@@ -41,16 +48,20 @@ class Guide:
             feature_weight=recipe.feature_weight,
         )
 
-    def targets(self, images: Tensor, *, bfloat16: bool = False) -> Targets:
+    def targets(self, images: Tensor, *, bfloat16: bool = False) -> Targets | None:
         """What the teacher gives for a batch. `bfloat16`: the step computes in it, and so does the teacher."""
+        if self._distil is None:
+            return None
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.recipe.amp)
         dtype = torch.bfloat16 if bfloat16 else half
         cast: AbstractContextManager[object] = torch.autocast(self._device.type, dtype) if dtype else nullcontext()
         with cast:
             return self._distil.targets(images)
 
-    def loss(self, task_loss: Tensor, logits: Tensor, targets: Targets) -> Tensor:
+    def loss(self, task_loss: Tensor, logits: Tensor, targets: Targets | None) -> Tensor:
         """The run's loss of a batch whose task's loss is given."""
+        if self._distil is None or targets is None:
+            return task_loss
         return (1 - self.recipe.teacher_weight) * task_loss + self._distil.loss(logits, targets)
 
     def reconstruct_(
@@ -63,12 +74,17 @@ class Guide:
     ) -> None:
         """The block-wise phase: `blockwise_steps` of each block's own loss. Its table is shown.
 
+        It saves nothing: a run that was stopped in it begins it again.
+
         Args:
             batch_at: gives the batch of a step; the phase takes those of the first steps.
             on_device: moves one to the device.
             on_step: called after each step; what it raises ends the phase.
         """
+        if self._distil is None:
+            return
         steps = self.recipe.blockwise_steps
+        seed_everything(mix(self.recipe.seed, -1, processes.rank))
 
         def shown(done: int) -> None:
             report.reconstructing(done, steps)
@@ -85,8 +101,10 @@ class Guide:
                 progress=False,
             )
         processes.share_buffers(self._student)
+        self.pending = False
         report.say(f"blocks, each by its own loss:\n{found}")
 
     def close(self) -> None:
         """Remove the hooks from the student."""
-        self._distil.close()
+        if self._distil is not None:
+            self._distil.close()

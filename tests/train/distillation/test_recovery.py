@@ -94,7 +94,7 @@ def test_a_run_goes_on_bit_for_bit(words, monkeypatch, stop_at):
 
     def stop(run):
         done.append(1)
-        if (run.blockwise and stop_at == 0) or run.state.step == stop_at > 0:
+        if (run.guide.pending and stop_at == 0) or run.state.step == stop_at > 0:
             raise loop.Stopped
 
     for name in ("_stop_at_once", "_stop_if_asked"):
