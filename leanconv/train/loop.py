@@ -303,6 +303,8 @@ class _Run:
             for split in ("val", "test")
             if split in self.data
         }
+        if chosen.note:
+            self.report.note(chosen.note)
         if self.main:
             write_metrics(self.folder, self.recipe, self.task, self.state, self.net, chosen.stored, scores)
         self.accelerator.wait_for_everyone()
