@@ -21,7 +21,7 @@ from leanconv.runs import RunFolder, load_weights
 from leanconv.train import checkpoint, setup
 from leanconv.train.data.batches import Batch, Order, batches, mix
 from leanconv.train.distillation.guide import Guide
-from leanconv.train.distillation.teacher import load_teacher
+from leanconv.train.distillation.teacher import load_teacher, teacher_folder
 from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.optimizer import make_optimizer, rate_at
 from leanconv.train.processes import Processes
@@ -82,7 +82,7 @@ class _Run:
         if note := setup.launch_note(self.processes.count):
             self.report.note(note)
         kind = task_of(recipe)
-        self.data = setup.open_splits(recipe, kind, self.report, before=folder if resume else None)
+        self.data = setup.open_splits(recipe, kind, self.report, before=folder if resume else teacher_folder(recipe))
         self.watched = "val" if "val" in self.data else "test"
         self.task = make_task(recipe, kind, tuple(self.data["train"].classes), ignores=self.data["train"].ignores)
         setup.seed_everything(recipe.seed)

@@ -83,7 +83,7 @@ def open_splits(recipe: Recipe, kind: str, report: Reporter, *, before: RunFolde
 
     Args:
         report: gets what a user should know of the splits.
-        before: the run that goes on: it has written down the range of its 16-bit images.
+        before: the run that goes on, or the teacher's: it has written down the range of its 16-bit images.
     """
     bits = before.read_model().bits if before is not None and before.model_json.is_file() else None
     splits, absent = {}, ""

@@ -34,6 +34,11 @@ def check_teacher(recipe: Recipe) -> None:
         )
 
 
+def teacher_folder(recipe: Recipe) -> RunFolder | None:
+    """The run folder of the recipe's teacher, which knows the range of 16-bit images; None where it is none."""
+    return RunFolder(recipe.teacher) if recipe.teacher and os.path.isdir(recipe.teacher) else None
+
+
 def load_teacher(
     recipe: Recipe, task: Task, *, trust_code: bool = False, note: Callable[[str], object] = str
 ) -> nn.Module | None:

@@ -147,6 +147,16 @@ def _named(word, more):
     return word not in more and any(each.partition("=")[0] == word.partition("=")[0] for each in more)
 
 
+def test_a_model_of_other_layers_learns_from_outputs_alone(words, tmp_path):
+    other = words("swap=", "model=leanconv:unet?base=2&levels=1")
+    with pytest.raises(BadInput, match="blockwise_steps=2: no layer of the model stands for"):
+        fit(Recipe.read("recover", other), progress=False)
+    assert not (tmp_path / "run/recipe.toml").exists()
+    other = [word for word in other if not word.startswith("blockwise")] + ["blockwise_steps=0", "steps=1"]
+    other.remove("steps=3")
+    assert "teacher" in json.loads(fit(Recipe.read("recover", other), progress=False).metrics.read_text())
+
+
 def break_nothing(folder):
     return []
 
