@@ -97,8 +97,8 @@ def check_resumed(
 ) -> None:  # fmt: skip
     """Check that the checkpoint fits the run.
 
-    Raises: BadInput where its training images, classes, teacher or steps are not those of the run. BadCheckpoint where its
-        numbers contradict the run, or the best weights of an earlier step are gone.
+    Raises: BadInput where its training images, classes, teacher or steps are not those of the run. BadCheckpoint where
+        its numbers contradict the run, or the best weights of an earlier step are gone.
 
     Args:
         net: the run's network.

@@ -35,10 +35,10 @@ def dense(trained, tmp_path):
 @pytest.fixture
 def words(dense, tmp_path):
     def make(*more, out="run"):
-        shape = ["steps=3", "batch=5", "blockwise_steps=2", "device=cpu", "threads=1", "mode=eager"]
-        given = {word.partition("=")[0] for word in more}
-        kept = [word for word in shape if word.partition("=")[0] not in given]
-        return [f"teacher={dense.path}", f"out={tmp_path / out}", "swap=depthwise_separable", *kept, *more]
+        words = [f"teacher={dense.path}", f"out={tmp_path / out}", "swap=depthwise_separable", "steps=3", "batch=5"]
+        words += ["blockwise_steps=2", "device=cpu", "threads=1", "mode=eager"]
+        said = {word.partition("=")[0] for word in more}
+        return [*(word for word in words if word.partition("=")[0] not in said), *more]
 
     return make
 
@@ -117,7 +117,7 @@ def test_another_teacher_does_not_go_on(words, dense):
     weights = load_file(dense.weights)
     weights["head.bias"] += 1
     save_file(weights, dense.weights)
-    longer = [word for word in words("save_every=1") if not word.startswith("steps")] + ["steps=6"]
+    longer = words("save_every=1", "steps=6")
     with pytest.raises(BadInput, match=r"weights of teacher=.* are not what it was started with"):
         fit(Recipe.read("recover", longer), resume=True, progress=False)
     with pytest.raises(BadInput, match="was started with temperature=2"):
@@ -142,18 +142,12 @@ def test_settings_of_no_use_are_refused(words, dense):
             Recipe.read("recover", words(word))
 
 
-def _named(word, more):
-    """Whether one of the words says this setting anew: a word is given once."""
-    return word not in more and any(each.partition("=")[0] == word.partition("=")[0] for each in more)
-
-
 def test_a_model_of_other_layers_learns_from_outputs_alone(words, tmp_path):
     other = words("swap=", "model=leanconv:unet?base=2&levels=1")
     with pytest.raises(BadInput, match="blockwise_steps=2: no layer of the model stands for"):
         fit(Recipe.read("recover", other), progress=False)
     assert not (tmp_path / "run/recipe.toml").exists()
-    other = [word for word in other if not word.startswith("blockwise")] + ["blockwise_steps=0", "steps=1"]
-    other.remove("steps=3")
+    other = words("swap=", "model=leanconv:unet?base=2&levels=1", "blockwise_steps=0", "steps=1")
     assert "teacher" in json.loads(fit(Recipe.read("recover", other), progress=False).metrics.read_text())
 
 
