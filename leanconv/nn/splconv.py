@@ -38,7 +38,6 @@ from leanconv.ops.gated_sum import gated_sum
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, PaddingMode, pair
 
-
 LEAST = 0.85  # how far below the first branch's mean the plain one's may start: gates of .7 and .3
 REST_STEPS = 60
 

@@ -205,14 +205,11 @@ def network(
     net = build_model(recipe, trust_code, outputs)
     if calibration is not None:
         net.to(calibration.device)
-    found = swap_(net, recipe, calibration)
+    found = swap_(net, recipe, calibration, report)
     net.cpu()
     swaps = [(swap.name, str(swap.to)) for swap in found.swapped]
     if found:
         report.say(f"swap   {recipe.swap}, layer by layer:\n{found}")
-        # Those of the new layers alone: the others are quiet already, or trained. Fitted ones know their gates.
-        if recipe.quiet_gates and recipe.init != "fit":
-            quiet_gates_(nn.ModuleList(net.get_submodule(name) for name, _ in swaps))
     return net, swaps
 
 

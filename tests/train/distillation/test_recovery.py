@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from leanconv.errors import BadInput, Interrupted, LeanconvError
 from leanconv.runs import RunFolder
-from leanconv.train import loop
+from leanconv.train import loop, setup
 from leanconv.train.distillation.guide import Guide
 from leanconv.train.distillation.losses import feature_loss
 from leanconv.train.loop import fit
+from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
 from leanconv.train.setup import check_used
 from leanconv.train.twin import dense_twin
@@ -36,7 +37,7 @@ def dense(trained, tmp_path):
 def words(dense, tmp_path):
     def make(*more, out="run"):
         words = [f"teacher={dense.path}", f"out={tmp_path / out}", "swap=depthwise_separable", "steps=3", "batch=5"]
-        words += ["blockwise_steps=2", "device=cpu", "threads=1", "mode=eager"]
+        words += ["blockwise_steps=2", "init=project", "fit_images=512", "device=cpu", "threads=1", "mode=eager"]
         said = {word.partition("=")[0] for word in more}
         return [*(word for word in words if word.partition("=")[0] not in said), *more]
 
@@ -124,6 +125,38 @@ def test_another_teacher_does_not_go_on(words, dense):
         fit(Recipe.read("recover", [*longer, "temperature=4"]), resume=True, progress=False)
 
 
+def test_a_fit_starts_nearer_and_goes_on_bit_for_bit(words, dense, monkeypatch, capsys):
+    """Before any training: closer to the teacher on images that were not looked at than the projection is."""
+    teacher, image, distances = dense.load_model(), torch.randn(4, 3, 24, 24), []
+    for init in ("project", "fit"):
+        recipe = Recipe.read("recover", words(f"init={init}", "fit_images=20", "where=encoder.*", "blockwise_steps=0"))
+        samples = setup.open_splits(recipe, "segment", silent := Reporter(active=False, visible=False))["train"]
+        images = setup.calibration(recipe, samples, torch.device("cpu"))
+        assert (images is None) == (init == "project")
+        net, _ = setup.network(recipe, False, silent, outputs=1, before=None, calibration=images)
+        with torch.no_grad():
+            distances.append(float((net.eval()(image) - teacher(image)).square().mean()))
+    assert distances[1] < distances[0]
+    asked = ("init=fit", "fit_images=10", "where=encoder.*", "save_every=1")
+    whole = fit(Recipe.read("recover", words(*asked, out="whole")))
+    assert "encoder.level1.conv2" in capsys.readouterr().err
+    monkeypatch.setattr(loop._Run, "_stop_if_asked", stop_at(2))
+    with pytest.raises(Interrupted, match="step 2 of 3, saved"):
+        fit(Recipe.read("recover", words(*asked)), progress=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(setup, "swap_", None)  # nothing is fitted again
+    again = fit(Recipe.read("recover", words(*asked)), resume=True, progress=False)
+    assert again.weights.read_bytes() == whole.weights.read_bytes()
+
+
+def stop_at(step):
+    def stop(run):
+        if run.state.step == step:
+            raise loop.Stopped
+
+    return stop
+
+
 def test_a_teacher_of_the_run_is_no_twin(words):
     with pytest.raises(BadInput, match="--also-dense: the teacher is what this run compares with"):
         dense_twin(Recipe.read("recover", words()))
@@ -189,7 +222,7 @@ def damaged(folder):
         (with_other_classes, (), "its classes are background, pit, scratch, the data's are"),
         (of_another_task, ("task=segment",), "its task is classify, this run's is segment"),
         (damaged, (), "model.safetensors"),
-        (break_nothing, ("swap=",), "is the student itself, unchanged"),
+        (break_nothing, ("swap=", "init=project"), "is the student itself, unchanged"),
         (break_nothing, ("teacher=leanconv:unet", f"model={UNET}"), "has fresh weights and knows nothing"),
     ],
 )
