@@ -16,19 +16,21 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput, Diverged, Interrupted
-from leanconv.files import write_json
 from leanconv.nn import Schedule
 from leanconv.runs import RunFolder, load_weights
 from leanconv.train import checkpoint, setup
 from leanconv.train.data.batches import Batch, Order, batches, mix
+from leanconv.train.distillation.guide import Guide
+from leanconv.train.distillation.teacher import load_teacher, teacher_folder
 from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.optimizer import make_optimizer, rate_at
 from leanconv.train.processes import Processes
 from leanconv.train.progress import Reporter, write_history
 from leanconv.train.recipe import Recipe
+from leanconv.train.results import write_metrics
 from leanconv.train.resume import check_resumed, claimed, keep_best, load_schedule, processes_note, restore_files
 from leanconv.train.state import State
-from leanconv.train.step.modes import Forward
+from leanconv.train.step.modes import BFLOAT16, Forward
 from leanconv.train.step.run_mode import run_forward
 from leanconv.train.tasks.task import make_task, task_of
 
@@ -80,12 +82,14 @@ class _Run:
         if note := setup.launch_note(self.processes.count):
             self.report.note(note)
         kind = task_of(recipe)
-        self.data = setup.open_splits(recipe, kind, self.report, before=folder if resume else None)
+        self.data = setup.open_splits(recipe, kind, self.report, before=folder if resume else teacher_folder(recipe))
         self.watched = "val" if "val" in self.data else "test"
         self.task = make_task(recipe, kind, tuple(self.data["train"].classes), ignores=self.data["train"].ignores)
         setup.seed_everything(recipe.seed)
+        calibration = setup.calibration(recipe, self.data["train"], accelerator.device)
+        before = folder if resume else None
         self.net, swaps = setup.network(
-            recipe, trust_code, self.report, outputs=self.task.outputs, before=folder if resume else None
+            recipe, trust_code, self.report, outputs=self.task.outputs, before=before, calibration=calibration
         )
         self.task.check(self.net, torch.zeros(1, 3, recipe.size, recipe.size))
         setup.check_batch(self.net, recipe, self.processes.count)
@@ -103,7 +107,9 @@ class _Run:
         self.total = recipe.steps or recipe.epochs * self.per_epoch
         self.epochs = math.ceil(self.total / self.per_epoch)
         self.accelerator.wait_for_everyone()  # until all have checked that the folder is free
+        teacher = load_teacher(recipe, self.task, trust_code=trust_code, note=self.report.note)
         self.model, self.optimizer = self.accelerator.prepare(self.net, make_optimizer(self.net, recipe))
+        self.guide = Guide(recipe, self.net, teacher)
         self.schedule = Schedule(
             self.net,
             steps_per_epoch=self.per_epoch,
@@ -111,7 +117,9 @@ class _Run:
             seed=recipe.seed,
             temperature_epochs=recipe.temperature_epochs,
         )
-        self.state = self._resumed() if resume else State(images=len(self.data["train"]))
+        self.state = State(images=len(self.data["train"]), teacher=self.guide.teacher)
+        if resume and setup.last(folder).exists():  # else it was stopped before the first checkpoint: start again
+            self.state = self._resumed()
         self.state.processes = self.processes.count
         if self.main:  # after the last check that may refuse the run
             setup.write_start(self.folder, recipe, self.task, setup.bits_of(self.data), swaps)
@@ -132,6 +140,10 @@ class _Run:
             self.clock = time.perf_counter() - state.seconds
             while True:
                 try:
+                    if self.guide.pending:
+                        self.guide.reconstruct_(
+                            self.batch_at, self._on_device, self.processes, self.report, self._stop_at_once
+                        )
                     if self._validation_is_due():
                         self._validate()
                     if state.step == self.total:
@@ -143,10 +155,11 @@ class _Run:
                     self._stop_if_asked()
                 except Stopped:
                     # During the final scoring `net` holds the best weights; the last ones are saved already.
-                    if state.step < self.total or self._validation_is_due():
+                    if not self.guide.pending and (state.step < self.total or self._validation_is_due()):
                         self._save()
+                    where = "in the block-wise phase, which begins again" if self.guide.pending else "saved"
                     raise Interrupted(
-                        f"stopped at step {state.step} of {self.total}, saved; "
+                        f"stopped at step {state.step} of {self.total}, {where}; "
                         f"go on with: {again or f'leanconv train {shlex.quote(str(self.folder.path))} --resume'}"
                     ) from None
 
@@ -174,12 +187,16 @@ class _Run:
 
         def first_batch() -> tuple[Tensor, Any]:
             images, truth = self._on_device(*self.batch_at(self.state.step))
-            return images, lambda logits: self.task.loss(logits, truth) + self.schedule.penalty()
+            targets = self.guide.targets(images)
+
+            def loss(logits: Tensor) -> Tensor:
+                return self.guide.loss(self.task.loss(logits, truth), logits, targets) + self.schedule.penalty()
+
+            return images, loss
 
         def on_part(mode: str, share: float) -> None:
             self.report.racing(mode, share)
-            if self.processes.count == 1 and self.interrupts.asked:
-                raise Stopped
+            self._stop_at_once()
 
         left = self.total - self.state.step
         return run_forward(self.recipe, self.state, self.model, left, first_batch, self.processes, self.report, on_part)
@@ -193,9 +210,11 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        logits = self.forward(images)  # type: ignore[misc]
+        forward: Forward = self.forward  # type: ignore[assignment]
+        targets = self.guide.targets(images, bfloat16=BFLOAT16 in forward.mode)
+        logits = forward(images)
         loss = self.task.loss(logits, truth, processes=self.processes.count, total=self.processes.total)
-        loss = loss + self.schedule.penalty()
+        loss = self.guide.loss(loss, logits, targets) + self.schedule.penalty()
         self.accelerator.backward(loss)
         if recipe.clip:
             self.accelerator.clip_grad_norm_(self.net.parameters(), recipe.clip)
@@ -260,8 +279,7 @@ class _Run:
 
         def on_images(done: int) -> None:
             self.report.validating(done, images)
-            if self.processes.count == 1 and self.interrupts.asked:
-                raise Stopped
+            self._stop_at_once()
 
         return measure(
             self.net,
@@ -276,6 +294,7 @@ class _Run:
     def _finish(self) -> RunFolder:
         """Score the best weights: thresholds and what a defect is are chosen on validation, then both splits scored."""
         self.accelerator.wait_for_everyone()
+        self.guide.close()
         self.net = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
         load_weights(self.net, self.folder.weights)
         chosen = self._evaluate(self.task.choose, "val") if "val" in self.data else self.task.unchosen()
@@ -287,11 +306,7 @@ class _Run:
         if chosen.note:
             self.report.note(chosen.note)
         if self.main:
-            state = self.state
-            facts = {"steps": state.step, "best_epoch": state.best_epoch, "seconds": round(state.seconds, 3)}
-            size = {"params": sum(p.numel() for p in self.net.parameters())}
-            kind = {"task": self.task.name, "keep": self.recipe.keep, "mode": state.mode}
-            write_json(self.folder.metrics, {**kind, **chosen.stored, **scores, **facts, **size})
+            write_metrics(self.folder, self.recipe, self.task, self.state, self.net, chosen.stored, scores)
         self.accelerator.wait_for_everyone()
         return self.folder
 
@@ -308,14 +323,11 @@ class _Run:
             checkpoint.save(setup.last(self.folder), self.state, self.net, self.optimizer, scaler)
 
     def _resumed(self) -> State:
-        """The state restored from `last/`, or that of a new run."""
-        path = setup.last(self.folder)
-        if not path.exists():  # stopped before the first checkpoint: start again
-            return State(images=len(self.data["train"]))
-        state, scaler = checkpoint.load(path, self.net, self.optimizer)
-        check_resumed(
-            state, self.recipe, self.folder, self.net, self.data["train"], self.task, self.total, self.per_epoch
-        )
+        """The state restored from `last/`."""
+        self.guide.pending = False
+        state, scaler = checkpoint.load(setup.last(self.folder), self.net, self.optimizer)
+        facts = self.data["train"], self.task, self.total, self.per_epoch, self.guide.teacher
+        check_resumed(state, self.recipe, self.folder, self.net, *facts)
         load_schedule(self.schedule, state, self.folder)
         if note := processes_note(state.processes, self.processes.count):
             self.report.note(note)
@@ -334,6 +346,11 @@ class _Run:
             f"{what} not finite at step {self.state.step} of {self.total}; {kept}"
             f"try a smaller lr (now {self.recipe.lr:g}), clip=1, or amp=no"
         )
+
+    def _stop_at_once(self) -> None:
+        """Stop within a step's work. Of several processes each goes on to the step at which all of them stop."""
+        if self.processes.count == 1 and self.interrupts.asked:
+            raise Stopped
 
     def _stop_if_asked(self) -> None:
         if self.processes.count > 1:  # all processes stop at the same step, whichever got the signal
