@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from leanconv.errors import BadInput
 from leanconv.files import read_json, write_json
 from leanconv.kernels.cpu.compilation.cache import default_folder
+from leanconv.kernels.cpu.compilation.permissions import claim
 
 _FORMAT = "leanconv search 1"
 _FOLDER = "search"
@@ -62,15 +63,16 @@ def _checked(stored: Any, key: str) -> dict[str, float]:
     return values
 
 
-def default_state(key: str) -> Path:
-    """The file of a search in leanconv's cache folder (`LEANCONV_CACHE`)."""
-    return default_folder() / _FOLDER / f"{key}.json"
+def default_state(key: str) -> Path | None:
+    """The file of a search in leanconv's cache folder (`LEANCONV_CACHE`); None where that folder is not ours alone."""
+    folder = default_folder()
+    return None if claim(folder) else folder / _FOLDER / f"{key}.json"
 
 
 def read_cached(key: str) -> Any:
     """What the cache folder has under a key; None without, or where it is unreadable."""
     with contextlib.suppress(BadInput):
-        if (path := default_state(key)).exists():
+        if (path := default_state(key)) is not None and path.exists():
             return read_json(path)
     return None
 
@@ -78,7 +80,8 @@ def read_cached(key: str) -> Any:
 def write_cached(key: str, value: Any) -> None:
     """Keep JSON under a key; a folder that cannot be written costs only the time of measuring again."""
     with contextlib.suppress(BadInput):
-        write_json(default_state(key), value)
+        if (path := default_state(key)) is not None:
+            write_json(path, value)
 
 
 def digest(*parts: Any) -> str:

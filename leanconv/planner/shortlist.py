@@ -106,10 +106,9 @@ class Problem:
         parts = []
         for limit in self.budget.limits:
             value, dense = values[limit.quantity], self._dense(limit.quantity)
-            words = "" if limit.quantity == "latency" else f" {limit.quantity}"
             parts.append(
                 f"{limit.quantity} {100 * value / dense:.1f}% of the dense network's "
-                f"({amount(limit.quantity, value)} of {amount(limit.quantity, dense)}{words})"
+                f"({amount(limit.quantity, value)} of {amount(limit.quantity, dense)})"
             )
         return BadInput(
             f"budget {self.budget}: no plan of these candidates meets it{how}; the nearest swaps {len(choices)} layers "
@@ -156,7 +155,7 @@ def settle(
         if abs(factor / before - 1) <= CLOSE and any(problem.meets(trial.measured) for trial in trials):
             break
         wanted = max(1, count - 1)
-    every = [*trials, *others]
+    every = [*trials, *_others(trials, others)]
     for trial in every:
         trial.meets = bool(trial.measured) and problem.meets(trial.measured)
     good = [trial for trial in every if trial.meets and math.isfinite(trial.harm)]
@@ -166,9 +165,22 @@ def settle(
             nearest = problem.nearest()
             raise problem.none_meets(nearest, problem.predicted(nearest), "")
         best = min(measured, key=lambda trial: problem.excess(trial.measured))
-        raise problem.none_meets(best.choices, best.measured, " when it is measured as a whole")
+        how = " when it is measured as a whole" if "latency" in best.measured else ""
+        raise problem.none_meets(best.choices, best.measured, how)
     min(good, key=lambda trial: (trial.harm, trial.measured.get("latency", 0.0))).chosen = True
     return every
+
+
+def _others(trials: Sequence[Trial], others: Sequence[Trial]) -> list[Trial]:
+    """The uniform plans that are not in the shortlist too; one that is gives it its name."""
+    left = []
+    for other in others:
+        same = next((trial for trial in trials if trial.choices == other.choices), None)
+        if same is None:
+            left.append(other)
+        else:
+            same.name += f" = {other.name}"
+    return left
 
 
 def _corrected(made: Sequence[Trial], factor: float) -> float:
