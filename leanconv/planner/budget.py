@@ -91,7 +91,7 @@ def amount(quantity: str, value: float) -> str:
 
 def _part(text: str) -> Limit:
     found = re.fullmatch(r"\s*(?P<key>[A-Za-z_]+)\s*(?P<sign><=|=|<|:)\s*(?P<value>.*?)\s*", text)
-    if found is None or (found["sign"] != "<=") != (found["key"] == "faster" and found["sign"] == "="):
+    if found is None or found["sign"] != ("=" if found["key"] == "faster" else "<="):
         raise BadInput(f"budget {text.strip()!r}: {_SYNTAX}")
     return _limit(found["key"], found["value"])
 

@@ -158,7 +158,8 @@ def settle(
     every = [*trials, *_others(trials, others)]
     for trial in every:
         trial.meets = bool(trial.measured) and problem.meets(trial.measured)
-    good = [trial for trial in every if trial.meets and math.isfinite(trial.harm)]
+    # A uniform plan with a swap that saves nothing has no sum of harms: it is there to compare with.
+    good = [trial for trial in every if trial.meets and math.isfinite(trial.harm) and math.isfinite(trial.harm_sum)]
     if not good:
         measured = [trial for trial in every if trial.measured]
         if not measured:

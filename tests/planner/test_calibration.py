@@ -97,8 +97,9 @@ def test_a_loss_needs_labels_and_is_the_rise():
     model, data = network().eval(), [(torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1]))] * 2
     loss = lambda outputs, batch: nn.functional.cross_entropy(outputs, batch[1])  # noqa: E731
     found = Calibration(model, read_batches(data, X, 8), loss)
-    before = [float(loss(model(x), (x, y))) for x, y in [data[0], (data[1][0][:3], data[1][1][:3])]]
+    parts = [data[0], tuple(part[:3] for part in data[1])]
     with torch.no_grad():
+        before = [float(loss(model(x), (x, y))) for x, y in parts]
         model[4].weight.zero_()
         model[4].bias.zero_()
     flat = float(torch.log(torch.tensor(3.0)))
