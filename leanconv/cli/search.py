@@ -62,7 +62,7 @@ def command(
     ] = None,
     to: Annotated[
         list[str] | None,
-        typer.Option("--to", metavar="OP", help="A candidate operator (repeatable); default: five that a CPU runs well."),
+        typer.Option("--to", metavar="OP", help="A candidate operator (repeatable); default: five for CPUs."),
     ] = None,
     where: Where = None,
     init: Annotated[

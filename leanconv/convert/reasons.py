@@ -51,7 +51,7 @@ MEANING = {
     UNSUPPORTED: "the operator cannot stand for these sizes",
     NOT_MEANT: "the operator could stand for it, and its paper replaces other sizes only; name it in where= to swap it",
     NO_GAIN: "no candidate saves anything there, as measured in this network",
-    TOO_HARMFUL: "with each candidate that saves something, the network's outputs are no numbers, or it cannot be built",
+    TOO_HARMFUL: "with every candidate that saves something, the network gives no numbers or cannot be built",
     DENSE_BETTER: "the budget is met without it, at less harm",
 }
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanconv.convert import Swap, reasons
+from leanconv.convert import Swap
 from leanconv.copies import copied
 from leanconv.errors import BadInput, UnsupportedConv
 from leanconv.extras import needs
@@ -24,19 +24,19 @@ from leanconv.measure import Array, describe
 from leanconv.planner.alone import Alone
 from leanconv.planner.budget import Budget
 from leanconv.planner.calibration import Calibration, Loss, read_batches
+from leanconv.planner.checks import check_numbers, check_weights, init_of, state_of
 from leanconv.planner.costs import Costs, array_costs, counted_costs, latency_costs
 from leanconv.planner.found import FoundPlan, Report, Trial
 from leanconv.planner.in_context import InContext
-from leanconv.planner.kept import Kept, default_state, digest, of_model, of_tensors
+from leanconv.planner.kept import Kept
 from leanconv.planner.latency import Latencies, Timer, Whole
+from leanconv.planner.lines import lines_of
 from leanconv.planner.progress import Progress
 from leanconv.planner.shortlist import Choices, Problem, settle
-from leanconv.planner.trial_swaps import DENSE, Layer, Trials, candidate_names, inits, layers_of
-from leanconv.running import Inputs, tensors, to_eval_
-from leanconv.version import __version__
+from leanconv.planner.trial_swaps import Layer, Trials, candidate_names, layers_of
+from leanconv.running import Inputs, to_eval_
 
 IMAGES = 128  # calibration images that are used, by default
-_PLENTY = 2**20
 
 
 def search(
@@ -82,19 +82,19 @@ def search(
         does not take; MissingExtra without scipy.
     """
     asked, names = Budget.of(budget), candidate_names(candidates)
-    _check_numbers(images, shortlist)
+    check_numbers(images, shortlist)
     grid = Array.parse(array)
     with needs("scipy", "search"):
         import scipy.optimize  # noqa: F401  # before minutes of measuring
-    _check_weights(model)
-    init = _init(init)
+    check_weights(model)
+    init = init_of(init)
     original = copied(model).requires_grad_(False)
     to_eval_(original)
     calibration = Calibration(original, read_batches(data, inputs, images), loss)
     with Progress(visible=progress) as bar:
         run = _Search(original, inputs, calibration, asked, layers_of(original, inputs, names, where), bar)
         run.trials = Trials(original, init, calibration.inputs, seed)
-        run.kept = _kept(original, calibration, init, seed, state)
+        run.kept = state_of(original, calibration, init, seed, state)
         return run.found(names, grid, shortlist)
 
 
@@ -130,7 +130,7 @@ class _Search:
         uniform = self._uniform(problem, names, latencies)
         trials = settle(problem, lambda plans: self._measured(problem, plans), uniform, shortlist)
         report = self._report(problem, trials, latencies)
-        return FoundPlan(self._lines(problem, report.chosen.choices), report)
+        return FoundPlan(lines_of(problem, self.layers, report.chosen.choices), report)
 
     def _costs(self, names: Sequence[str], grid: Array) -> tuple[dict[str, Costs], Latencies | None]:
         """The tables of all limited quantities; candidates that cannot be built or timed are left out of all."""
@@ -275,72 +275,3 @@ class _Search:
             },
             describe(device),
         )
-
-    def _lines(self, problem: Problem, choices: Choices) -> list[Swap]:
-        """The plan's lines, each with its reason."""
-        lines = []
-        for layer in self.layers:
-            to = choices.get(layer.name)
-            kept = layer.kept
-            if to is not None:
-                line = layer.swaps[to]
-                why = f"saves {self._share(problem, layer.name, to)}, harm {problem.harms[layer.name].get(to, 0.0):.3g}"
-                lines.append(Swap(line.name, line.to, line.before, line.after, why, line.spec, line.calls))
-                continue
-            reason = self._stays(problem, layer) if layer.swaps else kept.reason or reasons.NOT_SELECTED
-            lines.append(Swap(kept.name, None, kept.before, None, reason, kept.spec, kept.calls))
-        return lines
-
-    def _stays(self, problem: Problem, layer: Layer) -> str:
-        """Why a layer that has candidates stays dense."""
-        useful = problem.harms.get(layer.name, {})
-        first = problem.costs[self.budget.limits[0].quantity]
-        if not useful:
-            best = max(layer.swaps, key=lambda to: first.saved(layer.name, to))
-            row = first.rows[layer.name]
-            return f"{reasons.NO_GAIN}: {best} takes {row[best] / max(row[DENSE], 1e-12):.2f}x of its {first.quantity}"
-        bearable = {to: harm for to, harm in useful.items() if math.isfinite(harm)}
-        if not bearable:
-            return f"{reasons.TOO_HARMFUL}: {', '.join(useful)}"
-        to = min(bearable, key=lambda each: bearable[each])
-        return (
-            f"{reasons.DENSE_BETTER}: {to} would save {self._share(problem, layer.name, to)} at harm {bearable[to]:.3g}"
-        )
-
-    def _share(self, problem: Problem, layer: str, to: str) -> str:
-        return " and ".join(
-            f"{100 * costs.saved(layer, to) / costs.dense:.1f} % of the {quantity}"
-            for quantity, costs in problem.costs.items()
-        )
-
-
-def _init(init: str | None) -> str:
-    known = inits()
-    if init is None:
-        return "fit" if "fit" in known else "project"
-    if init not in known:
-        raise BadInput(f"init={init!r}: one of {', '.join(map(repr, known))}")
-    return init
-
-
-def _check_numbers(images: int, shortlist: int) -> None:
-    for name, value in {"images": images, "shortlist": shortlist}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _PLENTY:
-            raise BadInput(f"{name}={value!r}: a whole number, at least 1")
-
-
-def _check_weights(model: nn.Module) -> None:
-    """Raise BadInput for NaN in the weights: every harm would be one."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        lazy = isinstance(tensor, nn.parameter.UninitializedTensorMixin)
-        if not lazy and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise BadInput(f"{name} has NaN or infinite values in it: train or load the model first")
-
-
-def _kept(model: nn.Module, calibration: Calibration, init: str, seed: int, state: str | Path | None) -> Kept:
-    """The state of a search like this one: of the same model, data, harm and way to make weights."""
-    given = of_tensors(t for batch in calibration.batches for t in tensors(batch.inputs))
-    key = digest(of_model(model), given, calibration.kind, init, seed, torch.__version__, __version__)
-    if calibration.kind == "loss":  # two functions cannot be told apart: labels and loss may be others next time
-        return Kept(None if state is None else Path(state), key)
-    return Kept(default_state(f"harm-{key}") if state is None else Path(state), key)

@@ -72,7 +72,9 @@ def _draw(axes: Any, found: Report) -> None:
     for kind, colour, mark in (("chosen", _CHOSEN, "*"), ("measured", _OTHER, "o"), ("uniform", _UNIFORM, "s")):
         points = [(100 * x, y, trial) for x, y, trial in measured if _kind(trial) == kind]
         size = 130 if kind == "chosen" else 36
-        axes.scatter([p[0] for p in points], [p[1] for p in points], c=colour, marker=mark, s=size, label=kind, zorder=3)
+        axes.scatter(
+            [p[0] for p in points], [p[1] for p in points], c=colour, marker=mark, s=size, label=kind, zorder=3
+        )
         for x, y, trial in points:
             axes.annotate(trial.name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8, parse_math=False)
     axes.set_xlabel(f"{quantity}, % of the dense network's")

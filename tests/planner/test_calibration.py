@@ -37,7 +37,8 @@ def test_labels_are_cut_with_their_images():
 
 def test_named_inputs():
     (batch,) = read_batches([{"x": torch.randn(5, 3, 8, 8), "label": torch.arange(5)}], {"x": X}, 4)
-    assert set(batch.inputs) == {"x"} and batch.whole["label"].tolist() == [0, 1, 2, 3]
+    assert set(batch.inputs) == {"x"}
+    assert batch.whole["label"].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

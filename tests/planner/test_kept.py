@@ -40,7 +40,8 @@ def test_another_file_is_started_anew(tmp_path, content):
     path = tmp_path / "state.json"
     path.write_bytes(content)
     found = Kept(path, "k")
-    assert found.get("a") is None and "started anew" in found.note
+    assert found.get("a") is None
+    assert "started anew" in found.note
     found.put("a", 2.0)
     assert Kept(path, "k").get("a") == 2.0
 
@@ -49,7 +50,8 @@ def test_what_cannot_be_written_is_noted(tmp_path):
     (tmp_path / "file").write_text("")
     found = Kept(tmp_path / "file" / "state.json", "k")
     found.put("a", 1.0)
-    assert found.get("a") == 1.0 and "not kept" in found.note
+    assert found.get("a") == 1.0
+    assert "not kept" in found.note
 
 
 def test_the_cache(cache):

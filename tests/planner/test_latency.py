@@ -24,8 +24,10 @@ def test_noise_is_said_where_it_decides():
         rows = {"a": {"conv": Figure(10.0, error), "x": Figure(10.0 - saved, error)}}
         return Latencies(20.0, rows).noise()
 
-    assert found(0.01, 0.001) == "" and found(1.0, 9.0) == ""
-    assert "too noisy to decide" in found(1.0, 0.5) and "a as x" in found(1.0, 0.5)
+    assert found(0.01, 0.001) == ""
+    assert found(1.0, 9.0) == ""
+    assert "too noisy to decide" in found(1.0, 0.5)
+    assert "a as x" in found(1.0, 0.5)
 
 
 class Cheap(nn.Module):
@@ -40,14 +42,16 @@ def test_layers_alone():
     other = nn.Sequential(Cheap(), nn.ReLU(), Cheap()).eval()
     timer = Alone(model, torch.randn(1, 16, 40, 40), ["0", "2"], "no halide")
     found = timer.layers({"cheap": other}, {"cheap": {"0"}}, BAR)
-    assert set(found.layers["0"]) == {"conv", "cheap"} and set(found.layers["2"]) == {"conv"}
+    assert set(found.layers["0"]) == {"conv", "cheap"}
+    assert set(found.layers["2"]) == {"conv"}
     assert found.layers["0"]["conv"].ms > 5 * found.layers["0"]["cheap"].ms
     assert found.layers["0"]["conv"].ms == pytest.approx(found.layers["2"]["conv"].ms, rel=0.7)
     assert found.dense_ms > found.layers["0"]["conv"].ms
     assert found.uniform["cheap"] == pytest.approx(found.dense_ms - found.saved_ms("0", "cheap"))
     assert "no halide" in found.notes[0]
     wholes = timer.wholes({"fast": other, "same": model}, BAR)
-    assert wholes["fast"].share < 0.4 and wholes["same"].share == pytest.approx(1.0, abs=0.3)
+    assert wholes["fast"].share < 0.4
+    assert wholes["same"].share == pytest.approx(1.0, abs=0.3)
     assert wholes["fast"].low <= wholes["fast"].share <= wholes["fast"].high
 
 
@@ -85,7 +89,8 @@ def test_layers_in_their_network(monkeypatch):
     monkeypatch.setattr(in_context, "_rounds", lambda *_: pytest.fail("timed again"))
     nn.init.normal_(model[2].weight)
     again = InContext(model, x, names).layers({to: swapped(names)}, {to: set(names)}, BAR)
-    assert again.layers == found.layers and again.uniform == found.uniform
+    assert again.layers == found.layers
+    assert again.uniform == found.uniform
     with pytest.raises(BaseException, match="timed again"):
         InContext(model, x[..., :48], names).layers({}, {}, BAR)
 

@@ -71,7 +71,8 @@ def test_the_plan_is_for_this_model_and_says_what_it_does():
     assert found[0].reason == reasons.FIRST
     for swap in found[1:]:
         assert swap.reason.startswith("saves ") if swap.to else reasons.category(swap.reason) == reasons.DENSE_BETTER
-    assert "chosen" in str(found) and "because" in str(found)
+    assert "chosen" in str(found)
+    assert "because" in str(found)
     lc.apply_(model, found)
     counted = lc.plan(model, X, to="hetconv(part=2)")
     convolutions = sum(swap.before.macs for swap in counted)
@@ -97,7 +98,8 @@ def test_the_harm_of_a_layer_is_that_of_its_swap_alone():
 def test_same_seed_same_plan():
     options = {"candidates": ["spconv", *TO]}  # spconv is fresh in part
     first, again = (find(state=None, **options) for _ in range(2))
-    assert list(first) == list(again) and first.search.harms == again.search.harms
+    assert list(first) == list(again)
+    assert first.search.harms == again.search.harms
 
 
 @pytest.mark.parametrize("budget", ["params<=50%", "bytes<=95%", "cycles<=60%", "macs<=70%, params<=60%", "macs<=250k"])
@@ -105,12 +107,14 @@ def test_other_quantities(budget):
     found = find(budget=budget, array="4x4")
     for limit in Budget.of(budget).limits:
         assert found.search.chosen.measured[limit.quantity] <= limit.of(found.search.dense[limit.quantity])
-    assert found.swapped and found.search.chosen.meets
+    assert found.swapped
+    assert found.search.chosen.meets
 
 
 def test_a_budget_that_the_dense_network_meets_changes_nothing():
     found = find(budget="macs<=100%")
-    assert not found.swapped and found.search.chosen.harm == 0.0
+    assert not found.swapped
+    assert found.search.chosen.harm == 0.0
 
 
 def test_a_budget_that_nothing_meets_says_the_nearest():
@@ -140,11 +144,13 @@ def test_a_search_that_was_killed_goes_on(monkeypatch, tmp_path):
     resumed = len(calls) - start
     monkeypatch.setattr(Calibration, "harm", harm)
     whole = find(state=tmp_path / "other.json")
-    assert found.search.harms == whole.search.harms and list(found) == list(whole)
+    assert found.search.harms == whole.search.harms
+    assert list(found) == list(whole)
     calls.clear()
     monkeypatch.setattr(Calibration, "harm", lambda self, model: pytest.fail("measured again"))
     assert list(find(state=state)) == list(whole)
-    assert before == 2 and resumed > 0
+    assert before == 2
+    assert resumed > 0
 
 
 def test_a_damaged_state_is_a_line(tmp_path):
@@ -161,7 +167,8 @@ def test_a_damaged_state_is_a_line(tmp_path):
 def test_train_mode_is_left_and_counts_for_nothing():
     model = network().train()
     found = find(model)
-    assert model.training and all(module.training for module in model.modules())
+    assert model.training
+    assert all(module.training for module in model.modules())
     assert list(found) == list(find(network().eval()))
 
 
@@ -217,7 +224,8 @@ def test_where_limits_it():
 def test_labels_by_a_loss():
     data = [(x, torch.arange(10) % 5) for x in batches()]
     found = find(data=data, loss=lambda outputs, batch: nn.functional.cross_entropy(outputs, batch[1]))
-    assert found.search.how_harm.startswith("loss") and found.search.chosen.meets
+    assert found.search.how_harm.startswith("loss")
+    assert found.search.chosen.meets
 
 
 class Clock:
@@ -278,7 +286,8 @@ def test_latency_predicted_and_measured(clock):
 def test_a_prediction_that_lies_is_corrected(clock, off):
     clock(Clock(off))
     found = find(budget="latency<=60%").search
-    assert found.chosen.meets and found.chosen.measured["latency"] <= 0.6 * 35.0
+    assert found.chosen.meets
+    assert found.chosen.measured["latency"] <= 0.6 * 35.0
     # No measured plan within the budget does less harm, and where predictions were too dark more is kept dense.
     if off < 1:
         strict = find(budget=f"latency<={60 / off}%").search
@@ -289,7 +298,8 @@ def test_a_layer_that_does_not_pay_stays_dense(clock):
     clock(Clock(slow=("5",)))
     found = find(budget="latency<=70%")
     line = next(swap for swap in found if swap.name == "5")
-    assert line.to is None and line.reason.startswith(f"{reasons.NO_GAIN}: hetconv(part=4) takes 1.10x of its latency")
+    assert line.to is None
+    assert line.reason.startswith(f"{reasons.NO_GAIN}: hetconv(part=4) takes 1.10x of its latency")
     assert found.search.harms["5"] == {}  # its harm costs no time
 
 
@@ -308,7 +318,8 @@ def test_an_unbearable_swap_stays_dense(clock, monkeypatch):
     monkeypatch.setattr(Trials, "harm", bad)
     found = find(budget="latency<=70%")
     line = next(swap for swap in found if swap.name == "2")
-    assert line.to is None and line.reason.startswith(reasons.TOO_HARMFUL)
+    assert line.to is None
+    assert line.reason.startswith(reasons.TOO_HARMFUL)
 
 
 def test_a_network_that_cannot_be_timed_is_no_candidate(clock, monkeypatch):
@@ -352,4 +363,5 @@ def test_the_engine_that_fails_gives_way_to_pytorch(monkeypatch):
     backend = type("Backend", (), {"why_not": staticmethod(lambda: "halide is not installed")})
     monkeypatch.setattr(module, "backend", lambda: backend)
     find(budget="latency<=60%")
-    assert "cannot be captured" in reasons_given[0] and reasons_given[1] == "halide is not installed"
+    assert "cannot be captured" in reasons_given[0]
+    assert reasons_given[1] == "halide is not installed"
