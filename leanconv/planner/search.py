@@ -256,6 +256,8 @@ class _Search:
 
     def _report(self, problem: Problem, trials: Sequence[Trial], latencies: Latencies | None) -> Report:
         notes = [*self.notes, *([self.kept.note] if self.kept.note else [])]
+        failures = self.trials.failures
+        notes += [f"{len(failures)} trials did not run, the first: {failures[0]}"] if failures else []
         dense = {quantity: costs.dense for quantity, costs in problem.costs.items()}
         device = next((t.device for t in self.model.parameters()), torch.device("cpu"))
         return Report(
