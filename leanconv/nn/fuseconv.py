@@ -136,7 +136,7 @@ class FuSeConv2d(Operator):
         start fresh.
         """
         if self.pointwise is not None:
-            return self._project_dense(conv, gram)
+            return self._project_dense(self.pointwise, conv, gram)
         if self.variant == "full":
             return False
         (r, s), half = self.kernel_size, self.width
@@ -151,7 +151,7 @@ class FuSeConv2d(Operator):
                 branch.bias.copy_(0.0 * branch.bias if conv.bias is None else conv.bias[part])
         return True
 
-    def _project_dense(self, conv: nn.Conv2d, gram: Tensor | None) -> bool:
+    def _project_dense(self, last: nn.Conv2d, conv: nn.Conv2d, gram: Tensor | None) -> bool:
         (r, s), target = self.kernel_size, exact_weight(conv)
         taps = max(r, s)
         row, column = (target.new_zeros(taps, r, s) for _ in range(2))
@@ -160,7 +160,7 @@ class FuSeConv2d(Operator):
         basis = torch.stack([row.flatten(1), column.flatten(1)]).repeat_interleave(self.width, 0)
         channels = torch.arange(2 * self.width, device=target.device) % self.in_channels
         pointwise, filters, squares = nearest_slots(target, gram, channels, basis)
-        scale, shift, slope = linear_range(self.act_name, self.pointwise.bias is not None)
+        scale, shift, slope = linear_range(self.act_name, last.bias is not None)
         deviation = torch.where(squares > 0, squares, 1.0).sqrt()
         filters, pointwise = filters / deviation[:, None], pointwise * deviation
         take_filters_(self.row.weight, filters[: self.width, None, None, :s])
@@ -168,10 +168,10 @@ class FuSeConv2d(Operator):
         for norm in (self.norm_row, self.norm_column):
             linear_norm_(norm, torch.ones_like(deviation[: self.width]), scale, shift)
         pointwise = pointwise / (scale * slope)
-        self.pointwise.weight.copy_(pointwise[..., None, None])
-        take_bias_(self.pointwise.bias, conv)
-        if self.pointwise.bias is not None:
-            self.pointwise.bias.sub_((pointwise * shift).sum(1))
+        last.weight.copy_(pointwise[..., None, None])
+        take_bias_(last.bias, conv)
+        if last.bias is not None:
+            last.bias.sub_((pointwise * shift).sum(1))
         return True
 
     @torch.no_grad()

@@ -170,7 +170,7 @@ class HetConv2d(Operator):
             self.bias.copy_(sum(parts, torch.zeros_like(self.bias)))
 
     def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
-        """The nearest HetConv: for each filter the best of its live taps, optimal with a gram and without."""
+        """The nearest HetConv: for each filter the best numbers at its live taps. Optimal, with a gram and without."""
         self.load_dense_(nearest_taps(conv, gram, self._live()))
         take_bias_(self.bias, conv)
         return True

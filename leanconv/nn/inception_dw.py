@@ -122,7 +122,9 @@ class InceptionDWConv2d(Operator):
         branches = (self.dwconv_hw, self.dwconv_w, self.dwconv_h)
         live, shared = torch.zeros_like(conv.weight, dtype=torch.bool), []
         for branch, place in zip(branches, live[self.split[0] :].chunk(3), strict=True):
-            axes = [shared_axis([i - b // 2 for i in range(b)], k, 1) for b, k in zip(branch.kernel_size, self.kernel_size)]
+            axes = [
+                shared_axis([i - b // 2 for i in range(b)], k, 1) for b, k in zip(branch.kernel_size, self.kernel_size)
+            ]
             shared.append([(i, j, y, x) for i, y in enumerate(axes[0]) for j, x in enumerate(axes[1])])
             shared[-1] = [each for each in shared[-1] if None not in each]
             for _, _, y, x in shared[-1]:

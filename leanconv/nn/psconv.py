@@ -178,7 +178,7 @@ class PSConv2d(Operator):
             conv.weight.copy_(weight.flatten(0, 1)[self._pairs(conv, order, filters)])
 
     def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
-        """The nearest PSConv: of each pair the taps that its rate shares with the dense kernel, optimal for each filter.
+        """The nearest PSConv: of each pair the taps that its rate shares with the dense kernel; optimal.
 
         Of a dilated pair of 3×3 that is the centre. Taps outside of the dense kernel start at zero.
         """

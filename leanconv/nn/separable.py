@@ -55,11 +55,11 @@ class SpatialThenPointwise(Operator):
         return self.act2(self.norm2(x)) if self.block else x
 
     def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
-        """The nearest factors of the dense kernel: per group the best rank C/G (Eckart-Young), with a gram near to it.
+        """The nearest factors of the dense kernel: per group the best rank C/G (Eckart-Young).
 
-        Without a gram each group's `O × (C/G·R·S)` slice has its optimum. With one the groups are coupled: the filters
-        and the 1×1 take turns, from the better of the white optimum and that of each group in its own metric. The whole
-        block (BatchNorms and ReLUs) starts fresh.
+        That is the optimum without a gram. With one the groups are coupled, and the result is near to the optimum: the
+        filters and the 1×1 take turns, from the better of the white optimum and each group's in its own metric. A block
+        (BatchNorms and ReLUs) starts fresh.
         """
         if self.block:
             return False

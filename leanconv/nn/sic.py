@@ -9,7 +9,7 @@ separable convolution does. The stride is the first unit's.
 Source: Wang, Liu, Foroosh 2016, arXiv:1608.04337 (the layer). Where the norms, activations and sums stand is ours.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ class SICConv2d(Operator):
         return self.units == 1 and not self.block
 
     def _delta(self) -> Tensor:  # O C R S: the kernel of the last unit's sum with its input
-        weight = self.pairs[-1].pointwise.weight
+        weight = cast(nn.Conv2d, self.pairs[-1].pointwise).weight
         identity = weight.new_zeros(self.out_channels, self.in_channels, *self.kernel_size)
         if self._adds[-1]:
             channels = torch.arange(self.in_channels, device=identity.device)
@@ -124,10 +124,10 @@ class SICConv2d(Operator):
         if self.block or not all(self._adds[:-1]):
             return False
         for pair, norm in zip(self.pairs[:-1], self.norms[:-1], strict=True):
-            still = norm if isinstance(norm, nn.BatchNorm2d) else pair.pointwise  # type: ignore[union-attr]
-            still.weight.zero_()  # type: ignore[operator, union-attr]
+            still: Any = norm if isinstance(norm, nn.BatchNorm2d) else pair.pointwise
+            still.weight.zero_()
             if still.bias is not None:
-                still.bias.zero_()  # type: ignore[operator, union-attr]
+                still.bias.zero_()
         rest = deployed(conv).double()
         rest.weight.sub_(self._delta())
         done: bool = self.pairs[-1].project_(rest, gram)  # type: ignore[operator]

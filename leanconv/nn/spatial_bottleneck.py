@@ -169,7 +169,7 @@ def _phases(ratio: int, down: int, up: int, taps: int) -> Tensor:
 
 
 def _factors(weight: Tensor, scales: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`C D²`, `O C` and `O U²`, whose product is near to `weight` at each of the r² places; channels count by `scales`."""
+    """`C D²`, `O C` and `O U²`, whose product is near to `weight` at all r² places; channels count by `scales`."""
     o, c, r, s = weight.shape
     pairs = [torch.einsum("atkd,auld->tkul", axis, axis) for axis in (rows, columns)]
     q = torch.einsum("tkul,TKUL->tTkKuUlL", *pairs)

@@ -121,15 +121,16 @@ class SPConv2d(Operator):
         return SplitAndBlend(folded) if self.stride == (1, 1) else folded
 
     def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
-        """The nearest linear layer, with both gates at one half: optimal for each filter, with a gram and without.
+        """The nearest linear layer, with both gates at one half.
 
-        Each branch is twice its share of the kernel, and both have the bias, so that the gates rest at one half; what
-        they do when the branches' averages differ is no part of the sum. The norms start as the identity.
+        Optimal, with a gram and without. Each branch is twice its share of the kernel, and both have the bias, so that
+        the gates rest at one half. What they do when the branches' averages differ is no part of the sum. The norms
+        start as the identity.
         """
         target = exact_weight(conv)
         pool = pooled_taps(self.kernel_size, self.stride, self.dilation).to(target)
         rest, energy = target * ~self._owned(conv.weight)[..., None, None], 1 / math.prod(self.stride)
-        start = torch.cat([(target - rest).flatten(1), rest.flatten(2) @ pool / energy], 1)  # O (C R·S) + C
+        start = torch.cat([(target - rest).flatten(1), rest.flatten(2) @ pool / energy], 1)  # O (C R·S + C)
         found = start if gram is None else self._weighted(target, gram[0], pool, energy, start)
         taps = 2 * found[:, : target[0].numel()].view_as(target)
         points = 2 * found[:, target[0].numel() :]
@@ -157,7 +158,7 @@ class SPConv2d(Operator):
         return owned
 
     def _weighted(self, target: Tensor, gram: Tensor, pool: Tensor, energy: float, start: Tensor) -> Tensor:
-        """The best taps of the k×k and averages of the 1×1s, `O (C R·S) + C`; pixels outside of the kernel are white."""
+        """The best taps of the k×k, averages of the 1×1s, `O (C R·S + C)`; pixels outside of the kernel are white."""
         shape = self.in_channels, len(pool)
         cross, pooled = target.flatten(1) @ gram, gram.unflatten(1, shape) @ pool  # O D, D C
         corner = (pooled.T.unflatten(1, shape) @ pool).contiguous()

@@ -38,7 +38,6 @@ from leanconv.ops.gated_sum import gated_sum
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, PaddingMode, pair
 
-
 LEAST = 0.85  # how far below the first branch's mean the plain one's may start: gates of .7 and .3
 REST_STEPS = 60
 
@@ -150,11 +149,11 @@ class SPLConv2d(Operator):
         return kernel
 
     def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
-        """The nearest linear layer, near to it with a gram; then the ReLU and the gate where they bend that least.
+        """The nearest linear layer of its kind, its branches divided by the gates' resting point.
 
-        Per channel the large kernel starts as the first stencil alone: the second passes its middle tap. Without a gram
-        filters, 1×1 and plain 1×1 are the optimum for gates of one half; with one they take turns. The norm starts as
-        the identity. Of the first branch the ReLU cuts what is negative; `_rest_` says how far the bias can help.
+        The large kernel starts as the first stencil alone: the second passes its middle tap. Without a gram that linear
+        layer is the optimum; with one it is near to it, for filters and 1×1s take turns. The norm starts as the
+        identity. Of the first branch the ReLU cuts what is negative; `_rest_` says how far the bias can help.
         """
         target, c = exact_weight(conv), self.split[0]
         pool = pooled_taps(self.kernel_size, self.stride, self.dilation).to(target)

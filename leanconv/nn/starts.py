@@ -1,9 +1,11 @@
 """What the starts of all operators share: the checks of a dense layer, the bias, inner norms that change nothing.
 
-An operator's `project_(conv, gram)` takes the member of its family that is nearest to `conv`, by `ops/least_squares.py`.
+An operator's `project_(conv, gram)` takes the member of its family that is nearest to `conv`:
+`ops/least_squares.py` has the solvers.
 """
 
 import functools
+import inspect
 from typing import Any, cast
 
 import torch
@@ -17,22 +19,29 @@ from leanconv.ops.fold import bn_scale_shift
 def checked_start(project: Any) -> Any:
     """The `project_` of an operator, without gradients, on a layer and a gram that it can use.
 
-    The gram comes as float64 where the layer's weights are. A layer on the meta device has learnt nothing: False.
+    The gram comes as float64 where the layer's weights are; a method without such an argument is called without.
+    A layer on the meta device has learnt nothing: False.
     Raises: BadInput for weights that are not finite or of another shape, and for a gram that does not fit the layer.
     """
+
+    takes_gram = "gram" in inspect.signature(project).parameters
 
     @functools.wraps(project)
     @torch.no_grad()
     def checked(self: Any, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
         wanted = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         if tuple(conv.weight.shape) != wanted:
-            raise BadInput(f"{self.name} stands for a kernel {wanted} and got one of {tuple(conv.weight.shape)}")
+            name = getattr(self, "name", type(self).__name__)
+            raise BadInput(f"{name} stands for a kernel {wanted} and got one of {tuple(conv.weight.shape)}")
         if conv.weight.is_meta:
             return False
         for what, value in (("weight", conv.weight), ("bias", conv.bias), ("gram", gram)):
             if value is not None and not bool(torch.isfinite(value).all()):
-                raise BadInput(f"the convolution's {what} has NaN or infinite numbers; load other weights, or start fresh")
-        return bool(project(self, conv, None if gram is None else _fitting(conv, gram)))
+                raise BadInput(
+                    f"the convolution's {what} has NaN or infinite numbers; load other weights, or start fresh"
+                )
+        known = None if gram is None else _fitting(conv, gram)
+        return bool(project(self, conv, known) if takes_gram else project(self, conv))
 
     return checked
 
@@ -91,9 +100,7 @@ def nearest_pair(
     return v.transpose(0, 1).flatten(1), u.flatten(0, 1).unflatten(1, (-1, *target.shape[2:]))
 
 
-def _alternated(
-    target: Tensor, normal: Tensor, v: Tensor, u: Tensor, sees: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _alternated(target: Tensor, normal: Tensor, v: Tensor, u: Tensor, sees: Tensor | None) -> tuple[Tensor, Tensor]:
     """The better end of the alternation's starts: the white optimum, and each block's optimum in its own metric."""
     groups, rank, taps = u.shape
     cross = target @ normal
@@ -123,7 +130,7 @@ def take_filters_(stored: Tensor, filters: Tensor) -> None:
 def nearest_slots(
     target: Tensor, gram: Tensor | None, channels: Tensor, basis: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Depthwise filters of any taps, then a 1×1, near to a dense kernel: W[:, c] = Σ_{m of channel c} v[:, m] u[m] B[m].
+    """Depthwise filters of any taps, then a 1×1, near to a dense kernel: W[:, c] = Σ_{m reads c} v[:, m] u[m] B[m].
 
     Optimal where white and no channel has two filters; else by alternation from there.
 
@@ -150,8 +157,8 @@ def nearest_slots(
         pulled = target.flatten(1) @ gram[0]
         energy = (pulled * target.flatten(1)).sum()
         cross = (pulled.view(o, c, taps)[:, channels].transpose(0, 1) @ basis.mT).transpose(0, 1).reshape(o, m * k)
-        half = basis @ gram[0].view(c, taps, -1)[channels]  # M K D
-        normal = (half.view(m * k, c, taps)[:, channels].transpose(0, 1) @ basis.mT).transpose(0, 1).reshape(m * k, m * k)
+        half = (basis @ gram[0].view(c, taps, -1)[channels]).view(m * k, c, taps)  # M K D
+        normal = (half[:, channels].transpose(0, 1) @ basis.mT).transpose(0, 1).reshape(m * k, m * k)
         own = normal.view(m, k, m, k).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         v, u = least_squares.low_rank(white, 1, own)
         starts = [pair, (v[..., 0].T, u)]
@@ -171,7 +178,7 @@ def restate_norm_(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
 
 @torch.no_grad()
 def linear_norm_(norm: nn.Module, variance: Tensor, scale: Any = 1.0, shift: Any = 0.0) -> None:
-    """Start a BatchNorm as `y · scale + shift`, in train mode too where y has mean 0 and this variance. Else nothing."""
+    """Start a BatchNorm as `y · scale + shift`: in train mode too, where y has mean 0 and this variance."""
     if isinstance(norm, nn.BatchNorm2d):
         one = torch.ones_like(variance)
         _set_norm_(norm, scale * one, shift * one, 0 * one, torch.where(variance > 0, variance, one))
@@ -179,9 +186,9 @@ def linear_norm_(norm: nn.Module, variance: Tensor, scale: Any = 1.0, shift: Any
 
 def _set_norm_(norm: Any, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> None:
     norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
-    norm.weight.copy_(scale * (variance.double() + norm.eps).sqrt())
-    norm.bias.copy_(shift + mean * scale)
+    norm.running_var.copy_(variance)  # in half types rounded, so that the rest goes by what is stored
+    norm.weight.copy_(scale * (norm.running_var.double() + norm.eps).sqrt())
+    norm.bias.copy_(shift + norm.running_mean.double() * scale)
 
 
 def shared_axis(offsets: list[int], size: int, dilation: int) -> list[int | None]:
@@ -210,9 +217,9 @@ def tap_basis(rows: list[int | None], columns: list[int | None], kernel: tuple[i
 
 
 def pooled_taps(kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
-    """What a 1×1 behind a stride×stride average weighs of the dense kernel's taps: `R·S`; stride 1: the middle alone."""
-    axes = [shared_axis(list(range(s)), k, d) for k, s, d in zip(kernel, stride, dilation, strict=True)]
-    return tap_basis(*axes, kernel).sum(0) / (stride[0] * stride[1])
+    """What a 1×1 behind a stride×stride average weighs of the dense kernel's taps: `R·S`; stride 1: the middle."""
+    rows, columns = (shared_axis(list(range(s)), k, d) for k, s, d in zip(kernel, stride, dilation, strict=True))
+    return tap_basis(rows, columns, kernel).sum(0) / (stride[0] * stride[1])
 
 
 def linear_range(act: str | None, shifted: bool) -> tuple[float, float, float]:

@@ -139,11 +139,11 @@ class XSepConv2d(Operator):
         return F.conv2d(F.pad(embedded, (s - 1, s - 1, r - 1, r - 1)), flipped, groups=c).transpose(0, 1)
 
     def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
-        """The nearest kernel of rank 1, behind a 2×2 that passes the pixel itself; near to it with a gram.
+        """The nearest kernel of rank 1, behind a 2×2 that passes the pixel itself.
 
-        Norms start as the identity. With activations between the three the rows' sums are positive, for of inputs that
-        are not negative few answers are cut then; hardswish starts in the small, where it is linear. A block starts
-        fresh.
+        Optimal of rank 1 without a gram, near to it with one. Norms start as the identity. With activations between the
+        three the rows' sums are positive, for of inputs that are not negative few answers are cut then; hardswish
+        starts in the small, where it is linear. A block starts fresh.
         """
         if self.block:
             return False

@@ -18,6 +18,7 @@ RIDGE = 1e-10
 SWEEPS = 30  # of the alternation, at most
 TOLERANCE = 1e-4  # the share of the error that a sweep must win for another one to follow
 STEPS = 20  # of conjugate gradients in a sweep, at most
+WORK = 1.5e11  # multiplications of conjugate gradients in an alternation, at most: some 25 s of one core
 
 
 def root(matrix: Tensor) -> Tensor:
@@ -95,25 +96,27 @@ def alternate(
 ) -> tuple[Tensor, Tensor, float]:
     """Stencils u in G blocks, then a 1×1 v: alternating least squares for w = (v_1 u_1, ..., v_G u_G).
 
-    Given u, v solves the joint normal equations by Cholesky; given v, u takes steps of conjugate gradients from where it
-    stands, with the blocks' own equations as preconditioner. Each lowers E. A sweep costs some K² · m · `STEPS`.
+    Given u, v solves its normal equations by Cholesky. Given v, u takes steps of conjugate gradients from where it
+    stands, with the blocks' own equations as preconditioner. Each lowers E. A step multiplies u by N once.
 
     Args:
         cross, normal, energy: A `O G·K`, N `G·K G·K`, e.
         v, u: where to start, `O G·m` and `G m K`.
         sees: bool `O G·m`, the entries of v that may differ from zero; None: all.
-        sweeps, tolerance: stop after so many, or once a sweep lowers E by less than this share of it.
+        sweeps, tolerance: stop after so many, or once a sweep lowers E by less than this share of it; or after `WORK`.
     Returns: v, u, and E.
     """
     blocks = _Blocks(cross, normal, *u.shape)
-    error = float("inf")
+    error, left = float("inf"), int(WORK / (u.numel() * (len(normal) + 2 * u.shape[2]))) + 1
+    steps = min(STEPS, left // 10 + 4)
     for sweep in range(sweeps + 1):
         v, now = blocks.project(v, u, energy, sees)
         settled = error - now <= tolerance * max(now, 0.0) or now <= 1e-13 * float(energy)
         error = now
-        if settled or sweep == sweeps:
+        if settled or sweep == sweeps or left <= 0:
             break
-        u = blocks.filter(v, u)
+        u = blocks.filter(v, u, steps)
+        left -= steps
     return v, u, error
 
 
@@ -140,8 +143,8 @@ class _Blocks:
         v = nearest_rows(cross, normal, v, live)
         return v, float(energy - 2 * (v * cross).sum() + (v @ normal * v).sum())
 
-    def filter(self, v: Tensor, u: Tensor) -> Tensor:
-        """Better filters for this v."""
+    def filter(self, v: Tensor, u: Tensor, steps: int) -> Tensor:
+        """Better filters for this v, by so many steps of conjugate gradients."""
         weights = (v.T @ v).unflatten(0, (self.groups, self.rank))  # G m (G m)
         own = weights.unflatten(2, (self.groups, self.rank)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         lower = root(own)  # G m m
@@ -153,7 +156,7 @@ class _Blocks:
         z = conditioned(rest)
         direction, size = z, (rest * z).sum()
         first = size
-        for _ in range(STEPS):
+        for _ in range(steps):
             if not bool(size > 1e-6 * first):
                 break
             image = weights @ self._seen(direction)
