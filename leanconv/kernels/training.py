@@ -17,13 +17,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from leanconv.kernels import narrow_groups
 from leanconv.kernels.cpu import training as cpu
 from leanconv.ops import depthwise, gated_sum_training
 from leanconv.ops.gated_sum import gated_sum
 from leanconv.ops.padded import sides
 
-# The attribute of a layer that calls a kernel; in the layer's own dictionary it hides its class's.
-_CONV, _BLEND = "_conv_forward", "_gated_sum"
+# The attribute of a layer that calls a kernel; in the layer's own dictionary it hides its class's. HetConv's says
+# whether it runs as a group convolution.
+_CONV, _BLEND, _GROUPED = "_conv_forward", "_gated_sum", "grouped"
 
 
 def available() -> str | None:
@@ -45,7 +47,10 @@ class TrainingKernels:
     def remove(self) -> None:
         """Every layer as it was before; a second call does nothing."""
         for _, module, attribute in self._changed:
-            module.__dict__.pop(attribute, None)
+            if attribute == _GROUPED:
+                module.__dict__[attribute] = True
+            else:
+                module.__dict__.pop(attribute, None)
         self._changed.clear()
 
     def __enter__(self) -> Self:
@@ -64,20 +69,32 @@ class TrainingKernels:
 def use_training_kernels_(model: nn.Module) -> TrainingKernels:
     """Let layers of `model` call the kernels for training, from now until `remove()`.
 
-    They are depthwise `nn.Conv2d`, and the gated sums of SPConv and SPLConv. Parameters, state, mode and hooks stay as
-    they are. Results are channels_last. Where `available()` gives a reason, no layer is changed.
+    They are depthwise `nn.Conv2d`, and the gated sums of SPConv and SPLConv. Their results are channels_last. Group
+    convolutions and HetConv with narrow groups run as the dense convolution that they equal (`narrow_groups`).
+    Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
     """
     changed: list[tuple[str, nn.Module, str]] = []
     for name, module in model.named_modules():
         if available() is not None or {_CONV, _BLEND} & module.__dict__.keys():
             continue  # no kernels; or this layer calls them already
-        if _is_depthwise(module):
-            module.__dict__[_CONV] = functools.partial(_conv_forward, module)
-            changed.append((name, module, _CONV))
-        elif getattr(module, _BLEND, None) is gated_sum:
-            module.__dict__[_BLEND] = _gated_sum
-            changed.append((name, module, _BLEND))
+        attribute, value = _replacement(module)
+        if attribute:
+            module.__dict__[attribute] = value
+            changed.append((name, module, attribute))
     return TrainingKernels(changed)
+
+
+def _replacement(module: nn.Module) -> tuple[str, Any]:
+    """The attribute of a layer that changes, and its value; "" where the layer has no kernel."""
+    if _is_depthwise(module):
+        return _CONV, functools.partial(_conv_forward, module)
+    if narrow_groups.is_narrow_conv(module):
+        return _CONV, functools.partial(narrow_groups.conv_forward, module)
+    if narrow_groups.is_narrow_hetconv(module):
+        return _GROUPED, False
+    if getattr(module, _BLEND, None) is gated_sum:
+        return _BLEND, _gated_sum
+    return "", None
 
 
 def _is_depthwise(module: nn.Module) -> bool:
