@@ -86,6 +86,51 @@ def test_gradients_made_of_rounding_decide_nothing():
     assert made.difference(Reordered(model, Mode())).agrees
 
 
+class Blurred(nn.Module):
+    """Loses digits in float32 alone, other ones for each `seed`."""
+
+    seed = 0
+
+    def forward(self, x):
+        if x.dtype == torch.float64:
+            return x
+        torch.manual_seed(self.seed)
+        return x * (1 + 1e-3 * torch.randn_like(x))
+
+
+def test_a_mode_as_near_to_float64_as_the_given_step_agrees():
+    """Two steps that both lost digits inside differ by more than rounding of the input explains."""
+    model = net(Blurred())
+    made = trial(model)
+
+    class Other(Forward):
+        def __call__(self, x):
+            model[3].seed = 1
+            try:
+                return super().__call__(x) * self.factor
+            finally:
+                model[3].seed = 0
+
+    other = Other(model, Mode())
+    other.factor = 1.0
+    assert made.difference(other).agrees
+    assert 1e-5 < made.difference(other).gradient
+    other.factor = 1.1
+    assert not made.difference(other).agrees
+    made._plain = None  # a model that cannot be copied
+    del made.exact
+    other.factor = 1.0
+    assert not made.difference(other).agrees
+
+
+def test_float64_is_that_of_the_model_as_it_was_given():
+    """A wrong mode changes the model itself, and must not be its own judge."""
+    model = net()
+    made = trial(model)
+    model[0].forward = lambda x: nn.functional.conv2d(x, model[0].weight, model[0].bias)  # no padding
+    assert not made.difference(Forward(model, Mode(("channels_last",)))).agrees
+
+
 def test_bfloat16_agrees_by_its_own_rule_alone():
     model = net()
     made = trial(model)
