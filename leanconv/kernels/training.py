@@ -10,14 +10,14 @@ take (another device, float64, padding modes) PyTorch computes as before.
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from leanconv.kernels import narrow_groups
+from leanconv.kernels import narrow_groups, normalized_gates
 from leanconv.kernels.cpu import training as cpu
 from leanconv.ops import depthwise, gated_sum_training
 from leanconv.ops.gated_sum import gated_sum
@@ -25,7 +25,8 @@ from leanconv.ops.padded import sides
 
 # The attribute of a layer that calls a kernel; in the layer's own dictionary it hides its class's. HetConv's says
 # whether it runs as a group convolution.
-_CONV, _BLEND, _GROUPED = "_conv_forward", "_gated_sum", "grouped"
+_CONV, _BLEND, _GROUPED, _FORWARD = "_conv_forward", "_gated_sum", "grouped", "forward"
+Replacement = tuple[nn.Module, str, Any]  # a module, its attribute, and the attribute's value
 
 
 def available() -> str | None:
@@ -39,14 +40,14 @@ class TrainingKernels:
     Attributes: layers: names of the changed modules. kinds: how many of each class.
     """
 
-    def __init__(self, changed: Sequence[tuple[str, nn.Module, str]]) -> None:
-        self._changed = list(changed)
-        self.layers = [name for name, _, _ in changed]
-        self.kinds = Counter(type(module).__name__ for _, module, _ in changed)
+    def __init__(self, changed: Mapping[str, Sequence[Replacement]]) -> None:
+        self._changed = [each for own in changed.values() for each in own]
+        self.layers = list(changed)
+        self.kinds = Counter(type(own[0][0]).__name__ for own in changed.values())
 
     def remove(self) -> None:
         """Every layer as it was before; a second call does nothing."""
-        for _, module, attribute in self._changed:
+        for module, attribute, _ in self._changed:
             if attribute == _GROUPED:
                 module.__dict__[attribute] = True
             else:
@@ -69,32 +70,37 @@ class TrainingKernels:
 def use_training_kernels_(model: nn.Module) -> TrainingKernels:
     """Let layers of `model` call the kernels for training, from now until `remove()`.
 
-    They are depthwise `nn.Conv2d`, and the gated sums of SPConv and SPLConv. Their results are channels_last. Group
+    They are depthwise `nn.Conv2d`, and SPConv's and SPLConv's gated sums with the norms and the activation before
+    them, which then pass their maps on (`normalized_gates`). Their results are channels_last. Group
     convolutions and HetConv with narrow groups run as the dense convolution that they equal (`narrow_groups`).
     Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
     """
-    changed: list[tuple[str, nn.Module, str]] = []
+    changed: dict[str, list[Replacement]] = {}
     for name, module in model.named_modules():
         if available() is not None or {_CONV, _BLEND} & module.__dict__.keys():
             continue  # no kernels; or this layer calls them already
-        attribute, value = _replacement(module)
-        if attribute:
-            module.__dict__[attribute] = value
-            changed.append((name, module, attribute))
+        found = _replacements(module)
+        for each, attribute, value in found:
+            each.__dict__[attribute] = value
+        if found:
+            changed[name] = found
     return TrainingKernels(changed)
 
 
-def _replacement(module: nn.Module) -> tuple[str, Any]:
-    """The attribute of a layer that changes, and its value; "" where the layer has no kernel."""
+def _replacements(module: nn.Module) -> list[Replacement]:
+    """What changes in a layer, itself first; nothing where it has no kernel."""
     if _is_depthwise(module):
-        return _CONV, functools.partial(_conv_forward, module)
+        return [(module, _CONV, functools.partial(_conv_forward, module))]
     if narrow_groups.is_narrow_conv(module):
-        return _CONV, functools.partial(narrow_groups.conv_forward, module)
+        return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
     if narrow_groups.is_narrow_hetconv(module):
-        return _GROUPED, False
-    if getattr(module, _BLEND, None) is gated_sum:
-        return _BLEND, _gated_sum
-    return "", None
+        return [(module, _GROUPED, False)]
+    if getattr(module, _BLEND, None) is not gated_sum:
+        return []
+    if (parts := normalized_gates.gated(module)) is None:
+        return [(module, _BLEND, _gated_sum)]
+    blend = functools.partial(_normalized_gated_sum, parts)
+    return [(module, _BLEND, blend), *((part, _FORWARD, normalized_gates.as_it_is) for part in parts.parts)]
 
 
 def _is_depthwise(module: nn.Module) -> bool:
@@ -141,6 +147,13 @@ def _gated_sum(a: Tensor, b: Tensor) -> Tensor:
         y: Tensor = gated_sum_training.gated_sum(a, b)[0]
         return y
     return _GatedSum.apply(a, b)  # type: ignore[no-any-return]
+
+
+def _normalized_gated_sum(parts: normalized_gates.Gated, a: Tensor, b: Tensor) -> Tensor:
+    """The gated sum with the norms and the activation before it, which have passed their maps on."""
+    if not _fits(a, b) or a.dtype != b.dtype or a.shape != b.shape or not normalized_gates.takes(parts, a):
+        return _gated_sum(*normalized_gates.one_by_one(parts, a, b))
+    return normalized_gates.together(parts, a, b, dispatched=_through_dispatcher(a))
 
 
 def _through_dispatcher(x: Tensor) -> bool:
