@@ -49,8 +49,8 @@ def test_layers_are_changed_and_restored():
     model, x = network(), torch.randn(2, 3, 9, 11)
     keys, parameters, before = list(model.state_dict()), list(model.parameters()), step(model, x)
     with use_training_kernels_(model) as kernels:
-        assert kernels.layers == ["1", "4"]
-        assert str(kernels) == "2 layers train on kernels: 2 Conv2d"
+        assert kernels.layers == ["0", "1", "4"]
+        assert str(kernels) == "3 layers train on kernels: 3 Conv2d"
         assert list(model.state_dict()) == keys
         assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
         assert use_training_kernels_(model).layers == []  # they call them already
@@ -145,7 +145,7 @@ def test_gradients_do_not_depend_on_the_default_type():
     model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), SPConv2d(8, 8, 3, padding=1))
     x = torch.randn(2, 8, 9, 11)
     with use_training_kernels_(model) as kernels:
-        assert kernels.layers == ["0", "1", "1.spatial"]
+        assert kernels.layers == ["0", "1", "1.spatial", "1.pointwise", "1.plain"]
         expected = step(model, x)
         torch.set_default_dtype(torch.float64)
         try:

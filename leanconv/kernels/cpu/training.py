@@ -8,10 +8,12 @@ from torch import Tensor
 from leanconv.kernels.cpu.runtime import depthwise as kernels
 from leanconv.kernels.cpu.runtime import gated_sum as blends
 from leanconv.kernels.cpu.runtime import normalized_gated_sum as normalized_blends
+from leanconv.kernels.cpu.runtime import pointwise as pointwise_kernels
 from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
 from leanconv.ops import depthwise as ops
 from leanconv.ops import gated_sum_training as blend_ops
 from leanconv.ops import normalized_gated_sum as norm_ops
+from leanconv.ops import pointwise as pointwise_ops
 
 Ints = Sequence[int]
 Floats = Sequence[float]
@@ -126,3 +128,22 @@ def normalized_blend_gradient(
 
 def _vectors(norms: tuple[Tensor | None, ...]) -> normalized_blends.Norms:
     return tuple(None if each is None else _packed(each) for each in norms)  # type: ignore[return-value]
+
+
+@pointwise_ops.pointwise_conv2d.register_kernel("cpu")
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    pointwise_ops.check(x, weight, bias)
+    if not _takes(x, weights=(weight, bias)) or not x.numel() or not weight.numel():
+        return pointwise_ops.result(x, weight, bias)
+    y = ops.new_map(x, [x.shape[0], weight.shape[0], *x.shape[2:]])
+    pointwise_kernels.forward(readable(x), weight.float(), None if bias is None else _packed(bias), y)
+    return y
+
+
+@pointwise_ops.weight_gradient.register_kernel("cpu")
+def pointwise_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    if not _takes(grad, x) or not x.numel():
+        return pointwise_ops.gradients(grad, x)
+    weight, bias = _sums(x, grad.shape[1], x.shape[1]), _sums(x, grad.shape[1])
+    pointwise_kernels.weight_gradient(readable(grad), readable(x), weight, bias)
+    return weight, bias

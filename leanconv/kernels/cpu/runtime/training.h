@@ -33,8 +33,19 @@ typedef struct {
     int32_t samples, channels, rows, columns, relu, unused;
 } norm_gate_t;
 
+// y[n,p,q,o] = bias[o] + sum over c of weight[o,c] * x[n,p,q,c]
+typedef struct {
+    map_t x, y;
+    const float *weight, *bias;       // the numbers are weight_out and weight_in apart; bias NULL: none
+    float *weight_sum, *bias_sum;     // O × C and O: where the gradients of both go
+    int64_t weight_out, weight_in;
+    int32_t samples, inputs, outputs, rows, columns, groups;
+} pointwise_t;
+
 int lc_depthwise(const depthwise_t *d, int backward, int threads);
 int lc_depthwise_weight(const depthwise_t *d, int threads);
 int lc_gated_sum(const gated_sum_t *p, int backward, int threads);
 int lc_normalized_gated_sum(const norm_gate_t *p, int backward, int threads);
+int lc_pointwise(const pointwise_t *p, int threads);
+int lc_pointwise_weight(const pointwise_t *p, int threads);
 int lc_training_size(int which);
