@@ -113,7 +113,9 @@ def key_of(row: dict[str, Any]) -> tuple[str, str, int, str]:
 class Racer:
     """A network with one operator: its modes, each checked and looked at, and those that may be the fastest.
 
-    Attributes: modes: mode -> milliseconds at the first look, or why it does not count. steps: the fastest modes' steps.
+    Attributes:
+        modes: mode -> milliseconds at the first look, or why it does not count.
+        steps: the fastest modes' steps.
     """
 
     def __init__(self, network: str, operator: str, threads: int, words: list[str]) -> None:

@@ -51,7 +51,7 @@ def as_it_is(x: Tensor) -> Tensor:
 
 
 def takes(parts: Gated, a: Tensor) -> bool:
-    """Whether the operator computes these norms: both in training, with numbers in float32, over more than one pixel."""
+    """Whether the operator computes these norms: in training, numbers in float32, more than one pixel a channel."""
     norms = [norm for norm in parts[:2] if norm is not None]
     return a.numel() > a.shape[1] and all(
         norm.training and p is not None and p.dtype == torch.float32 and p.device == a.device

@@ -26,8 +26,8 @@ from leanconv.ops.padded import sides
 # The attribute of a layer that calls a kernel; in the layer's own dictionary it hides its class's. HetConv's says
 # whether it runs as a group convolution.
 _CONV, _BLEND, _GROUPED, _FORWARD = "_conv_forward", "_gated_sum", "grouped", "forward"
-# Weights of a 1×1 up to which its kernel was measured to be faster than oneDNN's, forward and backward in channels_last,
-# on one core of an EPYC (AVX2): 4 to 8 channels at 128 px 4.9x, 16 to 32 at 32 px 2.2x, 32 to 64 1.4x, 64 to 64 1.07x.
+# Weights of a 1×1 up to which its kernel was measured to be faster than oneDNN's: forward and backward, channels_last,
+# one core of an EPYC (AVX2): 4 to 8 channels at 128 px 4.9x, 16 to 32 at 32 px 2.2x, 32 to 64 1.4x, 64 to 64 1.07x.
 _MOST_WEIGHTS = 2048
 Replacement = tuple[nn.Module, str, Any]  # a module, its attribute, and the attribute's value
 
@@ -73,9 +73,9 @@ class TrainingKernels:
 def use_training_kernels_(model: nn.Module) -> TrainingKernels:
     """Let layers of `model` call the kernels for training, from now until `remove()`.
 
-    They are depthwise `nn.Conv2d` and 1×1 ones of few channels, and SPConv's and SPLConv's gated sums with the norms and the activation before
-    them, which then pass their maps on (`normalized_gates`). Their results are channels_last. Group
-    convolutions and HetConv with narrow groups run as the dense convolution that they equal (`narrow_groups`).
+    They are depthwise `nn.Conv2d`, 1×1 ones of few channels, and the gated sums of SPConv and SPLConv with the norms
+    and the activation before them, which then pass their maps on (`normalized_gates`). Their results are channels_last.
+    Group convolutions and HetConv with narrow groups run as the dense convolution that they equal (`narrow_groups`).
     Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
     """
     changed: dict[str, list[Replacement]] = {}

@@ -1,8 +1,8 @@
 """Norms, ReLU and gated sum of two branches in one operator that trains: the end of SPConv and of SPLConv.
 
-    a' = act((a - mean)·weight/√(variance + eps) + bias)      mean and variance of the batch, per channel; act: ReLU or none
+    a' = act((a - mean)·weight/√(variance + eps) + bias)   mean, variance: of the batch, per channel; act: ReLU or none
     b' likewise without activation, or b as it is where it has no norm
-    y = g·a' + (1 - g)·b'                                     g = sigmoid(average a' - average b'), per sample and channel
+    y = g·a' + (1 - g)·b'                                  g = sigmoid(average a' - average b'), per sample and channel
 
 The branches alone are kept for the gradient, neither a' nor b'. The reference is here; `kernels.training` gives the CPU
 its kernel. It has a fake kernel (it compiles with `fullgraph=True`) and a gradient; that gradient has none. Arguments:
@@ -30,7 +30,7 @@ def check(a: Tensor, b: Tensor, *vectors: Tensor | None) -> None:
     for vector in vectors:
         if vector is not None and list(vector.shape) != [a.shape[1]]:
             raise BadInput(
-                f"the norms of maps with {a.shape[1]} channels take as many weights and biases, got {list(vector.shape)}"
+                f"norms of maps with {a.shape[1]} channels take as many weights and biases, got {list(vector.shape)}"
             )
     if a.numel() <= a.shape[1]:
         raise BadInput(f"a norm in training takes more than one number per channel, got maps {list(a.shape)}")
@@ -56,7 +56,7 @@ def gradient(
     grad: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor | None, bias_b: Tensor | None,
     gate: Tensor, statistics: Tensor, relu: bool, eps: Floats,
 ) -> Sums:  # fmt: skip
-    """The gradients of a and b, and of weight, bias, weight_b, bias_b as `4 C` (0 where b has no norm): the reference."""
+    """Gradients of a and b, and of weight, bias, weight_b, bias_b as `4 C` (0 where b has no norm): the reference."""
     exact, every = _exact(a), (0, 2, 3)
     wide, first, second, g = grad.to(exact), a.to(exact), b.to(exact), gate[:, :, None, None]
     normal = _normalized(first, statistics[:2], weight, bias, eps[0])

@@ -135,7 +135,7 @@ class Trial:
         allowed = IN_BFLOAT16 if BFLOAT16 in forward.mode else FLOAT32
         seen = self.seen(forward, still=self.random)
         off, noise = _distances(self.expected, seen), self.noise
-        sizes = [abs(self.expected.loss), *map(_norm, self.expected.gradients)]
+        sizes = _sizes(self.expected)
         whole, whole_off = math.hypot(*sizes[1:]), math.hypot(*off[1:])
         rows = [
             ("loss", off[0], allowed.loss * sizes[0], noise[0]),
@@ -149,12 +149,19 @@ class Trial:
         return Difference(_over(off[0], sizes[0]), _over(whole_off, whole), *max(over))
 
     def _over_exact(self, seen: Seen, exact: Seen, rooms: list[float]) -> list[tuple[float, str]]:
-        """Each error against float64 over what is allowed: the room there is, or ten times the given step's."""
-        errors, given = _distances(exact, seen), _distances(exact, self.expected)
+        """Each error against float64 over what is allowed: the room there is, or ten times the given step's.
+
+        A parameter's gradient may also be ten times as far off, for its size, as the given step's whole gradient.
+        """
+        errors, given, sizes = _distances(exact, seen), _distances(exact, self.expected), _sizes(exact)
+        whole, whole_given = math.hypot(*sizes[1:]), math.hypot(*given[1:])
+        share = _over(whole_given, whole)
+        pairs = zip(given[1:], sizes[1:], strict=True)
+        parameters = [max(own, share * max(size, SMALL * whole)) for own, size in pairs]
         rows = zip(
             ["loss", "gradient", *self.names],
             [errors[0], math.hypot(*errors[1:]), *errors[1:]],
-            [given[0], math.hypot(*given[1:]), *given[1:]],
+            [given[0], whole_given, *parameters],
             rooms,
             strict=True,
         )
@@ -212,6 +219,10 @@ def _distances(want: Seen, have: Seen) -> list[float]:
     for a, b in zip(want.gradients, have.gradients, strict=True):
         found.append(math.inf if (a is None) != (b is None) else 0.0 if a is None or b is None else _norm(a - b))
     return [value if math.isfinite(value) else math.inf for value in found]
+
+
+def _sizes(seen: Seen) -> list[float]:
+    return [abs(seen.loss), *map(_norm, seen.gradients)]
 
 
 def _norm(gradient: Tensor | None) -> float:
