@@ -184,3 +184,15 @@ def test_without_a_compiler_nothing_changes(monkeypatch):
     assert "compiler" in str(available())
     assert use_training_kernels_(model).layers == []
     assert all(torch.equal(a, b) for a, b in zip(step(model, x), before, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("channels", "dilation", "ours"), [(8, 1, False), (16, 1, False), (8, 2, True), (24, 1, True)])
+def test_narrow_whole_maps_are_left_to_onednn(channels, dilation, ours, monkeypatch):
+    layer = nn.Conv2d(channels, channels, 3, padding=1, dilation=dilation, groups=channels)
+    x = torch.randn(2, channels, 9, 11).contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda *_: "PyTorch's")
+    with use_training_kernels_(layer):
+        assert (layer(x) != "PyTorch's") == ours
+        assert layer(torch.cat([x, x], 1)[:, :channels]) != "PyTorch's"  # a slice
+        assert layer(x.bfloat16()) != "PyTorch's"
