@@ -30,11 +30,10 @@ def narrow(channels: int, groups: int) -> bool:
     return 1 < groups <= MOST_GROUPS and channels // groups < this_cpu().lanes
 
 
-def is_narrow_conv(module: nn.Module) -> bool:
+def is_narrow_conv(module: nn.Conv2d) -> bool:
     """Whether it is a plain `nn.Conv2d` of narrow groups. A depthwise one has a kernel of its own."""
     return (
-        isinstance(module, nn.Conv2d)
-        and type(module)._conv_forward is nn.Conv2d._conv_forward
+        type(module)._conv_forward is nn.Conv2d._conv_forward
         and max(module.kernel_size) > 1
         and not module.groups == module.in_channels == module.out_channels
         and narrow(module.in_channels, module.groups)

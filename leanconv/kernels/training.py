@@ -96,11 +96,11 @@ def use_training_kernels_(model: nn.Module) -> TrainingKernels:
 
 def _replacements(module: nn.Module) -> list[Replacement]:
     """What changes in a layer, itself first; nothing where it has no kernel."""
-    if _is_depthwise(module):
+    if isinstance(module, nn.Conv2d) and _is_depthwise(module):
         return [(module, _CONV, functools.partial(_conv_forward, module))]
-    if _is_pointwise(module):
+    if isinstance(module, nn.Conv2d) and _is_pointwise(module):
         return [(module, _CONV, functools.partial(_pointwise_forward, module))]
-    if narrow_groups.is_narrow_conv(module):
+    if isinstance(module, nn.Conv2d) and narrow_groups.is_narrow_conv(module):
         return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
     if narrow_groups.is_narrow_hetconv(module):
         return [(module, _GROUPED, False)]
@@ -112,19 +112,17 @@ def _replacements(module: nn.Module) -> list[Replacement]:
     return [(module, _BLEND, blend), *((part, _FORWARD, normalized_gates.as_it_is) for part in parts.parts)]
 
 
-def _is_depthwise(module: nn.Module) -> bool:
+def _is_depthwise(module: nn.Conv2d) -> bool:
     return (
-        isinstance(module, nn.Conv2d)
-        and type(module)._conv_forward is nn.Conv2d._conv_forward
+        type(module)._conv_forward is nn.Conv2d._conv_forward
         and module.groups == module.in_channels == module.out_channels
         and module.padding_mode == "zeros"
     )
 
 
-def _is_pointwise(module: nn.Module) -> bool:
+def _is_pointwise(module: nn.Conv2d) -> bool:
     return (
-        isinstance(module, nn.Conv2d)
-        and type(module)._conv_forward is nn.Conv2d._conv_forward
+        type(module)._conv_forward is nn.Conv2d._conv_forward
         and module.kernel_size == module.stride == (1, 1)
         and module.padding in ((0, 0), "same", "valid")
         and module.groups == 1

@@ -121,8 +121,8 @@ def normalized_blend_gradient(
     if not _takes(grad, a, b, weights=norms):
         return norm_ops.gradient(grad, a, b, *norms, gate, statistics, relu, eps)
     found, sums = (norm_ops.new_map(grad), norm_ops.new_map(grad)), _sums(a, 4, a.shape[1])
-    maps, kept = map(readable, (grad, a, b)), (gate.contiguous(), statistics.contiguous())
-    normalized_blends.gradients(*maps, _vectors(norms), *kept, relu, list(eps), *found, sums)
+    grad, a, b, gate, statistics = readable(grad), readable(a), readable(b), gate.contiguous(), statistics.contiguous()
+    normalized_blends.gradients(grad, a, b, _vectors(norms), gate, statistics, relu, list(eps), *found, sums)
     return *found, sums
 
 

@@ -12,8 +12,8 @@ parameter's gradient may also differ by a hundredth of its tolerance of the whol
 some gradients, such as that of a bias before BatchNorm.
 
 Inside a network rounding moves more than at its input: a few ReLUs and poolings decide otherwise, and a deep network's
-gradients differ by more than all of this between two layouts of the same step. So the last word has a step in float64.
-A mode at most ten times as far from it as the given step agrees.
+gradients differ by more than all of this between two layouts of the same step. So the last word has a step in float64:
+a mode agrees that is within `OF_FLOAT64` of it, or at most ten times as far from it as the given step.
 """
 
 import functools
@@ -46,6 +46,10 @@ class Tolerance(NamedTuple):
 # off by half of its norm still points the same way: their cosine is at least .87.
 FLOAT32, IN_BFLOAT16 = Tolerance(1e-5, 1e-4, 1e-3), Tolerance(1e-2, 5e-2, 0.5)
 ROUNDINGS, SMALL = 10.0, 1e-2
+# Of a step in float64. On a U-Net of base 8 (128 px, batch 16, fresh weights) PyTorch's own step is off by 1e-4 of the
+# whole gradient, the same in channels_last by 1.3e-3, single parameters by 1.4e-2; with SPConv by 6e-3 and 2.3e-2. The
+# loss keeps its tolerance, so that a wrong forward pass shows.
+OF_FLOAT64 = Tolerance(1e-5, 1e-2, 3e-2)
 _SEED = 0
 
 
@@ -145,23 +149,19 @@ class Trial:
             rows.append((name, error, allowed.parameter * max(size, SMALL * whole), own))
         over = [(_over(error, max(room, ROUNDINGS * own)), name) for name, error, room, own in rows]
         if max(over)[0] > 1 and BFLOAT16 not in forward.mode and (exact := self.exact) is not None:
-            over = self._over_exact(seen, exact, [max(room, ROUNDINGS * own) for _, _, room, own in rows])
+            over = self._over_exact(seen, exact)
         return Difference(_over(off[0], sizes[0]), _over(whole_off, whole), *max(over))
 
-    def _over_exact(self, seen: Seen, exact: Seen, rooms: list[float]) -> list[tuple[float, str]]:
-        """Each error against float64 over what is allowed: the room there is, or ten times the given step's.
-
-        A parameter's gradient may also be ten times as far off, for its size, as the given step's whole gradient.
-        """
+    def _over_exact(self, seen: Seen, exact: Seen) -> list[tuple[float, str]]:
+        """Each error against float64 over what is allowed for it."""
         errors, given, sizes = _distances(exact, seen), _distances(exact, self.expected), _sizes(exact)
-        whole, whole_given = math.hypot(*sizes[1:]), math.hypot(*given[1:])
-        share = _over(whole_given, whole)
-        pairs = zip(given[1:], sizes[1:], strict=True)
-        parameters = [max(own, share * max(size, SMALL * whole)) for own, size in pairs]
+        whole = math.hypot(*sizes[1:])
+        rooms = [OF_FLOAT64.loss * sizes[0], OF_FLOAT64.gradient * whole]
+        rooms += [OF_FLOAT64.parameter * max(size, SMALL * whole) for size in sizes[1:]]
         rows = zip(
             ["loss", "gradient", *self.names],
             [errors[0], math.hypot(*errors[1:]), *errors[1:]],
-            [given[0], whole_given, *parameters],
+            [given[0], math.hypot(*given[1:]), *given[1:]],
             rooms,
             strict=True,
         )
