@@ -26,12 +26,12 @@ from leanconv.ops.padded import sides
 # The attribute of a layer that calls a kernel; in the layer's own dictionary it hides its class's. HetConv's says
 # whether it runs as a group convolution.
 _CONV, _BLEND, _GROUPED, _FORWARD = "_conv_forward", "_gated_sum", "grouped", "forward"
-# Weights of a 1×1 up to which its kernel is not slower than oneDNN's: forward and backward, channels_last, one core of an
-# EPYC (AVX2). At 128 px and batch 16, where both wait for memory: 8 channels of 16 to 8 1.5x, a whole map of 8 to 8 1.0x
-# (batch 8: 3.0x); 16 to 32 at 32 px 2.2x, 32 to 64 1.1x to 1.4x, 64 to 64 1.07x, 128 to 256 .9x.
+# Weights of a 1×1 up to which its kernel is not slower than oneDNN's: forward and backward, channels_last, one core of
+# an EPYC (AVX2). At 128 px and batch 16, where both wait for memory: 8 channels of 16 to 8 1.5x, a whole map of 8 to 8
+# 1.0x (batch 8: 3.0x); 16 to 32 at 32 px 2.2x, 32 to 64 1.1x to 1.4x, 64 to 64 1.07x, 128 to 256 .9x.
 _MOST_WEIGHTS = 2048
 # Channels of a whole channels_last map of float32 up to which oneDNN's depthwise kernel is faster, without dilation: 8
-# channels at 128 px 7.8 ms against 9.5, 16 channels 13.2 against 15.4. Ours is for slices (11.2 against 9.3) and wider ones.
+# channels at 128 px 7.8 ms against 9.5, 16 channels 13.2 against 15.4. Ours is for slices (9.3 against 11.2).
 _NARROW = 16
 Replacement = tuple[nn.Module, str, Any]  # a module, its attribute, and the attribute's value
 
@@ -144,16 +144,17 @@ def _conv_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
     """`nn.Conv2d._conv_forward`."""
     if not _fits(x, weight, bias):
         return nn.Conv2d._conv_forward(layer, x, weight, bias)
-    if x.shape[1] <= _NARROW and x.dtype == torch.float32 and _is_whole(x) and layer.dilation == (1, 1):
-        if not torch.is_autocast_enabled("cpu"):
-            return nn.Conv2d._conv_forward(layer, x, weight, bias)
+    autocast = torch.is_autocast_enabled("cpu")
+    plain = x.dtype == torch.float32 and layer.dilation == (1, 1) and not autocast
+    if plain and x.shape[1] <= _NARROW and _is_whole(x):
+        return nn.Conv2d._conv_forward(layer, x, weight, bias)
     padding = (0, 0) if layer.padding == "valid" else layer.padding
     left, right, top, bottom = sides(layer.kernel_size, padding, layer.dilation)  # type: ignore[arg-type]
     geometry = (layer.stride, (top, bottom, left, right), layer.dilation)
     if _through_dispatcher(x):
         y: Tensor = depthwise.depthwise_conv2d(x, weight, bias, *geometry)
         return y
-    if torch.is_autocast_enabled("cpu"):
+    if autocast:
         x = x.to(torch.get_autocast_dtype("cpu"))
         if x.dtype not in cpu.TYPES:  # float16
             return nn.Conv2d._conv_forward(layer, x, weight, bias)
