@@ -18,7 +18,7 @@ from docs.generate.speed import (
     outcome,
     setting,
 )
-from docs.generate.training import data_loading, training_kernels
+from docs.generate.training import data_loading, training_kernels, training_steps
 
 UNTOUCHED, SIDE = "timm:mobilenetv3_small_100", "1x3x224x224, 1"
 # The README's five rows: (model, input and threads), from networks as they come to the best and the worst swap.
@@ -115,6 +115,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "papers": papers,
     "classification": _sections("classification", lambda stem, c: trained(stem, c, "top1", "Classification")),
     "shares": _sections("shares", shares),
+    "against_dense": _sections("against_dense", training_steps),
     "training": _sections("steps", training_kernels),
     "loading": _sections("loading", data_loading),
     "photographs": _sections("journeys", journeys),

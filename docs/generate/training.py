@@ -1,4 +1,4 @@
-"""The sections on the training step: our kernels against PyTorch's, and the share of a step that its batch costs."""
+"""The sections on the training step: against dense, our kernels against PyTorch's, and the share that a batch costs."""
 
 from typing import Any
 
@@ -30,6 +30,35 @@ def training_kernels(stem: str, content: dict[str, Any]) -> str:
         "instructions for it: do not expect these ratios on a CPU that has them.",
         table(head, cells, "llrrrrrr"),
         f"{machine(content['rows'][0])}; {commands}, `{stem}.json`.",
+    ).rstrip()
+
+
+def training_steps(stem: str, content: dict[str, Any]) -> str:
+    """A row for each network, threads and operator: step and peak memory against the dense network's."""
+    rows = [row for row in content["rows"] if "of_dense" in row]
+    rows.sort(key=lambda row: (row["network"], row["threads"], row["of_dense"]["middle"]))
+    cells = [
+        [
+            f"{row['network']}, {row['threads']}",
+            f"`{row['operator']}`",
+            f"{row['ms']:.4g}",
+            row["best"],
+            f"{row['dense_ms']:.4g}",
+            row["dense_best"],
+            f"{row['of_dense']['middle']:.2f} ({row['of_dense']['low']:.2f} to {row['of_dense']['high']:.2f})",
+            f"{row['peak_bytes'] / row['dense_peak_bytes']:.2f}",
+        ]
+        for row in rows
+    ]
+    head = ["network, threads", "operator", "step ms", "best mode", "dense ms", "its best mode", "time of dense's"]
+    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
+    return page(
+        "## A training step against the dense network's",
+        "Forward, loss and backward, each network in the fastest of its modes, in turns; medians, and two standard "
+        "errors. With one thread this is its computing time. Below 1 the operator's step is cheaper than the dense "
+        "one's. Memory is the most that PyTorch's allocator holds during a step beside the model.",
+        table([*head, "peak memory of dense's"], cells, "llrlrlrr"),
+        f"{machine({'machine': content['rows'][0]['device']})}; {commands}, `{stem}.json`.",
     ).rstrip()
 
 

@@ -10,20 +10,30 @@ take (another device, float64, padding modes) PyTorch computes as before.
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from leanconv.kernels import narrow_groups, normalized_gates
 from leanconv.kernels.cpu import training as cpu
-from leanconv.ops import depthwise, gated_sum_training
+from leanconv.ops import depthwise, gated_sum_training, pointwise
 from leanconv.ops.gated_sum import gated_sum
 from leanconv.ops.padded import sides
 
-# The attribute of a layer that calls a kernel; in the layer's own dictionary it hides its class's.
-_CONV, _BLEND = "_conv_forward", "_gated_sum"
+# The attribute of a layer that calls a kernel; in the layer's own dictionary it hides its class's. HetConv's says
+# whether it runs as a group convolution.
+_CONV, _BLEND, _GROUPED, _FORWARD = "_conv_forward", "_gated_sum", "grouped", "forward"
+# Weights of a 1×1 up to which its kernel is not slower than oneDNN's: forward and backward, channels_last, one core of
+# an EPYC (AVX2). At 128 px and batch 16, where both wait for memory: 8 channels of 16 to 8 1.5x, a whole map of 8 to 8
+# 1.0x (batch 8: 3.0x); 16 to 32 at 32 px 2.2x, 32 to 64 1.1x to 1.4x, 64 to 64 1.07x, 128 to 256 .9x.
+_MOST_WEIGHTS = 2048
+# Channels of a whole channels_last map of float32 up to which oneDNN's depthwise kernel is faster, without dilation: 8
+# channels at 128 px 7.8 ms against 9.5, 16 channels 13.2 against 15.4. Ours is for slices (9.3 against 11.2).
+_NARROW = 16
+Replacement = tuple[nn.Module, str, Any]  # a module, its attribute, and the attribute's value
 
 
 def available() -> str | None:
@@ -37,15 +47,18 @@ class TrainingKernels:
     Attributes: layers: names of the changed modules. kinds: how many of each class.
     """
 
-    def __init__(self, changed: Sequence[tuple[str, nn.Module, str]]) -> None:
-        self._changed = list(changed)
-        self.layers = [name for name, _, _ in changed]
-        self.kinds = Counter(type(module).__name__ for _, module, _ in changed)
+    def __init__(self, changed: Mapping[str, Sequence[Replacement]]) -> None:
+        self._changed = [each for own in changed.values() for each in own]
+        self.layers = list(changed)
+        self.kinds = Counter(type(own[0][0]).__name__ for own in changed.values())
 
     def remove(self) -> None:
         """Every layer as it was before; a second call does nothing."""
-        for _, module, attribute in self._changed:
-            module.__dict__.pop(attribute, None)
+        for module, attribute, _ in self._changed:
+            if attribute == _GROUPED:
+                module.__dict__[attribute] = True
+            else:
+                module.__dict__.pop(attribute, None)
         self._changed.clear()
 
     def __enter__(self) -> Self:
@@ -64,28 +77,56 @@ class TrainingKernels:
 def use_training_kernels_(model: nn.Module) -> TrainingKernels:
     """Let layers of `model` call the kernels for training, from now until `remove()`.
 
-    They are depthwise `nn.Conv2d`, and the gated sums of SPConv and SPLConv. Parameters, state, mode and hooks stay as
-    they are. Results are channels_last. Where `available()` gives a reason, no layer is changed.
+    They are depthwise `nn.Conv2d`, 1×1 ones of few channels, and the gated sums of SPConv and SPLConv with the norms
+    and the activation before them, which then pass their maps on (`normalized_gates`). Their results are channels_last.
+    Group convolutions and HetConv with narrow groups run as the dense convolution that they equal (`narrow_groups`).
+    Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
     """
-    changed: list[tuple[str, nn.Module, str]] = []
+    changed: dict[str, list[Replacement]] = {}
     for name, module in model.named_modules():
         if available() is not None or {_CONV, _BLEND} & module.__dict__.keys():
             continue  # no kernels; or this layer calls them already
-        if _is_depthwise(module):
-            module.__dict__[_CONV] = functools.partial(_conv_forward, module)
-            changed.append((name, module, _CONV))
-        elif getattr(module, _BLEND, None) is gated_sum:
-            module.__dict__[_BLEND] = _gated_sum
-            changed.append((name, module, _BLEND))
+        found = _replacements(module)
+        for each, attribute, value in found:
+            each.__dict__[attribute] = value
+        if found:
+            changed[name] = found
     return TrainingKernels(changed)
 
 
-def _is_depthwise(module: nn.Module) -> bool:
+def _replacements(module: nn.Module) -> list[Replacement]:
+    """What changes in a layer, itself first; nothing where it has no kernel."""
+    if isinstance(module, nn.Conv2d) and _is_depthwise(module):
+        return [(module, _CONV, functools.partial(_conv_forward, module))]
+    if isinstance(module, nn.Conv2d) and _is_pointwise(module):
+        return [(module, _CONV, functools.partial(_pointwise_forward, module))]
+    if isinstance(module, nn.Conv2d) and narrow_groups.is_narrow_conv(module):
+        return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
+    if narrow_groups.is_narrow_hetconv(module):
+        return [(module, _GROUPED, False)]
+    if getattr(module, _BLEND, None) is not gated_sum:
+        return []
+    if (parts := normalized_gates.gated(module)) is None:
+        return [(module, _BLEND, _gated_sum)]
+    blend = functools.partial(_normalized_gated_sum, parts)
+    return [(module, _BLEND, blend), *((part, _FORWARD, normalized_gates.as_it_is) for part in parts.parts)]
+
+
+def _is_depthwise(module: nn.Conv2d) -> bool:
     return (
-        isinstance(module, nn.Conv2d)
-        and type(module)._conv_forward is nn.Conv2d._conv_forward
+        type(module)._conv_forward is nn.Conv2d._conv_forward
         and module.groups == module.in_channels == module.out_channels
         and module.padding_mode == "zeros"
+    )
+
+
+def _is_pointwise(module: nn.Conv2d) -> bool:
+    return (
+        type(module)._conv_forward is nn.Conv2d._conv_forward
+        and module.kernel_size == module.stride == (1, 1)
+        and module.padding in ((0, 0), "same", "valid")
+        and module.groups == 1
+        and module.in_channels * module.out_channels <= _MOST_WEIGHTS
     )
 
 
@@ -103,17 +144,41 @@ def _conv_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
     """`nn.Conv2d._conv_forward`."""
     if not _fits(x, weight, bias):
         return nn.Conv2d._conv_forward(layer, x, weight, bias)
+    autocast = torch.is_autocast_enabled("cpu")
+    plain = x.dtype == torch.float32 and layer.dilation == (1, 1) and not autocast
+    if plain and x.shape[1] <= _NARROW and _is_whole(x):
+        return nn.Conv2d._conv_forward(layer, x, weight, bias)
     padding = (0, 0) if layer.padding == "valid" else layer.padding
     left, right, top, bottom = sides(layer.kernel_size, padding, layer.dilation)  # type: ignore[arg-type]
     geometry = (layer.stride, (top, bottom, left, right), layer.dilation)
     if _through_dispatcher(x):
         y: Tensor = depthwise.depthwise_conv2d(x, weight, bias, *geometry)
         return y
-    if torch.is_autocast_enabled("cpu"):
+    if autocast:
         x = x.to(torch.get_autocast_dtype("cpu"))
         if x.dtype not in cpu.TYPES:  # float16
             return nn.Conv2d._conv_forward(layer, x, weight, bias)
     return _Depthwise.apply(x, weight, bias, *geometry)  # type: ignore[no-any-return]
+
+
+def _is_whole(x: Tensor) -> bool:
+    """Whether a map lies in channels_last without gaps. One of a channel, or of a pixel, counts as any layout."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _pointwise_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`nn.Conv2d._conv_forward` of a 1×1."""
+    if not _fits(x, weight, bias) or x.shape[1] != weight.shape[1]:
+        return nn.Conv2d._conv_forward(layer, x, weight, bias)
+    matrix = weight[:, :, 0, 0]
+    if _through_dispatcher(x):
+        y: Tensor = pointwise.pointwise_conv2d(x, matrix, bias)
+        return y
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+        if x.dtype not in cpu.TYPES:  # float16
+            return nn.Conv2d._conv_forward(layer, x, weight, bias)
+    return _Pointwise.apply(x, matrix, bias)  # type: ignore[no-any-return]
 
 
 def _gated_sum(a: Tensor, b: Tensor) -> Tensor:
@@ -124,6 +189,13 @@ def _gated_sum(a: Tensor, b: Tensor) -> Tensor:
         y: Tensor = gated_sum_training.gated_sum(a, b)[0]
         return y
     return _GatedSum.apply(a, b)  # type: ignore[no-any-return]
+
+
+def _normalized_gated_sum(parts: normalized_gates.Gated, a: Tensor, b: Tensor) -> Tensor:
+    """The gated sum with the norms and the activation before it, which have passed their maps on."""
+    if not _fits(a, b) or a.dtype != b.dtype or a.shape != b.shape or not normalized_gates.takes(parts, a):
+        return _gated_sum(*normalized_gates.one_by_one(parts, a, b))
+    return normalized_gates.together(parts, a, b, dispatched=_through_dispatcher(a))
 
 
 def _through_dispatcher(x: Tensor) -> bool:
@@ -152,6 +224,21 @@ class _Depthwise(torch.autograd.Function):
         if torch.is_grad_enabled() or _through_dispatcher(grad):
             return depthwise.of_result(ctx, grad)
         return depthwise.of_result(ctx, grad, cpu.data_gradient, cpu.kernel_gradient)
+
+
+class _Pointwise(torch.autograd.Function):
+    """`ops.pointwise.pointwise_conv2d`; a gradient that is itself to have one goes through the operators."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        pointwise.save(ctx, inputs, None)
+        return cpu.pointwise(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        if torch.is_grad_enabled() or _through_dispatcher(grad):
+            return pointwise.of_result(ctx, grad)
+        return pointwise.of_result(ctx, grad, cpu.pointwise, cpu.pointwise_gradients)
 
 
 class _GatedSum(torch.autograd.Function):

@@ -49,8 +49,8 @@ def test_layers_are_changed_and_restored():
     model, x = network(), torch.randn(2, 3, 9, 11)
     keys, parameters, before = list(model.state_dict()), list(model.parameters()), step(model, x)
     with use_training_kernels_(model) as kernels:
-        assert kernels.layers == ["1", "4"]
-        assert str(kernels) == "2 layers train on kernels: 2 Conv2d"
+        assert kernels.layers == ["0", "1", "4"]
+        assert str(kernels) == "3 layers train on kernels: 3 Conv2d"
         assert list(model.state_dict()) == keys
         assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
         assert use_training_kernels_(model).layers == []  # they call them already
@@ -145,7 +145,7 @@ def test_gradients_do_not_depend_on_the_default_type():
     model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), SPConv2d(8, 8, 3, padding=1))
     x = torch.randn(2, 8, 9, 11)
     with use_training_kernels_(model) as kernels:
-        assert len(kernels.layers) == 2
+        assert kernels.layers == ["0", "1", "1.spatial", "1.pointwise", "1.plain"]
         expected = step(model, x)
         torch.set_default_dtype(torch.float64)
         try:
@@ -184,3 +184,15 @@ def test_without_a_compiler_nothing_changes(monkeypatch):
     assert "compiler" in str(available())
     assert use_training_kernels_(model).layers == []
     assert all(torch.equal(a, b) for a, b in zip(step(model, x), before, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("channels", "dilation", "ours"), [(8, 1, False), (16, 1, False), (8, 2, True), (24, 1, True)])
+def test_narrow_whole_maps_are_left_to_onednn(channels, dilation, ours, monkeypatch):
+    layer = nn.Conv2d(channels, channels, 3, padding=1, dilation=dilation, groups=channels)
+    x = torch.randn(2, channels, 9, 11).contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda *_: "PyTorch's")
+    with use_training_kernels_(layer):
+        assert (layer(x) != "PyTorch's") == ours
+        assert layer(torch.cat([x, x], 1)[:, :channels]) != "PyTorch's"  # a slice
+        assert layer(x.bfloat16()) != "PyTorch's"

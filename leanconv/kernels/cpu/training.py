@@ -7,11 +7,16 @@ from torch import Tensor
 
 from leanconv.kernels.cpu.runtime import depthwise as kernels
 from leanconv.kernels.cpu.runtime import gated_sum as blends
+from leanconv.kernels.cpu.runtime import normalized_gated_sum as normalized_blends
+from leanconv.kernels.cpu.runtime import pointwise as pointwise_kernels
 from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
 from leanconv.ops import depthwise as ops
 from leanconv.ops import gated_sum_training as blend_ops
+from leanconv.ops import normalized_gated_sum as norm_ops
+from leanconv.ops import pointwise as pointwise_ops
 
 Ints = Sequence[int]
+Floats = Sequence[float]
 TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -91,3 +96,54 @@ def blend_gradient(grad: Tensor, a: Tensor, b: Tensor, gate: Tensor) -> tuple[Te
     found = blend_ops.new_map(grad), blend_ops.new_map(grad)
     blends.gradients(readable(grad), readable(a), readable(b), gate.contiguous(), *found)
     return found
+
+
+@norm_ops.normalized_gated_sum.register_kernel("cpu")
+def normalized_blend(
+    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor | None, bias_b: Tensor | None, relu: bool,
+    eps: Floats,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    norms = weight, bias, weight_b, bias_b
+    norm_ops.check(a, b, *norms)
+    if not _takes(a, b, weights=norms):
+        return norm_ops.result(a, b, *norms, relu, eps)
+    y, gate, statistics = norm_ops.new_map(a), _sums(a, *a.shape[:2]), _sums(a, 4, a.shape[1])
+    normalized_blends.forward(readable(a), readable(b), _vectors(norms), relu, list(eps), y, gate, statistics)
+    return y, gate, statistics
+
+
+@norm_ops.normalized_gated_sum_gradient.register_kernel("cpu")
+def normalized_blend_gradient(
+    grad: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor | None, bias_b: Tensor | None,
+    gate: Tensor, statistics: Tensor, relu: bool, eps: Floats,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    norms = weight, bias, weight_b, bias_b
+    if not _takes(grad, a, b, weights=norms):
+        return norm_ops.gradient(grad, a, b, *norms, gate, statistics, relu, eps)
+    found, sums = (norm_ops.new_map(grad), norm_ops.new_map(grad)), _sums(a, 4, a.shape[1])
+    grad, a, b, gate, statistics = readable(grad), readable(a), readable(b), gate.contiguous(), statistics.contiguous()
+    normalized_blends.gradients(grad, a, b, _vectors(norms), gate, statistics, relu, list(eps), *found, sums)
+    return *found, sums
+
+
+def _vectors(norms: tuple[Tensor | None, ...]) -> normalized_blends.Norms:
+    return tuple(None if each is None else _packed(each) for each in norms)  # type: ignore[return-value]
+
+
+@pointwise_ops.pointwise_conv2d.register_kernel("cpu")
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    pointwise_ops.check(x, weight, bias)
+    if not _takes(x, weights=(weight, bias)) or not x.numel() or not weight.numel():
+        return pointwise_ops.result(x, weight, bias)
+    y = ops.new_map(x, [x.shape[0], weight.shape[0], *x.shape[2:]])
+    pointwise_kernels.forward(readable(x), weight.float(), None if bias is None else _packed(bias), y)
+    return y
+
+
+@pointwise_ops.weight_gradient.register_kernel("cpu")
+def pointwise_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    if not _takes(grad, x) or not x.numel():
+        return pointwise_ops.gradients(grad, x)
+    weight, bias = _sums(x, grad.shape[1], x.shape[1]), _sums(x, grad.shape[1])
+    pointwise_kernels.weight_gradient(readable(grad), readable(x), weight, bias)
+    return weight, bias

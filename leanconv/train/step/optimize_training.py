@@ -73,11 +73,12 @@ def optimize_training(
     Raises: BadInput for a model in eval mode or compiled already, one without trainable parameters, or a step that
         does not run.
 
-    Modes: the model as given, channels_last, "kernels" (this project's own for depthwise convolutions and
-    gated sums on a CPU), torch.compile, with `dtype` autocast, and their combinations. A compiled mode runs batches of
-    another size uncompiled. A mode that fails is a row of the table.
+    Modes: the model as given, channels_last, "kernels" (this project's own on a CPU for depthwise convolutions, 1×1
+    ones of few channels and gated sums), torch.compile, with `dtype` autocast, and their combinations. A compiled mode
+    runs batches of another size uncompiled. A mode that fails is a row of the table.
     Right: the loss differs by at most 1e-5 of its size, each parameter's gradient by at most 1e-3 of its norm; in
-    bfloat16 by 1e-2 and 1e-1. Where rounding alone moves them further, ten times that far is allowed.
+    bfloat16 by 1e-2 and 1e-1. Where rounding alone moves them further, ten times that far is allowed; it is found by
+    moving inputs and parameters by a few roundings.
     Faster: all modes are timed in turns; a mode wins if it is faster than the given one beyond noise.
 
     Afterwards parameters, gradients, buffers (BatchNorm's statistics) and random generators are as before. A mode with

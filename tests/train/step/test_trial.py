@@ -86,6 +86,27 @@ def test_gradients_made_of_rounding_decide_nothing():
     assert made.difference(Reordered(model, Mode())).agrees
 
 
+def test_rounding_inside_the_network_is_forgiven_too():
+    """The inputs are zero and do not move; the parameters do. What follows is steep."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1)).train()
+    before = [p.detach().clone() for p in model.parameters()]
+    made = Trial(model, torch.zeros(2, 3, 4, 4), lambda y: (1e4 * y).sin().square().mean() + 10)
+    assert all(torch.equal(p, own) for p, own in zip(model.parameters(), before, strict=True))
+
+    class Rounded(Forward):
+        def __init__(self, roundings):
+            super().__init__(model, Mode())
+            self.factor = 1 + roundings * 2**-23
+
+        def __call__(self, x):
+            return super().__call__(x) * self.factor
+
+    seen = made.difference(Rounded(2))
+    assert seen.gradient > 1e-3
+    assert seen.agrees
+    assert not made.difference(Rounded(2000)).agrees
+
+
 def test_bfloat16_agrees_by_its_own_rule_alone():
     model = net()
     made = trial(model)

@@ -24,7 +24,16 @@ PIPELINES, RUNTIME = _ROOMS / "pipelines", _ROOMS / "runtime"
 _PACKAGE = _ROOMS.parents[1]
 # Outside `pipelines`: the forms that pipelines read, and the output sizes that they compute.
 _FORMS = (_PACKAGE / "ops" / "forms.py", _PACKAGE / "ops" / "grouped.py", _PACKAGE / "spec.py")
-_RUNTIME_FILES = ("runtime", "scratch", "gates", "transpose", "depthwise", "gated_sum")
+_RUNTIME_FILES = (
+    "runtime",
+    "scratch",
+    "gates",
+    "transpose",
+    "depthwise",
+    "gated_sum",
+    "normalized_gated_sum",
+    "pointwise",
+)
 _RUNTIME_FLAGS, _STUB_FLAGS = ("-O3", "-march=native", "-fPIC"), ("-O1", "-fPIC")
 _FUNCTIONS = ("lc_sizes", "lc_run", "lc_batch", "lc_gates", "lc_copy", "lc_malloc", "lc_free", "lc_training_size")
 _LOCK = threading.RLock()  # Halide's front end is not thread-safe, and no kernel should be compiled twice

@@ -10,6 +10,7 @@
 #define LANES 8
 #endif
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
 typedef uint32_t bits_t __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint16_t half_t __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 #define INLINE static inline __attribute__((always_inline))
@@ -44,7 +45,13 @@ INLINE half_t rounded_vec(vec value) {
 static void read_pixels(
     float *to, int wide, const map_t *m, int64_t at, int64_t pixel, int count, int c) {
     int whole = c / LANES * LANES;
-    if (m->element == FLOAT32 && pixel == wide && c == wide)
+    if (m->element == FLOAT32 && c == 4 && wide == 8) {
+        const float *from = (const float *)m->data + at;
+        for (int i = 0; i < count; i++, from += pixel, to += 8) {
+            *(quad *)to = *(const quad *)from;
+            *(quad *)(to + 4) = (quad){0};
+        }
+    } else if (m->element == FLOAT32 && pixel == wide && c == wide)
         memcpy(to, (const float *)m->data + at, sizeof(float) * wide * count);
     else if (m->element == FLOAT32) {
         const float *from = (const float *)m->data + at;
@@ -68,7 +75,10 @@ static void read_pixels(
 static void write_pixels(
     const float *from, int wide, const map_t *m, int64_t at, int64_t pixel, int count, int c) {
     int whole = c / LANES * LANES;
-    if (m->element == FLOAT32) {
+    if (m->element == FLOAT32 && c == 4) {
+        float *to = (float *)m->data + at;
+        for (int i = 0; i < count; i++, from += wide, to += pixel) *(quad *)to = *(const quad *)from;
+    } else if (m->element == FLOAT32) {
         float *to = (float *)m->data + at;
         for (int i = 0; i < count; i++, from += wide, to += pixel) {
             for (int k = 0; k < whole; k += LANES) *(vec *)(to + k) = *(const vec *)(from + k);

@@ -22,7 +22,30 @@ typedef struct {
     int32_t samples, channels, rows, columns;
 } gated_sum_t;
 
+// The same blend of a branch after its norm and ReLU, and of another after its norm, or as it is.
+typedef struct {
+    map_t a, b, y, a_grad, b_grad;            // N H W C
+    const float *weight[2], *bias[2];         // C each, of the norms; weight[1] NULL: the second branch has none
+    float *gate;                              // N × C: a result, and given to the gradient
+    float *statistics;                        // 4 × C likewise: mean and variance of a, of b
+    float *sums;                              // 4 × C: gradients of weight and bias of the first norm, of the second
+    double eps[2];
+    int32_t samples, channels, rows, columns, relu, unused;
+} norm_gate_t;
+
+// y[n,p,q,o] = bias[o] + sum over c of weight[o,c] * x[n,p,q,c]
+typedef struct {
+    map_t x, y;
+    const float *weight, *bias;       // the numbers are weight_out and weight_in apart; bias NULL: none
+    float *weight_sum, *bias_sum;     // O × C and O: where the gradients of both go
+    int64_t weight_out, weight_in;
+    int32_t samples, inputs, outputs, rows, columns, groups;
+} pointwise_t;
+
 int lc_depthwise(const depthwise_t *d, int backward, int threads);
 int lc_depthwise_weight(const depthwise_t *d, int threads);
 int lc_gated_sum(const gated_sum_t *p, int backward, int threads);
+int lc_normalized_gated_sum(const norm_gate_t *p, int backward, int threads);
+int lc_pointwise(const pointwise_t *p, int threads);
+int lc_pointwise_weight(const pointwise_t *p, int threads);
 int lc_training_size(int which);

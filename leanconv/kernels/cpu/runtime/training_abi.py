@@ -45,18 +45,38 @@ class GatedSum(ctypes.Structure):
     ]
 
 
+class NormalizedGatedSum(ctypes.Structure):
+    _fields_ = [
+        *((name, Map) for name in ("a", "b", "y", "a_grad", "b_grad")),
+        *((name, ctypes.c_void_p * 2) for name in ("weight", "bias")),
+        *((name, ctypes.c_void_p) for name in ("gate", "statistics", "sums")),
+        ("eps", ctypes.c_double * 2),
+        *((name, ctypes.c_int32) for name in ("samples", "channels", "rows", "columns", "relu", "unused")),
+    ]
+
+
+class Pointwise(ctypes.Structure):
+    _fields_ = [
+        ("x", Map), ("y", Map),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "weight_sum", "bias_sum")),
+        *((name, ctypes.c_int64) for name in ("weight_out", "weight_in")),
+        *((name, ctypes.c_int32) for name in ("samples", "inputs", "outputs", "rows", "columns", "groups")),
+    ]  # fmt: skip
+
+
 @functools.lru_cache(1)
 def runtime() -> Any:
     """The runtime with its argument types; None without a compiler. Raises BadInput for other structures than here."""
     lib = library()
     if lib is None:
         return None
-    sizes = [ctypes.sizeof(kind) for kind in (Depthwise, GatedSum)]
+    sizes = [ctypes.sizeof(kind) for kind in (Depthwise, GatedSum, NormalizedGatedSum, Pointwise)]
     if sizes != [lib.lc_training_size(i) for i in range(len(sizes))]:
         raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
-    for function in (lib.lc_depthwise, lib.lc_gated_sum):
+    for function in (lib.lc_depthwise, lib.lc_gated_sum, lib.lc_normalized_gated_sum):
         function.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
-    lib.lc_depthwise_weight.argtypes = (ctypes.c_void_p, ctypes.c_int32)
+    for function in (lib.lc_depthwise_weight, lib.lc_pointwise, lib.lc_pointwise_weight):
+        function.argtypes = (ctypes.c_void_p, ctypes.c_int32)
     return lib
 
 

@@ -1,0 +1,111 @@
+"""SPConv's and SPLConv's norms and ReLU computed inside their gated sum, while they train on the CPU's kernels.
+
+A layer's own norms and activation then pass their maps on, and the gated sum does their work: three maps fewer are
+written, and those between are not kept for the gradient. Outside of training the layer computes as before.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.kernels.cpu import training as cpu
+from leanconv.ops import normalized_gated_sum as ops
+
+
+class Gated(NamedTuple):
+    """What stands before a layer's gated sum: a norm and perhaps a ReLU, and the other branch's norm, if it has one."""
+
+    norm: nn.BatchNorm2d
+    other: nn.BatchNorm2d | None
+    act: nn.ReLU | None
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        return [part for part in self if part is not None]
+
+
+def gated(layer: Any) -> Gated | None:
+    """The norms and the activation of a SPConv or SPLConv; None for others, folded ones, and where a hook looks on."""
+    kind = getattr(type(layer), "name", "")
+    if kind == "spconv":
+        found = Gated(layer.norm1, layer.norm2 if isinstance(layer.norm2, nn.BatchNorm2d) else None, None)
+    elif kind == "splconv":
+        found = Gated(layer.norm, None, layer.act)
+    else:
+        return None
+    norms = [norm for norm in found[:2] if norm is not None]
+    plain = all(type(norm) is nn.BatchNorm2d and norm.affine for norm in norms)
+    plain = plain and (found.act is None or type(found.act) is nn.ReLU)
+    return found if plain and not any(_watched(part) for part in found.parts) else None
+
+
+def _watched(module: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return "forward" in module.__dict__ or any(getattr(module, name) for name in hooks)
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    """The `forward` of a part whose work the gated sum does."""
+    return x
+
+
+def takes(parts: Gated, a: Tensor) -> bool:
+    """Whether the operator computes these norms: in training, numbers in float32, more than one pixel a channel."""
+    norms = [norm for norm in parts[:2] if norm is not None]
+    return a.numel() > a.shape[1] and all(
+        norm.training and p is not None and p.dtype == torch.float32 and p.device == a.device
+        for norm in norms
+        for p in (norm.weight, norm.bias)
+    )
+
+
+def one_by_one(parts: Gated, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both branches as the layer's own parts make them."""
+    a = nn.BatchNorm2d.forward(parts.norm, a)
+    if parts.act is not None:
+        a = nn.ReLU.forward(parts.act, a)
+    return a, b if parts.other is None else nn.BatchNorm2d.forward(parts.other, b)
+
+
+def together(parts: Gated, a: Tensor, b: Tensor, *, dispatched: bool) -> Tensor:
+    """The gated sum of both branches with their norms, whose running statistics move. `dispatched`: by the operator."""
+    norms: list[Any] = [parts.norm.weight, parts.norm.bias, None, None]
+    if parts.other is not None:
+        norms[2:] = parts.other.weight, parts.other.bias
+    eps = [parts.norm.eps, parts.norm.eps if parts.other is None else parts.other.eps]
+    run = ops.normalized_gated_sum if dispatched else _NormalizedGatedSum.apply
+    y, _, statistics = run(a, b, *norms, parts.act is not None, eps)
+    count = a.numel() // a.shape[1]
+    for norm, moments in zip(parts[:2], statistics.detach().split(2), strict=True):
+        if norm is not None:
+            _track(norm, moments[0], moments[1] * (count / (count - 1)))
+    return y  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    """Move the running statistics, as `nn.BatchNorm2d` does: `variance` is the unbiased one."""
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    share: Any = norm.momentum
+    if share is None:  # the average of all batches
+        share = 1.0 / norm.num_batches_tracked.to(mean.dtype)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+    norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)
+
+
+class _NormalizedGatedSum(torch.autograd.Function):
+    """`ops.normalized_gated_sum`; its gradient has none."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = cpu.normalized_blend(*inputs)
+        ops.save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+        return ops.backward(ctx, grad, every=cpu.normalized_blend_gradient)
