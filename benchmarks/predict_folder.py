@@ -3,8 +3,8 @@
     python -m benchmarks.predict_folder DENSE_RUN LEAN_RUN IMAGES --threads 1 --rounds 5
 
 Each round is a process of its own for each run, as a user starts it, and writes to an empty folder. The first
-processes find and keep the fastest engine of each run (`--engine` names one instead); they are not counted. CPU seconds contain imports and loading, the
-seconds of the pictures do not. On a busy machine compare CPU seconds at one thread.
+processes find and keep the fastest engine of each run (`--engine` names one instead); they are not counted. CPU seconds
+contain imports and loading, the seconds of the pictures do not. On a busy machine compare CPU seconds at one thread.
 """
 
 import argparse
