@@ -19,7 +19,7 @@ IDS = ["tucker2", "decoupled"]
 
 
 def distance(layer, conv, gram):
-    rest = (layer.dense_weight().double() - conv.weight.double()).flatten(1)
+    rest = (layer.dense_weight() - conv.weight).detach().flatten(1)
     return float(torch.einsum("od,de,oe->", rest, gram, rest))
 
 
