@@ -91,6 +91,8 @@ class Report:
         notes = [f"budget {self.budget}; harm: {self.how_harm}, on {self.images} images, after init={self.init!r}"]
         if self.how_latency:
             notes.append(f"latency: layers {self.how_latency}; whole plans in turns with the dense network")
+        if any(trial.meets and not math.isfinite(trial.harm_sum) for trial in self.trials):
+            notes.append("a uniform plan without a sum swaps a layer that saves nothing: it is there to compare with")
         return table(head, rows, note=[*notes, *self.notes])
 
     def _dense_row(self) -> list[str]:
