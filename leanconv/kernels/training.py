@@ -30,6 +30,8 @@ _CONV, _BLEND, _GROUPED, _FORWARD = "_conv_forward", "_gated_sum", "grouped", "f
 # an EPYC (AVX2). At 128 px and batch 16, where both wait for memory: 8 channels of 16 to 8 1.5x, a whole map of 8 to 8
 # 1.0x (batch 8: 3.0x); 16 to 32 at 32 px 2.2x, 32 to 64 1.1x to 1.4x, 64 to 64 1.07x, 128 to 256 .9x.
 _MOST_WEIGHTS = 2048
+# Outputs below which most lanes of a vector would be idle, as in a network's head of one class.
+_FEWEST_OUTPUTS = 4
 # Channels of a whole channels_last map of float32 up to which oneDNN's depthwise kernel is faster, without dilation: 8
 # channels at 128 px 7.8 ms against 9.5, 16 channels 13.2 against 15.4. Ours is for slices (9.3 against 11.2).
 _NARROW = 16
@@ -127,6 +129,7 @@ def _is_pointwise(module: nn.Conv2d) -> bool:
         and module.padding in ((0, 0), "same", "valid")
         and module.groups == 1
         and module.in_channels * module.out_channels <= _MOST_WEIGHTS
+        and module.out_channels >= _FEWEST_OUTPUTS
     )
 
 

@@ -196,3 +196,9 @@ def test_narrow_whole_maps_are_left_to_onednn(channels, dilation, ours, monkeypa
         assert (layer(x) != "PyTorch's") == ours
         assert layer(torch.cat([x, x], 1)[:, :channels]) != "PyTorch's"  # a slice
         assert layer(x.bfloat16()) != "PyTorch's"
+
+
+@needs_kernels
+def test_a_head_of_one_class_and_a_wide_layer_stay():
+    layers = nn.Sequential(nn.Conv2d(8, 1, 1), nn.Conv2d(128, 64, 1), nn.Conv2d(8, 8, 1, stride=2))
+    assert use_training_kernels_(layers).layers == []
