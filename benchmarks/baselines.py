@@ -1,6 +1,6 @@
 """Two known ways to make a trained convolution leaner, as operators: what a fit of ours stands beside.
 
-Importing this file registers them, so that `plan` and `apply_` swap them and fit them on the same images as any other.
+`register_baselines` registers them: `plan` and `apply_` then swap them and fit them on the same images as any other.
 Both take the best last factor in the inputs' covariance, where it is given.
 """
 
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator
 from leanconv.ops.least_squares import root
-from leanconv.registry import register
+from leanconv.registry import names, register
 from leanconv.spec import ConvSpec
 
 
-@register("tucker2")
 class Tucker2Conv2d(Operator):
     """1×1 to `share`·C channels, k×k to `share`·O, 1×1 to O: Tucker-2 of the kernel.
 
@@ -24,6 +23,7 @@ class Tucker2Conv2d(Operator):
     kernel's two unfoldings (HOSVD); of the outputs in their covariance, where the inputs' is given.
     """
 
+    name = "tucker2"
     paper = "Kim et al. 2016, arXiv:1511.06530"
     accepts = frozenset({"stride", "dilation"})
 
@@ -80,13 +80,13 @@ class Tucker2Conv2d(Operator):
         return Cost.of(spec, macs=macs, params=spec.c * c + c * o * taps + o * spec.o + spec.o * spec.bias)
 
 
-@register("decoupled")
 class DecoupledConv2d(Operator):
     """The sum of `terms` depthwise convolutions, each with a 1×1 behind it: network decoupling.
 
     Source: Guo et al. 2018, arXiv:1808.05517: of each input channel's `O × R·S` slice the leading singular vectors.
     """
 
+    name = "decoupled"
     paper = "Guo et al. 2018, arXiv:1808.05517"
     accepts = frozenset({"stride", "dilation"})
 
@@ -140,6 +140,13 @@ class DecoupledConv2d(Operator):
     def cost(cls, spec: ConvSpec, *, terms: int = 2) -> Cost:
         weights = terms * spec.c * (spec.kernel[0] * spec.kernel[1] + spec.o)
         return Cost.of(spec, macs=spec.n * spec.p * spec.q * weights, params=weights + spec.o * spec.bias)
+
+
+def register_baselines() -> None:
+    """Register both, once a process."""
+    for operator in (Tucker2Conv2d, DecoupledConv2d):
+        if operator.name not in names():
+            register(operator.name)(operator)
 
 
 def best_last(target: Tensor, features: Tensor, metric: Tensor) -> Tensor:

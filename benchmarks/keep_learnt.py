@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import benchmarks.baselines  # noqa: F401 - registers tucker2 and decoupled
+from benchmarks.baselines import register_baselines
 from leanconv.convert import Applied, Plan, apply_, plan
 from leanconv.files import read_json, write_json
 from leanconv.measure.device import describe
@@ -71,6 +71,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
+    register_baselines()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("data")

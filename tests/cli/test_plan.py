@@ -100,7 +100,8 @@ def test_projected_weights_survive_and_a_second_swap_adds_up(leanconv, tmp_path)
         (["convert", *UNET, "--out", "x"], 1, "choose what to swap"),
         (["convert", *UNET, "--to", "conv", "--plan", "p", "--out", "x"], 1, "choose what to swap"),
         (["convert", *UNET, "--plan", "none.json", "--out", "x"], 1, "none.json: cannot be read"),
-        (["convert", *UNET, "--to", "conv", "--init", "fit", "--out", "x"], 2, "fit"),
+        (["convert", *UNET, "--to", "conv", "--init", "fit", "--out", "x"], 1, "--data DIR"),
+        (["convert", *UNET, "--to", "conv", "--init", "fits", "--out", "x"], 2, "fits"),
     ],
 )
 def test_mistakes_get_one_clear_line(leanconv, tmp_path, monkeypatch, words, code, text):

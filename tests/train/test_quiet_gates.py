@@ -49,7 +49,7 @@ def test_a_swap_starts_its_own_layers_quiet_and_leaves_trained_ones_alone(recipe
     folder = fit(recipe(model=base, swap="splconv", where="decoder.*", quiet_gates=False), progress=False)
     stored = load_file(folder.weights)
     report = Reporter(active=False, visible=False)
-    more = recipe("more", model=str(folder.path), swap="splconv", where="encoder.*")
+    more = recipe("more", model=str(folder.path), swap="splconv", where="encoder.*", init="fresh")
     net, swaps = setup.network(more, False, report, outputs=None, before=None)
     assert swaps
     for name, layer in net.named_modules():
@@ -57,7 +57,8 @@ def test_a_swap_starts_its_own_layers_quiet_and_leaves_trained_ones_alone(recipe
             weight = layer.norm.weight.tolist()
             new = name in dict(swaps)
             assert weight == (pytest.approx([0.1] * len(weight)) if new else stored[f"{name}.norm.weight"].tolist())
-    lean = setup.network(recipe(model=base, swap="splconv"), False, report, outputs=None, before=None)[0]
+    swapped = recipe(model=base, swap="splconv", init="fresh")
+    lean = setup.network(swapped, False, report, outputs=None, before=None)[0]
     assert scales(lean).tolist() == pytest.approx([0.1] * len(scales(lean)))
 
 
