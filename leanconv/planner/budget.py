@@ -17,8 +17,8 @@ _SYNTAX = (
     f'"faster=2x"; several joined by commas; quantities: {", ".join(QUANTITIES)}'
 )
 _VALUE = re.compile(r"(?P<number>\d+(\.\d*)?([eE][+-]?\d+)?|\.\d+)\s*(?P<unit>%|us|ms|s|k|M|G|T)?B?")
-_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-_COUNTS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_MS: dict[str | None, float] = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_COUNTS: dict[str | None, float] = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _of_unit(key: str, value: str, number: float, unit: str | None) -> Limit:
         if share > 1:
             raise BadInput(f"budget {key}<={value}: a share of the dense network's {key} is at most 100%")
         return Limit(key, share=share)
-    units: dict[str | None, float] = {**_MS} if key == "latency" else {None: 1.0, **_COUNTS}
+    units = _MS if key == "latency" else {None: 1.0, **_COUNTS}
     if unit not in units:
         known = ", ".join(["%", *map(str, filter(None, units))])
         raise BadInput(f"budget {key}<={value}: {key} takes one of the units {known}; {_SYNTAX}")
