@@ -202,3 +202,14 @@ def test_narrow_whole_maps_are_left_to_onednn(channels, dilation, ours, monkeypa
 def test_a_head_of_one_class_and_a_wide_layer_stay():
     layers = nn.Sequential(nn.Conv2d(8, 1, 1), nn.Conv2d(128, 64, 1), nn.Conv2d(8, 8, 1, stride=2))
     assert use_training_kernels_(layers).layers == []
+
+
+@needs_kernels
+def test_whole_maps_of_wider_layers_are_left_to_onednn(monkeypatch):
+    layer = nn.Conv2d(32, 32, 1)
+    x = torch.randn(2, 32, 9, 11).contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda *_: "PyTorch's")
+    with use_training_kernels_(layer):
+        assert str(layer(x)) == "PyTorch's"
+        assert layer(torch.cat([x, x], 1)[:, :32]).shape == x.shape  # a slice
+        assert layer(x.bfloat16()).shape == x.shape
