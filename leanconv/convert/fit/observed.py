@@ -2,7 +2,9 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from leanconv.convert.absorb import is_norm
@@ -55,6 +57,26 @@ def observed(model: nn.Module, inputs: Inputs, layers: list[Site]) -> list[Seen]
         )
         for site in ordered
     ]
+
+
+def macs(model: nn.Module, inputs: Inputs) -> int:
+    """MACs of a forward pass in plain convolutions and linear layers, which is nearly all."""
+    total = 0
+
+    def note(module: nn.Module, arguments: object, output: object) -> None:
+        nonlocal total
+        if isinstance(output, Tensor):
+            total += output.numel() * cast(Tensor, module.weight)[0].numel()
+
+    layers = (s.module for s in walk(model) if isinstance(s.module, nn.Conv2d | nn.Linear))
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        with torch.no_grad():
+            call(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
 
 
 def _has_statistics(norm: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from leanconv.convert import Plan, Swap, apply_, plan
-from leanconv.convert.fit import fitting
+from leanconv.convert.fit import fitting, observed
 from leanconv.errors import BadInput
 from leanconv.nn import HetConv2d
 
@@ -292,3 +292,29 @@ def test_bad_input():
     with pytest.raises(BadInput, match="NaN or infinite"):
         apply_(model, steps, init="fit", data=x)
     assert type(model[3]) is nn.Conv2d
+
+
+def test_the_whole_network_takes_as_many_steps_as_its_size_allows(monkeypatch):
+    seen = []
+    monkeypatch.setattr(fitting, "refine_", lambda *given, least=1: seen.append((given[4], least)))
+    for most, expected in (
+        (1e12, 300),
+        (1.0, 20),
+        (50 * 7 * 1000.0, 50),
+    ):  # batches of 4, 8, 8 and 8: four are held out
+        seen.clear()
+        monkeypatch.setattr(fitting, "WHOLE_MACS", most)
+        monkeypatch.setattr(fitting, "macs", lambda model, batch: 1000 * len(batch))  # of each image
+        fit_a_network([torch.randn(8, 3, 8, 8) for _ in range(4)])
+        assert seen[-1] == (expected, 8)
+
+
+def fit_a_network(batches):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten())
+    return apply_(model, plan(model, batches[0], to="hetconv(part=4)"), init="fit", data=batches)
+
+
+def test_macs_are_those_of_the_layers():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 5))
+    assert observed.macs(model, torch.randn(2, 3, 4, 4)) == 2 * (16 * 8 * 27 + 128 * 5)
