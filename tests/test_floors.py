@@ -15,6 +15,7 @@ FLOORS = [
     "models convert measure",
     "runs deploy papers recipes",
     "engine train",
+    "planner",
     "report",
     "cli",
 ]
