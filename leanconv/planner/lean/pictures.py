@@ -33,7 +33,7 @@ from leanconv.train.distillation.distill import Distillation
 from leanconv.train.progress import Reporter, tracked
 from leanconv.train.recipe import Recipe
 
-SIZE, BATCH, RATE = 224, 32, 1e-3
+SIZE, BATCH, RATE = 224, 32, 3e-4
 HELD = 5  # every so many images, one is held out for the score
 _WARM = 0.05
 
@@ -136,7 +136,8 @@ class PictureSubject:
 
     def recover(self, fitted: RunFolder, out: Path, again: str) -> Score:
         """Train the fitted network to answer as the dense one: soft targets, and the maps of swapped blocks."""
-        student = fitted.load_model(trust_code=self.trust_code).train()
+        # In eval mode: so few images would spoil the statistics of BatchNorms, which the fit has just taken.
+        student = fitted.load_model(trust_code=self.trust_code)
         order = Order(len(self.kept), min(BATCH, max(2, len(self.kept))), 0)
         total = self.asked.epochs * order.steps_per_epoch
         optimizer = torch.optim.AdamW(student.parameters(), lr=self.asked.lr or RATE, weight_decay=0.01)
@@ -145,7 +146,7 @@ class PictureSubject:
             for step in tracked(range(total), "recover", progress=self.visible):
                 squares = self._squares([self.kept[place] for place in order.images(step)])
                 self._step(distil, student, crops.squares(squares, mix(0, step)), optimizer, step, total)
-        score = self.score(student.eval())
+        score = self.score(student)
         self._write(RunFolder(out), fitted, student, Plan([]), score)
         return score
 

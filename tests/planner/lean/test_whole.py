@@ -146,7 +146,7 @@ def test_other_weights_of_the_dense_network_are_refused(way, dense):
 
 
 def test_nan_in_the_weights(way, broken):
-    with pytest.raises(BadInput, match="'.*weight' has NaN or infinite values"):
+    with pytest.raises(BadInput, match=r"'.*weight' has NaN or infinite values"):
         go(way)
     assert not Path(way.asked.out).exists()
 
