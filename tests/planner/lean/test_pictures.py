@@ -15,7 +15,7 @@ from leanconv.planner.lean.whole import make_lean
 from leanconv.runs import load
 from leanconv.train.progress import Reporter
 
-CLASSIFIER = "leanconv:resnet20_cifar"
+NETWORK = "leanconv:unet?base=4&levels=1"
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_model_of_somebody_and_a_folder_of_images(asked, way, images):
     stages = Stages(race=way.stages().race)
     report = make_lean(asked, stages=stages, progress=False)
     found = report.stages
-    assert report.facts == report.facts | {"measure": "top-1 as the dense"}
+    assert report.facts == report.facts | {"measure": "Dice with the dense"}
     assert "8 images that the fit did not see" in report.facts["judged"]
     assert found["dense"]["score"] == 1
     assert {layer["how"] for layer in found["fit"]["layers"]} == {"fitted"}
