@@ -31,7 +31,7 @@ def images(coloured, tmp_path):
 @pytest.fixture
 def asked(images, tmp_path):
     return Asked(
-        model=CLASSIFIER, out=str(tmp_path / "out"), data=str(images), to="hetconv(part=4)", size=16, epochs=15
+        model=NETWORK, out=str(tmp_path / "out"), data=str(images), to="depthwise_separable", size=16, epochs=20
     )
 
 
