@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from leanconv.copies import copied
 from leanconv.cost import Cost
 from leanconv.errors import BadInput, UnsupportedConv
+from leanconv.nn.starts import checked_start
 from leanconv.ops.fx import leaf_function
 from leanconv.registry import get, misfit, parse
 from leanconv.spec import ConvSpec, PaddingMode, centred
@@ -80,8 +81,9 @@ class Operator(nn.Module):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if "forward" in cls.__dict__:
-            setattr(cls, "forward", batch_or_sample(cls.__dict__["forward"]))  # noqa: B010 - a method, to mypy
+        for name, wrapper in (("forward", batch_or_sample), ("project_", checked_start)):
+            if name in cls.__dict__:
+                setattr(cls, name, wrapper(cls.__dict__[name]))
 
     def _check(self, *arguments: Any, **options: Any) -> ConvSpec:
         """Set Conv2d's size attributes and return them as a spec. Raises UnsupportedConv with what to type instead."""
@@ -123,9 +125,20 @@ class Operator(nn.Module):
         new = cls(**spec.arguments(), **options, device=conv.weight.device, dtype=conv.weight.dtype)
         return new.train(conv.training)
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
-        """Take over what a closed form can of a dense layer's weights (least squares); False where there is none."""
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """Take over what a dense layer has learnt: become the member of the family that is nearest to it.
+
+        The nearest W has the least Σ_g tr((W_g - T_g) Γ_g (W_g - T_g)ᵀ) for T the layer's weight; each operator says
+        whether it is reached, and which of its parts are no part of that sum. The bias is the layer's. Taps outside of
+        the dense kernel start at zero, and every weight can learn.
+
+        Args:
+            conv: a layer of this operator's sizes. It stays as it is.
+            gram: Γ, the mean of x xᵀ over the unfolded patches of the layer's inputs, `G D D`, D = C/G·R·S in the order
+                of `conv.weight.flatten(1)`. None: white inputs, the plain least squares.
+        Returns: False where there is no closed form: then the weights stay fresh.
+        Raises: BadInput for numbers that are not finite and for shapes that do not fit.
+        """
         return False
 
     def fold(self) -> nn.Module:

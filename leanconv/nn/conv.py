@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost, dense_cost
 from leanconv.nn.base import Operator
+from leanconv.nn.starts import take_bias_
 from leanconv.ops.fold import scale_conv_
 from leanconv.registry import register
 from leanconv.spec import ConvSpec
@@ -37,11 +38,10 @@ class Conv2d(nn.Conv2d, Operator):  # type: ignore[misc]  # the same attributes,
         new = cls(**spec.arguments(), device=conv.weight.device, dtype=conv.weight.dtype)
         return new.train(conv.training)
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """The layer itself."""
         self.weight.copy_(conv.weight)
-        if self.bias is not None and conv.bias is not None:
-            self.bias.copy_(conv.bias)
+        take_bias_(self.bias, conv)
         return True
 
     def fold(self) -> nn.Module:

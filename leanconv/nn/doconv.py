@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost, dense_cost
 from leanconv.nn.base import Operator
+from leanconv.nn.starts import take_bias_
 from leanconv.ops.fold import scale_bias_
 from leanconv.ops.padded import conv2d
 from leanconv.registry import register
@@ -127,14 +128,12 @@ class DOConv2d(Operator):
             flat.repeat(1, 1, self._copies()) / self._copies(), (0, self.W.shape[2] - flat.shape[2] * self._copies())
         )
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
         """Exact: W takes the dense kernel, D goes back to zero."""
         self.W.copy_(self._from_dense(conv.weight))
         if self.D is not None:
             self.D.zero_()
-        if self.bias is not None and conv.bias is not None:
-            self.bias.copy_(conv.bias)
+        take_bias_(self.bias, conv)
         return True
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

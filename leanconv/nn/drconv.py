@@ -24,6 +24,7 @@ from leanconv.cost import Cost
 from leanconv.errors import BadInput
 from leanconv.nn.base import Operator
 from leanconv.nn.exact import ExactLinear
+from leanconv.nn.starts import take_bias_
 from leanconv.ops.exact import conv2d_in_own_type, exact, exact_mean
 from leanconv.ops.fold import scale_bias_
 from leanconv.ops.fx import leaf_function
@@ -165,8 +166,7 @@ class DRConv2d(Operator):
             return self.conv_kernel(x).unflatten(1, shape[:3])  # type: ignore[no-any-return]
         return (self.coefficients(x).to(self.weight.dtype) @ self.weight.t()).unflatten(2, shape[1:])
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
         """Exact with routing, and for a 1×1 with adaptive: every region starts with the dense kernel.
 
         The experts keep their fresh differences from each other, so that the routing can tell the regions apart. The
@@ -181,8 +181,7 @@ class DRConv2d(Operator):
             self.conv_kernel[3].bias.copy_(conv.weight.flatten().repeat(self.regions))
         else:
             return False
-        if self.bias is not None and conv.bias is not None:
-            self.bias.copy_(conv.bias)
+        take_bias_(self.bias, conv)
         return True
 
     @torch.no_grad()

@@ -16,6 +16,15 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator, deployed, kaiming_fan_out_, needs_odd_centred
+from leanconv.nn.starts import (
+    exact_weight,
+    linear_norm_,
+    linear_range,
+    nearest_slots,
+    nearest_taps,
+    take_bias_,
+    take_filters_,
+)
 from leanconv.ops.fold import fold_bn_, scale_conv_, then_pointwise, ungroup
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, centred
@@ -118,17 +127,51 @@ class FuSeConv2d(Operator):
         wide = nn.functional.pad(row, (0, 0, (r - 1) // 2, (r - 1) // 2))
         return wide, nn.functional.pad(column, ((s - 1) // 2, (s - 1) // 2))
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
-        """Of a depthwise kernel the middle row or the middle column, which is least squares. A dense one: retrain."""
-        if self.pointwise is not None or self.variant == "full":
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """Of a depthwise kernel the best middle row or column, optimal. Of a dense one the nearest cross-shaped kernel.
+
+        That one is optimal for `variant="half"` without a gram; else rows, columns and the 1×1 take turns. Its norms
+        start as the identity, and what stands before an activation in the range where that is linear: exactly so only
+        where the 1×1 has a bias to take the shift back, for without one a ReLU starts at its bend. Full branches alone
+        start fresh.
+        """
+        if self.pointwise is not None:
+            return self._project_dense(self.pointwise, conv, gram)
+        if self.variant == "full":
             return False
         (r, s), half = self.kernel_size, self.width
-        self.row.weight.copy_(conv.weight[:half, :, r // 2 : r // 2 + 1])
-        self.column.weight.copy_(conv.weight[half:, :, :, s // 2 : s // 2 + 1])
-        if conv.bias is not None and self.row.bias is not None and self.column.bias is not None:
-            self.row.bias.copy_(conv.bias[:half])
-            self.column.bias.copy_(conv.bias[half:])
+        live = torch.zeros_like(conv.weight, dtype=torch.bool)
+        live[:half, :, r // 2] = True
+        live[half:, :, :, s // 2] = True
+        kernel = nearest_taps(conv, gram, live)
+        self.row.weight.copy_(kernel[:half, :, r // 2 : r // 2 + 1])
+        self.column.weight.copy_(kernel[half:, :, :, s // 2 : s // 2 + 1])
+        for branch, part in ((self.row, slice(half)), (self.column, slice(half, None))):
+            if branch.bias is not None:
+                branch.bias.copy_(0.0 * branch.bias if conv.bias is None else conv.bias[part])
+        return True
+
+    def _project_dense(self, last: nn.Conv2d, conv: nn.Conv2d, gram: Tensor | None) -> bool:
+        (r, s), target = self.kernel_size, exact_weight(conv)
+        taps = max(r, s)
+        row, column = (target.new_zeros(taps, r, s) for _ in range(2))
+        row[range(s), r // 2, range(s)] = 1
+        column[range(r), range(r), s // 2] = 1
+        basis = torch.stack([row.flatten(1), column.flatten(1)]).repeat_interleave(self.width, 0)
+        channels = torch.arange(2 * self.width, device=target.device) % self.in_channels
+        pointwise, filters, squares = nearest_slots(target, gram, channels, basis)
+        scale, shift, slope = linear_range(self.act_name, last.bias is not None)
+        deviation = torch.where(squares > 0, squares, 1.0).sqrt()
+        filters, pointwise = filters / deviation[:, None], pointwise * deviation
+        take_filters_(self.row.weight, filters[: self.width, None, None, :s])
+        take_filters_(self.column.weight, filters[self.width :, None, :r, None])
+        for norm in (self.norm_row, self.norm_column):
+            linear_norm_(norm, torch.ones_like(deviation[: self.width]), scale, shift)
+        pointwise = pointwise / (scale * slope)
+        last.weight.copy_(pointwise[..., None, None])
+        take_bias_(last.bias, conv)
+        if last.bias is not None:
+            last.bias.sub_((pointwise * shift).sum(1))
         return True
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost, dense_cost
 from leanconv.nn.base import Operator
+from leanconv.nn.starts import take_bias_
 from leanconv.ops.exact import exact, exact_mean
 from leanconv.ops.fold import scale_conv_
 from leanconv.ops.padded import conv2d, pad, sides
@@ -160,8 +161,7 @@ class GMConv2d(Operator):
                 plain.bias.copy_(self.bias)
         return plain.eval()
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
         """Exact: w = dense / m(σ). Dynamic: the predictor goes back to its start, where σ is `sigma` everywhere.
 
         False where the mask of a small σ is so near zero that the quotient overflows.
@@ -174,8 +174,7 @@ class GMConv2d(Operator):
         self.weight.copy_(weight)
         if self.mode == "dynamic":
             self._start_dynamic()
-        if self.bias is not None and conv.bias is not None:
-            self.bias.copy_(conv.bias)
+        take_bias_(self.bias, conv)
         return True
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

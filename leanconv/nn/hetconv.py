@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator
+from leanconv.nn.starts import nearest_taps, take_bias_
 from leanconv.ops.channels import deal
 from leanconv.ops.padded import pad
 from leanconv.registry import register
@@ -168,12 +169,19 @@ class HetConv2d(Operator):
             parts = [c.bias for c in (spatial, pointwise) if c.bias is not None]
             self.bias.copy_(sum(parts, torch.zeros_like(self.bias)))
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
-        self.load_dense_(conv.weight)
-        if self.bias is not None and conv.bias is not None:
-            self.bias.copy_(conv.bias)
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """The nearest HetConv: for each filter the best numbers at its live taps. Optimal, with a gram and without."""
+        self.load_dense_(nearest_taps(conv, gram, self._live()))
+        take_bias_(self.bias, conv)
         return True
+
+    def _live(self) -> Tensor:
+        """The taps that the layer has: bool `O C R S`."""
+        r, s = self.kernel_size
+        live = torch.zeros(self.out_channels * self.in_channels, r, s, dtype=torch.bool, device=self._owned.device)
+        live[:, r // 2, s // 2] = True
+        live[self._owned] = True
+        return live.view(self.out_channels, self.in_channels, r, s)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         dense = state_dict.get(prefix + "weight")

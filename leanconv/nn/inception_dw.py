@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator
+from leanconv.nn.starts import nearest_taps, shared_axis
 from leanconv.ops.fold import pad_taps
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, centred
@@ -24,7 +25,7 @@ class InceptionDWConv2d(Operator):
     """InceptionNeXt's token mixer in place of a depthwise layer that keeps its size; loads the authors' weights.
 
     `kernel_size` and `padding` only say which layer it replaces: the taps are `square` and `band`. `bias` is one number
-    for each of the 3g convolved channels; identity channels have neither weight nor bias, so nothing is projected.
+    for each of the 3g convolved channels; identity channels have neither weight nor bias, whatever is projected.
 
     Args: `nn.Conv2d`'s; and
         square: side q of the square kernels, odd.
@@ -112,6 +113,31 @@ class InceptionDWConv2d(Operator):
                 biases = [c.bias for c in (self.dwconv_hw, self.dwconv_w, self.dwconv_h) if c.bias is not None]
                 plain.bias.copy_(torch.cat([weight.new_zeros(self.split[0]), *biases]))
         return plain.eval()
+
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """Each of the 3g channels with taps takes the best of its taps that the depthwise kernel has: optimal.
+
+        The identity channels have no weights: they pass their input as it is, whatever the kernel and the bias were.
+        """
+        branches = (self.dwconv_hw, self.dwconv_w, self.dwconv_h)
+        live, shared = torch.zeros_like(conv.weight, dtype=torch.bool), []
+        for branch, place in zip(branches, live[self.split[0] :].chunk(3), strict=True):
+            axes = [
+                shared_axis([i - b // 2 for i in range(b)], k, 1) for b, k in zip(branch.kernel_size, self.kernel_size)
+            ]
+            shared.append([(i, j, y, x) for i, y in enumerate(axes[0]) for j, x in enumerate(axes[1])])
+            shared[-1] = [each for each in shared[-1] if None not in each]
+            for _, _, y, x in shared[-1]:
+                place[:, :, y, x] = True
+        kernels = nearest_taps(conv, gram, live)[self.split[0] :].chunk(3)
+        biases = [None] * 3 if conv.bias is None else conv.bias[self.split[0] :].chunk(3)
+        for branch, kernel, taps, bias in zip(branches, kernels, shared, biases, strict=True):
+            branch.weight.zero_()
+            for i, j, y, x in taps:
+                branch.weight[:, :, i, j] = kernel[:, :, y, x].to(branch.weight)
+            if branch.bias is not None:
+                branch.bias.copy_(0.0 * branch.bias if bias is None else bias)
+        return True
 
     @classmethod
     def cost(cls, spec: ConvSpec, *, square: int = 3, band: int = 11, ratio: float = 0.125) -> Cost:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost, dense_cost
 from leanconv.nn.base import Operator, batch_or_sample, needs_odd_centred
+from leanconv.nn.starts import take_bias_
 from leanconv.ops.fold import scale_conv_
 from leanconv.ops.fx import leaf_function
 from leanconv.ops.padded import conv2d, pad
@@ -158,13 +159,11 @@ class LHConv2d(Operator):
             best = self.scores.amax(0)
             self.scores[-1] = best + 0.01 * best.abs().clamp_min(1)
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
         """Exact: the dense weights, every tap live; what training then switches off is its own choice."""
         self.weight.copy_(conv.weight)
         self.open_()
-        if self.bias is not None and conv.bias is not None:
-            self.bias.copy_(conv.bias)
+        take_bias_(self.bias, conv)
         return True
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

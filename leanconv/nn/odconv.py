@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from leanconv.cost import Cost, dense_cost
 from leanconv.nn.base import Operator, deployed, kaiming_fan_out_
 from leanconv.nn.exact import ExactConv2d
+from leanconv.nn.starts import take_bias_
 from leanconv.ops.exact import exact, exact_mean
 from leanconv.ops.fold import fold_bn_, scale_bias_
 from leanconv.ops.padded import conv2d
@@ -117,8 +118,7 @@ class ODConv2d(Operator):
         folded.attention.bn = nn.Identity()
         return folded  # type: ignore[no-any-return]
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
         """Exact at every T: the heads go to zero, their gates to 1/2, the mean kernel is the dense one times 2 a gate.
 
         The kernels keep their fresh differences from each other, without which they would stay equal for ever.
@@ -131,8 +131,7 @@ class ODConv2d(Operator):
                 head.bias.zero_()
                 gates += key != "kernel_fc"
         self.weight.sub_(self.weight.mean(0)).add_(conv.weight * 2**gates)
-        if self.bias is not None and conv.bias is not None:
-            self.bias.copy_(conv.bias)
+        take_bias_(self.bias, conv)
         return True
 
     @torch.no_grad()

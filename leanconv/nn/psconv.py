@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost, dense_cost
 from leanconv.nn.base import Operator
+from leanconv.nn.starts import nearest_taps, take_bias_
 from leanconv.ops.channels import take
 from leanconv.ops.fold import scale_bias_
 from leanconv.registry import register
@@ -176,16 +177,23 @@ class PSConv2d(Operator):
         for conv, order, filters in self._parts():
             conv.weight.copy_(weight.flatten(0, 1)[self._pairs(conv, order, filters)])
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
-        """The nearest PSConv: the dense taps that a pair's rate samples too; of a dilated pair, the centre."""
-        self.load_dense_(conv.weight)
-        for part in (self.gwconv, self.gwconv_shift):
-            keep = torch.zeros_like(part.weight[0, 0])
-            keep[self.kernel_size[0] // 2, self.kernel_size[1] // 2] = 1
-            part.weight.mul_(keep)
-        if self.bias is not None and conv.bias is not None:
-            self.bias.copy_(conv.bias)
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """The nearest PSConv: of each pair the taps that its rate shares with the dense kernel; optimal.
+
+        Of a dilated pair of 3×3 that is the centre. Taps outside of the dense kernel start at zero.
+        """
+        width, (r, s) = self.in_channels // self.groups, self.kernel_size
+        live = torch.zeros(self.out_channels * width, r, s, dtype=torch.bool, device=conv.weight.device)
+        parts = [(conv, self._pairs(conv, order, filters)) for conv, order, filters in self._parts()]
+        for part, pairs in parts:
+            for _, place in _shared_taps(part):
+                live[(pairs.flatten(), *place)] = True
+        kernel = nearest_taps(conv, gram, live.view_as(conv.weight)).flatten(0, 1)
+        for part, pairs in parts:
+            part.weight.zero_()
+            for tap, place in _shared_taps(part):
+                part.weight[(slice(None), slice(None), *tap)] = kernel[(pairs, *place)].to(part.weight)
+        take_bias_(self.bias, conv)
         return True
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -236,3 +244,12 @@ class PSConv2d(Operator):
     @classmethod
     def why_keep(cls, spec: ConvSpec) -> str | None:
         return None if spec.kernel == (3, 3) else f"kernel_size={spec.kernel}; the paper replaces 3x3"
+
+
+def _shared_taps(part: nn.Conv2d) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The taps of a dilated part that lie on a tap of the dense kernel of rate 1, and that tap."""
+    axes: list[list[tuple[int, int]]] = []
+    for size, rate in zip(part.kernel_size, part.dilation, strict=True):
+        places = [(i, size // 2 + rate * (i - size // 2)) for i in range(size)]
+        axes.append([(i, place) for i, place in places if 0 <= place < size])
+    return [((i, j), (y, x)) for i, y in axes[0] for j, x in axes[1]]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator, deployed, kaiming_fan_out_
+from leanconv.nn.starts import exact_weight, nearest_pair, take_bias_, take_filters_
 from leanconv.ops.fold import fold_bn_, scale_conv_, then_pointwise, ungroup
 from leanconv.registry import register
 from leanconv.spec import ConvSpec
@@ -53,23 +54,20 @@ class SpatialThenPointwise(Operator):
         x = self.pointwise(x)
         return self.act2(self.norm2(x)) if self.block else x
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
-        """Per group the best rank-(C/G) factors of its `O × (C/G·R·S)` slice of the dense kernel (Eckart-Young)."""
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """The nearest factors of the dense kernel: per group the best rank C/G (Eckart-Young).
+
+        That is the optimum without a gram. With one the groups are coupled, and the result is near to the optimum: the
+        filters and the 1×1 take turns, from the better of the white optimum and each group's in its own metric. A block
+        (BatchNorms and ReLUs) starts fresh.
+        """
         if self.block:
             return False
-        groups, rank = self.spatial.groups, self.in_channels // self.spatial.groups
-        slices = conv.weight.double().unflatten(1, (groups, rank)).transpose(0, 1)  # O (G C/G) R S -> G O C/G R S
-        u, s, v = torch.linalg.svd(slices.flatten(2), full_matrices=False)
-        found = min(rank, s.shape[1])  # fewer than C/G only where O < C/G: the surplus keeps its fresh filters
-        root = s[:, :found].sqrt()
-        kernel = self.spatial.weight.unflatten(0, (groups, rank))  # (G C/G) C/G R S -> G C/G C/G R S
-        kernel[:, :found] = (v[:, :found] * root[..., None]).reshape_as(kernel[:, :found]).to(kernel)
-        weight = torch.zeros(self.out_channels, groups, rank, dtype=torch.double, device=conv.weight.device)
-        weight[..., :found] = (u[..., :found] * root[:, None]).transpose(0, 1)  # G O M -> O G M
-        self.pointwise.weight.copy_(weight.flatten(1)[..., None, None].to(kernel))
-        if self.pointwise.bias is not None and conv.bias is not None:
-            self.pointwise.bias.copy_(conv.bias)
+        groups = self.spatial.groups
+        pointwise, filters = nearest_pair(exact_weight(conv), gram, groups, self.in_channels // groups)
+        take_filters_(self.spatial.weight, filters)
+        self.pointwise.weight.copy_(pointwise[..., None, None])
+        take_bias_(self.pointwise.bias, conv)
         return True
 
     def fold(self) -> nn.Module:

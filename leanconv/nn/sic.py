@@ -9,7 +9,7 @@ separable convolution does. The stride is the first unit's.
 Source: Wang, Liu, Foroosh 2016, arXiv:1608.04337 (the layer). Where the norms, activations and sums stand is ours.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,10 +100,10 @@ class SICConv2d(Operator):
         """One bare unit. A chain of several is no single kernel either: it pads again on the way (lemma L4)."""
         return self.units == 1 and not self.block
 
-    def _delta(self) -> Tensor:  # O C R S: the kernel of the sum with the input
-        pair = self.pairs[0]
-        identity = torch.zeros_like(pair.dense_weight())  # type: ignore[operator]
-        if self._adds[0]:
+    def _delta(self) -> Tensor:  # O C R S: the kernel of the last unit's sum with its input
+        weight = cast(nn.Conv2d, self.pairs[-1].pointwise).weight
+        identity = weight.new_zeros(self.out_channels, self.in_channels, *self.kernel_size)
+        if self._adds[-1]:
             channels = torch.arange(self.in_channels, device=identity.device)
             identity[channels, channels, (self.kernel_size[0] - 1) // 2, (self.kernel_size[1] - 1) // 2] = 1
         return identity
@@ -114,14 +114,23 @@ class SICConv2d(Operator):
         weight: Tensor = self.pairs[0].dense_weight() + self._delta()  # type: ignore[operator]
         return weight
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
-        """One bare unit: per input channel the best filter and column of the 1×1, of the kernel less the identity."""
-        if not self._is_linear():
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """The last unit takes per input channel the best filter and column of the 1×1, of the kernel less the identity.
+
+        That is the nearest single unit without a gram, near to it with one. Units before it start as the identity:
+        what they add is zero, by their norm's weights or their 1×1's. With ReLUs between, this holds where the inputs
+        are not negative. A block, and units before the last that have no sum with their input, start fresh.
+        """
+        if self.block or not all(self._adds[:-1]):
             return False
-        rest = deployed(conv)
+        for pair, norm in zip(self.pairs[:-1], self.norms[:-1], strict=True):
+            still: Any = norm if isinstance(norm, nn.BatchNorm2d) else pair.pointwise
+            still.weight.zero_()
+            if still.bias is not None:
+                still.bias.zero_()
+        rest = deployed(conv).double()
         rest.weight.sub_(self._delta())
-        done: bool = self.pairs[0].project_(rest)  # type: ignore[operator]
+        done: bool = self.pairs[-1].project_(rest, gram)  # type: ignore[operator]
         return done
 
     @torch.no_grad()

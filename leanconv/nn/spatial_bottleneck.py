@@ -8,6 +8,7 @@ Nothing non-linear stands inside, and yet no single kernel does the same: the la
 Source: Wang, Liu, Foroosh 2016, arXiv:1608.04337 (convolution, projection, deconvolution); kernel = stride is ours.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator
+from leanconv.nn.starts import exact_weight, take_bias_
 from leanconv.ops.fold import scale_bias_
+from leanconv.ops.least_squares import SWEEPS, nearer
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, centred
 
@@ -87,6 +90,28 @@ class SpatialBottleneckConv2d(Operator):
             y = F.pad(y, (0, w - (w + r - 1) // r * r, 0, h - (h + r - 1) // r * r))
         return y + x.to(y.dtype) if self._adds else y  # under autocast x may be wider
 
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """Near to the dense layer over all places of the r×r raster: kernels and 1×1 take turns in least squares.
+
+        They start from averages and repetition. What the kernel sees outside of the raster's own cells is out of reach.
+        Of a gram only the channels' mean squares are used, since it does not know pixels further apart.
+        """
+        weight, (r, s) = exact_weight(conv), self.kernel_size
+        if self._adds:
+            weight.diagonal(dim1=0, dim2=1)[(r - 1) // 2, (s - 1) // 2] -= 1
+        scales = torch.ones_like(weight[0, :, 0, 0])
+        if gram is not None:
+            scales = gram[0].diagonal().view(self.in_channels, -1).mean(1)
+        rows, columns = (
+            _phases(self.ratio, self.down.kernel_size[0], self.up.kernel_size[0], size).to(weight) for size in (r, s)
+        )
+        down, point, up = _factors(weight, scales, rows, columns)
+        self.down.weight.copy_(down.view_as(self.down.weight))
+        self.pointwise.weight.copy_(point[..., None, None])
+        self.up.weight.copy_(up.view_as(self.up.weight))
+        take_bias_(self.up.bias, conv)
+        return True
+
     @torch.no_grad()
     def scale_output_(self, scale: Tensor, shift: Tensor) -> bool:
         if self._adds:  # the input has no weights
@@ -121,3 +146,55 @@ class SpatialBottleneckConv2d(Operator):
 def _kernels(ratio: int, overlap: bool) -> tuple[int, int]:
     """The sides of the kernels on the way down and up."""
     return (2 * ratio - 1, 2 * ratio) if overlap else (ratio, ratio)
+
+
+def _phases(ratio: int, down: int, up: int, taps: int) -> Tensor:
+    """Along one axis, which tap on the way up and which on the way down join an output to an input: `r U D offsets`.
+
+    An output stands at one of r places of its cell. The offset from it to the input is counted from that of the dense
+    kernel's first tap; the first `taps` of the offsets are the dense kernel's, the others follow.
+    """
+    found: dict[tuple[int, int, int], int] = {}
+    places = {(taps - 1) // 2 * -1 + i: i for i in range(taps)}
+    before_up, before_down = (up - ratio) // 2, down // 2 if down > ratio else 0
+    for place, t, k in itertools.product(range(ratio), range(up), range(down)):
+        cell, left = divmod(place + before_up - t, ratio)
+        if left == 0:
+            offset = cell * ratio - before_down + k - place
+            found[place, t, k] = places.setdefault(offset, len(places))
+    joins = torch.zeros(ratio, up, down, len(places), dtype=torch.double, device="cpu")
+    for index, offset in found.items():
+        joins[(*index, offset)] = 1
+    return joins
+
+
+def _factors(weight: Tensor, scales: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`C D²`, `O C` and `O U²`, whose product is near to `weight` at all r² places; channels count by `scales`."""
+    o, c, r, s = weight.shape
+    pairs = [torch.einsum("atkd,auld->tkul", axis, axis) for axis in (rows, columns)]
+    q = torch.einsum("tkul,TKUL->tTkKuUlL", *pairs)
+    q = q.flatten(6).flatten(4, 5).flatten(2, 3).flatten(0, 1)  # U² D² U² D²
+    sums = torch.einsum("tkd,TKD->tTkKdD", rows.sum(0)[..., :r], columns.sum(0)[..., :s])
+    sums = sums.flatten(4).flatten(2, 3).flatten(0, 1)  # U² D² R·S
+    taps = weight.flatten(2)
+    up, down = weight.new_ones(o, len(q)), weight.new_ones(c, q.shape[1])
+    point = weight.new_zeros(o, c)
+    for _ in range(SWEEPS):
+        through = torch.einsum("tkul,ot,ou->okl", q, up, up)
+        pull = torch.einsum("ocd,okd->ock", taps, torch.einsum("ot,tkd->okd", up, sums))
+        energy = torch.einsum("okl,ck,cl->oc", through, down, down)
+        point = torch.einsum("ock,ck->oc", pull, down) / energy.clamp_min(1e-30)
+        normal = torch.einsum("oc,okl->ckl", point.square(), through)
+        down = nearer(down, normal, torch.einsum("oc,ock->ck", point, pull))
+        down = down * (down.shape[1] ** 0.5 / down.norm(dim=1, keepdim=True).clamp_min(1e-30))
+        back = torch.einsum("tkul,ck,cl->ctu", q, down, down)
+        pull = torch.einsum("ocd,ctd->oct", taps, torch.einsum("ck,tkd->ctd", down, sums))
+        energy = torch.einsum("ctu,ot,ou->oc", back, up, up)
+        point = torch.einsum("oct,ot->oc", pull, up) / energy.clamp_min(1e-30)
+        normal = torch.einsum("oc,ctu->otu", point.square() * scales, back)
+        up = nearer(up, normal, torch.einsum("oc,oct->ot", point * scales, pull))
+        energy = torch.einsum("ctu,ot,ou->oc", back, up, up)
+        point = torch.einsum("oct,ot->oc", pull, up) / energy.clamp_min(1e-30)
+        share = up.norm(dim=1, keepdim=True).clamp_min(1e-30) / up.shape[1] ** 0.5
+        up, point = up / share, point * share
+    return down, point, up

@@ -9,6 +9,7 @@ MACs N·P·Q·O·C·(alpha·R·S/g + 1). With stride 2 the 1×1 branches read a 
 Source: Zhang et al. 2020, arXiv:2006.12085; the authors' `resnet_sp.py` (output split unused, two groups always).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -24,8 +25,10 @@ from leanconv.nn.base import (
     needs_stride_1_or_2,
 )
 from leanconv.nn.hetconv import HetConv2d
+from leanconv.nn.starts import exact_weight, linear_norm_, mean_squares, pooled_taps
 from leanconv.ops.fold import bn_scale_shift, fold_bn_, scale_conv_
 from leanconv.ops.gated_sum import gated_sum
+from leanconv.ops.least_squares import nearest_rows
 from leanconv.registry import register
 from leanconv.spec import ConvSpec
 
@@ -116,6 +119,55 @@ class SPConv2d(Operator):
             fold_bn_(folded.plain, folded.norm2)
             folded.norm2 = nn.Identity()
         return SplitAndBlend(folded) if self.stride == (1, 1) else folded
+
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """The nearest linear layer, with both gates at one half.
+
+        Optimal, with a gram and without. Each branch is twice its share of the kernel, and both have the bias, so that
+        the gates rest at one half. What they do when the branches' averages differ is no part of the sum. The norms
+        start as the identity.
+        """
+        target = exact_weight(conv)
+        pool = pooled_taps(self.kernel_size, self.stride, self.dilation).to(target)
+        rest, energy = target * ~self._owned(conv.weight)[..., None, None], 1 / math.prod(self.stride)
+        start = torch.cat([(target - rest).flatten(1), rest.flatten(2) @ pool / energy], 1)  # O (C R·S + C)
+        found = start if gram is None else self._weighted(target, gram[0], pool, energy, start)
+        taps = 2 * found[:, : target[0].numel()].view_as(target)
+        points = 2 * found[:, target[0].numel() :]
+        c, width = self.split[0], self.split[0] // self.rep_groups
+        blocks = [k[:, g * width : (g + 1) * width] for g, k in enumerate(taps.chunk(self.rep_groups))]
+        self.spatial.weight.copy_(torch.cat(blocks))
+        self.pointwise.weight.copy_(points[:, :c, None, None])
+        self.plain.weight.copy_(points[:, c:, None, None])
+        whole = taps + points[..., None, None] * pool.view(self.kernel_size)
+        bias = whole.new_zeros(self.out_channels) if conv.bias is None else conv.bias.double()
+        for norm, part in ((self.norm1, slice(c)), (self.norm2, slice(c, None))):
+            branch = torch.zeros_like(whole)
+            branch[:, part] = whole[:, part]
+            linear_norm_(norm, mean_squares(branch.flatten(1), gram), 1.0, bias)
+        if self.plain.bias is not None:
+            self.plain.bias.copy_(0 * bias if isinstance(self.norm2, nn.BatchNorm2d) else bias)
+        return True
+
+    def _owned(self, like: Tensor) -> Tensor:
+        """Which filter has a k×k on which input channel: bool `O C`."""
+        owned = torch.zeros(self.out_channels, self.in_channels, dtype=torch.bool, device=like.device)
+        width = self.split[0] // self.rep_groups
+        for g, filters in enumerate(owned.chunk(self.rep_groups)):
+            filters[:, g * width : (g + 1) * width] = True
+        return owned
+
+    def _weighted(self, target: Tensor, gram: Tensor, pool: Tensor, energy: float, start: Tensor) -> Tensor:
+        """The best taps of the k×k, averages of the 1×1s, `O (C R·S + C)`; pixels outside of the kernel are white."""
+        shape = self.in_channels, len(pool)
+        cross, pooled = target.flatten(1) @ gram, gram.unflatten(1, shape) @ pool  # O D, D C
+        corner = (pooled.T.unflatten(1, shape) @ pool).contiguous()
+        unseen = gram.diagonal().view(shape).mean(1) * (energy - pool.square().sum())
+        corner = corner + torch.diag(unseen.clamp_min(0))
+        normal = torch.cat([torch.cat([gram, pooled], 1), torch.cat([pooled.T, corner], 1)])
+        owned = self._owned(target)
+        live = torch.cat([owned.repeat_interleave(len(pool), 1), ~owned], 1)
+        return nearest_rows(torch.cat([cross, cross.unflatten(1, shape) @ pool], 1), normal, start, live)
 
     @classmethod
     def cost(cls, spec: ConvSpec, *, alpha: float = 0.5, rep_groups: int = 2, inner_norms: int = 2) -> Cost:

@@ -13,18 +13,33 @@ Source: Yao, Jie, Guo, Liu, "SPLConv: Channel-Separated Convolution Using Large 
 """
 
 import itertools
+import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator, deployed, kaiming_fan_out_, needs_odd_centred, needs_stride_1_or_2
 from leanconv.nn.spconv import average_to_stride, split_channels, why_not_split
+from leanconv.nn.starts import (
+    exact_weight,
+    linear_norm_,
+    mean_squares,
+    nearest_slots,
+    pooled_taps,
+    shared_axis,
+    take_filters_,
+    tap_basis,
+)
 from leanconv.ops.fold import fold_bn_
 from leanconv.ops.gated_sum import gated_sum
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, PaddingMode, pair
+
+LEAST = 0.85  # how far below the first branch's mean the plain one's may start: gates of .7 and .3
+REST_STEPS = 60
 
 
 @register("splconv")
@@ -133,6 +148,75 @@ class SPLConv2d(Operator):
             taps += second[:, :, i : i + 1, j : j + 1] * first
         return kernel
 
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """The nearest linear layer of its kind, its branches divided by the gates' resting point.
+
+        The large kernel starts as the first stencil alone: the second passes its middle tap. Without a gram that linear
+        layer is the optimum; with one it is near to it, for filters and 1×1s take turns. The norm starts as the
+        identity. Of the first branch the ReLU cuts what is negative; `_rest_` says how far the bias can help.
+        """
+        target, c = exact_weight(conv), self.split[0]
+        pool = pooled_taps(self.kernel_size, self.stride, self.dilation).to(target)
+        large, middle = self._reach()
+        basis = target.new_zeros(self.in_channels, max(len(large), 1), len(pool))
+        basis[:, 0] = pool
+        if self.depthwise or self.dilated:
+            basis[:c] = large.to(target)
+        channels = torch.arange(self.in_channels, device=target.device)
+        pointwise, filters, _ = nearest_slots(target, gram, channels, basis)
+        branch = torch.zeros_like(target).flatten(2)  # O C R·S
+        branch[:, :c] = pointwise[:, :c, None] * (filters[:c, None] @ basis[:c])[:, 0]
+        stencils = [m for m in (self.stencil1, self.stencil2) if isinstance(m, nn.Conv2d)]
+        if stencils:
+            take_filters_(stencils[0].weight, filters[:c].view(c, 1, *stencils[0].kernel_size))
+        if len(stencils) == 2:
+            stencils[1].weight.zero_()
+            stencils[1].weight[(..., *middle)] = 1
+        parts = pointwise[:, :c] if stencils else pointwise[:, :c] * filters[:c, 0]
+        plain = pointwise[:, c:] * filters[c:, 0]
+        self._rest_(conv, parts, plain, mean_squares(branch.flatten(1), gram))
+        return True
+
+    def _reach(self) -> tuple[Tensor, tuple[int, int]]:
+        """What the first stencil weighs of the dense kernel's taps, `K R·S`, and the tap that the second passes.
+
+        An even second stencil has no middle: it passes the tap before it, and the first stands off by that.
+        """
+        axes, passed = [], []
+        for axis in (0, 1):
+            size, steps, stride = self.kernel_size[axis], self.dilation[axis], self.stride[axis]
+            offsets, through = [steps * (i - (size - 1) // 2) for i in range(size)], 0
+            if isinstance(self.stencil2, nn.Conv2d):
+                wide = self.stencil2.kernel_size[axis]
+                second = [self.rate * i - self.rate * (wide - 1) // 2 for i in range(wide)]
+                through = (wide - 1) // 2
+                offsets = [o + stride * second[through] for o in offsets] if self.depthwise else second
+            axes.append(shared_axis(offsets, size, steps))
+            passed.append(through)
+        return tap_basis(axes[0], axes[1], self.kernel_size), (passed[0], passed[1])
+
+    def _rest_(self, conv: nn.Conv2d, pointwise: Tensor, plain: Tensor, squares: Tensor) -> None:
+        """Store both branches so that the layer's mean answer and its slopes are right where its inputs are on average.
+
+        The first branch's answers z are taken as normal with mean 0. ReLU(z + β) has a mean A > 0, so with a plain
+        branch of mean B the gates rest at g = sigmoid(A - B), 1 - g; each branch is divided by its own. β is what of
+        a positive bias stands in the first branch too; B gives the layer the bias's mean, as far as the gate allows:
+        the blend's mean is never below A - .278. Without a bias, B = 0.
+        """
+        bias = torch.zeros_like(squares) if conv.bias is None else conv.bias.double()
+        gate, deviation = torch.full_like(squares, 0.5), squares.sqrt().clamp_min(1e-30)
+        for _ in range(REST_STEPS):
+            wide = deviation / gate
+            beta = bias.clamp_min(0).minimum(2 * wide)
+            mean = _relu_mean(beta, wide)
+            other = torch.zeros_like(mean) if self.plain.bias is None else _partner(mean, bias)
+            gate = (gate + torch.sigmoid(mean - other)) / 2
+        self.pointwise.weight.copy_((pointwise / gate[:, None])[..., None, None])
+        self.plain.weight.copy_((plain / (1 - gate)[:, None])[..., None, None])
+        linear_norm_(self.norm, wide.square(), 1.0, beta)
+        if self.plain.bias is not None:
+            self.plain.bias.copy_(other)
+
     @classmethod
     def cost(
         cls,
@@ -201,3 +285,24 @@ class DilatedDepthwise(nn.Conv2d):
 
 def _dilated_kernel(spec: ConvSpec, dilated_kernel_size: int | None) -> tuple[int, int]:
     return spec.kernel if dilated_kernel_size is None else pair(dilated_kernel_size)
+
+
+def _relu_mean(mean: Tensor, deviation: Tensor) -> Tensor:
+    """The mean of ReLU(z) for normal z."""
+    t = mean / deviation
+    return mean * torch.special.ndtr(t) + deviation * torch.exp(-t.square() / 2) / math.sqrt(2 * math.pi)
+
+
+def _partner(mean: Tensor, wanted: Tensor) -> Tensor:
+    """The mean B of the other branch with which the softmax-pair blend of A and B has the mean that is wanted.
+
+    With u = A - B the blend is A - u · sigmoid(-u), which rises with B for u below 1.278. Found by bisection; where
+    `wanted` is out of reach, B is `LEAST` below A, short of the lowest blend, so that no gate closes.
+    """
+    low, high = mean - LEAST, torch.maximum(mean, wanted) + 1
+    for _ in range(60):
+        middle = (low + high) / 2
+        u = mean - middle
+        above = mean - u * torch.sigmoid(-u) > wanted
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return low

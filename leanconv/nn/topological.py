@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator, kaiming_fan_out_
+from leanconv.nn.starts import exact_weight, nearest_pair, nearest_taps, take_bias_, take_filters_
 from leanconv.ops.channels import take
 from leanconv.ops.fold import scale_bias_, then_pointwise, ungroup
 from leanconv.ops.padded import conv2d
@@ -131,21 +132,20 @@ class TopologicalConv2d(Operator):
             return self.projection()
         return then_pointwise(ungroup(self.spatial.weight, self.in_channels), self.projection())
 
-    @torch.no_grad()
-    def project_(self, conv: nn.Conv2d) -> bool:
-        """Least squares: 1×1, the live entries; k×k, per channel the best filter for the outputs that see it."""
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """1×1: the best live entries of each output, optimal. k×k: per channel the best filter for those that see it.
+
+        Without a gram that is the nearest layer. With one, filters and projection take turns from there.
+        """
+        sees = torch.zeros(self.out_channels, self.in_channels, dtype=torch.bool, device=conv.weight.device)
+        sees.scatter_(1, self._inputs, True)
         if self.spatial is None:
-            self.weight.copy_(conv.weight[..., 0, 0].gather(1, self._inputs))
+            whole = nearest_taps(conv, gram, sees[..., None, None])[..., 0, 0]
         else:
-            sees = torch.zeros(self.out_channels, self.in_channels, dtype=torch.bool, device=conv.weight.device)
-            sees.scatter_(1, self._inputs, True)
-            seen = conv.weight.double() * sees[..., None, None]
-            u, s, v = torch.linalg.svd(seen.transpose(0, 1).flatten(2), full_matrices=False)  # C (O) (R S)
-            root = s[:, :1].sqrt()
-            self.spatial.weight.copy_((v[:, 0] * root).view_as(self.spatial.weight))
-            self.weight.copy_((u[..., 0] * root).T.gather(1, self._inputs))
-        if self.bias is not None and conv.bias is not None:
-            self.bias.copy_(conv.bias)
+            whole, filters = nearest_pair(exact_weight(conv), gram, self.in_channels, 1, sees)
+            take_filters_(self.spatial.weight, filters)
+        self.weight.copy_(whole.gather(1, self._inputs))
+        take_bias_(self.bias, conv)
         return True
 
     @torch.no_grad()

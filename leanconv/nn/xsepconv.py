@@ -10,6 +10,7 @@ cannot do. Having no centre it moves the picture by half a pixel, so directions 
 Source: Chen, Lu, Xue, Liu 2020, arXiv:2002.12046. Norms, activations and stride are ours (the paper's are not known).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from leanconv.cost import Cost
 from leanconv.nn.base import Operator, deployed, kaiming_fan_out_, needs_odd_centred
+from leanconv.nn.starts import exact_weight, linear_norm_, linear_range, take_bias_
 from leanconv.ops.fold import fold_bn_, scale_conv_
+from leanconv.ops.least_squares import rank_one
 from leanconv.registry import register
 from leanconv.spec import ConvSpec
 
@@ -89,18 +92,21 @@ class XSepConv2d(Operator):
         return self.act3(self.norm3(self.column(u)))
 
     def _pad(self, x: Tensor) -> Tensor:  # N C H W -> N C H+1 W+1
-        directions = list(DIRECTIONS.values())
-        if self.pad_policy == "single":
+        sizes, directions = self._directions()
+        if len(sizes) == 1:
             return F.pad(x, directions[0])
-        if self.pad_policy == "layer":
-            return F.pad(x, directions[self.layer_index % 4])
-        sizes = self._quarters()
         parts = x.split(sizes, 1)
         return torch.cat([F.pad(parts[i], directions[i]) for i in range(len(sizes))], 1)
 
-    def _quarters(self) -> list[int]:
+    def _directions(self) -> tuple[list[int], list[tuple[int, int, int, int]]]:
+        """The sizes of the groups of channels that are padded alike, and how: left, right, top, bottom."""
+        directions = list(DIRECTIONS.values())
+        if self.pad_policy != "channel":
+            index = self.layer_index % 4 if self.pad_policy == "layer" else 0
+            return [self.in_channels], [directions[index]]
         sizes = [self.in_channels // 4 + (i < self.in_channels % 4) for i in range(4)]
-        return [size for size in sizes if size]  # fewer than four channels: the last groups are empty
+        sizes = [size for size in sizes if size]  # fewer than four channels: the last groups are empty
+        return sizes, directions[: len(sizes)]
 
     def fold(self) -> nn.Module:
         """Every BatchNorm goes into the convolution before it."""
@@ -124,15 +130,44 @@ class XSepConv2d(Operator):
         those that the 2×2 pads.
         """
         (r, s), c = self.kernel_size, self.in_channels
-        sizes = {"layer": [c], "single": [c]}.get(self.pad_policy) or self._quarters()
-        index = {"layer": self.layer_index % 4}.get(self.pad_policy, 0)
-        directions = list(DIRECTIONS.values())[index:]
+        sizes, directions = self._directions()
         kernels = []
-        for part, (left, _, top, _) in zip(self.square.weight.split(sizes), directions, strict=False):
+        for part, (left, _, top, _) in zip(self.square.weight.split(sizes), directions, strict=True):
             kernels.append(F.pad(part, (1 - left, left, 1 - top, top)))  # the 2×2 in a 3×3 with the pixel in its middle
         embedded = torch.cat(kernels).transpose(0, 1)  # 1 C 3 3
         flipped = self.rank_one_weight().flip(2, 3)  # correlating with a mirrored kernel composes the two
         return F.conv2d(F.pad(embedded, (s - 1, s - 1, r - 1, r - 1)), flipped, groups=c).transpose(0, 1)
+
+    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
+        """The nearest kernel of rank 1, behind a 2×2 that passes the pixel itself.
+
+        Optimal of rank 1 without a gram, near to it with one. Norms start as the identity. With activations between the
+        three the rows' sums are positive, for of inputs that are not negative few answers are cut then; hardswish
+        starts in the small, where it is linear. A block starts fresh.
+        """
+        if self.block:
+            return False
+        column, row = rank_one(exact_weight(conv)[:, 0], gram)
+        used = column.any(1, keepdim=True)  # a channel without weight keeps a fresh row behind a zero column, to learn
+        fresh = self.row.weight[:, 0, 0].double()
+        sign = torch.where(row.sum(1, keepdim=True) < 0, -1.0, 1.0)
+        row, column = torch.where(used, row * sign, fresh), column * sign
+        scale, _, slope = linear_range(self.act if self.act_between and not self.linear else None, False)
+        size = row.norm(dim=1, keepdim=True)
+        row, column = row / size / slope, column * size / (scale * slope)
+        self.square.weight.zero_()
+        sizes, directions = self._directions()
+        for part, (left, _, top, _) in zip(self.square.weight.split(sizes), directions, strict=True):
+            part[:, 0, top, left] = scale
+        self.row.weight.copy_(row[:, None, None])
+        self.column.weight.copy_(column[:, None, :, None])
+        (r, s), own = self.kernel_size, torch.eye(math.prod(self.kernel_size)).to(row)[None] if gram is None else gram
+        middle = own[:, r // 2 * s :, r // 2 * s :][:, :s, :s]  # of the middle line's pixels
+        seen = (row[:, None] @ middle @ row[..., None])[:, 0, 0]
+        linear_norm_(self.norm1, scale**2 * middle[:, s // 2, s // 2].expand_as(seen))
+        linear_norm_(self.norm2, (scale * slope) ** 2 * seen)
+        take_bias_(self.column.bias, conv)
+        return True
 
     @torch.no_grad()
     def scale_output_(self, scale: Tensor, shift: Tensor) -> bool:

@@ -432,7 +432,7 @@ def test_from_conv_keeps_the_sizes(case):
         if layer.project_(conv):
             fresh = get(name).from_conv(conv, **options)
             assert distance(layer, conv) < distance(fresh, conv) + 1e-12
-            if spec.n:
+            if spec.n and name not in ("splconv", "inception_dw"):  # a ReLU at its bend; channels without a bias
                 zero = torch.zeros(1, spec.c, spec.h, spec.w, dtype=torch.double)
                 torch.testing.assert_close(layer(zero), conv(zero))
 

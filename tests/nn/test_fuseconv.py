@@ -98,7 +98,7 @@ def test_projection_keeps_the_middle_row_or_column_and_no_other_is_nearer():
     assert (left[:4, :, 2] == 0).all()
     assert (left[4:, ..., 2] == 0).all()
     torch.testing.assert_close(left[:4, :, [0, 1, 3, 4]], dense.weight[:4, :, [0, 1, 3, 4]])
-    assert not FuSeConv2d(8, 12, 3, 1, 1).project_(nn.Conv2d(8, 12, 3, 1, 1))
+    assert not FuSeConv2d(4, 8, 3, 1, 1, groups=4, variant="full").project_(nn.Conv2d(4, 8, 3, 1, 1, groups=4))
 
 
 def test_a_builder_puts_its_own_module_between():

@@ -74,7 +74,7 @@ def test_projection_leaves_the_tail_of_the_singular_values():
     rest[range(6), range(6), 1, 1] -= 1
     tail = sum(torch.linalg.svdvals(rest[:, c].flatten(1))[1:].square().sum() for c in range(6))
     torch.testing.assert_close((layer.dense_weight() - dense.weight).square().sum(), tail)
-    assert not SICConv2d.from_conv(dense, units=2).project_(dense)
+    assert not SICConv2d.from_conv(dense, block=True).project_(dense)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
