@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leanconv.cli.common import Input, Json, ModelWords, example, reference
+from leanconv.cli.common import Input, Json, ModelWords, example, reference, refuse
 from leanconv.cli.plan import TrustCode, Where
 from leanconv.errors import BadInput
 from leanconv.text import one_line
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from leanconv.convert import Plan
     from leanconv.runs import RunFolder
+    from leanconv.train.tasks.calibration import Pictures
 
 
 class Init(StrEnum):
@@ -22,9 +25,11 @@ class Init(StrEnum):
 
     project = "project"
     fresh = "fresh"
+    fit = "fit"
 
 
 def command(
+    context: typer.Context,
     model: ModelWords,
     out: Annotated[
         Path, typer.Option("--out", metavar="RUN", help="The run folder to write. It must not contain a model.")
@@ -37,8 +42,13 @@ def command(
         Path | None, typer.Option("--plan", metavar="PLAN.json", help="A saved plan that replaces --to and --where.")
     ] = None,
     init: Annotated[
-        Init, typer.Option("--init", help="project: compute new weights from the old ones if possible.")
+        Init,
+        typer.Option("--init", help="project: from the old weights if possible; fit: also from images."),
     ] = Init.project,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DIR", help="Images to fit on, of any data reference. No labels.")
+    ] = None,
+    images: Annotated[int, typer.Option("--images", min=1, help="With --data: the most images to fit on.")] = 500,
     input: Input = "1,3,224,224",
     trust_code: TrustCode = False,
     json: Json = False,
@@ -51,6 +61,10 @@ def command(
 
     if (plan is None) == (to is None) or (plan is not None and where is not None):
         raise BadInput("choose what to swap: either --to OP (with --where GLOB if you like) or --plan PLAN.json")
+    if init is Init.fit and data is None:
+        raise BadInput("--init fit needs --data DIR: some hundred images of the kind that the model was trained on")
+    if init is not Init.fit:
+        refuse(context, "needs --init fit", "data", "images")
     run, named = RunFolder(out), reference(model)
     with writing(out, "leanconv convert"):
         if run.model_json.exists() or run.weights.exists():
@@ -59,13 +73,23 @@ def command(
             raise BadInput(f"{out}: holds {there}, as a run does; give --out a new folder")
         network, x = load(named, trust_code=trust_code), example(input)
         steps = Plan.load(plan) if plan is not None else make_plan(network, x, to=str(to), where=where)
-        applied = apply_(network, steps, init=init.value, data=x)
+        given = x if data is None else _pictures(data, x, images)
+        applied = apply_(network, steps, init=init.value, data=given)
         _write(run, named, network, steps)
     if json:
         print(_json.dumps({"run": str(out), **applied.to_dict(), "plan": steps.to_dict()}, indent=2))
     else:
         message = one_line(f"{out}: written; it is a MODEL for every command, and load({str(out)!r}) in Python")
         print(f"{applied}\n\n{message}")
+
+
+def _pictures(data: str, x: "Tensor", count: int) -> "Pictures":
+    """The images of --data at the size of --input. Raises BadInput for another shape than N,3,S,S."""
+    from leanconv.train.tasks.calibration import pictures
+
+    if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3]:
+        raise BadInput(f"--data gives colour images as squares, and --input is {tuple(x.shape)}; say --input 1,3,S,S")
+    return pictures(data, x.shape[2], count)
 
 
 def _write(run: "RunFolder", named: str, network: object, steps: "Plan") -> None:

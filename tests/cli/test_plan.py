@@ -39,6 +39,37 @@ def test_convert_writes_a_run_folder_that_loads(leanconv, tmp_path):
     assert "holds a model already" in err
 
 
+def test_convert_fits_on_images(leanconv, tmp_path):
+    words = ("convert", *UNET, "--to", "hetconv(part=2)", "--init", "fit", "--images", "12", "--json")
+    data = "synthetic:wafer?size=32&count=40"
+    code, out, err = leanconv(*words, "--data", data, "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert all(layer["error"] <= layer["error_before"] for layer in report["layers"])
+    assert {layer["how"] for layer in report["layers"]} == {"fitted"}
+    assert report["blocks"]
+    assert report["output_error"] < 1
+    model, x = load(tmp_path / "run").eval(), torch.rand(1, 3, 32, 32)
+    assert model(x).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--init", "fit"], "--init fit needs --data DIR"),
+        (["--data", "synthetic:wafer"], "--data needs --init fit: leave it out"),
+        (["--images", "7"], "--images needs --init fit: leave it out"),
+        (["--init", "fit", "--data", "/no/such"], "/no/such"),
+        (["--init", "fit", "--data", "synthetic:wafer", "--input", "1,3,32,64"], "colour images as squares"),
+    ],
+)
+def test_convert_says_what_a_fit_needs(leanconv, tmp_path, words, text):
+    code, _, err = leanconv("convert", *UNET, "--to", "hetconv(part=2)", "--out", tmp_path / "run", *words)
+    assert code == 1
+    assert text in err
+    assert not (tmp_path / "run" / "model.json").exists()
+
+
 def test_projected_weights_survive_and_a_second_swap_adds_up(leanconv, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     code, out, _ = leanconv("convert", *UNET, "--to", "hetconv(part=1)", "--out", first, "--json")

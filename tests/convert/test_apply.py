@@ -44,7 +44,14 @@ def test_swaps_in_place_and_the_model_runs():
     assert model(X).shape == (2, 12, 6, 5)
     assert {layer.how for layer in applied.layers} == {"fresh"}
     assert "2 layers swapped, 0 projected" in str(applied)
-    assert applied.to_dict()["layers"][0] == {"name": "3", "to": "splconv", "how": "fresh", "error": None}
+    assert applied.to_dict()["layers"][0] == {
+        "name": "3",
+        "to": "splconv",
+        "how": "fresh",
+        "error": None,
+        "error_before": None,
+        "seconds": None,
+    }
 
 
 def test_projection_with_one_part_is_the_dense_layer():
@@ -87,8 +94,8 @@ def test_fresh_is_fresh_and_seeded():
         assert {layer.how for layer in applied.layers} == {"fresh"}
         weights.append(model[3].spatial)
     assert torch.equal(*weights)
-    with pytest.raises(BadInput, match="init='fit': one of 'project', 'fresh'"):
-        apply_(model, Plan([]), init="fit")
+    with pytest.raises(BadInput, match="init='zero': one of 'project', 'fresh', 'fit'"):
+        apply_(model, Plan([]), init="zero")
 
 
 @pytest.mark.parametrize(

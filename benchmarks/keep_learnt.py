@@ -1,0 +1,151 @@
+"""How much of a trained classifier is left right after a uniform swap: fresh, projected, fitted on unlabelled images.
+
+    python -m benchmarks.keep_learnt RUN DATA
+
+RUN: the run folder of a trained network. DATA: its data (CIFAR-10 as Parquet, "DIR?val=0"). Nothing is trained. All
+convolutions that the operator replaces are swapped, except the first. A fit sees `--images` training images without
+their labels. Beside the operators stand Tucker-2 and network decoupling (`benchmarks/baselines.py`), fitted on the same
+images. Top-1 is of `--test` test images, spread evenly over the split. Every finished operator updates
+benchmarks/results/keep_learnt.json; a killed benchmark goes on where it stopped.
+"""
+
+import argparse
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import benchmarks.baselines  # noqa: F401 - registers tucker2 and decoupled
+from leanconv.convert import Applied, Plan, apply_, plan
+from leanconv.files import read_json, write_json
+from leanconv.measure.device import describe
+from leanconv.registry import names
+from leanconv.runs import load
+from leanconv.table import si, table
+from leanconv.train.data.augment import to_float
+from leanconv.train.data.open_labelled import open_labelled
+from leanconv.train.tasks.calibration import Pictures, pictures
+
+RESULTS = Path(__file__).parent / "results" / "keep_learnt.json"
+FIRST = (
+    "hetconv(part=4)", "depthwise_separable", "sic", "splconv", "spconv", "group_pointwise(part=4)", "psconv",
+    "lhconv", "xsepconv", "spatial_bottleneck", "odconv", "doconv", "gmconv",
+)  # fmt: skip
+BASELINES = ("tucker2(share=0.45)", "decoupled(terms=2)", "decoupled(terms=3)")
+BATCH = 100
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    size = arguments.size
+    given = pictures(arguments.data, size, arguments.images)
+    images, labels = _judged(arguments.data, size, arguments.test)
+    dense = load(arguments.run).eval()
+    report: dict[str, Any] = {
+        "command": "python -m benchmarks.keep_learnt RUN DATA",
+        "machine": describe(),
+        "threads": arguments.threads,
+        "network": _network(arguments.run),
+        "fit_images": len(given.images),
+        "test_images": len(labels),
+        "dense": {"top1": top1(dense, images, labels)},
+        "rows": [],
+    }
+    path = Path(arguments.out)
+    if path.exists() and all(read_json(path).get(key) == report[key] for key in ("network", "fit_images", "dense")):
+        report["rows"] = read_json(path)["rows"]
+    for operator in arguments.operators or operators():
+        if any(row["operator"] == operator for row in report["rows"]):
+            continue
+        steps = plan(dense, given.images[:1].float(), to=operator)
+        if steps.swapped:
+            report["rows"].append(kept(dense, steps, operator, given, images, labels))
+            write_json(path, report)
+            print(f"{operator}: {report['rows'][-1]}", flush=True)
+    write_json(path, report)
+    print(show(report))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("data")
+    parser.add_argument("--size", type=int, default=32, help="side of the images")
+    parser.add_argument("--images", type=int, default=500, help="that a fit sees")
+    parser.add_argument("--test", type=int, default=2000, help="images that are scored")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--operators", nargs="+", help="operator strings (default: all, and the baselines)")
+    parser.add_argument("--out", default=str(RESULTS))
+    return parser.parse_args()
+
+
+def operators() -> list[str]:
+    """Every registered operator; those of the issue's table first, the baselines last."""
+    known = {operator.split("(")[0] for operator in (*FIRST, *BASELINES)}
+    return [*FIRST, *(name for name in names() if name not in known and name != "conv"), *BASELINES]
+
+
+def kept(
+    dense: nn.Module, steps: Plan, operator: str, given: Pictures, images: Tensor, labels: Tensor
+) -> dict[str, Any]:
+    """One operator in place of all that it replaces: top-1 for each start, and what the fit took."""
+    row: dict[str, Any] = {
+        "operator": operator, "layers": len(steps.swapped), "macs": steps.after.macs, "dense_macs": steps.before.macs,
+    }  # fmt: skip
+    for init in ("fresh", "project", "fit"):
+        model = copy.deepcopy(dense)
+        torch.manual_seed(0)
+        started, cpu = time.perf_counter(), time.process_time()
+        applied: Applied = apply_(model, steps, init=init, data=given if init == "fit" else None)
+        if init == "fit":
+            row["fit_seconds"] = time.perf_counter() - started
+            row["fit_cpu_seconds"] = time.process_time() - cpu
+            row["output_error"] = applied.output_error
+        row[init] = top1(model, images, labels)
+    return row
+
+
+@torch.no_grad()
+def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """The share of images whose label has the largest output."""
+    model.eval()
+    right = [model(to_float(part)).argmax(1) == truth for part, truth in zip(images.split(BATCH), labels.split(BATCH))]
+    return float(torch.cat(right).double().mean())
+
+
+def _judged(data: str, size: int, count: int) -> tuple[Tensor, Tensor]:
+    test = open_labelled(data, "test", size=size)
+    places = torch.linspace(0, len(test) - 1, min(count, len(test))).round().long()
+    return torch.stack([test.square(int(place)) for place in places]), test.labels[places]
+
+
+def _network(run: str) -> dict[str, Any]:
+    """The network and how far its training is."""
+    lines = (Path(run) / "history.csv").read_text().strip().splitlines()
+    last = dict(zip(lines[0].split(","), lines[-1].split(","), strict=True))
+    return {"reference": read_json(Path(run) / "model.json")["reference"], "epochs": int(last["epoch"])}
+
+
+def show(report: dict[str, Any]) -> str:
+    """Format the table of a report."""
+    rows = [
+        [row["operator"], row["layers"], si(row["macs"])]
+        + [f"{100 * row[init]:.1f}" for init in ("fresh", "project", "fit")]
+        + [f"{row['fit_cpu_seconds']:.0f}"]
+        for row in report["rows"]
+    ]
+    note = [
+        f"{report['network']['reference']} after {report['network']['epochs']} epochs: top-1 "
+        f"{100 * report['dense']['top1']:.1f} % of {report['test_images']} test images; a fit saw "
+        f"{report['fit_images']} training images; nothing was trained",
+        str(report["machine"]),
+    ]
+    return table(["operator", "layers", "MACs", "fresh %", "project %", "fit %", "CPU s"], rows, note=note)
+
+
+if __name__ == "__main__":
+    main()

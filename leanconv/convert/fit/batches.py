@@ -1,0 +1,150 @@
+"""Calibration batches: read again for every layer, checked, without labels, a part held out to judge on."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from leanconv.errors import BadInput, LeanconvError, error_line
+from leanconv.running import Inputs, map_tensors, tensors
+
+_MOST_HELD = 64  # images to judge on
+_CHUNK = 32  # images of one tensor that run at a time
+_FORMS = "give a tensor, a list of batches, or a DataLoader"
+
+
+class Batches:
+    """The user's batches, as the model takes them.
+
+    A tensor alone is one set of images; it runs in parts. A dict alone is one batch of named arguments. Otherwise the
+    data gives batches: a tensor, a dict, or a tuple. Of a tuple the model takes as many entries as its `forward`
+    requires: what follows (labels) is left out. Optional arguments are named in a dict.
+
+    Attributes:
+        notes: what was left out, one line each.
+    """
+
+    def __init__(self, data: Any, model: nn.Module) -> None:
+        self._data = _listed(data)
+        self._required, self._names = _arguments(model)
+        self._device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+        self.notes: list[str] = []
+
+    def __iter__(self) -> Iterator[Inputs]:
+        """Every batch on the model's device. Raises BadInput for no batch, no image, NaN or infinite numbers."""
+        number = 0
+        for number, batch in enumerate(_reading(self._data), 1):
+            inputs: Inputs = map_tensors(lambda t: t.to(self._device), self._without_labels(batch, number))
+            _check(inputs, number)
+            yield inputs
+        if not number:
+            raise BadInput(f"data holds no batch: {_FORMS} with at least one image")
+
+    def divided(self) -> tuple[Inputs, Iterator[Inputs], bool]:
+        """Images to judge on, the batches to fit on, and whether the first are among the second (one picture)."""
+        batches = iter(self)
+        first, second = next(batches), next(batches, None)
+        count = images(first)
+        if second is None:
+            if count < 2:
+                return first, iter([first]), True
+            held = min(_MOST_HELD, max(1, count // 4))
+            return _cut(first, 0, held), iter([_cut(first, held, count)]), False
+        if count < 2:
+            return first, chain([second], batches), False
+        held = min(_MOST_HELD, count // 2)
+        return _cut(first, 0, held), chain([_cut(first, held, count), second], batches), False
+
+    def _without_labels(self, batch: Any, number: int) -> Inputs:
+        if isinstance(batch, Mapping):
+            extra = [] if self._names is None else [str(key) for key in batch if key not in self._names]
+            if extra:
+                self._note(f"the model takes no argument {', '.join(extra)}: left out of each batch")
+            return {key: value for key, value in batch.items() if str(key) not in extra}
+        if isinstance(batch, list | tuple):
+            kept = batch if self._required is None else batch[: max(1, self._required)]
+            if len(kept) < len(batch):
+                self._note(
+                    f"of a batch's {len(batch)} entries the model takes {len(kept)}; the others (labels) are unused"
+                )
+            return tuple(kept)
+        if isinstance(batch, Tensor):
+            return batch
+        raise BadInput(f"batch {number} of data is a {type(batch).__name__}; each is a tensor, a tuple or a dict")
+
+    def _note(self, line: str) -> None:
+        if line not in self.notes:
+            self.notes.append(line)
+
+
+def images(inputs: Inputs) -> int:
+    """The number of images, where every tensor has that many rows; 0 where the batch cannot be cut."""
+    sizes = {t.shape[0] if t.ndim else 0 for t in tensors(inputs)}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def _cut(inputs: Inputs, start: int, stop: int) -> Inputs:
+    cut: Inputs = map_tensors(lambda t: t[start:stop], inputs)
+    return cut
+
+
+def _listed(data: Any) -> Iterable[Any]:
+    """The data as something that gives its batches again and again."""
+    if isinstance(data, Tensor):
+        if data.ndim == 0:
+            raise BadInput(f"data is a single number: {_FORMS}")
+        return data.split(_CHUNK) if len(data) else []
+    if isinstance(data, Mapping):
+        return [data]
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise BadInput(
+            f"data is a {type(data).__name__}, which gives single images; wrap it: DataLoader(data, batch_size=32)"
+        )
+    if isinstance(data, Iterator):
+        raise BadInput(
+            f"data is a {type(data).__name__}, which can be read once only, and each layer reads it again; "
+            "give a list or a DataLoader"
+        )
+    if not hasattr(data, "__iter__") or isinstance(data, str | bytes):
+        raise BadInput(f"data is a {type(data).__name__}: {_FORMS}")
+    found: Iterable[Any] = data
+    return found
+
+
+def _reading(data: Iterable[Any]) -> Iterator[Any]:
+    """The batches. Raises BadInput where the user's data set fails."""
+    try:
+        yield from data
+    except LeanconvError:
+        raise
+    except Exception as error:
+        raise BadInput(f"data cannot be read: {error_line(error)}") from error
+
+
+def _check(inputs: Inputs, number: int) -> None:
+    found = tensors(inputs)
+    if not found or any(not t.numel() for t in found):
+        raise BadInput(f"batch {number} of data holds no image")
+    for tensor in found:
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise BadInput(f"batch {number} of data holds NaN or infinite numbers; leave such images out")
+
+
+def _arguments(model: nn.Module) -> tuple[int | None, set[str] | None]:
+    """How many positional arguments `forward` requires, and the names that it knows; None: any."""
+    inner = model
+    while isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel) or "_orig_mod" in inner._modules:
+        inner = inner._modules.get("_orig_mod") or inner.module  # type: ignore[assignment]
+    try:
+        parameters = list(inspect.signature(inner.forward).parameters.values())
+    except (TypeError, ValueError):
+        return None, None
+    kinds = {p.kind for p in parameters}
+    plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = None if inspect.Parameter.VAR_POSITIONAL in kinds else sum(p.default is p.empty for p in plain)
+    names = None if inspect.Parameter.VAR_KEYWORD in kinds else {p.name for p in parameters}
+    return required, names

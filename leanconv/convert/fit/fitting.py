@@ -1,0 +1,309 @@
+"""fit: every new layer from least squares at its own inputs, in the order in which the network runs.
+
+For each layer the calibration batches run through the original (target: the old layer's output) and through the partly
+swapped copy (input: what the new layer will really get), both only as far as that layer. The best dense layer for these
+inputs is solved for, and the operator takes the member of its family that is nearest to it in the inputs' covariance.
+BatchNorms after it get the statistics of its outputs. A block is refined by Adam once all its layers are there.
+Sources: least squares at the inputs of the changed part, He et al. 2017, arXiv:1707.06168; blocks as the unit of
+reconstruction, Li et al. 2021 (BRECQ), arXiv:2102.05426.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.convert.fit.batches import Batches
+from leanconv.convert.fit.moments import Solution, Sums, patches, solve
+from leanconv.convert.fit.norms import Statistics, behind, output_error, recalibrate_, set_statistics_, statistics
+from leanconv.convert.fit.observed import Seen, observed
+from leanconv.convert.fit.progress import Progress
+from leanconv.convert.fit.refine import Example, error, refine_, settle_norms_
+from leanconv.convert.fit.twin import Twin, input_of
+from leanconv.convert.tree import Site
+from leanconv.copies import copied
+from leanconv.errors import BadInput
+from leanconv.nn import Operator
+from leanconv.running import Inputs, tensors, to_eval_, untouched_random, watched
+
+MOST_D = 6000  # numbers of a patch: the gram of more takes over 8 · 6000² bytes = 288 MB
+PIXELS, IMAGES = 30, 256  # a layer is decided by so many output pixels a number of its patch, of so many images
+DENSE = 100 / IMAGES  # pixels of one image, a number of the patch: a larger map is sampled
+MEMORY = 96 * 2**20  # bytes of inputs and targets, kept to refine on
+STEPS, FRESH_STEPS = 60, 200  # of Adam: from a closed form, and where there is none
+# Shares of an input's mean square that hold the weights to the old ones; where fewer than ENOUGH pixels a number of the
+# patch decide, the best on the held-out images is taken.
+RIDGES, ENOUGH = (1e-3, 0.03, 1.0), 10
+
+
+@dataclass(frozen=True)
+class Result:
+    """One layer: its relative output error as projected and as fitted, on images it was not fitted on."""
+
+    how: str
+    error_before: float | None
+    error: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: the relative error at its output before and after its layers were refined together."""
+
+    name: str
+    error_before: float
+    error: float
+    seconds: float
+
+
+@dataclass
+class Fitting:
+    """What a fit found. Nothing of the model is changed yet: `statistics` are the BatchNorms' to be."""
+
+    results: dict[str, Result] = field(default_factory=dict)
+    blocks: list[Block] = field(default_factory=list)
+    statistics: dict[nn.Module, Statistics] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    output_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One layer to fit: where the old one stands, and the new one with its projected weights (`projected`) or fresh."""
+
+    site: Site
+    new: Operator
+    projected: bool
+
+
+def fit(model: nn.Module, jobs: Sequence[Job], data: Any, *, progress: bool = True) -> Fitting:
+    """Fit the new layers of `jobs`; the model itself stays as it is.
+
+    Raises: BadInput for data that cannot be read twice, is empty, holds NaN, or that the model does not take; for
+        weights with NaN.
+    """
+    if any(t.is_meta for t in model.parameters()):
+        raise BadInput("the model lies on the meta device and has no weights to fit to; load them first")
+    for job in jobs:
+        if not all(bool(p.isfinite().all()) for p in job.site.module.parameters()):
+            raise BadInput(f"{job.site.name}: its weights hold NaN or infinite numbers; nothing can be fitted to them")
+    with untouched_random(), watched(model):
+        torch.manual_seed(0)  # the same result each time, and the same order of a shuffling loader in each pass
+        return _Fit(model, jobs, Batches(data, model), progress).run()
+
+
+class _Fit:
+    """One run of `fit`."""
+
+    def __init__(self, model: nn.Module, jobs: Sequence[Job], batches: Batches, progress: bool) -> None:
+        self.batches, self.found, self.progress = batches, Fitting(notes=batches.notes), progress
+        self.held, _, self.same = batches.divided()
+        self.jobs = {id(job.site.module): job for job in jobs}
+        self.model = model
+        self.seen = observed(model, self.held, [job.site for job in jobs])
+        self.twin = Twin(model)
+        self.dice = torch.Generator().manual_seed(0)
+
+    def run(self) -> Fitting:
+        total = len(self.seen) + len({id(s.block) for s in self.seen if s.block is not None})
+        types = [(job.new, next(job.new.parameters()).dtype, job.new.training) for job in self.jobs.values()]
+        if self.same:
+            self.found.notes.append("data holds one image: the errors are of the image that was fitted on")
+        with Progress(total, visible=self.progress) as bar:
+            for place, seen in enumerate(self.seen):
+                bar.show(seen.site.name)
+                self._layer(seen)
+                bar.advance()
+                block = seen.block
+                if block is not None and all(s.block is not block for s in self.seen[place + 1 :]):
+                    self._block(block)
+                    bar.advance()
+            bar.show("BatchNorm")
+            self._norms()
+        for new, dtype, training in types:
+            new.to(dtype).train(training)
+        return self.found
+
+    def _layer(self, seen: Seen) -> None:
+        start, job = time.perf_counter(), self.jobs[id(seen.site.module)]
+        name, new, conv = seen.site.name, job.new, cast(nn.Conv2d, seen.site.module)
+        new.to(self.twin.dtype(conv))
+        to_eval_(new)
+        how, before, after = "projected" if job.projected else "fresh", None, None
+        if seen.calls:
+            held, rest, _ = self.batches.divided()
+            judged = self._examples(seen, [held])
+            settle_norms_(new, judged)
+            before = error(new, judged, shift=seen.only_norm)
+            sums, examples = self._sums(seen, rest)
+            kept = copied(new)
+            solved = self._solve(seen, sums, new, judged)
+            settle_norms_(new, examples)
+            if not solved or (seen.block is None and not _is_linear(new)):
+                steps = STEPS if solved or job.projected else FRESH_STEPS
+                refine_(new, list(new.parameters()), examples, judged, steps)
+            after = error(new, judged, shift=seen.only_norm)
+            if not after <= before:
+                new.load_state_dict(kept.state_dict())
+                after = before
+            else:
+                how = "fitted"
+            self._follow(seen, new, examples)
+        else:
+            self.found.notes.append(f"{name}: the data does not reach it; it is {how}")
+        self.twin.places[conv].replace(new)
+        self.found.results[name] = Result(how, before, after, time.perf_counter() - start)
+
+    def _examples(self, seen: Seen, batches: Sequence[Inputs]) -> list[Example]:
+        """Whole maps of the layer, for each of its calls."""
+        found = []
+        for batch in batches:
+            targets = self.twin.outputs(seen.site.module, batch, seen.calls)
+            given = self.twin.arguments(seen.site.module, batch, seen.calls)
+            found += [Example(((input_of(a, seen.site.name),), {}), _as(t, a)) for a, t in zip(given, targets)]
+        return found
+
+    def _sums(self, seen: Seen, batches: Iterator[Inputs]) -> tuple[Sums, list[Example]]:
+        """The layer's sums over sampled pixels, and as many whole maps as the memory limit holds."""
+        conv, kept, room = cast(nn.Conv2d, seen.site.module), list[Example](), float(MEMORY)
+        d = conv.weight[0].numel()
+        need, images, sums = PIXELS * d, 0, None
+        for batch in batches:
+            found = self._examples(seen, [batch])
+            for each in found:
+                x, y = each.arguments[0][0], each.target
+                pixels = self._pixels(y, math.ceil(DENSE * d))
+                rows, targets = patches(conv, x, pixels), y[pixels[0], :, pixels[1], pixels[2]]
+                if not (bool(rows.isfinite().all()) and bool(targets.isfinite().all())):
+                    raise BadInput(f"{seen.site.name}: its input or output holds NaN or infinite numbers on this data")
+                sums = sums or Sums.like(rows, targets, gram=d <= MOST_D)
+                sums.add_(rows, targets)
+                if room > 0:
+                    kept.append(each)
+                    room -= each.bytes
+            images += len(found[0].target) if found else 0
+            if sums is not None and sums.count >= need and images >= IMAGES:
+                break
+        if sums is None:
+            raise BadInput(f"{seen.site.name}: the data reaches it in its first batch alone; give more of it")
+        return sums, kept
+
+    def _pixels(self, y: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices (n, p, q) into the output: all pixels, or `most` of each image drawn at random."""
+        n, _, p, q = y.shape
+        if p * q <= most:
+            flat = torch.arange(n * p * q)
+        else:
+            drawn = torch.stack([torch.randperm(p * q, generator=self.dice)[:most] for _ in range(n)])
+            flat = (drawn + torch.arange(n)[:, None] * p * q).flatten()
+        flat = flat.to(y.device)
+        return flat // (p * q), flat // q % p, flat % q
+
+    def _solve(self, seen: Seen, sums: Sums, new: Operator, judged: Sequence[Example]) -> bool:
+        """Least squares, then the nearest member of the operator's family; False where it has no closed form."""
+        name, d = seen.site.name, sums.x.shape[1]
+        if sums.gram is None:
+            self.found.notes.append(f"{name}: a patch has {d} numbers, over {MOST_D}; projected and refined")
+            return False
+        ridges = RIDGES[:1] if sums.count >= ENOUGH * d else RIDGES
+        best: tuple[float, dict[str, Tensor]] | None = None
+        for ridge in ridges:
+            if not self._nearest(seen, sums, new, ridge):
+                return False
+            now = error(new, judged, shift=seen.only_norm)
+            if best is None or now < best[0]:
+                best = now, {key: value.clone() for key, value in new.state_dict().items()}
+        new.load_state_dict(cast(Any, best)[1])
+        return True
+
+    def _nearest(self, seen: Seen, sums: Sums, new: Operator, ridge: float) -> bool:
+        old = cast(nn.Conv2d, seen.site.module)
+        solution = solve(sums, old, centred=seen.only_norm or old.bias is not None, ridge=ridge)
+        best = _holding(old, solution)
+        if not new.project_(best, solution.gram):
+            return False
+        weight = new.dense_weight()
+        if old.bias is not None and weight is not None:
+            _correct_bias_(new, best, solution, weight.double(), sums)
+        return True
+
+    def _follow(self, seen: Seen, new: Operator, examples: Sequence[Example]) -> None:
+        """The BatchNorms that read the layer get the statistics of its new outputs."""
+        for norm in seen.norms:
+            inner = self.twin.places[norm].module
+            set_statistics_(inner, new, examples)
+
+    def _block(self, block: nn.Module) -> None:
+        start = time.perf_counter()
+        inner = self.twin.places[block].module
+        news = [job.new for job in self.jobs.values() if any(m is job.new for m in inner.modules())]
+        held, rest, _ = self.batches.divided()
+
+        def example(batch: Inputs) -> Example:
+            target = self.twin.outputs(block, batch, 1)[0]
+            arguments = self.twin.arguments(block, batch, 1)[0]
+            return Example(arguments, _as(target, arguments))
+
+        judged, examples, room = [example(held)], list[Example](), float(MEMORY)
+        for batch in rest:
+            examples.append(example(batch))
+            room -= examples[-1].bytes
+            if room <= 0:
+                break
+        before = error(inner, judged)
+        refine_(inner, [p for new in news for p in new.parameters()], examples, judged, STEPS)
+        name = self.twin.places[block].name
+        self.found.blocks.append(Block(name, before, error(inner, judged), time.perf_counter() - start))
+
+    def _norms(self) -> None:
+        """All BatchNorms behind the first new layer once more, if the network's output gains from it."""
+        held, rest, _ = self.batches.divided()
+        before = output_error(self.twin, [held])
+        norms = behind(self.twin, {id(job.new) for job in self.jobs.values()}, held)
+        kept = [(norm, copied(norm).state_dict()) for norm in norms]
+        recalibrate_(self.twin, norms, rest)
+        after = output_error(self.twin, [held])
+        if not after < before:
+            for norm, state in kept:
+                norm.load_state_dict(state)
+        self.found.output_error = min(before, after)
+        for old, site in self.twin.places.items():
+            found, now = statistics(old), statistics(site.module)
+            if found and now:
+                fresh = now[0].to(found[0].dtype), now[1].to(found[1].dtype)
+                if not all(map(torch.equal, found, fresh)):
+                    self.found.statistics[old] = fresh
+
+
+def _as(target: Tensor, arguments: Any) -> Tensor:
+    """The target in the type in which the copy computes."""
+    found = next((t.dtype for t in tensors(arguments) if t.is_floating_point()), target.dtype)
+    return target.to(found)
+
+
+def _is_linear(new: Operator) -> bool:
+    return new.dense_weight() is not None
+
+
+def _holding(old: nn.Conv2d, solution: Solution) -> nn.Conv2d:
+    """A float64 convolution like the old one with the solved weights."""
+    best = copied(old).double().requires_grad_(False)
+    best.weight.copy_(solution.weight)
+    if best.bias is not None and solution.bias is not None:
+        best.bias.copy_(solution.bias)
+    return best
+
+
+def _correct_bias_(new: Operator, best: nn.Conv2d, solution: Solution, weight: Tensor, sums: Sums) -> None:
+    """The operator's weights differ from the best ones: let the bias meet the target's mean."""
+    x, _ = sums.means()
+    groups, d = x.shape
+    rest = (solution.weight - weight.to(solution.weight.device)).view(groups, -1, d)
+    shift = (rest @ x[..., None]).flatten()
+    if not new.scale_output_(torch.ones_like(shift), shift):
+        best.bias.add_(shift)  # type: ignore[union-attr]
+        new.project_(best, solution.gram)

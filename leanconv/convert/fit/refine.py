@@ -1,0 +1,131 @@
+"""A few steps of Adam on the error at a layer's or block's output; the better of before and after is kept."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.convert.fit.twin import Arguments
+from leanconv.running import cloned, map_tensors, tensors
+
+_RATE = 0.01  # of a parameter's root mean square, at each step
+_PIXELS = 32 * 1024  # of one step's outputs
+
+
+@dataclass(frozen=True)
+class Example:
+    """One call of a module: its arguments in the changed network, and what the original's returned there."""
+
+    arguments: Arguments
+    target: Tensor
+
+    def run(self, module: Callable[..., Tensor]) -> Tensor:
+        """The module's output on these arguments, which it may write into."""
+        positional, named = cloned(self.arguments)
+        return module(*positional, **named)
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory."""
+        return sum(t.numel() * t.element_size() for t in (self.target, *tensors(self.arguments)))
+
+    def parts(self) -> list["Example"]:
+        """The same in parts of some 32,000 output pixels, where all tensors have as many rows: a step of Adam each."""
+        rows = {t.shape[0] for t in (self.target, *tensors(self.arguments)) if t.ndim}
+        if len(rows) != 1 or self.target.ndim < 3:
+            return [self]
+        count, each = rows.pop(), max(1, _PIXELS // self.target[0, 0].numel())
+        return [self._rows(start, start + each) for start in range(0, count, each)]
+
+    def _rows(self, start: int, stop: int) -> "Example":
+        positional, named = self.arguments
+        cut: Arguments = (
+            tuple(map_tensors(lambda t: t[start:stop], positional)),
+            map_tensors(lambda t: t[start:stop], named),
+        )
+        return Example(cut, self.target[start:stop])
+
+
+def error(module: Callable[..., Tensor], examples: Sequence[Example], *, shift: bool = False) -> float:
+    """‖module - target‖ / ‖target‖ over all numbers; of the deviations from the channels' means where `shift`."""
+    difference = scale = 0.0
+    with torch.no_grad():
+        for each in examples:
+            target = each.target.double()
+            rest = each.run(module).double() - target
+            if shift:
+                axes = [axis for axis in range(rest.ndim) if axis != 1]
+                rest, target = rest - rest.mean(axes, keepdim=True), target - target.mean(axes, keepdim=True)
+            difference += float(rest.square().sum())
+            scale += float(target.square().sum())
+    return (difference / scale) ** 0.5 if scale else (0.0 if not difference else float("inf"))
+
+
+def refine_(
+    module: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    examples: Sequence[Example],
+    held: Sequence[Example],
+    steps: int,
+) -> bool:
+    """Move `parameters` so that `module` meets the targets of `examples`; whether that lowers the error on `held`.
+
+    Adam, the step a share of each parameter's own size, sinking as a cosine. Where it does not help, all is as before.
+    """
+    before = [p.detach().clone() for p in parameters]
+    best, examples = error(module, held), [part for each in examples for part in each.parts()]
+    scale = sum(float(e.target.double().square().mean()) for e in examples) / len(examples)
+    optimizer = torch.optim.Adam([{"params": [p], "lr": _RATE * _size(p)} for p in parameters], betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    states = [p.requires_grad for p in parameters]
+    try:
+        with torch.enable_grad():
+            for p in parameters:
+                p.requires_grad_(True)
+            for step in range(steps):
+                each = examples[step % len(examples)]
+                rest = each.run(module) - each.target
+                loss = rest.square().mean() / (scale or 1.0)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    finally:
+        for p, state in zip(parameters, states, strict=True):
+            p.requires_grad_(state)
+            p.grad = None
+    after = error(module, held)
+    if after < best:
+        return True
+    with torch.no_grad():
+        for p, old in zip(parameters, before, strict=True):
+            p.copy_(old)
+    return False
+
+
+def _size(parameter: Tensor) -> float:
+    """The root mean square; a parameter that is all zero moves as one of size 0.1."""
+    return float(parameter.detach().double().square().mean().sqrt()) or 0.1
+
+
+def settle_norms_(module: nn.Module, examples: Sequence[Example]) -> None:
+    """Give the BatchNorms inside an operator the statistics of these inputs."""
+    inner = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not inner:
+        return
+    kept = [(m, m.momentum) for m in inner]
+    for m in inner:
+        m.reset_running_stats()
+        m.momentum = None  # the plain mean over all batches
+        m.training = True
+    try:
+        with torch.no_grad():
+            for each in examples:
+                each.run(module)
+    except ValueError:  # one image whose map is one pixel has no variance: the statistics stay those of a new layer
+        for m in inner:
+            m.reset_running_stats()
+    finally:
+        for m, momentum in kept:
+            m.momentum, m.training = momentum, False

@@ -1,0 +1,81 @@
+"""The benchmark of the starts: its baselines against brute force, a whole round on a tiny run, a killed one goes on."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmarks import keep_learnt
+from benchmarks.baselines import DecoupledConv2d, Tucker2Conv2d
+from leanconv.runs import RunFolder, load
+from leanconv.spec import ConvSpec
+
+CASES = [(Tucker2Conv2d, {"share": 0.5}), (DecoupledConv2d, {"terms": 2})]
+IDS = ["tucker2", "decoupled"]
+
+
+def distance(layer, conv, gram):
+    rest = (layer.dense_weight().double() - conv.weight.double()).flatten(1)
+    return float(torch.einsum("od,de,oe->", rest, gram, rest))
+
+
+@pytest.mark.parametrize(("operator", "options"), CASES, ids=IDS)
+def test_a_baseline_is_its_dense_kernel_and_costs_what_it_says(operator, options):
+    conv = nn.Conv2d(8, 12, 3, stride=2, padding=1).double()
+    layer, x = operator.from_conv(conv, **options), torch.randn(2, 8, 9, 7, dtype=torch.float64)
+    assert layer.project_(conv)
+    y = torch.nn.functional.conv2d(x, layer.dense_weight(), conv.bias, 2, 1)
+    assert torch.allclose(layer(x), y, atol=1e-12)
+    assert operator.cost(ConvSpec.from_conv(conv, x.shape), **options).params == sum(
+        p.numel() for p in layer.parameters()
+    )
+
+
+@pytest.mark.parametrize(("operator", "options"), [(Tucker2Conv2d, {"share": 1.0}), (DecoupledConv2d, {"terms": 9})])
+def test_a_baseline_of_full_rank_is_the_dense_layer(operator, options):
+    conv = nn.Conv2d(6, 6, 3, padding=1).double()
+    layer = operator.from_conv(conv, **options)
+    assert layer.project_(conv)
+    assert torch.allclose(layer.dense_weight(), conv.weight, atol=1e-7)
+
+
+@pytest.mark.parametrize(("operator", "options"), CASES, ids=IDS)
+def test_the_covariance_helps_where_the_inputs_are_not_white(operator, options):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 3, padding=1, bias=False).double()
+    mix = torch.randn(72, 72, dtype=torch.float64) * torch.logspace(0, -3, 72, dtype=torch.float64)
+    gram = (mix @ mix.T)[None]
+    white, aware = operator.from_conv(conv, **options), operator.from_conv(conv, **options)
+    white.project_(conv)
+    aware.project_(conv, gram)
+    assert distance(aware, conv, gram[0]) < 0.8 * distance(white, conv, gram[0])
+
+
+def test_a_whole_round_and_one_that_goes_on(tmp_path, monkeypatch, capsys):
+    dice = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 6)):
+        for kind in ("a", "b"):
+            (tmp_path / "data" / split / kind).mkdir(parents=True)
+            for number in range(count):
+                pixels = dice.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / kind / f"{number}.png")
+    reference = "leanconv:resnet20_cifar?width=0.25&num_classes=2"
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.save_model(load(reference))
+    run.write_model(reference, swaps=[])
+    (run.path / "history.csv").write_text("epoch,top1\n3,0.5\n")
+    out = tmp_path / "kept.json"
+    words = [str(run.path), f"{tmp_path / 'data'}?val=0", "--images", "16", "--test", "8", "--out", str(out)]
+    for operators in (["hetconv(part=4)"], ["hetconv(part=4)", "tucker2(share=0.45)"]):
+        monkeypatch.setattr(sys, "argv", ["keep_learnt", *words, "--operators", *operators])
+        keep_learnt.main()
+    report = json.loads(out.read_text())
+    assert [row["operator"] for row in report["rows"]] == ["hetconv(part=4)", "tucker2(share=0.45)"]
+    assert all(0 <= row[init] <= 1 for row in report["rows"] for init in ("fresh", "project", "fit"))
+    assert report["network"] == {"reference": reference, "epochs": 3}
+    assert capsys.readouterr().out.count("hetconv(part=4): {") == 1  # the second run took it from the file

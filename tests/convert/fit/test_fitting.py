@@ -1,0 +1,292 @@
+"""`apply_(init="fit")`: exact where it can be, never worse on images held out, in the network's order, and undone."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from leanconv.convert import Plan, Swap, apply_, plan
+from leanconv.convert.fit import fitting
+from leanconv.errors import BadInput
+from leanconv.nn import HetConv2d
+
+HETCONV = "hetconv(part=4)"
+
+
+def pictures(count=48, channels=3, side=10, seed=0):
+    """Smooth random images: neighbouring pixels are alike, as in photographs."""
+    dice = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, channels, side // 2 + 1, side // 2 + 1, generator=dice)
+    return F.interpolate(coarse, (side, side), mode="bilinear", align_corners=True)
+
+
+def stack(widths=(3, 8, 8, 12), norm=True, seed=0, **options):
+    """A chain of 3x3 convolutions, each with BatchNorm (settled on `pictures`) and ReLU."""
+    torch.manual_seed(seed)
+    layers = []
+    for c, o in pairwise(widths):
+        layers.append(nn.Conv2d(c, o, 3, padding=1, bias=not norm, **options))
+        layers += [nn.BatchNorm2d(o), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
+    return settled(nn.Sequential(*layers))
+
+
+def settled(model):
+    model.train()
+    with torch.no_grad():
+        for _ in range(20):
+            model(pictures(seed=5))
+    return model.eval()
+
+
+class Pair(nn.Module):
+    """A residual block: two convolutions and the input."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+def residual(blocks=2, seed=0):
+    torch.manual_seed(seed)
+    return settled(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *(Pair() for _ in range(blocks))))
+
+
+def state(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def assert_as(model, before):
+    now = model.state_dict()
+    assert list(now) == list(before)
+    assert all(torch.equal(now[key], before[key]) for key in now)
+
+
+def distance(model, other, x):
+    with torch.no_grad():
+        return float((model(x) - other(x)).norm() / other(x).norm())
+
+
+def test_a_network_of_the_operators_family_is_met_exactly():
+    model = stack().double()
+    with torch.no_grad():
+        for index in (3, 6):
+            family = HetConv2d.from_conv(model[index], part=4)
+            model[index].weight.copy_(family.dense_weight())
+    dense, x = copy.deepcopy(model), pictures().double()
+    applied = apply_(model, plan(model, x, to=HETCONV), init="fit", data=x)
+    assert max(layer.error for layer in applied.layers) < 1e-12
+    assert distance(model, dense, pictures(seed=1).double()) < 1e-2  # the statistics of BatchNorm are of these images
+
+
+def test_inputs_decide_which_taps_matter():
+    """Channel 2k equals 2k + 1: a HetConv of two parts computes any kernel; only the covariance tells."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)).double()
+    x = pictures(32, 4).double().repeat_interleave(2, 1)
+    dense = copy.deepcopy(model)
+    applied = apply_(model, plan(model, x, to="hetconv(part=2)", where="*"), init="fit", data=x)
+    assert applied.layers[0].error_before > 0.2
+    assert applied.layers[0].error < 2e-3
+    assert distance(model, dense, pictures(8, 4, seed=1).double().repeat_interleave(2, 1)) < 2e-3
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("to", [HETCONV, "depthwise_separable", "splconv"])
+def test_a_fit_is_no_worse_than_a_projection_on_images_of_neither(norm, to):
+    model = stack(norm=norm)
+    dense, projected = copy.deepcopy(model), copy.deepcopy(model)
+    apply_(projected, plan(model, pictures(2), to=to))
+    applied = apply_(model, plan(model, pictures(2), to=to), init="fit", data=pictures())
+    assert all(layer.error <= layer.error_before for layer in applied.layers)
+    assert {layer.how for layer in applied.layers} == {"fitted"}
+    fresh = pictures(seed=1)
+    assert distance(model, dense, fresh) < 0.9 * distance(projected, dense, fresh)
+    assert applied.output_error < 0.9 * distance(projected, dense, fresh)
+
+
+def test_later_layers_make_up_for_earlier_ones():
+    """Against the same fit of each layer at the original's inputs."""
+    x, fresh = pictures(), pictures(seed=1)
+    dense = stack((3, 8, 8, 8, 8), norm=False)
+    steps = plan(dense, x, to=HETCONV)
+    model, apart = copy.deepcopy(dense), copy.deepcopy(dense)
+    apply_(model, steps, init="fit", data=x)
+    for swap in steps.swapped:
+        alone = copy.deepcopy(dense)
+        apply_(alone, Plan([swap]), init="fit", data=x)
+        apart[int(swap.name)] = alone[int(swap.name)]
+    assert distance(model, dense, fresh) < 0.95 * distance(apart, dense, fresh)
+
+
+def test_blocks_are_refined_as_one():
+    model, x = residual(), pictures()
+    dense = copy.deepcopy(model)
+    applied = apply_(model, plan(model, x, to=HETCONV), init="fit", data=x)
+    assert [block.name for block in applied.blocks] == ["1", "2"]
+    assert all(block.error < 0.95 * block.error_before for block in applied.blocks)
+    assert "2 blocks refined" in str(applied)
+    assert distance(model, dense, pictures(seed=1)) < 0.6
+
+
+class Branches(nn.Module):
+    """Built in another order than it runs: `late` after the branches `a` and `b`, and `twice` two times."""
+
+    def __init__(self):
+        super().__init__()
+        self.late, self.twice = nn.Conv2d(8, 4, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.b, self.a = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.stem, self.unused = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        x = F.relu_(self.stem(x))
+        x = self.twice(F.relu_(self.twice(x)))
+        return self.late(F.relu(self.a(x)) + F.relu(self.b(input=x)))
+
+
+def test_the_order_is_that_of_the_run(monkeypatch):
+    torch.manual_seed(0)
+    model, x = Branches(), pictures()
+    dense, order = copy.deepcopy(model), []
+    plain = fitting._Fit._layer
+    monkeypatch.setattr(fitting._Fit, "_layer", lambda self, seen: (order.append(seen), plain(self, seen)))
+    names = ("unused", "late", "b", "a", "twice")
+    applied = apply_(model, [Swap(n, HETCONV, None, None, "") for n in names], init="fit", data=x)
+    assert [seen.site.name for seen in order] == ["twice", "a", "b", "late", "unused"]
+    assert [seen.calls for seen in order] == [2, 1, 1, 1, 0]
+    assert [layer.name for layer in applied.layers] == list(names)
+    assert applied.layers[0].how == "projected"
+    assert "unused: the data does not reach it" in str(applied)
+    assert all(layer.error <= layer.error_before for layer in applied.layers[1:])
+    assert distance(model, dense, pictures(seed=1)) < 0.8
+
+
+def test_undo_gives_the_statistics_back_too():
+    model, x = stack().train(), pictures()
+    before, modules = state(model), list(model.modules())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    groups = list(optimizer.param_groups[0]["params"])
+    applied = apply_(model, plan(model, x, to=HETCONV), init="fit", data=x, optimizer=optimizer)
+    assert not torch.equal(model[4].running_var, before["4.running_var"])
+    assert applied.norms == 2
+    assert [p is q for p, q in zip(optimizer.param_groups[0]["params"], model.parameters(), strict=True)]
+    applied.undo_()
+    assert_as(model, before)
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], groups, strict=True))
+
+
+@pytest.mark.parametrize("at", [2, 9, 14])
+def test_an_interrupted_fit_changes_nothing(at):
+    class Interrupting(list):
+        left = at
+
+        def __iter__(self):
+            for batch in super().__iter__():
+                Interrupting.left -= 1
+                if not Interrupting.left:
+                    raise KeyboardInterrupt
+                yield batch
+
+    model = residual(1).train()
+    before, modules = state(model), list(model.modules())
+    with pytest.raises(KeyboardInterrupt):
+        apply_(model, plan(model, pictures(2), to=HETCONV), init="fit", data=Interrupting(pictures().split(16)))
+    assert Interrupting.left <= 0
+    assert_as(model, before)
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    assert all(module.training for module in model.modules())
+    assert not any(hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks))
+
+
+def test_what_the_model_keeps():
+    model, x = residual(1), pictures()
+    model[1].conv1.requires_grad_(False)
+    model.to(memory_format=torch.channels_last).train()
+    model(x).sum().backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    before, seen = state(model), []
+    model[1].conv2.register_forward_hook(lambda module, args, out: seen.append(type(module).__name__))
+    steps = plan(model, x, to=HETCONV)
+    results = []
+    for _ in range(2):
+        again = copy.deepcopy(model)
+        applied = apply_(again, steps, init="fit", data=list(x.split(16)))
+        results.append(state(again))
+    assert all(torch.equal(a, b) for a, b in zip(results[0].values(), results[1].values(), strict=True))
+    applied = apply_(model, steps, init="fit", data=list(x.split(16)))
+    assert isinstance(model[1].conv1, HetConv2d)
+    assert not any(p.requires_grad for p in model[1].conv1.parameters())
+    assert all(p.requires_grad and p.grad is None for p in model[1].conv2.parameters())
+    assert all(
+        torch.equal(dict(model.named_parameters())[name].grad, grads[name]) for name in ("0.weight", "1.bn1.bias")
+    )
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(now, before[key]) for key, now in model.state_dict().items() if key.startswith("0."))
+    seen.clear()
+    model(x)
+    assert seen == ["HetConv2d"]
+    assert applied.to_dict()["layers"][0]["seconds"] > 0
+
+
+def test_a_model_in_bfloat16():
+    model, x = stack().bfloat16(), pictures().bfloat16()
+    dense, projected = copy.deepcopy(model), copy.deepcopy(model)
+    apply_(projected, plan(model, x, to=HETCONV))
+    applied = apply_(model, plan(model, x, to=HETCONV), init="fit", data=x)
+    assert {p.dtype for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()} == {torch.bfloat16}
+    assert all(layer.error < layer.error_before for layer in applied.layers)
+    assert distance(model, dense, x) < distance(projected, dense, x)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"dilation": 2}, {"padding_mode": "reflect"}])
+def test_strides_dilations_and_padding_modes(options):
+    model, x = stack((4, 4, 8), norm=False, **options), pictures(channels=4, side=13)
+    applied = apply_(model, plan(model, x, to="hetconv(part=2)", where="*"), init="fit", data=x)
+    assert all(layer.error < 0.95 * layer.error_before for layer in applied.layers)
+
+
+def test_one_picture_does_no_harm():
+    model = residual(1)
+    dense, projected = copy.deepcopy(model), copy.deepcopy(model)
+    apply_(projected, plan(model, pictures(1), to=HETCONV))
+    applied = apply_(model, plan(model, pictures(1), to=HETCONV), init="fit", data=pictures(1))
+    assert "data holds one image" in str(applied)
+    fresh = pictures(seed=1)
+    assert distance(model, dense, fresh) < 1.1 * distance(projected, dense, fresh)
+
+
+def test_patches_that_are_too_large_for_a_gram(monkeypatch):
+    monkeypatch.setattr(fitting, "MOST_D", 30)
+    model, x = stack(norm=False), pictures()
+    applied = apply_(model, plan(model, x, to=HETCONV), init="fit", data=x)
+    assert "3: a patch has 72 numbers, over 30; projected and refined" in applied.notes
+    assert all(layer.error < layer.error_before for layer in applied.layers)
+
+
+def test_bad_input():
+    model, x = stack(), pictures()
+    steps = plan(model, x, to=HETCONV)
+    before = state(model)
+    for data, text in (
+        (None, "init='fit' needs data="),
+        (iter([x]), "can be read once only"),
+        ([], "holds no batch"),
+        (torch.randn(4, 5, 8, 8), "does not run on inputs"),
+        (x[0], "N C H W|does not run on inputs"),
+        (x.log(), "NaN or infinite"),
+    ):
+        with pytest.raises(BadInput, match=text):
+            apply_(model, steps, init="fit", data=data)
+        assert_as(model, before)
+    with torch.no_grad():
+        model[3].weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(BadInput, match="NaN or infinite"):
+        apply_(model, steps, init="fit", data=x)
+    assert type(model[3]) is nn.Conv2d
