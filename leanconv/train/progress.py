@@ -82,6 +82,10 @@ class Reporter:
         """Validation has finished `done` of `images`."""
         self.bar.update(self.task, description=f"validate {done}/{images}" if done < images else "train")
 
+    def reconstructing(self, done: int, steps: int) -> None:
+        """The block-wise phase has done so many of its steps."""
+        self.bar.update(self.task, description=f"blocks {done}/{steps}" if done < steps else "train")
+
     def racing(self, mode: str, share: float) -> None:
         """A mode of the step is tried; `share` of the race is done."""
         self.bar.update(self.task, description=f"step: {mode} {share:.0%}" if share < 1 else "train")

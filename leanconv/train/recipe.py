@@ -1,10 +1,9 @@
 """Recipe: every setting of a training run, one frozen dataclass, read from flat TOML and `key=value` words."""
 
 import dataclasses
-import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,8 +11,9 @@ from typing import Any, Self
 from leanconv import recipes
 from leanconv.errors import BadInput
 from leanconv.files import write_atomic
-from leanconv.text import is_utf8, one_line
-from leanconv.train.unknown_key import unknown_key
+from leanconv.text import is_utf8
+from leanconv.train.inherited import inherited
+from leanconv.train.recipe_text import TOO_LARGE, shown, toml, typed, word
 
 # The allowed words of each key that takes words.
 CHOICES = {
@@ -24,14 +24,15 @@ CHOICES = {
     "loss": ("auto", "bce_dice", "ce"),
     "amp": ("no", "auto", "bf16", "fp16"),
     "device": ("auto", "cpu"),
+    "init": ("project", "fit", "fresh"),
 }
 _LARGEST = 1e6  # of settings other than counts; larger values train nothing, or diverge at once
 _LARGEST_ZOOM = 64
 MOST_MERGE = 1000  # pixels between two fragments
-_TOO_LARGE = 2**63  # for torch's seeds, and for what a run can count
 # Beyond these memory or OpenMP gives up without a word of what was wrong; one pixel is no picture to resize to.
 _RANGES = {
     "size": (2, 2**14), "batch": (1, 2**20), "threads": (0, 2**12), "workers": (0, 2**12),
+    "teacher_weight": (0, 1), "blockwise_steps": (0, 2**31), "fit_images": (1, 2**31),
     "min_area": (-1, 2**31), "merge": (-1, MOST_MERGE), "max_defects": (-1, 2**31), "max_area": (-1, 2**31),
 }  # fmt: skip
 
@@ -48,6 +49,15 @@ class Recipe:
             For timm's, smp's and own models; those of leanconv also take `conv=`. `leanconv plan` shows the same plan.
         where: the layers to swap, a glob over names ("decoder.*"); "" is every one that the operator's paper means.
         pretrained: start a timm or smp model from published weights. They are downloaded; nothing else is.
+        init: of swapped layers: `project` takes over what a closed form can of the weights, `fit` fits each layer to
+            the old one's outputs on training images, `fresh` draws new ones.
+        fit_images: training images that `init="fit"` looks at; their labels are not used.
+        teacher: a run folder (or a model with published weights) to learn from: the original of a swapped model. Files
+            and commands that leave out model, data, size, classes and the like take those of its run.
+        teacher_weight: w in loss = (1 - w) · task + w · soft targets + feature_weight · features.
+        temperature: of the soft targets.
+        feature_weight: of the squared error of the outputs of blocks with swapped layers; 0 compares none.
+        blockwise_steps: steps before the first one, in which each such block learns by itself.
         task: `segment` (a mask an image) or `classify` (a class an image); `auto` takes what the data has.
         classes: names of the classes, the background first, `["background", "scratch"]`, or how many there are; empty
             takes those of the data. For segmentation.
@@ -102,6 +112,13 @@ class Recipe:
     swap: str = ""
     where: str = ""
     pretrained: bool = False
+    init: str = "project"
+    fit_images: int = 512
+    teacher: str = ""
+    teacher_weight: float = 0.5
+    temperature: float = 2.0
+    feature_weight: float = 0.5
+    blockwise_steps: int = 0
     task: str = "auto"
     classes: tuple[str, ...] = ()
     size: int = 128
@@ -154,7 +171,7 @@ class Recipe:
                 raise BadInput(f"recipe: {key} is empty: say which, or leave it out")
         for key, words in CHOICES.items():
             if getattr(self, key) not in words:
-                raise BadInput(f"recipe: {key}={_shown(getattr(self, key))}: one of {', '.join(words)}")
+                raise BadInput(f"recipe: {key}={shown(getattr(self, key))}: one of {', '.join(words)}")
         for key in ("drop_epochs", "eval_every", "log_every"):
             if getattr(self, key) < 1:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: must be at least 1")
@@ -176,6 +193,7 @@ class Recipe:
             "light",
             "defect_crop",
             "save_every",
+            "feature_weight",
         ):
             if not 0 <= (value := getattr(self, key)) < math.inf:
                 raise BadInput(f"recipe: {key}={value}: must be a number of at least 0")
@@ -183,10 +201,9 @@ class Recipe:
                 raise BadInput(f"recipe: {key}={value}: must be a number of at most {_LARGEST:g}")
         if self.defect_crop > 1:
             raise BadInput(f"recipe: defect_crop={self.defect_crop}: a share, from 0 to 1")
-        if not 0 < self.temperature_epochs <= _LARGEST:
-            raise BadInput(
-                f"recipe: temperature_epochs={self.temperature_epochs}: must be above 0 and at most {_LARGEST:g}"
-            )
+        for key in ("temperature_epochs", "temperature"):
+            if not 0 < (value := getattr(self, key)) <= _LARGEST:
+                raise BadInput(f"recipe: {key}={value}: must be above 0 and at most {_LARGEST:g}")
         for key in ("light", "smoothing"):
             if getattr(self, key) >= 1:
                 raise BadInput(f"recipe: {key}={getattr(self, key)}: from 0 to below 1")
@@ -220,13 +237,13 @@ class Recipe:
         """Raise BadInput for values that recipe.toml cannot hold: numbers beyond 64 bits, text that is not UTF-8."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if type(value) is int and abs(value) >= _TOO_LARGE:
+            if type(value) is int and abs(value) >= TOO_LARGE:
                 digits = len(str(abs(value))) if abs(value).bit_length() < 14_000 else "thousands of"
                 raise BadInput(f"recipe: {field.name} has {digits} digits: must be below 2**63")
             texts = (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ()
             if any("\0" in text or not is_utf8(text) for text in texts):
                 kind = sys.getfilesystemencoding().upper()
-                raise BadInput(f"recipe: {field.name}={_shown(value)} is no {kind} text: rename it, or link to it")
+                raise BadInput(f"recipe: {field.name}={shown(value)} is no {kind} text: rename it, or link to it")
 
     def falls(self, epoch: int) -> int:
         """The number of drops of the rate by `schedule="step"` before an epoch (from 0)."""
@@ -245,14 +262,20 @@ class Recipe:
 
     @classmethod
     def of(cls, values: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe") -> Self:
-        """The recipe of a dictionary, with `key=value` words over it; a word for `epochs` puts `steps` aside."""
+        """The recipe of a dictionary, with `key=value` words over it; a word for `epochs` puts `steps` aside.
+
+        With a teacher, what is not said of the model and its images is as in the teacher's run (`inherited.py`).
+        """
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
-        merged = {key: _typed(key, value, fields, where) for key, value in values.items()}
+        merged = {key: typed(key, value, fields, where) for key, value in values.items()}
         words: dict[str, Any] = {}
-        for key, value in (_word(text, fields) for text in overrides):
+        for key, value in (word(text, fields) for text in overrides):
             if key in words:
                 raise BadInput(f"{key}= is given twice; give it once")
             words[key] = value
+        if teacher := words.get("teacher", merged.get("teacher", "")):
+            left = inherited(teacher, merged.keys() | words.keys())
+            merged |= {key: typed(key, value, fields, f"{teacher}/recipe.toml") for key, value in left.items()}
         for length, other in (("epochs", "steps"), ("steps", "epochs")):
             if words.get(length, 0) > 0 and other not in words:
                 merged[other] = 0
@@ -266,7 +289,7 @@ class Recipe:
 
     def write(self, path: str | Path) -> Path:
         """Write the recipe as TOML, with every key."""
-        lines = [f"{key} = {_toml(value)}" for key, value in dataclasses.asdict(self).items()]
+        lines = [f"{key} = {toml(value)}" for key, value in dataclasses.asdict(self).items()]
         return write_atomic(path, "\n".join(lines) + "\n")
 
     def __str__(self) -> str:
@@ -276,70 +299,3 @@ class Recipe:
             if getattr(self, field.name) != field.default
         ]
         return " ".join(changed)
-
-
-def _word(text: str, fields: dict[str, Any]) -> tuple[str, Any]:
-    """`lr=0.1` as `("lr", 0.1)`; only the first `=` divides, so that model references survive."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise BadInput(f"{text!r}: settings are written key=value, like lr=0.001")
-    kind = _known(key.strip(), fields, "command line")
-    try:
-        parsed = _READERS[kind](value.strip())
-    except ValueError as error:
-        raise BadInput(f"{key}={_shown(value)}: {key} takes {_KINDS[kind]}") from error
-    return key.strip(), parsed
-
-
-def _typed(key: str, value: Any, fields: dict[str, Any], where: str) -> Any:
-    """A file's value, checked against the type of its key; the only conversion is 1 to 1.0."""
-    kind = _known(key, fields, where)
-    if kind == "float" and type(value) is int and abs(value) < _TOO_LARGE:
-        return float(value)
-    if kind == "tuple" and type(value) is int:
-        return (_shown(value),)
-    if kind == "tuple" and type(value) is list and all(type(each) is str for each in value):
-        return tuple(value)
-    if type(value).__name__ != kind:
-        raise BadInput(f"{where}: {key} = {_shown(value)}: {key} takes {_KINDS[kind]}")
-    return value
-
-
-def _shown(value: Any) -> str:
-    """A value for an error message; Python refuses to print numbers of thousands of digits."""
-    try:
-        return one_line(repr(value), most=80)
-    except ValueError:
-        return "a number of thousands of digits"
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML, whose text differs from JSON's by the letter 127 and by those beyond 16 bits."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _known(key: str, fields: dict[str, Any], where: str) -> str:
-    if key not in fields:
-        raise unknown_key(key, list(fields), where)
-    kind = fields[key]
-    return kind if isinstance(kind, str) else str(kind.__name__)
-
-
-_KINDS = {
-    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text in quotes",
-    "tuple": 'names, ["background", "scratch"]',
-}  # fmt: skip
-
-
-def _boolean(text: str) -> bool:
-    words = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
-    if text.lower() not in words:
-        raise ValueError(text)
-    return words[text.lower()]
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",")) if text else ()
-
-
-_READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": _boolean, "str": str, "tuple": _names}

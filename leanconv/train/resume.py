@@ -25,6 +25,12 @@ SAME = (
     "model",
     "swap",
     "where",
+    "init",
+    "fit_images",
+    "teacher_weight",
+    "temperature",
+    "feature_weight",
+    "blockwise_steps",
     "data",
     "size",
     "batch",
@@ -121,6 +127,16 @@ def check_resumed(
     _check_numbers(state, recipe, folder, task, per_epoch)
     if recipe.keep == "best" and state.best_step not in (0, state.step):  # else the checkpoint has them
         stored_weights(net, folder.weights)
+
+
+def check_same_teacher(state: State, teacher: str, recipe: Recipe) -> None:
+    """Raise BadInput where the run did not begin with this teacher: `teacher` is its `digest`, or ""."""
+    if state.teacher != teacher:
+        now = f"the weights of teacher={recipe.teacher} are" if teacher else "no teacher is said, that is"
+        raise BadInput(
+            f"{recipe.out}: {now} not what it was started with: resume it with the same teacher, or train its weights "
+            f"on with model={recipe.out} out=another/folder"
+        )
 
 
 def processes_note(before: int, now: int) -> str:

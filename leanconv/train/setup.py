@@ -1,6 +1,7 @@
 """Preparation of a run: folder, device, data, model, and the headline that describes them."""
 
 import dataclasses
+import math
 import os
 import random
 import warnings
@@ -32,9 +33,10 @@ from leanconv.train.data.image_reader import listing
 from leanconv.train.data.labelled import Labelled
 from leanconv.train.data.samples import Samples
 from leanconv.train.data.splits import NoSplit
+from leanconv.train.distillation.teacher import check_teacher
 from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
-from leanconv.train.swapped import check_swap, swap_, with_weights
+from leanconv.train.swapped import Calibration, check_swap, swap_, with_weights
 from leanconv.train.tasks.task import Task, open_split
 
 
@@ -142,8 +144,12 @@ def seed_everything(seed: int) -> None:
 def check_used(recipe: Recipe) -> None:
     """Raise BadInput for a setting that another one makes useless, unless it has its default."""
     check_swap(recipe)
+    check_teacher(recipe)
     sgd, steps = recipe.optimizer == "sgd", recipe.schedule == "step"
+    taught = ("teacher_weight", "temperature", "feature_weight", "blockwise_steps")
     useless = {
+        **dict.fromkeys(taught, (not recipe.teacher, 'teacher=""')),
+        "fit_images": (recipe.init != "fit", f"init={recipe.init}"),
         "momentum": (not sgd, f"optimizer={recipe.optimizer}"),
         "drop": (not steps, f"schedule={recipe.schedule}"),
         "drop_epochs": (not steps or bool(recipe.drop_at), "drop_at" if steps else f"schedule={recipe.schedule}"),
@@ -179,22 +185,33 @@ def build_model(recipe: Recipe, trust_code: bool, outputs: int | None = None) ->
 
 
 def network(
-    recipe: Recipe, trust_code: bool, report: Reporter, *, outputs: int | None, before: RunFolder | None
+    recipe: Recipe,
+    trust_code: bool,
+    report: Reporter,
+    *,
+    outputs: int | None,
+    before: RunFolder | None,
+    calibration: Calibration | None = None,
 ) -> tuple[nn.Module, Sequence[tuple[str, str]]]:
     """The network to train and its swapped layers, pairs (layer, operator) for model.json. The plan is shown.
 
     Args:
         outputs: as `build_model` has it.
         before: the run that goes on. Its model.json says what was swapped: nothing is planned or downloaded again.
+        calibration: images for `init="fit"`.
     """
     if before is not None and last(before).is_file() and (recipe.swap or recipe.pretrained):
         return before.build_model(trust_code=trust_code), before.read_model().swaps
     net = build_model(recipe, trust_code, outputs)
-    found = swap_(net, recipe)
+    if calibration is not None:
+        net.to(calibration.device)
+    found = swap_(net, recipe, calibration)
+    net.cpu()
     swaps = [(swap.name, str(swap.to)) for swap in found.swapped]
     if found:
         report.say(f"swap   {recipe.swap}, layer by layer:\n{found}")
-        if recipe.quiet_gates:  # those of the new layers alone: the others are quiet already, or trained
+        # Those of the new layers alone: the others are quiet already, or trained. Fitted ones know their gates.
+        if recipe.quiet_gates and recipe.init != "fit":
             quiet_gates_(nn.ModuleList(net.get_submodule(name) for name, _ in swaps))
     return net, swaps
 
@@ -247,6 +264,15 @@ def batch_at(recipe: Recipe, samples: Any, order: Order) -> Callable[[int], Batc
     return partial(memory_batch if samples.images is not None else augmented, samples, crops, order)
 
 
+def calibration(recipe: Recipe, samples: Any, device: torch.device) -> Calibration | None:
+    """The training images for `init="fit"`, the same in every process; None for another start."""
+    if recipe.init != "fit":
+        return None
+    order = Order(len(samples), recipe.batch, recipe.seed)
+    steps = min(math.ceil(recipe.fit_images / recipe.batch), order.steps_per_epoch)
+    return Calibration(batch_at(recipe, samples, order), steps, device)
+
+
 def transform(recipe: Recipe) -> Augmentation:
     """The augmentation of training images and their masks."""
     if not recipe.augment:
@@ -267,8 +293,10 @@ def headline(recipe: Recipe, net: nn.Module, data: dict[str, Any], total: int, e
     classes = list(data["train"].classes)
     names = ", ".join(classes) if len(classes) <= 20 else f"{len(classes)} classes"
     swapped = f", swapped to {recipe.swap}" if recipe.swap else ""
+    taught = f", taught by {recipe.teacher}" if recipe.teacher else ""
+    at = f"3x{recipe.size}x{recipe.size}"
     lines = (
-        f"model  {recipe.model}{swapped}: {si(params)} parameters, {si(macs)} MACs at 3x{recipe.size}x{recipe.size}",
+        f"model  {recipe.model}{swapped}{taught}: {si(params)} parameters, {si(macs)} MACs at {at}",
         f"data   {recipe.data}: {images} images; {names}",
         f"run    {total} steps of {recipe.batch}, {epochs} epochs, on {device}{processes}",
         f"into   {recipe.out}",

@@ -28,6 +28,7 @@ class State:
         schedule: of `leanconv.nn.Schedule`; empty: not written down.
         processes: that trained together; 0: not written down.
         mode: of its steps (`step/modes.py`); "": not decided yet.
+        teacher: `digest` of the teacher's weights; "": it has none.
     """
 
     step: int = 0
@@ -41,6 +42,7 @@ class State:
     schedule: dict[str, Any] = field(default_factory=dict)
     processes: int = 0
     mode: str = ""
+    teacher: str = ""
 
     @property
     def best_step(self) -> int:
@@ -54,7 +56,7 @@ class State:
         if not isinstance(stored, dict):
             raise BadInput(f"the state is {_shown(stored)}, not an object")
         names = {each.name for each in dataclasses.fields(cls)}
-        lacking = names - {"images", "schedule", "processes", "mode"} - set(stored)
+        lacking = names - {"images", "schedule", "processes", "mode", "teacher"} - set(stored)
         if lacking:
             raise BadInput(f"the state lacks {', '.join(sorted(lacking))}")
         if strange := set(map(str, stored)) - names:
@@ -130,5 +132,6 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best": (lambda value: number(value) and value >= -1, "a finite number of at least -1"),
     "history": (lambda value: type(value) is list and all(type(row) is dict for row in value), "a list of rows"),
     "schedule": (lambda value: isinstance(value, dict), "an object"),
+    "teacher": (lambda value: type(value) is str and len(value) <= 64, "a short text"),
     "mode": (_is_mode, f"eager, or some of {', '.join(WORDS)}"),
 }

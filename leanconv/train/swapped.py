@@ -1,9 +1,11 @@
 """The recipe's `swap`, `where` and `pretrained`: a model of any library, with operators in place of convolutions."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from leanconv.convert import Plan, apply_, plan
 from leanconv.errors import BadInput
@@ -20,6 +22,10 @@ def check_swap(recipe: Recipe) -> None:
         parse(recipe.swap)
     elif recipe.where:
         raise BadInput(f"recipe: where={recipe.where[:80]!r} is of no use without swap: say swap=depthwise_separable")
+    elif recipe.init != "project":
+        raise BadInput(
+            f"recipe: init={recipe.init} is of swapped layers: say swap=depthwise_separable, or leave it out"
+        )
 
 
 def with_weights(reference: Reference, recipe: Recipe) -> Reference:
@@ -34,19 +40,46 @@ def with_weights(reference: Reference, recipe: Recipe) -> Reference:
     return replace(reference, options={**reference.options, "pretrained": True})
 
 
-def swap_(net: nn.Module, recipe: Recipe) -> Plan:
-    """Swap the recipe's layers in place. What a closed form can take over of the weights, it does.
+class Calibration:
+    """The images that `init="fit"` looks at: training batches as the first steps see them, made anew in each pass.
 
+    Args:
+        batch_at: gives the batch of a step, its images first.
+        steps: how many batches.
+    """
+
+    def __init__(self, batch_at: Callable[[int], Any], steps: int, device: torch.device) -> None:
+        self._batch_at, self._steps, self.device = batch_at, steps, device
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for step in range(self._steps):
+            yield self._batch_at(step)[0].to(self.device)
+
+
+def swap_(net: nn.Module, recipe: Recipe, calibration: Calibration | None = None) -> Plan:
+    """Swap the recipe's layers in place. The new ones start as its `init` says.
+
+    Args:
+        calibration: for `init="fit"`.
     Returns: the plan on one image of `recipe.size`; empty without `swap`.
     Raises: BadInput where no layer changes, or `where` matches none.
     """
     if not recipe.swap:
         return Plan([])
-    found = plan(net, torch.zeros(1, 3, recipe.size, recipe.size), to=recipe.swap, where=recipe.where or None)
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    found = plan(
+        net, torch.zeros(1, 3, recipe.size, recipe.size, device=device), to=recipe.swap, where=recipe.where or None
+    )
     if not found.swapped:
         kept = ", ".join(f"{count} {reason}" for reason, count in found.reasons().items())
         raise BadInput(
             f"recipe: swap={recipe.swap} changes none of {len(found)} convolutions ({kept}): see leanconv plan"
         )
-    apply_(net, found)
+    if recipe.init == "fit" and calibration is not None:
+        apply_(net, found, init="fit", data=calibration)  # type: ignore[arg-type]
+    else:
+        apply_(net, found, init=recipe.init)
     return found

@@ -18,8 +18,14 @@ from leanconv.train.resume import check_folder
 def dense_twin(recipe: Recipe) -> Recipe:
     """The same recipe without `swap=` and without the model's `conv=`; its run folder is `OUT-dense`.
 
-    Raises: BadInput where the recipe has neither, for the twin would be the same network.
+    Raises: BadInput where the recipe has neither, for the twin would be the same network, or has a teacher, which is
+        that network already.
     """
+    if recipe.teacher:
+        raise BadInput(
+            f"--also-dense: the teacher is what this run compares with: leave the option out, and say "
+            f"leanconv report {shlex.quote(recipe.teacher)} {shlex.quote(recipe.out)}"
+        )
     reference = read(recipe.model)
     conv = str(reference.options.get("conv", "conv")) if reference.kind == "leanconv" else "conv"
     lean = parse(conv)[0] != "conv"

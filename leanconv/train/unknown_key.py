@@ -37,6 +37,10 @@ _SYNONYMS = {
     "swap": "operator to",
     "where": "layers only",
     "classes": "names class_names nc labels",
+    "teacher": "teacher_model distill distill_from kd_teacher",
+    "teacher_weight": "alpha kd_alpha kd_weight distill_weight distill_loss_weight",
+    "temperature": "tau kd_temperature distill_temperature",
+    "feature_weight": "hint_weight feature_loss_weight",
 }
 # Settings that are not the recipe's: their names -> where they are said.
 _ELSEWHERE = {

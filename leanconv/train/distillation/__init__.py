@@ -1,0 +1,1 @@
+"""Distillation: a student learns from its teacher's outputs and features. Import each name from its own file."""
