@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leanconv.engine import optimize
     from leanconv.measure import compare, profile
     from leanconv.nn import get, names
+    from leanconv.planner import search
     from leanconv.runs import load
     from leanconv.train.step.optimize_training import optimize_training
 
@@ -33,11 +34,12 @@ _HOME = {
     "profile": "measure",
     "compare": "measure",
     "export": "deploy",
+    "search": "planner",
 }
 
 __all__ = [
     "apply_", "compare", "export", "fold_", "get", "load", "names", "optimize",
-    "optimize_training", "plan", "profile",
+    "optimize_training", "plan", "profile", "search",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import leanconv
 
 PUBLIC = [
     "apply_", "compare", "export", "fold_", "get", "load", "names", "optimize", "optimize_training", "plan", "profile",
+    "search",
 ]  # fmt: skip
 
 

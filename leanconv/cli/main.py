@@ -21,6 +21,7 @@ COMMANDS = {
     "profile": "Count and time a model layer by layer, and show what bounds each layer.",
     "bench": "Compare models: params, MACs, latency, training step.",
     "plan": "Show which convolutions a swap would change, and why the others stay.",
+    "search": "Find which operator goes in which layer under a budget of measured latency, MACs, ...",
     "convert": "Swap convolutions and write the model as a run folder.",
     "lean": "Make a trained model lean: search, fit, recover, check, export, in one resumable command.",
     "optimize": "Try every engine of this machine on a model and print the fastest.",

@@ -1,6 +1,7 @@
 """Why a convolution stays as it is: the whole list, in one place.
 
-A `Swap.reason` is one of these, or `UNSUPPORTED` or `NOT_MEANT`, a colon, and the operator's own words.
+A `Swap.reason` is one of these, or `UNSUPPORTED` or `NOT_MEANT`, a colon, and the operator's own words; likewise
+`NO_GAIN`, `TOO_HARMFUL` and `DENSE_BETTER` with the figures of a search.
 """
 
 NOT_SELECTED = "not selected"
@@ -23,6 +24,9 @@ NEVER_CALLED = "never called"
 OPERATOR = "already an operator"
 UNSUPPORTED = "unsupported"
 NOT_MEANT = "outside the paper's rule"
+NO_GAIN = "no gain"
+TOO_HARMFUL = "not bearable"
+DENSE_BETTER = "dense is better"
 
 # What each means; printed by `leanconv plan` below the table for the reasons that occur.
 MEANING = {
@@ -46,6 +50,9 @@ MEANING = {
     OPERATOR: "swapped before",
     UNSUPPORTED: "the operator cannot stand for these sizes",
     NOT_MEANT: "the operator could stand for it, and its paper replaces other sizes only; name it in where= to swap it",
+    NO_GAIN: "no candidate saves anything there, as measured in this network",
+    TOO_HARMFUL: "with every candidate that saves something, the network gives no numbers or cannot be built",
+    DENSE_BETTER: "the budget is met without it, at less harm",
 }
 
 _OF_KIND = {"pointwise": POINTWISE, "grouped": GROUPED, "depthwise": DEPTHWISE, "dense": DENSE}

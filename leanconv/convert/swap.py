@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, ClassVar, Self, overload
 
 from leanconv.convert import reasons
 from leanconv.convert.advice import advice
@@ -28,7 +28,7 @@ class Swap:
         to: the operator string it becomes; None where it stays.
         before, after: its cost on the planned input, all calls together; None where it is not counted (not called,
             not a `Conv2d`, or, for `after`, not swapped).
-        reason: why it stays, one of `leanconv.convert.reasons`; empty where it is swapped.
+        reason: why it stays, one of `leanconv.convert.reasons`; where it is swapped, empty or what `search` says of it.
         spec: its sizes and the input of its first call; None where it has none.
         calls: how often the model calls it.
     """
@@ -55,6 +55,8 @@ class Swap:
 
 class Plan(Sequence[Swap]):
     """A list of `Swap`, in the order in which the model runs them. Prints as a table; filter it like a list."""
+
+    heading: ClassVar[str] = "stays because"  # of the reasons' column
 
     def __init__(self, swaps: Iterable[Swap]) -> None:
         self._swaps = tuple(swaps)
@@ -116,7 +118,7 @@ class Plan(Sequence[Swap]):
             ]
             for swap in self
         ]
-        columns = ["layer", "sizes", "to", "MACs", "after", "params", "after", "stays because"]
+        columns = ["layer", "sizes", "to", "MACs", "after", "params", "after", self.heading]
         return table(columns, rows, note=self._note())
 
     def __repr__(self) -> str:

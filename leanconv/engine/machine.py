@@ -28,6 +28,7 @@ EXTRAS = {
          "openvino": "openvino", "nncf": "nncf"},
     ),
     "zoo": ("timm: and smp: models", {"timm": "timm", "segmentation-models-pytorch": "segmentation_models_pytorch"}),
+    "search": ("search, lean", {"scipy": "scipy"}),
     "report": ("report", {"plotly": "plotly", "matplotlib": "matplotlib", "jinja2": "jinja2", "pillow": "PIL"}),
 }  # fmt: skip
 # Instruction sets that decide which kernels run, in the spelling of /proc/cpuinfo (x86, Arm).

@@ -1,1 +1,6 @@
-"""Which operator in which layer, found by measurement, and the whole way from a trained network to a leaner one."""
+"""Planner: which operator in which layer, by measured cost and measured harm (`search`)."""
+
+from leanconv.planner.found import FoundPlan
+from leanconv.planner.search import search
+
+__all__ = ["FoundPlan", "search"]

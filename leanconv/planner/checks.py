@@ -1,0 +1,49 @@
+"""What a search is asked with, checked before minutes of measuring; and the file in which it keeps its state."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from leanconv.errors import BadInput
+from leanconv.planner.calibration import Calibration
+from leanconv.planner.kept import Kept, default_state, digest, of_model, of_tensors
+from leanconv.planner.trial_swaps import inits
+from leanconv.running import tensors
+from leanconv.version import __version__
+
+_PLENTY = 2**20
+
+
+def init_of(init: str | None) -> str:
+    """How the weights of trials are made. Raises BadInput for what `apply_` does not know."""
+    known = inits()
+    if init is None:
+        return "fit" if "fit" in known else "project"
+    if init not in known:
+        raise BadInput(f"init={init!r}: one of {', '.join(map(repr, known))}")
+    return init
+
+
+def check_numbers(images: int, shortlist: int) -> None:
+    """Raise BadInput unless both are whole numbers of at least 1."""
+    for name, value in {"images": images, "shortlist": shortlist}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _PLENTY:
+            raise BadInput(f"{name}={value!r}: a whole number, at least 1")
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise BadInput for NaN in the weights: every harm would be one."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        lazy = isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+        if not lazy and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise BadInput(f"{name} has NaN or infinite values in it: train or load the model first")
+
+
+def state_of(model: nn.Module, calibration: Calibration, init: str, seed: int, state: str | Path | None) -> Kept:
+    """The state of a search like this one: of the same model, data, harm and way to make weights."""
+    given = of_tensors(t for batch in calibration.batches for t in tensors(batch.inputs))
+    key = digest(of_model(model), given, calibration.kind, init, seed, torch.__version__, __version__)
+    if calibration.kind == "loss":  # two functions cannot be told apart: labels and loss may be others next time
+        return Kept(None if state is None else Path(state), key)
+    return Kept(default_state(f"harm-{key}") if state is None else Path(state), key)
