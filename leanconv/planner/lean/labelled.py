@@ -145,6 +145,7 @@ class LabelledSubject:
             swap="",
             where="",
             pretrained=False,
+            init="project",
             epochs=self.asked.epochs,
             steps=0,
             lr=self.asked.lr or RATE_SHARE * self.recipe.lr,

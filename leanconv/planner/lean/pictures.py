@@ -33,7 +33,7 @@ from leanconv.train.distillation.distill import Distillation
 from leanconv.train.progress import Reporter, tracked
 from leanconv.train.recipe import Recipe
 
-SIZE, BATCH, RATE = 224, 32, 3e-4
+SIZE, BATCH, RATE = 224, 32, 1e-3
 HELD = 5  # every so many images, one is held out for the score
 _WARM = 0.05
 

@@ -31,7 +31,13 @@ def images(coloured, tmp_path):
 @pytest.fixture
 def asked(images, tmp_path):
     return Asked(
-        model=NETWORK, out=str(tmp_path / "out"), data=str(images), to="depthwise_separable", size=16, epochs=20
+        model=NETWORK,
+        out=str(tmp_path / "out"),
+        data=str(images),
+        to="depthwise_separable",
+        size=16,
+        epochs=20,
+        lr=0.01,
     )
 
 
