@@ -31,7 +31,8 @@ def checked_start(project: Any) -> Any:
     def checked(self: Any, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
         wanted = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         if tuple(conv.weight.shape) != wanted:
-            raise BadInput(f"{self.name} stands for a kernel {wanted} and got one of {tuple(conv.weight.shape)}")
+            name = getattr(self, "name", type(self).__name__)
+            raise BadInput(f"{name} stands for a kernel {wanted} and got one of {tuple(conv.weight.shape)}")
         if conv.weight.is_meta:
             return False
         for what, value in (("weight", conv.weight), ("bias", conv.bias), ("gram", gram)):
@@ -185,9 +186,9 @@ def linear_norm_(norm: nn.Module, variance: Tensor, scale: Any = 1.0, shift: Any
 
 def _set_norm_(norm: Any, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> None:
     norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
-    norm.weight.copy_(scale * (variance.double() + norm.eps).sqrt())
-    norm.bias.copy_(shift + mean * scale)
+    norm.running_var.copy_(variance)  # in half types rounded, so that the rest goes by what is stored
+    norm.weight.copy_(scale * (norm.running_var.double() + norm.eps).sqrt())
+    norm.bias.copy_(shift + norm.running_mean.double() * scale)
 
 
 def shared_axis(offsets: list[int], size: int, dilation: int) -> list[int | None]:

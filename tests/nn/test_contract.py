@@ -440,7 +440,7 @@ def test_from_conv_keeps_the_sizes(case):
 def distance(layer, conv):
     """Between the two kernels, or between the two outputs where the operator is no kernel."""
     weight = layer.dense_weight()
-    if weight is not None:
+    if weight is not None and layer.name != "inception_dw":  # whose taps do not follow from the layer's
         return (weight - pad_taps(conv.weight, weight.shape[-2:])).norm()
     x = ConvSpec.from_conv(conv, (4, conv.in_channels, 15, 13)).input(dtype=torch.double)
     return (layer(x) - conv(x)).norm()
