@@ -101,9 +101,7 @@ def _listed(data: Any) -> Iterable[Any]:
     if isinstance(data, Mapping):
         return [data]
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise BadInput(
-            f"data is a {type(data).__name__}, which gives single images; wrap it: DataLoader(data, batch_size=32)"
-        )
+        raise BadInput(f"data is a {type(data).__name__}, a set of single images; pass DataLoader(data, batch_size=32)")
     if isinstance(data, Iterator):
         raise BadInput(
             f"data is a {type(data).__name__}, which can be read once only, and each layer reads it again; "

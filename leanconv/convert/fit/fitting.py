@@ -235,7 +235,7 @@ class _Fit:
         """The BatchNorms that read the layer get the statistics of its new outputs."""
         for norm in seen.norms:
             inner = self.twin.places[norm].module
-            set_statistics_(inner, new, examples)
+            set_statistics_(inner, norm, new, examples)
 
     def _block(self, block: nn.Module) -> None:
         start = time.perf_counter()
@@ -264,7 +264,7 @@ class _Fit:
         held, rest, _ = self.batches.divided()
         before = output_error(self.twin, [held])
         norms = behind(self.twin, {id(job.new) for job in self.jobs.values()}, held)
-        kept = [(norm, copied(norm).state_dict()) for norm in norms]
+        kept = [(norm, copied(norm).state_dict()) for _, norm in norms]
         recalibrate_(self.twin, norms, rest)
         after = output_error(self.twin, [held])
         if not after < before:

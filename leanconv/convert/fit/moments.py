@@ -109,7 +109,7 @@ def solve(sums: Sums, conv: nn.Conv2d, *, centred: bool, ridge: float) -> Soluti
     """
     gram, cross = sums.second(centred=centred)
     groups, _, d = gram.shape
-    old = conv.weight.detach().double().view(groups, -1, d)
+    old = conv.weight.detach().double().reshape(groups, -1, d)
     size = float(gram.diagonal(dim1=1, dim2=2).mean())
     strength = ridge * size if size > 0 else 1.0
     gram = gram + strength * torch.eye(d, dtype=gram.dtype, device=gram.device)

@@ -1,8 +1,7 @@
 """BatchNorm statistics of a swapped network: those behind a new layer at once, all behind the first one in the end."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 from leanconv.convert.absorb import is_norm
 from leanconv.convert.fit.refine import Example
 from leanconv.convert.fit.twin import Twin
-from leanconv.convert.tree import walk
 from leanconv.running import Inputs, call, tensors
 
+VARIANCE = False
 Statistics = tuple[Tensor, Tensor]  # running mean and variance, one number a channel
 
 
@@ -22,21 +21,57 @@ def statistics(norm: nn.Module) -> Statistics | None:
     return (mean, var) if isinstance(mean, Tensor) and isinstance(var, Tensor) else None
 
 
+class Spread:
+    """The mean and variance of each channel, summed in float64 around the first batch's means."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.origin, self.total, self.squares = (torch.zeros(0, dtype=torch.float64) for _ in range(3))
+
+    def add_(self, y: Tensor) -> None:
+        """Add `N C ...`."""
+        rows = y.detach().double().transpose(0, 1).flatten(1)  # C pixels
+        if not self.count:
+            self.origin = rows.mean(1)
+            self.total, self.squares = torch.zeros_like(self.origin), torch.zeros_like(self.origin)
+        rows = rows - self.origin[:, None]
+        self.count += rows.shape[1]
+        self.total += rows.sum(1)
+        self.squares += rows.square().sum(1)
+
+    def found(self) -> Statistics:
+        """Mean and variance."""
+        mean = self.total / self.count
+        return self.origin + mean, (self.squares / self.count - mean.square()).clamp_min(0.0)
+
+
 @torch.no_grad()
-def set_statistics_(norm: nn.Module, layer: Callable[..., Tensor], examples: Sequence[Example]) -> None:
-    """Give the norm the mean and variance of the layer's outputs on these examples, per channel."""
-    held = statistics(norm)
-    if held is None:
+def carry_over_(norm: nn.Module, original: nn.Module, old: Spread, new: Spread, *, variance: bool) -> None:
+    """Change the norm's statistics from the original's by as much as its inputs differ on the same images.
+
+    So a layer that gives what the old one gave changes nothing, whatever images these are. The mean alone is the best
+    for the squared error; with the `variance` weak channels become as loud as they were, and so does their error.
+    """
+    held, kept = statistics(norm), statistics(original)
+    if held is None or kept is None or not (old.count and new.count):
         return
-    count, total, squares = 0, 0.0, 0.0
-    origin = held[0].double()
-    for each in examples:
-        y = each.run(layer).double().transpose(0, 1).flatten(1) - origin[:, None]
-        count += y.shape[1]
-        total, squares = total + y.sum(1), squares + y.square().sum(1)
-    mean = cast(Tensor, total) / count
-    held[0].copy_(origin + mean)
-    held[1].copy_((cast(Tensor, squares) / count - mean.square()).clamp_min(0.0))
+    (mean, var), (new_mean, new_var) = old.found(), new.found()
+    tiny = 1e-12 * float(var.mean()) + 1e-30
+    ratio = ((new_var + tiny) / (var + tiny)).clamp(0.0, 100.0)
+    held[0].copy_(kept[0].double() + new_mean - mean)
+    held[1].copy_(kept[1].double() * ratio if variance else kept[1])
+
+
+def set_statistics_(
+    norm: nn.Module, original: nn.Module, layer: Callable[..., Tensor], examples: Sequence[Example]
+) -> None:
+    """Give the norm behind a new layer the statistics of its outputs, from those of the old one on the same inputs."""
+    old, new = Spread(), Spread()
+    with torch.no_grad():
+        for each in examples:
+            old.add_(each.target)
+            new.add_(each.run(layer))
+    carry_over_(norm, original, old, new, variance=VARIANCE)
 
 
 @torch.no_grad()
@@ -52,18 +87,31 @@ def output_error(twin: Twin, batches: Iterable[Inputs]) -> float:
 
 
 @torch.no_grad()
-def recalibrate_(twin: Twin, norms: Sequence[nn.Module], batches: Iterator[Inputs]) -> None:
-    """One pass over the batches: these norms of the copy get the mean statistics of what they read."""
-    with _averaging(norms):
+def recalibrate_(twin: Twin, norms: Sequence[tuple[nn.Module, nn.Module]], batches: Iterator[Inputs]) -> None:
+    """One pass of both networks over the batches: these norms (original's, copy's) get what their inputs show."""
+    spreads = {norm: Spread() for pair in norms for norm in pair}
+
+    def hook(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
+        spreads[norm].add_(arguments[0])
+
+    handles = [norm.register_forward_pre_hook(hook) for norm in spreads]
+    try:
         for batch in batches:
+            call(twin.original, batch)
             call(twin.copy, twin.inputs(batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for original, norm in norms:
+        carry_over_(norm, original, spreads[original], spreads[norm], variance=True)
 
 
-def behind(twin: Twin, layers: set[int], batch: Inputs) -> list[nn.Module]:
-    """The norms of the copy that run after the first of these layers (ids), with running statistics."""
+def behind(twin: Twin, layers: set[int], batch: Inputs) -> list[tuple[nn.Module, nn.Module]]:
+    """The norms (original's, copy's) that run after the first of these layers (ids), with running statistics."""
+    norms = {id(site.module): old for old, site in twin.places.items() if is_norm(old) and statistics(old) is not None}
     order: list[nn.Module] = []
-    watched = [m for m in twin.copy.modules() if id(m) in layers or (is_norm(m) and statistics(m) is not None)]
-    handles = [m.register_forward_hook(lambda module, *_: order.append(module)) for m in watched]
+    seen = [m for m in twin.copy.modules() if id(m) in layers or id(m) in norms]
+    handles = [m.register_forward_hook(lambda module, *_: order.append(module)) for m in seen]
     try:
         with torch.no_grad():
             call(twin.copy, twin.inputs(batch))
@@ -71,21 +119,4 @@ def behind(twin: Twin, layers: set[int], batch: Inputs) -> list[nn.Module]:
         for handle in handles:
             handle.remove()
     first = next((place for place, module in enumerate(order) if id(module) in layers), len(order))
-    host = {id(site.module) for site in walk(twin.copy)}  # the norms inside an operator are its own
-    plain = (m for m in order[first:] if id(m) in host and isinstance(m, nn.modules.batchnorm._BatchNorm))
-    return list(dict.fromkeys(plain))
-
-
-@contextmanager
-def _averaging(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Training mode for these norms alone, and a plain mean over the batches in place of a moving one."""
-    found = [cast(nn.BatchNorm2d, norm) for norm in norms]
-    momenta = [norm.momentum for norm in found]
-    try:
-        for norm in found:
-            norm.reset_running_stats()
-            norm.momentum, norm.training = None, True
-        yield
-    finally:
-        for norm, momentum in zip(found, momenta, strict=True):
-            norm.momentum, norm.training = momentum, False
+    return [(norms[id(m)], m) for m in dict.fromkeys(order[first:]) if id(m) in norms]
