@@ -2,8 +2,8 @@
 
     python -m benchmarks.predict_folder DENSE_RUN LEAN_RUN IMAGES --threads 1 --rounds 5
 
-Each round is a process of its own for each run, as a user starts it. The first processes find and keep the fastest
-engine of each run (`--engine` names one instead); they are not counted. CPU seconds contain imports and loading, the
+Each round is a process of its own for each run, as a user starts it, and writes to an empty folder. The first
+processes find and keep the fastest engine of each run (`--engine` names one instead); they are not counted. CPU seconds contain imports and loading, the
 seconds of the pictures do not. On a busy machine compare CPU seconds at one thread.
 """
 
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-WARM_UP = 3  # processes until the engine is found: plain PyTorch, the race, the kept choice
+WARM_UP = 4  # processes until the engine is found: plain PyTorch, the race, the kept choice
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         times: dict[str, list[tuple[float, float]]] = {run: [] for run in given.runs}
         for turn in range(WARM_UP + given.rounds):
             for run in given.runs:
-                seen = predicted(run, given.images, Path(out) / Path(run).name, given.threads, given.engine)
+                seen = predicted(run, given.images, Path(out) / f"{turn}-{Path(run).name}", given.threads, given.engine)
                 if turn >= WARM_UP:
                     times[run].append(seen)
     medians = {run: [statistics.median(each) for each in zip(*seen, strict=True)] for run, seen in times.items()}

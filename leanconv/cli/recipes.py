@@ -40,8 +40,8 @@ def _row(found: recipes.BuiltIn) -> dict[str, Any]:
     values = found.values
     return {
         "name": found.name,
-        "task": values.get("task", "auto"),
-        "model": values["model"],
+        "task": values.get("task", "the teacher's" if values.get("teacher") else "auto"),
+        "model": values.get("model", f"the teacher's ({values.get('teacher')})"),
         **({"swap": values["swap"]} if values.get("swap") else {}),
         "purpose": found.purpose,
         "command": found.commands[0],

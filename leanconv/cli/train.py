@@ -45,6 +45,9 @@ def command(
     continue: leanconv train RUN --resume. A longer run first tries which mode runs its step fastest with the same
     gradients (eager, torch.compile, our kernels; bfloat16 with amp=auto), and keeps it; mode=eager tries nothing. For
     several processes: accelerate launch -m leanconv train ...
+
+    To swap a trained run and win its accuracy back: leanconv train recover teacher=RUN "swap=hetconv(part=4)". The
+    network starts from RUN's weights and learns from RUN's outputs beside the labels.
     """
     from leanconv.train.recipe import Recipe
 

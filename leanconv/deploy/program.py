@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.utils._sympy.value_ranges import ValueRanges
 
 from leanconv.deploy.calls import FlatModel, Frame
 from leanconv.deploy.names import name_onnx, name_openvino
@@ -79,6 +78,8 @@ def forget_guards(program: ExportedProgram) -> None:
     torch.export writes down what held at the traced size: that no inner size is 1, that the picture needed padding. Its
     graph computes the same without, which the caller verifies at sizes where they do not hold.
     """
+    from torch.utils._sympy.value_ranges import ValueRanges  # it imports SymPy, which `predict` can do without
+
     program._guards_code.clear()
     for symbol, found in list(program.range_constraints.items()):
         program.range_constraints[symbol] = ValueRanges(1, found.upper)

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,30 @@ def write_atomic(path: str | Path, data: bytes | str, *, check: Callable[[], obj
 
     Lone surrogates, from names that are not UTF-8, are written as escapes.
     """
-    content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
+    content = _encoded(data)
     return replace_atomic(path, lambda temporary: temporary.write_bytes(content), check=check)
+
+
+def write_together(files: Mapping[Path, bytes | str], drafts: Path | None = None) -> None:
+    """Write several files of one folder, which exists. A killed process leaves each of them old or new.
+
+    For many small files that can be made again: unlike `write_atomic`, nothing waits for the disk. After a power
+    failure files may be empty. `drafts`: a `draft` of the same folder, to spare a new one; default: a new one. Raises
+    BadInput if writing fails.
+    """
+    path = next(iter(files))
+    try:
+        with nullcontext(drafts) if drafts and drafts.is_dir() else draft(path.parent) as folder:
+            for path, data in files.items():
+                (folder / path.name).write_bytes(_encoded(data))
+            for path in files:
+                (folder / path.name).replace(path)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _encoded(data: bytes | str) -> bytes:
+    return data.encode(errors="backslashreplace") if isinstance(data, str) else data
 
 
 def replace_atomic(path: str | Path, write: Callable[[Path], object], *, check: Callable[[], object] = bool) -> Path:
@@ -46,4 +69,9 @@ def replace_atomic(path: str | Path, write: Callable[[Path], object], *, check: 
 
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically."""
-    return write_atomic(path, json.dumps(value, indent=2) + "\n")
+    return write_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON."""
+    return json.dumps(value, indent=2) + "\n"

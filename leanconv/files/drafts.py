@@ -4,12 +4,13 @@ A draft's folder contains a lock. If another process can take the lock, the writ
 the folder.
 """
 
+import functools
 import os
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def draft(beside: Path, prefix: str = PREFIX) -> Iterator[Path]:
         sweep(beside, prefix)
     with ExitStack() as held:
         yield _new_folder(beside, prefix, held)
+
+
+@contextmanager
+def draft_on_demand(beside: Path) -> Iterator[Callable[[], Path]]:
+    """Yield a function that gives one `draft` to every caller. Its first call creates it."""
+    with ExitStack() as held:
+        yield functools.cache(lambda: held.enter_context(draft(beside)))
 
 
 def _new_folder(beside: Path, prefix: str, held: ExitStack) -> Path:

@@ -6,11 +6,11 @@ from typing import Any
 
 from leanconv.report.chance import best_speed, spread, times_of
 from leanconv.report.document import Report
-from leanconv.report.found import ENOUGH
 from leanconv.report.speed import BLOCKS
 from leanconv.report.summary import RunSummary
 from leanconv.report.words import BY_KEY, against, percent
 from leanconv.table import si
+from leanconv.train.tasks.objects import MATCH_IOU
 
 _FIGURES = ("dice", "image_dice", "top1", "top5")
 
@@ -87,9 +87,9 @@ def notes(report: Report) -> dict[str, dict[str, str]]:
     if report.cases:
         found["images"] = {
             "title": "Images",
-            "text": "A defect is a connected patch of the mask. It is found if at least "
-            f"{percent(ENOUGH)} of its pixels have its class. A mark is false if less than that "
-            "share of it lies on a defect.",
+            "text": "A defect is a connected patch of the mask. It is found if the model reports one of its class, by "
+            f"the run's own rule, whose overlap with it (IoU) is at least {percent(MATCH_IOU)}. A report without such "
+            "a partner is a false alarm.",
         }
     if any(math.isfinite(run.ms) and run.scores for run in report.runs):
         found["frontier"] = {

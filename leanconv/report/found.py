@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanconv.train.data.masks import IGNORE
-from leanconv.train.inference.defects import find_defects
+from leanconv.train.tasks.decision import Rule
+from leanconv.train.tasks.objects import MATCHED, REPORTED, TRUE, count_objects
 
 Counts = NDArray[np.int64]
 Mask = NDArray[np.uint8]
@@ -83,7 +84,7 @@ def dice_of(counts: Counts) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class DefectCount:
-    """The separate defects of one image: how many there are, how many of them were found, how many marks are false."""
+    """The separate defects of one image: how many there are and were found, and how many are falsely reported."""
 
     total: int
     found: int
@@ -99,22 +100,13 @@ class DefectCount:
         return ", ".join(f"{count} {word}" for word, count in counts.items()) or "no defect, none marked"
 
 
-# The share of a defect's pixels that counts as finding it, and of a mark's pixels that must lie on a defect.
-ENOUGH = 0.1
-
-
-def count_defects(guess: Mask, truth: Mask) -> DefectCount:
-    """Count connected patches of `H W` class indices. A defect is found if a tenth of its pixels has its class.
-
-    A mark is false if less than a tenth of its pixels lies on a defect. Pixels that are not judged count nowhere.
-    """
-    judged = truth != IGNORE
-    truth, guess = truth * judged, guess * judged
-    defects = find_defects(truth, (guess == truth) & (truth > 0))
-    marks = find_defects(guess, truth > 0)
-    return DefectCount(
-        len(defects), sum(each.score >= ENOUGH for each in defects), sum(each.score < ENOUGH for each in marks)
-    )
+def count_defects(guess: Mask, truth: Mask, rule: Rule | None = None) -> DefectCount:
+    """Count the defects in `H W` class indices as `eval` does (`tasks/objects.py`), by the run's rule."""
+    chosen = (rule or Rule()).chosen(0, 0)
+    classes = int(max(guess.max(initial=0), np.where(truth == IGNORE, 0, truth).max(initial=0))) + 1
+    counts = count_objects(guess, truth, max(2, classes), chosen.merge, [chosen.min_area])[0].sum(0)
+    matched = int(counts[MATCHED])
+    return DefectCount(int(counts[TRUE]), matched, int(counts[REPORTED]) - matched)
 
 
 def names_of(classes: Sequence[str], truth: Mask) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from leanconv.extras import needs
 from leanconv.report.found import count_defects, names_of
 from leanconv.train.data.masks import IGNORE
+from leanconv.train.tasks.decision import Rule
 
 Pixels = NDArray[np.uint8]
 
@@ -106,7 +107,7 @@ def case(
     group: str,
     image: Pixels,
     truth: Pixels,
-    guesses: Sequence[tuple[int, str, Pixels, float]],
+    guesses: Sequence[tuple[int, str, Pixels, float, Rule]],
     classes: Sequence[str],
     *,
     side: int = 288,
@@ -116,7 +117,7 @@ def case(
     Args:
         image: `3 H W`.
         truth: `H W` class indices, 0 = background.
-        guesses: for each model, index of the run, its name, `H W` class indices, Dice.
+        guesses: for each model, index of the run, its name, `H W` class indices, Dice, its rule of defects.
         side: longest side of the embedded pictures in pixels. Smaller images keep their size.
     """
     h, w = truth.shape
@@ -137,8 +138,8 @@ def case(
             note=f"{total} defect{'s' * (total != 1)}",
         ),
     ]
-    for index, run, guess, dice in guesses:
-        errors, counted = error_map(guess, truth), count_defects(guess, truth)
+    for index, run, guess, dice, rule in guesses:
+        errors, counted = error_map(guess, truth), count_defects(guess, truth, rule)
         found = (errors == FOUND).sum() / max(1, defect.sum())
         alarm = float((errors == FALSE).mean())
         known = f"{found:.0%} of the defect pixels found" if share else "there is no defect to find"

@@ -42,7 +42,7 @@ def score_masks(report: Report, models: dict[int, nn.Module], sets: dict[int, Sa
         names = _unique(scores.names)
         run.images = dict(zip(names, scores.image_dices, strict=True))
         run.found = Found(tuple(names), scores.confusion.numpy())
-        run.threshold = scores.threshold
+        run.threshold, run.rule = scores.threshold, stored.rule
         if stored.threshold is None and scores.threshold is not None:
             run.remark("has no stored threshold: 0.5 was used")
 
@@ -117,7 +117,7 @@ def _case(
         run = report.runs[index]
         if name in run.images:
             guess = _predict(model, sets[index][place].image, run.threshold)
-            guesses.append((index, run.name, guess, run.images[name]))
+            guesses.append((index, run.name, guess, run.images[name], run.rule))
     image, truth = sample.image.numpy(), sample.mask.numpy().astype(np.uint8)
     return case(name, group, image, truth, guesses, report.classes)
 

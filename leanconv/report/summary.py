@@ -13,6 +13,7 @@ from leanconv.errors import BadInput, LeanconvError
 from leanconv.files import read_bytes, read_json, read_toml
 from leanconv.report.found import Found
 from leanconv.text import one_line
+from leanconv.train.tasks.decision import Rule
 
 # Recipe keys that do not change what the run computes.
 _NAMING = {"out", "log_every", "workers", "threads", "save_every"}
@@ -38,6 +39,7 @@ class RunSummary:
         images: name -> Dice, or for a classifier 1 (hit) and 0 (miss).
         found: what it finds and misses on the split, if it was scored here.
         threshold: of the probabilities with which it was scored here; None where the largest logit wins.
+        rule: what it reports as a defect.
         confusion: counts, rows = truth.
         remarks: caveats on the numbers.
     """
@@ -64,6 +66,7 @@ class RunSummary:
     images: dict[str, float] = field(default_factory=dict)
     found: Found | None = None
     threshold: float | tuple[float, ...] | None = None
+    rule: Rule = field(default_factory=Rule)
     confusion: list[list[int]] = field(default_factory=list)
     task: str = "segment"
     remarks: list[str] = field(default_factory=list)

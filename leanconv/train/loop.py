@@ -20,24 +20,15 @@ from leanconv.nn import Schedule
 from leanconv.runs import RunFolder, load_weights
 from leanconv.train import checkpoint, setup
 from leanconv.train.data.batches import Batch, Order, batches, mix
-from leanconv.train.distillation.distill import Targets
 from leanconv.train.distillation.guide import Guide
-from leanconv.train.distillation.teacher import load_teacher
+from leanconv.train.distillation.teacher import load_teacher, teacher_folder
 from leanconv.train.interrupts import Interrupts, Stopped
 from leanconv.train.optimizer import make_optimizer, rate_at
 from leanconv.train.processes import Processes
 from leanconv.train.progress import Reporter, write_history
 from leanconv.train.recipe import Recipe
 from leanconv.train.results import write_metrics
-from leanconv.train.resume import (
-    check_resumed,
-    check_same_teacher,
-    claimed,
-    keep_best,
-    load_schedule,
-    processes_note,
-    restore_files,
-)
+from leanconv.train.resume import check_resumed, claimed, keep_best, load_schedule, processes_note, restore_files
 from leanconv.train.state import State
 from leanconv.train.step.modes import BFLOAT16, Forward
 from leanconv.train.step.run_mode import run_forward
@@ -91,7 +82,7 @@ class _Run:
         if note := setup.launch_note(self.processes.count):
             self.report.note(note)
         kind = task_of(recipe)
-        self.data = setup.open_splits(recipe, kind, self.report, before=folder if resume else None)
+        self.data = setup.open_splits(recipe, kind, self.report, before=folder if resume else teacher_folder(recipe))
         self.watched = "val" if "val" in self.data else "test"
         self.task = make_task(recipe, kind, tuple(self.data["train"].classes), ignores=self.data["train"].ignores)
         setup.seed_everything(recipe.seed)
@@ -116,12 +107,9 @@ class _Run:
         self.total = recipe.steps or recipe.epochs * self.per_epoch
         self.epochs = math.ceil(self.total / self.per_epoch)
         self.accelerator.wait_for_everyone()  # until all have checked that the folder is free
-        teacher = None
-        if recipe.teacher:
-            teacher = load_teacher(recipe, self.task, trust_code=trust_code, note=self.report.note)
+        teacher = load_teacher(recipe, self.task, trust_code=trust_code, note=self.report.note)
         self.model, self.optimizer = self.accelerator.prepare(self.net, make_optimizer(self.net, recipe))
-        self.guide = Guide(recipe, self.net, teacher) if teacher is not None else None
-        self.blockwise = self.guide is not None and recipe.blockwise_steps > 0  # is still to be done
+        self.guide = Guide(recipe, self.net, teacher)
         self.schedule = Schedule(
             self.net,
             steps_per_epoch=self.per_epoch,
@@ -129,7 +117,9 @@ class _Run:
             seed=recipe.seed,
             temperature_epochs=recipe.temperature_epochs,
         )
-        self.state = self._resumed() if resume else self._begun()
+        self.state = State(images=len(self.data["train"]), teacher=self.guide.teacher)
+        if resume and setup.last(folder).exists():  # else it was stopped before the first checkpoint: start again
+            self.state = self._resumed()
         self.state.processes = self.processes.count
         if self.main:  # after the last check that may refuse the run
             setup.write_start(self.folder, recipe, self.task, setup.bits_of(self.data), swaps)
@@ -150,8 +140,10 @@ class _Run:
             self.clock = time.perf_counter() - state.seconds
             while True:
                 try:
-                    if self.guide and self.blockwise:
-                        self._reconstruct(self.guide)
+                    if self.guide.pending:
+                        self.guide.reconstruct_(
+                            self.batch_at, self._on_device, self.processes, self.report, self._stop_at_once
+                        )
                     if self._validation_is_due():
                         self._validate()
                     if state.step == self.total:
@@ -163,9 +155,9 @@ class _Run:
                     self._stop_if_asked()
                 except Stopped:
                     # During the final scoring `net` holds the best weights; the last ones are saved already.
-                    if not self.blockwise and (state.step < self.total or self._validation_is_due()):
+                    if not self.guide.pending and (state.step < self.total or self._validation_is_due()):
                         self._save()
-                    where = "in the block-wise phase, which begins again" if self.blockwise else "saved"
+                    where = "in the block-wise phase, which begins again" if self.guide.pending else "saved"
                     raise Interrupted(
                         f"stopped at step {state.step} of {self.total}, {where}; "
                         f"go on with: {again or f'leanconv train {shlex.quote(str(self.folder.path))} --resume'}"
@@ -195,8 +187,12 @@ class _Run:
 
         def first_batch() -> tuple[Tensor, Any]:
             images, truth = self._on_device(*self.batch_at(self.state.step))
-            targets = self.guide.targets(images) if self.guide else None
-            return images, lambda logits: self._loss(self.task.loss(logits, truth), logits, targets)
+            targets = self.guide.targets(images)
+
+            def loss(logits: Tensor) -> Tensor:
+                return self.guide.loss(self.task.loss(logits, truth), logits, targets) + self.schedule.penalty()
+
+            return images, loss
 
         def on_part(mode: str, share: float) -> None:
             self.report.racing(mode, share)
@@ -215,10 +211,10 @@ class _Run:
             group["lr"] = rate
         self.model.train()
         forward: Forward = self.forward  # type: ignore[assignment]
-        targets = self.guide.targets(images, bfloat16=BFLOAT16 in forward.mode) if self.guide else None
+        targets = self.guide.targets(images, bfloat16=BFLOAT16 in forward.mode)
         logits = forward(images)
         loss = self.task.loss(logits, truth, processes=self.processes.count, total=self.processes.total)
-        loss = self._loss(loss, logits, targets)
+        loss = self.guide.loss(loss, logits, targets) + self.schedule.penalty()
         self.accelerator.backward(loss)
         if recipe.clip:
             self.accelerator.clip_grad_norm_(self.net.parameters(), recipe.clip)
@@ -237,18 +233,6 @@ class _Run:
             names = {"loss": "loss", "score": self.task.shown[0][1]}
             self.report.log(state.step, **{f"train/{names[key]}": value for key, value in shown.items()}, lr=rate)
         self.report.step(state.step, **shown)
-
-    def _loss(self, loss: Tensor, logits: Tensor, targets: Targets | None) -> Tensor:
-        """The whole loss from the task's: with the teacher's part, and what the operators add."""
-        if self.guide is not None and targets is not None:
-            loss = self.guide.loss(loss, logits, targets)
-        return loss + self.schedule.penalty()
-
-    def _reconstruct(self, guide: Guide) -> None:
-        """The block-wise phase before the first step. It saves nothing: a run stopped in it begins it again."""
-        setup.seed_everything(mix(self.recipe.seed, -1, self.processes.rank))
-        guide.reconstruct_(self.batch_at, self._on_device, self.processes, self.report, self._stop_at_once)
-        self.blockwise = False
 
     def _shared(self, loss: Tensor) -> Tensor:
         """The mean loss of all processes, if the schedule needs it: all processes need the same penalty."""
@@ -310,8 +294,7 @@ class _Run:
     def _finish(self) -> RunFolder:
         """Score the best weights: thresholds and what a defect is are chosen on validation, then both splits scored."""
         self.accelerator.wait_for_everyone()
-        if self.guide:
-            self.guide.close()
+        self.guide.close()
         self.net = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
         load_weights(self.net, self.folder.weights)
         chosen = self._evaluate(self.task.choose, "val") if "val" in self.data else self.task.unchosen()
@@ -320,6 +303,8 @@ class _Run:
             for split in ("val", "test")
             if split in self.data
         }
+        if chosen.note:
+            self.report.note(chosen.note)
         if self.main:
             write_metrics(self.folder, self.recipe, self.task, self.state, self.net, chosen.stored, scores)
         self.accelerator.wait_for_everyone()
@@ -337,21 +322,12 @@ class _Run:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
             checkpoint.save(setup.last(self.folder), self.state, self.net, self.optimizer, scaler)
 
-    def _begun(self) -> State:
-        """The state of a new run."""
-        return State(images=len(self.data["train"]), teacher=self.guide.teacher if self.guide else "")
-
     def _resumed(self) -> State:
-        """The state restored from `last/`, or that of a new run."""
-        path = setup.last(self.folder)
-        if not path.exists():  # stopped before the first checkpoint: start again
-            return self._begun()
-        self.blockwise = False
-        state, scaler = checkpoint.load(path, self.net, self.optimizer)
-        check_same_teacher(state, self.guide.teacher if self.guide else "", self.recipe)
-        check_resumed(
-            state, self.recipe, self.folder, self.net, self.data["train"], self.task, self.total, self.per_epoch
-        )
+        """The state restored from `last/`."""
+        self.guide.pending = False
+        state, scaler = checkpoint.load(setup.last(self.folder), self.net, self.optimizer)
+        facts = self.data["train"], self.task, self.total, self.per_epoch, self.guide.teacher
+        check_resumed(state, self.recipe, self.folder, self.net, *facts)
         load_schedule(self.schedule, state, self.folder)
         if note := processes_note(state.processes, self.processes.count):
             self.report.note(note)

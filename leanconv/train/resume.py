@@ -93,18 +93,20 @@ def check_folder(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
 
 def check_resumed(
     state: State, recipe: Recipe, folder: RunFolder, net: nn.Module, samples: Any, task: Task, total: int,
-    per_epoch: int,
+    per_epoch: int, teacher: str = "",
 ) -> None:  # fmt: skip
     """Check that the checkpoint fits the run.
 
-    Raises: BadInput where its training images, classes or steps are not those of the run. BadCheckpoint where its
-        numbers contradict the run, or the best weights of an earlier step are gone.
+    Raises: BadInput where its training images, classes, teacher or steps are not those of the run. BadCheckpoint where
+        its numbers contradict the run, or the best weights of an earlier step are gone.
 
     Args:
         net: the run's network.
         samples: the training split.
         total, per_epoch: steps that are asked for, and those of an epoch.
+        teacher: `digest` of the teacher that is said now; "" without one.
     """
+    _check_teacher(state, teacher, recipe)
     path, images = folder.path, len(samples)
     if state.images not in (0, images):
         raise BadInput(
@@ -129,7 +131,7 @@ def check_resumed(
         stored_weights(net, folder.weights)
 
 
-def check_same_teacher(state: State, teacher: str, recipe: Recipe) -> None:
+def _check_teacher(state: State, teacher: str, recipe: Recipe) -> None:
     """Raise BadInput where the run did not begin with this teacher: `teacher` is its `digest`, or ""."""
     if state.teacher != teacher:
         now = f"the weights of teacher={recipe.teacher} are" if teacher else "no teacher is said, that is"

@@ -83,7 +83,7 @@ def open_splits(recipe: Recipe, kind: str, report: Reporter, *, before: RunFolde
 
     Args:
         report: gets what a user should know of the splits.
-        before: the run that goes on: it has written down the range of its 16-bit images.
+        before: the run that goes on, or the teacher's: it has written down the range of its 16-bit images.
     """
     bits = before.read_model().bits if before is not None and before.model_json.is_file() else None
     splits, absent = {}, ""
@@ -205,14 +205,11 @@ def network(
     net = build_model(recipe, trust_code, outputs)
     if calibration is not None:
         net.to(calibration.device)
-    found = swap_(net, recipe, calibration)
+    found = swap_(net, recipe, calibration, report)
     net.cpu()
     swaps = [(swap.name, str(swap.to)) for swap in found.swapped]
     if found:
         report.say(f"swap   {recipe.swap}, layer by layer:\n{found}")
-        # Those of the new layers alone: the others are quiet already, or trained. Fitted ones know their gates.
-        if recipe.quiet_gates and recipe.init != "fit":
-            quiet_gates_(nn.ModuleList(net.get_submodule(name) for name, _ in swaps))
     return net, swaps
 
 

@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from leanconv.convert import Plan, apply_, plan
 from leanconv.errors import BadInput
+from leanconv.nn import quiet_gates_
 from leanconv.registry import parse
-from leanconv.runs.kinds import Reference
+from leanconv.runs.kinds import Reference, read
+from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
 
 _PUBLISHED = ("timm", "smp")
+_MOST_HELD = 2**30
 
 
 def check_swap(recipe: Recipe) -> None:
@@ -41,7 +44,9 @@ def with_weights(reference: Reference, recipe: Recipe) -> Reference:
 
 
 class Calibration:
-    """The images that `init="fit"` looks at: training batches as the first steps see them, made anew in each pass.
+    """The images that `init="fit"` looks at, once for each layer: training batches as the first steps see them.
+
+    They are held in memory up to _MOST_HELD bytes, and read again in each pass beyond.
 
     Args:
         batch_at: gives the batch of a step, its images first.
@@ -50,20 +55,31 @@ class Calibration:
 
     def __init__(self, batch_at: Callable[[int], Any], steps: int, device: torch.device) -> None:
         self._batch_at, self._steps, self.device = batch_at, steps, device
+        self._held: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return self._steps
 
     def __iter__(self) -> Iterator[Tensor]:
         for step in range(self._steps):
-            yield self._batch_at(step)[0].to(self.device)
+            images = self._held.get(step)
+            if images is None:
+                images = self._batch_at(step)[0].to(self.device)
+                if images.nbytes * self._steps <= _MOST_HELD:
+                    self._held[step] = images
+            yield images
 
 
-def swap_(net: nn.Module, recipe: Recipe, calibration: Calibration | None = None) -> Plan:
+def swap_(
+    net: nn.Module, recipe: Recipe, calibration: Calibration | None = None, report: Reporter | None = None
+) -> Plan:
     """Swap the recipe's layers in place. The new ones start as its `init` says.
+
+    Softmax gates start quiet, unless trained weights say where they stand.
 
     Args:
         calibration: for `init="fit"`.
+        report: shows each layer's error of a fit.
     Returns: the plan on one image of `recipe.size`; empty without `swap`.
     Raises: BadInput where no layer changes, or `where` matches none.
     """
@@ -78,8 +94,13 @@ def swap_(net: nn.Module, recipe: Recipe, calibration: Calibration | None = None
         raise BadInput(
             f"recipe: swap={recipe.swap} changes none of {len(found)} convolutions ({kept}): see leanconv plan"
         )
-    if recipe.init == "fit" and calibration is not None:
-        apply_(net, found, init="fit", data=calibration)  # type: ignore[arg-type]
-    else:
-        apply_(net, found, init=recipe.init)
+    fitted = recipe.init == "fit"
+    visible = report is not None and report.visible
+    applied = apply_(net, found, init=recipe.init, data=calibration if fitted else None, progress=visible)
+    if fitted and report is not None:
+        report.say(str(applied))
+    if recipe.quiet_gates:  # those of the new layers alone: the others are quiet already, or trained
+        trained = read(recipe.model).kind == "path" or recipe.pretrained
+        new = [layer.name for layer in applied.layers if layer.how == "fresh" or not (trained or fitted)]
+        quiet_gates_(nn.ModuleList(net.get_submodule(name) for name in new))
     return found

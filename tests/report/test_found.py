@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from leanconv.report.found import DefectCount, Found, count_defects, dice_of, names_of
+from leanconv.train.tasks.decision import Rule
 
 
 def picture(*rows: str) -> np.ndarray:
@@ -44,7 +45,15 @@ def test_defects_are_counted_as_patches():
     assert count_defects(guess, truth) == DefectCount(total=3, found=2, false=1)
     guess[1, 0] = 1  # now the mark below the first defect hangs together with the one on it
     assert count_defects(guess, truth) == DefectCount(total=3, found=2, false=0)
-    assert count_defects(np.ones((20, 20), np.uint8), np.pad(truth, 10)[:20, :20]) == DefectCount(3, 3, 1)  # all marked
+    everything = np.ones((20, 20), np.uint8)  # is one mark, and no defect fills a tenth of it
+    assert count_defects(everything, np.pad(truth, 10)[:20, :20]) == DefectCount(3, 0, 1)
+
+
+def test_defects_are_counted_by_the_runs_rule():
+    truth, guess = picture("1111....", "........"), picture("11.1...1", "........")
+    assert count_defects(guess, truth) == DefectCount(total=1, found=1, false=2)
+    assert count_defects(guess, truth, Rule(merge=2)) == DefectCount(total=1, found=1, false=1)
+    assert count_defects(guess, truth, Rule(merge=2, min_area=2)) == DefectCount(total=1, found=1, false=0)
 
 
 @pytest.mark.parametrize(

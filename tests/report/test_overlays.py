@@ -20,6 +20,7 @@ from leanconv.report.overlays import (
     css_colours,
     error_map,
 )
+from leanconv.train.tasks.decision import Rule
 
 
 def decode(uri: str) -> Image.Image:
@@ -36,7 +37,7 @@ def test_the_mask_holds_the_pixels_in_their_colours():
     truth[2:8, 3:9] = 1
     guess = np.roll(truth, 3, axis=1)
     made = case(
-        "p", "the worst", np.full((3, 20, 30), 99, np.uint8), truth, [(0, "unet", guess, 0.5)], ("bg", "defect")
+        "p", "the worst", np.full((3, 20, 30), 99, np.uint8), truth, [(0, "unet", guess, 0.5, Rule())], ("bg", "defect")
     )
     shown = np.asarray(decode(made.tiles[2].mask).convert("RGBA"))
     errors = error_map(guess, truth)

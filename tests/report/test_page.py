@@ -15,6 +15,7 @@ from leanconv.report.overlays import case
 from leanconv.report.page import render
 from leanconv.report.summary import RunSummary
 from leanconv.text import one_line
+from leanconv.train.tasks.decision import Rule
 
 EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
 
@@ -48,7 +49,7 @@ def report(name: str = "dense") -> Report:
             "worst",
             image,
             truth,
-            [(0, name, truth, 0.9 - i / 2), (1, "lean", 1 - truth, i / 4)],
+            [(0, name, truth, 0.9 - i / 2, Rule()), (1, "lean", 1 - truth, i / 4, Rule(8, 4))],
             ("b", name),
         )
         for i in range(2)

@@ -1,5 +1,7 @@
 """`swap`, `where` and `pretrained` of a recipe: any model is made lean, starts from weights, and loads again."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -79,7 +81,7 @@ def test_quiet_gates_of_swapped_layers_go_on_bit_for_bit(recipe, tmp_path, monke
 def test_a_swap_starts_its_own_gates_quiet_and_leaves_trained_ones(recipe, tmp_path):
     first = fit(recipe(out=str(tmp_path / "first"), swap="spconv", where="encoder.*"), progress=False)
     trained = first.load_model().state_dict()
-    more = recipe(model=str(first.path), swap="spconv", where="decoder.*")
+    more = recipe(model=str(first.path), swap="spconv", where="decoder.*", init="fresh")
     net, swaps = setup.network(more, False, Reporter(active=False, visible=False), outputs=None, before=None)
     new = {name for name, _ in swaps}
     assert new
@@ -168,7 +170,7 @@ def test_a_note_is_said_once(capsys):
 
 def test_swapped_gates_start_quiet_once_and_a_resumed_run_goes_the_same_way(recipe, tmp_path, monkeypatch):
     """The branches of new SPConvs alone are scaled, by 0.1. A killed run that goes on ends in the same weights."""
-    settings = {"swap": "spconv", "where": "decoder.*", "optimizer": "sgd", "lr": 0.1}
+    settings = {"swap": "spconv", "where": "decoder.*", "optimizer": "sgd", "lr": 0.1, "init": "fresh"}
     for quiet, scale in ((True, 0.1), (False, 1.0)):
         for asked in (settings, {"model": f"{UNET}&conv=spconv", "swap": ""}):
             asked = recipe(quiet_gates=quiet, **asked)
@@ -182,6 +184,20 @@ def test_swapped_gates_start_quiet_once_and_a_resumed_run_goes_the_same_way(reci
     monkeypatch.undo()
     again = fit(recipe(save_every=1, **settings), resume=True, progress=False)
     assert again.weights.read_bytes() == whole.weights.read_bytes()
+
+
+def test_gates_of_a_trained_network_stay_where_its_weights_put_them(recipe, tmp_path):
+    first = fit(recipe(out=str(tmp_path / "first"), swap=""), progress=False)
+    nets = []
+    for quiet in (True, False):
+        more = recipe(model=str(first.path), swap="spconv", where="decoder.*", quiet_gates=quiet)
+        torch.manual_seed(0)
+        nets.append(setup.network(more, False, Reporter(active=False, visible=False), outputs=1, before=None)[0])
+    layer = next(each for each in nets[0].modules() if isinstance(each, SPConv2d))
+    if not copy.deepcopy(layer).project_(nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1)):
+        pytest.skip("SPConv takes nothing over of dense weights")
+    for name, tensor in nets[0].state_dict().items():
+        torch.testing.assert_close(tensor, nets[1].state_dict()[name], rtol=0, atol=0)
 
 
 def _scales(net):

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,8 @@ from leanconv.version import __version__
 FORMAT = 1
 # Shapes and devices that a run folder keeps. The oldest goes first.
 MOST_KEPT = 24
+# Another process may be writing a younger folder.
+_UNFINISHED_S = 3600.0
 _LIBRARIES = ("openvino", "onnxruntime", "halide")
 
 
@@ -35,6 +38,7 @@ class Choice:
         spent_s: seconds that plain PyTorch took so far.
         engine: the fastest engine, or "" before a race.
         eager_ms, engine_ms: medians of a call.
+        open_s: seconds of one core that opening it took the first time, or 0.
         folder: the folder of the engine's files beside choice.json, or "".
         files: name -> SHA-256 of each.
     """
@@ -43,6 +47,7 @@ class Choice:
     engine: str = ""
     eager_ms: float = 0.0
     engine_ms: float = 0.0
+    open_s: float = 0.0
     folder: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
 
@@ -84,7 +89,7 @@ class Kept:
             if stored["format"] != FORMAT or stored["facts"] != self.facts:
                 return Choice()
             found = Choice(**stored["choice"])
-            numbers = [float(each) for each in (found.spent_s, found.eager_ms, found.engine_ms)]
+            numbers = [float(each) for each in (found.spent_s, found.eager_ms, found.engine_ms, found.open_s)]
             known = found.engine in ("", EAGER, *CANDIDATES)
             # `store` removes this folder: it must be one that it made, and never a way out of this one.
             inside = not found.folder or re.fullmatch(rf"{re.escape(found.engine)}-\w+", found.folder, re.ASCII)
@@ -122,9 +127,16 @@ class Kept:
             self.why_not = str(error)
             return None
         self.write(replace(choice, folder=place.name, files=files))
-        if before and before != place.name:
-            shutil.rmtree(self.folder / before, ignore_errors=True)
+        self._remove_others(place.name, before)
         return None
+
+    def _remove_others(self, kept: str, before: str) -> None:
+        """Remove the engine that was kept before, and what killed processes have left."""
+        assert self.folder is not None  # its caller has just written there
+        for path in self.folder.iterdir():
+            ours = path.is_dir() and not path.is_symlink() and path.name.partition("-")[0] in CANDIDATES
+            if ours and path.name != kept and (path.name == before or _age_s(path) > _UNFINISHED_S):
+                shutil.rmtree(path, ignore_errors=True)
 
     def open(self, choice: Choice) -> Any:
         """The stored engine as a function of one tensor, or None if its files are gone, changed or do not open."""
@@ -148,6 +160,13 @@ def digest(model: nn.Module) -> str:
             made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return made.hexdigest()
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:  # removed meanwhile
+        return 0.0
 
 
 def _hash(path: Path) -> str:

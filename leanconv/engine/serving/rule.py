@@ -11,7 +11,7 @@ EAGER, RACE = "eager", "race"
 RACE_FROM_S = 4.0
 # The race's budget: this share of the seconds that plain PyTorch would still take, within these limits.
 RACE_SHARE, LEAST_RACE_S, MOST_RACE_S = 0.5, 30.0, 90.0
-# A kept engine is opened if it saves more than this. A U-Net's takes .3 to .8 s of one core.
+# A kept engine is opened if it saves more seconds than opening took the last time, and before the first time than this.
 OPEN_S = 0.8
 
 
@@ -25,6 +25,7 @@ class Known:
         spent_s: seconds that plain PyTorch took so far, in earlier processes too.
         engine: the fastest engine of an earlier race, or "" if there was none.
         engine_s: seconds of a call in it.
+        open_s: seconds of one core that opening it took, or 0 if it was never opened.
     """
 
     eager_s: float
@@ -32,6 +33,7 @@ class Known:
     spent_s: float = 0.0
     engine: str = ""
     engine_s: float = 0.0
+    open_s: float = 0.0
 
 
 def decide(known: Known, calls_left: float) -> str:
@@ -40,7 +42,7 @@ def decide(known: Known, calls_left: float) -> str:
         return EAGER
     if known.engine:
         saved_s = (known.calls + calls_left) * (known.eager_s - known.engine_s)
-        return known.engine if saved_s > OPEN_S else EAGER
+        return known.engine if saved_s > (known.open_s or OPEN_S) else EAGER
     return RACE if known.spent_s + calls_left * known.eager_s >= RACE_FROM_S else EAGER
 
 

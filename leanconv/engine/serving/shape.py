@@ -77,16 +77,20 @@ class Shape:
 
     def _known(self) -> Known:
         seen = self.choice
-        return Known(self._eager_s, self._calls, seen.spent_s + self._spent_s, seen.engine, seen.engine_ms / 1e3)
+        spent_s, engine_s = seen.spent_s + self._spent_s, seen.engine_ms / 1e3
+        return Known(self._eager_s, self._calls, spent_s, seen.engine, engine_s, seen.open_s)
 
     def _open(self, x: Tensor, answer: Tensor) -> None:
         """Open the kept engine. What does not open or agree is forgotten, and raced again when that pays."""
-        choice = self.choice
+        choice, start = self.choice, time.process_time()
         if not self._took(self.kept.open(choice), choice.engine, x, answer):
             self.owner.say(f"engine eager: {choice.engine} of {self.kept.folder} does not open here any more")
             self.choice = Choice()
             return
         self.settled = True
+        if not choice.open_s:
+            self.choice = replace(choice, open_s=time.process_time() - start)
+            self.kept.write(self.choice)
         self.owner.say(
             f"engine {choice.engine}: {choice.engine_ms:.3g} ms for {self.words}, {_gain(choice)} as fast as eager; "
             f"kept in {self.kept.place} by an earlier race"

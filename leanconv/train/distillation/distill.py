@@ -81,14 +81,14 @@ class Distillation:
         self._output = output or (lambda answer: answer)
         student, teacher = bare(student), bare(teacher)
         self.pairs = paired(student, teacher, features) if feature_weight else {}
-        self._student, self._teacher = Taps(student, self.pairs), Taps(teacher, set(self.pairs.values()))
+        self._student, self._teacher = Taps(student, self.pairs), Taps(teacher, set(self.pairs.values()), always=True)
 
     def __call__(self, inputs: Inputs, outputs: Any) -> Tensor:
         """The loss of one batch, a tensor of one number.
 
         Args:
             inputs: what the student was called with: a tensor, a tuple of arguments, a dict of named ones.
-            outputs: what it gave for them in its last forward pass.
+            outputs: what it gave for them in its last forward pass. Features are kept of passes with gradients alone.
         Raises: BadInput for features or outputs of other shapes than the teacher's, or a student that did not run.
         """
         return self.loss(outputs, self.targets(inputs))
@@ -118,7 +118,7 @@ class Distillation:
             if not mine or len(mine) != len(targets):
                 raise BadInput(
                     f"{name}: the student gave {len(mine)} tensors, the teacher {len(targets)}: call the student "
-                    "before each call of Distillation, and make Distillation before the student is compiled"
+                    "with gradients before each call of Distillation, made before the student is compiled"
                 )
             losses += [feature_loss(s, t, name=name) for s, t in zip(mine, targets, strict=True)]
         return torch.stack(losses).mean()

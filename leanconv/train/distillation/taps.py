@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -17,15 +18,18 @@ class Taps:
     Args:
         model: whose forward pass begins a new record.
         names: of its layers.
+        always: also of passes without gradients: an evaluation would hold all maps of a batch at once.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], *, always: bool = False) -> None:
         self.seen: dict[str, list[Any]] = {}
         names = list(names)
         self._handles: list[RemovableHandle] = []
         if names:
             self._handles.append(model.register_forward_pre_hook(_Begin(self.seen)))
-        self._handles += [model.get_submodule(name).register_forward_hook(_Keep(self.seen, name)) for name in names]
+        for name in names:
+            keep = _Keep(self.seen, name, always=always)
+            self._handles.append(model.get_submodule(name).register_forward_hook(keep))
 
     def take(self) -> dict[str, list[Tensor]]:
         """The tensors of each layer that ran; they are forgotten here, so that no graph is kept alive."""
@@ -59,11 +63,13 @@ class _Begin:
 
 
 class _Keep(_Begin):
-    def __init__(self, seen: dict[str, list[Any]], name: str) -> None:
+    def __init__(self, seen: dict[str, list[Any]], name: str, *, always: bool) -> None:
         super().__init__(seen)
-        self.name = name
+        self.name, self.always = name, always
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:  # type: ignore[override]
+        if not (self.always or torch.is_grad_enabled()):
+            return
         if self.name in self.seen:
             self.seen[self.name].append(output)
         else:

@@ -34,16 +34,23 @@ def check_teacher(recipe: Recipe) -> None:
         )
 
 
+def teacher_folder(recipe: Recipe) -> RunFolder | None:
+    """The run folder of the recipe's teacher, which knows the range of 16-bit images; None where it is none."""
+    return RunFolder(recipe.teacher) if recipe.teacher and os.path.isdir(recipe.teacher) else None
+
+
 def load_teacher(
     recipe: Recipe, task: Task, *, trust_code: bool = False, note: Callable[[str], object] = str
-) -> nn.Module:
-    """The recipe's teacher in eval mode, checked against the run's task, classes and image size.
+) -> nn.Module | None:
+    """The recipe's teacher in eval mode, checked against the run's task, classes and image size; None if it has none.
 
     Args:
         note: gets a line on a run that still trains.
     Raises: BadInput for a folder without weights, another task, other classes or another size, fresh or not finite
         weights; BadCheckpoint for a damaged run; UntrustedCode for somebody's Python.
     """
+    if not recipe.teacher:
+        return None
     reference = read(recipe.teacher)
     if reference.kind == "path":
         folder = RunFolder.open(recipe.teacher)

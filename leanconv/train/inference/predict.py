@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -176,10 +176,13 @@ def predict(
     return Predictions(str(out), done, failed, notes, seconds)
 
 
-def written(places: Places, image: Tensor, logits: Tensor, decision: Decision, overwrite: bool) -> Prediction:
+def written(
+    places: Places, image: Tensor, logits: Tensor, decision: Decision, overwrite: bool, drafts: Callable[[], Path]
+) -> Prediction:
     """The result of one image from its logits `O H W`. All that is written for an image alone is written here."""
     mask, shown, found = judge(str(places.image), logits, decision)
-    write(places, _mask_image(mask, binary=len(logits) <= 2), overlay(image, shown), found.to_dict(), overwrite)
+    picture = _mask_image(mask, binary=len(logits) <= 2)
+    write(places, picture, overlay(image, shown), found.to_dict(), overwrite, drafts)
     return found
 
 

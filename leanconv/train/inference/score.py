@@ -256,9 +256,13 @@ def _curves(metrics: dict[str, Any]) -> str:
     if not curve:
         return ""
     grid, rows = curve["thresholds"], list[list[object]]()
+
+    def place(value: float) -> int:  # the nearest: users write thresholds of their own into metrics.json
+        return min(range(len(grid)), key=lambda i: abs(grid[i] - value))
+
     for name, found in list(curve["classes"].items())[:_MOST_ROWS]:
-        best = grid.index(chosen[name])
-        dice = [f"{found['dice'][grid.index(value)]:.4f}" for value in _SHOWN]
+        best = place(chosen[name])
+        dice = [f"{found['dice'][place(value)]:.4f}" for value in _SHOWN]
         shares = ["-" if found[key][best] is None else f"{found[key][best]:.4f}" for key in _AT_BEST]
         rows.append([name, *dice, f"{chosen[name]:.2f}", *shares])
     heads = [f"Dice at {value:.1f}" for value in _SHOWN]

@@ -1,5 +1,6 @@
 """Logits for an image of any size in bounded memory: overlapping tiles with blended seams."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,14 +60,18 @@ def predict_logits(
             image that fits one tile is run whole. Borders are mirrored up to that multiple.
     Raises: BadInput for impossible sizes, or a model that does not return `N O H W` for `N C H W`.
     """
-    return predict_alike(model, [image], tile=tile, overlap=overlap, batch=batch)[0]
+    with evaluating(model):
+        return logits_alike(model, [image], tile=tile, overlap=overlap, batch=batch)[0]
 
 
 @torch.no_grad()
-def predict_alike(
+def logits_alike(
     model: nn.Module, images: Sequence[Tensor], *, tile: int = TILE, overlap: int = OVERLAP, batch: int = 1
 ) -> list[Tensor]:
-    """`predict_logits` of several images of one size: `batch` tiles at a time, of all images together."""
+    """`predict_logits` of several images of one size: `batch` tiles at a time, of all images together.
+
+    The model is in eval mode already.
+    """
     shape = images[0].shape
     if len(shape) != 3 or 0 in shape:
         raise BadInput(f"predict takes one image C H W with at least one pixel, got {tuple(shape)}")
@@ -79,24 +84,22 @@ def predict_alike(
         raise BadInput(f"batch={batch}: at least 1")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     total: list[Tensor] = []
-    with evaluating(model):
-        for at in range(0, len(places), batch):
-            group = places[at : at + batch]
-            parts = torch.stack([images[k][:, rows.pixels[i]][:, :, columns.pixels[j]] for k, i, j in group])
-            parts = parts.to(device)
-            logits = model(to_float(parts) if parts.dtype == torch.uint8 else parts)
-            if not isinstance(logits, Tensor) or logits.dim() != 4 or logits.shape[-2:] != parts.shape[-2:]:
-                shown = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise BadInput(
-                    f"the model gives {shown} for {tuple(parts.shape)}; predict needs logits of the same H W"
-                )
-            if not total:
-                check_logits(logits.shape[1], *shape[1:])
-                total = [torch.zeros(logits.shape[1], *shape[1:]) for _ in images]
-            for (k, i, j), part in zip(group, logits.float().cpu(), strict=True):
-                y, x, wy, wx = rows.starts[i], columns.starts[j], rows.weights[i], columns.weights[j]
-                part = part[:, : len(wy), : len(wx)]  # cut off the mirrored pixels
-                total[k][:, y : y + len(wy), x : x + len(wx)] += part * wy[:, None] * wx
+    for at in range(0, len(places), batch):
+        group = places[at : at + batch]
+        chosen = [(images[k], rows.pixels[i], columns.pixels[j]) for k, i, j in group]
+        parts = torch.stack([image.index_select(1, down).index_select(2, right) for image, down, right in chosen])
+        parts = parts.to(device)
+        logits = model(to_float(parts) if parts.dtype == torch.uint8 else parts)
+        if not isinstance(logits, Tensor) or logits.dim() != 4 or logits.shape[-2:] != parts.shape[-2:]:
+            shown = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise BadInput(f"the model gives {shown} for {tuple(parts.shape)}; predict needs logits of the same H W")
+        if not total:
+            check_logits(logits.shape[1], *shape[1:])
+            total = [torch.zeros(logits.shape[1], *shape[1:]) for _ in images]
+        for (k, i, j), part in zip(group, logits.float().cpu(), strict=True):
+            y, x, wy, wx = rows.starts[i], columns.starts[j], rows.weights[i], columns.weights[j]
+            part = part[:, : len(wy), : len(wx)]  # cut off the mirrored pixels
+            total[k][:, y : y + len(wy), x : x + len(wx)] += part * wy[:, None] * wx
     return total
 
 
@@ -111,8 +114,9 @@ class _Axis:
     pixels: list[Tensor]
     weights: list[Tensor]
 
-    @classmethod
-    def of(cls, size: int, tile: int, overlap: int, unit: int) -> "_Axis":
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def of(size: int, tile: int, overlap: int, unit: int) -> "_Axis":
         if tile < 1 or overlap < 0:
             raise BadInput(f"tile={tile}, overlap={overlap}: a tile of at least 1 pixel, an overlap of at least 0")
         padded, tile = (-(-value // unit) * unit for value in (size, tile))
@@ -130,7 +134,7 @@ class _Axis:
         for start, weight in zip(starts, raw, strict=True):
             sums[start : start + tile] += weight
         weights = [weight / sums[start : start + tile] for start, weight in zip(starts, raw, strict=True)]
-        return cls(
+        return _Axis(
             starts,
             [mirror(start, start + tile, size) for start in starts],
             [weight[: max(0, size - start)] for start, weight in zip(starts, weights, strict=True)],

@@ -11,23 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
+from leanconv.files import draft_on_demand
+from leanconv.running import evaluating
 from leanconv.runs import RunFolder
 from leanconv.text import one_line
 from leanconv.train.data.ahead import read_ahead
 from leanconv.train.data.image_reader import Everything, ImageReader
 from leanconv.train.data.reduce import enlarge_logits, reduce_image
 from leanconv.train.data.references import side_of
+from leanconv.train.inference.behind import behind
 from leanconv.train.inference.predict_classes import Failed, opened_classifier
 from leanconv.train.inference.score import load_decided
 from leanconv.train.inference.serving import Left, Serve
-from leanconv.train.inference.tiles import TooLarge, check_logits, enough_memory, predict_alike
+from leanconv.train.inference.tiles import TooLarge, check_logits, enough_memory, logits_alike
 from leanconv.train.inference.written import Places
 from leanconv.train.recipe import Recipe
+from leanconv.train.tasks.components import scipy_image
 from leanconv.train.tasks.decision import Decision
 
 Read = tuple[Path, Tensor | BadInput]  # an image, or why it cannot be read
 Look = Callable[[Sequence[Tensor]], list[Tensor]]  # images of one size -> their logits
-Write = Callable[..., Any]  # (places, image, logits, decision=, overwrite=) -> the result of one image
+Write = Callable[..., Any]  # (places, image, logits, decision=, overwrite=, drafts=) -> the result of one image
 Work = Callable[[Iterable[Path]], Iterator[Any]]
 
 
@@ -105,9 +109,11 @@ def opened(
     decision = decision.asked(asked.threshold, asked.min_area, asked.merge)
     given = {"tile": asked.tile, "overlap": asked.overlap, "batch": asked.batch}
     tiles = {name: value for name, value in given.items() if value is not None}
-    with serve(model.to(torch.device(asked.device)), folder.engine if folder else None, left) as fast:
+    scipy_image()  # which takes as long as many pictures: imported before the first
+    served = serve(model.to(torch.device(asked.device)), folder.engine if folder else None, left)
+    with served as fast, evaluating(fast), draft_on_demand(out) as drafts:
         look = partial(_logits, fast, side=side, tiles=tiles)
-        written = partial(write, decision=decision, overwrite=asked.overwrite)
+        written = partial(write, decision=decision, overwrite=asked.overwrite, drafts=drafts)
         yield partial(_predicted, out=out, reader=reader, look=look, write=written, batch=asked.batch or 1, left=left)
 
 
@@ -121,24 +127,27 @@ def _predicted(
     batch: int,
     left: Left,
 ) -> Iterator[Any]:
-    """Predict and write all usable images, in order."""
+    """Predict and write all usable images, in order. One is written while the network looks at the next."""
     read = left.counted(read_ahead(paths, lambda path: reader.read(path, str(path))))
-    for group in _alike(read, batch):
-        images = [image for _, image in group if isinstance(image, Tensor)]
-        if not images:
-            yield from (Failed(str(path), str(error)) for path, error in group)
-            continue
-        for path, image, logits in _looked(group, images, look):
-            if isinstance(logits, Failed):
-                yield logits
+
+    def made(path: Path, image: Tensor, logits: Tensor | Failed) -> Any:
+        if isinstance(logits, Failed):
+            return logits
+        try:
+            with enough_memory():
+                return write(Places.of(path, out), image, logits)
+        except TooLarge as error:
+            return Failed(str(path), one_line(f"{path}: {error}"))
+
+    def steps() -> Iterator[Callable[[], Any]]:
+        for group in _alike(read, batch):
+            images = [image for _, image in group if isinstance(image, Tensor)]
+            if not images:
+                yield from (partial(Failed, str(path), str(error)) for path, error in group)
                 continue
-            try:
-                with enough_memory():
-                    made = write(Places.of(path, out), image, logits)
-            except TooLarge as error:
-                yield Failed(str(path), one_line(f"{path}: {error}"))
-                continue
-            yield made
+            yield from (partial(made, *each) for each in _looked(group, images, look))
+
+    yield from behind(steps())
 
 
 def _alike(read: Iterable[Read], batch: int) -> Iterator[list[Read]]:
@@ -172,6 +181,6 @@ def _looked(
 def _logits(model: nn.Module, images: Sequence[Tensor], *, side: int | None, tiles: dict[str, int]) -> list[Tensor]:
     """Logits `O H W` of images of one size, at their own size."""
     height, width = images[0].shape[-2:]
-    found = predict_alike(model, [reduce_image(image, side) if side else image for image in images], **tiles)
+    found = logits_alike(model, [reduce_image(image, side) if side else image for image in images], **tiles)
     check_logits(len(found[0]), height, width)
     return [enlarge_logits(logits, height, width) for logits in found]

@@ -8,14 +8,14 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from leanconv.errors import BadInput
-from leanconv.files import Held, Lock, NoLocks, read_bytes, read_json, write_atomic, write_json
+from leanconv.files import Held, Lock, NoLocks, json_text, read_bytes, read_json, write_together
 from leanconv.train.data.image_reader import listing
 
 if TYPE_CHECKING:
@@ -76,16 +76,23 @@ def check_free(places: Iterable[Places], overwrite: bool) -> None:
         raise BadInput(f"{listing(obstacles)}: give another --out, or say --overwrite")
 
 
-def write(places: Places, mask: "Image", overlay: "Image", found: dict[str, Any], overwrite: bool) -> None:
+def write(
+    places: Places, mask: "Image", overlay: "Image", found: dict[str, Any], overwrite: bool, drafts: Callable[[], Path]
+) -> None:
     """Write all three files of one prediction; of two concurrent predictions, one's three files remain.
+
+    `drafts` gives a draft of their folder.
 
     Raises: BadInput where they cannot be written, or a file would be lost that has come since.
     """
     with alone(places.defects):
         check_free([places], overwrite)
-        write_png(mask, places.mask)
-        write_png(overlay, places.overlay)
-        write_json(places.defects, found)
+        files: dict[Path, bytes | str] = {
+            places.mask: png(mask),
+            places.overlay: png(overlay),
+            places.defects: json_text(found),
+        }
+        write_together(files, drafts())
 
 
 @contextmanager
@@ -110,12 +117,12 @@ def check_list(path: Path, overwrite: bool) -> None:
         raise BadInput(f"{path} was not made by predict: give another --out, or say --overwrite")
 
 
-def write_png(picture: "Image", path: Path) -> None:
-    """Write an image with a mark that any change invalidates. Raises BadInput if it cannot be written."""
+def png(picture: "Image") -> bytes:
+    """The PNG file of an image, with a mark that any change invalidates."""
     made = io.BytesIO()
     picture.save(made, format="PNG", compress_level=_COMPRESSION)
     content = made.getvalue().removesuffix(_END)
-    write_atomic(path, content + _mark(content) + _END)
+    return content + _mark(content) + _END
 
 
 def _mark(content: bytes) -> bytes:

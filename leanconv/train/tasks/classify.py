@@ -89,6 +89,7 @@ class Chosen:
 
     stored: ClassVar[dict[str, Any]] = {"threshold": None}
     options: ClassVar[dict[str, Any]] = {}
+    note: ClassVar[str] = ""
 
 
 @dataclass(frozen=True)

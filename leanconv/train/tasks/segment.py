@@ -105,7 +105,8 @@ class Segmentation:
         curve = threshold_curve(model, samples, **options)
         rule = best_rule(model, samples, self.rule, threshold=curve.best, **options)
         decision = Decision(self.classes, curve.best, rule)
-        return Chosen({**decision.to_dict(), "threshold_curve": curve.to_dict()}, decision)
+        stored = {**decision.to_dict(), "threshold_curve": curve.to_dict()}
+        return Chosen(stored, decision, curve.not_learnt())
 
     def unchosen(self) -> "Chosen":
         """The same without validation images: the largest logit, or 0.5 of one; what the recipe leaves open is 0."""
@@ -120,10 +121,12 @@ class Chosen:
     Attributes:
         stored: its part of metrics.json.
         decision: for `evaluate`.
+        note: what a user should know of it, or "".
     """
 
     stored: dict[str, Any]
     decision: Decision
+    note: str = ""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from leanconv.train.tasks.images import Total, image_logits
 
 # The candidates.
 GRID = tuple(i / 100 for i in range(5, 96))
+# A class counts as learnt if its Dice has come so far of the way from marking every pixel to marking the right ones.
+_LEARNT = 0.1
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Curve:
         classes: names; the background, which has no threshold, is the first.
         true: int64 `K-1`, the pixels of each class.
         called, hits: int64 `K-1 G`, pixels given to the class at a threshold, and those of them that are its.
+        pixels: all that were judged.
     """
 
     classes: tuple[str, ...]
     true: Tensor
     called: Tensor
     hits: Tensor
+    pixels: int
 
     @property
     def dice(self) -> Tensor:
@@ -43,6 +47,19 @@ class Curve:
             best = (dice >= dice.max()).nonzero().flatten().tolist()
             found.append(min((GRID[i] for i in best), key=lambda value: abs(value - 0.5)))
         return found[0] if len(found) == 1 else tuple(found)
+
+    def not_learnt(self) -> str:
+        """Name the classes whose best Dice is hardly above that of marking every pixel; "" if there are none."""
+        blind = 2 * self.true / (self.true + self.pixels)
+        best = self.dice.max(1).values
+        weak = (self.true > 0) & (best < blind + _LEARNT * (1 - blind))
+        named = [f"{self.classes[k + 1]} (Dice {best[k]:.2f})" for k in weak.nonzero().flatten().tolist()]
+        if not named:
+            return ""
+        return (
+            f"hardly learnt yet: {', '.join(named)}, on the validation images; to mark every pixel is about as good. "
+            "Their defects mean little: train longer, or with more images of them"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """`thresholds`, and of each class by name lists `dice`, `precision`, `recall` (null where undefined)."""
@@ -92,7 +109,7 @@ def threshold_curve(
     if total is not None and processes > 1:
         counts, true = total(counts).cpu(), total(true).cpu()
     at_least = counts.flip(2).cumsum(2).flip(2)[..., 1:]  # class, truth, threshold
-    return Curve(tuple(samples.classes), true[1:], at_least.sum(1), at_least[:, 1])
+    return Curve(tuple(samples.classes), true[1:], at_least.sum(1), at_least[:, 1], int(true.sum()))
 
 
 def _shares(part: Tensor, whole: Tensor) -> list[float | None]:

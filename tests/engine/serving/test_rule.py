@@ -25,6 +25,8 @@ from leanconv.engine.serving.rule import (
         (Known(0.1, spent_s=RACE_FROM_S), 0, EAGER),  # the last picture
         (Known(0.1, spent_s=9, engine="fused", engine_s=0.02), 45, "fused"),
         (Known(0.1, spent_s=9, engine="fused", engine_s=0.02), 1, EAGER),  # two pictures are done before it is open
+        (Known(0.1, engine="fused", engine_s=0.02, open_s=0.1), 1, "fused"),  # it is known to open soon
+        (Known(0.1, engine="fused", engine_s=0.02, open_s=9), 45, EAGER),  # it is known to take long
         (Known(0.1, calls=20, engine="fused", engine_s=0.02), 1, "fused"),  # nobody knows the end
         (Known(0.1, spent_s=9, engine=EAGER), 1000, EAGER),
     ],

@@ -1,6 +1,7 @@
 """Served: the model's answers on every engine, what is kept, and what a damaged or foreign choice costs."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -69,6 +70,7 @@ def test_a_kept_engine_is_opened_and_agrees(model, tmp_path, lines, engine, monk
     (state,) = served._shapes.values()
     assert state.engine == engine
     assert lines[0].startswith(f"engine {engine}: 0.05 ms for 1x3x32x32, 10 times as fast as eager; kept in")
+    assert 0 < kept_of(model, tmp_path).read().open_s < 60
     if engine == "fused":  # other shapes borrow its form
         other = torch.rand(1, 3, 48, 32, generator=torch.Generator().manual_seed(1))
         monkeypatch.setattr(rule, "RACE_FROM_S", 0.0)
@@ -184,3 +186,20 @@ def test_the_models_attributes_are_there(model):
     assert Served(model).size_multiple == model.size_multiple
     with pytest.raises(AttributeError):
         _ = Served(model).nothing
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(model, tmp_path):
+    kept = kept_of(model, tmp_path)
+    ready(kept, model)
+    first = kept.folder / kept.read().folder
+    old, young, other = (kept.folder / name for name in ("fused-old", "fused-young", "notes"))
+    for each in (old, young, other):
+        each.mkdir()
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    ready(kept, model)
+    assert kept.read().folder != first.name
+    assert not first.exists()
+    assert not old.exists()
+    assert young.exists()  # another process may be writing it
+    assert other.exists()  # not ours

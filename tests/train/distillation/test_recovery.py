@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from leanconv.errors import BadInput, Interrupted, LeanconvError
 from leanconv.runs import RunFolder
-from leanconv.train import loop
+from leanconv.train import loop, setup
 from leanconv.train.distillation.guide import Guide
 from leanconv.train.distillation.losses import feature_loss
 from leanconv.train.loop import fit
+from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
 from leanconv.train.setup import check_used
 from leanconv.train.twin import dense_twin
@@ -35,10 +36,10 @@ def dense(trained, tmp_path):
 @pytest.fixture
 def words(dense, tmp_path):
     def make(*more, out="run"):
-        shape = ["steps=3", "batch=5", "blockwise_steps=2", "device=cpu", "threads=1", "mode=eager"]
-        given = {word.partition("=")[0] for word in more}
-        kept = [word for word in shape if word.partition("=")[0] not in given]
-        return [f"teacher={dense.path}", f"out={tmp_path / out}", "swap=depthwise_separable", *kept, *more]
+        words = [f"teacher={dense.path}", f"out={tmp_path / out}", "swap=depthwise_separable", "steps=3", "batch=5"]
+        words += ["blockwise_steps=2", "init=project", "fit_images=512", "device=cpu", "threads=1", "mode=eager"]
+        said = {word.partition("=")[0] for word in more}
+        return [*(word for word in words if word.partition("=")[0] not in said), *more]
 
     return make
 
@@ -94,7 +95,7 @@ def test_a_run_goes_on_bit_for_bit(words, monkeypatch, stop_at):
 
     def stop(run):
         done.append(1)
-        if (run.blockwise and stop_at == 0) or run.state.step == stop_at > 0:
+        if (run.guide.pending and stop_at == 0) or run.state.step == stop_at > 0:
             raise loop.Stopped
 
     for name in ("_stop_at_once", "_stop_if_asked"):
@@ -117,11 +118,43 @@ def test_another_teacher_does_not_go_on(words, dense):
     weights = load_file(dense.weights)
     weights["head.bias"] += 1
     save_file(weights, dense.weights)
-    longer = [word for word in words("save_every=1") if not word.startswith("steps")] + ["steps=6"]
+    longer = words("save_every=1", "steps=6")
     with pytest.raises(BadInput, match=r"weights of teacher=.* are not what it was started with"):
         fit(Recipe.read("recover", longer), resume=True, progress=False)
     with pytest.raises(BadInput, match="was started with temperature=2"):
         fit(Recipe.read("recover", [*longer, "temperature=4"]), resume=True, progress=False)
+
+
+def test_a_fit_starts_nearer_and_goes_on_bit_for_bit(words, dense, monkeypatch, capsys):
+    """Before any training: closer to the teacher on images that were not looked at than the projection is."""
+    teacher, image, distances = dense.load_model(), torch.randn(4, 3, 24, 24), []
+    for init in ("project", "fit"):
+        recipe = Recipe.read("recover", words(f"init={init}", "fit_images=20", "where=encoder.*", "blockwise_steps=0"))
+        samples = setup.open_splits(recipe, "segment", silent := Reporter(active=False, visible=False))["train"]
+        images = setup.calibration(recipe, samples, torch.device("cpu"))
+        assert (images is None) == (init == "project")
+        net, _ = setup.network(recipe, False, silent, outputs=1, before=None, calibration=images)
+        with torch.no_grad():
+            distances.append(float((net.eval()(image) - teacher(image)).square().mean()))
+    assert distances[1] < distances[0]
+    asked = ("init=fit", "fit_images=10", "where=encoder.*", "save_every=1")
+    whole = fit(Recipe.read("recover", words(*asked, out="whole")))
+    assert "encoder.level1.conv2" in capsys.readouterr().err
+    monkeypatch.setattr(loop._Run, "_stop_if_asked", stop_at(2))
+    with pytest.raises(Interrupted, match="step 2 of 3, saved"):
+        fit(Recipe.read("recover", words(*asked)), progress=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(setup, "swap_", None)  # nothing is fitted again
+    again = fit(Recipe.read("recover", words(*asked)), resume=True, progress=False)
+    assert again.weights.read_bytes() == whole.weights.read_bytes()
+
+
+def stop_at(step):
+    def stop(run):
+        if run.state.step == step:
+            raise loop.Stopped
+
+    return stop
 
 
 def test_a_teacher_of_the_run_is_no_twin(words):
@@ -142,9 +175,13 @@ def test_settings_of_no_use_are_refused(words, dense):
             Recipe.read("recover", words(word))
 
 
-def _named(word, more):
-    """Whether one of the words says this setting anew: a word is given once."""
-    return word not in more and any(each.partition("=")[0] == word.partition("=")[0] for each in more)
+def test_a_model_of_other_layers_learns_from_outputs_alone(words, tmp_path):
+    other = words("swap=", "model=leanconv:unet?base=2&levels=1")
+    with pytest.raises(BadInput, match="blockwise_steps=2: no layer of the model stands for"):
+        fit(Recipe.read("recover", other), progress=False)
+    assert not (tmp_path / "run/recipe.toml").exists()
+    other = words("swap=", "model=leanconv:unet?base=2&levels=1", "blockwise_steps=0", "steps=1")
+    assert "teacher" in json.loads(fit(Recipe.read("recover", other), progress=False).metrics.read_text())
 
 
 def break_nothing(folder):
@@ -185,15 +222,12 @@ def damaged(folder):
         (with_other_classes, (), "its classes are background, pit, scratch, the data's are"),
         (of_another_task, ("task=segment",), "its task is classify, this run's is segment"),
         (damaged, (), "model.safetensors"),
-        (break_nothing, ("swap=",), "is the student itself, unchanged"),
+        (break_nothing, ("swap=", "init=project"), "is the student itself, unchanged"),
         (break_nothing, ("teacher=leanconv:unet", f"model={UNET}"), "has fresh weights and knows nothing"),
     ],
 )
 def test_a_teacher_that_cannot_teach_is_one_line_before_the_first_step(words, dense, harm, more, message, tmp_path):
-    asked = [
-        word for word in words(*more) if not (word.startswith(("teacher", "swap")) and more and _named(word, more))
-    ]
-    recipe = Recipe.read("recover", asked)
+    recipe = Recipe.read("recover", words(*more))
     harm(dense)
     with pytest.raises(LeanconvError, match=message) as found:
         fit(recipe, progress=False)

@@ -305,10 +305,10 @@ def test_a_run_predicts_at_the_size_it_was_trained_at(tiny_data, tmp_path, monke
         threads=1,
     )
     folder, seen = fit(recipe, progress=False), []
-    real = module.predict_alike
+    real = module.logits_alike
     monkeypatch.setattr(
         module,
-        "predict_alike",
+        "logits_alike",
         lambda model, images, **rest: (seen.append(images[0].shape[1:]), real(model, images, **rest))[1],
     )
     picture = next((tiny_data / "test" / "images").iterdir())

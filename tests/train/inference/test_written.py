@@ -98,14 +98,14 @@ def test_the_prediction_of_another_image_of_that_name_stays(pictures, tmp_path):
 
 def test_what_comes_while_it_predicts_stays_too(pictures, tmp_path, monkeypatch):
     """Between the look and the write: another predict, or the user."""
-    out, real = tmp_path / "out", room.predict_alike
+    out, real = tmp_path / "out", room.logits_alike
 
     def slowly(*arguments, **options):
         out.mkdir(exist_ok=True)
         (out / "b_overlay.png").write_text("mine")
         return real(*arguments, **options)
 
-    monkeypatch.setattr(room, "predict_alike", slowly)
+    monkeypatch.setattr(room, "logits_alike", slowly)
     with pytest.raises(BadInput, match=r"b_overlay\.png was not made by predict"):
         predict(net(), [pictures], out)
     assert sorted(contents(out)) == [

@@ -77,6 +77,26 @@ def test_two_classes_have_one_threshold():
     assert dices[chosen] == max(dices.values()) > dices[0.5]
 
 
+def test_a_class_that_was_not_learnt_is_named():
+    samples = samples_of(3)
+    for sample in samples:  # scratches can be seen in channel 1, pits nowhere
+        pits = (sample.mask == 1) & (torch.rand(sample.mask.shape, generator=torch.Generator().manual_seed(1)) < 0.2)
+        sample.mask[sample.mask == 2] = 0
+        sample.mask[pits] = 2
+    curve = threshold_curve(FromImage(3), samples)
+    rare = int(curve.true[1])
+    everywhere = 2 * rare / (rare + curve.pixels)  # the Dice of marking every pixel
+    assert float(curve.dice[1].max()) < everywhere + 0.1
+    assert "pit (Dice" in curve.not_learnt()
+    assert "scratch" not in curve.not_learnt()
+
+
+def test_what_was_learnt_is_not_named():
+    samples = samples_of(2)
+    samples[:] = [s._replace(mask=(s.image[0] > 170).to(torch.uint8)) for s in samples]
+    assert threshold_curve(FromImage(1), samples).not_learnt() == ""
+
+
 def test_a_class_that_is_not_there_keeps_a_half():
     samples = samples_of(2)
     samples.classes = ("background", "scratch", "pit")
