@@ -117,8 +117,8 @@ def _of_unit(key: str, value: str, number: float, unit: str | None) -> Limit:
         if share > 1:
             raise BadInput(f"budget {key}<={value}: a share of the dense network's {key} is at most 100%")
         return Limit(key, share=share)
-    units = _MS if key == "latency" else {None: 1.0, **_COUNTS}
+    units: dict[str | None, float] = {**_MS} if key == "latency" else {None: 1.0, **_COUNTS}
     if unit not in units:
         known = ", ".join(["%", *map(str, filter(None, units))])
         raise BadInput(f"budget {key}<={value}: {key} takes one of the units {known}; {_SYNTAX}")
-    return Limit(key, absolute=number * units[unit])  # type: ignore[index]
+    return Limit(key, absolute=number * units[unit])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from leanconv.errors import BadInput
 from leanconv.planner.calibration import Calibration
@@ -35,7 +36,7 @@ def check_numbers(images: int, shortlist: int) -> None:
 def check_weights(model: nn.Module) -> None:
     """Raise BadInput for NaN in the weights: every harm would be one."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        lazy = isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+        lazy = isinstance(tensor, UninitializedParameter | UninitializedBuffer)
         if not lazy and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise BadInput(f"{name} has NaN or infinite values in it: train or load the model first")
 

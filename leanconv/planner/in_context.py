@@ -138,8 +138,8 @@ class InContext:
             if found is None:
                 continue
             for name in self._names if to == DENSE else swaps[to]:
-                share, error = found["layers"].get(name, (0.0, 0.0))
-                rows[name][to] = Figure(share * unit, error * unit)
+                share, spread = found["layers"].get(name, (0.0, 0.0))
+                rows[name][to] = Figure(share * unit, spread * unit)
         uniform = {to: found["whole"][1] * unit for to, found in measured.items() if found and to != DENSE}
         made = Latencies(unit, rows, uniform, refused, HOW)
         made.notes += [note for note in (made.noise(),) if note]
@@ -185,7 +185,7 @@ class InContext:
             figures = {name: Figure.of(times) for name, times in layers[to].items() if name}
             value = {
                 "whole": [base, Figure.of([a / b for a, b in zip(wholes[to], wholes[DENSE], strict=True)]).ms],
-                "layers": {name: (each.ms / base, each.error_ms / base) for name, each in figures.items()},
+                "layers": {name: (known.ms / base, known.error_ms / base) for name, known in figures.items()},
             }
             write_cached(self._key(network), value)
             if to in missing:

@@ -88,7 +88,7 @@ def search(
         import scipy.optimize  # noqa: F401  # before minutes of measuring
     check_weights(model)
     init = init_of(init)
-    original = copied(model).requires_grad_(False)
+    original = copied(model)
     to_eval_(original)
     calibration = Calibration(original, read_batches(data, inputs, images), loss)
     with Progress(visible=progress) as bar:
@@ -204,8 +204,10 @@ class _Search:
     def _harm(self, lines: Sequence[Swap]) -> float:
         """The harm of some lines together; the same lines are measured once."""
         key = "; ".join(f"{line.name}: {line.to}" for line in lines)
-        known = self.kept.get(key)
-        return self.kept.put(key, self.trials.harm(lines, self.calibration.harm)) if known is None else known
+        if (known := self.kept.get(key)) is not None:
+            return known
+        harm = self.trials.harm(lines, self.calibration.harm)
+        return self.kept.put(key, harm) if math.isfinite(harm) else harm  # what failed is tried again next time
 
     def _uniform(self, problem: Problem, names: Sequence[str], latencies: Latencies | None) -> list[Trial]:
         """Each candidate in every layer that takes it, as measured before; its harm where it meets the budget."""
@@ -256,6 +258,8 @@ class _Search:
 
     def _report(self, problem: Problem, trials: Sequence[Trial], latencies: Latencies | None) -> Report:
         notes = [*self.notes, *([self.kept.note] if self.kept.note else [])]
+        failures = self.trials.failures
+        notes += [f"{len(failures)} trials did not run, the first: {failures[0]}"] if failures else []
         dense = {quantity: costs.dense for quantity, costs in problem.costs.items()}
         device = next((t.device for t in self.model.parameters()), torch.device("cpu"))
         return Report(

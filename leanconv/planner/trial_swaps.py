@@ -68,10 +68,14 @@ def layers_of(model: nn.Module, inputs: Inputs, candidates: Sequence[str], where
 
 
 class Trials:
-    """Swapped copies of one model, their weights made by `init` from the calibration inputs."""
+    """Swapped copies of one model, their weights made by `init` from the calibration inputs.
+
+    Attributes: failures: what could not be swapped or run, one line each.
+    """
 
     def __init__(self, model: nn.Module, init: str, batches: Sequence[Any], seed: int) -> None:
         self._model, self.init, self._batches, self._seed = model, init, list(batches), seed
+        self.failures: list[str] = []
 
     def swapped(self, swaps: Sequence[Swap], *, init: str | None = None) -> nn.Module:
         """A copy in eval mode with these lines applied. Fresh weights depend on the seed and the lines alone.
@@ -82,7 +86,7 @@ class Trials:
         text = ";".join(f"{swap.name}={swap.to}" for swap in swaps)
         with untouched_random():
             torch.manual_seed(zlib.crc32(text.encode()) ^ self._seed)
-            named: dict[str, Any] = {"data": self._batches} if init == "fit" else {}
+            named: dict[str, Any] = {"data": self._batches, "progress": False} if init == "fit" else {}
             apply_(made, Plan(swaps), init=init, **named)
         return made
 
@@ -90,5 +94,6 @@ class Trials:
         """The harm of these lines together; infinite where a swap cannot be done or the result does not run."""
         try:
             return harm(self.swapped(swaps))
-        except (BadInput, UnsupportedConv):
+        except (BadInput, UnsupportedConv) as error:
+            self.failures.append(f"{', '.join(f'{swap.name} as {swap.to}' for swap in swaps[:3])}: {error}")
             return float("inf")

@@ -31,6 +31,8 @@ def network(channels=8):
     )  # fmt: skip
     with torch.no_grad():
         model[-1].weight *= 30  # a decided classifier: harms are no rounding errors
+        model[3].momentum = None
+        model(torch.cat(batches()))  # the BatchNorm's statistics are those of its inputs, as in a trained network
     return model
 
 
@@ -365,3 +367,30 @@ def test_the_engine_that_fails_gives_way_to_pytorch(monkeypatch):
     find(budget="latency<=60%")
     assert "cannot be captured" in reasons_given[0]
     assert reasons_given[1] == "halide is not installed"
+
+
+def test_the_fit_is_the_default_and_does_less_harm():
+    fitted, projected = find(init=None, budget="macs<=50%"), find(budget="macs<=50%")
+    assert fitted.search.init == "fit"
+    for layer, harms in fitted.search.harms.items():
+        assert all(harm < projected.search.harms[layer][to] for to, harm in harms.items())
+    assert fitted.search.chosen.harm < projected.search.chosen.harm
+
+
+def test_a_swap_that_fails_is_noted_and_tried_again(monkeypatch, tmp_path):
+    from leanconv.planner.trial_swaps import Trials
+
+    plain = Trials.swapped
+
+    def failing(self, swaps, *, init=None):
+        if init is None and [swap.name for swap in swaps] == ["2"]:
+            raise BadInput("its inputs are all alike")
+        return plain(self, swaps, init=init)
+
+    state = tmp_path / "state.json"
+    monkeypatch.setattr(Trials, "swapped", failing)
+    found = find(budget="macs<=70%", state=state)
+    assert any("2 trials did not run, the first: 2 as hetconv(part=4): its inputs" in n for n in found.search.notes)
+    assert next(swap for swap in found if swap.name == "2").to is None
+    monkeypatch.setattr(Trials, "swapped", plain)
+    assert all(harm < math.inf for harm in find(budget="macs<=70%", state=state).search.harms["2"].values())
