@@ -35,13 +35,15 @@ def command(
     where: Annotated[str, typer.Option("--where", metavar="GLOB", help="Only layers with these names.")] = "",
     candidates: Annotated[
         list[str] | None,
-        typer.Option("--candidates", metavar="OP", help="An operator that the search may take; give it several times."),
+        typer.Option("--candidates", metavar="OP", help="An operator that the search may take (repeatable)."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The folder to write (default: RUN-lean).")
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="Of the recovery; 0 trains nothing.")] = 1,
-    lr: Annotated[float, typer.Option("--lr", min=0, help="Of the recovery (default: a quarter of the run's).")] = 0.0,
+    lr: Annotated[
+        float, typer.Option("--lr", min=0, help="Of the recovery (default: that of the recipe recover).")
+    ] = 0.0,
     max_loss: Annotated[
         float | None, typer.Option("--max-loss", help="Refuse a larger loss of the score; .01 is one point.")
     ] = None,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanconv import recipes
 from leanconv.convert import Plan
 from leanconv.deploy.camera import export_camera
 from leanconv.errors import BadInput
@@ -27,8 +28,14 @@ from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
 from leanconv.train.tasks.task import make_task, open_run_data, task_of
 
-# The recovery's rate as a share of the run's: a trained network goes on near the end of its schedule.
-RATE_SHARE = 0.25
+# Of the recipe `recover`, what is said here.
+_SAID = ("teacher", "out", "swap", "init", "fit_images", "batch", "epochs")
+_BATCH = 64  # images per step of the recovery, at most: an epoch has few enough steps
+# Of the run's own recipe, what is of another start, optimizer or schedule.
+_RESET: dict[str, Any] = {
+    "swap": "", "where": "", "pretrained": False, "init": "project", "steps": 0, "momentum": 0.9, "nesterov": False,
+    "drop": 0.1, "drop_epochs": 30, "drop_at": "", "eval_every": 1, "fit_images": 512,
+}  # fmt: skip
 SIZE = 224  # of the images of a model that is no run
 
 
@@ -137,26 +144,14 @@ class LabelledSubject:
         write_json(folder.metrics, {**kind, **score.chosen, self.split: score.details, "params": params})
 
     def recovery(self, fitted: RunFolder, out: Path) -> Recipe:
-        """The run's own recipe, shorter and gentler: from the fitted weights, the dense network as the teacher."""
-        return replace(
-            self.recipe,
-            model=str(fitted.path),
-            out=str(out),
-            swap="",
-            where="",
-            pretrained=False,
-            init="project",
-            epochs=self.asked.epochs,
-            steps=0,
-            lr=self.asked.lr or RATE_SHARE * self.recipe.lr,
-            schedule="cosine",
-            drop=0.1,
-            drop_epochs=30,
-            drop_at="",
-            warmup=0.05,
-            eval_every=1,
-            teacher=str(self.run.path),
-        )
+        """The built-in recipe `recover` on the run's data, from the fitted weights, the dense one its teacher."""
+        how = {key: value for key, value in recipes.read("recover").items() if key not in _SAID}
+        own = {
+            "model": str(fitted.path), "out": str(out), "teacher": str(self.run.path), "epochs": self.asked.epochs,
+            "batch": min(_BATCH, self.recipe.batch),
+        }  # fmt: skip
+        rate = {"lr": self.asked.lr} if self.asked.lr else {}
+        return replace(self.recipe, **_RESET | how | own | rate)
 
     def recover(self, fitted: RunFolder, out: Path, again: str) -> Score:
         folder = fit(
