@@ -22,7 +22,6 @@ from leanconv.runs import RunFolder, load
 from leanconv.train.data.augment import to_float
 from leanconv.train.data.batches import Order, mix
 from leanconv.train.data.class_folders import has_class_folders
-from leanconv.train.data.crops import Crops
 from leanconv.train.data.folders import is_of_masks
 from leanconv.train.data.image_files import images_in
 from leanconv.train.data.image_reader import ImageReader
@@ -141,11 +140,10 @@ class PictureSubject:
         order = Order(len(self.kept), min(BATCH, max(2, len(self.kept))), 0)
         total = self.asked.epochs * order.steps_per_epoch
         optimizer = torch.optim.AdamW(student.parameters(), lr=self.asked.lr or RATE, weight_decay=0.01)
-        crops = Crops(self.size)
         with Distillation(student, self.network, output=main_output) as distil:
             for step in tracked(range(total), "recover", progress=self.visible):
                 squares = self._squares([self.kept[place] for place in order.images(step)])
-                self._step(distil, student, crops.squares(squares, mix(0, step)), optimizer, step, total)
+                self._step(distil, student, _mirrored(to_float(squares), mix(0, step)), optimizer, step, total)
         score = self.score(student)
         self._write(RunFolder(out), fitted, student, Plan([]), score)
         return score
@@ -164,3 +162,9 @@ class PictureSubject:
 
     def export(self, folder: RunFolder, path: Path) -> Any:
         return export(folder.load_model(trust_code=self.trust_code), self.inputs, path)
+
+
+def _mirrored(images: Tensor, seed: int) -> Tensor:
+    """`n 3 S S`, half of them left for right."""
+    flip = torch.rand(len(images), generator=torch.Generator().manual_seed(seed)) < 0.5
+    return torch.where(flip[:, None, None, None], images.flip(3), images)

@@ -37,7 +37,6 @@ def asked(images, tmp_path):
         to="depthwise_separable",
         size=16,
         epochs=20,
-        lr=0.01,
     )
 
 
