@@ -19,7 +19,7 @@ from leanconv.cost import Cost
 from leanconv.nn.base import Operator
 from leanconv.nn.starts import exact_weight, take_bias_
 from leanconv.ops.fold import scale_bias_
-from leanconv.ops.least_squares import SWEEPS, nearer
+from leanconv.ops.least_squares import SWEEPS, TOLERANCE, nearer
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, centred
 
@@ -178,7 +178,7 @@ def _factors(weight: Tensor, scales: Tensor, rows: Tensor, columns: Tensor) -> t
     sums = sums.flatten(4).flatten(2, 3).flatten(0, 1)  # U² D² R·S
     taps = weight.flatten(2)
     up, down = weight.new_ones(o, len(q)), weight.new_ones(c, q.shape[1])
-    point = weight.new_zeros(o, c)
+    point, gain = weight.new_zeros(o, c), 0.0
     for _ in range(SWEEPS):
         through = torch.einsum("tkul,ot,ou->okl", q, up, up)
         pull = torch.einsum("ocd,okd->ock", taps, torch.einsum("ot,tkd->okd", up, sums))
@@ -193,8 +193,11 @@ def _factors(weight: Tensor, scales: Tensor, rows: Tensor, columns: Tensor) -> t
         point = torch.einsum("oct,ot->oc", pull, up) / energy.clamp_min(1e-30)
         normal = torch.einsum("oc,ctu->otu", point.square() * scales, back)
         up = nearer(up, normal, torch.einsum("oc,oct->ot", point * scales, pull))
-        energy = torch.einsum("ctu,ot,ou->oc", back, up, up)
-        point = torch.einsum("oct,ot->oc", pull, up) / energy.clamp_min(1e-30)
+        energy, cross = torch.einsum("ctu,ot,ou->oc", back, up, up), torch.einsum("oct,ot->oc", pull, up)
+        point = cross / energy.clamp_min(1e-30)
+        before, gain = gain, float((point * cross * scales).sum())
         share = up.norm(dim=1, keepdim=True).clamp_min(1e-30) / up.shape[1] ** 0.5
         up, point = up / share, point * share
+        if gain - before <= TOLERANCE * gain:
+            break
     return down, point, up
