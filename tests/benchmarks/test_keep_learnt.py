@@ -19,7 +19,7 @@ IDS = ["tucker2", "decoupled"]
 
 
 def distance(layer, conv, gram):
-    rest = (layer.dense_weight().double() - conv.weight.double()).flatten(1)
+    rest = (layer.dense_weight() - conv.weight).detach().flatten(1)
     return float(torch.einsum("od,de,oe->", rest, gram, rest))
 
 
@@ -55,6 +55,7 @@ def test_the_covariance_helps_where_the_inputs_are_not_white(operator, options):
     assert distance(aware, conv, gram[0]) < 0.8 * distance(white, conv, gram[0])
 
 
+@pytest.mark.slow
 def test_a_whole_round_and_one_that_goes_on(tmp_path, monkeypatch, capsys):
     dice = np.random.default_rng(0)
     for split, count in (("train", 16), ("test", 6)):

@@ -42,12 +42,12 @@ def test_swaps_in_place_and_the_model_runs():
     applied = apply_(model, plan(model, X, to="splconv"))
     assert [type(m).__name__ for m in model][3::3] == ["SPLConv2d", "SPLConv2d"]
     assert model(X).shape == (2, 12, 6, 5)
-    assert {layer.how for layer in applied.layers} == {"fresh"}
-    assert "2 layers swapped, 0 projected" in str(applied)
+    assert {layer.how for layer in applied.layers} == {"projected"}
+    assert "2 layers swapped, 2 projected" in str(applied)
     assert applied.to_dict()["layers"][0] == {
         "name": "3",
         "to": "splconv",
-        "how": "fresh",
+        "how": "projected",
         "error": None,
         "error_before": None,
         "seconds": None,
@@ -235,7 +235,7 @@ def test_wrapped_and_compiled_models_use_the_new_layers():
 
 def test_a_swapped_model_learns():
     model = network()
-    apply_(model, plan(model, X, to="splconv"))
+    apply_(model, plan(model, X, to="splconv"), init="fresh")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     target, losses = torch.zeros(2, 12, 6, 5), []
     for _ in range(12):

@@ -3,7 +3,8 @@
 For each layer the calibration batches run through the original (target: the old layer's output) and through the partly
 swapped copy (input: what the new layer will really get), both only as far as that layer. The best dense layer for these
 inputs is solved for, and the operator takes the member of its family that is nearest to it in the inputs' covariance.
-BatchNorms after it get the statistics of its outputs. A block is refined by Adam once all its layers are there.
+BatchNorms after it get the statistics of its outputs. A block is refined by Adam once all its layers are there, and in
+the end the network as a whole.
 Sources: least squares at the inputs of the changed part, He et al. 2017, arXiv:1707.06168; blocks as the unit of
 reconstruction, Li et al. 2021 (BRECQ), arXiv:2102.05426.
 """
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.convert.fit.batches import Batches
-from leanconv.convert.fit.moments import Solution, Sums, patches, solve
+from leanconv.convert.fit.closed_form import become_nearest_
+from leanconv.convert.fit.moments import Sums, patches, sampled
 from leanconv.convert.fit.norms import Statistics, behind, output_error, recalibrate_, set_statistics_, statistics
 from leanconv.convert.fit.observed import Seen, observed
 from leanconv.convert.fit.progress import Progress
@@ -28,16 +30,13 @@ from leanconv.convert.tree import Site
 from leanconv.copies import copied
 from leanconv.errors import BadInput
 from leanconv.nn import Operator
-from leanconv.running import Inputs, tensors, to_eval_, untouched_random, watched
+from leanconv.running import Inputs, as_call, call, tensors, to_eval_, untouched_random, watched
 
 MOST_D = 6000  # numbers of a patch: the gram of more takes over 8 · 6000² bytes = 288 MB
 PIXELS, IMAGES = 30, 256  # a layer is decided by so many output pixels a number of its patch, of so many images
 DENSE = 100 / IMAGES  # pixels of one image, a number of the patch: a larger map is sampled
 MEMORY = 96 * 2**20  # bytes of inputs and targets, kept to refine on
 STEPS, FRESH_STEPS = 60, 200  # of Adam: from a closed form, and where there is none
-# Shares of an input's mean square that hold the weights to the old ones; where fewer than ENOUGH pixels a number of the
-# patch decide, the best on the held-out images is taken.
-RIDGES, ENOUGH = (1e-3, 0.03, 1.0), 10
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class _Fit:
         self.dice = torch.Generator().manual_seed(0)
 
     def run(self) -> Fitting:
-        total = len(self.seen) + len({id(s.block) for s in self.seen if s.block is not None})
+        total = 1 + len(self.seen) + len({id(s.block) for s in self.seen if s.block is not None})
         types = [(job.new, next(job.new.parameters()).dtype, job.new.training) for job in self.jobs.values()]
         if self.same:
             self.found.notes.append("data holds one image: the errors are of the image that was fitted on")
@@ -122,8 +121,11 @@ class _Fit:
                 if block is not None and all(s.block is not block for s in self.seen[place + 1 :]):
                     self._block(block)
                     bar.advance()
-            bar.show("BatchNorm")
+            bar.show("the whole network")
             self._norms()
+            self._whole()
+            bar.advance()
+        self._statistics()
         for new, dtype, training in types:
             new.to(dtype).train(training)
         return self.found
@@ -137,12 +139,14 @@ class _Fit:
         if seen.calls:
             held, rest, _ = self.batches.divided()
             judged = self._examples(seen, [held])
-            settle_norms_(new, judged)
+            if not job.projected:  # a projection sets the norms inside by itself
+                settle_norms_(new, judged)
             before = error(new, judged, shift=seen.only_norm)
             sums, examples = self._sums(seen, rest)
             kept = copied(new)
             solved = self._solve(seen, sums, new, judged)
-            settle_norms_(new, examples)
+            if not (solved or job.projected):
+                settle_norms_(new, examples)
             if not solved or (seen.block is None and not _is_linear(new)):
                 steps = STEPS if solved or job.projected else FRESH_STEPS
                 refine_(new, list(new.parameters()), examples, judged, steps)
@@ -170,13 +174,12 @@ class _Fit:
     def _sums(self, seen: Seen, batches: Iterator[Inputs]) -> tuple[Sums, list[Example]]:
         """The layer's sums over sampled pixels, and as many whole maps as the memory limit holds."""
         conv, kept, room = cast(nn.Conv2d, seen.site.module), list[Example](), float(MEMORY)
-        d = conv.weight[0].numel()
-        need, images, sums = PIXELS * d, 0, None
+        d, images, sums = conv.weight[0].numel(), 0, None
         for batch in batches:
             found = self._examples(seen, [batch])
             for each in found:
                 x, y = each.arguments[0][0], each.target
-                pixels = self._pixels(y, math.ceil(DENSE * d))
+                pixels = sampled(y, math.ceil(DENSE * d), self.dice)
                 rows, targets = patches(conv, x, pixels), y[pixels[0], :, pixels[1], pixels[2]]
                 if not (bool(rows.isfinite().all()) and bool(targets.isfinite().all())):
                     raise BadInput(f"{seen.site.name}: its input or output holds NaN or infinite numbers on this data")
@@ -186,50 +189,20 @@ class _Fit:
                     kept.append(each)
                     room -= each.bytes
             images += len(found[0].target) if found else 0
-            if sums is not None and sums.count >= need and images >= IMAGES:
+            if sums is not None and sums.count >= PIXELS * d and images >= IMAGES:
                 break
         if sums is None:
             raise BadInput(f"{seen.site.name}: the data reaches it in its first batch alone; give more of it")
         return sums, kept
 
-    def _pixels(self, y: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices (n, p, q) into the output: all pixels, or `most` of each image drawn at random."""
-        n, _, p, q = y.shape
-        if p * q <= most:
-            flat = torch.arange(n * p * q)
-        else:
-            drawn = torch.stack([torch.randperm(p * q, generator=self.dice)[:most] for _ in range(n)])
-            flat = (drawn + torch.arange(n)[:, None] * p * q).flatten()
-        flat = flat.to(y.device)
-        return flat // (p * q), flat // q % p, flat % q
-
     def _solve(self, seen: Seen, sums: Sums, new: Operator, judged: Sequence[Example]) -> bool:
         """Least squares, then the nearest member of the operator's family; False where it has no closed form."""
-        name, d = seen.site.name, sums.x.shape[1]
         if sums.gram is None:
-            self.found.notes.append(f"{name}: a patch has {d} numbers, over {MOST_D}; projected and refined")
+            what = f"a patch has {sums.x.shape[1]} numbers, over {MOST_D}; projected and refined"
+            self.found.notes.append(f"{seen.site.name}: {what}")
             return False
-        ridges = RIDGES[:1] if sums.count >= ENOUGH * d else RIDGES
-        best: tuple[float, dict[str, Tensor]] | None = None
-        for ridge in ridges:
-            if not self._nearest(seen, sums, new, ridge):
-                return False
-            now = error(new, judged, shift=seen.only_norm)
-            if best is None or now < best[0]:
-                best = now, {key: value.clone() for key, value in new.state_dict().items()}
-        new.load_state_dict(cast(Any, best)[1])
-        return True
-
-    def _nearest(self, seen: Seen, sums: Sums, new: Operator, ridge: float) -> bool:
-        old = cast(nn.Conv2d, seen.site.module)
-        solution = solve(sums, old, centred=seen.only_norm or old.bias is not None, ridge=ridge)
-        best = _holding(old, solution)
-        if not new.project_(best, solution.gram):
-            return False
-        weight = new.dense_weight()
-        if old.bias is not None and weight is not None:
-            _correct_bias_(new, best, solution, weight.double(), sums)
-        return True
+        old, centred = cast(nn.Conv2d, seen.site.module), seen.only_norm or seen.site.module.bias is not None
+        return become_nearest_(new, old, sums, judged, centred=centred, shift=seen.only_norm)
 
     def _follow(self, seen: Seen, new: Operator, examples: Sequence[Example]) -> None:
         """The BatchNorms that read the layer get the statistics of its new outputs."""
@@ -271,6 +244,32 @@ class _Fit:
             for norm, state in kept:
                 norm.load_state_dict(state)
         self.found.output_error = min(before, after)
+
+    def _whole(self) -> None:
+        """All new layers once more, for the output of the network, where that is one tensor."""
+        held, rest, _ = self.batches.divided()
+        judged = self._outputs(held)
+        if judged is None:
+            return
+        examples, room = list[Example](), float(MEMORY)
+        for batch in rest:
+            examples += filter(None, [self._outputs(batch)])
+            room -= examples[-1].bytes
+            if room <= 0:
+                break
+        parameters = [p for job in self.jobs.values() for p in job.new.parameters()]
+        refine_(self.twin.copy, parameters, examples, [judged], STEPS, least=8)
+        self.found.output_error = error(self.twin.copy, [judged])
+
+    def _outputs(self, batch: Inputs) -> Example | None:
+        target = call(self.twin.original, batch)
+        if not (isinstance(target, Tensor) and target.is_floating_point() and target.ndim):
+            return None
+        arguments = as_call(self.twin.inputs(batch))
+        return Example(arguments, _as(target.clone(), arguments))
+
+    def _statistics(self) -> None:
+        """The statistics in which the copy differs now."""
         for old, site in self.twin.places.items():
             found, now = statistics(old), statistics(site.module)
             if found and now:
@@ -287,23 +286,3 @@ def _as(target: Tensor, arguments: Any) -> Tensor:
 
 def _is_linear(new: Operator) -> bool:
     return new.dense_weight() is not None
-
-
-def _holding(old: nn.Conv2d, solution: Solution) -> nn.Conv2d:
-    """A float64 convolution like the old one with the solved weights."""
-    best = copied(old).double().requires_grad_(False)
-    best.weight.copy_(solution.weight)
-    if best.bias is not None and solution.bias is not None:
-        best.bias.copy_(solution.bias)
-    return best
-
-
-def _correct_bias_(new: Operator, best: nn.Conv2d, solution: Solution, weight: Tensor, sums: Sums) -> None:
-    """The operator's weights differ from the best ones: let the bias meet the target's mean."""
-    x, _ = sums.means()
-    groups, d = x.shape
-    rest = (solution.weight - weight.to(solution.weight.device)).view(groups, -1, d)
-    shift = (rest @ x[..., None]).flatten()
-    if not new.scale_output_(torch.ones_like(shift), shift):
-        best.bias.add_(shift)  # type: ignore[union-attr]
-        new.project_(best, solution.gram)

@@ -34,6 +34,17 @@ def patches(conv: nn.Conv2d, x: Tensor, pixels: tuple[Tensor, Tensor, Tensor]) -
     return windows[pixels].reshape(len(pixels[0]), conv.groups, -1)
 
 
+def sampled(y: Tensor, most: int, dice: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices (n, p, q) into an output `N O P Q`: all pixels, or `most` of each image drawn at random."""
+    n, _, p, q = y.shape
+    flat = torch.arange(n * p * q)
+    if p * q > most:
+        drawn = torch.stack([torch.randperm(p * q, generator=dice)[:most] for _ in range(n)])
+        flat = (drawn + torch.arange(n)[:, None] * p * q).flatten()
+    flat = flat.to(y.device)
+    return flat // (p * q), flat // q % p, flat % q
+
+
 @dataclass
 class Sums:
     """Float64 sums over `count` pixels, relative to the means of the first batch (`x0`, `y0`), against cancellation."""

@@ -1,5 +1,6 @@
 """A few steps of Adam on the error at a layer's or block's output; the better of before and after is kept."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,13 +31,18 @@ class Example:
         """What it takes in memory."""
         return sum(t.numel() * t.element_size() for t in (self.target, *tensors(self.arguments)))
 
-    def parts(self) -> list["Example"]:
-        """The same in parts of some 32,000 output pixels, where all tensors have as many rows: a step of Adam each."""
-        rows = {t.shape[0] for t in (self.target, *tensors(self.arguments)) if t.ndim}
-        if len(rows) != 1 or self.target.ndim < 3:
+    def parts(self, least: int = 1) -> list["Example"]:
+        """The same in parts of some 32,000 pixels and `least` images or more: a step of Adam each.
+
+        In one part where the tensors differ in their number of rows. The largest map counts, of input and output.
+        """
+        found = [self.target, *tensors(self.arguments)]
+        rows = {t.shape[0] for t in found if t.ndim}
+        pixels = max(math.prod(t.shape[2:]) for t in found)
+        if len(rows) != 1:
             return [self]
-        count, each = rows.pop(), max(1, _PIXELS // self.target[0, 0].numel())
-        return [self._rows(start, start + each) for start in range(0, count, each)]
+        each = max(least, _PIXELS // max(1, pixels))
+        return [self._rows(start, start + each) for start in range(0, rows.pop(), each)]
 
     def _rows(self, start: int, stop: int) -> "Example":
         positional, named = self.arguments
@@ -68,13 +74,16 @@ def refine_(
     examples: Sequence[Example],
     held: Sequence[Example],
     steps: int,
+    *,
+    least: int = 1,
 ) -> bool:
     """Move `parameters` so that `module` meets the targets of `examples`; whether that lowers the error on `held`.
 
-    Adam, the step a share of each parameter's own size, sinking as a cosine. Where it does not help, all is as before.
+    Adam, the step a share of each parameter's own size, sinking as a cosine; `least` images or more in each. Where it
+    does not help, all is as before.
     """
     before = [p.detach().clone() for p in parameters]
-    best, examples = error(module, held), [part for each in examples for part in each.parts()]
+    best, examples = error(module, held), [part for each in examples for part in each.parts(least)]
     scale = sum(float(e.target.double().square().mean()) for e in examples) / len(examples)
     optimizer = torch.optim.Adam([{"params": [p], "lr": _RATE * _size(p)} for p in parameters], betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

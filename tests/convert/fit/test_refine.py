@@ -21,13 +21,16 @@ def examples(target, count=3, seed=0):
 
 def test_it_moves_towards_the_target_and_keeps_what_is_better():
     torch.manual_seed(0)
-    wanted, layer = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3).requires_grad_(False)
+    wanted = nn.Conv2d(4, 4, 3)
+    layer = copy.deepcopy(wanted).requires_grad_(False)
+    layer.weight.mul_(1 + 0.2 * torch.randn(layer.weight.shape))
     before = error(layer, held := examples(wanted, 1, seed=1))
     assert refine_(layer, list(layer.parameters()), examples(wanted), held, 40)
     assert error(layer, held) < 0.8 * before
     assert not any(p.requires_grad or p.grad is not None for p in layer.parameters())
     kept = copy.deepcopy(layer.state_dict())
-    assert not refine_(layer, list(layer.parameters()), examples(lambda x: -wanted(x)), held, 5)
+    exact = examples(copy.deepcopy(layer), 1, seed=1)
+    assert not refine_(layer, list(layer.parameters()), examples(lambda x: -wanted(x)), exact, 5)
     assert all(torch.equal(layer.state_dict()[key], value) for key, value in kept.items())
 
 
@@ -56,6 +59,8 @@ def test_large_maps_are_taken_in_parts():
     assert [len(part.arguments[1]["y"]) for part in parts] == [2, 2, 1]
     whole = Example(((x, torch.zeros(3)), {}), x)
     assert whole.parts() == [whole]
+    logits = Example(((torch.zeros(20, 3, 224, 224),), {}), torch.zeros(20, 10))
+    assert [len(part.target) for part in logits.parts(8)] == [8, 8, 4]
 
 
 def test_inner_norms_get_the_statistics_of_the_inputs():

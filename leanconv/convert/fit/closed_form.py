@@ -1,0 +1,54 @@
+"""An operator becomes what is nearest to the best dense layer for its inputs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.convert.fit.moments import Solution, Sums, solve
+from leanconv.convert.fit.refine import Example, error
+from leanconv.copies import copied
+from leanconv.nn import Operator
+
+# Shares of an input's mean square that hold the weights to the old ones. The first; where fewer than ENOUGH pixels a
+# number of the patch decide, the best on the held-out images.
+RIDGES, ENOUGH = (1e-3, 0.03, 1.0), 10
+
+
+def become_nearest_(
+    new: Operator, old: nn.Conv2d, sums: Sums, judged: Sequence[Example], *, centred: bool, shift: bool
+) -> bool:
+    """Take the member of the family that is nearest to the least-squares solution; False without a closed form.
+
+    Args:
+        sums: with second moments, of the inputs of `new` and the outputs of `old`.
+        judged: held-out examples, for the strength of the ridge.
+        centred, shift: whether a constant is free in the solution, and in the error of `judged`.
+    """
+    ridges = RIDGES[:1] if sums.count >= ENOUGH * sums.x.shape[1] else RIDGES
+    found: list[tuple[float, dict[str, Tensor]]] = []
+    for ridge in ridges:
+        if not _nearest_(new, old, sums, solve(sums, old, centred=centred, ridge=ridge)):
+            return False
+        state = {key: value.clone() for key, value in new.state_dict().items()}
+        found.append((error(new, judged, shift=shift), state))
+    new.load_state_dict(min(found, key=lambda each: each[0])[1])
+    return True
+
+
+@torch.no_grad()
+def _nearest_(new: Operator, old: nn.Conv2d, sums: Sums, solution: Solution) -> bool:
+    best = copied(old).double().requires_grad_(False)
+    best.weight.copy_(solution.weight)
+    if best.bias is not None and solution.bias is not None:
+        best.bias.copy_(solution.bias)
+    if not new.project_(best, solution.gram):
+        return False
+    weight = new.dense_weight()
+    if best.bias is not None and weight is not None:  # the weights differ from the best ones, and so does the mean
+        (x, _), rest = sums.means(), solution.weight - weight.to(solution.weight)
+        shift = (rest.reshape(len(x), -1, x.shape[1]) @ x[..., None]).flatten()
+        if not new.scale_output_(torch.ones_like(shift), shift):
+            best.bias.add_(shift)
+            new.project_(best, solution.gram)
+    return True
