@@ -87,9 +87,9 @@ class _Run:
         self.task = make_task(recipe, kind, tuple(self.data["train"].classes), ignores=self.data["train"].ignores)
         setup.seed_everything(recipe.seed)
         calibration = setup.calibration(recipe, self.data["train"], accelerator.device)
-        before = folder if resume else None
+        going_on = folder if resume else None
         self.net, swaps = setup.network(
-            recipe, trust_code, self.report, outputs=self.task.outputs, before=before, calibration=calibration
+            recipe, trust_code, self.report, outputs=self.task.outputs, before=going_on, calibration=calibration
         )
         self.task.check(self.net, torch.zeros(1, 3, recipe.size, recipe.size))
         setup.check_batch(self.net, recipe, self.processes.count)

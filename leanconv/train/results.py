@@ -1,5 +1,6 @@
 """metrics.json: what a finished run says of itself."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -13,8 +14,8 @@ from leanconv.train.tasks.task import Task
 
 
 def write_metrics(
-    folder: RunFolder, recipe: Recipe, task: Task, state: State, net: nn.Module, chosen: dict[str, Any],
-    scores: dict[str, Any],
+    folder: RunFolder, recipe: Recipe, task: Task, state: State, net: nn.Module, chosen: Mapping[str, Any],
+    scores: Mapping[Any, Any],
 ) -> None:  # fmt: skip
     """Write the scores of the best weights, with those of the teacher, and how the run went.
 

@@ -167,8 +167,8 @@ def check_pair(student: nn.Module, teacher: nn.Module) -> None:
 
 def check_finite(teacher: nn.Module) -> None:
     """Raise BadInput for a teacher with a weight that is NaN or infinite."""
-    for name, tensor in bare(teacher).named_parameters():
-        if not bool(torch.isfinite(tensor).all()):
+    for name, weight in bare(teacher).named_parameters():
+        if not bool(torch.isfinite(weight).all()):
             raise BadInput(f"the teacher's weight {name} is not finite: take another teacher, or an earlier checkpoint")
     for name, tensor in bare(teacher).named_buffers():  # infinities may be meant, as in attention's masks
         if tensor.is_floating_point() and bool(tensor.isnan().any()):

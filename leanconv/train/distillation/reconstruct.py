@@ -102,7 +102,9 @@ def reconstruct_(
     optimizer = torch.optim.Adam(work.parameters, lr=lr) if work.parameters else None
     if optimizer is None:
         raise BadInput(f"the blocks have no parameter that may change ({', '.join(pairs)}): unfreeze some")
-    begun, first, last = time.perf_counter(), {}, {}
+    begun = time.perf_counter()
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
     modes = [(module, module.training) for module in student.modules()]
     try:
         for done, batch in enumerate(tracked(_repeated(batches, steps), "blocks", progress=progress, count=steps)):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from leanconv.train.data.classes import made_up
 from leanconv.train.tasks.components import components, scipy_image
-from leanconv.train.tasks.decision import Decision, class_score, predicted_classes
+from leanconv.train.tasks.decision import Decision, classes_and_scores
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,11 @@ def judge(image: str, logits: Tensor, decision: Decision) -> tuple[Tensor, Tenso
         decision = replace(decision, classes=made_up(max(2, len(logits))))
     if len(logits) == 1 and decision.threshold is None:
         decision = replace(decision, threshold=0.5)
-    mask = predicted_classes(logits[None], decision.threshold)[0].to(torch.uint8)
+    classes, scores = classes_and_scores(logits[None], decision.threshold)
+    mask = classes[0].to(torch.uint8)
     rule = decision.rule.chosen(0, 0)
     labels, kinds = components(mask.numpy(), rule.merge)
-    found, small = _listed(labels, kinds, class_score(logits, mask).numpy(), decision, rule.min_area)
+    found, small = _listed(labels, kinds, scores[0].numpy(), decision, rule.min_area)
     shown = torch.from_numpy(np.where(small[labels], 0, mask.numpy()))
     totals: dict[str, tuple[str, int, int]] = {}
     for defect in found:

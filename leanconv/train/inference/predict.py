@@ -54,9 +54,10 @@ def overlay(image: Tensor, mask: Tensor) -> "Image":
         inside = classes == index
         framed = np.pad(inside, 1, mode="edge")
         core = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
-        tinted = picture[inside & core].astype(np.float32)
-        picture[inside & core] = (tinted + 0.3 * (colour - tinted)).round()
-        picture[inside & ~core] = colour
+        inner = inside & core
+        tinted = picture[inner].astype(np.float32)
+        picture[inner] = (tinted + 0.3 * (colour - tinted)).round()
+        picture[inside ^ inner] = colour
     return _pil().fromarray(picture)
 
 

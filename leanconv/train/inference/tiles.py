@@ -97,6 +97,9 @@ def logits_alike(
             check_logits(logits.shape[1], *shape[1:])
             total = [torch.zeros(logits.shape[1], *shape[1:]) for _ in images]
         for (k, i, j), part in zip(group, logits.float().cpu(), strict=True):
+            if len(places) == len(images):  # nothing to blend; a copy, for an engine may write into its answer again
+                total[k] = part[:, : shape[1], : shape[2]].clone()
+                continue
             y, x, wy, wx = rows.starts[i], columns.starts[j], rows.weights[i], columns.weights[j]
             part = part[:, : len(wy), : len(wx)]  # cut off the mirrored pixels
             total[k][:, y : y + len(wy), x : x + len(wx)] += part * wy[:, None] * wx

@@ -28,22 +28,24 @@ KEYS = {key: getattr(Recipe(steps=1), key) for key in ("min_area", "merge", "max
 
 def predicted_classes(logits: Tensor, threshold: Threshold) -> Tensor:
     """`N O H W` logits -> `N H W` class indices; see the head of this file. One logit without threshold takes 0.5."""
-    if logits.shape[1] == 1:
-        least = 0.5 if threshold is None else _each(threshold, 1)[0]
-        return (logits[:, 0].float().sigmoid() >= least).long()
-    if threshold is None:
+    if threshold is None and logits.shape[1] > 1:
         return logits.argmax(1)
-    likely, kind = logits.float().softmax(1)[:, 1:].max(1)
-    each = torch.tensor(_each(threshold, logits.shape[1] - 1), device=logits.device)
-    return torch.where(likely >= each[kind], kind + 1, 0)
+    return classes_and_scores(logits, threshold)[0]
 
 
-def class_score(logits: Tensor, mask: Tensor) -> Tensor:
-    """The probability `H W` of each pixel's own class in `mask` (`H W`), from logits `O H W`; 0 where it has none."""
-    inside = mask > 0
-    if len(logits) == 1:
-        return logits[0].float().sigmoid() * inside
-    return logits.float().softmax(0).gather(0, mask[None].long())[0] * inside
+def classes_and_scores(logits: Tensor, threshold: Threshold) -> tuple[Tensor, Tensor]:
+    """`predicted_classes`, and the probability `N H W` of each pixel's own class; 0 where it has none."""
+    if logits.shape[1] == 1:
+        likely = logits[:, 0].float().sigmoid()
+        classes = (likely >= (0.5 if threshold is None else _each(threshold, 1)[0])).long()
+        return classes, likely * classes
+    likely, kind = logits.float().softmax(1)[:, 1:].max(1)  # a pixel of a class has the most probable one
+    if threshold is None:
+        classes = logits.argmax(1)
+    else:
+        each = torch.tensor(_each(threshold, logits.shape[1] - 1), device=logits.device)
+        classes = torch.where(likely >= each[kind], kind + 1, 0)
+    return classes, likely * (classes > 0)
 
 
 def _each(threshold: float | tuple[float, ...], count: int) -> tuple[float, ...]:

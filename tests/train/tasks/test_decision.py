@@ -5,7 +5,7 @@ import torch
 
 from leanconv.errors import BadInput
 from leanconv.train.recipe import Recipe
-from leanconv.train.tasks.decision import Decision, Rule, class_score, predicted_classes
+from leanconv.train.tasks.decision import Decision, Rule, classes_and_scores, predicted_classes
 
 CLASSES = ("background", "scratch", "pit")
 
@@ -43,12 +43,23 @@ def test_not_a_number_is_no_defect():
 
 
 def test_the_score_is_the_probability_of_the_pixels_own_class():
-    logits = logits_of((0.6, 0.3, 0.1), (0.3, 0.3, 0.4), (0.2, 0.5, 0.3))[0]
-    mask = torch.tensor([[0, 2, 1]], dtype=torch.uint8)
-    torch.testing.assert_close(class_score(logits, mask), torch.tensor([[0.0, 0.4, 0.5]]))
+    logits = logits_of((0.6, 0.3, 0.1), (0.3, 0.3, 0.4), (0.2, 0.5, 0.3))
+    for threshold in (None, 0.35):
+        classes, scores = classes_and_scores(logits, threshold)
+        assert classes[0].tolist() == [[0, 2, 1]]
+        torch.testing.assert_close(scores[0], torch.tensor([[0.0, 0.4, 0.5]]))
     torch.testing.assert_close(
-        class_score(torch.tensor([[[0.0, 2.0]]]), torch.ones(1, 2, dtype=torch.uint8)), torch.tensor([[0.5, 0.880797]])
+        classes_and_scores(torch.tensor([[[[-1.0, 0.0, 2.0]]]]), None)[1], torch.tensor([[[0.0, 0.5, 0.880797]]])
     )
+
+
+def test_scores_are_those_of_softmax_class_by_class():
+    logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    for threshold in (None, 0.3, (0.2, 0.3, 0.4, 0.1)):
+        classes, scores = classes_and_scores(logits, threshold)
+        assert torch.equal(classes, predicted_classes(logits, threshold))
+        own = logits.softmax(1).gather(1, classes[:, None])[:, 0]
+        assert torch.equal(scores, torch.where(classes > 0, own, 0.0))
 
 
 @pytest.mark.parametrize(
