@@ -1,5 +1,6 @@
 """FoundPlan: the plan of a search, with what was predicted and what was measured beside it."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -90,6 +91,8 @@ class Report:
         notes = [f"budget {self.budget}; harm: {self.how_harm}, on {self.images} images, after init={self.init!r}"]
         if self.how_latency:
             notes.append(f"latency: layers {self.how_latency}; whole plans in turns with the dense network")
+        if any(trial.meets and not math.isfinite(trial.harm_sum) for trial in self.trials):
+            notes.append("a uniform plan without a sum swaps a layer that saves nothing: it is there to compare with")
         return table(head, rows, note=[*notes, *self.notes])
 
     def _dense_row(self) -> list[str]:
@@ -112,9 +115,14 @@ class Report:
             else:
                 cells += [amount(quantity, seen), f"{(guess - seen) / seen:+.1%}", f"{seen / dense:.1%}"]
         return [
-            *cells, f"{trial.harm_sum:.3g}", f"{trial.harm:.3g}", "yes" if trial.meets else "no",
+            *cells, _known(trial.harm_sum), _known(trial.harm), "yes" if trial.meets else "no",
             "chosen" if trial.chosen else "",
         ]  # fmt: skip
+
+
+def _known(harm: float) -> str:
+    """A harm; "-" where it was not measured (a uniform plan outside the budget) or is no number."""
+    return f"{harm:.3g}" if math.isfinite(harm) else "-"
 
 
 class FoundPlan(Plan):

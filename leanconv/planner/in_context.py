@@ -37,7 +37,7 @@ from leanconv.version import __version__
 LEAST_ROUNDS, MOST_ROUNDS = 12, 60
 PREPARING_S = 20.0  # seconds of autotuning, of each network
 HOW = "inside the network, as the fused engine runs it"
-_FORMAT = 1
+_FORMAT = 2  # of the cached figures, and of what they count
 
 
 class Built:

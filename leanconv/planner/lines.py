@@ -19,7 +19,11 @@ def lines_of(problem: Problem, layers: Sequence[Layer], choices: Choices) -> lis
             why = f"saves {_share(problem, layer.name, to)}, harm {harm:.3g}"
             lines.append(Swap(line.name, line.to, line.before, line.after, why, line.spec, line.calls))
         else:
-            reason = _stays(problem, layer) if layer.swaps else kept.reason or f"{reasons.TOO_HARMFUL}: no candidate can be built"
+            reason = (
+                _stays(problem, layer)
+                if layer.swaps
+                else kept.reason or f"{reasons.TOO_HARMFUL}: no candidate can be built"
+            )
             lines.append(Swap(kept.name, None, kept.before, None, reason, kept.spec, kept.calls))
     return lines
 

@@ -2,14 +2,16 @@
 
 A step computes the program's operators between its inputs and itself. The program says which module called each.
 A step with convolutions belongs to their layers, in proportion to their multiply-accumulates. One without belongs to
-the layer inside which it stands (a gate of an operator), else to the layer whose result it reads (a BatchNorm that
-nothing absorbed, the pooling after it). Layers that no candidate swaps, and what depends on none, have no owner.
+the layer inside which it stands (a gate of an operator), else, if it is elementwise, to the layer whose result it reads
+(a BatchNorm or an activation that this layer's kernel could not take in). Pooling, padding and the like, which no swap
+changes, belong to nobody, and so do layers that no candidate swaps: their noise is then no layer's gain.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
@@ -44,8 +46,10 @@ def owners(program: ExportedProgram, graph: Graph, layers: Sequence[str]) -> dic
             found[node] = {layer: count / total for layer, count in macs.items()}
         elif inside:
             found[node] = {layer: inside.count(layer) / len(inside) for layer in dict.fromkeys(inside)}
-        else:
+        elif any(map(_is_elementwise, covered)):
             found[node] = next((found[x] for x in node.inputs if x in found), {NOBODY: 1.0})
+        else:
+            found[node] = {NOBODY: 1.0}
     return found
 
 
@@ -72,6 +76,10 @@ def _layer(node: fx.Node, names: set[str]) -> str:
             if (name := ".".join(parts[:length])) in names:
                 return name
     return NOBODY
+
+
+def _is_elementwise(node: fx.Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or "batch_norm" in str(node.target)
 
 
 def _macs(node: fx.Node) -> float:

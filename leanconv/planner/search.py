@@ -118,6 +118,7 @@ class _Search:
         self.timer: Timer | None = None
         self.refused: dict[str, str] = {}
         self.notes = list(calibration.notes)
+        self._plans = 0  # measured so far
 
     def found(self, names: Sequence[str], grid: Array, shortlist: int) -> FoundPlan:
         costs, latencies = self._costs(names, grid)
@@ -237,7 +238,7 @@ class _Search:
         made, models = [], dict[str, nn.Module]()
         for choices in plans:
             lines = self._chosen(choices)
-            self._plans = getattr(self, "_plans", 0) + 1
+            self._plans += 1
             name = f"plan {self._plans}"
             predicted = problem.predicted(choices)
             made.append(Trial(name, choices, predicted, {}, problem.harm(choices), self._harm(lines)))

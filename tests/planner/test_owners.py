@@ -64,8 +64,9 @@ def test_the_dense_network_step_by_step():
     assert [owner for text, owner in named if "residual" in text] == [{"block.conv2": 1.0}]
     assert [owner for text, owner in named if text.startswith("[3->16")] == [{NOBODY: 1.0}]
     assert [owner for text, owner in named if "->2 1x1" in text] == [{NOBODY: 1.0}]
-    # What has no convolution of its own goes with the layer whose result it reads: the pooling follows conv2.
-    assert [owner for text, owner in owners.items() if "pool" in text.lower()] == [{"block.conv2": 1.0}]
+    # A BatchNorm that nothing takes in goes with the layer before it; pooling, which no swap changes, with nobody.
+    assert [owner for text, owner in named if "dw1x1" in text] == [{"block.conv2": 1.0}]
+    assert [owner for text, owner in owners.items() if "pool" in text.lower()] == [{NOBODY: 1.0}]
 
 
 def test_two_layers_in_one_step_share_it():
