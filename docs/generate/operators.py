@@ -20,6 +20,7 @@ CAPTIONS = {
     "xsepconv": "MACs per channel and pixel: k² for the depthwise layer, 4 + 2k for XSepConv. They cross below 5×5.",
 }
 HOWTO = {
+    "make_it_lean.md": "your trained model, leaner, in one command",
     "swap_a_model.md": "your trained model, leaner: plan, swap, fold, optimise, export",
     "train_your_own.md": "your own images and masks, from a folder to a report",
     "new_operator.md": "a convolution of your own, in one file",

@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "Show which convolutions a swap would change, and why the others stay.",
     "search": "Find which operator goes in which layer under a budget of measured latency, MACs, ...",
     "convert": "Swap convolutions and write the model as a run folder.",
+    "lean": "Make a trained model lean: search, fit, recover, check, export, in one resumable command.",
     "optimize": "Try every engine of this machine on a model and print the fastest.",
     "recipes": "List the built-in recipes of `train`, or print one to start from.",
     "train": "Train a segmentation or classification model from a recipe, or resume a run.",

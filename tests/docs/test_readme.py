@@ -54,7 +54,7 @@ def test_commands_are_ones_that_leanconv_takes(tmp_path, monkeypatch):
     teacher.mkdir(parents=True)
     (teacher / "model.json").touch()
     lines = [line for line in TEXT.splitlines() if line.startswith("leanconv ")]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         _, name, *words = shlex.split(line)
         command = typer.main.get_command(build(name)).commands[name]

@@ -1,0 +1,211 @@
+"""The whole way: which stage runs when, what is kept, what is handed over and what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from leanconv.convert import Plan
+from leanconv.errors import BadCheckpoint, BadInput, Interrupted
+from leanconv.planner.lean.stages import Stages
+from leanconv.planner.lean.state import STAGES, State
+from leanconv.planner.lean.whole import make_lean
+from leanconv.runs import load
+
+ALL = ["score dense", "plan", "fit", "score fit", "race all", "recover", "race again"]
+
+
+def go(way, asked=None, **settings):
+    return make_lean(asked or way.asked, stages=way.stages(**settings), progress=False)
+
+
+def lean_layers(model):
+    return sum(type(module).__name__ == "DepthwiseSeparableConv2d" for module in model.modules())
+
+
+def test_it_hands_over_a_run_folder(way):
+    report = go(way)
+    assert not report.refusal
+    assert way.calls == ALL
+    assert lean_layers(load(way.asked.out)) == len(Plan.load(Path(way.asked.out) / "plan.json").swapped) > 0
+    assert (report.best, report.loss) == ("recover", pytest.approx(0.01))
+    shown = str(report)
+    for words in ("0.9000", "0.5000", "0.8900", "lost 0.0100", "2.00x faster (1.90 to 2.10)", "fewer"):
+        assert words in shown
+    stored = json.loads((Path(way.asked.out) / "lean.json").read_text())
+    assert stored["report"] == json.loads(json.dumps(report.to_dict()))
+    assert list(stored["stages"]) == [name for name in STAGES if name != "export"]
+
+
+def test_the_dense_network_stays_as_it_was(way, dense):
+    before = {path.name: path.read_bytes() for path in dense.path.iterdir()}
+    go(way)
+    assert {path.name: path.read_bytes() for path in dense.path.iterdir()} == before
+
+
+def test_a_finished_way_does_nothing_again(way):
+    first = go(way)
+    way.calls.clear()
+    assert go(way).to_dict() == first.to_dict()
+    assert way.calls == []
+
+
+@pytest.mark.parametrize("killed", ["plan", "fit", "race"])
+def test_a_killed_way_goes_on_with_the_stage_where_it_was(way, killed):
+    stages = way.stages()
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match=f"leanconv lean {way.asked.out} --resume"):
+        make_lean(way.asked, stages=replace(stages, **{killed: stop}), progress=False)
+    done = list(way.calls)
+    assert not (Path(way.asked.out) / "model.json").exists()
+    way.calls.clear()
+    go(way)
+    assert done + way.calls == ALL
+
+
+def test_a_crash_inside_a_stage_leaves_the_others(way):
+    def crash(*_, **__):
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        make_lean(way.asked, stages=replace(way.stages(), fit=crash), progress=False)
+    assert list(State.read(way.asked.out).stages) == ["dense", "plan"]
+
+
+def test_a_slower_network_is_not_trained_and_not_handed_over(way):
+    report = go(way, ratio=0.9)
+    assert "not faster: 0.90x" in report.refusal
+    assert "recover" not in way.calls
+    assert not (Path(way.asked.out) / "model.json").exists()
+    assert "0.90x the speed" in str(report)
+
+
+def test_too_large_a_loss_is_refused_with_the_figures(way):
+    asked = replace(way.asked, max_loss=0.005)
+    report = go(way, asked)
+    assert "fell by 0.0100, from 0.9000 to 0.8900" in report.refusal
+    assert not (Path(asked.out) / "model.json").exists()
+    assert json.loads((Path(asked.out) / "lean.json").read_text())["report"]["accepted"] is False
+    way.calls.clear()
+    assert not go(way, replace(asked, max_loss=0.02)).refusal
+    assert way.calls == ["race again"]  # nothing is trained again
+    assert lean_layers(load(asked.out))
+    assert go(way, asked).refusal
+    assert not (Path(asked.out) / "model.json").exists()
+
+
+def test_a_loss_is_judged_after_the_recovery_only(way):
+    assert not go(way, replace(way.asked, max_loss=0.05), scores=(0.9, 0.1, 0.88)).refusal
+
+
+def test_a_recovery_that_harms_is_not_kept(way):
+    report = go(way, scores=(0.9, 0.89, 0.4))
+    assert report.best == "fit"
+    assert "the recovery scored lower" in str(report)
+
+
+def test_without_epochs_the_fitted_network_is_handed_over(way):
+    report = go(way, replace(way.asked, epochs=0))
+    assert way.calls == ["score dense", "plan", "fit", "score fit", "race all"]
+    assert (report.best, report.refusal) == ("fit", "")
+
+
+def test_less_speed_than_asked_for_is_said(way):
+    assert "asked for: 4x; measured: 2.00x, which is less" in str(go(way, replace(way.asked, faster=4.0)))
+
+
+def test_a_plan_that_changes_nothing_keeps_the_dense_network(way):
+    def nothing(subject, asked, place):
+        return Plan([]), {"how": "a search"}
+
+    report = make_lean(way.asked, stages=replace(way.stages(), plan=nothing), progress=False)
+    assert "no layer changes" in report.refusal
+    assert str(report)
+
+
+def test_other_arguments_are_refused(way):
+    go(way)
+    with pytest.raises(BadInput, match=r"was started with to=depthwise_separable.* choose another --out"):
+        go(way, replace(way.asked, to="hetconv(part=4)"))
+    with pytest.raises(BadInput, match="epochs=1"):
+        go(way, replace(way.asked, epochs=2))
+
+
+def test_other_weights_of_the_dense_network_are_refused(way, dense):
+    go(way)
+    network = dense.load_model()
+    next(network.parameters()).data += 1
+    dense.save_model(network)
+    with pytest.raises(BadInput, match="other weights than when"):
+        go(way)
+
+
+def test_nan_in_the_weights(way, broken):
+    with pytest.raises(BadInput, match=r"'.*weight' has NaN or infinite values"):
+        go(way)
+    assert not Path(way.asked.out).exists()
+
+
+def test_nan_after_the_fit(way):
+    def fit(network, steps, subject):
+        next(network.parameters()).data.fill_(float("nan"))
+        return {"layers": []}
+
+    with pytest.raises(BadInput, match="the fitted network: "):
+        make_lean(way.asked, stages=replace(way.stages(), fit=fit), progress=False)
+
+
+def test_a_folder_of_somebody_else(way):
+    out = Path(way.asked.out)
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(BadInput, match=r"holds thesis.txt and no lean.json"):
+        go(way)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda stored: stored | {"format": 9}, "has format 9"),
+        (lambda stored: stored | {"stages": {"plan": 3}}, "is no object with seconds"),
+        (lambda stored: stored | {"stages": {"magic": {"seconds": 1}}}, "its stages are none of"),
+        (lambda stored: stored | {"asked": stored["asked"] | {"epochs": "1"}}, "epochs=1 is no value of it"),
+        (lambda stored: stored | {"asked": {}}, "its arguments are not those"),
+        (lambda stored: [], "has format list"),
+    ],
+)
+def test_a_damaged_state(way, change, what):
+    go(way)
+    path = Path(way.asked.out) / "lean.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(BadCheckpoint, match=what):
+        go(way)
+
+
+def test_a_moved_folder_goes_on(way, tmp_path):
+    go(way)
+    shutil.move(way.asked.out, tmp_path / "moved")
+    moved = replace(State.read(tmp_path / "moved").asked, out=str(tmp_path / "moved"))
+    way.calls.clear()
+    assert not go(way, moved).refusal
+    assert way.calls == []
+
+
+def test_two_at_once(way):
+    stages = way.stages()
+
+    def second(*_, **__):
+        make_lean(way.asked, stages=stages, progress=False)
+
+    with pytest.raises(BadInput, match="in use by process"):
+        make_lean(way.asked, stages=replace(stages, plan=second), progress=False)
+
+
+def test_the_stages_are_real_by_default():
+    assert {stage.__module__.rpartition(".")[2] for stage in vars(Stages()).values()} == {"stages", "speed"}
