@@ -62,6 +62,33 @@ def training_steps(stem: str, content: dict[str, Any]) -> str:
     ).rstrip()
 
 
+def keep_learnt(stem: str, content: dict[str, Any]) -> str:
+    """A row for each operator in place of all convolutions: top-1 right after the swap, by its start."""
+    cells = [
+        [
+            f"`{row['operator']}`",
+            row["layers"],
+            f"{row['dense_macs'] / row['macs']:.2f}",
+            *(f"{100 * row[init]:.1f}" for init in ("fresh", "project", "fit")),
+            f"{row['fit_cpu_seconds']:.0f}",
+            f"{100 * row['recovered']:.1f}" if "recovered" in row else "-",
+        ]
+        for row in content["rows"]
+    ]
+    network, dense = content["network"], content["dense"]["top1"]
+    head = ["operator", "layers", "times fewer MACs", "`fresh`", "`project`", "`fit`", "fit, s of a core"]
+    return page(
+        "## What is left of a trained network right after a swap",
+        f"`{network['reference']}` after {network['epochs']} epochs on CIFAR-10: top-1 {100 * dense:.1f} % of "
+        f"{content['test_images']} test images. The operator stands in place of all convolutions that it replaces, but "
+        f"the first. A fit saw {content['fit_images']} training images, no label. The last column is after an epoch of "
+        "the recipe `recover`, on all test images. `tucker2` and `decoupled` are two known ways to factorise a "
+        "convolution, with the same fit. One run each.",
+        table([*head, "after an epoch"], cells, "lrrrrrrr"),
+        f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
+    ).rstrip()
+
+
 def data_loading(stem: str, content: dict[str, Any]) -> str:
     """A row for each data set: computing time of a batch beside that of a step."""
     cells = [
