@@ -85,6 +85,8 @@ class _Run:
         self.data = setup.open_splits(recipe, kind, self.report, before=folder if resume else teacher_folder(recipe))
         self.watched = "val" if "val" in self.data else "test"
         self.task = make_task(recipe, kind, tuple(self.data["train"].classes), ignores=self.data["train"].ignores)
+        # Before the fit, which takes minutes: it may be refused. Before the seed: building it draws random numbers.
+        teacher = load_teacher(recipe, self.task, trust_code=trust_code, note=self.report.note)
         setup.seed_everything(recipe.seed)
         calibration = setup.calibration(recipe, self.data["train"], accelerator.device)
         going_on = folder if resume else None
@@ -107,7 +109,6 @@ class _Run:
         self.total = recipe.steps or recipe.epochs * self.per_epoch
         self.epochs = math.ceil(self.total / self.per_epoch)
         self.accelerator.wait_for_everyone()  # until all have checked that the folder is free
-        teacher = load_teacher(recipe, self.task, trust_code=trust_code, note=self.report.note)
         self.model, self.optimizer = self.accelerator.prepare(self.net, make_optimizer(self.net, recipe))
         self.guide = Guide(recipe, self.net, teacher)
         self.schedule = Schedule(
