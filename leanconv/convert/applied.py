@@ -67,7 +67,8 @@ class Pending:
 class Changed:
     """One BatchNorm whose statistics a fit replaced, and what they were."""
 
-    tensor: Tensor
+    norm: nn.Module
+    name: str
     before: Tensor
 
 
@@ -167,8 +168,8 @@ class Applied:
 @torch.no_grad()
 def put_(changed: Sequence[Changed]) -> None:
     """Give the tensors back what they were; under `.data`, so that autograd sees no write."""
-    for each in changed:
-        each.tensor.data.copy_(each.before)
+    for each in changed:  # by name: a move to another type or device has made other tensors
+        getattr(each.norm, each.name).data.copy_(each.before)
 
 
 @torch.no_grad()
@@ -178,6 +179,6 @@ def changed_(found: dict[nn.Module, tuple[Tensor, Tensor]]) -> list[Changed]:
     for norm, values in found.items():
         for name, value in zip(("running_mean", "running_var"), values, strict=True):
             tensor = getattr(norm, name)
-            done.append(Changed(tensor, tensor.detach().clone()))
+            done.append(Changed(norm, name, tensor.detach().clone()))
             tensor.data.copy_(value)
     return done

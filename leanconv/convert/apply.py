@@ -130,7 +130,8 @@ def _measure(model: nn.Module, data: Inputs, pending: list[Pending]) -> None:
 
         return hook
 
-    handles = [p.site.module.register_forward_hook(compare(p), with_kwargs=True) for p in pending]
+    # Before the user's hooks: they move to the new layer, and run after it.
+    handles = [p.site.module.register_forward_hook(compare(p), with_kwargs=True, prepend=True) for p in pending]
     try:
         for each in pending:
             each.new.eval()

@@ -86,7 +86,9 @@ def together(parts: Gated, a: Tensor, b: Tensor, *, dispatched: bool) -> Tensor:
 @torch.no_grad()
 def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
     """Move the running statistics, as `nn.BatchNorm2d` does: `variance` is the unbiased one."""
-    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+        return
+    if norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked.add_(1)
     share: Any = norm.momentum

@@ -36,6 +36,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[Inputs]:
         """Every batch on the model's device. Raises BadInput for no batch, no image, NaN or infinite numbers."""
+        torch.manual_seed(0)  # a shuffling loader gives one order in each pass, so what is held out stays held out
         number = 0
         for number, batch in enumerate(_reading(self._data), 1):
             inputs: Inputs = map_tensors(lambda t: t.to(self._device), self._without_labels(batch, number))
@@ -100,6 +101,8 @@ def _listed(data: Any) -> Iterable[Any]:
         return data.split(_CHUNK) if len(data) else []
     if isinstance(data, Mapping):
         return [data]
+    if isinstance(data, tuple):
+        raise BadInput("data is a tuple: write [(x, y)] for one batch of several inputs, or a list of batches")
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         raise BadInput(f"data is a {type(data).__name__}, a set of single images; pass DataLoader(data, batch_size=32)")
     if isinstance(data, Iterator):

@@ -45,7 +45,9 @@ def _nearest_(new: Operator, old: nn.Conv2d, sums: Sums, solution: Solution) -> 
     if not new.project_(best, solution.gram):
         return False
     weight = new.dense_weight()
-    if best.bias is not None and weight is not None:  # the weights differ from the best ones, and so does the mean
+    # The weights differ from the best ones, and so does the mean. A larger kernel sees other pixels too: its bias waits
+    # for the steps that follow.
+    if best.bias is not None and weight is not None and weight.shape == solution.weight.shape:
         (x, _), rest = sums.means(), solution.weight - weight.to(solution.weight)
         shift = (rest.reshape(len(x), -1, x.shape[1]) @ x[..., None]).flatten()
         if not new.scale_output_(torch.ones_like(shift), shift):

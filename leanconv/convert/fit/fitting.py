@@ -26,7 +26,7 @@ from leanconv.convert.fit.observed import Seen, macs, observed
 from leanconv.convert.fit.progress import Progress
 from leanconv.convert.fit.refine import Example, error, refine_, settle_norms_
 from leanconv.convert.fit.twin import Twin, input_of
-from leanconv.convert.tree import Site
+from leanconv.convert.tree import Site, move_hooks
 from leanconv.copies import copied
 from leanconv.errors import BadInput
 from leanconv.nn import Operator
@@ -91,11 +91,11 @@ def fit(model: nn.Module, jobs: Sequence[Job], data: Any, *, progress: bool = Tr
     """
     if any(t.is_meta for t in model.parameters()):
         raise BadInput("the model lies on the meta device and has no weights to fit to; load them first")
-    for job in jobs:
-        if not all(bool(p.isfinite().all()) for p in job.site.module.parameters()):
-            raise BadInput(f"{job.site.name}: its weights hold NaN or infinite numbers; nothing can be fitted to them")
-    with untouched_random(), watched(model):
-        torch.manual_seed(0)  # the same result each time, and the same order of a shuffling loader in each pass
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise BadInput(f"{name} holds NaN or infinite numbers; nothing can be fitted to such a network")
+    with torch.inference_mode(False), untouched_random(), watched(model):
+        torch.manual_seed(0)  # the same result each time
         return _Fit(model, jobs, Batches(data, model), progress).run()
 
 
@@ -163,6 +163,7 @@ class _Fit:
             self._follow(seen, new, examples)
         else:
             self.found.notes.append(f"{name}: the data does not reach it; it is {how}")
+        move_hooks(self.twin.places[conv].module, new)
         self.twin.places[conv].replace(new)
         self.found.results[name] = Result(how, before, after, time.perf_counter() - start)
 
@@ -257,8 +258,11 @@ class _Fit:
             return
         examples, room = list[Example](), float(MEMORY)
         for batch in rest:
-            examples += filter(None, [self._outputs(batch)])
-            room -= examples[-1].bytes
+            found = self._outputs(batch)
+            if found is None:  # another kind of answer, by what the images hold
+                return
+            examples.append(found)
+            room -= found.bytes
             if room <= 0:
                 break
         parameters = [p for job in self.jobs.values() for p in job.new.parameters()]

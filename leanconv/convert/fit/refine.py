@@ -96,6 +96,8 @@ def refine_(
                 each = examples[step % len(examples)]
                 rest = each.run(module) - each.target
                 loss = rest.square().mean() / (scale or 1.0)
+                if not loss.requires_grad:  # no way from the output to the parameters: under no_grad, by argmax
+                    return False
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -55,7 +55,8 @@ class Twin:
         def hook(_: nn.Module, arguments: Any, output: Any) -> None:
             found.append(cloned(output))
 
-        with _stopping(module, module.register_forward_hook(hook), found, calls, after=True):
+        # Before the user's hooks: they move to the new layer, and run after it.
+        with _stopping(module, module.register_forward_hook(hook, prepend=True), found, calls, after=True):
             call(self.original, batch)
         return found
 

@@ -77,7 +77,7 @@ def optimize_training(
     ones of few channels and gated sums), torch.compile, with `dtype` autocast, and their combinations. A compiled mode
     runs batches of another size uncompiled. A mode that fails is a row of the table.
     Right: the loss differs by at most 1e-5 of its size, each parameter's gradient by at most 1e-3 of its norm; in
-    bfloat16 by 1e-2 and 1e-1. Where rounding alone moves them further, ten times that far is allowed; it is found by
+    bfloat16 by 1e-2 and .5. Where rounding alone moves them further, ten times that far is allowed; it is found by
     moving inputs and parameters by a few roundings.
     Faster: all modes are timed in turns; a mode wins if it is faster than the given one beyond noise.
 

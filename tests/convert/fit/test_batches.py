@@ -79,3 +79,19 @@ def test_a_data_set_that_fails_is_bad_input():
 
     with pytest.raises(BadInput, match=r"data cannot be read: OSError: no such file: 7.png"):
         list(Batches(DataLoader(Broken()), MODEL))
+
+
+def test_a_shuffling_loader_gives_one_order_in_each_pass():
+    loader = DataLoader(TensorDataset(torch.arange(40.0).view(40, 1, 1, 1)), batch_size=8, shuffle=True)
+    batches = Batches(loader, nn.Sequential(nn.Conv2d(1, 2, 1)))
+    passes = []
+    for _ in range(3):
+        torch.rand(7)  # what a pass draws in between
+        passes.append([float(v) for (batch,) in batches for v in batch.flatten()])
+    assert passes[0] == passes[1] == passes[2]
+    assert passes[0] != sorted(passes[0])
+
+
+def test_a_bare_tuple_says_what_it_may_mean():
+    with pytest.raises(BadInput, match=r"write \[\(x, y\)\] for one batch"):
+        Batches((X, X), MODEL)

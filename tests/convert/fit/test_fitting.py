@@ -318,3 +318,73 @@ def fit_a_network(batches):
 def test_macs_are_those_of_the_layers():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 5))
     assert observed.macs(model, torch.randn(2, 3, 4, 4)) == 2 * (16 * 8 * 27 + 128 * 5)
+
+
+@pytest.mark.parametrize("to", ["psconv", "inception_dw"])
+def test_an_operator_of_a_larger_kernel_behind_a_bias(to):
+    torch.manual_seed(0)
+    groups = 8 if to == "inception_dw" else 1
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=groups), nn.ReLU()).eval()
+    x = torch.randn(16, 8, 12, 12) + 1
+    applied = apply_(model, plan(model, x, to=to, where="0"), init="fit", data=x)
+    assert applied.layers[0].error <= applied.layers[0].error_before
+
+
+@pytest.mark.parametrize("kind", ["after", "before"])
+def test_the_users_hooks_work_on_the_new_layers_output(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten()).eval()
+    if kind == "after":
+        model[2].register_forward_hook(lambda module, arguments, output: output * 2 + 1)
+    else:
+        model[2].register_forward_pre_hook(lambda module, arguments: (arguments[0] * 2,))
+    x = torch.randn(32, 3, 10, 10)
+    with torch.no_grad():
+        wanted = model(x)
+        applied = apply_(model, plan(model, x, to="hetconv(part=4)"), init="fit", data=x)
+        off = float((model(x) - wanted).norm() / wanted.norm())
+    assert 0.5 * applied.output_error < off < 2 * applied.output_error
+
+
+class Unreachable(nn.Sequential):
+    def forward(self, x):
+        with torch.no_grad():
+            return super().forward(x)
+
+
+def test_a_network_whose_answer_has_no_gradient_keeps_its_closed_form():
+    torch.manual_seed(0)
+    model = Unreachable(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)).eval()
+    applied = apply_(
+        model, plan(model, torch.randn(1, 3, 8, 8), to="hetconv(part=4)"), init="fit", data=torch.randn(32, 3, 8, 8)
+    )
+    assert applied.layers[0].how == "fitted"
+
+
+def test_undone_after_a_change_of_type():
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+    )
+    model = nn.Sequential(*layers).eval()
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    applied = apply_(
+        model, plan(model, torch.randn(1, 3, 8, 8), to="hetconv(part=4)"), init="fit", data=torch.randn(32, 3, 8, 8)
+    )
+    assert not torch.equal(model[4].running_mean, before["4.running_mean"])
+    model.double().float()
+    applied.undo_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers())
+
+
+def test_numbers_that_are_none_anywhere_in_the_network():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 1))
+    model[3].weight.data[0] = float("nan")
+    with pytest.raises(BadInput, match=r"3\.weight holds NaN"):
+        apply_(
+            model, plan(model, torch.randn(1, 3, 8, 8), to="hetconv(part=4)"), init="fit", data=torch.randn(8, 3, 8, 8)
+        )
