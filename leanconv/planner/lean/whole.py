@@ -35,11 +35,11 @@ def make_lean(asked: Asked, *, stages: Stages | None = None, trust_code: bool = 
 
     Args:
         stages: the work itself; tests replace parts of it.
-        trust_code: run the Python file that a run folder names.
+        trust_code: run the Python file that the model reference or a run folder names.
         progress: show lines and bars on standard error.
     Returns: the report. Where its `refusal` is empty, `asked.out` is the lean network's run folder.
     Raises: BadInput for arguments, data or a folder that cannot be used, and for a budget that nothing meets;
-        Interrupted after Ctrl-C: the finished stages are kept.
+        UntrustedCode for a Python file without `trust_code`; Interrupted after Ctrl-C: the finished stages are kept.
     """
     threads = torch.get_num_threads()
     try:
@@ -59,7 +59,7 @@ class _Way:
         self.state = State.begin(asked)
         self.out = self.state.folder
         self.tell = Reporter(active=True, visible=progress)
-        self.again = f"leanconv lean {shlex.quote(str(self.out))} --resume"
+        self.again = f"leanconv lean {shlex.quote(str(self.out))} --resume" + " --trust-code" * trust_code
         if asked.export:
             check_own(Path(asked.export), overwrite=False)
         self.subject: Subject = stages.open(asked, self.state.place("dense"), self.tell, trust_code=trust_code)
