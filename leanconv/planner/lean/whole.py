@@ -14,7 +14,7 @@ from torch import nn
 
 from leanconv.convert import Plan
 from leanconv.copies import copied
-from leanconv.errors import BadInput, Interrupted
+from leanconv.errors import BadCheckpoint, BadInput, Interrupted
 from leanconv.files import check_own, write_atomic
 from leanconv.measure.counting.count import count
 from leanconv.planner.lean.asked import Asked
@@ -28,6 +28,7 @@ from leanconv.train.progress import Reporter
 
 # What becomes of the accepted version's run folder; model.json last, for a folder without it is no run.
 _HANDED = ("model.safetensors", "recipe.toml", "history.csv", "metrics.json", "model.json")
+_NEEDED = ("model.safetensors", "model.json")
 
 
 def make_lean(asked: Asked, *, stages: Stages | None = None, trust_code: bool = False, progress: bool = True) -> Report:
@@ -153,6 +154,11 @@ class _Way:
     def _hand_over(self, report: Report) -> Report:
         """Make OUT the run folder of the accepted version; of a refused one, no run folder."""
         source = self._folder(report.best).path
+        if not report.refusal and (gone := [name for name in _NEEDED if not (source / name).is_file()]):
+            raise BadCheckpoint(
+                f"{source} has no {' and no '.join(gone)}, and {self.state.path} says that the stage is done: put the "
+                "folder back, or choose another --out"
+            )
         if report.refusal:
             for name in _HANDED:
                 (self.out / name).unlink(missing_ok=True)

@@ -128,6 +128,18 @@ def test_a_plan_that_changes_nothing_keeps_the_dense_network(way):
     assert str(report)
 
 
+@pytest.mark.parametrize("gone", ["model.json", "model.safetensors", ""])
+def test_a_finished_stage_whose_files_are_gone(way, gone):
+    go(way)
+    stages = Path(way.asked.out) / "stages"
+    if gone:
+        (stages / "recover" / gone).unlink()
+    else:
+        shutil.rmtree(stages)
+    with pytest.raises(BadCheckpoint, match=f"stages/recover has no .*{gone}.* says that the stage is done"):
+        go(way)
+
+
 def test_other_arguments_are_refused(way):
     go(way)
     with pytest.raises(BadInput, match=r"was started with to=depthwise_separable.* choose another --out"):
