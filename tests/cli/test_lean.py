@@ -1,11 +1,13 @@
 """`leanconv lean`: what a user types, what comes out, and with which exit status."""
 
 import json
+import shutil
 
 import pytest
 
 from leanconv.errors import BadInput
 from leanconv.planner.lean import whole
+from leanconv.planner.lean.asked import Asked
 from tests.planner.lean.quick_way import broken, dense, way  # noqa: F401 (fixtures)
 
 
@@ -96,3 +98,34 @@ def test_nan(leanconv, quick, broken):  # noqa: F811
     status, _, err = leanconv("lean", broken.path, "--to", "sic", "--quiet")
     assert status == 1
     assert "NaN or infinite" in err
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_folder_of_somebody_runs_no_code_without_trust(leanconv, coloured, tmp_path, labelled):
+    images = coloured
+    if not labelled:
+        images = tmp_path / "images"
+        images.mkdir()
+        for path in (coloured / "train").rglob("*.png"):
+            shutil.copy(path, images / f"{path.parent.name}{path.name}")
+    folder, ran = tmp_path / "theirs", tmp_path / "ran"
+    folder.mkdir()
+    code = folder / "net.py"
+    code.write_text(f"open({str(ran)!r}, 'w').close()\ndef make():\n    raise RuntimeError('it was run')\n")
+    asked = Asked(model=f"{code}:make", out=str(folder), data=str(images), to="sic", size=16)
+    content = {"format": 1, "leanconv": "1", "asked": asked.to_dict(), "stages": {}}
+    (folder / "lean.json").write_text(json.dumps(content))
+    status, out, err = leanconv("lean", folder, "--resume", "--quiet")
+    assert (status, out, ran.exists()) == (1, "", False)
+    assert "net.py:make; read that file, and say --trust-code" in err
+    status, _, err = leanconv("lean", folder, "--resume", "--quiet", "--trust-code")
+    assert (status, ran.exists()) == (1, True)
+    assert "it was run" in err
+
+
+def test_code_that_the_user_types_needs_no_trust(leanconv, coloured, tmp_path):
+    code = tmp_path / "net.py"
+    code.write_text("def make():\n    raise RuntimeError('it was run')\n")
+    words = ("--to", "sic", "--size", "16", "--data", coloured, "--out", tmp_path / "out", "--quiet")
+    status, _, err = leanconv("lean", f"{code}:make", *words)
+    assert (status, "it was run" in err) == (1, True)

@@ -15,8 +15,8 @@ from leanconv.deploy.camera import export_camera
 from leanconv.errors import BadInput
 from leanconv.files import write_json
 from leanconv.planner.lean.asked import Asked
-from leanconv.planner.lean.subject import Score, store_model, write_version
-from leanconv.runs import RunFolder, load
+from leanconv.planner.lean.subject import Score, load_asked, store_model, write_version
+from leanconv.runs import RunFolder
 from leanconv.train import setup
 from leanconv.train.data.batches import Order
 from leanconv.train.data.image_reader import listing
@@ -72,10 +72,10 @@ class LabelledSubject:
         size = asked.size or (asked.input[2] if asked.input else SIZE)
         recipe = Recipe(model=asked.model, data=asked.data, out=str(place), size=size, batch=32, epochs=1, warmup=0.1)
         if not run.model_json.is_file():
+            network = load_asked(asked.model, trust_code=trust_code)
             kind = task_of(recipe)
             data = setup.open_splits(recipe, kind, report)
             task = make_task(recipe, kind, tuple(data["train"].classes))
-            network = load(asked.model, trust_code=trust_code).eval()
             task.check(network, torch.zeros(1, 3, size, size))
             recipe.write(run.recipe)
             store_model(run, asked.model, network, task=kind, classes=task.classes, bits=setup.bits_of(data))

@@ -16,9 +16,9 @@ from leanconv.errors import Diverged
 from leanconv.files import write_json
 from leanconv.planner.lean.agreement import Agreement, main_output, measure_of
 from leanconv.planner.lean.asked import Asked
-from leanconv.planner.lean.subject import Score, is_run, store_model, write_version
+from leanconv.planner.lean.subject import Score, is_run, load_asked, store_model, write_version
 from leanconv.running import call, evaluating
-from leanconv.runs import RunFolder, load
+from leanconv.runs import RunFolder
 from leanconv.train.data.augment import to_float
 from leanconv.train.data.batches import Order, mix
 from leanconv.train.data.class_folders import has_class_folders
@@ -75,7 +75,7 @@ class PictureSubject:
             return RunFolder.open(self.asked.model)
         run = RunFolder(place)
         if not run.model_json.is_file():
-            store_model(run, self.asked.model, load(self.asked.model, trust_code=self.trust_code).eval())
+            store_model(run, self.asked.model, load_asked(self.asked.model, trust_code=self.trust_code))
         return run
 
     def _size(self) -> int:

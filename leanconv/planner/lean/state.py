@@ -8,13 +8,13 @@ from leanconv.errors import BadCheckpoint, BadInput
 from leanconv.files import LOCK, read_json, write_json
 from leanconv.files.drafts import PREFIX
 from leanconv.planner.lean.asked import Asked
+from leanconv.planner.lean.found import fault, order
 from leanconv.train.data.image_reader import listing
 from leanconv.version import __version__
 
 FORMAT = 1
 NAME = "lean.json"
-# In their order. A stage's files lie in OUT/stages/NAME, the search's plan in OUT/plan.json.
-STAGES = ("dense", "plan", "fit", "look", "recover", "speed", "export")
+STAGES = order(trains=True)
 
 
 class State:
@@ -70,9 +70,16 @@ class State:
         stages = stored.get("stages")
         if not isinstance(stages, dict) or not set(stages) <= set(STAGES):
             raise BadCheckpoint(f"{path}: its stages are none of {', '.join(STAGES)}")
-        if not all(isinstance(each, dict) and _is_seconds(each.get("seconds")) for each in stages.values()):
-            raise BadCheckpoint(f"{path}: a stage in it is no object with seconds")
-        return cls(Path(folder), Asked.read(stored.get("asked"), path), stages)
+        asked = Asked.read(stored.get("asked"), path)
+        due = order(trains=asked.epochs > 0)[: len(stages)]
+        if set(stages) != set(due):
+            raise BadCheckpoint(
+                f"{path}: has the stages {', '.join(stages)}, which cannot be, as each needs those before it; "
+                "choose another --out"
+            )
+        if wrong := next(filter(None, (fault(name, stages[name]) for name in due)), ""):
+            raise BadCheckpoint(f"{path}: {wrong} is missing or no value of it; choose another --out")
+        return cls(Path(folder), asked, stages)
 
     def keep(self, stage: str, found: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Write down what a stage found, at once and whole."""
@@ -102,7 +109,3 @@ def foreign(folder: Path) -> list[str]:
     except OSError as error:
         raise BadInput(f"{folder}: cannot be listed: {error.strerror}") from error
     return [name for name in names if name != LOCK and not name.startswith(PREFIX)]
-
-
-def _is_seconds(value: Any) -> bool:
-    return type(value) in (int, float) and value >= 0

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.convert import Plan
-from leanconv.errors import BadInput
+from leanconv.errors import BadInput, UntrustedCode
 from leanconv.files import read_json, write_json
-from leanconv.runs import RunFolder
+from leanconv.runs import RunFolder, load
 from leanconv.runs.kinds import read
 from leanconv.text import one_line
 
@@ -91,6 +91,22 @@ def store_model(folder: RunFolder, reference: str, network: nn.Module, **meaning
     """Write a model that is no run as one: fresh weights exist once only, and every stage needs the same."""
     folder.save_model(network)
     folder.write_model(reference, **meaning)
+
+
+def load_asked(model: str, *, trust_code: bool) -> nn.Module:
+    """The network of a reference that is no run folder, in eval mode.
+
+    Raises: UntrustedCode for a Python file without `trust_code`: the reference may stand in somebody's lean.json.
+    """
+    reference = read(model)
+    if reference.kind == "code" and not trust_code:
+        raise UntrustedCode(
+            one_line(
+                f"the network is made by running {reference.name}:{reference.factory}; read that file, and say "
+                "--trust-code (or trust_code=True) if you trust it"
+            )
+        )
+    return load(model, trust_code=trust_code).eval()
 
 
 def is_run(model: str) -> bool:

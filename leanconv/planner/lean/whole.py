@@ -14,7 +14,7 @@ from torch import nn
 
 from leanconv.convert import Plan
 from leanconv.copies import copied
-from leanconv.errors import BadInput, Interrupted
+from leanconv.errors import BadCheckpoint, BadInput, Interrupted
 from leanconv.files import check_own, write_atomic
 from leanconv.measure.counting.count import count
 from leanconv.planner.lean.asked import Asked
@@ -28,6 +28,7 @@ from leanconv.train.progress import Reporter
 
 # What becomes of the accepted version's run folder; model.json last, for a folder without it is no run.
 _HANDED = ("model.safetensors", "recipe.toml", "history.csv", "metrics.json", "model.json")
+_NEEDED = ("model.safetensors", "model.json")
 
 
 def make_lean(asked: Asked, *, stages: Stages | None = None, trust_code: bool = False, progress: bool = True) -> Report:
@@ -35,11 +36,11 @@ def make_lean(asked: Asked, *, stages: Stages | None = None, trust_code: bool = 
 
     Args:
         stages: the work itself; tests replace parts of it.
-        trust_code: run the Python file that a run folder names.
+        trust_code: run the Python file that the model reference or a run folder names.
         progress: show lines and bars on standard error.
     Returns: the report. Where its `refusal` is empty, `asked.out` is the lean network's run folder.
     Raises: BadInput for arguments, data or a folder that cannot be used, and for a budget that nothing meets;
-        Interrupted after Ctrl-C: the finished stages are kept.
+        UntrustedCode for a Python file without `trust_code`; Interrupted after Ctrl-C: the finished stages are kept.
     """
     threads = torch.get_num_threads()
     try:
@@ -59,7 +60,7 @@ class _Way:
         self.state = State.begin(asked)
         self.out = self.state.folder
         self.tell = Reporter(active=True, visible=progress)
-        self.again = f"leanconv lean {shlex.quote(str(self.out))} --resume"
+        self.again = f"leanconv lean {shlex.quote(str(self.out))} --resume" + " --trust-code" * trust_code
         if asked.export:
             check_own(Path(asked.export), overwrite=False)
         self.subject: Subject = stages.open(asked, self.state.place("dense"), self.tell, trust_code=trust_code)
@@ -153,6 +154,11 @@ class _Way:
     def _hand_over(self, report: Report) -> Report:
         """Make OUT the run folder of the accepted version; of a refused one, no run folder."""
         source = self._folder(report.best).path
+        if not report.refusal and (gone := [name for name in _NEEDED if not (source / name).is_file()]):
+            raise BadCheckpoint(
+                f"{source} has no {' and no '.join(gone)}, and {self.state.path} says that the stage is done: put the "
+                "folder back, or choose another --out"
+            )
         if report.refusal:
             for name in _HANDED:
                 (self.out / name).unlink(missing_ok=True)

@@ -128,6 +128,18 @@ def test_a_plan_that_changes_nothing_keeps_the_dense_network(way):
     assert str(report)
 
 
+@pytest.mark.parametrize("gone", ["model.json", "model.safetensors", ""])
+def test_a_finished_stage_whose_files_are_gone(way, gone):
+    go(way)
+    stages = Path(way.asked.out) / "stages"
+    if gone:
+        (stages / "recover" / gone).unlink()
+    else:
+        shutil.rmtree(stages)
+    with pytest.raises(BadCheckpoint, match=f"stages/recover has no .*{gone}.* says that the stage is done"):
+        go(way)
+
+
 def test_other_arguments_are_refused(way):
     go(way)
     with pytest.raises(BadInput, match=r"was started with to=depthwise_separable.* choose another --out"):
@@ -169,11 +181,26 @@ def test_a_folder_of_somebody_else(way):
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
 
 
+def inside(stored, stage, **values):
+    """lean.json with other values in a stage."""
+    return stored | {"stages": stored["stages"] | {stage: stored["stages"][stage] | values}}
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
         (lambda stored: stored | {"format": 9}, "has format 9"),
-        (lambda stored: stored | {"stages": {"plan": 3}}, "is no object with seconds"),
+        (lambda stored: stored | {"stages": {"plan": 3}}, "has the stages plan, which cannot be"),
+        (lambda stored: stored | {"stages": {"dense": 3}}, "dense is missing or no value of it"),
+        (lambda stored: stored | {"stages": {"dense": {"seconds": 1}}}, "dense.score is missing"),
+        (lambda stored: inside(stored, "dense", score="a"), "dense.score is missing or no value"),
+        (lambda stored: inside(stored, "fit", score=float("nan")), "fit.score is missing or no value"),
+        (lambda stored: inside(stored, "recover", seconds=float("inf")), "recover.seconds is missing or no value"),
+        (lambda stored: inside(stored, "plan", operators={"sic": "x"}), "plan.operators is missing or no value"),
+        (lambda stored: inside(stored, "speed", ratio={"low": 1, "middle": 2}), "speed.ratio.high is missing"),
+        (lambda stored: inside(stored, "look", lean=[]), "look.lean is missing or no value"),
+        (lambda stored: inside(stored, "fit", params=True), "fit.params is missing or no value"),
+        (lambda stored: stored | {"asked": stored["asked"] | {"epochs": 0}}, "which cannot be"),
         (lambda stored: stored | {"stages": {"magic": {"seconds": 1}}}, "its stages are none of"),
         (lambda stored: stored | {"asked": stored["asked"] | {"epochs": "1"}}, "epochs=1 is no value of it"),
         (lambda stored: stored | {"asked": {}}, "its arguments are not those"),
