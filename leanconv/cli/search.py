@@ -82,7 +82,11 @@ def command(
     shortlist: Annotated[int, typer.Option("--shortlist", min=1, help="Plans that are measured as a whole.")] = 3,
     state: Annotated[
         Path | None,
-        typer.Option("--state", metavar="FILE", help="Where measurements are kept (default: the cache folder)."),
+        typer.Option(
+            "--state",
+            metavar="FILE",
+            help="A new file or a search's, for measurements (default: in the cache folder).",
+        ),
     ] = None,
     pareto: Annotated[
         Path | None,
@@ -114,10 +118,12 @@ def command(
     set_threads(threads)
     from leanconv.planner import search
     from leanconv.planner.budget import Budget
+    from leanconv.planner.checks import check_state
     from leanconv.planner.pictures import picture_batches
     from leanconv.runs import load
 
     Budget.of(budget)  # before the data is read
+    check_state(state)
     named = reference(model)
     network = load(named, trust_code=trust_code).to(torch_device(device)).eval()
     run = _run(named)

@@ -8,7 +8,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from leanconv.errors import BadInput
 from leanconv.planner.calibration import Calibration
-from leanconv.planner.kept import Kept, default_state, digest, of_model, of_tensors
+from leanconv.planner.kept import Kept, default_state, digest, of_model, of_tensors, read_searches
 from leanconv.planner.trial_swaps import inits
 from leanconv.running import tensors
 from leanconv.version import __version__
@@ -33,6 +33,12 @@ def check_numbers(images: int, shortlist: int) -> None:
             raise BadInput(f"{name}={value!r}: a whole number, at least 1")
 
 
+def check_state(state: str | Path | None) -> None:
+    """Raise BadInput for a state file that no search wrote: it is somebody's, and it stays as it is."""
+    if state is not None:
+        read_searches(Path(state))
+
+
 def check_weights(model: nn.Module) -> None:
     """Raise BadInput for NaN in the weights: every harm would be one."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -47,4 +53,4 @@ def state_of(model: nn.Module, calibration: Calibration, init: str, seed: int, s
     key = digest(of_model(model), given, calibration.kind, init, seed, torch.__version__, __version__)
     if calibration.kind == "loss":  # two functions cannot be told apart: labels and loss may be others next time
         return Kept(None if state is None else Path(state), key)
-    return Kept(default_state(f"harm-{key}") if state is None else Path(state), key)
+    return Kept(default_state(f"harm-{key}"), key, cache=True) if state is None else Kept(Path(state), key)

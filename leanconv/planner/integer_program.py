@@ -33,7 +33,8 @@ def least_harm(
         return None
     finite = [abs(harm) for row in harms for harm in row if math.isfinite(harm) and harm]
     unit = float(np.median(finite)) if finite else 1.0
-    objective = np.array([min(harm / unit, _WORST) if math.isfinite(harm) else 0.0 for row in harms for harm in row])
+    units = [harm / unit if math.isfinite(harm) else 0.0 for row in harms for harm in row]
+    objective = np.clip(np.array(units), -_WORST, _WORST)
     allowed = np.array([float(math.isfinite(harm)) for row in harms for harm in row])
     rows, uppers = _bounds(harms, costs, limits)
     starts = _starts(harms)

@@ -1,4 +1,4 @@
-"""What a search has measured so far, in a JSON file: a search that was killed goes on from there."""
+"""What searches have measured so far, in a JSON file: a search that was killed goes on from there."""
 
 import contextlib
 import hashlib
@@ -16,50 +16,87 @@ from leanconv.files import read_json, write_json
 from leanconv.kernels.cpu.compilation.cache import default_folder
 from leanconv.kernels.cpu.compilation.permissions import claim
 
-_FORMAT = "leanconv search 1"
+_FORMAT = "leanconv search 2"
 _FOLDER = "search"
+_OTHER = "it stays as it is: name a new file for the state"
+_MOST = 1e200  # no harm is larger: sums and ratios of such numbers stay within a float
 
 
 class Kept:
-    """Numbers by name, written to `path` as they come. `note`: why the file was not used, or ""."""
+    """Numbers by name, written to `path` as they come. `note`: why none were read, or none are written; else "".
 
-    def __init__(self, path: Path | None, key: str) -> None:
-        """`key`: what the numbers depend on; a file of another key, or a damaged one, is started anew."""
-        self.path, self.key, self.note = path, key, ""
+    One file holds any number of searches, each under its key; a search leaves the others in it as they are.
+    """
+
+    def __init__(self, path: Path | None, key: str, *, cache: bool = False) -> None:
+        """Read what the file has under `key`; damaged numbers are measured again.
+
+        Args:
+            key: what the numbers depend on.
+            cache: the file is one of the cache folder, which is replaced where it is damaged.
+        Raises: BadInput for a file that no search wrote, unless `cache`: it stays as it is.
+        """
+        self.path, self.key, self.note, self._cache = path, key, "", cache
         self._values: dict[str, float] = {}
-        if path is not None and path.exists():
-            try:
-                self._values = _checked(read_json(path), key)
-            except BadInput as error:
-                self.note = f"the state file was started anew: {error}"
+        if path is None:
+            return
+        stored = self._others(path).get(key)
+        try:
+            self._values = {} if stored is None else _checked(stored)
+        except BadInput as error:
+            self.note = f"{path}: this search was started anew: {error}"
 
     def get(self, name: str) -> float | None:
         return self._values.get(name)
 
     def put(self, name: str, value: float) -> float:
-        """Keep a number (an infinite one too). A folder that cannot be written is noted, and no error."""
+        """Keep a number (an infinite one too). A file that cannot be written is noted, and no error."""
         self._values[name] = value
         if self.path is not None:
             try:
-                content = {name: None if math.isinf(value) else value for name, value in self._values.items()}
-                write_json(self.path, {"format": _FORMAT, "key": self.key, "values": content})
+                own = {name: None if math.isinf(value) else value for name, value in self._values.items()}
+                write_json(self.path, {"format": _FORMAT, "searches": {**self._others(self.path), self.key: own}})
             except BadInput as error:
                 self.note, self.path = f"what was measured is not kept: {error}", None
         return value
 
+    def _others(self, path: Path) -> dict[str, Any]:
+        """All searches of the file as it is now: another process may write it too."""
+        try:
+            return read_searches(path)
+        except BadInput:
+            if not self._cache:
+                raise
+            return {}
 
-def _checked(stored: Any, key: str) -> dict[str, float]:
-    """The numbers of a state file, which may be damaged or of another search. Raises BadInput."""
-    if not isinstance(stored, dict) or stored.get("format") != _FORMAT or not isinstance(stored.get("values"), dict):
-        raise BadInput("it is no state file of this version")
-    if stored.get("key") != key:
-        raise BadInput("it belongs to another model, other data or other settings")
+
+def read_searches(path: Path) -> dict[str, Any]:
+    """The searches of a state file, by key, their numbers unchecked; none where it is absent or empty.
+
+    Raises: BadInput for a file that no search of this version wrote.
+    """
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
+        return {}
+    try:
+        stored = read_json(path)
+    except BadInput as error:
+        raise BadInput(f"{error}; {_OTHER}") from error
+    searches = stored.get("searches") if isinstance(stored, dict) and stored.get("format") == _FORMAT else None
+    if not isinstance(searches, dict):
+        raise BadInput(f"{path}: no state of a search of this version ({_FORMAT!r}); {_OTHER}")
+    return searches
+
+
+def _checked(stored: Any) -> dict[str, float]:
+    """The numbers of one search. Raises BadInput where they are damaged."""
+    if not isinstance(stored, dict):
+        raise BadInput("its state is damaged")
     values = {}
-    for name, value in stored["values"].items():
-        number = math.inf if value is None else value
-        if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
-            raise BadInput(f"its value of {name[:80]!r} is no number")
-        values[name] = float(number)
+    for name, value in stored.items():
+        known = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        if not known or (value is not None and not abs(value) <= _MOST):
+            raise BadInput(f"its value of {name[:80]!r} is no possible number")
+        values[name] = math.inf if value is None else float(value)
     return values
 
 

@@ -24,7 +24,7 @@ from leanconv.measure import Array, describe
 from leanconv.planner.alone import Alone
 from leanconv.planner.budget import Budget
 from leanconv.planner.calibration import Calibration, Loss, read_batches
-from leanconv.planner.checks import check_numbers, check_weights, init_of, state_of
+from leanconv.planner.checks import check_numbers, check_state, check_weights, init_of, state_of
 from leanconv.planner.costs import Costs, array_costs, counted_costs, latency_costs
 from leanconv.planner.found import FoundPlan, Report, Trial
 from leanconv.planner.in_context import InContext
@@ -76,13 +76,14 @@ def search(
         images: the most calibration images that are used.
         shortlist: plans measured as a whole.
         array: the systolic array of `cycles`.
-        state: the JSON file of what was measured; default: one in the cache folder.
+        state: the JSON file of what was measured, for any number of searches; default: one in the cache folder.
     Returns: a `Plan` with `.search`: predicted and measured figures, the front, the shortlist.
     Raises: BadInput for a budget that nothing meets (it says the nearest), NaN in weights or data, data that the model
-        does not take; MissingExtra without scipy.
+        does not take, a `state` that no search wrote; MissingExtra without scipy.
     """
     asked, names = Budget.of(budget), candidate_names(candidates)
     check_numbers(images, shortlist)
+    check_state(state)
     grid = Array.parse(array)
     with needs("scipy", "search"):
         import scipy.optimize  # noqa: F401  # before minutes of measuring

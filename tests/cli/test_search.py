@@ -85,6 +85,15 @@ def test_a_foreign_file_stays(leanconv, tiny_data, tmp_path):
     assert foreign.read_bytes() == b"mine"
 
 
+def test_a_foreign_state_stays(leanconv, tiny_data, tmp_path):
+    foreign = tmp_path / "notes.txt"
+    foreign.write_bytes(b"mine")
+    code, _, err = leanconv("search", *UNET, "--data", tiny_data, "--macs", "60%", *QUICK, "--state", foreign)
+    assert code == 1
+    assert "it stays as it is: name a new file" in err
+    assert foreign.read_bytes() == b"mine"
+
+
 def test_no_data_folder(leanconv, tmp_path):
     code, _, err = leanconv("search", *UNET, "--data", tmp_path / "none", "--macs", "60%")
     assert code == 1

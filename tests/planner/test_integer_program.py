@@ -92,3 +92,7 @@ def test_the_nearest(seed):
         return max(total(q, choice) / limit for q, limit in zip(costs, limits, strict=True))
 
     assert excess(found) == pytest.approx(min(excess(c) for c in every(harms)), rel=1e-6)
+
+
+def test_a_harm_far_below_zero_is_taken():
+    assert least_harm([[0.0, -1e200], [0.0, 1e-3]], [[[1.0, 0.5], [1.0, 0.5]]], [1.5]) == [1, 0]

@@ -1,6 +1,7 @@
 """search: the best plan within a budget, by counts that are exact and by a clock that is not the machine's."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -155,15 +156,39 @@ def test_a_search_that_was_killed_goes_on(monkeypatch, tmp_path):
     assert resumed > 0
 
 
-def test_a_damaged_state_is_a_line(tmp_path):
+def test_a_file_that_no_search_wrote_is_refused_before_anything_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(Calibration, "__init__", lambda *_: pytest.fail("measured"))
+    state = tmp_path / "thesis.tex"
+    state.write_text("mine")
+    with pytest.raises(BadInput, match=r"thesis\.tex.*it stays as it is"):
+        find(state=state)
+    assert state.read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-1e308", "NaN", '"x"'])
+def test_a_damaged_state_is_a_line(tmp_path, number):
     state = tmp_path / "state.json"
-    state.write_text("{")
-    assert any("started anew" in note for note in find(state=state).search.notes)
+    first = find(state=state)
+    stored = json.loads(state.read_text())
+    ((key, values),) = stored["searches"].items()
+    values[next(iter(values))] = "HERE"
+    state.write_text(json.dumps(stored).replace('"HERE"', number))
+    found = find(state=state)
+    assert any("started anew" in note for note in found.search.notes)
+    assert found.search.harms == first.search.harms
     assert not any("started anew" in note for note in find(state=state).search.notes)
-    other = network()
+    assert list(json.loads(state.read_text())["searches"]) == [key]
+
+
+def test_another_search_is_kept_beside(monkeypatch, tmp_path):
+    state, other = tmp_path / "state.json", network()
     with torch.no_grad():
         other[0].weight += 0.1
-    assert any("another model" in note for note in find(other, state=state).search.notes)
+    first, second = find(state=state), find(other, state=state)
+    assert first.search.harms != second.search.harms
+    monkeypatch.setattr(Calibration, "harm", lambda self, model: pytest.fail("measured again"))
+    assert find(state=state).search.harms == first.search.harms
+    assert find(other, state=state).search.harms == second.search.harms
 
 
 def test_train_mode_is_left_and_counts_for_nothing():
