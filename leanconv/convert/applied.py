@@ -65,7 +65,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Changed:
-    """One BatchNorm whose statistics a fit replaced, and what they were."""
+    """One tensor of a BatchNorm that a fit replaced, and what it was."""
 
     norm: nn.Module
     name: str
@@ -94,7 +94,7 @@ class Applied:
     ) -> None:
         self.layers = tuple(each.layer() for each in pending)
         self.blocks, self.notes, self.output_error = tuple(blocks), tuple(notes), output_error
-        self.norms = len(changed) // 2
+        self.norms = len({id(each.norm) for each in changed})
         self._pending: list[Pending] | None = pending
         self._regrouped, self._changed = regrouped, changed
 
@@ -173,11 +173,11 @@ def put_(changed: Sequence[Changed]) -> None:
 
 
 @torch.no_grad()
-def changed_(found: dict[nn.Module, tuple[Tensor, Tensor]]) -> list[Changed]:
-    """Put new running means and variances into BatchNorms; returns what they were."""
+def changed_(found: dict[nn.Module, dict[str, Tensor]]) -> list[Changed]:
+    """Put new statistics, weights and biases into BatchNorms; returns what they were."""
     done = []
     for norm, values in found.items():
-        for name, value in zip(("running_mean", "running_var"), values, strict=True):
+        for name, value in values.items():
             tensor = getattr(norm, name)
             done.append(Changed(norm, name, tensor.detach().clone()))
             tensor.data.copy_(value)

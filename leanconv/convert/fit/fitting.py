@@ -18,10 +18,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from leanconv.convert.absorb import is_norm
 from leanconv.convert.fit.batches import Batches
 from leanconv.convert.fit.closed_form import become_nearest_
 from leanconv.convert.fit.moments import Sums, patches, sampled
-from leanconv.convert.fit.norms import Statistics, behind, output_error, recalibrate_, set_statistics_, statistics
+from leanconv.convert.fit.norms import (
+    NUMBERS,
+    behind,
+    output_error,
+    recalibrate_,
+    set_statistics_,
+    spreads_of,
+    statistics,
+)
 from leanconv.convert.fit.observed import Seen, macs, observed
 from leanconv.convert.fit.progress import Progress
 from leanconv.convert.fit.refine import Example, error, refine_, settle_norms_
@@ -30,6 +39,7 @@ from leanconv.convert.tree import Site, move_hooks
 from leanconv.copies import copied
 from leanconv.errors import BadInput
 from leanconv.nn import Operator
+from leanconv.nn.starts import restate_norm_
 from leanconv.running import Inputs, as_call, call, tensors, to_eval_, untouched_random, watched
 
 MOST_D = 6000  # numbers of a patch: the gram of more takes over 8 · 6000² bytes = 288 MB
@@ -65,11 +75,11 @@ class Block:
 
 @dataclass
 class Fitting:
-    """What a fit found. Nothing of the model is changed yet: `statistics` are the BatchNorms' to be."""
+    """What a fit found. Nothing of the model is changed yet: `statistics` are the BatchNorms' numbers to be, by name."""
 
     results: dict[str, Result] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
-    statistics: dict[nn.Module, Statistics] = field(default_factory=dict)
+    statistics: dict[nn.Module, dict[str, Tensor]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     output_error: float | None = None
 
@@ -128,6 +138,7 @@ class _Fit:
             bar.show("the whole network")
             self._norms()
             self._whole()
+            self._restate()
             bar.advance()
         self._statistics()
         for new, dtype, training in types:
@@ -279,14 +290,30 @@ class _Fit:
         arguments = as_call(self.twin.inputs(batch))
         return Example(arguments, _as(target.clone(), arguments))
 
+    def _restate(self) -> None:
+        """Norms get the statistics of what they see now, and the weights with which they answer as before.
+
+        Until here a norm may divide by another deviation than its input's. In train mode it would divide by that, and
+        the network would be another one than in eval mode.
+        """
+        _, rest, _ = self.batches.divided()
+        norms = [norm for _, norm in behind(self.twin, {id(job.new) for job in self.jobs.values()}, self.held)]
+        norms += [m for job in self.jobs.values() for m in job.new.modules() if is_norm(m) and statistics(m)]
+        for norm, spread in spreads_of(self.twin, norms, rest, IMAGES).items():
+            if spread.count > 1 and norm.weight is not None and norm.bias is not None:
+                restate_norm_(norm, *spread.found())
+
     def _statistics(self) -> None:
-        """The statistics in which the copy differs now."""
+        """The norms in which the copy differs now, with their numbers."""
         for old, site in self.twin.places.items():
-            found, now = statistics(old), statistics(site.module)
-            if found and now:
-                fresh = now[0].to(found[0].dtype), now[1].to(found[1].dtype)
-                if not all(map(torch.equal, found, fresh)):
-                    self.found.statistics[old] = fresh
+            if not (statistics(old) and statistics(site.module)):
+                continue
+            now = {name: getattr(site.module, name) for name in NUMBERS}
+            fresh = {
+                name: value.detach().to(getattr(old, name).dtype) for name, value in now.items() if value is not None
+            }
+            if not all(torch.equal(getattr(old, name), value) for name, value in fresh.items()):
+                self.found.statistics[old] = fresh
 
 
 def _rows(examples: Sequence[Example]) -> float:

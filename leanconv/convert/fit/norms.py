@@ -12,6 +12,7 @@ from leanconv.convert.fit.twin import Twin
 from leanconv.running import Inputs, call, tensors
 
 VARIANCE = False
+NUMBERS = ("running_mean", "running_var", "weight", "bias")  # of a norm, that a fit may change
 Statistics = tuple[Tensor, Tensor]  # running mean and variance, one number a channel
 
 
@@ -104,6 +105,28 @@ def recalibrate_(twin: Twin, norms: Sequence[tuple[nn.Module, nn.Module]], batch
             handle.remove()
     for original, norm in norms:
         carry_over_(norm, original, spreads[original], spreads[norm], variance=True)
+
+
+@torch.no_grad()
+def spreads_of(twin: Twin, norms: Sequence[nn.Module], batches: Iterator[Inputs], most: int) -> dict[nn.Module, Spread]:
+    """What these norms of the copy see on some `most` images."""
+    found = {norm: Spread() for norm in norms}
+
+    def hook(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
+        found[norm].add_(arguments[0])
+
+    handles = [norm.register_forward_pre_hook(hook) for norm in found]
+    images = 0
+    try:
+        for batch in batches:
+            call(twin.copy, twin.inputs(batch))
+            images += next((len(t) for t in tensors(batch) if t.ndim), 1)
+            if images >= most:
+                break
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def behind(twin: Twin, layers: set[int], batch: Inputs) -> list[tuple[nn.Module, nn.Module]]:

@@ -388,3 +388,22 @@ def test_numbers_that_are_none_anywhere_in_the_network():
         apply_(
             model, plan(model, torch.randn(1, 3, 8, 8), to="hetconv(part=4)"), init="fit", data=torch.randn(8, 3, 8, 8)
         )
+
+
+def test_in_train_mode_the_network_starts_as_it_is_in_eval_mode():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, bias=False)]
+    model = nn.Sequential(*layers, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    x = torch.randn(64, 3, 12, 12)
+    for _ in range(60):
+        model(x)  # statistics of these images
+    model.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    applied = apply_(model, plan(model, x, to="depthwise_separable"), init="fit", data=x)
+    with torch.no_grad():
+        answer = model(x)
+        trained = copy.deepcopy(model).train()(x)
+    assert float((trained - answer).norm() / answer.norm()) < 0.02
+    assert "1 BatchNorms" in str(applied) or applied.norms == 1
+    applied.undo_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
