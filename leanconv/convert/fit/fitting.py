@@ -75,7 +75,7 @@ class Block:
 
 @dataclass
 class Fitting:
-    """What a fit found. Nothing of the model is changed yet: `statistics` are the BatchNorms' numbers to be, by name."""
+    """What a fit found. The model is unchanged yet: `statistics` are its BatchNorms' numbers to be, by name."""
 
     results: dict[str, Result] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
