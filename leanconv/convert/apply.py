@@ -28,6 +28,7 @@ def apply_(
     data: Any = None,
     optimizer: Any = None,
     progress: bool = True,
+    whole_steps: int | None = None,
 ) -> Applied:
     """Swap the layers of `plan` in `model`, in place. Everything is checked and built before anything is changed.
 
@@ -41,6 +42,8 @@ def apply_(
             batch that is a tuple the model takes what its `forward` requires; labels behind it are left out.
         optimizer: a `torch.optim.Optimizer`; the old parameters leave their groups, the new ones enter the same group.
         progress: draw a bar on a terminal while it fits.
+        whole_steps: the most steps in which "fit" refines the network as a whole, after its blocks, which takes most of
+            its time; 0 leaves that out. Default: 20 to 300, by the network's size.
     Returns: `Applied`; its `undo_()` gives the old model (and optimizer) back. A fit also replaces the statistics of
         BatchNorms behind the new layers; an interrupted one leaves the model as it was.
     Raises: BadInput where the plan belongs to another model, for data of another shape, empty or read once only, for
@@ -55,11 +58,15 @@ def apply_(
     pending = [_build(swap, sites[swap.name], init) for swap in plan.swapped]
     if len({id(each.site.module) for each in pending}) < len(pending):
         raise BadInput("the plan swaps one shared module under two names; plan this model again")
+    if isinstance(whole_steps, bool) or not (
+        whole_steps is None or (isinstance(whole_steps, int) and whole_steps >= 0)
+    ):
+        raise BadInput(f"whole_steps={whole_steps!r}: a whole number, at least 0")
     if init == "fit" and data is None:
         raise BadInput("init='fit' needs data=: some hundred images as a tensor, a list of batches or a DataLoader")
     fitting = Fitting()
     if pending and init == "fit":
-        fitting = _fit(model, pending, data, progress)
+        fitting = _fit(model, pending, data, progress, whole_steps)
     elif pending and data is not None:
         _measure(model, data, pending)
     regrouped = None
@@ -72,9 +79,9 @@ def apply_(
     return Applied(pending, regrouped, changed, fitting.blocks, fitting.notes, fitting.output_error)
 
 
-def _fit(model: nn.Module, pending: list[Pending], data: Any, progress: bool) -> Fitting:
+def _fit(model: nn.Module, pending: list[Pending], data: Any, progress: bool, whole_steps: int | None) -> Fitting:
     jobs = [Job(each.site, each.new, each.how == "projected") for each in pending]
-    fitting = fit(model, jobs, data, progress=progress)
+    fitting = fit(model, jobs, data, progress=progress, whole_steps=whole_steps)
     for each in pending:
         each.fitted = fitting.results[each.site.name]
     return fitting

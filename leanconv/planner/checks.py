@@ -9,7 +9,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from leanconv.errors import BadInput
 from leanconv.planner.calibration import Calibration
 from leanconv.planner.kept import Kept, default_state, digest, of_model, of_tensors, read_searches
-from leanconv.planner.trial_swaps import inits
+from leanconv.planner.trial_swaps import WHOLE_STEPS, inits
 from leanconv.running import tensors
 from leanconv.version import __version__
 
@@ -50,7 +50,7 @@ def check_weights(model: nn.Module) -> None:
 def state_of(model: nn.Module, calibration: Calibration, init: str, seed: int, state: str | Path | None) -> Kept:
     """The state of a search like this one: of the same model, data, harm and way to make weights."""
     given = of_tensors(t for batch in calibration.batches for t in tensors(batch.inputs))
-    key = digest(of_model(model), given, calibration.kind, init, seed, torch.__version__, __version__)
+    key = digest(of_model(model), given, calibration.kind, init, WHOLE_STEPS, seed, torch.__version__, __version__)
     if calibration.kind == "loss":  # two functions cannot be told apart: labels and loss may be others next time
         return Kept(None if state is None else Path(state), key)
     return Kept(default_state(f"harm-{key}"), key, cache=True) if state is None else Kept(Path(state), key)

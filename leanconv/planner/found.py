@@ -88,7 +88,8 @@ class Report:
             ]  # fmt: skip
         head += ["harm, added up", "measured", "in budget", ""]
         rows = [self._dense_row(), *(self._row(trial) for trial in self.trials)]
-        notes = [f"budget {self.budget}; harm: {self.how_harm}, on {self.images} images, after init={self.init!r}"]
+        how = f"budget {self.budget}; harm: {self.how_harm}, on {self.images} images, after init={self.init!r}"
+        notes = [f"{how}, not refined as a whole" if self.init == "fit" else how]
         if self.how_latency:
             notes.append(f"latency: layers {self.how_latency}; whole plans in turns with the dense network")
         if any(trial.meets and not math.isfinite(trial.harm_sum) for trial in self.trials):

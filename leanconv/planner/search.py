@@ -62,6 +62,11 @@ def search(
     see what it does to the network's outputs on `data`. What was measured is kept: a search that was killed goes on.
     A layer stays dense where no candidate saves anything, and where its harm is not worth it; the plan says which.
 
+    How long: one trial for each layer and candidate that saves something, and one for each whole plan. With
+    init="fit" a trial of a ResNet-20 takes some 4 s of one core (128 images of 32×32), of larger ones more; the trials
+    of a network of 18 layers and 5 candidates take minutes. With "project", about the time of running the images.
+    A trial fits layers and blocks, never the network as a whole: `apply_(init="fit")` does that for the plan.
+
     Args:
         inputs: an example call, as `plan` takes it. Latency is measured on it, on the model's device.
         data: batches of calibration images as the model takes them (a list, a DataLoader, one tensor). Labels that

@@ -15,6 +15,8 @@ from leanconv.errors import BadInput, UnsupportedConv
 from leanconv.registry import parse, unparse
 from leanconv.running import Inputs, untouched_random
 
+# Trials are fitted layer by layer and block by block alone: the network as a whole takes minutes, for each of them.
+WHOLE_STEPS = 0
 DENSE = "conv"  # the layer as it is, among the choices
 # What a CPU runs well and trained weights carry over to, from the least change to the largest.
 CANDIDATES = ("hetconv(part=2)", "hetconv(part=4)", "group_pointwise(part=4)", "depthwise_separable", "splconv")
@@ -68,7 +70,7 @@ def layers_of(model: nn.Module, inputs: Inputs, candidates: Sequence[str], where
 
 
 class Trials:
-    """Swapped copies of one model, their weights made by `init` from the calibration inputs.
+    """Swapped copies of one model, their weights made by `init` from the calibration inputs (`WHOLE_STEPS`).
 
     Attributes: failures: what could not be swapped or run, one line each.
     """
@@ -86,7 +88,9 @@ class Trials:
         text = ";".join(f"{swap.name}={swap.to}" for swap in swaps)
         with untouched_random():
             torch.manual_seed(zlib.crc32(text.encode()) ^ self._seed)
-            named: dict[str, Any] = {"data": self._batches, "progress": False} if init == "fit" else {}
+            named: dict[str, Any] = {}
+            if init == "fit":
+                named = {"data": self._batches, "progress": False, "whole_steps": WHOLE_STEPS}
             apply_(made, Plan(swaps), init=init, **named)
         return made
 

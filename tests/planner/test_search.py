@@ -402,6 +402,23 @@ def test_the_fit_is_the_default_and_does_less_harm():
     assert fitted.search.chosen.harm < projected.search.chosen.harm
 
 
+def test_trials_leave_the_network_as_a_whole_to_apply(monkeypatch):
+    from leanconv.convert.fit import fitting
+
+    calls = []
+    whole = fitting._Fit._whole
+    monkeypatch.setattr(fitting._Fit, "_whole", lambda self: calls.append(self.whole_steps) or whole(self))
+    found = find(init="fit", budget="macs<=90%", candidates=TO[:1], where="5")
+    assert found.swapped
+    assert "not refined as a whole" in str(found)
+    assert calls == []
+    lc.apply_(network().eval(), found, init="fit", data=batches(), progress=False, whole_steps=1)
+    assert calls == [1]
+    for wrong in (-1, True, 0.5):
+        with pytest.raises(BadInput, match="whole_steps="):
+            lc.apply_(network(), found, init="fit", data=batches(), whole_steps=wrong)
+
+
 def test_a_swap_that_fails_is_noted_and_tried_again(monkeypatch, tmp_path):
     from leanconv.planner.trial_swaps import Trials
 

@@ -93,9 +93,13 @@ class Job:
     projected: bool
 
 
-def fit(model: nn.Module, jobs: Sequence[Job], data: Any, *, progress: bool = True) -> Fitting:
+def fit(
+    model: nn.Module, jobs: Sequence[Job], data: Any, *, progress: bool = True, whole_steps: int | None = None
+) -> Fitting:
     """Fit the new layers of `jobs`; the model itself stays as it is.
 
+    Args:
+        whole_steps: the most steps for the network as a whole; default: by its size (`WHOLE_STEPS`).
     Raises: BadInput for data that cannot be read twice, is empty, holds NaN, or that the model does not take; for
         weights with NaN.
     """
@@ -106,13 +110,16 @@ def fit(model: nn.Module, jobs: Sequence[Job], data: Any, *, progress: bool = Tr
             raise BadInput(f"{name} holds NaN or infinite numbers; nothing can be fitted to such a network")
     with torch.inference_mode(False), untouched_random(), watched(model):
         torch.manual_seed(0)  # the same result each time
-        return _Fit(model, jobs, Batches(data, model), progress).run()
+        return _Fit(model, jobs, Batches(data, model), progress, whole_steps).run()
 
 
 class _Fit:
     """One run of `fit`."""
 
-    def __init__(self, model: nn.Module, jobs: Sequence[Job], batches: Batches, progress: bool) -> None:
+    def __init__(
+        self, model: nn.Module, jobs: Sequence[Job], batches: Batches, progress: bool, whole_steps: int | None
+    ) -> None:
+        self.whole_steps = whole_steps
         self.batches, self.found, self.progress = batches, Fitting(notes=batches.notes), progress
         self.held, _, self.same = batches.divided()
         self.jobs = {id(job.site.module): job for job in jobs}
@@ -137,7 +144,8 @@ class _Fit:
                     bar.advance()
             bar.show("the whole network")
             self._norms()
-            self._whole()
+            if self.whole_steps != 0:
+                self._whole()
             self._restate()
             bar.advance()
         self._statistics()
@@ -280,6 +288,7 @@ class _Fit:
         an_image = macs(self.model, held) / _rows([judged])
         a_step = an_image * _rows([part for each in examples for part in each.parts(_LEAST)])
         steps = min(max(round(WHOLE_MACS / max(a_step, 1)), WHOLE_STEPS[0]), WHOLE_STEPS[1])
+        steps = steps if self.whole_steps is None else min(steps, self.whole_steps)
         refine_(self.twin.copy, parameters, examples, [judged], steps, least=_LEAST)
         self.found.output_error = error(self.twin.copy, [judged])
 
