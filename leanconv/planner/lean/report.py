@@ -50,10 +50,14 @@ class Report:
             return "no layer changes by the plan: the dense network stays"
         race = self.race
         if race is not None and race["ratio"]["middle"] <= 1:
-            ratio = race["ratio"]
             return (
-                f"the lean network is not faster: {ratio['middle']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}) "
+                f"the lean network is not faster: {_speed(race['ratio'])} "
                 "the dense one's speed, each on its best engine: the dense network stays"
+            )
+        if race is not None and undecided(race):
+            return (
+                f"not decided: the lean network has {_speed(race['ratio'])} the dense one's speed, which may be noise: "
+                f"the dense network stays; measure on a quiet machine (leanconv lean {self.out} --resume)"
             )
         limit = self.asked["max_loss"]
         trained = "recover" in self.stages or not self.asked["epochs"]
@@ -107,7 +111,7 @@ class Report:
         version = self.best if "speed" in self.stages else "fit"
         cells[1:] = [cells[1] if name == version else "-" for name in _VERSIONS[1:]]
         spread = f"{ratio['low']:.2f} to {ratio['high']:.2f}"
-        word = "faster" if ratio["middle"] > 1 else "the speed"
+        word = "faster" if ratio["low"] > 1 else "the speed"
         return ["latency, ms (engine)", *cells, f"{ratio['middle']:.2f}x {word} ({spread})"]
 
     def _notes(self) -> list[str]:
@@ -127,6 +131,8 @@ class Report:
             notes.append(f"asked for: {asked:g}x; measured: {race['ratio']['middle']:.2f}x, which is less")
         if "recover" in self.stages and self.best == "fit":
             notes.append("the recovery scored lower than the fitted weights, which are kept")
+        if self.asked["max_loss"] is None:
+            notes.append("no limit was set: any loss of the score is accepted (--max-loss)")
         took = ", ".join(f"{name} {found['seconds']:.0f} s" for name, found in self.stages.items())
         return [*notes, f"time: {took}"]
 
@@ -139,6 +145,16 @@ class Report:
                 f"{exported['path']}: {exported['format']}, {exported['bytes'] / _MB:.3g} MB, {exported['proof']}"
             )
         return lines
+
+
+def undecided(race: dict[str, Any]) -> bool:
+    """Whether a comparison shows a gain that its own interval doubts."""
+    ratio = race["ratio"]
+    return bool(ratio["low"] <= 1 < ratio["middle"])
+
+
+def _speed(ratio: dict[str, float]) -> str:
+    return f"{ratio['middle']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
 _VERSIONS = ("dense", "fit", "recover")
