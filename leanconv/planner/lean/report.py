@@ -94,7 +94,7 @@ class Report:
         loss = self.loss
         change = "-" if loss is None else "as before" if round(loss, 4) == 0 else ""
         change = change or (f"lost {loss:.4f}" if loss and loss > 0 else f"won {-(loss or 0):.4f}")
-        return [f"{self.facts['measure']}, {self.facts['judged']}", *cells, change]
+        return [self.facts["measure"], *cells, change]
 
     def _sizes(self) -> list[list[object]]:
         rows: list[list[object]] = []
@@ -115,7 +115,7 @@ class Report:
         return ["latency, ms (engine)", *cells, f"{ratio['middle']:.2f}x {word} ({spread})"]
 
     def _notes(self) -> list[str]:
-        notes = []
+        notes = [f"{self.facts['measure']}: of {self.facts['judged']}"]
         if (race := self.race) is not None:
             notes.append(
                 f"latency: {race['where']}, {race['threads']} threads; the best engine of each network, "
@@ -127,8 +127,8 @@ class Report:
                 f"plan: {kinds}, as they were in {plan['kept']} of {plan['swapped'] + plan['kept']} convolutions"
             )
         asked = self.asked["faster"]
-        if race is not None and asked and race["ratio"]["high"] < asked:
-            notes.append(f"asked for: {asked:g}x; measured: {race['ratio']['middle']:.2f}x, which is less")
+        if race is not None and asked and race["ratio"]["middle"] < asked:
+            notes.append(f"asked for: {asked:g}x; measured: {_speed(race['ratio'])}, which is less")
         if "recover" in self.stages and self.best == "fit":
             notes.append("the recovery scored lower than the fitted weights, which are kept")
         if self.asked["max_loss"] is None:
@@ -167,5 +167,5 @@ def _times(factor: float, word: str) -> str:
 _SIZES = (
     ("params", "parameters", si),
     ("macs", "MACs", si),
-    ("bytes", "weights file, MB", lambda value: f"{value / _MB:.3g}"),
+    ("bytes", "weights file, bytes", si),
 )

@@ -146,7 +146,18 @@ def test_without_epochs_the_fitted_network_is_handed_over(way):
 
 
 def test_less_speed_than_asked_for_is_said(way):
-    assert "asked for: 4x; measured: 2.00x, which is less" in str(go(way, replace(way.asked, faster=4.0)))
+    assert "asked for: 4x; measured: 2.00x (1.90 to 2.10), which is less" in str(
+        go(way, replace(way.asked, faster=4.0))
+    )
+
+
+def test_less_speed_is_said_even_where_the_interval_reaches_what_was_asked_for(way):
+    shown = str(go(way, replace(way.asked, faster=2.05)))
+    assert "asked for: 2.05x; measured: 2.00x (1.90 to 2.10), which is less" in shown
+
+
+def test_how_many_images_the_score_rests_on_is_said(way):
+    assert "top-1: of 5 test images" in str(go(way))
 
 
 def test_a_plan_that_changes_nothing_keeps_the_dense_network(way):
