@@ -42,7 +42,7 @@ def command(
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="Of the recovery; 0 trains nothing.")] = 1,
     lr: Annotated[
-        float, typer.Option("--lr", min=0, help="Of the recovery (default: that of the recipe recover).")
+        float, typer.Option("--lr", min=0, help="Of the recovery.", show_default="that of the recipe recover")
     ] = 0.0,
     max_loss: Annotated[
         float | None, typer.Option("--max-loss", help="Refuse a larger loss of the score; .01 is one point.")
@@ -52,7 +52,8 @@ def command(
     ] = None,
     images: Annotated[int, typer.Option("--images", min=1, help="Images that search and fit see.")] = 512,
     size: Annotated[
-        int, typer.Option("--size", min=0, help="Side of the images, in pixels (default: the run's; a model's: 224).")
+        int,
+        typer.Option("--size", min=0, help="Side of the images, in pixels.", show_default="the run's; a model's: 224"),
     ] = 0,
     input: Annotated[
         str, typer.Option("--input", metavar="N,C,H,W", help="Shape of the timed input (default: one image).")

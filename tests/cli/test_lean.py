@@ -94,6 +94,15 @@ def test_mistakes(leanconv, quick, dense, words, status, what):  # noqa: F811
     assert what in err
 
 
+def test_help_says_the_defaults_in_words(leanconv):
+    status, out, _ = leanconv("lean", "--help")
+    shown = " ".join(out.replace("│", " ").split())
+    assert status == 0
+    assert "that of the recipe recover" in shown
+    assert "the run's; a model's: 224" in shown
+    assert "default: 0.0" not in shown
+
+
 def test_nan(leanconv, quick, broken):  # noqa: F811
     status, _, err = leanconv("lean", broken.path, "--to", "sic", "--quiet")
     assert status == 1

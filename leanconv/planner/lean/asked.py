@@ -16,6 +16,7 @@ from leanconv.text import one_line
 FREE = ("max_loss", "export", "out")
 _MOST_FASTER = 1000.0
 _MOST = 2**31
+_MOST_NUMBERS = 2**28  # in the timed input: 1 GiB of float32
 SUFFIXES = (".onnx", ".xml", ".pt2")
 
 
@@ -67,6 +68,10 @@ class Asked:
         self._check_numbers()
         if self.input and (len(self.input) != 4 or min(self.input) < 1):
             raise BadInput(f"--input {','.join(map(str, self.input))}: four sizes N,C,H,W, each at least 1")
+        shape = self.input or (1, 3, self.size, self.size)
+        if math.prod(shape) > _MOST_NUMBERS:
+            said = f"--input {','.join(map(str, shape))}" if self.input else f"--size {self.size}"
+            raise BadInput(f"{said}: {math.prod(shape)} numbers, at most {_MOST_NUMBERS}: take a smaller one")
         if self.export and Path(self.export).suffix not in SUFFIXES:
             raise UnknownName(f"--export {self.export}: the suffix decides the format; known: {', '.join(SUFFIXES)}")
         if os.path.exists(self.out) and os.path.exists(self.model) and os.path.samefile(self.out, self.model):

@@ -154,9 +154,13 @@ class LabelledSubject:
         return replace(self.recipe, **_RESET | how | own | rate)
 
     def recover(self, fitted: RunFolder, out: Path, again: str) -> Score:
+        recipe = self.recovery(fitted, out)
+        resume = (out / "recipe.toml").is_file()
+        if resume:
+            move_recipe(out / "recipe.toml", recipe)
         folder = fit(
-            self.recovery(fitted, out),
-            resume=(out / "recipe.toml").is_file(),
+            recipe,
+            resume=resume,
             progress=self.report.visible,
             trust_code=self.trust_code,
             again=again,
@@ -174,3 +178,11 @@ class LabelledSubject:
         masks = self.kind == "segment"
         check = same_masks(network, contract, samples, split) if masks else same_top1(contract, samples, split)
         return export_camera(network, contract, path, check=check)
+
+
+def move_recipe(path: Path, recipe: Recipe) -> None:
+    """Give a stored recipe the paths of today's: the folder may have moved, or be spelt otherwise. The rest stays."""
+    before = Recipe.read(path)
+    now = replace(before, model=recipe.model, out=recipe.out, teacher=recipe.teacher)
+    if now != before:
+        now.write(path)

@@ -50,10 +50,14 @@ class Report:
             return "no layer changes by the plan: the dense network stays"
         race = self.race
         if race is not None and race["ratio"]["middle"] <= 1:
-            ratio = race["ratio"]
             return (
-                f"the lean network is not faster: {ratio['middle']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}) "
+                f"the lean network is not faster: {_speed(race['ratio'])} "
                 "the dense one's speed, each on its best engine: the dense network stays"
+            )
+        if race is not None and undecided(race):
+            return (
+                f"not decided: the lean network has {_speed(race['ratio'])} the dense one's speed, which may be noise: "
+                f"the dense network stays; measure on a quiet machine (leanconv lean {self.out} --resume)"
             )
         limit = self.asked["max_loss"]
         trained = "recover" in self.stages or not self.asked["epochs"]
@@ -90,7 +94,7 @@ class Report:
         loss = self.loss
         change = "-" if loss is None else "as before" if round(loss, 4) == 0 else ""
         change = change or (f"lost {loss:.4f}" if loss and loss > 0 else f"won {-(loss or 0):.4f}")
-        return [f"{self.facts['measure']}, {self.facts['judged']}", *cells, change]
+        return [self.facts["measure"], *cells, change]
 
     def _sizes(self) -> list[list[object]]:
         rows: list[list[object]] = []
@@ -107,11 +111,11 @@ class Report:
         version = self.best if "speed" in self.stages else "fit"
         cells[1:] = [cells[1] if name == version else "-" for name in _VERSIONS[1:]]
         spread = f"{ratio['low']:.2f} to {ratio['high']:.2f}"
-        word = "faster" if ratio["middle"] > 1 else "the speed"
+        word = "faster" if ratio["low"] > 1 else "the speed"
         return ["latency, ms (engine)", *cells, f"{ratio['middle']:.2f}x {word} ({spread})"]
 
     def _notes(self) -> list[str]:
-        notes = []
+        notes = [f"{self.facts['measure']}: of {self.facts['judged']}"]
         if (race := self.race) is not None:
             notes.append(
                 f"latency: {race['where']}, {race['threads']} threads; the best engine of each network, "
@@ -123,10 +127,12 @@ class Report:
                 f"plan: {kinds}, as they were in {plan['kept']} of {plan['swapped'] + plan['kept']} convolutions"
             )
         asked = self.asked["faster"]
-        if race is not None and asked and race["ratio"]["high"] < asked:
-            notes.append(f"asked for: {asked:g}x; measured: {race['ratio']['middle']:.2f}x, which is less")
+        if race is not None and asked and race["ratio"]["middle"] < asked:
+            notes.append(f"asked for: {asked:g}x; measured: {_speed(race['ratio'])}, which is less")
         if "recover" in self.stages and self.best == "fit":
             notes.append("the recovery scored lower than the fitted weights, which are kept")
+        if self.asked["max_loss"] is None:
+            notes.append("no limit was set: any loss of the score is accepted (--max-loss)")
         took = ", ".join(f"{name} {found['seconds']:.0f} s" for name, found in self.stages.items())
         return [*notes, f"time: {took}"]
 
@@ -141,6 +147,16 @@ class Report:
         return lines
 
 
+def undecided(race: dict[str, Any]) -> bool:
+    """Whether a comparison shows a gain that its own interval doubts."""
+    ratio = race["ratio"]
+    return bool(ratio["low"] <= 1 < ratio["middle"])
+
+
+def _speed(ratio: dict[str, float]) -> str:
+    return f"{ratio['middle']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
 _VERSIONS = ("dense", "fit", "recover")
 
 
@@ -151,5 +167,5 @@ def _times(factor: float, word: str) -> str:
 _SIZES = (
     ("params", "parameters", si),
     ("macs", "MACs", si),
-    ("bytes", "weights file, MB", lambda value: f"{value / _MB:.3g}"),
+    ("bytes", "weights file, bytes", si),
 )

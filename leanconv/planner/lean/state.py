@@ -9,6 +9,7 @@ from leanconv.files import LOCK, read_json, write_json
 from leanconv.files.drafts import PREFIX
 from leanconv.planner.lean.asked import Asked
 from leanconv.planner.lean.found import fault, order
+from leanconv.planner.lean.report import undecided
 from leanconv.train.data.image_reader import listing
 from leanconv.version import __version__
 
@@ -52,6 +53,9 @@ class State:
             )
         if (before.asked.max_loss, before.asked.export) != (asked.max_loss, asked.export):
             before.stages.pop("export", None)
+        latest = "speed" if "speed" in before.stages else "look"
+        if latest in before.stages and undecided(before.stages[latest]):
+            del before.stages[latest]  # it is measured again: the machine may be quiet now
         return cls(folder, asked, before.stages)
 
     @classmethod

@@ -62,7 +62,7 @@ def way(dense, tmp_path):
         calls: list = []
         asked = Asked(model=str(dense.path), out=str(tmp_path / "out"), to="depthwise_separable")
 
-        def stages(self, scores=(0.9, 0.5, 0.89), ratio=2.0, **others):
+        def stages(self, scores=(0.9, 0.5, 0.89), ratio=2.0, noise=0.05, **others):
             def find(subject, asked, place):
                 self.calls.append("plan")
                 return plan(subject.network, subject.inputs, to=asked.to), {"how": asked.to}
@@ -75,7 +75,7 @@ def way(dense, tmp_path):
                 self.calls.append(f"race {'again' if engines else 'all'}")
                 one = {"engine": "eager", "median_ms": 2.0, "p95_ms": 2.0, "iqr_ms": 0.1, "rounds": 9}
                 lean_one = one | {"median_ms": 2.0 / ratio}
-                bounds = {"low": ratio * 0.95, "middle": ratio, "high": ratio * 1.05}
+                bounds = {"low": ratio * (1 - noise), "middle": ratio, "high": ratio * (1 + noise)}
                 return {"dense": one, "lean": lean_one, "ratio": bounds, "where": "a test", "threads": 1}
 
             def opened(asked, place, report, *, trust_code):

@@ -31,6 +31,8 @@ def test_no_factors(text):
         ({"to": "sic", "lr": float("nan")}, BadInput, "--lr nan"),
         ({"to": "sic", "max_loss": 5.0}, BadInput, "from 0 to 1"),
         ({"to": "sic", "input": (1, 3, 0, 8)}, BadInput, "four sizes"),
+        ({"to": "sic", "input": (1, 3, 10**6, 10**6)}, BadInput, "--input 1,3,1000000,1000000: 3000000000000 numbers"),
+        ({"to": "sic", "size": 10**5}, BadInput, "--size 100000: 30000000000 numbers"),
         ({"to": "sic", "export": "model.pth"}, UnknownName, ".onnx"),
         ({"to": "sic", "out": " "}, BadInput, "name a folder"),
         ({"to": "sic", "model": ""}, BadInput, "no model reference"),

@@ -58,7 +58,8 @@ def test_the_whole_way(trained, asked, stages, tmp_path):
     assert "the same as the model" in str(report)
 
 
-def test_a_killed_recovery_goes_on_bit_for_bit(asked, stages, tmp_path, monkeypatch):
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_killed_recovery_goes_on_bit_for_bit(moves, asked, stages, tmp_path, monkeypatch):
     whole = replace(asked, out=str(tmp_path / "whole"))
     make_lean(whole, stages=stages, progress=False)
 
@@ -72,6 +73,8 @@ def test_a_killed_recovery_goes_on_bit_for_bit(asked, stages, tmp_path, monkeypa
         make_lean(asked, stages=stages, progress=False)
     assert "recover" not in State.read(asked.out).stages
     monkeypatch.undo()
+    if moves:
+        asked = replace(asked, out=str(Path(asked.out).rename(tmp_path / "moved")))
     make_lean(asked, stages=stages, progress=False)
     fits = [(Path(out) / "stages" / "fit" / "model.safetensors").read_bytes() for out in (whole.out, asked.out)]
     assert fits[0] == fits[1]

@@ -85,6 +85,36 @@ def test_a_slower_network_is_not_trained_and_not_handed_over(way):
     assert "0.90x the speed" in str(report)
 
 
+def test_a_gain_within_the_noise_is_not_handed_over_and_measured_again(way):
+    report = go(way, ratio=1.02, noise=0.2)
+    assert report.refusal.startswith("not decided: the lean network has 1.02x (0.82 to 1.22) the dense one's speed")
+    assert "quiet machine" in report.refusal
+    assert "faster" not in str(report)
+    assert not (Path(way.asked.out) / "model.json").exists()
+    assert way.calls == ALL[:5]
+    way.calls.clear()
+    assert not go(way, ratio=1.3, noise=0.2).refusal
+    assert way.calls == ALL[4:]
+
+
+def test_a_gain_that_the_recovered_weights_leave_in_doubt(way):
+    stages = way.stages()
+
+    def race(dense, lean, inputs, *, budget_s, engines, progress):
+        noise = 0.9 if engines else 0.05
+        return way.stages(noise=noise).race(dense, lean, inputs, budget_s=budget_s, engines=engines, progress=progress)
+
+    assert make_lean(way.asked, stages=replace(stages, race=race), progress=False).refusal.startswith("not decided")
+    way.calls.clear()
+    assert not go(way).refusal
+    assert way.calls == ["race again"]
+
+
+def test_whether_a_limit_was_set_is_said(way):
+    assert "no limit was set" in str(go(way))
+    assert "no limit was set" not in str(go(way, replace(way.asked, max_loss=0.5)))
+
+
 def test_too_large_a_loss_is_refused_with_the_figures(way):
     asked = replace(way.asked, max_loss=0.005)
     report = go(way, asked)
@@ -116,7 +146,18 @@ def test_without_epochs_the_fitted_network_is_handed_over(way):
 
 
 def test_less_speed_than_asked_for_is_said(way):
-    assert "asked for: 4x; measured: 2.00x, which is less" in str(go(way, replace(way.asked, faster=4.0)))
+    assert "asked for: 4x; measured: 2.00x (1.90 to 2.10), which is less" in str(
+        go(way, replace(way.asked, faster=4.0))
+    )
+
+
+def test_less_speed_is_said_even_where_the_interval_reaches_what_was_asked_for(way):
+    shown = str(go(way, replace(way.asked, faster=2.05)))
+    assert "asked for: 2.05x; measured: 2.00x (1.90 to 2.10), which is less" in shown
+
+
+def test_how_many_images_the_score_rests_on_is_said(way):
+    assert "top-1: of 5 test images" in str(go(way))
 
 
 def test_a_plan_that_changes_nothing_keeps_the_dense_network(way):
