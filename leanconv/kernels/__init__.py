@@ -1,6 +1,10 @@
 """Kernels of the primitives of `ops`: one folder for each kind of device, one protocol for all (`interface`)."""
 
+from pathlib import Path
+
 from leanconv.kernels.cpu.backend import CpuBackend
+from leanconv.kernels.cpu.compilation.cache import default_folder
+from leanconv.kernels.cpu.compilation.permissions import claim
 from leanconv.kernels.cpu.runtime.transpose import to_channels_last, to_contiguous
 from leanconv.kernels.cpu.tuning.cpu import cpuinfo, this_cpu, usable_cores
 from leanconv.kernels.cpu.tuning.target import Target
@@ -11,6 +15,7 @@ __all__ = [
     "Backend",
     "Target",
     "backend",
+    "cache_folder",
     "cpuinfo",
     "status",
     "this_cpu",
@@ -25,6 +30,12 @@ _CPU: Backend = CpuBackend()
 def backend() -> Backend:
     """The backend whose kernels the engine uses: the CPU's."""
     return _CPU
+
+
+def cache_folder() -> Path | None:
+    """The folder for what is compiled and measured on this machine; None where others could write into it."""
+    folder = default_folder()
+    return None if claim(folder) else folder
 
 
 def status() -> str:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from leanconv.errors import BadInput
 from leanconv.files import read_json, write_json
-from leanconv.kernels.cpu.compilation.cache import default_folder
-from leanconv.kernels.cpu.compilation.permissions import claim
+from leanconv.kernels import cache_folder
 
 _FORMAT = "leanconv search 2"
 _FOLDER = "search"
@@ -102,8 +101,8 @@ def _checked(stored: Any) -> dict[str, float]:
 
 def default_state(key: str) -> Path | None:
     """The file of a search in leanconv's cache folder (`LEANCONV_CACHE`); None where that folder is not ours alone."""
-    folder = default_folder()
-    return None if claim(folder) else folder / _FOLDER / f"{key}.json"
+    folder = cache_folder()
+    return None if folder is None else folder / _FOLDER / f"{key}.json"
 
 
 def read_cached(key: str) -> Any:

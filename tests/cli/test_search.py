@@ -18,7 +18,7 @@ QUICK = ["--to", "hetconv(part=4)", "--to", "depthwise_separable", "--init", "pr
 def cache(tmp_path, monkeypatch):
     from leanconv.planner import kept
 
-    monkeypatch.setattr(kept, "default_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(kept, "cache_folder", lambda: tmp_path / "cache")
 
 
 def test_the_words_of_init_are_those_of_apply():

@@ -8,5 +8,5 @@ from leanconv.planner import kept
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
-    monkeypatch.setattr(kept, "default_folder", lambda: folder)
+    monkeypatch.setattr(kept, "cache_folder", lambda: folder)
     return folder
