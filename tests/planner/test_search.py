@@ -255,6 +255,25 @@ def test_labels_by_a_loss():
     assert found.search.chosen.meets
 
 
+def test_another_loss_or_other_labels_are_measured_anew(monkeypatch, cache, tmp_path):
+    kept = {"loss": entropy, "data": labelled(), "state": tmp_path / "state.json", "budget": "macs<=80%"}
+    first = find(**kept).search.harms
+    other = find(**{**kept, "loss": lambda *given: 3 * entropy(*given)}).search.harms
+    assert other["5"][TO[0]] == pytest.approx(3 * first["5"][TO[0]], rel=1e-3)
+    assert find(**{**kept, "data": labelled(shift=1)}).search.harms != first
+    assert not list(cache.rglob("harm-*"))
+    monkeypatch.setattr(Calibration, "harm", lambda self, model: pytest.fail("measured again"))
+    assert find(**kept).search.harms == first
+
+
+def labelled(shift=0):
+    return [(x, (torch.arange(10) + shift) % 5) for x in batches()]
+
+
+def entropy(outputs, batch):
+    return nn.functional.cross_entropy(outputs, batch[1])
+
+
 class Clock:
     """A timer whose layers cost what a table says, and whose whole networks take `off` times the sum."""
 
