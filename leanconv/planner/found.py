@@ -138,6 +138,14 @@ class FoundPlan(Plan):
     def __str__(self) -> str:
         return f"{super().__str__()}\n\n{self.search}"
 
+    def _note(self) -> list[str]:
+        """Without the advice of a plan that swaps nothing: this one weighed candidates and needed none."""
+        total, *others = super()._note()
+        if self.swapped:
+            return [total, *others]
+        kept = next((place for place, line in enumerate(others) if line.startswith("kept: ")), len(others))
+        return [total, "no swap is needed: the dense network is within the budget", *others[kept:]]
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"search": self.search.to_dict()}
 

@@ -118,6 +118,8 @@ def test_a_budget_that_the_dense_network_meets_changes_nothing():
     found = find(budget="macs<=100%")
     assert not found.swapped
     assert found.search.chosen.harm == 0.0
+    assert "no swap is needed: the dense network is within the budget\nkept: " in str(found)
+    assert "alone makes a network faster" not in str(found)
 
 
 def test_a_budget_that_nothing_meets_says_the_nearest():
