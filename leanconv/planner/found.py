@@ -92,6 +92,11 @@ class Report:
         notes = [f"{how}, not refined as a whole" if self.init == "fit" else how]
         if self.how_latency:
             notes.append(f"latency: layers {self.how_latency}; whole plans in turns with the dense network")
+        notes.append("harm: 0 is the dense network's, less is better; it ranks plans, and is no loss of accuracy")
+        whole = [quantity for quantity in self.dense if quantity in ("macs", "params")]
+        if whole:
+            named = " and ".join(whole)
+            notes.append(f"{named} here: of the whole network; in the plan: of its counted convolutions alone")
         if any(trial.meets and not math.isfinite(trial.harm_sum) for trial in self.trials):
             notes.append("a uniform plan without a sum swaps a layer that saves nothing: it is there to compare with")
         return table(head, rows, note=[*notes, *self.notes])

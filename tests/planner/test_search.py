@@ -76,6 +76,8 @@ def test_the_plan_is_for_this_model_and_says_what_it_does():
         assert swap.reason.startswith("saves ") if swap.to else reasons.category(swap.reason) == reasons.DENSE_BETTER
     assert "chosen" in str(found)
     assert "because" in str(found)
+    assert "macs here: of the whole network; in the plan: of its counted convolutions alone" in str(found)
+    assert "harm: 0 is the dense network's, less is better" in str(found)
     lc.apply_(model, found)
     counted = lc.plan(model, X, to="hetconv(part=2)")
     convolutions = sum(swap.before.macs for swap in counted)
