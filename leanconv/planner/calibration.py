@@ -28,7 +28,8 @@ class Calibration:
     """The batches, the original's answers, and the harm of a changed network.
 
     Harm: with a `loss`, its mean less the original's. Without, the divergence of the outputs from the original's.
-    Attributes: images: how many. how: the harm in words. notes: remarks for the user.
+    Attributes: images: how many. how: the harm in words. notes: remarks for the user. own_loss: of the original, with a
+        `loss`; else None.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Batch], loss: Loss | None = None) -> None:
@@ -46,7 +47,7 @@ class Calibration:
                 raise BadInput("the model's outputs on the calibration data have NaN or infinite values in them")
         self.kind = "loss" if loss else kind_of(self._answers[0][0])
         self.how = "loss less the original's" if loss else self.kind
-        self._own = self._mean_loss(self._answers) if loss else 0.0
+        self.own_loss = self._mean_loss(self._answers) if loss else None
 
     @property
     def inputs(self) -> list[Any]:
@@ -59,8 +60,8 @@ class Calibration:
             answers = [_answer(model, batch) for batch in self.batches]
         if not all(bool(t.isfinite().all()) for answer, _ in answers for t in answer):
             return float("inf")
-        if self._loss is not None:
-            return self._mean_loss(answers) - self._own
+        if self.own_loss is not None:
+            return self._mean_loss(answers) - self.own_loss
         sums = Divergence(self.kind)
         for (answer, _), (own, _) in zip(answers, self._answers, strict=True):
             sums.add(answer, own)

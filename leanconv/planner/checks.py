@@ -48,9 +48,15 @@ def check_weights(model: nn.Module) -> None:
 
 
 def state_of(model: nn.Module, calibration: Calibration, init: str, seed: int, state: str | Path | None) -> Kept:
-    """The state of a search like this one: of the same model, data, harm and way to make weights."""
+    """The state of a search like this one: of the same model, data, harm and way to make weights.
+
+    A loss counts as the same by the labels and the dense network's loss. Two losses may agree in that, so their harms
+    are kept in a file that was named for them alone.
+    """
     given = of_tensors(t for batch in calibration.batches for t in tensors(batch.inputs))
     key = digest(of_model(model), given, calibration.kind, init, WHOLE_STEPS, seed, torch.__version__, __version__)
-    if calibration.kind == "loss":  # two functions cannot be told apart: labels and loss may be others next time
+    if calibration.own_loss is not None:
+        labels = of_tensors(t for batch in calibration.batches for t in tensors(batch.whole))
+        key = digest(key, labels, f"{calibration.own_loss:.6g}")  # the last digits depend on the number of threads
         return Kept(None if state is None else Path(state), key)
     return Kept(default_state(f"harm-{key}"), key, cache=True) if state is None else Kept(Path(state), key)

@@ -92,6 +92,11 @@ class Report:
         notes = [f"{how}, not refined as a whole" if self.init == "fit" else how]
         if self.how_latency:
             notes.append(f"latency: layers {self.how_latency}; whole plans in turns with the dense network")
+        notes.append("harm: 0 is the dense network's, less is better; it ranks plans, and is no loss of accuracy")
+        whole = [quantity for quantity in self.dense if quantity in ("macs", "params")]
+        if whole:
+            named = " and ".join(whole)
+            notes.append(f"{named} here: of the whole network; in the plan: of its counted convolutions alone")
         if any(trial.meets and not math.isfinite(trial.harm_sum) for trial in self.trials):
             notes.append("a uniform plan without a sum swaps a layer that saves nothing: it is there to compare with")
         return table(head, rows, note=[*notes, *self.notes])
@@ -137,6 +142,14 @@ class FoundPlan(Plan):
 
     def __str__(self) -> str:
         return f"{super().__str__()}\n\n{self.search}"
+
+    def _note(self) -> list[str]:
+        """Without the advice of a plan that swaps nothing: this one weighed candidates and needed none."""
+        total, *others = super()._note()
+        if self.swapped:
+            return [total, *others]
+        kept = next((place for place, line in enumerate(others) if line.startswith("kept: ")), len(others))
+        return [total, "no swap is needed: the dense network is within the budget", *others[kept:]]
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"search": self.search.to_dict()}

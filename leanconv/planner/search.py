@@ -81,7 +81,8 @@ def search(
         images: the most calibration images that are used.
         shortlist: plans measured as a whole.
         array: the systolic array of `cycles`.
-        state: the JSON file of what was measured, for any number of searches; default: one in the cache folder.
+        state: the JSON file of what was measured, for any number of searches. Default: one in the cache folder; with
+            `loss` none, so nothing is kept. In a file a loss is known by the labels and the dense network's loss.
     Returns: a `Plan` with `.search`: predicted and measured figures, the front, the shortlist.
     Raises: BadInput for a budget that nothing meets (it says the nearest), NaN in weights or data, data that the model
         does not take, a `state` that no search wrote; MissingExtra without scipy.

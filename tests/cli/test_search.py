@@ -25,6 +25,13 @@ def test_the_words_of_init_are_those_of_apply():
     assert {each.value for each in Init} - {"auto"} >= set(inits())
 
 
+def test_help_says_how_long(leanconv):
+    code, out, _ = leanconv("search", "--help")
+    assert code == 0
+    assert "How long" in out
+    assert "if this version" not in out
+
+
 def test_masks(leanconv, tiny_data, tmp_path):
     plan, front = tmp_path / "plan.json", tmp_path / "front.html"
     words = [*UNET, "--data", tiny_data, "--macs", "60%", *QUICK, "--out", plan, "--pareto", front]

@@ -76,6 +76,8 @@ def test_the_plan_is_for_this_model_and_says_what_it_does():
         assert swap.reason.startswith("saves ") if swap.to else reasons.category(swap.reason) == reasons.DENSE_BETTER
     assert "chosen" in str(found)
     assert "because" in str(found)
+    assert "macs here: of the whole network; in the plan: of its counted convolutions alone" in str(found)
+    assert "harm: 0 is the dense network's, less is better" in str(found)
     lc.apply_(model, found)
     counted = lc.plan(model, X, to="hetconv(part=2)")
     convolutions = sum(swap.before.macs for swap in counted)
@@ -118,6 +120,8 @@ def test_a_budget_that_the_dense_network_meets_changes_nothing():
     found = find(budget="macs<=100%")
     assert not found.swapped
     assert found.search.chosen.harm == 0.0
+    assert "no swap is needed: the dense network is within the budget\nkept: " in str(found)
+    assert "alone makes a network faster" not in str(found)
 
 
 def test_a_budget_that_nothing_meets_says_the_nearest():
@@ -253,6 +257,25 @@ def test_labels_by_a_loss():
     found = find(data=data, loss=lambda outputs, batch: nn.functional.cross_entropy(outputs, batch[1]))
     assert found.search.how_harm.startswith("loss")
     assert found.search.chosen.meets
+
+
+def test_another_loss_or_other_labels_are_measured_anew(monkeypatch, cache, tmp_path):
+    kept = {"loss": entropy, "data": labelled(), "state": tmp_path / "state.json", "budget": "macs<=80%"}
+    first = find(**kept).search.harms
+    other = find(**{**kept, "loss": lambda *given: 3 * entropy(*given)}).search.harms
+    assert other["5"][TO[0]] == pytest.approx(3 * first["5"][TO[0]], rel=1e-3)
+    assert find(**{**kept, "data": labelled(shift=1)}).search.harms != first
+    assert not list(cache.rglob("harm-*"))
+    monkeypatch.setattr(Calibration, "harm", lambda self, model: pytest.fail("measured again"))
+    assert find(**kept).search.harms == first
+
+
+def labelled(shift=0):
+    return [(x, (torch.arange(10) + shift) % 5) for x in batches()]
+
+
+def entropy(outputs, batch):
+    return nn.functional.cross_entropy(outputs, batch[1])
 
 
 class Clock:
