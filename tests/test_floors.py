@@ -9,7 +9,7 @@ import leanconv
 
 ROOT = Path(leanconv.__file__).parent
 FLOORS = [
-    "spec cost registry errors files table text version agreement probes copies extras running",
+    "spec cost registry errors files table text version progress agreement probes copies extras running",
     "ops",
     "nn kernels",
     "models convert measure",

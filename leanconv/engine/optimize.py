@@ -14,13 +14,13 @@ from leanconv.engine.candidates import chosen
 from leanconv.engine.choices import Choices
 from leanconv.engine.optimized import PLAIN, Optimized
 from leanconv.engine.preparation import Preparation
-from leanconv.engine.progress import Progress
 from leanconv.engine.weights import Weights
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput
 from leanconv.kernels import Target
 from leanconv.measure import label
 from leanconv.measure.timing.latency import CLOCK_WORDS
+from leanconv.progress import Progress
 from leanconv.running import Inputs, as_call, explained, has_lazy
 
 
@@ -68,7 +68,7 @@ def optimize(
     weights = Weights(model)
     bench = _bench(model, args, kwargs, target)
     variants = _variants(candidates, dtype, bench)
-    with Progress(1 + len(variants), visible=progress) as bar:
+    with Progress("optimize", 1 + len(variants), visible=progress) as bar:
         preparation = Preparation(bench, budget, variants, first=dtype)
         while preparation.prepare(bar):
             bar.show("measuring")

@@ -15,9 +15,9 @@ from leanconv.engine.candidate import Candidate, ModelForm
 from leanconv.engine.candidates import EAGER
 from leanconv.engine.choices import Choice, faster
 from leanconv.engine.fused.lowering.report import TuningReport
-from leanconv.engine.progress import Progress
 from leanconv.engine.race import Entry
 from leanconv.engine.workbench import Workbench
+from leanconv.progress import Progress
 
 Variant = tuple[Candidate, torch.dtype | None]
 # An engine may always autotune for this many seconds, however many others wait.

@@ -14,8 +14,8 @@ from leanconv.measure.timing.paired import Turns
 from leanconv.nn import Operator
 from leanconv.planner.in_context import LEAST_ROUNDS, MOST_ROUNDS, in_turns
 from leanconv.planner.latency import MOST_ERROR, Figure, Latencies, Whole
-from leanconv.planner.progress import Progress
 from leanconv.planner.trial_swaps import DENSE
+from leanconv.progress import Progress
 from leanconv.running import as_call, call, to_eval_, watched
 
 HOW = "each layer alone, in plain PyTorch"
@@ -35,13 +35,13 @@ class Alone:
         met = self._met()
         progress.begin("timing layers", len(self._names) + 1)
         whole = self._whole_ms()
-        progress.step()
+        progress.advance()
         rows: dict[str, dict[str, Figure]] = {}
         for name in self._names:
             modules = {DENSE: self._model.get_submodule(name)}
             modules |= {to: model.get_submodule(name) for to, model in swapped.items() if name in swaps[to]}
             rows[name] = self._timed({to: _folded(module) for to, module in modules.items()}, met[name], whole)
-            progress.step(name)
+            progress.advance(name)
         made = Latencies(whole, rows, how=HOW, notes=[f"each layer was timed alone, in plain PyTorch: {self._why}"])
         for to in swapped:
             made.uniform[to] = whole - sum(made.saved_ms(name, to) for name in self._names if to in rows[name])

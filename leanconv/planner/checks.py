@@ -8,9 +8,10 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from leanconv.errors import BadInput
 from leanconv.planner.calibration import Calibration
-from leanconv.planner.kept import Kept, default_state, digest, of_model, of_tensors, read_searches
+from leanconv.planner.kept import Kept, default_state, digest, read_searches
 from leanconv.planner.trial_swaps import WHOLE_STEPS, inits
 from leanconv.running import tensors
+from leanconv.runs.digest import of_model, of_tensors
 from leanconv.version import __version__
 
 _PLENTY = 2**20

@@ -29,8 +29,8 @@ from leanconv.measure.timing.paired import Ratio, Turns
 from leanconv.planner.kept import digest, read_cached, write_cached
 from leanconv.planner.latency import MOST_ERROR, Figure, Latencies, Whole
 from leanconv.planner.owners import NOBODY, owners
-from leanconv.planner.progress import Progress
 from leanconv.planner.trial_swaps import DENSE
+from leanconv.progress import Progress
 from leanconv.running import Call, as_call, to_eval_
 from leanconv.version import __version__
 
@@ -126,7 +126,7 @@ class InContext:
                 networks[to] = self._built(model)
             except Exception as error:  # one candidate less to choose from
                 refused[to] = root_cause(error)
-            progress.step(to)
+            progress.advance(to)
         measured = {to: self._cached(networks[to]) for to in networks}
         if missing := {to: networks[to] for to, found in measured.items() if found is None}:
             measured |= self._timed(missing, refused, progress)
@@ -176,7 +176,7 @@ class InContext:
                     raise
                 refused[to] = root_cause(error)
                 del networks[to]
-            progress.step(to)
+            progress.advance(to)
         wholes, layers = _rounds(networks, progress)
         base = Figure.of(wholes[DENSE]).ms
         found: dict[str, Any] = {}
@@ -203,7 +203,7 @@ class InContext:
             except Exception as error:
                 built.pop(name, None)
                 found[name] = root_cause(error)
-            progress.step(name)
+            progress.advance(name)
         self.dense.prepare()
         turns = Turns({name: each.run for name, each in built.items()}, clock=self.dense.bench.clock, primed=True)
         return found | in_turns(turns, DENSE, progress)
@@ -216,7 +216,7 @@ def in_turns(turns: Turns, dense: str, progress: Progress) -> dict[str, Whole]:
     with torch.no_grad():
         for done in range(1, MOST_ROUNDS + 1):
             turns.round()
-            progress.step()
+            progress.advance()
             if done >= LEAST_ROUNDS and all(_known(turns.ratio(name, dense, sigmas=1.0)) for name in names):
                 break
     base, found = turns.timing(dense).median_ms, dict[str, Whole]()
@@ -247,7 +247,7 @@ def _rounds(
                 wholes[to].append(once_ms(call, clock))
                 for layer, ms in networks[to].by_layer().items():
                     layers[to].setdefault(layer, []).append(ms)
-            progress.step()
+            progress.advance()
             if done >= LEAST_ROUNDS and _decided(wholes[DENSE], layers):
                 break
     return wholes, layers

@@ -4,12 +4,8 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from leanconv.errors import BadInput
 from leanconv.files import read_json, write_json
@@ -123,27 +119,3 @@ def write_cached(key: str, value: Any) -> None:
 def digest(*parts: Any) -> str:
     """A name for what the parts say."""
     return hashlib.sha256(json.dumps(parts, default=repr, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def of_model(model: nn.Module) -> str:
-    """A digest of a model's structure, its parameters and buffers, and the modes of its modules."""
-    made = hashlib.sha256(repr(model).encode())
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            made.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            _update(made, [tensor])
-    return made.hexdigest()
-
-
-def of_tensors(values: Iterable[Tensor]) -> str:
-    """A digest of numbers, shapes and types."""
-    made = hashlib.sha256()
-    _update(made, values)
-    return made.hexdigest()
-
-
-def _update(made: Any, values: Iterable[Tensor]) -> None:
-    for tensor in values:
-        flat = tensor.detach().cpu().contiguous()
-        made.update(f"{tuple(flat.shape)} {flat.dtype}".encode())
-        made.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes() if flat.numel() else b"")

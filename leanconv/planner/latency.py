@@ -7,8 +7,8 @@ from typing import Protocol
 from torch import nn
 
 from leanconv.measure.timing.latency import quantile
-from leanconv.planner.progress import Progress
 from leanconv.planner.trial_swaps import DENSE
+from leanconv.progress import Progress
 
 MOST_ERROR = 0.02  # of the network's time: a layer's figure known less well than that is said
 

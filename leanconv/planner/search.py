@@ -31,9 +31,9 @@ from leanconv.planner.in_context import InContext
 from leanconv.planner.kept import Kept
 from leanconv.planner.latency import Latencies, Timer, Whole
 from leanconv.planner.lines import lines_of
-from leanconv.planner.progress import Progress
 from leanconv.planner.shortlist import Choices, Problem, settle
 from leanconv.planner.trial_swaps import Layer, Trials, candidate_names, layers_of
+from leanconv.progress import Progress
 from leanconv.running import Inputs, to_eval_
 
 IMAGES = 128  # calibration images that are used, by default
@@ -98,7 +98,7 @@ def search(
     original = copied(model)
     to_eval_(original)
     calibration = Calibration(original, read_batches(data, inputs, images), loss)
-    with Progress(visible=progress) as bar:
+    with Progress("search", visible=progress, counted=True, left=True) as bar:
         run = _Search(original, inputs, calibration, asked, layers_of(original, inputs, names, where), bar)
         run.trials = Trials(original, init, calibration.inputs, seed)
         run.kept = state_of(original, calibration, init, seed, state)
@@ -206,7 +206,7 @@ class _Search:
         for name, lines in useful.items():
             for line in lines:
                 found[name][str(line.to)] = self._harm([line])
-                self.bar.step(f"harm of {name}")
+                self.bar.advance(f"harm of {name}")
         return found
 
     def _harm(self, lines: Sequence[Swap]) -> float:
@@ -250,7 +250,7 @@ class _Search:
             predicted = problem.predicted(choices)
             made.append(Trial(name, choices, predicted, {}, problem.harm(choices), self._harm(lines)))
             models[name] = self.trials.swapped(lines, init="project")
-            self.bar.step(name)
+            self.bar.advance(name)
         timed = self.timer.wholes(models, self.bar) if self.timer is not None else {}
         for trial in made:
             trial.measured = {each: value for each, value in trial.predicted.items() if each != "latency"}

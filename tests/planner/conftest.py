@@ -2,11 +2,12 @@
 
 import pytest
 
+from leanconv.kernels.cpu.compilation.permissions import claim
 from leanconv.planner import kept
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
-    monkeypatch.setattr(kept, "cache_folder", lambda: folder)
+    monkeypatch.setattr(kept, "cache_folder", lambda: None if claim(folder) else folder)
     return folder

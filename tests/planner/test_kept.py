@@ -4,11 +4,9 @@ import json
 import math
 
 import pytest
-import torch
-from torch import nn
 
 from leanconv.errors import BadInput
-from leanconv.planner.kept import Kept, default_state, digest, of_model, of_tensors, read_cached, write_cached
+from leanconv.planner.kept import Kept, default_state, digest, read_cached, write_cached
 
 
 def test_numbers_come_back(tmp_path):
@@ -118,14 +116,5 @@ def test_the_cache(cache):
     assert read_cached("x") is None
 
 
-def test_digests_tell_models_apart():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
-    before = of_model(model)
-    assert before == of_model(model)
-    with torch.no_grad():
-        model[0].weight[0, 0, 0, 0] += 1e-6
-    assert of_model(model) != before
-    assert of_model(model.to(torch.bfloat16)) != before
-    assert of_tensors([torch.zeros(2, 3)]) != of_tensors([torch.zeros(3, 2)])
-    assert digest("a", 1) != digest("a", 2)
+def test_keys_tell_parts_apart():
+    assert digest("a", 1) == digest("a", 1) != digest("a", 2)

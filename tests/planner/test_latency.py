@@ -9,9 +9,9 @@ from leanconv.planner import in_context
 from leanconv.planner.alone import Alone
 from leanconv.planner.in_context import InContext
 from leanconv.planner.latency import Figure, Latencies
-from leanconv.planner.progress import Progress
+from leanconv.progress import Progress
 
-BAR = Progress(visible=False)
+BAR = Progress("search", visible=False)
 
 
 def test_a_figure_is_a_median_and_its_error():

@@ -32,7 +32,6 @@ from leanconv.convert.fit.norms import (
     statistics,
 )
 from leanconv.convert.fit.observed import Seen, macs, observed
-from leanconv.convert.fit.progress import Progress
 from leanconv.convert.fit.refine import Example, error, refine_, settle_norms_
 from leanconv.convert.fit.twin import Twin, input_of
 from leanconv.convert.tree import Site, move_hooks
@@ -40,6 +39,7 @@ from leanconv.copies import copied
 from leanconv.errors import BadInput
 from leanconv.nn import Operator
 from leanconv.nn.starts import restate_norm_
+from leanconv.progress import Progress
 from leanconv.running import Inputs, as_call, call, tensors, to_eval_, untouched_random, watched
 
 MOST_D = 6000  # numbers of a patch: the gram of more takes over 8 · 6000² bytes = 288 MB
@@ -133,7 +133,7 @@ class _Fit:
         types = [(job.new, next(job.new.parameters()).dtype, job.new.training) for job in self.jobs.values()]
         if self.same:
             self.found.notes.append("data holds one image: the errors are of the image that was fitted on")
-        with Progress(total, visible=self.progress) as bar:
+        with Progress("fit", total, visible=self.progress, counted=True) as bar:
             for place, seen in enumerate(self.seen):
                 bar.show(seen.site.name)
                 self._layer(seen)

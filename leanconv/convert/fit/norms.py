@@ -11,7 +11,6 @@ from leanconv.convert.fit.refine import Example
 from leanconv.convert.fit.twin import Twin
 from leanconv.running import Inputs, call, tensors
 
-VARIANCE = False
 NUMBERS = ("running_mean", "running_var", "weight", "bias")  # of a norm, that a fit may change
 Statistics = tuple[Tensor, Tensor]  # running mean and variance, one number a channel
 
@@ -72,7 +71,7 @@ def set_statistics_(
         for each in examples:
             old.add_(each.target)
             new.add_(each.run(layer))
-    carry_over_(norm, original, old, new, variance=VARIANCE)
+    carry_over_(norm, original, old, new, variance=False)
 
 
 @torch.no_grad()

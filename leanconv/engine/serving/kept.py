@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from leanconv.engine.candidates import CANDIDATES, EAGER
 from leanconv.errors import BadInput
@@ -58,7 +57,7 @@ class Kept:
     def __init__(
         self, root: Path | None, weights: str, shape: torch.Size, dtype: torch.dtype, engine: str = "auto"
     ) -> None:
-        """`weights`: `digest` of the model; `engine`: what was asked for, whose choices are apart."""
+        """`weights`: `runs.digest.of_model` of the model; `engine`: what was asked for, whose choices are apart."""
         facts = {
             **describe("cpu"), "model": weights, "shape": list(shape), "dtype": str(dtype), "leanconv": __version__,
             "engine": engine,
@@ -150,16 +149,6 @@ class Kept:
             return opens(place, self.shape)
         except Exception:  # a library's error for files of another version: the engine is prepared again
             return None
-
-
-def digest(model: nn.Module) -> str:
-    """A hash of a model's layers and weights."""
-    made = hashlib.sha256(repr(model).encode())
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
-            made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return made.hexdigest()
 
 
 def _age_s(path: Path) -> float:

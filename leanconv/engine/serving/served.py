@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from leanconv.engine.candidate import missing
 from leanconv.engine.candidates import EAGER, chosen
-from leanconv.engine.serving.kept import Kept, digest
+from leanconv.engine.serving.kept import Kept
 from leanconv.engine.serving.rule import RACE_FROM_S, calls_left
 from leanconv.engine.serving.shape import AUTO, Shape
 from leanconv.errors import BadInput
+from leanconv.runs.digest import of_model
 
 # Shapes that get a form of their own. Further shapes run in plain PyTorch.
 MOST_FORMS = 16
@@ -83,7 +84,7 @@ class Served(nn.Module):
     def kept(self, x: Tensor) -> Kept:
         """What the run folder keeps for inputs like `x`."""
         if not self._digest:
-            self.__dict__["_digest"] = digest(self.model)
+            self.__dict__["_digest"] = of_model(self.model)
         return Kept(self.folder, self._digest, x.shape, x.dtype, self.engine)
 
     def calls_left(self, calls: int) -> float:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.errors import BadInput
+from leanconv.runs.digest import of_model
 from leanconv.train.data.batches import Batch, batches, mix
 from leanconv.train.distillation.blocks import swapped_blocks
 from leanconv.train.distillation.distill import Distillation, Targets
 from leanconv.train.distillation.reconstruct import reconstruct_
-from leanconv.train.distillation.teacher import digest
 from leanconv.train.processes import Processes
 from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
@@ -27,13 +27,13 @@ class Guide:
         student: on its device; may be wrapped.
         teacher: of `load_teacher`; without one the loss is the task's.
     Attributes:
-        teacher: its `digest`; "" without one.
+        teacher: its digest; "" without one.
         pending: whether the block-wise phase is still to be done.
     """
 
     def __init__(self, recipe: Recipe, student: nn.Module, teacher: nn.Module | None) -> None:
         self.recipe, self._student, self._teacher = recipe, student, teacher
-        self.teacher = digest(teacher) if teacher is not None else ""
+        self.teacher = of_model(teacher) if teacher is not None else ""
         self.pending = teacher is not None and recipe.blockwise_steps > 0
         self._made: Distillation | None = None
         if teacher is None:

@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Callable
-from hashlib import sha256
 from typing import Any
 
 import torch
@@ -81,15 +80,6 @@ def load_teacher(
     except BadInput as error:
         raise BadInput(f"recipe: teacher={recipe.teacher}: {error}") from error
     return teacher.eval().requires_grad_(False)
-
-
-def digest(model: nn.Module) -> str:
-    """A short name for a model's exact weights: a run that goes on needs the teacher that it began with."""
-    found = sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def teacher_scores(recipe: Recipe, goal: str) -> dict[str, Any]:

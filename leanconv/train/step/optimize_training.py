@@ -1,6 +1,5 @@
 """`optimize_training`: measure every mode of a training step on this device, and return the fastest that is right."""
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from leanconv.errors import BadInput
 from leanconv.measure import label
 from leanconv.measure.state import first_shape
+from leanconv.progress import Progress
 from leanconv.running import Inputs, cloned, has_lazy, put_back
 from leanconv.train.step.choices import StepChoices
 from leanconv.train.step.modes import Forward, Handle
@@ -84,7 +84,12 @@ def optimize_training(
     Afterwards parameters, gradients, buffers (BatchNorm's statistics) and random generators are as before. A mode with
     channels_last stores the parameters so: create the optimizer after this call.
     """
-    with _Bar() as on_part:
+    with Progress("training step", 1) as bar:
+
+        def on_part(what: str, share: float) -> None:
+            bar.show(what)
+            bar.part(share)
+
         return choose(model, inputs, loss, dtype=dtype, budget_s=budget_s, on_part=on_part)
 
 
@@ -116,21 +121,3 @@ def choose(
     if model is not plain:  # its wrapper gathers the gradients of several processes
         forward = Forward(model, forward.mode, (trial.args, trial.kwargs))
     return FastTraining(forward, forward.change_(), choices)
-
-
-class _Bar:
-    """A bar on standard error, with what is tried now; invisible if that is no terminal."""
-
-    def __enter__(self) -> OnPart:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = TextColumn("training step: {task.description}", markup=False), BarColumn(), TimeElapsedColumn()
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
-        task = self._bar.add_task("", total=1.0)
-        self._bar.start()
-        return lambda what, share: self._bar.update(task, description=what, completed=share)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from leanconv.engine.serving import Served, rule, shape
-from leanconv.engine.serving.kept import Choice, Kept, digest
+from leanconv.engine.serving.kept import Choice, Kept
 from leanconv.errors import BadInput, UnknownName
 from leanconv.models import build
+from leanconv.runs.digest import of_model
 
 X = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -33,7 +34,7 @@ def ready(kept: Kept, model: nn.Module, engine: str = "fused") -> None:
 
 
 def kept_of(model, root, x=X):
-    return Kept(root, digest(model), x.shape, x.dtype)
+    return Kept(root, of_model(model), x.shape, x.dtype)
 
 
 def call(served, times=4):
