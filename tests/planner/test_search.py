@@ -426,11 +426,10 @@ def test_the_fit_is_the_default_and_does_less_harm():
 
 
 def test_trials_leave_the_network_as_a_whole_to_apply(monkeypatch):
-    from leanconv.convert.fit import fitting
+    from leanconv.convert.fit import whole
 
-    calls = []
-    whole = fitting._Fit._whole
-    monkeypatch.setattr(fitting._Fit, "_whole", lambda self: calls.append(self.whole_steps) or whole(self))
+    calls, refined = [], whole._refined
+    monkeypatch.setattr(whole, "_refined", lambda *given: calls.append(given[3]) or refined(*given))
     found = find(init="fit", budget="macs<=90%", candidates=TO[:1], where="5")
     assert found.swapped
     assert "not refined as a whole" in str(found)

@@ -18,39 +18,29 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from leanconv.convert.absorb import is_norm
 from leanconv.convert.fit.batches import Batches
 from leanconv.convert.fit.closed_form import become_nearest_
 from leanconv.convert.fit.moments import Sums, patches, sampled
 from leanconv.convert.fit.norms import (
     NUMBERS,
-    behind,
-    output_error,
-    recalibrate_,
     set_statistics_,
-    spreads_of,
     statistics,
 )
-from leanconv.convert.fit.observed import Seen, macs, observed
-from leanconv.convert.fit.refine import Example, error, refine_, settle_norms_
+from leanconv.convert.fit.observed import Seen, observed
+from leanconv.convert.fit.refine import MEMORY, Example, as_type, error, refine_, settle_norms_
 from leanconv.convert.fit.twin import Twin, input_of
+from leanconv.convert.fit.whole import finish_
 from leanconv.convert.tree import Site, move_hooks
 from leanconv.copies import copied
 from leanconv.errors import BadInput
 from leanconv.nn import Operator
-from leanconv.nn.starts import restate_norm_
 from leanconv.progress import Progress
-from leanconv.running import Inputs, as_call, call, tensors, to_eval_, untouched_random, watched
+from leanconv.running import Inputs, to_eval_, untouched_random, watched
 
 MOST_D = 6000  # numbers of a patch: the gram of more takes over 8 · 6000² bytes = 288 MB
 PIXELS, IMAGES = 30, 256  # a layer is decided by so many output pixels a number of its patch, of so many images
 DENSE = 100 / IMAGES  # pixels of one image, a number of the patch: a larger map is sampled
-MEMORY = 96 * 2**20  # bytes of inputs and targets, kept to refine on
 STEPS, FRESH_STEPS = 60, 200  # of Adam: from a closed form, and where there is none
-# Steps for the whole network, between these: as many as so many MACs of forward passes allow, some minutes of a core. A
-# swapped ResNet-20 of 83 % has 70 % after 1 of them, 73 % after 60 and 76 % after 300 (hetconv(part=4), 500 images).
-WHOLE_STEPS, WHOLE_MACS = (20, 300), 2e12
-_LEAST = 8  # images of such a step
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,7 @@ def fit(
     """Fit the new layers of `jobs`; the model itself stays as it is.
 
     Args:
-        whole_steps: the most steps for the network as a whole; default: by its size (`WHOLE_STEPS`).
+        whole_steps: the most steps for the network as a whole; default: by its size (`whole.py`).
     Raises: BadInput for data that cannot be read twice, is empty, holds NaN, or that the model does not take; for
         weights with NaN.
     """
@@ -143,10 +133,8 @@ class _Fit:
                     self._block(block)
                     bar.advance()
             bar.show("the whole network")
-            self._norms()
-            if self.whole_steps != 0:
-                self._whole()
-            self._restate()
+            news = [job.new for job in self.jobs.values()]
+            self.found.output_error = finish_(self.twin, news, self.batches, IMAGES, self.whole_steps)
             bar.advance()
         self._statistics()
         for new, dtype, training in types:
@@ -192,7 +180,7 @@ class _Fit:
         for batch in batches:
             targets = self.twin.outputs(seen.site.module, batch, seen.calls)
             given = self.twin.arguments(seen.site.module, batch, seen.calls)
-            found += [Example(((input_of(a, seen.site.name),), {}), _as(t, a)) for a, t in zip(given, targets)]
+            found += [Example(((input_of(a, seen.site.name),), {}), as_type(t, a)) for a, t in zip(given, targets)]
         return found
 
     def _sums(self, seen: Seen, batches: Iterator[Inputs]) -> tuple[Sums, list[Example]]:
@@ -243,7 +231,7 @@ class _Fit:
         def example(batch: Inputs) -> Example:
             target = self.twin.outputs(block, batch, 1)[0]
             arguments = self.twin.arguments(block, batch, 1)[0]
-            return Example(arguments, _as(target, arguments))
+            return Example(arguments, as_type(target, arguments))
 
         judged, examples, room = [example(held)], list[Example](), float(MEMORY)
         for batch in rest:
@@ -256,62 +244,6 @@ class _Fit:
         name = self.twin.places[block].name
         self.found.blocks.append(Block(name, before, error(inner, judged), time.perf_counter() - start))
 
-    def _norms(self) -> None:
-        """All BatchNorms behind the first new layer once more, if the network's output gains from it."""
-        held, rest, _ = self.batches.divided()
-        before = output_error(self.twin, [held])
-        norms = behind(self.twin, {id(job.new) for job in self.jobs.values()}, held)
-        kept = [(norm, copied(norm).state_dict()) for _, norm in norms]
-        recalibrate_(self.twin, norms, rest)
-        after = output_error(self.twin, [held])
-        if not after < before:
-            for norm, state in kept:
-                norm.load_state_dict(state)
-        self.found.output_error = min(before, after)
-
-    def _whole(self) -> None:
-        """All new layers once more, for the output of the network, where that is one tensor."""
-        held, rest, _ = self.batches.divided()
-        judged = self._outputs(held)
-        if judged is None:
-            return
-        examples, room = list[Example](), float(MEMORY)
-        for batch in rest:
-            found = self._outputs(batch)
-            if found is None:  # another kind of answer, by what the images hold
-                return
-            examples.append(found)
-            room -= found.bytes
-            if room <= 0:
-                break
-        parameters = [p for job in self.jobs.values() for p in job.new.parameters()]
-        an_image = macs(self.model, held) / _rows([judged])
-        a_step = an_image * _rows([part for each in examples for part in each.parts(_LEAST)])
-        steps = min(max(round(WHOLE_MACS / max(a_step, 1)), WHOLE_STEPS[0]), WHOLE_STEPS[1])
-        steps = steps if self.whole_steps is None else min(steps, self.whole_steps)
-        refine_(self.twin.copy, parameters, examples, [judged], steps, least=_LEAST)
-        self.found.output_error = error(self.twin.copy, [judged])
-
-    def _outputs(self, batch: Inputs) -> Example | None:
-        target = call(self.twin.original, batch)
-        if not (isinstance(target, Tensor) and target.is_floating_point() and target.ndim):
-            return None
-        arguments = as_call(self.twin.inputs(batch))
-        return Example(arguments, _as(target.clone(), arguments))
-
-    def _restate(self) -> None:
-        """Norms get the statistics of what they see now, and the weights with which they answer as before.
-
-        Until here a norm may divide by another deviation than its input's. In train mode it would divide by that, and
-        the network would be another one than in eval mode.
-        """
-        _, rest, _ = self.batches.divided()
-        norms = [norm for _, norm in behind(self.twin, {id(job.new) for job in self.jobs.values()}, self.held)]
-        norms += [m for job in self.jobs.values() for m in job.new.modules() if is_norm(m) and statistics(m)]
-        for norm, spread in spreads_of(self.twin, norms, rest, IMAGES).items():
-            if spread.count > 1 and norm.weight is not None and norm.bias is not None:
-                restate_norm_(norm, *spread.found())
-
     def _statistics(self) -> None:
         """The norms in which the copy differs now, with their numbers."""
         for old, site in self.twin.places.items():
@@ -323,17 +255,6 @@ class _Fit:
             }
             if not all(torch.equal(getattr(old, name), value) for name, value in fresh.items()):
                 self.found.statistics[old] = fresh
-
-
-def _rows(examples: Sequence[Example]) -> float:
-    """Images of an example, on average."""
-    return sum(max(1, len(each.target)) for each in examples) / len(examples)
-
-
-def _as(target: Tensor, arguments: Any) -> Tensor:
-    """The target in the type in which the copy computes."""
-    found = next((t.dtype for t in tensors(arguments) if t.is_floating_point()), target.dtype)
-    return target.to(found)
 
 
 def _is_linear(new: Operator) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from leanconv.convert.fit.twin import Arguments
 from leanconv.running import cloned, map_tensors, tensors
 
+MEMORY = 96 * 2**20  # bytes of inputs and targets, kept to refine on
 _RATE = 0.01  # of a parameter's root mean square, at each step
 _PIXELS = 32 * 1024  # of one step's outputs
 
@@ -140,3 +141,9 @@ def settle_norms_(module: nn.Module, examples: Sequence[Example]) -> None:
     finally:
         for m, momentum in kept:
             m.momentum, m.training = momentum, False
+
+
+def as_type(target: Tensor, arguments: object) -> Tensor:
+    """The target in the type in which the copy computes."""
+    found = next((t.dtype for t in tensors(arguments) if t.is_floating_point()), target.dtype)
+    return target.to(found)

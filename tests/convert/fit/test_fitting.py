@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from leanconv.convert import Plan, Swap, apply_, plan
-from leanconv.convert.fit import fitting, observed
+from leanconv.convert.fit import fitting, observed, whole
 from leanconv.errors import BadInput
 from leanconv.nn import HetConv2d
 
@@ -296,15 +296,15 @@ def test_bad_input():
 
 def test_the_whole_network_takes_as_many_steps_as_its_size_allows(monkeypatch):
     seen = []
-    monkeypatch.setattr(fitting, "refine_", lambda *given, least=1: seen.append((given[4], least)))
+    monkeypatch.setattr(whole, "refine_", lambda *given, least=1: seen.append((given[4], least)))
     for most, expected in (
         (1e12, 300),
         (1.0, 20),
         (50 * 7 * 1000.0, 50),
     ):  # batches of 4, 8, 8 and 8: four are held out
         seen.clear()
-        monkeypatch.setattr(fitting, "WHOLE_MACS", most)
-        monkeypatch.setattr(fitting, "macs", lambda model, batch: 1000 * len(batch))  # of each image
+        monkeypatch.setattr(whole, "MACS", most)
+        monkeypatch.setattr(whole, "macs", lambda model, batch: 1000 * len(batch))  # of each image
         fit_a_network([torch.randn(8, 3, 8, 8) for _ in range(4)])
         assert seen[-1] == (expected, 8)
 

@@ -1,0 +1,98 @@
+"""The end of a fit: all new layers at once, for the output of the network, and norms that suit training."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from leanconv.convert.absorb import is_norm
+from leanconv.convert.fit.batches import Batches
+from leanconv.convert.fit.norms import behind, output_error, recalibrate_, spreads_of, statistics
+from leanconv.convert.fit.observed import macs
+from leanconv.convert.fit.refine import MEMORY, Example, as_type, error, refine_
+from leanconv.convert.fit.twin import Twin
+from leanconv.copies import copied
+from leanconv.nn import Operator
+from leanconv.nn.starts import restate_norm_
+from leanconv.running import Inputs, as_call, call
+
+# Steps of Adam, between these: as many as so many MACs of forward passes allow, some minutes of a core.
+STEPS, MACS = (20, 300), 2e12
+_LEAST = 8  # images of a step
+
+
+def finish_(twin: Twin, news: Sequence[Operator], batches: Batches, images: int, most: int | None) -> float | None:
+    """Recalibrate norms, refine the network as a whole, and restate norms; the copy's output error on held-out images.
+
+    Args:
+        news: the new layers, all in the copy.
+        images: that the last statistics are of.
+        most: the most steps; None: by the network's size.
+    """
+    found = _recalibrated(twin, news, batches)
+    if most != 0:
+        found = _refined(twin, news, batches, most, found)
+    _restate(twin, news, batches, images)
+    return found
+
+
+def _recalibrated(twin: Twin, news: Sequence[Operator], batches: Batches) -> float:
+    """All BatchNorms behind the first new layer once more, if the network's output gains from it."""
+    held, rest, _ = batches.divided()
+    before = output_error(twin, [held])
+    norms = behind(twin, set(map(id, news)), held)
+    kept = [(norm, copied(norm).state_dict()) for _, norm in norms]
+    recalibrate_(twin, norms, rest)
+    after = output_error(twin, [held])
+    if not after < before:
+        for norm, state in kept:
+            norm.load_state_dict(state)
+    return min(before, after)
+
+
+def _refined(twin: Twin, news: Sequence[Operator], batches: Batches, most: int | None, found: float) -> float:
+    """All new layers once more, for the output of the network, where that is one tensor; else `found`."""
+    held, rest, _ = batches.divided()
+    judged = _example(twin, held)
+    if judged is None:
+        return found
+    examples, room = list[Example](), float(MEMORY)
+    for batch in rest:
+        example = _example(twin, batch)
+        if example is None:  # another kind of answer, by what the images hold
+            return found
+        examples.append(example)
+        room -= example.bytes
+        if room <= 0:
+            break
+    a_step = macs(twin.original, held) / _rows([judged]) * _rows([p for each in examples for p in each.parts(_LEAST)])
+    steps = min(max(round(MACS / max(a_step, 1)), STEPS[0]), STEPS[1])
+    steps = steps if most is None else min(steps, most)
+    refine_(twin.copy, [p for new in news for p in new.parameters()], examples, [judged], steps, least=_LEAST)
+    return error(twin.copy, [judged])
+
+
+def _restate(twin: Twin, news: Sequence[Operator], batches: Batches, images: int) -> None:
+    """Norms get the statistics of what they see now, and the weights with which they answer as before.
+
+    Until here a norm may divide by another deviation than its input's. In train mode it would divide by that, and the
+    network would be another one than in eval mode.
+    """
+    held, rest, _ = batches.divided()
+    norms = [norm for _, norm in behind(twin, set(map(id, news)), held)]
+    norms += [m for new in news for m in new.modules() if is_norm(m) and statistics(m)]
+    for norm, spread in spreads_of(twin, norms, rest, images).items():
+        if spread.count > 1 and isinstance(norm.weight, nn.Parameter) and isinstance(norm.bias, nn.Parameter):
+            restate_norm_(norm, *spread.found())
+
+
+def _example(twin: Twin, batch: Inputs) -> Example | None:
+    target = call(twin.original, batch)
+    if not (isinstance(target, Tensor) and target.is_floating_point() and target.ndim):
+        return None
+    arguments = as_call(twin.inputs(batch))
+    return Example(arguments, as_type(target.clone(), arguments))
+
+
+def _rows(examples: Sequence[Example]) -> float:
+    """Images of an example, on average."""
+    return sum(max(1, len(each.target)) for each in examples) / len(examples)
