@@ -1,0 +1,76 @@
+"""How long a core's work takes, as one value of the cost model: measured by calibration, or described."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Times in cycles of the cost model: one cycle is a multiply-add on the widest vectors, with many in flight.
+
+    So no clock frequency enters, and a core that is slower in everything has the same speeds. The defaults are neutral:
+    a core that starts two multiply-adds, two loads and one store in each clock cycle, whatever its vectors.
+
+    Attributes:
+        narrow: a multiply-add on vectors of half the width. 1: as long as on whole ones; 0.5: half as long.
+        load: a load of a vector, or of a number into all lanes.
+        latency: from a multiply-add to the next one that adds to its sum.
+        tile, store: what a register tile takes beside its products: once, and for each vector that it stores.
+        l3_bytes, memory_bytes: read from the last cache, and from memory, in a cycle.
+        strassen: of a Strassen product's sums, and winograd, l1_winograd: of Winograd's transforms (plain, and fused in
+            the L1 cache): their time over the cycles of their instructions (`cost_model`, `direct_or_winograd`).
+    """
+
+    narrow: float = 1.0
+    load: float = 1.0
+    latency: float = 8.0
+    tile: float = 24.0
+    store: float = 2.0
+    l3_bytes: float = 8.0
+    memory_bytes: float = 5.0
+    strassen: float = 1.0
+    winograd: float = 1.0
+    l1_winograd: float = 0.5
+
+    @classmethod
+    def checked(cls, values: Any) -> "Speeds":
+        """Speeds from what a file says. Raises ValueError unless each is there, and a number that a core can have."""
+        if not isinstance(values, dict) or set(values) != set(BOUNDS):
+            raise ValueError("it has not the figures of this version")
+        for name, (low, high) in BOUNDS.items():
+            value = values[name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ValueError(f"{name} is {str(value)[:40]!r}; it may be {low:g} to {high:g}")
+        return cls(**{name: float(value) for name, value in values.items()})
+
+    @classmethod
+    def within(cls, **measured: float) -> "Speeds":
+        """Speeds as measured, each moved into its bounds; what is no number, or not given, is neutral."""
+        kept = {}
+        for name, value in measured.items():
+            if math.isfinite(value):
+                low, high = BOUNDS[name]
+                kept[name] = float(f"{min(max(value, low), high):.3g}")
+        return cls(**kept)
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name.replace('_', ' ')} {getattr(self, field.name):.3g}" for field in fields(self))
+
+
+# What a core can have: far outside what we know of, and close enough that no choice becomes absurd.
+BOUNDS = {
+    "narrow": (0.4, 1.2),
+    "load": (0.3, 3.0),
+    "latency": (2.0, 24.0),
+    "tile": (0.0, 100.0),
+    "store": (0.2, 10.0),
+    "l3_bytes": (1.0, 100.0),
+    "memory_bytes": (0.3, 60.0),
+    "strassen": (0.2, 6.0),
+    "winograd": (0.2, 6.0),
+    "l1_winograd": (0.1, 6.0),
+}
