@@ -280,9 +280,8 @@ def default_budget(stem: str, content: dict[str, Any]) -> str:
     kind = kind_of_machine(content)
     cold = "no kernel was compiled before" if content["cold"] else "kernels were compiled before"
     return page(
-        "## `optimize` within its default budget"
-        + ("" if stem == "default_budget" else f", {kind_of_machine(content)}"),
-        f"On {kind_of_machine(content)}. A process a row, as a user calls it; {cold}. "
+        "## `optimize` within its default budget" + ("" if stem == "default_budget" else f", {kind}"),
+        f"On {kind}. A process a row, as a user calls it; {cold}. "
         f"{below} of {len(cells)} rows are below {LIMIT}. {late} calls took longer than the budget of {budget:g} s: "
         "an engine that has begun is finished.",
         table(head, cells, "llrllrr"),

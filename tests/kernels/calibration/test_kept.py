@@ -14,7 +14,7 @@ from leanconv.errors import BadInput
 from leanconv.kernels import Target, backend, this_cpu
 from leanconv.kernels.cpu.calibration import kept, probes
 from leanconv.kernels.cpu.compilation import build
-from leanconv.kernels.cpu.tuning.speeds import BOUNDS, Speeds
+from leanconv.kernels.cpu.tuning.speeds import BOUNDS, Speeds, checked, within_bounds
 from tests.cpus import HASWELL
 
 SEEN = Speeds(narrow=0.5, latency=4.25, strassen=1.5)
@@ -28,7 +28,7 @@ def measured(halide, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path / "kernels"))
     monkeypatch.setenv("LEANCONV_CALIBRATION", "on")
-    monkeypatch.setattr(probes, "measure", lambda cpu, limit_s: calls.append(cpu) or SEEN)
+    monkeypatch.setattr(probes, "measure", lambda cpu, limit_s, known: calls.append(cpu) or SEEN.to_dict())
     kept._found.cache_clear()
     yield calls
     kept._found.cache_clear()
@@ -54,7 +54,7 @@ def test_measured_once_and_read_by_the_next_process(measured, tmp_path):
     assert len(measured) == 1
     assert backend().calibration_s() == 0.0
     said = backend().facts()["calibration"]
-    assert said.startswith("0 min old, took 0.0 s: narrow 0.5, load 1, latency 4.25,"), said
+    assert said.startswith("0 min old, took 0.0 s: narrow 0.5, load 1, spread 1, latency 4.25,"), said
     assert str(file_of(tmp_path)) in said
     start = time.perf_counter()
     again()
@@ -86,7 +86,6 @@ DAMAGED = {
     "speeds that are none": json.dumps(GOOD | {"speeds": [1.0]}),
     "another version": json.dumps(GOOD | {"version": kept.VERSION + 1}),
     "a time that is none": json.dumps(GOOD | {"made": math.inf}),
-    "a missing figure": json.dumps(GOOD | {"speeds": {"narrow": 0.5}}),
     "a figure too many": json.dumps(GOOD | {"speeds": SEEN.to_dict() | {"more": 1.0}}),
     "a word": json.dumps(GOOD | {"speeds": SEEN.to_dict() | {"load": "fast"}}),
     "a truth": json.dumps(GOOD | {"speeds": SEEN.to_dict() | {"load": True}}),
@@ -150,7 +149,7 @@ def test_an_unknown_word_is_an_error(measured, monkeypatch):
 
 
 def test_a_measurement_that_fails_costs_no_kernel(measured, monkeypatch, tmp_path):
-    def fails(cpu, limit_s):
+    def fails(cpu, limit_s, known):
         raise build.CannotBuild("cc failed")
 
     monkeypatch.setattr(probes, "measure", fails)
@@ -158,12 +157,26 @@ def test_a_measurement_that_fails_costs_no_kernel(measured, monkeypatch, tmp_pat
     assert not list((tmp_path / "kernels" / "calibration").glob("*.json"))
 
 
+def test_the_next_process_measures_what_time_did_not_suffice_for(measured, monkeypatch, tmp_path):
+    asked = []
+
+    def slow(cpu, limit_s, known):
+        asked.append(dict(known))
+        return dict(list(SEEN.to_dict().items())[: len(known) + 6])
+
+    monkeypatch.setattr(probes, "measure", slow)
+    assert (again().latency, again().winograd) == (SEEN.latency, SEEN.winograd)
+    assert again() == again() == SEEN
+    assert [len(known) for known in asked] == [0, 6]
+    file_of(tmp_path).write_text(json.dumps(GOOD | {"speeds": {"narrow": 0.5}}))
+    assert "without load, spread, latency, tile" in backend().facts()["calibration"]
+
+
 def test_what_no_core_can_have_is_moved_into_bounds():
-    found = Speeds.within(narrow=99.0, latency=-1.0, load=math.nan, store=math.inf, tile=12.3456)
-    assert (found.narrow, found.latency) == (BOUNDS["narrow"][1], BOUNDS["latency"][0])
-    assert (found.load, found.store) == (Speeds().load, Speeds().store)
-    assert found.tile == 12.3
-    assert Speeds.checked(found.to_dict()) == found
+    assert [within_bounds("narrow", value) for value in (99.0, -1.0)] == [BOUNDS["narrow"][1], BOUNDS["narrow"][0]]
+    assert [within_bounds("load", value) for value in (math.nan, math.inf)] == [Speeds().load] * 2
+    assert within_bounds("tile", 12.3456) == 12.3
+    assert checked(SEEN.to_dict()) == SEEN.to_dict()
     assert all(low <= getattr(Speeds(), name) <= high for name, (low, high) in BOUNDS.items())
 
 

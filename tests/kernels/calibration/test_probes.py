@@ -22,7 +22,7 @@ def seen(halide):
     start = time.process_time()
     state = torch.get_rng_state()
     with build.listed() as jobs:  # as inside an engine that lists its kernels first
-        found = probes.measure(this_cpu(), 60.0)
+        found = Speeds(**probes.measure(this_cpu(), 60.0, {}))
     assert not jobs
     assert torch.equal(torch.get_rng_state(), state)
     return found, time.process_time() - start
@@ -44,8 +44,10 @@ def test_ports_are_alike_in_every_measurement():
     assert one["narrow"] == pytest.approx(two["narrow"], rel=0.15)
 
 
-def test_what_there_is_no_time_for_stays_neutral():
-    assert probes.measure(this_cpu(), 0.0) == Speeds()
+def test_what_there_is_no_time_for_is_left_out_and_what_is_known_stays():
+    assert probes.measure(this_cpu(), 0.0, {}) == {}
+    known = Speeds().to_dict()
+    assert probes.measure(this_cpu(), 60.0, known) == known
 
 
 def test_a_share_is_what_makes_the_model_right():

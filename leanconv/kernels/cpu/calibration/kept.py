@@ -10,8 +10,9 @@ import os
 import threading
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from leanconv.errors import BadInput
@@ -20,7 +21,7 @@ from leanconv.files import Held, Lock, read_json, write_json
 from leanconv.kernels.cpu.compilation import build, cache
 from leanconv.kernels.cpu.compilation.permissions import claim
 from leanconv.kernels.cpu.tuning.cpu import Cpu, cpuinfo, this_cpu
-from leanconv.kernels.cpu.tuning.speeds import Speeds
+from leanconv.kernels.cpu.tuning.speeds import BOUNDS, Speeds, checked
 from leanconv.kernels.cpu.tuning.target import Target
 
 VARIABLE = "LEANCONV_CALIBRATION"
@@ -35,7 +36,8 @@ class Calibration:
     """The speeds of this machine for one instruction set.
 
     Attributes:
-        speeds: as the cost model uses them.
+        speeds: as the cost model uses them; what is not measured is neutral.
+        figures: those that are measured, by name.
         source: "measured", or why they are neutral.
         made: Unix time of the measurement, 0.0 without one.
         seconds: what it took.
@@ -44,16 +46,25 @@ class Calibration:
 
     speeds: Speeds
     source: str
+    figures: Mapping[str, float] = field(default_factory=dict)
     made: float = 0.0
     seconds: float = 0.0
     path: Path | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every figure is measured."""
+        return set(self.figures) == set(BOUNDS)
 
     def __str__(self) -> str:
         if not self.made:
             return f"neutral speeds: {self.source}"
         days = max(0.0, time.time() - self.made) / 86400
         age = f"{days:.0f} days" if days >= 2 else f"{24 * days:.0f} h" if days > 1 / 12 else f"{1440 * days:.0f} min"
-        return f"{age} old, took {self.seconds:.1f} s: {self.speeds}; in {self.path}"
+        lacks = ", ".join(name for name in BOUNDS if name not in self.figures)
+        return (
+            f"{age} old{f', without {lacks}' * bool(lacks)}, took {self.seconds:.1f} s: {self.speeds}; in {self.path}"
+        )
 
 
 def calibrated(target: Target) -> Target:
@@ -121,16 +132,17 @@ def _found(isa: str) -> Calibration:
     path = _path(cpu)
     assert path is not None
     with ExitStack() as held:
-        if (kept := _kept(path)) is not None:
+        if (kept := _kept(path)) is not None and kept.whole:
             return kept
         if reason := cache.shut_reason(cache.default_folder()):
-            return Calibration(Speeds(), f"no folder can keep it: {reason}")
+            return kept or Calibration(Speeds(), f"no folder can keep it: {reason}")
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             held.enter_context(Lock(path.with_suffix(".lock"), "a calibration", patience_s=2 * LIMIT_S))
         except (OSError, Held):  # it is measured by both then
             pass
-        return _kept(path) or _measured(cpu, path)
+        kept = _kept(path)
+        return kept if kept is not None and kept.whole else _measured(cpu, path, kept)
 
 
 def _kept(path: Path) -> Calibration | None:
@@ -153,23 +165,26 @@ def _read(path: Path) -> Calibration | None:
         made, seconds = float(stored["made"]), float(stored["seconds"])
         if stored["version"] != VERSION or not 0 < made < 1e11 or not 0 <= seconds < 1e6:
             raise ValueError("it is of another version, or of no time")
-        return Calibration(Speeds.checked(stored["speeds"]), "measured", made, seconds, path)
+        figures = checked(stored["speeds"])
+        return Calibration(Speeds(**figures), "measured", figures, made, seconds, path)
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path}: {error}") from error
 
 
-def _measured(cpu: Cpu, path: Path) -> Calibration:
+def _measured(cpu: Cpu, path: Path, before: Calibration | None) -> Calibration:
+    """Measure what `before` lacks, and keep it."""
     from leanconv.kernels.cpu.calibration.probes import measure  # it binds kernels, which ask this file for speeds
 
     start = time.monotonic()
     try:
-        speeds = measure(cpu, LIMIT_S)
+        figures = measure(cpu, LIMIT_S, before.figures if before else {})
     except Exception as error:  # a compiler's, or a kernel's own: it will show again where a kernel is needed
-        return Calibration(Speeds(), f"the measurement failed: {type(error).__name__}: {error}")
-    found = Calibration(speeds, "measured", time.time(), time.monotonic() - start, path)
+        return before or Calibration(Speeds(), f"the measurement failed: {type(error).__name__}: {error}")
+    seconds = time.monotonic() - start + (before.seconds if before else 0.0)
+    found = Calibration(Speeds(**figures), "measured", figures, time.time(), seconds, path)
+    about = {"cpu": cpuinfo()[0].get("model name", ""), "isa": cpu.isa}
     try:
-        write_json(path, {"version": VERSION, "made": found.made, "seconds": found.seconds, "cpu": cpuinfo()[0].get(
-            "model name", ""), "isa": cpu.isa, "speeds": speeds.to_dict()})  # fmt: skip
+        write_json(path, {"version": VERSION, "made": found.made, "seconds": seconds, **about, "speeds": figures})
     except BadInput as error:
         warnings.warn(f"the calibration of this machine is not kept: {error}", stacklevel=2)
     return found

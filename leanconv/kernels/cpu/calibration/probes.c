@@ -55,8 +55,9 @@ typedef float narrow __attribute__((vector_size(NARROW)));
 // Twelve sums in flight fit 16 registers, and hide the latency of any core with two units.
 TILE(lc_wide, wide, 6, 2)
 TILE(lc_narrow, narrow, 6, 2)
-// More loads than products.
+// More loads than products: of vectors, and of numbers.
 TILE(lc_loads, wide, 1, 8)
+TILE(lc_spreads, wide, 8, 1)
 
 // One sum through all repeats: each product waits for the one before it.
 void lc_chain(int64_t repeats, int64_t depth, const float *weights, const float *x, float *out) {

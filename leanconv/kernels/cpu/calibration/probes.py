@@ -8,7 +8,7 @@ import ctypes
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from leanconv.kernels.cpu.runtime.launch import LaunchBatch
 from leanconv.kernels.cpu.tuning.cost_model import matrix_cycles, matrix_tile, matrix_tiles, speeds_of, strassen_cycles
 from leanconv.kernels.cpu.tuning.cpu import Cpu
 from leanconv.kernels.cpu.tuning.direct_or_winograd import direct_algorithm, winograd_algorithm
-from leanconv.kernels.cpu.tuning.speeds import Speeds
+from leanconv.kernels.cpu.tuning.speeds import Speeds, within_bounds
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.separable import Separable
@@ -37,33 +37,46 @@ from leanconv.ops.separable import Separable
 SOURCE = Path(__file__).parent / "probes.c"
 # The functions of probes.c: rows and vectors of their register tile, the depth of its sums, and calls of it in a turn.
 # The weights take 12 KiB at most: they stay in any L1 cache.
-LOOPS = {"wide": (6, 2, 96, 400), "narrow": (6, 2, 96, 400), "chain": (1, 1, 96, 800), "loads": (1, 8, 24, 1600)}
-# Seconds of turns, and the least number of them, for one look; three looks for each part, whose median counts.
-_LOOK_S, _ROUNDS, _LOOKS = 0.1, 4, 3
+LOOPS = {"wide": (6, 2, 96, 400), "narrow": (6, 2, 96, 400), "chain": (1, 1, 96, 800), "loads": (1, 8, 24, 1600),
+         "spreads": (8, 1, 96, 400)}  # fmt: skip
+LAUNCHES = 8  # of a kernel in one call: the call itself takes a microsecond or two
+# CPU seconds of turns, and the least number of them, for one look; the median of some looks counts.
+_LOOK_S, _ROUNDS, _LOOKS = 0.1, 4, 5
 _FAR, _NEAR = 64 << 20, 4 << 20  # the most bytes that are read, from memory and from the last cache
 AROUND = (1, 1, 1, 1)
+Part = Callable[[Cpu], dict[str, float]]
 
 
-def measure(cpu: Cpu, limit_s: float) -> Speeds:
-    """The speeds of this machine, for code as `cpu` describes it. What `limit_s` seconds do not suffice for is neutral.
+def measure(cpu: Cpu, limit_s: float, known: Mapping[str, float]) -> dict[str, float]:
+    """The figures of this machine's `Speeds`, for code as `cpu` describes it; without those that time did not suffice
+    for.
 
+    Args:
+        limit_s: seconds; a part of the measurement that has begun is finished.
+        known: figures that were measured before.
     Raises: LeanconvError where nothing can be compiled.
     """
-    deadline = time.monotonic() + limit_s
-    found: dict[str, float] = {}
+    deadline, found = time.monotonic() + limit_s, dict(known)
     with torch.no_grad(), build.not_listed(), build.compiled_for(cpu.isa):
         core = _Core(cpu)
-        for part in (core.ports, core.memory, core.tiles, core.strassen, core.winograd, core.l1_winograd):
-            if time.monotonic() < deadline - limit_s / 5:  # a part takes up to a fifth on a busy core
-                found |= part(replace(cpu, speeds=Speeds.within(**found)))
-    return Speeds.within(**found)
+        parts: dict[str, Part] = {
+            "narrow": core.ports, "memory_bytes": core.memory, "tile": core.tiles, "strassen": core.strassen,
+            "winograd": core.winograd, "l1_winograd": core.l1_winograd,
+        }  # fmt: skip
+        for name, part in parts.items():
+            if (
+                name not in found and time.monotonic() < deadline - limit_s / 5
+            ):  # as much as a part takes on a busy core
+                seen = part(replace(cpu, speeds=Speeds(**found)))
+                found |= {name: within_bounds(name, value) for name, value in seen.items()}
+    return found
 
 
 def least_ns(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
     """The least CPU time of each call, in turns."""
     found = dict.fromkeys(calls, math.inf)
-    end, rounds = time.perf_counter() + _LOOK_S, 0
-    while rounds < _ROUNDS or time.perf_counter() < end:
+    end, rounds = time.thread_time() + _LOOK_S, 0
+    while rounds < _ROUNDS or time.thread_time() < end:
         for name, call in calls.items():
             start = time.thread_time_ns()
             call()
@@ -110,10 +123,11 @@ class _Core:
 
     def ports(self, cpu: Cpu) -> dict[str, float]:
         """Multiply-adds in flight, one after the other, on half the width; and loads."""
-        found = self._timed({}, "narrow", "chain", "loads")
-        rows, vectors, *_ = LOOPS["loads"]
+        found = self._timed({}, "narrow", "chain", "loads", "spreads")
+        vectors = LOOPS["loads"][1]  # of one row; as many rows of one vector in the other loop
+        load = (vectors * found["loads"] - found["spreads"]) / (vectors**2 - 1)
         narrow = found["narrow"] / 12 if cpu.lanes > 4 else 1.0
-        return {"narrow": narrow, "latency": found["chain"], "load": found["loads"] / (rows + vectors)}
+        return {"narrow": narrow, "latency": found["chain"], "load": load, "spread": found["loads"] - vectors * load}
 
     def memory(self, cpu: Cpu) -> dict[str, float]:
         """Bytes that are read in a cycle: from the last cache, as many as large weights have, and from memory."""
@@ -129,25 +143,15 @@ class _Core:
 
     def tiles(self, cpu: Cpu) -> dict[str, float]:
         """What a register tile takes beside its products, from 1×1s of few channels and of many."""
-        large, small, pixels = (
-            Tile(8 if cpu.registers > 16 else 6, 2 * cpu.lanes, cpu.lanes),
-            Tile(4, cpu.lanes, cpu.lanes),
-            960,
-        )
-        few, many = 16, 96
+        rows, vectors, _, _ = LOOPS["wide"]
+        tile, count, few, many = Tile(rows, vectors * cpu.lanes, cpu.lanes), 640, 8, 40
         calls = {
-            "many": self._pointwise(cpu, many, large.block, pixels, large),
-            "few": self._pointwise(cpu, few, large.block, pixels, large),
-            "small": self._pointwise(cpu, few, small.block, pixels, small),
+            name: self._pointwise(cpu, depth, tile.block, count * rows, tile)
+            for name, depth in (("few", few), ("many", many))
         }
         found = self._timed(calls)
-        step = (found["many"] - found["few"]) / (many - few)  # of all tiles
-        beside = (found["few"] - few * step) / (pixels / large.pixels)
-        zero = replace(speeds_of(cpu), tile=0.0, store=0.0)
-        products = matrix_cycles(replace(cpu, speeds=zero), small, small.block, pixels, few, True)
-        beside_small = (found["small"] - products) / (pixels / small.pixels)
-        store = (beside - beside_small) / (2 * large.pixels - small.pixels)
-        return {"store": store, "tile": beside_small - store * small.pixels}
+        step = (found["many"] - found["few"]) / (many - few)
+        return {"tile": (found["few"] - few * step) / count / LAUNCHES}
 
     def strassen(self, cpu: Cpu) -> dict[str, float]:
         """A 1×1 of 256 channels, direct and by Strassen's algorithm."""
@@ -168,14 +172,13 @@ class _Core:
 
     def l1_winograd(self, cpu: Cpu) -> dict[str, float]:
         """A 3×3 of groups whose transformed maps stay in the L1 cache."""
-        return self._grouped(cpu, "l1_winograd", Grouped((64,), 64, (3, 3), padding=AROUND, groups=4))
+        return self._grouped(cpu, "l1_winograd", Grouped((32,), 32, (3, 3), padding=AROUND, groups=4))
 
     def _grouped(self, cpu: Cpu, name: str, form: Grouped) -> dict[str, float]:
         size, core = (28, 28), GroupedCore(form, form.channels, 0, FLOAT32)
-        each = form.out_channels // form.groups
-        weights = [self._drawn(form.out_channels, each, 3, 3)]
-        weights += [self._drawn(form.out_channels, 64, 1, 1)] if form.pointwise else []
-        x = self._drawn(1, 64, *size).contiguous(memory_format=torch.channels_last)
+        c = form.out_channels
+        weights = [self._drawn(c, c // form.groups, 3, 3), *[self._drawn(c, c, 1, 1)] * form.pointwise]
+        x = self._drawn(1, c, *size).contiguous(memory_format=torch.channels_last)
         calls = {}
         for method in ("direct", "winograd"):
             bound = BoundGrouped(form, weights, Target(cpu, "lean"))
@@ -211,7 +214,7 @@ class _Core:
 def _share(cpu: Cpu, name: str, found: dict[str, float], direct: float, model: Callable[[Cpu], float]) -> float:
     """What makes the model's ratio to the direct sums the measured one: the speed `name`."""
     none, one = (model(replace(cpu, speeds=replace(speeds_of(cpu), **{name: value}))) for value in (0.0, 1.0))
-    return (found[name] * direct / found["direct"] - none) / (one - none)
+    return (found[name] * direct / found["direct"] - none) / (one - none) if one > none else math.nan
 
 
 def _first(_: Any, tiles: Any, __: Any) -> Any:
@@ -219,7 +222,7 @@ def _first(_: Any, tiles: Any, __: Any) -> Any:
 
 
 def _call(bound: Bound, *maps: Tensor | None) -> Callable[[], object]:
-    """The kernel for these maps in one thread, on memory that exists; called once, so that its code is there."""
+    """`LAUNCHES` of the kernel for these maps in one thread, on memory that exists; it was called once before."""
     prepared = bound.prepared(*maps)
     if not prepared.loop.native:
         raise LeanconvError("kernels run in this process alone")
@@ -227,7 +230,7 @@ def _call(bound: Bound, *maps: Tensor | None) -> Callable[[], object]:
     kept.append(prepared.results()[0])
     for index, tensor in enumerate(kept):
         launch.put(index, tensor)
-    batch = LaunchBatch([launch], 1)
+    batch = LaunchBatch([launch] * LAUNCHES, 1)
 
     def call(_kept: list[Tensor] = kept) -> None:  # a launch holds addresses alone
         batch()

@@ -52,18 +52,24 @@ def matrix_tile(cpu: Cpu, width: int, pixels: int, depth: int, flat: bool, pairs
     return min(matrix_tiles(cpu), key=lambda tile: matrix_cycles(cpu, tile, width, pixels, depth, flat, pairs))
 
 
+# Sums in flight that just cover the latency do not keep a core busy, whose schedule is not perfect.
+SLACK = 1.1
+
+
 def matrix_cycles(cpu: Cpu, tile: Tile, width: int, pixels: int, depth: int, flat: bool, pairs: bool = False) -> float:
     """Modelled cycles of a tile for the arguments of `matrix_tile`; infinite if the kernel cannot run with it.
 
-    A step takes its multiply-adds, its loads or the wait for the sums, whichever is longest; each tile adds its stores.
+    A step takes its multiply-adds, its loads or the wait for the sums, whichever is longest. Each tile takes some time
+    beside its steps, for its places in memory and its stores.
     """
     speeds, one = speeds_of(cpu), rate(cpu, tile.lanes)
     rows, vectors = tile.pixels, tile.block // tile.lanes
     if flat and rows > pixels:
         return math.inf
-    step = max(one * rows * vectors, one * speeds.load * (rows + vectors), speeds.latency)
+    loads = speeds.spread * rows + speeds.load * vectors
+    step = max(one * rows * vectors, one * loads, SLACK * speeds.latency)
     tiles = math.ceil(pixels / rows) * math.ceil(width / tile.block)
-    cycles = tiles * (depth * step + speeds.store * one * rows * vectors + speeds.tile)
+    cycles = tiles * (depth * step + speeds.tile)
     if pairs and vectors > 3 and tile.block < width:
         cycles *= 3  # from 64 channels on LLVM shuffles the weights of each panel (measured: 128 to 128, 28×28)
     # Tie-break: half of the registers hold sums, in 2 vectors; for flattened pixels preferably in 4: fewer panels read

@@ -14,9 +14,9 @@ class Speeds:
 
     Attributes:
         narrow: a multiply-add on vectors of half the width. 1: as long as on whole ones; 0.5: half as long.
-        load: a load of a vector, or of a number into all lanes.
+        load, spread: a load of a vector, and of a number into all lanes.
         latency: from a multiply-add to the next one that adds to its sum.
-        tile, store: what a register tile takes beside its products: once, and for each vector that it stores.
+        tile: what a register tile takes beside its products.
         l3_bytes, memory_bytes: read from the last cache, and from memory, in a cycle.
         strassen: of a Strassen product's sums, and winograd, l1_winograd: of Winograd's transforms (plain, and fused in
             the L1 cache): their time over the cycles of their instructions (`cost_model`, `direct_or_winograd`).
@@ -24,35 +24,14 @@ class Speeds:
 
     narrow: float = 1.0
     load: float = 1.0
+    spread: float = 1.0
     latency: float = 8.0
-    tile: float = 24.0
-    store: float = 2.0
+    tile: float = 16.0
     l3_bytes: float = 8.0
     memory_bytes: float = 5.0
-    strassen: float = 1.0
+    strassen: float = 2.0
     winograd: float = 1.0
     l1_winograd: float = 0.5
-
-    @classmethod
-    def checked(cls, values: Any) -> "Speeds":
-        """Speeds from what a file says. Raises ValueError unless each is there, and a number that a core can have."""
-        if not isinstance(values, dict) or set(values) != set(BOUNDS):
-            raise ValueError("it has not the figures of this version")
-        for name, (low, high) in BOUNDS.items():
-            value = values[name]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise ValueError(f"{name} is {str(value)[:40]!r}; it may be {low:g} to {high:g}")
-        return cls(**{name: float(value) for name, value in values.items()})
-
-    @classmethod
-    def within(cls, **measured: float) -> "Speeds":
-        """Speeds as measured, each moved into its bounds; what is no number, or not given, is neutral."""
-        kept = {}
-        for name, value in measured.items():
-            if math.isfinite(value):
-                low, high = BOUNDS[name]
-                kept[name] = float(f"{min(max(value, low), high):.3g}")
-        return cls(**kept)
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -65,12 +44,31 @@ class Speeds:
 BOUNDS = {
     "narrow": (0.4, 1.2),
     "load": (0.3, 3.0),
+    "spread": (0.2, 3.0),
     "latency": (2.0, 24.0),
-    "tile": (0.0, 100.0),
-    "store": (0.2, 10.0),
+    "tile": (1.0, 100.0),
     "l3_bytes": (1.0, 100.0),
     "memory_bytes": (0.3, 60.0),
-    "strassen": (0.2, 6.0),
-    "winograd": (0.2, 6.0),
-    "l1_winograd": (0.1, 6.0),
+    "strassen": (0.5, 6.0),
+    "winograd": (0.4, 3.0),
+    "l1_winograd": (0.2, 3.0),
 }
+
+
+def within_bounds(name: str, value: float) -> float:
+    """A figure as measured, to three digits, moved into its bounds; neutral if it is no number."""
+    if not math.isfinite(value):
+        return float(getattr(Speeds(), name))
+    low, high = BOUNDS[name]
+    return float(f"{min(max(value, low), high):.3g}")
+
+
+def checked(figures: Any) -> dict[str, float]:
+    """Figures from a file. Raises ValueError unless each has a known name, and is a number that a core can have."""
+    if not isinstance(figures, dict) or not set(figures) <= set(BOUNDS):
+        raise ValueError("it has not the figures of this version")
+    for name, value in figures.items():
+        low, high = BOUNDS[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"{name} is {str(value)[:40]!r}; it may be {low:g} to {high:g}")
+    return {name: float(value) for name, value in figures.items()}
