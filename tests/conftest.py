@@ -33,6 +33,7 @@ SLOW = [
     "kernels/bound",
     "kernels/compilation",
     "kernels/pipelines",
+    "kernels/promises",
     "kernels/runtime/test_out_of_bounds.py",
     "papers",
     "test_copies.py",

@@ -46,10 +46,13 @@ def choose_direct_or_winograd(
     algorithms = [direct_algorithm, winograd_algorithm] if allowed else [direct_algorithm]
     if method is not None:
         algorithms = [{"direct": direct_algorithm, "winograd": winograd_algorithm}[method]]
-    # Compared with the model's best tiles; only the winner asks `choose`, which remembers what is compiled.
+    # Compared with the model's best tiles; only the winner asks `choose`, which remembers what is compiled. Compared for
+    # one thread: any number of threads then gives the same bits.
     cpu = target.cpu
-    best = min(algorithms, key=lambda algorithm: algorithm(cpu, core, samples, size, lambda _, tiles, __: tiles).cycles)
-    return best(cpu, core, samples, size, choose)
+    best = min(
+        algorithms, key=lambda algorithm: algorithm(cpu, core, samples, size, lambda _, tiles, __: tiles, 1).cycles
+    )
+    return best(cpu, core, samples, size, choose, torch.get_num_threads())
 
 
 def can_winograd(core: GroupedCore) -> bool:
@@ -58,7 +61,7 @@ def can_winograd(core: GroupedCore) -> bool:
     return plain and core.element == FLOAT32 and bool(core.pixels)
 
 
-def direct_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choose: Choose) -> Algorithm:
+def direct_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choose: Choose, threads: int) -> Algorithm:
     """The direct sum."""
     form, element, (p, q) = core.form, core.element, size
     c, taps = sum(form.channels), form.kernel[0] * form.kernel[1]
@@ -75,7 +78,7 @@ def direct_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choo
     tiles = choose(("direct", core), best, cycles)
     inner = 0 if form.project is None else form.out_channels
     row_bytes = element.bytes * q * (c * form.stride[0] * form.stride[1] + inner + form.width)
-    block = row_block(cpu, p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], torch.get_num_threads())
+    block = row_block(cpu, p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], threads)
     products = form.groups * p * matrix_cycles(cpu, tiles.inner, *first)
     read = weight_cycles(cpu, element.bytes * form.out_channels * depth * math.ceil(p / block))
     return Algorithm("direct", tiles, block, products + read)
@@ -86,7 +89,9 @@ def _projection(core: GroupedCore, q: int) -> tuple[int, int, int, bool]:
     return core.form.project or 0, q, core.element.steps(core.form.out_channels), False
 
 
-def winograd_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choose: Choose) -> Algorithm:
+def winograd_algorithm(
+    cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choose: Choose, threads: int
+) -> Algorithm:
     """Winograd F(2×2, 3×3)."""
     form, (p, q) = core.form, size
     c, each, across = sum(form.channels), form.out_channels // form.groups, math.ceil(q / 2)
@@ -96,7 +101,7 @@ def winograd_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, ch
     kept = sum(len(part.places) * (c if part.at_once(form) else part.depth(form)) for part in winograd.parts_of(form))
     scratch = 0 if l1_fused else across * (kept + 16 * min(each, 32)) // 2
     row_bytes = 4 * (q * (c + inner + form.width) + scratch)
-    block = row_block(cpu, p, samples, row_bytes, 1, torch.get_num_threads(), 2)
+    block = row_block(cpu, p, samples, row_bytes, 1, threads, 2)
     down = math.ceil(min(block, p) / 2)
     tile = own if l1_fused else matrix_tile(cpu, each, across * down, c // form.groups, False)
 
