@@ -46,7 +46,7 @@ def choose_direct_or_winograd(
     algorithms = [direct_algorithm, winograd_algorithm] if allowed else [direct_algorithm]
     if method is not None:
         algorithms = [{"direct": direct_algorithm, "winograd": winograd_algorithm}[method]]
-    # Compared with the model's best tiles; only the winner asks `choose`, which remembers what is compiled. Compared for
+    # Compared with the model's best tiles; only the winner asks `choose`, which remembers what is compiled. Always for
     # one thread: any number of threads then gives the same bits.
     cpu = target.cpu
     best = min(
