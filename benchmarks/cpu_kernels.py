@@ -19,6 +19,9 @@ plain sums: a method with fewer multiplications, named beside the share ("winogr
 own repository (apps/depthwise_separable_conv). Its authors state 0.13 ms on 16 threads, "about 20% of peak flops".
 The time of a candidate is its least CPU time over the rounds, the one figure without what other processes on a shared
 machine take away. Prints geometric means; writes benchmarks/results/cpu_kernels.json.
+
+`LEANCONV_MAX_CPU_ISA=avx2` limits ours and the peers that can be told (see `benchmarks/__init__.py`) to AVX2; the
+results then go to cpu_kernels_avx2.json. ONNX Runtime cannot be told, and keeps to what the CPU has.
 """
 
 import argparse
@@ -41,13 +44,19 @@ from benchmarks.operators import commit
 from leanconv.deploy.openvino import OpenVino
 from leanconv.deploy.runtimes import OnnxRuntime
 from leanconv.files import write_json
+from leanconv.kernels import mask
 from leanconv.measure.device import describe
 from leanconv.measure.hardware.roofline import Peaks, peaks
 from leanconv.nn import get, make, parse
 from leanconv.spec import ConvSpec
 from leanconv.table import table
 
-OUT = Path(__file__).parent / "results" / "cpu_kernels.json"
+
+def results_of(name: str) -> Path:
+    """The results file of a benchmark, another one under a mask of instructions."""
+    return Path(__file__).parent / "results" / f"{'_'.join(filter(None, [name, mask()]))}.json"
+
+
 DENSE = {
     "U-Net e1 32→32 256": (32, 32, 3, 256), "U-Net e2 64→64 128": (64, 64, 3, 128),
     "U-Net e3 128→128 64": (128, 128, 3, 64), "U-Net e4 256→256 32": (256, 256, 3, 32),
@@ -80,7 +89,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.4, help="of timing per row")
     parser.add_argument("--resume", action="store_true", help="leave out rows that --out has of this commit")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=results_of("cpu_kernels"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from docs.generate.markdown import page, table
-from docs.generate.measured import kernel_gains, layer_ratios, machine, spread
+from docs.generate.measured import kernel_gains, kind_of_machine, layer_ratios, machine, spread
 from leanconv.engine.optimize import optimize
 from leanconv.table import si
 
@@ -77,8 +77,34 @@ def layers(stem: str, content: dict[str, Any]) -> str:
     return page(*blocks).rstrip()
 
 
-def kernels(stem: str, content: dict[str, Any]) -> str:
-    """Our kernels against the best other runtime on the same operator."""
+def kernels(files: dict[str, dict[str, Any]]) -> str:
+    """Our kernels against the best other runtime on the same operator, on each kind of machine."""
+    kinds = {stem: kind_of_machine(content) for stem, content in files.items()}
+    if not kinds:
+        return ""
+    one = len(files) == 1
+    parts = [
+        "## Single layers: our kernel called directly, against the best other runtime",
+        "The same operator, layer by layer, with its ReLU. A figure says how many times as fast our CPU kernel is as "
+        "the fastest other runtime. Below 1 the other runtime wins. `optimize` takes no part here, and the time is the "
+        f"least CPU time of a call. {FLOOR} The speed-up at the roofline is that of layers which all reach it.",
+    ]
+    if not one:
+        gains = {stem: kernel_gains(content) for stem, content in files.items()}
+        names = dict.fromkeys(name for found in gains.values() for name in found)
+        rows = [
+            [f"`{n}`", *(f"{geometric(g[n].values()):.2f}" if n in g else "-" for g in gains.values())] for n in names
+        ]
+        every = [f"{geometric(x for own in g.values() for x in own.values()):.2f}" for g in gains.values()]
+        head = table(["geometric mean", *kinds.values()], [*rows, ["all layers", *every]], "l" + "r" * len(kinds))
+        parts += [f"Kinds of machines side by side; each against its own peers:\n\n{head}"]
+    for stem, content in files.items():
+        parts += ([] if one else [f"### {kinds[stem]}"]) + [_kernels(stem, content)]
+    return page(*parts).rstrip()
+
+
+def _kernels(stem: str, content: dict[str, Any]) -> str:
+    """The table of one file."""
     rows, gains_of = [], kernel_gains(content)
     for text, gains in sorted(gains_of.items(), key=lambda pair: -geometric(pair[1].values())):
         best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
@@ -92,13 +118,10 @@ def kernels(stem: str, content: dict[str, Any]) -> str:
     overall = geometric(gain for gains in gains_of.values() for gain in gains.values())
     head = ["operator", "layers", "geometric mean", "best", "worst", "losses", "of the roofline, median",
             "speed-up at the roofline", "of peak flops, median"]  # fmt: skip
+    masked = "ONNX Runtime cannot be told to leave instructions out. " if content["machine"].get("max_isa") else ""
     return page(
-        "## Single layers: our kernel called directly, against the best other runtime",
-        "The same operator, layer by layer, with its ReLU. A figure says how many times as fast our CPU kernel is as "
-        f"the fastest of {', '.join(peers)}. Below 1 the other runtime wins. `optimize` takes no part here, and the "
-        f"time is the least CPU time of a call. Geometric mean over all layers: {overall:.2f}.",
+        f"Geometric mean over all layers: {overall:.2f}. Peers: {', '.join(peers)}. {masked}".strip(),
         table(head, rows, "lrrllrrrr"),
-        f"{FLOOR} The speed-up at the roofline is that of layers which all reach it.",
         " ".join(_example(row, content["peaks"]) for row in content["rows"] if row["layer"].startswith("Halide's")),
         f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
     ).rstrip()
@@ -270,19 +293,16 @@ def default_budget(stem: str, content: dict[str, Any]) -> str:
         "ms",
         "times as fast as the best peer",
     ]
+    kind = kind_of_machine(content)
     cold = "no kernel was compiled before" if content["cold"] else "kernels were compiled before"
     return page(
-        "## `optimize` within its default budget" + ("" if stem == "default_budget" else f", {_cpu(content)}"),
-        f"On {_cpu(content)}. A process a row, as a user calls it; {cold}. "
+        "## `optimize` within its default budget" + ("" if stem == "default_budget" else f", {kind}"),
+        f"On {kind}. A process a row, as a user calls it; {cold}. "
         f"{below} of {len(cells)} rows are below {LIMIT}. {late} calls took longer than the budget of {budget:g} s: "
         "an engine that has begun is finished.",
         table(head, cells, "llrllrr"),
         f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
     ).rstrip()
-
-
-def _cpu(content: dict[str, Any]) -> str:
-    return machine(content).partition(", ")[0]
 
 
 def geometric(values: Iterable[float]) -> float:

@@ -98,7 +98,9 @@ class Network(nn.Module):
         while maps[at].dim() != 4:
             at -= 1
         x = maps[at]
-        kind = draw.choice(["block"] * 8 + ["sum", "cat", "cat", "gate", "pool", "up", "slice", "shuffle", "pad", "head"])
+        kind = draw.choice(
+            ["block"] * 8 + ["sum", "cat", "cat", "gate", "pool", "up", "slice", "shuffle", "pad", "head"]
+        )
         alike = [i for i, y in enumerate(maps) if y.shape == x.shape]
         beside = [i for i, y in enumerate(maps) if y.dim() == 4 and y.shape[2:] == x.shape[2:]]
         c, h, w = x.shape[1:]
@@ -150,7 +152,9 @@ class Network(nn.Module):
         if draw.random() < 0.5:
             o = draw.choice(CHANNELS)
             norm, act = self._norm(o), draw.choice(ACTIVATIONS)()
-            return Step("up", lambda m, x: m.act(m.norm(m.up(x))), up=nn.ConvTranspose2d(c, o, 2, 2), norm=norm, act=act)
+            return Step(
+                "up", lambda m, x: m.act(m.norm(m.up(x))), up=nn.ConvTranspose2d(c, o, 2, 2), norm=norm, act=act
+            )
         more = {"mode": "bilinear", "align_corners": False} if draw.random() < 0.5 else {"mode": "nearest"}
         return Step(more["mode"], lambda m, x: F.interpolate(x, scale_factor=2, **more))
 
@@ -181,9 +185,7 @@ class Network(nn.Module):
             padding = draw.choice([(rows // 2 * dilation, columns // 2 * dilation), (0, 0), (1, 1)])
             if o % groups or c % groups or min(h, w) < 4:
                 groups = 1
-            spec = ConvSpec.of(
-                c, o, k, stride, padding, dilation, groups, draw.random() < 0.6, mode, n=2, h=h, w=w
-            )
+            spec = ConvSpec.of(c, o, k, stride, padding, dilation, groups, draw.random() < 0.6, mode, n=2, h=h, w=w)
             name, options = parse(text)
             fits = min(spec.p, spec.q) >= 1 and (mode == "zeros" or max(padding) < min(h, w))
             if fits and not get(name).why_not(spec, **options):

@@ -209,7 +209,9 @@ def reference(form, maps, weights, averages=()):
         case Grouped():
             return grouped(maps[:-1], weights, form, maps[-1])
         case GatedSum():
-            return gated_pointwise(given[0], given[1:], weights, form, *([averages[0], averages[1:]] if averages else []))
+            return gated_pointwise(
+                given[0], given[1:], weights, form, *([averages[0], averages[1:]] if averages else [])
+            )
         case Upsample():
             return upsample(given, weights, form)
     return max_pool(given[0], form)

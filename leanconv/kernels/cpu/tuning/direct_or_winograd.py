@@ -11,7 +11,15 @@ from leanconv.kernels.cpu.pipelines import grouped, packing, winograd
 from leanconv.kernels.cpu.pipelines.element import FLOAT32
 from leanconv.kernels.cpu.pipelines.grouped import GroupedTiles
 from leanconv.kernels.cpu.pipelines.padded import GroupedCore
-from leanconv.kernels.cpu.tuning.cost_model import matrix_cycles, matrix_tile, row_block, summed_rows
+from leanconv.kernels.cpu.tuning.cost_model import (
+    matrix_cycles,
+    matrix_tile,
+    rate,
+    row_block,
+    speeds_of,
+    summed_rows,
+    weight_cycles,
+)
 from leanconv.kernels.cpu.tuning.cpu import Cpu
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import Pair
@@ -19,10 +27,9 @@ from leanconv.ops.grouped import Grouped
 
 Choose = Callable[[Any, GroupedTiles, Callable[[GroupedTiles], float]], GroupedTiles]  # `Bound.tile`
 
-# Measured on a Zen 4 core.
-WEIGHT_BYTES = 16.0  # of weights per cycle, from the L3 cache
-# Cycles per vector of channels of a 2×2 output: input transform, output transform, either of them if it is L1-fused.
-INPUT_TRANSFORM, OUTPUT_TRANSFORM, L1_TRANSFORM = 50.0, 50.0, 25.0
+# Instructions of Winograd's transforms for a vector of channels of a 2×2 output, a store counted twice. Into: 16 loads,
+# 32 additions, 16 stores; out of: 16 loads, 24 additions, 4 stores.
+TRANSFORMS = (16 + 32 + 2 * 16, 16 + 24 + 2 * 4)
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def direct_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choo
     unit = summed_rows(p) if form.average else 1
     block = row_block(cpu, p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], threads, unit)
     products = form.groups * p * matrix_cycles(cpu, tiles.inner, *first)
-    read = element.bytes * form.out_channels * depth * math.ceil(p / block) / WEIGHT_BYTES
+    read = weight_cycles(cpu, element.bytes * form.out_channels * depth * math.ceil(p / block))
     return Algorithm("direct", tiles, block, products + read, unit)
 
 
@@ -103,7 +110,7 @@ def winograd_algorithm(
     c, each, across = sum(form.channels), form.out_channels // form.groups, math.ceil(q / 2)
     inner = 0 if form.project is None else form.out_channels
     own = matrix_tile(cpu, each, across, c // form.groups, False)
-    l1_fused = winograd.fits_l1(form, own)
+    l1_fused = winograd.fits_l1(form, own, cpu.l1)
     kept = sum(len(part.places) * (c if part.at_once(form) else part.depth(form)) for part in winograd.parts_of(form))
     scratch = 0 if l1_fused else across * (kept + 16 * min(each, 32)) // 2
     row_bytes = 4 * (q * (c + inner + form.width) + scratch)
@@ -126,13 +133,14 @@ def _winograd_cycles(cpu: Cpu, form: Grouped, tiles: GroupedTiles, across: int, 
     """Cycles of one block of `across` × `down` 2×2 outputs: products, transforms, and weights that are read."""
     c, each, cycles, tile = sum(form.channels), form.out_channels // form.groups, 0.0, tiles.inner
     rows, columns = (down, across) if tiles.l1_fused else (1, across * down)
-    into, out_of = (L1_TRANSFORM, L1_TRANSFORM) if tiles.l1_fused else (INPUT_TRANSFORM, OUTPUT_TRANSFORM)
+    each_takes = speeds_of(cpu).l1_winograd if tiles.l1_fused else speeds_of(cpu).winograd
+    into, out_of = (each_takes * rate(cpu, tile.lanes) * count for count in TRANSFORMS)
     for part in winograd.parts_of(form):
         depth, n = part.depth(form), len(part.places)
         cycles += n * form.groups * rows * matrix_cycles(cpu, tile, each, columns, depth, False)
         wide = c if part.at_once(form) and not tiles.l1_fused else c // form.groups
         cycles += c / wide * math.ceil(wide / tile.lanes) * across * down * into * n / 16
-        cycles += 4 * n * form.out_channels * depth / WEIGHT_BYTES
+        cycles += weight_cycles(cpu, 4 * n * form.out_channels * depth)
     return cycles + form.groups * math.ceil(each / tile.lanes) * across * down * out_of
 
 
