@@ -4,7 +4,8 @@
     python -m benchmarks.fused_engine --set issue untuned --resume
     python -m benchmarks.fused_engine --show
 
-Engines are prepared as in `optimize`, then timed in turns in one process. Peers far behind their model's best leave
+Peers are OpenVINO, ONNX Runtime, torch.compile, eager channels_last, ncnn and XNNPACK (benchmarks/other_runtimes.py);
+one that is not installed is named with the command that installs it. Engines are prepared as in `optimize`, then timed in turns in one process. Peers far behind their model's best leave
 after a few rounds. `--clock process` counts the process's CPU time. It stays comparable on a busy machine if each
 engine has one thread. `--against` adds another model, for example the dense U-Net beside the SPLConv one. A model
 "MODEL to OPERATOR" is swapped by `plan` and `apply_`. The column "of the floor" is the network's roofline floor
@@ -25,13 +26,14 @@ from torch import Tensor, nn
 
 import leanconv as lc
 from benchmarks.operators import commit
+from benchmarks.other_runtimes import OTHERS, versions
 from leanconv.engine.candidates import CANDIDATES, EAGER
 from leanconv.engine.peers import compare_engines
 from leanconv.files import write_json
 from leanconv.table import table
 
 RESULT = Path(__file__).parent / "results" / "fused_engine.json"
-ENGINES = ["fused", "openvino", "onnxruntime", "compile", "channels_last"]
+ENGINES = ["fused", "openvino", "onnxruntime", "compile", "channels_last", *OTHERS]
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,18 @@ def measured(row: Row, engines: list[str], seconds: float, blocks: bool) -> dict
     found = compare_engines(
         {reference: built(reference) for reference in (row.model, row.against) if reference},
         row.input(),
-        engines=engines,
+        engines=[name for name in engines if name not in OTHERS],
+        others=[OTHERS[name] for name in engines if name in OTHERS],
         dtype=None if row.dtype == "float32" else getattr(torch, row.dtype),
         budget_s=seconds,
         clock=row.clock,
         progress=lambda what, done: progress(f"{what}, {done:.0%}"),
         on_form=show_blocks,
     )
-    print(f"\n{found}", flush=True)
+    kept = versions(engines)
+    print(f"\n{found}\npeers: {', '.join(f'{name} {text}' for name, text in kept.items())}", flush=True)
     command = shlex.join(["python", "-m", "benchmarks.fused_engine", *sys.argv[1:]])
-    return {**asdict(row), "command": command, "commit": commit(), **found.to_dict()}
+    return {**asdict(row), "command": command, "commit": commit(), "versions": kept, **found.to_dict()}
 
 
 def summary(entries: list[dict[str, Any]]) -> str:
@@ -192,7 +196,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[])
     parser.add_argument("--set", nargs="+", default=[], choices=list(SETS), help="sets of rows in this file")
     parser.add_argument("--against", default="", help="another model, timed with each of --models")
-    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=[EAGER, *CANDIDATES])
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=[EAGER, *CANDIDATES, *OTHERS])
     parser.add_argument(
         "--without", nargs="+", default=[], help="engines to leave out, for example compile, which takes longest"
     )

@@ -85,7 +85,7 @@ def projected(builder: KernelBuilder) -> PreparedKernel | None:
     target = View(out, _halves(o, pixels, o), 0, p * q * o, moved=True)
     arguments = [flat_out_view(out, builder.size, builder.element), *arguments, target]
     listed = [(kernel(separable_strassen.projected, core, tile), arguments)]
-    prepared = builder.finish(listed, Work(n, p * q, pixels), flat=True, fetches=builder.fetches(core))
+    prepared = builder.finish(listed, Work(n, p * q, pixels), flat=True, fetches=builder.fetches(core), unit=rows)
     prepared.method = "strassen"
     return prepared
 

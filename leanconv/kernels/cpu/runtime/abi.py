@@ -50,7 +50,7 @@ class BlockLoop(ctypes.Structure):
         *(
             (name, ctypes.c_int32)
             for name in ("frames", "samples", "rows", "block", "least", "element", "average", "channels", "columns",
-                         "sums", "apart", "unused")
+                         "sums", "apart", "unit")
         ),
         ("sample", ctypes.c_int64), ("frame", ctypes.c_void_p * FRAMES),
         ("fetch", ctypes.c_void_p), ("fetches", ctypes.c_int64),

@@ -51,6 +51,7 @@ class Average:
     and their dtype. The result is float32.
 
     Args:
+        unit: rows whose pixels are summed together; every block consists of such units.
         apart: the map's rows, where they are not those of the work: it is averaged after all blocks. 0: they are.
     """
 
@@ -59,6 +60,7 @@ class Average:
     channels: int
     columns: int
     sample: int
+    unit: int
     dtype: torch.dtype = torch.float32
     apart: int = 0
 
@@ -121,7 +123,9 @@ class BlockLoop:
         if average is not None:
             made.average, made.sums, made.channels = average.pointer + 1, average.result, average.channels
             made.columns, made.sample = average.columns, average.sample
-            made.element, made.apart = ELEMENTS[average.dtype].code, average.apart
+            made.element, made.apart, made.unit = ELEMENTS[average.dtype].code, average.apart, average.unit
+            if not average.apart and work.block < work.rows and work.block % average.unit:
+                raise BadInput(f"blocks of {work.block} rows are not whole units of {average.unit}")
         fetched = (abi.Prefetch * len(fetches))(*[fetch.structure() for fetch in fetches])
         made.fetch, made.fetches = ctypes.addressof(fetched), len(fetches)
         self._keep = (made, frames, fetched)

@@ -37,71 +37,66 @@ static const void *number_at(const void *map, int element, int64_t at) {
     return (const uint8_t *)map + at * (element == FLOAT32 ? 4 : 2);
 }
 
-// How a map is averaged: its pixels in units of a size that the map alone decides, added in float, then the units' sums in
-// order, in double. So blocks, threads and their number change no bit. Few pixels to a unit of a small map: most units
-// then lie inside one block.
-typedef struct { int64_t pixels, unit, units; double *total; float *sums; } averaging_t;  // channels; samples × units × channels
-
-static int averaging_of(const block_loop_t *p, averaging_t *a) {
-    a->pixels = (int64_t)(p->apart ? p->apart : p->rows) * p->columns;
-    a->unit = 8;
-    while (a->unit < 64 && 64 * a->unit < a->pixels) a->unit *= 2;
-    a->units = (a->pixels + a->unit - 1) / a->unit;
-    a->total = lc_malloc(NULL, sizeof(double) * p->channels + sizeof(float) * p->samples * a->units * p->channels);
-    a->sums = (float *)(a->total + p->channels);
-    return a->total == NULL;
+// An average does not depend on blocks or threads: the rows of a unit are summed together, units are those of the map,
+// and their sums are added in order.
+static int units_of(const block_loop_t *p) {
+    int rows = p->apart ? p->apart : p->rows;
+    return (rows + p->unit - 1) / p->unit;
 }
 
-// Sum of the pixels x..end of a dense map with channels innermost.
+// Sum over some pixels of a dense map with channels innermost, in float.
 static inline __attribute__((always_inline)) void sum_pixels(
-    const void *map, int element, int channels, int64_t x, int64_t end, float *sums) {
-    int64_t pixel = channels, at = x * pixel;
+    const void *map, int element, int channels, int64_t from, int64_t count, float *sums) {
+    int64_t pixel = channels, at = from * pixel, x = 0;
     memset(sums, 0, sizeof(float) * channels);
-    for (; x + 4 <= end; x += 4, at += 4 * pixel)
+    for (; x + 4 <= count; x += 4, at += 4 * pixel)
         for (int c = 0; c < channels; c++)
             sums[c] += (number(map, at + c, element) + number(map, at + c + pixel, element))
                 + (number(map, at + c + 2 * pixel, element) + number(map, at + c + 3 * pixel, element));
-    for (; x < end; x++, at += pixel)
+    for (; x < count; x++, at += pixel)
         for (int c = 0; c < channels; c++) sums[c] += number(map, at + c, element);
 }
 
-// The sums of units from..to of sample n; one loop is compiled for each element type.
-static void sum_units(const block_loop_t *p, const averaging_t *a, void **pointers, int64_t n, int64_t from, int64_t to) {
+// The same, in double between every 64 pixels. `wide`: room for a number of each channel in double, and one in float.
+static inline __attribute__((always_inline)) void sum_unit(
+    const void *map, int element, int channels, int64_t from, int64_t count, float *sums, double *wide) {
+    if (count <= 64) {
+        sum_pixels(map, element, channels, from, count, sums);
+        return;
+    }
+    float *line = (float *)(wide + channels);
+    memset(wide, 0, sizeof(double) * channels);
+    for (; count > 0; from += 64, count -= 64) {
+        sum_pixels(map, element, channels, from, count < 64 ? count : 64, line);
+        for (int c = 0; c < channels; c++) wide[c] += line[c];
+    }
+    for (int c = 0; c < channels; c++) sums[c] = (float)wide[c];
+}
+
+// The units of rows y0..y1 of sample n of the averaged map; one loop is compiled for each element type.
+static int sum_units(const block_loop_t *p, void **pointers, int64_t n, int y0, int y1, float *sums) {
+    double *wide = lc_malloc(NULL, (sizeof(double) + sizeof(float)) * p->channels);
+    if (!wide) return 1;
     const void *map = number_at(pointers[p->average - 1], p->element, n * p->sample);
-    for (int64_t u = from; u < to; u++) {
-        int64_t x = u * a->unit, end = x + a->unit < a->pixels ? x + a->unit : a->pixels;
-        float *sums = a->sums + (n * a->units + u) * p->channels;
-        if (p->element == BFLOAT16) sum_pixels(map, BFLOAT16, p->channels, x, end, sums);
-        else sum_pixels(map, FLOAT32, p->channels, x, end, sums);
+    for (int y = y0; y < y1; y += p->unit) {
+        int64_t from = (int64_t)y * p->columns, count = (int64_t)(y + p->unit < y1 ? p->unit : y1 - y) * p->columns;
+        float *unit = sums + (n * units_of(p) + y / p->unit) * p->channels;
+        if (p->element == BFLOAT16) sum_unit(map, BFLOAT16, p->channels, from, count, unit, wide);
+        else sum_unit(map, FLOAT32, p->channels, from, count, unit, wide);
     }
+    lc_free(NULL, wide);
+    return 0;
 }
 
-// The units of rows y0..y1. Of a unit that began in an earlier block only if that one is done (`ordered`).
-static void sum_block(const block_loop_t *p, const averaging_t *a, void **pointers, int64_t n, int y0, int y1, int ordered) {
-    int64_t from = (int64_t)y0 * p->columns, to = (int64_t)y1 * p->columns;
-    sum_units(p, a, pointers, n, (from + (ordered ? 0 : a->unit - 1)) / a->unit, y1 < p->rows ? to / a->unit : a->units);
-}
-
-// The units that lie in several blocks, when all blocks are done.
-static void sum_shared(const block_loop_t *p, const averaging_t *a, void **pointers) {
-    for (int n = 0; n < p->samples; n++) {
-        int64_t done = -1;
-        for (int64_t y = p->block; y < p->rows; y += p->block) {
-            int64_t unit = y * p->columns / a->unit;
-            if (y * p->columns % a->unit && unit > done) sum_units(p, a, pointers, n, unit, (done = unit) + 1);
-        }
-    }
-}
-
-// Averages of every sample and channel, from the sums of its units.
-static void divide(const block_loop_t *p, const averaging_t *a, float *means) {
-    const float *unit = a->sums;
-    double *total = a->total, pixels = (double)a->pixels;
-    for (int n = 0; n < p->samples; n++) {
-        memset(total, 0, sizeof(double) * p->channels);
-        for (int64_t u = 0; u < a->units; u++, unit += p->channels)
-            for (int c = 0; c < p->channels; c++) total[c] += unit[c];
-        for (int c = 0; c < p->channels; c++) means[(int64_t)n * p->channels + c] = (float)(total[c] / pixels);
+// Averages of every sample and channel, from the sums of the units. `wide`: room for a number of each channel.
+static void divide(const block_loop_t *p, const float *unit, float *means, double *wide) {
+    int units = units_of(p), channels = p->channels;
+    double pixels = (double)(p->apart ? p->apart : p->rows) * p->columns;
+    for (int n = 0; n < p->samples; n++, means += channels) {
+        memset(wide, 0, sizeof(double) * channels);
+        for (int u = 0; u < units; u++, unit += channels)
+            for (int c = 0; c < channels; c++) wide[c] += unit[c];
+        for (int c = 0; c < channels; c++) means[c] = (float)(wide[c] / pixels);
     }
 }
 
@@ -125,46 +120,48 @@ static void fetch_block(const prefetch_t *f, void *const *pointers, int64_t n, i
     }
 }
 
-// One block of rows of one sample. `a`: sum its units too; `ordered`: the earlier blocks are done.
-static int run_block(const block_loop_t *p, void **pointers, int64_t t, int blocks, const averaging_t *a, int ordered) {
+// One block of rows of one sample; the sums of its units go to `sums`.
+static int run_block(const block_loop_t *p, void **pointers, int64_t t, int blocks, float *sums) {
     int64_t n = t / blocks;
     int y0 = (int)(t % blocks) * p->block, y1 = y0 + p->block < p->rows ? y0 + p->block : p->rows, failed = 0;
     int start = y1 - y0 < p->least ? y1 - p->least : y0;
     for (int f = 0; f < p->fetches; f++) fetch_block(&p->fetch[f], pointers, n, y0, y1);
     for (int f = 0; f < p->frames; f++) failed |= run_frame(p->frame[f], (uint8_t *const *)pointers, n, start, y1);
-    if (a) sum_block(p, a, pointers, n, y0, y1, ordered);
-    return failed;
+    return sums ? failed | sum_units(p, pointers, n, y0, y1, sums) : failed;
 }
 
 // The units of a map whose rows are not the loop's: after all blocks.
-static void sum_apart(const block_loop_t *p, const averaging_t *a, void **pointers, int threads) {
-    int parts = threads > 1 ? 4 * threads : 1;
-    int64_t tasks = (int64_t)p->samples * parts;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (tasks > 1)
+static int sum_apart(const block_loop_t *p, void **pointers, int threads, float *sums) {
+    int units = units_of(p), failed = 0;
+    int64_t tasks = (int64_t)p->samples * units;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && tasks > 1) reduction(| : failed)
     for (int64_t t = 0; t < tasks; t++) {
-        int64_t part = t % parts;
-        sum_units(p, a, pointers, t / parts, a->units * part / parts, a->units * (part + 1) / parts);
+        int y0 = (int)(t % units) * p->unit, y1 = y0 + p->unit < p->apart ? y0 + p->unit : p->apart;
+        failed |= sum_units(p, pointers, t / units, y0, y1, sums);
     }
+    return failed;
 }
 
 int lc_run(const block_loop_t *p, void **pointers, int threads) {
     int blocks = (p->rows + p->block - 1) / p->block, failed = 0;
     int64_t tasks = (int64_t)blocks * p->samples;
-    averaging_t averaging, *with = NULL;
+    float *sums = NULL, *with = NULL;
+    double *wide = NULL;
     if (p->average) {
-        if (averaging_of(p, &averaging)) return -1;
-        if (!p->apart) with = &averaging;
+        wide = lc_malloc(NULL, (sizeof(double) + sizeof(float) * p->samples * units_of(p)) * p->channels);
+        if (!wide) return -1;
+        sums = (float *)(wide + p->channels);
+        if (!p->apart) with = sums;
     }
     if (threads > 1 && tasks > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(| : failed)
-        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, with, 0);
-        if (with) sum_shared(p, with, pointers);
+        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, with);
     } else  // no parallel region: a team of one thread costs half a microsecond
-        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, with, 1);
-    if (p->average) {
-        if (p->apart) sum_apart(p, &averaging, pointers, threads);
-        divide(p, &averaging, pointers[p->sums]);
-        lc_free(NULL, averaging.total);
+        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, with);
+    if (sums) {
+        if (p->apart) failed |= sum_apart(p, pointers, threads, sums);
+        divide(p, sums, pointers[p->sums], wide);
+        lc_free(NULL, wide);
     }
     return failed;
 }
