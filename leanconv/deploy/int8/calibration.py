@@ -67,6 +67,7 @@ class Calibration:
             if any(not bool(t.isfinite().all()) for t in answer if t.is_floating_point()):
                 raise BadInput("the model's answers to the calibration data have NaN or infinite numbers in them")
         self._own = None if metric is None else self._measured(model)
+        self._last: tuple[Any, float] = (None, 0.0)  # an engine may ask for the loss of the form that it returns
         floating = all(t.is_floating_point() for t in self._answers[0])
         self.how = METRIC if metric is not None else ERROR if floating else CLASSES
 
@@ -76,9 +77,15 @@ class Calibration:
 
     def loss(self, form: Callable[..., Any]) -> float:
         """The loss of a form with the model's call signature. Infinite for NaN or another structure of the answer."""
-        if self._own is not None:
-            found = self._measured(form)
-            return self._own - found if math.isfinite(found) else math.inf
+        if self._last[0] is not form:
+            self._last = (form, self._error(form) if self._own is None else self._lost(form, self._own))
+        return self._last[1]
+
+    def _lost(self, form: Callable[..., Any], own: float) -> float:
+        found = self._measured(form)
+        return own - found if math.isfinite(found) else math.inf
+
+    def _error(self, form: Callable[..., Any]) -> float:
         sums = Loss()
         with torch.no_grad():
             for tensors, answer in zip(self.tensors, self._answers, strict=True):
@@ -87,6 +94,26 @@ class Calibration:
 
     def accepts(self, loss: float) -> bool:
         return loss <= self.limit
+
+    def refusal(self, loss: float) -> str:
+        """The words for a form whose loss is above the limit."""
+        return f"refused: {self.how} {loss:.2g}, allowed {self.limit:g}"
+
+    @property
+    def judged(self) -> str:
+        """What the loss is, in one line."""
+        if self._own is not None:
+            return f"int8: error is the loss of the metric, which is {self._own:.4g} in float"
+        return f"int8: error is the {self.how} on {self.pictures} picture{'s' * (self.pictures != 1)} of the data"
+
+    def agrees(self, form: Callable[..., Any], answer: Any, given: Any) -> bool:
+        """Whether an int8 form's answer to another call is as near to the float model's as on the calibration data.
+
+        Up to twice its error there, and always up to the limit where there is no metric.
+        """
+        error = relative_squared_error(*(Frame.split(each)[0] for each in (answer, given)))
+        allowed = 0.0 if self._own is not None else self.limit
+        return error <= allowed or error <= 2 * self._error(form)
 
     def _run(self, form: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
         args, kwargs = cloned(self._frame.join(tensors))  # a model may write into its inputs
@@ -175,9 +202,8 @@ class Loss:
     """The sums of a loss without a metric, over calls. `value`: of the worst output."""
 
     def __init__(self) -> None:
-        self._outputs: dict[
-            int, list[float]
-        ] = {}  # output -> [error, Σ y, Σ y², count]; of integers [other, 0, 0, count]
+        # Output -> [error, Σ y, Σ y², count]; of integers [how many differ, 0, NaN, count].
+        self._outputs: dict[int, list[float]] = {}
         self._unlike = False
 
     def add(self, answer: Sequence[Tensor], given: Sequence[Tensor]) -> None:
