@@ -1,8 +1,10 @@
 """`export`: write a model as an ONNX, OpenVINO or torch.export file and verify it, or leave no file."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from leanconv.copies import copied
 from leanconv.deploy.axes import GIVEN_VALUES, Dynamic, Look, Sizes
 from leanconv.deploy.calls import Frame
 from leanconv.deploy.failures import first_line, root_cause
+from leanconv.deploy.int8 import MAX_LOSS
+from leanconv.deploy.int8.calibration import relative_squared_error
 from leanconv.deploy.names import names_of
 from leanconv.deploy.place import beside, move_into_place
 from leanconv.deploy.program import (
@@ -24,6 +28,7 @@ from leanconv.deploy.program import (
     save_onnx,
     to_openvino,
 )
+from leanconv.deploy.quantised import SUFFIXES, Int8, quantise
 from leanconv.deploy.result import METRIC_TOLERANCE, Exported, Verified
 from leanconv.deploy.runtimes import Runtime, open_file
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
@@ -60,6 +65,9 @@ def export(
     *,
     dynamic: Sequence[str] = ("batch",),
     check: Check | None = None,
+    dtype: torch.dtype | None = None,
+    data: Any = None,
+    max_loss: float = MAX_LOSS,
 ) -> Exported:
     """Write `model` (in eval mode, on the CPU) to `path`, but only if the file computes the same.
 
@@ -72,15 +80,30 @@ def export(
             ones and random ones: similar, bright, flat, large and small.
         check: `check(model_like) -> number or {name: number}`, called with the model and with the file as a module.
             The two may differ by 0.002.
+        dtype: torch.int8 quantises the verified file: `.xml` by NNCF, `.onnx` by ONNX Runtime (QDQ).
+        data: for torch.int8, calibration data as of `optimize`.
+        max_loss: the largest loss of an int8 file: of what `check` measures (higher is better), or without `check` the
+            relative squared error on `data`. Above it the error names the layers that cost most.
     Raises: ExportMismatch if the file differs from the model. BadInput if the model cannot be exported or `path` cannot
         be written. UnknownName for an unknown suffix or axis. MissingExtra. After an error nothing new is left at
         `path`, and an older file there is untouched.
     """
-    return export_call(model, Dynamic(*_on_cpu(*as_call(inputs)), dynamic), Path(path), check)
+    if dtype not in (None, torch.int8):
+        raise BadInput(f"dtype={dtype!r}: a file has the model's own type, or torch.int8; export(model.to(...), ...)")
+    if dtype is None and (data is not None or max_loss != MAX_LOSS):
+        raise BadInput(f"{'max_loss' if data is None else 'data'}: for int8 alone; pass dtype=torch.int8 too")
+    int8 = None if dtype is None else Int8(data, max_loss)
+    return export_call(model, Dynamic(*_on_cpu(*as_call(inputs)), dynamic), Path(path), check, int8=int8)
 
 
 def export_call(
-    model: nn.Module, call: Dynamic, path: Path, check: Check | None, extras: Extras | None = None
+    model: nn.Module,
+    call: Dynamic,
+    path: Path,
+    check: Check | None,
+    extras: Extras | None = None,
+    *,
+    int8: Int8 | None = None,
 ) -> Exported:
     """`export` of a call that is already split, with `extras` in and beside the file."""
     if path.suffix not in FORMATS:
@@ -88,15 +111,19 @@ def export_call(
         raise UnknownName(f"{path}: the suffix decides the format, and {path.suffix!r} is none; known: {known}")
     if path.is_dir():
         raise BadInput(f"{path}: is a folder; name a file in it")
+    if int8 is not None and path.suffix not in SUFFIXES:
+        raise BadInput(f"{path}: int8 files are {' or '.join(SUFFIXES)}; give such a name, or leave int8 out")
     if not is_utf8(os.path.abspath(path)):  # ONNX's own error is unclear, and torch.export's writer aborts
         raise BadInput(f"{path}: the libraries that write it take names in UTF-8 alone; give another")
     # Tracing changes modules' classes while it runs. A model that another thread runs meanwhile would be traced too.
     with ONE_AT_A_TIME:
-        return _checked_file(_plain_copy(model), call, path, check, extras or Extras())
+        return _checked_file(_plain_copy(model), call, path, check, extras or Extras(), int8)
 
 
-def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | None, extras: Extras) -> Exported:
-    """Run the model, write the file, open and compare it, then move it into place."""
+def _checked_file(
+    plain: nn.Module, call: Dynamic, path: Path, check: Check | None, extras: Extras, int8: Int8 | None
+) -> Exported:
+    """Run the model, write the file, open and compare it, quantise it if asked, then move it into place."""
     args, kwargs = call.frame.join(call.tensors)
     with torch.no_grad(), explained(f"inputs {call.given}"):
         answer = plain(*cloned(args), **cloned(kwargs))
@@ -109,12 +136,16 @@ def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | No
         exact = InFloat64(plain)
         verified = tuple(_verify(plain, exact, runtime, call, look, path) for look in looks)
         names = _named_so(runtime, names, call, Reference(exact, args, kwargs, answer), path)
-        metrics = _metrics(check, plain, runtime, path) if check is not None else {}
+        metrics, lost = _metrics(check, plain, runtime, path) if check is not None and int8 is None else {}, None
         del runtime  # the file must not stay mapped while it is moved
+        if int8 is not None:
+            opened = partial(_open_int8, plain, draft, answer, names, call, looks)
+            compared = None if check is None else partial(_compared, check, _named(check(plain)))
+            lost, metrics = quantise(draft, plain, call, int8, opened, compared, extras.facts)
         for name, text in extras.files.items():
             (folder / name).write_text(text, encoding="utf-8")
         files = move_into_place(folder, path)
-    return Exported(path, FORMATS[path.suffix], files, call.dynamic, *names, verified, metrics)
+    return Exported(path, FORMATS[path.suffix], files, call.dynamic, *names, verified, metrics, lost)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
@@ -200,6 +231,27 @@ def _open(plain: nn.Module, draft: Path, answer: Any) -> Runtime:
     return Runtime(run, outputs=frame, dtypes=[t.dtype for t in tensors], like=plain)
 
 
+def _open_int8(
+    plain: nn.Module, draft: Path, answer: Any, names: Names, call: Dynamic, looks: Sequence[Look]
+) -> Runtime:
+    """Open an int8 file. Raises ExportMismatch if it has other names, or does not run at all sizes."""
+    runtime = _open(plain, draft, answer)
+    if (found := (tuple(runtime.run.inputs), tuple(runtime.run.outputs))) != names:
+        raise ExportMismatch(f"{draft.name} in int8 has the names {found}, not {names}; nothing was written")
+    for sizes, kinds in looks:
+        args, kwargs, expected = _asked(plain, call, sizes, kinds[0])
+        try:
+            given = runtime(*args, **kwargs)
+        except Exception as error:
+            line = first_line(error)
+            raise ExportMismatch(
+                f"{draft.name} in int8 does not run at {sizes}: {line}; nothing was written"
+            ) from error
+        if not math.isfinite(relative_squared_error(*(Frame.split(each)[0] for each in (expected, given)))):
+            raise ExportMismatch(f"{draft.name} in int8 gives other shapes or NaN at {sizes}; nothing was written")
+    return runtime
+
+
 def _named_so(runtime: Runtime, names: Names, call: Dynamic, model: Reference, path: Path) -> Names:
     """Return the names in the file. Raises ExportMismatch if a name is wrong or leads to the wrong tensor."""
     run = runtime.run
@@ -255,11 +307,7 @@ def _asked(plain: nn.Module, call: Dynamic, sizes: Sizes, kind: str) -> tuple[An
 
 def _metrics(check: Check, plain: nn.Module, runtime: Runtime, path: Path) -> dict[str, tuple[float, float]]:
     """Return the task metrics of the model and of the file. Raises ExportMismatch if they differ."""
-    ours, theirs = _named(check(plain)), _named(check(runtime))
-    if not ours:
-        raise BadInput("check gave no number for the model, so nothing was compared; return one, or {name: number}")
-    missing = float("nan")
-    found = {name: (ours.get(name, missing), theirs.get(name, missing)) for name in {**ours, **theirs}}
+    found = _compared(check, _named(check(plain)), runtime)
     for name, (a, b) in found.items():
         if not (abs(a - b) <= METRIC_TOLERANCE):  # a NaN on either side must not pass
             raise ExportMismatch(
@@ -267,6 +315,14 @@ def _metrics(check: Check, plain: nn.Module, runtime: Runtime, path: Path) -> di
                 " nothing was written"
             )
     return found
+
+
+def _compared(check: Check, ours: Mapping[str, float], runtime: nn.Module) -> dict[str, tuple[float, float]]:
+    """Name -> (the model's, the file's); NaN where one of the two has no such metric."""
+    if not ours:
+        raise BadInput("check gave no number for the model, so nothing was compared; return one, or {name: number}")
+    theirs, missing = _named(check(runtime)), float("nan")
+    return {name: (ours.get(name, missing), theirs.get(name, missing)) for name in {**ours, **theirs}}
 
 
 def _named(value: float | Mapping[str, float]) -> dict[str, float]:
