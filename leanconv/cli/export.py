@@ -62,8 +62,8 @@ def command(
     (a classifier's: top-1) on validation images, and in the classes of pixels. If it does not, nothing is written.
 
     --int8 takes ranges from the images of the train split, and measures the loss of Dice or top-1 on --split. Where the
-    images have no labels, it is the loss of agreement with the network; for a MODEL, or with --raw, the relative squared
-    error of the outputs. Above --max-loss nothing is written, and the layers that cost most are named.
+    images have no labels, it is the loss of agreement with the network. For a MODEL, or with --raw, it is the relative
+    squared error of the outputs. Above --max-loss nothing is written, and the layers that cost most are named.
     """
     check_own(path, overwrite, *(path.parent / name for name in _weights_of(path)))
     if not int8:

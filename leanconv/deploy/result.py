@@ -89,11 +89,12 @@ class Exported:
             title=f"{self.path} ({self.format}, {size / 1e6:.1f} MB), dynamic axes: {open_axes}{which}",
         )
         if self.metrics:
-            allowed = f"{self.int8.limit if self.int8 else METRIC_TOLERANCE:.1e}"
+            lost, most = ("loss", self.int8.limit) if self.int8 else ("difference", METRIC_TOLERANCE)
             lines = [
-                [name, f"{a:.4f}", f"{b:.4f}", f"{abs(a - b):.1e}", allowed] for name, (a, b) in self.metrics.items()
+                [name, f"{a:.4f}", f"{b:.4f}", f"{a - b if self.int8 else abs(a - b):.1e}", f"{most:.1e}"]
+                for name, (a, b) in self.metrics.items()
             ]
-            text += "\n" + table(["metric", "model", "file", "difference", "allowed"], lines)
+            text += "\n" + table(["metric", "model", "file", lost, "allowed"], lines)
         if self.int8:
             text += f"\n{self.int8}"
         scripts = [str(path) for path in self.files if path.suffix == ".py"]

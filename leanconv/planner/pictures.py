@@ -49,6 +49,14 @@ def camera_frames(ref: str, run: RunFolder, split: str, most: int = MOST) -> lis
     ]
 
 
+def run_of(reference: str) -> RunFolder | None:
+    """The run folder that a model reference names, whose task and size its data is read by."""
+    if not os.path.isdir(reference):
+        return None
+    run = RunFolder.open(reference)
+    return run if run.read_model().task else None
+
+
 def of_size(batches: Sequence[Tensor], height: int, width: int) -> list[Tensor]:
     """The pictures `N 3 H W` in one size: larger ones are cut to their middle, smaller ones mirrored."""
     found = []
