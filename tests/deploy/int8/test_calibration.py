@@ -40,7 +40,12 @@ def test_the_loss_is_the_relative_squared_error():
 def test_what_no_loss_can_be_given_for_is_infinite():
     model = net()
     found = Calibration(model, torch.randn(1, 3, 9, 9), torch.randn(2, 3, 9, 9))
-    forms = (lambda x: model(x) * math.nan, lambda x: model(x)[0], lambda x: model(x).double(), lambda x: (model(x),) * 2)
+    forms = [
+        lambda x: model(x) * math.nan,
+        lambda x: model(x)[0],
+        lambda x: model(x).double(),
+        lambda x: (model(x),) * 2,
+    ]
     assert [found.loss(form) for form in forms] == [math.inf] * 4
 
 

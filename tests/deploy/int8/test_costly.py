@@ -18,7 +18,7 @@ def costs(model, x, data, **named):
 def test_the_layer_behind_a_channel_that_is_much_larger_costs_most():
     x, data = torch.rand(2, 3, 24, 24), torch.rand(4, 3, 24, 24)
     found = costs(built(1000.0), x, data)
-    assert [layer.name for layer in found][0] == "mid.0"
+    assert found[0].name == "mid.0"
     assert {layer.name for layer in found} == {"stem.0", "mid.0", "head"}
     assert found[0].loss > 20 * found[1].loss
     even = costs(built(), x, data)
