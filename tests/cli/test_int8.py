@@ -63,12 +63,12 @@ def test_a_runs_file_in_int8_and_infer(leanconv, photos, tmp_path, suffix):  # n
 
 
 @pytest.mark.slow
-def test_a_run_that_int8_spoils_is_refused_with_the_layer(leanconv, tmp_path):
+def test_a_run_that_int8_spoils_is_refused_with_the_layer(leanconv, alone, tmp_path):
     run = segmenter(tmp_path / "run")
     _, layer = spoilt(run)
-    code, _, err = leanconv("export", run.path, tmp_path / "ship" / "model.xml", "--int8")
+    code, _, err = leanconv("export", run.path, tmp_path / "ship" / "model.xml", "--int8", "--data", alone)
     assert code == 1
-    assert "of val Dice, which is" in err
+    assert "of Dice with the float masks, which is" in err
     assert f"int8 costs most in network.{layer} (" in err
     assert list((tmp_path / "ship").iterdir()) == []
 
