@@ -124,7 +124,7 @@ def _check(model: nn.Module, dtype: torch.dtype | None, budget_s: float) -> None
     if has_lazy(model):
         raise BadInput("the model has lazy layers that know no sizes yet: call it once before optimize")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype is torch.int8)):
-        raise BadInput(f"dtype={dtype!r}: must be torch.int8 or a floating-point type, for example torch.bfloat16")
+        raise BadInput(f"dtype={dtype!r}: must be a floating-point type, for example torch.bfloat16, or torch.int8")
     if not budget_s > 0:
         raise BadInput(f"budget_s={budget_s}: must be more than 0 seconds")
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
