@@ -5,12 +5,12 @@
     python -m benchmarks.fused_engine --show
 
 Peers are OpenVINO, ONNX Runtime, torch.compile, eager channels_last, ncnn and XNNPACK (benchmarks/other_runtimes.py);
-one that is not installed is named with the command that installs it. Engines are prepared as in `optimize`, then timed in turns in one process. Peers far behind their model's best leave
-after a few rounds. `--clock process` counts the process's CPU time. It stays comparable on a busy machine if each
+one that is not installed is named with the command that installs it. Engines are prepared as in `optimize`, then timed
+in turns in one process. Peers far behind their model's best leave after a few rounds. `--clock process` counts the process's CPU time. It stays comparable on a busy machine if each
 engine has one thread. `--against` adds another model, for example the dense U-Net beside the SPLConv one. A model
 "MODEL to OPERATOR" is swapped by `plan` and `apply_`. The column "of the floor" is the network's roofline floor
-(leanconv/engine/fused/roofline.py) over the time; "of the peak" is the share of the peak flops. The script prints the tables and updates
-benchmarks/results/fused_engine.json after every model. `--show` prints that file as one table.
+(leanconv/engine/fused/roofline.py) over the time; "of the peak" is the share of the peak flops. The script prints the
+tables and updates benchmarks/results/fused_engine.json after every model. `--show` prints that file as one table.
 """
 
 import argparse
@@ -34,6 +34,8 @@ from leanconv.table import table
 
 RESULT = Path(__file__).parent / "results" / "fused_engine.json"
 ENGINES = ["fused", "openvino", "onnxruntime", "compile", "channels_last", *OTHERS]
+# Calibration pictures of int8, and the loss up to which a form is timed.
+PICTURES, MOST_LOST = 8, 0.05
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,16 @@ class Row:
     dtype: str = "float32"
     clock: str = "wall"
 
-    def input(self) -> Tensor:
+    def input(self, batch: int = 0) -> Tensor:
         height, _, width = self.size.partition("x")
-        return torch.randn(self.batch, 3, int(height), int(width or height))
+        return torch.randn(batch or self.batch, 3, int(height), int(width or height))
+
+    def type(self) -> dict[str, Any]:
+        """The arguments of `compare_engines` for the dtype. These networks are untrained, so noise calibrates them."""
+        if self.dtype == "float32":
+            return {}
+        calibration = {"data": self.input(PICTURES), "max_loss": MOST_LOST} if self.dtype == "int8" else {}
+        return {"dtype": getattr(torch, self.dtype), **calibration}
 
     def same(self, entry: dict[str, Any]) -> bool:
         """Whether a result belongs to this row. The oldest results have a number for `size` and no dtype."""
@@ -76,6 +85,11 @@ SETS = {
         Row(f"{_UNET}splconv", f"{_UNET}conv", "512", threads=2),
         Row(f"{_UNET}splconv", f"{_UNET}conv", "256", dtype="bfloat16"),
         Row(f"{_UNET}splconv", f"{_UNET}conv", "512", dtype="bfloat16"),
+    ],
+    # In int8, each on every engine's own; losses are printed beside the times.
+    "int8": [
+        Row(f"{_UNET}splconv", f"{_UNET}conv", "256", dtype="int8"),
+        Row("timm:mobilenetv3_small_100", dtype="int8"),
     ],
     # Other widths, odd sizes, residual additions. The engine was never tuned on these.
     "untuned": [
@@ -118,7 +132,7 @@ def measured(row: Row, engines: list[str], seconds: float, blocks: bool) -> dict
         row.input(),
         engines=[name for name in engines if name not in OTHERS],
         others=[OTHERS[name] for name in engines if name in OTHERS],
-        dtype=None if row.dtype == "float32" else getattr(torch, row.dtype),
+        **row.type(),
         budget_s=seconds,
         clock=row.clock,
         progress=lambda what, done: progress(f"{what}, {done:.0%}"),
