@@ -20,6 +20,7 @@ from leanconv.engine.fused.ir.kinds.call import Call, Ref
 from leanconv.engine.fused.ir.kinds.data_movement import Cat, Pad, Shuffle, Slice
 from leanconv.engine.fused.ir.kinds.elementwise import Activation, Add, Affine, Cast, Scale
 from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
+from leanconv.engine.fused.ir.kinds.integer import Dequantize, Integer, Quantize
 from leanconv.engine.fused.ir.kinds.linear import Linear
 from leanconv.engine.fused.ir.kinds.max_pool import MaxPool
 from leanconv.engine.fused.ir.kinds.reductions import Average, Sum
@@ -116,7 +117,7 @@ IMPLEMENTATIONS: dict[type[Op], list[Implementation]] = {
         Implementation("kernel+onednn", _kernel_then_onednn, of_target=True),
     ],
     Call: [Implementation("aten", _call)],
-    **{kind: [IN_TORCH, KERNEL] for kind in (GatedSum, Upsample, MaxPool)},
+    **{kind: [IN_TORCH, KERNEL] for kind in (GatedSum, Upsample, MaxPool, Integer, Quantize, Dequantize)},
     **{
         kind: [IN_TORCH]
         for kind in (Activation, Add, Affine, Average, Cast, Cat, Linear, Pad, Scale, Shuffle, Slice, Sum)

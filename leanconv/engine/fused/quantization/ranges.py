@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from leanconv.ops.quantized import LEVELS, Quant
+from leanconv.ops.quantized import Quantization
 
+LEVELS = 255  # steps between the least and the largest of the 256 numbers
 BINS = 1024  # of an image's histogram, over its own range
 NUMBERS = 1 << 16  # of an image that its histogram counts
 IMAGES = 64  # whose votes are kept; later ones are not looked at
@@ -49,9 +50,9 @@ class Observed:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def quant(self) -> Quant:
+    def quantization(self) -> Quantization:
         """The levels of the best interval."""
-        return Quant.of_range(*self.interval())
+        return of_range(*self.interval())
 
     def interval(self) -> tuple[float, float]:
         """The interval with the least average vote. It holds 0. (0, 0) for a value that is 0 or was never seen."""
@@ -80,6 +81,15 @@ def _part(image: Tensor) -> Tensor:
     while math.gcd(step, len(image)) > 1:
         step += 1
     return numbers[::step]
+
+
+def of_range(low: float, high: float) -> Quantization:
+    """The quantization whose 256 numbers cover the interval. It holds 0 exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = (high - low) / LEVELS
+    if not 1e-30 < step < math.inf:
+        return Quantization(1.0)
+    return Quantization(step, min(LEVELS, max(0, round(-low / step))))
 
 
 class _Votes:
