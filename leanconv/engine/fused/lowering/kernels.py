@@ -48,7 +48,7 @@ class KernelRun:
     def __init__(self, node: Node, bound: Bound, form: Form) -> None:
         self.bound, self.average = bound, form.average
         self._op = node.op
-        self.gate = isinstance(node.op, Block) and node.op.gate or isinstance(node.op, Integer) and node.op.gated
+        self.gate = isinstance(node.op, Block | Integer) and node.op.gate
 
     def maps(self, inputs: Sequence[T]) -> list[T | None]:
         return self._op.maps(inputs)

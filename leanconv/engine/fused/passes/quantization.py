@@ -49,9 +49,8 @@ def _from_averages(graph: Graph) -> set[Node]:
     """Averages and sums over maps, and what is computed from them alone."""
     found: set[Node] = set()
     for node in graph.nodes:
-        if isinstance(node.op, Average | AverageOf | Sum | Constant | Size):
-            found.add(node)
-        elif node.inputs and found.issuperset(node.inputs):
+        made = node.inputs and found.issuperset(node.inputs)
+        if made or isinstance(node.op, Average | AverageOf | Sum | Constant | Size):
             found.add(node)
     return found
 
@@ -79,12 +78,35 @@ def ties(graph: Graph) -> dict[Node, Node]:
     return group
 
 
-def quantize(graph: Graph, chosen: Set[Node], levels: Levels) -> tuple[Graph, dict[Node, Node]]:
-    """A new graph in which the `chosen` nodes compute in integers, and the new node of each old one.
+class Quantizer:
+    """A float graph with its quantizations. Weights are rounded once, however often the graph is rewritten.
 
-    Raises: BadInput where a chosen node's quantizations do not go with its form.
+    Attributes:
+        nodes: those that can compute in integers.
+        left_out: other convolutions -> why their quantizations do not go with their form.
     """
-    return _Rewriting(graph, chosen, levels).done()
+
+    def __init__(self, graph: Graph, levels: Levels) -> None:
+        self.graph, self.levels = graph, levels
+        self._made: dict[tuple[Node, bool], Integer] = {}
+        self.nodes: list[Node] = []
+        self.left_out: dict[Node, str] = {}
+        for node in quantizable(graph):
+            try:
+                self.integer(node)
+                self.nodes.append(node)
+            except BadInput as error:
+                self.left_out[node] = str(error)
+
+    def integer(self, node: Node, *, wide: bool = False) -> Integer:
+        """The integer primitive that stands for a float node. `wide`: its result is float32."""
+        if (node, wide) not in self._made:
+            self._made[node, wide] = integer(node, self.levels, wide=wide)
+        return self._made[node, wide]
+
+    def rewrite(self, chosen: Set[Node]) -> tuple[Graph, dict[Node, Node]]:
+        """A new graph in which the `chosen` nodes compute in integers, and the new node of each old one."""
+        return _Rewriting(self, chosen).done()
 
 
 def integer(node: Node, levels: Levels, *, wide: bool = False) -> Integer:
@@ -131,9 +153,8 @@ def _passed_on(
 class _Rewriting:
     """The new graph while it is built, in the order of the old one."""
 
-    graph: Graph
+    source: Quantizer
     chosen: Set[Node]
-    levels: Levels
     made: dict[Node, Node] = field(default_factory=dict)  # old -> new
     nodes: list[Node] = field(default_factory=list)
     _converted: dict[Node, Node] = field(default_factory=dict)  # new -> the same map in the other type
@@ -141,18 +162,18 @@ class _Rewriting:
     _narrow: set[Node] = field(default_factory=set)  # old maps that are read in uint8
 
     def done(self) -> tuple[Graph, dict[Node, Node]]:
-        for node in reversed(self.graph.nodes):
+        for node in reversed(self.source.graph.nodes):
             if node in self.chosen:
                 for x in maps_of(node):
                     self._read[x] = self._read.get(x, 0) + 1
                     self._narrow.add(x)
             elif moves(node) and node in self._narrow:
                 self._narrow |= {*node.inputs}
-        for node in dict.fromkeys((*self.graph.inputs, *self.graph.nodes)):
+        for node in dict.fromkeys((*self.source.graph.inputs, *self.source.graph.nodes)):
             self.made[node] = self._new(node)
-        inputs = [self.made[node] for node in self.graph.inputs]
-        outputs = [self._wide(node) for node in self.graph.outputs]
-        made = Graph(self.nodes, inputs, outputs, dict(self.graph.left_out), self.graph.source)
+        inputs = [self.made[node] for node in self.source.graph.inputs]
+        outputs = [self._wide(node) for node in self.source.graph.outputs]
+        made = Graph(self.nodes, inputs, outputs, dict(self.source.graph.left_out), self.source.graph.source)
         made.tidy()
         return made, self.made
 
@@ -173,8 +194,8 @@ class _Rewriting:
         """The quantization of all that a node moves; None where some of it is float32, or not alike."""
         if any(self.made[x].dtype != torch.uint8 for x in node.inputs):
             return None
-        by = {self.levels.of[x] for x in node.inputs}
-        return by.pop() if len(by) == 1 and by == {self.levels.of.get(node)} else None
+        by = {self.source.levels.of[x] for x in node.inputs}
+        return by.pop() if len(by) == 1 and by == {self.source.levels.of.get(node)} else None
 
     def _moved(self, node: Node, by: Quantization) -> Node:
         inputs = [self.made[x] for x in node.inputs]
@@ -184,8 +205,8 @@ class _Rewriting:
         return self._add(replace(node, op=Integer(form, (), repr(node.op)), inputs=inputs, dtype=torch.uint8))
 
     def _integer(self, node: Node) -> Node:
-        wide = node not in self._narrow and not node.op.average  # type: ignore[attr-defined]
-        op, maps = integer(node, self.levels, wide=wide), {*maps_of(node)}
+        wide = node not in self._narrow and not self.source.integer(node).average
+        op, maps = self.source.integer(node, wide=wide), {*maps_of(node)}
         inputs = [self._bytes(x) if x in maps else self._wide(x) for x in node.inputs]
         return self._add(replace(node, op=op, inputs=inputs, dtype=op.form.dtype))
 
@@ -194,14 +215,14 @@ class _Rewriting:
         here = self.made[node]
         if here.dtype == torch.uint8 or self._read[node] == 1:
             return here
-        return self._convert(here, Quantize(self.levels.of[node]), torch.uint8, "bytes")
+        return self._convert(here, Quantize(self.source.levels.of[node]), torch.uint8, "bytes")
 
     def _wide(self, node: Node) -> Node:
         """The value in the type of the float graph."""
         here = self.made[node]
         if here.dtype == node.dtype:
             return here
-        return self._convert(here, Dequantize(self.levels.of[node]), node.dtype, "float")
+        return self._convert(here, Dequantize(self.source.levels.of[node]), node.dtype, "float")
 
     def _convert(self, here: Node, op: Quantize | Dequantize, dtype: torch.dtype, word: str) -> Node:
         """One conversion for all readers."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from leanconv.engine.fused.execution.program import Program
-from leanconv.engine.fused.ir.graph import Graph, Node
+from leanconv.engine.fused.ir.graph import Graph
 from leanconv.engine.fused.lowering.primitives import primitive
 from leanconv.engine.fused.passes.quantization import Levels, maps_of, moves, quantizable, ties
 from leanconv.engine.fused.quantization.ranges import Observed

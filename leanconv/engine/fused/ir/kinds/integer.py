@@ -38,11 +38,11 @@ class Integer(TorchOp):
 
     def operand_dtypes(self, node: Node) -> list[torch.dtype]:
         read = [x for x in self.maps(node.inputs) if x is not None]
-        gate = node.inputs[-1] if self.gated else None
+        gate = node.inputs[-1] if self.gate else None
         return [torch.uint8 if x in read and x is not gate else torch.float32 for x in node.inputs]
 
     @property
-    def gated(self) -> bool:
+    def gate(self) -> bool:
         """Whether its last input is a gate of numbers, `N M 1 1`."""
         return isinstance(self.form.form, Separable) and self.form.form.gate
 
@@ -72,7 +72,7 @@ class Integer(TorchOp):
         if not hasattr(kind, "residual"):
             return found
         found.append(inputs[count] if self.form.addend is not None else None)
-        return [*found, inputs[-1] if self.gated else None] if isinstance(kind, Separable) else found
+        return [*found, inputs[-1] if self.gate else None] if isinstance(kind, Separable) else found
 
     def averages(self, inputs: Sequence[T]) -> list[T]:
         count = len(self.form.inputs)
@@ -83,7 +83,7 @@ class Integer(TorchOp):
 
         def run(*inputs: Tensor) -> Any:
             maps = self.maps(inputs)
-            if self.gated:
+            if self.gate:
                 maps[-1] = inputs[-1].flatten(1)
             y, average = primitive(form, maps, weights, [x.flatten(1) for x in self.averages(inputs)])
             return (y, average[:, :, None, None]) if form.average else y
