@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from leanconv.engine.fused.ir.graph import Graph, Node
 from leanconv.engine.fused.ir.kinds.block import Block
@@ -31,10 +32,14 @@ from leanconv.ops.separable import Separable
 
 
 class Levels(NamedTuple):
-    """The quantizations of a float graph: of each map, and of the maps inside each block in the order of its form."""
+    """The quantizations of a float graph: of each map, and of the maps inside each block in the order of its form.
+
+    `weights`: those of blocks whose inner maps were equalized; other blocks have their own.
+    """
 
     of: dict[Node, Quantization]
     inner: dict[Node, tuple[Quantization, ...]]
+    weights: dict[Node, list[Tensor]] = {}
 
 
 def quantizable(graph: Graph) -> list[Node]:
@@ -126,7 +131,7 @@ def integer(node: Node, levels: Levels, *, wide: bool = False) -> Integer:
         *inputs, addend = maps
     inner = _passed_on(form, tuple(inputs), levels.inner.get(node, ()))
     made = Quantized(form, tuple(inputs), None if wide else levels.of[node], inner, addend)  # type: ignore[arg-type]
-    return Integer(made, tuple(integer_weights(made, weights)), repr(node.op))
+    return Integer(made, tuple(integer_weights(made, levels.weights.get(node, weights))), repr(node.op))
 
 
 def _passed_on(

@@ -147,7 +147,7 @@ class Search:
         if node in self.quantizer.left_out:
             return self.quantizer.left_out[node]
         if node in self.harms and node in fast:
-            return f"int8 alone costs {self.harms[node]:.2g} ({self.calibration.how})"
+            return f"int8 in it alone is a relative squared error of {self.harms[node]:.2g} in the output"
         wide, narrow = self.times.wide.get(node, 0.0), self.times.narrow.get(node, math.inf)
         if narrow == math.inf:
             return self._no_kernel(node)

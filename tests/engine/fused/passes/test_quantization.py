@@ -106,7 +106,7 @@ def test_one_block_in_float32_and_one_alone_in_integers(kept):
 
 
 NETWORKS = ["unet?base=8&levels=1&conv=" + conv for conv in (
-    "conv", "splconv", "spconv", "hetconv(part=4)", "fuseconv", "group_pointwise", "spatial_bottleneck", "xsepconv",
+    "conv", "splconv", "spconv", "hetconv(part=4)", "fuseconv", "group_pointwise", "spatial_bottleneck", "sic",
 )]  # fmt: skip
 ZOO = ["mobilenetv3_small_050", "resnet18", "convnext_atto"]
 
@@ -183,7 +183,7 @@ def test_whole_numbers_are_exact():
     assert largest <= 127, "the test's weights leave the levels"
     steps = Quantization(1.0, 128)
     levels = Levels(
-        {y: steps for y in graph.nodes},
+        dict.fromkeys(graph.nodes, steps),
         {node: (steps,) * sum(len(stage.stages) if hasattr(stage, "stages") else 1 for stage in node.op.stages[:-1])
          for node in quantizable(graph) if isinstance(node.op, Block)},
     )  # fmt: skip
