@@ -33,6 +33,10 @@ _RUNTIME_FILES = (
     "gated_sum",
     "normalized_gated_sum",
     "pointwise",
+    "int8",
+    "int8_maps",
+    "int8_product",
+    "int8_stencil",
 )
 _RUNTIME_FLAGS, _STUB_FLAGS = ("-O3", "-march=native", "-fPIC"), ("-O1", "-fPIC")
 _FUNCTIONS = ("lc_sizes", "lc_run", "lc_batch", "lc_gates", "lc_copy", "lc_malloc", "lc_free", "lc_training_size")
@@ -64,7 +68,7 @@ def _kernel_source() -> str:
 @functools.lru_cache(1)
 def _runtime_source() -> str:
     """What the runtime's library depends on."""
-    return _hashed([*RUNTIME.glob("*.c"), *RUNTIME.glob("*.h")], _RUNTIME_FLAGS)
+    return _hashed([*RUNTIME.glob("*.c"), *RUNTIME.glob("*.h")], (_RUNTIME_FLAGS, _flags_of("int8")))
 
 
 def _hashed(files: Iterable[Path], tools: tuple[object, ...]) -> str:
@@ -94,6 +98,11 @@ def _cc(arguments: list[str], folder: Path) -> None:
         raise CannotBuild(f"{compiler()} wrote nothing to {made.name}")
 
 
+def _flags_of(name: str) -> list[str]:
+    """Integers go with float32 that is rounded step by step: no sum takes a product that was not rounded."""
+    return ["-ffp-contract=off"] if name.startswith("int8") else []
+
+
 @functools.lru_cache(1)
 def runtime() -> ctypes.CDLL | None:
     """The library of the C files in `runtime/`, built if need be; None without a C compiler or a folder for it.
@@ -110,7 +119,10 @@ def runtime() -> ctypes.CDLL | None:
             def make(path: Path, extra: list[str] = extra, linked: list[str] = linked) -> None:
                 codes = [str(path.with_name(f"{path.stem}-{name}.o")) for name in _RUNTIME_FILES]
                 for name, code in zip(_RUNTIME_FILES, codes, strict=True):
-                    _cc([*_RUNTIME_FLAGS, *extra, "-c", str(RUNTIME / f"{name}.c"), "-o", code], path.parent)
+                    _cc(
+                        [*_RUNTIME_FLAGS, *_flags_of(name), *extra, "-c", str(RUNTIME / f"{name}.c"), "-o", code],
+                        path.parent,
+                    )
                 _cc(["-shared", *codes, *linked, "-lm", "-lpthread", "-o", str(path)], path.parent)
 
             try:
