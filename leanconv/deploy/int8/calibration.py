@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from leanconv.convert.fit.batches import Batches
 from leanconv.deploy.calls import Frame
+from leanconv.deploy.program import Axes
 from leanconv.errors import BadInput
 from leanconv.running import Call, Inputs, as_call, cloned, explained, shapes, untouched_random
 
 MAX_LOSS = 0.005
-# As many pictures are read as have so many pixels, within these bounds.
-PIXELS, FEWEST, MOST = 1 << 21, 8, 128
+# As many pictures are read as have so many numbers (32 of 256 x 256 pixels in colour), within these bounds.
+NUMBERS, FEWEST, MOST = 6 << 20, 8, 128
 Metric = Callable[[nn.Module], float]
 ERROR, CLASSES, METRIC = "relative squared error", "share of other classes", "loss of the metric"
 
@@ -43,6 +44,7 @@ class Calibration:
         *,
         metric: Metric | None = None,
         max_loss: float = MAX_LOSS,
+        axes: Axes | None = None,
     ) -> None:
         """Read the data.
 
@@ -51,13 +53,14 @@ class Calibration:
             inputs: as of `optimize`; its shapes are those of all calls.
             data: a tensor of pictures, a list of batches or a DataLoader; labels behind the inputs are left out.
             metric: `metric(form) -> number`, higher is better. The form takes what the model takes.
+            axes: dimensions that a form takes in any size. Then the calls have the sizes of the data.
         Raises: BadInput for no data, other shapes or dtypes, NaN, or a `max_loss` that is no number above 0.
         """
         if isinstance(max_loss, bool) or not isinstance(max_loss, int | float) or not 0 < max_loss < math.inf:
             raise BadInput(f"max_loss={max_loss!r}: must be a number above 0, for example {MAX_LOSS}")
         if metric is not None and not callable(metric):
             raise BadInput(f"metric is a {type(metric).__name__}; give a function of the model that returns a number")
-        self._model, self._metric, self.limit = model, metric, float(max_loss)
+        self._model, self._metric, self.limit, self._axes = model, metric, float(max_loss), axes or {}
         self._like, self._frame = Frame.split(_named_in_order(as_call(inputs)))
         with untouched_random():
             self.tensors, self.pictures = self._read(data)
@@ -67,6 +70,7 @@ class Calibration:
             if any(not bool(t.isfinite().all()) for t in answer if t.is_floating_point()):
                 raise BadInput("the model's answers to the calibration data have NaN or infinite numbers in them")
         self._own = None if metric is None else self._measured(model)
+        self._last: tuple[Any, float] = (None, 0.0)  # an engine may ask for the loss of the form that it returns
         floating = all(t.is_floating_point() for t in self._answers[0])
         self.how = METRIC if metric is not None else ERROR if floating else CLASSES
 
@@ -76,9 +80,15 @@ class Calibration:
 
     def loss(self, form: Callable[..., Any]) -> float:
         """The loss of a form with the model's call signature. Infinite for NaN or another structure of the answer."""
-        if self._own is not None:
-            found = self._measured(form)
-            return self._own - found if math.isfinite(found) else math.inf
+        if self._last[0] is not form:
+            self._last = (form, self._error(form) if self._own is None else self._lost(form, self._own))
+        return self._last[1]
+
+    def _lost(self, form: Callable[..., Any], own: float) -> float:
+        found = self._measured(form)
+        return own - found if math.isfinite(found) else math.inf
+
+    def _error(self, form: Callable[..., Any]) -> float:
         sums = Loss()
         with torch.no_grad():
             for tensors, answer in zip(self.tensors, self._answers, strict=True):
@@ -87,6 +97,26 @@ class Calibration:
 
     def accepts(self, loss: float) -> bool:
         return loss <= self.limit
+
+    def refusal(self, loss: float) -> str:
+        """The words for a form whose loss is above the limit."""
+        return f"refused: {self.how} {loss:.2g}, allowed {self.limit:g}"
+
+    @property
+    def judged(self) -> str:
+        """What the loss is, in one line."""
+        if self._own is not None:
+            return f"int8: error is the loss of the metric, which is {self._own:.4g} in float"
+        return f"int8: error is the {self.how} on {self.pictures} picture{'s' * (self.pictures != 1)} of the data"
+
+    def agrees(self, form: Callable[..., Any], answer: Any, given: Any) -> bool:
+        """Whether an int8 form's answer to another call is as near to the float model's as on the calibration data.
+
+        Up to twice its error there, and always up to the limit where there is no metric.
+        """
+        error = relative_squared_error(*(Frame.split(each)[0] for each in (answer, given)))
+        allowed = 0.0 if self._own is not None else self.limit
+        return error <= allowed or error <= 2 * self._error(form)
 
     def _run(self, form: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
         args, kwargs = cloned(self._frame.join(tensors))  # a model may write into its inputs
@@ -113,26 +143,22 @@ class Calibration:
                 "int8 takes its ranges from calibration data, and there is none: pass data=, a few dozen inputs as the "
                 "model takes them (a tensor, a list of batches or a DataLoader); labels are not needed"
             )
-        most = self._most()
         found: list[list[Tensor]] = []
-        pictures = 0
+        pictures, left = 0, NUMBERS
         for number, batch in enumerate(Batches(data, self._model), 1):
             tensors, frame = Frame.split(_named_in_order(as_call(batch), self._frame_names()))
             self._check(tensors, frame, number)
-            for piece, count in self._pieces(tensors, most - pictures):
+            size = max(1, sum(t.numel() for t in tensors) // max(1, len(tensors[0]) if tensors[0].dim() else 1))
+            most = min(MOST - pictures, max(FEWEST - pictures, left // size))
+            for piece, count in self._pieces(tensors, max(1, most)):
                 found.append(piece)
-                pictures += count
-            if pictures >= most:
+                pictures, left = pictures + count, left - count * size
+            if pictures >= MOST or (pictures >= FEWEST and left < size):
                 break
         return found, pictures
 
     def _frame_names(self) -> list[str]:
         return list(self._frame.join(self._like)[1])
-
-    def _most(self) -> int:
-        image = next((t for t in self._like if t.dim() == 4), None)
-        pixels = image.shape[2] * image.shape[3] if image is not None else 1
-        return min(MOST, max(FEWEST, PIXELS // max(1, pixels)))
 
     def _check(self, tensors: Sequence[Tensor], frame: Frame, number: int) -> None:
         """Raises BadInput for a batch that is not like the inputs in all but its number of rows."""
@@ -141,17 +167,21 @@ class Calibration:
                 f"batch {number} of data has the tensors {shapes(list(tensors))}, the inputs {shapes(self._like)}: "
                 "give batches as the model takes them"
             )
-        for have, like in zip(tensors, self._like, strict=True):
+        for index, (have, like) in enumerate(zip(tensors, self._like, strict=True)):
+            free = {0, *self._axes.get(index, ())}
             if have.dtype != like.dtype:
                 wanted = str(like.dtype).removeprefix("torch.")
                 raise BadInput(
                     f"batch {number} of data is {str(have.dtype).removeprefix('torch.')}, the inputs are {wanted}: "
                     "give data as the model takes it"
                 )
-            if have.dim() != like.dim() or have.shape[1:] != like.shape[1:]:
+            if have.dim() != like.dim() or any(
+                have.shape[dim] != like.shape[dim] for dim in range(like.dim()) if dim not in free
+            ):
+                what = "height, width and rows" if len(free) > 1 else "the number of rows"
                 raise BadInput(
                     f"batch {number} of data has the shape {tuple(have.shape)}, the inputs {tuple(like.shape)}: only "
-                    "the number of rows may differ; crop or resize the data, or give inputs of its size"
+                    f"{what} may differ; crop or resize the data, or give inputs of its size"
                 )
 
     def _pieces(self, tensors: Sequence[Tensor], left: int) -> Iterator[tuple[list[Tensor], int]]:
@@ -166,6 +196,8 @@ class Calibration:
             yield list(tensors), 1
             return
         count, size = min(rows.pop(), left), wanted.pop()
+        if 0 in self._axes.get(0, ()):
+            size = count
         for start in range(0, count, size):
             index = torch.arange(start, start + size) % count
             yield [t[index.to(t.device)] if t.dim() else t for t in tensors], min(size, count - start)
@@ -175,9 +207,8 @@ class Loss:
     """The sums of a loss without a metric, over calls. `value`: of the worst output."""
 
     def __init__(self) -> None:
-        self._outputs: dict[
-            int, list[float]
-        ] = {}  # output -> [error, Σ y, Σ y², count]; of integers [other, 0, 0, count]
+        # Output -> [error, Σ y, Σ y², count]; of integers [how many differ, 0, NaN, count].
+        self._outputs: dict[int, list[float]] = {}
         self._unlike = False
 
     def add(self, answer: Sequence[Tensor], given: Sequence[Tensor]) -> None:
