@@ -40,6 +40,12 @@ def _seconds(bench: Workbench) -> float:
     return bench.capture_s + 2.0 + 0.06 * bench.layers + 5 * bench.call_s
 
 
+def _int8_s(bench: Workbench) -> float:
+    """What int8 takes beside `_seconds`: ranges, integer blocks and their references, the loss of some choices."""
+    calls = 0 if bench.calibration is None else len(bench.calibration.tensors)
+    return 5.0 + 0.1 * bench.layers + 4 * calls * bench.call_s
+
+
 def _prepare(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     target = bench.target or Target()  # an unknown arithmetic is an error here, not the loss of every kernel
     half = (dtype or bench.dtype) == torch.bfloat16
@@ -126,4 +132,14 @@ def _blocks(graph: Graph) -> Counter[str]:
     return Counter(repr(op) for op in kept if not isinstance(op, Call | Pad))
 
 
-FUSED = Candidate("fused", _why_not, _seconds, _prepare, any_shape=True, widens=True, lacks=_lacks, opens=open_program)
+FUSED = Candidate(
+    "fused",
+    _why_not,
+    _seconds,
+    _prepare,
+    any_shape=True,
+    widens=True,
+    lacks=_lacks,
+    opens=open_program,
+    int8_s=_int8_s,
+)
