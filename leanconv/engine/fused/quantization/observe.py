@@ -30,7 +30,7 @@ def observe(graph: Graph, program: Program, calls: Sequence[Sequence[Tensor]]) -
         calls: the tensors of each calibration batch.
     Raises: ValueError for NaN or infinity inside the network.
     """
-    found = {node: form for node in quantizable(graph) if (form := primitive(node)) is not None}
+    found = {node: made for node in quantizable(graph) if (made := primitive(node)) is not None}
     group = ties(graph)
     maps = {group[x]: Observed() for node in found for x in (*maps_of(node), node)}
     sources = [x for x in graph.nodes if group.get(x) in maps and not moves(x)]

@@ -36,10 +36,11 @@ class Observed:
         for image in x.detach().float():
             if len(self._seen) >= IMAGES:
                 return
-            ends = torch.stack(image.aminmax())
+            numbers = image.movedim(0, -1).flatten()  # of channels_last: no copy
+            ends = torch.stack(numbers.aminmax())
             if not bool(ends.isfinite().all()):
                 raise ValueError("the calibration data give NaN or infinite numbers inside the network")
-            numbers = _part(image)
+            numbers = _part(numbers, len(image))
             low, high = (float(end) for end in ends)
             width = (high - low) / BINS or 1.0
             used = numbers[numbers != 0]  # a zero is a level of its own, and has no error
@@ -75,11 +76,10 @@ class Observed:
         return float(best[0]), float(best[1])
 
 
-def _part(image: Tensor) -> Tensor:
-    """At most `NUMBERS` of a map `C ...`, in even steps that meet all channels alike."""
-    numbers = image.movedim(0, -1).flatten()  # of channels_last: no copy
-    step = -(-numbers.numel() // NUMBERS)
-    while math.gcd(step, len(image)) > 1:
+def _part(numbers: Tensor, channels: int) -> Tensor:
+    """At most `NUMBERS` of the numbers, pixel by pixel, in even steps that meet all channels alike."""
+    step = -(-len(numbers) // NUMBERS)
+    while math.gcd(step, channels) > 1:
         step += 1
     return numbers[::step]
 

@@ -26,8 +26,9 @@ from leanconv.engine.fused.quantization.harm import harms
 from leanconv.engine.fused.quantization.observe import observe
 from leanconv.engine.fused.quantization.speed import Times, faster_in_integers
 from leanconv.errors import BadInput
-from leanconv.kernels import Target
+from leanconv.kernels import Target, backend
 
+NO_KERNEL = "no int8 kernel computes it here (they need a C compiler)"
 HARM_CALLS = 2  # calibration batches on which each block's own harm is measured
 
 Tuned = tuple[Graph, dict[Node, Run], TuningReport]
@@ -73,7 +74,9 @@ class Search:
         """
         fast = faster_in_integers(self.quantizer, self.times, {*self.quantizer.nodes})
         if not fast:
-            raise BadInput("no block of the model is faster in int8 here: " + self._no_kernel())
+            able = any(ms < math.inf for ms in self.times.narrow.values())
+            why = "float32 is as fast" if able else backend().why_not() or NO_KERNEL
+            raise BadInput(f"no block of the model is faster in int8 here: {why}")
         found = self._within_limit(fast)
         if not found.chosen:
             worst = max(self.harms.values(), default=found.loss)
@@ -150,11 +153,8 @@ class Search:
             return f"int8 in it alone is a relative squared error of {self.harms[node]:.2g} in the output"
         wide, narrow = self.times.wide.get(node, 0.0), self.times.narrow.get(node, math.inf)
         if narrow == math.inf:
-            return self._no_kernel(node)
+            return NO_KERNEL
         return f"not faster in int8 with its conversions ({narrow:.3g} ms, float32 {wide:.3g} ms)"
-
-    def _no_kernel(self, node: Node | None = None) -> str:
-        return "no int8 kernel for it here" if node is not None else "int8 kernels are missing or not faster"
 
 
 def _label(node: Node) -> str:

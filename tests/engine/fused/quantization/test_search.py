@@ -9,7 +9,7 @@ from torch import nn
 
 import leanconv as lc
 from leanconv.deploy.int8 import Calibration
-from leanconv.engine import workbench
+from leanconv.engine import optimize, workbench
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.integer import Integer
@@ -183,15 +183,42 @@ def test_which_blocks_are_faster_with_their_conversions(wide, narrow, conversion
 
 
 @pytest.mark.skipif(bool(backend().why_not()), reason=backend().why_not() or "kernels")
-def test_measured(unet, monkeypatch):
-    """With measured times each block is in the faster type, and the limit is kept."""
-    monkeypatch.setattr(workbench, "MEASURING_S", 5.0)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_with_kernels_and_measured_times(unet, threads, monkeypatch, tmp_path):
+    """Each block is in the type that was faster here, and the limit is kept. It can be stored and opened."""
+    monkeypatch.setattr(workbench, "MEASURING_S", 3.0)
     monkeypatch.setitem(IMPLEMENTATIONS, Integer, [IN_TORCH, KERNEL])
-    x = torch.rand(1, 3, 32, 32)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        form = prepared(unet, x, pictures(3, 32, 32), max_loss=0.05)
-    except BadInput as error:
-        assert "faster in int8" in str(error)  # noqa: PT017
-        return
+        x = torch.rand(1, 3, 64, 64)
+        try:
+            form = prepared(unet, x, pictures(3, 64, 64), max_loss=0.05)
+        except BadInput as error:  # a machine whose float32 is faster
+            assert "faster in int8" in str(error)  # noqa: PT017
+            return
+        chosen = {row.chosen for row in form.blocks.rows if row.block.startswith("int8")}
+        assert chosen == {"kernel"}
+        form.store(tmp_path)
+        again = open_program(tmp_path, x.shape)
+        with torch.no_grad():
+            for size in ((1, 3, 64, 64), (3, 3, 24, 40), (0, 3, 24, 40)):
+                x = torch.rand(size)
+                assert torch.equal(form(x), again(x))
+                assert form(x).shape == unet(x).shape
+                assert not len(x) or unlike(form(x), unet(x)) < 0.1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_changed_weights_are_an_error(unet, always):
+    """The forms keep the weights that they were made of, in int8 as in every other type."""
+    model, x = copy.deepcopy(unet), torch.rand(1, 3, 16, 24)
+    fast = optimize(
+        model, x, dtype=torch.int8, data=pictures(3, 16, 24), engines=("fused",), budget_s=240, max_loss=0.05
+    )
+    assert fast.choices["fused int8"].error <= 0.05
     with torch.no_grad():
-        assert unlike(form(x), unet(x)) < 0.1
+        model.head.weight.mul_(2)
+    with pytest.raises(BadInput, match="weights were changed after optimize"):
+        fast(torch.rand(2, 3, 16, 24))
