@@ -96,6 +96,12 @@ class Choices:
     def winner(self) -> Choice:
         return next(row for row in self.rows if row.chosen)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether the given model won for want of time alone: engines were not reached, or noise hid a faster one."""
+        faster = (row for row in self.rows if max(row.ratio or 0, row.confirmed or 0) > 1 + TIE)
+        return self.winner is self.rows[0] and (bool(self.missed[0]) or any(faster))
+
     def __iter__(self) -> Any:
         return iter(self.rows)
 
