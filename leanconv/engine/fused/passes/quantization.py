@@ -17,6 +17,7 @@ from torch import Tensor
 from leanconv.engine.fused.ir.graph import Graph, Node
 from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.data_movement import Cat, Shuffle, Slice
+from leanconv.engine.fused.ir.kinds.elementwise import Activation, Add
 from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
 from leanconv.engine.fused.ir.kinds.integer import Dequantize, Integer, Quantize
 from leanconv.engine.fused.ir.kinds.max_pool import MaxPool
@@ -43,9 +44,9 @@ class Levels(NamedTuple):
 
 
 def quantizable(graph: Graph) -> list[Node]:
-    """The nodes that can compute in integers: convolutions and gated sums on maps."""
+    """The nodes that can compute in integers: convolutions, gated sums, sums and activations of maps."""
     small = _from_averages(graph)
-    kinds = (Block, GatedSum, Upsample)
+    kinds = (Block, GatedSum, Upsample, Add, Activation)
     found = [node for node in graph.nodes if isinstance(node.op, kinds) and not small.issuperset(maps_of(node))]
     return [node for node in found if node.dtype == torch.float32 and primitive(node) is not None]
 
@@ -127,7 +128,7 @@ def integer(node: Node, levels: Levels, *, wide: bool = False) -> Integer:
     inputs, addend = maps, None
     if isinstance(node.op, GatedSum):
         addend, inputs = maps[0], maps[1:]
-    elif isinstance(node.op, Block) and node.op.residual:
+    elif isinstance(node.op, Add) or (isinstance(node.op, Block) and node.op.residual):
         *inputs, addend = maps
     inner = _passed_on(form, tuple(inputs), levels.inner.get(node, ()))
     made = Quantized(form, tuple(inputs), None if wide else levels.of[node], inner, addend)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import leanconv as lc
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.kinds.block import Block
+from leanconv.engine.fused.ir.kinds.elementwise import Activation, Add
 from leanconv.engine.fused.ir.kinds.integer import Dequantize, Integer, Quantize
 from leanconv.engine.fused.ir.kinds.values import AverageOf
 from leanconv.engine.fused.lowering.implementations import plain_implementation
@@ -58,7 +59,7 @@ class Meeting(nn.Module):
         self.stem, self.squeeze, self.excite = nn.Conv2d(3, c, 3, padding=1), nn.Conv2d(c, 4, 1), nn.Conv2d(4, c, 1)
         self.stencil, self.product = nn.Conv2d(c, c, 3, 2, 1, groups=c), nn.Conv2d(c, c, 1)
         self.beside, self.both, self.up = nn.Conv2d(c, c, 1), nn.Conv2d(2 * c, 8, 1), nn.ConvTranspose2d(8, 8, 2, 2)
-        self.out, self.head = nn.Conv2d(8, 2, 3), nn.Linear(12, 5)
+        self.out, self.head, self.last = nn.Conv2d(8, 2, 3), nn.Linear(12, 5), nn.ConvTranspose2d(8, 8, 2, 2)
 
     def forward(self, x):
         x = self.stem(x).relu()
@@ -66,14 +67,16 @@ class Meeting(nn.Module):
         y = self.product(y * self.excite(self.squeeze(y.mean((2, 3), keepdim=True)).relu()).sigmoid()).relu()
         z = F.max_pool2d(x, 2)
         z = self.beside(z) + z
-        both = self.up(self.both(torch.cat([y, z], 1)).relu())
+        both = self.both(torch.cat([y, z], 1)).relu()
+        both = F.silu(self.up(both) + self.last(both))
         return self.out(both), self.head(z.mean((2, 3))), torch.cumsum(x, 2)
 
 
 def test_types_and_conversions():
     torch.manual_seed(0)
     quantizer = quantizer_of(Meeting(), torch.randn(2, 3, 10, 14))
-    assert len(quantizer.nodes) == 7, quantizer.left_out
+    assert len(quantizer.nodes) == 10, quantizer.left_out
+    assert sum(isinstance(node.op, Add | Activation) for node in quantizer.nodes) == 2
     graph, made = quantizer.rewrite({*quantizer.nodes})
     assert [why for node in graph if (why := node.op.verify(node))] == []
     assert {node.dtype for node in (*graph.inputs, *graph.outputs)} == {torch.float32}
@@ -91,7 +94,22 @@ def test_types_and_conversions():
     assert {node.dtype for node in head} == {torch.float32}
 
 
-@pytest.mark.parametrize("kept", range(7))
+def test_where_kinds_meet_kernels_give_the_same_bits():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 10, 14)
+    quantizer = quantizer_of(Meeting(), x)
+    graph, _ = quantizer.rewrite({*quantizer.nodes})
+    fast, count = in_kernels(graph)
+    if not count:
+        pytest.skip(backend().why_not() or "no int8 kernels here")
+    for size in ((2, 3, 10, 14), (2, 3, 10, 14), (1, 3, 6, 8), (5, 3, 22, 12)):
+        x = torch.randn(size)
+        exact = in_torch(graph)(x)
+        for have, want in zip(fast(x), exact, strict=True):
+            assert torch.equal(have, want)
+
+
+@pytest.mark.parametrize("kept", range(10))
 def test_one_block_in_float32_and_one_alone_in_integers(kept):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 10, 14)
