@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import leanconv as lc
@@ -222,3 +223,28 @@ def test_changed_weights_are_an_error(unet, always):
         model.head.weight.mul_(2)
     with pytest.raises(BadInput, match="weights were changed after optimize"):
         fast(torch.rand(2, 3, 16, 24))
+
+
+class Resized(nn.Module):
+    """Between integer blocks an operator of PyTorch whose result has the sizes of the input."""
+
+    def __init__(self, c=8):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, c, 3, 2, 1), nn.Conv2d(c + 3, c, 3, padding=1)
+        self.last = nn.Conv2d(c, 2, 1)
+
+    def forward(self, x):
+        y = F.interpolate(self.first(x).relu(), size=x.shape[2:], mode="bilinear")
+        return self.last(self.second(torch.cat([y, x], 1)).relu())
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_sizes_that_the_network_computes():
+    torch.manual_seed(0)
+    model, x = Resized().eval(), torch.randn(1, 3, 18, 14)
+    form = prepared(model, x, pictures(3, 18, 14))
+    assert form.blocks.int8.startswith("int8: 3 of 3 blocks")
+    for size in ((1, 3, 18, 14), (1, 3, 18, 14), (2, 3, 18, 14), (3, 3, 11, 23), (1, 3, 8, 8)):
+        x = torch.randn(size)
+        assert unlike(form(x), model(x)) < 0.01
