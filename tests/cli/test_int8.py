@@ -1,11 +1,14 @@
 """`export --int8` and `optimize --int8`: labelled runs, images alone, refusals; infer.py beside the file."""
 
+import inspect
 import json
 
 import numpy as np
 import pytest
 import torch
 
+from leanconv.cli import export, optimize
+from leanconv.deploy.int8 import MAX_LOSS
 from tests.cli.test_export_run import ALONE, infer, photos, same_masks, segmenter  # noqa: F401
 
 for _name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
@@ -131,3 +134,8 @@ def test_a_run_without_data_needs_some(leanconv, tmp_path):
     code, _, err = leanconv("export", run.path, tmp_path / "a.onnx", "--int8")
     assert code == 1
     assert "does not name its training data: give --data" in err
+
+
+@pytest.mark.parametrize("command", [export.command, optimize.command])
+def test_the_limit_is_the_librarys(command):
+    assert inspect.signature(command).parameters["max_loss"].default == MAX_LOSS
