@@ -79,9 +79,10 @@ class Search:
             raise BadInput(f"no block of the model is faster in int8 here: {why}")
         found = self._within_limit(fast)
         if not found.chosen:
-            worst = max(self.harms.values(), default=found.loss)
+            least, limit = min(self.harms.values()), self.calibration.limit
             raise BadInput(
-                f"no block can compute in int8 within max_loss={self.calibration.limit:g}: one alone costs {worst:.2g}"
+                f"no block can compute in int8 within max_loss={limit:g}: the least harmful alone is a relative squared"
+                f" error of {least:.2g} in the output"
             )
         graph, runs, report = self._tuned(found.chosen)
         for node in self.quantizer.graph.nodes:

@@ -129,7 +129,7 @@ def test_the_metric_decides_where_there_is_one():
 def test_a_limit_that_no_block_keeps():
     torch.manual_seed(0)
     model, x = OneLargeChannel().eval(), torch.rand(1, 3, 16, 16)
-    with pytest.raises(BadInput, match=r"within max_loss=1e-09: one alone costs"):
+    with pytest.raises(BadInput, match=r"within max_loss=1e-09: the least harmful alone is"):
         prepared(model, x, pictures(3, 16, 16), max_loss=1e-9)
 
 
