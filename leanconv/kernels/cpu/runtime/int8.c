@@ -1,21 +1,33 @@
 // Primitives on 8-bit integers: the loop over blocks of rows in torch's own threads, factors, exact averages.
 #include "int8_finish.h"
 
-// Sums of the bytes of rows y0..y1 of a dense map, for each channel.
-static void sum_bytes(const place_t *p, const task8_t *t, int y0, int y1, int channels, int64_t *sums, uint32_t *line) {
-    for (int y = y0; y < y1; y++) {
-        const uint8_t *row = row_at(p, t, y);
-        for (int x = 0; x < p->w;) {
-            int end = least(p->w, x + (1 << 16));
-            memset(line, 0, sizeof(uint32_t) * channels);
-            for (; x + 4 <= end; x += 4, row += 4 * p->pixel) {
-                const uint8_t *a = row, *b = a + p->pixel, *c = b + p->pixel, *d = c + p->pixel;
-                for (int i = 0; i < channels; i++) line[i] += (uint16_t)((uint16_t)(a[i] + b[i]) + (uint16_t)(c[i] + d[i]));
-            }
-            for (; x < end; x++, row += p->pixel) for (int i = 0; i < channels; i++) line[i] += row[i];
-            for (int i = 0; i < channels; i++) sums[i] += line[i];
+typedef uint16_t words __attribute__((vector_size(V), may_alias));
+
+// Add vectors of bytes, `step` apart, to the sums of their channels; `valid` bytes of each count.
+static void sum_vectors(const uint8_t *p, int64_t vectors, int64_t step, int valid, int channels, int64_t *sums) {
+    for (int64_t done = 0; done < vectors;) {
+        words even = {0}, odd = {0};
+        int64_t end = done + 256 < vectors ? done + 256 : vectors;  // as many bytes as fit in 16 bits
+        for (; done < end; done++, p += step) {
+            words x = (words)(valid == V ? load(p) : load_some(p, valid));
+            even += x & 255, odd += x >> 8;
         }
+        for (int i = 0; i < valid; i++) sums[i % channels] += i % 2 ? odd[i / 2] : even[i / 2];
     }
+}
+
+// Sums of the bytes of rows y0..y1 of a dense map, for each channel.
+static void sum_bytes(const place_t *p, const task8_t *t, int y0, int y1, int channels, int64_t *sums) {
+    const uint8_t *from = row_at(p, t, y0);
+    int64_t pixels = (int64_t)(y1 - y0) * p->w, count = pixels * channels;
+    if (V % channels == 0) {
+        sum_vectors(from, count / V, V, V, channels, sums);
+        if (count % V) sum_vectors(from + count / V * V, 1, V, (int)(count % V), channels, sums);
+    } else
+        for (int c = 0; c < channels; c += V) {
+            int valid = least(V, channels - c);
+            sum_vectors(from + c, pixels, channels, valid, valid, sums + c);
+        }
 }
 
 // The factors of every sample, in the order of sums; float32 step by step as ops/integer_reference.py has them.
@@ -97,7 +109,7 @@ static int run_block(const int8_t_call *call, void *const *pointers, const float
     run_steps(&t);
     if (sums)
         sum_bytes(&call->place[call->average], &t, y0 * call->repeat, y1 * call->repeat, call->channels,
-                  sums + task * call->channels, (uint32_t *)scratch);
+                  sums + task * call->channels);
     lc_free(NULL, scratch);
     return 0;
 }

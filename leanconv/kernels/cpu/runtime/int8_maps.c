@@ -25,6 +25,34 @@ static void copy_bytes(const uint8_t *from, uint8_t *into, int pixels, int count
         for (int x = 0; x < pixels; x++, from += from_step, into += into_step) memcpy(into, from, count);
 }
 
+// Up to four channels of float32 from `c` on: a part of a row of each, then their bytes to the pixels.
+static void quantize_planes(const segment_t *s, const place_t *from, const place_t *into, const uint8_t *row,
+                            uint8_t *to, int pixels, int64_t step, int c) {
+    uint8_t line[4][LINE] = {{0}};
+    float read[LINE];
+    int channels = least(4, s->count - c);
+    for (int x = 0; x < pixels; x += LINE) {
+        int count = least(LINE, pixels - x);
+        for (int i = 0; i < channels; i++) {
+            const uint8_t *source = row + (c + i) * from->channel + x * step;
+            const float *dense = (const float *)source;
+            if (step != 4) {
+                for (int k = 0; k < count; k++) memcpy(&read[k], source + k * step, 4);
+                dense = read;
+            }
+            quantize(dense, line[i], count, s->inverse, s->zero);
+        }
+        uint8_t *target = to + c + x * into->pixel;
+        if (into->pixel == 4 && s->at == 0) {  // what lies behind the channels counts as nothing
+            uint32_t *four = (uint32_t *)target;
+            for (int k = 0; k < count; k++)
+                four[k] = line[0][k] | (uint32_t)line[1][k] << 8 | (uint32_t)line[2][k] << 16 | (uint32_t)line[3][k] << 24;
+        } else
+            for (int i = 0; i < channels; i++)
+                for (int k = 0; k < count; k++) target[k * into->pixel + i] = line[i][k];
+    }
+}
+
 // Columns `first`, first + split, ... of a row, which lie side by side in scratch.
 static void copy_pixels(const segment_t *s, const place_t *from, const place_t *into, const task8_t *t,
                         const uint8_t *row, uint8_t *to, int pixels, int64_t step) {
@@ -45,22 +73,7 @@ static void copy_pixels(const segment_t *s, const place_t *from, const place_t *
         for (int x = 0; x < pixels; x++, row += step, to += into->pixel)
             quantize((const float *)row, to, s->count, s->inverse, s->zero);
     else
-        for (int c = 0; c < s->count; c++) {  // planes: a row of each channel, then its bytes one to a pixel
-            uint8_t line[LINE];
-            float read[LINE];
-            for (int x = 0; x < pixels; x += LINE) {
-                int count = least(LINE, pixels - x);
-                const uint8_t *source = row + c * from->channel + x * step;
-                const float *dense = (const float *)source;
-                if (step != 4) {
-                    for (int i = 0; i < count; i++) memcpy(&read[i], source + i * step, 4);
-                    dense = read;
-                }
-                quantize(dense, line, count, s->inverse, s->zero);
-                uint8_t *target = to + c + x * into->pixel;
-                for (int i = 0; i < count; i++) target[i * into->pixel] = line[i];
-            }
-        }
+        for (int c = 0; c < s->count; c += 4) quantize_planes(s, from, into, row, to, pixels, step, c);
 }
 
 // What lies outside of a map in scratch: its zero points.

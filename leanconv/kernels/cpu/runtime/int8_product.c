@@ -19,30 +19,40 @@ typedef struct {
     int64_t pixel, addend_pixel;  // bytes from one to the next
 } line_t;
 
-INLINE bytes load_pixels(const uint8_t *p, int64_t pixel, int vectors, int outputs, int count) {
-    int whole = vectors * LANES;
-    if (vectors == 4) return load_some(p, outputs);
-    uint8_t made[V] = {0};
-    for (int i = 0; i < count; i++, p += pixel)
-        if (outputs == whole) memcpy(made + i * whole, p, whole);
-        else memcpy(made + i * whole, p, outputs);
-    return load(made);
-}
-
-INLINE void store_pixels(uint8_t *p, bytes x, int64_t pixel, int vectors, int outputs, int count) {
-    int whole = vectors * LANES;
-    if (vectors == 4) store_some(p, x, outputs);
-    else if (pixel == whole && outputs == whole && count * whole == V) *(bytes *)p = x;
-    else
-        for (int i = 0; i < count; i++, p += pixel)
-            if (outputs == whole) memcpy(p, (const uint8_t *)&x + i * whole, whole);
-            else memcpy(p, (const uint8_t *)&x + i * whole, outputs);
+// What is stored of the sums of `wide` pixels from `x` on.
+INLINE void store_tile(const product8_t *p, const block_t *b, const line_t *d, factors_t m, const limits_t *k, int64_t x, ivec *sums,
+                       int vectors, int wide, int same, int mode) {
+    const finish_t *f = &p->finish;
+    uint8_t *into = d->into + x * d->pixel;
+    const uint8_t *addend = d->addend ? d->addend + x * d->addend_pixel : NULL;
+    int group = 4 / vectors;  // pixels whose bytes fill a vector
+#pragma GCC unroll 16
+    for (int i = 0; i < wide; i += group) {
+        bytes more = {0};
+        int count = same ? 1 : group;
+        if (mode == ADDED || mode == BLENDED || (mode == GENERAL && addend))
+            more = by_lane(load_pixels(addend + i * d->addend_pixel, d->addend_pixel, vectors, b->outputs, count), vectors);
+        if (mode == GENERAL && f->element == FLOAT32) {
+            float made[4 * LANES];
+            general_floats(sums + i * vectors, more, f, m, vectors, made);
+            for (int one = 0; one < count; one++) {
+                float *to = (float *)(into + (i + one) * d->pixel);
+                if (b->outputs == 1) *to = made[one * vectors * LANES];
+                else memcpy(to, made + one * vectors * LANES, 4 * (size_t)b->outputs);
+            }
+        } else if (mode == GENERAL) {
+            bytes q = by_pixel(general_bytes(sums + i * vectors, more, f, k, m, vectors), vectors);
+            store_pixels(into + i * d->pixel, q, d->pixel, vectors, b->outputs, count);
+        } else {
+            bytes q = by_pixel(finished(sums + i * vectors, more, f, k, m, vectors, mode), vectors);
+            store_pixels(into + i * d->pixel, q, d->pixel, vectors, b->outputs, count);
+        }
+    }
 }
 
 // `wide` pixels from `x` on. `same`: one pixel, whose sums are computed for `wide` of them.
-INLINE void tile(const product8_t *p, const block_t *b, const line_t *d, const uint8_t *packed, factors_t m, int64_t x,
+INLINE void tile(const product8_t *p, const block_t *b, const line_t *d, const uint8_t *packed, factors_t m, const limits_t *k, int64_t x,
                  int vectors, int wide, int same, int mode) {
-    const finish_t *f = &p->finish;
     const uint8_t *w = packed + b->weights;
     const int32_t *bias = (const int32_t *)(packed + b->bias);
     ivec sums[16 * 4];
@@ -63,35 +73,50 @@ INLINE void tile(const product8_t *p, const block_t *b, const line_t *d, const u
             }
         }
     }
-    uint8_t *into = d->into + x * d->pixel;
-    const uint8_t *addend = d->addend ? d->addend + x * d->addend_pixel : NULL;
-    int group = 4 / vectors;  // pixels whose bytes fill a vector
-#pragma GCC unroll 16
-    for (int i = 0; i < wide; i += group) {
-        bytes more = {0};
-        int count = same ? 1 : group;
-        if (mode == ADDED || mode == BLENDED || (mode == GENERAL && addend))
-            more = by_lane(load_pixels(addend + i * d->addend_pixel, d->addend_pixel, vectors, b->outputs, count), vectors);
-        if (mode == GENERAL && f->element == FLOAT32) {
-            float made[4 * LANES];
-            finished_floats(sums + i * vectors, more, f, m, vectors, made);
-            for (int k = 0; k < count; k++)
-                memcpy(into + (i + k) * d->pixel, made + k * vectors * LANES, 4 * (size_t)b->outputs);
-        } else {
-            bytes q = by_pixel(finished(sums + i * vectors, more, f, m, vectors, mode), vectors);
-            store_pixels(into + i * d->pixel, q, d->pixel, vectors, b->outputs, count);
-        }
-    }
+    store_tile(p, b, d, m, k, x, sums, vectors, wide, same, mode);
 }
 
+// A row of pixels for a short sum of one run: its weights stay in registers. Returns the pixels that are done.
+INLINE int64_t short_sums(const product8_t *p, const block_t *b, const line_t *d, const uint8_t *packed, factors_t m, const limits_t *k,
+                          int64_t count, int vectors, int quads, int mode) {
+    const uint8_t *w = packed + b->weights;
+    const int32_t *bias = (const int32_t *)(packed + b->bias);
+    bytes s[16];
+    int wide = 8 / vectors;
+#pragma GCC unroll 16
+    for (int i = 0; i < quads * vectors; i++) s[i] = load(w + i * V);
+    int64_t x = 0, pixel = d->source[0].pixel;
+    const uint8_t *at = d->source[0].at;
+    for (; x + wide <= count; x += wide, at += wide * pixel) {
+        ivec sums[16 * 4];
+#pragma GCC unroll 8
+        for (int i = 0; i < wide; i++) {
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) sums[i * vectors + v] = ints(bias + v * LANES);
+#pragma GCC unroll 8
+            for (int q = 0; q < quads; q++) {
+                bytes u = repeat(at + i * pixel + 4 * q);
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; v++) sums[i * vectors + v] = dot(sums[i * vectors + v], u, s[q * vectors + v]);
+            }
+        }
+        store_tile(p, b, d, m, k, x, sums, vectors, wide, 0, mode);
+    }
+    return x;
+}
 // A row of `count` pixels: whole tiles, then as many pixels as fill a vector, then single ones.
 #define ROW(name, vectors, wide, mode) \
     static void name(const product8_t *p, const block_t *b, const line_t *d, const uint8_t *packed, factors_t m, \
                      int64_t count) { \
+        limits_t limits = limits_of(&p->finish), *k = &limits; \
         int64_t x = 0; \
-        for (; x + wide <= count; x += wide) tile(p, b, d, packed, m, x, vectors, wide, 0, mode); \
-        for (; x + 4 / vectors <= count; x += 4 / vectors) tile(p, b, d, packed, m, x, vectors, 4 / vectors, 0, mode); \
-        for (; x < count; x++) tile(p, b, d, packed, m, x, vectors, 4 / vectors, 1, mode); \
+        if (V == 64 && vectors == 2 && mode != GENERAL && p->runs == 1) { \
+            if (d->source[0].quads == 4) x = short_sums(p, b, d, packed, m, k, count, 2, 4, mode); \
+            if (d->source[0].quads == 8) x = short_sums(p, b, d, packed, m, k, count, 2, 8, mode); \
+        } \
+        for (; x + wide <= count; x += wide) tile(p, b, d, packed, m, k, x, vectors, wide, 0, mode); \
+        for (; x + 4 / vectors <= count; x += 4 / vectors) tile(p, b, d, packed, m, k, x, vectors, 4 / vectors, 0, mode); \
+        for (; x < count; x++) tile(p, b, d, packed, m, k, x, vectors, 4 / vectors, 1, mode); \
     }
 ROW(one_clamped, 1, WIDE1, CLAMPED)
 ROW(two_clamped, 2, WIDE2, CLAMPED)
@@ -102,9 +127,9 @@ ROW(four_added, 4, WIDE4, ADDED)
 ROW(one_blended, 1, WIDE1, BLENDED)
 ROW(two_blended, 2, WIDE2, BLENDED)
 ROW(four_blended, 4, WIDE4, BLENDED)
-ROW(one_general, 1, 4, GENERAL)
-ROW(two_general, 2, 4, GENERAL)
-ROW(four_general, 4, 4, GENERAL)
+ROW(one_general, 1, WIDE1, GENERAL)
+ROW(two_general, 2, WIDE2, GENERAL)
+ROW(four_general, 4, WIDE4, GENERAL)
 
 typedef void (*row_t)(const product8_t *, const block_t *, const line_t *, const uint8_t *, factors_t, int64_t);
 static const row_t ROWS[3][4] = {

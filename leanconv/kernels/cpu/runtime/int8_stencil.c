@@ -14,7 +14,7 @@ typedef struct {
 } strip_t;
 
 // `wide` vectors of `rows` rows at the vector `at` of the strip; the next one is `phases` further. `count` bytes are left.
-INLINE void tile(const stencil8_t *s, const strip_t *d, int at, int count, int wide, int rows, int mode) {
+INLINE void tile(const stencil8_t *s, const strip_t *d, const limits_t *limits, int at, int count, int wide, int rows, int mode) {
     ivec sums[2][4][4];
 #pragma GCC unroll 4
     for (int v = 0; v < 4; v++)
@@ -45,10 +45,12 @@ INLINE void tile(const stencil8_t *s, const strip_t *d, int at, int count, int w
             if (mode == ADDED || (mode == GENERAL && s->finish.addend >= 0)) addend = load_some(d->addend[r] + place, left);
             if (mode == GENERAL && s->finish.element == FLOAT32) {
                 float made[4 * LANES];
-                finished_floats(sums[r][i], addend, &s->finish, d->m, 4, made);
+                general_floats(sums[r][i], addend, &s->finish, d->m, 4, made);
                 memcpy(d->into[r] + 4 * place, made, 4 * (size_t)(left < V ? left : V));
-            } else
-                store_some(d->into[r] + place, finished(sums[r][i], addend, &s->finish, d->m, 4, mode), left);
+            } else if (mode == GENERAL)
+                store_some(d->into[r] + place, general_bytes(sums[r][i], addend, &s->finish, limits, d->m, 4), left);
+            else
+                store_some(d->into[r] + place, finished(sums[r][i], addend, &s->finish, limits, d->m, 4, mode), left);
         }
     }
 }
@@ -56,10 +58,11 @@ INLINE void tile(const stencil8_t *s, const strip_t *d, int at, int count, int w
 // All vectors of a strip that have the same weights.
 #define PHASE(name, wide, rows, mode) \
     static void name(const stencil8_t *s, const strip_t *d, int phase, int bytes_left) { \
+        limits_t limits = limits_of(&s->finish); \
         int vectors = (bytes_left + V - 1) / V, at = phase; \
         for (; at + (wide - 1) * s->phases < vectors; at += wide * s->phases) \
-            tile(s, d, at, bytes_left - at * V, wide, rows, mode); \
-        for (; at < vectors; at += s->phases) tile(s, d, at, bytes_left - at * V, 1, rows, mode); \
+            tile(s, d, &limits, at, bytes_left - at * V, wide, rows, mode); \
+        for (; at < vectors; at += s->phases) tile(s, d, &limits, at, bytes_left - at * V, 1, rows, mode); \
     }
 #if V == 64
 PHASE(single_clamped, 4, 1, CLAMPED)
@@ -72,7 +75,7 @@ PHASE(single_added, 2, 1, ADDED)
 PHASE(pair_clamped, 1, 2, CLAMPED)
 PHASE(pair_added, 1, 2, ADDED)
 #endif
-PHASE(single_general, 1, 1, GENERAL)
+PHASE(single_general, 2, 1, GENERAL)
 PHASE(pair_general, 1, 2, GENERAL)
 
 typedef void (*phase_t)(const stencil8_t *, const strip_t *, int, int);

@@ -10,7 +10,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-#if defined(__AVX512BW__) && !defined(LC_PORTABLE)
+#if defined(__AVX512BW__) && defined(__AVX512VL__) && !defined(LC_PORTABLE)
 #include <immintrin.h>
 #define V 64
 #elif defined(__AVX2__) && !defined(LC_PORTABLE)
@@ -57,11 +57,10 @@ INLINE bytes high8(bytes a, bytes b) { return (bytes)_mm512_unpackhi_epi8((__m51
 INLINE bytes low16(bytes a, bytes b) { return (bytes)_mm512_unpacklo_epi16((__m512i)a, (__m512i)b); }
 INLINE bytes high16(bytes a, bytes b) { return (bytes)_mm512_unpackhi_epi16((__m512i)a, (__m512i)b); }
 INLINE shorts packed16(ivec a, ivec b) { return (shorts)_mm512_packs_epi32((__m512i)a, (__m512i)b); }
-INLINE shorts added(shorts a, int b) { return (shorts)_mm512_adds_epi16((__m512i)a, _mm512_set1_epi16((short)b)); }
+INLINE shorts added(shorts a, shorts b) { return (shorts)_mm512_adds_epi16((__m512i)a, (__m512i)b); }
 INLINE bytes packed8(shorts a, shorts b) { return (bytes)_mm512_packus_epi16((__m512i)a, (__m512i)b); }
-INLINE bytes limited(bytes x, int low, int high) {
-    __m512i least = _mm512_max_epu8((__m512i)x, _mm512_set1_epi8((char)low));
-    return (bytes)_mm512_min_epu8(least, _mm512_set1_epi8((char)high));
+INLINE bytes limited(bytes x, bytes low, bytes high) {
+    return (bytes)_mm512_min_epu8(_mm512_max_epu8((__m512i)x, (__m512i)low), (__m512i)high);
 }
 // The bytes of 4 / vectors pixels, after `packed`, one pixel after the other; and back.
 INLINE bytes by_pixel(bytes x, int vectors) {
@@ -83,6 +82,36 @@ INLINE bytes load_some(const uint8_t *p, int count) {
     if (count >= V) return load(p);
     return count > 0 ? (bytes)_mm512_maskz_loadu_epi8(~0ull >> (64 - count), p) : (bytes){0};
 }
+// The bytes of 4 / vectors pixels, `outputs` of each, as one vector; and back. Of `count` pixels only.
+INLINE bytes load_pixels(const uint8_t *p, int64_t pixel, int vectors, int outputs, int count) {
+    if (vectors == 4) return load_some(p, outputs);
+    if (vectors == 2) {
+        __mmask32 some = ~0u >> (32 - outputs), more = count > 1 ? some : 0;
+        __m256i first = _mm256_maskz_loadu_epi8(some, p), second = _mm256_maskz_loadu_epi8(more, p + pixel);
+        return (bytes)_mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+    }
+    __m512i made = _mm512_setzero_si512();
+    __mmask16 some = (__mmask16)(0xffff >> (16 - outputs));
+    made = _mm512_inserti32x4(made, _mm_maskz_loadu_epi8(some, p), 0);
+    made = _mm512_inserti32x4(made, _mm_maskz_loadu_epi8(count > 1 ? some : 0, p + pixel), 1);
+    made = _mm512_inserti32x4(made, _mm_maskz_loadu_epi8(count > 2 ? some : 0, p + 2 * pixel), 2);
+    return (bytes)_mm512_inserti32x4(made, _mm_maskz_loadu_epi8(count > 3 ? some : 0, p + 3 * pixel), 3);
+}
+INLINE void store_pixels(uint8_t *p, bytes x, int64_t pixel, int vectors, int outputs, int count) {
+    if (vectors == 4) { store_some(p, x, outputs); return; }
+    if (pixel == vectors * LANES && outputs == pixel && count * vectors == 4) { *(bytes *)p = x; return; }
+    if (vectors == 2) {
+        __mmask32 some = ~0u >> (32 - outputs);
+        _mm256_mask_storeu_epi8(p, some, _mm512_castsi512_si256((__m512i)x));
+        if (count > 1) _mm256_mask_storeu_epi8(p + pixel, some, _mm512_extracti64x4_epi64((__m512i)x, 1));
+        return;
+    }
+    __mmask16 some = (__mmask16)(0xffff >> (16 - outputs));
+    _mm_mask_storeu_epi8(p, some, _mm512_castsi512_si128((__m512i)x));
+    if (count > 1) _mm_mask_storeu_epi8(p + pixel, some, _mm512_extracti32x4_epi32((__m512i)x, 1));
+    if (count > 2) _mm_mask_storeu_epi8(p + 2 * pixel, some, _mm512_extracti32x4_epi32((__m512i)x, 2));
+    if (count > 3) _mm_mask_storeu_epi8(p + 3 * pixel, some, _mm512_extracti32x4_epi32((__m512i)x, 3));
+}
 #elif V == 32
 INLINE ivec dot(ivec sum, bytes u, bytes s) {
 #ifdef __AVXVNNI__
@@ -100,11 +129,10 @@ INLINE bytes high8(bytes a, bytes b) { return (bytes)_mm256_unpackhi_epi8((__m25
 INLINE bytes low16(bytes a, bytes b) { return (bytes)_mm256_unpacklo_epi16((__m256i)a, (__m256i)b); }
 INLINE bytes high16(bytes a, bytes b) { return (bytes)_mm256_unpackhi_epi16((__m256i)a, (__m256i)b); }
 INLINE shorts packed16(ivec a, ivec b) { return (shorts)_mm256_packs_epi32((__m256i)a, (__m256i)b); }
-INLINE shorts added(shorts a, int b) { return (shorts)_mm256_adds_epi16((__m256i)a, _mm256_set1_epi16((short)b)); }
+INLINE shorts added(shorts a, shorts b) { return (shorts)_mm256_adds_epi16((__m256i)a, (__m256i)b); }
 INLINE bytes packed8(shorts a, shorts b) { return (bytes)_mm256_packus_epi16((__m256i)a, (__m256i)b); }
-INLINE bytes limited(bytes x, int low, int high) {
-    __m256i least = _mm256_max_epu8((__m256i)x, _mm256_set1_epi8((char)low));
-    return (bytes)_mm256_min_epu8(least, _mm256_set1_epi8((char)high));
+INLINE bytes limited(bytes x, bytes low, bytes high) {
+    return (bytes)_mm256_min_epu8(_mm256_max_epu8((__m256i)x, (__m256i)low), (__m256i)high);
 }
 INLINE bytes by_pixel(bytes x, int vectors) {
     if (vectors == 1)
@@ -145,9 +173,9 @@ INLINE shorts packed16(ivec a, ivec b) {
     a = between(a, -32768, 32767), b = between(b, -32768, 32767);
     return SHUFFLE((shorts)a, (shorts)b, 0, 2, 4, 6, 8, 10, 12, 14);
 }
-INLINE shorts added(shorts a, int b) {
-    shorts above = a > (short)(32767 - b);  // b is from 0 to 255
-    return ((a + (short)b) & ~above) | (above & 32767);
+INLINE shorts added(shorts a, shorts b) {
+    shorts above = a > 32767 - b;  // b is from 0 to 255
+    return ((a + b) & ~above) | (above & 32767);
 }
 INLINE bytes packed8(shorts a, shorts b) {
     a &= ~(a < 0), b &= ~(b < 0);
@@ -155,9 +183,9 @@ INLINE bytes packed8(shorts a, shorts b) {
     a = (a & ~c) | (c & 255), b = (b & ~d) | (d & 255);
     return SHUFFLE((bytes)a, (bytes)b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
 }
-INLINE bytes limited(bytes x, int low, int high) {
-    bytes below = (bytes)(x < (uint8_t)low), above = (bytes)(x > (uint8_t)high);
-    return (x & ~(below | above)) | (below & (uint8_t)low) | (above & (uint8_t)high);
+INLINE bytes limited(bytes x, bytes low, bytes high) {
+    bytes below = (bytes)(x < low), above = (bytes)(x > high);
+    return (x & ~(below | above)) | (below & low) | (above & high);
 }
 INLINE bytes by_pixel(bytes x, int vectors) { (void)vectors; return x; }
 INLINE bytes by_lane(bytes x, int vectors) { (void)vectors; return x; }
@@ -172,6 +200,24 @@ INLINE bytes load_some(const uint8_t *p, int count) {
     if (count >= V) return load(p);
     if (count > 0) memcpy(&x, p, count);
     return x;
+}
+INLINE bytes load_pixels(const uint8_t *p, int64_t pixel, int vectors, int outputs, int count) {
+    int whole = vectors * LANES;
+    if (vectors == 4) return load_some(p, outputs);
+    if (pixel == whole && outputs == whole && count * vectors == 4) return load(p);
+    uint8_t made[V] = {0};
+    for (int i = 0; i < count; i++) memcpy(made + i * whole, p + i * pixel, outputs);
+    return load(made);
+}
+INLINE void store_pixels(uint8_t *p, bytes x, int64_t pixel, int vectors, int outputs, int count) {
+    int whole = vectors * LANES;
+    if (vectors == 4) store_some(p, x, outputs);
+    else if (pixel == whole && outputs == whole && count * vectors == 4) *(bytes *)p = x;
+    else {
+        uint8_t made[V];
+        *(bytes *)made = x;
+        for (int i = 0; i < count; i++) memcpy(p + i * pixel, made + i * whole, outputs);
+    }
 }
 #endif
 
