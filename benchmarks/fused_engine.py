@@ -8,7 +8,7 @@ Engines are prepared as in `optimize`, then timed in turns in one process. Peers
 after a few rounds. `--clock process` counts the process's CPU time. It stays comparable on a busy machine if each
 engine has one thread. `--against` adds another model, for example the dense U-Net beside the SPLConv one. A model
 "MODEL to OPERATOR" is swapped by `plan` and `apply_`. The column "of the floor" is the network's roofline floor
-(leanconv/engine/fused/roofline.py) over the time. The script prints the tables and updates
+(leanconv/engine/fused/roofline.py) over the time; "of the peak" is the share of the peak flops. The script prints the tables and updates
 benchmarks/results/fused_engine.json after every model. `--show` prints that file as one table.
 """
 
@@ -160,13 +160,14 @@ def summary(entries: list[dict[str, Any]]) -> str:
                 *_least(own, fused),
                 *_least(dense, fused),
                 f"{floor['ms'] / fused:.0%}" if floor else "-",
+                f"{floor['compute_ms'] / fused:.0%}" if floor else "-",
                 f"{alone / fused:.2f}" if alone else "-",
                 entry["clock"],
             ]
         )
     columns = [
         "network", "size", "batch", "threads", "dtype", "ours ms", "best peer is slower by", "which",
-        "dense is slower by", "which", "of the floor", "1 thread is slower by", "clock",
+        "dense is slower by", "which", "of the floor", "of the peak", "1 thread is slower by", "clock",
     ]  # fmt: skip
     return table(columns, lines)
 

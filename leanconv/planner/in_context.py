@@ -24,7 +24,7 @@ from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.fused.passes.precision import lower_precision
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput
-from leanconv.kernels import cpuinfo
+from leanconv.kernels import cpuinfo, mask
 from leanconv.measure.timing.latency import once_ms
 from leanconv.measure.timing.paired import Ratio, Turns
 from leanconv.planner.kept import digest, read_cached, write_cached
@@ -147,7 +147,7 @@ class InContext:
         return made
 
     def _key(self, network: Built) -> str:
-        machine = sorted(cpuinfo()[1]), cpuinfo()[0]
+        machine = sorted(cpuinfo()[1]), cpuinfo()[0], *filter(None, [mask()])
         threads = torch.get_num_threads()
         return "latency-" + digest(
             _FORMAT, network.signature, self.dense.signature, self._names, threads, machine, torch.__version__,

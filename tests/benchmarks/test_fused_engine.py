@@ -19,7 +19,9 @@ def test_summary_is_against_the_best_peer_and_the_dense_networks_best_engine():
     times = {"lean, fused": 10.0, "lean, x": 15.0, "lean, y": 14.0, "dense, fused": 42.0, "dense, x": 41.0}
     two = Row("lean", "dense", "256", threads=2)
     halved = {name: ms / 1.9 for name, ms in times.items()}
-    found = summary([entry(row, times, floors={"lean": {"ms": 8.0}}), entry(two, halved)]).splitlines()
+    found = summary(
+        [entry(row, times, floors={"lean": {"ms": 8.0, "compute_ms": 6.0}}), entry(two, halved)]
+    ).splitlines()
     assert found[-2].split() == [
         "lean",
         "256",
@@ -32,10 +34,11 @@ def test_summary_is_against_the_best_peer_and_the_dense_networks_best_engine():
         "4.10",
         "x",
         "80%",
+        "60%",
         "-",
         "wall",
     ]
-    assert found[-1].split()[-3:] == ["-", "1.90", "wall"]
+    assert found[-1].split()[-4:] == ["-", "-", "1.90", "wall"]
 
 
 def test_a_row_is_measured_again_only_where_it_is_the_same_call():

@@ -34,11 +34,12 @@ def test_ratios_and_shares():
     )
     assert found.base == ("a", "fused")
     assert found.share(("a", "fused")) == pytest.approx(0.8)
-    assert found.share(("b", "x")) is None
+    assert found.of_peak(("a", "x")) == pytest.approx(0.3)
+    assert found.share(("b", "x")) is found.of_peak(("b", "x")) is None
     text = str(found)
     assert "b, fused: no kernels" in text
     last = text.splitlines()[-4].split()
-    assert last == ["b", "x", "50", "0", "5", "5.00", "-", "-"]
+    assert last == ["b", "x", "50", "0", "5", "5.00", "-", "-", "-"]
     assert found.to_dict()["times"]["a, x"]["median_ms"] == 20.0
     assert set(found.to_dict()["floors"]) == {"a"}
 
@@ -71,6 +72,17 @@ def test_a_form_that_is_wrong_is_told_and_not_timed(monkeypatch):
     assert found.refused["one", "folded"].startswith("differs")
     with pytest.raises(BadInput, match="differs"):
         compare_engines({"one": tiny()}, x, engines=["folded"], budget_s=0)
+
+
+def test_other_engines_stand_beside_those_of_optimize():
+    from leanconv.engine.candidate import Candidate
+
+    doubled = Candidate("twice", lambda *_: None, lambda _: 0.0, lambda bench, _: lambda x: [bench.model(x)][0])
+    gone = Candidate("gone", lambda *_: "gone is not installed: pip install gone", lambda _: 0.0, lambda *_: None)
+    x = torch.randn(1, 3, 4, 4)
+    found = compare_engines({"one": tiny()}, x, engines=["eager"], budget_s=0, others=[doubled, gone])
+    assert set(found.times) == {("one", "eager"), ("one", "twice")}
+    assert "one, gone: gone is not installed: pip install gone" in str(found)
 
 
 def test_a_model_that_writes_into_its_inputs_is_timed_alone():

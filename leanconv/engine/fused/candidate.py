@@ -37,7 +37,7 @@ def _why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None:
 
 def _seconds(bench: Workbench) -> float:
     # U-Nets of 63 and 159 layers at 512 px, without compiled kernels in the cache: 12 and 16 s.
-    return bench.capture_s + 2.0 + 0.06 * bench.layers + 5 * bench.call_s
+    return bench.capture_s + 2.0 + 0.06 * bench.layers + 5 * bench.call_s + backend().calibration_s()
 
 
 def _int8_s(bench: Workbench) -> float:

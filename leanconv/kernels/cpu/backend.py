@@ -12,6 +12,7 @@ from leanconv.kernels.cpu import availability
 from leanconv.kernels.cpu.binders import BINDERS, bind
 from leanconv.kernels.cpu.bound.base import DTYPES, Bound
 from leanconv.kernels.cpu.bound.quantized import bind_quantized
+from leanconv.kernels.cpu.calibration import kept
 from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.runtime.huge_pages import allocate
 from leanconv.kernels.cpu.runtime.launch import CopyLaunch, KernelLaunch, LaunchBatch
@@ -34,6 +35,12 @@ class CpuBackend:
 
     def drawback(self) -> str:
         return build.obstacle()
+
+    def facts(self) -> dict[str, str]:
+        return {"instructions": availability.instructions(), "calibration": kept.status()}
+
+    def calibration_s(self) -> float:
+        return kept.pending_s()
 
     def bind(self, form: Form, weights: Sequence[Tensor], target: Target | None = None) -> Bound | None:
         if isinstance(form, Quantized):

@@ -15,7 +15,7 @@ from leanconv.kernels.cpu.bound.base import (
     ready,
 )
 from leanconv.kernels.cpu.bound.views import average_of, flat_out_view, flat_view, vector_view, weights_view
-from leanconv.kernels.cpu.compilation.build import kernel
+from leanconv.kernels.cpu.compilation.build import compiled_for, kernel
 from leanconv.kernels.cpu.pipelines import pointwise
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.pipelines.packing import pack_projection
@@ -96,7 +96,8 @@ class BoundGatedSum(Bound):
         """
         if not self.takes(*maps):
             return None
-        prepared = self._with_tile([x for x in maps if x is not None], whole=True)
+        with compiled_for(self.cpu.isa):
+            prepared = self._with_tile([x for x in maps if x is not None], whole=True)
         return prepared if prepared is not None and prepared.loop.native else None
 
     def _with_tile(self, maps: Sequence[Tensor], whole: bool) -> "PreparedGatedSum | None":

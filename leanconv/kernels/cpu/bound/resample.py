@@ -75,7 +75,7 @@ class BoundUpsample(Bound):
         )
         average = None
         if form.average:  # a row of the work is k rows of the output
-            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, k * k * w * o, element.dtype)
+            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, element.dtype)
         return PreparedKernel(
             BlockLoop(kernels, Work(n, h, block), average), weights, size, form.average, element.dtype
         )

@@ -185,7 +185,7 @@ class KernelBuilder:
         def strips(tiles: tuple[int, ...]) -> tuple[int, ...]:
             spans = [(s.kernel[0] - 1) * s.dilation[0] + 1 for s in stencils]
             steps = [tile * s.stride[1] for tile, s in zip(tiles[1:], stencils, strict=True)]
-            return (0, *map(strip, spans, widths, steps))
+            return (0, *(strip(self.cpu, *each) for each in zip(spans, widths, steps, strict=False)))
 
         def pixels(kept: tuple[tuple[int, ...], tuple[int, ...], bool]) -> float:
             """Pixels computed for a row, over pixels needed; infinite where the kernel does not fit here."""

@@ -71,5 +71,4 @@ def average_of(
 ) -> Average:
     """The average of a dense output: computed in blocks of rows, of pixels (`flat`), or after all blocks (`apart`)."""
     _, o, p, q = size
-    columns, row = (1, o) if flat else (q, q * o)
-    return Average(pointer, result, o, columns, p * q * o, row, element.dtype, p if apart else 0)
+    return Average(pointer, result, o, 1 if flat else q, p * q * o, element.dtype, p if apart else 0)

@@ -52,7 +52,7 @@ class BlockLoop(ctypes.Structure):
             for name in ("frames", "samples", "rows", "block", "least", "element", "average", "channels", "columns",
                          "sums", "apart", "unused")
         ),
-        ("sample", ctypes.c_int64), ("row", ctypes.c_int64), ("frame", ctypes.c_void_p * FRAMES),
+        ("sample", ctypes.c_int64), ("frame", ctypes.c_void_p * FRAMES),
         ("fetch", ctypes.c_void_p), ("fetches", ctypes.c_int64),
     ]  # fmt: skip
 

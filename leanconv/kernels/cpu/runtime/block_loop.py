@@ -47,8 +47,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Average:
-    """The map that is averaged while it is in the cache: pointers of map and result, sizes, steps in numbers, and
-    their dtype. The result is float32.
+    """The dense map that is averaged while it is in the cache: pointers of map and result, sizes, numbers of a sample,
+    and their dtype. The result is float32.
 
     Args:
         apart: the map's rows, where they are not those of the work: it is averaged after all blocks. 0: they are.
@@ -59,7 +59,6 @@ class Average:
     channels: int
     columns: int
     sample: int
-    row: int
     dtype: torch.dtype = torch.float32
     apart: int = 0
 
@@ -121,7 +120,7 @@ class BlockLoop:
             made.frame[index] = ctypes.addressof(frame)
         if average is not None:
             made.average, made.sums, made.channels = average.pointer + 1, average.result, average.channels
-            made.columns, made.sample, made.row = average.columns, average.sample, average.row
+            made.columns, made.sample = average.columns, average.sample
             made.element, made.apart = ELEMENTS[average.dtype].code, average.apart
         fetched = (abi.Prefetch * len(fetches))(*[fetch.structure() for fetch in fetches])
         made.fetch, made.fetches = ctypes.addressof(fetched), len(fetches)
@@ -183,7 +182,7 @@ class BlockLoop:
             source = tensors[a.pointer]
             view = source.as_strided(
                 (self.work.samples, rows, a.columns, a.channels),
-                (a.sample, a.row, a.channels, 1),
+                (a.sample, a.columns * a.channels, a.channels, 1),
                 source.storage_offset(),
             )
             tensors[a.result].copy_(view.double().mean((1, 2)))

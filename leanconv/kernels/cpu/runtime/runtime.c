@@ -37,48 +37,72 @@ static const void *number_at(const void *map, int element, int64_t at) {
     return (const uint8_t *)map + at * (element == FLOAT32 ? 4 : 2);
 }
 
-// Sum over rows y0..y1 of a dense map with channels innermost: in float over 64 pixels, in double between those.
-static inline __attribute__((always_inline)) void sum_rows_of(
-    const void *map, int element, const block_loop_t *p, int y0, int y1, double *sums, float *line) {
-    int64_t row = p->row, pixel = p->channels, rows = y1 - y0, count = p->columns;
-    int channels = p->channels;
-    if (row == p->columns * pixel) { count *= rows; rows = rows > 0; }
-    for (int64_t y = 0; y < rows; y++) {
-        int64_t at = (y0 + y) * row;
-        for (int64_t x = 0; x < count;) {
-            int64_t end = x + 64 < count ? x + 64 : count;
-            memset(line, 0, sizeof(float) * channels);
-            for (; x + 4 <= end; x += 4, at += 4 * pixel)
-                for (int c = 0; c < channels; c++)
-                    line[c] += (number(map, at + c, element) + number(map, at + c + pixel, element))
-                        + (number(map, at + c + 2 * pixel, element) + number(map, at + c + 3 * pixel, element));
-            for (; x < end; x++, at += pixel)
-                for (int c = 0; c < channels; c++) line[c] += number(map, at + c, element);
-            for (int c = 0; c < channels; c++) sums[c] += line[c];
+// How a map is averaged: its pixels in units of a size that the map alone decides, added in float, then the units' sums in
+// order, in double. So blocks, threads and their number change no bit. Few pixels to a unit of a small map: most units
+// then lie inside one block.
+typedef struct { int64_t pixels, unit, units; double *total; float *sums; } averaging_t;  // channels; samples × units × channels
+
+static int averaging_of(const block_loop_t *p, averaging_t *a) {
+    a->pixels = (int64_t)(p->apart ? p->apart : p->rows) * p->columns;
+    a->unit = 8;
+    while (a->unit < 64 && 64 * a->unit < a->pixels) a->unit *= 2;
+    a->units = (a->pixels + a->unit - 1) / a->unit;
+    a->total = lc_malloc(NULL, sizeof(double) * p->channels + sizeof(float) * p->samples * a->units * p->channels);
+    a->sums = (float *)(a->total + p->channels);
+    return a->total == NULL;
+}
+
+// Sum of the pixels x..end of a dense map with channels innermost.
+static inline __attribute__((always_inline)) void sum_pixels(
+    const void *map, int element, int channels, int64_t x, int64_t end, float *sums) {
+    int64_t pixel = channels, at = x * pixel;
+    memset(sums, 0, sizeof(float) * channels);
+    for (; x + 4 <= end; x += 4, at += 4 * pixel)
+        for (int c = 0; c < channels; c++)
+            sums[c] += (number(map, at + c, element) + number(map, at + c + pixel, element))
+                + (number(map, at + c + 2 * pixel, element) + number(map, at + c + 3 * pixel, element));
+    for (; x < end; x++, at += pixel)
+        for (int c = 0; c < channels; c++) sums[c] += number(map, at + c, element);
+}
+
+// The sums of units from..to of sample n; one loop is compiled for each element type.
+static void sum_units(const block_loop_t *p, const averaging_t *a, void **pointers, int64_t n, int64_t from, int64_t to) {
+    const void *map = number_at(pointers[p->average - 1], p->element, n * p->sample);
+    for (int64_t u = from; u < to; u++) {
+        int64_t x = u * a->unit, end = x + a->unit < a->pixels ? x + a->unit : a->pixels;
+        float *sums = a->sums + (n * a->units + u) * p->channels;
+        if (p->element == BFLOAT16) sum_pixels(map, BFLOAT16, p->channels, x, end, sums);
+        else sum_pixels(map, FLOAT32, p->channels, x, end, sums);
+    }
+}
+
+// The units of rows y0..y1. Of a unit that began in an earlier block only if that one is done (`ordered`).
+static void sum_block(const block_loop_t *p, const averaging_t *a, void **pointers, int64_t n, int y0, int y1, int ordered) {
+    int64_t from = (int64_t)y0 * p->columns, to = (int64_t)y1 * p->columns;
+    sum_units(p, a, pointers, n, (from + (ordered ? 0 : a->unit - 1)) / a->unit, y1 < p->rows ? to / a->unit : a->units);
+}
+
+// The units that lie in several blocks, when all blocks are done.
+static void sum_shared(const block_loop_t *p, const averaging_t *a, void **pointers) {
+    for (int n = 0; n < p->samples; n++) {
+        int64_t done = -1;
+        for (int64_t y = p->block; y < p->rows; y += p->block) {
+            int64_t unit = y * p->columns / a->unit;
+            if (y * p->columns % a->unit && unit > done) sum_units(p, a, pointers, n, unit, (done = unit) + 1);
         }
     }
 }
 
-// Rows y0..y1 of sample n of the averaged map, added to `sums`; one loop is compiled for each element type.
-static int sum_rows(const block_loop_t *p, void **pointers, int64_t n, int y0, int y1, double *sums) {
-    float *line = lc_malloc(NULL, sizeof(float) * p->channels);
-    if (!line) return 1;
-    const void *map = number_at(pointers[p->average - 1], p->element, n * p->sample);
-    if (p->element == BFLOAT16) sum_rows_of(map, BFLOAT16, p, y0, y1, sums, line);
-    else sum_rows_of(map, FLOAT32, p, y0, y1, sums, line);
-    lc_free(NULL, line);
-    return 0;
-}
-
-// Averages of every sample and channel, from the sums of `blocks` blocks of `rows` rows in all.
-static void divide(const block_loop_t *p, const double *sums, int blocks, int rows, float *means) {
-    double scale = 1.0 / ((double)rows * p->columns);
-    for (int n = 0; n < p->samples; n++)
-        for (int c = 0; c < p->channels; c++) {
-            double sum = 0;
-            for (int b = 0; b < blocks; b++) sum += sums[((int64_t)n * blocks + b) * p->channels + c];
-            means[(int64_t)n * p->channels + c] = (float)(sum * scale);
-        }
+// Averages of every sample and channel, from the sums of its units.
+static void divide(const block_loop_t *p, const averaging_t *a, float *means) {
+    const float *unit = a->sums;
+    double *total = a->total, pixels = (double)a->pixels;
+    for (int n = 0; n < p->samples; n++) {
+        memset(total, 0, sizeof(double) * p->channels);
+        for (int64_t u = 0; u < a->units; u++, unit += p->channels)
+            for (int c = 0; c < p->channels; c++) total[c] += unit[c];
+        for (int c = 0; c < p->channels; c++) means[(int64_t)n * p->channels + c] = (float)(total[c] / pixels);
+    }
 }
 
 static int64_t last_row(const prefetch_t *f, int64_t y) {
@@ -101,51 +125,47 @@ static void fetch_block(const prefetch_t *f, void *const *pointers, int64_t n, i
     }
 }
 
-// One block of rows of one sample; the averaged channels' sums go to `sums`.
-static int run_block(const block_loop_t *p, void **pointers, int64_t t, int blocks, double *sums) {
+// One block of rows of one sample. `a`: sum its units too; `ordered`: the earlier blocks are done.
+static int run_block(const block_loop_t *p, void **pointers, int64_t t, int blocks, const averaging_t *a, int ordered) {
     int64_t n = t / blocks;
     int y0 = (int)(t % blocks) * p->block, y1 = y0 + p->block < p->rows ? y0 + p->block : p->rows, failed = 0;
     int start = y1 - y0 < p->least ? y1 - p->least : y0;
     for (int f = 0; f < p->fetches; f++) fetch_block(&p->fetch[f], pointers, n, y0, y1);
     for (int f = 0; f < p->frames; f++) failed |= run_frame(p->frame[f], (uint8_t *const *)pointers, n, start, y1);
-    return sums ? failed | sum_rows(p, pointers, n, y0, y1, sums + t * p->channels) : failed;
+    if (a) sum_block(p, a, pointers, n, y0, y1, ordered);
+    return failed;
 }
 
-// The average of a map whose rows are not the loop's: after all blocks.
-static int average_apart(const block_loop_t *p, void **pointers, int threads) {
-    int rows = p->apart, blocks = rows < 16 ? 1 : 16, tasks = p->samples * blocks, failed = 0;
-    double *sums = calloc((size_t)tasks * p->channels, sizeof(double));
-    if (!sums) return -1;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && tasks > 1) reduction(| : failed)
-    for (int t = 0; t < tasks; t++) {
-        int64_t b = t % blocks;
-        int y0 = (int)(rows * b / blocks), y1 = (int)(rows * (b + 1) / blocks);
-        failed |= sum_rows(p, pointers, t / blocks, y0, y1, sums + (int64_t)t * p->channels);
+// The units of a map whose rows are not the loop's: after all blocks.
+static void sum_apart(const block_loop_t *p, const averaging_t *a, void **pointers, int threads) {
+    int parts = threads > 1 ? 4 * threads : 1;
+    int64_t tasks = (int64_t)p->samples * parts;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (tasks > 1)
+    for (int64_t t = 0; t < tasks; t++) {
+        int64_t part = t % parts;
+        sum_units(p, a, pointers, t / parts, a->units * part / parts, a->units * (part + 1) / parts);
     }
-    divide(p, sums, blocks, rows, pointers[p->sums]);
-    free(sums);
-    return failed;
 }
 
 int lc_run(const block_loop_t *p, void **pointers, int threads) {
     int blocks = (p->rows + p->block - 1) / p->block, failed = 0;
     int64_t tasks = (int64_t)blocks * p->samples;
-    double *sums = NULL;
-    if (p->average && !p->apart) {
-        sums = lc_malloc(NULL, sizeof(double) * tasks * p->channels);
-        if (!sums) return -1;
-        memset(sums, 0, sizeof(double) * tasks * p->channels);
+    averaging_t averaging, *with = NULL;
+    if (p->average) {
+        if (averaging_of(p, &averaging)) return -1;
+        if (!p->apart) with = &averaging;
     }
     if (threads > 1 && tasks > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(| : failed)
-        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, sums);
+        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, with, 0);
+        if (with) sum_shared(p, with, pointers);
     } else  // no parallel region: a team of one thread costs half a microsecond
-        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, sums);
-    if (sums) {
-        divide(p, sums, blocks, p->rows, pointers[p->sums]);
-        lc_free(NULL, sums);
+        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, with, 1);
+    if (p->average) {
+        if (p->apart) sum_apart(p, &averaging, pointers, threads);
+        divide(p, &averaging, pointers[p->sums]);
+        lc_free(NULL, averaging.total);
     }
-    if (p->average && p->apart) failed |= average_apart(p, pointers, threads);
     return failed;
 }
 

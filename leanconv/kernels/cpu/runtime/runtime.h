@@ -50,7 +50,7 @@ typedef struct {
     int32_t element;                           // of the averaged map
     int32_t average, channels, columns, sums;  // average != 0: pointer `average - 1` is averaged into pointer `sums`
     int32_t apart, unused;                     // rows of a map that is averaged when all blocks are done; 0: with them
-    int64_t sample, row;                       // of the averaged map, in numbers
+    int64_t sample;                            // of the averaged map, which is dense, in numbers
     const frame_t *frame[8];
     const prefetch_t *fetch;
     int64_t fetches;

@@ -11,7 +11,7 @@ from leanconv.kernels.cpu.pipelines import grouped, packing, winograd
 from leanconv.kernels.cpu.pipelines.element import FLOAT32
 from leanconv.kernels.cpu.pipelines.grouped import GroupedTiles
 from leanconv.kernels.cpu.pipelines.padded import GroupedCore
-from leanconv.kernels.cpu.tuning.cost_model import matrix_cycles, matrix_tile, row_block
+from leanconv.kernels.cpu.tuning.cost_model import matrix_cycles, matrix_tile, rate, row_block, speeds_of, weight_cycles
 from leanconv.kernels.cpu.tuning.cpu import Cpu
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import Pair
@@ -19,10 +19,9 @@ from leanconv.ops.grouped import Grouped
 
 Choose = Callable[[Any, GroupedTiles, Callable[[GroupedTiles], float]], GroupedTiles]  # `Bound.tile`
 
-# Measured on a Zen 4 core.
-WEIGHT_BYTES = 16.0  # of weights per cycle, from the L3 cache
-# Cycles per vector of channels of a 2×2 output: input transform, output transform, either of them if it is L1-fused.
-INPUT_TRANSFORM, OUTPUT_TRANSFORM, L1_TRANSFORM = 50.0, 50.0, 25.0
+# Instructions of Winograd's transforms for a vector of channels of a 2×2 output, a store counted twice. Into: 16 loads,
+# 32 additions, 16 stores; out of: 16 loads, 24 additions, 4 stores.
+TRANSFORMS = (16 + 32 + 2 * 16, 16 + 24 + 2 * 4)
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,13 @@ def choose_direct_or_winograd(
     algorithms = [direct_algorithm, winograd_algorithm] if allowed else [direct_algorithm]
     if method is not None:
         algorithms = [{"direct": direct_algorithm, "winograd": winograd_algorithm}[method]]
-    # Compared with the model's best tiles; only the winner asks `choose`, which remembers what is compiled.
+    # Compared with the model's best tiles; only the winner asks `choose`, which remembers what is compiled. Always for
+    # one thread: any number of threads then gives the same bits.
     cpu = target.cpu
-    best = min(algorithms, key=lambda algorithm: algorithm(cpu, core, samples, size, lambda _, tiles, __: tiles).cycles)
-    return best(cpu, core, samples, size, choose)
+    best = min(
+        algorithms, key=lambda algorithm: algorithm(cpu, core, samples, size, lambda _, tiles, __: tiles, 1).cycles
+    )
+    return best(cpu, core, samples, size, choose, torch.get_num_threads())
 
 
 def can_winograd(core: GroupedCore) -> bool:
@@ -59,7 +61,7 @@ def can_winograd(core: GroupedCore) -> bool:
     return plain and core.element == FLOAT32 and bool(core.pixels)
 
 
-def direct_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choose: Choose) -> Algorithm:
+def direct_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choose: Choose, threads: int) -> Algorithm:
     """The direct sum."""
     form, element, (p, q) = core.form, core.element, size
     c, taps = sum(form.channels), form.kernel[0] * form.kernel[1]
@@ -76,9 +78,9 @@ def direct_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choo
     tiles = choose(("direct", core), best, cycles)
     inner = 0 if form.project is None else form.out_channels
     row_bytes = element.bytes * q * (c * form.stride[0] * form.stride[1] + inner + form.width)
-    block = row_block(cpu, p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], torch.get_num_threads())
+    block = row_block(cpu, p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], threads)
     products = form.groups * p * matrix_cycles(cpu, tiles.inner, *first)
-    read = element.bytes * form.out_channels * depth * math.ceil(p / block) / WEIGHT_BYTES
+    read = weight_cycles(cpu, element.bytes * form.out_channels * depth * math.ceil(p / block))
     return Algorithm("direct", tiles, block, products + read)
 
 
@@ -87,17 +89,19 @@ def _projection(core: GroupedCore, q: int) -> tuple[int, int, int, bool]:
     return core.form.project or 0, q, core.element.steps(core.form.out_channels), False
 
 
-def winograd_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choose: Choose) -> Algorithm:
+def winograd_algorithm(
+    cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choose: Choose, threads: int
+) -> Algorithm:
     """Winograd F(2×2, 3×3)."""
     form, (p, q) = core.form, size
     c, each, across = sum(form.channels), form.out_channels // form.groups, math.ceil(q / 2)
     inner = 0 if form.project is None else form.out_channels
     own = matrix_tile(cpu, each, across, c // form.groups, False)
-    l1_fused = winograd.fits_l1(form, own)
+    l1_fused = winograd.fits_l1(form, own, cpu.l1)
     kept = sum(len(part.places) * (c if part.at_once(form) else part.depth(form)) for part in winograd.parts_of(form))
     scratch = 0 if l1_fused else across * (kept + 16 * min(each, 32)) // 2
     row_bytes = 4 * (q * (c + inner + form.width) + scratch)
-    block = row_block(cpu, p, samples, row_bytes, 1, torch.get_num_threads(), 2)
+    block = row_block(cpu, p, samples, row_bytes, 1, threads, 2)
     down = math.ceil(min(block, p) / 2)
     tile = own if l1_fused else matrix_tile(cpu, each, across * down, c // form.groups, False)
 
@@ -114,13 +118,14 @@ def _winograd_cycles(cpu: Cpu, form: Grouped, tiles: GroupedTiles, across: int, 
     """Cycles of one block of `across` × `down` 2×2 outputs: products, transforms, and weights that are read."""
     c, each, cycles, tile = sum(form.channels), form.out_channels // form.groups, 0.0, tiles.inner
     rows, columns = (down, across) if tiles.l1_fused else (1, across * down)
-    into, out_of = (L1_TRANSFORM, L1_TRANSFORM) if tiles.l1_fused else (INPUT_TRANSFORM, OUTPUT_TRANSFORM)
+    each_takes = speeds_of(cpu).l1_winograd if tiles.l1_fused else speeds_of(cpu).winograd
+    into, out_of = (each_takes * rate(cpu, tile.lanes) * count for count in TRANSFORMS)
     for part in winograd.parts_of(form):
         depth, n = part.depth(form), len(part.places)
         cycles += n * form.groups * rows * matrix_cycles(cpu, tile, each, columns, depth, False)
         wide = c if part.at_once(form) and not tiles.l1_fused else c // form.groups
         cycles += c / wide * math.ceil(wide / tile.lanes) * across * down * into * n / 16
-        cycles += 4 * n * form.out_channels * depth / WEIGHT_BYTES
+        cycles += weight_cycles(cpu, 4 * n * form.out_channels * depth)
     return cycles + form.groups * math.ceil(each / tile.lanes) * across * down * out_of
 
 
