@@ -13,7 +13,7 @@ from leanconv.kernels.cpu.bound.int8_plan import Part, Plan
 from leanconv.kernels.cpu.runtime import int8_abi
 from leanconv.kernels.cpu.runtime.int8_call import Int8Call
 from leanconv.kernels.cpu.runtime.launch import KernelLaunch
-from leanconv.kernels.cpu.runtime.tensors import in_planes, pixel_stride
+from leanconv.kernels.cpu.runtime.tensors import pixel_stride
 from leanconv.kernels.cpu.runtime.transpose import ensure_nhwc
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import check_channels
@@ -99,9 +99,7 @@ class BoundQuantized(Bound):
             by = self.form.inputs[0] if index in inputs else self.form.addend
             assert by is not None
             x = quantized(x, by)
-        if x.dtype == torch.float32 and not pixel_stride(x) and in_planes(x):
-            return x
-        return x if pixel_stride(x) else ensure_nhwc(x)
+        return x if pixel_stride(x) or (x.dtype == torch.float32 and x.is_contiguous()) else ensure_nhwc(x)
 
     def _prepare(self, *maps: Tensor | None) -> "PreparedQuantized":
         """Pointers: maps, averages of a gated sum, packed numbers, result, its averages."""
