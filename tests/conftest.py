@@ -29,14 +29,21 @@ SLOW = [
     "engine/fused/test_bfloat16.py",
     "engine/fused/test_candidate.py",
     "engine/fused/test_odd_models.py",
+    "engine/fused/test_random_networks.py",
+    "engine/fused/test_repeatable.py",
     "engine/fused/test_roofline.py",
     "kernels/bound",
     "kernels/compilation",
     "kernels/pipelines",
+    "kernels/promises",
     "kernels/runtime/test_out_of_bounds.py",
     "papers",
     "test_copies.py",
 ]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seeds", default="0:200", help="of engine/fused/test_random_networks.py: FIRST:END")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is applied

@@ -123,7 +123,8 @@ class _Transformed:
             for row in OUTPUT_TRANSFORM
         ]
         u, v, func = hl.Var("u"), hl.Var("v"), hl.Func("outputs2x2")
-        func[j, g, u, v, x, y] = hl.mux(u + 2 * v, lines[0] + lines[1])
+        # In this order for every tile: LLVM may choose another one for each.
+        func[j, g, u, v, x, y] = hl.mux(u + 2 * v, [hl.strict_float(value) for value in lines[0] + lines[1]])
         # The four outputs share their 16 inputs: computed together, each product is loaded once.
         func.bound_extent(u, 2).bound_extent(v, 2).unroll(u).unroll(v)
         bias: Any = hl.f32(0.0)

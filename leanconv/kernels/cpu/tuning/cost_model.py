@@ -177,6 +177,23 @@ def strip(cpu: Cpu, rows: int, width: int, tile: int) -> int:
     return max(1, 3 * cpu.l1 // 8 // (rows * tile * 64))
 
 
+# Units of an average, and so the most blocks of a map that is averaged: enough for as many threads.
+UNITS = 64
+
+
+def summed_rows(rows: int, least: int = 1) -> int:
+    """Rows of a map that an average sums together, a multiple of `least`; blocks are made of them.
+
+    By the map alone. If they depended on the blocks, the number of threads would change the last bit.
+    """
+    return max(1, math.ceil(rows / UNITS / least)) * least
+
+
+def whole_units(unit: int, least: int) -> int:
+    """The fewest rows that are whole units and at least `least`."""
+    return math.ceil(least / unit) * unit
+
+
 def row_block(cpu: Cpu, rows: int, samples: int, row_bytes: int, halo: int, threads: int, least: int = 1) -> int:
     """Rows of a block: they fill half the L2 cache, exceed the halo several times, and keep all threads busy.
 
@@ -188,4 +205,14 @@ def row_block(cpu: Cpu, rows: int, samples: int, row_bytes: int, halo: int, thre
     if threads > 1:  # equally many blocks per thread
         blocks = math.ceil(blocks * samples / threads) * threads // math.gcd(samples, threads)
         blocks = max(1, math.ceil(blocks / samples))
-    return max(1, math.ceil(rows / blocks / least)) * least if rows else 1
+    if not rows:
+        return 1
+    units = math.ceil(rows / least)
+    best = math.ceil(units / blocks)
+    if threads > 1 and least > 1:  # whole units divide less evenly: perhaps some more blocks do
+
+        def load(size: int) -> int:
+            return math.ceil(samples * math.ceil(units / size) / threads) * size
+
+        best = min(range(best, max(0, best // 2 - 1), -1), key=load)
+    return best * least
