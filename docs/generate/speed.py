@@ -95,8 +95,13 @@ def kernels(files: dict[str, dict[str, Any]]) -> str:
         rows = [
             [f"`{n}`", *(f"{geometric(g[n].values()):.2f}" if n in g else "-" for g in gains.values())] for n in names
         ]
+        count = [str(sum(map(len, own.values()))) for own in gains.values()]
         every = [f"{geometric(x for own in g.values() for x in own.values()):.2f}" for g in gains.values()]
-        head = table(["geometric mean", *kinds.values()], [*rows, ["all layers", *every]], "l" + "r" * len(kinds))
+        head = table(
+            ["geometric mean", *kinds.values()],
+            [*rows, ["all layers", *every], ["layers measured", *count]],
+            "l" + "r" * len(kinds),
+        )
         parts += [f"Kinds of machines side by side; each against its own peers:\n\n{head}"]
     for stem, content in files.items():
         parts += ([] if one else [f"### {kinds[stem]}"]) + [_kernels(stem, content)]

@@ -181,7 +181,7 @@ def test_two_kinds_of_machines_stand_side_by_side_and_are_not_mixed():
     assert text.count("## Single layers") == 1
     assert "| geometric mean | here (AVX512) | here (AVX2, the rest masked off) |" in text
     assert "| `sic` | 2.00 | 1.50 |" in text
-    assert "| all layers | 2.00 | 1.50 |" in text
+    assert "| all layers | 2.00 | 1.50 |\n| layers measured | 1 | 1 |" in text
     first, second = text.split("### here (AVX512)")[1].split("### here (AVX2, the rest masked off)")
     assert "all layers: 2.00" in first
     assert "all layers: 1.50" in second
