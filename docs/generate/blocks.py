@@ -18,6 +18,7 @@ from docs.generate.speed import (
     outcome,
     setting,
 )
+from docs.generate.tiles import tiles
 from docs.generate.training import data_loading, keep_learnt, training_kernels, training_steps
 
 UNTOUCHED, SIDE = "timm:mobilenetv3_small_100", "1x3x224x224, 1"
@@ -110,6 +111,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "engines": _sections("engines", engines),
     "networks": _sections("networks", networks),
     "kernels": lambda results: kernels(results.kernels),
+    "tiles": lambda results: tiles(results.tiles),
     "layers": _sections("layers", layers),
     "segmentation": _sections("segmentation", lambda stem, c: trained(stem, c, "dice", "Segmentation")),
     "papers": papers,

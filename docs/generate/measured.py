@@ -29,6 +29,7 @@ class Results:
         kept: what is left of a trained network after a swap, by its start.
         against_dense: training steps of whole networks.
         steps: our kernels for training against PyTorch's. loading: what a batch costs beside its training step.
+        tiles: what the cost model of our kernels chooses, against other tiles and algorithms.
         other: files of another kind, which no page shows.
     """
 
@@ -47,6 +48,7 @@ class Results:
     against_dense: dict[str, Any] = field(default_factory=dict)
     steps: dict[str, Any] = field(default_factory=dict)
     loading: dict[str, Any] = field(default_factory=dict)
+    tiles: dict[str, Any] = field(default_factory=dict)
     other: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -64,6 +66,8 @@ def _kind(content: Any) -> str:
     if "start" in next(iter(content.get("runs") or [{}]), {}):
         return "gates"
     row = next(iter(content.get("rows") or [{}]), {})
+    if "calibrated" in row:
+        return "tiles"
     if isinstance(row.get("of_floor"), dict):
         return "steps"
     marks = {"pixels_differ": "journeys", "batch_cpu_ms": "loading", "peak_bytes": "against_dense", "project": "kept"}

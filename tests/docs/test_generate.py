@@ -189,6 +189,17 @@ def test_two_kinds_of_machines_stand_side_by_side_and_are_not_mixed():
     assert "ONNX Runtime cannot be told" in second
 
 
+def test_the_cost_models_choices_worst_first():
+    def row(layer, share):
+        choice = dict.fromkeys(("calibrated", "neutral", "before"), "direct 4,64,16")
+        return {"layer": layer, "best": "direct", "choice": choice, "calibrated": share, "neutral": 0.5, "before": 1.0}
+
+    content = {"command": "python -m x", "machine": {"name": "here"}, "rows": [row("a", 1.0), row("b", 0.9)]}
+    text = BLOCKS["tiles"](Results(tiles={"cpu_tiles": content}))
+    assert text.index("| b | direct | direct 4,64,16 | 0.90 | 0.50 | 1.00 |") < text.index("| a | direct |")
+    assert "At least 97% of the best, of 2 layers: calibrated 1, neutral speeds 0, constants before 2." in text
+
+
 def test_choices_name_every_loss_below_the_limit():
     def row(operator, place, ratio):
         return {
