@@ -173,8 +173,8 @@ def _engines(stem: str, kind: str, entries: list[dict[str, Any]]) -> str:
         commands.append([f"`{entry['model']}`, {setting(entry)}", f"`{entry['command']}`"])
     clocks = " and ".join(sorted({entry["clock"] for entry in entries}))
     fewest = all(FEWEST in entry.get("command", "") for entry in entries)
-    head = ["network", "input, threads", "ours, ms", "of the roofline", "of peak flops", "times as fast as its best other engine",
-            "times as fast as the dense network's best engine"]  # fmt: skip
+    head = ["network", "input, threads", "ours, ms", "of the roofline", "of peak flops",
+            "times as fast as its best other engine", "times as fast as the dense network's best engine"]  # fmt: skip
     return page(
         "## Whole networks: our engine against each other engine"
         + (f", `{FEWEST}`" if fewest else "")

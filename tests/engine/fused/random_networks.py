@@ -1,4 +1,4 @@
-"""Whole random networks from a seed: this project's operators, norms, activations, sums, concatenations, gates, poolings.
+"""Whole random networks from a seed: operators, norms, activations, sums, concatenations, gates, poolings.
 
     python -m tests.engine.fused.random_networks 17                    one seed: the network, and its errors
     python -m tests.engine.fused.random_networks 0:500 [--kernels]     many; the errors of those that fail

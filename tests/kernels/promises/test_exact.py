@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from leanconv.kernels.cpu.binders import BINDERS
-from leanconv.kernels.cpu.bound import grouped, resample, separable_builder, separable_strassen
 from leanconv.kernels.cpu.bound import gated_sum as gated_room
+from leanconv.kernels.cpu.bound import grouped, resample, separable_builder, separable_strassen
 from leanconv.kernels.cpu.compilation.build import RUNTIME
 from leanconv.ops.forms import averaged
 from leanconv.ops.gated_sum import GatedSum

@@ -58,8 +58,8 @@ def choose_direct_or_winograd(
     algorithms = [direct_algorithm, winograd_algorithm] if allowed else [direct_algorithm]
     if method is not None:
         algorithms = [{"direct": direct_algorithm, "winograd": winograd_algorithm}[method]]
-    # Compared with the model's best tiles; only the winner asks `choose`, which remembers what is compiled. Compared for
-    # one thread: any number of threads then gives the same bits.
+    # Compared with the model's best tiles; only the winner asks `choose`, which remembers what is compiled. For one
+    # thread: any number of threads then gives the same bits.
     cpu = target.cpu
     best = min(
         algorithms, key=lambda algorithm: algorithm(cpu, core, samples, size, lambda _, tiles, __: tiles, 1).cycles
