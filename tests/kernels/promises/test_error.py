@@ -43,8 +43,8 @@ def plain_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
 def plain_conv_transpose2d(x, weight, bias=None, stride=1):
     """conv_transpose2d whose kernel is its stride, likewise."""
     _, o, k, _ = weight.shape
-    y = F.pixel_shuffle(plain_conv2d(x, weight.permute(1, 2, 3, 0).reshape(o * k * k, -1, 1, 1)), k)
-    return y if bias is None else y + bias[:, None, None]
+    start = None if bias is None else bias.repeat_interleave(k * k)
+    return F.pixel_shuffle(plain_conv2d(x, weight.permute(1, 2, 3, 0).reshape(o * k * k, -1, 1, 1), start), k)
 
 
 @torch.no_grad()

@@ -116,7 +116,8 @@ def winograd_algorithm(
     row_bytes = 4 * (q * (c + inner + form.width) + scratch)
     unit = summed_rows(p, 2) if form.average else 2
     block = row_block(cpu, p, samples, row_bytes, 1, threads, unit)
-    down = math.ceil(min(block, p) / 2)
+    # The tile is that of one thread's blocks: any number of threads then runs the same code.
+    down = math.ceil(min(row_block(cpu, p, samples, row_bytes, 1, 1, unit), p) / 2)
     tile = own if l1_fused else matrix_tile(cpu, each, across * down, c // form.groups, False)
 
     def cycles(tiles: GroupedTiles) -> float:
