@@ -112,12 +112,13 @@ void lc_int8_stencil(const stencil8_t *s, const task8_t *t, uint8_t *strips) {
     d.plane = ((int64_t)s->strip + s->reach + 2 * V) & ~(int64_t)(V - 1);
     d.plane += V;  // planes do not share the sets of the L1 cache
     int width = into->element == FLOAT32 ? 4 : 1;
-    for (int y = y0; y < y1; y += s->pair) {
+    // With a pair, row y and row y + apart; then the next y, until all rows of both have had their turn.
+    for (int y = y0; y < y1; y += s->pair == 2 && (y + 1 - y0) % s->apart == 0 ? s->apart + 1 : 1) {
         uint8_t *rows[MOST_ROWS];
-        int two = y + 1 < y1 ? s->pair : 1;
+        int two = y + s->apart < y1 ? s->pair : 1;
         for (int i = 0; i < spans; i++) {
             int row = y * s->stride - s->top + i;
-            if (two < s->pair && i == spans - 1) row--;  // only the row that is not wanted reads it
+            if (two < s->pair && i >= spans - s->apart) row -= s->apart;  // only the row that is not wanted reads it
             rows[i] = row_at(from, t, row);
         }
         for (int column = 0; column < s->columns; column++)
@@ -129,7 +130,7 @@ void lc_int8_stencil(const stencil8_t *s, const task8_t *t, uint8_t *strips) {
                                 strips + g * 4 * d.plane, d.plane, left + s->reach);
                 int64_t begin = at + (int64_t)(start / V) * s->into_step;
                 for (int r = 0; r < s->pair; r++) {
-                    int row = r < two ? y + r : y;  // one that is not wanted is overwritten, see `tile`
+                    int row = r < two ? y + r * s->apart : y;  // one that is not wanted is overwritten, see `tile`
                     d.into[r] = row_at(into, t, row) + column_at(into, into->left) + begin * width;
                     if (addend) d.addend[r] = row_at(addend, t, row) + begin;
                 }
