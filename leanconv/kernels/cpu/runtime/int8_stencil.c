@@ -2,6 +2,13 @@
 // other, are interleaved once and serve all taps of the other axis, and two rows of the result.
 #include "int8_finish.h"
 
+// In a register: else the compiler loads weights anew for each product, and loads are what takes the time.
+#if V == 64
+#define KEEP(x) __asm__("" : "+v"(x));
+#else
+#define KEEP(x)
+#endif
+
 typedef struct {
     const uint8_t *planes;      // interleaved strips: four of each quad
     int64_t plane;
@@ -26,12 +33,15 @@ INLINE void tile(const stencil8_t *s, const strip_t *d, const limits_t *limits, 
         const uint8_t *source = d->planes + s->tap[k].quad * 4 * d->plane + s->tap[k].shift + (int64_t)at * V;
 #pragma GCC unroll 4
         for (int v = 0; v < 4; v++) {
+            bytes first = load((const uint8_t *)w + v * V), second = {0};
+            if (rows == 2) second = load((const uint8_t *)w + (4 + v) * V);
+            KEEP(first)
+            if (rows == 2) KEEP(second)
 #pragma GCC unroll 4
             for (int i = 0; i < wide; i++) {
                 bytes x = load(source + v * d->plane + i * apart);
-#pragma GCC unroll 2
-                for (int r = 0; r < rows; r++)
-                    sums[r][i][v] = dot(sums[r][i][v], x, load((const uint8_t *)w + (r * 4 + v) * V));
+                sums[0][i][v] = dot(sums[0][i][v], x, first);
+                if (rows == 2) sums[1][i][v] = dot(sums[1][i][v], x, second);
             }
         }
     }
