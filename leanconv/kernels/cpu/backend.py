@@ -9,7 +9,7 @@ from torch import Tensor
 
 from leanconv.kernels import interface
 from leanconv.kernels.cpu import availability
-from leanconv.kernels.cpu.binders import BINDERS, bind
+from leanconv.kernels.cpu.binders import BINDERS, bind, bind_to_tiles
 from leanconv.kernels.cpu.bound.base import DTYPES, Bound
 from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.runtime.huge_pages import allocate
@@ -35,6 +35,9 @@ class CpuBackend:
 
     def bind(self, form: Form, weights: Sequence[Tensor], target: Target | None = None) -> Bound | None:
         return bind(form, weights, target) if type(form) in BINDERS else None
+
+    def bind_to_tiles(self, form: Form, weights: Sequence[Tensor], target: Target | None = None) -> Bound | None:
+        return bind_to_tiles(form, weights, target)
 
     def copy(self, x: Tensor, *, planes: bool) -> Copy | None:
         return copy_of(x, planes=planes)

@@ -58,7 +58,7 @@ class KernelBuilder:
         views, kernels, first = [], [], 0
         for chain, taps in zip(self.parts.chains, self.parts.taps, strict=True):
             core = separable.SeparableCore(
-                (self._track(chain),),
+                (self.track(chain),),
                 None,
                 self.size[1],
                 False,
@@ -79,11 +79,11 @@ class KernelBuilder:
             (made, [*arguments, out_view(out, self.size, start, channels, self.element)])
             for made, (arguments, start, channels) in zip(kernels, views, strict=True)
         ]
-        return self.finish(listed, self._work(), flat=False)
+        return self.finish(listed, self.row_work(), flat=False)
 
     def projected(self) -> PreparedKernel:
         """Stencils, then the 1×1 of whole rows of pixels."""
-        form, (n, o, p, q), work = self.form, self.size, self._work()
+        form, (n, o, p, q), work = self.form, self.size, self.row_work()
         assert self.parts.project is not None
         last = p - (p - 1) // work.block * work.block  # rows of the smallest block
         core = self.core()
@@ -105,7 +105,7 @@ class KernelBuilder:
         """The key (core) of a kernel that runs the stencils and then the 1×1."""
         form, o = self.form, self.size[1]
         return separable.SeparableCore(
-            tuple(map(self._track, self.parts.chains)),
+            tuple(map(self.track, self.parts.chains)),
             o,
             o,
             form.bias,
@@ -173,7 +173,7 @@ class KernelBuilder:
         self.weights.append(packed)
         return weights_view(self.pointers + len(self.weights) - 1, packed)
 
-    def _track(self, chain: ChannelChain) -> Track:
+    def track(self, chain: ChannelChain) -> Track:
         """The track of a chain: tile sizes, strips, and whether it reads its input in place."""
         stencils = tuple(replace(s, first=0) for s in chain.stencils)
         x = self.inputs[chain.index]
@@ -241,7 +241,7 @@ class KernelBuilder:
     def residual_pixel(self) -> int:
         return 0 if self.residual is None else pixel_stride(self.residual)
 
-    def _work(self) -> Work:
+    def row_work(self) -> Work:
         """The row blocks, from the scratch of one output row and the halo."""
         n, o, p, q = self.size
         row_bytes, halo = self.element.bytes * q * o, 0

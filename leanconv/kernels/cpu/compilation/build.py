@@ -33,6 +33,9 @@ _RUNTIME_FILES = (
     "gated_sum",
     "normalized_gated_sum",
     "pointwise",
+    "tiles_amx",
+    "tiles_pairs",
+    "tiles_emulated",
 )
 _RUNTIME_FLAGS, _STUB_FLAGS = ("-O3", "-march=native", "-fPIC"), ("-O1", "-fPIC")
 _FUNCTIONS = ("lc_sizes", "lc_run", "lc_batch", "lc_gates", "lc_copy", "lc_malloc", "lc_free", "lc_training_size")
