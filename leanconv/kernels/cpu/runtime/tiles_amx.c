@@ -5,15 +5,15 @@
 #endif
 #endif
 #ifdef HAS_AMX
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 // Whatever this machine has: the compiler emits the instructions, and `lc_has_tiles_amx` says whether they run.
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("amx-tile,amx-bf16"))), apply_to = function)
 #else
 #pragma GCC target("amx-tile,amx-bf16")
 #endif
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #include "tiles.h"
 
 // A register's number must be a constant: macros.

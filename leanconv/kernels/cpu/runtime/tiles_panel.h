@@ -19,8 +19,9 @@ static void copy_row(const buffer_t *b, int planes, int64_t row, int x, int w, u
 static void fill_rows(
     const panel_t *p, void *const *maps, int y0, int rows, int x, int w, int columns, uint16_t *to) {
     for (int y = y0; y < y0 + rows; y++, to += (int64_t)columns * p->wide) {
-        const buffer_t *first = maps[0];
-        if (first->dimensions == 3 && (y < 0 || y >= first->dim[2].extent)) {
+        const dimension_t *height = ((const buffer_t *)maps[0])->dimensions == 3 ? &((const buffer_t *)maps[0])->dim[2] : NULL;
+        int row = height ? y - height->min : 0;  // rows of scratch begin with the block
+        if (row < 0 || (height && row >= height->extent)) {
             memset(to, 0, sizeof *to * columns * p->wide);
             continue;
         }
@@ -28,7 +29,7 @@ static void fill_rows(
         int at = 0;
         for (int m = 0; m < p->maps; m++) {
             const buffer_t *b = maps[m];
-            copy_row(b, p->planes, b->dimensions == 3 ? (int64_t)y * b->dim[2].stride : 0, x, w, inside + at, p->wide);
+            copy_row(b, p->planes, height ? (int64_t)row * b->dim[2].stride : 0, x, w, inside + at, p->wide);
             at += b->dim[p->planes].extent;
         }
         for (int i = 0; at < p->wide && i < w; i++)
