@@ -49,8 +49,5 @@ static void product(const call_t *c, int i, int count, const uint16_t *weights, 
     else if (strips > 1) tiles(c, i, weights, 0, 2, sums[0]);
     else tiles(c, i, weights, 0, 1, sums[0]);
     if (count < BLOCK) configure(TILE, TILE, c->plan->depth);
-    place_t at = place_of(c, i);
-    for (int m = 0; m < count; m++, to_next(c, &at))
-        for (int n = 0; at.column < c->columns && n < strips * TILE; n += LANES)
-            finish(c, at.out, at.residual, o + n, *(vec *)(sums[m] + n));
+    finish_block(c, i, count, strips, o, sums[0]);
 }

@@ -34,12 +34,12 @@ INLINE void tile(const call_t *c, int i, const uint16_t *weights, int strips, in
             }
         }
     }
-    place_t at = place_of(c, i);
+    float line[12][2 * TILE] __attribute__((aligned(64)));
 #pragma GCC unroll 12
-    for (int m = 0; m < pixels; m++, to_next(c, &at))
+    for (int m = 0; m < pixels; m++)
 #pragma GCC unroll 2
-        for (int n = 0; n < vectors; n++)
-            if (at.column < c->columns) finish(c, at.out, at.residual, o + n * TILE, (vec)sums[m][n]);
+        for (int n = 0; n < vectors; n++) *(__m512 *)(line[m] + n * TILE) = sums[m][n];
+    finish_block(c, i, pixels, vectors, o, line[0]);
 }
 
 static void product(const call_t *c, int i, int count, const uint16_t *weights, int strips, int o) {

@@ -2,6 +2,8 @@
 #pragma once
 #include "tiles.h"
 
+#define SLACK 16
+
 // `w` pixels of a row, from pixel x on, into dense pixels of `wide` numbers.
 static void copy_row(const buffer_t *b, int planes, int64_t row, int x, int w, uint16_t *to, int wide) {
     const dimension_t *channel = &b->dim[planes], *pixel = &b->dim[!planes];
@@ -39,27 +41,32 @@ static void fill_rows(
     }
 }
 
-// The taps of each pixel of `rows` rows of `columns` pixels side by side. Copies write up to three numbers more.
+// The taps of each pixel of `rows` rows of `columns` pixels side by side. A copy takes SLACK numbers at a time: what it
+// writes too much lies where the next taps go, the zeros, or the next pixel.
 static void gather(const panel_t *p, const uint16_t *from, int rows, int columns, uint16_t *to) {
-    int run = (p->dw == 1 ? p->s : 1) * p->wide, runs = p->dw == 1 ? 1 : p->s;
-    for (int y = 0; y < rows; y++)
-        for (int x = 0; x < columns; x++, to += p->gathered) {
-            uint16_t *at = to;
-            for (int r = 0; r < p->r; r++)
-                for (int s = 0; s < runs; s++, at += run) {
-                    const uint16_t *tap = from + ((int64_t)(y * p->sh + r * p->dh) * p->columns + x * p->sw + s * p->dw)
-                        * p->wide;
-                    for (int k = 0; k < run; k += 4) memcpy(at + k, tap + k, 8);
-                }
-            for (; at < to + p->gathered; at++) *at = 0;
+    const uint16_t *taps[MAX_OPERANDS];
+    int together = p->dw == 1 ? p->s : 1, run = together * p->wide, runs = p->r * p->s / together;
+    int64_t step = (int64_t)p->sw * p->wide, row = (int64_t)p->columns * p->wide;
+    for (int y = 0; y < rows; y++) {
+        for (int k = 0; k < runs; k++) {
+            int tap = k * together;
+            taps[k] = from + (y * p->sh + tap / p->s * p->dh) * row + (int64_t)(tap % p->s) * p->dw * p->wide;
         }
+        for (int x = 0; x < columns; x++) {
+            uint16_t *at = to, *end = to + p->gathered;
+            for (int k = 0; k < runs; k++, at += run)
+                for (int i = 0; i < run; i += SLACK) memcpy(at + i, taps[k] + x * step + i, sizeof *to * SLACK);
+            while (at < end) *at++ = 0;
+            to = end;
+        }
+    }
 }
 
 // The panel for rows y0.. y0+rows of a result of `columns` pixels (0: for pixels), or NULL without memory.
 // `own` takes what must be given back.
 static const uint16_t *panel(const panel_t *p, void **args, int y0, int rows, int columns, uint16_t **own) {
     int flat = !columns, read = flat ? 1 : (rows - 1) * p->sh + (p->r - 1) * p->dh + 1, across = flat ? rows : p->columns;
-    int64_t numbers = (int64_t)read * across * p->wide + 4, gathered = (int64_t)rows * columns * p->gathered + 4;
+    int64_t numbers = (int64_t)read * across * p->wide + SLACK, gathered = (int64_t)rows * columns * p->gathered + SLACK;
     uint16_t *made = *own = lc_malloc(NULL, sizeof *made * (numbers + gathered));
     if (!made) return NULL;
     void *const *maps = args + p->first;

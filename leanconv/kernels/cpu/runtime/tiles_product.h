@@ -6,7 +6,7 @@
 //                           `count` pixels (at most BLOCK) from i on; outputs o.. of one or two strips of 16
 //
 // A sum has one order, whatever the block: any number of threads gives the same bits.
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 #include "tiles_panel.h"
@@ -36,20 +36,6 @@ INLINE vec read_half(const uint16_t *from, int left) {
     return (vec)(__builtin_convertvector(made, bits_t) << 16);
 }
 
-// Between 0 and 6, or 0 and infinity; a NaN stays one, since no comparison with it holds.
-INLINE vec clamped(vec v, int six) {
-    bits_t below = (bits_t)(v < 0.0f), above = (bits_t)(v > 6.0f);
-    v = (vec)((bits_t)v & ~below);
-    return six ? (vec)(((bits_t)v & ~above) | (above & (bits_t)((vec){0} + 6.0f))) : v;
-}
-
-static __attribute__((noinline)) vec activated(int kind, vec v) {
-    if (kind <= RELU6) return clamped(v, kind == RELU6);
-    vec share = clamped(v + 3.0f, 1) * (1.0f / 6);
-    if (kind == HARDSWISH) share *= v;
-    return share;
-}
-
 // To the nearest, ties to even. AVX512-BF16 turns a subnormal result into zero, as its products do.
 INLINE half_t narrowed(vec v) {
 #ifdef __AVX512BF16__
@@ -59,51 +45,86 @@ INLINE half_t narrowed(vec v) {
 #endif
 }
 
-INLINE vec finished(const call_t *c, const uint16_t *residual, int o, vec v, int left) {
-    v += *(const vec *)(c->bias + o);
-    if (residual) {
-        vec added = read_half(residual + o, left);
-        if (c->first)
-            v = added * read_floats(c->first + o, left)
-                + (v * read_floats(c->second + o, left) + read_floats(c->third + o, left));
-        else v += added;
+// A NaN stays one: no comparison with it holds, and of a NaN and a number the instructions take the second.
+INLINE vec at_least_zero(vec v) {
+#ifdef __AVX512F__
+    return (vec)_mm512_max_ps(_mm512_setzero_ps(), (__m512)v);
+#else
+    return (vec)((bits_t)v & ~(bits_t)(v < 0.0f));
+#endif
+}
+
+INLINE vec at_most_six(vec v) {
+    bits_t above = (bits_t)(v > 6.0f), six = (bits_t)((vec){0} + 6.0f);
+    return (vec)(((bits_t)v & ~above) | (above & six));
+}
+
+INLINE vec activated(int kind, vec v) {
+    if (kind == NONE) return v;
+    if (kind == RELU) return at_least_zero(v);
+    if (kind == RELU6) return at_most_six(at_least_zero(v));
+    vec share = at_most_six(at_least_zero(v + 3.0f)) * (1.0f / 6);
+    if (kind == HARDSWISH) share *= v;
+    return share;
+}
+
+// One run of pixels in a row of the result.
+typedef struct { const float *sums; int pixels; uint16_t *out; const uint16_t *residual; } run_t;
+enum { ALONE, ADDED, BLENDED };
+
+// Outputs o.. of the run, from their sums to what is stored: `left` of them. The last two arguments are constants.
+INLINE void finish(const call_t *c, const run_t *r, int o, int left, const int with, const int kind) {
+    vec bias = *(const vec *)(c->bias + o), first = {0}, second = first, third = first;
+    if (with == BLENDED) {
+        first = read_floats(c->first + o, left);
+        second = read_floats(c->second + o, left);
+        third = read_floats(c->third + o, left);
     }
-    int kind = c->plan->activation;
-    return kind == NONE ? v : kind == RELU ? clamped(v, 0) : activated(kind, v);
+    const float *sums = r->sums;
+    const uint16_t *residual = r->residual + o;
+    uint16_t *out = r->out + o;
+    for (int i = 0; i < r->pixels; i++, sums += 2 * TILE, out += c->out_pixel, residual += c->residual_pixel) {
+        vec v = *(const vec *)sums + bias;
+        if (with == ADDED) v += read_half(residual, left);
+        if (with == BLENDED) v = read_half(residual, left) * first + (v * second + third);
+        half_t made = narrowed(activated(kind, v));
+        if (left >= LANES) *(half_t *)out = made;
+        else for (int k = 0; k < left; k++) out[k] = made[k];
+    }
 }
 
-static __attribute__((noinline)) void finish_last(
-    const call_t *c, uint16_t *out, const uint16_t *residual, int o, vec v, int left) {
-    half_t made = narrowed(finished(c, residual, o, v, left));
-    for (int i = 0; i < left; i++) out[o + i] = made[i];
+INLINE void finish_with(const call_t *c, const run_t *r, int o, int left, const int with) {
+    switch (c->plan->activation) {
+    case NONE: finish(c, r, o, left, with, NONE); break;
+    case RELU: finish(c, r, o, left, with, RELU); break;
+    default: finish(c, r, o, left, with, c->plan->activation);
+    }
 }
 
-// Outputs o.. of a pixel, from their sums to what is stored.
-INLINE void finish(const call_t *c, uint16_t *out, const uint16_t *residual, int o, vec v) {
-    int left = c->plan->outputs - o;
-    if (left >= LANES) *(half_t *)(out + o) = narrowed(finished(c, residual, o, v, LANES));
-    else if (left > 0) finish_last(c, out, residual, o, v, left);
+static void finish_outputs(const call_t *c, const run_t *r, int o, int left) {
+    if (c->first) finish_with(c, r, o, left, BLENDED);
+    else if (c->residual) finish_with(c, r, o, left, ADDED);
+    else finish_with(c, r, o, left, ALONE);
 }
 
-// Where a pixel of the line lies in the result, and in the map that is added. From column `columns` on it lies between
-// two rows, and is not stored.
-typedef struct { int column; uint16_t *out; const uint16_t *residual; } place_t;
-
-INLINE place_t place_of(const call_t *c, int i) {
+// The pixels i.. i+count of the line, from their sums (two strips of 16 side by side) to what is stored. From column
+// `columns` on a pixel lies between two rows, and is not stored.
+static void finish_block(const call_t *c, int i, int count, int strips, int o, const float *sums) {
     int row = c->row + i / c->period, column = i % c->period;
-    return (place_t){
-        column, c->out + row * c->out_row + column * c->out_pixel,
-        c->residual ? c->residual + row * c->residual_row + column * c->residual_pixel : NULL,
-    };
-}
-
-INLINE void to_next(const call_t *c, place_t *p) {
-    p->out += c->out_pixel;
-    if (p->residual) p->residual += c->residual_pixel;
-    if (++p->column < c->period) return;
-    p->column = 0;
-    p->out += c->out_row - c->period * c->out_pixel;
-    if (p->residual) p->residual += c->residual_row - c->period * c->residual_pixel;
+    for (; count > 0; row++, column = 0) {
+        int pixels = least(count, c->period - column), stored = least(pixels, c->columns - column);
+        run_t r = {
+            sums, stored, c->out + row * c->out_row + column * c->out_pixel,
+            c->residual ? c->residual + row * c->residual_row + column * c->residual_pixel : NULL,
+        };
+        for (int n = 0; stored > 0 && n < strips * TILE && o + n < c->plan->outputs; n += LANES, r.sums += LANES) {
+            int left = c->plan->outputs - o - n;
+            if (left >= LANES) finish_outputs(c, &r, o + n, LANES);
+            else finish_outputs(c, &r, o + n, left);
+        }
+        sums += pixels * 2 * TILE;
+        count -= pixels;
+    }
 }
 
 static void begin(int depth);
