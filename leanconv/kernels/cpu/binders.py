@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from leanconv.kernels.cpu.bound import tiles
 from leanconv.kernels.cpu.bound.base import Bound
 from leanconv.kernels.cpu.bound.gated_sum import BoundGatedSum
 from leanconv.kernels.cpu.bound.grouped import BoundGrouped
-from leanconv.kernels.cpu.bound import tiles
 from leanconv.kernels.cpu.bound.resample import BoundMaxPool, BoundUpsample
 from leanconv.kernels.cpu.bound.separable import BoundSeparable
 from leanconv.kernels.cpu.pipelines.frontend import halide

@@ -110,8 +110,14 @@ def kernel(node: Node, target: Target | None = None) -> KernelRun | None:
 
 
 def tiles(node: Node, target: Target | None = None) -> KernelRun | None:
-    """Likewise, its products on matrix tiles; None where they are not in bfloat16, or where no such kernel covers it."""
-    if node.dtype != torch.bfloat16 or not _runs(node) or (found := primitive(node)) is None:
+    """Likewise, its products on matrix tiles (AMX); None where they are not in bfloat16, or no such kernel covers it.
+
+    Their AVX512-BF16 is not offered on other processors: Halide's is at the peak too, and was never slower there
+    (`benchmarks/bf16_blocks.py`, one Zen 4 core).
+    """
+    if node.dtype != torch.bfloat16 or not (target or Target()).cpu.amx:
+        return None
+    if not _runs(node) or (found := primitive(node)) is None:
         return None
     bound = backend().bind_to_tiles(*found, target)
     return None if bound is None else KernelRun(node, bound, found[0])

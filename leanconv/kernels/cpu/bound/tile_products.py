@@ -33,18 +33,19 @@ class Product:
         self._depth = self._residual = self._blend = 0
         self._weights: View | None = None
         self._bias: View | None = None
+        self._call: View | None = None
 
     def pixels(self, views: Sequence[View], parts: Sequence[Tensor]) -> None:
         """The factors are maps: `parts` are the weights of each, `O C`. Maps that make no whole tiles are copied."""
         widths = [part.shape[1] for part in parts]
         depth, wide = depth_of(widths), padded(sum(widths))
         if depth and 2 * sum(widths) // depth <= 3 * wide // depth_of([wide]):
-            steps = [(view.dims[1][1], self._argument(view)) for view in views]
+            steps = [(view.dims[1][1], self._arguments([view])) for view in views]
             self._operands = [
                 Operand(at, 0, pixel, 0, width // depth) for (pixel, at), width in zip(steps, widths, strict=True)
             ]
         else:
-            first = [self._argument(view) for view in views][0]
+            first = self._arguments(views)
             self._panel = Panel(len(views), first, columns=self.columns, wide=wide)
             depth, parts = depth_of([wide]), [torch.cat(list(parts), 1)]
             self._operands = [Operand(0, 0, wide, 0, wide // depth)]
@@ -52,7 +53,7 @@ class Product:
 
     def taps(self, views: Sequence[View], form: Grouped, weight: Tensor, width: int, planes: bool) -> None:
         """The factors are the taps of a dense convolution, `O C R S`, of maps `width` pixels wide."""
-        first = [self._argument(view) for view in views][0]
+        first = self._arguments(views)
         (r, s), (sh, sw), (dh, dw), (top, _, left, right) = form.kernel, form.stride, form.dilation, form.padding
         columns, c = width + left + right, sum(form.channels)
         taps = weight.permute(0, 2, 3, 1)  # O R S C
@@ -82,36 +83,40 @@ class Product:
 
     def residual(self, view: View) -> None:
         """The map that is added before the activation."""
-        self._residual = self._argument(view)
+        self._residual = self._arguments([view])
 
     def blend(self, view: View, factors: Sequence[View]) -> None:
         """The map that is multiplied by the first factor, when the product is by the second, and the third is added."""
         self.residual(view)
-        self._blend = [self._argument(factor) for factor in factors][0]
+        self._blend = self._arguments(factors)
 
-    def frame(self, out: Callable[[], View], outputs: int, activation: str) -> tuple[tuple[int, Any], list[View]]:
-        """The kernel and its arguments. `out` is asked when all weights are there."""
-        assert self._weights is not None
+    def close(self, outputs: int, activation: str) -> None:
+        """All factors are there: pack the call, the last of the weights."""
         assert self._bias is not None
-        bias = self._argument(self._bias)
         call = tiles.Call(
             outputs,
             self._depth,
             self.columns,
             self.period,
-            bias,
+            self._arguments([self._bias]),
             self._residual,
             self._blend,
             activation,
             self._operands,
             self._panel,
         )
-        head = [self._add(call.packed()), self._weights]
-        return tiles.kernel(self.name), [*head, out(), *self._views]
+        self._call = self._add(call.packed())
 
-    def _argument(self, view: View) -> int:
-        self._views.append(view)
-        return 2 + len(self._views)
+    def frame(self, out: View) -> tuple[tuple[int, Any], list[View]]:
+        """The kernel of a closed product that makes `out`, and its arguments."""
+        assert self._call is not None
+        assert self._weights is not None
+        return tiles.kernel(self.name), [self._call, self._weights, out, *self._views]
+
+    def _arguments(self, views: Sequence[View]) -> int:
+        """Append them; the index of the first."""
+        self._views += views
+        return 3 + len(self._views) - len(views)
 
 
 def padded(channels: int, run: int = 1) -> int:

@@ -129,7 +129,8 @@ class TiledSeparable(BoundSeparable):
         product.bias(self.parts.bias, o)
         if builder.residual is not None:
             product.residual((flat_view if flat else map_view)(at, builder.residual, 0, o))
-        return _prepared(builder.size, self.form, product, before, work, builder.weights, builder.pointers, flat, scratch)
+        weights, maps = builder.weights, builder.pointers
+        return _prepared(builder.size, self.form, product, before, work, weights, maps, flat, scratch)
 
 
 def _scratch(channels: int, first: int, pixel: int, p: int, q: int) -> View:
@@ -140,7 +141,7 @@ def _scratch(channels: int, first: int, pixel: int, p: int, q: int) -> View:
 
 def _prepared(
     size: tuple[int, int, int, int],
-    form: Separable | Grouped,
+    form: Separable | Grouped | GatedSum,
     product: Product,
     before: list[tuple[tuple[int, Any], list[View]]],
     work: Work,
@@ -151,14 +152,11 @@ def _prepared(
 ) -> PreparedKernel:
     """A block's kernels and then its product, which makes the result. Pointers: maps, weights, result, average."""
 
-    def out() -> View:
-        at = maps + len(weights)
-        return flat_out_view(at, size, BFLOAT16_PAIRS) if flat else out_view(at, size, 0, size[1], BFLOAT16_PAIRS)
-
-    kernels = [*before, product.frame(out, size[1], form.activation)]
+    product.close(size[1], form.activation)
     at = maps + len(weights)
+    out = flat_out_view(at, size, BFLOAT16_PAIRS) if flat else out_view(at, size, 0, size[1], BFLOAT16_PAIRS)
     average = average_of(at, at + 1, size, BFLOAT16_PAIRS, flat) if form.average else None
-    loop = BlockLoop(kernels, work, average, scratch=scratch)
+    loop = BlockLoop([*before, product.frame(out)], work, average, scratch=scratch)
     return PreparedKernel(loop, weights, size, form.average, torch.bfloat16)
 
 
@@ -214,15 +212,18 @@ class TiledUpsample(BoundUpsample):
             views = [map_view(i, x, 0, x.shape[1]) for i, x in enumerate(inputs)]
             product.pixels(views, row.split(list(form.channels), 1))
             product.bias(self._bias, width)
-        # All weights are there, but for one call of each product.
-        at = len(inputs) + len(weights) + k
+            product.close(width, form.activation)
+        at = len(inputs) + len(weights)
         for i, product in enumerate(products):
             target = View(at, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, True, torch.bfloat16)
-            frames.append(product.frame(lambda target=target: target, width, form.activation))
+            frames.append(product.frame(target))
         row_bytes = _BYTES * w * (sum(form.channels) + k * width)
         block = row_block(self.cpu, h, n, row_bytes, 0, torch.get_num_threads())
-        average = Average(at, at + 1, o, k * line // o, h * k * line, k * line, torch.bfloat16) if form.average else None
-        return PreparedKernel(BlockLoop(frames, Work(n, h, block), average), weights, size, form.average, torch.bfloat16)
+        average = None
+        if form.average:  # a row of the work is k rows of the output
+            average = Average(at, at + 1, o, k * line // o, h * k * line, k * line, torch.bfloat16)
+        loop = BlockLoop(frames, Work(n, h, block), average)
+        return PreparedKernel(loop, weights, size, form.average, torch.bfloat16)
 
 
 class TiledGatedSum(BoundGatedSum):
