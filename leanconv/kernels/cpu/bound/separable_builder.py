@@ -30,7 +30,7 @@ from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.pipelines.packing import pack_projection, pack_vector
 from leanconv.kernels.cpu.runtime.block_loop import BlockLoop, Prefetch, View, Work
 from leanconv.kernels.cpu.runtime.tensors import pixel_stride
-from leanconv.kernels.cpu.tuning.cost_model import fill, lanes_for, row_block, strip
+from leanconv.kernels.cpu.tuning.cost_model import fill, lanes_for, row_block, strip, summed_rows, whole_units
 from leanconv.ops.forms import Stencil
 
 
@@ -150,7 +150,8 @@ class KernelBuilder:
         arguments.append(flat_out_view(self.pointers + len(self.weights), self.size, self.element))
         # A block's input is read once for every panel of weights, its output only if it is averaged.
         kept = form.middle + o * form.average
-        block = row_block(self.cpu, pixels, n, self.element.bytes * kept, 0, torch.get_num_threads(), tile.pixels)
+        least = whole_units(summed_rows(p) * q, tile.pixels) if form.average else tile.pixels
+        block = row_block(self.cpu, pixels, n, self.element.bytes * kept, 0, torch.get_num_threads(), least)
         work = Work(n, pixels, block, tile.pixels)
         return self.finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
 
@@ -161,10 +162,13 @@ class KernelBuilder:
         flat: bool,
         apart: bool = False,
         fetches: Sequence[Prefetch] = (),
+        unit: int | None = None,
     ) -> PreparedKernel:
-        """Add output, average and prefetches, and build the prepared kernel."""
-        out = self.pointers + len(self.weights)
-        average = average_of(out, out + 1, self.size, self.element, flat, apart) if self.form.average else None
+        """Add output, average and prefetches, and build the prepared kernel. `unit`: as `average_of` has it."""
+        out, average = self.pointers + len(self.weights), None
+        if self.form.average:
+            unit = unit or summed_rows(self.size[2])
+            average = average_of(out, out + 1, self.size, self.element, unit, flat, apart)
         loop = BlockLoop(kernels, work, average, fetches)
         return PreparedKernel(loop, self.weights, self.size, self.form.average, self.element.dtype)
 
@@ -185,7 +189,7 @@ class KernelBuilder:
         def strips(tiles: tuple[int, ...]) -> tuple[int, ...]:
             spans = [(s.kernel[0] - 1) * s.dilation[0] + 1 for s in stencils]
             steps = [tile * s.stride[1] for tile, s in zip(tiles[1:], stencils, strict=True)]
-            return (0, *map(strip, spans, widths, steps))
+            return (0, *(strip(self.cpu, *each) for each in zip(spans, widths, steps, strict=False)))
 
         def pixels(kept: tuple[tuple[int, ...], tuple[int, ...], bool]) -> float:
             """Pixels computed for a row, over pixels needed; infinite where the kernel does not fit here."""
@@ -251,7 +255,8 @@ class KernelBuilder:
                 step *= stencil.stride[0]
                 halo = max(halo, (stencil.kernel[0] - 1) * stencil.dilation[0])
                 row_bytes += 4 * chain.channels * q * step * step
-        return Work(n, p, row_block(self.cpu, p, n, row_bytes, halo, torch.get_num_threads()))
+        least = summed_rows(p) if self.form.average else 1
+        return Work(n, p, row_block(self.cpu, p, n, row_bytes, halo, torch.get_num_threads(), least))
 
 
 def _rows_read(stencils: Sequence[Stencil]) -> tuple[int, int]:

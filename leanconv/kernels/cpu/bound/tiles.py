@@ -35,7 +35,7 @@ from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.runtime import tiles
 from leanconv.kernels.cpu.runtime.block_loop import Average, BlockLoop, View, Work
 from leanconv.kernels.cpu.runtime.tensors import in_planes
-from leanconv.kernels.cpu.tuning.cost_model import lanes_for, row_block
+from leanconv.kernels.cpu.tuning.cost_model import lanes_for, row_block, summed_rows, whole_units
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import Form
 from leanconv.ops.gated_sum import GatedSum
@@ -96,7 +96,8 @@ class TiledSeparable(BoundSeparable):
         views = [flat_view(x.index, builder.inputs[x.index], x.first, x.channels) for x in chains]
         product.pixels(views, self.parts.project.split([x.channels for x in chains], 1))
         kept = _BYTES * (form.middle + o * form.average)
-        block = row_block(self.cpu, p * q, n, kept, 0, torch.get_num_threads(), product.block)
+        least = whole_units(summed_rows(p) * q, product.block) if form.average else product.block
+        block = row_block(self.cpu, p * q, n, kept, 0, torch.get_num_threads(), least)
         return self._finished(builder, product, [], Work(n, p * q, block), flat=True)
 
     def _projected(self, builder: KernelBuilder) -> PreparedKernel:
@@ -155,7 +156,7 @@ def _prepared(
     product.close(size[1], form.activation)
     at = maps + len(weights)
     out = flat_out_view(at, size, BFLOAT16_PAIRS) if flat else out_view(at, size, 0, size[1], BFLOAT16_PAIRS)
-    average = average_of(at, at + 1, size, BFLOAT16_PAIRS, flat) if form.average else None
+    average = average_of(at, at + 1, size, BFLOAT16_PAIRS, summed_rows(size[2]), flat) if form.average else None
     loop = BlockLoop([*before, product.frame(out)], work, average, scratch=scratch)
     return PreparedKernel(loop, weights, size, form.average, torch.bfloat16)
 
@@ -192,7 +193,8 @@ class TiledGrouped(BoundGrouped):
         if residual is not None:
             product.residual(map_view(len(inputs), residual, 0, form.width))
         row = _BYTES * (form.width * q + max(c, gathers(form)) * form.stride[0] * w)
-        block = row_block(self.cpu, p, n, row, (r - 1) * form.dilation[0], torch.get_num_threads())
+        least = summed_rows(p) if form.average else 1
+        block = row_block(self.cpu, p, n, row, (r - 1) * form.dilation[0], torch.get_num_threads(), least)
         return _prepared(size, form, product, [], Work(n, p, block), weights, len(_plain(maps)), False)
 
 
@@ -218,10 +220,11 @@ class TiledUpsample(BoundUpsample):
             target = View(at, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, True, torch.bfloat16)
             frames.append(product.frame(target))
         row_bytes = _BYTES * w * (sum(form.channels) + k * width)
-        block = row_block(self.cpu, h, n, row_bytes, 0, torch.get_num_threads())
+        unit = summed_rows(h) if form.average else 1
+        block = row_block(self.cpu, h, n, row_bytes, 0, torch.get_num_threads(), unit)
         average = None
         if form.average:  # a row of the work is k rows of the output
-            average = Average(at, at + 1, o, k * line // o, h * k * line, k * line, torch.bfloat16)
+            average = Average(at, at + 1, o, k * line // o, h * k * line, unit, torch.bfloat16)
         loop = BlockLoop(frames, Work(n, h, block), average)
         return PreparedKernel(loop, weights, size, form.average, torch.bfloat16)
 
@@ -242,8 +245,10 @@ class TiledGatedSum(BoundGatedSum):
         product.bias(None, o)  # the third factor has it
         product.blend(flat_view(0, a, 0, o), [vector_view(gates, o, part * o, 3 * o) for part in range(3)])
         row = _BYTES * (sum(form.channels) + 2 * o)
-        block = row_block(self.cpu, h * w, n, row, 0, torch.get_num_threads(), product.block)
+        least = whole_units(summed_rows(h) * w, product.block) if form.average else product.block
+        block = row_block(self.cpu, h * w, n, row, 0, torch.get_num_threads(), least)
         made = _prepared(size, form, product, [], Work(n, h * w, block), weights, gates + 1, True)
+        assert isinstance(made.loop, BlockLoop)
         return PreparedGatedSum(self, made.loop, weights, size, torch.bfloat16)
 
 

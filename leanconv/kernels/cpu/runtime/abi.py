@@ -51,9 +51,9 @@ class BlockLoop(ctypes.Structure):
         *(
             (name, ctypes.c_int32)
             for name in ("frames", "samples", "rows", "block", "least", "element", "average", "channels", "columns",
-                         "sums", "apart", "unused")
+                         "sums", "apart", "unit")
         ),
-        ("sample", ctypes.c_int64), ("row", ctypes.c_int64), ("frame", ctypes.c_void_p * FRAMES),
+        ("sample", ctypes.c_int64), ("frame", ctypes.c_void_p * FRAMES),
         ("fetch", ctypes.c_void_p), ("fetches", ctypes.c_int64), ("scratch", ctypes.c_int64),
     ]  # fmt: skip
 
@@ -74,7 +74,7 @@ class Gates(ctypes.Structure):
 
 
 class Launch(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("loop", "pointers", "gates", "copy")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("loop", "pointers", "gates", "copy", "function", "call")]
 
 
 class Copy(ctypes.Structure):

@@ -50,10 +50,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Average:
-    """The map that is averaged while it is in the cache: pointers of map and result, sizes, steps in numbers, and
-    their dtype. The result is float32.
+    """The dense map that is averaged while it is in the cache: pointers of map and result, sizes, numbers of a sample,
+    and their dtype. The result is float32.
 
     Args:
+        unit: rows whose pixels are summed together; every block consists of such units.
         apart: the map's rows, where they are not those of the work: it is averaged after all blocks. 0: they are.
     """
 
@@ -62,7 +63,7 @@ class Average:
     channels: int
     columns: int
     sample: int
-    row: int
+    unit: int
     dtype: torch.dtype = torch.float32
     apart: int = 0
 
@@ -130,8 +131,10 @@ class BlockLoop:
             made.frame[index] = ctypes.addressof(frame)
         if average is not None:
             made.average, made.sums, made.channels = average.pointer + 1, average.result, average.channels
-            made.columns, made.sample, made.row = average.columns, average.sample, average.row
-            made.element, made.apart = ELEMENTS[average.dtype].code, average.apart
+            made.columns, made.sample = average.columns, average.sample
+            made.element, made.apart, made.unit = ELEMENTS[average.dtype].code, average.apart, average.unit
+            if not average.apart and work.block < work.rows and work.block % average.unit:
+                raise BadInput(f"blocks of {work.block} rows are not whole units of {average.unit}")
         fetched = (abi.Prefetch * len(fetches))(*[fetch.structure() for fetch in fetches])
         made.fetch, made.fetches = ctypes.addressof(fetched), len(fetches)
         self._keep = (made, frames, fetched)
@@ -162,6 +165,10 @@ class BlockLoop:
         """Whether `run` can be used: the kernels are machine code of ours, not Halide's callables."""
         return self._native
 
+    def entry(self, pointers: int) -> abi.Launch:
+        """What the runtime runs for it, on the pointers at that address."""
+        return abi.Launch(loop=self.address, pointers=pointers)
+
     def run(self, *pointers: int) -> None:
         """Run on addresses in the order of the pointers; outputs are overwritten whole."""
         if self._run(self.address, self._pointers(*pointers), torch.get_num_threads()):
@@ -188,7 +195,7 @@ class BlockLoop:
             source = tensors[a.pointer]
             view = source.as_strided(
                 (self.work.samples, rows, a.columns, a.channels),
-                (a.sample, a.row, a.channels, 1),
+                (a.sample, a.columns * a.channels, a.channels, 1),
                 source.storage_offset(),
             )
             tensors[a.result].copy_(view.double().mean((1, 2)))

@@ -49,8 +49,9 @@ typedef struct {
     int32_t least;                             // rows that a kernel needs at least: the last block may overlap
     int32_t element;                           // of the averaged map
     int32_t average, channels, columns, sums;  // average != 0: pointer `average - 1` is averaged into pointer `sums`
-    int32_t apart, unused;                     // rows of a map that is averaged when all blocks are done; 0: with them
-    int64_t sample, row;                       // of the averaged map, in numbers
+    int32_t apart, unit;                       // rows of a map that is averaged when all blocks are done, 0: with them;
+                                               // rows that are summed together: a block has whole units
+    int64_t sample;                            // of the averaged map, which is dense, in numbers
     const frame_t *frame[8];
     const prefetch_t *fetch;
     int64_t fetches;
@@ -69,8 +70,12 @@ typedef struct {
 // A map that goes from planes to pixels, or back; see `lc_copy`. Steps in numbers, of 4 or 2 bytes.
 typedef struct { int32_t bytes, samples; int64_t rows, columns, in_sample, in_row, out_sample, out_row; } copy_t;
 
-// One launch of a batch: of the three the one that is there.
-typedef struct { const block_loop_t *loop; void **pointers; const gates_t *gates; const copy_t *copy; } launch_t;
+// One launch of a batch: of the four the one that is there.
+typedef struct {
+    const block_loop_t *loop; void **pointers; const gates_t *gates; const copy_t *copy;
+    int (*function)(const void *call, void **pointers, int threads);
+    const void *call;
+} launch_t;
 
 void *lc_malloc(void *context, size_t size);
 void lc_free(void *context, void *p);
