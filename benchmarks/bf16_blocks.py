@@ -2,7 +2,12 @@
 
     python -m benchmarks.bf16_blocks "leanconv:unet?base=32&conv=splconv" [--size 256]
 
-Times are of one call of the block alone, by the computing time of one thread (`--threads 2`: wall time).
+Times are of one call of the block alone, by the computing time of one thread (`--threads 2`: wall time). "tiles" runs
+on AMX where it is, else on AVX512-BF16.
+
+    python -m benchmarks.bf16_blocks "leanconv:unet?base=32&conv=splconv" --arithmetic
+
+counts what a core with AMX cannot do faster, whatever the program: stencils in vectors, products on tiles.
 """
 
 import argparse
@@ -17,18 +22,24 @@ from torch import Tensor
 import leanconv as lc
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.ir.graph import Node
-from leanconv.engine.fused.lowering.autotune import geometry, sample
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.fused.lowering.kernels import KernelRun, SplitRun
 from leanconv.engine.fused.lowering.primitives import primitive
+from leanconv.engine.fused.lowering.samples import geometry, sample
 from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.fused.passes.precision import lower_precision
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import backend
 from leanconv.measure.device import describe
 from leanconv.measure.timing.latency import interleave
+from leanconv.ops.grouped import Grouped
+from leanconv.ops.pool import MaxPool
+from leanconv.ops.separable import Separable
 from leanconv.table import table
 
+# Multiply-adds a cycle: two instructions on vectors of 16 float32; a tile product of 16 × 16 × 32 takes 16 cycles (Intel's
+# optimization manual, chapter on AMX).
+VECTORS, TILES = 32, 1024
 FORMS = ("kernel", "tiles", "split", "onednn")
 
 
@@ -40,6 +51,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.2, help="for each block")
     parser.add_argument("--forms", nargs="+", default=list(FORMS))
+    parser.add_argument("--arithmetic", action="store_true", help="count, and measure nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     x = torch.randn(1, 3, arguments.size, arguments.size)
@@ -49,6 +61,9 @@ def main() -> None:
     for node in graph.nodes:
         if node.op.is_step and any(form.name == "kernel" for form in IMPLEMENTATIONS[type(node.op)]):
             kept.setdefault(geometry(node), node)
+    if arguments.arithmetic:
+        print(arithmetic([node for node in graph.nodes if node.op.is_step]))
+        return
     with backend().compiling_ahead():
         for node in kept.values():
             calls(node, arguments.forms)
@@ -71,6 +86,30 @@ def main() -> None:
     words = "ms; last line: with every block so, and kernel over the best of each"
     note = f"{words}; {arguments.threads} thread; {describe()}"
     print(table(["block", "result", "times", *arguments.forms, "kernel / tiles"], rows, note=note))
+
+
+def arithmetic(nodes: list[Node]) -> str:
+    """The cycles of an AMX core for the multiply-adds of these nodes: in vectors, on tiles, both one after the other."""
+    vectors = products = 0
+    for node in nodes:
+        form = found[0] if (found := primitive(node)) else None
+        if form is None or isinstance(form, MaxPool):
+            continue
+        h, w = node.inputs[0].shape[2:]
+        macs, stencils = form.macs(h, w), 0
+        if isinstance(form, Separable):
+            p, q = form.size(h, w)
+            stencils = macs - p * q * form.middle * (form.out_channels or 0)
+        elif isinstance(form, Grouped) and form.groups == form.out_channels:
+            stencils = macs
+        vectors, products = vectors + node.shape[0] * stencils, products + node.shape[0] * (macs - stencils)
+    cycles = [vectors / VECTORS, products / TILES]
+    rows = [["multiply-adds, M", f"{vectors / 1e6:.1f}", f"{products / 1e6:.1f}", ""],
+            ["cycles, M", *(f"{x / 1e6:.2f}" for x in cycles), f"{sum(cycles) / 1e6:.2f}"]]  # fmt: skip
+    note = (
+        f"{VECTORS} float32 multiply-adds a cycle in vectors, {TILES} of bfloat16 on tiles; loads and stores are free"
+    )
+    return table(["", "stencils", "products", "together"], rows, note=note)
 
 
 def on_tiles(node: Node) -> KernelRun | None:
