@@ -37,8 +37,8 @@ from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable
 from leanconv.table import table
 
-# Multiply-adds a cycle: two instructions on vectors of 16 float32; a tile product of 16 × 16 × 32 takes 16 cycles (Intel's
-# optimization manual, chapter on AMX).
+# Multiply-adds a cycle: two instructions on vectors of 16 float32; a tile product of 16 × 16 × 32 takes 16 cycles
+# (Intel's optimization manual, chapter on AMX).
 VECTORS, TILES = 32, 1024
 FORMS = ("kernel", "tiles", "split", "onednn")
 
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def arithmetic(nodes: list[Node]) -> str:
-    """The cycles of an AMX core for the multiply-adds of these nodes: in vectors, on tiles, both one after the other."""
+    """The cycles of an AMX core for the multiply-adds of these nodes: in vectors, on tiles, one after the other."""
     vectors = products = 0
     for node in nodes:
         form = found[0] if (found := primitive(node)) else None

@@ -102,7 +102,7 @@ class TiledSeparable(BoundSeparable):
 
     def _projected(self, builder: KernelBuilder) -> PreparedKernel:
         """The stencils of a block of rows into scratch, then the 1×1 of its pixels."""
-        form, (_, _, p, q), work = self.form, builder.size, builder.row_work()
+        form, (_, _, p, q), work = self.form, builder.size, builder.row_work(torch.get_num_threads())
         assert self.parts.project is not None
         product, pixel = Product(self.cpu, builder.add, q), scratch_stride(form.middle)
         kernels = []

@@ -47,6 +47,11 @@ class Work:
     block: int
     least: int = 1
 
+    @property
+    def last(self) -> int:
+        """Rows of the last block, which is the smallest."""
+        return self.rows - (self.rows - 1) // self.block * self.block
+
 
 @dataclass(frozen=True)
 class Average:
