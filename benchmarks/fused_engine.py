@@ -6,11 +6,12 @@
 
 Peers are OpenVINO, ONNX Runtime, torch.compile, eager channels_last, ncnn and XNNPACK (benchmarks/other_runtimes.py);
 one that is not installed is named with the command that installs it. Engines are prepared as in `optimize`, then timed
-in turns in one process. Peers far behind their model's best leave after a few rounds. `--clock process` counts the process's CPU time. It stays comparable on a busy machine if each
-engine has one thread. `--against` adds another model, for example the dense U-Net beside the SPLConv one. A model
-"MODEL to OPERATOR" is swapped by `plan` and `apply_`. The column "of the floor" is the network's roofline floor
-(leanconv/engine/fused/roofline.py) over the time; "of the peak" is the share of the peak flops. The script prints the
-tables and updates benchmarks/results/fused_engine.json after every model. `--show` prints that file as one table.
+in turns in one process. Peers far behind their model's best leave after a few rounds. `--clock process` counts the
+process's CPU time. It stays comparable on a busy machine if each engine has one thread. `--against` adds another model,
+for example the dense U-Net beside the SPLConv one. A model "MODEL to OPERATOR" is swapped by `plan` and `apply_`. The
+column "of the floor" is the roofline floor (leanconv/engine/fused/roofline.py) over the time; "of the peak" is
+the share of the peak flops. The script prints the tables and updates benchmarks/results/fused_engine.json after every
+model. `--show` prints that file as one table.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.runtime import abi
 from leanconv.ops.separable import Separable, Stencil
 from leanconv.ops.separable import separable as reference
-from tests.cpus import HASWELL, with_cache
+from tests.cpus import NEOVERSE, ZEN4, with_cache
 from tests.kernels.tolerance import laid_out, weights_of
 
 pytestmark = pytest.mark.usefixtures("halide")
@@ -91,9 +91,9 @@ def test_any_size_batch_and_layout(name, forced, h, w, n, how, other, cache):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("h", "n", "rows"), [(42, 1, 7), (41, 6, 41), (41, 1, None)])
+@pytest.mark.parametrize(("h", "n", "rows"), [(42, 1, 7), (41, 6, 41), (41, 1, 1), (3, 1, None)])
 def test_two_threads(h, n, rows, forced, monkeypatch, two_threads):
-    """Equal blocks, of which there are at least six, and the same bits; else the direct GEMM is used."""
+    """Equal blocks, of which there are at least four, and the same bits; else the direct GEMM is used."""
     monkeypatch.setattr(
         separable_strassen, "strassen_cycles", lambda cpu, tile, o, pixels, depth, blocks=1: blocks
     )  # few
@@ -147,10 +147,12 @@ def test_when_the_direct_gemm_is_used(forced, monkeypatch):
     assert pipelines.projected not in forced
 
 
+@pytest.mark.parametrize("cpu", [ZEN4, NEOVERSE], ids=["zen4", "neoverse"])  # where it pays
 def test_large_maps_get_blocks(cpu, two_threads):
     """Large maps only; block rows divide the map, and their sums fill a quarter of the cache, or half of it.
 
-    There are at least six blocks, whatever the number of threads."""
+    There are at least four blocks, whatever the number of threads.
+    """
 
     def rows(channels, side, height=0, l2=1 << 20, sums=1.0):
         stencil, speeds = replace(SQUARE, channels=channels), replace(cpu.speeds, strassen=sums, memory_bytes=12.0)
@@ -161,11 +163,10 @@ def test_large_maps_get_blocks(cpu, two_threads):
             KernelBuilder(bound, bound.parts, [x], None, None, (1, channels, height or side, side))
         )
 
-    few = cpu is HASWELL  # tiles of 16 registers do not divide so few pixels
-    assert rows(512, 14) == (None if few else 2)  # of 1, 2, 7 and 14
-    assert two_threads(rows, 512, 14) == (None if few else 2)
+    assert rows(512, 14) == 2  # of 1, 2, 7 and 14
+    assert two_threads(rows, 512, 14) == 2
     assert rows(512, 20) == 2
-    assert rows(512, 16) == (None if few else 2)  # four blocks of 4 would be too few
+    assert rows(512, 16) == 4
     assert rows(512, 14, 13) is None  # single rows are too few pixels
     assert rows(512, 5) is None  # with narrower vectors side 7 suffices
     assert rows(256, 28, sums=3.0) is None  # sums that cost what the products save

@@ -18,7 +18,7 @@ from leanconv.kernels.cpu.tuning.cost_model import row_block, strassen_cycles, s
 
 # Least number of blocks, so that threads have about as many each. How products are saved depends on the shape alone:
 # any number of threads gives the same bits.
-BLOCKS = 6
+BLOCKS = 4
 
 
 def pointwise(builder: KernelBuilder) -> PreparedKernel | None:

@@ -58,8 +58,8 @@ def choose_direct_or_winograd(
     algorithms = [direct_algorithm, winograd_algorithm] if allowed else [direct_algorithm]
     if method is not None:
         algorithms = [{"direct": direct_algorithm, "winograd": winograd_algorithm}[method]]
-    # Compared with the model's best tiles; only the winner asks `choose`, which remembers what is compiled. Always for
-    # one thread: any number of threads then gives the same bits.
+    # Compared with the model's best tiles; only the winner asks `choose`, which remembers what is compiled. For one
+    # thread: any number of threads then gives the same bits.
     cpu = target.cpu
     best = min(
         algorithms, key=lambda algorithm: algorithm(cpu, core, samples, size, lambda _, tiles, __: tiles, 1).cycles
@@ -116,7 +116,8 @@ def winograd_algorithm(
     row_bytes = 4 * (q * (c + inner + form.width) + scratch)
     unit = summed_rows(p, 2) if form.average else 2
     block = row_block(cpu, p, samples, row_bytes, 1, threads, unit)
-    down = math.ceil(min(block, p) / 2)
+    # The tile is that of one thread's blocks: any number of threads then runs the same code.
+    down = math.ceil(min(row_block(cpu, p, samples, row_bytes, 1, 1, unit), p) / 2)
     tile = own if l1_fused else matrix_tile(cpu, each, across * down, c // form.groups, False)
 
     def cycles(tiles: GroupedTiles) -> float:
