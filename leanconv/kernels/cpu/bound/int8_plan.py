@@ -245,8 +245,8 @@ class Plan:
             self.factors.multipliers = self.pack(multipliers)
         step = abi.Stencil(
             source, into, sh, top, pair, len(fours), len(steps), dh if pair == 2 else 1,
-            self.array(abi.Four, fours), self.array(abi.Tap, steps), columns, phases, place.pixel if columns > 1 else vector,
-            pixel if columns > 1 else vector, unit, count, reach, strip,
+            self.array(abi.Four, fours), self.array(abi.Tap, steps), columns, phases,
+            place.pixel if columns > 1 else vector, pixel if columns > 1 else vector, unit, count, reach, strip,
             self.pack(pack_taps(torch.stack(slots), order)), self.pack(spread_out(made.bias, order)),
             self.pack(multipliers), finish,
         )  # fmt: skip
