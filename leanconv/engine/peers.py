@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from leanconv.deploy.failures import root_cause
+from leanconv.deploy.int8 import MAX_LOSS, Calibration
 from leanconv.engine.candidate import Candidate
 from leanconv.engine.candidates import CANDIDATES, EAGER, chosen
 from leanconv.engine.fused.capture.export import NotCaptured
@@ -35,6 +36,7 @@ class EngineComparison:
         times: (model, engine) -> Timing. Slow forms have few rounds.
         floors: model -> its roofline floor. None if the model cannot be captured.
         refused: (model, engine) -> why it has no time.
+        losses: (model, engine) -> the relative squared error of a form in int8 on the calibration data.
     """
 
     times: Mapping[tuple[str, str], Timing]
@@ -44,6 +46,7 @@ class EngineComparison:
     label: str
     clock: str
     device: dict[str, Any] = field(default_factory=dict)
+    losses: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def base(self) -> tuple[str, str]:
@@ -67,6 +70,7 @@ class EngineComparison:
             "floors": {model: floor.to_dict() for model, floor in self.floors.items() if floor},
             "refused": {f"{model}, {engine}": why for (model, engine), why in self.refused.items()},
             "peaks": self.peaks.to_dict(),
+            "losses": {f"{model}, {engine}": loss for (model, engine), loss in self.losses.items()},
             "clock": self.clock,
             "machine": self.device,
         }
@@ -93,7 +97,8 @@ class EngineComparison:
                    "of peak flops"]  # fmt: skip
         note = f"the engines in turns, {self.clock} time; times as long as {', '.join(self.base)}"
         reasons = [f"{model}, {engine}: {why}" for (model, engine), why in self.refused.items()]
-        return table(columns, rows, title=self.label, note=[note, str(self.peaks), *reasons])
+        lost = [f"{model}, {engine}: loss {loss:.1e} in int8" for (model, engine), loss in self.losses.items()]
+        return table(columns, rows, title=self.label, note=[note, str(self.peaks), *lost, *reasons])
 
 
 @torch.no_grad()
@@ -107,6 +112,8 @@ def compare_engines(
     clock: str = "wall",
     progress: Progress | None = None,
     on_form: Callable[[str, Any], object] | None = None,
+    data: Any = None,
+    max_loss: float = MAX_LOSS,
     others: Sequence[Candidate] = (),
 ) -> EngineComparison:
     """Prepare every engine as `optimize` does, verify it against its model, and time all of them in turns.
@@ -120,6 +127,7 @@ def compare_engines(
         clock: a clock of `measure.timing.latency.interleave`.
         progress: called with the current step and the share that is done.
         on_form: called with a label and each prepared form.
+        data, max_loss: for torch.int8, as of `optimize`.
         others: engines beside those of `optimize`, which `engines` does not name.
     Raises: BadInput if no form of the first model can be timed, UnknownName for an unknown engine.
     """
@@ -130,13 +138,16 @@ def compare_engines(
     known = CANDIDATES | {each.name: each for each in others}
     names += [each.name for each in others]
     top = peaks(dtype=dtype or torch.float32, clock=clock)
-    item = torch.finfo(dtype or torch.float32).bits // 8
+    item = (dtype or torch.float32).itemsize
+    losses: dict[tuple[str, str], float] = {}
     forms: dict[tuple[str, str], Callable[[], object]] = {}
     floors: dict[str, Floor | None] = {}
     refused: dict[tuple[str, str], str] = {}
     args, kwargs = as_call(inputs)
     for i, (name, model) in enumerate(models.items()):
         bench = Workbench(model, args, kwargs, torch.get_num_threads())
+        if dtype is torch.int8:
+            bench.calibration = Calibration(model, inputs, data, max_loss=max_loss)
         for j, engine in enumerate(names):
             if progress:
                 progress(f"{name}: preparing {engine}", (i * len(names) + j) / len(models) / len(names))
@@ -144,6 +155,8 @@ def compare_engines(
             if form is None:
                 refused[name, engine] = why
                 continue
+            if bench.calibration is not None and engine != EAGER:
+                losses[name, engine] = bench.calibration.loss(form)
             if on_form:
                 on_form(f"{name}, {engine}", form)
             forms[name, engine] = lambda form=form: form(*args, **kwargs)  # type: ignore[misc]
@@ -152,7 +165,7 @@ def compare_engines(
         raise BadInput(f"no engine runs {next(iter(models))}: {'; '.join(refused.values())}")
     times = _timed(forms, budget_s, clock, progress)
     title = label("cpu", dtype=dtype or torch.float32, shape=bench.tensors[0].shape if bench.tensors else None)
-    return EngineComparison(times, floors, refused, top, title, clock, describe("cpu"))
+    return EngineComparison(times, floors, refused, top, title, clock, describe("cpu"), losses)
 
 
 def _prepared(bench: Workbench, candidate: Candidate, dtype: torch.dtype | None) -> tuple[Any, str]:

@@ -18,7 +18,8 @@ from leanconv.deploy.failures import root_cause
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.graph import Graph, origin
-from leanconv.engine.fused.lowering.autotune import NothingRuns, autotune, geometry
+from leanconv.engine.fused.lowering.autotune import NothingRuns, autotune
+from leanconv.engine.fused.lowering.samples import geometry
 from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.fused.passes.precision import lower_precision
 from leanconv.engine.workbench import Workbench

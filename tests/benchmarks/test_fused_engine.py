@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from benchmarks.fused_engine import SETS, Row, built, rows_of, summary
+from benchmarks.fused_engine import PICTURES, SETS, Row, built, rows_of, summary
 from leanconv.nn import HetConv2d
 
 
@@ -76,3 +76,12 @@ def test_a_model_may_be_swapped_by_its_reference():
 def test_sizes(size):
     height, width = (int(each) for each in (size.split("x") * 2)[:2])
     assert Row("m", size=size).input().shape[2:] == (height, width)
+
+
+def test_int8_is_calibrated_on_pictures_of_the_rows_size():
+    assert Row("lean", size="200x136").type() == {}
+    assert Row("lean", dtype="bfloat16").type() == {"dtype": torch.bfloat16}
+    made = Row("lean", size="200x136", dtype="int8", batch=2).type()
+    assert made["dtype"] is torch.int8
+    assert made["data"].shape == (PICTURES, 3, 200, 136)
+    assert {row.dtype for row in SETS["int8"]} == {"int8"}

@@ -112,3 +112,18 @@ def test_bfloat16_halves_the_traffic_and_an_engine_without_it_is_told():
 def test_refusals(options, error):
     with pytest.raises(error):
         compare_engines({"one": tiny()}, torch.randn(1, 3, 4, 4), **options)
+
+
+def test_in_int8_the_losses_stand_beside_the_times():
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f"needs the export extra: {name}")
+    x = torch.rand(1, 3, 16, 16)
+    named = {"dtype": torch.int8, "data": torch.rand(4, 3, 16, 16), "budget_s": 0}
+    found = compare_engines({"a": tiny()}, x, engines=["eager", "onnxruntime"], max_loss=0.1, **named)
+    assert list(found.losses) == [("a", "onnxruntime")]
+    assert 0 < found.losses["a", "onnxruntime"] < 0.1
+    assert "a, onnxruntime: loss " in str(found)
+    assert found.to_dict()["losses"] == {"a, onnxruntime": found.losses["a", "onnxruntime"]}
+    assert "int8 matmul" in found.peaks.source
+    with pytest.raises(BadInput, match="pass data="):
+        compare_engines({"a": tiny()}, x, engines=["eager"], dtype=torch.int8)

@@ -12,9 +12,9 @@ from leanconv.engine.candidate import ModelForm
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.graph import Graph, Node, Run
 from leanconv.engine.fused.ir.saved import from_data, to_data
-from leanconv.engine.fused.lowering.autotune import sample
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, KERNEL
 from leanconv.engine.fused.lowering.kernels import KernelRun
+from leanconv.engine.fused.lowering.samples import sample
 from leanconv.errors import BadInput
 from leanconv.files import read_json
 from leanconv.kernels import backend, to_contiguous

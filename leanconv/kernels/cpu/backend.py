@@ -11,6 +11,7 @@ from leanconv.kernels import interface
 from leanconv.kernels.cpu import availability
 from leanconv.kernels.cpu.binders import BINDERS, bind
 from leanconv.kernels.cpu.bound.base import DTYPES, Bound
+from leanconv.kernels.cpu.bound.quantized import bind_quantized
 from leanconv.kernels.cpu.calibration import kept
 from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.runtime.huge_pages import allocate
@@ -18,6 +19,7 @@ from leanconv.kernels.cpu.runtime.launch import CopyLaunch, KernelLaunch, Launch
 from leanconv.kernels.cpu.runtime.transpose import Copy, copy_of
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import Form
+from leanconv.ops.quantized import Quantized
 
 
 class CpuBackend:
@@ -41,6 +43,8 @@ class CpuBackend:
         return kept.pending_s()
 
     def bind(self, form: Form, weights: Sequence[Tensor], target: Target | None = None) -> Bound | None:
+        if isinstance(form, Quantized):
+            return bind_quantized(form, weights, target)
         return bind(form, weights, target) if type(form) in BINDERS else None
 
     def copy(self, x: Tensor, *, planes: bool) -> Copy | None:

@@ -20,6 +20,7 @@ from leanconv.engine.fused.ir.kinds.call import Call, Ref
 from leanconv.engine.fused.ir.kinds.data_movement import Cat, Pad, Shuffle, Slice
 from leanconv.engine.fused.ir.kinds.elementwise import Activation, Add, Affine, Cast, Scale
 from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
+from leanconv.engine.fused.ir.kinds.integer import Dequantize, Integer, Quantize
 from leanconv.engine.fused.ir.kinds.linear import Linear
 from leanconv.engine.fused.ir.kinds.max_pool import MaxPool
 from leanconv.engine.fused.ir.kinds.reductions import Average, Sum
@@ -40,16 +41,17 @@ PRODUCTS = ("conv", "linear", "addmm", "baddbmm", "mm", "bmm", "matmul", "_scale
 class Implementation:
     """`make(node)` gives the function, or None where the implementation does not cover the node.
 
-    `of_target`: it depends on the target, `make(node, target=...)`; None is this machine.
+    `of_target`: it depends on the target, `make(node, target=...)`; None is this machine. `splits`: it makes two steps.
     """
 
     name: str
     make: Callable[..., Run | None]
     of_target: bool = False
+    splits: bool = False
 
     def on(self, target: Target | None) -> "Implementation":
         """The implementation for a target."""
-        return Implementation(self.name, partial(self.make, target=target)) if self.of_target else self
+        return replace(self, make=partial(self.make, target=target), of_target=False) if self.of_target else self
 
 
 def _in_torch(node: Node) -> Run:
@@ -112,11 +114,11 @@ IMPLEMENTATIONS: dict[type[Op], list[Implementation]] = {
         Implementation("aten", lambda node: stage_by_stage(node, aten_stage)),
         Implementation("matrix", _pointwise_matrix),
         KERNEL,
-        Implementation("split", lambda node, target=None: split(node, target=target), of_target=True),
-        Implementation("kernel+onednn", _kernel_then_onednn, of_target=True),
+        Implementation("split", lambda node, target=None: split(node, target=target), of_target=True, splits=True),
+        Implementation("kernel+onednn", _kernel_then_onednn, of_target=True, splits=True),
     ],
     Call: [Implementation("aten", _call)],
-    **{kind: [IN_TORCH, KERNEL] for kind in (GatedSum, Upsample, MaxPool)},
+    **{kind: [IN_TORCH, KERNEL] for kind in (GatedSum, Upsample, MaxPool, Integer, Quantize, Dequantize)},
     **{
         kind: [IN_TORCH]
         for kind in (Activation, Add, Affine, Average, Cast, Cat, Linear, Pad, Scale, Shuffle, Slice, Sum)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from leanconv.engine.fused.ir.graph import Node
 from leanconv.engine.fused.ir.kinds.block import Block
+from leanconv.engine.fused.ir.kinds.integer import Dequantize, Integer, Quantize
 from leanconv.engine.fused.lowering.primitives import primitive
 from leanconv.kernels import Target, backend
 from leanconv.kernels.interface import Bound, Launch, Prepared
@@ -47,7 +48,7 @@ class KernelRun:
     def __init__(self, node: Node, bound: Bound, form: Form) -> None:
         self.bound, self.average = bound, form.average
         self._op = node.op
-        self.gate = isinstance(node.op, Block) and node.op.gate
+        self.gate = isinstance(node.op, Block | Integer) and node.op.gate
 
     def maps(self, inputs: Sequence[T]) -> list[T | None]:
         return self._op.maps(inputs)
@@ -102,7 +103,9 @@ def kernel(node: Node, target: Target | None = None) -> KernelRun | None:
 
     `target`: what it is chosen for (default: this machine).
     """
-    if not _runs(node) or (found := primitive(node)) is None:
+    if not isinstance(node.op, Integer | Quantize | Dequantize) and not _runs(node):
+        return None
+    if backend().why_not() or (found := primitive(node)) is None:
         return None
     form, weights = found
     bound = backend().bind(form, weights, target)

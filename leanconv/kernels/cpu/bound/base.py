@@ -15,6 +15,7 @@ from leanconv.kernels.cpu.pipelines.element import ElementType, element_type
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.runtime.block_loop import BlockLoop
 from leanconv.kernels.cpu.runtime.huge_pages import pack_into_huge_pages
+from leanconv.kernels.cpu.runtime.int8_call import Int8Call
 from leanconv.kernels.cpu.runtime.launch import Gates, KernelLaunch
 from leanconv.kernels.cpu.runtime.tensors import in_planes, new_map, pixel_stride
 from leanconv.kernels.cpu.runtime.transpose import ensure_nhwc
@@ -49,7 +50,7 @@ class PreparedKernel:
 
     def __init__(
         self,
-        loop: BlockLoop,
+        loop: BlockLoop | Int8Call,
         weights: Sequence[Tensor],
         size: tuple[int, int, int, int],
         average: bool,

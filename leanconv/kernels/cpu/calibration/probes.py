@@ -186,9 +186,9 @@ class _Core:
             calls[method] = _call(bound, x, None)
         found = self._timed(calls)
         found[name] = found.pop("winograd")
-        direct = direct_algorithm(cpu, core, 1, size, _first).cycles
+        direct = direct_algorithm(cpu, core, 1, size, _first, 1).cycles
         return {
-            name: _share(cpu, name, found, direct, lambda cpu: winograd_algorithm(cpu, core, 1, size, _first).cycles)
+            name: _share(cpu, name, found, direct, lambda cpu: winograd_algorithm(cpu, core, 1, size, _first, 1).cycles)
         }
 
     def _pointwise(

@@ -35,6 +35,10 @@ _RUNTIME_FILES = (
     "gated_sum",
     "normalized_gated_sum",
     "pointwise",
+    "int8",
+    "int8_maps",
+    "int8_product",
+    "int8_stencil",
 )
 _STUB_FLAGS = ("-O1", "-fPIC")
 _FUNCTIONS = ("lc_sizes", "lc_run", "lc_batch", "lc_gates", "lc_copy", "lc_malloc", "lc_free", "lc_training_size")
@@ -66,7 +70,7 @@ def _kernel_source(isa: str) -> str:
 @functools.lru_cache(1)
 def _runtime_source() -> str:
     """What the runtime's library depends on."""
-    return _hashed([*RUNTIME.glob("*.c"), *RUNTIME.glob("*.h")], c_flags(this_cpu().isa))
+    return _hashed([*RUNTIME.glob("*.c"), *RUNTIME.glob("*.h")], (*c_flags(this_cpu().isa), *_flags_of("int8")))
 
 
 def c_flags(isa: str) -> tuple[str, ...]:
@@ -102,6 +106,11 @@ def _cc(arguments: list[str], folder: Path) -> None:
         raise CannotBuild(f"{compiler()} wrote nothing to {made.name}")
 
 
+def _flags_of(name: str) -> list[str]:
+    """Integers go with float32 that is rounded step by step: no sum takes a product that was not rounded."""
+    return ["-ffp-contract=off"] if name.startswith("int8") else []
+
+
 @functools.lru_cache(1)
 def runtime() -> ctypes.CDLL | None:
     """The library of the C files in `runtime/`, built if need be; None without a C compiler or a folder for it.
@@ -118,7 +127,8 @@ def runtime() -> ctypes.CDLL | None:
             def make(path: Path, extra: list[str] = extra, linked: list[str] = linked) -> None:
                 codes = [str(path.with_name(f"{path.stem}-{name}.o")) for name in _RUNTIME_FILES]
                 for name, code in zip(_RUNTIME_FILES, codes, strict=True):
-                    _cc([*c_flags(this_cpu().isa), *extra, "-c", str(RUNTIME / f"{name}.c"), "-o", code], path.parent)
+                    flags = [*c_flags(this_cpu().isa), *_flags_of(name), *extra]
+                    _cc([*flags, "-c", str(RUNTIME / f"{name}.c"), "-o", code], path.parent)
                 _cc(["-shared", *codes, *linked, "-lm", "-lpthread", "-o", str(path)], path.parent)
 
             try:

@@ -73,7 +73,7 @@ class Gates(ctypes.Structure):
 
 
 class Launch(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("loop", "pointers", "gates", "copy")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("loop", "pointers", "gates", "copy", "function", "call")]
 
 
 class Copy(ctypes.Structure):

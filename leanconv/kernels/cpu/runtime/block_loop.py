@@ -161,6 +161,10 @@ class BlockLoop:
         """Whether `run` can be used: the kernels are machine code of ours, not Halide's callables."""
         return self._native
 
+    def entry(self, pointers: int) -> abi.Launch:
+        """What the runtime runs for it, on the pointers at that address."""
+        return abi.Launch(loop=self.address, pointers=pointers)
+
     def run(self, *pointers: int) -> None:
         """Run on addresses in the order of the pointers; outputs are overwritten whole."""
         if self._run(self.address, self._pointers(*pointers), torch.get_num_threads()):

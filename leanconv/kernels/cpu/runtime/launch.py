@@ -8,6 +8,7 @@ from torch import Tensor
 from leanconv.kernels.cpu.runtime import abi
 from leanconv.kernels.cpu.runtime.abi import library
 from leanconv.kernels.cpu.runtime.block_loop import BlockLoop
+from leanconv.kernels.cpu.runtime.int8_call import Int8Call
 
 
 class Gates:
@@ -49,7 +50,9 @@ class KernelLaunch:
         fixed: what the next pointers stand for in every call: packed weights and the like.
     """
 
-    def __init__(self, loop: BlockLoop, maps: int, fixed: Sequence[Tensor], gates: Gates | None = None) -> None:
+    def __init__(
+        self, loop: BlockLoop | Int8Call, maps: int, fixed: Sequence[Tensor], gates: Gates | None = None
+    ) -> None:
         self._pointers = (ctypes.c_void_p * loop.count)()
         self._slots = (*range(maps), *range(maps + len(fixed), loop.count))  # of each operand
         self._loop, self._gates, self._fixed = loop, gates, list(fixed)
@@ -62,7 +65,7 @@ class KernelLaunch:
 
     def entries(self) -> list[abi.Launch]:
         """What the runtime runs for it, in this order; the structures point into the launch."""
-        own = abi.Launch(loop=self._loop.address, pointers=ctypes.addressof(self._pointers))
+        own = self._loop.entry(ctypes.addressof(self._pointers))
         return [own] if self._gates is None else [abi.Launch(gates=self._gates.address), own]
 
 

@@ -167,6 +167,7 @@ int lc_run(const block_loop_t *p, void **pointers, int threads) {
 }
 
 static int run_launch(const launch_t *l, int threads) {
+    if (l->function) return l->function(l->call, l->pointers, threads);
     if (l->gates) return lc_gates(l->gates);
     return l->copy ? lc_copy(l->copy, l->pointers, threads) : lc_run(l->loop, l->pointers, threads);
 }

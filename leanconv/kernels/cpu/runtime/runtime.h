@@ -69,8 +69,12 @@ typedef struct {
 // A map that goes from planes to pixels, or back; see `lc_copy`. Steps in numbers, of 4 or 2 bytes.
 typedef struct { int32_t bytes, samples; int64_t rows, columns, in_sample, in_row, out_sample, out_row; } copy_t;
 
-// One launch of a batch: of the three the one that is there.
-typedef struct { const block_loop_t *loop; void **pointers; const gates_t *gates; const copy_t *copy; } launch_t;
+// One launch of a batch: of the four the one that is there.
+typedef struct {
+    const block_loop_t *loop; void **pointers; const gates_t *gates; const copy_t *copy;
+    int (*function)(const void *call, void **pointers, int threads);
+    const void *call;
+} launch_t;
 
 void *lc_malloc(void *context, size_t size);
 void lc_free(void *context, void *p);

@@ -1,0 +1,408 @@
+"""Kernels on 8-bit integers give the bits of the integer reference, tolerance 0."""
+
+import ctypes
+import itertools
+import subprocess
+from dataclasses import replace
+
+import pytest
+import torch
+
+from leanconv.errors import BadInput
+from leanconv.kernels import Target, backend, cpuinfo, this_cpu
+from leanconv.kernels.cpu.compilation import build
+from leanconv.kernels.cpu.runtime import int8_abi
+from leanconv.ops.forms import Stencil
+from leanconv.ops.gated_sum import GatedSum
+from leanconv.ops.grouped import Grouped
+from leanconv.ops.integer_reference import primitive
+from leanconv.ops.pool import MaxPool
+from leanconv.ops.quantized import Quantization, Quantized, channels_of, inner_maps
+from leanconv.ops.separable import Separable
+from leanconv.ops.upsample import Upsample
+
+AROUND = (1, 1, 1, 1)
+SIZES = [(1, 1), (2, 3), (7, 7), (5, 67), (13, 16)]
+
+
+def quantization(generator):
+    scale = 0.02 + 0.05 * torch.rand(1, generator=generator).item()
+    return Quantization(scale, int(torch.randint(0, 256, (1,), generator=generator)))
+
+
+def quantized_form(form, generator, float_output=False):
+    """The form with random quantizations of its maps."""
+    inputs = tuple(quantization(generator) for _ in channels_of(form))
+    output = inputs[0] if isinstance(form, MaxPool) else None if float_output else quantization(generator)
+    inner = tuple(quantization(generator) for _ in range(inner_maps(form)))
+    adds = isinstance(form, GatedSum) or getattr(form, "residual", False)
+    return Quantized(form, inputs, output, inner, quantization(generator) if adds else None)
+
+
+def weights_of(form, generator):
+    """Random integer weights of a form in the order that `Quantized` says; scales that spread sums over the range."""
+
+    def convolution(o, *sizes, count=1):
+        fan = 1
+        for size in sizes:
+            fan *= size
+        made = [torch.randint(-127, 128, (o, *sizes), generator=generator).to(torch.int8) for _ in range(count)]
+        scale = 0.05 * (0.5 + torch.rand(o, generator=generator)) / (74 * 3 * fan**0.5)
+        bias = torch.randint(-(1 << 12), 1 << 12, (o,), generator=generator).to(torch.int32)
+        return made, [scale * 5, bias]
+
+    def flat(parts):
+        return [*parts[0], *parts[1]]
+
+    if isinstance(form, MaxPool):
+        return []
+    c = sum(form.channels)
+    if isinstance(form, Separable):
+        made = []
+        for stage in form.stages:
+            for s in stage:
+                made += [] if s.identity else flat(convolution(s.channels, 1, *s.kernel))
+        return made + ([] if form.out_channels is None else flat(convolution(form.out_channels, form.middle, 1, 1)))
+    if isinstance(form, Grouped):
+        taps, rest = convolution(form.out_channels, c // form.groups, *form.kernel)
+        beside = convolution(form.out_channels, c, 1, 1)[0] if form.pointwise else []
+        project = [] if form.project is None else flat(convolution(form.project, form.out_channels, 1, 1))
+        return [*taps, *beside, *rest, *project]
+    if isinstance(form, Upsample):
+        (taps,), rest = convolution(form.out_channels, c, form.factor, form.factor)
+        return [taps.transpose(0, 1).contiguous(), *rest]
+    affine = [torch.randn(form.out_channels, generator=generator) for _ in range(2 * form.affine)]
+    return [*flat(convolution(form.out_channels, c, 1, 1)), *affine]
+
+
+def byte_map(n, c, size, generator, kind="random"):
+    """A map of bytes, channels_last."""
+    if kind == "random":
+        made = torch.randint(0, 256, (n, c, *size), generator=generator).to(torch.uint8)
+    else:
+        made = torch.full((n, c, *size), 255 if kind == "high" else 0, dtype=torch.uint8)
+    return made.contiguous(memory_format=torch.channels_last)
+
+
+def maps_of(form, n, size, generator, kind="random"):
+    """The maps of a quantized form, and the averages of a gated sum."""
+    inputs = [byte_map(n, c, size, generator, kind) for c in channels_of(form.form)]
+    if isinstance(form.form, GatedSum):
+        maps = [byte_map(n, form.width, size, generator, kind), *inputs]
+        return maps, [torch.randn(n, x.shape[1], generator=generator) * 0.3 for x in maps]
+    residual = byte_map(n, form.width, form.size(*size), generator, kind) if form.addend else None
+    if isinstance(form.form, Separable):
+        gate = torch.rand(n, form.form.middle, generator=generator) * 1.5 if form.form.gate else None
+        return [*inputs, residual, gate], []
+    return ([*inputs, residual] if isinstance(form.form, Grouped) else inputs), []
+
+
+def assert_same_bits(form, weights, maps, averages=()):
+    bound = backend().bind(form, weights)
+    wanted = primitive(form, maps, weights, averages)
+    found = bound.run(maps, averages)
+    for made, right in zip(found, wanted, strict=True):
+        assert made.dtype == right.dtype
+        assert made.shape == right.shape
+        if not torch.equal(made, right):
+            wrong = (made != right).nonzero()
+            raise AssertionError(f"{len(wrong)} of {made.numel()} differ, first at {wrong[0].tolist()}: {form}")
+    return found
+
+
+def check(form, size, seed=0, n=2, float_output=False, kind="random"):
+    generator = torch.Generator().manual_seed(seed)
+    quantized = quantized_form(form, generator, float_output)
+    if min(form.size(*size)) < 1:
+        return
+    maps, averages = maps_of(quantized, n, size, generator, kind)
+    assert_same_bits(quantized, weights_of(form, generator), maps, averages)
+
+
+def stencil(c, *size, **rest):
+    return (Stencil(0, c, *size, **rest),)
+
+
+def separables(c, o):
+    two = (3, 3)
+    return {
+        "1x1": Separable((c,), (), o, True, "relu", average=True),
+        "1x1 of two": Separable((c, 3), (), o, activation="relu6", residual=True),
+        "1x1 of two, whole fours": Separable((4 * c, 8), (), o),
+        "3x3": Separable((c,), (stencil(c, two, padding=AROUND, activation="relu"),), o, True),
+        "3x3 alone": Separable((c,), (stencil(c, two, padding=AROUND),), activation="relu", average=True),
+        "3x3 alone, residual": Separable((c,), (stencil(c, two, padding=AROUND),), residual=True),
+        "3x3/2": Separable((c,), (stencil(c, two, (2, 2), padding=AROUND, activation="relu6"),), o),
+        "3x3/2 uneven": Separable((c,), (stencil(c, two, (2, 2), padding=(0, 1, 0, 1)),), o),
+        "chain": Separable(
+            (c, 5),
+            (
+                stencil(c + 5, two, padding=AROUND),
+                stencil(c + 5, two, dilation=(2, 2), padding=(2, 2, 2, 2), activation="relu"),
+            ),
+            o,
+            True,
+            "relu",
+            average=True,
+        ),
+        "chain of lines": Separable(
+            (c,), (stencil(c, (1, 5), padding=(0, 0, 2, 2)), stencil(c, (5, 1), padding=(2, 2, 0, 0))), o
+        ),
+        "chain, second strided": Separable(
+            (c,), (stencil(c, two, padding=AROUND), stencil(c, two, (2, 2), padding=AROUND)), o
+        ),
+        "2x2": Separable((c,), (stencil(c, (2, 2), padding=(1, 0, 1, 0)),), o),
+        "7x7": Separable((c,), (stencil(c, (7, 7), padding=(3, 3, 3, 3)),), o, activation="hardswish"),
+        "5x5/2": Separable((c,), (stencil(c, (5, 5), (2, 2), padding=(2, 2, 2, 2)),), o),
+        "1x11": Separable((c,), (stencil(c, (1, 11), padding=(0, 0, 5, 5)),), o),
+        "1x3/3 d2": Separable((c,), (stencil(c, (1, 3), (1, 3), (1, 2), padding=(0, 0, 2, 2)),), o),
+        "unpadded": Separable((c,), (stencil(c, two),), o),
+        "side by side": Separable(
+            (c + 7,),
+            (
+                (
+                    Stencil(0, c, identity=True),
+                    Stencil(c, 4, (1, 3), padding=(0, 0, 1, 1)),
+                    Stencil(c + 3, 4, (3, 1), padding=(1, 1, 0, 0)),
+                ),
+            ),
+            o,
+            residual=True,
+        ),
+        "side by side, alone": Separable(
+            (c + 2,), ((Stencil(0, c, identity=True), Stencil(c, 2, (1, 3), padding=(0, 0, 1, 1))),), residual=True
+        ),
+        "side by side, then 3x3": Separable(
+            (c + 2,),
+            (
+                (Stencil(0, c, (3, 1), padding=(1, 1, 0, 0)), Stencil(0, c + 2, (1, 3), padding=(0, 0, 1, 1))),
+                stencil(2 * c + 2, two, padding=AROUND),
+            ),
+            o,
+        ),
+        "every other": Separable((c,), (stencil(c, stride=(2, 2), identity=True),), o),
+        "every other, alone": Separable((c,), (stencil(c, stride=(2, 2), identity=True),)),
+        "gate": Separable((c, 3), (), o, gate=True, residual=True),
+        "3x3 gate": Separable((c,), (stencil(c, two, padding=AROUND, activation="hardswish"),), o, gate=True),
+        "sum": Separable((c,), (), residual=True, activation="relu", average=True),
+        "requantized": Separable((c, 3), ()),
+    }
+
+
+def grouped_forms(c, o):
+    """Forms of 4·c channels."""
+    made, wide, halves, three = {}, (4 * c,), (2 * c, 2 * c), (3, 3)
+    for groups, interleaved, pointwise in [(1, False, False), (2, False, True), (4, True, True), (4, True, False)]:
+        name = f"g{groups}{' interleaved' * interleaved}{' || 1x1' * pointwise}"
+        both = {"padding": AROUND, "groups": groups, "interleaved": interleaved, "pointwise": pointwise}
+        made[name] = Grouped(wide, 4 * o, three, activation="relu", average=True, **both)
+        made[f"{name}, residual"] = Grouped(wide, 4 * o, three, dilation=(2, 1), residual=True, **both)
+        both |= {"inner_activation": "relu", "project": o, "residual": True}
+        made[f"{name}, residual, 1x1"] = Grouped(halves, 4 * o, three, (2, 2), **both)
+    made["7x7/2"] = Grouped((3,), o, (7, 7), (2, 2), padding=(3, 3, 3, 3), activation="relu6")
+    made["2x2"] = Grouped((c,), o, (2, 2), (2, 2))
+    made["1x3"] = Grouped((c,), o, (1, 3), padding=(0, 0, 2, 0))
+    return made
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("c", "o"), [(5, 3), (16, 32), (24, 40), (64, 64), (72, 100)])
+def test_separable(c, o, size):
+    for seed, form in enumerate(separables(c, o).values()):
+        check(form, size, seed)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("c", "o"), [(1, 2), (3, 5), (8, 16), (20, 33)])
+def test_grouped(c, o, size):
+    for seed, form in enumerate(grouped_forms(c, o).values()):
+        check(form, size, seed)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("c", "o"), [(5, 3), (16, 32), (72, 100)])
+def test_gated_sum_upsample_pool(c, o, size):
+    for affine, activation in itertools.product((False, True), ("none", "relu", "silu")):
+        check(GatedSum((c, 4), o, True, affine, activation, average=True), size)
+    check(Upsample((c, 4), o, 2, True, "relu", average=True), size)
+    check(Upsample((c,), o, 3), size)
+    check(MaxPool(c, average=True), size)
+    check(MaxPool(o, (3, 3), (2, 2), AROUND), size)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu"])
+@pytest.mark.parametrize("float_output", [False, True])
+def test_activations_and_float_output(activation, float_output):
+    three = {"activation": activation}
+    for seed, residual in enumerate((False, True)):
+        three["residual"] = residual
+        for form in (
+            Separable((24,), (), 19, True, **three),
+            Separable((24,), (stencil(24, (3, 3), padding=AROUND),), **three),
+            Separable((32,), (stencil(32, (3, 3), padding=AROUND),), **three),
+            Grouped((16,), 12, (3, 3), groups=4, interleaved=True, **three),
+        ):
+            check(form, (5, 9), seed, float_output=float_output)
+    check(Upsample((5,), 7, 2, True, activation), (5, 9), float_output=float_output)
+    check(GatedSum((5,), 37, True, True, activation), (5, 9), float_output=float_output)
+
+
+FEW = {
+    "1x1": Separable((20, 4), (), 37, True, "relu", residual=True, average=True),
+    "chain": separables(24, 40)["chain"],
+    "7x7": separables(40, 8)["7x7"],
+    "3x3/2": separables(16, 24)["3x3/2"],
+    "gate": separables(24, 8)["3x3 gate"],
+    "dense": Grouped((12,), 40, (3, 3), padding=AROUND, average=True),
+    "groups, 1x1": grouped_forms(4, 6)["g4 interleaved || 1x1, residual, 1x1"],
+    "gated sum": GatedSum((12, 6), 40, True, True, "relu", average=True),
+    "upsample": Upsample((12,), 10, 2, True, average=True),
+    "pool": MaxPool(12, (3, 3), (2, 2), AROUND, True),
+}
+
+
+def extreme(form, low, generator):
+    """Weights of -127 or 127 alone, multipliers so small that the largest sum stays inside of the range."""
+    made = weights_of(form, generator)
+    for index, numbers in enumerate(made):
+        if numbers.dtype == torch.int8:
+            sign = torch.randint(0, 2, numbers.shape, generator=generator) * 2 - 1 if low is None else low
+            made[index] = (torch.ones_like(numbers) * 127 * sign).to(torch.int8)
+        elif numbers.dtype == torch.float32:
+            made[index] = numbers / 40
+    return made
+
+
+@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("zero_point", [0, 128, 255])
+def test_largest_sums(name, zero_point):
+    """Bytes of 0 and 255 under weights of ±127: no product and no pair of products saturates on the way."""
+    generator = torch.Generator().manual_seed(1)
+    form = FEW[name]
+    q = Quantization(0.02, zero_point)
+    adds = isinstance(form, GatedSum) or getattr(form, "residual", False)
+    quantized = Quantized(form, (q,) * len(channels_of(form)), q, (q,) * inner_maps(form), q if adds else None)
+    for kind, sign in itertools.product(("low", "high", "random"), (1, -1, None)):
+        maps, averages = maps_of(quantized, 1, (6, 7), generator, kind)
+        assert_same_bits(quantized, extreme(form, sign, generator), maps, averages)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_more_threads_and_many_blocks(name, two_threads):
+    """A map of many blocks of rows, on one and on two threads, call after call."""
+    generator = torch.Generator().manual_seed(2)
+    quantized = quantized_form(FEW[name], generator)
+    maps, averages = maps_of(quantized, 3, (61, 83), generator)
+    weights = weights_of(FEW[name], generator)
+    bound = backend().bind(quantized, weights, replace(Target(), cpu=replace(this_cpu(), l2=16 << 10)))
+    wanted = primitive(quantized, maps, weights, averages)
+    for run in (bound.run, lambda *given: two_threads(bound.run, *given)) * 2:
+        for made, right in zip(run(maps, averages), wanted, strict=True):
+            assert torch.equal(made, right)
+
+
+@pytest.mark.parametrize("name", [name for name in FEW if name != "pool"])
+@pytest.mark.parametrize("layout", ["planes", "channels_last", "slice"])
+def test_float32_and_slices(name, layout):
+    """Maps of float32 are quantized as they are read; NaN is zero; a slice of a wider map is read where it lies."""
+    generator = torch.Generator().manual_seed(3)
+    quantized = quantized_form(FEW[name], generator)
+    weights = weights_of(FEW[name], generator)
+    maps, averages = maps_of(quantized, 2, (9, 300), generator)
+    first = isinstance(FEW[name], GatedSum)
+    chosen = list(maps)
+    for index in range(first, first + len(quantized.inputs)):
+        n, c, h, w = maps[index].shape
+        if layout == "slice":
+            wide = byte_map(n, c + 12, (h, w), generator)
+            chosen[index] = wide[:, 8 : 8 + c]
+            continue
+        x = torch.randn(n, c, h, w, generator=generator) * 10
+        x[0, 0, 0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+        chosen[index] = x if layout == "planes" else x.contiguous(memory_format=torch.channels_last)
+    assert_same_bits(quantized, weights, chosen, averages)
+
+
+def test_image_in_planes_is_launched_without_a_copy():
+    generator = torch.Generator().manual_seed(4)
+    form = Grouped((3,), 24, (3, 3), padding=AROUND, activation="relu")
+    quantized, weights = quantized_form(form, generator), weights_of(form, generator)
+    x = torch.randn(2, 3, 20, 31, generator=generator)
+    bound = backend().bind(quantized, weights)
+    prepared = bound.prepare(x, None)
+    y = torch.empty_strided(prepared.size, prepared.strides, dtype=prepared.dtype)
+    launch = prepared.launch()
+    launch.put(0, x)
+    launch.put(1, y)
+    batch = backend().batch([launch])
+    batch()
+    assert torch.equal(y, primitive(quantized, [x, None], weights)[0])
+    assert bound.planes
+    assert len(batch.timed()) == 1
+
+
+def test_gated_sum_is_launched_with_its_averages():
+    generator = torch.Generator().manual_seed(5)
+    quantized = quantized_form(FEW["gated sum"], generator)
+    weights = weights_of(FEW["gated sum"], generator)
+    maps, averages = maps_of(quantized, 2, (6, 5), generator)
+    prepared = backend().bind(quantized, weights).prepare(*maps)
+    y, mean = torch.empty_strided(prepared.size, prepared.strides, dtype=torch.uint8), torch.empty(prepared.size[:2])
+    launch = prepared.launch(averages)
+    for index, tensor in enumerate([*maps, y, mean]):
+        launch.put(index, tensor)
+    backend().batch([launch])()
+    for made, right in zip((y, mean), primitive(quantized, maps, weights, averages), strict=True):
+        assert torch.equal(made, right)
+
+
+def test_no_sample_and_wrong_maps():
+    generator = torch.Generator().manual_seed(6)
+    quantized = quantized_form(FEW["dense"], generator)
+    bound = backend().bind(quantized, weights_of(FEW["dense"], generator))
+    y, mean = bound.run([byte_map(0, 12, (5, 6), generator), None])
+    assert (y.shape, y.dtype, mean.shape) == ((0, 40, 5, 6), torch.uint8, (0, 40))
+    with pytest.raises(BadInput, match="channels"):
+        bound.run([byte_map(1, 11, (5, 6), generator), None])
+    with pytest.raises(BadInput, match="uint8 or float32"):
+        bound.run([torch.zeros(1, 12, 5, 6, dtype=torch.int8), None])
+
+
+def test_no_kernel_for_very_many_taps():
+    form = Grouped((4,), 8, (9, 9), padding=(4, 4, 4, 4))
+    generator = torch.Generator().manual_seed(7)
+    assert backend().bind(quantized_form(form, generator), weights_of(form, generator)) is None
+
+
+def _built(folder, flags):
+    """The runtime of these flags."""
+    path, sources = folder / "runtime.so", sorted(build.RUNTIME.glob("*.c"))
+    command = [build.compiler(), "-O2", "-fPIC", "-shared", "-ffp-contract=off", *flags, "-o", str(path)]
+    subprocess.run([*command, *map(str, sources), "-lm", "-lpthread"], check=True)
+    lib = ctypes.CDLL(str(path))
+    lib.lc_int8.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
+    return lib
+
+
+VECTORS = {
+    "any": (["-DLC_PORTABLE"], 16),
+    "avx2": (["-mavx2", "-mfma"], 32),
+    "avx512 without vnni": (["-mavx512bw", "-mavx512vl", "-mfma"], 64),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VECTORS)
+def test_other_vectors(name, tmp_path, monkeypatch):
+    """What other processors run, compiled for them and run here: the same bits."""
+    flags, vector = VECTORS[name]
+    if name != "any" and not set(name.split()[0:1]) & {word[:6] for word in cpuinfo()[1]}:
+        pytest.skip(f"this processor has no {name}")
+    lib = _built(tmp_path, flags)
+    monkeypatch.setattr(int8_abi, "runtime", lambda: lib)
+    assert int8_abi.vector_bytes() == vector
+    for c, o in [(5, 3), (24, 40), (72, 70)]:
+        every = separables(c, o) | grouped_forms(c % 17, o) | FEW
+        for seed, form in enumerate(every.values()):
+            check(form, (7, 19), seed)
+            check(form, (5, 6), seed, float_output=not form.average)
