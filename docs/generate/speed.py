@@ -144,8 +144,8 @@ def _examples(content: dict[str, Any]) -> list[str]:
     """The example of Halide's own repository, beside what its authors state."""
     return [
         f"{row['layer']}, `{row['operator']}`: {of_peak(row, content['peaks']):.0%} of the peak flops of one thread, "
-        f"{row['speedup']:.2f} times as fast as {row['best_peer']}. Its authors state about 20 % for their own schedule, "
-        "on 16 threads of another processor."
+        f"{row['speedup']:.2f} times as fast as {row['best_peer']}. Its authors state about 20 % for their own "
+        "schedule, on 16 threads of another processor."
         for row in content["rows"]
         if _is_example(row)
     ]
