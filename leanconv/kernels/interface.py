@@ -105,6 +105,9 @@ class Backend(Protocol):
     def bind(self, form: Form, weights: Sequence[Tensor], target: "Target | None" = None) -> Bound | None:
         """The primitive with its weights; None where there is no kernel for the form."""
 
+    def bind_to_tiles(self, form: Form, weights: Sequence[Tensor], target: "Target | None" = None) -> Bound | None:
+        """Likewise, bfloat16 products on matrix tiles or in pairs (a second kernel of some forms); None without one."""
+
     def copy(self, x: Tensor, *, planes: bool) -> Prepared | None:
         """A copy of maps like `x`, contiguous (`planes`) or channels_last; None where PyTorch's is as good."""
 

@@ -27,7 +27,9 @@ LONG_MS, LONG_ROUNDS, LONG_HOPELESS = 20.0, 3, 1.25
 ALIKE = {"aten", "onednn"}  # one code in the end: of long calls, the one whose look was quicker goes on
 SHORT_MS = 5.0  # a first launch of a kernel costs 0.25 ms, fifty times a small layer
 PRIMED_MS = 3.0  # shorter calls are timed in warm caches
-PREFERRED, MARGIN = ("kernel", "split"), 0.05
+# What runs the second of two steps.
+SECOND = {"split": "kernel", "kernel+onednn": "onednn"}
+PREFERRED, MARGIN = ("kernel", "tiles", "split"), 0.05
 # Largest difference from PyTorch's answer, as a share of a channel's largest value. A channel counts at least as a part
 # of the largest channel, whose rounding it may have.
 TOLERANCE, PART = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}, 0.2
@@ -90,8 +92,9 @@ def autotune(
             runs[graph.put(run.head, at=node)] = run.first
             names[run.head] = "kernel"
             node.inputs, node.op, run = run.tail.inputs, run.tail.op, run.second
+            name = SECOND[name]
         runs[node] = run
-        names[node] = "kernel" if isinstance(run, KernelRun) else "onednn" if name == "kernel+onednn" else name
+        names[node] = name
     if unrun:
         raise NothingRuns(unrun)
     rows = [

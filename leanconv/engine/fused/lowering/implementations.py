@@ -26,7 +26,7 @@ from leanconv.engine.fused.ir.kinds.max_pool import MaxPool
 from leanconv.engine.fused.ir.kinds.reductions import Average, Sum
 from leanconv.engine.fused.ir.kinds.upsample import Upsample
 from leanconv.engine.fused.ir.stages import Stage
-from leanconv.engine.fused.lowering.kernels import kernel, split
+from leanconv.engine.fused.lowering.kernels import kernel, split, tiles
 from leanconv.engine.fused.lowering.normalization import AROUND_A_PIVOT
 from leanconv.engine.fused.lowering.unfused import aten_stage, in_float32, onednn_stage, stage_by_stage
 from leanconv.kernels import Target
@@ -108,17 +108,20 @@ def _call(node: Node) -> Run:
 
 IN_TORCH = Implementation("aten", _in_torch)
 KERNEL = Implementation("kernel", kernel, of_target=True)
+TILES = Implementation("tiles", tiles, of_target=True)
 IMPLEMENTATIONS: dict[type[Op], list[Implementation]] = {
     Block: [
         Implementation("onednn", lambda node: stage_by_stage(node, onednn_stage)),
         Implementation("aten", lambda node: stage_by_stage(node, aten_stage)),
         Implementation("matrix", _pointwise_matrix),
         KERNEL,
+        TILES,
         Implementation("split", lambda node, target=None: split(node, target=target), of_target=True, splits=True),
         Implementation("kernel+onednn", _kernel_then_onednn, of_target=True, splits=True),
     ],
     Call: [Implementation("aten", _call)],
-    **{kind: [IN_TORCH, KERNEL] for kind in (GatedSum, Upsample, MaxPool, Integer, Quantize, Dequantize)},
+    **{kind: [IN_TORCH, KERNEL, TILES] for kind in (GatedSum, Upsample)},
+    **{kind: [IN_TORCH, KERNEL] for kind in (MaxPool, Integer, Quantize, Dequantize)},
     **{
         kind: [IN_TORCH]
         for kind in (Activation, Add, Affine, Average, Cast, Cat, Linear, Pad, Scale, Shuffle, Slice, Sum)

@@ -1,4 +1,4 @@
-"""The implementations "kernel" and "split": a node's primitive bound to its weights by the backend."""
+"""The implementations "kernel", "tiles" and "split": a node's primitive bound to its weights by the backend."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -110,6 +110,20 @@ def kernel(node: Node, target: Target | None = None) -> KernelRun | None:
     form, weights = found
     bound = backend().bind(form, weights, target)
     return None if bound is None else KernelRun(node, bound, form)
+
+
+def tiles(node: Node, target: Target | None = None) -> KernelRun | None:
+    """Likewise, its products on matrix tiles (AMX); None where they are not in bfloat16, or no such kernel covers it.
+
+    Their AVX512-BF16 is not offered on other processors: Halide's is at the peak too, and was never slower there
+    (`benchmarks/bf16_blocks.py`, one Zen 4 core).
+    """
+    if node.dtype != torch.bfloat16 or not (target or Target()).cpu.amx:
+        return None
+    if not _runs(node) or (found := primitive(node)) is None:
+        return None
+    bound = backend().bind_to_tiles(*found, target)
+    return None if bound is None else KernelRun(node, bound, found[0])
 
 
 def _runs(node: Node) -> bool:

@@ -58,7 +58,7 @@ class KernelBuilder:
         views, kernels, first = [], [], 0
         for chain, taps in zip(self.parts.chains, self.parts.taps, strict=True):
             core = separable.SeparableCore(
-                (self._track(chain),),
+                (self.track(chain),),
                 None,
                 self.size[1],
                 False,
@@ -79,15 +79,15 @@ class KernelBuilder:
             (made, [*arguments, out_view(out, self.size, start, channels, self.element)])
             for made, (arguments, start, channels) in zip(kernels, views, strict=True)
         ]
-        return self.finish(listed, self._work(torch.get_num_threads()), flat=False)
+        return self.finish(listed, self.row_work(torch.get_num_threads()), flat=False)
 
     def projected(self) -> PreparedKernel:
         """Stencils, then the 1×1 of whole rows of pixels."""
-        form, (n, o, p, q), work = self.form, self.size, self._work(torch.get_num_threads())
+        form, (n, o, p, q), work = self.form, self.size, self.row_work(torch.get_num_threads())
         assert self.parts.project is not None
         core = self.core()
         # One tile for any number of threads: the width of its vectors can change the last bit of a stencil.
-        tile = self.bound.matrix_tile(core, o, self._work(1).last * q, form.middle, self.element)
+        tile = self.bound.matrix_tile(core, o, self.row_work(1).last * q, form.middle, self.element)
         while work.last * q < tile.pixels:
             work = replace(work, block=work.block + self._unit())
         arguments: list[View] = []
@@ -107,7 +107,7 @@ class KernelBuilder:
         """The key (core) of a kernel that runs the stencils and then the 1×1."""
         form, o = self.form, self.size[1]
         return separable.SeparableCore(
-            tuple(map(self._track, self.parts.chains)),
+            tuple(map(self.track, self.parts.chains)),
             o,
             o,
             form.bias,
@@ -179,7 +179,7 @@ class KernelBuilder:
         self.weights.append(packed)
         return weights_view(self.pointers + len(self.weights) - 1, packed)
 
-    def _track(self, chain: ChannelChain) -> Track:
+    def track(self, chain: ChannelChain) -> Track:
         """The track of a chain: tile sizes, strips, and whether it reads its input in place."""
         stencils = tuple(replace(s, first=0) for s in chain.stencils)
         x = self.inputs[chain.index]
@@ -251,7 +251,7 @@ class KernelBuilder:
         """Rows of which blocks are multiples."""
         return summed_rows(self.size[2]) if self.form.average else 1
 
-    def _work(self, threads: int) -> Work:
+    def row_work(self, threads: int) -> Work:
         """The row blocks, from the scratch of one output row and the halo."""
         n, o, p, q = self.size
         row_bytes, halo = self.element.bytes * q * o, 0

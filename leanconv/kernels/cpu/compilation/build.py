@@ -39,6 +39,9 @@ _RUNTIME_FILES = (
     "int8_maps",
     "int8_product",
     "int8_stencil",
+    "tiles_amx",
+    "tiles_pairs",
+    "tiles_emulated",
 )
 _STUB_FLAGS = ("-O1", "-fPIC")
 _FUNCTIONS = ("lc_sizes", "lc_run", "lc_batch", "lc_gates", "lc_copy", "lc_malloc", "lc_free", "lc_training_size")

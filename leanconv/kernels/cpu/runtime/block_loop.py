@@ -24,6 +24,8 @@ class View:
         dtype: of the numbers: float32 or bfloat16.
         moved: whether it begins with the block and keeps its extent: all blocks are alike, and its last dimension has
             the stride of their rows.
+        scratch: whether it is memory of the block alone, that its kernels hand to each other: rows of the block, and
+            `offset` numbers behind the start of the scratch in place of a pointer.
     """
 
     pointer: int
@@ -33,6 +35,7 @@ class View:
     rows: bool = False
     dtype: torch.dtype = torch.float32
     moved: bool = False
+    scratch: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Prefetch:
 class BlockLoop:
     """Kernels that run one after the other on each block of rows, then the average of their output.
 
-    Immutable: any number of threads may call it at once.
+    Immutable: any number of threads may call it at once. `scratch`: bytes of the views that are scratch.
     """
 
     def __init__(
@@ -115,13 +118,19 @@ class BlockLoop:
         work: Work,
         average: Average | None = None,
         fetches: Sequence[Prefetch] = (),
+        scratch: int = 0,
     ) -> None:
         self.work, self.average = work, average
         self._kernels = list(kernels)
         self._native = all(address for (address, _), _ in kernels)
         frames = [self._frame(address, views) for (address, _), views in kernels]
         made = abi.BlockLoop(
-            frames=len(frames), samples=work.samples, rows=work.rows, block=work.block, least=work.least
+            frames=len(frames),
+            samples=work.samples,
+            rows=work.rows,
+            block=work.block,
+            least=work.least,
+            scratch=scratch,
         )
         for index, frame in enumerate(frames):
             made.frame[index] = ctypes.addressof(frame)
@@ -148,7 +157,7 @@ class BlockLoop:
         frame = abi.Frame(kernel=address, count=len(views))
         for argument, view in zip(frame.arguments, views, strict=False):
             argument.pointer, argument.dimensions = view.pointer, len(view.dims)
-            argument.rows = 2 if view.moved else view.rows
+            argument.rows = 3 if view.scratch else 2 if view.moved else view.rows
             size, argument.type = view.dtype.itemsize, ELEMENTS[view.dtype].halide
             argument.sample, argument.offset = size * view.sample, size * view.offset
             argument.row = size * view.dims[-1][1] if view.rows or view.moved else 0

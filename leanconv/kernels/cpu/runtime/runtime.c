@@ -4,7 +4,8 @@
 #include <time.h>
 #include "runtime.h"
 
-static int run_frame(const frame_t *f, uint8_t *const *pointers, int64_t n, int y0, int y1) {
+static int run_frame(
+    const frame_t *f, uint8_t *const *pointers, uint8_t *scratch, int64_t n, int y0, int y1) {
     buffer_t buffers[MAX_ARGS];
     dimension_t dims[MAX_ARGS][MAX_DIMS];
     void *args[MAX_ARGS];
@@ -12,11 +13,11 @@ static int run_frame(const frame_t *f, uint8_t *const *pointers, int64_t n, int 
         const argument_t *a = &f->arguments[i];
         buffer_t *b = &buffers[i];
         memcpy(dims[i], a->dim, sizeof a->dim);
-        uint8_t *host = pointers[a->pointer] + a->offset + n * a->sample;
+        uint8_t *host = (a->rows == 3 ? scratch : pointers[a->pointer] + n * a->sample) + a->offset;
         if (a->rows) {
             dimension_t *last = &dims[i][a->dimensions - 1];
-            if (a->rows == 1) { last->min = y0; last->extent = y1 - y0; }
-            host += y0 * a->row;
+            if (a->rows != 2) { last->min = y0; last->extent = y1 - y0; }
+            if (a->rows != 3) host += y0 * a->row;
         }
         *b = (buffer_t){0, NULL, host, 0, (uint32_t)a->type, a->dimensions, dims[i], NULL};
         args[i] = b;
@@ -126,7 +127,11 @@ static int run_block(const block_loop_t *p, void **pointers, int64_t t, int bloc
     int y0 = (int)(t % blocks) * p->block, y1 = y0 + p->block < p->rows ? y0 + p->block : p->rows, failed = 0;
     int start = y1 - y0 < p->least ? y1 - p->least : y0;
     for (int f = 0; f < p->fetches; f++) fetch_block(&p->fetch[f], pointers, n, y0, y1);
-    for (int f = 0; f < p->frames; f++) failed |= run_frame(p->frame[f], (uint8_t *const *)pointers, n, start, y1);
+    uint8_t *scratch = p->scratch ? lc_malloc(NULL, p->scratch) : NULL;
+    if (p->scratch && !scratch) return -1;
+    for (int f = 0; f < p->frames; f++)
+        failed |= run_frame(p->frame[f], (uint8_t *const *)pointers, scratch, n, start, y1);
+    lc_free(NULL, scratch);
     return sums ? failed | sum_units(p, pointers, n, y0, y1, sums) : failed;
 }
 

@@ -21,7 +21,7 @@ enum { FLOAT32 = 0, BFLOAT16 = 1 };
 typedef struct {
     int32_t pointer;      // index among the call's pointers
     int32_t dimensions;
-    int32_t rows;         // 1: the last dimension is cut to the block of rows; 2: it begins there
+    int32_t rows;         // 1: the last dimension is cut to the block of rows; 2: it begins there; 3: as 1, in scratch
     int32_t type;         // halide_type_t, packed
     int64_t sample;       // bytes from one sample to the next
     int64_t offset;       // bytes from the pointer to the first element
@@ -55,6 +55,7 @@ typedef struct {
     const frame_t *frame[8];
     const prefetch_t *fetch;
     int64_t fetches;
+    int64_t scratch;  // bytes that the kernels of a block hand to each other
 } block_loop_t;
 
 // The gates of a softmax pair; see `lc_gates`.
