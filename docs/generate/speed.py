@@ -79,6 +79,8 @@ def layers(stem: str, content: dict[str, Any]) -> str:
 
 def kernels(files: dict[str, dict[str, Any]]) -> str:
     """Our kernels against the best other runtime on the same operator, on each kind of machine."""
+    examples = {stem: content for stem, content in files.items() if all(map(_is_example, content["rows"]))}
+    files = {stem: content for stem, content in files.items() if stem not in examples}
     kinds = {stem: kind_of_machine(content) for stem, content in files.items()}
     if not kinds:
         return ""
@@ -105,6 +107,8 @@ def kernels(files: dict[str, dict[str, Any]]) -> str:
         parts += [f"Kinds of machines side by side; each against its own peers:\n\n{head}"]
     for stem, content in files.items():
         parts += ([] if one else [f"### {kinds[stem]}"]) + [_kernels(stem, content)]
+    for stem, content in examples.items():
+        parts += [*_examples(content), f"{machine(content)}; `{content['command']}`, `{stem}.json`."]
     return page(*parts).rstrip()
 
 
@@ -127,7 +131,7 @@ def _kernels(stem: str, content: dict[str, Any]) -> str:
     return page(
         f"Geometric mean over all layers: {overall:.2f}. Peers: {', '.join(peers)}. {masked}".strip(),
         table(head, rows, "lrrllrrrr"),
-        " ".join(_example(row, content["peaks"]) for row in content["rows"] if row["layer"].startswith("Halide's")),
+        *_examples(content),
         f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
     ).rstrip()
 
@@ -137,12 +141,19 @@ def of_peak(row: dict[str, Any], peaks: dict[str, Any]) -> float:
     return 2 * row["macs"] / peaks["gflops"] / 1e6 / row["ms"]["ours"]  # type: ignore[no-any-return]
 
 
-def _example(row: dict[str, Any], peaks: dict[str, Any]) -> str:
+def _is_example(row: dict[str, Any]) -> bool:
+    return row["layer"].startswith("Halide's")  # type: ignore[no-any-return]
+
+
+def _examples(content: dict[str, Any]) -> list[str]:
     """The example of Halide's own repository, beside what its authors state."""
-    return (
-        f"{row['layer']}: {of_peak(row, peaks):.0%} of the peak flops of one thread. Its authors state about 20 % for "
-        "their own schedule, on 16 threads of another processor."
-    )
+    return [
+        f"{row['layer']}, `{row['operator']}`: {of_peak(row, content['peaks']):.0%} of the peak flops of one thread, "
+        f"{row['speedup']:.2f} times as fast as {row['best_peer']}. Its authors state about 20 % for their own "
+        "schedule, on 16 threads of another processor."
+        for row in content["rows"]
+        if _is_example(row)
+    ]
 
 
 def _roofline(rows: list[dict[str, Any]]) -> tuple[str, str]:

@@ -86,26 +86,30 @@ def test_every_kernel_has_a_case(monkeypatch):
     assert asked == pipelines_here()
 
 
-def functions_for_training():
-    """The functions of the C runtime that compute for a training step, from its header."""
-    text = (Path(RUNTIME) / "training.h").read_text()
-    return {name for name in re.findall(r"^int (lc_\w+)\(", text, re.M) if name != "lc_training_size"}
+def functions():
+    """The functions of the C runtime that compute on maps, from its headers: those that take a number of threads."""
+    text = "".join(path.read_text() for path in sorted(Path(RUNTIME).glob("*.h")))
+    return set(re.findall(r"^int (lc_\w+)\([^)]*\bint threads\)", text, re.M))
 
 
-# Which test shows that each is exact on integers.
-TRAINING = {
-    "lc_depthwise": "tests/kernels/runtime/test_depthwise.py::test_exact_on_integers",
-    "lc_depthwise_weight": "tests/kernels/runtime/test_depthwise.py::test_exact_on_integers",
-    "lc_pointwise": "tests/kernels/runtime/test_pointwise.py::test_integers_are_exact",
-    "lc_pointwise_weight": "tests/kernels/runtime/test_pointwise.py::test_integers_are_exact",
-    "lc_gated_sum": "tests/kernels/runtime/test_gated_sum.py::test_exact_on_integers",
-    "lc_normalized_gated_sum": "tests/kernels/runtime/test_normalized_gated_sum.py::test_exact_on_integers",
+HERE, ROOM = "tests/kernels/promises/test_exact.py::test_exact_on_integers", "tests/kernels/runtime"
+# Which test shows that each is exact on integers, with tolerance 0.
+SHOWN = {
+    "lc_run": HERE,
+    "lc_copy": f"{ROOM}/test_transpose.py::test_every_number_is_where_pytorch_puts_it",
+    "lc_int8": "tests/kernels/bound/test_quantized.py::test_separable",
+    "lc_depthwise": f"{ROOM}/test_depthwise.py::test_exact_on_integers",
+    "lc_depthwise_weight": f"{ROOM}/test_depthwise.py::test_exact_on_integers",
+    "lc_pointwise": f"{ROOM}/test_pointwise.py::test_integers_are_exact",
+    "lc_pointwise_weight": f"{ROOM}/test_pointwise.py::test_integers_are_exact",
+    "lc_gated_sum": f"{ROOM}/test_gated_sum.py::test_exact_on_integers",
+    "lc_normalized_gated_sum": f"{ROOM}/test_normalized_gated_sum.py::test_exact_on_integers",
 }
 
 
-def test_every_kernel_for_training_has_a_test():
-    assert set(TRAINING) == functions_for_training()
-    for name, place in TRAINING.items():
+def test_every_function_of_the_runtime_has_a_test():
+    assert set(SHOWN) == functions()
+    for name, place in SHOWN.items():
         file, _, test = place.partition("::")
         text = (Path(__file__).parents[3] / file).read_text()
         assert f"def {test}(" in text, f"{name}: {place} is no test"
