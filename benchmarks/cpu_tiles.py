@@ -84,7 +84,7 @@ def main() -> None:
 def show(rows: list[dict[str, Any]], models: dict[str, Cpu]) -> str:
     """Every row, and how often each model's choice is within 3 % of the best."""
     lines = [
-        [row["layer"], row["best"], *(f"{row[name]:.2f} {row['chosen'][name]}" for name in models)] for row in rows
+        [row["layer"], row["best"], *(f"{row[name]:.2f} {row['choice'][name]}" for name in models)] for row in rows
     ]
     near = "; ".join(f"{name} {sum(row[name] >= 0.97 for row in rows)} of {len(rows)}" for name in models)
     note = f"within 3 % of the best: {near}"
@@ -147,7 +147,7 @@ def timed(
     return {
         "layer": layer,
         "best": best,
-        "chosen": {name: words(choice) for name, choice in chosen.items()},
+        "choice": {name: words(choice) for name, choice in chosen.items()},
         **shares,
         "ms": {name: ms / LAUNCHES for name, ms in times.items()},
     }

@@ -356,6 +356,24 @@ def test_gated_sum_is_launched_with_its_averages():
         assert torch.equal(made, right)
 
 
+@pytest.mark.parametrize(("o", "size"), [(40, (61, 83)), (5, (7, 3)), (64, (1, 1))])
+def test_gated_sum_in_place(o, size, two_threads):
+    generator = torch.Generator().manual_seed(8)
+    form = GatedSum((12,), o, True, True, "relu", average=True)
+    quantized, weights = quantized_form(form, generator), weights_of(form, generator)
+    maps, averages = maps_of(quantized, 2, size, generator)
+    y, mean = primitive(quantized, maps, weights, averages)
+    bound = backend().bind(quantized, weights)
+    prepared = two_threads(bound.prepare_in_place, *maps)
+    found, launch = torch.empty(prepared.size[:2]), prepared.launch(averages)
+    for index, tensor in enumerate([*maps, maps[0], found]):
+        launch.put(index, tensor)
+    two_threads(lambda: backend().batch([launch])())
+    assert torch.equal(maps[0], y)
+    assert torch.equal(found, mean)
+    assert bound.prepare_in_place(maps[0].float(), maps[1]) is None
+
+
 def test_no_sample_and_wrong_maps():
     generator = torch.Generator().manual_seed(6)
     quantized = quantized_form(FEW["dense"], generator)

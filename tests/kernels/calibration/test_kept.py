@@ -181,20 +181,20 @@ def test_what_no_core_can_have_is_moved_into_bounds():
 
 
 BINDS = """
-import torch
+import json, torch
 from leanconv.kernels.cpu import bind
 from leanconv.ops.separable import Separable
 torch.set_num_threads(1)
 bound = bind(Separable((32,), (), 16), [torch.randn(16, 32)])
 x = torch.randn(1, 32, 9, 9).contiguous(memory_format=torch.channels_last)
 bound([x])
-print(bound.cpu.speeds.to_dict())
+print(json.dumps(bound.cpu.speeds.to_dict()))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_at_once_agree_on_one_calibration(halide, tmp_path):
-    """The second one waits for the first, and reads what that one measured, in less than ten seconds each."""
+    """The second one waits for the first, reads what that one measured, and measures what it had no time for."""
     if not build.compiler():
         pytest.skip("needs a C compiler")
     environment = os.environ | {"LEANCONV_CACHE": str(tmp_path / "kernels"), "LEANCONV_CALIBRATION": "on"}
@@ -205,8 +205,10 @@ def test_two_processes_at_once_agree_on_one_calibration(halide, tmp_path):
     ]
     answers = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], answers
-    assert answers[0][0] == answers[1][0]
-    stored = json.loads(file_of(tmp_path).read_text())
-    assert str(stored["speeds"]) == answers[0][0].strip()
-    assert stored["speeds"] != Speeds().to_dict()
+    one, two = (json.loads(out) for out, _ in answers)
+    stored = json.loads(file_of(tmp_path).read_text())["speeds"]
+    for name in ("load", "spread", "latency"):
+        assert one[name] == two[name]
+    assert stored.items() <= one.items() or stored.items() <= two.items()
+    assert stored["latency"] != Speeds().latency
     assert not list((tmp_path / "kernels" / "calibration").glob("*.lock"))

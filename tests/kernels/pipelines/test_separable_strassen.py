@@ -49,7 +49,6 @@ def forced(monkeypatch):
     monkeypatch.setattr(
         separable_strassen, "strassen_tile", lambda cpu, o, pixels, *more: Tile(3, 32, 16) if pixels > 4 else None
     )
-    monkeypatch.setattr(separable_strassen, "DEPTH", 0)
     for place in (separable_strassen, separable_builder):
         monkeypatch.setattr(place, "kernel", kernel)
     return asked
@@ -155,19 +154,20 @@ def test_large_maps_get_blocks(cpu, two_threads):
     There are at least four blocks, whatever the number of threads.
     """
 
-    def rows(channels, side, height=0, l2=1 << 20):
-        stencil = replace(SQUARE, channels=channels)
+    def rows(channels, side, height=0, l2=1 << 20, sums=1.0):
+        stencil, speeds = replace(SQUARE, channels=channels), replace(cpu.speeds, strassen=sums, memory_bytes=12.0)
         form = Separable((channels,), ((stencil,),), channels)
         x = torch.empty(1, channels, height or side, side).contiguous(memory_format=torch.channels_last)
-        bound = BoundSeparable(form, weights_of(form), Target(replace(cpu, l2=l2)))
+        bound = BoundSeparable(form, weights_of(form), Target(replace(cpu, l2=l2, speeds=speeds)))
         return separable_strassen._rows(
             KernelBuilder(bound, bound.parts, [x], None, None, (1, channels, height or side, side))
         )
 
     assert rows(512, 14) == 2  # of 1, 2, 7 and 14
     assert two_threads(rows, 512, 14) == 2
+    assert rows(512, 20) == 2
     assert rows(512, 16) == 4
     assert rows(512, 14, 13) is None  # single rows are too few pixels
     assert rows(512, 5) is None  # with narrower vectors side 7 suffices
-    assert rows(256, 28) is None
+    assert rows(256, 28, sums=3.0) is None  # sums that cost what the products save
     assert rows(512, 14, l2=100 << 10) is None

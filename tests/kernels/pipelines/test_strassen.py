@@ -1,5 +1,7 @@
 """Strassen's 1×1 against float64, over shapes that nobody tuned for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -131,7 +133,9 @@ def test_weight_factors_are_rounded_once():
 
 
 def test_large_products_use_strassen(cpu):
-    """Small ones do not: the additions cost more than the eighth product."""
+    """Small ones do not: the additions cost more than the eighth product. Nor do large ones where they cost more."""
+    assert cost_model.strassen_tile(replace(cpu, speeds=replace(cpu.speeds, strassen=6.0)), 512, 196, 512) is None
+    cpu = replace(cpu, speeds=replace(cpu.speeds, strassen=1.0, memory_bytes=12.0))
     tile = cost_model.strassen_tile(cpu, 512, 196, 512)
     assert tile is not None
     least = cost_model.strassen_cycles(cpu, tile, 512, 196, 512)

@@ -148,7 +148,6 @@ def forced(case):
         if "Strassen" in case.name:
             for place in (base, separable_strassen):
                 patch.setattr(place, "strassen_tile", lambda cpu, o, pixels, *more: Tile(3, 32, 16))
-            patch.setattr(separable_strassen, "DEPTH", 0)
         yield
 
 

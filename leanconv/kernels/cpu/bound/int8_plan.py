@@ -206,7 +206,7 @@ class Plan:
         place, target = self.places[source], self.places[into]
         sh, (dh, dw), (top, _, left, _) = form.stride[0], form.dilation, form.padding
         r, s = form.kernel
-        pair = 2 if sh == dh == 1 and r > 1 and target.h > 1 else 1
+        pair = 2 if sh == 1 and r > 1 and target.h > dh else 1
         pixel, vector = padded_channels(form.channels), self.vector
         columns = pixel // vector if pixel % vector == 0 else 1
         unit = vector if columns > 1 else pixel  # bytes of a pixel in a strip
@@ -244,9 +244,9 @@ class Plan:
             self.factors.order = self.pack(order.to(torch.int32))
             self.factors.multipliers = self.pack(multipliers)
         step = abi.Stencil(
-            source, into, sh, top, pair, len(fours), len(steps), self.array(abi.Four, fours),
-            self.array(abi.Tap, steps), columns, phases, place.pixel if columns > 1 else vector,
-            pixel if columns > 1 else vector, unit, count, reach, strip,
+            source, into, sh, top, pair, len(fours), len(steps), dh if pair == 2 else 1,
+            self.array(abi.Four, fours), self.array(abi.Tap, steps), columns, phases,
+            place.pixel if columns > 1 else vector, pixel if columns > 1 else vector, unit, count, reach, strip,
             self.pack(pack_taps(torch.stack(slots), order)), self.pack(spread_out(made.bias, order)),
             self.pack(multipliers), finish,
         )  # fmt: skip

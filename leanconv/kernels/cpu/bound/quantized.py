@@ -39,7 +39,7 @@ def _fits(form: Quantized) -> bool:
     if isinstance(kind, Grouped):
         return kind.kernel[0] * kind.kernel[1] + kind.pointwise <= int8_abi.MOST_RUNS
     stages = kind.stages if isinstance(kind, Separable) else ()
-    return all((s.kernel[0] - 1) * s.dilation[0] + 2 <= int8_abi.MOST_ROWS for stage in stages for s in stage)
+    return all(s.kernel[0] * s.dilation[0] + 1 <= int8_abi.MOST_ROWS for stage in stages for s in stage)
 
 
 class BoundQuantized(Bound):
@@ -73,6 +73,16 @@ class BoundQuantized(Bound):
         assert isinstance(prepared, PreparedQuantized)
         vectors = [x.float().contiguous() for x in averages]
         return prepared.filled([x for x in given if x is not None], vectors)
+
+    def prepare_in_place(self, *maps: Tensor | None) -> "PreparedQuantized | None":
+        """A gated sum reads each pixel of a once, before it writes the result's: both may be the same memory."""
+        a = maps[0]
+        same = self._first and self.form.output is not None and a is not None and a.dtype == torch.uint8
+        if not same or a is None or not a.is_contiguous(memory_format=torch.channels_last) or not self.takes(*maps):
+            return None
+        prepared = self.prepared(*maps)
+        assert isinstance(prepared, PreparedQuantized)
+        return prepared
 
     def takes(self, *maps: Tensor | None) -> bool:
         """Whether the kernel reads the maps where they lie, without a copy."""

@@ -16,9 +16,6 @@ from leanconv.kernels.cpu.runtime.block_loop import View, Work
 from leanconv.kernels.cpu.runtime.tensors import pixel_stride
 from leanconv.kernels.cpu.tuning.cost_model import row_block, strassen_cycles, strassen_tile
 
-# Least number of channels after a stencil. At 256 (to 256, 32×32; to 512, 28×28) the sums of the products cost what the
-# products save: between 3 % faster and 3 % slower, on a Zen 4 core.
-DEPTH = 384
 # Least number of blocks, so that threads have about as many each. How products are saved depends on the shape alone:
 # any number of threads gives the same bits.
 BLOCKS = 4
@@ -97,7 +94,7 @@ def _rows(builder: KernelBuilder) -> int | None:
     14×14, blocks of 2 rows take 1 % less than blocks of 7, although weights pass more often, and 2 % less than of 1.
     """
     (n, o, p, q), depth = builder.size, builder.form.middle
-    fitting = builder.cpu.l2 // 4 // (strassen.PRODUCTS * depth * q) if depth >= DEPTH else 0
+    fitting = builder.cpu.l2 // 4 // (strassen.PRODUCTS * depth * q)
     costs: dict[int, tuple[bool, float]] = {}
     for rows in range(min(p, 2 * fitting), 0, -1):
         alike = p % rows == 0 and n * (p // rows) >= BLOCKS

@@ -138,7 +138,7 @@ def _found(isa: str) -> Calibration:
             return kept or Calibration(Speeds(), f"no folder can keep it: {reason}")
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            held.enter_context(Lock(path.with_suffix(".lock"), "a calibration", patience_s=2 * LIMIT_S))
+            held.enter_context(Lock(path.with_suffix(".lock"), "a calibration", patience_s=4 * LIMIT_S))
         except (OSError, Held):  # it is measured by both then
             pass
         kept = _kept(path)
@@ -175,6 +175,7 @@ def _measured(cpu: Cpu, path: Path, before: Calibration | None) -> Calibration:
     """Measure what `before` lacks, and keep it."""
     from leanconv.kernels.cpu.calibration.probes import measure  # it binds kernels, which ask this file for speeds
 
+    build.runtime()  # every kernel needs it: its time is not the calibration's
     start = time.monotonic()
     try:
         figures = measure(cpu, LIMIT_S, before.figures if before else {})

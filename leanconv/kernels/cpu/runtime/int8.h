@@ -45,7 +45,7 @@ typedef struct { int32_t quad, shift; } tap_t;
 typedef struct {
     int32_t from, into, stride, top;
     int32_t pair;               // rows of the result that are computed from the same interleaved rows: 1 or 2
-    int32_t quads, taps;
+    int32_t quads, taps, apart; // apart: those two rows lie so far from each other (the dilation)
     const four_t *quad; const tap_t *tap;
     int32_t columns, phases;    // one of them is 1; numbers are packed for each
     int32_t from_step, into_step, pixel;  // bytes from one vector to the next; of a pixel in the interleaved rows

@@ -55,7 +55,7 @@ class Tap(ctypes.Structure):
 
 class Stencil(ctypes.Structure):
     _fields_ = [
-        *_named(I32, "source into stride top pair quads taps"),
+        *_named(I32, "source into stride top pair quads taps apart"),
         *_named(_P, "quad tap"),
         *_named(I32, "columns phases from_step into_step pixel count reach strip"),
         *_named(_I64, "weights bias multipliers"),

@@ -10,8 +10,17 @@ INLINE uint8_t quantized(float x, float inverse, int zero) {
     return (uint8_t)((int)((x + 12582912.0f) - 12582912.0f) + zero);
 }
 
+typedef uint8_t octets __attribute__((vector_size(LANES), aligned(1), may_alias));
+
 static void quantize(const float *from, uint8_t *into, int count, float inverse, int zero) {
-    for (int i = 0; i < count; i++) into[i] = quantized(from[i], inverse, zero);
+    int i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        vec x = floats(from + i);
+        x = where((ivec)(x == x), x * inverse, all(0.0f));
+        x = at_most(at_least(x, (float)-zero), (float)(255 - zero));
+        *(octets *)(into + i) = __builtin_convertvector(nearest(x) + zero, octets);
+    }
+    for (; i < count; i++) into[i] = quantized(from[i], inverse, zero);
 }
 
 // Pixels of `count` bytes, `from_step` and `into_step` bytes apart.

@@ -2,6 +2,13 @@
 // other, are interleaved once and serve all taps of the other axis, and two rows of the result.
 #include "int8_finish.h"
 
+// In a register: else the compiler loads weights anew for each product, and loads are what takes the time.
+#if V == 64
+#define KEEP(x) __asm__("" : "+v"(x));
+#else
+#define KEEP(x)
+#endif
+
 typedef struct {
     const uint8_t *planes;      // interleaved strips: four of each quad
     int64_t plane;
@@ -26,12 +33,15 @@ INLINE void tile(const stencil8_t *s, const strip_t *d, const limits_t *limits, 
         const uint8_t *source = d->planes + s->tap[k].quad * 4 * d->plane + s->tap[k].shift + (int64_t)at * V;
 #pragma GCC unroll 4
         for (int v = 0; v < 4; v++) {
+            bytes first = load((const uint8_t *)w + v * V), second = {0};
+            if (rows == 2) second = load((const uint8_t *)w + (4 + v) * V);
+            KEEP(first)
+            if (rows == 2) KEEP(second)
 #pragma GCC unroll 4
             for (int i = 0; i < wide; i++) {
                 bytes x = load(source + v * d->plane + i * apart);
-#pragma GCC unroll 2
-                for (int r = 0; r < rows; r++)
-                    sums[r][i][v] = dot(sums[r][i][v], x, load((const uint8_t *)w + (r * 4 + v) * V));
+                sums[0][i][v] = dot(sums[0][i][v], x, first);
+                if (rows == 2) sums[1][i][v] = dot(sums[1][i][v], x, second);
             }
         }
     }
@@ -112,12 +122,13 @@ void lc_int8_stencil(const stencil8_t *s, const task8_t *t, uint8_t *strips) {
     d.plane = ((int64_t)s->strip + s->reach + 2 * V) & ~(int64_t)(V - 1);
     d.plane += V;  // planes do not share the sets of the L1 cache
     int width = into->element == FLOAT32 ? 4 : 1;
-    for (int y = y0; y < y1; y += s->pair) {
+    // With a pair, row y and row y + apart; then the next y, until all rows of both have had their turn.
+    for (int y = y0; y < y1; y += s->pair == 2 && (y + 1 - y0) % s->apart == 0 ? s->apart + 1 : 1) {
         uint8_t *rows[MOST_ROWS];
-        int two = y + 1 < y1 ? s->pair : 1;
+        int two = y + s->apart < y1 ? s->pair : 1;
         for (int i = 0; i < spans; i++) {
             int row = y * s->stride - s->top + i;
-            if (two < s->pair && i == spans - 1) row--;  // only the row that is not wanted reads it
+            if (two < s->pair && i >= spans - s->apart) row -= s->apart;  // only the row that is not wanted reads it
             rows[i] = row_at(from, t, row);
         }
         for (int column = 0; column < s->columns; column++)
@@ -129,7 +140,7 @@ void lc_int8_stencil(const stencil8_t *s, const task8_t *t, uint8_t *strips) {
                                 strips + g * 4 * d.plane, d.plane, left + s->reach);
                 int64_t begin = at + (int64_t)(start / V) * s->into_step;
                 for (int r = 0; r < s->pair; r++) {
-                    int row = r < two ? y + r : y;  // one that is not wanted is overwritten, see `tile`
+                    int row = r < two ? y + r * s->apart : y;  // one that is not wanted is overwritten, see `tile`
                     d.into[r] = row_at(into, t, row) + column_at(into, into->left) + begin * width;
                     if (addend) d.addend[r] = row_at(addend, t, row) + begin;
                 }
