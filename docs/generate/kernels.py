@@ -31,7 +31,34 @@ def kernels_page() -> str:
         "`tests/kernels/runtime/test_out_of_bounds.py`, `tests/engine/fused/test_repeatable.py` (networks), and "
         "`tests/engine/fused/test_random_networks.py` (random networks against float64; `pytest --seeds 200:400` tries "
         "others).",
+        TILES,
     )
+
+
+TILES = """## Products on matrix tiles
+
+On a processor with AMX, bfloat16 products have a second kernel, in C (`kernels/cpu/bound/tiles.py`,
+`kernels/cpu/runtime/tiles_*.c`): 1×1 alone or behind stencils, dense convolutions, transposed ones, gated sums. The
+autotuner takes it where it is faster. Stencils stay in vectors. They write a block's rows into scratch, and the
+tiles read them there. Groups, a gate in front of a 1×1, and activations that take an exponential keep Halide's
+kernel.
+
+- One source has three arithmetics: AMX; AVX512-BF16; and AMX emulated in plain C, which equals the definition of
+  TDPBF16PS bit by bit. So the loops, the packing and the epilogue are tested where no AMX is. No figure of a
+  processor with AMX stands here yet.
+- Why not oneDNN's brgemm: PyTorch has it for C++ alone, which means an extension for each version of PyTorch. Its
+  sums go to memory before an epilogue of ours could take them.
+- Why not Halide's tiles: they match one form of loops, of whole tiles, and cannot be emulated. Odd channels,
+  borders and strided maps are not of that form.
+- Why not AVX512-BF16 in C elsewhere: Halide's kernels are near the peak too. On a Zen 4 core, one thread, at 256
+  px, the blocks of both U-Nets (base 32) took up to 1.00 times Halide's speed in C, most of them .75 to .98
+  (`python -m benchmarks.bf16_blocks "leanconv:unet?base=32&conv=splconv"`).
+- What AMX allows: stencils in vectors bound a lean network from below. The dense U-Net takes 11.8 M cycles for its
+  multiply-adds at 256 px, the SPLConv U-Net 6.5 M, of which 4.2 M are stencils: at most 1.8 times faster, if both
+  run at the peak (the same command with `--arithmetic`).
+- It holds what stands above: the same bits with any number of threads, exact on small integers, nothing read
+  outside. In bfloat16 a gated sum and whole networks have at most twice the error of PyTorch's. The tests:
+  `tests/kernels/runtime/test_tiles.py`, `tests/engine/fused/test_bfloat16.py`."""
 
 
 def _float32(promise: Promise) -> str:

@@ -357,14 +357,12 @@ def test_amx_is_compiled(tmp_path):
     )
     assert made.returncode == 0
     text = subprocess.run(["objdump", "-d", str(code)], capture_output=True, text=True, check=True).stdout
-    known = subprocess.run(
-        [compiler(), "-E", "-x", "c", "-"], input="#if !__has_include(<amxbf16intrin.h>)\n#error\n#endif\n",
-        capture_output=True, text=True,
-    )  # fmt: skip
+    asked = "#if !__has_include(<amxbf16intrin.h>) && !__has_include(<amxintrin.h>)\n#error\n#endif\n"
+    known = subprocess.run([compiler(), "-E", "-x", "c", "-"], input=asked, capture_output=True, text=True)
     if known.returncode:
         assert "tdpbf16ps" not in text
         pytest.skip(f"{compiler()} does not know AMX: gcc 11 or clang 12 do")
-    assert text.count("tdpbf16ps") == 4 + 2 + 2 + 1
+    assert text.count("tdpbf16ps") >= 4 + 2 + 2 + 1
     assert text.count("tilerelease") >= 1
     for instruction in ("ldtilecfg", "tileloadd", "tilestored", "tilezero"):
         assert instruction in text

@@ -1,6 +1,6 @@
 // Products on AMX: tiles of 16 × 64 bytes in a unit of their own, sixteen times as many products a cycle as AVX-512.
 #if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
-#if __has_include(<amxbf16intrin.h>)
+#if __has_include(<amxbf16intrin.h>) /* GCC */ || __has_include(<amxintrin.h>) /* Clang */
 #define HAS_AMX
 #endif
 #endif
