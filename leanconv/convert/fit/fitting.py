@@ -21,11 +21,7 @@ from torch import Tensor, nn
 from leanconv.convert.fit.batches import Batches
 from leanconv.convert.fit.closed_form import become_nearest_
 from leanconv.convert.fit.moments import Sums, patches, sampled
-from leanconv.convert.fit.norms import (
-    NUMBERS,
-    set_statistics_,
-    statistics,
-)
+from leanconv.convert.fit.norms import NUMBERS, affine, set_statistics_, statistics
 from leanconv.convert.fit.observed import Seen, observed
 from leanconv.convert.fit.refine import MEMORY, Example, as_type, error, refine_, settle_norms_
 from leanconv.convert.fit.twin import Twin, input_of
@@ -40,7 +36,8 @@ from leanconv.running import Inputs, to_eval_, untouched_random, watched
 MOST_D = 6000  # numbers of a patch: the gram of more takes over 8 · 6000² bytes = 288 MB
 PIXELS, IMAGES = 30, 256  # a layer is decided by so many output pixels a number of its patch, of so many images
 DENSE = 100 / IMAGES  # pixels of one image, a number of the patch: a larger map is sampled
-STEPS, FRESH_STEPS = 60, 200  # of Adam: from a closed form, and where there is none
+# Of Adam: from a closed form, and where there is none, or it is that of a linear layer and the operator is not linear.
+STEPS, FRESH_STEPS = 60, 200
 
 
 @dataclass(frozen=True)
@@ -240,7 +237,9 @@ class _Fit:
             if room <= 0:
                 break
         before = error(inner, judged)
-        refine_(inner, [p for new in news for p in new.parameters()], examples, judged, STEPS)
+        norms = [self.twin.places[n].module for s in self.seen if s.block is block for n in s.norms]
+        moved = [p for new in news for p in new.parameters()] + affine(norms, within=inner)
+        refine_(inner, moved, examples, judged, STEPS if all(map(_is_linear, news)) else FRESH_STEPS)
         name = self.twin.places[block].name
         self.found.blocks.append(Block(name, before, error(inner, judged), time.perf_counter() - start))
 

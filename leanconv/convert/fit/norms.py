@@ -21,6 +21,13 @@ def statistics(norm: nn.Module) -> Statistics | None:
     return (mean, var) if isinstance(mean, Tensor) and isinstance(var, Tensor) else None
 
 
+def affine(norms: Iterable[nn.Module], *, within: nn.Module) -> list[nn.Parameter]:
+    """The weights and biases of these norms, as far as they are parameters of `within`."""
+    own = {id(p) for p in within.parameters()}
+    found = {id(p): p for norm in norms for p in norm.parameters(recurse=False) if id(p) in own}
+    return list(found.values())
+
+
 class Spread:
     """The mean and variance of each channel, summed in float64 around the first batch's means."""
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from leanconv.convert.absorb import is_norm
 from leanconv.convert.fit.batches import Batches
-from leanconv.convert.fit.norms import behind, output_error, recalibrate_, spreads_of, statistics
+from leanconv.convert.fit.norms import affine, behind, output_error, recalibrate_, spreads_of, statistics
 from leanconv.convert.fit.observed import macs
 from leanconv.convert.fit.refine import MEMORY, Example, as_type, error, refine_
 from leanconv.convert.fit.twin import Twin
@@ -67,7 +67,9 @@ def _refined(twin: Twin, news: Sequence[Operator], batches: Batches, most: int |
     a_step = macs(twin.original, held) / _rows([judged]) * _rows([p for each in examples for p in each.parts(_LEAST)])
     steps = min(max(round(MACS / max(a_step, 1)), STEPS[0]), STEPS[1])
     steps = steps if most is None else min(steps, most)
-    refine_(twin.copy, [p for new in news for p in new.parameters()], examples, [judged], steps, least=_LEAST)
+    norms = [norm for _, norm in behind(twin, set(map(id, news)), held)]
+    moved = [p for new in news for p in new.parameters()] + affine(norms, within=twin.copy)
+    refine_(twin.copy, moved, examples, [judged], steps, least=_LEAST)
     return error(twin.copy, [judged])
 
 

@@ -136,6 +136,19 @@ def test_blocks_are_refined_as_one():
     assert distance(model, dense, pictures(seed=1)) < 0.6
 
 
+def test_norms_behind_new_layers_are_refined_with_them(monkeypatch):
+    """A layer without a bias cannot shift its output; the norm behind it can."""
+    dense, x = residual(1), pictures()
+    steps, errors = plan(dense, x, to=HETCONV), []
+    for found in (fitting.affine, lambda norms, within: []):
+        monkeypatch.setattr(fitting, "affine", found)
+        monkeypatch.setattr(whole, "affine", found)
+        model = copy.deepcopy(dense)
+        apply_(model, steps, init="fit", data=x)
+        errors.append(distance(model, dense, pictures(seed=1)))
+    assert errors[0] < errors[1]
+
+
 class Branches(nn.Module):
     """Built in another order than it runs: `late` after the branches `a` and `b`, and `twice` two times."""
 
