@@ -73,6 +73,7 @@ INLINE void tile(const product8_t *p, const block_t *b, const line_t *d, const u
             }
         }
     }
+    __asm__("" : "+r"(k));  // read here: limits in registers leave too few for the weights
     store_tile(p, b, d, m, k, x, sums, vectors, wide, same, mode);
 }
 
