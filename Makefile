@@ -60,6 +60,8 @@ format: $(READY)
 bench: $(READY)  ## the measured tables under benchmarks/results, most important first
 	$(BIN)/python -m benchmarks.fused_engine --set issue untuned --resume --seconds 10
 	$(BIN)/python -m benchmarks.cpu_kernels --resume
+	LEANCONV_MAX_CPU_ISA=avx2 $(BIN)/python -m benchmarks.cpu_kernels --resume
+	$(BIN)/python -m benchmarks.cpu_tiles
 	$(BIN)/python -m benchmarks.choices --minutes 12
 	$(BIN)/python -m benchmarks.unet_engines --convs conv splconv
 	$(BIN)/python -m benchmarks.operators --quick --resume --out benchmarks/results/operators_cpu.json

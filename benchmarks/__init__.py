@@ -1,1 +1,13 @@
-"""What the project measured, and how: each file is a command that prints a table and writes it to results/."""
+"""Measurements behind the tables of docs/results.md; each file is a command, `python -m benchmarks.NAME`.
+
+Under `LEANCONV_MAX_CPU_ISA` the peers keep to the same instructions, as far as they can be told: oneDNN (in PyTorch and
+OpenVINO) and PyTorch's own loops. ONNX Runtime cannot: its MLAS uses what the CPU has.
+"""
+
+import os
+
+# What oneDNN and ATen call our instruction sets. They read these once, when PyTorch is imported.
+PEERS = {"avx2": ("AVX2", "avx2"), "avx512_core": ("AVX512_CORE", "avx512")}
+
+if _limit := PEERS.get(os.environ.get("LEANCONV_MAX_CPU_ISA", "").strip().lower()):
+    os.environ["ONEDNN_MAX_CPU_ISA"], os.environ["ATEN_CPU_CAPABILITY"] = _limit

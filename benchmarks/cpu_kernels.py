@@ -15,8 +15,13 @@ Peers run at their best setting: eager channels_last, OpenVINO (latency, f32), O
 
 "floor" = the larger of flops / peak and compulsory bytes / bandwidth, both measured here. Its flops are those of the
 plain sums: a method with fewer multiplications, named beside the share ("winograd", "strassen"), can be above 100 %.
+"of the peak" is the share of the peak flops alone. Among the layers of depthwise_separable is the example of Halide's
+own repository (apps/depthwise_separable_conv). Its authors state 0.13 ms on 16 threads, "about 20% of peak flops".
 The time of a candidate is its least CPU time over the rounds, the one figure without what other processes on a shared
 machine take away. Prints geometric means; writes benchmarks/results/cpu_kernels.json.
+
+`LEANCONV_MAX_CPU_ISA=avx2` limits ours and the peers that can be told (see `benchmarks/__init__.py`) to AVX2; the
+results then go to cpu_kernels_avx2.json. ONNX Runtime cannot be told, and keeps to what the CPU has.
 """
 
 import argparse
@@ -39,13 +44,19 @@ from benchmarks.operators import commit
 from leanconv.deploy.openvino import OpenVino
 from leanconv.deploy.runtimes import OnnxRuntime
 from leanconv.files import write_json
+from leanconv.kernels import mask
 from leanconv.measure.device import describe
 from leanconv.measure.hardware.roofline import Peaks, peaks
 from leanconv.nn import get, make, parse
 from leanconv.spec import ConvSpec
 from leanconv.table import table
 
-OUT = Path(__file__).parent / "results" / "cpu_kernels.json"
+
+def results_of(name: str) -> Path:
+    """The results file of a benchmark, another one under a mask of instructions."""
+    return Path(__file__).parent / "results" / f"{'_'.join(filter(None, [name, mask()]))}.json"
+
+
 DENSE = {
     "U-Net e1 32→32 256": (32, 32, 3, 256), "U-Net e2 64→64 128": (64, 64, 3, 128),
     "U-Net e3 128→128 64": (128, 128, 3, 64), "U-Net e4 256→256 32": (256, 256, 3, 32),
@@ -62,6 +73,8 @@ DEPTHWISE = {
     "InceptionNeXt 192 28": (192, 192, 7, 28), "InceptionNeXt 384 14": (384, 384, 7, 14),
     "InceptionNeXt 768 7": (768, 768, 7, 7),
 }  # fmt: skip
+# Of one operator, at a batch of its own: C, O, kernel, size, batch.
+EXAMPLES = {"depthwise_separable": {"Halide's example 32→16 112, batch 4": (32, 16, 3, 112, 4)}}
 OPERATORS = (
     "depthwise_separable", "group_pointwise", "spconv", "splconv", "hetconv", "sic", "xsepconv", "inception_dw",
     "fuseconv",
@@ -76,7 +89,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.4, help="of timing per row")
     parser.add_argument("--resume", action="store_true", help="leave out rows that --out has of this commit")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=results_of("cpu_kernels"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -94,7 +107,7 @@ def main() -> None:
     }
     print(top, flush=True)
     for operator in arguments.operators:
-        for place, spec in places(operator, arguments.layers).items():
+        for place, spec in places(operator, arguments.layers, arguments.batch).items():
             held = next((row for row in rows if (row["operator"], row["layer"]) == (operator, place)), None)
             if held is None or not (arguments.resume and held.get("commit") == here):
                 found = measured(operator, place, spec, top, arguments) | {"commit": here}
@@ -107,20 +120,20 @@ def main() -> None:
         print(f"all: {mean_of(rows)}")
 
 
-def places(operator: str, words: list[str]) -> dict[str, ConvSpec]:
+def places(operator: str, words: list[str], batch: int = 1) -> dict[str, ConvSpec]:
     """The layers that an operator stands in, those whose name contains one of the words."""
     depthwise = "depthwise" in get(operator).replaces and "dense" not in get(operator).replaces
-    layers = DEPTHWISE if depthwise else DENSE
+    layers = {place: (*sizes, batch) for place, sizes in (DEPTHWISE if depthwise else DENSE).items()}
     return {
-        place: ConvSpec.of(c, o, k, 1, k // 2, groups=c if depthwise else 1, bias=False, h=size, w=size)
-        for place, (c, o, k, size) in layers.items()
+        place: ConvSpec.of(c, o, k, 1, k // 2, groups=c if depthwise else 1, bias=False, n=n, h=size, w=size)
+        for place, (c, o, k, size, n) in (layers | EXAMPLES.get(operator, {})).items()
         if any(word in place for word in words)
     }
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows operator by operator, layer by layer, whichever was measured last."""
-    layers = [*DENSE, *DEPTHWISE]
+    layers = [*DENSE, *DEPTHWISE, *(place for each in EXAMPLES.values() for place in each)]
     return sorted(rows, key=lambda row: (OPERATORS.index(row["operator"]), layers.index(row["layer"])))
 
 
@@ -161,7 +174,7 @@ def measured(operator: str, place: str, spec: ConvSpec, top: Peaks, arguments: a
             module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr, operator]
     layer = layer.fold()
     model = nn.Sequential(layer, nn.ReLU()).eval()
-    x = torch.randn(arguments.batch, spec.c, spec.h, spec.w).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(spec.n, spec.c, spec.h, spec.w).contiguous(memory_format=torch.channels_last)
     ours, methods = launched(FUSED[parse(operator)[0]](layer), x)
     exact, found = model(x), ours()
     error = ((exact - found).abs().max() / exact.abs().max()).item()
@@ -171,9 +184,8 @@ def measured(operator: str, place: str, spec: ConvSpec, top: Peaks, arguments: a
     calls |= peers(model, x, arguments.compile)
     times = least(calls, arguments.seconds)
     cost = type(layer).cost(spec) if hasattr(type(layer), "cost") else get(parse(operator)[0]).cost(spec)
-    pixels = spec.p * spec.q * arguments.batch
-    moved = 4 * (x.numel() + pixels * spec.o + cost.params)
-    floor_ms, bound_by = top.floor_ms(cost.executed_macs * arguments.batch, moved)
+    moved = 4 * (x.numel() + spec.n * spec.p * spec.q * spec.o + cost.params)
+    floor_ms, bound_by = top.floor_ms(cost.executed_macs, moved)
     rivals = {name: ms for name, ms in times.items() if name != "ours"}
     best = min(rivals, key=lambda name: rivals[name])
     return {
@@ -186,6 +198,7 @@ def measured(operator: str, place: str, spec: ConvSpec, top: Peaks, arguments: a
         "floor_ms": floor_ms,
         "bound_by": bound_by,
         "of_floor": floor_ms / times["ours"],
+        "of_peak": top.floor_ms(cost.executed_macs, 0)[0] / times["ours"],
         "error": error,
         "methods": sorted(methods - {"direct"}),
     }
@@ -229,10 +242,11 @@ def show(operator: str, rows: list[dict[str, Any]]) -> str:
             *(f"{row['ms'][name]:.3f}" for name in names),
             f"{row['speedup']:.2f}x {row['best_peer']}",
             " ".join([f"{row['of_floor']:.0%}", row["bound_by"], *row.get("methods", [])]),
+            f"{row['of_peak']:.0%}" if "of_peak" in row else "-",
         ]
         for row in rows
     ]
-    columns = ["layer", *(f"{name} ms" for name in names), "against the best peer", "of the floor"]
+    columns = ["layer", *(f"{name} ms" for name in names), "against the best peer", "of the floor", "of the peak"]
     return table(columns, lines, title=operator, note=f"{operator}: {mean_of(rows)}")
 
 

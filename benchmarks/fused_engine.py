@@ -4,12 +4,14 @@
     python -m benchmarks.fused_engine --set issue untuned --resume
     python -m benchmarks.fused_engine --show
 
-Engines are prepared as in `optimize`, then timed in turns in one process. Peers far behind their model's best leave
-after a few rounds. `--clock process` counts the process's CPU time. It stays comparable on a busy machine if each
-engine has one thread. `--against` adds another model, for example the dense U-Net beside the SPLConv one. A model
-"MODEL to OPERATOR" is swapped by `plan` and `apply_`. The column "of the floor" is the network's roofline floor
-(leanconv/engine/fused/roofline.py) over the time. The script prints the tables and updates
-benchmarks/results/fused_engine.json after every model. `--show` prints that file as one table.
+Peers are OpenVINO, ONNX Runtime, torch.compile, eager channels_last, ncnn and XNNPACK (benchmarks/other_runtimes.py);
+one that is not installed is named with the command that installs it. Engines are prepared as in `optimize`, then timed
+in turns in one process. Peers far behind their model's best leave after a few rounds. `--clock process` counts the
+process's CPU time. It stays comparable on a busy machine if each engine has one thread. `--against` adds another model,
+for example the dense U-Net beside the SPLConv one. A model "MODEL to OPERATOR" is swapped by `plan` and `apply_`. The
+column "of the floor" is the roofline floor (leanconv/engine/fused/roofline.py) over the time; "of the peak" is
+the share of the peak flops. The script prints the tables and updates benchmarks/results/fused_engine.json after every
+model. `--show` prints that file as one table.
 """
 
 import argparse
@@ -25,13 +27,16 @@ from torch import Tensor, nn
 
 import leanconv as lc
 from benchmarks.operators import commit
+from benchmarks.other_runtimes import OTHERS, versions
 from leanconv.engine.candidates import CANDIDATES, EAGER
 from leanconv.engine.peers import compare_engines
 from leanconv.files import write_json
 from leanconv.table import table
 
 RESULT = Path(__file__).parent / "results" / "fused_engine.json"
-ENGINES = ["fused", "openvino", "onnxruntime", "compile", "channels_last"]
+ENGINES = ["fused", "openvino", "onnxruntime", "compile", "channels_last", *OTHERS]
+# Calibration pictures of int8, and the loss up to which a form is timed.
+PICTURES, MOST_LOST = 8, 0.05
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,16 @@ class Row:
     dtype: str = "float32"
     clock: str = "wall"
 
-    def input(self) -> Tensor:
+    def input(self, batch: int = 0) -> Tensor:
         height, _, width = self.size.partition("x")
-        return torch.randn(self.batch, 3, int(height), int(width or height))
+        return torch.randn(batch or self.batch, 3, int(height), int(width or height))
+
+    def type(self) -> dict[str, Any]:
+        """The arguments of `compare_engines` for the dtype. These networks are untrained, so noise calibrates them."""
+        if self.dtype == "float32":
+            return {}
+        calibration = {"data": self.input(PICTURES), "max_loss": MOST_LOST} if self.dtype == "int8" else {}
+        return {"dtype": getattr(torch, self.dtype), **calibration}
 
     def same(self, entry: dict[str, Any]) -> bool:
         """Whether a result belongs to this row. The oldest results have a number for `size` and no dtype."""
@@ -74,6 +86,11 @@ SETS = {
         Row(f"{_UNET}splconv", f"{_UNET}conv", "512", threads=2),
         Row(f"{_UNET}splconv", f"{_UNET}conv", "256", dtype="bfloat16"),
         Row(f"{_UNET}splconv", f"{_UNET}conv", "512", dtype="bfloat16"),
+    ],
+    # In int8, each on every engine's own; losses are printed beside the times.
+    "int8": [
+        Row(f"{_UNET}splconv", f"{_UNET}conv", "256", dtype="int8"),
+        Row("timm:mobilenetv3_small_100", dtype="int8"),
     ],
     # Other widths, odd sizes, residual additions. The engine was never tuned on these.
     "untuned": [
@@ -114,16 +131,18 @@ def measured(row: Row, engines: list[str], seconds: float, blocks: bool) -> dict
     found = compare_engines(
         {reference: built(reference) for reference in (row.model, row.against) if reference},
         row.input(),
-        engines=engines,
-        dtype=None if row.dtype == "float32" else getattr(torch, row.dtype),
+        engines=[name for name in engines if name not in OTHERS],
+        others=[OTHERS[name] for name in engines if name in OTHERS],
+        **row.type(),
         budget_s=seconds,
         clock=row.clock,
         progress=lambda what, done: progress(f"{what}, {done:.0%}"),
         on_form=show_blocks,
     )
-    print(f"\n{found}", flush=True)
+    kept = versions(engines)
+    print(f"\n{found}\npeers: {', '.join(f'{name} {text}' for name, text in kept.items())}", flush=True)
     command = shlex.join(["python", "-m", "benchmarks.fused_engine", *sys.argv[1:]])
-    return {**asdict(row), "command": command, "commit": commit(), **found.to_dict()}
+    return {**asdict(row), "command": command, "commit": commit(), "versions": kept, **found.to_dict()}
 
 
 def summary(entries: list[dict[str, Any]]) -> str:
@@ -146,13 +165,14 @@ def summary(entries: list[dict[str, Any]]) -> str:
                 *_least(own, fused),
                 *_least(dense, fused),
                 f"{floor['ms'] / fused:.0%}" if floor else "-",
+                f"{floor['compute_ms'] / fused:.0%}" if floor else "-",
                 f"{alone / fused:.2f}" if alone else "-",
                 entry["clock"],
             ]
         )
     columns = [
         "network", "size", "batch", "threads", "dtype", "ours ms", "best peer is slower by", "which",
-        "dense is slower by", "which", "of the floor", "1 thread is slower by", "clock",
+        "dense is slower by", "which", "of the floor", "of the peak", "1 thread is slower by", "clock",
     ]  # fmt: skip
     return table(columns, lines)
 
@@ -191,7 +211,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[])
     parser.add_argument("--set", nargs="+", default=[], choices=list(SETS), help="sets of rows in this file")
     parser.add_argument("--against", default="", help="another model, timed with each of --models")
-    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=[EAGER, *CANDIDATES])
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=[EAGER, *CANDIDATES, *OTHERS])
     parser.add_argument(
         "--without", nargs="+", default=[], help="engines to leave out, for example compile, which takes longest"
     )

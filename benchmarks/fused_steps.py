@@ -1,10 +1,11 @@
 """Profile a network on the fused engine: time every step of its plan in place.
 
-    python -m benchmarks.fused_steps timm:mobilenetv3_small_100 [--size 224] [--rival]
+    python -m benchmarks.fused_steps timm:mobilenetv3_small_100 [--size 224] [--rival] [--int8]
 
 For each step, the table shows the shortest time of many calls. It also shows the time of the step's arithmetic at the
 measured peak, the kilobytes that it reads and writes, and its share. `--rival` adds ONNX Runtime's own profile of the
-same program. We count processor time of one thread. ONNX Runtime counts wall time, so the machine should be idle.
+same program. `--int8` shows the int8 program, its ranges from random images, and how many times faster it is than
+float32, in turns. We count processor time of one thread. ONNX Runtime counts wall time, so the machine should be idle.
 """
 
 import argparse
@@ -13,17 +14,21 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import leanconv as lc
+from leanconv.deploy.int8 import Calibration
 from leanconv.deploy.program import input_order, save_onnx
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
+from leanconv.engine.fused.ir.graph import Graph
 from leanconv.engine.fused.lowering.autotune import autotune
 from leanconv.engine.fused.passes.fusion import fuse
+from leanconv.engine.fused.quantization.search import Search
 from leanconv.engine.fused.roofline import work
 from leanconv.engine.workbench import Workbench
 from leanconv.measure.hardware.roofline import peaks
@@ -36,11 +41,15 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--int8", action="store_true", help="the int8 program, and its speed against float32")
     parser.add_argument("--rival", action="store_true", help="add ONNX Runtime's profile")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     x = torch.randn(1, 3, arguments.size, arguments.size)
     bench = Workbench(lc.load(arguments.model).eval(), (x,), {}, 1)
+    if arguments.int8:
+        print(in_int8(bench, x, arguments.calls))
+        return
     print(ours(bench, x, arguments.calls))
     if arguments.rival:
         print(f"\n{rival(bench, x, arguments.calls)}")
@@ -48,9 +57,43 @@ def main() -> None:
 
 def ours(bench: Workbench, x: Tensor, calls: int) -> str:
     """Format the table of our steps."""
+    return steps(*_in_float32(bench), x, calls)
+
+
+def _in_float32(bench: Workbench) -> tuple[Graph, Program]:
     graph = fuse(to_graph(bench.program))
-    runs, _ = autotune(graph, seconds=30)
-    program = Program(graph, runs)
+    runs, _ = autotune(graph, seconds=30, clock=bench.clock)
+    return graph, Program(graph, runs)
+
+
+def in_int8(bench: Workbench, x: Tensor, calls: int) -> str:
+    """Format the table of the int8 program's steps, which blocks stay float32, and the ratio to float32."""
+    graph = fuse(to_graph(bench.program))
+    runs, report = autotune(graph, seconds=30, clock=bench.clock, splits=False)
+    calibration = Calibration(bench.model, x, [torch.randn_like(x) for _ in range(4)], max_loss=1e6)
+    found = Search(
+        (graph, runs, report),
+        calibration,
+        lambda graph, runs: bench.from_flat(Program(graph, runs)),
+        seconds=30,
+        clock=bench.clock,
+    ).best()
+    narrow, (_, wide) = Program(*found[:2]), _in_float32(bench)
+    for program in (narrow, wide):
+        program(x)
+    seen = side_by_side({"int8": lambda: narrow(x), "float32": lambda: wide(x)}, calls)
+    text = steps(found[0], narrow, x, calls)
+    return f"{text}\n{found[2]}\nint8 is {seen:.2f} times faster than float32 (median of the ratios of {calls} turns)"
+
+
+def side_by_side(runs: dict[str, Any], turns: int) -> float:
+    """The median ratio of the second's time to the first's, call by call in turns."""
+    first, second = runs.values()
+    return float(median(_seconds(second) / _seconds(first) for _ in range(turns)))
+
+
+def steps(graph: Graph, program: Program, x: Tensor, calls: int) -> str:
+    """Format the table of a program's steps."""
     program(x)
     whole = min(_seconds(lambda: program(x)) for _ in range(calls))
     seen = [program.timed(x) for _ in range(calls)]

@@ -10,8 +10,10 @@ import torch
 
 torch.set_num_threads(1)
 # What a user or a service has set for leanconv and for colours decides nothing here.
-for _name in ("LEANCONV_ARITHMETIC", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
+for _name in ("LEANCONV_ARITHMETIC", "LEANCONV_MAX_CPU_ISA", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
     os.environ.pop(_name, None)
+# Which kernels a test gets never depends on how fast this machine is; tests of the calibration itself switch it on.
+os.environ["LEANCONV_CALIBRATION"] = "off"
 # Tables are as wide as the terminal; the tests read them at the width of piped output, whatever runs them.
 os.environ["COLUMNS"] = "160"
 
@@ -27,14 +29,21 @@ SLOW = [
     "engine/fused/test_bfloat16.py",
     "engine/fused/test_candidate.py",
     "engine/fused/test_odd_models.py",
+    "engine/fused/test_random_networks.py",
+    "engine/fused/test_repeatable.py",
     "engine/fused/test_roofline.py",
     "kernels/bound",
     "kernels/compilation",
     "kernels/pipelines",
+    "kernels/promises",
     "kernels/runtime/test_out_of_bounds.py",
     "papers",
     "test_copies.py",
 ]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seeds", default="0:200", help="of engine/fused/test_random_networks.py: FIRST:END")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is applied

@@ -6,6 +6,7 @@ from docs.generate.banner import NAME, banner_times, draw_banner, times
 from docs.generate.blocks import filled
 from docs.generate.figures import FIGURES, draw, drawn
 from docs.generate.guide import guide_page
+from docs.generate.kernels import kernels_page
 from docs.generate.measured import Results
 from docs.generate.operators import index_page, operator_page
 from leanconv.files import write_atomic
@@ -23,7 +24,7 @@ def pages(results: Results | None = None) -> dict[str, str]:
     results = Results.read() if results is None else results
     texts = {f"operators/{name}.md": operator_page(name, results) for name in names()}
     by_hand = {name: filled((ROOT / name).read_text(encoding="utf-8"), results) for name in FILLED}
-    return texts | by_hand | {"README.md": index_page(), "guide.md": guide_page(results)}
+    return texts | by_hand | {"README.md": index_page(), "guide.md": guide_page(results), "kernels.md": kernels_page()}
 
 
 def write(root: Path = ROOT) -> list[Path]:

@@ -109,7 +109,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "choices": _sections("choices", choices),
     "engines": _sections("engines", engines),
     "networks": _sections("networks", networks),
-    "kernels": _sections("kernels", kernels),
+    "kernels": lambda results: kernels(results.kernels),
     "layers": _sections("layers", layers),
     "segmentation": _sections("segmentation", lambda stem, c: trained(stem, c, "dice", "Segmentation")),
     "papers": papers,

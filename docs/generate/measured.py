@@ -97,17 +97,26 @@ def operator_of(text: str) -> str:
 
 def machine(content: dict[str, Any]) -> str:
     """Device, threads and torch in words."""
-    about = content.get("machine") or content.get("device") or content.get("comparison", {}).get("device") or {}
-    words = str(about.get("name", "unnamed machine")) + (f" ({about['isa']})" if about.get("isa") else "")
+    words, about = kind_of_machine(content), _about(content)
     if isinstance(threads := about.get("threads"), int):  # some files have rows of several
         words += f", {threads} thread{'s' if threads != 1 else ''}"
     return words + (f", torch {about['torch']}" if about.get("torch") else "")
 
 
+def kind_of_machine(content: dict[str, Any]) -> str:
+    """Device and widest instructions that were used: figures of two kinds are never mixed."""
+    about = _about(content)
+    isa = f"{about.get('isa', '')}{', the rest masked off' if about.get('max_isa') else ''}"
+    return str(about.get("name", "unnamed machine")) + (f" ({isa})" if isa else "")
+
+
+def _about(content: dict[str, Any]) -> dict[str, Any]:
+    return content.get("machine") or content.get("device") or content.get("comparison", {}).get("device") or {}
+
+
 def device(content: dict[str, Any]) -> str:
     """ "cpu" or "cuda"; empty where the file does not say."""
-    about = content.get("machine") or content.get("device") or content.get("comparison", {}).get("device") or {}
-    return str(about.get("device", ""))
+    return str(_about(content).get("device", ""))
 
 
 def dense_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

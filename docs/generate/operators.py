@@ -26,6 +26,7 @@ HOWTO = {
     "new_operator.md": "a convolution of your own, in one file",
     "guide.md": "which convolution for what",
     "results.md": "what was measured: speed, accuracy, the papers' tables",
+    "kernels.md": "what each CPU kernel promises",
     "limits.md": "what this does not do",
 }
 

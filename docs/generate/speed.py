@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from docs.generate.markdown import page, table
-from docs.generate.measured import kernel_gains, layer_ratios, machine, spread
+from docs.generate.measured import kernel_gains, kind_of_machine, layer_ratios, machine, spread
 from leanconv.engine.optimize import optimize
 from leanconv.table import si
 
@@ -77,28 +77,67 @@ def layers(stem: str, content: dict[str, Any]) -> str:
     return page(*blocks).rstrip()
 
 
-def kernels(stem: str, content: dict[str, Any]) -> str:
-    """Our kernels against the best other runtime on the same operator."""
+def kernels(files: dict[str, dict[str, Any]]) -> str:
+    """Our kernels against the best other runtime on the same operator, on each kind of machine."""
+    kinds = {stem: kind_of_machine(content) for stem, content in files.items()}
+    if not kinds:
+        return ""
+    one = len(files) == 1
+    parts = [
+        "## Single layers: our kernel called directly, against the best other runtime",
+        "The same operator, layer by layer, with its ReLU. A figure says how many times as fast our CPU kernel is as "
+        "the fastest other runtime. Below 1 the other runtime wins. `optimize` takes no part here, and the time is the "
+        f"least CPU time of a call. {FLOOR} The speed-up at the roofline is that of layers which all reach it.",
+    ]
+    if not one:
+        gains = {stem: kernel_gains(content) for stem, content in files.items()}
+        names = dict.fromkeys(name for found in gains.values() for name in found)
+        rows = [
+            [f"`{n}`", *(f"{geometric(g[n].values()):.2f}" if n in g else "-" for g in gains.values())] for n in names
+        ]
+        every = [f"{geometric(x for own in g.values() for x in own.values()):.2f}" for g in gains.values()]
+        head = table(["geometric mean", *kinds.values()], [*rows, ["all layers", *every]], "l" + "r" * len(kinds))
+        parts += [f"Kinds of machines side by side; each against its own peers:\n\n{head}"]
+    for stem, content in files.items():
+        parts += ([] if one else [f"### {kinds[stem]}"]) + [_kernels(stem, content)]
+    return page(*parts).rstrip()
+
+
+def _kernels(stem: str, content: dict[str, Any]) -> str:
+    """The table of one file."""
     rows, gains_of = [], kernel_gains(content)
     for text, gains in sorted(gains_of.items(), key=lambda pair: -geometric(pair[1].values())):
         best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
         lost = sum(gain < 1 for gain in gains.values())
         edges = (f"{gains[best]:.2f} ({best})", f"{gains[worst]:.2f} ({worst})")
         own = [row for row in content["rows"] if row["operator"] == text]
-        rows.append([f"`{text}`", len(gains), f"{geometric(gains.values()):.2f}", *edges, lost, *_roofline(own)])
+        peak = statistics.median(of_peak(row, content["peaks"]) for row in own) if "peaks" in content else None
+        mean = f"{geometric(gains.values()):.2f}"
+        rows.append([f"`{text}`", len(gains), mean, *edges, lost, *_roofline(own), f"{peak:.0%}" if peak else "-"])
     peers = sorted({peer for row in content["rows"] for peer in row["ms"]} - {"ours"})
     overall = geometric(gain for gains in gains_of.values() for gain in gains.values())
     head = ["operator", "layers", "geometric mean", "best", "worst", "losses", "of the roofline, median",
-            "speed-up at the roofline"]  # fmt: skip
+            "speed-up at the roofline", "of peak flops, median"]  # fmt: skip
+    masked = "ONNX Runtime cannot be told to leave instructions out. " if content["machine"].get("max_isa") else ""
     return page(
-        "## Single layers: our kernel called directly, against the best other runtime",
-        "The same operator, layer by layer, with its ReLU. A figure says how many times as fast our CPU kernel is as "
-        f"the fastest of {', '.join(peers)}. Below 1 the other runtime wins. `optimize` takes no part here, and the "
-        f"time is the least CPU time of a call. Geometric mean over all layers: {overall:.2f}.",
-        table(head, rows, "lrrllrrr"),
-        f"{FLOOR} The last column is the speed-up if every layer reached the roofline.",
+        f"Geometric mean over all layers: {overall:.2f}. Peers: {', '.join(peers)}. {masked}".strip(),
+        table(head, rows, "lrrllrrrr"),
+        " ".join(_example(row, content["peaks"]) for row in content["rows"] if row["layer"].startswith("Halide's")),
         f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
     ).rstrip()
+
+
+def of_peak(row: dict[str, Any], peaks: dict[str, Any]) -> float:
+    """The share of the peak flops at which our kernel computes a row's plain sums."""
+    return 2 * row["macs"] / peaks["gflops"] / 1e6 / row["ms"]["ours"]  # type: ignore[no-any-return]
+
+
+def _example(row: dict[str, Any], peaks: dict[str, Any]) -> str:
+    """The example of Halide's own repository, beside what its authors state."""
+    return (
+        f"{row['layer']}: {of_peak(row, peaks):.0%} of the peak flops of one thread. Its authors state about 20 % for "
+        "their own schedule, on 16 threads of another processor."
+    )
 
 
 def _roofline(rows: list[dict[str, Any]]) -> tuple[str, str]:
@@ -128,21 +167,21 @@ def _engines(stem: str, kind: str, entries: list[dict[str, Any]]) -> str:
         if found is None:
             continue
         against = f"{found['dense']:.2f} ({found['dense engine']})" if "dense" in found else "-"
-        share = f"{found['share']:.0%}" if "share" in found else "-"
+        share, peak = (f"{found[key]:.0%}" if key in found else "-" for key in ("share", "peak"))
         faster = f"{found['gain']:.2f} ({found['peer']})"
-        rows.append([f"`{entry['model']}`", setting(entry), f"{found['ms']:.3g}", share, faster, against])
+        rows.append([f"`{entry['model']}`", setting(entry), f"{found['ms']:.3g}", share, peak, faster, against])
         commands.append([f"`{entry['model']}`, {setting(entry)}", f"`{entry['command']}`"])
     clocks = " and ".join(sorted({entry["clock"] for entry in entries}))
     fewest = all(FEWEST in entry.get("command", "") for entry in entries)
-    head = ["network", "input, threads", "ours, ms", "of the roofline", "times as fast as its best other engine",
-            "times as fast as the dense network's best engine"]  # fmt: skip
+    head = ["network", "input, threads", "ours, ms", "of the roofline", "of peak flops",
+            "times as fast as its best other engine", "times as fast as the dense network's best engine"]  # fmt: skip
     return page(
         "## Whole networks: our engine against each other engine"
         + (f", `{FEWEST}`" if fewest else "")
         + f", {kind.partition(', torch')[0]}",
         f"Float32 unless the row says bfloat16; interleaved medians in one process ({clocks} time). Above 1 our engine "
         f"is faster. Every engine is called directly: `optimize` takes no part here. {FLOOR}",
-        table(head, rows, "llrrrr"),
+        table(head, rows, "llrrrrr"),
         f"{kind}; `{stem}.json`. The command of each row:",
         table(["row", "command"], commands),
     ).rstrip()
@@ -175,7 +214,7 @@ def outcome(entry: dict[str, Any]) -> dict[str, Any] | None:
         engine = min(dense, key=dense.__getitem__)
         found |= {"dense": dense[engine] / ours, "dense engine": engine, "dense ms": dense[engine]}
     if floor := entry.get("floors", {}).get(entry["model"]):
-        found["share"] = floor["ms"] / ours
+        found["share"], found["peak"] = floor["ms"] / ours, floor["compute_ms"] / ours
     return found
 
 
@@ -254,19 +293,16 @@ def default_budget(stem: str, content: dict[str, Any]) -> str:
         "ms",
         "times as fast as the best peer",
     ]
+    kind = kind_of_machine(content)
     cold = "no kernel was compiled before" if content["cold"] else "kernels were compiled before"
     return page(
-        "## `optimize` within its default budget" + ("" if stem == "default_budget" else f", {_cpu(content)}"),
-        f"On {_cpu(content)}. A process a row, as a user calls it; {cold}. "
+        "## `optimize` within its default budget" + ("" if stem == "default_budget" else f", {kind}"),
+        f"On {kind}. A process a row, as a user calls it; {cold}. "
         f"{below} of {len(cells)} rows are below {LIMIT}. {late} calls took longer than the budget of {budget:g} s: "
         "an engine that has begun is finished.",
         table(head, cells, "llrllrr"),
         f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
     ).rstrip()
-
-
-def _cpu(content: dict[str, Any]) -> str:
-    return machine(content).partition(", ")[0]
 
 
 def geometric(values: Iterable[float]) -> float:

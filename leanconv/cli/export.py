@@ -36,6 +36,12 @@ def command(
         str, typer.Option("--data", help="Data on which IoU and Dice must match (default: the run's training data).")
     ] = "",
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantise the file (.xml by NNCF, .onnx by ONNX Runtime), judged on --data.")
+    ] = False,
+    max_loss: Annotated[
+        float, typer.Option("--max-loss", help="With --int8: the largest loss of Dice or top-1; .01 is one point.")
+    ] = 0.005,
     outputs_only: Annotated[
         bool, typer.Option("--outputs-only", help="Compare outputs only, for example if the run's data is missing.")
     ] = False,
@@ -54,17 +60,25 @@ def command(
 
     The file is compared with the model on random inputs at several sizes. A run's file must also match in IoU and Dice
     (a classifier's: top-1) on validation images, and in the classes of pixels. If it does not, nothing is written.
+
+    --int8 takes ranges from the images of the train split, and measures the loss of Dice or top-1 on --split. Where the
+    images have no labels, it is the loss of agreement with the network. For a MODEL, or with --raw, it is the relative
+    squared error of the outputs. Above --max-loss nothing is written, and the layers that cost most are named.
     """
     check_own(path, overwrite, *(path.parent / name for name in _weights_of(path)))
+    if not int8:
+        refuse(context, "is for --int8", "max_loss")
     if outputs_only:
-        refuse(context, "has no effect with --outputs-only", "data", "split")
+        refuse(context, "has no effect with --outputs-only", *(["split"] if int8 else ["data", "split"]))
     set_threads(threads)
     name = reference(model)
     run = _Run(name) if Path(name).is_dir() else None
     if run and run.trained and not raw:
         refuse(context, "needs --raw, since the file takes images of any size", "input", "dynamic")
         check_own(path.parent / "infer.py", overwrite)
-        report(_for_cameras(run, path, data, split, outputs_only, trust_code), json=json)
+        source = _source(run, data, outputs_only and not int8)
+        limit = max_loss if int8 else None
+        report(_for_cameras(run, path, source, split, outputs_only, trust_code, limit), json=json)
         return
     if not run:
         refuse(context, f"is for run folders, and {name} is none", "raw")
@@ -75,24 +89,40 @@ def command(
     axes = _axes(dynamic, run)
     shape = input or (f"1,3,{run.size},{run.size}" if run and run.size else "1,3,224,224")
     inputs, check = example(shape), None
-    source = _source(run, data, outputs_only) if run else data
+    source = _source(run, data, outputs_only and not int8) if run else data
     if not source:
         refuse(context, "needs --data, which is missing", "split")
+    if int8:
+        refuse(context, "is for labels, and a network alone is judged by its outputs", "split")
+        if not source:
+            raise BadInput("--int8 takes its ranges from images: give --data, a few dozen are enough")
+        report(_int8(name, run, network, inputs, path, axes, source, max_loss), json=json)
+        return
     if source and not outputs_only:
         same = _same_top1 if run and run.task == "classify" else _same_scores
         check = same(name, source, split, run.threshold if run else None, axes, inputs.shape)
     report(export(network, inputs, path, dynamic=axes, check=check), json=json)
 
 
-def _for_cameras(run: "_Run", path: Path, data: str, split: str, outputs_only: bool, trust_code: bool) -> "Exported":
-    """Write a run's file for cameras, compared with `leanconv predict` on real images."""
+def _for_cameras(
+    run: "_Run", path: Path, source: str, split: str, outputs_only: bool, trust_code: bool, max_loss: float | None
+) -> "Exported":
+    """Write a run's file for cameras, compared with `leanconv predict` on real images. `max_loss`: in int8."""
     from leanconv.deploy.camera import export_camera
     from leanconv.train.inference.contract import contract_of, same_masks, same_top1
     from leanconv.train.tasks.task import open_run_data
 
-    source = _source(run, data, outputs_only)
     network = run.load(trust_code)
     contract, check = contract_of(run.folder, network, run.threshold), None
+    if max_loss is not None:
+        from leanconv.deploy.quantised import Int8
+        from leanconv.planner.int8 import judge_of
+        from leanconv.planner.pictures import camera_frames
+
+        check = None if outputs_only else judge_of(network, contract, run.folder, source, split)
+        return export_camera(
+            network, contract, path, check=check, int8=Int8(camera_frames(source, run.folder, "train"), max_loss)
+        )
     if not outputs_only:
         samples = open_run_data(run.folder, source, split)
         masks = run.task == "segment"
@@ -100,8 +130,23 @@ def _for_cameras(run: "_Run", path: Path, data: str, split: str, outputs_only: b
     return export_camera(network, contract, path, check=check)
 
 
+def _int8(
+    name: str, run: "_Run | None", network: "nn.Module", inputs: Any, path: Path, axes: tuple[str, ...], source: str,
+    max_loss: float,
+) -> "Exported":  # fmt: skip
+    """Write a network alone in int8, judged by the error of its outputs."""
+    import torch
+
+    from leanconv.deploy import export
+    from leanconv.planner.pictures import of_size, picture_batches
+
+    data = picture_batches(source, network, run=run.folder if run else None, size=inputs.shape[-1])
+    data = of_size(data, *inputs.shape[-2:])
+    return export(network, inputs, path, dynamic=axes, dtype=torch.int8, data=data, max_loss=max_loss)
+
+
 def _source(run: "_Run", data: str, outputs_only: bool) -> str:
-    """The data on which scores are compared. Raises BadInput if there is none and it is needed."""
+    """The data of calibration and comparison. Raises BadInput if there is none and it is needed."""
     source = data or run.data
     if not source and not outputs_only:
         raise BadInput(f"{run.folder.path} does not name its training data: give --data, or --outputs-only")

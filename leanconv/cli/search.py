@@ -26,7 +26,7 @@ from leanconv.errors import BadInput
 from leanconv.files import check_own
 
 if TYPE_CHECKING:
-    from leanconv.runs import RunFolder
+    pass
 
 
 class Init(StrEnum):
@@ -123,14 +123,14 @@ def command(
     from leanconv.planner import search
     from leanconv.planner.budget import Budget
     from leanconv.planner.checks import check_state
-    from leanconv.planner.pictures import picture_batches
+    from leanconv.planner.pictures import picture_batches, run_of
     from leanconv.runs import load
 
     Budget.of(budget)  # before the data is read
     check_state(state)
     named = reference(model)
     network = load(named, trust_code=trust_code).to(torch_device(device)).eval()
-    run = _run(named)
+    run = run_of(named)
     size = shape(input)[-1] if input is not None else 224
     batches = picture_batches(data, network, run=run, split=split, size=size, most=images)
     x = batches[0][:1] if input is None else example(input, Dtype.float32, device)
@@ -155,15 +155,3 @@ def command(
         from leanconv.report.front import draw_front
 
         draw_front(found.search, pareto, title=named, overwrite=overwrite)
-
-
-def _run(named: str) -> "RunFolder | None":
-    """The run folder that a reference names, whose task and size its data is read by."""
-    import os
-
-    from leanconv.runs import RunFolder
-
-    if not os.path.isdir(named):
-        return None
-    run = RunFolder.open(named)
-    return run if run.read_model().task else None

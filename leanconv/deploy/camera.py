@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from leanconv.deploy.axes import GIVEN_VALUES, Dynamic, Look, Sizes
 from leanconv.deploy.export import FORMATS, Check, Extras, export_call
+from leanconv.deploy.quantised import Int8
 from leanconv.deploy.result import Exported
 from leanconv.deploy.script import script
 from leanconv.probes import LIKE
@@ -157,12 +158,15 @@ def _runs(model: nn.Module, call: Dynamic, sizes: Sizes) -> bool:
     return True
 
 
-def export_camera(network: nn.Module, contract: Contract, path: str | Path, *, check: Check | None = None) -> Exported:
+def export_camera(
+    network: nn.Module, contract: Contract, path: str | Path, *, check: Check | None = None, int8: Int8 | None = None
+) -> Exported:
     """Write a network with its preprocessing, and beside it `infer.py`, which runs it without leanconv.
 
     Args:
         network: `N 3 H W -> N O H W` (segment) or `N 3 S S -> N K` (classify) logits.
         check: as of `export`; it gets a `Camera`, and the file in the call signature of one.
+        int8: quantises the file; its data are calls of a `Camera`, dicts of uint8 `image` `N H W 3`.
     Raises: as `export`.
     """
     path = Path(path)
@@ -175,4 +179,4 @@ def export_camera(network: nn.Module, contract: Contract, path: str | Path, *, c
     if path.suffix in FORMATS:  # else `export_call` says what is wrong with it
         resizes = not segment or contract.side is not None
         extras = Extras(extras.facts, {SCRIPT: script(path, task=contract.task, resizes=resizes)})
-    return export_call(Camera(network, contract), Frames(frames, unit, axes), path, check, extras)
+    return export_call(Camera(network, contract), Frames(frames, unit, axes), path, check, extras, int8=int8)

@@ -1,8 +1,9 @@
 """`export`: write a model as an ONNX, OpenVINO or torch.export file and verify it, or leave no file."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,23 @@ import torch
 from torch import nn
 
 from leanconv.copies import copied
-from leanconv.deploy.axes import GIVEN_VALUES, Dynamic, Look, Sizes
+from leanconv.deploy.axes import Dynamic, Sizes
 from leanconv.deploy.calls import Frame
-from leanconv.deploy.failures import first_line, root_cause
+from leanconv.deploy.failures import root_cause
+from leanconv.deploy.int8 import MAX_LOSS
 from leanconv.deploy.names import names_of
+from leanconv.deploy.parity import (
+    FORMATS,
+    Check,
+    Names,
+    compared,
+    metrics_of,
+    named,
+    named_so,
+    open_draft,
+    open_int8,
+    verify,
+)  # fmt: skip
 from leanconv.deploy.place import beside, move_into_place
 from leanconv.deploy.program import (
     ONE_AT_A_TIME,
@@ -24,25 +38,20 @@ from leanconv.deploy.program import (
     save_onnx,
     to_openvino,
 )
-from leanconv.deploy.result import METRIC_TOLERANCE, Exported, Verified
-from leanconv.deploy.runtimes import Runtime, open_file
+from leanconv.deploy.quantised import SUFFIXES, Int8, quantise
+from leanconv.deploy.result import Exported
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
-from leanconv.errors import BadInput, ExportMismatch, LeanconvError, UnknownName
+from leanconv.errors import BadInput, LeanconvError, UnknownName
 from leanconv.extras import needs
 from leanconv.files import origin
-from leanconv.probes import LIKE
 from leanconv.running import Inputs, as_call, cloned, explained, has_lazy
 from leanconv.text import is_utf8
 
-FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
 # Advice for errors of torch.export that do not say what to do.
 ADVICE = {
     "GuardOnDataDependent": "its forward decides by the values of a tensor, which a file cannot; ",
     "ConstraintViolation": "its forward fixes a size that should stay open: leave that axis out of dynamic; ",
 }
-
-Check = Callable[[nn.Module], float | Mapping[str, float]]
-Names = tuple[tuple[str, ...], tuple[str, ...]]  # names of inputs, names of outputs
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,9 @@ def export(
     *,
     dynamic: Sequence[str] = ("batch",),
     check: Check | None = None,
+    dtype: torch.dtype | None = None,
+    data: Any = None,
+    max_loss: float = MAX_LOSS,
 ) -> Exported:
     """Write `model` (in eval mode, on the CPU) to `path`, but only if the file computes the same.
 
@@ -72,15 +84,30 @@ def export(
             ones and random ones: similar, bright, flat, large and small.
         check: `check(model_like) -> number or {name: number}`, called with the model and with the file as a module.
             The two may differ by 0.002.
+        dtype: torch.int8 quantises the verified file: `.xml` by NNCF, `.onnx` by ONNX Runtime (QDQ).
+        data: for torch.int8, calibration data as of `optimize`.
+        max_loss: the largest loss of an int8 file: of what `check` measures (higher is better), or without `check` the
+            relative squared error on `data`. Above it the error names the layers that cost most.
     Raises: ExportMismatch if the file differs from the model. BadInput if the model cannot be exported or `path` cannot
         be written. UnknownName for an unknown suffix or axis. MissingExtra. After an error nothing new is left at
         `path`, and an older file there is untouched.
     """
-    return export_call(model, Dynamic(*_on_cpu(*as_call(inputs)), dynamic), Path(path), check)
+    if dtype not in (None, torch.int8):
+        raise BadInput(f"dtype={dtype!r}: a file has the model's own type, or torch.int8; export(model.to(...), ...)")
+    if dtype is None and (data is not None or max_loss != MAX_LOSS):
+        raise BadInput(f"{'max_loss' if data is None else 'data'}: for int8 alone; pass dtype=torch.int8 too")
+    int8 = None if dtype is None else Int8(data, max_loss)
+    return export_call(model, Dynamic(*_on_cpu(*as_call(inputs)), dynamic), Path(path), check, int8=int8)
 
 
 def export_call(
-    model: nn.Module, call: Dynamic, path: Path, check: Check | None, extras: Extras | None = None
+    model: nn.Module,
+    call: Dynamic,
+    path: Path,
+    check: Check | None,
+    extras: Extras | None = None,
+    *,
+    int8: Int8 | None = None,
 ) -> Exported:
     """`export` of a call that is already split, with `extras` in and beside the file."""
     if path.suffix not in FORMATS:
@@ -88,15 +115,19 @@ def export_call(
         raise UnknownName(f"{path}: the suffix decides the format, and {path.suffix!r} is none; known: {known}")
     if path.is_dir():
         raise BadInput(f"{path}: is a folder; name a file in it")
+    if int8 is not None and path.suffix not in SUFFIXES:
+        raise BadInput(f"{path}: int8 files are {' or '.join(SUFFIXES)}; give such a name, or leave int8 out")
     if not is_utf8(os.path.abspath(path)):  # ONNX's own error is unclear, and torch.export's writer aborts
         raise BadInput(f"{path}: the libraries that write it take names in UTF-8 alone; give another")
     # Tracing changes modules' classes while it runs. A model that another thread runs meanwhile would be traced too.
     with ONE_AT_A_TIME:
-        return _checked_file(_plain_copy(model), call, path, check, extras or Extras())
+        return _checked_file(_plain_copy(model), call, path, check, extras or Extras(), int8)
 
 
-def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | None, extras: Extras) -> Exported:
-    """Run the model, write the file, open and compare it, then move it into place."""
+def _checked_file(
+    plain: nn.Module, call: Dynamic, path: Path, check: Check | None, extras: Extras, int8: Int8 | None
+) -> Exported:
+    """Run the model, write the file, open and compare it, quantise it if asked, then move it into place."""
     args, kwargs = call.frame.join(call.tensors)
     with torch.no_grad(), explained(f"inputs {call.given}"):
         answer = plain(*cloned(args), **cloned(kwargs))
@@ -105,16 +136,20 @@ def _checked_file(plain: nn.Module, call: Dynamic, path: Path, check: Check | No
     with beside(path) as folder:
         draft = folder / path.name
         names = _write(plain, call, trace, answer, draft, extras.facts)
-        runtime = _open(plain, draft, answer)
+        runtime = open_draft(plain, draft, answer)
         exact = InFloat64(plain)
-        verified = tuple(_verify(plain, exact, runtime, call, look, path) for look in looks)
-        names = _named_so(runtime, names, call, Reference(exact, args, kwargs, answer), path)
-        metrics = _metrics(check, plain, runtime, path) if check is not None else {}
+        verified = tuple(verify(plain, exact, runtime, call, look, path) for look in looks)
+        names = named_so(runtime, names, call, Reference(exact, args, kwargs, answer), path)
+        metrics, lost = metrics_of(check, plain, runtime, path) if check is not None and int8 is None else {}, None
         del runtime  # the file must not stay mapped while it is moved
+        if int8 is not None:
+            opened = partial(open_int8, plain, draft, answer, names, call, looks)
+            judged = None if check is None else partial(compared, check, named(check(plain)))
+            lost, metrics = quantise(draft, plain, call, int8, opened, judged, extras.facts)
         for name, text in extras.files.items():
             (folder / name).write_text(text, encoding="utf-8")
         files = move_into_place(folder, path)
-    return Exported(path, FORMATS[path.suffix], files, call.dynamic, *names, verified, metrics)
+    return Exported(path, FORMATS[path.suffix], files, call.dynamic, *names, verified, metrics, lost)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
@@ -188,90 +223,3 @@ def _write(plain: nn.Module, call: Dynamic, trace: Sizes, answer: Any, draft: Pa
 def _advised(error: BaseException) -> str:
     line = root_cause(error)
     return next((advice for name, advice in ADVICE.items() if name in line.split(":")[0]), "") + line
-
-
-def _open(plain: nn.Module, draft: Path, answer: Any) -> Runtime:
-    tensors, frame = Frame.split(answer)
-    try:
-        run = open_file(draft).run
-    except BadInput as error:
-        why = str(error).removeprefix(f"{draft}: ").replace(str(draft), draft.name)
-        raise ExportMismatch(f"the {FORMATS[draft.suffix]} file does not load; nothing was written: {why}") from error
-    return Runtime(run, outputs=frame, dtypes=[t.dtype for t in tensors], like=plain)
-
-
-def _named_so(runtime: Runtime, names: Names, call: Dynamic, model: Reference, path: Path) -> Names:
-    """Return the names in the file. Raises ExportMismatch if a name is wrong or leads to the wrong tensor."""
-    run = runtime.run
-    found = tuple(run.inputs), tuple(run.outputs)
-    if not runtime.flat:  # a torch.export program has its own names and the model's call signature
-        return found
-    if found != names:
-        raise ExportMismatch(f"{path.name} has the names {found}, not {names}; nothing was written")
-    given = run.by_name(dict(zip(names[0], call.tensors, strict=True)))
-    seen = model.error(runtime.joined([given[name] for name in names[1]]))
-    if not seen.passes:
-        raise ExportMismatch(f"{path.name}: outputs asked for by their names differ from the model's: {seen}")
-    return found
-
-
-def _verify(plain: nn.Module, exact: InFloat64, runtime: Runtime, call: Dynamic, look: Look, path: Path) -> Verified:
-    sizes, kinds = look
-    errors = []
-    for kind in kinds:
-        args, kwargs, expected = _asked(plain, call, sizes, kind)
-        try:
-            found = runtime(*args, **kwargs)
-        except Exception as error:
-            raise ExportMismatch(
-                f"{path.name} does not run at {sizes}, which the model takes: {first_line(error)}; nothing was written"
-            ) from error
-        seen = Reference(exact, args, kwargs, expected).error(found)
-        if not seen.passes:
-            what = seen.problem or f"{seen.relative:.1e} of the output"
-            raise ExportMismatch(
-                f"{path.name} differs from the model at {sizes}, {kind}: {what} (allowed {seen.allowed:.1e});"
-                " nothing was written"
-            )
-        errors.append(seen)
-    worst = max(errors, key=lambda error: error.excess)
-    return Verified(sizes, worst.absolute, worst.relative, worst.allowed)
-
-
-def _asked(plain: nn.Module, call: Dynamic, sizes: Sizes, kind: str) -> tuple[Any, Any, Any]:
-    """Return arguments and the model's answer. If the model fails on this kind of values, use similar ones (LIKE)."""
-    args, kwargs = call.call(sizes, kind)
-    usual, expected = kind in (GIVEN_VALUES, LIKE), None
-    try:
-        with torch.no_grad():
-            expected = plain(*cloned(args), **cloned(kwargs))
-    except Exception:
-        if usual:
-            raise
-    if usual or (expected is not None and not has_nan(expected)):
-        return args, kwargs, expected
-    return _asked(plain, call, sizes, LIKE)
-
-
-def _metrics(check: Check, plain: nn.Module, runtime: Runtime, path: Path) -> dict[str, tuple[float, float]]:
-    """Return the task metrics of the model and of the file. Raises ExportMismatch if they differ."""
-    ours, theirs = _named(check(plain)), _named(check(runtime))
-    if not ours:
-        raise BadInput("check gave no number for the model, so nothing was compared; return one, or {name: number}")
-    missing = float("nan")
-    found = {name: (ours.get(name, missing), theirs.get(name, missing)) for name in {**ours, **theirs}}
-    for name, (a, b) in found.items():
-        if not (abs(a - b) <= METRIC_TOLERANCE):  # a NaN on either side must not pass
-            raise ExportMismatch(
-                f"{path.name}: {name} is {b:.4f}, the model's {a:.4f} (allowed difference {METRIC_TOLERANCE});"
-                " nothing was written"
-            )
-    return found
-
-
-def _named(value: float | Mapping[str, float]) -> dict[str, float]:
-    named = value if isinstance(value, Mapping) else {"metric": value}
-    try:
-        return {name: float(number) for name, number in named.items()}
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"check gave {value!r:.80}; return a number, or {{name: number}}") from error

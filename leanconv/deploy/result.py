@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from leanconv.deploy.axes import Sizes
+from leanconv.deploy.quantised import Lost
 from leanconv.table import table
 
 # Largest difference between a task metric (IoU, Dice, top-1) of the file and of the model.
@@ -31,6 +32,7 @@ class Exported:
         inputs, outputs: names in the file (torch.export: names in the graph).
         verified: one entry per verified size. `relative` is the error relative to its channel or group.
         metrics: name -> (the model's, the file's), if a `check` was given.
+        int8: what the file lost, if it is in int8. `verified` is then of the float file that it was made from.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class Exported:
     outputs: tuple[str, ...]
     verified: tuple[Verified, ...]
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+    int8: Lost | None = None
 
     @property
     def max_error(self) -> float:
@@ -73,23 +76,27 @@ class Exported:
             "max_error": self.max_error,
             "max_relative_error": self.max_relative_error,
             "metrics": {name: {"model": a, "file": b} for name, (a, b) in self.metrics.items()},
-        }
+        } | ({"int8": self.int8.to_dict()} if self.int8 else {})
 
     def __str__(self) -> str:
         size = sum(path.stat().st_size for path in self.files if path.exists())
         rows = [[str(v.sizes), f"{v.relative:.1e}", f"{v.allowed:.1e}", f"{v.absolute:.1e}"] for v in self.verified]
         open_axes = ", ".join(self.dynamic) or "none"
+        which = ". Against the model, before int8:" if self.int8 else ". Against the model:"
         text = table(
             ["input", "relative error", "allowed", "absolute error"],
             rows,
-            title=f"{self.path} ({self.format}, {size / 1e6:.1f} MB), dynamic axes: {open_axes}. Against the model:",
+            title=f"{self.path} ({self.format}, {size / 1e6:.1f} MB), dynamic axes: {open_axes}{which}",
         )
         if self.metrics:
-            allowed = f"{METRIC_TOLERANCE:.1e}"
+            lost, most = ("loss", self.int8.limit) if self.int8 else ("difference", METRIC_TOLERANCE)
             lines = [
-                [name, f"{a:.4f}", f"{b:.4f}", f"{abs(a - b):.1e}", allowed] for name, (a, b) in self.metrics.items()
+                [name, f"{a:.4f}", f"{b:.4f}", f"{a - b if self.int8 else abs(a - b):.1e}", f"{most:.1e}"]
+                for name, (a, b) in self.metrics.items()
             ]
-            text += "\n" + table(["metric", "model", "file", "difference", "allowed"], lines)
+            text += "\n" + table(["metric", "model", "file", lost, "allowed"], lines)
+        if self.int8:
+            text += f"\n{self.int8}"
         scripts = [str(path) for path in self.files if path.suffix == ".py"]
         if scripts:
             text += f"\nRun it without leanconv: python {shlex.quote(scripts[0])} IMAGE_OR_FOLDER..."

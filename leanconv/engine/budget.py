@@ -3,6 +3,8 @@
 import time
 from collections.abc import Sequence
 
+import torch
+
 from leanconv.engine.candidate import Candidate
 from leanconv.engine.race import HOPELESS, RACE_S, Entry, least_s
 from leanconv.engine.trials import LATER
@@ -36,10 +38,10 @@ class Budget:
     def left(self) -> float:
         return max(0.0, self.deadline - time.perf_counter())
 
-    def needs(self, candidate: Candidate, bench: Workbench) -> float:
-        """Estimate the seconds that the candidate's preparation takes."""
+    def needs(self, candidate: Candidate, bench: Workbench, dtype: torch.dtype | None = None) -> float:
+        """Estimate the seconds that the candidate's preparation in a type takes."""
         pace = self._took / self._expected if self._expected else 1.0
-        return candidate.seconds(bench) * min(SLOWEST, max(QUICKEST, pace))
+        return candidate.estimate(bench, dtype) * min(SLOWEST, max(QUICKEST, pace))
 
     def learn(self, expected: float, took: float) -> None:
         """Record an engine that was estimated at `expected` seconds and took `took`."""

@@ -24,6 +24,7 @@ class Candidate:
         prepare: builds the form. The table of choices shows any exception as the reason.
         any_shape: whether the form also runs inputs of other shapes.
         widens: whether to try the engine in float32 too if the model computes in half precision.
+        int8_s: estimates what a form in torch.int8 takes beside `seconds`: ranges, and the loss on the data.
         lacks: returns what to install to make the engine faster on this machine, or "".
         opens: opens the files of a stored form for inputs of a shape, or None if its forms cannot be stored. A form
             that can has an attribute `store`, a function that writes these files into a folder.
@@ -37,6 +38,12 @@ class Candidate:
     widens: bool = False
     lacks: Callable[[], str] = str
     opens: Callable[[Path, torch.Size], ModelForm] | None = None
+    int8_s: Callable[[Workbench], float] | None = None
+
+    def estimate(self, bench: Workbench, dtype: torch.dtype | None) -> float:
+        """Estimate the seconds that the preparation in a type takes."""
+        more = self.int8_s(bench) if dtype is torch.int8 and self.int8_s is not None else 0.0
+        return self.seconds(bench) + more
 
 
 def missing(*libraries: str) -> str | None:

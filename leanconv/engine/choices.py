@@ -34,6 +34,7 @@ class Choice:
     Attributes:
         engine, dtype: name and number type of the form; dtype "" is the model's own.
         error: largest error against the given model, relative to its channel or group. None if the form was not run.
+            Of a form in int8, its loss on the calibration data.
         tolerance: largest error that is allowed there.
         prepare_s: seconds of preparation and verification.
         timing: times interleaved with all other correct forms. None if the form was not timed.
@@ -89,10 +90,17 @@ class Choices:
     blocks: Any = None  # the table of the fused engine's blocks if it was tried; printed below this one
     budget_s: float = 0.0
     missed: tuple[str, float] = ("", 0.0)  # the engines that the budget did not reach, and a budget that would
+    int8: str = ""  # what the error of forms in int8 is
 
     @property
     def winner(self) -> Choice:
         return next(row for row in self.rows if row.chosen)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the given model won for want of time alone: engines were not reached, or noise hid a faster one."""
+        faster = (row for row in self.rows if max(row.ratio or 0, row.confirmed or 0) > 1 + TIE)
+        return self.winner is self.rows[0] and (bool(self.missed[0]) or any(faster))
 
     def __iter__(self) -> Any:
         return iter(self.rows)
@@ -113,6 +121,7 @@ class Choices:
             "budget_s": self.budget_s,
             "missed": self.missed[0],
             "enough_s": self.missed[1],
+            "int8": self.int8,
             "choices": [row.to_dict() for row in self.rows],
             "blocks": [] if self.blocks is None else self.blocks.to_dict(),
         }
@@ -139,5 +148,5 @@ class Choices:
         )
         names, enough = self.missed
         short = f"budget_s={self.budget_s:g} was too small for {names}; budget_s={enough:g} would do\n" if names else ""
-        text = short + table(columns, cells, note=note)
+        text = short + table(columns, cells, note=[note, self.int8])
         return text if self.blocks is None else f"{text}\n\n{self.blocks}"

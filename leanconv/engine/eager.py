@@ -30,6 +30,8 @@ def has_images(bench: Workbench) -> bool:
 
 def too_slow(bench: Workbench, dtype: torch.dtype | None) -> str | None:
     """Return why PyTorch's own layers are not worth a trial in `dtype` (None: the model's), or None."""
+    if dtype is torch.int8:
+        return "PyTorch's own layers are not tried in int8"
     return (slow_type(dtype or bench.dtype) or None) if bench.device.type == "cpu" else None
 
 

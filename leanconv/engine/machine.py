@@ -86,7 +86,7 @@ def diagnose() -> Diagnosis:
         "caches": _caches(), "torch_isa": facts["isa"], "cores": len(usable_cores()),
         "threads": facts["threads"], "system": f"{facts['system']} {platform.machine()}", "python": facts["python"],
         "leanconv": __version__, "torch": facts["torch"], "gpus": _gpus(),
-        "kernels": "{}: {}".format(*backend().status()),
+        "kernels": "{}: {}".format(*backend().status()), **backend().facts(),
     }  # fmt: skip
     return Diagnosis(machine, tuple(_libraries() + _tools()))
 

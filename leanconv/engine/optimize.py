@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from leanconv.deploy.int8 import MAX_LOSS, Calibration, Metric
 from leanconv.engine.budget import Budget
 from leanconv.engine.candidate import Candidate
 from leanconv.engine.candidates import chosen
@@ -29,6 +30,9 @@ def optimize(
     inputs: Inputs,
     *,
     dtype: torch.dtype | None = None,
+    data: Any = None,
+    metric: Metric | None = None,
+    max_loss: float = MAX_LOSS,
     engines: Sequence[str] | None = None,
     budget_s: float = 90,
     arithmetic: str | None = None,
@@ -39,8 +43,14 @@ def optimize(
     Args:
         model: in eval mode, on the device it will run on. `optimize` does not change it.
         inputs: a tensor, a tuple of arguments or a dict of named ones. Use real shapes: they decide what is fastest.
-        dtype: a second type that engines may compute in (torch.bfloat16). Inputs and outputs keep their own. For a
-            model in bfloat16 or float16, `optimize` always tries some engines in float32 too.
+        dtype: a second type that engines may compute in (torch.bfloat16, torch.int8). Inputs and outputs keep their
+            own. For a model in bfloat16 or float16, `optimize` always tries some engines in float32 too.
+        data: for torch.int8, inputs from which the ranges are taken and on which forms are judged: a tensor, a list of
+            batches or a DataLoader. Shapes are those of `inputs` but for the number of rows; labels behind the inputs
+            are left out. A few dozen pictures are read.
+        metric: `metric(form) -> number`, higher is better, on data of your own (default: the forms' error on `data`).
+        max_loss: the largest loss of an int8 form. Without `metric` it is the relative squared error
+            Σ(y' - y)² / Σ(y - mean y)² of its answers y' against the model's y; with one, the metric's drop.
         engines: any of "eager" (as given, always tried), "folded", "channels_last", "fused", "openvino",
             "onnxruntime", "compile".
         budget_s: seconds. Engines in `dtype` are tried first. Engines that no longer fit are skipped, and the first
@@ -58,15 +68,19 @@ def optimize(
     Correct: the largest error, relative to its channel or group, is at most 1e-4 in float32 and 5e-2 in bfloat16.
     If the model itself is far from float64, the limit rises to at most ten times that distance.
     The check uses the given inputs and also bright, flat, large and small ones.
+    A form in int8 is correct if its loss on `data` is at most `max_loss`. The table has both figures.
     Faster: all forms are timed in turns, then the best ones once more. Threads: `torch.get_num_threads()`.
     """
     candidates = chosen(engines)
     target = None if arithmetic is None else Target(arithmetic=arithmetic)
     _check(model, dtype, budget_s)
+    _check_int8(dtype, data, metric, max_loss)
     args, kwargs = _plain(*as_call(inputs))
     budget = Budget(budget_s)
     weights = Weights(model)
     bench = _bench(model, args, kwargs, target)
+    if dtype is torch.int8:
+        bench.calibration = Calibration(model, inputs, data, metric=metric, max_loss=max_loss)
     variants = _variants(candidates, dtype, bench)
     with Progress("optimize", 1 + len(variants), visible=progress) as bar:
         preparation = Preparation(bench, budget, variants, first=dtype)
@@ -77,11 +91,13 @@ def optimize(
     title = f"{label(bench.device, dtype=bench.dtype, shape=shape)}, {CLOCK_WORDS[bench.clock]}"
     folds = len(bench.fold_report.done) if "_folding" in bench.__dict__ else 0
     blocks = preparation.blocks(winner)
-    choices = Choices(preparation.rows, title, folds, budget.spent, blocks, budget_s, preparation.missed())
+    missed, int8 = preparation.missed(), preparation.explain_int8()
+    choices = Choices(preparation.rows, title, folds, budget.spent, blocks, budget_s, missed, int8)
     weights.settle()
     again = partial(
-        optimize, model, dtype=dtype, engines=(winner.row.engine,), budget_s=budget_s, arithmetic=arithmetic
-    )
+        optimize, model, dtype=dtype, data=data, metric=metric, max_loss=max_loss, engines=(winner.row.engine,),
+        budget_s=budget_s, arithmetic=arithmetic,
+    )  # fmt: skip
     return Optimized(
         model,
         choices,
@@ -92,6 +108,7 @@ def optimize(
         fallback=preparation.fallback(),
         again=again,
         weights=weights,
+        calibration=bench.calibration,
     )
 
 
@@ -106,12 +123,20 @@ def _check(model: nn.Module, dtype: torch.dtype | None, budget_s: float) -> None
         raise BadInput(f"optimize needs a model in eval mode, and {where} in training mode; call model.eval() first")
     if has_lazy(model):
         raise BadInput("the model has lazy layers that know no sizes yet: call it once before optimize")
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise BadInput(f"dtype={dtype!r}: must be a floating-point type, for example torch.bfloat16")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype is torch.int8)):
+        raise BadInput(f"dtype={dtype!r}: must be a floating-point type, for example torch.bfloat16, or torch.int8")
     if not budget_s > 0:
         raise BadInput(f"budget_s={budget_s}: must be more than 0 seconds")
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise BadInput("optimize was called under torch.autocast; leave it, and pass dtype=torch.bfloat16 instead")
+
+
+def _check_int8(dtype: torch.dtype | None, data: Any, metric: Metric | None, max_loss: float) -> None:
+    """Raises BadInput for arguments that have no effect without int8."""
+    given = {"data": data is not None, "metric": metric is not None, "max_loss": max_loss != MAX_LOSS}
+    named = [name for name, there in given.items() if there]
+    if named and dtype is not torch.int8:
+        raise BadInput(f"{' and '.join(named)}: for int8 alone; pass dtype=torch.int8 too")
 
 
 def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

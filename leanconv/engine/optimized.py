@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks as _HOOKS
 from torch.nn.modules.module import _global_forward_pre_hooks as _PRE_HOOKS
 
+from leanconv.deploy.int8 import Calibration
 from leanconv.deploy.verify import InFloat64, Reference
 from leanconv.engine.candidate import ModelForm
 from leanconv.engine.choices import Choices
@@ -62,6 +63,7 @@ class Optimized(nn.Module):
         fallback: ModelForm,
         again: Any,
         weights: Weights,
+        calibration: Calibration | None = None,
     ) -> None:
         super().__init__()
 
@@ -75,7 +77,7 @@ class Optimized(nn.Module):
             "original": original, "choices": choices, "_fallback": fallback, "_again": again,
             "_any": (_kind(*call), (form, dtype)) if any_shape else (None, (fallback, None)),
             "_forms": {_key(*call): form}, "_checked": {}, "_lock": threading.Lock(), "_own": own,
-            "_weights": weights,
+            "_weights": weights, "_calibration": calibration,
         }  # fmt: skip
         self.__dict__.update(held)  # not as submodules: `modules()` must yield this one alone
         self.__dict__["training"] = False
@@ -166,8 +168,11 @@ class Optimized(nn.Module):
         if form is self._own or len(self._checked) >= MOST_CHECKED:
             return answer
         try:
-            reference = Reference(InFloat64(self.original), args, kwargs, answer)
-            right = reference.error(form(*args, **kwargs), dtype).passes
+            given = form(*args, **kwargs)
+            if dtype is torch.int8:
+                right = self._calibration.agrees(self.form, answer, given)
+            else:
+                right = Reference(InFloat64(self.original), args, kwargs, answer).error(given, dtype).passes
         except Exception:  # the given model runs this call, the form does not
             right = False
         with self._lock:

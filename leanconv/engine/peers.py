@@ -1,4 +1,4 @@
-"""Time models on every engine of this machine, interleaved: medians, spread, and the share of the roofline floor."""
+"""Time models on every engine of this machine, interleaved: medians, spread, shares of the roofline floor and peak."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from leanconv.deploy.failures import root_cause
+from leanconv.deploy.int8 import MAX_LOSS, Calibration
+from leanconv.engine.candidate import Candidate
 from leanconv.engine.candidates import CANDIDATES, EAGER, chosen
 from leanconv.engine.fused.capture.export import NotCaptured
 from leanconv.engine.fused.roofline import Floor, floor_of
@@ -34,6 +36,7 @@ class EngineComparison:
         times: (model, engine) -> Timing. Slow forms have few rounds.
         floors: model -> its roofline floor. None if the model cannot be captured.
         refused: (model, engine) -> why it has no time.
+        losses: (model, engine) -> the relative squared error of a form in int8 on the calibration data.
     """
 
     times: Mapping[tuple[str, str], Timing]
@@ -43,6 +46,7 @@ class EngineComparison:
     label: str
     clock: str
     device: dict[str, Any] = field(default_factory=dict)
+    losses: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def base(self) -> tuple[str, str]:
@@ -55,12 +59,18 @@ class EngineComparison:
         floor = self.floors[key[0]]
         return floor.ms / self.times[key].median_ms if floor else None
 
+    def of_peak(self, key: tuple[str, str]) -> float | None:
+        """The share of the peak flops at which the form computes the model's plain sums."""
+        floor = self.floors[key[0]]
+        return floor.compute_ms / self.times[key].median_ms if floor else None
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "times": {f"{model}, {engine}": timing.to_dict() for (model, engine), timing in self.times.items()},
             "floors": {model: floor.to_dict() for model, floor in self.floors.items() if floor},
             "refused": {f"{model}, {engine}": why for (model, engine), why in self.refused.items()},
             "peaks": self.peaks.to_dict(),
+            "losses": {f"{model}, {engine}": loss for (model, engine), loss in self.losses.items()},
             "clock": self.clock,
             "machine": self.device,
         }
@@ -69,7 +79,7 @@ class EngineComparison:
         base = self.times[self.base].median_ms
         rows = []
         for (model, engine), timing in self.times.items():
-            floor, share = self.floors[model], self.share((model, engine))
+            floor, share, peak = self.floors[model], self.share((model, engine)), self.of_peak((model, engine))
             rows.append(
                 [
                     model,
@@ -80,12 +90,15 @@ class EngineComparison:
                     f"{timing.median_ms / base:.2f}",
                     f"{floor.ms:.4g}" if floor else "-",
                     f"{share:.0%}" if share else "-",
+                    f"{peak:.0%}" if peak else "-",
                 ]
             )
-        columns = ["model", "engine", "ms (median)", "IQR", "rounds", "times as long", "floor ms", "of the floor"]
+        columns = ["model", "engine", "ms (median)", "IQR", "rounds", "times as long", "floor ms", "of the floor",
+                   "of peak flops"]  # fmt: skip
         note = f"the engines in turns, {self.clock} time; times as long as {', '.join(self.base)}"
         reasons = [f"{model}, {engine}: {why}" for (model, engine), why in self.refused.items()]
-        return table(columns, rows, title=self.label, note=[note, str(self.peaks), *reasons])
+        lost = [f"{model}, {engine}: loss {loss:.1e} in int8" for (model, engine), loss in self.losses.items()]
+        return table(columns, rows, title=self.label, note=[note, str(self.peaks), *lost, *reasons])
 
 
 @torch.no_grad()
@@ -99,6 +112,9 @@ def compare_engines(
     clock: str = "wall",
     progress: Progress | None = None,
     on_form: Callable[[str, Any], object] | None = None,
+    data: Any = None,
+    max_loss: float = MAX_LOSS,
+    others: Sequence[Candidate] = (),
 ) -> EngineComparison:
     """Prepare every engine as `optimize` does, verify it against its model, and time all of them in turns.
 
@@ -111,27 +127,36 @@ def compare_engines(
         clock: a clock of `measure.timing.latency.interleave`.
         progress: called with the current step and the share that is done.
         on_form: called with a label and each prepared form.
+        data, max_loss: for torch.int8, as of `optimize`.
+        others: engines beside those of `optimize`, which `engines` does not name.
     Raises: BadInput if no form of the first model can be timed, UnknownName for an unknown engine.
     """
     check_clock(clock)
     words = [EAGER, *CANDIDATES] if engines is None else list(engines)
     names = [EAGER] * (EAGER in words) + [each.name for each in chosen(words)]
     names.sort(key=words.index)
+    known = CANDIDATES | {each.name: each for each in others}
+    names += [each.name for each in others]
     top = peaks(dtype=dtype or torch.float32, clock=clock)
-    item = torch.finfo(dtype or torch.float32).bits // 8
+    item = (dtype or torch.float32).itemsize
+    losses: dict[tuple[str, str], float] = {}
     forms: dict[tuple[str, str], Callable[[], object]] = {}
     floors: dict[str, Floor | None] = {}
     refused: dict[tuple[str, str], str] = {}
     args, kwargs = as_call(inputs)
     for i, (name, model) in enumerate(models.items()):
         bench = Workbench(model, args, kwargs, torch.get_num_threads())
+        if dtype is torch.int8:
+            bench.calibration = Calibration(model, inputs, data, max_loss=max_loss)
         for j, engine in enumerate(names):
             if progress:
                 progress(f"{name}: preparing {engine}", (i * len(names) + j) / len(models) / len(names))
-            form, why = (model, "") if engine == EAGER else _prepared(bench, engine, dtype)
+            form, why = (model, "") if engine == EAGER else _prepared(bench, known[engine], dtype)
             if form is None:
                 refused[name, engine] = why
                 continue
+            if bench.calibration is not None and engine != EAGER:
+                losses[name, engine] = bench.calibration.loss(form)
             if on_form:
                 on_form(f"{name}, {engine}", form)
             forms[name, engine] = lambda form=form: form(*args, **kwargs)  # type: ignore[misc]
@@ -140,12 +165,11 @@ def compare_engines(
         raise BadInput(f"no engine runs {next(iter(models))}: {'; '.join(refused.values())}")
     times = _timed(forms, budget_s, clock, progress)
     title = label("cpu", dtype=dtype or torch.float32, shape=bench.tensors[0].shape if bench.tensors else None)
-    return EngineComparison(times, floors, refused, top, title, clock, describe("cpu"))
+    return EngineComparison(times, floors, refused, top, title, clock, describe("cpu"), losses)
 
 
-def _prepared(bench: Workbench, engine: str, dtype: torch.dtype | None) -> tuple[Any, str]:
+def _prepared(bench: Workbench, candidate: Candidate, dtype: torch.dtype | None) -> tuple[Any, str]:
     """Return (the form, ""), or (None, the reason)."""
-    candidate = CANDIDATES[engine]
     if why := bench.obstacle or candidate.why_not(bench, dtype):
         return None, why
     try:

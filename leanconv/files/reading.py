@@ -48,9 +48,9 @@ def read_bytes(path: str | Path, *, most: int = sys.maxsize) -> bytes:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises BadInput with path and reason on failure."""
-    content = read_bytes(path)
+def read_json(path: str | Path, *, most: int = sys.maxsize) -> Any:
+    """Read a JSON file of at most `most` bytes. Raises BadInput with path and reason on failure."""
+    content = read_bytes(path, most=most)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ from leanconv.kernels.cpu.compilation.cache import default_folder
 from leanconv.kernels.cpu.compilation.permissions import claim
 from leanconv.kernels.cpu.runtime.transpose import to_channels_last, to_contiguous
 from leanconv.kernels.cpu.tuning.cpu import cpuinfo, this_cpu, usable_cores
+from leanconv.kernels.cpu.tuning.instructions import mask
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.kernels.interface import Backend
 from leanconv.table import table
@@ -17,6 +18,7 @@ __all__ = [
     "backend",
     "cache_folder",
     "cpuinfo",
+    "mask",
     "status",
     "this_cpu",
     "to_channels_last",

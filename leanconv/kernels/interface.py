@@ -96,8 +96,17 @@ class Backend(Protocol):
     def drawback(self) -> str:
         """Why the kernels of this process are slower, or compiled more often, than they could be; "" if all is well."""
 
+    def facts(self) -> dict[str, str]:
+        """What else `leanconv doctor` says: the instructions that kernels may use, the calibration and its age."""
+
+    def calibration_s(self) -> float:
+        """Seconds that the first kernel of this process takes longer, because the device's speeds are not measured."""
+
     def bind(self, form: Form, weights: Sequence[Tensor], target: "Target | None" = None) -> Bound | None:
         """The primitive with its weights; None where there is no kernel for the form."""
+
+    def bind_to_tiles(self, form: Form, weights: Sequence[Tensor], target: "Target | None" = None) -> Bound | None:
+        """Likewise, bfloat16 products on matrix tiles or in pairs (a second kernel of some forms); None without one."""
 
     def copy(self, x: Tensor, *, planes: bool) -> Prepared | None:
         """A copy of maps like `x`, contiguous (`planes`) or channels_last; None where PyTorch's is as good."""

@@ -9,10 +9,19 @@ from collections.abc import Mapping, Sequence
 LIMIT_S = 20.0
 
 
+def limit_s() -> float:
+    """Seconds that a program may take: more where so many processes wait for a core that each gets a share of one."""
+    try:
+        waiting = os.getloadavg()[0] / (os.cpu_count() or 1)
+    except (AttributeError, OSError):  # Windows; not obtainable
+        waiting = 0.0
+    return LIMIT_S * max(1.0, waiting)
+
+
 def run(words: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program without input, and wait for it; its output is captured, whatever bytes it has.
 
-    Raises: subprocess.TimeoutExpired after `LIMIT_S` seconds: then it and its children are killed; OSError where
+    Raises: subprocess.TimeoutExpired after `limit_s()` seconds: then it and its children are killed; OSError where
         it cannot be run.
     """
     with subprocess.Popen(
@@ -26,7 +35,7 @@ def run(words: Sequence[str], environment: Mapping[str, str] | None = None) -> s
         start_new_session=True,
     ) as process:
         try:
-            out, err = process.communicate(timeout=LIMIT_S)
+            out, err = process.communicate(timeout=limit_s())
         except BaseException:
             _end(process)
             raise

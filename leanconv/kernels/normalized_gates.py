@@ -37,17 +37,19 @@ def gated(layer: Any) -> Gated | None:
     norms = [norm for norm in found[:2] if norm is not None]
     plain = all(type(norm) is nn.BatchNorm2d and norm.affine for norm in norms)
     plain = plain and (found.act is None or type(found.act) is nn.ReLU)
-    return found if plain and not any(_watched(part) for part in found.parts) else None
+    own = any("forward" in part.__dict__ for part in found.parts)
+    return found if plain and not own and not watched(found) else None
 
 
-def _watched(module: nn.Module) -> bool:
+def watched(parts: Gated) -> bool:
+    """Whether a hook looks at one of these modules. It must see what the module computes."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return "forward" in module.__dict__ or any(getattr(module, name) for name in hooks)
+    return any(getattr(part, name) for part in parts.parts for name in hooks)
 
 
-def as_it_is(x: Tensor) -> Tensor:
-    """The `forward` of a part whose work the gated sum does."""
-    return x
+def pass_on(parts: Gated, part: nn.Module, x: Tensor) -> Tensor:
+    """The `forward` of a part whose work the gated sum does; the part's own where a hook looks on."""
+    return type(part).forward(part, x) if watched(parts) else x
 
 
 def takes(parts: Gated, a: Tensor) -> bool:

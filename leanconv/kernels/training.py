@@ -114,7 +114,10 @@ def _replacements(module: nn.Module) -> list[Replacement]:
     if (parts := normalized_gates.gated(module)) is None:
         return [(module, _BLEND, _gated_sum)]
     blend = functools.partial(_normalized_gated_sum, parts)
-    return [(module, _BLEND, blend), *((part, _FORWARD, normalized_gates.as_it_is) for part in parts.parts)]
+    return [
+        (module, _BLEND, blend),
+        *((part, _FORWARD, functools.partial(normalized_gates.pass_on, parts, part)) for part in parts.parts),
+    ]
 
 
 def _is_depthwise(module: nn.Conv2d) -> bool:
@@ -202,6 +205,8 @@ def _gated_sum(a: Tensor, b: Tensor) -> Tensor:
 
 def _normalized_gated_sum(parts: normalized_gates.Gated, a: Tensor, b: Tensor) -> Tensor:
     """The gated sum with the norms and the activation before it, which have passed their maps on."""
+    if normalized_gates.watched(parts):  # they have not
+        return _gated_sum(a, b)
     if not _fits(a, b) or a.dtype != b.dtype or a.shape != b.shape or not normalized_gates.takes(parts, a):
         return _gated_sum(*normalized_gates.one_by_one(parts, a, b))
     return normalized_gates.together(parts, a, b, dispatched=_through_dispatcher(a))

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from leanconv.kernels import mask
+
 
 def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
     """The device, its name, the threads of this process, the versions that decide its speed."""
@@ -20,6 +22,8 @@ def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
     }  # fmt: skip
     if device.type == "cpu":
         facts["isa"] = torch.backends.cpu.get_cpu_capability()
+        if limit := mask():
+            facts["max_isa"] = limit  # of our kernels
     if device.type == "cuda":
         facts["cuda"], facts["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
         facts["tf32"] = torch.backends.cuda.matmul.allow_tf32
@@ -43,7 +47,8 @@ def label(
 ) -> str:
     """One line: "AMD EPYC (AVX512), 1 thread, float32, channels_last, batch 1, 3x512x512, torch 2.11"."""
     facts = describe(device)
-    words = [facts["name"] + (f" ({facts['isa']})" if "isa" in facts else "")]
+    masked = f", kernels limited to {facts['max_isa']}" if "max_isa" in facts else ""
+    words = [facts["name"] + (f" ({facts['isa']}{masked})" if "isa" in facts else "")]
     words.append("1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads")
     if dtype is not None:
         words.append(str(dtype).removeprefix("torch."))

@@ -18,12 +18,13 @@ from leanconv.deploy.failures import root_cause
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.graph import Graph, origin
-from leanconv.engine.fused.lowering.autotune import NothingRuns, autotune, geometry
+from leanconv.engine.fused.lowering.autotune import NothingRuns, autotune
+from leanconv.engine.fused.lowering.samples import geometry
 from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.fused.passes.precision import lower_precision
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput
-from leanconv.kernels import cpuinfo
+from leanconv.kernels import cpuinfo, mask
 from leanconv.measure.timing.latency import once_ms
 from leanconv.measure.timing.paired import Ratio, Turns
 from leanconv.planner.kept import digest, read_cached, write_cached
@@ -146,7 +147,7 @@ class InContext:
         return made
 
     def _key(self, network: Built) -> str:
-        machine = sorted(cpuinfo()[1]), cpuinfo()[0]
+        machine = sorted(cpuinfo()[1]), cpuinfo()[0], *filter(None, [mask()])
         threads = torch.get_num_threads()
         return "latency-" + digest(
             _FORMAT, network.signature, self.dense.signature, self._names, threads, machine, torch.__version__,

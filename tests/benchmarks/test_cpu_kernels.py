@@ -10,7 +10,10 @@ def test_operators_stand_where_they_may():
     assert [*places("splconv", [""])] == [*DENSE]
     assert [*places("xsepconv", [""])] == [*DEPTHWISE]
     assert places("inception_dw", ["96 56"])["InceptionNeXt 96 56"].groups == 96
-    assert sum(len(places(operator, [""])) for operator in OPERATORS) == 7 * len(DENSE) + 2 * len(DEPTHWISE)
+    assert sum(len(places(operator, [""])) for operator in OPERATORS) == 7 * len(DENSE) + 2 * len(DEPTHWISE) + 1
+    (example,) = places("depthwise_separable", ["Halide"], 3).values()
+    assert (example.n, example.c, example.o, example.h, example.kernel) == (4, 32, 16, 112, (3, 3))
+    assert {spec.n for spec in places("splconv", [""], 3).values()} == {3}
 
 
 def test_rows_stay_until_they_are_measured_again(monkeypatch, tmp_path, capsys):

@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from benchmarks.fused_engine import SETS, Row, built, rows_of, summary
+from benchmarks.fused_engine import PICTURES, SETS, Row, built, rows_of, summary
 from leanconv.nn import HetConv2d
 
 
@@ -19,7 +19,9 @@ def test_summary_is_against_the_best_peer_and_the_dense_networks_best_engine():
     times = {"lean, fused": 10.0, "lean, x": 15.0, "lean, y": 14.0, "dense, fused": 42.0, "dense, x": 41.0}
     two = Row("lean", "dense", "256", threads=2)
     halved = {name: ms / 1.9 for name, ms in times.items()}
-    found = summary([entry(row, times, floors={"lean": {"ms": 8.0}}), entry(two, halved)]).splitlines()
+    found = summary(
+        [entry(row, times, floors={"lean": {"ms": 8.0, "compute_ms": 6.0}}), entry(two, halved)]
+    ).splitlines()
     assert found[-2].split() == [
         "lean",
         "256",
@@ -32,10 +34,11 @@ def test_summary_is_against_the_best_peer_and_the_dense_networks_best_engine():
         "4.10",
         "x",
         "80%",
+        "60%",
         "-",
         "wall",
     ]
-    assert found[-1].split()[-3:] == ["-", "1.90", "wall"]
+    assert found[-1].split()[-4:] == ["-", "-", "1.90", "wall"]
 
 
 def test_a_row_is_measured_again_only_where_it_is_the_same_call():
@@ -73,3 +76,12 @@ def test_a_model_may_be_swapped_by_its_reference():
 def test_sizes(size):
     height, width = (int(each) for each in (size.split("x") * 2)[:2])
     assert Row("m", size=size).input().shape[2:] == (height, width)
+
+
+def test_int8_is_calibrated_on_pictures_of_the_rows_size():
+    assert Row("lean", size="200x136").type() == {}
+    assert Row("lean", dtype="bfloat16").type() == {"dtype": torch.bfloat16}
+    made = Row("lean", size="200x136", dtype="int8", batch=2).type()
+    assert made["dtype"] is torch.int8
+    assert made["data"].shape == (PICTURES, 3, 200, 136)
+    assert {row.dtype for row in SETS["int8"]} == {"int8"}

@@ -162,12 +162,31 @@ def test_the_kernels_benchmark_gets_its_section():
     results = Results(kernels={"cpu_kernels": content})
     text = BLOCKS["kernels"](results)
     assert "| `sic` | 3 | 2.00 | 8.00 (c) | 0.50 (b) | 1 | - | - |" in text
-    assert "the fastest of OpenVINO, channels_last." in text
+    assert "Geometric mean over all layers: 2.00. Peers: OpenVINO, channels_last." in text
+    assert "###" not in text
     assert (
         "`sic`" in guide_page(results).partition("**Time against the dense layer**")[2].partition("\n")[0]
     )  # that is not measured
     line = "faster than the best other runtime on 2 of 3 layers, best 8.00x (c), worst 0.50x (b)"
     assert line in operator_page("sic", results)
+
+
+def test_two_kinds_of_machines_stand_side_by_side_and_are_not_mixed():
+    def measured(gain, **about):
+        row = {"operator": "sic", "layer": "a", "speedup": gain, "best_peer": "X", "ms": {"ours": 1.0, "X": gain}}
+        return {"command": "python -m x", "machine": {"name": "here", "isa": "AVX512"} | about, "rows": [row]}
+
+    masked = measured(1.5, isa="AVX2", max_isa="avx2")
+    text = BLOCKS["kernels"](Results(kernels={"first": measured(2.0), "second": masked}))
+    assert text.count("## Single layers") == 1
+    assert "| geometric mean | here (AVX512) | here (AVX2, the rest masked off) |" in text
+    assert "| `sic` | 2.00 | 1.50 |" in text
+    assert "| all layers | 2.00 | 1.50 |" in text
+    first, second = text.split("### here (AVX512)")[1].split("### here (AVX2, the rest masked off)")
+    assert "all layers: 2.00" in first
+    assert "all layers: 1.50" in second
+    assert "ONNX Runtime cannot be told" not in first
+    assert "ONNX Runtime cannot be told" in second
 
 
 def test_choices_name_every_loss_below_the_limit():

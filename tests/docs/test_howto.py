@@ -183,7 +183,7 @@ def test_train_your_own_runs(small, shell):
     for library in ("jinja2", "onnxruntime", "onnxscript"):
         pytest.importorskip(library, reason=f"the page uses {library}")
     page = "train_your_own.md"
-    trained, transfer, planned, scored, _, _ = in_language(page, "sh")
+    trained, transfer, planned, scored, _, _, _ = in_language(page, "sh")
     assert "pretrained=true" in transfer.text  # downloads: not run here
     assert planned.text.startswith("leanconv plan smp:Unet")
     for line in trained.text.splitlines():
@@ -207,7 +207,7 @@ def test_the_classifier_on_the_page_trains(tmp_path, monkeypatch, shell):
         folder.mkdir(parents=True)
         for index in range(count):
             Image.new("RGB", (40, 36), (index, 80, len(kind))).save(folder / f"{index}.png")
-    block = in_language("train_your_own.md", "sh")[4]
+    block = in_language("train_your_own.md", "sh")[5]
     train, score = (shlex.split(line) for line in block.text.splitlines())
     train = [word for word in train if not word.startswith(("size=", "epochs="))]
     shell([*train, "size=32", "batch=4", "steps=2", "device=cpu", "threads=1"])

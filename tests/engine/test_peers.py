@@ -34,11 +34,12 @@ def test_ratios_and_shares():
     )
     assert found.base == ("a", "fused")
     assert found.share(("a", "fused")) == pytest.approx(0.8)
-    assert found.share(("b", "x")) is None
+    assert found.of_peak(("a", "x")) == pytest.approx(0.3)
+    assert found.share(("b", "x")) is found.of_peak(("b", "x")) is None
     text = str(found)
     assert "b, fused: no kernels" in text
     last = text.splitlines()[-4].split()
-    assert last == ["b", "x", "50", "0", "5", "5.00", "-", "-"]
+    assert last == ["b", "x", "50", "0", "5", "5.00", "-", "-", "-"]
     assert found.to_dict()["times"]["a, x"]["median_ms"] == 20.0
     assert set(found.to_dict()["floors"]) == {"a"}
 
@@ -73,6 +74,17 @@ def test_a_form_that_is_wrong_is_told_and_not_timed(monkeypatch):
         compare_engines({"one": tiny()}, x, engines=["folded"], budget_s=0)
 
 
+def test_other_engines_stand_beside_those_of_optimize():
+    from leanconv.engine.candidate import Candidate
+
+    doubled = Candidate("twice", lambda *_: None, lambda _: 0.0, lambda bench, _: lambda x: [bench.model(x)][0])
+    gone = Candidate("gone", lambda *_: "gone is not installed: pip install gone", lambda _: 0.0, lambda *_: None)
+    x = torch.randn(1, 3, 4, 4)
+    found = compare_engines({"one": tiny()}, x, engines=["eager"], budget_s=0, others=[doubled, gone])
+    assert set(found.times) == {("one", "eager"), ("one", "twice")}
+    assert "one, gone: gone is not installed: pip install gone" in str(found)
+
+
 def test_a_model_that_writes_into_its_inputs_is_timed_alone():
     """Its engines would be given what its last call left."""
 
@@ -100,3 +112,18 @@ def test_bfloat16_halves_the_traffic_and_an_engine_without_it_is_told():
 def test_refusals(options, error):
     with pytest.raises(error):
         compare_engines({"one": tiny()}, torch.randn(1, 3, 4, 4), **options)
+
+
+def test_in_int8_the_losses_stand_beside_the_times():
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f"needs the export extra: {name}")
+    x = torch.rand(1, 3, 16, 16)
+    named = {"dtype": torch.int8, "data": torch.rand(4, 3, 16, 16), "budget_s": 0}
+    found = compare_engines({"a": tiny()}, x, engines=["eager", "onnxruntime"], max_loss=0.1, **named)
+    assert list(found.losses) == [("a", "onnxruntime")]
+    assert 0 < found.losses["a", "onnxruntime"] < 0.1
+    assert "a, onnxruntime: loss " in str(found)
+    assert found.to_dict()["losses"] == {"a, onnxruntime": found.losses["a", "onnxruntime"]}
+    assert "int8 matmul" in found.peaks.source
+    with pytest.raises(BadInput, match="pass data="):
+        compare_engines({"a": tiny()}, x, engines=["eager"], dtype=torch.int8)

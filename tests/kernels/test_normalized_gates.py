@@ -114,3 +114,19 @@ def test_a_hook_on_a_norm_sees_what_it_makes():
         assert not fused(made)
         made(x)
     torch.testing.assert_close(seen[0].mean((0, 2, 3)), made.norm.bias, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_hook_that_comes_later_sees_what_the_norm_makes(kind):
+    made, seen = layer(kind), []
+    norm = made.norm if kind == "splconv" else made.norm1
+    x = torch.randn(2, 8, 5, 5)
+    with use_training_kernels_(made):
+        without = gradients(made, x)
+        hook = norm.register_forward_hook(lambda module, inputs, output: seen.append(output.detach().clone()))
+        watched = gradients(made, x)
+        hook.remove()
+        assert fused(made)
+    torch.testing.assert_close(seen[0].mean((0, 2, 3)), norm.bias.detach(), atol=1e-5, rtol=1e-4)
+    for a, b in zip(without[:2], watched[:2], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.data import Dataset, IterableDataset
 
 from leanconv.errors import BadInput, LeanconvError, error_line
@@ -48,17 +49,14 @@ class Batches:
     def divided(self) -> tuple[Inputs, Iterator[Inputs], bool]:
         """Images to judge on, the batches to fit on, and whether the first are among the second (one picture)."""
         batches = iter(self)
-        first, second = next(batches), next(batches, None)
-        count = images(first)
-        if second is None:
-            if count < 2:
-                return first, iter([first]), True
-            held = min(_MOST_HELD, max(1, count // 4))
-            return _cut(first, 0, held), iter([_cut(first, held, count)]), False
+        first, behind = _beginning(batches)
+        count, size = sum(map(images, first)), images(first[0])
         if count < 2:
-            return first, chain([second], batches), False
-        held = min(_MOST_HELD, count // 2)
-        return _cut(first, 0, held), chain([_cut(first, held, count), second], batches), False
+            return first[0], chain(behind, batches) if behind else iter(first), not behind
+        held = min(_MOST_HELD, max(1, count // (2 if behind else 4)))
+        whole = _joined(first)
+        kept = [_cut(whole, start, min(start + size, count)) for start in range(held, count, size)]
+        return _cut(whole, 0, held), chain(kept, behind, batches), False
 
     def _without_labels(self, batch: Any, number: int) -> Inputs:
         if isinstance(batch, Mapping):
@@ -86,6 +84,28 @@ def images(inputs: Inputs) -> int:
     """The number of images, where every tensor has that many rows; 0 where the batch cannot be cut."""
     sizes = {t.shape[0] if t.ndim else 0 for t in tensors(inputs)}
     return sizes.pop() if len(sizes) == 1 else 0
+
+
+def _beginning(batches: Iterator[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
+    """Alike batches from the front, with twice the images that are held out, and the batch that was read after them."""
+    first = [next(batches)]
+    for batch in batches:
+        count = sum(map(images, first))
+        if not count or count >= 2 * _MOST_HELD or not images(batch) or _kinds(batch) != _kinds(first[0]):
+            return first, [batch]
+        first.append(batch)
+    return first, []
+
+
+def _kinds(inputs: Inputs) -> list[Any]:
+    """What batches must share to be joined: their structure, and of each tensor dtype and size but for the images."""
+    found, structure = tree_flatten(inputs)
+    return [structure, *((x.dtype, x.shape[1:]) if isinstance(x, Tensor) else repr(x) for x in found)]
+
+
+def _joined(batches: list[Inputs]) -> Inputs:
+    whole: Inputs = tree_map(lambda *x: torch.cat(x) if isinstance(x[0], Tensor) else x[0], *batches)
+    return whole
 
 
 def _cut(inputs: Inputs, start: int, stop: int) -> Inputs:

@@ -15,8 +15,8 @@ from torch import Tensor
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.ir.graph import Graph, Node
 from leanconv.engine.fused.ir.kinds.call import Call
-from leanconv.engine.fused.lowering.autotune import sample
 from leanconv.engine.fused.lowering.implementations import plain_implementation
+from leanconv.engine.fused.lowering.samples import sample
 from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.workbench import Workbench
 from leanconv.measure.counting.products import MacCounter

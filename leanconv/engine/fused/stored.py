@@ -12,9 +12,9 @@ from leanconv.engine.candidate import ModelForm
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.graph import Graph, Node, Run
 from leanconv.engine.fused.ir.saved import from_data, to_data
-from leanconv.engine.fused.lowering.autotune import sample
-from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, KERNEL
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, KERNEL, TILES
 from leanconv.engine.fused.lowering.kernels import KernelRun
+from leanconv.engine.fused.lowering.samples import sample
 from leanconv.errors import BadInput
 from leanconv.files import read_json
 from leanconv.kernels import backend, to_contiguous
@@ -65,12 +65,12 @@ def open_program(folder: Path, shape: torch.Size) -> ModelForm:
 
 def _compile(chosen: Mapping[Node, object]) -> None:
     """Compile the kernels that the cache has lost, on several cores. A run that is made meanwhile cannot be called."""
-    kernels = [node for node, name in chosen.items() if name == KERNEL.name]
+    kernels = {node: name for node, name in chosen.items() if name in (KERNEL.name, TILES.name)}
     if not kernels or backend().why_not():
         return
     with backend().compiling_ahead(), torch.no_grad():
-        for node in kernels:
-            if isinstance(run := _made(node, KERNEL.name), KernelRun):
+        for node, name in kernels.items():
+            if isinstance(run := _made(node, name), KernelRun):
                 run.meet([sample(x, empty=True) for x in node.inputs])
 
 

@@ -34,8 +34,9 @@ class Choice:
     """The content of a choice.json.
 
     Attributes:
-        spent_s: seconds that plain PyTorch took so far.
-        engine: the fastest engine, or "" before a race.
+        spent_s: seconds that plain PyTorch took so far, or since the last race that decided nothing.
+        undecided: races that decided nothing.
+        engine: the fastest engine, or "" before a race that decided.
         eager_ms, engine_ms: medians of a call.
         open_s: seconds of one core that opening it took the first time, or 0.
         folder: the folder of the engine's files beside choice.json, or "".
@@ -49,6 +50,7 @@ class Choice:
     open_s: float = 0.0
     folder: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
+    undecided: int = 0
 
 
 class Kept:
@@ -92,7 +94,9 @@ class Kept:
             known = found.engine in ("", EAGER, *CANDIDATES)
             # `store` removes this folder: it must be one that it made, and never a way out of this one.
             inside = not found.folder or re.fullmatch(rf"{re.escape(found.engine)}-\w+", found.folder, re.ASCII)
-            return found if known and inside and all(0 <= number < 1e12 for number in numbers) else Choice()
+            whole = type(found.undecided) is int and 0 <= found.undecided < 1000
+            right = known and inside and whole and all(0 <= number < 1e12 for number in numbers)
+            return found if right else Choice()
         except (BadInput, KeyError, TypeError, ValueError):
             return Choice()
 

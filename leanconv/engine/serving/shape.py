@@ -14,7 +14,7 @@ from leanconv.engine.candidate import ModelForm
 from leanconv.engine.candidates import CANDIDATES, EAGER
 from leanconv.engine.optimize import optimize
 from leanconv.engine.serving.kept import Choice
-from leanconv.engine.serving.rule import RACE, Known, decide, race_budget_s
+from leanconv.engine.serving.rule import RACE, Known, decide, race_budget_s, race_from_s
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput
 
@@ -78,7 +78,7 @@ class Shape:
     def _known(self) -> Known:
         seen = self.choice
         spent_s, engine_s = seen.spent_s + self._spent_s, seen.engine_ms / 1e3
-        return Known(self._eager_s, self._calls, spent_s, seen.engine, engine_s, seen.open_s)
+        return Known(self._eager_s, self._calls, spent_s, seen.engine, engine_s, seen.open_s, seen.undecided)
 
     def _open(self, x: Tensor, answer: Tensor) -> None:
         """Open the kept engine. What does not open or agree is forgotten, and raced again when that pays."""
@@ -108,6 +108,14 @@ class Shape:
         winner, given = found.choices.winner, found.choices.rows[0]
         eager_ms = given.timing.median_ms if given.timing else eager_s * 1e3
         took = f"raced for {found.choices.seconds:.0f} s"
+        if found.choices.undecided:
+            self.choice, self._spent_s = Choice(undecided=self.choice.undecided + 1), 0.0
+            self.kept.write(self.choice)
+            names = found.choices.missed[0]
+            why = f"no time was left for {names}" if names else "the times vary too much to tell"
+            again = f"engines are raced again after {race_from_s(self.choice.undecided):.0f} s of PyTorch"
+            say(f"engine eager: {why}; {took}; {again}, or name one with --engine{self.kept.remark}")
+            return
         self.choice = Choice(engine=winner.engine, eager_ms=eager_ms)
         if winner.engine == EAGER or winner.timing is None:
             self.kept.write(self.choice)

@@ -3,6 +3,7 @@
 bound/        a primitive with its weights packed: which kernels run for a set of shapes
 pipelines/    what is compiled: the Halide pipelines
 tuning/       which tile and which algorithm: a cost model of the processor
+calibration/  how fast this core is, measured once
 compilation/  from pipelines to machine code, and the cache of it
 runtime/      how kernels are called: launches, memory, copies between layouts, the C runtime
 backend.py    the engine's door to all of it (`kernels.interface`)

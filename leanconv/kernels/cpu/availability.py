@@ -7,6 +7,8 @@ from leanconv.errors import MissingExtra
 from leanconv.extras import installed
 from leanconv.kernels.cpu.compilation import build, cache
 from leanconv.kernels.cpu.pipelines.frontend import halide
+from leanconv.kernels.cpu.tuning.cpu import cpuinfo, this_cpu
+from leanconv.kernels.cpu.tuning.instructions import VARIABLE, runnable
 
 
 def why_not() -> str:
@@ -22,6 +24,14 @@ def why_not() -> str:
     except MissingExtra as error:
         return str(error)
     return ""
+
+
+def instructions() -> str:
+    """Which instructions kernels may use, and where that was said. Raises BadInput for more than the CPU has."""
+    if this_cpu().isa:
+        return f"up to {this_cpu().isa}, because {VARIABLE} says so"
+    known = runnable(cpuinfo()[1])
+    return "all that the CPU has" + (f"; {VARIABLE} limits them to one of {', '.join(known)}" if known else "")
 
 
 def status() -> tuple[str, str]:

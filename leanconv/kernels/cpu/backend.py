@@ -9,9 +9,10 @@ from torch import Tensor
 
 from leanconv.kernels import interface
 from leanconv.kernels.cpu import availability
-from leanconv.kernels.cpu.binders import BINDERS, bind
+from leanconv.kernels.cpu.binders import BINDERS, bind, bind_to_tiles
 from leanconv.kernels.cpu.bound.base import DTYPES, Bound
 from leanconv.kernels.cpu.bound.quantized import bind_quantized
+from leanconv.kernels.cpu.calibration import kept
 from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.runtime.huge_pages import allocate
 from leanconv.kernels.cpu.runtime.launch import CopyLaunch, KernelLaunch, LaunchBatch
@@ -35,10 +36,19 @@ class CpuBackend:
     def drawback(self) -> str:
         return build.obstacle()
 
+    def facts(self) -> dict[str, str]:
+        return {"instructions": availability.instructions(), "calibration": kept.status()}
+
+    def calibration_s(self) -> float:
+        return kept.pending_s()
+
     def bind(self, form: Form, weights: Sequence[Tensor], target: Target | None = None) -> Bound | None:
         if isinstance(form, Quantized):
             return bind_quantized(form, weights, target)
         return bind(form, weights, target) if type(form) in BINDERS else None
+
+    def bind_to_tiles(self, form: Form, weights: Sequence[Tensor], target: Target | None = None) -> Bound | None:
+        return bind_to_tiles(form, weights, target)
 
     def copy(self, x: Tensor, *, planes: bool) -> Copy | None:
         return copy_of(x, planes=planes)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from leanconv.kernels.cpu.bound import tiles
 from leanconv.kernels.cpu.bound.base import Bound
 from leanconv.kernels.cpu.bound.gated_sum import BoundGatedSum
 from leanconv.kernels.cpu.bound.grouped import BoundGrouped
@@ -39,6 +40,15 @@ def bind(form: Form, weights: Sequence[Tensor], target: Target | None = None) ->
     """
     halide()
     return BINDERS[type(form)](form, [_plain(w) for w in weights], target)
+
+
+def bind_to_tiles(form: Form, weights: Sequence[Tensor], target: Target | None = None) -> Bound | None:
+    """Likewise, products of bfloat16 maps on tiles; None where `bound.tiles.why_not` has a reason."""
+    halide()
+    target = target or Target()
+    if tiles.why_not(form, target):
+        return None
+    return tiles.TILED[type(form)](form, [_plain(w) for w in weights], target)
 
 
 def _plain(weights: Tensor) -> Tensor:

@@ -91,9 +91,10 @@ def _measured(device: str, dtype: torch.dtype, threads: int, clock: str) -> Peak
     dtype = torch.float32 if device == "cpu" and slow_type(dtype) else dtype
     side, numbers = (768, 8 << 20) if device == "cpu" else (8192, 256 << 20)
     a = torch.randn(side, side).to(device, dtype)
+    product = torch._int_mm if dtype is torch.int8 else torch.matmul
     source = torch.ones(numbers, device=device)
     target = torch.empty_like(source)
-    products: list[tuple[str, int, Callable[[], object]]] = [(f"matmul {side}³", side**3, lambda: a @ a)]
+    products: list[tuple[str, int, Callable[[], object]]] = [(f"matmul {side}³", side**3, lambda: product(a, a))]
     if device == "cpu" and has_onednn(dtype):
         products += [_convolution(c, size, dtype) for c, size in ((256, 28), (512, 14))]
     rates = {

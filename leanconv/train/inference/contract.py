@@ -102,6 +102,15 @@ def same_top1(contract: Contract, samples: Any, split: str) -> Check:
     return lambda form: {f"{split} top-1": classify.evaluate(FromFloat(form), samples).top1}
 
 
+def lost_in_int8(contract: Contract, samples: Any, split: str) -> Check:
+    """A check of a file in int8: Dice or top-1 on a split. It may answer otherwise than the network in places."""
+    _same_classes(contract, samples)
+    threshold: Any = contract.threshold
+    if contract.task == "classify":
+        return lambda form: {f"{split} top-1": classify.evaluate(FromFloat(form), samples).top1}
+    return lambda form: {f"{split} Dice": evaluate.evaluate(FromFloat(form), samples, threshold=threshold).dice}
+
+
 def cuts(samples: Any) -> Iterator[Tensor]:
     """Pieces `3 h w` of the sizes in `CUTS` from some images, spread over the set."""
     for index in range(0, len(samples), max(1, len(samples) // _IMAGES)):

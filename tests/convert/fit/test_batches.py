@@ -19,7 +19,7 @@ class Masked(nn.Module):
 
 def test_a_tensor_is_a_set_of_images():
     held, rest, same = Batches(torch.randn(100, 3, 4, 4), MODEL).divided()
-    assert (len(held), sum(map(len, rest)), same) == (16, 84, False)
+    assert (len(held), sum(map(len, rest)), same) == (25, 75, False)
     held, rest, same = Batches(X, MODEL).divided()
     assert torch.equal(torch.cat([held, *rest]), X)
     assert (len(held), same) == (2, False)
@@ -29,7 +29,20 @@ def test_a_tensor_is_a_set_of_images():
 
 def test_batches_of_one_image():
     held, rest, same = Batches(list(X.split(1)), MODEL).divided()
-    assert (len(held), [len(r) for r in rest], same) == (1, [1] * 9, False)
+    assert (len(held), [len(r) for r in rest], same) == (2, [1] * 8, False)
+
+
+def test_small_batches_are_held_out_like_large_ones():
+    many = torch.randn(200, 3, 4, 4)
+    held, rest, same = Batches(list(many.split(2)), MODEL).divided()
+    rest = list(rest)
+    assert (len(held), {len(r) for r in rest}, same) == (64, {2}, False)
+    assert torch.equal(torch.cat([held, *rest]), many)
+
+
+def test_batches_of_another_size_are_not_joined():
+    held, rest, same = Batches([X, torch.randn(4, 3, 6, 6)], MODEL).divided()
+    assert (len(held), [tuple(r.shape) for r in rest], same) == (5, [(5, 3, 4, 4), (4, 3, 6, 6)], False)
 
 
 def test_labels_are_left_out_and_arguments_are_not():

@@ -13,7 +13,9 @@ from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.elementwise import Cast
+from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
 from leanconv.engine.fused.ir.kinds.reductions import Average
+from leanconv.engine.fused.ir.kinds.upsample import Upsample
 from leanconv.engine.fused.ir.kinds.values import AverageOf
 from leanconv.engine.fused.lowering import autotune as room
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
@@ -21,13 +23,15 @@ from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.fused.passes.precision import lower_precision
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import Target, backend
+from leanconv.kernels.cpu.compilation import build
 from leanconv.measure.hardware import number_types
 from tests.cpus import HASWELL, SAPPHIRE_RAPIDS, ZEN4
 from tests.engine.fused.test_candidate import Odd, randomised
 
 HALF = torch.bfloat16
 ONEDNN, NO_ONEDNN = torch.ops.mkldnn._is_mkldnn_bf16_supported(), "oneDNN has no bfloat16 on this CPU"
-BLOCKS = IMPLEMENTATIONS[Block]
+FORMS = dict(IMPLEMENTATIONS)
+BLOCKS = FORMS[Block]
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +104,37 @@ def test_products_on_a_matrix_unit(slowdown, monkeypatch):
         x = torch.randn(size).to(HALF).float()
         exact, short = copy.deepcopy(model).double()(x.double()), copy.deepcopy(model).to(HALF)(x.to(HALF))
         for y, right, own in zip(form(x), exact, short, strict=True):
+            assert (y - right).abs().max() <= 2 * (own - right).abs().max()
+
+
+@pytest.mark.skipif(bool(backend().why_not()), reason=backend().why_not() or "kernels")
+@pytest.mark.parametrize("name", ["products", "splconv", "conv"])
+def test_products_on_tiles(name, monkeypatch):
+    """On a processor with a matrix unit, emulated where there is none: every product of a U-Net, other sizes too."""
+    if not build.compiler():
+        pytest.skip("no C compiler")
+    for kind in (Block, GatedSum, Upsample):
+        monkeypatch.setitem(IMPLEMENTATIONS, kind, [each for each in FORMS[kind] if each.name in ("aten", "tiles")])
+    monkeypatch.setattr(room, "PREFERRED", ("tiles",))
+    torch.manual_seed(0)
+    model, x = Products().eval(), torch.randn(2, 3, 14, 12)
+    if name != "products":
+        model, x = randomised(lc.load(f"leanconv:unet?base=12&levels=1&conv={name}")), torch.randn(2, 3, 16, 12)
+    for cpu in (ZEN4, HASWELL):
+        without = FUSED.prepare(Workbench(model, (x,), {}, 1, Target(cpu)), HALF)
+        assert "tiles" not in {row.chosen for row in without.blocks.rows}
+    form = FUSED.prepare(Workbench(model, (x,), {}, 1, Target(SAPPHIRE_RAPIDS)), HALF)
+    chosen = {row.block: row.chosen for row in form.blocks.rows}
+    left = {block for block, by in chosen.items() if by != "tiles" and "pool" not in block}
+    assert len(chosen) - len(left) >= 3
+    assert not left or name == "products", left  # it has groups, a gate, stencils alone
+    for size in (x.shape, x.shape, (1, 3, 32, 24), (1, 3, 32, 24)):
+        x = torch.randn(size).to(HALF).float()
+        exact, short = copy.deepcopy(model).double()(x.double()), copy.deepcopy(model).to(HALF)(x.to(HALF))
+        answers = (
+            [(form(x), exact, short)] if isinstance(exact, torch.Tensor) else zip(form(x), exact, short, strict=True)
+        )
+        for y, right, own in answers:
             assert (y - right).abs().max() <= 2 * (own - right).abs().max()
 
 

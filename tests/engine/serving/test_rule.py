@@ -29,6 +29,9 @@ from leanconv.engine.serving.rule import (
         (Known(0.1, engine="fused", engine_s=0.02, open_s=9), 45, EAGER),  # it is known to take long
         (Known(0.1, calls=20, engine="fused", engine_s=0.02), 1, "fused"),  # nobody knows the end
         (Known(0.1, spent_s=9, engine=EAGER), 1000, EAGER),
+        (Known(0.1, spent_s=0.1, undecided=1), 45, EAGER),  # a race decided nothing: not again at once
+        (Known(0.1, spent_s=15.0, undecided=1), 45, RACE),
+        (Known(0.1, spent_s=15.0, undecided=2), 45, EAGER),
     ],
 )
 def test_what_runs(known, left, word):
@@ -39,6 +42,8 @@ def test_a_race_is_paid_by_what_plain_pytorch_would_take():
     assert race_budget_s(Known(0.1), 45) == LEAST_RACE_S
     assert race_budget_s(Known(1.0), 120) == 60
     assert race_budget_s(Known(1.0), 10_000) == MOST_RACE_S
+    assert race_budget_s(Known(0.1, undecided=1), 45) == 2 * LEAST_RACE_S
+    assert race_budget_s(Known(0.1, undecided=999), 45) == MOST_RACE_S
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_a_choice_names_no_folder_but_its_own(model, tmp_path, folder):
 
 def test_a_race_is_won_kept_and_said(model, tmp_path, lines, monkeypatch):
     monkeypatch.setattr(rule, "RACE_FROM_S", 0.0)
-    monkeypatch.setattr(shape, "race_budget_s", lambda known, left: 3.0)
+    monkeypatch.setattr(shape, "race_budget_s", lambda known, left: 60.0)
     served = Served(model, folder=tmp_path, say=lines.append, left=lambda: 50)
     first, *later = call(served)
     for answer in later:
@@ -145,6 +145,17 @@ def test_a_race_is_won_kept_and_said(model, tmp_path, lines, monkeypatch):
     assert found["engine"] in ("eager", "fused", "openvino", "onnxruntime")
     assert lines[0].startswith("engine eager so far")
     assert lines[1].startswith(f"engine {found['engine']}: ")
+
+
+def test_a_race_without_time_decides_nothing(model, tmp_path, lines, monkeypatch):
+    monkeypatch.setattr(rule, "RACE_FROM_S", 1e-9)
+    monkeypatch.setattr(shape, "race_budget_s", lambda known, left: 1e-3)
+    for count in (1, 2):
+        call(Served(model, folder=tmp_path, say=lines.append, left=lambda: 50))
+        found = json.loads(next(tmp_path.glob("*/choice.json")).read_text())["choice"]
+        assert (found["engine"], found["undecided"], found["spent_s"]) == ("", count, 0.0)
+    assert lines[1].startswith("engine eager: no time was left for fused")
+    assert "raced again after" in lines[1]
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_else(model, tmp_path, lines):

@@ -24,7 +24,7 @@ SCRIPTS = {
     "is no program": None,
 }
 SAID = {
-    "hangs": "did not end within 0.3 s",
+    "hangs": "did not end within ",
     "fails": "failed: a.c:1: error: \N{REPLACEMENT CHARACTER} no",
     "silent": "failed: exit status 3",
     "writes nothing": "wrote nothing",
@@ -123,3 +123,12 @@ def test_torch_compile_is_not_tried_with_a_compiler_that_hangs(fresh, tmp_path, 
     assert "torch.compile needs a C++ compiler" in reason
     assert SAID[kind] in reason
     assert str(tmp_path) in reason
+
+
+def test_a_busy_machine_gets_more_time(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for load, seconds in ((0.5, 20.0), (2.0, 20.0), (9.0, 90.0)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0), raising=False)
+        assert limited.limit_s() == seconds
+    monkeypatch.delattr(os, "getloadavg")
+    assert limited.limit_s() == 20.0

@@ -62,7 +62,7 @@ def again(where):
 def test_the_key_covers_every_file_that_pipelines_compute_with(monkeypatch):
     hashed = []
     monkeypatch.setattr(build, "_hashed", lambda files, tools: hashed.extend(map(str, files)))
-    build._kernel_source.__wrapped__()
+    build._kernel_source.__wrapped__("")
     root = Path(kernels.__file__).parents[1]
     imports = re.compile(r"^ *from leanconv\.([a-z_.]+) import", re.MULTILINE)
     read = {name for path in build.PIPELINES.glob("*.py") for name in imports.findall(path.read_text())}

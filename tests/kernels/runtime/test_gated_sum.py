@@ -46,6 +46,19 @@ def test_no_farther_from_float64_than_pytorch(size, dtype, layout):
         assert_no_worse(found.double(), plain.double(), right, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(2, 19, 4, 8), (1, 64, 16, 16), (4, 130, 2, 2)])
+def test_exact_on_integers(size, dtype):
+    """Averages alike, or so far apart that the gate is 0 or 1; as many pixels as a power of two."""
+    torch.manual_seed(0)
+    b, grad = (torch.randint(-3, 4, size).float() for _ in range(2))
+    shift = 200.0 * torch.randint(-1, 2, (*size[:2], 1, 1))
+    given = [t.to(dtype) for t in (b.flip(2, 3) + shift, b, grad)]
+    y, _, a_grad, b_grad = computed(*given)
+    for found, right in zip((y, a_grad, b_grad), in_torch(*given, torch.float64), strict=True):
+        assert torch.equal(found, right.to(dtype))
+
+
 def test_the_same_bits_again_and_with_more_threads():
     torch.manual_seed(0)
     given, threads = [torch.randn(2, 70, 23, 29) for _ in range(3)], torch.get_num_threads()

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import sys
 
 import pytest
 import torch
@@ -60,6 +61,33 @@ def test_no_farther_from_float64_than_pytorch(size, relu, both, dtype, layout):
     y, _, _, a_grad, b_grad, sums = computed(*(laid_out(t, layout) for t in (a, b, grad)), norms, relu)
     for found, plain, right in zip((y, a_grad, b_grad, sums), eager, exact, strict=True):
         assert_no_worse(found.double(), plain.double(), right, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("relu", "both"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("size", [(2, 19, 4, 8), (1, 64, 16, 16), (4, 130, 2, 2)])
+def test_exact_on_integers(size, relu, both, dtype, monkeypatch):
+    """Two values in turn: means, variances and roots are whole. Averages alike, or the gate is 0 or 1."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(sys.modules[__name__], "EPS", [3.0, 12.0])
+    n, c, h, w = size
+    turns = 1.0 - 2.0 * ((torch.arange(h)[:, None] + torch.arange(w)) % 2)
+    signs = 1.0 - 2.0 * torch.randint(0, 2, (2, n, c, 1, 1))
+    centres = torch.randint(-3, 4, (2, 1, c, 1, 1)).float()
+    a, b = centres[0] + turns * signs[0], centres[1] + 2 * turns * signs[1]  # variances 1 and 4
+    weight, bias = 2.0 * torch.randint(1, 4, (c,)), torch.randint(-2, 3, (c,)).float()
+    first = weight[:, None, None] / 2 * turns + bias[:, None, None]
+    average = (first.relu() if relu else first).mean((1, 2)) + 200.0 * torch.randint(-1, 2, (c,))
+    if both:
+        norms = (weight, bias, 4.0 * torch.randint(1, 4, (c,)), average)
+    else:
+        norms, b = (weight, bias, None, None), b - centres[1] + average[:, None, None]
+    grad = torch.randint(-2, 3, size).float()
+    a, b, grad = (t.to(dtype) for t in (a, b, grad))
+    y, _, _, a_grad, b_grad, sums = computed(a, b, grad, norms, relu)
+    exact = in_torch(a, b, grad, norms, relu, torch.float64)
+    for found, right in zip((y, a_grad, b_grad, sums), exact, strict=True):
+        assert torch.equal(found, right.to(found.dtype))
 
 
 def test_a_mean_far_from_zero_leaves_the_variance_its_digits():

@@ -133,7 +133,6 @@ def test_seven_products(c, o, size, monkeypatch):
     """Halves that are whole vectors or not, of even and odd numbers of pixels; alone, or behind a stencil."""
     for place in (base, separable_strassen):
         monkeypatch.setattr(place, "strassen_tile", lambda *sizes: Tile(3, 32, 16))
-    monkeypatch.setattr(separable_strassen, "DEPTH", 0)
     fence = Fence()
     for name, stages in {"alone": (), "3x3": (stencil(c, (3, 3), padding=AROUND, bias=True),)}.items():
         form = Separable((c,), stages, o, bias=True, activation="relu", residual=True, average=True)

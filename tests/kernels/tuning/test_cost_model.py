@@ -1,6 +1,7 @@
 """The cost model: the best tile for one size, a compiled one for others."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,14 +15,19 @@ from leanconv.kernels.cpu.tuning.cost_model import (
     matrix_cycles,
     matrix_tile,
     matrix_tiles,
+    rate,
     reuse_compiled,
     row_block,
+    speeds_of,
+    strassen_tile,
+    weight_cycles,
 )
+from leanconv.kernels.cpu.tuning.speeds import Speeds
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable, Stencil
 from leanconv.ops.separable import separable as reference
-from tests.cpus import HASWELL, NEOVERSE, SAPPHIRE_RAPIDS, ZEN4
+from tests.cpus import CPUS, HASWELL, NEOVERSE, SAPPHIRE_RAPIDS, ZEN4
 
 pytestmark = pytest.mark.usefixtures("halide")
 AROUND = (1, 1, 1, 1)
@@ -67,6 +73,24 @@ def test_a_compiled_tile_is_reused_if_it_costs_little_more():
     assert reuse_compiled("best", [], cost) == "best"
     assert reuse_compiled("best", ["far", "near", "impossible"], cost) == "near"
     assert reuse_compiled("best", ["far", "impossible"], cost) == "best"
+
+
+def test_half_vectors_take_what_the_processor_says():
+    assert [rate(cpu, cpu.lanes // 2) for cpu in (ZEN4, SAPPHIRE_RAPIDS, HASWELL)] == [0.5, 1.0, 1.0]
+    assert [rate(cpu, cpu.lanes) for cpu in CPUS.values()] == [1.0] * len(CPUS)
+    assert speeds_of(replace(ZEN4, speeds=None)) == Speeds()
+
+
+def test_speeds_decide():
+    """Twice the price of a tile's stores makes tiles deeper in no case; costly sums end Strassen and Winograd."""
+    sizes = 512, 196, 512
+    assert strassen_tile(ZEN4, *sizes) is not None
+    assert strassen_tile(replace(ZEN4, speeds=replace(ZEN4.speeds, strassen=6.0)), *sizes) is None
+    slow = replace(ZEN4, speeds=replace(ZEN4.speeds, latency=24.0))
+    tile, patient = matrix_tile(slow, 64, 196, 64, True), matrix_tile(ZEN4, 64, 196, 64, True)
+    assert tile.pixels * tile.block > patient.pixels * patient.block  # more sums in flight
+    assert weight_cycles(ZEN4, 160) == 10
+    assert weight_cycles(NEOVERSE, 160) == 160 / NEOVERSE.speeds.memory_bytes  # it has no third level
 
 
 def test_narrow_vectors_if_they_cost_nothing():

@@ -121,6 +121,26 @@ class Program:
                 values[i] = None
         return handed_out([values[i] for i in self._outputs], given, self._held)
 
+    def values(self, *tensors: Tensor) -> list[Any]:
+        """Every value of one call, run step by step, by its place. All are kept: for measuring."""
+        given = self._given(tensors)
+        values = self._values(given, self._fixed | self._lengths(given))
+        for step in self.steps:
+            step.into(values)
+        return values
+
+    def again(self, values: Sequence[Any], changed: Mapping[int, Any]) -> list[Tensor]:
+        """The outputs of the call that `values` is from, with other values at some places."""
+        values, moved = list(values), set(changed)
+        for place, value in changed.items():
+            values[place] = value
+        for step in self.steps:
+            if moved.isdisjoint(step.reads) or step.at in changed:
+                continue
+            step.into(values)
+            moved |= {step.at, step.second}
+        return [values[i] for i in self._outputs]
+
     def _without_plan(self, key: Hashable, given: Sequence[Tensor], error: Exception) -> list[Tensor]:
         """Step by step from now on for these shapes, unless that fails too."""
         made = self._stepwise(given)

@@ -14,6 +14,7 @@ from leanconv.engine.fused.ir.kinds.call import Call, Ref
 from leanconv.engine.fused.ir.kinds.data_movement import Cat, Pad, Shuffle, Slice
 from leanconv.engine.fused.ir.kinds.elementwise import Activation, Add, Affine, Cast, Scale
 from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
+from leanconv.engine.fused.ir.kinds.integer import Dequantize, Integer, Quantize
 from leanconv.engine.fused.ir.kinds.linear import Linear
 from leanconv.engine.fused.ir.kinds.max_pool import MaxPool
 from leanconv.engine.fused.ir.kinds.reductions import Average, Sum
@@ -21,14 +22,20 @@ from leanconv.engine.fused.ir.kinds.upsample import Upsample
 from leanconv.engine.fused.ir.kinds.values import AverageOf, Constant, Input, Length, Size
 from leanconv.engine.fused.ir.stages import Branch, Branches, Stage
 from leanconv.errors import BadInput
+from leanconv.ops import forms, gated_sum, grouped, pool, separable, upsample
+from leanconv.ops.quantized import Quantization, Quantized
 
-_KINDS = {
-    kind.__name__: kind
-    for kind in (
-        Activation, Add, Affine, Average, AverageOf, Block, Branch, Branches, Call, Cast, Cat, Constant, GatedSum,
-        Input, Length, Linear, MaxPool, Pad, Ref, Scale, Shuffle, Size, Slice, Stage, Sum, Upsample,
-    )
-}  # fmt: skip
+_IR = (
+    Activation, Add, Affine, Average, AverageOf, Block, Branch, Branches, Call, Cast, Cat, Constant, Dequantize,
+    GatedSum, Input, Integer, Length, Linear, MaxPool, Pad, Quantize, Ref, Scale, Shuffle, Size, Slice, Stage, Sum,
+    Upsample,
+)  # fmt: skip
+_FORMS = (
+    Quantization, Quantized, forms.Stencil, gated_sum.GatedSum, grouped.Grouped, pool.MaxPool, separable.Separable,
+    upsample.Upsample,
+)  # fmt: skip
+_NAMES: dict[type, str] = {kind: kind.__name__ for kind in _IR} | {kind: f"ops.{kind.__name__}" for kind in _FORMS}
+_KINDS: dict[str, Any] = {name: kind for kind, name in _NAMES.items()}
 _ARITHMETIC = {
     name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "truediv", "getitem")
 }
@@ -103,9 +110,9 @@ def _encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
         if same is None:
             tensors[same := str(len(tensors))] = value
         return {"tensor": same}
-    if type(value).__name__ in _KINDS and type(value) is _KINDS[type(value).__name__]:
+    if type(value) in _NAMES:
         names = [each.name for each in fields(value)] if is_dataclass(value) else value._fields
-        return {type(value).__name__: {name: _encoded(getattr(value, name), tensors) for name in names}}
+        return {_NAMES[type(value)]: {name: _encoded(getattr(value, name), tensors) for name in names}}
     if isinstance(value, list | tuple):
         return {"list" if isinstance(value, list) else "tuple": [_encoded(each, tensors) for each in value]}
     if isinstance(value, dict):

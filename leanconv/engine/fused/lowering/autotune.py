@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from leanconv.engine.fused.ir.graph import Graph, Node, Op, Run
-from leanconv.engine.fused.ir.kinds.data_movement import Slice
-from leanconv.engine.fused.ir.kinds.values import Constant, Input, Size
-from leanconv.engine.fused.ir.stages import Branches, Stage
-from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, LAST, Implementation
+from leanconv.engine.fused.ir.kinds.integer import Integer
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, Implementation
 from leanconv.engine.fused.lowering.kernels import KernelRun, SplitRun
 from leanconv.engine.fused.lowering.report import TuningRecord, TuningReport, calls
+from leanconv.engine.fused.lowering.samples import geometry, of_few_rows, sample
 from leanconv.kernels import Target, backend
 from leanconv.measure.timing.latency import Timing, interleave, once_ms
 
@@ -26,10 +25,11 @@ HOPELESS, LOST = 1.5, 4.0  # times the best one's look: one more look is given, 
 # A call of so many ms needs no warm-up, and varies less: LONG_ROUNDS suffice for those within LONG_HOPELESS.
 LONG_MS, LONG_ROUNDS, LONG_HOPELESS = 20.0, 3, 1.25
 ALIKE = {"aten", "onednn"}  # one code in the end: of long calls, the one whose look was quicker goes on
-DRAWN = 65_537  # random numbers of a map, before they come again: a prime, so that no two rows or channels are alike
 SHORT_MS = 5.0  # a first launch of a kernel costs 0.25 ms, fifty times a small layer
 PRIMED_MS = 3.0  # shorter calls are timed in warm caches
-PREFERRED, MARGIN = ("kernel", "split"), 0.05
+# What runs the second of two steps.
+SECOND = {"split": "kernel", "kernel+onednn": "onednn"}
+PREFERRED, MARGIN = ("kernel", "tiles", "split"), 0.05
 # Largest difference from PyTorch's answer, as a share of a channel's largest value. A channel counts at least as a part
 # of the largest channel, whose rounding it may have.
 TOLERANCE, PART = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}, 0.2
@@ -51,6 +51,7 @@ def autotune(
     clock: str = "wall",
     forms: Mapping[type[Op], Sequence[Implementation]] = IMPLEMENTATIONS,
     target: Target | None = None,
+    splits: bool = True,
 ) -> tuple[dict[Node, Run], TuningReport]:
     """A function for every node of the graph, and the table of times behind the choice.
 
@@ -58,6 +59,7 @@ def autotune(
         seconds: the most that measuring may take.
         clock: as `measure.timing.latency.interleave` has it.
         target: what kernels are chosen for (default: this machine).
+        splits: whether a node may become two. Without, the graph stays as it is.
     """
     forms = {kind: [form.on(target) for form in each] for kind, each in forms.items()}
     if seconds > 0:
@@ -67,6 +69,7 @@ def autotune(
     names: dict[Node, str] = {}
     seen: dict[Hashable, list[Any]] = {}
     unrun: dict[Node, str] = {}
+    least: dict[Node, float] = {}
     for node in list(graph.nodes):
         if not node.op.is_step:
             continue
@@ -77,8 +80,9 @@ def autotune(
             measured = _measure(node, choices, deadline, clock)
             if math.inf not in measured.values():
                 _MEASURED[key] = measured
+        least[node] = min((ms for ms in measured.values() if isinstance(ms, float)), default=math.inf)
         try:
-            name, run = _best(node, choices, measured)
+            name, run = _best(node, choices if splits else [each for each in choices if not each.splits], measured)
         except NothingRuns as failed:
             unrun |= failed.nodes
             continue
@@ -88,8 +92,9 @@ def autotune(
             runs[graph.put(run.head, at=node)] = run.first
             names[run.head] = "kernel"
             node.inputs, node.op, run = run.tail.inputs, run.tail.op, run.second
+            name = SECOND[name]
         runs[node] = run
-        names[node] = "kernel" if isinstance(run, KernelRun) else "onednn" if name == "kernel+onednn" else name
+        names[node] = name
     if unrun:
         raise NothingRuns(unrun)
     rows = [
@@ -103,7 +108,8 @@ def autotune(
         )
         for label, shape, measured, name, count in seen.values()
     ]
-    return runs, TuningReport(rows, clock, left_out=graph.left_out | calls(graph), names=names)
+    report = TuningReport(rows, clock, left_out=graph.left_out | calls(graph), names=names, least_ms=least)
+    return runs, report
 
 
 def _compile(graph: Graph, forms: Mapping[type[Op], Sequence[Implementation]], target: Target | None) -> None:
@@ -126,8 +132,11 @@ def _best(node: Node, choices: Sequence[Implementation], measured: Mapping[str, 
     """The implementation of least cost, for this node."""
     why = next((text for text in measured.values() if isinstance(text, str)), "no form covers it")
     for _, name in sorted((_cost(name, ms), name) for name, ms in measured.items() if isinstance(ms, float)):
+        form = next((form for form in choices if form.name == name), None)
+        if form is None:
+            continue
         try:
-            made = next(form for form in choices if form.name == name).make(node)
+            made = form.make(node)
         except Exception as error:  # the one that was measured had the same sizes and other weights
             why = _words(error)
             continue
@@ -143,6 +152,8 @@ def _cost(name: str, ms: float) -> float:
 
 def _measure(node: Node, choices: Sequence[Implementation], deadline: float, clock: str) -> dict[str, Any]:
     """Milliseconds of each implementation that is right, or the reason why it is not used."""
+    if isinstance(node.op, Integer):
+        return _measure_integer(node, choices, deadline, clock)
     inputs = [sample(x) for x in node.inputs]
     found, calls, long = _right(node, choices, inputs, clock)
     if not calls:
@@ -158,6 +169,34 @@ def _measure(node: Node, choices: Sequence[Implementation], deadline: float, clo
     if len(close) > 1:  # without the slow ones, which disturb the caches
         looks |= {name: timing.median_ms for name, timing in _turns(close, best, deadline, clock).items()}
     return found | looks
+
+
+def _measure_integer(
+    node: Node, choices: Sequence[Implementation], deadline: float, clock: str
+) -> dict[str, float | str]:
+    """Likewise for an integer primitive. Every bit is compared, on `ROWS` rows: the reference is exact and slow.
+
+    The reference is not timed on the whole map. It counts as so many times slower as the map has more rows.
+    """
+    few = of_few_rows(node)
+    found, calls, _ = _right(few, choices, [sample(x) for x in few.inputs], clock)
+    if not isinstance(node.op, Integer) or not calls:
+        return found
+    rows = max(1.0, node.numbers / few.numbers)
+    slow = [form for form in choices if form.name not in PREFERRED and form.name in calls]
+    unmeasured = time.perf_counter() > deadline
+    for form in slow:
+        found[form.name] = math.inf if unmeasured else rows * once_ms(calls[form.name], clock)
+    for form in choices:
+        if form.name in calls and form not in slow:
+            run, inputs = form.make(node), [sample(x) for x in node.inputs]
+            if unmeasured:
+                found[form.name] = 0.0
+            elif run is not None:
+                call = {form.name: _calling(run, inputs) or partial(run, *inputs)}
+                about = once_ms(call[form.name], clock)
+                found[form.name] = _turns(call, about, deadline, clock)[form.name].median_ms
+    return found
 
 
 def _right(
@@ -187,7 +226,7 @@ def _right(
             found[form.name] = _words(error)
             continue
         want = seen if want is None else want
-        if not agrees(seen, want, TOLERANCE.get(node.dtype, 1e-4)):
+        if not agrees(seen, want, 0.0 if isinstance(node.op, Integer) else TOLERANCE.get(node.dtype, 1e-4)):
             found[form.name] = "differs from PyTorch's"
             continue
         calls[form.name] = call or partial(run, *inputs)
@@ -244,6 +283,8 @@ def agrees(seen: Any, want: Any, tolerance: float) -> bool:
     """
     if isinstance(want, tuple):
         return isinstance(seen, tuple) and all(agrees(a, b, tolerance) for a, b in zip(seen, want, strict=True))
+    if not want.is_floating_point():
+        return seen.dtype == want.dtype and torch.equal(seen, want)
     if seen.shape != want.shape or not want.numel():
         return seen.shape == want.shape  # type: ignore[no-any-return]
     others = (0, *range(2, want.dim()))
@@ -251,41 +292,3 @@ def agrees(seen: Any, want: Any, tolerance: float) -> bool:
     size = want.abs().amax(others)
     size = size.clamp(min=max(1e-30, PART * float(size.amax())))
     return bool(((seen - want).abs_().amax(others) <= tolerance * size).all())
-
-
-def sample(node: Node, *, empty: bool = False) -> Tensor:
-    """A value like the node's result, or memory for one; a slice as a view."""
-    if isinstance(node.op, Constant | Size):
-        return node.op.value  # type: ignore[return-value]
-    if isinstance(node.op, Slice) and node.shape[2:] != (1, 1):
-        return sample(node.inputs[0], empty=empty).narrow(1, node.op.start, node.op.stop - node.op.start)
-    if empty or not node.dtype.is_floating_point:
-        made = (torch.empty if empty else torch.zeros)(node.shape, dtype=node.dtype)
-    else:
-        made = _drawn(math.prod(node.shape), node.dtype).view(node.shape)
-    if len(node.shape) != 4 or isinstance(node.op, Input):  # an image comes in planes
-        return made
-    return made.contiguous(memory_format=LAST)
-
-
-def _drawn(count: int, dtype: torch.dtype) -> Tensor:
-    """Random numbers, repeated where there are many: to draw a large map takes as long as to convolve it."""
-    numbers = torch.randn(min(count, DRAWN), dtype=dtype)
-    return numbers.repeat(-(-count // DRAWN))[:count] if count > DRAWN else numbers
-
-
-def geometry(node: Node) -> Hashable:
-    """All that decides how fast a node runs: everything but its weights' values."""
-    inputs = tuple((x.shape, isinstance(x.op, Slice) and x.inputs[0].shape) for x in node.inputs)
-    return node.dtype, torch.get_num_threads(), inputs, _sizes(node.op)
-
-
-def _sizes(data: Any) -> Hashable:
-    match data:
-        case Tensor():
-            return tuple(data.shape)
-        case Stage() | Branches() | Op():
-            return type(data).__name__, tuple(_sizes(value) for value in vars(data).values())
-        case tuple() | list():
-            return tuple(map(_sizes, data))
-    return repr(data)

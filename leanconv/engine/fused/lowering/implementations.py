@@ -20,12 +20,13 @@ from leanconv.engine.fused.ir.kinds.call import Call, Ref
 from leanconv.engine.fused.ir.kinds.data_movement import Cat, Pad, Shuffle, Slice
 from leanconv.engine.fused.ir.kinds.elementwise import Activation, Add, Affine, Cast, Scale
 from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
+from leanconv.engine.fused.ir.kinds.integer import Dequantize, Integer, Quantize
 from leanconv.engine.fused.ir.kinds.linear import Linear
 from leanconv.engine.fused.ir.kinds.max_pool import MaxPool
 from leanconv.engine.fused.ir.kinds.reductions import Average, Sum
 from leanconv.engine.fused.ir.kinds.upsample import Upsample
 from leanconv.engine.fused.ir.stages import Stage
-from leanconv.engine.fused.lowering.kernels import kernel, split
+from leanconv.engine.fused.lowering.kernels import kernel, split, tiles
 from leanconv.engine.fused.lowering.normalization import AROUND_A_PIVOT
 from leanconv.engine.fused.lowering.unfused import aten_stage, in_float32, onednn_stage, stage_by_stage
 from leanconv.kernels import Target
@@ -40,16 +41,17 @@ PRODUCTS = ("conv", "linear", "addmm", "baddbmm", "mm", "bmm", "matmul", "_scale
 class Implementation:
     """`make(node)` gives the function, or None where the implementation does not cover the node.
 
-    `of_target`: it depends on the target, `make(node, target=...)`; None is this machine.
+    `of_target`: it depends on the target, `make(node, target=...)`; None is this machine. `splits`: it makes two steps.
     """
 
     name: str
     make: Callable[..., Run | None]
     of_target: bool = False
+    splits: bool = False
 
     def on(self, target: Target | None) -> "Implementation":
         """The implementation for a target."""
-        return Implementation(self.name, partial(self.make, target=target)) if self.of_target else self
+        return replace(self, make=partial(self.make, target=target), of_target=False) if self.of_target else self
 
 
 def _in_torch(node: Node) -> Run:
@@ -106,17 +108,20 @@ def _call(node: Node) -> Run:
 
 IN_TORCH = Implementation("aten", _in_torch)
 KERNEL = Implementation("kernel", kernel, of_target=True)
+TILES = Implementation("tiles", tiles, of_target=True)
 IMPLEMENTATIONS: dict[type[Op], list[Implementation]] = {
     Block: [
         Implementation("onednn", lambda node: stage_by_stage(node, onednn_stage)),
         Implementation("aten", lambda node: stage_by_stage(node, aten_stage)),
         Implementation("matrix", _pointwise_matrix),
         KERNEL,
-        Implementation("split", lambda node, target=None: split(node, target=target), of_target=True),
-        Implementation("kernel+onednn", _kernel_then_onednn, of_target=True),
+        TILES,
+        Implementation("split", lambda node, target=None: split(node, target=target), of_target=True, splits=True),
+        Implementation("kernel+onednn", _kernel_then_onednn, of_target=True, splits=True),
     ],
     Call: [Implementation("aten", _call)],
-    **{kind: [IN_TORCH, KERNEL] for kind in (GatedSum, Upsample, MaxPool)},
+    **{kind: [IN_TORCH, KERNEL, TILES] for kind in (GatedSum, Upsample)},
+    **{kind: [IN_TORCH, KERNEL] for kind in (MaxPool, Integer, Quantize, Dequantize)},
     **{
         kind: [IN_TORCH]
         for kind in (Activation, Add, Affine, Average, Cast, Cat, Linear, Pad, Scale, Shuffle, Slice, Sum)

@@ -1,4 +1,4 @@
-"""The implementations "kernel" and "split": a node's primitive bound to its weights by the backend."""
+"""The implementations "kernel", "tiles" and "split": a node's primitive bound to its weights by the backend."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from leanconv.engine.fused.ir.graph import Node
 from leanconv.engine.fused.ir.kinds.block import Block
+from leanconv.engine.fused.ir.kinds.integer import Dequantize, Integer, Quantize
 from leanconv.engine.fused.lowering.primitives import primitive
 from leanconv.kernels import Target, backend
 from leanconv.kernels.interface import Bound, Launch, Prepared
@@ -47,7 +48,7 @@ class KernelRun:
     def __init__(self, node: Node, bound: Bound, form: Form) -> None:
         self.bound, self.average = bound, form.average
         self._op = node.op
-        self.gate = isinstance(node.op, Block) and node.op.gate
+        self.gate = isinstance(node.op, Block | Integer) and node.op.gate
 
     def maps(self, inputs: Sequence[T]) -> list[T | None]:
         return self._op.maps(inputs)
@@ -102,11 +103,27 @@ def kernel(node: Node, target: Target | None = None) -> KernelRun | None:
 
     `target`: what it is chosen for (default: this machine).
     """
-    if not _runs(node) or (found := primitive(node)) is None:
+    if not isinstance(node.op, Integer | Quantize | Dequantize) and not _runs(node):
+        return None
+    if backend().why_not() or (found := primitive(node)) is None:
         return None
     form, weights = found
     bound = backend().bind(form, weights, target)
     return None if bound is None else KernelRun(node, bound, form)
+
+
+def tiles(node: Node, target: Target | None = None) -> KernelRun | None:
+    """Likewise, its products on matrix tiles (AMX); None where they are not in bfloat16, or no such kernel covers it.
+
+    Their AVX512-BF16 is not offered on other processors: Halide's is at the peak too, and was never slower there
+    (`benchmarks/bf16_blocks.py`, one Zen 4 core).
+    """
+    if node.dtype != torch.bfloat16 or not (target or Target()).cpu.amx:
+        return None
+    if not _runs(node) or (found := primitive(node)) is None:
+        return None
+    bound = backend().bind_to_tiles(*found, target)
+    return None if bound is None else KernelRun(node, bound, found[0])
 
 
 def _runs(node: Node) -> bool:

@@ -48,6 +48,9 @@ class TuningReport:
         note: why no kernel was among the implementations, and how to get kernels; or "".
         left_out: parts that were not fused, and operators without a kernel -> why.
         names: the implementation that each node runs.
+        least_ms: milliseconds of each node's fastest implementation; infinite where none was timed.
+        in_float32: blocks of an int8 program that stay float32 -> why.
+        int8: how many blocks compute in int8, and the loss; "" in other programs.
     """
 
     rows: list[TuningRecord] = field(default_factory=list)
@@ -55,10 +58,14 @@ class TuningReport:
     note: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
     names: dict[Node, str] = field(default_factory=dict)
+    least_ms: dict[Node, float] = field(default_factory=dict)
+    in_float32: dict[str, str] = field(default_factory=dict)
+    int8: str = ""
 
     def to_dict(self) -> list[dict[str, Any]]:
         left = [TuningRecord(part, (), 1, {}, {"fused": why}, "aten") for part, why in self.left_out.items()]
-        return [row.to_dict() for row in (*self.rows, *left)]
+        wide = [TuningRecord(block, (), 1, {}, {"int8": why}, "float32") for block, why in self.in_float32.items()]
+        return [row.to_dict() for row in (*self.rows, *left, *wide)]
 
     def __str__(self) -> str:
         names = list(dict.fromkeys(name for row in self.rows for name in row.times_ms))
@@ -77,7 +84,9 @@ class TuningReport:
         )
         note += f"; {self.note}" if self.note else ""
         text = table(["block", "result", "times", *names, "chosen"], cells, note=note)
-        return "\n".join([text, *(f"not fused: {part}: {why}" for part, why in self.left_out.items())])
+        wide = [self.int8] * bool(self.int8)
+        wide += [f"in float32: {block}: {why}" for block, why in self.in_float32.items()]
+        return "\n".join([text, *wide, *(f"not fused: {part}: {why}" for part, why in self.left_out.items())])
 
 
 def calls(graph: Graph) -> dict[str, str]:

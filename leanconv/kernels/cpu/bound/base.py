@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput
+from leanconv.kernels.cpu.calibration.kept import calibrated
+from leanconv.kernels.cpu.compilation.build import compiled_for
 from leanconv.kernels.cpu.pipelines.element import ElementType, element_type
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.runtime.block_loop import BlockLoop
@@ -95,7 +97,7 @@ class Bound(ABC):
     planes = False  # whether an image in planes is read as it is
 
     def __init__(self, target: Target | None = None) -> None:
-        self.target = target or Target()
+        self.target = calibrated(target or Target())
         self.cpu: Cpu = self.target.cpu
         self._kernels: dict[Any, PreparedKernel] = {}
         self._short: dict[Any, PreparedKernel] = {}
@@ -115,7 +117,8 @@ class Bound(ABC):
         key = self._key(maps)
         found = self._kernels.get(key)
         if found is None:
-            prepared = self._prepare(*maps)
+            with compiled_for(self.cpu.isa):
+                prepared = self._prepare(*maps)
             with self._lock:
                 if len(self._kernels) >= _KEPT:
                     self._kernels = {}

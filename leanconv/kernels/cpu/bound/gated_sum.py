@@ -1,5 +1,6 @@
 """The second pass of a softmax pair bound to its weights: averages, gates, and a 1×1 that blends."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,14 +16,14 @@ from leanconv.kernels.cpu.bound.base import (
     ready,
 )
 from leanconv.kernels.cpu.bound.views import average_of, flat_out_view, flat_view, vector_view, weights_view
-from leanconv.kernels.cpu.compilation.build import kernel
+from leanconv.kernels.cpu.compilation.build import compiled_for, kernel
 from leanconv.kernels.cpu.pipelines import pointwise
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.pipelines.packing import pack_projection
 from leanconv.kernels.cpu.runtime.block_loop import BlockLoop, View, Work
 from leanconv.kernels.cpu.runtime.launch import Gates, KernelLaunch
 from leanconv.kernels.cpu.runtime.tensors import pixel_stride
-from leanconv.kernels.cpu.tuning.cost_model import dividing_tile, row_block
+from leanconv.kernels.cpu.tuning.cost_model import dividing_tile, row_block, summed_rows, whole_units
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import check_channels
 from leanconv.ops.gated_sum import GatedSum
@@ -96,7 +97,8 @@ class BoundGatedSum(Bound):
         """
         if not self.takes(*maps):
             return None
-        prepared = self._with_tile([x for x in maps if x is not None], whole=True)
+        with compiled_for(self.cpu.isa):
+            prepared = self._with_tile([x for x in maps if x is not None], whole=True)
         return prepared if prepared is not None and prepared.loop.native else None
 
     def _with_tile(self, maps: Sequence[Tensor], whole: bool) -> "PreparedGatedSum | None":
@@ -133,10 +135,14 @@ class BoundGatedSum(Bound):
         arguments += [vector_view(gates, o, part * o, 3 * o) for part in range(3)]
         out = gates + 1 + len(weights)
         arguments.append(flat_out_view(out, size, element))
-        block = row_block(
-            self.cpu, pixels, n, element.bytes * (sum(form.channels) + 2 * o), 0, torch.get_num_threads(), tile.pixels
-        )
-        average = average_of(out, out + 1, size, element, flat=True) if form.average else None
+        unit, least = summed_rows(h), tile.pixels
+        if form.average:
+            least = math.lcm(least, unit * w) if whole else whole_units(unit * w, least)
+            if whole and 2 * least > pixels:
+                return None  # too few blocks
+        row_bytes = element.bytes * (sum(form.channels) + 2 * o)
+        block = row_block(self.cpu, pixels, n, row_bytes, 0, torch.get_num_threads(), least)
+        average = average_of(out, out + 1, size, element, unit, flat=True) if form.average else None
         made = kernel(pointwise.pipeline, core, tile)
         loop = BlockLoop([(made, arguments)], Work(n, pixels, block, tile.pixels), average)
         return PreparedGatedSum(self, loop, weights, size, element.dtype)

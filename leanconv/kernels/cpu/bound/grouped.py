@@ -99,7 +99,7 @@ class BoundGrouped(Bound):
         target = out_view(out, size, 0, form.width, element)
         arguments.append(self._by_group(target) if form.project is None else target)
         made = kernel(PIPELINES[algorithm.method], core, tiles)
-        average = average_of(out, out + 1, size, element) if form.average else None
+        average = average_of(out, out + 1, size, element, algorithm.unit) if form.average else None
         loop = BlockLoop([(made, arguments)], Work(n, p, algorithm.block), average)
         prepared = PreparedKernel(loop, weights, size, form.average, element.dtype)
         prepared.method = algorithm.method

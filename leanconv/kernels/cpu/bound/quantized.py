@@ -100,7 +100,7 @@ class BoundQuantized(Bound):
         """The map as the kernel takes it. Raises BadInput unless it is uint8 or float32, on the CPU."""
         if x.dim() == 2:
             return x if x.dtype == torch.float32 and x.is_contiguous() else x.float().contiguous()
-        if x.dtype not in (torch.uint8, torch.float32) or x.device.type != "cpu" or x.dim() != 4:
+        if x.dtype not in (torch.uint8, torch.float32) or x.device.type not in ("cpu", "meta") or x.dim() != 4:
             raise BadInput(f"quantized kernels take maps N C H W of uint8 or float32, got {x.dtype} {tuple(x.shape)}")
         if x.shape[2] * x.shape[3] * max(x.shape[1], x.stride(3)) * x.itemsize >= 2**31:
             raise BadInput(f"a sample of {tuple(x.shape[1:])} has 2³¹ bytes or more: the CPU kernels count in 32 bits")

@@ -13,7 +13,7 @@ from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.pipelines.packing import pack_projection, pack_vector
 from leanconv.kernels.cpu.runtime.block_loop import Average, BlockLoop, View, Work
 from leanconv.kernels.cpu.runtime.tensors import pixel_stride
-from leanconv.kernels.cpu.tuning.cost_model import lanes_for, row_block
+from leanconv.kernels.cpu.tuning.cost_model import lanes_for, row_block, summed_rows
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import check_channels
 from leanconv.ops.pool import MaxPool
@@ -70,12 +70,12 @@ class BoundUpsample(Bound):
             line = k * w * o
             target = View(out, ((width, 1), (w, width), (h, k * line)), i * line, h * k * line, True, element.dtype)
             kernels.append((made, [*arguments, target]))
-        block = row_block(
-            self.cpu, h, n, element.bytes * w * (sum(form.channels) + k * width), 0, torch.get_num_threads()
-        )
+        unit = summed_rows(h) if form.average else 1
+        row_bytes = element.bytes * w * (sum(form.channels) + k * width)
+        block = row_block(self.cpu, h, n, row_bytes, 0, torch.get_num_threads(), unit)
         average = None
         if form.average:  # a row of the work is k rows of the output
-            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, k * k * w * o, element.dtype)
+            average = Average(out, out + 1, o, k * k * w, h * k * k * w * o, unit, element.dtype)
         return PreparedKernel(
             BlockLoop(kernels, Work(n, h, block), average), weights, size, form.average, element.dtype
         )
@@ -111,10 +111,9 @@ class BoundMaxPool(Bound):
         core = max_pool.Pool(c, pixel_stride(x), form.kernel, form.stride, sides, element)
         size, lanes = (n, c, p, q), lanes_for(self.cpu, c)
         made = kernel(max_pool.pipeline, core, Tile(1, lanes, lanes))
-        block = row_block(
-            self.cpu, p, n, element.bytes * c * (q + w * form.stride[0]), form.kernel[0] - 1, torch.get_num_threads()
-        )
-        average = average_of(1, 2, size, element) if form.average else None
+        unit, row_bytes = summed_rows(p) if form.average else 1, element.bytes * c * (q + w * form.stride[0])
+        block = row_block(self.cpu, p, n, row_bytes, form.kernel[0] - 1, torch.get_num_threads(), unit)
+        average = average_of(1, 2, size, element, unit) if form.average else None
         arguments = [map_view(0, x, 0, c), out_view(1, size, 0, c, element)]
         return PreparedKernel(
             BlockLoop([(made, arguments)], Work(n, p, block), average), [], size, form.average, element.dtype

@@ -30,7 +30,7 @@ from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.pipelines.packing import pack_projection, pack_vector
 from leanconv.kernels.cpu.runtime.block_loop import BlockLoop, Prefetch, View, Work
 from leanconv.kernels.cpu.runtime.tensors import pixel_stride
-from leanconv.kernels.cpu.tuning.cost_model import fill, lanes_for, row_block, strip
+from leanconv.kernels.cpu.tuning.cost_model import fill, lanes_for, row_block, strip, summed_rows, whole_units
 from leanconv.ops.forms import Stencil
 
 
@@ -58,7 +58,7 @@ class KernelBuilder:
         views, kernels, first = [], [], 0
         for chain, taps in zip(self.parts.chains, self.parts.taps, strict=True):
             core = separable.SeparableCore(
-                (self._track(chain),),
+                (self.track(chain),),
                 None,
                 self.size[1],
                 False,
@@ -79,15 +79,17 @@ class KernelBuilder:
             (made, [*arguments, out_view(out, self.size, start, channels, self.element)])
             for made, (arguments, start, channels) in zip(kernels, views, strict=True)
         ]
-        return self.finish(listed, self._work(), flat=False)
+        return self.finish(listed, self.row_work(torch.get_num_threads()), flat=False)
 
     def projected(self) -> PreparedKernel:
         """Stencils, then the 1×1 of whole rows of pixels."""
-        form, (n, o, p, q), work = self.form, self.size, self._work()
+        form, (n, o, p, q), work = self.form, self.size, self.row_work(torch.get_num_threads())
         assert self.parts.project is not None
-        last = p - (p - 1) // work.block * work.block  # rows of the smallest block
         core = self.core()
-        tile = self.bound.matrix_tile(core, o, last * q, form.middle, self.element)
+        # One tile for any number of threads: the width of its vectors can change the last bit of a stencil.
+        tile = self.bound.matrix_tile(core, o, self.row_work(1).last * q, form.middle, self.element)
+        while work.last * q < tile.pixels:
+            work = replace(work, block=work.block + self._unit())
         arguments: list[View] = []
         for chain, taps, column in zip(self.parts.chains, self.parts.taps, self.columns(), strict=True):
             arguments += [self.input(chain), *map(self.add, taps)]
@@ -105,7 +107,7 @@ class KernelBuilder:
         """The key (core) of a kernel that runs the stencils and then the 1×1."""
         form, o = self.form, self.size[1]
         return separable.SeparableCore(
-            tuple(map(self._track, self.parts.chains)),
+            tuple(map(self.track, self.parts.chains)),
             o,
             o,
             form.bias,
@@ -150,7 +152,8 @@ class KernelBuilder:
         arguments.append(flat_out_view(self.pointers + len(self.weights), self.size, self.element))
         # A block's input is read once for every panel of weights, its output only if it is averaged.
         kept = form.middle + o * form.average
-        block = row_block(self.cpu, pixels, n, self.element.bytes * kept, 0, torch.get_num_threads(), tile.pixels)
+        least = whole_units(summed_rows(p) * q, tile.pixels) if form.average else tile.pixels
+        block = row_block(self.cpu, pixels, n, self.element.bytes * kept, 0, torch.get_num_threads(), least)
         work = Work(n, pixels, block, tile.pixels)
         return self.finish([(kernel(pointwise.pipeline, core, tile), arguments)], work, flat=True)
 
@@ -161,10 +164,13 @@ class KernelBuilder:
         flat: bool,
         apart: bool = False,
         fetches: Sequence[Prefetch] = (),
+        unit: int | None = None,
     ) -> PreparedKernel:
-        """Add output, average and prefetches, and build the prepared kernel."""
-        out = self.pointers + len(self.weights)
-        average = average_of(out, out + 1, self.size, self.element, flat, apart) if self.form.average else None
+        """Add output, average and prefetches, and build the prepared kernel. `unit`: as `average_of` has it."""
+        out, average = self.pointers + len(self.weights), None
+        if self.form.average:
+            unit = unit or summed_rows(self.size[2])
+            average = average_of(out, out + 1, self.size, self.element, unit, flat, apart)
         loop = BlockLoop(kernels, work, average, fetches)
         return PreparedKernel(loop, self.weights, self.size, self.form.average, self.element.dtype)
 
@@ -173,7 +179,7 @@ class KernelBuilder:
         self.weights.append(packed)
         return weights_view(self.pointers + len(self.weights) - 1, packed)
 
-    def _track(self, chain: ChannelChain) -> Track:
+    def track(self, chain: ChannelChain) -> Track:
         """The track of a chain: tile sizes, strips, and whether it reads its input in place."""
         stencils = tuple(replace(s, first=0) for s in chain.stencils)
         x = self.inputs[chain.index]
@@ -185,7 +191,7 @@ class KernelBuilder:
         def strips(tiles: tuple[int, ...]) -> tuple[int, ...]:
             spans = [(s.kernel[0] - 1) * s.dilation[0] + 1 for s in stencils]
             steps = [tile * s.stride[1] for tile, s in zip(tiles[1:], stencils, strict=True)]
-            return (0, *map(strip, spans, widths, steps))
+            return (0, *(strip(self.cpu, *each) for each in zip(spans, widths, steps, strict=False)))
 
         def pixels(kept: tuple[tuple[int, ...], tuple[int, ...], bool]) -> float:
             """Pixels computed for a row, over pixels needed; infinite where the kernel does not fit here."""
@@ -241,7 +247,11 @@ class KernelBuilder:
     def residual_pixel(self) -> int:
         return 0 if self.residual is None else pixel_stride(self.residual)
 
-    def _work(self) -> Work:
+    def _unit(self) -> int:
+        """Rows of which blocks are multiples."""
+        return summed_rows(self.size[2]) if self.form.average else 1
+
+    def row_work(self, threads: int) -> Work:
         """The row blocks, from the scratch of one output row and the halo."""
         n, o, p, q = self.size
         row_bytes, halo = self.element.bytes * q * o, 0
@@ -251,7 +261,7 @@ class KernelBuilder:
                 step *= stencil.stride[0]
                 halo = max(halo, (stencil.kernel[0] - 1) * stencil.dilation[0])
                 row_bytes += 4 * chain.channels * q * step * step
-        return Work(n, p, row_block(self.cpu, p, n, row_bytes, halo, torch.get_num_threads()))
+        return Work(n, p, row_block(self.cpu, p, n, row_bytes, halo, threads, self._unit()))
 
 
 def _rows_read(stencils: Sequence[Stencil]) -> tuple[int, int]:

@@ -16,9 +16,9 @@ from leanconv.kernels.cpu.runtime.block_loop import View, Work
 from leanconv.kernels.cpu.runtime.tensors import pixel_stride
 from leanconv.kernels.cpu.tuning.cost_model import row_block, strassen_cycles, strassen_tile
 
-# Least number of channels after a stencil. At 256 (to 256, 32×32; to 512, 28×28) the sums of the products cost what the
-# products save: between 3 % faster and 3 % slower, on a Zen 4 core.
-DEPTH = 384
+# Least number of blocks, so that threads have about as many each. How products are saved depends on the shape alone:
+# any number of threads gives the same bits.
+BLOCKS = 4
 
 
 def pointwise(builder: KernelBuilder) -> PreparedKernel | None:
@@ -36,9 +36,9 @@ def pointwise(builder: KernelBuilder) -> PreparedKernel | None:
     if builder.residual is not None:
         arguments.append(_pairs(builder.at_residual, builder.residual, 0, o, p * q))
     out = View(builder.pointers + len(builder.weights), _halves(o, p * q, o), 0, p * q * o, rows=True)
-    pairs = -(-p * q // 2)
+    pairs = p * q // 2
     row_bytes = 4 * strassen.PRODUCTS * form.middle // 2
-    block = pairs if p * q % 2 else row_block(builder.cpu, pairs, n, row_bytes, 0, torch.get_num_threads(), tile.pixels)
+    block = row_block(builder.cpu, pairs, n, row_bytes, 0, torch.get_num_threads(), tile.pixels)
     work = Work(n, pairs, block, tile.pixels)
     prepared = builder.finish(
         [(kernel(strassen.pipeline, core, tile), [*arguments, out])], work, flat=False, apart=True
@@ -50,11 +50,11 @@ def pointwise(builder: KernelBuilder) -> PreparedKernel | None:
 def _tile_alone(builder: KernelBuilder) -> Tile | None:
     """The register tile if a 1×1 alone uses Strassen, else None.
 
-    With an odd number of pixels the middle one is computed twice, in an order that only one thread keeps.
+    With an odd number of pixels the middle one would be computed twice, in an order that only one thread keeps.
     """
-    (n, o, p, q), threads = builder.size, torch.get_num_threads()
+    _, o, p, q = builder.size
     plain = not (builder.element.dtype != torch.float32 or builder.form.gate or len(builder.parts.chains) > 1)
-    if not plain or builder.bound.target.arithmetic == "direct" or (p * q % 2 and threads > n):
+    if not plain or builder.bound.target.arithmetic == "direct" or p * q % 2:
         return None
     return builder.bound.strassen_tile(o, p * q, builder.form.middle)
 
@@ -82,22 +82,22 @@ def projected(builder: KernelBuilder) -> PreparedKernel | None:
     target = View(out, _halves(o, pixels, o), 0, p * q * o, moved=True)
     arguments = [flat_out_view(out, builder.size, builder.element), *arguments, target]
     listed = [(kernel(separable_strassen.projected, core, tile), arguments)]
-    prepared = builder.finish(listed, Work(n, p * q, pixels), flat=True, fetches=builder.fetches(core))
+    prepared = builder.finish(listed, Work(n, p * q, pixels), flat=True, fetches=builder.fetches(core), unit=rows)
     prepared.method = "strassen"
     return prepared
 
 
 def _rows(builder: KernelBuilder) -> int | None:
-    """Rows of a block: they divide the map, and every thread gets as many blocks.
+    """Rows of a block: they divide the map, and there are at least `BLOCKS`.
 
     The best whose sums fit a quarter of the cache, else half of it, in at least two tiles. At 512 to 512 channels,
     14×14, blocks of 2 rows take 1 % less than blocks of 7, although weights pass more often, and 2 % less than of 1.
     """
     (n, o, p, q), depth = builder.size, builder.form.middle
-    fitting = builder.cpu.l2 // 4 // (strassen.PRODUCTS * depth * q) if depth >= DEPTH else 0
+    fitting = builder.cpu.l2 // 4 // (strassen.PRODUCTS * depth * q)
     costs: dict[int, tuple[bool, float]] = {}
     for rows in range(min(p, 2 * fitting), 0, -1):
-        alike = p % rows == 0 and n * (p // rows) % torch.get_num_threads() == 0
+        alike = p % rows == 0 and n * (p // rows) >= BLOCKS
         tile = strassen_tile(builder.cpu, o, rows * q, depth, p // rows) if alike else None
         if tile is not None and rows * q >= 4 * tile.pixels:
             costs[rows] = rows > fitting, strassen_cycles(builder.cpu, tile, o, rows * q, depth, p // rows)

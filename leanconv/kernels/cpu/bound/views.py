@@ -66,10 +66,14 @@ def average_of(
     result: int,
     size: tuple[int, int, int, int],
     element: ElementType,
+    unit: int,
     flat: bool = False,
     apart: bool = False,
 ) -> Average:
-    """The average of a dense output: computed in blocks of rows, of pixels (`flat`), or after all blocks (`apart`)."""
+    """The average of a dense output: computed in blocks of rows, of pixels (`flat`), or after all blocks (`apart`).
+
+    `unit`: rows of the output that are summed together, see `cost_model.summed_rows`.
+    """
     _, o, p, q = size
-    columns, row = (1, o) if flat else (q, q * o)
-    return Average(pointer, result, o, columns, p * q * o, row, element.dtype, p if apart else 0)
+    numbers = (1, p * q * o, unit * q) if flat else (q, p * q * o, unit)
+    return Average(pointer, result, o, *numbers, element.dtype, p if apart else 0)

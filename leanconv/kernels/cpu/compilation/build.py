@@ -18,6 +18,8 @@ from leanconv.errors import LeanconvError
 from leanconv.kernels import limited
 from leanconv.kernels.cpu.compilation import cache
 from leanconv.kernels.cpu.pipelines.frontend import halide
+from leanconv.kernels.cpu.tuning.cpu import cpuinfo, this_cpu
+from leanconv.kernels.cpu.tuning.instructions import INSTRUCTION_SETS, check
 
 _ROOMS = Path(__file__).parent.parent
 PIPELINES, RUNTIME = _ROOMS / "pipelines", _ROOMS / "runtime"
@@ -37,8 +39,11 @@ _RUNTIME_FILES = (
     "int8_maps",
     "int8_product",
     "int8_stencil",
+    "tiles_amx",
+    "tiles_pairs",
+    "tiles_emulated",
 )
-_RUNTIME_FLAGS, _STUB_FLAGS = ("-O3", "-march=native", "-fPIC"), ("-O1", "-fPIC")
+_STUB_FLAGS = ("-O1", "-fPIC")
 _FUNCTIONS = ("lc_sizes", "lc_run", "lc_batch", "lc_gates", "lc_copy", "lc_malloc", "lc_free", "lc_training_size")
 _LOCK = threading.RLock()  # Halide's front end is not thread-safe, and no kernel should be compiled twice
 
@@ -58,17 +63,23 @@ def compiler() -> str:
     return next((found for found in map(shutil.which, [*named.split()[:1], "cc", "gcc", "clang"]) if found), "")
 
 
-@functools.lru_cache(1)
-def _kernel_source() -> str:
+@functools.lru_cache(4)
+def _kernel_source(isa: str) -> str:
     """What a kernel's machine code depends on, besides core and tile: pipelines, forms, tools, flags, machine."""
     files = [*PIPELINES.glob("*.py"), PIPELINES / "stub.c", *_FORMS]
-    return _hashed(files, (version("halide"), str(target(ahead=True)), _STUB_FLAGS))
+    return _hashed(files, (version("halide"), str(target(True, isa)), _STUB_FLAGS))
 
 
 @functools.lru_cache(1)
 def _runtime_source() -> str:
     """What the runtime's library depends on."""
-    return _hashed([*RUNTIME.glob("*.c"), *RUNTIME.glob("*.h")], (_RUNTIME_FLAGS, _flags_of("int8")))
+    return _hashed([*RUNTIME.glob("*.c"), *RUNTIME.glob("*.h")], (*c_flags(this_cpu().isa), *_flags_of("int8")))
+
+
+def c_flags(isa: str) -> tuple[str, ...]:
+    """The C compiler's flags for an instruction set; for "" all that this machine has."""
+    machine = (*INSTRUCTION_SETS[isa].flags, "-mtune=native") if isa else ("-march=native",)
+    return ("-O3", *machine, "-fPIC")
 
 
 def _hashed(files: Iterable[Path], tools: tuple[object, ...]) -> str:
@@ -119,10 +130,8 @@ def runtime() -> ctypes.CDLL | None:
             def make(path: Path, extra: list[str] = extra, linked: list[str] = linked) -> None:
                 codes = [str(path.with_name(f"{path.stem}-{name}.o")) for name in _RUNTIME_FILES]
                 for name, code in zip(_RUNTIME_FILES, codes, strict=True):
-                    _cc(
-                        [*_RUNTIME_FLAGS, *_flags_of(name), *extra, "-c", str(RUNTIME / f"{name}.c"), "-o", code],
-                        path.parent,
-                    )
+                    flags = [*c_flags(this_cpu().isa), *_flags_of(name), *extra]
+                    _cc([*flags, "-c", str(RUNTIME / f"{name}.c"), "-o", code], path.parent)
                 _cc(["-shared", *codes, *linked, "-lm", "-lpthread", "-o", str(path)], path.parent)
 
             try:
@@ -131,6 +140,21 @@ def runtime() -> ctypes.CDLL | None:
                 last = str(error)
         _in_process_only(last)
         return None
+
+
+def c_library(source: Path, isa: str, needs: Sequence[str]) -> ctypes.CDLL | None:
+    """The library of one C file, compiled for an instruction set; None without a compiler, or a folder for it.
+
+    Raises: CannotBuild where the build fails.
+    """
+    if not compiler():
+        return None
+
+    def make(path: Path) -> None:
+        _cc(["-shared", *c_flags(isa), str(source), "-o", str(path)], path.parent)
+
+    with _LOCK:
+        return _library(cache.key(_hashed([source], c_flags(isa)), source.name), make, needs)
 
 
 def _library(name: str, make: Callable[[Path], None], needs: Sequence[str] = ()) -> ctypes.CDLL | None:
@@ -192,11 +216,20 @@ def obstacle() -> str:
     return f"kernels compiled in each process ({cache.reasons()})" if cache.reasons() else ""
 
 
-def target(ahead: bool) -> Any:
-    """This machine, without checks that the callers do; ahead of time also without Halide's own runtime."""
+def target(ahead: bool, isa: str) -> Any:
+    """This machine, without checks that the callers do; ahead of time also without Halide's own runtime.
+
+    Args:
+        isa: the instruction set that the code keeps to, "" for all that this machine has.
+    Raises: BadInput for one that it has not.
+    """
     hl = halide()
     features = ["NoAsserts", "NoBoundsQuery"] + ["NoRuntime"] * ahead
     made = hl.get_host_target()
+    if check(isa, cpuinfo()[1]):
+        for name in dir(hl.TargetFeature):
+            if name.startswith("AVX") and name not in INSTRUCTION_SETS[isa].halide:
+                made = made.without_feature(getattr(hl.TargetFeature, name))
     for feature in features:
         made = made.with_feature(getattr(hl.TargetFeature, feature))
     return made
@@ -208,57 +241,85 @@ def _stub(path: Path) -> None:
 
 
 Pipeline = Callable[[Any, Any], tuple[Any, list[Any]]]
-# A kernel to compile: `pipeline(core, tile)` gives the Halide Func and its arguments.
-Job = tuple[Pipeline, Hashable, Hashable]
-_listing = threading.local()
+# A kernel to compile, and for which instruction set: `pipeline(core, tile)` gives the Halide Func and its arguments.
+Job = tuple[Pipeline, Hashable, Hashable, str]
+_thread = threading.local()
 
 
 @contextmanager
 def listed() -> Iterator[list[Job]]:
     """Inside, this thread compiles nothing but lists what it would compile. Kernels prepared inside cannot run."""
     jobs: list[Job] = []
-    _listing.jobs = jobs
-    try:
+    with _set("jobs", jobs):
         yield jobs
+
+
+@contextmanager
+def compiled_for(isa: str) -> Iterator[None]:
+    """Inside, this thread compiles kernels for that instruction set; "" for all that the machine has."""
+    with _set("isa", isa):
+        yield
+
+
+@contextmanager
+def not_listed() -> Iterator[None]:
+    """Inside, this thread compiles what it asks for, even inside `listed`."""
+    with _set("jobs", None):
+        yield
+
+
+@contextmanager
+def _set(name: str, value: Any) -> Iterator[None]:
+    """A setting of this thread; afterwards what it was before."""
+    before = vars(_thread).copy()
+    setattr(_thread, name, value)
+    try:
+        yield
     finally:
-        del _listing.jobs
+        vars(_thread).clear()
+        vars(_thread).update(before)
 
 
-def kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, Any]:
+def kernel(pipeline: Pipeline, core: Hashable, tile: Hashable, isa: str | None = None) -> tuple[int, Any]:
     """The address of the compiled kernel (0 without a compiler) and what must be kept alive, or be called, for it.
 
     `pipeline(core, tile)` gives the Halide Func and its arguments. A process compiles or loads each kernel once.
+
+    Args:
+        isa: the instruction set (default: that of `compiled_for`, else this process's).
     """
-    if (jobs := getattr(_listing, "jobs", None)) is not None:
-        jobs.append((pipeline, core, tile))
+    if isa is None:
+        isa = getattr(_thread, "isa", None) or this_cpu().isa
+    if (jobs := getattr(_thread, "jobs", None)) is not None:
+        jobs.append((pipeline, core, tile, isa))
         return 0, None
     with _LOCK:
-        return _kernel(pipeline, core, tile)
+        return _kernel(pipeline, core, tile, isa)
 
 
 def name_of(job: Job) -> str:
     """The name of its entry in the cache."""
-    return cache.key(_kernel_source(), _words(job))
+    return cache.key(_kernel_source(job[3]), _words(job))
 
 
 def _words(job: Job) -> str:
-    pipeline, core, tile = job
+    pipeline, core, tile, _ = job
     return f"{pipeline.__module__}.{pipeline.__name__} {core!r} {tile!r}"
 
 
 def make(job: Job, path: Path) -> None:
     """Compile a kernel to a library at `path`, in a folder for drafts below that of the cache."""
-    pipeline, core, tile = job
+    pipeline, core, tile, isa = job
     out, arguments = pipeline(core, tile)
     code = str(path.with_suffix(".o"))
-    out.compile_to_object(code, arguments, "lc_kernel", target(ahead=True))
-    stub = cache.fetch(cache.key(_kernel_source(), "stub"), _stub, path.parent.parent)
+    out.compile_to_object(code, arguments, "lc_kernel", target(True, isa))
+    stub = cache.fetch(cache.key(_kernel_source(isa), "stub"), _stub, path.parent.parent)
     _cc(["-shared", str(stub), code, "-lm", "-o", str(path)], path.parent)
 
 
 @functools.lru_cache(4096)
-def _kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, Any]:
-    job, loaded, lib = (pipeline, core, tile), None, runtime()
+def _kernel(pipeline: Pipeline, core: Hashable, tile: Hashable, isa: str) -> tuple[int, Any]:
+    job, loaded, lib = (pipeline, core, tile, isa), None, runtime()
     if lib is not None:
         try:
             loaded = _library(name_of(job), functools.partial(make, job), ("lc_attach", "lc_kernel_argv"))
@@ -266,6 +327,6 @@ def _kernel(pipeline: Pipeline, core: Hashable, tile: Hashable) -> tuple[int, An
             _in_process_only(str(error))
     if loaded is None or lib is None:
         out, arguments = pipeline(core, tile)
-        return 0, out.compile_to_callable(arguments, target(ahead=False))
+        return 0, out.compile_to_callable(arguments, target(False, isa))
     loaded.lc_attach(lib.lc_malloc, lib.lc_free)
     return ctypes.cast(loaded.lc_kernel_argv, ctypes.c_void_p).value or 0, loaded

@@ -4,6 +4,8 @@ Each function serves one argument layout: 1×1 and depthwise weights, biases, di
 Strassen products. Transforms run in float64 and round once.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -24,6 +26,17 @@ def pack_projection(weight: Tensor, block: int, element: ElementType = FLOAT32) 
     if element.pairs:
         return packed.view(blocks, block, room // 2, 2).transpose(1, 2).contiguous()
     return packed.view(blocks, block, c).transpose(1, 2).contiguous()
+
+
+def pack_tiles(parts: Sequence[Tensor], depth: int) -> Tensor:
+    """A product's weights for tiles: `O C_i` each -> `O/16 ΣC_i/depth (depth/2 16 2)`, in bfloat16.
+
+    Zeros up to whole tiles of `depth` numbers, part by part.
+    """
+    o, strips = parts[0].shape[0], -(-parts[0].shape[0] // 16)
+    wide = [pad(part.float(), (0, -part.shape[1] % depth, 0, strips * 16 - o)) for part in parts]
+    whole = torch.cat(wide, 1).bfloat16().view(strips, 16, -1, depth // 2, 2)
+    return whole.permute(0, 2, 3, 1, 4).flatten(2).contiguous()
 
 
 def pack_vector(vector: Tensor | None, block: int, size: int) -> Tensor:

@@ -80,7 +80,8 @@ def pipeline(core: Pointwise, tile: Tile) -> tuple[Any, list[Any]]:
         if core.blend:
             first, second, third = (image(name, 1) for name in ("first", "second", "third"))
             arguments += [first, second, third]
-            value = added * first[axes.m] + (value * second[axes.m] + third[axes.m])
+            # In this order for every pixel of a tile: LLVM may choose another one for each.
+            value = hl.strict_float(added * first[axes.m] + (value * second[axes.m] + third[axes.m]))
         else:
             value = value + added
     out = hl.Func("out")

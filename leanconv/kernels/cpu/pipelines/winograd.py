@@ -27,7 +27,6 @@ Place = tuple[int, int]
 MIDDLE: tuple[Place, ...] = ((1, 1), (1, 2), (2, 1), (2, 2))
 EDGE: tuple[Place, ...] = tuple((i, j) for i in range(4) for j in range(4) if (i, j) not in MIDDLE)
 WINOGRAD_MAX_K = 128  # half of `gemm.MAX_K`: an output adds several of these sums, each with its own rounding error
-L1_FUSED_BYTES = 24 << 10  # of an L1 cache of 32 KiB
 # Bᵀ and Aᵀ; each function is a row, applied to the four numbers f(0) ... f(3).
 INPUT_TRANSFORM: tuple[Callable[[Any], Any], ...] = (
     lambda f: f(0) - f(2),
@@ -59,15 +58,15 @@ def parts_of(form: Grouped) -> tuple[Part, ...]:
     return (Part(EDGE), Part(MIDDLE, True)) if form.pointwise else (Part(EDGE + MIDDLE),)
 
 
-def fits_l1(form: Grouped, tile: Tile) -> bool:
-    """Whether the transformed input, sums and weights of one tile stay in the L1 cache.
+def fits_l1(form: Grouped, tile: Tile, l1: int) -> bool:
+    """Whether the transformed input, sums and weights of one tile take at most 3/4 of an L1 cache of `l1` bytes.
 
     False unless a group has one block of outputs and contiguous channels.
     """
     c, each = sum(form.channels) // form.groups, form.out_channels // form.groups
     held = 4 * 16 * (tile.pixels * (tile.scratch_stride(c) + tile.block) + c * tile.block)
     plain = not form.pointwise and not keeps_interleaving(form, FLOAT32)
-    return each <= tile.block and held <= L1_FUSED_BYTES and plain
+    return each <= tile.block and held <= 3 * l1 // 4 and plain
 
 
 def pipeline(core: GroupedCore, tiles: GroupedTiles) -> tuple[Any, list[Any]]:
@@ -124,7 +123,8 @@ class _Transformed:
             for row in OUTPUT_TRANSFORM
         ]
         u, v, func = hl.Var("u"), hl.Var("v"), hl.Func("outputs2x2")
-        func[j, g, u, v, x, y] = hl.mux(u + 2 * v, lines[0] + lines[1])
+        # In this order for every tile: LLVM may choose another one for each.
+        func[j, g, u, v, x, y] = hl.mux(u + 2 * v, [hl.strict_float(value) for value in lines[0] + lines[1]])
         # The four outputs share their 16 inputs: computed together, each product is loaded once.
         func.bound_extent(u, 2).bound_extent(v, 2).unroll(u).unroll(v)
         bias: Any = hl.f32(0.0)

@@ -19,10 +19,11 @@ class Element(NamedTuple):
     halide: int
 
 
-# Halide's codes: 2 for float, 1 for unsigned. A kernel sees bfloat16 as its bits.
+# Halide's codes: 2 for float, 1 for unsigned, 0 for signed. A kernel sees bfloat16 as its bits.
 ELEMENTS = {
     torch.float32: Element(0, 2 | 32 << 8 | 1 << 16),
     torch.bfloat16: Element(1, 1 | 16 << 8 | 1 << 16),
+    torch.int32: Element(2, 0 | 32 << 8 | 1 << 16),  # of a call, not of a map
 }
 
 
@@ -50,10 +51,10 @@ class BlockLoop(ctypes.Structure):
         *(
             (name, ctypes.c_int32)
             for name in ("frames", "samples", "rows", "block", "least", "element", "average", "channels", "columns",
-                         "sums", "apart", "unused")
+                         "sums", "apart", "unit")
         ),
-        ("sample", ctypes.c_int64), ("row", ctypes.c_int64), ("frame", ctypes.c_void_p * FRAMES),
-        ("fetch", ctypes.c_void_p), ("fetches", ctypes.c_int64),
+        ("sample", ctypes.c_int64), ("frame", ctypes.c_void_p * FRAMES),
+        ("fetch", ctypes.c_void_p), ("fetches", ctypes.c_int64), ("scratch", ctypes.c_int64),
     ]  # fmt: skip
 
 

@@ -24,6 +24,8 @@ class View:
         dtype: of the numbers: float32 or bfloat16.
         moved: whether it begins with the block and keeps its extent: all blocks are alike, and its last dimension has
             the stride of their rows.
+        scratch: whether it is memory of the block alone, that its kernels hand to each other: rows of the block, and
+            `offset` numbers behind the start of the scratch in place of a pointer.
     """
 
     pointer: int
@@ -33,6 +35,7 @@ class View:
     rows: bool = False
     dtype: torch.dtype = torch.float32
     moved: bool = False
+    scratch: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,19 @@ class Work:
     block: int
     least: int = 1
 
+    @property
+    def last(self) -> int:
+        """Rows of the last block, which is the smallest."""
+        return self.rows - (self.rows - 1) // self.block * self.block
+
 
 @dataclass(frozen=True)
 class Average:
-    """The map that is averaged while it is in the cache: pointers of map and result, sizes, steps in numbers, and
-    their dtype. The result is float32.
+    """The dense map that is averaged while it is in the cache: pointers of map and result, sizes, numbers of a sample,
+    and their dtype. The result is float32.
 
     Args:
+        unit: rows whose pixels are summed together; every block consists of such units.
         apart: the map's rows, where they are not those of the work: it is averaged after all blocks. 0: they are.
     """
 
@@ -59,7 +68,7 @@ class Average:
     channels: int
     columns: int
     sample: int
-    row: int
+    unit: int
     dtype: torch.dtype = torch.float32
     apart: int = 0
 
@@ -100,7 +109,7 @@ class Prefetch:
 class BlockLoop:
     """Kernels that run one after the other on each block of rows, then the average of their output.
 
-    Immutable: any number of threads may call it at once.
+    Immutable: any number of threads may call it at once. `scratch`: bytes of the views that are scratch.
     """
 
     def __init__(
@@ -109,20 +118,28 @@ class BlockLoop:
         work: Work,
         average: Average | None = None,
         fetches: Sequence[Prefetch] = (),
+        scratch: int = 0,
     ) -> None:
         self.work, self.average = work, average
         self._kernels = list(kernels)
         self._native = all(address for (address, _), _ in kernels)
         frames = [self._frame(address, views) for (address, _), views in kernels]
         made = abi.BlockLoop(
-            frames=len(frames), samples=work.samples, rows=work.rows, block=work.block, least=work.least
+            frames=len(frames),
+            samples=work.samples,
+            rows=work.rows,
+            block=work.block,
+            least=work.least,
+            scratch=scratch,
         )
         for index, frame in enumerate(frames):
             made.frame[index] = ctypes.addressof(frame)
         if average is not None:
             made.average, made.sums, made.channels = average.pointer + 1, average.result, average.channels
-            made.columns, made.sample, made.row = average.columns, average.sample, average.row
-            made.element, made.apart = ELEMENTS[average.dtype].code, average.apart
+            made.columns, made.sample = average.columns, average.sample
+            made.element, made.apart, made.unit = ELEMENTS[average.dtype].code, average.apart, average.unit
+            if not average.apart and work.block < work.rows and work.block % average.unit:
+                raise BadInput(f"blocks of {work.block} rows are not whole units of {average.unit}")
         fetched = (abi.Prefetch * len(fetches))(*[fetch.structure() for fetch in fetches])
         made.fetch, made.fetches = ctypes.addressof(fetched), len(fetches)
         self._keep = (made, frames, fetched)
@@ -140,7 +157,7 @@ class BlockLoop:
         frame = abi.Frame(kernel=address, count=len(views))
         for argument, view in zip(frame.arguments, views, strict=False):
             argument.pointer, argument.dimensions = view.pointer, len(view.dims)
-            argument.rows = 2 if view.moved else view.rows
+            argument.rows = 3 if view.scratch else 2 if view.moved else view.rows
             size, argument.type = view.dtype.itemsize, ELEMENTS[view.dtype].halide
             argument.sample, argument.offset = size * view.sample, size * view.offset
             argument.row = size * view.dims[-1][1] if view.rows or view.moved else 0
@@ -183,7 +200,7 @@ class BlockLoop:
             source = tensors[a.pointer]
             view = source.as_strided(
                 (self.work.samples, rows, a.columns, a.channels),
-                (a.sample, a.row, a.channels, 1),
+                (a.sample, a.columns * a.channels, a.channels, 1),
                 source.storage_offset(),
             )
             tensors[a.result].copy_(view.double().mean((1, 2)))

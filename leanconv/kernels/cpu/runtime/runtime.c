@@ -4,7 +4,8 @@
 #include <time.h>
 #include "runtime.h"
 
-static int run_frame(const frame_t *f, uint8_t *const *pointers, int64_t n, int y0, int y1) {
+static int run_frame(
+    const frame_t *f, uint8_t *const *pointers, uint8_t *scratch, int64_t n, int y0, int y1) {
     buffer_t buffers[MAX_ARGS];
     dimension_t dims[MAX_ARGS][MAX_DIMS];
     void *args[MAX_ARGS];
@@ -12,11 +13,11 @@ static int run_frame(const frame_t *f, uint8_t *const *pointers, int64_t n, int 
         const argument_t *a = &f->arguments[i];
         buffer_t *b = &buffers[i];
         memcpy(dims[i], a->dim, sizeof a->dim);
-        uint8_t *host = pointers[a->pointer] + a->offset + n * a->sample;
+        uint8_t *host = (a->rows == 3 ? scratch : pointers[a->pointer] + n * a->sample) + a->offset;
         if (a->rows) {
             dimension_t *last = &dims[i][a->dimensions - 1];
-            if (a->rows == 1) { last->min = y0; last->extent = y1 - y0; }
-            host += y0 * a->row;
+            if (a->rows != 2) { last->min = y0; last->extent = y1 - y0; }
+            if (a->rows != 3) host += y0 * a->row;
         }
         *b = (buffer_t){0, NULL, host, 0, (uint32_t)a->type, a->dimensions, dims[i], NULL};
         args[i] = b;
@@ -37,48 +38,67 @@ static const void *number_at(const void *map, int element, int64_t at) {
     return (const uint8_t *)map + at * (element == FLOAT32 ? 4 : 2);
 }
 
-// Sum over rows y0..y1 of a dense map with channels innermost: in float over 64 pixels, in double between those.
-static inline __attribute__((always_inline)) void sum_rows_of(
-    const void *map, int element, const block_loop_t *p, int y0, int y1, double *sums, float *line) {
-    int64_t row = p->row, pixel = p->channels, rows = y1 - y0, count = p->columns;
-    int channels = p->channels;
-    if (row == p->columns * pixel) { count *= rows; rows = rows > 0; }
-    for (int64_t y = 0; y < rows; y++) {
-        int64_t at = (y0 + y) * row;
-        for (int64_t x = 0; x < count;) {
-            int64_t end = x + 64 < count ? x + 64 : count;
-            memset(line, 0, sizeof(float) * channels);
-            for (; x + 4 <= end; x += 4, at += 4 * pixel)
-                for (int c = 0; c < channels; c++)
-                    line[c] += (number(map, at + c, element) + number(map, at + c + pixel, element))
-                        + (number(map, at + c + 2 * pixel, element) + number(map, at + c + 3 * pixel, element));
-            for (; x < end; x++, at += pixel)
-                for (int c = 0; c < channels; c++) line[c] += number(map, at + c, element);
-            for (int c = 0; c < channels; c++) sums[c] += line[c];
-        }
-    }
+// An average does not depend on blocks or threads: the rows of a unit are summed together, units are those of the map,
+// and their sums are added in order.
+static int units_of(const block_loop_t *p) {
+    int rows = p->apart ? p->apart : p->rows;
+    return (rows + p->unit - 1) / p->unit;
 }
 
-// Rows y0..y1 of sample n of the averaged map, added to `sums`; one loop is compiled for each element type.
-static int sum_rows(const block_loop_t *p, void **pointers, int64_t n, int y0, int y1, double *sums) {
-    float *line = lc_malloc(NULL, sizeof(float) * p->channels);
-    if (!line) return 1;
+// Sum over some pixels of a dense map with channels innermost, in float.
+static inline __attribute__((always_inline)) void sum_pixels(
+    const void *map, int element, int channels, int64_t from, int64_t count, float *sums) {
+    int64_t pixel = channels, at = from * pixel, x = 0;
+    memset(sums, 0, sizeof(float) * channels);
+    for (; x + 4 <= count; x += 4, at += 4 * pixel)
+        for (int c = 0; c < channels; c++)
+            sums[c] += (number(map, at + c, element) + number(map, at + c + pixel, element))
+                + (number(map, at + c + 2 * pixel, element) + number(map, at + c + 3 * pixel, element));
+    for (; x < count; x++, at += pixel)
+        for (int c = 0; c < channels; c++) sums[c] += number(map, at + c, element);
+}
+
+// The same, in double between every 64 pixels. `wide`: room for a number of each channel in double, and one in float.
+static inline __attribute__((always_inline)) void sum_unit(
+    const void *map, int element, int channels, int64_t from, int64_t count, float *sums, double *wide) {
+    if (count <= 64) {
+        sum_pixels(map, element, channels, from, count, sums);
+        return;
+    }
+    float *line = (float *)(wide + channels);
+    memset(wide, 0, sizeof(double) * channels);
+    for (; count > 0; from += 64, count -= 64) {
+        sum_pixels(map, element, channels, from, count < 64 ? count : 64, line);
+        for (int c = 0; c < channels; c++) wide[c] += line[c];
+    }
+    for (int c = 0; c < channels; c++) sums[c] = (float)wide[c];
+}
+
+// The units of rows y0..y1 of sample n of the averaged map; one loop is compiled for each element type.
+static int sum_units(const block_loop_t *p, void **pointers, int64_t n, int y0, int y1, float *sums) {
+    double *wide = lc_malloc(NULL, (sizeof(double) + sizeof(float)) * p->channels);
+    if (!wide) return 1;
     const void *map = number_at(pointers[p->average - 1], p->element, n * p->sample);
-    if (p->element == BFLOAT16) sum_rows_of(map, BFLOAT16, p, y0, y1, sums, line);
-    else sum_rows_of(map, FLOAT32, p, y0, y1, sums, line);
-    lc_free(NULL, line);
+    for (int y = y0; y < y1; y += p->unit) {
+        int64_t from = (int64_t)y * p->columns, count = (int64_t)(y + p->unit < y1 ? p->unit : y1 - y) * p->columns;
+        float *unit = sums + (n * units_of(p) + y / p->unit) * p->channels;
+        if (p->element == BFLOAT16) sum_unit(map, BFLOAT16, p->channels, from, count, unit, wide);
+        else sum_unit(map, FLOAT32, p->channels, from, count, unit, wide);
+    }
+    lc_free(NULL, wide);
     return 0;
 }
 
-// Averages of every sample and channel, from the sums of `blocks` blocks of `rows` rows in all.
-static void divide(const block_loop_t *p, const double *sums, int blocks, int rows, float *means) {
-    double scale = 1.0 / ((double)rows * p->columns);
-    for (int n = 0; n < p->samples; n++)
-        for (int c = 0; c < p->channels; c++) {
-            double sum = 0;
-            for (int b = 0; b < blocks; b++) sum += sums[((int64_t)n * blocks + b) * p->channels + c];
-            means[(int64_t)n * p->channels + c] = (float)(sum * scale);
-        }
+// Averages of every sample and channel, from the sums of the units. `wide`: room for a number of each channel.
+static void divide(const block_loop_t *p, const float *unit, float *means, double *wide) {
+    int units = units_of(p), channels = p->channels;
+    double pixels = (double)(p->apart ? p->apart : p->rows) * p->columns;
+    for (int n = 0; n < p->samples; n++, means += channels) {
+        memset(wide, 0, sizeof(double) * channels);
+        for (int u = 0; u < units; u++, unit += channels)
+            for (int c = 0; c < channels; c++) wide[c] += unit[c];
+        for (int c = 0; c < channels; c++) means[c] = (float)(wide[c] / pixels);
+    }
 }
 
 static int64_t last_row(const prefetch_t *f, int64_t y) {
@@ -101,51 +121,53 @@ static void fetch_block(const prefetch_t *f, void *const *pointers, int64_t n, i
     }
 }
 
-// One block of rows of one sample; the averaged channels' sums go to `sums`.
-static int run_block(const block_loop_t *p, void **pointers, int64_t t, int blocks, double *sums) {
+// One block of rows of one sample; the sums of its units go to `sums`.
+static int run_block(const block_loop_t *p, void **pointers, int64_t t, int blocks, float *sums) {
     int64_t n = t / blocks;
     int y0 = (int)(t % blocks) * p->block, y1 = y0 + p->block < p->rows ? y0 + p->block : p->rows, failed = 0;
     int start = y1 - y0 < p->least ? y1 - p->least : y0;
     for (int f = 0; f < p->fetches; f++) fetch_block(&p->fetch[f], pointers, n, y0, y1);
-    for (int f = 0; f < p->frames; f++) failed |= run_frame(p->frame[f], (uint8_t *const *)pointers, n, start, y1);
-    return sums ? failed | sum_rows(p, pointers, n, y0, y1, sums + t * p->channels) : failed;
+    uint8_t *scratch = p->scratch ? lc_malloc(NULL, p->scratch) : NULL;
+    if (p->scratch && !scratch) return -1;
+    for (int f = 0; f < p->frames; f++)
+        failed |= run_frame(p->frame[f], (uint8_t *const *)pointers, scratch, n, start, y1);
+    lc_free(NULL, scratch);
+    return sums ? failed | sum_units(p, pointers, n, y0, y1, sums) : failed;
 }
 
-// The average of a map whose rows are not the loop's: after all blocks.
-static int average_apart(const block_loop_t *p, void **pointers, int threads) {
-    int rows = p->apart, blocks = rows < 16 ? 1 : 16, tasks = p->samples * blocks, failed = 0;
-    double *sums = calloc((size_t)tasks * p->channels, sizeof(double));
-    if (!sums) return -1;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && tasks > 1) reduction(| : failed)
-    for (int t = 0; t < tasks; t++) {
-        int64_t b = t % blocks;
-        int y0 = (int)(rows * b / blocks), y1 = (int)(rows * (b + 1) / blocks);
-        failed |= sum_rows(p, pointers, t / blocks, y0, y1, sums + (int64_t)t * p->channels);
+// The units of a map whose rows are not the loop's: after all blocks.
+static int sum_apart(const block_loop_t *p, void **pointers, int threads, float *sums) {
+    int units = units_of(p), failed = 0;
+    int64_t tasks = (int64_t)p->samples * units;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && tasks > 1) reduction(| : failed)
+    for (int64_t t = 0; t < tasks; t++) {
+        int y0 = (int)(t % units) * p->unit, y1 = y0 + p->unit < p->apart ? y0 + p->unit : p->apart;
+        failed |= sum_units(p, pointers, t / units, y0, y1, sums);
     }
-    divide(p, sums, blocks, rows, pointers[p->sums]);
-    free(sums);
     return failed;
 }
 
 int lc_run(const block_loop_t *p, void **pointers, int threads) {
     int blocks = (p->rows + p->block - 1) / p->block, failed = 0;
     int64_t tasks = (int64_t)blocks * p->samples;
-    double *sums = NULL;
-    if (p->average && !p->apart) {
-        sums = lc_malloc(NULL, sizeof(double) * tasks * p->channels);
-        if (!sums) return -1;
-        memset(sums, 0, sizeof(double) * tasks * p->channels);
+    float *sums = NULL, *with = NULL;
+    double *wide = NULL;
+    if (p->average) {
+        wide = lc_malloc(NULL, (sizeof(double) + sizeof(float) * p->samples * units_of(p)) * p->channels);
+        if (!wide) return -1;
+        sums = (float *)(wide + p->channels);
+        if (!p->apart) with = sums;
     }
     if (threads > 1 && tasks > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(| : failed)
-        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, sums);
+        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, with);
     } else  // no parallel region: a team of one thread costs half a microsecond
-        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, sums);
+        for (int64_t t = 0; t < tasks; t++) failed |= run_block(p, pointers, t, blocks, with);
     if (sums) {
-        divide(p, sums, blocks, p->rows, pointers[p->sums]);
-        lc_free(NULL, sums);
+        if (p->apart) failed |= sum_apart(p, pointers, threads, sums);
+        divide(p, sums, pointers[p->sums], wide);
+        lc_free(NULL, wide);
     }
-    if (p->average && p->apart) failed |= average_apart(p, pointers, threads);
     return failed;
 }
 

@@ -21,7 +21,7 @@ enum { FLOAT32 = 0, BFLOAT16 = 1 };
 typedef struct {
     int32_t pointer;      // index among the call's pointers
     int32_t dimensions;
-    int32_t rows;         // 1: the last dimension is cut to the block of rows; 2: it begins there
+    int32_t rows;         // 1: the last dimension is cut to the block of rows; 2: it begins there; 3: as 1, in scratch
     int32_t type;         // halide_type_t, packed
     int64_t sample;       // bytes from one sample to the next
     int64_t offset;       // bytes from the pointer to the first element
@@ -49,11 +49,13 @@ typedef struct {
     int32_t least;                             // rows that a kernel needs at least: the last block may overlap
     int32_t element;                           // of the averaged map
     int32_t average, channels, columns, sums;  // average != 0: pointer `average - 1` is averaged into pointer `sums`
-    int32_t apart, unused;                     // rows of a map that is averaged when all blocks are done; 0: with them
-    int64_t sample, row;                       // of the averaged map, in numbers
+    int32_t apart, unit;                       // rows of a map that is averaged when all blocks are done, 0: with them;
+                                               // rows that are summed together: a block has whole units
+    int64_t sample;                            // of the averaged map, which is dense, in numbers
     const frame_t *frame[8];
     const prefetch_t *fetch;
     int64_t fetches;
+    int64_t scratch;  // bytes that the kernels of a block hand to each other
 } block_loop_t;
 
 // The gates of a softmax pair; see `lc_gates`.

@@ -1,6 +1,7 @@
 """Cost model of a core's ports and caches: register tiles, blocks of rows, and direct GEMM or Strassen.
 
-`benchmarks/cpu_tiles.py` checks it against measurements.
+What a core's work takes stands in `Cpu.speeds`, in cycles as defined there. `benchmarks/cpu_tiles.py` checks the model
+against measurements.
 """
 
 import functools
@@ -11,6 +12,19 @@ from typing import TypeVar
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.pipelines.strassen import STRASSEN_MIN_K, partial_sum_length
 from leanconv.kernels.cpu.tuning.cpu import Cpu
+from leanconv.kernels.cpu.tuning.speeds import Speeds
+
+NEUTRAL = Speeds()
+
+
+def speeds_of(cpu: Cpu) -> Speeds:
+    """The processor's speeds, neutral ones where none are said."""
+    return NEUTRAL if cpu.speeds is None else cpu.speeds
+
+
+def rate(cpu: Cpu, lanes: int) -> float:
+    """Cycles of a multiply-add on vectors of so many lanes: the widest, or half of them."""
+    return 1.0 if lanes == cpu.lanes else speeds_of(cpu).narrow
 
 
 @functools.lru_cache(16)
@@ -38,26 +52,31 @@ def matrix_tile(cpu: Cpu, width: int, pixels: int, depth: int, flat: bool, pairs
     return min(matrix_tiles(cpu), key=lambda tile: matrix_cycles(cpu, tile, width, pixels, depth, flat, pairs))
 
 
+# Sums in flight that just cover the latency do not keep a core busy, whose schedule is not perfect.
+SLACK = 1.1
+
+
 def matrix_cycles(cpu: Cpu, tile: Tile, width: int, pixels: int, depth: int, flat: bool, pairs: bool = False) -> float:
     """Modelled cycles of a tile for the arguments of `matrix_tile`; infinite if the kernel cannot run with it.
 
-    A step takes its multiply-adds or its loads, whichever are more; each tile adds its stores.
+    A step takes its multiply-adds, its loads or the wait for the sums, whichever is longest. Each tile takes some time
+    beside its steps, for its places in memory and its stores.
     """
-    widest, narrow = cpu.lanes, cpu.narrow_speed
+    speeds, one = speeds_of(cpu), rate(cpu, tile.lanes)
     rows, vectors = tile.pixels, tile.block // tile.lanes
     if flat and rows > pixels:
         return math.inf
-    rate = 1.0 if tile.lanes == widest else 0.5 / narrow  # cycles per vector operation
-    step = max(rows * vectors, rows + vectors, 4 / rate) * rate
+    loads = speeds.spread * rows + speeds.load * vectors
+    step = max(one * rows * vectors, one * loads, SLACK * speeds.latency)
     tiles = math.ceil(pixels / rows) * math.ceil(width / tile.block)
-    cycles = tiles * (depth * step + 2 * rate * rows * vectors + 12)
+    cycles = tiles * (depth * step + speeds.tile)
     if pairs and vectors > 3 and tile.block < width:
         cycles *= 3  # from 64 channels on LLVM shuffles the weights of each panel (measured: 128 to 128, 28×28)
-    # Tie-break: prefer 8 pixels x 2 vectors; for flattened pixels 16 accumulators, preferably 4 vectors wide: fewer
-    # panels read those pixels, and stores lie side by side.
-    wide = flat and not pairs
-    distance = abs(rows * vectors - 16) / 2 + abs(vectors - 4) if wide else abs(rows - 8) + abs(vectors - 2)
-    return cycles * (1 + 0.002 * distance + 0.004 * (tile.lanes != widest))
+    # Tie-break: half of the registers hold sums, in 2 vectors; for flattened pixels preferably in 4: fewer panels read
+    # those pixels, and stores lie side by side.
+    half, wide = cpu.registers // 2, flat and not pairs
+    distance = abs(rows * vectors - half) / 2 + abs(vectors - 4) if wide else abs(rows - half / 2) + abs(vectors - 2)
+    return cycles * (1 + 0.002 * distance + 0.004 * (tile.lanes != cpu.lanes))
 
 
 @functools.lru_cache(4096)
@@ -75,23 +94,28 @@ def dividing_tile(cpu: Cpu, width: int, pixels: int, depth: int, pairs: bool, mo
 # Use Strassen only if the model predicts at most 95 % of the direct GEMM's cycles: it depends more on cache, and other
 # processes use some of it.
 MAX_STRASSEN_SHARE = 0.95
-MEMORY_BYTES = 12  # from memory, per cycle
+# Instructions of Strassen's sums, a store counted twice. Four vectors of the input are loaded, 5 additions make seven
+# of them. Seven vectors of products are loaded, 8 additions make four outputs.
+STRASSEN_SUMS = (4 + 5 + 2 * 7, 7 + 8 + 2 * 4)
 
 
 def strassen_cycles(cpu: Cpu, tile: Tile, width: int, pixels: int, depth: int, blocks: int = 1) -> float:
     """Modelled cycles of a 1×1 by Strassen's algorithm, over `blocks` of so many pixels; see `matrix_cycles`."""
-    widest, narrow = cpu.lanes, cpu.narrow_speed
-    rows, vectors, pairs = tile.pixels, tile.block // tile.lanes, -(-pixels // 2)
+    speeds, rows, vectors, pairs = speeds_of(cpu), tile.pixels, tile.block // tile.lanes, -(-pixels // 2)
     if rows > pairs:
         return math.inf
-    rate = 1.0 if tile.lanes == widest else 0.5 / narrow
-    # Input sums: seven vectors are stored in the L2 cache for four that are loaded.
-    sums = pairs * math.ceil(depth / 2 / tile.lanes) * 32 * rate
-    # Outputs: four vectors take 22 additions of products.
-    added = math.ceil(pairs / rows) * math.ceil(width / 2 / tile.block) * rows * vectors * 22 * rate
+    into = pairs * math.ceil(depth / 2 / tile.lanes) * STRASSEN_SUMS[0]
+    out_of = math.ceil(pairs / rows) * math.ceil(width / 2 / tile.block) * rows * vectors * STRASSEN_SUMS[1]
+    sums = speeds.strassen * rate(cpu, tile.lanes) * (into + out_of)
     # Weights are 7/4 as large; in a network that exceeds the cache the surplus comes from memory.
-    fetched = 0.75 * 4 * width * depth / MEMORY_BYTES
-    return blocks * (7 * matrix_cycles(cpu, tile, -(-width // 2), pairs, depth // 2, False) + sums + added) + fetched
+    fetched = 0.75 * 4 * width * depth / speeds.memory_bytes
+    return blocks * (7 * matrix_cycles(cpu, tile, -(-width // 2), pairs, depth // 2, False) + sums) + fetched
+
+
+def weight_cycles(cpu: Cpu, size: float) -> float:
+    """Cycles in which so many bytes of weights are read: from the last cache, or from memory where there is none."""
+    speeds = speeds_of(cpu)
+    return size / (speeds.l3_bytes if cpu.l3 else speeds.memory_bytes)
 
 
 @functools.lru_cache(4096)
@@ -124,12 +148,13 @@ def reuse_compiled(best: AnyTile, compiled: Sequence[AnyTile], cost: Callable[[A
 
 @functools.lru_cache(4096)
 def lanes_for(cpu: Cpu, channels: int) -> int:
-    """Vector width of a kernel without a 1×1: wide or narrow, whichever wastes fewer lanes on `channels`."""
-    widest, speed = cpu.lanes, cpu.narrow_speed
-    narrow = max(4, widest // 2)
+    """Vector width of a kernel without a 1×1: wide or narrow, whichever wastes fewer lanes on `channels`.
+
+    Each vector has an address to compute and a loop around it, for which narrow ones count 3 % more.
+    """
     cost = {
-        lanes: math.ceil(channels / lanes) * (1.0 if lanes == widest else 0.5 / speed + 0.03)
-        for lanes in (narrow, widest)
+        lanes: math.ceil(channels / lanes) * (1.0 if lanes == cpu.lanes else rate(cpu, lanes) + 0.03)
+        for lanes in (max(4, cpu.lanes // 2), cpu.lanes)
     }
     return min(cost, key=lambda key: cost[key])
 
@@ -141,14 +166,32 @@ def fill(pixels: int) -> int:
     return min(range(min(8, pixels), 3, -1), key=lambda rows: math.ceil(pixels / rows) * rows + 0.1 * (8 - rows))
 
 
-def strip(rows: int, width: int, tile: int) -> int:
+def strip(cpu: Cpu, rows: int, width: int, tile: int) -> int:
     """Tiles of a row to compute in all rows before the next ones, for a stencil that spans `rows`; 0: whole rows.
 
-    The rows of one vector of channels then stay in a 32 KiB L1 cache until the next row reads them.
+    The rows of one vector of channels then stay in the L1 cache (5/8 of it, or strips in 3/8) until the next row reads
+    them. Neighbouring channels come along: a line of the cache has 64 bytes.
     """
-    if rows == 1 or rows * width * 64 <= 20 << 10:
+    if rows == 1 or rows * width * 64 <= 5 * cpu.l1 // 8:
         return 0
-    return max(1, (12 << 10) // (rows * tile * 64))
+    return max(1, 3 * cpu.l1 // 8 // (rows * tile * 64))
+
+
+# Units of an average, and so the most blocks of a map that is averaged: enough for as many threads.
+UNITS = 64
+
+
+def summed_rows(rows: int, least: int = 1) -> int:
+    """Rows of a map that an average sums together, a multiple of `least`; blocks are made of them.
+
+    By the map alone. If they depended on the blocks, the number of threads would change the last bit.
+    """
+    return max(1, math.ceil(rows / UNITS / least)) * least
+
+
+def whole_units(unit: int, least: int) -> int:
+    """The fewest rows that are whole units and at least `least`."""
+    return math.ceil(least / unit) * unit
 
 
 def row_block(cpu: Cpu, rows: int, samples: int, row_bytes: int, halo: int, threads: int, least: int = 1) -> int:
@@ -162,4 +205,14 @@ def row_block(cpu: Cpu, rows: int, samples: int, row_bytes: int, halo: int, thre
     if threads > 1:  # equally many blocks per thread
         blocks = math.ceil(blocks * samples / threads) * threads // math.gcd(samples, threads)
         blocks = max(1, math.ceil(blocks / samples))
-    return max(1, math.ceil(rows / blocks / least)) * least if rows else 1
+    if not rows:
+        return 1
+    units = math.ceil(rows / least)
+    best = math.ceil(units / blocks)
+    if threads > 1 and least > 1:  # whole units divide less evenly: perhaps some more blocks do
+
+        def load(size: int) -> int:
+            return math.ceil(samples * math.ceil(units / size) / threads) * size
+
+        best = min(range(best, max(0, best // 2 - 1), -1), key=load)
+    return best * least

@@ -1,10 +1,10 @@
-"""CPU facts as a value that is passed in: vectors, caches, instructions. `this_cpu` reads them once."""
+"""CPU facts as a value that is passed in: vectors, caches, instructions, speeds. `this_cpu` reads them once."""
 
 import functools
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 
 from leanconv.errors import MissingExtra
 from leanconv.kernels.cpu.pipelines.frontend import halide
+from leanconv.kernels.cpu.tuning.instructions import INSTRUCTION_SETS, check, mask
+from leanconv.kernels.cpu.tuning.speeds import Speeds
 
 # Cache sizes if the system reports none or 0 (virtual machines, containers, Arm): what most processors have.
 L1, L2 = 32 << 10, 1 << 20
@@ -28,7 +30,8 @@ class Cpu:
         bf16: one instruction adds two products of bfloat16 (AVX512-BF16), and Halide emits it.
         vnni: one instruction adds products of 8-bit integers.
         amx: it multiplies tiles of bfloat16 in a separate unit. oneDNN uses it; Halide does not.
-        double_pumped: an instruction on its widest vectors takes two passes (Zen 4).
+        isa: the instruction set that code keeps to, a key of `INSTRUCTION_SETS`; "" for all that the machine has.
+        speeds: how long its work takes; None: as calibration measures this machine.
     """
 
     vendor: str = ""
@@ -40,23 +43,31 @@ class Cpu:
     bf16: bool = False
     vnni: bool = False
     amx: bool = False
-    double_pumped: bool = False
+    isa: str = ""
+    speeds: Speeds | None = None
 
-    @property
-    def narrow_speed(self) -> float:
-        """Numbers per cycle with vectors of half the width, relative to the widest."""
-        return 1.0 if self.lanes <= 8 or self.double_pumped else 0.5
+    def limited(self, isa: str) -> "Cpu":
+        """The same processor as code sees it that keeps to an instruction set below its own."""
+        known = INSTRUCTION_SETS[isa]
+        lanes, registers = min(self.lanes, known.lanes), min(self.registers, known.registers)
+        return replace(self, lanes=lanes, registers=registers, bf16=False, vnni=False, amx=False, isa=isa)
 
 
 @functools.cache
-def this_cpu() -> Cpu:
-    """The processor of this process."""
+def this_cpu(isa: str | None = None) -> Cpu:
+    """The processor of this process, without its speeds: kernels are bound to a calibrated one.
+
+    Args:
+        isa: the instruction set to keep to, "" for all; default: `LEANCONV_MAX_CPU_ISA`.
+    Raises: BadInput for an instruction set that it has not.
+    """
     root = Path("/")
     names, flags = cpuinfo(root)
-    lanes, bf16, double_pumped = _vectors(flags)
+    isa = check(mask() if isa is None else isa, flags)
+    lanes, bf16 = _vectors(flags)
     sizes = caches(root, usable_cores())
     l1, l2 = (sizes[0] or _configured("SC_LEVEL1_DCACHE_SIZE")), (sizes[1] or _configured("SC_LEVEL2_CACHE_SIZE"))
-    return Cpu(
+    found = Cpu(
         vendor=names.get("vendor_id") or names.get("CPU implementer", ""),
         lanes=lanes,
         registers=16 if lanes == 8 else 32,
@@ -66,19 +77,19 @@ def this_cpu() -> Cpu:
         bf16=bf16,
         vnni=bool({"avx512_vnni", "avx_vnni", "asimddp"} & flags),
         amx=_has_amx(),
-        double_pumped=double_pumped,
     )
+    return found.limited(isa) if isa else found
 
 
-def _vectors(flags: frozenset[str]) -> tuple[int, bool, bool]:
-    """Lanes of the widest vector, bf16 and double_pumped, as Halide compiles for this machine if it is installed."""
+def _vectors(flags: frozenset[str]) -> tuple[int, bool]:
+    """Lanes of the widest vector, and bf16, as Halide compiles for this machine if it is installed."""
     try:
         hl = halide()
     except MissingExtra:
-        return (16 if "avx512f" in flags else 8 if "avx" in flags else 4), False, False
+        return (16 if "avx512f" in flags else 8 if "avx" in flags else 4), False
     target: Any = hl.get_host_target()
     pairs = (getattr(hl.TargetFeature, name) for name in ("AVX512_Zen4", "AVX512_SapphireRapids"))
-    return (int(target.natural_vector_size(hl.Float(32))), any(map(target.has_feature, pairs)), "znver4" in str(target))
+    return int(target.natural_vector_size(hl.Float(32))), any(map(target.has_feature, pairs))
 
 
 def _has_amx() -> bool:

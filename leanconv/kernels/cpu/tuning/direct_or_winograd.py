@@ -11,7 +11,15 @@ from leanconv.kernels.cpu.pipelines import grouped, packing, winograd
 from leanconv.kernels.cpu.pipelines.element import FLOAT32
 from leanconv.kernels.cpu.pipelines.grouped import GroupedTiles
 from leanconv.kernels.cpu.pipelines.padded import GroupedCore
-from leanconv.kernels.cpu.tuning.cost_model import matrix_cycles, matrix_tile, row_block
+from leanconv.kernels.cpu.tuning.cost_model import (
+    matrix_cycles,
+    matrix_tile,
+    rate,
+    row_block,
+    speeds_of,
+    summed_rows,
+    weight_cycles,
+)
 from leanconv.kernels.cpu.tuning.cpu import Cpu
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import Pair
@@ -19,20 +27,23 @@ from leanconv.ops.grouped import Grouped
 
 Choose = Callable[[Any, GroupedTiles, Callable[[GroupedTiles], float]], GroupedTiles]  # `Bound.tile`
 
-# Measured on a Zen 4 core.
-WEIGHT_BYTES = 16.0  # of weights per cycle, from the L3 cache
-# Cycles per vector of channels of a 2×2 output: input transform, output transform, either of them if it is L1-fused.
-INPUT_TRANSFORM, OUTPUT_TRANSFORM, L1_TRANSFORM = 50.0, 50.0, 25.0
+# Instructions of Winograd's transforms for a vector of channels of a 2×2 output, a store counted twice. Into: 16 loads,
+# 32 additions, 16 stores; out of: 16 loads, 24 additions, 4 stores.
+TRANSFORMS = (16 + 32 + 2 * 16, 16 + 24 + 2 * 4)
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """How a map is computed: the method, its tiles, rows per block, and modelled cycles per sample."""
+    """How a map is computed: the method, its tiles, rows per block, and modelled cycles per sample.
+
+    `unit`: rows that an average sums together.
+    """
 
     method: str
     tiles: GroupedTiles
     block: int
     cycles: float
+    unit: int = 1
 
 
 def choose_direct_or_winograd(
@@ -47,10 +58,13 @@ def choose_direct_or_winograd(
     algorithms = [direct_algorithm, winograd_algorithm] if allowed else [direct_algorithm]
     if method is not None:
         algorithms = [{"direct": direct_algorithm, "winograd": winograd_algorithm}[method]]
-    # Compared with the model's best tiles; only the winner asks `choose`, which remembers what is compiled.
+    # Compared with the model's best tiles; only the winner asks `choose`, which remembers what is compiled. For one
+    # thread: any number of threads then gives the same bits.
     cpu = target.cpu
-    best = min(algorithms, key=lambda algorithm: algorithm(cpu, core, samples, size, lambda _, tiles, __: tiles).cycles)
-    return best(cpu, core, samples, size, choose)
+    best = min(
+        algorithms, key=lambda algorithm: algorithm(cpu, core, samples, size, lambda _, tiles, __: tiles, 1).cycles
+    )
+    return best(cpu, core, samples, size, choose, torch.get_num_threads())
 
 
 def can_winograd(core: GroupedCore) -> bool:
@@ -59,7 +73,7 @@ def can_winograd(core: GroupedCore) -> bool:
     return plain and core.element == FLOAT32 and bool(core.pixels)
 
 
-def direct_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choose: Choose) -> Algorithm:
+def direct_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choose: Choose, threads: int) -> Algorithm:
     """The direct sum."""
     form, element, (p, q) = core.form, core.element, size
     c, taps = sum(form.channels), form.kernel[0] * form.kernel[1]
@@ -76,10 +90,11 @@ def direct_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choo
     tiles = choose(("direct", core), best, cycles)
     inner = 0 if form.project is None else form.out_channels
     row_bytes = element.bytes * q * (c * form.stride[0] * form.stride[1] + inner + form.width)
-    block = row_block(cpu, p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], torch.get_num_threads())
+    unit = summed_rows(p) if form.average else 1
+    block = row_block(cpu, p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], threads, unit)
     products = form.groups * p * matrix_cycles(cpu, tiles.inner, *first)
-    read = element.bytes * form.out_channels * depth * math.ceil(p / block) / WEIGHT_BYTES
-    return Algorithm("direct", tiles, block, products + read)
+    read = weight_cycles(cpu, element.bytes * form.out_channels * depth * math.ceil(p / block))
+    return Algorithm("direct", tiles, block, products + read, unit)
 
 
 def _projection(core: GroupedCore, q: int) -> tuple[int, int, int, bool]:
@@ -87,18 +102,22 @@ def _projection(core: GroupedCore, q: int) -> tuple[int, int, int, bool]:
     return core.form.project or 0, q, core.element.steps(core.form.out_channels), False
 
 
-def winograd_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choose: Choose) -> Algorithm:
+def winograd_algorithm(
+    cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choose: Choose, threads: int
+) -> Algorithm:
     """Winograd F(2×2, 3×3)."""
     form, (p, q) = core.form, size
     c, each, across = sum(form.channels), form.out_channels // form.groups, math.ceil(q / 2)
     inner = 0 if form.project is None else form.out_channels
     own = matrix_tile(cpu, each, across, c // form.groups, False)
-    l1_fused = winograd.fits_l1(form, own)
+    l1_fused = winograd.fits_l1(form, own, cpu.l1)
     kept = sum(len(part.places) * (c if part.at_once(form) else part.depth(form)) for part in winograd.parts_of(form))
     scratch = 0 if l1_fused else across * (kept + 16 * min(each, 32)) // 2
     row_bytes = 4 * (q * (c + inner + form.width) + scratch)
-    block = row_block(cpu, p, samples, row_bytes, 1, torch.get_num_threads(), 2)
-    down = math.ceil(min(block, p) / 2)
+    unit = summed_rows(p, 2) if form.average else 2
+    block = row_block(cpu, p, samples, row_bytes, 1, threads, unit)
+    # The tile is that of one thread's blocks: any number of threads then runs the same code.
+    down = math.ceil(min(row_block(cpu, p, samples, row_bytes, 1, 1, unit), p) / 2)
     tile = own if l1_fused else matrix_tile(cpu, each, across * down, c // form.groups, False)
 
     def cycles(tiles: GroupedTiles) -> float:
@@ -107,20 +126,22 @@ def winograd_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, ch
 
     outer = tile if form.project is None else matrix_tile(cpu, *_projection(core, q))
     tiles = choose(("winograd", core), GroupedTiles(tile, outer, l1_fused), cycles)
-    return Algorithm("winograd", tiles, block, math.ceil(p / block) * _winograd_cycles(cpu, form, tiles, across, down))
+    cost = math.ceil(p / block) * _winograd_cycles(cpu, form, tiles, across, down)
+    return Algorithm("winograd", tiles, block, cost, unit)
 
 
 def _winograd_cycles(cpu: Cpu, form: Grouped, tiles: GroupedTiles, across: int, down: int) -> float:
     """Cycles of one block of `across` × `down` 2×2 outputs: products, transforms, and weights that are read."""
     c, each, cycles, tile = sum(form.channels), form.out_channels // form.groups, 0.0, tiles.inner
     rows, columns = (down, across) if tiles.l1_fused else (1, across * down)
-    into, out_of = (L1_TRANSFORM, L1_TRANSFORM) if tiles.l1_fused else (INPUT_TRANSFORM, OUTPUT_TRANSFORM)
+    each_takes = speeds_of(cpu).l1_winograd if tiles.l1_fused else speeds_of(cpu).winograd
+    into, out_of = (each_takes * rate(cpu, tile.lanes) * count for count in TRANSFORMS)
     for part in winograd.parts_of(form):
         depth, n = part.depth(form), len(part.places)
         cycles += n * form.groups * rows * matrix_cycles(cpu, tile, each, columns, depth, False)
         wide = c if part.at_once(form) and not tiles.l1_fused else c // form.groups
         cycles += c / wide * math.ceil(wide / tile.lanes) * across * down * into * n / 16
-        cycles += 4 * n * form.out_channels * depth / WEIGHT_BYTES
+        cycles += weight_cycles(cpu, 4 * n * form.out_channels * depth)
     return cycles + form.groups * math.ceil(each / tile.lanes) * across * down * out_of
 
 

@@ -27,7 +27,8 @@ class Target:
     """What kernels are chosen for.
 
     Attributes:
-        cpu: the processor that schedules are chosen for (default: this one). The code is compiled for this one.
+        cpu: the processor that schedules are chosen for (default: this one). The code is compiled for this one,
+            within its instruction set `isa`. Speeds that it does not say are calibrated where a kernel is bound.
         arithmetic: where Strassen and Winograd save products (default: `default_arithmetic`). "lean": in 1×1
             convolutions, and in the 3×3 sums of groups that this project's operators consist of. "direct": nowhere. An
             output is then a sum of its own products. NaN, infinity or a far larger number elsewhere in the map does not

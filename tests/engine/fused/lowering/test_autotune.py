@@ -41,7 +41,7 @@ def test_who_goes_on_to_the_turns(ms, go_on, monkeypatch):
 
     monkeypatch.setattr(autotune, "once_ms", once_ms)
     monkeypatch.setattr(autotune, "_turns", in_turns)
-    node = SimpleNamespace(inputs=[], dtype=torch.float32)
+    node = SimpleNamespace(op=None, inputs=[], dtype=torch.float32)
     found = autotune._measure(node, [made(name) for name in ms], float("inf"), "wall")
     assert turns == [go_on]
     assert found == ms

@@ -17,9 +17,10 @@ from leanconv.engine.fused.ir.kinds.linear import Linear
 from leanconv.engine.fused.ir.kinds.max_pool import MaxPool
 from leanconv.engine.fused.ir.kinds.reductions import Average, Sum
 from leanconv.engine.fused.ir.kinds.upsample import Upsample
-from leanconv.engine.fused.lowering.autotune import autotune, sample
+from leanconv.engine.fused.lowering.autotune import autotune
 from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
 from leanconv.engine.fused.lowering.primitives import primitive
+from leanconv.engine.fused.lowering.samples import sample
 from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.workbench import Workbench
 from leanconv.ops.gated_sum import gated_pointwise

@@ -10,6 +10,7 @@
 | Affine, Activation, Scale, Add, Cast | a map; a gate `N C 1 1`; a second map | elementwise.py |
 | Cat, Slice, Shuffle, Pad | maps | data_movement.py |
 | Average, Sum | a map | reductions.py |
+| Integer, Quantize, Dequantize | those of the float node; a map | integer.py |
 | Linear | `N C` | linear.py |
 | Call | any | call.py |
 

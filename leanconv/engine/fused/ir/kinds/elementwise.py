@@ -1,5 +1,6 @@
 """Pointwise ops that fusion moves into blocks where it can."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 
 from leanconv.engine.fused.ir.activations import activate
-from leanconv.engine.fused.ir.graph import Node, Run, TorchOp
+from leanconv.engine.fused.ir.graph import Node, Primitive, Run, T, TorchOp
+from leanconv.ops import activations as ops
+from leanconv.ops.separable import Separable
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,9 +30,17 @@ class Affine(TorchOp):
 
 @dataclass(frozen=True)
 class Activation(TorchOp):
-    """One of `ir.activations.ACTIVATIONS`."""
+    """One of `ir.activations.ACTIVATIONS`. Its primitive is for integers alone."""
 
     name: str
+
+    def primitive(self, node: Node) -> Primitive | None:
+        if self.name not in ops.ACTIVATIONS or len(node.shape) != 4:
+            return None
+        return Separable((node.channels,), activation=self.name), []
+
+    def maps(self, inputs: Sequence[T]) -> list[T | None]:
+        return [*inputs, None, None]
 
     def in_torch(self, node: Node) -> Run:
         return partial(activate, act=self.name)
@@ -48,9 +59,17 @@ class Scale(TorchOp):
 
 @dataclass(frozen=True)
 class Add(TorchOp):
-    """The sum of two maps of one shape."""
+    """The sum of two maps of one shape. Its primitive is for integers alone."""
 
     any_operand_decides = True
+
+    def primitive(self, node: Node) -> Primitive | None:
+        if len(node.shape) != 4 or any(x.shape != node.shape for x in node.inputs):
+            return None
+        return Separable((node.channels,), residual=True), []
+
+    def maps(self, inputs: Sequence[T]) -> list[T | None]:
+        return [*inputs, None]
 
     def in_torch(self, node: Node) -> Run:
         return torch.add

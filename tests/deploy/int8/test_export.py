@@ -1,0 +1,117 @@
+"""`export` in int8: a file that says what it lost, or none."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from leanconv.deploy import export, open_file
+from leanconv.errors import BadInput, ExportMismatch
+from tests.deploy.int8.networks import built
+
+for _name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
+    pytest.importorskip(_name, reason=f"needs the export extra: {_name}")
+
+SUFFIXES = [".onnx", ".xml"]
+
+
+def facts(path):
+    """What the file says of itself."""
+    if path.suffix == ".onnx":
+        import onnx
+
+        said = {each.key: each.value for each in onnx.load(path).metadata_props}
+        return said["origin"], json.loads(said["leanconv"])
+    from leanconv.deploy.openvino import openvino_core
+
+    model = openvino_core().read_model(str(path))
+    return model.get_rt_info(["origin"]).value, json.loads(model.get_rt_info(["leanconv"]).value)
+
+
+def weights(path):
+    return path.with_suffix(".bin") if path.suffix == ".xml" else path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_file_is_smaller_and_says_what_it_lost(suffix, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)).eval()
+    x, data = torch.rand(2, 3, 16, 16), [torch.rand(3, 3, 16, 16), torch.rand(2, 3, 24, 16)]
+    path, plain = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    axes = ("batch", "height", "width")
+    found = export(model, x, path, dynamic=axes, dtype=torch.int8, data=data)
+    export(model, x, plain, dynamic=axes)
+    assert weights(path).stat().st_size < 0.75 * weights(plain).stat().st_size
+    origin, said = facts(path)
+    assert "leanconv" in origin
+    assert said["int8"] == found.int8.to_dict()
+    assert said["int8"]["calibration_pictures"] == 5
+    assert 0 < found.int8.loss <= found.int8.limit == 0.005
+    assert found.int8.how == "relative squared error"
+    assert "before int8" in str(found)
+    assert "calibrated on 5 pictures" in str(found)
+    seen = torch.rand(1, 3, 40, 33)
+    with torch.no_grad():
+        y = model(seen)
+        error = float((open_file(path)(seen) - y).square().sum() / (y - y.mean()).square().sum())
+    assert 0 < error < 0.005
+    assert {each.name for each in tmp_path.iterdir()} == {each.name for p in (path, plain) for each in (p, weights(p))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_that_loses_more_is_refused_and_an_old_one_stays(suffix, tmp_path):
+    model, x, data = built(1000.0), torch.rand(1, 3, 16, 16), torch.rand(4, 3, 16, 16)
+    path = tmp_path / f"a{suffix}"
+    path.write_text("old")
+    said = r"int8 has a relative squared error of .*\(allowed 0.005\); int8 costs most in mid.0 \(.*nothing was written"
+    with pytest.raises(ExportMismatch, match=said) as error:
+        export(model, x, path, dtype=torch.int8, data=data)
+    assert "\n" not in str(error.value)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    assert path.read_text() == "old"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_task_metric_decides(suffix, tmp_path):
+    model, x, data = built(), torch.rand(1, 3, 16, 16), torch.rand(4, 3, 16, 16)
+    seen = []
+
+    def check(form):
+        seen.append(form)
+        with torch.no_grad():
+            form(data[:1])
+        return {"score": 0.9 if len(seen) == 1 else 0.88, "other": 0.5}
+
+    with pytest.raises(ExportMismatch, match=r"int8 loses 0.02 of score, which is 0.8800 instead of 0.9000"):
+        export(model, x, tmp_path / f"a{suffix}", dtype=torch.int8, data=data, check=check)
+    seen.clear()
+    found = export(model, x, tmp_path / f"a{suffix}", dtype=torch.int8, data=data, check=check, max_loss=0.03)
+    assert (found.int8.how, found.int8.loss) == ("score", pytest.approx(0.02))
+    assert found.metrics == {"score": (0.9, 0.88), "other": (0.5, 0.5)}
+    assert "2.0e-02   3.0e-02" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"dtype": torch.int8}, "pass data="),
+        ({"dtype": torch.int8, "data": torch.rand(1, 3, 8, 8)}, "only the number of rows may differ"),
+        ({"dtype": torch.bfloat16}, "the model's own type, or torch.int8"),
+        ({"data": torch.rand(1, 3, 16, 16)}, "data: for int8 alone"),
+        ({"max_loss": 0.1}, "max_loss: for int8 alone"),
+    ],
+    ids=str,
+)
+def test_unusable_arguments_are_one_line(named, said, tmp_path):
+    with pytest.raises(BadInput, match=said):
+        export(built(), torch.rand(1, 3, 16, 16), tmp_path / "a.onnx", **named)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_export_has_no_int8(tmp_path):
+    with pytest.raises(BadInput, match=r"int8 files are .onnx or .xml"):
+        export(built(), torch.rand(1, 3, 8, 8), tmp_path / "a.pt2", dtype=torch.int8, data=torch.rand(1, 3, 8, 8))
