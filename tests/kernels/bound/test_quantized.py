@@ -69,6 +69,7 @@ def test_activations_and_float_output(activation, float_output):
         three["residual"] = residual
         for form in (
             Separable((24,), (), 19, True, **three),
+            Separable((32,), (), 1, True, **three),
             Separable((24,), (stencil(24, (3, 3), padding=AROUND),), **three),
             Separable((32,), (stencil(32, (3, 3), padding=AROUND),), **three),
             Grouped((16,), 12, (3, 3), groups=4, interleaved=True, **three),

@@ -13,7 +13,7 @@ from leanconv.kernels.cpu.pipelines.frontend import halide
 class ElementType:
     """How a kernel stores the numbers of its maps. It always adds in float32.
 
-    Kernels convert through these methods alone. Maps of 8-bit integers have kernels of their own, in C (`runtime/int8.c`).
+    Kernels convert through these methods alone. 8-bit integers have kernels of their own (`runtime/int8.c`).
 
     Args:
         dtype: float32 or bfloat16.
