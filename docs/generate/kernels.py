@@ -13,10 +13,10 @@ def kernels_page() -> str:
         "# What each CPU kernel promises",
         "Every kernel of the fused engine holds this. A test fails where one does not, and where a new kernel lacks "
         "these tests.",
-        "- **Repeatable.** The same bits in every call, and with any number of threads: averages and gated sums "
+        "- **Repeatable.** The same bits in every call, with any number of threads: averages and gated sums "
         "included, alone and in a tuned network. A kernel compiled for one size of a map serves others too, and the "
-        "width of its tile can change a last bit: so for the same sizes in the same order. A step that stays in PyTorch "
-        "is PyTorch's.\n"
+        "width of its tile can change a last bit: so for the same sizes in the same order. A step that stays in "
+        "PyTorch is PyTorch's.\n"
         "- **Exact on small integers.** Where every partial sum is a whole number that float32 holds, the result is "
         "the sum itself, in float32 and bfloat16. The kernels for training are exact likewise.\n"
         "- **Reads nothing outside.** It touches its maps, weights and results alone: each between pages that must not "

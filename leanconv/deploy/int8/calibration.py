@@ -21,6 +21,8 @@ from leanconv.running import Call, Inputs, as_call, cloned, explained, shapes, u
 MAX_LOSS = 0.005
 # As many pictures are read as have so many numbers (32 of 256 x 256 pixels in colour), within these bounds.
 NUMBERS, FEWEST, MOST = 6 << 20, 8, 128
+# Data whose numbers span so many times more, or less, than the inputs' are probably on another scale.
+OTHER_SCALE = 12.0
 Metric = Callable[[nn.Module], float]
 ERROR, CLASSES, METRIC = "relative squared error", "share of other classes", "loss of the metric"
 
@@ -34,6 +36,7 @@ class Calibration:
         limit: the largest loss that a form may have.
         pictures: how many rows were read.
         how: the loss in words.
+        remark: that the data seems to be on another scale than the inputs, or "".
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Calibration:
         self._like, self._frame = Frame.split(_named_in_order(as_call(inputs)))
         with untouched_random():
             self.tensors, self.pictures = self._read(data)
+        self.remark = next(filter(None, map(_scales, zip(*self.tensors, strict=True), self._like)), "")
         with torch.no_grad(), explained("the calibration data"):
             self._answers = [Frame.split(self._run(model, each))[0] for each in self.tensors]
         for answer in self._answers:
@@ -106,8 +110,9 @@ class Calibration:
     def judged(self) -> str:
         """What the loss is, in one line."""
         if self._own is not None:
-            return f"int8: error is the loss of the metric, which is {self._own:.4g} in float"
-        return f"int8: error is the {self.how} on {self.pictures} picture{'s' * (self.pictures != 1)} of the data"
+            return f"int8: error is the loss of the metric, which is {self._own:.4g} in float{self.remark}"
+        where = f"{self.pictures} picture{'s' * (self.pictures != 1)} of the data"
+        return f"int8: error is the {self.how} on {where}{self.remark}"
 
     def agrees(self, form: Callable[..., Any], answer: Any, given: Any) -> bool:
         """Whether an int8 form's answer to another call is as near to the float model's as on the calibration data.
@@ -282,6 +287,21 @@ class ByRows(nn.Module):
             answers.append(Frame.split(self.form(*one, **named)))
         joined = [torch.cat(parts)[:count] for parts in zip(*(found for found, _ in answers), strict=True)]
         return answers[0][1].join(joined)
+
+
+def _scales(data: Sequence[Tensor], like: Tensor) -> str:
+    """The remark where one input's numbers span another range in the data than in the inputs of the call."""
+    if not like.is_floating_point() or like.numel() < 2:
+        return ""
+    low, high = min(float(t.min()) for t in data), max(float(t.max()) for t in data)
+    least, most = float(like.min()), float(like.max())
+    known = high > low and most > least  # zeros are common as inputs, and have no scale
+    if not known or 1 / OTHER_SCALE <= (high - low) / (most - least) <= OTHER_SCALE:
+        return ""
+    return (
+        f"; the data is {low:.3g} to {high:.3g}, the inputs are {least:.3g} to {most:.3g}: int8 is right for the scale "
+        "of the data alone, so give it as the model takes it"
+    )
 
 
 def _named_in_order(call: Call, names: Sequence[str] = ()) -> Call:

@@ -200,3 +200,18 @@ def test_nothing_of_the_callers_changes():
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.equal(data, kept)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("data", "inputs", "said"),
+    [
+        (torch.rand(4, 3, 8, 8) * 255, torch.randn(1, 3, 8, 8), "int8 is right for the scale of the data alone"),
+        (torch.rand(4, 3, 8, 8), torch.rand(1, 3, 8, 8) * 255, "int8 is right for the scale of the data alone"),
+        (torch.rand(4, 3, 8, 8), torch.randn(1, 3, 8, 8), ""),
+        (torch.rand(4, 3, 8, 8) * 255, torch.zeros(1, 3, 8, 8), ""),
+    ],
+    ids=["larger", "smaller", "alike", "zeros"],
+)
+def test_data_on_another_scale_is_told(data, inputs, said):
+    found = Calibration(nn.Conv2d(3, 4, 3).eval(), inputs, data)
+    assert (said in found.judged) if said else not found.remark

@@ -104,7 +104,7 @@ def test_the_task_metric_decides(suffix, tmp_path):
         ({"data": torch.rand(1, 3, 16, 16)}, "data: for int8 alone"),
         ({"max_loss": 0.1}, "max_loss: for int8 alone"),
     ],
-    ids=str,
+    ids=["no data", "other shape", "bfloat16", "data alone", "max_loss alone"],
 )
 def test_unusable_arguments_are_one_line(named, said, tmp_path):
     with pytest.raises(BadInput, match=said):
