@@ -7,7 +7,7 @@ from leanconv.kernels import backend
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.upsample import Upsample
-from tests.kernels.bound.test_quantized import (
+from tests.kernels.quantized_cases import (
     AROUND,
     grouped_forms,
     maps_of,

@@ -1,7 +1,6 @@
 """Steps of a quantized primitive for one set of shapes: copies, depthwise taps and products over maps in scratch."""
 
 import ctypes
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from leanconv.kernels.cpu.bound.int8_packing import (
     string_channels,
     sums_order,
 )
+from leanconv.kernels.cpu.bound.int8_taps import choose_products
 from leanconv.kernels.cpu.runtime import int8_abi as abi
 from leanconv.kernels.cpu.runtime.int8_call import Int8Call
 from leanconv.kernels.cpu.runtime.tensors import pixel_stride
@@ -205,21 +205,17 @@ class Plan:
         """
         place, target = self.places[source], self.places[into]
         sh, (dh, dw), (top, _, left, _) = form.stride[0], form.dilation, form.padding
-        r, s = form.kernel
+        r = form.kernel[0]
         pair = 2 if sh == 1 and r > 1 and target.h > dh else 1
         pixel, vector = padded_channels(form.channels), self.vector
         columns = pixel // vector if pixel % vector == 0 else 1
         unit = vector if columns > 1 else pixel  # bytes of a pixel in a strip
-        by_rows = _by_rows(taps, pair)
-        by_columns = _by_columns(taps, pair)
-        # A quad is interleaved once for `pair` rows; that takes about two of the operations of a tap's product.
-        rows_cost = len(by_rows) / s * 2 / pair + len(by_rows)
-        chosen = by_rows if rows_cost <= r * 2 / pair + len(by_columns) else by_columns
+        chosen, side_by_side = choose_products(taps, pair)
         quads: dict[tuple[Any, Any], int] = {}
         steps, slots, reach = [], [], 0
         for places, weights in chosen:
             at = [place.left - left + column * dw for _, column in places]
-            shift = 0 if place.split > 1 and chosen is by_columns else at[0] // place.split
+            shift = 0 if place.split > 1 and side_by_side else at[0] // place.split
             bytes_at = tuple(
                 (column % place.split * (place.columns // place.split) + column // place.split - shift) * place.pixel
                 for column in at
@@ -339,44 +335,3 @@ class Plan:
                 begin, end = min(begin, place.first), max(end, place.last)
             place.step, place.first, place.last = target.step * stride, begin, end
             known.add(source)
-
-
-Chosen = list[tuple[list[tuple[int, int]], Tensor]]
-
-
-def _by_rows(taps: Tensor, pair: int) -> Chosen:
-    """Products of four rows under each other: row and column of their taps, and weights `pair C 4`."""
-    c, r, s = taps.shape
-    made: Chosen = []
-    for first in range(0, r + pair - 1, 4):
-        for column in range(s):
-            weights = torch.zeros(pair, c, 4, dtype=torch.int8)
-            places = []
-            for slot in range(4):
-                there = first + slot < r + pair - 1
-                places.append((first + slot if there else first, column))
-                for out in range(pair):
-                    if there and 0 <= first + slot - out < r:
-                        weights[out, :, slot] = taps[:, first + slot - out, column]
-            made.append((places, weights))
-    return made
-
-
-def _by_columns(taps: Tensor, pair: int) -> Chosen:
-    """Likewise of four columns side by side; a row of taps for each of the `pair` rows that are computed."""
-    c, r, s = taps.shape
-    made: Chosen = []
-    for row in range(r + pair - 1):
-        for first in range(0, s, 4):
-            weights = torch.zeros(pair, c, 4, dtype=torch.int8)
-            for out in range(pair):
-                if 0 <= row - out < r:
-                    for slot in range(min(4, s - first)):
-                        weights[out, :, slot] = taps[:, row - out, first + slot]
-            made.append(([(row, first + slot) for slot in range(4)], weights))  # some beyond, of no weight
-    return made
-
-
-def quarters(channels: int) -> int:
-    """Fours of channels."""
-    return math.ceil(channels / 4)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu.bound.base import Bound, PreparedKernel, check_fit, check_vectors, empty_result
-from leanconv.kernels.cpu.bound.int8_lowering import SeparableSteps, gated_sum_steps, grouped_steps, upsample_steps
+from leanconv.kernels.cpu.bound.int8_lowering import gated_sum_steps, grouped_steps, upsample_steps
 from leanconv.kernels.cpu.bound.int8_plan import Part, Plan
+from leanconv.kernels.cpu.bound.int8_separable import SeparableSteps
 from leanconv.kernels.cpu.runtime import int8_abi
 from leanconv.kernels.cpu.runtime.int8_call import Int8Call
 from leanconv.kernels.cpu.runtime.launch import KernelLaunch

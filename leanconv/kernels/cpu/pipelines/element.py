@@ -13,7 +13,7 @@ from leanconv.kernels.cpu.pipelines.frontend import halide
 class ElementType:
     """How a kernel stores the numbers of its maps. It always adds in float32.
 
-    A quantized type is one more dtype here, with its scales as a field: kernels convert through these methods alone.
+    Kernels convert through these methods alone. 8-bit integers have kernels of their own (`runtime/int8.c`).
 
     Args:
         dtype: float32 or bfloat16.

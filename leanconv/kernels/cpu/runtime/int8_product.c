@@ -26,6 +26,14 @@ INLINE void store_tile(const product8_t *p, const block_t *b, const line_t *d, f
     uint8_t *into = d->into + x * d->pixel;
     const uint8_t *addend = d->addend ? d->addend + x * d->addend_pixel : NULL;
     int group = 4 / vectors;  // pixels whose bytes fill a vector
+    if (mode == GENERAL && vectors == 1 && wide == LANES && b->outputs == 1 && f->element == FLOAT32 && d->pixel == 4
+        && !addend && !f->blended) {  // one channel of float32: a vector of pixels
+        ivec one;
+#pragma GCC unroll 16
+        for (int i = 0; i < wide; i++) one[i] = sums[i][0];
+        *(vec *)into = activated(as_floats(one) * m.first[0], f->activation);
+        return;
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < wide; i += group) {
         bytes more = {0};
@@ -73,6 +81,7 @@ INLINE void tile(const product8_t *p, const block_t *b, const line_t *d, const u
             }
         }
     }
+    __asm__("" : "+r"(k));  // read here: limits in registers leave too few for the weights
     store_tile(p, b, d, m, k, x, sums, vectors, wide, same, mode);
 }
 
