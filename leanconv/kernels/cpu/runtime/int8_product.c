@@ -20,14 +20,15 @@ typedef struct {
 } line_t;
 
 // What is stored of the sums of `wide` pixels from `x` on.
-INLINE void store_tile(const product8_t *p, const block_t *b, const line_t *d, factors_t m, const limits_t *k, int64_t x, ivec *sums,
+INLINE void store_tile(const product8_t *p, const block_t *b, const line_t *d, factors_t m, const limits_t *k,
+                       int64_t x, ivec *sums,
                        int vectors, int wide, int same, int mode) {
     const finish_t *f = &p->finish;
     uint8_t *into = d->into + x * d->pixel;
     const uint8_t *addend = d->addend ? d->addend + x * d->addend_pixel : NULL;
     int group = 4 / vectors;  // pixels whose bytes fill a vector
-    if (mode == GENERAL && vectors == 1 && wide == LANES && b->outputs == 1 && f->element == FLOAT32 && d->pixel == 4
-        && !addend && !f->blended) {  // one channel of float32: a vector of pixels
+    if (mode == GENERAL && vectors == 1 && wide == LANES && !same && b->outputs == 1 && f->element == FLOAT32
+        && d->pixel == 4 && !addend && !f->blended) {  // one channel of float32: a vector of pixels
         ivec one;
 #pragma GCC unroll 16
         for (int i = 0; i < wide; i++) one[i] = sums[i][0];
@@ -39,7 +40,8 @@ INLINE void store_tile(const product8_t *p, const block_t *b, const line_t *d, f
         bytes more = {0};
         int count = same ? 1 : group;
         if (mode == ADDED || mode == BLENDED || (mode == GENERAL && addend))
-            more = by_lane(load_pixels(addend + i * d->addend_pixel, d->addend_pixel, vectors, b->outputs, count), vectors);
+            more = by_lane(
+                load_pixels(addend + i * d->addend_pixel, d->addend_pixel, vectors, b->outputs, count), vectors);
         if (mode == GENERAL && f->element == FLOAT32) {
             float made[4 * LANES];
             general_floats(sums + i * vectors, more, f, m, vectors, made);
@@ -59,7 +61,8 @@ INLINE void store_tile(const product8_t *p, const block_t *b, const line_t *d, f
 }
 
 // `wide` pixels from `x` on. `same`: one pixel, whose sums are computed for `wide` of them.
-INLINE void tile(const product8_t *p, const block_t *b, const line_t *d, const uint8_t *packed, factors_t m, const limits_t *k, int64_t x,
+INLINE void tile(const product8_t *p, const block_t *b, const line_t *d, const uint8_t *packed, factors_t m,
+                 const limits_t *k, int64_t x,
                  int vectors, int wide, int same, int mode) {
     const uint8_t *w = packed + b->weights;
     const int32_t *bias = (const int32_t *)(packed + b->bias);
@@ -86,8 +89,8 @@ INLINE void tile(const product8_t *p, const block_t *b, const line_t *d, const u
 }
 
 // A row of pixels for a short sum of one run: its weights stay in registers. Returns the pixels that are done.
-INLINE int64_t short_sums(const product8_t *p, const block_t *b, const line_t *d, const uint8_t *packed, factors_t m, const limits_t *k,
-                          int64_t count, int vectors, int quads, int mode) {
+INLINE int64_t short_sums(const product8_t *p, const block_t *b, const line_t *d, const uint8_t *packed, factors_t m,
+                          const limits_t *k, int64_t count, int vectors, int quads, int mode) {
     const uint8_t *w = packed + b->weights;
     const int32_t *bias = (const int32_t *)(packed + b->bias);
     bytes s[16];
@@ -106,7 +109,8 @@ INLINE int64_t short_sums(const product8_t *p, const block_t *b, const line_t *d
             for (int q = 0; q < quads; q++) {
                 bytes u = repeat(at + i * pixel + 4 * q);
 #pragma GCC unroll 4
-                for (int v = 0; v < vectors; v++) sums[i * vectors + v] = dot(sums[i * vectors + v], u, s[q * vectors + v]);
+                for (int v = 0; v < vectors; v++)
+                    sums[i * vectors + v] = dot(sums[i * vectors + v], u, s[q * vectors + v]);
             }
         }
         store_tile(p, b, d, m, k, x, sums, vectors, wide, 0, mode);

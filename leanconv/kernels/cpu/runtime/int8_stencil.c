@@ -4,9 +4,9 @@
 
 // In a register: else the compiler loads weights anew for each product, and loads are what takes the time.
 #if V == 64
-#define KEEP(x) __asm__("" : "+v"(x));
+#define KEEP(x) __asm__("" : "+v"(x))
 #else
-#define KEEP(x)
+#define KEEP(x) (void)(x)
 #endif
 
 typedef struct {
@@ -35,8 +35,8 @@ INLINE void tile(const stencil8_t *s, const strip_t *d, const limits_t *limits, 
         for (int v = 0; v < 4; v++) {
             bytes first = load((const uint8_t *)w + v * V), second = {0};
             if (rows == 2) second = load((const uint8_t *)w + (4 + v) * V);
-            KEEP(first)
-            if (rows == 2) KEEP(second)
+            KEEP(first);
+            if (rows == 2) KEEP(second);
 #pragma GCC unroll 4
             for (int i = 0; i < wide; i++) {
                 bytes x = load(source + v * d->plane + i * apart);
