@@ -210,6 +210,17 @@ def test_no_kernel_for_very_many_taps():
     assert backend().bind(quantized_form(form, generator), weights_of(form, generator)) is None
 
 
+@pytest.mark.parametrize(("channels", "fits"), [(66_000, True), (67_000, False)])
+def test_no_kernel_for_sums_beyond_int32(channels, fits):
+    """The largest sum of so many channels is exact, or no kernel computes it."""
+    form = Quantized(Separable((channels,), (), 1), (Quantization(1.0),), None)
+    weights = [torch.full((1, channels, 1, 1), 127, dtype=torch.int8), torch.ones(1), torch.zeros(1, dtype=torch.int32)]
+    x = torch.full((1, channels, 1, 1), 255, dtype=torch.uint8)
+    assert (backend().bind(form, weights) is not None) == fits
+    if fits:
+        assert_same_bits(form, weights, [x, None, None])
+
+
 def _built(folder, flags):
     """The runtime of these flags."""
     path = folder / "runtime.so"

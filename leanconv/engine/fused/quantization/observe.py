@@ -11,7 +11,7 @@ from leanconv.engine.fused.ir.graph import Graph, Node, Primitive
 from leanconv.engine.fused.lowering.primitives import primitive
 from leanconv.engine.fused.passes.quantization import Levels, maps_of, moves, quantizable, ties
 from leanconv.engine.fused.quantization.equalize import equalized
-from leanconv.engine.fused.quantization.ranges import Observed
+from leanconv.engine.fused.quantization.ranges import Observed, pooled
 from leanconv.ops.activations import ACTIVATIONS
 from leanconv.ops.forms import Form, joined, padded_conv
 from leanconv.ops.grouped import Grouped, grouped
@@ -32,21 +32,21 @@ def observe(graph: Graph, program: Program, calls: Sequence[Sequence[Tensor]]) -
     """
     found = {node: made for node in quantizable(graph) if (made := primitive(node)) is not None}
     group = ties(graph)
-    maps = {group[x]: Observed() for node in found for x in (*maps_of(node), node)}
-    sources = [x for x in graph.nodes if group.get(x) in maps and not moves(x)]
+    groups = {group[x] for node in found for x in (*maps_of(node), node)}
+    maps = {x: Observed() for x in graph.nodes if group[x] in groups and not moves(x)}
     weights = _equalized(found, program, calls)
     inner = {node: [Observed() for _ in range(inner_maps(form))] for node, (form, _) in found.items()}
     for tensors in calls:
         values = program.values(*tensors)
-        for x in sources:
-            maps[group[x]].see(values[program.places[x]])
+        for x, seen in maps.items():
+            seen.see(values[program.places[x]])
         for node, (form, own) in found.items():
             if inner[node]:
                 between = inside(form, weights.get(node, own), _maps(node, program, values))
                 for each, value in zip(inner[node], between, strict=True):
                     each.see(value)
-    by_group = {key: seen.quantization() for key, seen in maps.items()}
-    of = {x: by_group[group[x]] for x in graph.nodes if group.get(x) in maps}
+    shared = {key: pooled([seen for x, seen in maps.items() if group[x] == key]).quantization() for key in groups}
+    of = {x: shared[group[x]] for x in graph.nodes if group[x] in groups}
     return Levels(of, {node: tuple(each.quantization() for each in seen) for node, seen in inner.items()}, weights)
 
 

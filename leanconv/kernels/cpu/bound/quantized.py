@@ -22,14 +22,14 @@ from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.integer_reference import quantized
 from leanconv.ops.pool import MaxPool
-from leanconv.ops.quantized import PerChannel, Quantized, channels_of
+from leanconv.ops.quantized import MOST_WEIGHT, PerChannel, Quantized, channels_of
 from leanconv.ops.separable import Separable
 from leanconv.ops.upsample import Upsample
 
 
 def bind_quantized(form: Quantized, weights: Sequence[Tensor], target: Target | None = None) -> "BoundQuantized | None":
     """A quantized primitive with its weights; None without a C compiler, and for kernels beyond what the loops hold."""
-    if int8_abi.runtime() is None or not _fits(form):
+    if int8_abi.runtime() is None or not _fits(form) or not _sums_fit(weights):
         return None
     return BoundQuantized(form, weights, target)
 
@@ -41,6 +41,18 @@ def _fits(form: Quantized) -> bool:
         return kind.kernel[0] * kind.kernel[1] + kind.pointwise <= int8_abi.MOST_RUNS
     stages = kind.stages if isinstance(kind, Separable) else ()
     return all(s.kernel[0] * s.dilation[0] + 1 <= int8_abi.MOST_ROWS for stage in stages for s in stage)
+
+
+def _sums_fit(weights: Sequence[Tensor]) -> bool:
+    """Whether the sums of each convolution are int32, whatever its numbers are. A bias ends its weights."""
+    terms = 0
+    for w in weights:
+        terms += w.numel() if w.dtype == torch.int8 else 0
+        if w.dtype == torch.int32 and len(w):
+            if 255 * MOST_WEIGHT * (terms // len(w)) + int(w.abs().max()) >= 1 << 31:
+                return False
+            terms = 0
+    return True
 
 
 class BoundQuantized(Bound):

@@ -17,6 +17,7 @@ from leanconv.engine.fused.lowering.kernels import kernel
 from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.fused.passes.quantization import Levels, Quantizer, maps_of, quantizable
 from leanconv.engine.fused.quantization.observe import observe
+from leanconv.engine.fused.quantization.ranges import IMAGES
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import backend
 from leanconv.ops.quantized import Quantization
@@ -214,3 +215,25 @@ def test_whole_numbers_are_exact():
         assert torch.equal(in_torch(integers)(x)[0], want)
         fast, count = in_kernels(integers)
         assert torch.equal(fast(x)[0], want), count
+
+
+@torch.no_grad()
+def test_a_large_batch_shows_every_map_of_a_concatenation():
+    """Maps that share their levels each show all images, though the first one alone has more than are kept."""
+
+    class Unlike(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x):
+            both = torch.cat([self.first(x).relu(), 50 * self.second(x).relu()], 1)
+            return self.last(F.max_pool2d(both, 2))
+
+    torch.manual_seed(0)
+    model, x = Unlike(), torch.rand(IMAGES + 1, 3, 8, 8)
+    graph = graph_of(model, x)
+    levels = observe(graph, in_torch(graph), [(x,)])
+    (last,) = graph.outputs
+    (by,) = {levels.of[each] for each in maps_of(last)}
+    assert 255 * by.scale > 0.5 * float(50 * model.second(x).relu().max())
