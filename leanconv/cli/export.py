@@ -76,7 +76,7 @@ def command(
     if run and run.trained and not raw:
         refuse(context, "needs --raw, since the file takes images of any size", "input", "dynamic")
         check_own(path.parent / "infer.py", overwrite)
-        source = _source(run, data, outputs_only and not int8)
+        source = _source(run, data, outputs_only, int8)
         limit = max_loss if int8 else None
         report(_for_cameras(run, path, source, split, outputs_only, trust_code, limit), json=json)
         return
@@ -89,7 +89,7 @@ def command(
     axes = _axes(dynamic, run)
     shape = input or (f"1,3,{run.size},{run.size}" if run and run.size else "1,3,224,224")
     inputs, check = example(shape), None
-    source = _source(run, data, outputs_only and not int8) if run else data
+    source = _source(run, data, outputs_only, int8) if run else data
     if not source:
         refuse(context, "needs --data, which is missing", "split")
     if int8:
@@ -145,11 +145,12 @@ def _int8(
     return export(network, inputs, path, dynamic=axes, dtype=torch.int8, data=data, max_loss=max_loss)
 
 
-def _source(run: "_Run", data: str, outputs_only: bool) -> str:
+def _source(run: "_Run", data: str, outputs_only: bool, int8: bool) -> str:
     """The data of calibration and comparison. Raises BadInput if there is none and it is needed."""
     source = data or run.data
-    if not source and not outputs_only:
-        raise BadInput(f"{run.folder.path} does not name its training data: give --data, or --outputs-only")
+    if not source and (int8 or not outputs_only):
+        instead = "" if int8 else ", or --outputs-only"
+        raise BadInput(f"{run.folder.path} does not name its training data: give --data{instead}")
     return source
 
 

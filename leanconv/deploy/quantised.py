@@ -15,6 +15,7 @@ from leanconv.deploy.axes import Dynamic
 from leanconv.deploy.calls import as_numpy
 from leanconv.deploy.failures import root_cause
 from leanconv.deploy.int8 import MAX_LOSS, Calibration, nncf_openvino, qdq_onnx
+from leanconv.deploy.int8.calibration import checked_limit
 from leanconv.deploy.int8.costly import costly_layers, most
 from leanconv.deploy.openvino import openvino_core
 from leanconv.deploy.program import capture_flat
@@ -29,10 +30,16 @@ Metrics = dict[str, tuple[float, float]]  # name -> (the model's, the file's), h
 
 @dataclass(frozen=True)
 class Int8:
-    """What an export in int8 needs: calibration data as of `optimize`, and the largest loss."""
+    """What an export in int8 needs: calibration data as of `optimize`, and the largest loss.
+
+    Raises: BadInput for a `max_loss` that is no number above 0, before the float file is made.
+    """
 
     data: Any
     max_loss: float = MAX_LOSS
+
+    def __post_init__(self) -> None:
+        checked_limit(self.max_loss)
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,11 @@ def quantise(
 
 
 def _worst(metrics: Metrics) -> tuple[str, float]:
-    """The name of the metric with the largest drop, and the drop. One that is not finite counts as infinite."""
-    drops = {name: ours - file if math.isfinite(file) else math.inf for name, (ours, file) in metrics.items()}
+    """The name of the metric with the largest drop, and the drop: infinite where one of the two is not finite."""
+    drops = {
+        name: ours - file if math.isfinite(ours) and math.isfinite(file) else math.inf
+        for name, (ours, file) in metrics.items()
+    }
     return max(drops.items(), key=lambda each: each[1])
 
 

@@ -133,7 +133,7 @@ def test_a_run_without_data_needs_some(leanconv, tmp_path):
     run.recipe.unlink()
     code, _, err = leanconv("export", run.path, tmp_path / "a.onnx", "--int8")
     assert code == 1
-    assert "does not name its training data: give --data" in err
+    assert err.strip().endswith("does not name its training data: give --data")  # --outputs-only would not help
 
 
 @pytest.mark.parametrize("command", [export.command, optimize.command])

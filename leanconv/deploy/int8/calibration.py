@@ -27,6 +27,13 @@ Metric = Callable[[nn.Module], float]
 ERROR, CLASSES, METRIC = "relative squared error", "share of other classes", "loss of the metric"
 
 
+def checked_limit(max_loss: float) -> float:
+    """The limit as a float. Raises BadInput if it is no number above 0."""
+    if isinstance(max_loss, bool) or not isinstance(max_loss, int | float) or not 0 < max_loss < math.inf:
+        raise BadInput(f"max_loss={max_loss!r}: must be a number above 0, for example {MAX_LOSS}")
+    return float(max_loss)
+
+
 class Calibration:
     """A few of the user's batches in the shapes of the model's call, and the float model's answers to them.
 
@@ -59,11 +66,9 @@ class Calibration:
             axes: dimensions that a form takes in any size. Then the calls have the sizes of the data.
         Raises: BadInput for no data, other shapes or dtypes, NaN, or a `max_loss` that is no number above 0.
         """
-        if isinstance(max_loss, bool) or not isinstance(max_loss, int | float) or not 0 < max_loss < math.inf:
-            raise BadInput(f"max_loss={max_loss!r}: must be a number above 0, for example {MAX_LOSS}")
         if metric is not None and not callable(metric):
             raise BadInput(f"metric is a {type(metric).__name__}; give a function of the model that returns a number")
-        self._model, self._metric, self.limit, self._axes = model, metric, float(max_loss), axes or {}
+        self._model, self._metric, self.limit, self._axes = model, metric, checked_limit(max_loss), axes or {}
         self._like, self._frame = Frame.split(_named_in_order(as_call(inputs)))
         with untouched_random():
             self.tensors, self.pictures = self._read(data)

@@ -1,12 +1,14 @@
 """`export` in int8: a file that says what it lost, or none."""
 
 import json
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from leanconv.deploy import export, open_file
+from leanconv.deploy.quantised import Int8, _worst
 from leanconv.errors import BadInput, ExportMismatch
 from tests.deploy.int8.networks import built
 
@@ -103,13 +105,27 @@ def test_the_task_metric_decides(suffix, tmp_path):
         ({"dtype": torch.bfloat16}, "the model's own type, or torch.int8"),
         ({"data": torch.rand(1, 3, 16, 16)}, "data: for int8 alone"),
         ({"max_loss": 0.1}, "max_loss: for int8 alone"),
+        ({"dtype": torch.int8, "data": torch.rand(1, 3, 16, 16), "max_loss": 0}, "must be a number above 0"),
     ],
-    ids=["no data", "other shape", "bfloat16", "data alone", "max_loss alone"],
+    ids=["no data", "other shape", "bfloat16", "data alone", "max_loss alone", "no limit"],
 )
 def test_unusable_arguments_are_one_line(named, said, tmp_path):
     with pytest.raises(BadInput, match=said):
         export(built(), torch.rand(1, 3, 16, 16), tmp_path / "a.onnx", **named)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf"), True, "a"])
+def test_a_limit_that_is_none_is_refused_before_the_float_file_is_made(limit):
+    with pytest.raises(BadInput, match="must be a number above 0"):
+        Int8(torch.rand(1, 3, 8, 8), limit)
+
+
+@pytest.mark.parametrize("unknown", [(math.nan, 0.9), (0.9, math.nan), (math.inf, 0.9)])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_metric_that_is_not_finite_is_no_small_loss(unknown, first):
+    known = {"known": (0.9, 0.899)}
+    assert _worst({"unknown": unknown} | known if first else known | {"unknown": unknown}) == ("unknown", math.inf)
 
 
 def test_torch_export_has_no_int8(tmp_path):
