@@ -39,6 +39,32 @@ def integer_weights(form: Quantized, weights: Sequence[Tensor]) -> list[Tensor]:
     return [rounded, *rest, *[v.float() for v in left]]
 
 
+def integer_shapes(form: Quantized) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+    """Type and shape of each of the weights that `integer_weights` gives."""
+    kind, c = form.form, sum(channels_of(form.form))
+    made: list[tuple[torch.dtype, tuple[int, ...]]] = []
+
+    def convolution(o: int, *weights: tuple[int, ...]) -> None:
+        made.extend([*[(torch.int8, size) for size in weights], (torch.float32, (o,)), (torch.int32, (o,))])
+
+    if isinstance(kind, Separable):
+        for s in [s for stage in kind.stages for s in stage if not s.identity]:
+            convolution(s.channels, (s.channels, 1, *s.kernel))
+        if kind.out_channels is not None:
+            convolution(kind.out_channels, (kind.out_channels, kind.middle, 1, 1))
+    elif isinstance(kind, Grouped):
+        o = kind.out_channels
+        convolution(o, (o, c // kind.groups, *kind.kernel), *[(o, c, 1, 1)] * kind.pointwise)
+        if kind.project is not None:
+            convolution(kind.project, (kind.project, o, 1, 1))
+    elif isinstance(kind, Upsample):
+        convolution(kind.out_channels, (c, kind.out_channels, kind.factor, kind.factor))
+    elif isinstance(kind, GatedSum):
+        convolution(kind.width, (kind.width, c, 1, 1))
+        made += [(torch.float32, (kind.width,))] * (2 * kind.affine)
+    return made
+
+
 def _rounded(weights: Sequence[Tensor], bias: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Weights `O ...` of one sum as int8; its scales and biases."""
     o = len(weights[0])

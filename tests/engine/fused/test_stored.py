@@ -7,11 +7,20 @@ import torch
 from torch import nn
 
 from leanconv.engine.fused.candidate import FUSED
+from leanconv.engine.fused.ir.graph import Graph, Node
+from leanconv.engine.fused.ir.kinds.integer import Integer
+from leanconv.engine.fused.ir.kinds.values import Input
 from leanconv.engine.fused.ir.saved import from_data, to_data
 from leanconv.engine.fused.stored import open_program
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput
 from leanconv.models import build
+from leanconv.ops.forms import Stencil
+from leanconv.ops.gated_sum import GatedSum
+from leanconv.ops.grouped import Grouped
+from leanconv.ops.separable import Separable
+from leanconv.ops.upsample import Upsample
+from tests.kernels.quantized_cases import quantized_form, weights_of
 
 
 class Mixed(nn.Module):
@@ -85,8 +94,51 @@ def test_an_operator_that_reads_files_or_writes_its_inputs_is_refused(name):
         from_data({"nodes": [node], "inputs": [], "order": [0], "outputs": [0]}, {})
 
 
+def _integer_graph(form, sizes, seed=0):
+    """A graph of one integer node over inputs of these sizes, as data and tensors."""
+    generator = torch.Generator().manual_seed(seed)
+    quantized = quantized_form(form, generator)
+    given = [Node(Input(i), [], size, torch.float32, f"x{i}") for i, size in enumerate(sizes)]
+    n, _, h, w = sizes[0]
+    size = (n, form.width, *form.size(h, w))
+    node = Node(Integer(quantized, tuple(weights_of(form, generator))), given, size, torch.uint8, "y")
+    return to_data(Graph([node], given, [node]))
+
+
+INTEGERS = {
+    "1x1": (Separable((8,), (), 16, residual=True), [(1, 8, 5, 6), (1, 16, 5, 6)]),
+    "gate": (
+        Separable((8,), ((Stencil(0, 8, (3, 3), padding=(1, 1, 1, 1)),),), 16, gate=True),
+        [(1, 8, 5, 6), (1, 8, 1, 1)],
+    ),
+    "grouped": (Grouped((8,), 16, (3, 3), groups=2, pointwise=True, padding=(1, 1, 1, 1), project=4), [(1, 8, 5, 6)]),
+    "upsample": (Upsample((8,), 16, 2, True), [(1, 8, 5, 6)]),
+    "gated sum": (GatedSum((8,), 16, True, True), [(1, 16, 5, 6), (1, 16, 1, 1), (1, 8, 5, 6), (1, 8, 1, 1)]),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers_of_other_sizes_are_refused(name):
+    """The kernels in C take sizes from the form: longer weights, or smaller maps, would lead them beyond the memory."""
+    form, sizes = INTEGERS[name]
+    data, tensors = _integer_graph(form, sizes) if name != "gated sum" else _integer_graph(form, sizes[2:] + sizes[:2])
+    if name == "gated sum":
+        data["nodes"][-1]["inputs"] = [2, 3, 0, 1]
+    from_data(data, tensors)
+    for key, held in tensors.items():
+        for wrong in (torch.cat([held, held]), held[:-1], held.to(torch.int64)):
+            with pytest.raises(BadInput, match="has the weights"):
+                from_data(data, {**tensors, key: wrong})
+    for index, node in enumerate(data["nodes"][:-1]):
+        for axis, size in [(1, 3), (2, 2)]:
+            shape = list(node["shape"])
+            shape[axis] = size
+            nodes = [*data["nodes"][:index], {**node, "shape": shape}, *data["nodes"][index + 1 :]]
+            with pytest.raises(BadInput, match="no graph of this version"):
+                from_data({**data, "nodes": nodes}, tensors)
+
+
 def test_to_data_shares_tensors():
-    from leanconv.engine.fused.ir.graph import Graph
     from leanconv.engine.fused.ir.kinds.values import constant
 
     held = torch.rand(2, 3)

@@ -14,7 +14,8 @@ from torch import Tensor
 from leanconv.engine.fused.ir.graph import Node, Primitive, Run, T, TorchOp
 from leanconv.ops.gated_sum import GatedSum
 from leanconv.ops.integer_reference import dequantized, primitive, quantized
-from leanconv.ops.quantized import Quantization, Quantized
+from leanconv.ops.integer_weights import integer_shapes
+from leanconv.ops.quantized import Quantization, Quantized, channels_of
 from leanconv.ops.separable import Separable
 
 
@@ -53,6 +54,21 @@ class Integer(TorchOp):
         if len(sizes) != 1 or len(read) != len(self.form.inputs):
             return "an integer primitive of maps that do not go together"
         n, h, w = sizes.pop()
+        kind, adds = self.form.form, self.form.addend is not None
+        added = maps[:1] if isinstance(kind, GatedSum) else maps[len(read) : len(read) + adds]
+        vectors, widths = self.averages(node.inputs), list[int]()
+        if isinstance(kind, GatedSum):
+            widths = [kind.width, *kind.channels]
+        elif isinstance(kind, Separable) and kind.gate:
+            vectors, widths = list(node.inputs[-1:]), [kind.middle]
+        if (
+            tuple(x.channels for x in read) != channels_of(kind)
+            or [x.shape for x in added] != [node.shape] * adds
+            or [(*x.shape[:2], x.numbers) for x in vectors] != [(n, c, n * c) for c in widths]
+        ):
+            return "an integer primitive of maps that do not go together"
+        if (found := [(x.dtype, tuple(x.shape)) for x in self.weights]) != (wanted := integer_shapes(self.form)):
+            return f"an integer primitive has the weights {found}, not {wanted}"
         given = (n, self.form.width, *self.form.size(h, w))
         right = given == node.shape and self.form.dtype == node.dtype
         return "" if right else f"an integer primitive gives {given} {self.form.dtype}"
