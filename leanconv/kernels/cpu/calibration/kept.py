@@ -121,7 +121,7 @@ def _why_neutral() -> str:
     return ""
 
 
-def _path(cpu: Cpu) -> Path | None:
+def _path(cpu: Cpu) -> Path:
     """The file of this machine: its name says all that the speeds depend on."""
     names = cpuinfo()[0]
     model = [names.get(key, "") for key in ("vendor_id", "cpu family", "model", "model name", "CPU part")]
