@@ -97,7 +97,7 @@ class Kept:
             whole = type(found.undecided) is int and 0 <= found.undecided < 1000
             right = known and inside and whole and all(0 <= number < 1e12 for number in numbers)
             return found if right else Choice()
-        except (BadInput, KeyError, TypeError, ValueError):
+        except (BadInput, KeyError, TypeError, ValueError, OverflowError):
             return Choice()
 
     def write(self, choice: Choice) -> None:

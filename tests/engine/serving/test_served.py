@@ -134,6 +134,16 @@ def test_a_choice_names_no_folder_but_its_own(model, tmp_path, folder):
     assert kept.read().files.keys() == {"graph.json"}
 
 
+@pytest.mark.parametrize("name", ["spent_s", "open_s", "undecided"])
+def test_a_number_that_no_float_holds_is_no_choice(model, tmp_path, name):
+    kept = kept_of(model, tmp_path)
+    kept.write(Choice(engine="fused", eager_ms=0.5, engine_ms=0.05))
+    stored = json.loads((kept.folder / "choice.json").read_text())
+    stored["choice"][name] = 10**400
+    (kept.folder / "choice.json").write_text(json.dumps(stored))
+    assert kept.read() == Choice()
+
+
 def test_a_race_is_won_kept_and_said(model, tmp_path, lines, monkeypatch):
     monkeypatch.setattr(rule, "RACE_FROM_S", 0.0)
     monkeypatch.setattr(shape, "race_budget_s", lambda known, left: 60.0)

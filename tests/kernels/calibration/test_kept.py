@@ -86,6 +86,8 @@ DAMAGED = {
     "speeds that are none": json.dumps(GOOD | {"speeds": [1.0]}),
     "another version": json.dumps(GOOD | {"version": kept.VERSION + 1}),
     "a time that is none": json.dumps(GOOD | {"made": math.inf}),
+    "a time that no float holds": json.dumps(GOOD | {"made": 10**400}),
+    "seconds that no float holds": json.dumps(GOOD | {"seconds": 10**400}),
     "a figure too many": json.dumps(GOOD | {"speeds": SEEN.to_dict() | {"more": 1.0}}),
     "a word": json.dumps(GOOD | {"speeds": SEEN.to_dict() | {"load": "fast"}}),
     "a truth": json.dumps(GOOD | {"speeds": SEEN.to_dict() | {"load": True}}),
@@ -100,6 +102,7 @@ def test_a_damaged_file_is_one_line_and_measured_again(kind, measured, tmp_path)
     path = file_of(tmp_path)
     path.write_text(DAMAGED[kind])
     assert backend().facts()["calibration"].startswith("will be measured again: ")
+    assert backend().calibration_s() == kept.LIMIT_S
     with pytest.warns(UserWarning, match="calibration of this machine is measured again: .*") as seen:
         assert again() == SEEN
     assert len(seen) == 1
@@ -142,6 +145,19 @@ def test_neutral_speeds_and_the_reason(without, measured, monkeypatch, tmp_path)
     assert not (tmp_path / "kernels" / "calibration").exists()
 
 
+def test_a_folder_that_takes_no_more(measured, monkeypatch, tmp_path):
+    """It serves with what it has. Where it has none, nothing is measured, and nobody is told so."""
+    again()
+    monkeypatch.setattr(kept.cache, "shut", lambda path: "its file system is read-only")
+    assert again() == SEEN
+    assert backend().facts()["calibration"].startswith("0 min old")
+    file_of(tmp_path).unlink()
+    assert backend().facts()["calibration"].startswith("neutral speeds: no folder can keep it: its file system is read")
+    assert backend().calibration_s() == 0.0
+    assert again() == Speeds()
+    assert len(measured) == 1
+
+
 def test_an_unknown_word_is_an_error(measured, monkeypatch):
     monkeypatch.setenv("LEANCONV_CALIBRATION", "later")
     with pytest.raises(BadInput, match="LEANCONV_CALIBRATION is 'later'; it may be on or off"):
@@ -168,7 +184,9 @@ def test_the_next_process_measures_what_time_did_not_suffice_for(measured, monke
     assert (again().latency, again().winograd) == (SEEN.latency, SEEN.winograd)
     assert again() == again() == SEEN
     assert [len(known) for known in asked] == [0, 6]
+    assert backend().calibration_s() == 0.0
     file_of(tmp_path).write_text(json.dumps(GOOD | {"speeds": {"narrow": 0.5}}))
+    assert backend().calibration_s() == kept.LIMIT_S
     assert "without load, spread, latency, tile" in backend().facts()["calibration"]
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from leanconv.kernels.cpu.tuning import cost_model
 from leanconv.ops.forms import averaged
 from leanconv.ops.gated_sum import GatedSum
 from tests.kernels.promises.catalogue import SAVING, cases, forced, laid, maps_for, weights_for
@@ -10,6 +11,7 @@ from tests.kernels.promises.catalogue import SAVING, cases, forced, laid, maps_f
 pytestmark = pytest.mark.usefixtures("halide")
 THREADS = (1, 1, 2, 3, 5)
 SIZES = ((1, 23, 30), (3, 14, 14))
+UNITS = (cost_model.UNITS, 5)  # of an average: at these sizes of one row each, and of several
 
 
 def runs(case, weights, maps, averages, l2=None):
@@ -27,9 +29,11 @@ def runs(case, weights, maps, averages, l2=None):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("units", UNITS)
 @pytest.mark.parametrize("case", cases(), ids=str)
-def test_the_same_bits(case):
+def test_the_same_bits(case, units, monkeypatch):
     """Small caches: blocks of few rows, and none of them where a unit of the average begins."""
+    monkeypatch.setattr(cost_model, "UNITS", units)
     form = case.form
     weights = [w.to(case.dtype) for w in weights_for(form, torch.randn)]
     for n, h, w in SIZES:

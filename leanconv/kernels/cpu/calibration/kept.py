@@ -79,20 +79,31 @@ def status(isa: str | None = None) -> str:
     cpu = this_cpu(isa)
     if reason := _why_neutral():
         return str(Calibration(Speeds(), reason))
-    path = _path(cpu)
+    shut = _shut()
     try:
-        found = _read(path) if path is not None else None
+        found = _read(_path(cpu))
     except BadInput as error:
-        return f"will be measured again: {error}"
-    return "not measured yet: the first kernel measures it" if found is None else str(found)
+        return str(Calibration(Speeds(), f"{shut}; {error}")) if shut else f"will be measured again: {error}"
+    if found is None:
+        return str(Calibration(Speeds(), shut)) if shut else "not measured yet: the first kernel measures it"
+    return str(found)
 
 
 def pending_s() -> float:
-    """Seconds that the first kernel of this process will take for a calibration; 0.0 where it is there."""
-    if _why_neutral():
+    """Seconds that the first kernel of this process will take for a calibration; 0.0 where the whole of it is there."""
+    if _why_neutral() or _shut():
         return 0.0
-    path = _path(this_cpu())
-    return 0.0 if path is None or path.exists() else LIMIT_S
+    try:
+        found = _read(_path(this_cpu()))
+    except BadInput:  # it is measured again
+        return LIMIT_S
+    return 0.0 if found is not None and found.whole else LIMIT_S
+
+
+def _shut() -> str:
+    """Why the folder of the cache, which may hold a calibration, takes no new one; "" where it does."""
+    reason = cache.shut_reason(cache.default_folder())
+    return f"no folder can keep it: {reason}" if reason else ""
 
 
 def _why_neutral() -> str:
@@ -110,7 +121,7 @@ def _why_neutral() -> str:
     return ""
 
 
-def _path(cpu: Cpu) -> Path | None:
+def _path(cpu: Cpu) -> Path:
     """The file of this machine: its name says all that the speeds depend on."""
     names = cpuinfo()[0]
     model = [names.get(key, "") for key in ("vendor_id", "cpu family", "model", "model name", "CPU part")]
@@ -130,12 +141,11 @@ def _found(isa: str) -> Calibration:
         return Calibration(Speeds(), reason)
     cpu = this_cpu(isa or None)
     path = _path(cpu)
-    assert path is not None
     with ExitStack() as held:
         if (kept := _kept(path)) is not None and kept.whole:
             return kept
-        if reason := cache.shut_reason(cache.default_folder()):
-            return kept or Calibration(Speeds(), f"no folder can keep it: {reason}")
+        if reason := _shut():
+            return kept or Calibration(Speeds(), reason)
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             held.enter_context(Lock(path.with_suffix(".lock"), "a calibration", patience_s=4 * LIMIT_S))
@@ -167,7 +177,7 @@ def _read(path: Path) -> Calibration | None:
             raise ValueError("it is of another version, or of no time")
         figures = checked(stored["speeds"])
         return Calibration(Speeds(**figures), "measured", figures, made, seconds, path)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadInput(f"{path}: {error}") from error
 
 
