@@ -21,6 +21,7 @@ from leanconv.deploy.openvino import openvino_core
 from leanconv.deploy.program import capture_flat
 from leanconv.deploy.runtimes import Runtime
 from leanconv.errors import BadInput, ExportMismatch, LeanconvError
+from leanconv.extras import needs
 from leanconv.files import origin
 from leanconv.version import __version__
 
@@ -152,7 +153,8 @@ def _attempts(draft: Path, calibration: Calibration) -> Iterator[str]:
 
 
 def _onnx(draft: Path, calibration: Calibration) -> Iterator[str]:
-    import onnxruntime
+    with needs("onnxruntime", "export"):
+        import onnxruntime
 
     made = draft.with_name(f"int8-{draft.name}")
     session = onnxruntime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
@@ -165,7 +167,8 @@ def _onnx(draft: Path, calibration: Calibration) -> Iterator[str]:
 
 
 def _openvino(draft: Path, calibration: Calibration) -> Iterator[str]:
-    import openvino
+    with needs("openvino", "export"):
+        import openvino
 
     model = openvino_core().read_model(str(draft))
     feeds = _feeds(calibration, [port.any_name for port in model.inputs])
@@ -187,14 +190,14 @@ def _say(draft: Path, facts: Mapping[str, Any]) -> None:
     """Write what the file is into its metadata."""
     text = json.dumps(facts)
     if draft.suffix == ".onnx":
-        import onnx
-
+        with needs("onnx", "export"):
+            import onnx
         model = onnx.load(str(draft))
         onnx.helper.set_model_props(model, {"origin": origin(), "leanconv": text})
         onnx.save(model, str(draft))
         return
-    import openvino
-
+    with needs("openvino", "export"):
+        import openvino
     model, made = openvino_core().read_model(str(draft)), draft.with_name(f"int8-{draft.name}")
     model.set_rt_info(origin(), ["origin"])
     model.set_rt_info(text, ["leanconv"])

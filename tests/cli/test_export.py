@@ -62,7 +62,7 @@ def test_fixed_sizes_see_the_images_in_pieces(run, leanconv, tmp_path):
 def test_other_scores_are_refused(run, leanconv, tmp_path, monkeypatch):
     """The outputs match on random inputs; the file is then replaced by one that shifts the logits of real images."""
     room = import_module("leanconv.deploy.export")
-    real = room._metrics
+    real = room.metrics_of
 
     class Shifted(nn.Module):
         def __init__(self, model):
@@ -73,7 +73,7 @@ def test_other_scores_are_refused(run, leanconv, tmp_path, monkeypatch):
             return self.model(x) + 0.5
 
     monkeypatch.setattr(
-        room, "_metrics", lambda check, plain, runtime, path: real(check, plain, Shifted(runtime).eval(), path)
+        room, "metrics_of", lambda check, plain, runtime, path: real(check, plain, Shifted(runtime).eval(), path)
     )
     code, _, err = leanconv("export", run.path, tmp_path / "m.onnx", "--raw")
     assert code == 1

@@ -54,8 +54,8 @@ def load_nncf() -> Any:
 def one_core() -> Iterator[None]:
     """Give NNCF the process's one `openvino.Core`. `openvino_core` says why a second one must not be freed."""
     core = openvino_core()
-    import openvino
-
+    with needs("openvino", "export"):
+        import openvino
     own = openvino.Core
     openvino.Core = lambda *args, **kwargs: core  # type: ignore[misc, assignment]
     try:

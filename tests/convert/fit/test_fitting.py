@@ -313,8 +313,8 @@ def test_the_whole_network_takes_as_many_steps_as_its_size_allows(monkeypatch):
     for most, expected in (
         (1e12, 300),
         (1.0, 20),
-        (50 * 7 * 1000.0, 50),
-    ):  # batches of 4, 8, 8 and 8: four are held out
+        (50 * 8 * 1000.0, 50),
+    ):  # batches of 8, 8 and 8: eight are held out
         seen.clear()
         monkeypatch.setattr(whole, "MACS", most)
         monkeypatch.setattr(whole, "macs", lambda model, batch: 1000 * len(batch))  # of each image
