@@ -194,13 +194,29 @@ def _engines(stem: str, kind: str, entries: list[dict[str, Any]]) -> str:
     return page(
         "## Whole networks: our engine against each other engine"
         + (f", `{FEWEST}`" if fewest else "")
+        + (", int8" if all(entry.get("dtype") == "int8" for entry in entries) else "")
+        + (", ncnn and XNNPACK among them" if any("ncnn" in entry.get("versions", {}) for entry in entries) else "")
         + f", {kind.partition(', torch')[0]}",
-        f"Float32 unless the row says bfloat16; interleaved medians in one process ({clocks} time). Above 1 our engine "
-        f"is faster. Every engine is called directly: `optimize` takes no part here. {FLOOR}",
+        f"Float32 unless the row says another type; interleaved medians in one process ({clocks} time). Above 1 our "
+        f"engine is faster. Every engine is called directly: `optimize` takes no part here. {FLOOR}",
         table(head, rows, "llrrrrr"),
+        _losses(entries),
         f"{kind}; `{stem}.json`. The command of each row:",
         table(["row", "command"], commands),
     ).rstrip()
+
+
+def _losses(entries: list[dict[str, Any]]) -> str:
+    """What forms in int8 lose, or ""."""
+    lines = [
+        f"- `{entry['model']}`, {setting(entry)}: "
+        + "; ".join(f"`{form}` {loss:.1e}" for form, loss in entry["losses"].items())
+        for entry in entries
+        if entry.get("losses")
+    ]
+    if not lines:
+        return ""
+    return "\n".join(["Relative squared errors of the forms in int8, on noise (the weights are random):\n", *lines])
 
 
 def _order(entry: dict[str, Any]) -> tuple[Any, ...]:
