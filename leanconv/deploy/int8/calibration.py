@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from leanconv.convert.fit.batches import Batches
 from leanconv.deploy.calls import Frame
 from leanconv.deploy.program import Axes
-from leanconv.errors import BadInput
+from leanconv.errors import BadInput, LeanconvError, error_line
 from leanconv.running import Call, Inputs, as_call, cloned, explained, shapes, untouched_random
 
 MAX_LOSS = 0.005
@@ -136,8 +136,13 @@ class Calibration:
         assert self._metric is not None
         rows = len(self._like[0]) if self._like and self._like[0].dim() else 0
         own = form is self._model
-        with torch.no_grad():
-            found = self._metric(self._model if own else ByRows(form, rows, self._model))
+        try:
+            with torch.no_grad():
+                found = self._metric(self._model if own else ByRows(form, rows, self._model))
+        except LeanconvError:
+            raise
+        except Exception as error:  # the user's code
+            raise BadInput(f"metric failed: {error_line(error)}") from error
         try:
             value = float(found)
         except (TypeError, ValueError) as error:

@@ -215,3 +215,10 @@ def test_nothing_of_the_callers_changes():
 def test_data_on_another_scale_is_told(data, inputs, said):
     found = Calibration(nn.Conv2d(3, 4, 3).eval(), inputs, data)
     assert (said in found.judged) if said else not found.remark
+
+
+def test_a_metric_that_fails_is_one_line():
+    with pytest.raises(BadInput, match="metric failed: ZeroDivisionError: division by zero"):
+        Calibration(
+            nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8), torch.rand(4, 3, 8, 8), metric=lambda form: 1 / 0
+        )
