@@ -123,7 +123,8 @@ def _mirrored(size: int, multiple: int, device: torch.device) -> Tensor:
     """Indices of an axis, mirrored at its end to the next multiple, without repeating the edge."""
     place = torch.arange((size + multiple - 1) // multiple * multiple, device=device)
     period = (2 * torch.arange(size, device=device)[-1:]).clamp(min=1)  # size may be a symbol: in tensors only
-    place = torch.remainder(place, period)
+    # OpenVINO 2026.0 has no rule for the remainder of tensors.
+    place = place - torch.div(place, period, rounding_mode="floor") * period
     return torch.minimum(place, period - place)
 
 
