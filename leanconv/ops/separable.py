@@ -87,6 +87,20 @@ class Separable:
         return total + h * w * self.middle * (self.out_channels or 0)
 
 
+def side_by_side(x: Tensor, stage: Sequence[Stencil], left: list[Tensor]) -> list[Tensor]:
+    """The maps of one stage's stencils, before they are joined. Takes their weights from the front of `left`."""
+    parts = []
+    for s in stage:
+        part = x[:, s.first : s.first + s.channels]
+        if s.identity:
+            part = part[:, :, :: s.stride[0], :: s.stride[1]]
+        else:
+            taps, bias = left.pop(0), left.pop(0) if s.bias else None
+            part = padded_conv(part, taps, bias, s.stride, s.dilation, s.padding, s.channels)
+        parts.append(ACTIVATIONS[s.activation](part))
+    return parts
+
+
 def separable(
     inputs: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -105,16 +119,7 @@ def separable(
     check_channels(inputs, form.channels)
     x, left = joined(inputs), list(weights)
     for stage in form.stages:
-        parts = []
-        for s in stage:
-            part = x[:, s.first : s.first + s.channels]
-            if s.identity:
-                part = part[:, :, :: s.stride[0], :: s.stride[1]]
-            else:
-                taps, bias = left.pop(0), left.pop(0) if s.bias else None
-                part = padded_conv(part, taps, bias, s.stride, s.dilation, s.padding, s.channels)
-            parts.append(ACTIVATIONS[s.activation](part))
-        x = joined(parts)
+        x = joined(side_by_side(x, stage, left))
     if form.out_channels is not None:
         if gate is not None:
             x = x * gate.to(x.dtype)[:, :, None, None]

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from leanconv.kernels.cpu import Target, bind, pipelines
-from leanconv.kernels.cpu.bound import base, separable_strassen
+from leanconv.kernels.cpu.bound import base, gated_sum, resample, separable_builder, separable_strassen
+from leanconv.kernels.cpu.bound import grouped as grouped_room
 from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.tuning.cpu import this_cpu
 from leanconv.ops.gated_sum import GatedSum, gated_pointwise
@@ -24,6 +25,7 @@ from leanconv.ops.upsample import Upsample, upsample
 from tests.kernels.tolerance import laid_out, weights_of
 
 AROUND = (1, 1, 1, 1)
+ROOMS = (separable_builder, separable_strassen, grouped_room, resample, gated_sum)  # where kernels are asked for
 
 
 def stencil(channels, kernel, **rest):

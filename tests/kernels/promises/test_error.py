@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from leanconv.kernels.cpu.bound import gated_sum, grouped, resample, separable_builder, separable_strassen
+from leanconv.kernels.cpu.bound import separable_builder
 from leanconv.kernels.promises import PROMISES, name_of
 from leanconv.ops.forms import averaged
 from leanconv.ops.gated_sum import GatedSum
 from tests.kernels.promises.catalogue import (
+    ROOMS,
     cases,
     forced,
     laid,
@@ -20,7 +21,6 @@ from tests.kernels.promises.catalogue import (
 )
 
 pytestmark = pytest.mark.usefixtures("halide")
-ROOMS = (separable_builder, separable_strassen, grouped, resample, gated_sum)  # where kernels are asked for
 
 
 def both(value):

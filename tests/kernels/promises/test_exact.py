@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from leanconv.kernels.cpu.binders import BINDERS
-from leanconv.kernels.cpu.bound import gated_sum as gated_room
-from leanconv.kernels.cpu.bound import grouped, resample, separable_builder, separable_strassen
 from leanconv.kernels.cpu.compilation.build import RUNTIME
 from leanconv.ops.forms import averaged
 from leanconv.ops.gated_sum import GatedSum
 from tests.kernels.promises.catalogue import (
     DIRECT,
+    ROOMS,
     SAVING,
     Case,
     cases,
@@ -27,7 +26,6 @@ from tests.kernels.promises.catalogue import (
 )
 
 pytestmark = pytest.mark.usefixtures("halide")
-ROOMS = (separable_builder, separable_strassen, grouped, resample, gated_room)  # where kernels are asked for
 DECIDED = 200.0  # a difference of averages whose sigmoid is 0 or 1 in float32
 
 

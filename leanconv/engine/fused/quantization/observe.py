@@ -12,11 +12,10 @@ from leanconv.engine.fused.lowering.primitives import primitive
 from leanconv.engine.fused.passes.quantization import Levels, maps_of, moves, quantizable, ties
 from leanconv.engine.fused.quantization.equalize import equalized
 from leanconv.engine.fused.quantization.ranges import Observed, pooled
-from leanconv.ops.activations import ACTIVATIONS
-from leanconv.ops.forms import Form, joined, padded_conv
+from leanconv.ops.forms import Form, joined
 from leanconv.ops.grouped import Grouped, grouped
 from leanconv.ops.quantized import inner_maps
-from leanconv.ops.separable import Separable
+from leanconv.ops.separable import Separable, side_by_side
 
 EQUALIZED = 4  # calls from which the sizes of channels are taken
 
@@ -93,15 +92,7 @@ def _between_stencils(form: Separable, left: list[Tensor], maps: Sequence[Tensor
     x = joined([each for each in maps[: len(form.channels)] if each is not None])
     followed = form.stages if form.out_channels is not None else form.stages[:-1]
     for stage in followed:
-        parts = []
-        for s in stage:
-            part = x[:, s.first : s.first + s.channels]
-            if s.identity:
-                part = part[:, :, :: s.stride[0], :: s.stride[1]]
-            else:
-                taps, bias = left.pop(0), left.pop(0) if s.bias else None
-                part = padded_conv(part, taps, bias, s.stride, s.dilation, s.padding, s.channels)
-            parts.append(ACTIVATIONS[s.activation](part))
+        parts = side_by_side(x, stage, left)
         yield from parts
         x = joined(parts)
     gate = maps[-1] if form.gate else None

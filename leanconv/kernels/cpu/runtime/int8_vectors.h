@@ -42,26 +42,42 @@ INLINE bytes repeat(const uint8_t *p) {
 }
 
 #if V == 64
+#define MM(name) _mm512_##name
+typedef __m512i raw;
+typedef __m512 real;
+#elif V == 32
+#define MM(name) _mm256_##name
+typedef __m256i raw;
+typedef __m256 real;
+#endif
+
+#ifdef MM  // what both widths of x86 have
 INLINE ivec dot(ivec sum, bytes u, bytes s) {
-#ifdef __AVX512VNNI__
-    return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u, (__m512i)s);
+#if V == 64 && defined(__AVX512VNNI__)
+    return (ivec)_mm512_dpbusd_epi32((raw)sum, (raw)u, (raw)s);
+#elif V == 32 && defined(__AVXVNNI__)
+    return (ivec)_mm256_dpbusd_avx_epi32((raw)sum, (raw)u, (raw)s);
 #else
-    __m512i even = _mm512_and_si512((__m512i)u, _mm512_set1_epi16(255)), odd = _mm512_srli_epi16((__m512i)u, 8);
-    __m512i first = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)s, 8), 8), second = _mm512_srai_epi16((__m512i)s, 8);
-    return sum + (ivec)_mm512_madd_epi16(even, first) + (ivec)_mm512_madd_epi16(odd, second);
+    // Not vpmaddubsw: it saturates.
+    raw even = (raw)((shorts)u & 255), odd = MM(srli_epi16)((raw)u, 8);
+    raw first = MM(srai_epi16)(MM(slli_epi16)((raw)s, 8), 8), second = MM(srai_epi16)((raw)s, 8);
+    return sum + (ivec)MM(madd_epi16)(even, first) + (ivec)MM(madd_epi16)(odd, second);
 #endif
 }
-INLINE ivec nearest(vec x) { return (ivec)_mm512_cvtps_epi32((__m512)x); }
-INLINE bytes low8(bytes a, bytes b) { return (bytes)_mm512_unpacklo_epi8((__m512i)a, (__m512i)b); }
-INLINE bytes high8(bytes a, bytes b) { return (bytes)_mm512_unpackhi_epi8((__m512i)a, (__m512i)b); }
-INLINE bytes low16(bytes a, bytes b) { return (bytes)_mm512_unpacklo_epi16((__m512i)a, (__m512i)b); }
-INLINE bytes high16(bytes a, bytes b) { return (bytes)_mm512_unpackhi_epi16((__m512i)a, (__m512i)b); }
-INLINE shorts packed16(ivec a, ivec b) { return (shorts)_mm512_packs_epi32((__m512i)a, (__m512i)b); }
-INLINE shorts added(shorts a, shorts b) { return (shorts)_mm512_adds_epi16((__m512i)a, (__m512i)b); }
-INLINE bytes packed8(shorts a, shorts b) { return (bytes)_mm512_packus_epi16((__m512i)a, (__m512i)b); }
+INLINE ivec nearest(vec x) { return (ivec)MM(cvtps_epi32)((real)x); }
+INLINE bytes low8(bytes a, bytes b) { return (bytes)MM(unpacklo_epi8)((raw)a, (raw)b); }
+INLINE bytes high8(bytes a, bytes b) { return (bytes)MM(unpackhi_epi8)((raw)a, (raw)b); }
+INLINE bytes low16(bytes a, bytes b) { return (bytes)MM(unpacklo_epi16)((raw)a, (raw)b); }
+INLINE bytes high16(bytes a, bytes b) { return (bytes)MM(unpackhi_epi16)((raw)a, (raw)b); }
+INLINE shorts packed16(ivec a, ivec b) { return (shorts)MM(packs_epi32)((raw)a, (raw)b); }
+INLINE shorts added(shorts a, shorts b) { return (shorts)MM(adds_epi16)((raw)a, (raw)b); }
+INLINE bytes packed8(shorts a, shorts b) { return (bytes)MM(packus_epi16)((raw)a, (raw)b); }
 INLINE bytes limited(bytes x, bytes low, bytes high) {
-    return (bytes)_mm512_min_epu8(_mm512_max_epu8((__m512i)x, (__m512i)low), (__m512i)high);
+    return (bytes)MM(min_epu8)(MM(max_epu8)((raw)x, (raw)low), (raw)high);
 }
+#endif
+
+#if V == 64
 // The bytes of 4 / vectors pixels, after `packed`, one pixel after the other; and back.
 INLINE bytes by_pixel(bytes x, int vectors) {
     if (vectors == 1)
@@ -113,27 +129,6 @@ INLINE void store_pixels(uint8_t *p, bytes x, int64_t pixel, int vectors, int ou
     if (count > 3) _mm_mask_storeu_epi8(p + 3 * pixel, some, _mm512_extracti32x4_epi32((__m512i)x, 3));
 }
 #elif V == 32
-INLINE ivec dot(ivec sum, bytes u, bytes s) {
-#ifdef __AVXVNNI__
-    return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)u, (__m256i)s);
-#else
-    // Not vpmaddubsw: it saturates.
-    __m256i even = _mm256_and_si256((__m256i)u, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16((__m256i)u, 8);
-    __m256i first = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)s, 8), 8), second = _mm256_srai_epi16((__m256i)s, 8);
-    return sum + (ivec)_mm256_madd_epi16(even, first) + (ivec)_mm256_madd_epi16(odd, second);
-#endif
-}
-INLINE ivec nearest(vec x) { return (ivec)_mm256_cvtps_epi32((__m256)x); }
-INLINE bytes low8(bytes a, bytes b) { return (bytes)_mm256_unpacklo_epi8((__m256i)a, (__m256i)b); }
-INLINE bytes high8(bytes a, bytes b) { return (bytes)_mm256_unpackhi_epi8((__m256i)a, (__m256i)b); }
-INLINE bytes low16(bytes a, bytes b) { return (bytes)_mm256_unpacklo_epi16((__m256i)a, (__m256i)b); }
-INLINE bytes high16(bytes a, bytes b) { return (bytes)_mm256_unpackhi_epi16((__m256i)a, (__m256i)b); }
-INLINE shorts packed16(ivec a, ivec b) { return (shorts)_mm256_packs_epi32((__m256i)a, (__m256i)b); }
-INLINE shorts added(shorts a, shorts b) { return (shorts)_mm256_adds_epi16((__m256i)a, (__m256i)b); }
-INLINE bytes packed8(shorts a, shorts b) { return (bytes)_mm256_packus_epi16((__m256i)a, (__m256i)b); }
-INLINE bytes limited(bytes x, bytes low, bytes high) {
-    return (bytes)_mm256_min_epu8(_mm256_max_epu8((__m256i)x, (__m256i)low), (__m256i)high);
-}
 INLINE bytes by_pixel(bytes x, int vectors) {
     if (vectors == 1)
         return (bytes)_mm256_permutevar8x32_epi32((__m256i)x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
