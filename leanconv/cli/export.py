@@ -115,7 +115,7 @@ def _for_cameras(
     network = run.load(trust_code)
     contract, check = contract_of(run.folder, network, run.threshold), None
     if max_loss is not None:
-        from leanconv.deploy.quantised import Int8
+        from leanconv.deploy.int8.export import Int8
         from leanconv.planner.int8 import judge_of
         from leanconv.planner.pictures import camera_frames
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from leanconv.deploy.axes import GIVEN_VALUES, Dynamic, Look, Sizes
 from leanconv.deploy.export import FORMATS, Check, Extras, export_call
-from leanconv.deploy.quantised import Int8
+from leanconv.deploy.int8.export import Int8
 from leanconv.deploy.result import Exported
 from leanconv.deploy.script import script
 from leanconv.probes import LIKE

@@ -38,7 +38,7 @@ from leanconv.deploy.program import (
     save_onnx,
     to_openvino,
 )
-from leanconv.deploy.quantised import SUFFIXES, Int8, quantise
+from leanconv.deploy.int8.export import SUFFIXES, Int8, quantise
 from leanconv.deploy.result import Exported
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
 from leanconv.errors import BadInput, LeanconvError, UnknownName

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from leanconv.deploy.axes import Sizes
-from leanconv.deploy.quantised import Lost
+from leanconv.deploy.int8.export import Lost
 from leanconv.table import table
 
 # Largest difference between a task metric (IoU, Dice, top-1) of the file and of the model.

@@ -10,7 +10,7 @@ from torch import Tensor
 from leanconv.deploy.openvino import OpenVino
 from leanconv.deploy.program import input_order, save_onnx, to_openvino
 from leanconv.deploy.runtimes import OnnxRuntime
-from leanconv.engine import quantised
+from leanconv.engine import int8
 from leanconv.engine.candidate import Candidate, ModelForm, missing
 from leanconv.engine.workbench import Workbench
 from leanconv.extras import needs
@@ -31,7 +31,7 @@ def _onnxruntime_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | N
     if bench.device.type != "cpu":
         return f"used on the CPU only; the model is on {bench.device}"
     if dtype is torch.int8:
-        return quantised.why_not(bench)
+        return int8.why_not(bench)
     if dtype not in (None, torch.float32):
         return f"it has no {str(dtype).removeprefix('torch.')} convolution on the CPU"
     return None
@@ -39,7 +39,7 @@ def _onnxruntime_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | N
 
 def _onnxruntime(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     if dtype is torch.int8:
-        return quantised.onnxruntime_int8(bench)
+        return int8.onnxruntime_int8(bench)
     program = bench.program
     inputs = [f"input{i}" for i in range(len(input_order(program)))]
     outputs = [f"output{i}" for i in range(len(program.graph_signature.user_outputs))]
@@ -66,7 +66,7 @@ def _openvino_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None
     if bench.device.type != "cpu":
         return f"used on the CPU only; the model is on {bench.device}"
     if dtype is torch.int8:
-        return quantised.why_not(bench, "nncf")
+        return int8.why_not(bench, "nncf")
     if dtype not in (None, torch.float32, torch.bfloat16):
         return f"it has no {str(dtype).removeprefix('torch.')} inference on the CPU"
     return None
@@ -74,7 +74,7 @@ def _openvino_why_not(bench: Workbench, dtype: torch.dtype | None) -> str | None
 
 def _openvino(bench: Workbench, dtype: torch.dtype | None) -> ModelForm:
     if dtype is torch.int8:
-        return quantised.openvino_int8(bench)
+        return int8.openvino_int8(bench)
     precision = "bf16" if (dtype or bench.dtype) is torch.bfloat16 else "f32"
     program = bench.program
     model = to_openvino(program)
@@ -107,8 +107,8 @@ def _alone(runtime: Callable[..., list[Tensor]]) -> ModelForm:
 
 
 ONNXRUNTIME = Candidate(
-    "onnxruntime", _onnxruntime_why_not, _seconds, _onnxruntime, opens=_open_onnxruntime, int8_s=quantised.seconds
+    "onnxruntime", _onnxruntime_why_not, _seconds, _onnxruntime, opens=_open_onnxruntime, int8_s=int8.seconds
 )
 OPENVINO = Candidate(
-    "openvino", _openvino_why_not, _seconds, _openvino, widens=True, opens=_open_openvino, int8_s=quantised.seconds
+    "openvino", _openvino_why_not, _seconds, _openvino, widens=True, opens=_open_openvino, int8_s=int8.seconds
 )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from leanconv.deploy import export, open_file
-from leanconv.deploy.quantised import Int8, _worst
+from leanconv.deploy.int8.export import Int8, _worst
 from leanconv.errors import BadInput, ExportMismatch
 from tests.deploy.int8.networks import built
 
