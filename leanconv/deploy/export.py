@@ -15,6 +15,7 @@ from leanconv.deploy.axes import Dynamic, Sizes
 from leanconv.deploy.calls import Frame
 from leanconv.deploy.failures import root_cause
 from leanconv.deploy.int8 import MAX_LOSS
+from leanconv.deploy.int8.export import SUFFIXES, Int8, quantise
 from leanconv.deploy.names import names_of
 from leanconv.deploy.parity import (
     FORMATS,
@@ -38,7 +39,6 @@ from leanconv.deploy.program import (
     save_onnx,
     to_openvino,
 )
-from leanconv.deploy.int8.export import SUFFIXES, Int8, quantise
 from leanconv.deploy.result import Exported
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
 from leanconv.errors import BadInput, LeanconvError, UnknownName

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from leanconv.engine import int8, optimize
+from leanconv.engine import int8 as peers
+from leanconv.engine import optimize
 from leanconv.engine.candidate import missing
 from leanconv.engine.candidates import CANDIDATES
 from leanconv.errors import BadInput
@@ -138,7 +139,7 @@ def test_an_engine_that_fails_in_int8_costs_only_itself(monkeypatch):
     def broken(bench):
         raise RuntimeError("no such operator\nand a page of advice")
 
-    monkeypatch.setattr(int8, "openvino_int8", broken)
+    monkeypatch.setattr(peers, "openvino_int8", broken)
     found = int8(nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8), torch.rand(2, 3, 8, 8), "openvino", "folded")
     assert found.choices["openvino int8"].note == "failed: RuntimeError: no such operator"
     assert found.choices["folded"].error is not None
@@ -164,4 +165,4 @@ def test_the_estimate_of_int8_is_larger():
     ],
 )
 def test_products_of_8_bits_overflow_on_x86_without_vnni(features, exact):
-    assert int8.has_vnni(features.split()) is exact
+    assert peers.has_vnni(features.split()) is exact
