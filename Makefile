@@ -7,7 +7,7 @@ OLDEST := .venv-oldest
 
 # On 2 processes; a browser beside them: a process of their own.
 define run_tests
-	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist worksteal --ignore tests/report --ignore tests/examples
+	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist worksteal --durations 25 --ignore tests/report --ignore tests/examples
 	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest tests/report tests/examples
 endef
 
