@@ -47,16 +47,20 @@ AROUND = (1, 1, 1, 1)
 Part = Callable[[Cpu], dict[str, float]]
 
 
-def measure(cpu: Cpu, limit_s: float, known: Mapping[str, float]) -> dict[str, float]:
+def measure(
+    cpu: Cpu, limit_s: float, known: Mapping[str, float], *, wall_s: float = math.inf
+) -> dict[str, float]:
     """The figures of this machine's `Speeds`, for code as `cpu` describes it; without those that time did not suffice
     for.
 
     Args:
-        limit_s: seconds; a part of the measurement that has begun is finished.
+        limit_s: CPU seconds of this thread; a part of the measurement that has begun is finished.
         known: figures that were measured before.
+        wall_s: likewise, seconds: on a busy machine they are more.
     Raises: LeanconvError where nothing can be compiled.
     """
-    deadline, found = time.monotonic() + limit_s, dict(known)
+    found = dict(known)
+    starts = [(time.thread_time, time.thread_time(), limit_s), (time.monotonic, time.monotonic(), wall_s)]
     with torch.no_grad(), build.not_listed(), build.compiled_for(cpu.isa):
         core = _Core(cpu)
         parts: dict[str, Part] = {
@@ -64,9 +68,8 @@ def measure(cpu: Cpu, limit_s: float, known: Mapping[str, float]) -> dict[str, f
             "winograd": core.winograd, "l1_winograd": core.l1_winograd,
         }  # fmt: skip
         for name, part in parts.items():
-            if (
-                name not in found and time.monotonic() < deadline - limit_s / 5
-            ):  # as much as a part takes on a busy core
+            # A fifth of the limit: as much as a part takes.
+            if name not in found and all(now() - start < 0.8 * limit for now, start, limit in starts):
                 seen = part(replace(cpu, speeds=Speeds(**found)))
                 found |= {name: within_bounds(name, value) for name, value in seen.items()}
     return found
