@@ -21,7 +21,8 @@ The time of a candidate is its least CPU time over the rounds, the one figure wi
 machine take away. Prints geometric means; writes benchmarks/results/cpu_kernels.json.
 
 `LEANCONV_MAX_CPU_ISA=avx2` limits ours and the peers that can be told (see `benchmarks/__init__.py`) to AVX2; the
-results then go to cpu_kernels_avx2.json. ONNX Runtime cannot be told, and keeps to what the CPU has.
+results then go to cpu_kernels_avx2.json. ONNX Runtime cannot be told, and keeps to what the CPU has. A CPU with no more
+than AVX2 writes the same file, and starts it anew: no table mixes two machines.
 """
 
 import argparse
@@ -39,23 +40,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import results_of
 from benchmarks.kernel_layers import FUSED, launched
 from benchmarks.operators import commit
 from leanconv.deploy.openvino import OpenVino
 from leanconv.deploy.runtimes import OnnxRuntime
 from leanconv.files import write_json
-from leanconv.kernels import mask
 from leanconv.measure.device import describe
 from leanconv.measure.hardware.roofline import Peaks, peaks
 from leanconv.nn import get, make, parse
 from leanconv.spec import ConvSpec
 from leanconv.table import table
-
-
-def results_of(name: str) -> Path:
-    """The results file of a benchmark, another one under a mask of instructions."""
-    return Path(__file__).parent / "results" / f"{'_'.join(filter(None, [name, mask()]))}.json"
-
 
 DENSE = {
     "U-Net e1 32→32 256": (32, 32, 3, 256), "U-Net e2 64→64 128": (64, 64, 3, 128),

@@ -49,9 +49,7 @@ AROUND = (1, 1, 1, 1)
 Part = Callable[[Cpu], dict[str, float]]
 
 
-def measure(
-    cpu: Cpu, limit_s: float, known: Mapping[str, float], *, wall_s: float = math.inf
-) -> dict[str, float]:
+def measure(cpu: Cpu, limit_s: float, known: Mapping[str, float], *, wall_s: float = math.inf) -> dict[str, float]:
     """The figures of this machine's `Speeds`, for code as `cpu` describes it; without those that time did not suffice
     for.
 
