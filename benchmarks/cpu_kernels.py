@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", default=[""], help="those whose name contains one of these")
     parser.add_argument("--compile", action="store_true", help="torch.compile among the peers")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=0.4, help="of timing per row")
+    parser.add_argument("--seconds", type=float, default=0.4, help="of CPU time for timing a row")
     parser.add_argument("--resume", action="store_true", help="leave out rows that --out has of this commit")
     parser.add_argument("--out", type=Path, default=results_of("cpu_kernels"))
     arguments = parser.parse_args()
@@ -144,12 +144,13 @@ def keep_freed_memory() -> None:
 
 
 def least(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """The least CPU time of each in ms, in turns for that many seconds, at least five rounds."""
+    """The least CPU time of each in ms, in turns for that many CPU seconds, at least five rounds."""
     found = dict.fromkeys(calls, math.inf)
     for call in calls.values():
         call()
-    end, rounds, orders = time.perf_counter() + seconds, 0, random.Random(0)
-    while rounds < 5 or (time.perf_counter() < end and rounds < 500):
+    # Seconds of the clock would be a few rounds on a busy machine: too few for one that nothing disturbs.
+    end, rounds, orders = time.process_time() + seconds, 0, random.Random(0)
+    while rounds < 5 or (time.process_time() < end and rounds < 500):
         for name in orders.sample(list(calls), len(calls)):  # else each would always follow the same other
             start = time.process_time()  # a runtime may compute in a thread of its own
             calls[name]()
