@@ -16,10 +16,14 @@ if _limit := PEERS.get(os.environ.get("LEANCONV_MAX_CPU_ISA", "").strip().lower(
 
 
 def results_of(name: str) -> Path:
-    """The results file of a benchmark: one for each set of instructions, by a mask or by the CPU itself."""
+    """The results file of a benchmark: one for each set of instructions, and one for each mask of them.
+
+    A masked CPU is not the CPU that has no more: its caches, ports and memory are another's.
+    """
     import torch
 
     from leanconv.kernels import mask
 
-    isa = mask() or torch.backends.cpu.get_cpu_capability().lower().replace("avx512", "")
-    return Path(__file__).parent / "results" / f"{'_'.join(filter(None, [name, isa]))}.json"
+    own = torch.backends.cpu.get_cpu_capability().lower().replace("avx512", "")
+    words = [name, *([mask(), "masked"] if mask() else [own])]
+    return Path(__file__).parent / "results" / f"{'_'.join(filter(None, words))}.json"

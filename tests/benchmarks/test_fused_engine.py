@@ -59,8 +59,13 @@ def test_rows_of_two_machines_stand_beside_each_other():
 
 @pytest.mark.parametrize(
     ("isa", "mask", "name"),
-    [("AVX512", "", "x.json"), ("AVX2", "", "x_avx2.json"), ("AVX512", "avx2", "x_avx2.json")],
-    ids=["all", "a CPU with AVX2 alone", "masked"],
+    [
+        ("AVX512", "", "x.json"),
+        ("AVX2", "", "x_avx2.json"),
+        ("AVX512", "avx2", "x_avx2_masked.json"),
+        ("AVX2", "avx2", "x_avx2_masked.json"),
+    ],
+    ids=["all", "a CPU with AVX2 alone", "masked", "told what it is"],
 )
 def test_each_set_of_instructions_has_its_own_file(isa, mask, name, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: isa)
