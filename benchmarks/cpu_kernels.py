@@ -21,8 +21,8 @@ The time of a candidate is its least CPU time over the rounds, the one figure wi
 machine take away. Prints geometric means; writes benchmarks/results/cpu_kernels.json.
 
 `LEANCONV_MAX_CPU_ISA=avx2` limits ours and the peers that can be told (see `benchmarks/__init__.py`) to AVX2; the
-results then go to cpu_kernels_avx2_masked.json. ONNX Runtime cannot be told, and keeps to what the CPU has. A CPU with no
-more than AVX2 writes cpu_kernels_avx2.json.
+results then go to cpu_kernels_avx2_masked.json. ONNX Runtime cannot be told, and keeps to what the CPU has. A CPU with
+no more than AVX2 writes cpu_kernels_avx2.json.
 """
 
 import argparse
