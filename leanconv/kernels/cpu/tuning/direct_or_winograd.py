@@ -32,9 +32,9 @@ Choose = Callable[[Any, GroupedTiles, Callable[[GroupedTiles], float]], GroupedT
 # 32 additions, 16 stores; out of: 16 loads, 24 additions, 4 stores.
 TRANSFORMS = (16 + 32 + 2 * 16, 16 + 24 + 2 * 4)
 # Winograd's weights are large, and each block of rows reads all of them. Blocks may be so many times as large as half
-# the L2 cache holds, if the model predicts at most this share of the cycles. On a Zen 3 core (512 KiB of L2) group sums
-# of 512 channels then take 1.16 to 1.31 times less: 7×7 1.82 and 1.56 ms, 14×14 4.63 and 3.67 ms, 16×16 6.98 and 5.31.
-LARGER, WORTH = (2, 4, 8), 0.95
+# the L2 cache holds, if the model predicts at most this share of the cycles. On a busy Zen 3 core (512 KiB of L2) group
+# sums of 512 channels then take 1.02 to 1.31 times less: 7×7 1.82 and 1.56 ms, 14×14 4.63 and 3.67 ms.
+LARGER, WORTH = (2, 4, 8), 0.9
 
 
 @dataclass(frozen=True)
