@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 import leanconv as lc
+from benchmarks import results_of
 from benchmarks.cpu_kernels import DENSE, DEPTHWISE, keep_freed_memory
 from benchmarks.fused_engine import built, progress
 from benchmarks.operators import commit, operators
@@ -48,7 +49,6 @@ from leanconv.nn import make, names
 from leanconv.spec import ConvSpec
 from leanconv.table import table
 
-OUT = Path(__file__).parent / "results" / "choices.json"
 OURS = ("folded", "fused")  # all other forms are peers
 LIMIT, HOPELESS = 0.97, 2.0
 # A ratio is known to this share at this many standard errors. Fewest and most rounds.
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure rows of this commit again")
     parser.add_argument("--warm", action="store_true", help="measure nothing, compile the kernels into the cache")
     parser.add_argument("--show", action="store_true", help="measure nothing, print the results")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=results_of("choices"))
     arguments = parser.parse_args()
     report = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
     if arguments.show:

@@ -21,7 +21,8 @@ The time of a candidate is its least CPU time over the rounds, the one figure wi
 machine take away. Prints geometric means; writes benchmarks/results/cpu_kernels.json.
 
 `LEANCONV_MAX_CPU_ISA=avx2` limits ours and the peers that can be told (see `benchmarks/__init__.py`) to AVX2; the
-results then go to cpu_kernels_avx2.json. ONNX Runtime cannot be told, and keeps to what the CPU has.
+results then go to cpu_kernels_avx2_masked.json. ONNX Runtime cannot be told, and keeps to what the CPU has. A CPU with
+no more than AVX2 writes cpu_kernels_avx2.json.
 """
 
 import argparse
@@ -39,23 +40,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import results_of
 from benchmarks.kernel_layers import FUSED, launched
 from benchmarks.operators import commit
 from leanconv.deploy.openvino import OpenVino
 from leanconv.deploy.runtimes import OnnxRuntime
 from leanconv.files import write_json
-from leanconv.kernels import mask
 from leanconv.measure.device import describe
 from leanconv.measure.hardware.roofline import Peaks, peaks
 from leanconv.nn import get, make, parse
 from leanconv.spec import ConvSpec
 from leanconv.table import table
-
-
-def results_of(name: str) -> Path:
-    """The results file of a benchmark, another one under a mask of instructions."""
-    return Path(__file__).parent / "results" / f"{'_'.join(filter(None, [name, mask()]))}.json"
-
 
 DENSE = {
     "U-Net e1 32→32 256": (32, 32, 3, 256), "U-Net e2 64→64 128": (64, 64, 3, 128),
@@ -87,7 +82,7 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", default=[""], help="those whose name contains one of these")
     parser.add_argument("--compile", action="store_true", help="torch.compile among the peers")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=0.4, help="of timing per row")
+    parser.add_argument("--seconds", type=float, default=0.4, help="of CPU time for timing a row")
     parser.add_argument("--resume", action="store_true", help="leave out rows that --out has of this commit")
     parser.add_argument("--out", type=Path, default=results_of("cpu_kernels"))
     arguments = parser.parse_args()
@@ -149,12 +144,13 @@ def keep_freed_memory() -> None:
 
 
 def least(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """The least CPU time of each in ms, in turns for that many seconds, at least five rounds."""
+    """The least CPU time of each in ms, in turns for that many CPU seconds, at least five rounds."""
     found = dict.fromkeys(calls, math.inf)
     for call in calls.values():
         call()
-    end, rounds, orders = time.perf_counter() + seconds, 0, random.Random(0)
-    while rounds < 5 or (time.perf_counter() < end and rounds < 500):
+    # Seconds of the clock would be a few rounds on a busy machine: too few for one that nothing disturbs.
+    end, rounds, orders = time.process_time() + seconds, 0, random.Random(0)
+    while rounds < 5 or (time.process_time() < end and rounds < 500):
         for name in orders.sample(list(calls), len(calls)):  # else each would always follow the same other
             start = time.process_time()  # a runtime may compute in a thread of its own
             calls[name]()

@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.cpu_kernels import keep_freed_memory, least, results_of
+from benchmarks import results_of
+from benchmarks.cpu_kernels import keep_freed_memory, least
 from benchmarks.operators import commit
 from leanconv.files import write_json
 from leanconv.kernels import Target, this_cpu

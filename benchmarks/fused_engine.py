@@ -11,7 +11,7 @@ process's CPU time. It stays comparable on a busy machine if each engine has one
 for example the dense U-Net beside the SPLConv one. A model "MODEL to OPERATOR" is swapped by `plan` and `apply_`. The
 column "of the floor" is the roofline floor (leanconv/engine/fused/roofline.py) over the time; "of the peak" is
 the share of the peak flops. The script prints the tables and updates benchmarks/results/fused_engine.json after every
-model. `--show` prints that file as one table.
+model (fused_engine_avx2.json on a CPU with AVX2 alone). `--show` prints that file as one table.
 """
 
 import argparse
@@ -26,14 +26,15 @@ import torch
 from torch import Tensor, nn
 
 import leanconv as lc
+from benchmarks import results_of
 from benchmarks.operators import commit
 from benchmarks.other_runtimes import OTHERS, versions
 from leanconv.engine.candidates import CANDIDATES, EAGER
 from leanconv.engine.peers import compare_engines
 from leanconv.files import write_json
+from leanconv.measure.device import describe
 from leanconv.table import table
 
-RESULT = Path(__file__).parent / "results" / "fused_engine.json"
 ENGINES = ["fused", "openvino", "onnxruntime", "compile", "channels_last", *OTHERS]
 # Calibration pictures of int8, and the loss up to which a form is timed.
 PICTURES, MOST_LOST = 8, 0.05
@@ -63,9 +64,16 @@ class Row:
         return {"dtype": getattr(torch, self.dtype), **calibration}
 
     def same(self, entry: dict[str, Any]) -> bool:
-        """Whether a result belongs to this row. The oldest results have a number for `size` and no dtype."""
+        """Whether a result of this machine belongs to this row. The oldest ones have a number for `size`, no dtype."""
+        if "machine" in entry and kind(entry["machine"]) != kind(describe("cpu")):
+            return False
         own = {key: value for key, value in asdict(self).items() if key != "against"}
         return all(str(entry.get(key, "float32")) == str(value) for key, value in own.items())
+
+
+def kind(machine: dict[str, Any]) -> dict[str, Any]:
+    """A machine without the threads, which are a row's own."""
+    return {key: value for key, value in machine.items() if key != "threads"}
 
 
 _UNET, _VGG, _RESNET = "leanconv:unet?base=32&conv=", "leanconv:vgg16_cifar?conv=", "leanconv:resnet50?conv="
@@ -228,7 +236,7 @@ def main() -> None:
     parser.add_argument("--blocks", action="store_true", help="print the tables of blocks")
     parser.add_argument("--resume", action="store_true", help="skip rows that were measured at this commit")
     parser.add_argument("--show", action="store_true", help="measure nothing, print the results as one table")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=results_of("fused_engine"))
     arguments = parser.parse_args()
     report = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
     if arguments.show:

@@ -5,7 +5,9 @@ import argparse
 import pytest
 import torch
 
+from benchmarks import results_of
 from benchmarks.fused_engine import PICTURES, SETS, Row, built, rows_of, summary
+from leanconv.measure.device import describe
 from leanconv.nn import HetConv2d
 
 
@@ -46,6 +48,29 @@ def test_a_row_is_measured_again_only_where_it_is_the_same_call():
     assert row.same(entry(row, {}) | {"size": 256})  # as the first results have it
     assert not row.same(entry(Row("lean", "dense", "256", batch=8), {}))
     assert not row.same(entry(Row("lean", "dense", "256", threads=2), {}))
+
+
+def test_rows_of_two_machines_stand_beside_each_other():
+    row, here = Row("lean", "dense", "256"), describe("cpu")
+    assert row.same(entry(row, {}, machine=here | {"threads": 7}))
+    assert not row.same(entry(row, {}, machine=here | {"name": "another"}))
+    assert not row.same(entry(row, {}, machine=here | {"isa": "NEON"}))
+
+
+@pytest.mark.parametrize(
+    ("isa", "mask", "name"),
+    [
+        ("AVX512", "", "x.json"),
+        ("AVX2", "", "x_avx2.json"),
+        ("AVX512", "avx2", "x_avx2_masked.json"),
+        ("AVX2", "avx2", "x_avx2_masked.json"),
+    ],
+    ids=["all", "a CPU with AVX2 alone", "masked", "told what it is"],
+)
+def test_each_set_of_instructions_has_its_own_file(isa, mask, name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: isa)
+    monkeypatch.setattr("leanconv.kernels.mask", lambda: mask)
+    assert results_of("x").name == name
 
 
 def test_sets_take_the_clock_and_the_threads_that_were_asked_for():

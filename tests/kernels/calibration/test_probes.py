@@ -46,8 +46,32 @@ def test_ports_are_alike_in_every_measurement():
 
 def test_what_there_is_no_time_for_is_left_out_and_what_is_known_stays():
     assert probes.measure(this_cpu(), 0.0, {}) == {}
+    assert probes.measure(this_cpu(), 60.0, {}, wall_s=0.0) == {}
     known = Speeds().to_dict()
     assert probes.measure(this_cpu(), 60.0, known) == known
+
+
+def test_its_own_clock_is_that_of_the_thread(monkeypatch):
+    """What other processes take away on a busy core is not the calibration's time, up to `wall_s`."""
+    clocks = {"thread_time": 0.0, "monotonic": 0.0}
+    for name in clocks:
+        monkeypatch.setattr(probes.time, name, lambda name=name: clocks[name])
+
+    def part(name):
+        def measured(core, cpu):
+            clocks["thread_time"] += 1.0
+            clocks["monotonic"] += 5.0
+            return {name: 1.5}
+
+        return measured
+
+    names = {"ports": "narrow", "memory": "memory_bytes", "tiles": "tile", "strassen": "strassen",
+             "winograd": "winograd", "l1_winograd": "l1_winograd"}  # fmt: skip
+    for method, name in names.items():
+        monkeypatch.setattr(probes._Core, method, part(name))
+    assert len(probes.measure(this_cpu(), 10.0, {})) == 6
+    assert len(probes.measure(this_cpu(), 3.75, {})) == 3
+    assert len(probes.measure(this_cpu(), 10.0, {}, wall_s=20.0)) == 4
 
 
 def test_a_share_is_what_makes_the_model_right():

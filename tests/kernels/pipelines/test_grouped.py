@@ -1,5 +1,6 @@
 """Direct and Winograd group convolutions against float64, over shapes that nobody tuned for."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,10 +12,11 @@ from leanconv.errors import BadInput
 from leanconv.kernels.cpu import Target, bind
 from leanconv.kernels.cpu.pipelines.element import BFLOAT16, FLOAT32
 from leanconv.kernels.cpu.pipelines.padded import GroupedCore
+from leanconv.kernels.cpu.tuning import direct_or_winograd
 from leanconv.kernels.cpu.tuning.direct_or_winograd import choose_direct_or_winograd
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.grouped import grouped as reference
-from tests.cpus import ZEN4
+from tests.cpus import HASWELL, ZEN4
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
 pytestmark = pytest.mark.usefixtures("halide")
@@ -187,6 +189,23 @@ def test_tiles_that_fit_the_l1_cache_are_fused(cpu):
     assert not chosen(cpu, replace(form, pointwise=True), 56, method="winograd").tiles.l1_fused
     assert not chosen(cpu, replace(form, interleaved=True), 56, method="winograd").tiles.l1_fused
     assert not chosen(cpu, replace(form, channels=(128,), out_channels=128), 56).tiles.l1_fused
+
+
+@pytest.mark.parametrize("side", [7, 14])
+def test_blocks_that_spare_reading_the_weights_again(cpu, side, monkeypatch):
+    """512 channels on a small map have 8 MB of transformed weights, which every block of rows reads."""
+    form = Grouped((512,), 512, (3, 3), padding=AROUND, groups=4, pointwise=True)
+    own, zen3 = (chosen(each, form, side, method="winograd") for each in (cpu, replace(HASWELL, l2=512 << 10)))
+    assert zen3.block == 8
+    # What one panel of outputs reads stays in the L2 cache: 16 numbers of its group, 4 of all channels.
+    assert 4 * math.ceil(side / 2) * 4 * (16 * 128 + 4 * 512) <= 512 << 10
+    narrow = chosen(cpu, replace(form, channels=(32,), out_channels=32), 128, method="winograd")
+    monkeypatch.setattr(direct_or_winograd, "LARGER", ())
+    before = chosen(cpu, form, side, method="winograd")
+    assert before.block <= own.block
+    assert own.cycles <= before.cycles
+    assert chosen(replace(HASWELL, l2=512 << 10), form, side, method="winograd").block == 4
+    assert chosen(cpu, replace(form, channels=(32,), out_channels=32), 128, method="winograd") == narrow
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ PRIMED_MS = 3.0  # shorter calls are timed in warm caches
 # What runs the second of two steps.
 SECOND = {"split": "kernel", "kernel+onednn": "onednn"}
 PREFERRED, MARGIN = ("kernel", "tiles", "split"), 0.05
+NOTHING = -math.inf  # the deadline of a choice that is not measured at all
 # Largest difference from PyTorch's answer, as a share of a channel's largest value. A channel counts at least as a part
 # of the largest channel, whose rounding it may have.
 TOLERANCE, PART = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}, 0.2
@@ -56,7 +57,8 @@ def autotune(
     """A function for every node of the graph, and the table of times behind the choice.
 
     Args:
-        seconds: the most that measuring may take.
+        seconds: the most that measuring may take; 0 measures nothing. A node that no time is left for gets its kernel,
+            else the implementation whose first call was the quickest.
         clock: as `measure.timing.latency.interleave` has it.
         target: what kernels are chosen for (default: this machine).
         splits: whether a node may become two. Without, the graph stays as it is.
@@ -64,12 +66,12 @@ def autotune(
     forms = {kind: [form.on(target) for form in each] for kind, each in forms.items()}
     if seconds > 0:
         _compile(graph, forms, target)
-    deadline = time.perf_counter() + seconds
+    deadline = time.perf_counter() + seconds if seconds > 0 else NOTHING
     runs: dict[Node, Run] = {}
     names: dict[Node, str] = {}
     seen: dict[Hashable, list[Any]] = {}
     unrun: dict[Node, str] = {}
-    least: dict[Node, float] = {}
+    chosen_ms: dict[Node, float] = {}
     for node in list(graph.nodes):
         if not node.op.is_step:
             continue
@@ -78,14 +80,14 @@ def autotune(
         measured = {choices[0].name: 0.0} if len(choices) == 1 else _MEASURED.get(key)
         if measured is None:
             measured = _measure(node, choices, deadline, clock)
-            if math.inf not in measured.values():
+            if all(0 < ms < math.inf for ms in measured.values() if isinstance(ms, float)):  # else it is undecided
                 _MEASURED[key] = measured
-        least[node] = min((ms for ms in measured.values() if isinstance(ms, float)), default=math.inf)
         try:
             name, run = _best(node, choices if splits else [each for each in choices if not each.splits], measured)
         except NothingRuns as failed:
             unrun |= failed.nodes
             continue
+        chosen_ms[node] = measured[name]
         if len(choices) > 1:
             seen.setdefault(key, [label, node.shape, measured, name, 0])[4] += 1
         if isinstance(run, SplitRun):
@@ -108,7 +110,7 @@ def autotune(
         )
         for label, shape, measured, name, count in seen.values()
     ]
-    report = TuningReport(rows, clock, left_out=graph.left_out | calls(graph), names=names, least_ms=least)
+    report = TuningReport(rows, clock, left_out=graph.left_out | calls(graph), names=names, chosen_ms=chosen_ms)
     return runs, report
 
 
@@ -131,7 +133,8 @@ def _compile(graph: Graph, forms: Mapping[type[Op], Sequence[Implementation]], t
 def _best(node: Node, choices: Sequence[Implementation], measured: Mapping[str, Any]) -> tuple[str, Run]:
     """The implementation of least cost, for this node."""
     why = next((text for text in measured.values() if isinstance(text, str)), "no form covers it")
-    for _, name in sorted((_cost(name, ms), name) for name, ms in measured.items() if isinstance(ms, float)):
+    names = sorted((name for name, ms in measured.items() if isinstance(ms, float)), key=partial(_cost, node, measured))
+    for name in names:
         form = next((form for form in choices if form.name == name), None)
         if form is None:
             continue
@@ -145,9 +148,13 @@ def _best(node: Node, choices: Sequence[Implementation], measured: Mapping[str, 
     raise NothingRuns({node: why})
 
 
-def _cost(name: str, ms: float) -> float:
-    """Prefer our kernel unless another is clearly faster: consecutive kernels need no PyTorch call in between."""
-    return ms * (1 - MARGIN) if name in PREFERRED else ms
+def _cost(node: Node, measured: Mapping[str, float], name: str) -> tuple[bool, float, str]:
+    """Prefer our kernel unless another is clearly faster: consecutive kernels need no PyTorch call in between.
+
+    The reference of an integer primitive comes last. On a busy machine one stalled launch would let it win.
+    """
+    ours = name in PREFERRED
+    return isinstance(node.op, Integer) and not ours, measured[name] * (1 - MARGIN * ours), name
 
 
 def _measure(node: Node, choices: Sequence[Implementation], deadline: float, clock: str) -> dict[str, Any]:
@@ -155,11 +162,12 @@ def _measure(node: Node, choices: Sequence[Implementation], deadline: float, clo
     if isinstance(node.op, Integer):
         return _measure_integer(node, choices, deadline, clock)
     inputs = [sample(x) for x in node.inputs]
-    found, calls, long = _right(node, choices, inputs, clock)
+    found, calls, first = _right(node, choices, inputs, clock)
     if not calls:
         return found
-    if time.perf_counter() > deadline:  # unmeasured: the kernel, which mostly wins
-        return found | {name: (0.0 if name == PREFERRED[0] else math.inf) for name in calls}
+    if time.perf_counter() > deadline:
+        return found | _undecided(first, deadline)
+    long = {name: ms for name, ms in first.items() if ms >= LONG_MS}
     looks = _looks(calls, long, clock)
     best = min(looks.values())
     near = (LONG_HOPELESS if best >= LONG_MS else HOPELESS) * best
@@ -171,41 +179,44 @@ def _measure(node: Node, choices: Sequence[Implementation], deadline: float, clo
     return found | looks
 
 
+def _undecided(first: Mapping[str, float], deadline: float) -> dict[str, float]:
+    """Our kernel, which mostly wins, else the implementation whose first call was the quickest; it has that time."""
+    name = PREFERRED[0] if PREFERRED[0] in first else min(first, key=lambda name: first[name])
+    return dict.fromkeys(first, math.inf) | {name: 0.0 if deadline == NOTHING else first[name]}
+
+
 def _measure_integer(
     node: Node, choices: Sequence[Implementation], deadline: float, clock: str
 ) -> dict[str, float | str]:
     """Likewise for an integer primitive. Every bit is compared, on `ROWS` rows: the reference is exact and slow.
 
-    The reference is not timed on the whole map. It counts as so many times slower as the map has more rows.
+    The reference has no turns: it counts as so many times slower than its first call as the map has more rows.
     """
     few = of_few_rows(node)
-    found, calls, _ = _right(few, choices, [sample(x) for x in few.inputs], clock)
-    if not isinstance(node.op, Integer) or not calls:
+    found, calls, first = _right(few, choices, [sample(x) for x in few.inputs], clock)
+    if not calls:
         return found
     rows = max(1.0, node.numbers / few.numbers)
-    slow = [form for form in choices if form.name not in PREFERRED and form.name in calls]
-    unmeasured = time.perf_counter() > deadline
-    for form in slow:
-        found[form.name] = math.inf if unmeasured else rows * once_ms(calls[form.name], clock)
+    first = {name: rows * ms for name, ms in first.items()}
+    if time.perf_counter() > deadline:
+        return found | _undecided(first, deadline)
+    found |= first
+    inputs = [sample(x) for x in node.inputs]
     for form in choices:
-        if form.name in calls and form not in slow:
-            run, inputs = form.make(node), [sample(x) for x in node.inputs]
-            if unmeasured:
-                found[form.name] = 0.0
-            elif run is not None:
-                call = {form.name: _calling(run, inputs) or partial(run, *inputs)}
-                about = once_ms(call[form.name], clock)
-                found[form.name] = _turns(call, about, deadline, clock)[form.name].median_ms
+        if form.name in first and form.name in PREFERRED and (run := form.make(node)) is not None:
+            call = {form.name: _calling(run, inputs) or partial(run, *inputs)}
+            about = once_ms(call[form.name], clock)
+            found[form.name] = _turns(call, about, deadline, clock)[form.name].median_ms
     return found
 
 
 def _right(
     node: Node, choices: Sequence[Implementation], inputs: list[Tensor], clock: str
 ) -> tuple[dict[str, Any], dict[str, Callable[[], object]], dict[str, float]]:
-    """Why some implementations are not used; how the others are called; milliseconds of those whose call is long."""
+    """Why some implementations are not used; how the others are called; milliseconds of a first call of each."""
     found: dict[str, Any] = {}
     calls: dict[str, Callable[[], object]] = {}
-    long: dict[str, float] = {}
+    first: dict[str, float] = {}
     want: Any = None
     # PyTorch's own first: the others are compared with it.
     for form in sorted(choices, key=lambda form: form.name != "aten"):
@@ -217,11 +228,9 @@ def _right(
             answers: list[Any] = []
             ms = once_ms(lambda run=run, answers=answers: answers.append(run(*inputs)), clock)  # type: ignore[misc]
             seen = answers.pop()
-            call = _calling(run, inputs)
-            if call is not None:
-                ms = once_ms(call, clock)
-            elif ms < LONG_MS:
-                run(*inputs)
+            call = _calling(run, inputs) or partial(run, *inputs)
+            if ms < LONG_MS or not isinstance(call, partial):
+                ms = once_ms(call, clock)  # without what the very first call prepares
         except Exception as error:  # one that cannot run here is one less to choose from
             found[form.name] = _words(error)
             continue
@@ -229,10 +238,8 @@ def _right(
         if not agrees(seen, want, 0.0 if isinstance(node.op, Integer) else TOLERANCE.get(node.dtype, 1e-4)):
             found[form.name] = "differs from PyTorch's"
             continue
-        calls[form.name] = call or partial(run, *inputs)
-        if ms >= LONG_MS:
-            long[form.name] = ms
-    return found, calls, long
+        calls[form.name], first[form.name] = call, ms
+    return found, calls, first
 
 
 def _words(error: Exception) -> str:

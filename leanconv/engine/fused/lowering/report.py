@@ -48,7 +48,7 @@ class TuningReport:
         note: why no kernel was among the implementations, and how to get kernels; or "".
         left_out: parts that were not fused, and operators without a kernel -> why.
         names: the implementation that each node runs.
-        least_ms: milliseconds of each node's fastest implementation; infinite where none was timed.
+        chosen_ms: milliseconds of the implementation that each node runs; 0.0 where nothing was measured.
         in_float32: blocks of an int8 program that stay float32 -> why.
         int8: how many blocks compute in int8, and the loss; "" in other programs.
     """
@@ -58,7 +58,7 @@ class TuningReport:
     note: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
     names: dict[Node, str] = field(default_factory=dict)
-    least_ms: dict[Node, float] = field(default_factory=dict)
+    chosen_ms: dict[Node, float] = field(default_factory=dict)
     in_float32: dict[str, str] = field(default_factory=dict)
     int8: str = ""
 

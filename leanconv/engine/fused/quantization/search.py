@@ -129,11 +129,11 @@ class Search:
         with torch.no_grad():
             _, report = autotune(graph, seconds=self._seconds, clock=self._clock, target=self.target, splits=False)
             narrow = {
-                old: report.least_ms[new] if report.names.get(new) == KERNEL.name else math.inf
+                old: report.chosen_ms[new] if report.names.get(new) == KERNEL.name else math.inf
                 for old, new in made.items()
                 if isinstance(new.op, Integer) and new in report.names
             }
-            return Times(self.report.least_ms, narrow, self._conversion())
+            return Times(self.report.chosen_ms, narrow, self._conversion())
 
     def _conversion(self) -> float:
         """Milliseconds of one number between float32 and uint8, from the largest map."""
@@ -145,7 +145,7 @@ class Search:
         _, report = autotune(
             Graph([step], [largest], [step]), seconds=self._seconds, clock=self._clock, target=self.target
         )
-        return report.least_ms[step] / largest.numbers
+        return report.chosen_ms[step] / largest.numbers
 
     def _why(self, node: Node, fast: Set[Node]) -> str:
         if node in self.quantizer.left_out:

@@ -1,8 +1,9 @@
 """The calibration of this machine: read from the cache of kernels, or measured on first need and kept there.
 
 A process needs it when it binds the first kernel whose target describes no speeds. Then a machine is measured for some
-seconds, once for each instruction set, set of usable caches and version of the calibration; other processes wait for
-it. `LEANCONV_CALIBRATION=off` measures and reads nothing: the speeds are then `Speeds()`, neutral ones.
+seconds, once for each instruction set, set of usable caches and version of the calibration. One process measures at a
+time. The others wait, and take what it found, whole or not; those that start later measure what is still missing.
+`LEANCONV_CALIBRATION=off` measures and reads nothing: the speeds are then `Speeds()`, neutral ones.
 """
 
 import functools
@@ -26,7 +27,9 @@ from leanconv.kernels.cpu.tuning.target import Target
 
 VARIABLE = "LEANCONV_CALIBRATION"
 VERSION = 1  # of what is measured and how the cost model uses it
-LIMIT_S = 10.0  # of measuring: what is not measured by then stays neutral
+# CPU seconds of measuring, and seconds on a busy machine: what is not measured by then stays neutral.
+LIMIT_S, WALL_S = 10.0, 20.0
+PATIENCE_S = 40.0  # of those who wait for another process; its last part may end after its limit
 _FOLDER = "calibration"
 _lock = threading.Lock()
 
@@ -40,7 +43,7 @@ class Calibration:
         figures: those that are measured, by name.
         source: "measured", or why they are neutral.
         made: Unix time of the measurement, 0.0 without one.
-        seconds: what it took.
+        seconds: CPU time that it took.
         path: the file that keeps it, None without one.
     """
 
@@ -63,7 +66,8 @@ class Calibration:
         age = f"{days:.0f} days" if days >= 2 else f"{24 * days:.0f} h" if days > 1 / 12 else f"{1440 * days:.0f} min"
         lacks = ", ".join(name for name in BOUNDS if name not in self.figures)
         return (
-            f"{age} old{f', without {lacks}' * bool(lacks)}, took {self.seconds:.1f} s: {self.speeds}; in {self.path}"
+            f"{age} old{f', without {lacks}' * bool(lacks)}, took {self.seconds:.1f} s of CPU time: {self.speeds}; "
+            f"in {self.path}"
         )
 
 
@@ -141,18 +145,25 @@ def _found(isa: str) -> Calibration:
         return Calibration(Speeds(), reason)
     cpu = this_cpu(isa or None)
     path = _path(cpu)
+    before = _kept(path)
+    if before is not None and before.whole:
+        return before
+    if reason := _shut():
+        return before or Calibration(Speeds(), reason)
+    # Every kernel needs it. Its first build takes longer than others wait for the lock.
+    build.runtime()
     with ExitStack() as held:
-        if (kept := _kept(path)) is not None and kept.whole:
-            return kept
-        if reason := _shut():
-            return kept or Calibration(Speeds(), reason)
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            held.enter_context(Lock(path.with_suffix(".lock"), "a calibration", patience_s=4 * LIMIT_S))
-        except (OSError, Held):  # it is measured by both then
+            held.enter_context(Lock(path.with_suffix(".lock"), "a calibration", patience_s=PATIENCE_S))
+        except Held:
+            return _kept(path) or Calibration(Speeds(), "another process still measures")
+        except OSError:  # no locks here: two processes may measure at once
             pass
         kept = _kept(path)
-        return kept if kept is not None and kept.whole else _measured(cpu, path, kept)
+        if kept is not None and (kept.whole or before is None or kept.made > before.made):
+            return kept
+        return _measured(cpu, path, kept)
 
 
 def _kept(path: Path) -> Calibration | None:
@@ -185,13 +196,12 @@ def _measured(cpu: Cpu, path: Path, before: Calibration | None) -> Calibration:
     """Measure what `before` lacks, and keep it."""
     from leanconv.kernels.cpu.calibration.probes import measure  # it binds kernels, which ask this file for speeds
 
-    build.runtime()  # every kernel needs it: its time is not the calibration's
-    start = time.monotonic()
+    start = time.thread_time()
     try:
-        figures = measure(cpu, LIMIT_S, before.figures if before else {})
+        figures = measure(cpu, LIMIT_S, before.figures if before else {}, wall_s=WALL_S)
     except Exception as error:  # a compiler's, or a kernel's own: it will show again where a kernel is needed
         return before or Calibration(Speeds(), f"the measurement failed: {type(error).__name__}: {error}")
-    seconds = time.monotonic() - start + (before.seconds if before else 0.0)
+    seconds = time.thread_time() - start + (before.seconds if before else 0.0)
     found = Calibration(Speeds(**figures), "measured", figures, time.time(), seconds, path)
     about = {"cpu": cpuinfo()[0].get("model name", ""), "isa": cpu.isa}
     try:

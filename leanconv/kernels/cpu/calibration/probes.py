@@ -39,7 +39,9 @@ SOURCE = Path(__file__).parent / "probes.c"
 # The weights take 12 KiB at most: they stay in any L1 cache.
 LOOPS = {"wide": (6, 2, 96, 400), "narrow": (6, 2, 96, 400), "chain": (1, 1, 96, 800), "loads": (1, 8, 24, 1600),
          "spreads": (8, 1, 96, 400)}  # fmt: skip
-LAUNCHES = 8  # of a kernel in one call: the call itself takes a microsecond or two
+# Launches of a kernel in one call, which itself takes a microsecond or two. Only short calls are sometimes undisturbed:
+# a call is at most about a millisecond.
+LAUNCHES = {"tile": 8, "strassen": 1, "winograd": 2, "l1_winograd": 4}
 # CPU seconds of turns, and the least number of them, for one look; the median of some looks counts.
 _LOOK_S, _ROUNDS, _LOOKS = 0.1, 4, 5
 _FAR, _NEAR = 64 << 20, 4 << 20  # the most bytes that are read, from memory and from the last cache
@@ -47,16 +49,18 @@ AROUND = (1, 1, 1, 1)
 Part = Callable[[Cpu], dict[str, float]]
 
 
-def measure(cpu: Cpu, limit_s: float, known: Mapping[str, float]) -> dict[str, float]:
+def measure(cpu: Cpu, limit_s: float, known: Mapping[str, float], *, wall_s: float = math.inf) -> dict[str, float]:
     """The figures of this machine's `Speeds`, for code as `cpu` describes it; without those that time did not suffice
     for.
 
     Args:
-        limit_s: seconds; a part of the measurement that has begun is finished.
+        limit_s: CPU seconds of this thread; a part of the measurement that has begun is finished.
         known: figures that were measured before.
+        wall_s: likewise, seconds: on a busy machine they are more.
     Raises: LeanconvError where nothing can be compiled.
     """
-    deadline, found = time.monotonic() + limit_s, dict(known)
+    found = dict(known)
+    starts = [(time.thread_time, time.thread_time(), limit_s), (time.monotonic, time.monotonic(), wall_s)]
     with torch.no_grad(), build.not_listed(), build.compiled_for(cpu.isa):
         core = _Core(cpu)
         parts: dict[str, Part] = {
@@ -64,9 +68,8 @@ def measure(cpu: Cpu, limit_s: float, known: Mapping[str, float]) -> dict[str, f
             "winograd": core.winograd, "l1_winograd": core.l1_winograd,
         }  # fmt: skip
         for name, part in parts.items():
-            if (
-                name not in found and time.monotonic() < deadline - limit_s / 5
-            ):  # as much as a part takes on a busy core
+            # A fifth of the limit: as much as a part takes.
+            if name not in found and all(now() - start < 0.8 * limit for now, start, limit in starts):
                 seen = part(replace(cpu, speeds=Speeds(**found)))
                 found |= {name: within_bounds(name, value) for name, value in seen.items()}
     return found
@@ -146,12 +149,12 @@ class _Core:
         rows, vectors, _, _ = LOOPS["wide"]
         tile, count, few, many = Tile(rows, vectors * cpu.lanes, cpu.lanes), 640, 8, 40
         calls = {
-            name: self._pointwise(cpu, depth, tile.block, count * rows, tile)
+            name: self._pointwise("tile", cpu, depth, tile.block, count * rows, tile)
             for name, depth in (("few", few), ("many", many))
         }
         found = self._timed(calls)
         step = (found["many"] - found["few"]) / (many - few)
-        return {"tile": (found["few"] - few * step) / count / LAUNCHES}
+        return {"tile": (found["few"] - few * step) / count / LAUNCHES["tile"]}
 
     def strassen(self, cpu: Cpu) -> dict[str, float]:
         """A 1×1 of 256 channels, direct and by Strassen's algorithm."""
@@ -160,8 +163,8 @@ class _Core:
         tile = min(matrix_tiles(cpu), key=lambda tile: strassen_cycles(cpu, tile, *sizes))
         plain = matrix_tile(cpu, *sizes, True)
         found = self._timed({
-            "direct": self._pointwise(cpu, depth, width, pixels, plain),
-            "strassen": self._pointwise(cpu, depth, width, pixels, plain, tile),
+            "direct": self._pointwise("strassen", cpu, depth, width, pixels, plain),
+            "strassen": self._pointwise("strassen", cpu, depth, width, pixels, plain, tile),
         })  # fmt: skip
         direct = matrix_cycles(cpu, plain, *sizes, True)
         return {"strassen": _share(cpu, "strassen", found, direct, lambda cpu: strassen_cycles(cpu, tile, *sizes))}
@@ -183,7 +186,7 @@ class _Core:
         for method in ("direct", "winograd"):
             bound = BoundGrouped(form, weights, Target(cpu, "lean"))
             bound.method = method
-            calls[method] = _call(bound, x, None)
+            calls[method] = _call(LAUNCHES[name], bound, x, None)
         found = self._timed(calls)
         found[name] = found.pop("winograd")
         direct = direct_algorithm(cpu, core, 1, size, _first, 1).cycles
@@ -192,9 +195,9 @@ class _Core:
         }
 
     def _pointwise(
-        self, cpu: Cpu, depth: int, width: int, pixels: int, tile: Tile, strassen: Tile | None = None
+        self, name: str, cpu: Cpu, depth: int, width: int, pixels: int, tile: Tile, strassen: Tile | None = None
     ) -> Callable[[], object]:
-        """A 1×1 with these tiles."""
+        """A 1×1 with these tiles, for the figure `name`."""
 
         class Fixed(BoundSeparable):
             def matrix_tile(self, *_: Any) -> Tile:
@@ -205,7 +208,7 @@ class _Core:
 
         bound = Fixed(Separable((depth,), (), width), [self._drawn(width, depth)], Target(cpu, "lean"))
         x = self._drawn(1, depth, 1, pixels).contiguous(memory_format=torch.channels_last)
-        return _call(bound, x, None, None)
+        return _call(LAUNCHES[name], bound, x, None, None)
 
     def _drawn(self, *sizes: int) -> Tensor:
         return torch.randn(sizes, generator=self._random, dtype=torch.float32)
@@ -221,8 +224,8 @@ def _first(_: Any, tiles: Any, __: Any) -> Any:
     return tiles
 
 
-def _call(bound: Bound, *maps: Tensor | None) -> Callable[[], object]:
-    """`LAUNCHES` of the kernel for these maps in one thread, on memory that exists; it was called once before."""
+def _call(launches: int, bound: Bound, *maps: Tensor | None) -> Callable[[], object]:
+    """Launches of the kernel for these maps in one thread, on memory that exists; it was called once before."""
     prepared = bound.prepared(*maps)
     if not prepared.loop.native:
         raise LeanconvError("kernels run in this process alone")
@@ -230,7 +233,7 @@ def _call(bound: Bound, *maps: Tensor | None) -> Callable[[], object]:
     kept.append(prepared.results()[0])
     for index, tensor in enumerate(kept):
         launch.put(index, tensor)
-    batch = LaunchBatch([launch] * LAUNCHES, 1)
+    batch = LaunchBatch([launch] * launches, 1)
 
     def call(_kept: list[Tensor] = kept) -> None:  # a launch holds addresses alone
         batch()

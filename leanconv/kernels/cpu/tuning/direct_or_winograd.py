@@ -9,6 +9,7 @@ import torch
 
 from leanconv.kernels.cpu.pipelines import grouped, packing, winograd
 from leanconv.kernels.cpu.pipelines.element import FLOAT32
+from leanconv.kernels.cpu.pipelines.gemm import Tile
 from leanconv.kernels.cpu.pipelines.grouped import GroupedTiles
 from leanconv.kernels.cpu.pipelines.padded import GroupedCore
 from leanconv.kernels.cpu.tuning.cost_model import (
@@ -30,6 +31,10 @@ Choose = Callable[[Any, GroupedTiles, Callable[[GroupedTiles], float]], GroupedT
 # Instructions of Winograd's transforms for a vector of channels of a 2×2 output, a store counted twice. Into: 16 loads,
 # 32 additions, 16 stores; out of: 16 loads, 24 additions, 4 stores.
 TRANSFORMS = (16 + 32 + 2 * 16, 16 + 24 + 2 * 4)
+# Winograd's weights are large, and each block of rows reads all of them. Blocks may be so many times as large as half
+# the L2 cache holds, if the model predicts at most this share of the cycles. On a busy Zen 3 core (512 KiB of L2) group
+# sums of 512 channels then take 1.02 to 1.31 times less: 7×7 1.82 and 1.56 ms, 14×14 4.63 and 3.67 ms.
+LARGER, WORTH = (2, 4, 8), 0.9
 
 
 @dataclass(frozen=True)
@@ -115,10 +120,22 @@ def winograd_algorithm(
     scratch = 0 if l1_fused else across * (kept + 16 * min(each, 32)) // 2
     row_bytes = 4 * (q * (c + inner + form.width) + scratch)
     unit = summed_rows(p, 2) if form.average else 2
-    block = row_block(cpu, p, samples, row_bytes, 1, threads, unit)
+
+    def blocked(more: int) -> tuple[float, Tile, int]:
+        """Cycles, tile and 2×2 outputs down of one thread's blocks that are `more` times as large."""
+        rows = min(row_block(cpu, p, samples, row_bytes // more, 1, 1, unit), p)
+        down = math.ceil(rows / 2)
+        tile = own if l1_fused else matrix_tile(cpu, each, across * down, c // form.groups, False)
+        one = _winograd_cycles(cpu, form, GroupedTiles(tile, tile, l1_fused), across, down)
+        return math.ceil(p / rows) * one, tile, down
+
     # The tile is that of one thread's blocks: any number of threads then runs the same code.
-    down = math.ceil(min(row_block(cpu, p, samples, row_bytes, 1, 1, unit), p) / 2)
-    tile = own if l1_fused else matrix_tile(cpu, each, across * down, c // form.groups, False)
+    most = 1
+    for more in () if l1_fused else LARGER:
+        if blocked(more)[0] < WORTH * blocked(most)[0]:
+            most = more
+    _, tile, down = blocked(most)
+    block = row_block(cpu, p, samples, row_bytes // most, 1, threads, unit)
 
     def cycles(tiles: GroupedTiles) -> float:
         after = 0.0 if form.project is None else block * matrix_cycles(cpu, tiles.outer, *_projection(core, q))
@@ -142,6 +159,10 @@ def _winograd_cycles(cpu: Cpu, form: Grouped, tiles: GroupedTiles, across: int, 
         wide = c if part.at_once(form) and not tiles.l1_fused else c // form.groups
         cycles += c / wide * math.ceil(wide / tile.lanes) * across * down * into * n / 16
         cycles += weight_cycles(cpu, 4 * n * form.out_channels * depth)
+    # Every panel of outputs reads the transformed input; from the last cache, where it does not stay in the L2 cache.
+    read = 4 * across * down * sum(len(part.places) * part.depth(form) for part in winograd.parts_of(form))
+    if not tiles.l1_fused and read > cpu.l2:
+        cycles += form.groups * math.ceil(each / tile.block) * weight_cycles(cpu, read)
     return cycles + form.groups * math.ceil(each / tile.lanes) * across * down * out_of
 
 

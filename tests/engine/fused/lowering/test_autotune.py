@@ -1,13 +1,18 @@
-"""Which implementations of a block are timed in turns, after a first call of each: a call of a large map takes long."""
+"""Which implementations of a block are timed in turns, after a first call of each; what runs where no time is left."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+from leanconv.engine.fused.ir.kinds.block import Block
+from leanconv.engine.fused.ir.kinds.integer import Dequantize, Integer, Quantize
 from leanconv.engine.fused.lowering import autotune
-from leanconv.engine.fused.lowering.implementations import Implementation
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, IN_TORCH, Implementation
 from leanconv.measure import Timing
+from tests.engine.fused.passes.test_quantization import quantizer_of
 
 
 @pytest.mark.parametrize(
@@ -47,3 +52,63 @@ def test_who_goes_on_to_the_turns(ms, go_on, monkeypatch):
     assert found == ms
     if ms["kernel"] >= autotune.LONG_MS:
         assert set(calls.values()) == {1}  # the first call was the look
+
+
+@pytest.mark.parametrize(
+    ("ms", "chosen"),
+    [
+        ({"aten": 22.0, "onednn": 2.0, "kernel": 3.0}, "kernel"),
+        ({"aten": 22.0, "onednn": 2.0, "matrix": 3.0}, "onednn"),
+        ({"aten": 2.0, "onednn": 2.5}, "aten"),
+    ],
+    ids=["ours", "the quickest", "a quick one of PyTorch"],
+)
+@pytest.mark.parametrize("seconds", [1e-9, 0.0], ids=["none left", "none"])
+def test_what_a_block_gets_that_no_time_is_left_for(ms, chosen, seconds, monkeypatch):
+    """Before, without a kernel, the first name of the alphabet: "aten" however slow it is."""
+
+    def made(name):
+        def run(*_):
+            last[:] = [name]
+            return torch.ones(1, 4, 6, 6)
+
+        return Implementation(name, lambda node: run)
+
+    def once_ms(call, clock):
+        call()
+        return ms[last[0]]
+
+    last = []
+    monkeypatch.setattr(autotune, "_MEASURED", {})
+    monkeypatch.setattr(autotune, "once_ms", once_ms)
+    monkeypatch.setattr(autotune, "_turns", None)
+    clock = iter(range(100))
+    monkeypatch.setattr(autotune.time, "perf_counter", lambda: float(next(clock)))
+    quantizer = quantizer_of(nn.Conv2d(3, 4, 3, padding=1).eval(), torch.rand(1, 3, 6, 6))
+    forms = IMPLEMENTATIONS | {Block: [made(name) for name in ms]}
+    _, report = autotune.autotune(quantizer.graph, seconds=seconds, forms=forms)
+    assert [row.chosen for row in report.rows] == [chosen]
+    # The choice between float32 and int8 needs a time: that of the first call. Nothing measured has none.
+    assert list(report.chosen_ms.values()) == [ms[chosen] if seconds else 0.0]
+    assert not autotune._MEASURED  # it is measured when there is time
+
+
+@pytest.mark.parametrize("seconds", [60.0, 1e-9, 0.0], ids=["measured", "none left", "none"])
+def test_a_stalled_launch_does_not_let_the_slow_reference_of_integers_win(seconds, monkeypatch):
+    """Two threads on one busy core: each launch waits for the other's turn."""
+    stalled = Implementation("kernel", lambda node: partial(IN_TORCH.make(node)))
+    monkeypatch.setattr(autotune, "_MEASURED", {})
+    monkeypatch.setattr(autotune, "_calling", lambda run, inputs: partial(run, *inputs))
+    ms = {"aten": 0.1, "kernel": 9.0}
+    order = iter(["aten", "aten", "kernel", "kernel", "kernel"])
+    monkeypatch.setattr(autotune, "once_ms", lambda call, clock: call() is None or ms[next(order)])
+    monkeypatch.setattr(autotune, "_turns", lambda calls, *_: {name: Timing.of([ms[name]]) for name in calls})
+    quantizer = quantizer_of(nn.Conv2d(3, 4, 3, padding=1).eval(), torch.rand(1, 3, 6, 6))
+    graph, _ = quantizer.rewrite({*quantizer.nodes})
+    forms = IMPLEMENTATIONS | {Integer: [IN_TORCH, stalled], Quantize: [IN_TORCH], Dequantize: [IN_TORCH]}
+    _, report = autotune.autotune(graph, seconds=seconds, forms=forms)
+    (row,) = (row for row in report.rows if row.block.startswith("int8"))
+    assert row.chosen == "kernel"
+    if seconds == 60.0:
+        assert row.times_ms == ms
+        assert len(autotune._MEASURED) == 1
