@@ -3,12 +3,8 @@
 import time
 from collections.abc import Sequence
 
-import torch
-
-from leanconv.engine.candidate import Candidate
 from leanconv.engine.race import HOPELESS, RACE_S, Entry, least_s
 from leanconv.engine.trials import LATER
-from leanconv.engine.workbench import Workbench
 
 # The race should run this many rounds of all forms, within at most this share of the budget.
 ROUNDS, TIMING_SHARE = 24, 0.25
@@ -38,10 +34,10 @@ class Budget:
     def left(self) -> float:
         return max(0.0, self.deadline - time.perf_counter())
 
-    def needs(self, candidate: Candidate, bench: Workbench, dtype: torch.dtype | None = None) -> float:
-        """Estimate the seconds that the candidate's preparation in a type takes."""
+    def paced(self, estimate: float) -> float:
+        """Correct an estimate of seconds by the time that earlier engines took."""
         pace = self._took / self._expected if self._expected else 1.0
-        return candidate.estimate(bench, dtype) * min(SLOWEST, max(QUICKEST, pace))
+        return estimate * min(SLOWEST, max(QUICKEST, pace))
 
     def learn(self, expected: float, took: float) -> None:
         """Record an engine that was estimated at `expected` seconds and took `took`."""

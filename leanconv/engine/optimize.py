@@ -84,9 +84,10 @@ def optimize(
     variants = _variants(candidates, dtype, bench)
     with Progress("optimize", 1 + len(variants), visible=progress) as bar:
         preparation = Preparation(bench, budget, variants, first=dtype)
-        while preparation.prepare(bar):
-            bar.show("measuring")
-            winner = preparation.race(bar.part)
+        with preparation.schedule.working_ahead():
+            while preparation.prepare(bar):
+                bar.show("measuring")
+                winner = preparation.race(bar.part)
     shape = bench.tensors[0].shape if bench.tensors else None
     title = f"{label(bench.device, dtype=bench.dtype, shape=shape)}, {CLOCK_WORDS[bench.clock]}"
     folds = len(bench.fold_report.done) if "_folding" in bench.__dict__ else 0
