@@ -44,11 +44,11 @@ class Schedule:
     ) -> None:
         """`first`: the number type whose forms are tried first."""
         self._bench, self._budget, self._first = bench, budget, first
-        # Quick engines first: the budget left for the rest is then known before an engine starts to autotune.
-        self.waiting = sorted(waiting, key=lambda each: (each.dtype is not first, self.estimate(each)))
         self.raced = False
         self._ahead: Ahead | None = None
         self._listed: list[Waiting] = []  # what the other process does, in its order
+        # Quick engines first: the budget left for the rest is then known before an engine starts to autotune.
+        self.waiting = sorted(waiting, key=lambda each: (each.dtype is not first, self.estimate(each)))
 
     def needs(self, each: Waiting) -> float:
         """The estimated seconds of a form's preparation."""
@@ -89,7 +89,7 @@ class Schedule:
         return share * self.needs(each) <= self._budget.left - timing_s
 
     def _passes(self, each: Waiting, timing_s: float) -> bool:
-        """Whether a form may come now: the other process does not work at it, and none of the asked type loses by it."""
+        """Whether a form may come now: the other process does not work at it, and the asked type loses nothing."""
         in_work = self._in_work()
         if each in in_work:
             return False
