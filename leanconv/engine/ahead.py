@@ -28,8 +28,10 @@ _GROUPS = hasattr(os, "killpg")  # systems where a process and its compilers can
 
 def why_not(weight_bytes: int, seconds: float) -> str:
     """Why no helper is started for a model of so many bytes, with so many seconds of other preparations; or ""."""
-    if not _GROUPS or len(usable_cores()) < 2:
+    if len(usable_cores()) < 2:
         return "no free core"
+    if not _GROUPS or not sys.executable or getattr(sys, "frozen", False):  # a program that is no interpreter
+        return "no process that can be stopped and continued"
     if weight_bytes > MOST_BYTES:
         return "the model is too large for a copy in another process"
     return "" if seconds >= WORTH_S else "the other preparations are too short"

@@ -131,5 +131,6 @@ class Schedule:
         if not listed or self._bench.device.type != "cpu" or ahead.why_not(weights, min(before, self._budget.left)):
             return
         with contextlib.suppress(Exception):  # a model that no other process can load, or no process
-            self._ahead = Ahead([each.candidate.ahead(self._bench, each.dtype) for each in listed])
+            work = [each.candidate.ahead(self._bench, each.dtype) for each in listed if each.candidate.ahead is not None]
+            self._ahead = Ahead(work)
             self._listed, self._bench.still = listed, self._ahead.rest
