@@ -131,6 +131,5 @@ class Schedule:
         if not listed or self._bench.device.type != "cpu" or ahead.why_not(weights, min(before, self._budget.left)):
             return
         with contextlib.suppress(Exception):  # a model that no other process can load, or no process
-            work = [each.candidate.ahead(self._bench, each.dtype) for each in listed if each.candidate.ahead is not None]
-            self._ahead = Ahead(work)
+            self._ahead = Ahead([of(self._bench, each.dtype) for each in listed if (of := each.candidate.ahead)])
             self._listed, self._bench.still = listed, self._ahead.rest
