@@ -23,6 +23,8 @@ from leanconv.kernels import usable_cores
 WORTH_S = 10.0
 # A larger model is not copied into another process.
 MOST_BYTES = 1 << 30
+# It leaves the cores to the engines that are being prepared.
+NICE = 5
 _GROUPS = hasattr(os, "killpg")  # systems where a process and its compilers can be stopped and continued
 
 
@@ -111,6 +113,7 @@ def main() -> None:
     """The helper: do the work on standard input, as long as its parent lives; a byte for each that is done."""
     parent, said = os.getppid(), os.dup(1)
     os.dup2(2, 1)  # what compilers print is no byte of ours
+    os.nice(NICE)
     sys.path[:], threads = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
     for run, arguments in pickle.load(sys.stdin.buffer):

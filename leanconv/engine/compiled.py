@@ -55,7 +55,7 @@ def _ahead(bench: Workbench, dtype: torch.dtype | None) -> Work:
 def fill_cache(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], images: bool, dtype: torch.dtype | None
 ) -> None:
-    """Compile a folded model as the engine does, so that Inductor's cache on the disk has it."""
+    """Compile a folded model as the engine does, so that Inductor's cache on the disk has its kernels."""
     model = copied(model)
     run, convert = _compiled(model if dtype is None else model.to(dtype), images, dtype)
     args, kwargs = tree_map_only(Tensor, convert, (args, kwargs))

@@ -70,6 +70,7 @@ def optimize(
     The check uses the given inputs and also bright, flat, large and small ones.
     A form in int8 is correct if its loss on `data` is at most `max_loss`. The table has both figures.
     Faster: all forms are timed in turns, then the best ones once more. Threads: `torch.get_num_threads()`.
+    Where a core is free, another process compiles ahead for "compile". It stands still while forms are timed.
     """
     candidates = chosen(engines)
     target = None if arithmetic is None else Target(arithmetic=arithmetic)
