@@ -37,6 +37,11 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
+def openvino_has_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU. On others it computes in float32, whatever it is told."""
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class OpenVino:
     """An OpenVINO model (in memory or a file) on the CPU, tuned for the latency of one call.
 

@@ -3,15 +3,14 @@
 import time
 from collections.abc import Sequence
 
-import torch
-
-from leanconv.engine.candidate import Candidate
 from leanconv.engine.race import HOPELESS, RACE_S, Entry, least_s
 from leanconv.engine.trials import LATER
-from leanconv.engine.workbench import Workbench
 
 # The race should run this many rounds of all forms, within at most this share of the budget.
 ROUNDS, TIMING_SHARE = 24, 0.25
+# If the second best form's first call took this share longer than the best one's, their order is clear: the race then
+# takes at most so many times what its fewest rounds take.
+APART, CLEAR_RACE = 0.3, 2.0
 # Limits of the pace correction. The estimates come from two idle server cores. A quick engine says little about the
 # next one, so the lower limit is close to 1. An unused budget is better than one that a compiler exceeds.
 SLOWEST, QUICKEST = 4.0, 0.7
@@ -38,10 +37,10 @@ class Budget:
     def left(self) -> float:
         return max(0.0, self.deadline - time.perf_counter())
 
-    def needs(self, candidate: Candidate, bench: Workbench, dtype: torch.dtype | None = None) -> float:
-        """Estimate the seconds that the candidate's preparation in a type takes."""
+    def paced(self, estimate: float) -> float:
+        """Correct an estimate of seconds by the time that earlier engines took."""
         pace = self._took / self._expected if self._expected else 1.0
-        return candidate.estimate(bench, dtype) * min(SLOWEST, max(QUICKEST, pace))
+        return estimate * min(SLOWEST, max(QUICKEST, pace))
 
     def learn(self, expected: float, took: float) -> None:
         """Record an engine that was estimated at `expected` seconds and took `took`."""
@@ -53,10 +52,12 @@ class Budget:
         The trials of the winner are part of it. `entries` begins with the given model.
         """
         looks = [entry.look_s for entry in entries]
-        best = min(looks)
+        best, least = min(looks), least_s(looks, more=1)
         wanted = ROUNDS * (best + sum(look for look in looks if look <= HOPELESS * best))
-        race = max(min(wanted, RACE_S, TIMING_SHARE * self.seconds), least_s(looks, more=1))
-        return race + self.trials(entries)
+        others = sorted(looks[1:])
+        if len(others) > 1 and others[1] > (1 + APART) * others[0]:
+            wanted = min(wanted, CLEAR_RACE * least)
+        return max(min(wanted, RACE_S, TIMING_SHARE * self.seconds), least) + self.trials(entries)
 
     def trials(self, entries: Sequence[Entry]) -> float:
         """Estimate the seconds in which the winner of a race is verified on further inputs."""

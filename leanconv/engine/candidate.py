@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from leanconv.engine.ahead import Work
 from leanconv.engine.workbench import Workbench
 from leanconv.extras import installed
 
@@ -26,6 +27,7 @@ class Candidate:
         widens: whether to try the engine in float32 too if the model computes in half precision.
         int8_s: estimates what a form in torch.int8 takes beside `seconds`: ranges, and the loss on the data.
         lacks: returns what to install to make the engine faster on this machine, or "".
+        ahead: returns what another process can do for a form before its turn, so that `prepare` finds a full cache.
         opens: opens the files of a stored form for inputs of a shape, or None if its forms cannot be stored. A form
             that can has an attribute `store`, a function that writes these files into a folder.
     """
@@ -39,6 +41,7 @@ class Candidate:
     lacks: Callable[[], str] = str
     opens: Callable[[Path, torch.Size], ModelForm] | None = None
     int8_s: Callable[[Workbench], float] | None = None
+    ahead: Callable[[Workbench, torch.dtype | None], Work] | None = None
 
     def estimate(self, bench: Workbench, dtype: torch.dtype | None) -> float:
         """Estimate the seconds that the preparation in a type takes."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from leanconv.deploy.calls import as_numpy
 from leanconv.deploy.int8 import Calibration, nncf_openvino, qdq_onnx
-from leanconv.deploy.openvino import OpenVino, openvino_core
+from leanconv.deploy.openvino import OpenVino, openvino_has_bfloat16
 from leanconv.deploy.program import input_order, save_onnx, to_openvino
 from leanconv.deploy.runtimes import OnnxRuntime
 from leanconv.engine.candidate import ModelForm, missing
@@ -61,7 +61,7 @@ def openvino_int8(bench: Workbench) -> ModelForm:
         if best is None or calibration.loss(form) < lost:
             best, lost = form, calibration.loss(form)
         if calibration.accepts(lost):
-            if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            if openvino_has_bfloat16():
                 return _faster(bench, form, compiled(quantised, "bf16"))
             return form
     assert best is not None

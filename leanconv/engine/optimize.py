@@ -70,6 +70,7 @@ def optimize(
     The check uses the given inputs and also bright, flat, large and small ones.
     A form in int8 is correct if its loss on `data` is at most `max_loss`. The table has both figures.
     Faster: all forms are timed in turns, then the best ones once more. Threads: `torch.get_num_threads()`.
+    Where a core is free, another process compiles ahead for "compile". It stands still while forms are timed.
     """
     candidates = chosen(engines)
     target = None if arithmetic is None else Target(arithmetic=arithmetic)
@@ -84,9 +85,10 @@ def optimize(
     variants = _variants(candidates, dtype, bench)
     with Progress("optimize", 1 + len(variants), visible=progress) as bar:
         preparation = Preparation(bench, budget, variants, first=dtype)
-        while preparation.prepare(bar):
-            bar.show("measuring")
-            winner = preparation.race(bar.part)
+        with preparation.schedule.working_ahead():
+            while preparation.prepare(bar):
+                bar.show("measuring")
+                winner = preparation.race(bar.part)
     shape = bench.tensors[0].shape if bench.tensors else None
     title = f"{label(bench.device, dtype=bench.dtype, shape=shape)}, {CLOCK_WORDS[bench.clock]}"
     folds = len(bench.fold_report.done) if "_folding" in bench.__dict__ else 0

@@ -18,14 +18,13 @@ from leanconv.engine.candidates import EAGER
 from leanconv.engine.choices import Choice, faster
 from leanconv.engine.fused.lowering.report import TuningReport
 from leanconv.engine.race import Entry
+from leanconv.engine.schedule import Schedule, Waiting
 from leanconv.engine.workbench import Workbench
 from leanconv.progress import Progress
 
 Variant = tuple[Candidate, torch.dtype | None]
 # An engine may always autotune for this many seconds, however many others wait.
 LEAST_MEASURING_S = 4.0
-# After a race, an engine is still tried if this share of its estimated time fits into the budget.
-HOPE = 0.85
 
 
 class Preparation:
@@ -40,21 +39,19 @@ class Preparation:
         self, bench: Workbench, budget: Budget, variants: Sequence[Variant], *, first: torch.dtype | None
     ) -> None:
         """`first`: the number type whose variants are tried first."""
-        self.bench, self.budget, self._first = bench, budget, first
+        self.bench, self.budget = bench, budget
         self.given = Entry(Choice(EAGER, error=0.0), bench.model, True, bench.forward_s)
         tried = {variant: Choice(variant[0].name, _word(variant[1])) for variant in variants}
         self.rows = (self.given.row, *tried.values())
         self._entries = {0: self.given}  # row number -> entry
         self._field = [self.given]  # entries of the next race
         self._sure = [self.given]  # entries that were correct on all trial inputs
-        self._raced = False
-        self._waiting: list[tuple[int, Candidate, torch.dtype | None]] = []
+        waiting: list[Waiting] = []
         for place, ((candidate, dtype), row) in enumerate(tried.items(), 1):
             row.note = bench.obstacle or candidate.why_not(bench, dtype) or ""
             if not row.note:
-                self._waiting.append((place, candidate, dtype))
-        # Quick engines first: the budget left for the rest is then known before an engine starts to autotune.
-        self._waiting.sort(key=lambda each: (each[2] is not first, each[1].estimate(bench, each[2])))
+                waiting.append(Waiting(place, candidate, dtype))
+        self.schedule = Schedule(bench, budget, waiting, first=first)
 
     @property
     def entries(self) -> list[Entry]:
@@ -67,31 +64,20 @@ class Preparation:
         Returns whether to run a race: the first one, or one with a new form.
         """
         before = len(self._field)
-        for each in list(self._waiting):
-            place, candidate, dtype = each
-            if not self._fits(candidate, dtype):
-                continue
-            self._waiting.remove(each)
-            progress.show(self.rows[place].label)
-            if entry := self._tried(self.rows[place], candidate, dtype):
-                self._entries[place] = entry
+        while (each := self.schedule.next(self.budget.timing(self._field))) is not None:
+            row = self.rows[each.place]
+            progress.show(row.label)
+            if entry := self._tried(row, each):
+                self._entries[each.place] = entry
                 self._field.append(entry)
             progress.advance()
-        return len(self._field) > before or not self._raced
+        return len(self._field) > before or not self.schedule.raced
 
-    def _fits(self, candidate: Candidate, dtype: torch.dtype | None) -> bool:
-        """Whether the candidate fits beside the race. After a race, the estimate is reduced by HOPE."""
-        needs = self.budget.needs(candidate, self.bench, dtype) * (HOPE if self._raced else 1.0)
-        return needs <= self.budget.left - self.budget.timing(self._field)
-
-    def _tried(self, row: Choice, candidate: Candidate, dtype: torch.dtype | None) -> Entry | None:
+    def _tried(self, row: Choice, each: Waiting) -> Entry | None:
         """Prepare one candidate and verify it against the model. Any exception becomes its row's note."""
-        bench, start = self.bench, time.perf_counter()
-        expected = candidate.estimate(bench, dtype)
-        # An engine in the asked type leaves seconds for the others in that type alone.
-        rivals = [(each, kind) for _, each, kind in self._waiting if dtype is not self._first or kind is self._first]
-        others = sum(self.budget.needs(each, bench, kind) for each, kind in rivals)
-        spare = self.budget.left - self.budget.timing(self._field) - self.budget.needs(candidate, bench, dtype) - others
+        bench, start, (_, candidate, dtype) = self.bench, time.perf_counter(), each
+        expected = self.schedule.estimate(each)
+        spare = self.schedule.spare(each, self.budget.timing(self._field))
         bench.measuring_s = min(workbench.MEASURING_S, LEAST_MEASURING_S + max(0.0, spare))
         try:
             form = candidate.prepare(bench, dtype)
@@ -115,15 +101,16 @@ class Preparation:
         for entry in field:
             entry.row.chosen = False
         until = budget.deadline - budget.trials(field)
-        if any(HOPE * budget.needs(each, self.bench, kind) < budget.left for _, each, kind in self._waiting):
+        if self.schedule.may_fit_later():
             until = min(until, time.perf_counter() + budget.timing(field) / racing.RACE_SHARE)
-        while not self._proven(winner := racing.race(self.bench, field, until, on_part)):
-            field.remove(winner)
+        with self.bench.still():
+            while not self._proven(winner := racing.race(self.bench, field, until, on_part)):
+                field.remove(winner)
         for entry in field:
             if (blocks := _blocks(entry)) and blocks.note:
                 entry.row.note += f"; {blocks.note}"
         self._field = [self.given] if winner is self.given else [self.given, winner]
-        self._raced = True
+        self.schedule.raced = True
         return winner
 
     def _proven(self, winner: Entry) -> bool:
@@ -144,13 +131,14 @@ class Preparation:
 
     def missed(self) -> tuple[str, float]:
         """Return the engines that the budget did not reach and a budget that would reach them, or ("", 0)."""
-        if not self._waiting:
+        waiting = self.schedule.waiting
+        if not waiting:
             return "", 0.0
-        needs = {place: self.budget.needs(each, self.bench, kind) for place, each, kind in self._waiting}
+        needs = {each.place: self.schedule.needs(each) for each in waiting}
         enough = 5 * math.ceil((self.budget.spent + 1.2 * sum(needs.values()) + self.budget.timing(self.entries)) / 5)
-        for place, candidate, _ in self._waiting:
-            note = f"skipped: needs about {needs[place]:.0f} s, {self.budget.left:.0f} s left"
-            self.rows[place].note = _beside(note, candidate)
+        for each in waiting:
+            note = f"skipped: needs about {needs[each.place]:.0f} s, {self.budget.left:.0f} s left"
+            self.rows[each.place].note = _beside(note, each.candidate)
         return ", ".join(self.rows[place].label for place in sorted(needs)), float(enough)
 
     def explain_int8(self) -> str:

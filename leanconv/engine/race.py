@@ -25,14 +25,16 @@ SHORT_HEAT_ROUNDS = 8  # a heat with time for fewer rounds saves warm-up calls
 # Forms within NEAR of the fastest first call take part, and those within LONG_WITHIN of the best reach the final.
 LONG_ROUNDS, NEAR, LONG_WITHIN = 3, 1.5, 0.15
 FINAL_ROUNDS = 3  # the fewest rounds of the final, after which who is out leaves
+# Between long calls, the given model meets nobody in the final if it takes CLEAR times as long as the best in the heat.
+CLEAR = 1.5
 # If fewer than FEW_ROUNDS rounds fit into the heat, it drops forms whose first call took HOPELESS times the fastest.
 FEW_ROUNDS, HOPELESS = 20, 2.5
 LOOKS_SHARE = 0.3  # the share of the heat's seconds that repeated first calls may take
 # Candidates whose lower quartile is within 10 % of the best reach the final. If all of them are slower than the given
 # model by more than that, there is no final.
 WITHIN = 0.10
-# Rounds of the final between two checks, the most rounds, and the standard errors that a decision needs.
-CHECK_EVERY, MOST_ROUNDS, SIGMAS = 16, 1600, 3.0
+# The most rounds and seconds of the final between two checks, the most rounds, the standard errors of a decision.
+CHECK_EVERY, CHECK_S, MOST_ROUNDS, SIGMAS = 16, 1.0, 1600, 3.0
 # Rounds shorter than this are measured in warm caches. Otherwise the cache state that other forms leave dominates. It
 # is 5/6 of a small layer's call in ONNX Runtime. The first limit applies to first calls, which may be slow; the second
 # one applies to the heat's medians.
@@ -76,7 +78,8 @@ def least_s(looks: Sequence[float], more: int = 0) -> float:
     best = min(looks)
     near = [look for look in others if look <= NEAR * best] + more * [best]
     final = [look for look in near if look <= (1 + LONG_WITHIN) * best]
-    return given + sum(near) + (FINAL_ROUNDS * (given + sum(final)) if final else 0.0)
+    met = 0.0 if given > CLEAR * best else given
+    return given + sum(near) + (FINAL_ROUNDS * (met + sum(final)) if final else 0.0)
 
 
 def _heat(
@@ -136,17 +139,24 @@ def _look_again(bench: Workbench, entries: Sequence[Entry], seconds: float) -> N
 
 def _final(bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: Callable[[float], object]) -> Entry:
     """Time the finalists and the given model in turns, until the fastest is known or the time is spent."""
-    round_s = sum(entry.row.timing.median_ms / 1e3 for entry in entries if entry.row.timing)
+    heat_s = [entry.row.timing.median_ms / 1e3 for entry in entries if entry.row.timing]
+    round_s, rest = sum(heat_s), (1 - HEAT_SHARE) * seconds
     turns = Turns(_calls(bench, entries), clock=bench.clock, primed=round_s < min(PRIMED_FINAL_S, seconds / 16))
+    looks = [entry.look_s for entry in entries]
+    if FINAL_ROUNDS * round_s > min(CHECK_S, rest) and all(s[0] > CLEAR * min(s) for s in (heat_s, looks)):
+        turns.times[MODEL].append(1e3 * heat_s[0])
+        turns.leave(MODEL)
+        round_s -= heat_s[0]
     start, rounds = time.perf_counter(), 0
-    every = 1 if FINAL_ROUNDS * round_s > (1 - HEAT_SHARE) * seconds else CHECK_EVERY
+    every = max(1, min(CHECK_EVERY, int(CHECK_S / round_s))) if round_s > 0 else CHECK_EVERY
     while True:
         turns.round()
         rounds += 1
-        spent = (time.perf_counter() - start) / ((1 - HEAT_SHARE) * seconds) if seconds > 0 else 1.0
+        spent = (time.perf_counter() - start) / rest if seconds > 0 else 1.0
         on_part(min(1.0, max(spent, rounds / MOST_ROUNDS)))
-        last = rounds >= MOST_ROUNDS or (spent >= 1 and rounds >= FINAL_ROUNDS)
-        if last or (rounds >= FINAL_ROUNDS and rounds % every == 0):
+        enough = rounds >= FINAL_ROUNDS or len(turns.calls) == 1
+        last = rounds >= MOST_ROUNDS or (spent >= 1 and enough)
+        if last or (enough and rounds % every == 0):
             best = min((name for name in turns.calls if name != MODEL), key=lambda name: turns.timing(name).median_ms)
             if last or _known(turns, best):
                 return _verdict(turns, best, entries)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ COARSE_FIRST, COARSE_LATER = LIKE, ("small",)
 # A share of the answer. If rounding alone changes the model's answer by more, that input cannot judge a form.
 CHAOS = 1e-2
 ModelForm = Callable[..., Any]
+Still = Callable[[], AbstractContextManager[object]]
 
 
 class Trials:
@@ -33,32 +35,42 @@ class Trials:
         self._infinite = _infinite(answer)
         self._seen: dict[str, Reference | None] = {"": Reference(self._exact, *self._call(tensors), answer)}
 
-    def first(self, form: ModelForm, dtype: torch.dtype | None) -> tuple[Error, float]:
-        """Return a form's largest error on the given inputs and on hard ones, and the seconds of its second call."""
-        seen, _ = self._held(form, dtype, "")
+    def first(self, form: ModelForm, dtype: torch.dtype | None, still: Still = nullcontext) -> tuple[Error, float]:
+        """Return a form's largest error on the given inputs and on hard ones, and the seconds of its second call.
+
+        `still`: the second call is made inside `with still():`.
+        """
+        seen = self._held(form, dtype, "")
         if not seen.passes:
             return seen, 0.0
         kind = FIRST if dtype is None else COARSE_FIRST
-        again, seconds = self._held(form, dtype, kind if self._reference(kind) else "")
+        kind = kind if self._reference(kind) else ""
+        with still():
+            answer, seconds = self._called(form, kind)
+        again = self._error(answer, dtype, kind)
         return max(seen, again, key=_excess), seconds
 
-    def seconds(self, form: ModelForm) -> float:
+    def seconds(self, form: ModelForm, still: Still = nullcontext) -> float:
         """Return the seconds of a form's second call on the given inputs. Its answer is not looked at."""
-        return [self._called(form, "")[1] for _ in range(2)][1]
+        self._called(form, "")
+        with still():
+            return self._called(form, "")[1]
 
     def later(self, form: ModelForm, dtype: torch.dtype | None) -> Error:
         """Return its largest error on all other inputs. int8 is judged on the calibration data alone."""
         if dtype is torch.int8:
             return Error(0.0, 0.0)
         kinds = [kind for kind in (LATER if dtype is None else COARSE_LATER) if self._reference(kind)]
-        return max((self._held(form, dtype, kind)[0] for kind in kinds), key=_excess, default=Error(0.0, 0.0))
+        return max((self._held(form, dtype, kind) for kind in kinds), key=_excess, default=Error(0.0, 0.0))
 
-    def _held(self, form: ModelForm, dtype: torch.dtype | None, kind: str) -> tuple[Error, float]:
-        """Return the error on one kind of inputs, and the seconds of the call."""
+    def _held(self, form: ModelForm, dtype: torch.dtype | None, kind: str) -> Error:
+        """Return the error on one kind of inputs."""
+        return self._error(self._called(form, kind)[0], dtype, kind)
+
+    def _error(self, answer: Any, dtype: torch.dtype | None, kind: str) -> Error:
         reference = self._reference(kind)
         assert reference is not None
-        answer, seconds = self._called(form, kind)
-        return reference.error(answer, dtype, CHAOS if kind else math.inf), seconds
+        return reference.error(answer, dtype, CHAOS if kind else math.inf)
 
     def _called(self, form: ModelForm, kind: str) -> tuple[Any, float]:
         """Return the answer to one kind of inputs, and the seconds of the call."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +18,7 @@ from leanconv.deploy.calls import Frame
 from leanconv.deploy.int8 import Calibration
 from leanconv.deploy.program import Axes, capture_flat
 from leanconv.deploy.verify import difference, has_nan
-from leanconv.engine.trials import Trials
+from leanconv.engine.trials import Still, Trials
 from leanconv.kernels import Target, to_contiguous
 from leanconv.measure.hardware.number_types import HALF, slowdown
 from leanconv.running import Call, cloned
@@ -37,6 +38,7 @@ class Workbench:
         clock: the key in `measure.timing.latency.CLOCKS` of the clock for all forms. On one CPU thread it is process
             time: load by other processes then decides nothing.
         target: what kernels are chosen for (None: this machine).
+        still: inside `with still():`, other work of `optimize` rests, because something is timed.
         measuring_s: seconds that an engine may autotune during its preparation.
         calibration: the data for forms in torch.int8, and the loss that judges them. None if int8 is not asked for.
     """
@@ -57,6 +59,7 @@ class Workbench:
         self.dtype = self._dtype()
         self.clock = "process" if self.device.type == "cpu" and threads == 1 else "wall"
         self.measuring_s = MEASURING_S
+        self.still: Still = nullcontext
         self.answer = self._ask(self.tensors)
         args, kwargs = self.call()
         start = time.perf_counter()
@@ -102,10 +105,10 @@ class Workbench:
         The error of a form in torch.int8 is its loss on the calibration data.
         """
         if dtype is torch.int8 and self.calibration is not None:
-            seconds = self.trials.seconds(form)
+            seconds = self.trials.seconds(form, self.still)
             loss = self.calibration.loss(form)
             return Error(loss, loss, self.calibration.limit), seconds
-        return self.trials.first(form, dtype)
+        return self.trials.first(form, dtype, self.still)
 
     @cached_property
     def _folding(self) -> tuple[nn.Module, FoldReport]:

@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import types
 from collections.abc import Callable
@@ -43,6 +44,12 @@ def compiler_obstacle() -> str:
             return f"torch.compile needs a C++ compiler, and {found} does not run: {error.strerror}"
         return f"torch.compile needs a temporary folder: {error.strerror}: {error.filename}"
     return ""
+
+
+def used() -> bool:
+    """Whether Inductor has compiled for a CPU in this process: its modules are imported, its headers compiled."""
+    cache = sys.modules.get("torch._inductor.codecache")
+    return bool(cache is not None and cache.CppPythonBindingsCodeCache.cache)
 
 
 def own_code(model: Callable[..., Any]) -> Any:

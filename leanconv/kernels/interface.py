@@ -102,6 +102,9 @@ class Backend(Protocol):
     def calibration_s(self) -> float:
         """Seconds that the first kernel of this process takes longer, because the device's speeds are not measured."""
 
+    def calibrate(self, target: "Target | None" = None) -> None:
+        """Measure the device's speeds now if they are not known."""
+
     def bind(self, form: Form, weights: Sequence[Tensor], target: "Target | None" = None) -> Bound | None:
         """The primitive with its weights; None where there is no kernel for the form."""
 

@@ -4,14 +4,15 @@ import math
 
 import pytest
 
-from leanconv.engine import race
+from leanconv.engine import race, runtimes
 from leanconv.measure.hardware import number_types
 
 
 @pytest.fixture(autouse=True)
 def with_bfloat16(monkeypatch):
-    """PyTorch counts as quick in bfloat16, whatever the CPU that runs the tests. test_slow_types.py is about others."""
+    """PyTorch and OpenVINO count as quick in bfloat16, whatever the CPU. test_slow_types.py is about others."""
     monkeypatch.setattr(number_types, "slowdown", lambda dtype: 1.0)
+    monkeypatch.setattr(runtimes, "openvino_has_bfloat16", lambda: True)
 
 
 @pytest.fixture

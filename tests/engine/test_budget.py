@@ -12,7 +12,7 @@ from leanconv.engine.budget import Budget
 from leanconv.engine.candidate import Candidate
 from leanconv.engine.candidates import CANDIDATES
 from leanconv.engine.choices import Choice
-from leanconv.engine.race import Entry
+from leanconv.engine.race import RACE_S, Entry
 from leanconv.engine.workbench import MEASURING_S
 
 
@@ -122,8 +122,18 @@ def test_a_network_with_blocks_of_its_own_prints_none(engines):
 
 def test_the_trials_of_the_winner_and_the_shortest_race_are_part_of_the_estimate():
     given, form = (Entry(Choice(name), None, True, s) for name, s in (("given", 2.0), ("form", 1.0)))
-    shortest = 2.0 + 1.0 + 1.0 + 3 * (2.0 + 1.0 + 1.0)  # one round of all and of one more, then three
+    shortest = 2.0 + 1.0 + 1.0 + 3 * (1.0 + 1.0)  # one round of all and of one more, then three without the given model
     assert Budget(90).timing([given, form]) == shortest + 3 * (2.0 + 1.0)
+
+
+def test_a_race_whose_order_is_clear_leaves_seconds_to_those_who_wait():
+    def entries(*looks):
+        return [Entry(Choice(str(i)), None, True, s) for i, s in enumerate(looks)]
+
+    tight, clear = entries(0.9, 0.15, 0.16, 0.3, 0.35), entries(0.9, 0.15, 0.25, 0.3, 0.35)
+    assert Budget(90).timing(tight) - Budget(90).trials(tight) == RACE_S
+    least = 0.9 + 2 * 0.15 + 3 * 2 * 0.15  # the given model, which is out, the best, and one more that is as fast
+    assert Budget(90).timing(clear) - Budget(90).trials(clear) == pytest.approx(2 * least)
 
 
 def test_engines_in_the_asked_dtype_do_not_save_seconds_of_measuring_for_the_others(engines, monkeypatch):

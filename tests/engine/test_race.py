@@ -61,6 +61,21 @@ def test_calls_of_seconds_cost_what_the_budget_expects(held):
     assert spent <= race.least_s(forms)
 
 
+def test_between_long_calls_a_given_model_that_is_far_behind_is_called_once(held):
+    winner, final = held([1.8, 1.01, 1.0], noise=0.01, deadline=time.perf_counter(), call_s=0.02)
+    assert winner in (1, 2)
+    assert final == [0, 3, 3]
+    assert held([1.4, 1.01, 1.0], noise=0.01, deadline=time.perf_counter(), call_s=0.02)[1] == [3, 3, 3]
+
+
+def test_of_long_calls_one_that_is_alone_is_confirmed_in_one(held):
+    assert held([1.8, 1.0, 1.3], noise=0.01, deadline=time.perf_counter(), call_s=0.02) == (1, [0, 1])
+
+
+def test_between_calls_of_a_second_what_is_clear_is_known_after_three_rounds(held):
+    assert held([1400.0, 1000.0, 1300.0], noise=0.01) == (1, [3, 3])
+
+
 def test_forms_that_are_alike_do_not_replace_the_given_model(held):
     assert [held([1.0, 1.0, 1.0], seed=seed)[0] for seed in range(20)].count(0) >= 19
 

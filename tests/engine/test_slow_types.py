@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import leanconv as lc
-from leanconv.engine import optimize
+from leanconv.engine import optimize, runtimes
 from leanconv.measure.hardware import number_types
 
 REASON = "bfloat16 convolution takes 40x as long as float32"
@@ -59,6 +59,16 @@ def test_products_run_in_float32_and_the_answer_is_right(without_bfloat16):
     assert row.error is not None
     assert row.error < 5e-2
     torch.testing.assert_close(fast(x), model(x), rtol=0.05, atol=0.05)
+
+
+def test_openvino_runs_once_where_it_computes_bfloat16_in_float32(without_bfloat16, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(runtimes, "openvino_has_bfloat16", lambda: False)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 16, 16)
+    choices = optimize(model, x, dtype=torch.bfloat16, engines=["openvino"]).choices
+    assert "float32 on this CPU" in choices["openvino bfloat16"].note
+    assert choices["openvino bfloat16"].prepare_s is None
+    assert choices["openvino"].timing is not None
 
 
 def test_a_model_in_bfloat16_is_still_sped_up(without_bfloat16):

@@ -75,7 +75,8 @@ def _in_integers(bench: Workbench, target: Target) -> Tuned:
         return bench.from_flat(Program(graph, runs, bench.dense))
 
     search = Search(wide, calibration, form, seconds=bench.measuring_s, clock=bench.clock, target=target)
-    return search.best()
+    with bench.still():
+        return search.best()
 
 
 def _chosen(bench: Workbench, half: bool, target: Target, *, splits: bool = True) -> Tuned:
@@ -90,7 +91,12 @@ def _chosen(bench: Workbench, half: bool, target: Target, *, splits: bool = True
         try:
             with torch.no_grad():
                 return graph, *autotune(
-                    graph, seconds=bench.measuring_s, clock=bench.clock, target=target, splits=splits
+                    graph,
+                    seconds=bench.measuring_s,
+                    clock=bench.clock,
+                    target=target,
+                    splits=splits,
+                    still=bench.still,
                 )
         except NothingRuns as failed:
             new = {origin(node): why for node, why in failed.nodes.items()}

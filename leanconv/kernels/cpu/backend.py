@@ -42,6 +42,9 @@ class CpuBackend:
     def calibration_s(self) -> float:
         return kept.pending_s()
 
+    def calibrate(self, target: Target | None = None) -> None:
+        kept.calibrated(target or Target())
+
     def bind(self, form: Form, weights: Sequence[Tensor], target: Target | None = None) -> Bound | None:
         if isinstance(form, Quantized):
             return bind_quantized(form, weights, target)

@@ -16,6 +16,7 @@ from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, Impl
 from leanconv.engine.fused.lowering.kernels import KernelRun, SplitRun
 from leanconv.engine.fused.lowering.report import TuningRecord, TuningReport, calls
 from leanconv.engine.fused.lowering.samples import geometry, of_few_rows, sample
+from leanconv.engine.trials import Still
 from leanconv.kernels import Target, backend
 from leanconv.measure.timing.latency import Timing, interleave, once_ms
 
@@ -53,6 +54,7 @@ def autotune(
     forms: Mapping[type[Op], Sequence[Implementation]] = IMPLEMENTATIONS,
     target: Target | None = None,
     splits: bool = True,
+    still: Still = contextlib.nullcontext,
 ) -> tuple[dict[Node, Run], TuningReport]:
     """A function for every node of the graph, and the table of times behind the choice.
 
@@ -62,10 +64,11 @@ def autotune(
         clock: as `measure.timing.latency.interleave` has it.
         target: what kernels are chosen for (default: this machine).
         splits: whether a node may become two. Without, the graph stays as it is.
+        still: nothing is timed but inside `with still():`.
     """
     forms = {kind: [form.on(target) for form in each] for kind, each in forms.items()}
     if seconds > 0:
-        _compile(graph, forms, target)
+        _compile(graph, forms, target, still)
     deadline = time.perf_counter() + seconds if seconds > 0 else NOTHING
     runs: dict[Node, Run] = {}
     names: dict[Node, str] = {}
@@ -79,7 +82,8 @@ def autotune(
         key, label = (target, geometry(node)), repr(node.op)
         measured = {choices[0].name: 0.0} if len(choices) == 1 else _MEASURED.get(key)
         if measured is None:
-            measured = _measure(node, choices, deadline, clock)
+            with still():
+                measured = _measure(node, choices, deadline, clock)
             if all(0 < ms < math.inf for ms in measured.values() if isinstance(ms, float)):  # else it is undecided
                 _MEASURED[key] = measured
         try:
@@ -114,14 +118,18 @@ def autotune(
     return runs, report
 
 
-def _compile(graph: Graph, forms: Mapping[type[Op], Sequence[Implementation]], target: Target | None) -> None:
+def _compile(
+    graph: Graph, forms: Mapping[type[Op], Sequence[Implementation]], target: Target | None, still: Still
+) -> None:
     """Compile the kernels of all implementations of all nodes that were not measured before, on several cores."""
-    if backend().why_not():
+    steps = [node for node in graph.nodes if node.op.is_step and len(forms[type(node.op)]) > 1]
+    steps = [node for node in steps if (target, geometry(node)) not in _MEASURED]
+    if backend().why_not() or not steps:
         return
+    with still():
+        backend().calibrate(target)
     with backend().compiling_ahead():
-        for node in graph.nodes:
-            if not node.op.is_step or len(forms[type(node.op)]) < 2 or (target, geometry(node)) in _MEASURED:
-                continue
+        for node in steps:
             inputs = [sample(x, empty=True) for x in node.inputs]
             for form in forms[type(node.op)]:
                 with contextlib.suppress(Exception):  # the error shows when it is measured

@@ -1,5 +1,6 @@
 """Which implementations of a block are timed in turns, after a first call of each; what runs where no time is left."""
 
+import contextlib
 from functools import partial
 from types import SimpleNamespace
 
@@ -7,10 +8,18 @@ import pytest
 import torch
 from torch import nn
 
+from leanconv.engine.fused.capture.export import to_graph
 from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.integer import Dequantize, Integer, Quantize
 from leanconv.engine.fused.lowering import autotune
-from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, IN_TORCH, Implementation
+from leanconv.engine.fused.lowering.implementations import (
+    IMPLEMENTATIONS,
+    IN_TORCH,
+    Implementation,
+    plain_implementation,
+)
+from leanconv.engine.fused.passes.fusion import fuse
+from leanconv.engine.workbench import Workbench
 from leanconv.measure import Timing
 from tests.engine.fused.passes.test_quantization import quantizer_of
 
@@ -112,3 +121,35 @@ def test_a_stalled_launch_does_not_let_the_slow_reference_of_integers_win(second
     if seconds == 60.0:
         assert row.times_ms == ms
         assert len(autotune._MEASURED) == 1
+
+
+def test_speeds_and_blocks_are_measured_while_all_else_rests(monkeypatch):
+    resting, seen = [], []
+
+    @contextlib.contextmanager
+    def still():
+        resting.append(True)
+        yield
+        resting.pop()
+
+    def measure(node, choices, deadline, clock):
+        seen.append(("block", bool(resting)))
+        return {"aten": 1.0}
+
+    def calibrate(target):
+        seen.append(("speeds", bool(resting)))
+
+    monkeypatch.setattr(autotune, "_MEASURED", {})
+    monkeypatch.setattr(autotune, "_measure", measure)
+    monkeypatch.setattr(
+        autotune,
+        "backend",
+        lambda: SimpleNamespace(why_not=str, calibrate=calibrate, compiling_ahead=contextlib.nullcontext),
+    )
+    bench = Workbench(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), (torch.randn(1, 3, 16, 16),), {}, 1)
+    block = [Implementation("aten", plain_implementation), Implementation("other", lambda node: None)]
+    autotune.autotune(
+        fuse(to_graph(bench.program)), seconds=9, forms=dict.fromkeys(IMPLEMENTATIONS, block), still=still
+    )
+    assert seen[0] == ("speeds", True)
+    assert set(seen[1:]) == {("block", True)}
