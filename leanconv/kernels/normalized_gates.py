@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.kernels.cpu import training as cpu
+from leanconv.kernels.norm_act import track
 from leanconv.ops import normalized_gated_sum as ops
 
 
@@ -78,26 +79,10 @@ def together(parts: Gated, a: Tensor, b: Tensor, *, dispatched: bool) -> Tensor:
     eps = [parts.norm.eps, parts.norm.eps if parts.other is None else parts.other.eps]
     run = ops.normalized_gated_sum if dispatched else _NormalizedGatedSum.apply
     y, _, statistics = run(a, b, *norms, parts.act is not None, eps)
-    count = a.numel() // a.shape[1]
     for norm, moments in zip(parts[:2], statistics.detach().split(2), strict=True):
         if norm is not None:
-            _track(norm, moments[0], moments[1] * (count / (count - 1)))
+            track(norm, moments, a.numel() // a.shape[1])
     return y  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Move the running statistics, as `nn.BatchNorm2d` does: `variance` is the unbiased one."""
-    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
-        return
-    if norm.num_batches_tracked is None:
-        return
-    norm.num_batches_tracked.add_(1)
-    share: Any = norm.momentum
-    if share is None:  # the average of all batches
-        share = 1.0 / norm.num_batches_tracked.to(mean.dtype)
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-    norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)
 
 
 class _NormalizedGatedSum(torch.autograd.Function):

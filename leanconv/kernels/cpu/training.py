@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from leanconv.kernels.cpu.runtime import batch_norm_act as norm_kernels
 from leanconv.kernels.cpu.runtime import depthwise as kernels
 from leanconv.kernels.cpu.runtime import gated_sum as blends
 from leanconv.kernels.cpu.runtime import normalized_gated_sum as normalized_blends
 from leanconv.kernels.cpu.runtime import pointwise as pointwise_kernels
 from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
+from leanconv.ops import batch_norm_act as norm_act_ops
 from leanconv.ops import depthwise as ops
 from leanconv.ops import gated_sum_training as blend_ops
 from leanconv.ops import normalized_gated_sum as norm_ops
@@ -127,7 +129,39 @@ def normalized_blend_gradient(
 
 
 def _vectors(norms: tuple[Tensor | None, ...]) -> normalized_blends.Norms:
-    return tuple(None if each is None else _packed(each) for each in norms)  # type: ignore[return-value]
+    return tuple(_given(*norms))  # type: ignore[return-value]
+
+
+@norm_act_ops.batch_norm_act.register_kernel("cpu")
+def normalized(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, act: str, eps: float
+) -> tuple[Tensor, Tensor]:
+    norm_act_ops.check(x, weight, bias, residual, act)
+    if not _takes(x, weights=(weight, bias)):
+        return norm_act_ops.result(x, weight, bias, residual, act, eps)
+    y, statistics = norm_act_ops.new_map(x), _sums(x, 2, x.shape[1])
+    residual = None if residual is None else readable(residual)
+    norm_kernels.forward(readable(x), *_given(weight, bias), residual, act, eps, y, statistics)
+    return y, statistics
+
+
+@norm_act_ops.batch_norm_act_gradient.register_kernel("cpu")
+def normalized_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, y: Tensor | None, statistics: Tensor, act: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if not _takes(grad, x, weights=(weight, bias)) or (y is not None and y.dtype != x.dtype):
+        return norm_act_ops.gradient(grad, x, weight, bias, y, statistics, act, eps)
+    found, sums = norm_act_ops.new_map(grad), _sums(x, 2, x.shape[1])
+    through = None if y is None else norm_act_ops.new_map(grad)
+    y = None if y is None else readable(y)
+    given = *_given(weight, bias), y, statistics.contiguous(), act, eps
+    norm_kernels.gradients(readable(grad), readable(x), *given, found, through, sums)
+    return found, grad.new_empty(0) if through is None else through, sums
+
+
+def _given(*vectors: Tensor | None) -> list[Tensor | None]:
+    return [None if each is None else _packed(each) for each in vectors]
 
 
 @pointwise_ops.pointwise_conv2d.register_kernel("cpu")
