@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from leanconv.kernels import narrow_groups, normalized_gates
+from leanconv.kernels import narrow_groups, normalized_gates, recomputed
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import through_dispatcher
 from leanconv.kernels.rewritten import rewritten
@@ -89,6 +89,7 @@ def use_training_kernels_(model: nn.Module) -> TrainingKernels:
     Group convolutions and HetConv with narrow groups run as the dense convolution that they equal (`narrow_groups`).
     An `nn.BatchNorm2d` and the activation after it, with or without a residual between them, run in one kernel where
     the source of a module's `forward`, or its `nn.Sequential`, shows that they follow each other (`rewritten`).
+    SPConv, SPLConv and depthwise-separable layers keep less for the gradient (`recomputed`).
     Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
     """
     changed: list[Replacement] = []
@@ -119,13 +120,17 @@ def _replacements(module: nn.Module) -> list[Replacement]:
         return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
     if narrow_groups.is_narrow_hetconv(module):
         return [(module, _GROUPED, False)]
+    if forward := recomputed.replacement(module, None):
+        return [(module, _FORWARD, forward)]
     if getattr(module, _BLEND, None) is not gated_sum:
         return []
     if (parts := normalized_gates.gated(module)) is None:
         return [(module, _BLEND, _gated_sum)]
     blend = functools.partial(_normalized_gated_sum, parts)
+    forward = recomputed.replacement(module, parts)
     return [
         (module, _BLEND, blend),
+        *([(module, _FORWARD, forward)] if forward else []),
         *((part, _FORWARD, functools.partial(normalized_gates.pass_on, parts, part)) for part in parts.parts),
     ]
 

@@ -122,10 +122,31 @@ def normalized_blend_gradient(
     norms = weight, bias, weight_b, bias_b
     if not _takes(grad, a, b, weights=norms):
         return norm_ops.gradient(grad, a, b, *norms, gate, statistics, relu, eps)
-    found, sums = (norm_ops.new_map(grad), norm_ops.new_map(grad)), _sums(a, 4, a.shape[1])
+    found = norm_ops.new_map(grad), norm_ops.new_map(grad)
+    return *found, _blend_gradient(grad, a, b, norms, gate, statistics, relu, eps, *found)
+
+
+def normalized_blend_gradient_(
+    grad: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor | None, bias_b: Tensor | None,
+    gate: Tensor, statistics: Tensor, relu: bool, eps: Floats,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The same, where nobody needs the maps any more: it may write the gradients over them."""
+    norms = weight, bias, weight_b, bias_b
+    if not _takes(grad, a, b, weights=norms):
+        return norm_ops.gradient(grad, a, b, *norms, gate, statistics, relu, eps)
+    a, b = readable(a), readable(b)
+    return a, b, _blend_gradient(grad, a, b, norms, gate, statistics, relu, eps, a, b)
+
+
+def _blend_gradient(
+    grad: Tensor, a: Tensor, b: Tensor, norms: tuple[Tensor | None, ...], gate: Tensor, statistics: Tensor, relu: bool,
+    eps: Floats, to_a: Tensor, to_b: Tensor,
+) -> Tensor:  # fmt: skip
+    """Fill the gradients of the maps; those of the norms."""
+    sums = _sums(a, 4, a.shape[1])
     grad, a, b, gate, statistics = readable(grad), readable(a), readable(b), gate.contiguous(), statistics.contiguous()
-    normalized_blends.gradients(grad, a, b, _vectors(norms), gate, statistics, relu, list(eps), *found, sums)
-    return *found, sums
+    normalized_blends.gradients(grad, a, b, _vectors(norms), gate, statistics, relu, list(eps), to_a, to_b, sums)
+    return sums
 
 
 def _vectors(norms: tuple[Tensor | None, ...]) -> normalized_blends.Norms:

@@ -85,6 +85,14 @@ INLINE void deviations(const task_t *t, const float *x, int64_t step, int count,
     }
 }
 
+// The pivot of a range's first run: its average.
+static void average(const task_t *t, const float *x, int64_t step, int count) {
+    memset(t->pivot, 0, sizeof(float) * t->k->wide);
+    for (int q = 0; q < count; q++)
+        for (int v = 0; v < t->k->wide; v += LANES) *(vec *)(t->pivot + v) += at(x + q * step, v);
+    for (int v = 0; v < t->k->wide; v += LANES) *(vec *)(t->pivot + v) /= (float)count;
+}
+
 // Mean and sum of squared distances from it, of each channel of a range. A run's pivot is the mean of the run before,
 // so numbers far from zero leave the squares their digits.
 static void moments(const task_t *t, int64_t first, int64_t end, double *kept) {
@@ -95,7 +103,7 @@ static void moments(const task_t *t, int64_t first, int64_t end, double *kept) {
         int count, v = 0;
         place(k, &k->p->x, run, &count);
         const float *x = read_run(t, &k->p->x, run, 0, &step);
-        if (run == first) memcpy(t->pivot, x, sizeof(float) * k->wide);
+        if (run == first) average(t, x, step, count);
         for (; v + 4 * LANES <= k->wide; v += 4 * LANES) deviations(t, x, step, count, v, 4, 1);
         for (; v + 2 * LANES <= k->wide; v += 2 * LANES) deviations(t, x, step, count, v, 2, 2);
         for (; v < k->wide; v += LANES) deviations(t, x, step, count, v, 1, 4);
