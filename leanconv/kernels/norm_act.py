@@ -111,8 +111,10 @@ def track(norm: nn.BatchNorm2d, statistics: Tensor, count: int) -> None:
     if share is None:
         return
     mean, variance = statistics.unbind()
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-    norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), share)
+    for kept, new in ((norm.running_mean, mean), (norm.running_var, variance * (count / (count - 1)))):
+        # Not counted as a change, as in PyTorch's own: that norm, called elsewhere in the step, has kept them.
+        own = kept if torch.compiler.is_compiling() else kept.data
+        own.lerp_(new.to(kept.dtype), share)
 
 
 class _BatchNormAct(torch.autograd.Function):

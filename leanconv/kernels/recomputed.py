@@ -1,7 +1,8 @@
 """Layers of cheap stages that keep their input alone for the gradient, and compute the maps between once more.
 
 SPConv and SPLConv keep six maps where a dense layer keeps two, and a depthwise-separable layer three: the stencils'
-results, both branches, the blend. To compute them again costs less than a third of the layer's own time.
+results, both branches, the blend. HetConv keeps its input a second time, its channels in another order. The stencils and
+1×1s are computed again: a quarter of the layer's multiplications. HetConv's convolution is not.
 """
 
 import functools
@@ -20,15 +21,21 @@ from leanconv.kernels.norm_act import watched
 from leanconv.ops import normalized_gated_sum as ops
 
 
-def replacement(layer: nn.Module, parts: normalized_gates.Gated | None) -> Any:
-    """A `forward` that keeps less, for a layer with these norms before its gate, or without one; None for others."""
-    if "forward" in layer.__dict__:
-        return None
+def replacement(layer: nn.Module, parts: normalized_gates.Gated | None) -> tuple[str, Any] | None:
+    """A method of a layer that keeps less, by name, for a layer with these norms before its gate, or without one.
+
+    None where there is nothing to gain.
+    """
+    kind = getattr(type(layer), "name", "")
     if parts is not None:
-        return functools.partial(_gated, layer, parts)
-    if getattr(type(layer), "name", "") == "depthwise_separable" and not getattr(layer, "block", True):
-        return functools.partial(_separable, layer)
-    return None
+        name, method = "forward", functools.partial(_gated, layer, parts)
+    elif kind == "depthwise_separable" and not getattr(layer, "block", True):
+        name, method = "forward", functools.partial(_again, layer, "forward")
+    elif kind == "hetconv" and getattr(layer, "grouped", False):
+        name, method = "_dealt", functools.partial(_again, layer, "_dealt")
+    else:
+        return None
+    return None if name in layer.__dict__ else (name, method)
 
 
 def _plain(layer: nn.Module, x: Tensor) -> bool:
@@ -44,15 +51,24 @@ def _plain(layer: nn.Module, x: Tensor) -> bool:
     )
 
 
+_CHANGED = "has been modified by an inplace operation"
 # Their `forward` is ours already; `normalized_gates.watched` looks for hooks.
 _LEFT_OUT = (nn.BatchNorm2d, nn.ReLU)
 
 
-def _separable(layer: nn.Module, x: Tensor) -> Tensor:
-    run = functools.partial(type(layer).forward, layer)
-    if _plain(layer, x):
-        return run(x)  # type: ignore[no-any-return]
-    y: Tensor = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+def _again(layer: nn.Module, name: str, *inputs: Tensor) -> Tensor:
+    """A method of the layer, what it keeps computed again."""
+    method = getattr(type(layer), name)
+    if _plain(layer, inputs[0]):
+        return method(layer, *inputs)  # type: ignore[no-any-return]
+    before = [(each, each._version) for each in (*inputs, *layer.parameters())]
+
+    def run(*inputs: Tensor) -> Tensor:
+        if any(each._version != version for each, version in before):
+            raise RuntimeError(f"a tensor that {name} of {type(layer).__name__} needs for the gradient {_CHANGED}")
+        return method(layer, *inputs)  # type: ignore[no-any-return]
+
+    y: Tensor = checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
     return y
 
 
@@ -95,12 +111,14 @@ class _Branches(torch.autograd.Function):
         x = x.detach().requires_grad_(wanted[2])
         with torch.enable_grad(), _autocast(ctx):
             maps = list(ctx.layer.branches(x))
-        edges = [torch.autograd.graph.get_gradient_edge(each) for each in maps]
+        edges = [torch.autograd.graph.get_gradient_edge(each) if each.requires_grad else None for each in maps]
         maps = [each.detach() for each in maps]
         *found, sums = cpu.normalized_blend_gradient_(grad, *maps, *norms, gate, statistics, *ctx.settings)
         del maps, grad
         leaves = [each for each in (x, *weights) if each.requires_grad]
-        gradients = iter(torch.autograd.grad(edges, leaves, found))
+        ends = [(edge, each) for edge, each in zip(edges, found, strict=True) if edge is not None]
+        roots, slopes = [edge for edge, _ in ends], [each for _, each in ends]
+        gradients = iter(torch.autograd.grad(roots, leaves, slopes) if leaves else ())
         of_norms = [None if p is None else s.to(p.dtype) for p, s in zip(norms, sums.unbind(), strict=True)]
         to_x, *to_weights = list(_in_order([x, *weights], gradients))
         return None, None, to_x, *of_norms, *to_weights

@@ -16,6 +16,7 @@ import __future__
 
 import ast
 import copy
+import dis
 import functools
 import inspect
 import textwrap
@@ -93,9 +94,18 @@ def _source(function: types.FunctionType) -> ast.FunctionDef | None:
     # Defaults are taken over as objects.
     tree.args.defaults = [ast.Constant(None) for _ in tree.args.defaults]
     tree.args.kw_defaults = [None if each is None else ast.Constant(None) for each in tree.args.kw_defaults]
-    again = _made_of(function, tree).__code__
-    same = again.co_code == function.__code__.co_code and again.co_names == function.__code__.co_names
-    return tree if same else None
+    return tree if _steps(_made_of(function, tree).__code__) == _steps(function.__code__) else None
+
+
+def _steps(code: types.CodeType) -> list[Any]:
+    """What a function's code does, however it calls what its module imports: the compiler has two ways for that."""
+    found: list[Any] = []
+    for each in dis.get_instructions(code):
+        if each.opname != "PUSH_NULL":
+            value = _steps(each.argval) if isinstance(each.argval, types.CodeType) else each.argval
+            jumps = each.opcode in dis.hasjrel or each.opcode in dis.hasjabs
+            found.append((each.opname.replace("METHOD", "ATTR"), None if jumps else value))
+    return found
 
 
 def _made_of(function: types.FunctionType, tree: ast.FunctionDef) -> types.FunctionType:

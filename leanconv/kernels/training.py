@@ -89,7 +89,7 @@ def use_training_kernels_(model: nn.Module) -> TrainingKernels:
     Group convolutions and HetConv with narrow groups run as the dense convolution that they equal (`narrow_groups`).
     An `nn.BatchNorm2d` and the activation after it, with or without a residual between them, run in one kernel where
     the source of a module's `forward`, or its `nn.Sequential`, shows that they follow each other (`rewritten`).
-    SPConv, SPLConv and depthwise-separable layers keep less for the gradient (`recomputed`).
+    SPConv, SPLConv, HetConv and depthwise-separable layers keep less for the gradient (`recomputed`).
     Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
     """
     changed: list[Replacement] = []
@@ -120,17 +120,17 @@ def _replacements(module: nn.Module) -> list[Replacement]:
         return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
     if narrow_groups.is_narrow_hetconv(module):
         return [(module, _GROUPED, False)]
-    if forward := recomputed.replacement(module, None):
-        return [(module, _FORWARD, forward)]
+    if less := recomputed.replacement(module, None):
+        return [(module, *less)]
     if getattr(module, _BLEND, None) is not gated_sum:
         return []
     if (parts := normalized_gates.gated(module)) is None:
         return [(module, _BLEND, _gated_sum)]
     blend = functools.partial(_normalized_gated_sum, parts)
-    forward = recomputed.replacement(module, parts)
+    less = recomputed.replacement(module, parts)
     return [
         (module, _BLEND, blend),
-        *([(module, _FORWARD, forward)] if forward else []),
+        *([(module, *less)] if less else []),
         *((part, _FORWARD, functools.partial(normalized_gates.pass_on, parts, part)) for part in parts.parts),
     ]
 

@@ -321,7 +321,7 @@ def test_compiles_as_one_graph(kind):
         eager = step(model, x)
         found = step(torch.compile(other, fullgraph=True, backend="aot_eager"), x)
     for a, b in zip(eager, found, strict=True):
-        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
