@@ -40,7 +40,7 @@ from leanconv.measure.timing.training import peak_bytes
 from leanconv.models import build
 from leanconv.nn import names
 from leanconv.table import si, table
-from leanconv.train.step.modes import CHANGES, EAGER, WORDS, Forward, Mode
+from leanconv.train.step.modes import CHANGES, EAGER, KERNELS, WORDS, Forward, Mode
 from leanconv.train.step.trial import Trial
 
 OUT = Path(__file__).parent / "results" / "training_step.json"
@@ -61,6 +61,7 @@ NETWORKS = {
     "VGG-16 width 0.25": Network("vgg16_cifar", {"width": 0.25}, 128, 32, False),
     "MobileNetV1": Network("mobilenet_v1", {}, 8, 128, False),
     "U-Net base 32": Network("unet", {"base": 32}, 4, 128, True),
+    "ResNet-20": Network("resnet20_cifar", {}, 128, 32, False),
 }
 DENSE, SIGMAS = "conv", 2.0
 MORE = ("hetconv(part=8)", "splconv(alpha=0.75)")
@@ -84,7 +85,7 @@ def main() -> None:
                 if arguments.resume and any(key_of(row) == key for row in rows):
                     continue
                 dense = dense or Racer(name, DENSE, threads, arguments.words)
-                found = measured(dense, name, operator, arguments) if operator != DENSE else dense.alone()
+                found = measured(dense, name, operator, arguments) if operator != DENSE else dense.alone(arguments.rounds)
                 if found is None:
                     continue
                 rows = [row for row in rows if key_of(row) != key] + [about | {"command": command} | found]
@@ -132,6 +133,7 @@ class Racer:
         best = min(ms for ms, _ in looks.values())
         close = sorted((ms, name) for name, (ms, _) in looks.items() if ms <= CLOSE * best)[:MOST]
         self.steps = {name: self._step(looks[name][1]) for _, name in close}
+        self._looks = looks
 
     def _looked(self, mode: Mode) -> tuple[float, Forward] | str:
         """The least time of a mode's steps, with its forward pass; or why the mode does not count."""
@@ -148,12 +150,29 @@ class Racer:
     def _step(self, forward: Forward) -> "Step":
         return Step(self.trial, forward)
 
-    def alone(self) -> dict[str, Any]:
-        """The dense network's own row: a look, without turns."""
+    def alone(self, rounds: int) -> dict[str, Any]:
+        """The dense network's own row: a look, without turns; and what our kernels do for it, in turns."""
         name = min(self.steps, key=lambda each: self.modes[each])
         return {
             "operator": self.operator, "clock": self.clock, "modes": self.modes, "best": name, "ms": self.modes[name],
-            "peak_bytes": self.steps[name].peak_bytes(), "rounds": LOOKS,
+            "peak_bytes": self.steps[name].peak_bytes(), "rounds": LOOKS, "kernels": self._with_kernels(rounds),
+        }  # fmt: skip
+
+    def _with_kernels(self, rounds: int) -> dict[str, Any] | None:
+        """The fastest mode with our kernels against the fastest without; None where one of both is missing."""
+        ours = [name for name in self._looks if KERNELS in name.split()]
+        if not ours or len(ours) == len(self._looks):
+            return None
+        mode, without = (
+            min(names, key=lambda each: self._looks[each][0]) for names in (ours, self._looks.keys() - set(ours))
+        )
+        steps = {name: self._step(self._looks[name][1]) for name in (mode, without)}
+        times = in_turns({"own": steps}, rounds, self.clock)["own"]
+        return {
+            "mode": mode, "ms": statistics.median(times[mode]), "without": without,
+            "without_ms": statistics.median(times[without]), "rounds": rounds,
+            "of_without": vars(Ratio.of(times[mode], times[without], sigmas=SIGMAS)),
+            "peak_bytes": steps[mode].peak_bytes(), "without_peak_bytes": steps[without].peak_bytes(),
         }  # fmt: skip
 
 
@@ -227,6 +246,9 @@ def line(row: dict[str, Any]) -> str:
     """One row as it is done."""
     words = f"{row['network']}, {row['threads']} thread(s), {row['operator']}: {row['ms']:.4g} ms in {row['best']}"
     if "of_dense" not in row:
+        if found := row.get("kernels"):
+            words += f"; kernels {found['ms']:.4g} ms, without {found['without_ms']:.4g} ms: "
+            words += f"{found['of_without']['middle']:.2f}x, memory {found['peak_bytes'] / found['without_peak_bytes']:.2f}x"
         return words
     low, middle, high = (row["of_dense"][key] for key in ("low", "middle", "high"))
     words += f", dense {row['dense_ms']:.4g} ms in {row['dense_best']}: {middle:.2f}x ({low:.2f} to {high:.2f})"
