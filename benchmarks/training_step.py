@@ -85,7 +85,9 @@ def main() -> None:
                 if arguments.resume and any(key_of(row) == key for row in rows):
                     continue
                 dense = dense or Racer(name, DENSE, threads, arguments.words)
-                found = measured(dense, name, operator, arguments) if operator != DENSE else dense.alone(arguments.rounds)
+                found = (
+                    measured(dense, name, operator, arguments) if operator != DENSE else dense.alone(arguments.rounds)
+                )
                 if found is None:
                     continue
                 rows = [row for row in rows if key_of(row) != key] + [about | {"command": command} | found]
@@ -248,7 +250,9 @@ def line(row: dict[str, Any]) -> str:
     if "of_dense" not in row:
         if found := row.get("kernels"):
             words += f"; kernels {found['ms']:.4g} ms, without {found['without_ms']:.4g} ms: "
-            words += f"{found['of_without']['middle']:.2f}x, memory {found['peak_bytes'] / found['without_peak_bytes']:.2f}x"
+            words += (
+                f"{found['of_without']['middle']:.2f}x, memory {found['peak_bytes'] / found['without_peak_bytes']:.2f}x"
+            )
         return words
     low, middle, high = (row["of_dense"][key] for key in ("low", "middle", "high"))
     words += f", dense {row['dense_ms']:.4g} ms in {row['dense_best']}: {middle:.2f}x ({low:.2f} to {high:.2f})"

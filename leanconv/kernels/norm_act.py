@@ -16,8 +16,8 @@ from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import through_dispatcher
 from leanconv.ops import batch_norm_act as ops
 
-# Numbers of a map below which PyTorch's own is not slower: forward and backward of 128 channels of 8x8 at batch 16 (2^17
-# numbers) 1.38 ms against 1.27, of 2x2 at batch 128 (2^16) .77 against .91 (one core of an EPYC, AVX2).
+# Numbers of a map below which PyTorch's own is not slower: forward and backward of 128 channels of 8x8 at batch 16
+# (2^17 numbers) 1.38 ms against 1.27, of 2x2 at batch 128 (2^16) .77 against .91 (one core of an EPYC, AVX2).
 _LEAST = 2**17
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _KINDS: dict[type[nn.Module], str] = {
@@ -128,4 +128,6 @@ class _BatchNormAct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
-        return ops.backward(ctx, grad, _, ops.batch_norm_act_gradient if through_dispatcher(grad) else cpu.normalized_gradient)
+        return ops.backward(
+            ctx, grad, _, ops.batch_norm_act_gradient if through_dispatcher(grad) else cpu.normalized_gradient
+        )

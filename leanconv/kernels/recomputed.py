@@ -1,8 +1,8 @@
 """Layers of cheap stages that keep their input alone for the gradient, and compute the maps between once more.
 
 SPConv and SPLConv keep six maps where a dense layer keeps two, and a depthwise-separable layer three: the stencils'
-results, both branches, the blend. HetConv keeps its input a second time, its channels in another order. The stencils and
-1×1s are computed again: a quarter of the layer's multiplications. HetConv's convolution is not.
+results, both branches, the blend. HetConv keeps its input a second time, its channels in another order. The stencils
+and 1×1s are computed again: a quarter of the layer's multiplications. HetConv's convolution is not.
 """
 
 import functools
@@ -18,7 +18,6 @@ from leanconv.kernels import normalized_gates
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import through_dispatcher
 from leanconv.kernels.norm_act import watched
-from leanconv.ops import normalized_gated_sum as ops
 
 
 def replacement(layer: nn.Module, parts: normalized_gates.Gated | None) -> tuple[str, Any] | None:
@@ -39,7 +38,7 @@ def replacement(layer: nn.Module, parts: normalized_gates.Gated | None) -> tuple
 
 
 def _plain(layer: nn.Module, x: Tensor) -> bool:
-    """Whether the layer runs as it is: without a gradient, watched by somebody, or of a type that kernels do not take."""
+    """Whether the layer runs as it is: without a gradient, watched by somebody, or of a type that kernels lack."""
     return (
         not torch.is_grad_enabled()
         or not (x.requires_grad or any(p.requires_grad for p in layer.parameters()))

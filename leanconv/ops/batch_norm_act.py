@@ -6,7 +6,8 @@
 alone, with a residual and an activation y too (the next layer keeps it as well): neither the normalised map nor a mask.
 The reference is here; `kernels.training` gives the CPU its kernel. It has a fake kernel (it compiles with
 `fullgraph=True`) and gradients of any order. Like BatchNorm it counts no flops, and under autocast it keeps x's type.
-Arguments: `x` and `residual` `N C H W` of one type; weight and bias `C`, None: ones and zeros. Results are channels_last.
+Arguments: `x` and `residual` `N C H W` of one type; weight and bias `C`, None: ones and zeros. Maps that result are
+channels_last.
 """
 
 from typing import Any
@@ -27,7 +28,9 @@ def check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tenso
     """Raise BadInput if maps or vectors do not fit, or the activation is not known."""
     if x.dim() != 4 or (residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype)):
         other = "none" if residual is None else f"{list(residual.shape)} in {residual.dtype}"
-        raise BadInput(f"a norm takes maps N C H W, its residual of the same size and type, got {list(x.shape)}, {other}")
+        raise BadInput(
+            f"a norm takes maps N C H W, its residual of the same size and type, got {list(x.shape)}, {other}"
+        )
     for vector in (weight, bias):
         if vector is not None and list(vector.shape) != [x.shape[1]]:
             raise BadInput(
@@ -37,7 +40,8 @@ def check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tenso
         raise BadInput(f"a norm in training takes more than one number per channel, got a map {list(x.shape)}")
     known = KNOWN if residual is None else OF_RESIDUALS
     if act not in known:
-        raise BadInput(f"unknown activation {act!r} of a norm{' with a residual' * (residual is not None)}; known: {', '.join(known)}")
+        where = "" if residual is None else " with a residual"
+        raise BadInput(f"unknown activation {act!r} of a norm{where}; known: {', '.join(known)}")
 
 
 def keeps_result(residual: Tensor | None, act: str) -> bool:
@@ -62,9 +66,9 @@ def gradient(
     grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, y: Tensor | None, statistics: Tensor, act: str,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of x, of the residual (no numbers where `y` is None), and of weight and bias as `2 C`: the reference.
+    """The gradients of x, of the residual (no numbers where `y` is None), and of weight and bias as `2 C`.
 
-    y: the result, where it tells the activation's slope.
+    y: the result, where it tells the activation's slope. The reference.
     """
     exact, every = _exact(x), (0, 2, 3)
     normal, through = _normalized(x.to(exact), statistics, eps), grad.to(exact)

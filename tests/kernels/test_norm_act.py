@@ -100,6 +100,28 @@ class Returns(Block):
         return out
 
 
+class Statement(Block):
+    """What stands between could change how the norm is computed."""
+
+    def forward(self, x):
+        out = self.bn1(x)
+        torch.manual_seed(0)
+        out = self.relu(out)
+        return out
+
+
+class BothPending(Block):
+    """The sum reads the other norm's result, which waits for an activation too."""
+
+    def forward(self, x):
+        identity = self.bn2(x)
+        out = self.bn1(self.conv1(x))
+        out += identity
+        out = self.conv2(out)
+        identity = self.relu(identity)
+        return out + identity
+
+
 MODELS = {
     "sequence": (lambda: nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.BatchNorm2d(8)), ["silu"]),
     "block": (lambda: Block(), ["relu", "relu+"]),
@@ -109,9 +131,12 @@ MODELS = {
     "parent": (lambda: Parent(), ["relu6"]),
     "reads twice": (lambda: ReadsTwice(), []),
     "returns": (lambda: Returns(), []),
+    "statement": (lambda: Statement(), []),
+    "both pending": (lambda: BothPending(), []),
     "hardswish": (lambda: nn.Sequential(nn.BatchNorm2d(8), nn.Hardswish(), nn.BatchNorm2d(8, affine=False), nn.ReLU6()),
                   ["hardswish", "relu6"]),
-    "unknown activation": (lambda: nn.Sequential(nn.BatchNorm2d(8), nn.GELU(), nn.BatchNorm2d(8), nn.ReLU6()), ["relu6"]),
+    "unknown activation": (lambda: nn.Sequential(nn.BatchNorm2d(8), nn.GELU(), nn.BatchNorm2d(8), nn.ReLU6()),
+                           ["relu6"]),
 }  # fmt: skip
 
 
@@ -171,7 +196,9 @@ def test_which_norms_are_told():
         assert str(kernels) == "3 layers train on kernels: 3 BatchNorm2d"
 
 
-@pytest.mark.parametrize("change", ["eval", "frozen", "no statistics", "float64", "planes", "no gradient", "sync", "own"])
+@pytest.mark.parametrize(
+    "change", ["eval", "frozen", "no statistics", "float64", "planes", "no gradient", "sync", "own"]
+)
 def test_other_norms_and_maps_are_pytorch_s(change, runs):
     model, x = made("block"), image()
     model(x)
