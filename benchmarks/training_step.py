@@ -40,7 +40,7 @@ from leanconv.measure.timing.training import peak_bytes
 from leanconv.models import build
 from leanconv.nn import names
 from leanconv.table import si, table
-from leanconv.train.step.modes import CHANGES, EAGER, KERNELS, WORDS, Forward, Mode
+from leanconv.train.step.modes import CHANGES, EAGER, KERNELS, RECOMPUTE, WORDS, Forward, Mode
 from leanconv.train.step.trial import Trial
 
 OUT = Path(__file__).parent / "results" / "training_step.json"
@@ -152,6 +152,13 @@ class Racer:
     def _step(self, forward: Forward) -> "Step":
         return Step(self.trial, forward)
 
+    def recomputing(self) -> dict[str, "Step"]:
+        """The step that keeps less for the gradient, by its mode; none where kernels are not among those that agree."""
+        if all(KERNELS not in name.split() for name in self._looks):
+            return {}
+        mode = Mode.parse(f"channels_last {RECOMPUTE}")
+        return {mode.name: self._step(Forward(self.trial.model, mode, (self.trial.args, self.trial.kwargs)))}
+
     def alone(self, rounds: int) -> dict[str, Any]:
         """The dense network's own row: a look, without turns; and what our kernels do for it, in turns."""
         name = min(self.steps, key=lambda each: self.modes[each])
@@ -219,7 +226,9 @@ def measured(dense: Racer, network: str, operator: str, arguments: argparse.Name
     except UnsupportedConv as error:
         print(f"{network}, {operator}: {error}", file=sys.stderr, flush=True)
         return None
-    times = in_turns({"own": own.steps, "dense": dense.steps}, arguments.rounds, own.clock)
+    less = own.recomputing()
+    times = in_turns({"own": own.steps, "dense": dense.steps, "less": less}, arguments.rounds, own.clock)
+    least = times.pop("less")
     best = {who: min(found, key=lambda mode: statistics.median(found[mode])) for who, found in times.items()}
     own_ms, dense_ms = times["own"][best["own"]], times["dense"][best["dense"]]
     peaks = own.steps[best["own"]].peak_bytes(), dense.steps[best["dense"]].peak_bytes()
@@ -228,6 +237,12 @@ def measured(dense: Racer, network: str, operator: str, arguments: argparse.Name
         "ms": statistics.median(own_ms), "dense_ms": statistics.median(dense_ms),
         "of_dense": vars(Ratio.of(own_ms, dense_ms, sigmas=SIGMAS)), "rounds": len(own_ms),
         "peak_bytes": peaks[0], "dense_peak_bytes": peaks[1],
+        "recompute": {
+            mode: {
+                "ms": statistics.median(ms), "of_dense": vars(Ratio.of(ms, dense_ms, sigmas=SIGMAS)),
+                "peak_bytes": less[mode].peak_bytes(),
+            } for mode, ms in least.items()
+        },
     }  # fmt: skip
 
 
@@ -256,7 +271,12 @@ def line(row: dict[str, Any]) -> str:
         return words
     low, middle, high = (row["of_dense"][key] for key in ("low", "middle", "high"))
     words += f", dense {row['dense_ms']:.4g} ms in {row['dense_best']}: {middle:.2f}x ({low:.2f} to {high:.2f})"
-    return f"{words}, memory {row['peak_bytes'] / row['dense_peak_bytes']:.2f}x"
+    words += f", memory {row['peak_bytes'] / row['dense_peak_bytes']:.2f}x"
+    for mode, found in row.get("recompute", {}).items():
+        words += (
+            f"; {mode} {found['of_dense']['middle']:.2f}x, memory {found['peak_bytes'] / row['dense_peak_bytes']:.2f}x"
+        )
+    return words
 
 
 def shown(rows: list[dict[str, Any]]) -> str:

@@ -2,7 +2,9 @@
 
 SPConv and SPLConv keep six maps where a dense layer keeps two, and a depthwise-separable layer three: the stencils'
 results, both branches, the blend. HetConv keeps its input a second time, its channels in another order. The stencils
-and 1×1s are computed again: a quarter of the layer's multiplications. HetConv's convolution is not.
+and 1×1s are computed again, HetConv's convolution is not. Forward and backward of a layer, 16 to 8 channels at 128 px
+and batch 16, ms kept and computed again (one core of an EPYC, AVX2): SPLConv 68, 85; SPConv 83, 99;
+depthwise-separable 34, 47.
 """
 
 import functools

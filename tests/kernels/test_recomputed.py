@@ -62,7 +62,7 @@ def test_results_gradients_and_statistics_are_those_of_float64(kind, frozen, aga
     if frozen:  # the first layer of a network, some of whose weights are held
         next(layer.parameters()).requires_grad_(False)
     plain, exact = copy.deepcopy(layer), copy.deepcopy(layer).double()
-    with use_training_kernels_(layer):
+    with use_training_kernels_(layer, recompute=True):
         for _ in range(2):
             runs = step(layer, x, image=frozen), step(plain, x, image=frozen), step(exact, x.double(), image=frozen)
             for a, b, c in zip(*runs, strict=True):
@@ -76,7 +76,7 @@ def test_results_gradients_and_statistics_are_those_of_float64(kind, frozen, aga
 def test_autocast_is_as_near_to_float32_as_without(kind, again):
     layer, x = made(kind), torch.randn(3, 8, 9, 11)
     exact, eager = step(copy.deepcopy(layer), x), step(copy.deepcopy(layer), x, autocast=True)
-    with use_training_kernels_(layer):
+    with use_training_kernels_(layer, recompute=True):
         found = step(layer, x, autocast=True)
     assert again
     for a, b, c in zip(found, eager, exact, strict=True):
@@ -90,7 +90,7 @@ def test_a_hook_inside_is_called_once(kind, again):
     conv = next(m for m in layer.modules() if isinstance(m, nn.Conv2d))
     x = torch.randn(2, 8, 9, 11)
     expected = step(copy.deepcopy(layer), x)
-    with use_training_kernels_(layer):
+    with use_training_kernels_(layer, recompute=True):
         conv.register_forward_hook(lambda *call: seen.append(1))
         found = step(layer, x)
     assert seen == [1]
@@ -104,15 +104,22 @@ def test_without_a_gradient_it_is_the_layer_s_own(kind, again):
     layer, x = made(kind), torch.randn(2, 8, 9, 11)
     with torch.no_grad():
         expected = copy.deepcopy(layer)(x)
-        with use_training_kernels_(layer):
+        with use_training_kernels_(layer, recompute=True):
             torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-4)
     assert not again
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_it_is_asked_for(kind):
+    layer = made(kind)
+    with use_training_kernels_(layer):
+        assert not {"forward", "_dealt"} & layer.__dict__.keys()
 
 
 @pytest.mark.parametrize("kind", ["spconv", "splconv", "depthwise_separable"])
 def test_weights_that_changed_since_are_an_error(kind):
     layer = made(kind)
-    with use_training_kernels_(layer):
+    with use_training_kernels_(layer, recompute=True):
         y = layer(torch.randn(2, 8, 9, 11).requires_grad_())
         with torch.no_grad():
             layer.pointwise.weight.mul_(2)
@@ -139,7 +146,7 @@ def test_no_more_memory_than_dense_layers(kind):
     held = {}
     for name in ("dense", kind):
         model = network(layers[name])
-        with use_training_kernels_(model):
+        with use_training_kernels_(model, recompute=True):
             held[name] = peak_bytes(lambda model=model: model(x).sum().backward())
     map_bytes = x.numel() * 4
     assert held[kind] <= held["dense"] + 2.1 * map_bytes  # both branches, of one layer at a time
