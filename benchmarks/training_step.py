@@ -40,7 +40,7 @@ from leanconv.measure.timing.training import peak_bytes
 from leanconv.models import build
 from leanconv.nn import names
 from leanconv.table import si, table
-from leanconv.train.step.modes import CHANGES, EAGER, WORDS, Forward, Mode
+from leanconv.train.step.modes import CHANGES, EAGER, KERNELS, RECOMPUTE, WORDS, Forward, Mode
 from leanconv.train.step.trial import Trial
 
 OUT = Path(__file__).parent / "results" / "training_step.json"
@@ -61,6 +61,7 @@ NETWORKS = {
     "VGG-16 width 0.25": Network("vgg16_cifar", {"width": 0.25}, 128, 32, False),
     "MobileNetV1": Network("mobilenet_v1", {}, 8, 128, False),
     "U-Net base 32": Network("unet", {"base": 32}, 4, 128, True),
+    "ResNet-20": Network("resnet20_cifar", {}, 128, 32, False),
 }
 DENSE, SIGMAS = "conv", 2.0
 MORE = ("hetconv(part=8)", "splconv(alpha=0.75)")
@@ -84,7 +85,9 @@ def main() -> None:
                 if arguments.resume and any(key_of(row) == key for row in rows):
                     continue
                 dense = dense or Racer(name, DENSE, threads, arguments.words)
-                found = measured(dense, name, operator, arguments) if operator != DENSE else dense.alone()
+                found = (
+                    measured(dense, name, operator, arguments) if operator != DENSE else dense.alone(arguments.rounds)
+                )
                 if found is None:
                     continue
                 rows = [row for row in rows if key_of(row) != key] + [about | {"command": command} | found]
@@ -132,6 +135,7 @@ class Racer:
         best = min(ms for ms, _ in looks.values())
         close = sorted((ms, name) for name, (ms, _) in looks.items() if ms <= CLOSE * best)[:MOST]
         self.steps = {name: self._step(looks[name][1]) for _, name in close}
+        self._looks = looks
 
     def _looked(self, mode: Mode) -> tuple[float, Forward] | str:
         """The least time of a mode's steps, with its forward pass; or why the mode does not count."""
@@ -148,12 +152,36 @@ class Racer:
     def _step(self, forward: Forward) -> "Step":
         return Step(self.trial, forward)
 
-    def alone(self) -> dict[str, Any]:
-        """The dense network's own row: a look, without turns."""
+    def recomputing(self) -> dict[str, "Step"]:
+        """The step that keeps less for the gradient, by its mode; none where kernels are not among those that agree."""
+        if all(KERNELS not in name.split() for name in self._looks):
+            return {}
+        mode = Mode.parse(f"channels_last {RECOMPUTE}")
+        return {mode.name: self._step(Forward(self.trial.model, mode, (self.trial.args, self.trial.kwargs)))}
+
+    def alone(self, rounds: int) -> dict[str, Any]:
+        """The dense network's own row: a look, without turns; and what our kernels do for it, in turns."""
         name = min(self.steps, key=lambda each: self.modes[each])
         return {
             "operator": self.operator, "clock": self.clock, "modes": self.modes, "best": name, "ms": self.modes[name],
-            "peak_bytes": self.steps[name].peak_bytes(), "rounds": LOOKS,
+            "peak_bytes": self.steps[name].peak_bytes(), "rounds": LOOKS, "kernels": self._with_kernels(rounds),
+        }  # fmt: skip
+
+    def _with_kernels(self, rounds: int) -> dict[str, Any] | None:
+        """The fastest mode with our kernels against the fastest without; None where one of both is missing."""
+        ours = [name for name in self._looks if KERNELS in name.split()]
+        if not ours or len(ours) == len(self._looks):
+            return None
+        mode, without = (
+            min(names, key=lambda each: self._looks[each][0]) for names in (ours, self._looks.keys() - set(ours))
+        )
+        steps = {name: self._step(self._looks[name][1]) for name in (mode, without)}
+        times = in_turns({"own": steps}, rounds, self.clock)["own"]
+        return {
+            "mode": mode, "ms": statistics.median(times[mode]), "without": without,
+            "without_ms": statistics.median(times[without]), "rounds": rounds,
+            "of_without": vars(Ratio.of(times[mode], times[without], sigmas=SIGMAS)),
+            "peak_bytes": steps[mode].peak_bytes(), "without_peak_bytes": steps[without].peak_bytes(),
         }  # fmt: skip
 
 
@@ -198,7 +226,9 @@ def measured(dense: Racer, network: str, operator: str, arguments: argparse.Name
     except UnsupportedConv as error:
         print(f"{network}, {operator}: {error}", file=sys.stderr, flush=True)
         return None
-    times = in_turns({"own": own.steps, "dense": dense.steps}, arguments.rounds, own.clock)
+    less = own.recomputing()
+    times = in_turns({"own": own.steps, "dense": dense.steps, "less": less}, arguments.rounds, own.clock)
+    least = times.pop("less")
     best = {who: min(found, key=lambda mode: statistics.median(found[mode])) for who, found in times.items()}
     own_ms, dense_ms = times["own"][best["own"]], times["dense"][best["dense"]]
     peaks = own.steps[best["own"]].peak_bytes(), dense.steps[best["dense"]].peak_bytes()
@@ -207,6 +237,12 @@ def measured(dense: Racer, network: str, operator: str, arguments: argparse.Name
         "ms": statistics.median(own_ms), "dense_ms": statistics.median(dense_ms),
         "of_dense": vars(Ratio.of(own_ms, dense_ms, sigmas=SIGMAS)), "rounds": len(own_ms),
         "peak_bytes": peaks[0], "dense_peak_bytes": peaks[1],
+        "recompute": {
+            mode: {
+                "ms": statistics.median(ms), "of_dense": vars(Ratio.of(ms, dense_ms, sigmas=SIGMAS)),
+                "peak_bytes": less[mode].peak_bytes(),
+            } for mode, ms in least.items()
+        },
     }  # fmt: skip
 
 
@@ -227,10 +263,20 @@ def line(row: dict[str, Any]) -> str:
     """One row as it is done."""
     words = f"{row['network']}, {row['threads']} thread(s), {row['operator']}: {row['ms']:.4g} ms in {row['best']}"
     if "of_dense" not in row:
+        if found := row.get("kernels"):
+            words += f"; kernels {found['ms']:.4g} ms, without {found['without_ms']:.4g} ms: "
+            words += (
+                f"{found['of_without']['middle']:.2f}x, memory {found['peak_bytes'] / found['without_peak_bytes']:.2f}x"
+            )
         return words
     low, middle, high = (row["of_dense"][key] for key in ("low", "middle", "high"))
     words += f", dense {row['dense_ms']:.4g} ms in {row['dense_best']}: {middle:.2f}x ({low:.2f} to {high:.2f})"
-    return f"{words}, memory {row['peak_bytes'] / row['dense_peak_bytes']:.2f}x"
+    words += f", memory {row['peak_bytes'] / row['dense_peak_bytes']:.2f}x"
+    for mode, found in row.get("recompute", {}).items():
+        words += (
+            f"; {mode} {found['of_dense']['middle']:.2f}x, memory {found['peak_bytes'] / row['dense_peak_bytes']:.2f}x"
+        )
+    return words
 
 
 def shown(rows: list[dict[str, Any]]) -> str:

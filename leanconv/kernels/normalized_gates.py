@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.kernels.cpu import training as cpu
+from leanconv.kernels.norm_act import track
 from leanconv.ops import normalized_gated_sum as ops
 
 
@@ -72,32 +73,27 @@ def one_by_one(parts: Gated, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def together(parts: Gated, a: Tensor, b: Tensor, *, dispatched: bool) -> Tensor:
     """The gated sum of both branches with their norms, whose running statistics move. `dispatched`: by the operator."""
-    norms: list[Any] = [parts.norm.weight, parts.norm.bias, None, None]
-    if parts.other is not None:
-        norms[2:] = parts.other.weight, parts.other.bias
-    eps = [parts.norm.eps, parts.norm.eps if parts.other is None else parts.other.eps]
     run = ops.normalized_gated_sum if dispatched else _NormalizedGatedSum.apply
-    y, _, statistics = run(a, b, *norms, parts.act is not None, eps)
-    count = a.numel() // a.shape[1]
-    for norm, moments in zip(parts[:2], statistics.detach().split(2), strict=True):
-        if norm is not None:
-            _track(norm, moments[0], moments[1] * (count / (count - 1)))
+    y, _, statistics = run(a, b, *parameters(parts), *settings(parts))
+    track_both(parts, statistics, a.numel() // a.shape[1])
     return y  # type: ignore[no-any-return]
 
 
-@torch.no_grad()
-def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Move the running statistics, as `nn.BatchNorm2d` does: `variance` is the unbiased one."""
-    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
-        return
-    if norm.num_batches_tracked is None:
-        return
-    norm.num_batches_tracked.add_(1)
-    share: Any = norm.momentum
-    if share is None:  # the average of all batches
-        share = 1.0 / norm.num_batches_tracked.to(mean.dtype)
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-    norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)
+def parameters(parts: Gated) -> list[Tensor | None]:
+    """Weight and bias of the norm, and of the other branch's."""
+    return [p for norm in parts[:2] for p in ((None, None) if norm is None else (norm.weight, norm.bias))]
+
+
+def settings(parts: Gated) -> tuple[bool, list[float]]:
+    """What the operator takes after the parameters."""
+    return parts.act is not None, [parts.norm.eps, parts.norm.eps if parts.other is None else parts.other.eps]
+
+
+def track_both(parts: Gated, statistics: Tensor, count: int) -> None:
+    """Move the running statistics of the norms by those of the operator, `4 C`, of `count` numbers each."""
+    for norm, moments in zip(parts[:2], statistics.detach().split(2), strict=True):
+        if norm is not None:
+            track(norm, moments, count)
 
 
 class _NormalizedGatedSum(torch.autograd.Function):

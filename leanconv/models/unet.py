@@ -37,9 +37,13 @@ class ConvPair(nn.Module):
         self.norm2: nn.Module = nn.BatchNorm2d(channels)
         self.act2: nn.Module = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act1(self.norm1(self.conv1(x)))
+    def forward(self, x: Tensor, *skip: Tensor) -> Tensor:
+        x = self.act1(self.norm1(self.conv1(self._input(x, *skip))))
         return self.act2(self.norm2(self.conv2(x)))  # type: ignore[no-any-return]
+
+    def _input(self, x: Tensor) -> Tensor:
+        """What the first convolution reads."""
+        return x
 
 
 class Down(ConvPair):
@@ -49,8 +53,8 @@ class Down(ConvPair):
         super().__init__(conv1, conv2, channels, norm1=norm1)
         self.pool = nn.MaxPool2d(2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.pool(x))
+    def _input(self, x: Tensor) -> Tensor:
+        return self.pool(x)  # type: ignore[no-any-return]
 
 
 class Up(ConvPair):
@@ -63,8 +67,8 @@ class Up(ConvPair):
         super().__init__(conv1, conv2, channels, norm1=norm1)
         self.up = nn.ConvTranspose2d(2 * channels, channels, 2, 2)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(torch.cat([self.up(x), skip], 1))  # N 2C H/2 W/2, N C H W -> N 2C H W -> N C H W
+    def _input(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.cat([self.up(x), skip], 1)  # N 2C H/2 W/2, N C H W -> N 2C H W
 
 
 class UNet(nn.Module):

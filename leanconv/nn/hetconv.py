@@ -95,12 +95,18 @@ class HetConv2d(Operator):
         spatial, shuffle = self.spatial, self.arrangement == "shifted" and self.part > 1
         if shuffle:
             spatial = spatial.unflatten(0, (-1, self.part)).transpose(0, 1).flatten(0, 1)  # (O/P P) -> (P O/P)
-        sorted_x = deal(x, self.part) if shuffle else x
-        y = self._conv(sorted_x, spatial, self.bias if self.part == 1 else None, self.part)
+        if shuffle:
+            y = self._dealt(x, spatial)
+        else:
+            y = self._conv(x, spatial, self.bias if self.part == 1 else None, self.part)
         if self.pointwise is None:
             return y
         y = deal(y, self.out_channels // self.part) if shuffle else y
         return y + F.conv2d(self._centre(x), self._full_pointwise(self.pointwise), self.bias, self.stride)
+
+    def _dealt(self, x: Tensor, spatial: Tensor) -> Tensor:
+        """The group convolution of channels that are dealt out to its groups."""
+        return self._conv(deal(x, self.part), spatial, None, self.part)
 
     def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         padding = self.padding

@@ -101,9 +101,14 @@ class SPConv2d(Operator):
         kaiming_fan_out_(self.spatial, self.pointwise, self.plain)
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
+        a, b = self.branches(x)
+        return self._gated_sum(self.norm1(a), self.norm2(b))
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:  # N C H W -> N O P Q, N O P Q
+        """What the norms read."""
         representative, rest = x.split(self.split, 1)  # N C H W -> N c H W, N C-c H W
-        a = self.norm1(self.spatial(representative) + self.pointwise(self.pool(representative)))
-        return self._gated_sum(a, self.norm2(self.plain(self.pool(rest))))
+        large = self.spatial(representative) + self.pointwise(self.pool(representative))
+        return large, self.plain(self.pool(rest))
 
     def fold(self) -> nn.Module:
         """Both BatchNorms go into their convolutions; at stride 1 the k×k and its 1×1 become one blocked HetConv."""

@@ -111,11 +111,15 @@ class SPLConv2d(Operator):
         kaiming_fan_out_(*(m for m in self.modules() if isinstance(m, nn.Conv2d)))
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
+        a, b = self.branches(x)
+        return self._gated_sum(self.act(self.norm(a)), b)
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:  # N C H W -> N O P Q, N O P Q
+        """What the norm and the gate read."""
         large, rest = x.split(self.split, 1)  # N C H W -> N c H W, N C-c H W
         if not (self.depthwise or self.dilated):
             large = self.pool(large)
-        a = self.act(self.norm(self.pointwise(self.stencil2(self.stencil1(large)))))
-        return self._gated_sum(a, self.plain(self.pool(rest)))
+        return self.pointwise(self.stencil2(self.stencil1(large))), self.plain(self.pool(rest))
 
     def fold(self) -> nn.Module:
         """BatchNorm goes into the 1×1 before it; the ReLU and the gate stay."""

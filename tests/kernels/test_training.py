@@ -49,8 +49,8 @@ def test_layers_are_changed_and_restored():
     model, x = network(), torch.randn(2, 3, 9, 11)
     keys, parameters, before = list(model.state_dict()), list(model.parameters()), step(model, x)
     with use_training_kernels_(model) as kernels:
-        assert kernels.layers == ["0", "1", "4"]
-        assert str(kernels) == "3 layers train on kernels: 3 Conv2d"
+        assert kernels.layers == ["2", "0", "1", "4"]
+        assert str(kernels) == "4 layers train on kernels: 1 BatchNorm2d, 3 Conv2d"
         assert list(model.state_dict()) == keys
         assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
         assert use_training_kernels_(model).layers == []  # they call them already

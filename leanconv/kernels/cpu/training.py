@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from leanconv.kernels.cpu.runtime import batch_norm_act as norm_kernels
 from leanconv.kernels.cpu.runtime import depthwise as kernels
 from leanconv.kernels.cpu.runtime import gated_sum as blends
 from leanconv.kernels.cpu.runtime import normalized_gated_sum as normalized_blends
 from leanconv.kernels.cpu.runtime import pointwise as pointwise_kernels
 from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
+from leanconv.ops import batch_norm_act as norm_act_ops
 from leanconv.ops import depthwise as ops
 from leanconv.ops import gated_sum_training as blend_ops
 from leanconv.ops import normalized_gated_sum as norm_ops
@@ -120,14 +122,67 @@ def normalized_blend_gradient(
     norms = weight, bias, weight_b, bias_b
     if not _takes(grad, a, b, weights=norms):
         return norm_ops.gradient(grad, a, b, *norms, gate, statistics, relu, eps)
-    found, sums = (norm_ops.new_map(grad), norm_ops.new_map(grad)), _sums(a, 4, a.shape[1])
+    found = norm_ops.new_map(grad), norm_ops.new_map(grad)
+    return *found, _blend_gradient(grad, a, b, norms, gate, statistics, relu, eps, *found)
+
+
+def normalized_blend_gradient_(
+    grad: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor | None, bias_b: Tensor | None,
+    gate: Tensor, statistics: Tensor, relu: bool, eps: Floats,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The same, where nobody needs the maps any more: it may write the gradients over them."""
+    norms = weight, bias, weight_b, bias_b
+    if not _takes(grad, a, b, weights=norms):
+        return norm_ops.gradient(grad, a, b, *norms, gate, statistics, relu, eps)
+    a, b = readable(a), readable(b)
+    return a, b, _blend_gradient(grad, a, b, norms, gate, statistics, relu, eps, a, b)
+
+
+def _blend_gradient(
+    grad: Tensor, a: Tensor, b: Tensor, norms: tuple[Tensor | None, ...], gate: Tensor, statistics: Tensor, relu: bool,
+    eps: Floats, to_a: Tensor, to_b: Tensor,
+) -> Tensor:  # fmt: skip
+    """Fill the gradients of the maps; those of the norms."""
+    sums = _sums(a, 4, a.shape[1])
     grad, a, b, gate, statistics = readable(grad), readable(a), readable(b), gate.contiguous(), statistics.contiguous()
-    normalized_blends.gradients(grad, a, b, _vectors(norms), gate, statistics, relu, list(eps), *found, sums)
-    return *found, sums
+    normalized_blends.gradients(grad, a, b, _vectors(norms), gate, statistics, relu, list(eps), to_a, to_b, sums)
+    return sums
 
 
 def _vectors(norms: tuple[Tensor | None, ...]) -> normalized_blends.Norms:
-    return tuple(None if each is None else _packed(each) for each in norms)  # type: ignore[return-value]
+    return tuple(_given(*norms))  # type: ignore[return-value]
+
+
+@norm_act_ops.batch_norm_act.register_kernel("cpu")
+def normalized(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, act: str, eps: float
+) -> tuple[Tensor, Tensor]:
+    norm_act_ops.check(x, weight, bias, residual, act)
+    if not _takes(x, weights=(weight, bias)):
+        return norm_act_ops.result(x, weight, bias, residual, act, eps)
+    y, statistics = norm_act_ops.new_map(x), _sums(x, 2, x.shape[1])
+    residual = None if residual is None else readable(residual)
+    norm_kernels.forward(readable(x), *_given(weight, bias), residual, act, eps, y, statistics)
+    return y, statistics
+
+
+@norm_act_ops.batch_norm_act_gradient.register_kernel("cpu")
+def normalized_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, y: Tensor | None, statistics: Tensor, act: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if not _takes(grad, x, weights=(weight, bias)) or (y is not None and y.dtype != x.dtype):
+        return norm_act_ops.gradient(grad, x, weight, bias, y, statistics, act, eps)
+    found, sums = norm_act_ops.new_map(grad), _sums(x, 2, x.shape[1])
+    through = None if y is None else norm_act_ops.new_map(grad)
+    y = None if y is None else readable(y)
+    given = *_given(weight, bias), y, statistics.contiguous(), act, eps
+    norm_kernels.gradients(readable(grad), readable(x), *given, found, through, sums)
+    return found, grad.new_empty(0) if through is None else through, sums
+
+
+def _given(*vectors: Tensor | None) -> list[Tensor | None]:
+    return [None if each is None else _packed(each) for each in vectors]
 
 
 @pointwise_ops.pointwise_conv2d.register_kernel("cpu")

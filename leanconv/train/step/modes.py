@@ -4,6 +4,7 @@ A mode is a set of words, and its name lists them: "channels_last compile". With
 it is given. To add a mode that changes the model in place, add its word to `CHANGES`.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from leanconv.measure.state import bare
 from leanconv.registry import nearest
 from leanconv.running import tensors
 
-BFLOAT16, COMPILE, EAGER, KERNELS = "bfloat16", "compile", "eager", "kernels"
+BFLOAT16, COMPILE, EAGER, KERNELS, RECOMPUTE = "bfloat16", "compile", "eager", "kernels", "recompute"
 
 
 class Handle(Protocol):
@@ -72,9 +73,14 @@ def _no_kernels(model: nn.Module) -> str:
         return "" if found.layers else "no layer of the model has a kernel for training"
 
 
+def _by_name_alone(model: nn.Module) -> str:
+    return "it takes less memory than the kernels, and more time: name it if memory is short"
+
+
 # Changes of a model in place, in the order of a mode's name.
 CHANGES: dict[str, Change] = {
     "channels_last": Change(ChannelsLast, _no_use),
+    RECOMPUTE: Change(functools.partial(use_training_kernels_, recompute=True), _by_name_alone),
     KERNELS: Change(use_training_kernels_, _no_kernels),
 }
 

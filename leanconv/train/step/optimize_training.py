@@ -74,8 +74,8 @@ def optimize_training(
         does not run.
 
     Modes: the model as given, channels_last, "kernels" (this project's own on a CPU for depthwise convolutions, 1×1
-    ones of few channels and gated sums), torch.compile, with `dtype` autocast, and their combinations. A compiled mode
-    runs batches of another size uncompiled. A mode that fails is a row of the table.
+    ones of few channels, gated sums, and norms with their activation), torch.compile, with `dtype` autocast, and their
+    combinations. A compiled mode runs batches of another size uncompiled. A mode that fails is a row of the table.
     Right: the loss differs by at most 1e-5 of its size, each parameter's gradient by at most 1e-3 of its norm; in
     bfloat16 by 1e-2 and .5. Where rounding alone moves them further, ten times that far is allowed; it is found by
     moving inputs and parameters by a few roundings.

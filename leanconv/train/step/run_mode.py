@@ -17,6 +17,7 @@ from leanconv.train.step.modes import (
     COMPILE,
     EAGER,
     KERNELS,
+    RECOMPUTE,
     Forward,
     Mode,
     uncompiled,
@@ -74,7 +75,7 @@ def run_forward(
             state.mode = name
             return fast.forward
     state.mode, mode = name, Mode.parse(name)
-    for word, why_not in ((COMPILE, why_not_compile), (KERNELS, why_not_kernels)):
+    for word, why_not in ((COMPILE, why_not_compile), (KERNELS, why_not_kernels), (RECOMPUTE, why_not_kernels)):
         if word in mode and (reason := why_not(next(model.parameters()).device)):
             raise BadInput(f"mode={name} cannot run here: {reason}; or say mode=eager")
     forward = Forward(model, mode)

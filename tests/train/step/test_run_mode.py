@@ -15,6 +15,7 @@ from leanconv.train.loop import fit
 from leanconv.train.recipe import Recipe
 from leanconv.train.state import State
 from leanconv.train.step import race, run_mode
+from leanconv.train.step.modes import Mode
 from leanconv.train.step.run_mode import decided
 
 
@@ -35,7 +36,7 @@ def raced(monkeypatch):
     monkeypatch.setattr(race, "compile_s", lambda model: 0.0)
     monkeypatch.setattr(race, "why_not_compile", lambda device: "")
     monkeypatch.setattr(run_mode, "SHARE", 1e3)
-    monkeypatch.setattr(run_mode, "BUDGET_S", 2.0)
+    monkeypatch.setattr(run_mode, "BUDGET_S", 3.0)
     monkeypatch.setattr(torch, "compile", lambda model, **options: model)
     races, real = [], run_mode.choose
 
@@ -146,6 +147,7 @@ def test_short_runs_are_not_raced(recipe, monkeypatch):
 
 def test_a_run_in_which_nothing_would_be_tried_prints_no_table(recipe, monkeypatch, capsys):
     monkeypatch.setattr(run_mode, "FEW_STEPS", 1)
+    monkeypatch.setattr(run_mode, "uncompiled", lambda model, bfloat16: [Mode()])
     fit(recipe())
     assert "training step" not in capsys.readouterr().err
 

@@ -34,6 +34,7 @@ _RUNTIME_FILES = (
     "depthwise",
     "gated_sum",
     "normalized_gated_sum",
+    "batch_norm_act",
     "pointwise",
     "int8",
     "int8_maps",

@@ -33,6 +33,17 @@ typedef struct {
     int32_t samples, channels, rows, columns, relu, unused;
 } norm_gate_t;
 
+// y = act((x - mean)·weight/√(variance + eps) + bias + residual), statistics of the batch; backward: x_grad, residual_grad.
+// A map without data is not there; y is given to the gradient where it tells the activation's slope.
+typedef struct {
+    map_t x, y, residual, grad, x_grad, residual_grad;  // N H W C
+    const float *weight, *bias;                         // C; NULL: ones, zeros
+    float *statistics;                                  // 2 × C: mean, variance; a result, and given to the gradient
+    float *sums;                                        // 2 × C: gradients of weight and bias
+    double eps;
+    int32_t samples, channels, rows, columns, activation, unused;
+} norm_act_t;
+
 // y[n,p,q,o] = bias[o] + sum over c of weight[o,c] * x[n,p,q,c]
 typedef struct {
     map_t x, y;
@@ -46,6 +57,7 @@ int lc_depthwise(const depthwise_t *d, int backward, int threads);
 int lc_depthwise_weight(const depthwise_t *d, int threads);
 int lc_gated_sum(const gated_sum_t *p, int backward, int threads);
 int lc_normalized_gated_sum(const norm_gate_t *p, int backward, int threads);
+int lc_batch_norm_act(const norm_act_t *p, int backward, int threads);
 int lc_pointwise(const pointwise_t *p, int threads);
 int lc_pointwise_weight(const pointwise_t *p, int threads);
 int lc_training_size(int which);

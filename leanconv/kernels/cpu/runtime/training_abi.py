@@ -55,6 +55,15 @@ class NormalizedGatedSum(ctypes.Structure):
     ]
 
 
+class BatchNormAct(ctypes.Structure):
+    _fields_ = [
+        *((name, Map) for name in ("x", "y", "residual", "grad", "x_grad", "residual_grad")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "statistics", "sums")),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_int32) for name in ("samples", "channels", "rows", "columns", "activation", "unused")),
+    ]
+
+
 class Pointwise(ctypes.Structure):
     _fields_ = [
         ("x", Map), ("y", Map),
@@ -70,10 +79,10 @@ def runtime() -> Any:
     lib = library()
     if lib is None:
         return None
-    sizes = [ctypes.sizeof(kind) for kind in (Depthwise, GatedSum, NormalizedGatedSum, Pointwise)]
+    sizes = [ctypes.sizeof(kind) for kind in (Depthwise, GatedSum, NormalizedGatedSum, Pointwise, BatchNormAct)]
     if sizes != [lib.lc_training_size(i) for i in range(len(sizes))]:
         raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
-    for function in (lib.lc_depthwise, lib.lc_gated_sum, lib.lc_normalized_gated_sum):
+    for function in (lib.lc_depthwise, lib.lc_gated_sum, lib.lc_normalized_gated_sum, lib.lc_batch_norm_act):
         function.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
     for function in (lib.lc_depthwise_weight, lib.lc_pointwise, lib.lc_pointwise_weight):
         function.argtypes = (ctypes.c_void_p, ctypes.c_int32)

@@ -1,0 +1,17 @@
+"""Whether an operator's kernel may be called at once, or goes through PyTorch's dispatcher."""
+
+import torch
+from torch import Tensor
+
+
+def through_dispatcher(x: Tensor) -> bool:
+    """Whether somebody watches PyTorch's calls: a compiler, a mode, a transform. Only then the operators are called.
+
+    Their way through PyTorch's dispatcher takes as long as a small layer.
+    """
+    return (
+        type(x) is not Tensor
+        or torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )

@@ -1,0 +1,152 @@
+"""Layers that keep their input alone for the gradient: results, gradients, statistics, memory, and who sees them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from leanconv.kernels import recomputed
+from leanconv.kernels.training import available, use_training_kernels_
+from leanconv.measure.timing.training import peak_bytes
+from leanconv.nn import DepthwiseSeparableConv2d, HetConv2d, SPConv2d, SPLConv2d
+
+pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
+LAYERS = {
+    "spconv": lambda: SPConv2d(8, 12, 3, padding=1),
+    "spconv, stride 2, one norm": lambda: SPConv2d(8, 12, 3, stride=2, padding=1, inner_norms=1),
+    "splconv": lambda: SPLConv2d(8, 12, 3, padding=1),
+    "splconv without stencils": lambda: SPLConv2d(8, 12, 3, stride=2, padding=1, depthwise=False, dilated=False),
+    "depthwise_separable": lambda: DepthwiseSeparableConv2d(8, 12, 3, padding=1),
+    "hetconv": lambda: HetConv2d(64, 64, 3, padding=1, part=4),
+}
+
+
+def made(kind):
+    torch.manual_seed(0)
+    layer = LAYERS[kind]()
+    for norm in layer.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+    return layer
+
+
+def step(layer, x, autocast=False, image=False):
+    x = x.clone().requires_grad_(not image)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = layer(x)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    wanted = [each for each in (x, *layer.parameters()) if each.requires_grad]
+    return [y.detach(), *torch.autograd.grad((y * weights).sum(), wanted), *(b.clone() for b in layer.buffers())]
+
+
+@pytest.fixture
+def again(monkeypatch):
+    """How often a layer's forward pass ran so that it computes maps again."""
+    found, inner = [], recomputed._plain
+
+    def asked(layer, x):
+        if not (plain := inner(layer, x)):
+            found.append(layer)
+        return plain
+
+    monkeypatch.setattr(recomputed, "_plain", asked)
+    return found
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_results_gradients_and_statistics_are_those_of_float64(kind, frozen, again):
+    layer, x = made(kind), 1 + torch.randn(3, 64 if kind == "hetconv" else 8, 9, 11)
+    if frozen:  # the first layer of a network, some of whose weights are held
+        next(layer.parameters()).requires_grad_(False)
+    plain, exact = copy.deepcopy(layer), copy.deepcopy(layer).double()
+    with use_training_kernels_(layer, recompute=True):
+        for _ in range(2):
+            runs = step(layer, x, image=frozen), step(plain, x, image=frozen), step(exact, x.double(), image=frozen)
+            for a, b, c in zip(*runs, strict=True):
+                allowed = 4 * float((b - c).abs().max()) + 4e-6 * max(1.0, float(c.abs().max()))
+                assert float((a - c).abs().max()) <= allowed
+    assert len(again) == 2
+    assert not {"forward", "_dealt"} & layer.__dict__.keys()
+
+
+@pytest.mark.parametrize("kind", ["spconv", "splconv", "depthwise_separable"])
+def test_autocast_is_as_near_to_float32_as_without(kind, again):
+    layer, x = made(kind), torch.randn(3, 8, 9, 11)
+    exact, eager = step(copy.deepcopy(layer), x), step(copy.deepcopy(layer), x, autocast=True)
+    with use_training_kernels_(layer, recompute=True):
+        found = step(layer, x, autocast=True)
+    assert again
+    for a, b, c in zip(found, eager, exact, strict=True):
+        assert a.dtype == b.dtype
+        assert (a.float() - c).norm() <= 2 * (b.float() - c).norm() + 0.1 * c.float().norm()
+
+
+@pytest.mark.parametrize("kind", ["spconv", "splconv", "depthwise_separable"])
+def test_a_hook_inside_is_called_once(kind, again):
+    layer, seen = made(kind), []
+    conv = next(m for m in layer.modules() if isinstance(m, nn.Conv2d))
+    x = torch.randn(2, 8, 9, 11)
+    expected = step(copy.deepcopy(layer), x)
+    with use_training_kernels_(layer, recompute=True):
+        conv.register_forward_hook(lambda *call: seen.append(1))
+        found = step(layer, x)
+    assert seen == [1]
+    assert not again
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["spconv", "splconv", "depthwise_separable"])
+def test_without_a_gradient_it_is_the_layer_s_own(kind, again):
+    layer, x = made(kind), torch.randn(2, 8, 9, 11)
+    with torch.no_grad():
+        expected = copy.deepcopy(layer)(x)
+        with use_training_kernels_(layer, recompute=True):
+            torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-4)
+    assert not again
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_it_is_asked_for(kind):
+    layer = made(kind)
+    with use_training_kernels_(layer):
+        assert not {"forward", "_dealt"} & layer.__dict__.keys()
+
+
+@pytest.mark.parametrize("kind", ["spconv", "splconv", "depthwise_separable"])
+def test_weights_that_changed_since_are_an_error(kind):
+    layer = made(kind)
+    with use_training_kernels_(layer, recompute=True):
+        y = layer(torch.randn(2, 8, 9, 11).requires_grad_())
+        with torch.no_grad():
+            layer.pointwise.weight.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["spconv", "splconv", "depthwise_separable"])
+def test_no_more_memory_than_dense_layers(kind):
+    def network(conv):
+        torch.manual_seed(0)
+        parts = []
+        for _ in range(4):
+            parts += [conv(), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
+        return nn.Sequential(*parts).to(memory_format=torch.channels_last)
+
+    layers = {
+        "dense": lambda: nn.Conv2d(16, 16, 3, padding=1),
+        "spconv": lambda: SPConv2d(16, 16, 3, padding=1),
+        "splconv": lambda: SPLConv2d(16, 16, 3, padding=1),
+        "depthwise_separable": lambda: DepthwiseSeparableConv2d(16, 16, 3, padding=1),
+    }
+    x = torch.randn(8, 16, 64, 64).contiguous(memory_format=torch.channels_last)
+    held = {}
+    for name in ("dense", kind):
+        model = network(layers[name])
+        with use_training_kernels_(model, recompute=True):
+            held[name] = peak_bytes(lambda model=model: model(x).sum().backward())
+    map_bytes = x.numel() * 4
+    assert held[kind] <= held["dense"] + 2.1 * map_bytes  # both branches, of one layer at a time
