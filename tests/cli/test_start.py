@@ -71,15 +71,3 @@ def test_prediction_loads_what_it_calls(command, run_of_masks, tmp_path):
         assert {".".join(name[2:]) for name in own if name[1] == room and name[2:]} <= leaves, room
     assert len(own) <= MOST_OWN
     assert not NOT_NEEDED & set(modules)
-
-
-@pytest.fixture
-def run_of_masks(tmp_path, tiny_data):
-    from leanconv.models import build
-    from leanconv.runs import RunFolder
-
-    folder = RunFolder(tmp_path / "run")
-    folder.write_model("leanconv:unet?base=2&levels=2", task="segment", classes=["background", "defect"])
-    folder.save_model(build("unet", base=2, levels=2))
-    folder.recipe.write_text(f'model = "leanconv:unet?base=2&levels=2"\ndata = "{tiny_data}"\nout = "x"\nsteps = 1\n')
-    return folder.path, tiny_data / "test" / "images"
