@@ -14,7 +14,7 @@ _VALUE = r"(?P<value>'[^']*'|\"[^\"]*\"|[^\s:;,]+)"
 
 def options_of(command: Callable[..., Any]) -> dict[str, str]:
     """Python name -> option of a command. A name that carries its unit, like `budget_s`, is the option `--budget`."""
-    found = {}
+    found = dict[str, str]()
     for name, parameter in inspect.signature(command).parameters.items():
         for each in getattr(parameter.annotation, "__metadata__", ()):
             if isinstance(each, typer.models.OptionInfo):

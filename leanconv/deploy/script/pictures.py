@@ -21,6 +21,11 @@ def pictures(places):  # the files, and those of the folders
         yield from (p for p in inside if p == place or (p.is_file() and p.name[0] != "."))
 
 
+def ordered(tile, order):  # what PIL decodes, with its bytes in that order; tiles are plain tuples in an old PIL
+    arguments = order if isinstance(tile[3], str) else (order, *tile[3][1:])
+    return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
+
+
 def opened(path, order=""):  # an upright picture, and the layout of its 16-bit values or ""; `order`: of their bytes
     Image.init()
     with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:  # an old PIL lacks some
@@ -35,9 +40,7 @@ def opened(path, order=""):  # an upright picture, and the layout of its 16-bit 
         if (grey and getattr(image, "tag_v2", {}).get(262) == 0) or (layout and not grey and layout not in ORDERS):
             raise ValueError("16 bits a value in an unusual form; save it as PNG")
         if order := order or ("RGBA" if layout == "LA;16B" else ""):  # grey and alpha: high and low byte of both
-            made = [order if isinstance(each[3], str) else (order, *each[3][1:]) for each in image.tile]
-            named = hasattr(image.tile[0], "_replace")  # plain tuples in an old PIL
-            image.tile = [t._replace(args=a) if named else (*t[:3], a) for t, a in zip(image.tile, made)]
+            image.tile = [ordered(each, order) for each in image.tile]
         return ImageOps.exif_transpose(image), "grey" if grey else layout
 
 
