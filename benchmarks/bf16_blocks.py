@@ -30,7 +30,7 @@ from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.fused.passes.precision import lower_precision
 from leanconv.engine.workbench import Workbench
 from leanconv.kernels import backend
-from leanconv.measure.device import describe
+from leanconv.measure.device import label
 from leanconv.measure.timing.latency import interleave
 from leanconv.ops.grouped import Grouped
 from leanconv.ops.pool import MaxPool
@@ -84,7 +84,7 @@ def main() -> None:
     sums = [f"{totals[name]:.2f}" for name in arguments.forms]
     rows.append(["all of them", "", "", *sums, f"{totals['kernel'] / best:.2f}" if "kernel" in totals else "-"])
     words = "ms; last line: with every block so, and kernel over the best of each"
-    note = f"{words}; {arguments.threads} thread; {describe()}"
+    note = f"{words}; {label()}"
     print(table(["block", "result", "times", *arguments.forms, "kernel / tiles"], rows, note=note))
 
 

@@ -9,6 +9,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from leanconv.lazy import names_from
 from leanconv.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -21,20 +22,16 @@ if TYPE_CHECKING:
     from leanconv.runs import load
     from leanconv.train.step.optimize_training import optimize_training
 
-# The room of each public name. Names load on first use (PEP 562): `leanconv --help` must not wait for torch.
-_HOME = {
-    "names": "nn",
-    "get": "nn",
-    "load": "runs",
-    "plan": "convert",
-    "apply_": "convert",
-    "fold_": "convert",
-    "optimize": "engine",
-    "optimize_training": "train.step.optimize_training",
-    "profile": "measure",
-    "compare": "measure",
-    "export": "deploy",
-    "search": "planner",
+# The room of each public name. Names load on first use: `leanconv --help` must not wait for torch.
+_ROOMS = {
+    "convert": "apply_ fold_ plan",
+    "deploy": "export",
+    "engine": "optimize",
+    "measure": "compare profile",
+    "nn": "get names",
+    "planner": "search",
+    "runs": "load",
+    "train.step.optimize_training": "optimize_training",
 }
 
 __all__ = [
@@ -43,14 +40,11 @@ __all__ = [
 ]  # fmt: skip
 
 
+_public = names_from(__name__, _ROOMS)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(import_module(f"leanconv.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    if name == "nn":
-        return import_module("leanconv.nn")
-    raise AttributeError(f"module 'leanconv' has no attribute {name!r}; it has {', '.join(sorted(_HOME))} and nn")
+    return import_module("leanconv.nn") if name == "nn" else _public(name)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,23 @@
 """The progress bar of long work."""
 
 import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from leanconv.text import one_line
+
+T = TypeVar("T")
+
+
+def tracked(steps: Iterable[T], what: str, *, progress: bool, count: int | None = None) -> Iterator[T]:
+    """Iterate; on a terminal with a bar on standard error that disappears at the end."""
+    if not (progress and sys.stderr.isatty()):
+        yield from steps
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(steps, what, total=count, console=Console(stderr=True), transient=True)
 
 
 class Progress:

@@ -9,13 +9,13 @@ import leanconv
 
 ROOT = Path(leanconv.__file__).parent
 FLOORS = [
-    "spec cost registry errors files table text version progress agreement probes copies extras running",
+    "spec cost registry errors files table text version progress agreement probes copies extras running lazy",
     "ops",
     "nn kernels",
     "models convert measure",
     "runs deploy papers recipes",
     "engine train",
-    "planner",
+    "planner serving",
     "report",
     "cli",
 ]

@@ -82,9 +82,9 @@ def kernels(files: dict[str, dict[str, Any]]) -> str:
     examples = {stem: content for stem, content in files.items() if all(map(_is_example, content["rows"]))}
     files = {stem: content for stem, content in files.items() if stem not in examples}
     kinds = {stem: kind_of_machine(content) for stem, content in files.items()}
-    if not kinds:
+    if not files and not examples:
         return ""
-    one = len(files) == 1
+    one = len(files) <= 1
     parts = [
         "## Single layers: our kernel called directly, against the best other runtime",
         "The same operator, layer by layer, with its ReLU. A figure says how many times as fast our CPU kernel is as "

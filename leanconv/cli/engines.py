@@ -24,7 +24,7 @@ def serving(engine: Engine) -> "Serve":
         if engine is Engine.eager or (engine is Engine.auto and elsewhere):
             yield model
             return
-        from leanconv.engine.serving import Served
+        from leanconv.serving import Served
 
         served = Served(model, engine.value, folder=folder, say=_say, left=left)
         try:

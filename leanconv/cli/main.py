@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from leanconv.cli.streams import patient_streams
+from leanconv.cli.wording import as_typed, options_of
 from leanconv.errors import BadFiles, LeanconvError, UnknownName, by_model, error_line
 from leanconv.text import one_line
 from leanconv.version import __version__
@@ -86,16 +87,15 @@ def main() -> None:
         except Exception as error:
             if debug:
                 raise
-            print(f"error: {_line(error)}", file=sys.stderr)
+            print(f"error: {_said(error, arguments)}", file=sys.stderr)
             status = 2 if isinstance(error, UnknownName) else 1
     sys.exit(status)
 
 
 def _called(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
-    asked = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        return build(asked)(arguments, prog_name="leanconv", standalone_mode=False) or 0
+        return build(_asked(arguments))(arguments, prog_name="leanconv", standalone_mode=False) or 0
     except _USAGE as error:
         # Without arguments the message is the help, which has many lines. Otherwise it may contain a name.
         error.message = one_line(error.message) if arguments else error.message
@@ -104,6 +104,19 @@ def _called(arguments: list[str]) -> int:
     except typer.Abort:
         print("Aborted!", file=sys.stderr)
         return 1
+
+
+def _asked(arguments: list[str]) -> str | None:
+    """The command's name: the first word that is no option."""
+    return next((word for word in arguments if not word.startswith("-")), None)
+
+
+def _said(error: Exception, arguments: list[str]) -> str:
+    """The line of an error. Errors of a caller's values name the options of the command, not Python's arguments."""
+    line, asked = _line(error), _asked(arguments)
+    if not isinstance(error, LeanconvError) or asked not in COMMANDS:
+        return line
+    return as_typed(line, options_of(import_module(f"leanconv.cli.{asked}").command), arguments)
 
 
 def _line(error: Exception) -> str:

@@ -22,8 +22,8 @@ from leanconv.deploy.parity import (
     Check,
     Names,
     compared,
+    measured,
     metrics_of,
-    named,
     named_so,
     open_draft,
     open_int8,
@@ -144,7 +144,7 @@ def _checked_file(
         del runtime  # the file must not stay mapped while it is moved
         if int8 is not None:
             opened = partial(open_int8, plain, draft, answer, names, call, looks)
-            judged = None if check is None else partial(compared, check, named(check(plain)))
+            judged = None if check is None else partial(compared, check, measured(check, plain))
             lost, metrics = quantise(draft, plain, call, int8, opened, judged, extras.facts)
         for name, text in extras.files.items():
             (folder / name).write_text(text, encoding="utf-8")

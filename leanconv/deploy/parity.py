@@ -15,7 +15,7 @@ from leanconv.deploy.int8.calibration import relative_squared_error
 from leanconv.deploy.result import METRIC_TOLERANCE, Verified
 from leanconv.deploy.runtimes import Runtime, open_file
 from leanconv.deploy.verify import InFloat64, Reference, has_nan
-from leanconv.errors import BadInput, ExportMismatch
+from leanconv.errors import BadInput, ExportMismatch, LeanconvError, error_line
 from leanconv.probes import LIKE
 from leanconv.running import cloned
 
@@ -110,7 +110,7 @@ def _asked(plain: nn.Module, call: Dynamic, sizes: Sizes, kind: str) -> tuple[An
 
 def metrics_of(check: Check, plain: nn.Module, runtime: Runtime, path: Path) -> dict[str, tuple[float, float]]:
     """Return the task metrics of the model and of the file. Raises ExportMismatch if they differ."""
-    found = compared(check, named(check(plain)), runtime)
+    found = compared(check, measured(check, plain), runtime)
     for name, (a, b) in found.items():
         if not (abs(a - b) <= METRIC_TOLERANCE):  # a NaN on either side must not pass
             raise ExportMismatch(
@@ -124,11 +124,22 @@ def compared(check: Check, ours: Mapping[str, float], runtime: nn.Module) -> dic
     """Name -> (the model's, the file's); NaN where one of the two has no such metric."""
     if not ours:
         raise BadInput("check gave no number for the model, so nothing was compared; return one, or {name: number}")
-    theirs, missing = named(check(runtime)), float("nan")
+    theirs, missing = measured(check, runtime), float("nan")
     return {name: (ours.get(name, missing), theirs.get(name, missing)) for name in {**ours, **theirs}}
 
 
-def named(value: float | Mapping[str, float]) -> dict[str, float]:
+def measured(check: Check, form: nn.Module) -> dict[str, float]:
+    """What `check` gives for the model or a file, by name. Raises BadInput if it fails: it is the user's code."""
+    try:
+        value = check(form)
+    except LeanconvError:
+        raise
+    except Exception as error:
+        raise BadInput(f"check failed: {error_line(error)}") from error
+    return _named(value)
+
+
+def _named(value: float | Mapping[str, float]) -> dict[str, float]:
     named = value if isinstance(value, Mapping) else {"metric": value}
     try:
         return {name: float(number) for name, number in named.items()}

@@ -4,11 +4,10 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from torch import nn
 
-from leanconv.convert import Plan, Swap, apply_
 from leanconv.errors import BadCheckpoint, BadInput, LeanconvError, MissingExtra, UntrustedCode
 from leanconv.files import check_run, read_json, write_json
 from leanconv.registry import parse
@@ -16,6 +15,9 @@ from leanconv.runs.kinds import Reference, build, read
 from leanconv.runs.lock import in_use
 from leanconv.runs.weights import load_weights, save_weights
 from leanconv.version import __version__
+
+if TYPE_CHECKING:
+    from leanconv.convert import Plan
 
 Read = TypeVar("Read")
 
@@ -73,7 +75,7 @@ class RunFolder:
         self,
         reference: str,
         *,
-        swaps: Plan | Iterable[tuple[str, str]] = (),
+        swaps: "Plan | Iterable[tuple[str, str]]" = (),
         task: str = "",
         classes: Sequence[str] = (),
         bits: int | None = None,
@@ -93,6 +95,8 @@ class RunFolder:
             )
         if found.kind == "code":  # the run folder may be read from anywhere
             reference = reference.replace(found.name, str(Path(found.name).resolve()), 1)
+        from leanconv.convert import Plan
+
         pairs = [(s.name, str(s.to)) for s in swaps.swapped] if isinstance(swaps, Plan) else list(swaps)
         for _, to in pairs:
             parse(to)
@@ -121,6 +125,8 @@ class RunFolder:
         try:
             model = build(stored.reference, from_file=True, trust_code=trust_code)
             if stored.swaps:
+                from leanconv.convert import Plan, Swap, apply_  # not read with every run
+
                 apply_(model, Plan(Swap(name, to, None, None, "") for name, to in stored.swaps), init="fresh")
         except (UntrustedCode, MissingExtra):
             raise

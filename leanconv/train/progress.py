@@ -2,19 +2,17 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from leanconv.extras import needs
 from leanconv.files import write_atomic
 from leanconv.text import printable
-
-T = TypeVar("T")
 
 
 class Reporter:
@@ -109,12 +107,3 @@ def write_history(path: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(path, text.getvalue())
-
-
-def tracked(steps: Iterable[T], what: str, *, progress: bool, count: int | None = None) -> Iterator[T]:
-    """Iterate; on a terminal with a bar on standard error that disappears at the end."""
-    console = Console(stderr=True)
-    if progress and console.is_terminal:
-        yield from track(steps, what, total=count, console=console, transient=True)
-    else:
-        yield from steps

@@ -22,3 +22,15 @@ def leanconv(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def run_of_masks(tmp_path, tiny_data):
+    from leanconv.models import build
+    from leanconv.runs import RunFolder
+
+    folder = RunFolder(tmp_path / "run")
+    folder.write_model("leanconv:unet?base=2&levels=2", task="segment", classes=["background", "defect"])
+    folder.save_model(build("unet", base=2, levels=2))
+    folder.recipe.write_text(f'model = "leanconv:unet?base=2&levels=2"\ndata = "{tiny_data}"\nout = "x"\nsteps = 1\n')
+    return folder.path, tiny_data / "test" / "images"

@@ -171,6 +171,25 @@ def test_the_kernels_benchmark_gets_its_section():
     assert line in operator_page("sic", results)
 
 
+def test_the_example_alone_gets_the_section_too():
+    """A folder in which only the Halide example was measured had no section at all."""
+    row = {
+        "operator": "halide", "layer": "Halide's example", "speedup": 1.5, "best_peer": "OpenVINO", "macs": 1e9,
+        "ms": {"ours": 10.0, "OpenVINO": 15.0},
+    }  # fmt: skip
+    content = {
+        "command": "python -m benchmarks.cpu_kernels --example",
+        "machine": {"device": "cpu", "name": "here"},
+        "peaks": {"gflops": 400.0},
+        "rows": [row],
+    }
+    text = BLOCKS["kernels"](Results(kernels={"cpu_kernels_example": content}))
+    assert "`halide`: 50% of the peak flops of one thread, 1.50 times as fast as OpenVINO." in text
+    assert "`cpu_kernels_example.json`" in text
+    assert "geometric mean" not in text
+    assert BLOCKS["kernels"](Results(kernels={})) == ""
+
+
 def test_two_kinds_of_machines_stand_side_by_side_and_are_not_mixed():
     def measured(gain, **about):
         row = {"operator": "sic", "layer": "a", "speedup": gain, "best_peer": "X", "ms": {"ours": 1.0, "X": gain}}

@@ -195,6 +195,22 @@ def test_nothing_is_wider_than_the_screen_and_no_letter_is_tiny(browser, width):
     assert title == f"{width}|true|true|{2 if width == 400 else 4}"
 
 
+@pytest.mark.parametrize(("width", "boxes"), [(1400, ".scroll"), (390, "#comparison .scroll")])
+def test_no_table_scrolls_sideways_by_a_few_pixels(browser, width, boxes):
+    """The room for a finger around the last column's note stood out of the table: it scrolled by 2 pixels."""
+    page = html_module.escape(re.sub(r"<meta http-equiv[^>]*>", "", render(report())))
+    frame = f"""<body><iframe style="border:0;width:{width}px;height:3000px" srcdoc="{page}"></iframe><script>
+      document.querySelector('iframe').onload = (event) => {{
+        const page = event.target.contentDocument, boxes = [...page.querySelectorAll('{boxes}')];
+        const over = boxes.map((box) => box.scrollWidth - box.clientWidth);
+        document.title = [page.querySelectorAll('th .note').length > 4, ...new Set(over)].join('|');
+      }};
+    </script></body>"""
+    dom, console = browser(frame, f"--window-size={width + 200},3000", "--dump-dom")
+    assert console == []
+    assert re.search(r"<title>([^<]*)", dom).group(1) == "true|0"
+
+
 def test_runs_without_numbers_still_make_a_page(browser):
     empty = Report(
         [RunSummary("a", remarks=["has nothing"]), RunSummary("b", history={"loss": [1.0], "epoch": [math.nan]})]

@@ -6,6 +6,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "GIF", "PPM")
+# The layouts of 16-bit colours, by PIL's names, and the other order of their bytes.
+ORDERS = {f"{c};16{order}": f"{c};16{'L' if order == 'B' else 'B'}" for c in ("RGB", "RGBA", "RGBX") for order in "BLN"}
+ORDERS["LA;16B"] = "RGBA"
 
 
 def pictures(places):  # the files, and those of the folders
@@ -18,22 +21,42 @@ def pictures(places):  # the files, and those of the folders
         yield from (p for p in inside if p == place or (p.is_file() and p.name[0] != "."))
 
 
-def read(path, bits):  # uint8 H W 3, upright; grey becomes three equal channels; of 16-bit grey `bits` are used
+def ordered(tile, order):  # what PIL decodes, with its bytes in that order; tiles are plain tuples in an old PIL
+    arguments = order if isinstance(tile[3], str) else (order, *tile[3][1:])
+    return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
+
+
+def opened(path, order=""):  # an upright picture, and the layout of its 16-bit values or ""; `order`: of their bytes
     Image.init()
     with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:  # an old PIL lacks some
-        deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-        if not deep and image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK"):
+        layout = image.tile[0][3] if image.tile else ""
+        layout = layout if isinstance(layout, str) else str((*(layout or ()), "")[0])
+        grey = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+        if not grey and image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK"):
             raise ValueError(f"pixels of kind {image.mode}; save it as grey or RGB")
-        white_is_0 = getattr(image, "tag_v2", {}).get(262) == 0
-        if (";16" in str(image.tile) and not deep) or (deep and (white_is_0 or not bits)):
-            raise ValueError("16 bits a value, which this run did not learn; save it with 8")
         if image.format != "MPO" and getattr(image, "is_animated", False):
             raise ValueError("more than one page; save one page to a file")
-        upright = ImageOps.exif_transpose(image)
-    if deep:
-        grey = np.minimum(np.asarray(upright).astype(np.int64), 2**bits - 1) * 255 // (2**bits - 1)
-        return np.repeat(grey[..., None].astype(np.uint8), 3, 2)
-    return np.asarray((upright.convert("RGBA") if "transparency" in upright.info else upright).convert("RGB"))
+        layout = "" if ";16" not in layout or image.mode not in ("L", "RGB", "RGBA") else layout
+        if (grey and getattr(image, "tag_v2", {}).get(262) == 0) or (layout and not grey and layout not in ORDERS):
+            raise ValueError("16 bits a value in an unusual form; save it as PNG")
+        if order := order or ("RGBA" if layout == "LA;16B" else ""):  # grey and alpha: high and low byte of both
+            image.tile = [ordered(each, order) for each in image.tile]
+        return ImageOps.exif_transpose(image), "grey" if grey else layout
+
+
+def read(path, bits):  # uint8 H W 3, upright; grey becomes three equal channels; of 16-bit values `bits` are used
+    image, layout = opened(path)
+    if not layout:
+        return np.asarray((image.convert("RGBA") if "transparency" in image.info else image).convert("RGB"))
+    if not bits:
+        raise ValueError("16 bits a value, which this run did not learn; save it with 8")
+    values = np.asarray(image).astype(np.int64)
+    if layout == "LA;16B":
+        values = values[..., 0] * 256 + values[..., 1]
+    elif layout != "grey":  # PIL keeps the high byte of a colour; read in the other order, the low one
+        values = values * 256 + np.asarray(opened(path, ORDERS[layout])[0])
+    values = values[..., :3] if values.ndim == 3 else np.repeat(values[..., None], 3, 2)
+    return (np.minimum(values, 2**bits - 1) * 255 // (2**bits - 1)).astype(np.uint8)
 
 
 def said(error):  # one line, whatever the error says

@@ -9,8 +9,17 @@ runtime/      how kernels are called: launches, memory, copies between layouts, 
 backend.py    the engine's door to all of it (`kernels.interface`)
 """
 
-from leanconv.kernels.cpu.binders import bind
-from leanconv.kernels.cpu.tuning.cpu import Cpu, this_cpu
-from leanconv.kernels.cpu.tuning.target import Target
+from typing import TYPE_CHECKING
+
+from leanconv.lazy import names_from
+
+if TYPE_CHECKING:
+    from leanconv.kernels.cpu.binders import bind
+    from leanconv.kernels.cpu.tuning.cpu import Cpu, this_cpu
+    from leanconv.kernels.cpu.tuning.target import Target
 
 __all__ = ["Cpu", "Target", "bind", "this_cpu"]
+
+_FILES = {"binders": "bind", "tuning.cpu": "Cpu this_cpu", "tuning.target": "Target"}
+if not TYPE_CHECKING:  # a checker must know every name
+    __getattr__ = names_from(__name__, _FILES)

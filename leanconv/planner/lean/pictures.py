@@ -17,6 +17,7 @@ from leanconv.files import write_json
 from leanconv.planner.lean.agreement import Agreement, main_output, measure_of
 from leanconv.planner.lean.asked import Asked
 from leanconv.planner.lean.subject import Score, is_run, load_asked, store_model, write_version
+from leanconv.progress import tracked
 from leanconv.running import call, evaluating
 from leanconv.runs import RunFolder
 from leanconv.train.data.augment import to_float
@@ -29,7 +30,7 @@ from leanconv.train.data.labelled import prepared
 from leanconv.train.data.samples import CACHE_BYTES
 from leanconv.train.data.splits import holds_parquet
 from leanconv.train.distillation.distill import Distillation
-from leanconv.train.progress import Reporter, tracked
+from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
 
 SIZE, BATCH, RATE = 224, 32, 1e-3

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from leanconv.errors import BadFiles, BadInput
-from leanconv.train.progress import tracked
+from leanconv.progress import tracked
 
 # The most pixels to decode: 4,000 photographs of 12 megapixels, some minutes. A count instead of a time limit: all
 # processes of a run then decode the same images.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput
+from leanconv.progress import tracked
 from leanconv.train.data.decode import Header, Source, decode, read_header
-from leanconv.train.progress import tracked
 
 BITS = (8, 10, 12, 14, 16)  # of cameras
 

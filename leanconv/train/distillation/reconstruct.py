@@ -17,12 +17,12 @@ from torch.utils._pytree import tree_map_only
 
 from leanconv.errors import BadInput, Diverged
 from leanconv.measure.state import bare
+from leanconv.progress import tracked
 from leanconv.running import Inputs, call, cloned, tensors, to_eval_
 from leanconv.table import table
 from leanconv.train.distillation.blocks import Features, paired
 from leanconv.train.distillation.distill import check_pair
 from leanconv.train.distillation.losses import feature_loss
-from leanconv.train.progress import tracked
 from leanconv.train.step.modes import dropout_off
 
 SOURCES = ("student", "teacher")

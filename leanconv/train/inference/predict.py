@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from leanconv.errors import BadInput
 from leanconv.extras import needs
+from leanconv.progress import tracked
 from leanconv.runs import RunFolder
 from leanconv.table import table
 from leanconv.train.data.image_files import Found, images_in, left_out, no_images
@@ -24,7 +25,6 @@ from leanconv.train.inference.serving import Left, Serve, plainly
 from leanconv.train.inference.tables import check_tables, update_tables
 from leanconv.train.inference.work import Asked, is_classifier, opened
 from leanconv.train.inference.written import Places, check_free, write
-from leanconv.train.progress import tracked
 from leanconv.train.tasks.decision import Decision
 
 if TYPE_CHECKING:

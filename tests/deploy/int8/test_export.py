@@ -97,6 +97,31 @@ def test_the_task_metric_decides(suffix, tmp_path):
     assert "2.0e-02   3.0e-02" in str(found)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fails_at", [1, 2])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_check_that_fails_is_named(suffix, fails_at, tmp_path):
+    """It was told as a model that cannot become int8."""
+    seen = []
+
+    def check(form):
+        seen.append(form)
+        if len(seen) == fails_at:
+            raise KeyError("labels")
+        return 0.9
+
+    with pytest.raises(BadInput, match=r"^check failed: KeyError: 'labels' \(test_export.py, line \d+, in check\)"):
+        export(
+            built(),
+            torch.rand(1, 3, 16, 16),
+            tmp_path / f"a{suffix}",
+            dtype=torch.int8,
+            data=torch.rand(4, 3, 16, 16),
+            check=check,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("named", "said"),
     [

@@ -131,6 +131,20 @@ def test_pictures_are_read_as_by_predict(tmp_path):
         assert np.array_equal(read(path, 12), want), path.name
 
 
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_16_bits_are_read_as_by_predict(channels, bits, tmp_path):
+    """PIL keeps the high byte of each value only; they were refused."""
+    deep = np.random.default_rng(0).integers(0, 2**bits + 9 * (bits < 16), (4, 5, channels), dtype=np.uint16)
+    raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    (tmp_path / "deep.png").write_bytes(png(5, 4, raw, {2: 4, 3: 2, 4: 6}[channels]))
+    want = ImageReader(bits).read(tmp_path / "deep.png", "deep").permute(1, 2, 0).numpy()
+    assert np.array_equal(read(tmp_path / "deep.png", bits), want)
+    top = 2**bits - 1
+    colours = deep[..., :3] if channels > 2 else np.repeat(deep[..., :1], 3, 2)
+    assert np.array_equal(want, np.minimum(colours.astype(int), top) * 255 // top)
+
+
 def test_a_pillow_without_some_formats_reads_the_others(tmp_path, monkeypatch):
     """`Image.open` fails for a format of its list that it does not know: AVIF came with Pillow 11.3."""
     saved(tmp_path)
@@ -148,7 +162,7 @@ def test_what_cannot_be_read_alike_is_refused(tmp_path):
     raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
     (tmp_path / "deep.png").write_bytes(png(5, 4, raw))
     with pytest.raises(ValueError, match="16 bits"):
-        read(tmp_path / "deep.png", 16)
+        read(tmp_path / "deep.png", None)
     Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(ValueError, match="kind F"):
         read(tmp_path / "float.tiff", None)
@@ -164,7 +178,7 @@ def test_what_cannot_be_read_alike_is_refused(tmp_path):
         list(pictures([tmp_path / "empty"]))
 
 
-def png(width, height, raw):
+def png(width, height, raw, kind=2):
     """A PNG of 16-bit colours, which PIL does not write."""
     import struct
     import zlib
@@ -172,5 +186,5 @@ def png(width, height, raw):
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")

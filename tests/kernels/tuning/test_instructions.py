@@ -40,6 +40,19 @@ def test_no_more_than_the_machine_has():
         check("sse9", AVX512)
 
 
+@pytest.mark.parametrize("isa", ["nonsense", "avx512_core"])
+def test_an_argument_is_not_blamed_on_the_variable(isa, monkeypatch):
+    monkeypatch.setattr("leanconv.kernels.cpu.tuning.cpu.cpuinfo", lambda *_: ({}, AVX2))
+    this_cpu.cache_clear()
+    try:
+        with pytest.raises(BadInput, match=rf"^isa: .*'{isa}'"):
+            this_cpu(isa)
+    finally:
+        this_cpu.cache_clear()
+    with pytest.raises(BadInput, match=r'isa: .*or ""$'):
+        check("nonsense", AVX2, "isa")
+
+
 def test_what_a_masked_processor_has():
     seen = ZEN4.limited("avx2")
     assert (seen.lanes, seen.registers, seen.bf16, seen.vnni, seen.amx, seen.isa) == (

@@ -63,7 +63,7 @@ def this_cpu(isa: str | None = None) -> Cpu:
     """
     root = Path("/")
     names, flags = cpuinfo(root)
-    isa = check(mask() if isa is None else isa, flags)
+    isa = check(mask(), flags) if isa is None else check(isa, flags, "isa")
     lanes, bf16 = _vectors(flags)
     sizes = caches(root, usable_cores())
     l1, l2 = (sizes[0] or _configured("SC_LEVEL1_DCACHE_SIZE")), (sizes[1] or _configured("SC_LEVEL2_CACHE_SIZE"))

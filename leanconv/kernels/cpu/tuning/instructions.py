@@ -56,21 +56,21 @@ def mask() -> str:
     return os.environ.get(VARIABLE, "").strip().lower()
 
 
-def check(isa: str, features: frozenset[str]) -> str:
+def check(isa: str, features: frozenset[str], said: str = VARIABLE) -> str:
     """The name of an instruction set if a CPU of these features has it; "" is every CPU's.
 
+    `said`: what named it, for the error.
     Raises: BadInput for an unknown name, and for one that asks for more than the machine has.
     """
     if not isa:
         return isa
+    unset = "unset" if said == VARIABLE else '""'
     if (known := INSTRUCTION_SETS.get(isa)) is None:
-        raise BadInput(
-            f"{VARIABLE}: unknown instruction set {isa!r}; it may be {', '.join(INSTRUCTION_SETS)}, or unset"
-        )
+        raise BadInput(f"{said}: unknown instruction set {isa!r}; it may be {', '.join(INSTRUCTION_SETS)}, or {unset}")
     if lacking := sorted(known.needs - features):
         raise BadInput(
-            f"{VARIABLE}: {isa!r} asks for more than this machine has: no {', '.join(lacking)}; "
-            f"it may be {', '.join(runnable(features)) or 'unset only'}"
+            f"{said}: {isa!r} asks for more than this machine has: no {', '.join(lacking)}; "
+            f"it may be {', '.join(runnable(features)) or f'{unset} only'}"
         )
     return isa
 

@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from leanconv.engine.candidates import CANDIDATES, EAGER
 from leanconv.errors import BadInput
 from leanconv.files import read_json, write_json
 from leanconv.measure import describe
@@ -91,7 +89,7 @@ class Kept:
                 return Choice()
             found = Choice(**stored["choice"])
             numbers = [float(each) for each in (found.spent_s, found.eager_ms, found.engine_ms, found.open_s)]
-            known = found.engine in ("", EAGER, *CANDIDATES)
+            known = re.fullmatch(r"[a-z_]*", found.engine)
             # `store` removes this folder: it must be one that it made, and never a way out of this one.
             inside = not found.folder or re.fullmatch(rf"{re.escape(found.engine)}-\w+", found.folder, re.ASCII)
             whole = type(found.undecided) is int and 0 <= found.undecided < 1000
@@ -136,23 +134,23 @@ class Kept:
     def _remove_others(self, kept: str, before: str) -> None:
         """Remove the engine that was kept before, and what killed processes have left."""
         assert self.folder is not None  # its caller has just written there
+        from leanconv.engine.candidates import CANDIDATES  # loaded already: one of them was stored
+
         for path in self.folder.iterdir():
             ours = path.is_dir() and not path.is_symlink() and path.name.partition("-")[0] in CANDIDATES
             if ours and path.name != kept and (path.name == before or _age_s(path) > _UNFINISHED_S):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def open(self, choice: Choice) -> Any:
-        """The stored engine as a function of one tensor, or None if its files are gone, changed or do not open."""
-        opens = CANDIDATES[choice.engine].opens if choice.engine in CANDIDATES else None
-        if opens is None or self.folder is None or not choice.folder:
+    def place_of(self, choice: Choice) -> Path | None:
+        """The folder of the stored engine, or None if its files are gone or changed."""
+        if self.folder is None or not choice.folder:
             return None
         place = self.folder / choice.folder
         try:
-            if {path.name: _hash(path) for path in sorted(place.iterdir())} != choice.files:
-                return None
-            return opens(place, self.shape)
-        except Exception:  # a library's error for files of another version: the engine is prepared again
+            same = {path.name: _hash(path) for path in sorted(place.iterdir())} == choice.files
+        except OSError:
             return None
+        return place if same else None
 
 
 def _age_s(path: Path) -> float:

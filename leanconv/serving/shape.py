@@ -3,27 +3,18 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from leanconv.deploy.failures import root_cause
-from leanconv.deploy.verify import InFloat64, Reference
-from leanconv.engine.candidate import ModelForm
-from leanconv.engine.candidates import CANDIDATES, EAGER
-from leanconv.engine.optimize import optimize
-from leanconv.engine.serving.kept import Choice
-from leanconv.engine.serving.rule import RACE, Known, decide, race_budget_s, race_from_s
-from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput
+from leanconv.serving.kept import Choice
+from leanconv.serving.rule import EAGER, RACE, Known, decide, race_budget_s, race_from_s
 
 if TYPE_CHECKING:
-    from leanconv.engine.serving.served import Served
+    from leanconv.serving.served import Served
 
 AUTO = "auto"
-# Engines of `auto`: those whose forms can be stored, so that the next process opens them at once.
-RACERS = tuple(name for name, candidate in CANDIDATES.items() if candidate.opens is not None)
 
 
 class Shape:
@@ -34,14 +25,14 @@ class Shape:
         self.kept = owner.kept(x)
         self.choice = self.kept.read()
         self.engine = EAGER
-        self.form: ModelForm | None = None
+        self.form: Callable[..., Tensor] | None = None
         self.settled = False
         self._calls, self._eager_s, self._spent_s = 0, float("inf"), 0.0
 
     @property
     def lends(self) -> bool:
         """Whether other shapes may use the form."""
-        return self.form is not None and CANDIDATES[self.engine].any_shape
+        return self.form is not None and _forms().any_shape(self.engine)
 
     def run(self, x: Tensor) -> Tensor:
         if self.form is not None:
@@ -83,7 +74,7 @@ class Shape:
     def _open(self, x: Tensor, answer: Tensor) -> None:
         """Open the kept engine. What does not open or agree is forgotten, and raced again when that pays."""
         choice, start = self.choice, time.process_time()
-        if not self._took(self.kept.open(choice), choice.engine, x, answer):
+        if not self._took(_forms().opened(self.kept, choice), choice.engine, x, answer):
             self.owner.say(f"engine eager: {choice.engine} of {self.kept.folder} does not open here any more")
             self.choice = Choice()
             return
@@ -101,7 +92,7 @@ class Shape:
         ms = f"{eager_s * 1e3:.3g} ms for {self.words}"
         say(f"engine eager so far, {ms}; looking for a faster one, at most about {budget_s:.0f} s")
         try:
-            found = optimize(self.owner.model, x, engines=RACERS, budget_s=budget_s, progress=False)
+            found = _forms().raced(self.owner.model, x, budget_s)
         except BadInput as error:
             say(f"engine eager: {error}")
             return
@@ -132,13 +123,13 @@ class Shape:
     def _prepare_asked(self, x: Tensor, answer: Tensor) -> None:
         """Go over to the engine that was asked for. Raises BadInput if it cannot run the model."""
         self.settled = True
-        asked, lender = self.owner.engine, self.owner.lender(self.owner.engine)
+        asked, lender, forms = self.owner.engine, self.owner.lender(self.owner.engine), _forms()
         if lender is not None and self._took(lender.form, asked, x, answer):
             return
-        kept = self.choice.engine == asked and self._took(self.kept.open(self.choice), asked, x, answer)
+        kept = self.choice.engine == asked and self._took(forms.opened(self.kept, self.choice), asked, x, answer)
         if not kept:
             try:
-                self.form, self.engine = prepared(self.owner.model, x, asked), asked
+                self.form, self.engine = forms.prepared(self.owner.model, x, asked), asked
             except BadInput as error:
                 raise BadInput(f"--engine {asked}: {error}; say --engine auto") from error
             self.kept.store(Choice(engine=asked), getattr(self.form, "store", None))
@@ -146,15 +137,10 @@ class Shape:
 
     def _took(self, form: Callable[..., Tensor] | None, engine: str, x: Tensor, answer: Tensor) -> bool:
         """Use a form from now on, if there is one and its answer is the model's by the rule of `optimize`."""
-        if form is None:
+        if form is None or not _forms().agrees(form, self.owner.model, x, answer):
             return False
-        try:
-            seen = Reference(InFloat64(self.owner.model), (x,), {}, answer).error(form(x))
-        except Exception:  # the form does not run on this shape, or on this machine
-            return False
-        if seen.passes:
-            self.form, self.engine = form, engine
-        return seen.passes
+        self.form, self.engine = form, engine
+        return True
 
     def close(self) -> float:
         """Keep the seconds that plain PyTorch took at a shape without a choice, and return them."""
@@ -165,23 +151,11 @@ class Shape:
         return spent
 
 
-def prepared(model: nn.Module, x: Tensor, engine: str) -> ModelForm:
-    """A form of one engine, verified as `optimize` does. Raises BadInput if there is none."""
-    if engine == EAGER:
-        return model
-    candidate = CANDIDATES[engine]
-    bench = Workbench(model, (x,), {}, torch.get_num_threads())
-    if why := bench.obstacle or candidate.why_not(bench, None):
-        raise BadInput(why)
-    try:
-        form = candidate.prepare(bench, None)
-        trials = bench.verify(form)[0], bench.trials.later(form, None)
-    except Exception as error:  # whatever an engine raises
-        raise BadInput(f"it cannot run this model: {root_cause(error)}") from error
-    for seen in trials:
-        if not seen.passes:
-            raise BadInput(f"it differs from the model: {seen.problem or f'{seen.relative:.1e} of the output'}")
-    return form
+def _forms() -> Any:
+    """The engines' side. One picture never needs it, and it takes as long to load as a third of PyTorch."""
+    from leanconv.serving import forms
+
+    return forms
 
 
 def _gain(choice: Choice) -> str:

@@ -7,22 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanconv.engine.candidate import missing
-from leanconv.engine.candidates import EAGER, chosen
-from leanconv.engine.serving.kept import Kept
-from leanconv.engine.serving.rule import RACE_FROM_S, calls_left
-from leanconv.engine.serving.shape import AUTO, Shape
-from leanconv.errors import BadInput
 from leanconv.runs.digest import of_model
+from leanconv.serving.kept import Kept
+from leanconv.serving.rule import EAGER, RACE_FROM_S, calls_left
+from leanconv.serving.shape import AUTO, Shape
 
 # Shapes that get a form of their own. Further shapes run in plain PyTorch.
 MOST_FORMS = 16
 
 # Seconds of plain PyTorch from which a line says that it ran.
 SAY_FROM_S = 0.5
-
-# What the runtimes of `--engine NAME` need to prepare a form.
-_NEEDS = {"openvino": ("openvino",), "onnxruntime": ("onnx", "onnxscript", "onnxruntime")}
 
 
 class Served(nn.Module):
@@ -53,9 +47,9 @@ class Served(nn.Module):
         """
         super().__init__()
         if engine != AUTO:
-            chosen([engine])
-        if (needs := _NEEDS.get(engine)) and (why := missing(*needs)):
-            raise BadInput(f"--engine {engine}: {why}; or say --engine auto")
+            from leanconv.serving.forms import check  # the engines, which `auto` may never need
+
+            check(engine)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.model = model
         plain = engine == EAGER or (engine == AUTO and device.type != "cpu")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from leanconv.engine.serving import Served, rule, shape
-from leanconv.engine.serving.kept import Choice, Kept
 from leanconv.errors import BadInput, UnknownName
 from leanconv.models import build
 from leanconv.runs.digest import of_model
+from leanconv.serving import Served, forms, rule, shape
+from leanconv.serving.kept import Choice, Kept
 
 X = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -29,7 +29,7 @@ def lines():
 
 def ready(kept: Kept, model: nn.Module, engine: str = "fused") -> None:
     """Store an engine as a race would that found it ten times as fast."""
-    form = shape.prepared(model, X, engine)
+    form = forms.prepared(model, X, engine)
     kept.store(Choice(engine=engine, eager_ms=0.5, engine_ms=0.05), form.store)
 
 
@@ -62,7 +62,7 @@ def test_a_kept_engine_is_opened_and_agrees(model, tmp_path, lines, engine, monk
     pytest.importorskip({"fused": "torch"}.get(engine, engine))
     monkeypatch.setattr(rule, "OPEN_S", -1.0)
     ready(kept_of(model, tmp_path), model, engine)
-    monkeypatch.setattr(shape, "optimize", None)  # no race
+    monkeypatch.setattr(forms, "optimize", None)  # no race
     served = Served(model, folder=tmp_path, say=lines.append, left=lambda: 99)
     first, *later = call(served)
     assert torch.equal(first, model(X))
@@ -188,7 +188,7 @@ def test_an_engine_that_was_asked_for_runs(model, lines):
 @pytest.mark.slow
 def test_an_engine_that_was_asked_for_is_opened_the_next_time(model, tmp_path, lines, monkeypatch):
     first = call(Served(model, "fused", folder=tmp_path, say=lines.append))
-    monkeypatch.setattr(shape, "prepared", None)
+    monkeypatch.setattr(forms, "prepared", None)
     again = call(Served(model, "fused", folder=tmp_path, say=lines.append))
     torch.testing.assert_close(again[-1], first[-1], rtol=1e-5, atol=1e-5)
     assert "kept in" not in lines[0]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from leanconv.engine.serving.rule import (
+from leanconv.serving.rule import (
     EAGER,
     LEAST_RACE_S,
     MOST_RACE_S,
