@@ -171,7 +171,7 @@ class _Swapped(ast.NodeTransformer):
     def __init__(self, old: ast.AST, new: ast.AST) -> None:
         self.old, self.new = old, new
 
-    def visit(self, node: ast.AST) -> Any:
+    def visit(self, node: Any) -> Any:
         return self.new if node is self.old else super().visit(node)
 
 

@@ -114,8 +114,9 @@ class _Branches(torch.autograd.Function):
             maps = list(ctx.layer.branches(x))
         edges = [torch.autograd.graph.get_gradient_edge(each) if each.requires_grad else None for each in maps]
         maps = [each.detach() for each in maps]
-        *found, sums = cpu.normalized_blend_gradient_(grad, *maps, *norms, gate, statistics, *ctx.settings)
-        del maps, grad
+        own: Any = (*maps, *norms, gate, statistics, *ctx.settings)
+        *found, sums = cpu.normalized_blend_gradient_(grad, *own)
+        del maps, own, grad
         leaves = [each for each in (x, *weights) if each.requires_grad]
         ends = [(edge, each) for edge, each in zip(edges, found, strict=True) if edge is not None]
         roots, slopes = [edge for edge, _ in ends], [each for _, each in ends]

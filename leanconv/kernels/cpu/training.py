@@ -162,7 +162,8 @@ def normalized(
         return norm_act_ops.result(x, weight, bias, residual, act, eps)
     y, statistics = norm_act_ops.new_map(x), _sums(x, 2, x.shape[1])
     residual = None if residual is None else readable(residual)
-    norm_kernels.forward(readable(x), *_given(weight, bias), residual, act, eps, y, statistics)
+    scale, shift = _given(weight, bias)
+    norm_kernels.forward(readable(x), scale, shift, residual, act, eps, y, statistics)
     return y, statistics
 
 
@@ -176,8 +177,8 @@ def normalized_gradient(
     found, sums = norm_act_ops.new_map(grad), _sums(x, 2, x.shape[1])
     through = None if y is None else norm_act_ops.new_map(grad)
     y = None if y is None else readable(y)
-    given = *_given(weight, bias), y, statistics.contiguous(), act, eps
-    norm_kernels.gradients(readable(grad), readable(x), *given, found, through, sums)
+    (scale, shift), statistics = _given(weight, bias), statistics.contiguous()
+    norm_kernels.gradients(readable(grad), readable(x), scale, shift, y, statistics, act, eps, found, through, sums)
     return found, grad.new_empty(0) if through is None else through, sums
 
 
