@@ -16,6 +16,7 @@ import argparse
 import copy
 import hashlib
 import inspect
+import json
 import re
 import time
 from collections.abc import Iterable
@@ -109,9 +110,9 @@ def fit_code(operator: str) -> str:
 
 
 def recovery_code(operator: str) -> str:
-    """A digest of the same, of the recipe `recover` and of the sources of distillation."""
-    sources = sorted((PACKAGE / "train" / "distillation").glob("*.py"))
-    return _digest([*sources, PACKAGE / "recipes" / "recover.toml"], fit_code(operator))
+    """A digest of the same, of the settings of the recipe `recover` and of the sources of distillation."""
+    settings = json.dumps(recipes.read("recover"), sort_keys=True)
+    return _digest(sorted((PACKAGE / "train" / "distillation").glob("*.py")), fit_code(operator), settings)
 
 
 def _digest(files: Iterable[Path], *words: str) -> str:

@@ -97,9 +97,8 @@ def test_code_of_a_row_is_of_its_sources(tmp_path, monkeypatch):
     shutil.copytree(keep_learnt.PACKAGE, tmp_path / "leanconv", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(keep_learnt, "PACKAGE", tmp_path / "leanconv")
     assert keep_learnt.fit_code("hetconv(part=4)") == het
-    before = keep_learnt.recovery_code("hetconv")
-    with (tmp_path / "leanconv/recipes/recover.toml").open("a") as file:
-        file.write("# other\n")
+    before, settings = keep_learnt.recovery_code("hetconv"), keep_learnt.recipes.read("recover")
+    monkeypatch.setattr(keep_learnt.recipes, "read", lambda name: settings | {"lr": 0.5})
     assert keep_learnt.recovery_code("hetconv") != before
     with (tmp_path / "leanconv/convert/fit/refine.py").open("a") as file:
         file.write("# other\n")
