@@ -1,19 +1,25 @@
 """How much of a trained classifier is left right after a uniform swap: fresh, projected, fitted on unlabelled images.
 
-    python -m benchmarks.keep_learnt RUN DATA [--recover "hetconv(part=4)"]
+    python -m benchmarks.keep_learnt RUN DATA [--recover "hetconv(part=4)"] [--recover-fresh "hetconv(part=4)"]
 
 RUN: the run folder of a trained network. DATA: its data (CIFAR-10 as Parquet, "DIR?val=0"). All convolutions that the
 operator replaces are swapped, except the first. A fit sees `--images` training images without their labels. Nothing is
 trained, but for the operators that `--recover` names: for them the recipe `recover` runs for one epoch, from a fit of
-its own. Beside the operators stand Tucker-2 and network decoupling (`benchmarks/baselines.py`), fitted on the same
-images. Top-1 is of `--test` test images, spread evenly over the split; after an epoch of all of them. Every finished
-operator updates benchmarks/results/keep_learnt.json; a killed benchmark goes on where it stopped.
+its own; for those of `--recover-fresh` the same recipe runs from fresh layers. Beside the operators stand Tucker-2 and
+network decoupling (`benchmarks/baselines.py`), fitted on the same images. Top-1 is of `--test` test images, spread
+evenly over the split; after an epoch of all of them. Every finished operator updates
+benchmarks/results/keep_learnt.json; a killed benchmark goes on where it stopped. Figures of another network, and of
+other code of the fit, the operator or the recovery, are measured again.
 """
 
 import argparse
 import copy
+import hashlib
+import inspect
+import json
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +31,10 @@ from leanconv import recipes
 from leanconv.convert import Applied, Plan, apply_, plan
 from leanconv.files import read_json, write_json
 from leanconv.measure.device import describe
-from leanconv.registry import names
+from leanconv.nn import starts
+from leanconv.registry import get, names, parse
 from leanconv.runs import load
+from leanconv.runs.digest import of_model
 from leanconv.table import si, table
 from leanconv.train.data.augment import to_float
 from leanconv.train.data.open_labelled import open_labelled
@@ -41,6 +49,7 @@ FIRST = (
 )  # fmt: skip
 BASELINES = ("tucker2(share=0.45)", "decoupled(terms=2)", "decoupled(terms=3)")
 BATCH = 100
+PACKAGE = Path(starts.__file__).parents[1]
 
 
 def main() -> None:
@@ -54,7 +63,7 @@ def main() -> None:
         "command": "python -m benchmarks.keep_learnt RUN DATA",
         "machine": describe(),
         "threads": arguments.threads,
-        "network": _network(arguments.run),
+        "network": _network(arguments.run) | {"weights": of_model(dense)},
         "fit_images": len(given.images),
         "test_images": len(labels),
         "dense": {"top1": top1(dense, images, labels)},
@@ -63,33 +72,52 @@ def main() -> None:
     path = Path(arguments.out)
     if path.exists() and all(read_json(path).get(key) == report[key] for key in ("network", "fit_images", "dense")):
         report["rows"] = read_json(path)["rows"]
+    rows = {row["operator"]: row for row in report["rows"]}
     for operator in arguments.operators or operators():
-        if any(row["operator"] == operator for row in report["rows"]):
+        if rows.get(operator, {}).get("code") == fit_code(operator):
             continue
         steps = plan(dense, given.images[:1].float(), to=operator)
         if steps.swapped:
-            report["rows"].append(kept(dense, steps, operator, given, images, labels))
+            rows[operator] = kept(dense, steps, operator, given, images, labels)
+            report["rows"] = list(rows.values())
             write_json(path, report)
-            print(f"{operator}: {report['rows'][-1]}", flush=True)
-    for operator in arguments.recover:
-        row = next((row for row in report["rows"] if row["operator"] == operator), None)
-        if row is not None and "recovered" not in row:
-            row |= recovered(arguments.run, operator, Path(arguments.runs) / re.sub(r"\W+", "-", operator))
-            write_json(path, report)
+            print(f"{operator}: {rows[operator]}", flush=True)
+    for init, asked in (("fit", arguments.recover), ("fresh", arguments.recover_fresh)):
+        for operator in asked:
+            row, code = rows.get(operator), recovery_code(operator)
+            if row is not None and row.get(f"recovered_{init}", {}).get("code") != code:
+                out = Path(arguments.runs) / "-".join([re.sub(r"\W+", "-", operator), init, code])
+                row[f"recovered_{init}"] = recovered(arguments.run, operator, init, out) | {"code": code}
+                write_json(path, report)
+                print(f"{operator}: {row[f'recovered_{init}']}", flush=True)
     write_json(path, report)
     print(show(report))
 
 
-def recovered(run: str, operator: str, out: Path) -> dict[str, Any]:
+def recovered(run: str, operator: str, init: str, out: Path) -> dict[str, Any]:
     """Top-1 on all test images after one epoch of the recipe `recover`, which goes on where it was stopped."""
-    recipe = Recipe.of(recipes.read("recover"), [f"teacher={run}", f"swap={operator}", f"out={out}", "epochs=1"])
-    folder = fit(recipe, resume=(out / "last").is_dir())
+    words = [f"teacher={run}", f"swap={operator}", f"init={init}", f"out={out}", "epochs=1"]
+    values = {key: value for key, value in recipes.read("recover").items() if init == "fit" or key != "fit_images"}
+    folder = fit(Recipe.of(values, words), resume=(out / "last").is_dir())
     metrics = read_json(folder.metrics)
-    return {
-        "recovered": metrics["test"]["top1"],
-        "recover_steps": metrics["steps"],
-        "recover_seconds": metrics["seconds"],
-    }
+    return {"top1": metrics["test"]["top1"], "steps": metrics["steps"], "seconds": metrics["seconds"]}
+
+
+def fit_code(operator: str) -> str:
+    """A digest of the sources that a fit of this operator runs."""
+    own = inspect.getsourcefile(get(parse(operator)[0]))
+    return _digest([*sorted((PACKAGE / "convert" / "fit").glob("*.py")), Path(starts.__file__), Path(str(own))])
+
+
+def recovery_code(operator: str) -> str:
+    """A digest of the same, of the settings of the recipe `recover` and of the sources of distillation."""
+    settings = json.dumps(recipes.read("recover"), sort_keys=True)
+    return _digest(sorted((PACKAGE / "train" / "distillation").glob("*.py")), fit_code(operator), settings)
+
+
+def _digest(files: Iterable[Path], *words: str) -> str:
+    parts = [file.read_bytes() for file in files] + [word.encode() for word in words]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def _arguments() -> argparse.Namespace:
@@ -103,6 +131,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--operators", nargs="+", help="operator strings (default: all, and the baselines)")
     parser.add_argument("--recover", nargs="+", default=[], help="operators that are trained for an epoch, too")
+    parser.add_argument("--recover-fresh", nargs="+", default=[], help="the same from fresh layers")
     parser.add_argument("--runs", default="runs/benchmarks/keep_learnt", help="folder of these trainings")
     parser.add_argument("--out", default=str(RESULTS))
     return parser.parse_args()
@@ -120,6 +149,7 @@ def kept(
     """One operator in place of all that it replaces: top-1 for each start, and what the fit took."""
     row: dict[str, Any] = {
         "operator": operator, "layers": len(steps.swapped), "macs": steps.after.macs, "dense_macs": steps.before.macs,
+        "code": fit_code(operator),
     }  # fmt: skip
     for init in ("fresh", "project", "fit"):
         model = copy.deepcopy(dense)
@@ -160,7 +190,7 @@ def show(report: dict[str, Any]) -> str:
     rows = [
         [row["operator"], row["layers"], si(row["macs"])]
         + [f"{100 * row[init]:.1f}" for init in ("fresh", "project", "fit")]
-        + [f"{row['fit_cpu_seconds']:.0f}", f"{100 * row['recovered']:.1f}" if "recovered" in row else "-"]
+        + [f"{row['fit_cpu_seconds']:.0f}", *(_after_epoch(row, init) for init in ("fit", "fresh"))]
         for row in report["rows"]
     ]
     note = [
@@ -169,9 +199,13 @@ def show(report: dict[str, Any]) -> str:
         f"{report['fit_images']} training images",
         str(report["machine"]),
     ]
-    return table(
-        ["operator", "layers", "MACs", "fresh %", "project %", "fit %", "CPU s", "an epoch %"], rows, note=note
-    )
+    head = ["operator", "layers", "MACs", "fresh %", "project %", "fit %", "CPU s", "an epoch %", "from fresh %"]
+    return table(head, rows, note=note)
+
+
+def _after_epoch(row: dict[str, Any], init: str) -> str:
+    found = row.get(f"recovered_{init}")
+    return f"{100 * found['top1']:.1f}" if found else "-"
 
 
 if __name__ == "__main__":

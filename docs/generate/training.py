@@ -71,7 +71,7 @@ def keep_learnt(stem: str, content: dict[str, Any]) -> str:
             f"{row['dense_macs'] / row['macs']:.2f}",
             *(f"{100 * row[init]:.1f}" for init in ("fresh", "project", "fit")),
             f"{row['fit_cpu_seconds']:.0f}",
-            f"{100 * row['recovered']:.1f}" if "recovered" in row else "-",
+            *(f"{100 * row[key]['top1']:.1f}" if key in row else "-" for key in ("recovered_fit", "recovered_fresh")),
         ]
         for row in content["rows"]
     ]
@@ -81,10 +81,10 @@ def keep_learnt(stem: str, content: dict[str, Any]) -> str:
         "## What is left of a trained network right after a swap",
         f"`{network['reference']}` after {network['epochs']} epochs on CIFAR-10: top-1 {100 * dense:.1f} % of "
         f"{content['test_images']} test images. The operator stands in place of all convolutions that it replaces, but "
-        f"the first. A fit saw {content['fit_images']} training images, no label. The last column is after an epoch of "
-        "the recipe `recover`, on all test images. `tucker2` and `decoupled` are two known ways to factorise a "
-        "convolution, with the same fit. One run each.",
-        table([*head, "after an epoch"], cells, "lrrrrrrr"),
+        f"the first. A fit saw {content['fit_images']} training images, no label. The last two columns are "
+        "after an epoch of the recipe `recover`, from the fit and from fresh layers, on all test images. `tucker2` and "
+        "`decoupled` are two known ways to factorise a convolution, with the same fit. One run each.",
+        table([*head, "after an epoch", "from fresh"], cells, "lrrrrrrrr"),
         f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
     ).rstrip()
 

@@ -1,6 +1,7 @@
 """The benchmark of the starts: its baselines against brute force, a whole round on a tiny run, a killed one goes on."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from benchmarks import keep_learnt
 from benchmarks.baselines import DecoupledConv2d, Tucker2Conv2d
 from leanconv import registry
 from leanconv.runs import RunFolder, load
+from leanconv.runs.digest import of_model
 from leanconv.spec import ConvSpec
 
 CASES = [(Tucker2Conv2d, {"share": 0.5}), (DecoupledConv2d, {"terms": 2})]
@@ -80,5 +82,24 @@ def test_a_whole_round_and_one_that_goes_on(tmp_path, monkeypatch, capsys):
     report = json.loads(out.read_text())
     assert [row["operator"] for row in report["rows"]] == ["hetconv(part=4)", "tucker2(share=0.45)"]
     assert all(0 <= row[init] <= 1 for row in report["rows"] for init in ("fresh", "project", "fit"))
-    assert report["network"] == {"reference": reference, "epochs": 3}
+    assert report["network"] == {"reference": reference, "epochs": 3, "weights": of_model(run.load_model())}
     assert capsys.readouterr().out.count("hetconv(part=4): {") == 1  # the second run took it from the file
+    monkeypatch.setattr(keep_learnt, "fit_code", lambda operator: "another")
+    keep_learnt.main()
+    assert {row["code"] for row in json.loads(out.read_text())["rows"]} == {"another"}  # other code: measured again
+
+
+def test_code_of_a_row_is_of_its_sources(tmp_path, monkeypatch):
+    het, separable = (keep_learnt.fit_code(each) for each in ("hetconv(part=4)", "depthwise_separable"))
+    assert het != separable
+    assert het == keep_learnt.fit_code("hetconv(part=2)")
+    assert keep_learnt.recovery_code("hetconv") != het
+    shutil.copytree(keep_learnt.PACKAGE, tmp_path / "leanconv", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(keep_learnt, "PACKAGE", tmp_path / "leanconv")
+    assert keep_learnt.fit_code("hetconv(part=4)") == het
+    before, settings = keep_learnt.recovery_code("hetconv"), keep_learnt.recipes.read("recover")
+    monkeypatch.setattr(keep_learnt.recipes, "read", lambda name: settings | {"lr": 0.5})
+    assert keep_learnt.recovery_code("hetconv") != before
+    with (tmp_path / "leanconv/convert/fit/refine.py").open("a") as file:
+        file.write("# other\n")
+    assert keep_learnt.fit_code("hetconv(part=4)") != het

@@ -27,9 +27,9 @@ from leanconv.train.step.modes import (
 from leanconv.train.step.optimize_training import BUDGET_S, FastTraining, choose
 from leanconv.train.step.race import OnPart, compile_s
 
-# A race may take this share of the run's time. A run of fewer steps is not raced: the share is then 40 steps. They
+# A race may take this share of the run's time. A run of fewer steps is not raced: the share is then 25 steps. They
 # suffice to check two modes and to time them in turns.
-SHARE, FEW_STEPS = 0.05, 800
+SHARE, FEW_STEPS = 0.05, 500
 
 
 def decided(recipe: Recipe, state: State, left: int) -> str:

@@ -51,8 +51,9 @@ def test_the_whole_way(trained, asked, stages, tmp_path):
     assert (recovery.teacher, recovery.epochs, recovery.swap) == (str(trained.path), 2, "")
     assert found["dense"]["score"] == pytest.approx(score_run(trained.path).dice)
     assert found[report.best]["score"] == pytest.approx(score_run(asked.out).dice)
-    fresh = fit(replace(recovery, model="leanconv:unet?base=4&levels=2&conv=depthwise_separable", teacher="",
-                        blockwise_steps=0, out=str(tmp_path / "fresh")), progress=False)  # fmt: skip
+    untaught = {"teacher": "", "teacher_weight": Recipe.teacher_weight, "temperature": Recipe.temperature}
+    fresh = fit(replace(recovery, model="leanconv:unet?base=4&levels=2&conv=depthwise_separable", **untaught,
+                        out=str(tmp_path / "fresh")), progress=False)  # fmt: skip
     assert found["recover"]["score"] > score_run(fresh.path).dice
     assert (tmp_path / "lean.onnx").is_file()
     assert "the same as the model" in str(report)
