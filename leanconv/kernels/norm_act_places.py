@@ -1,12 +1,23 @@
 """The syntax of `act(norm(x) + residual)` in a function, and `norm_act` in its place. See `rewritten`."""
 
 import ast
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 RUN = "_norm_act"  # what the new code calls
 # Statements that a norm may be computed after instead of before: others may leave, or change how it is computed.
 _HARMLESS = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.If, ast.Pass)
+# What may read a variable at another time than its own line.
+_SCOPES = (
+    ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp,
+    ast.GeneratorExp, ast.Try, ast.TryStar,
+)  # fmt: skip
+# Expressions that compute each of their parts once.
+_STRAIGHT = (
+    ast.Call, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Tuple, ast.List, ast.Dict, ast.Starred, ast.Attribute,
+    ast.Subscript,
+)  # fmt: skip
 Kinds = dict[str, str]  # dotted path as the source has it ("self.bn1", "F.relu") -> "norm", "act" or "identity"
 
 
@@ -19,7 +30,34 @@ def path_of(node: ast.AST) -> str:
 
 
 def _mentions(node: ast.AST, name: str) -> int:
-    return sum(isinstance(each, ast.Name) and each.id == name for each in ast.walk(node))
+    return sum(_is(each, name) for each in ast.walk(node))
+
+
+def _is(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+
+
+def _reads(node: ast.AST, name: str) -> int:
+    """How often it takes the variable as an operand: a new tensor results. A call could write into the variable."""
+    found = int(_is(node, name))
+    for each in ast.walk(node):
+        if isinstance(each, ast.BinOp):
+            found += _is(each.left, name) + _is(each.right, name)
+        elif isinstance(each, ast.AugAssign):
+            found += _is(each.value, name)
+    return found
+
+
+def _straight(node: ast.AST) -> Iterator[ast.AST]:
+    """The expressions in one that are computed once whenever it is."""
+    yield node
+    if isinstance(node, _STRAIGHT):
+        for each in ast.iter_child_nodes(node):
+            yield from _straight(each)
 
 
 def _is_harmless(statement: ast.stmt) -> bool:
@@ -32,11 +70,15 @@ def _is_harmless(statement: ast.stmt) -> bool:
 
 @dataclass
 class _Pending:
-    """A variable that holds a norm's result, perhaps with a residual added; where both are in the new block."""
+    """A variable that holds a norm's result, perhaps with a residual added; where both are in the new block.
+
+    Attributes: reads: variables whose tensors the norm or the addition still read.
+    """
 
     callees: list[ast.expr]
     x: ast.expr
-    at: int
+    at: int = -1
+    reads: set[str] = field(default_factory=set)
     plus: ast.expr | None = None
     plus_at: int = -1
     in_place: bool = False
@@ -48,8 +90,12 @@ class Places(ast.NodeTransformer):
     Attributes: norms: the paths of the norms whose places it found.
     """
 
-    def __init__(self, kinds: Kinds) -> None:
+    def __init__(self, function: ast.FunctionDef, kinds: Kinds) -> None:
         self.kinds = kinds
+        self._own = function.args.args[0].arg
+        # Inner functions may read these whenever they are called, handlers of exceptions whenever one comes.
+        scopes = [each for each in ast.walk(function) if isinstance(each, _SCOPES) and each is not function]
+        self._shared = {name for each in scopes for name in _names(each)}
         self.norms: list[str] = []
         self._temporary = 0
 
@@ -59,14 +105,20 @@ class Places(ast.NodeTransformer):
         for given in statements:
             statement: Any = self.visit(given)
             target = _target(statement)
+            for name in [name for name, found in pending.items() if self._disturbs(statement, found)]:
+                del pending[name]
             if not self._completed(statement, target, pending, made):
                 grown = target if _added(statement, target, pending, made) else ""
+                if grown and (plus := pending[grown].plus):
+                    pending[grown].reads |= _names(plus) - {self._own}
                 waits = _is_harmless(statement)
                 for name in list(pending):
-                    if name != grown and (not waits or _mentions(statement, name)):
+                    # Nothing stands between an addition and its activation: it could change what is added.
+                    if name != grown and (not waits or _mentions(statement, name) or pending[name].plus is not None):
                         del pending[name]
-            if isinstance(statement, ast.Assign) and target and (chain := self._chain(statement.value)):
-                pending[target] = _Pending(*chain, at=len(made))
+            ours = isinstance(statement, ast.Assign) and target and target not in self._shared
+            if ours and (chain := self._chain(statement.value)):
+                pending[target] = _Pending(*chain, at=len(made), reads=self._read(chain[1]) - {target})
             made.append(statement)
         return made
 
@@ -90,11 +142,23 @@ class Places(ast.NodeTransformer):
         if chain := self._chain(value):
             return self._call(node, *chain)
         if left is not None and right is not None:
-            if chain := self._chain(left):
+            if (chain := self._chain(left)) and not self._disturbs(right, _Pending(*chain, reads=self._read(chain[1]))):
                 return self._call(node, *chain, plus=right)
             if chain := self._chain(right):
                 return self._call(node, *chain, plus=left, plus_first=True)
         return node
+
+    def _read(self, x: ast.expr) -> set[str]:
+        """Variables whose tensors an expression may hand on. A module of this one makes a new tensor."""
+        made = isinstance(x, ast.Call) and path_of(x.func).startswith(f"{self._own}.")
+        return set() if made else _names(x) - {self._own}
+
+    def _disturbs(self, node: ast.AST, found: _Pending) -> bool:
+        """Whether it calls the same norm, whose statistics move in order, or may write into what is still read."""
+        norms = {path for path in map(path_of, found.callees) if self.kinds[path] == "norm"}
+        return any(path_of(each) in norms for each in ast.walk(node)) or any(
+            _mentions(node, name) != _reads(node, name) for name in found.reads
+        )
 
     def _is_act(self, node: ast.AST) -> bool:
         """Whether it calls an activation with one expression; it may say that it works in place."""
@@ -137,7 +201,7 @@ class Places(ast.NodeTransformer):
         for name, found in list(pending.items()):
             if _mentions(statement.value, name) != 1 or (isinstance(statement, ast.Assign) and target != name):
                 continue
-            for node in ast.walk(statement.value):
+            for node in _straight(statement.value):
                 if self._is_act(node) and self._finish(statement, node, name, found, made):  # type: ignore[arg-type]
                     pending.clear()
                     return True

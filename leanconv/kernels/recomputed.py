@@ -28,6 +28,8 @@ def replacement(layer: nn.Module, parts: normalized_gates.Gated | None) -> tuple
     None where there is nothing to gain.
     """
     kind = getattr(type(layer), "name", "")
+    if not _is_ours(layer):
+        return None
     if parts is not None:
         name, method = "forward", functools.partial(_gated, layer, parts)
     elif kind == "depthwise_separable" and not getattr(layer, "block", True):
@@ -39,8 +41,23 @@ def replacement(layer: nn.Module, parts: normalized_gates.Gated | None) -> tuple
     return None if name in layer.__dict__ else (name, method)
 
 
+def _is_ours(layer: Any) -> bool:
+    """Whether no subclass of somebody else computes the layer: it may draw numbers, or do more than we know."""
+    methods = (getattr(type(layer), name, None) for name in ("forward", "branches", "_dealt", "_conv", "_gated_sum"))
+    return all(getattr(method, "__module__", "leanconv").startswith("leanconv.") for method in methods if method)
+
+
+def _keeps_nothing(part: nn.Module) -> bool:
+    """Whether a part of a layer computes the same in each call, and changes nothing of itself."""
+    return type(part).__module__.startswith(("leanconv.", "torch.nn.modules.conv", "torch.nn.modules.pooling")) or (
+        type(part) is nn.Identity
+    )
+
+
 def _plain(layer: nn.Module, x: Tensor) -> bool:
     """Whether the layer runs as it is: without a gradient, watched by somebody, or of a type that kernels lack."""
+    left_out = _LEFT_OUT if hasattr(type(layer), "branches") else ()
+    inner = [each for each in layer.modules() if each is not layer and not isinstance(each, left_out)]
     return (
         not torch.is_grad_enabled()
         or not (x.requires_grad or any(p.requires_grad for p in layer.parameters()))
@@ -48,7 +65,8 @@ def _plain(layer: nn.Module, x: Tensor) -> bool:
         or torch.jit.is_tracing()
         or x.device.type != "cpu"
         or x.dtype not in cpu.TYPES
-        or watched(*(each for each in layer.modules() if each is not layer and not isinstance(each, _LEFT_OUT)))
+        or watched(*inner)
+        or not all(map(_keeps_nothing, inner))
     )
 
 
@@ -120,13 +138,13 @@ class _Branches(torch.autograd.Function):
         leaves = [each for each in (x, *weights) if each.requires_grad]
         ends = [(edge, each) for edge, each in zip(edges, found, strict=True) if edge is not None]
         roots, slopes = [edge for edge, _ in ends], [each for _, each in ends]
-        gradients = iter(torch.autograd.grad(roots, leaves, slopes) if leaves else ())
+        gradients = iter(torch.autograd.grad(roots, leaves, slopes, allow_unused=True) if leaves else ())
         of_norms = [None if p is None else s.to(p.dtype) for p, s in zip(norms, sums.unbind(), strict=True)]
         to_x, *to_weights = list(_in_order([x, *weights], gradients))
         return None, None, to_x, *of_norms, *to_weights
 
 
-def _in_order(tensors: list[Tensor], gradients: Iterator[Tensor]) -> Iterator[Tensor | None]:
+def _in_order(tensors: list[Tensor], gradients: Iterator[Tensor | None]) -> Iterator[Tensor | None]:
     """The gradients of those that want one; None for the others."""
     return (next(gradients) if each.requires_grad else None for each in tensors)
 

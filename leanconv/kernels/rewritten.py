@@ -23,6 +23,7 @@ import itertools
 import operator
 import textwrap
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,12 +36,11 @@ _CLASS = "__class__"
 _FUTURE = functools.reduce(
     operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
-_made: dict[tuple[Any, ...], tuple[Callable[..., Any], list[str]] | None] = {}
 
 
 def rewritten(module: nn.Module) -> tuple[types.MethodType, list[str]] | None:
     """A `forward` for this module with norms and activations in one, and these norms' names; None: there are none."""
-    if "forward" in module.__dict__:
+    if "forward" in module.__dict__ and not _is_its_own(module):
         return None
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         names = [name for name, norm, act in _neighbours(module) if type(norm) is nn.BatchNorm2d and kind(act)]
@@ -50,12 +50,14 @@ def rewritten(module: nn.Module) -> tuple[types.MethodType, list[str]] | None:
         return None
     if (tree := _source(function)) is None:
         return None
-    found = _kinds(module, function, tree)
-    key = (function, tuple(sorted(found.items())))
-    if key not in _made:
-        _made[key] = _compiled(function, tree, found)
-    made = _made[key]
+    made = _compiled(function, tuple(sorted(_kinds(module, function, tree).items())))
     return None if made is None else (types.MethodType(made[0], module), made[1])
+
+
+def _is_its_own(module: nn.Module) -> bool:
+    """Whether the module's `forward` is its class's: so a pickle has it that was made while kernels were in use."""
+    own = module.__dict__["forward"]
+    return isinstance(own, types.MethodType) and own.__self__ is module and own.__func__ is type(module).forward
 
 
 def _neighbours(module: nn.Sequential) -> Iterator[tuple[str, nn.Module, nn.Module]]:
@@ -127,10 +129,14 @@ def _made_of(function: types.FunctionType, tree: ast.FunctionDef) -> types.Funct
     return made
 
 
+@functools.lru_cache(512)
 def _compiled(
-    function: types.FunctionType, tree: ast.FunctionDef, kinds: Kinds
+    function: types.FunctionType, kinds: tuple[tuple[str, str], ...]
 ) -> tuple[Callable[..., Any], list[str]] | None:
-    places, tree = Places(kinds), copy.deepcopy(tree)
+    tree = copy.deepcopy(_source(function))
+    if tree is None:
+        return None
+    places = Places(tree, dict(kinds))
     tree.body = places.block(tree.body)
     if not places.norms:
         return None
@@ -140,14 +146,25 @@ def _compiled(
 def _kinds(module: nn.Module, function: types.FunctionType, tree: ast.FunctionDef) -> Kinds:
     """What the functions are that the source calls."""
     own, found = tree.args.args[0].arg, {}
+    norms: dict[str, nn.Module] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (path := path_of(node.func)):
             root, *rest = path.split(".")
             value = module if root == own else function.__globals__.get(root)
             for name in rest:
-                value = getattr(value, name, None)
-            if type(value) is nn.BatchNorm2d or type(value) is nn.Identity:
-                found[path] = "norm" if type(value) is nn.BatchNorm2d else "identity"
-            elif kind(value) is not None:
-                found[path] = "act"
-    return found
+                value = _part(value, name)
+            if type(value) is nn.BatchNorm2d:
+                norms[path] = value
+            elif type(value) is nn.Identity or kind(value) is not None:
+                found[path] = "identity" if type(value) is nn.Identity else "act"
+    # A norm of two names: which of its calls is the first, the source does not show.
+    times = Counter(map(id, norms.values()))
+    return found | {path: "norm" for path, norm in norms.items() if times[id(norm)] == 1}
+
+
+def _part(value: Any, name: str) -> Any:
+    """A submodule or an attribute; no property runs for it."""
+    if isinstance(value, nn.Module) and name in value._modules:
+        return value._modules[name]
+    found = inspect.getattr_static(value, name, None)
+    return found.__func__ if isinstance(found, staticmethod) else found

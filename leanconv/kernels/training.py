@@ -60,11 +60,11 @@ class TrainingKernels:
         self.kinds = Counter(type(layer).__name__ for layer in layers.values())
 
     def remove(self) -> None:
-        """Every layer as it was before; a second call does nothing."""
-        for module, attribute, _ in self._changed:
+        """Every layer as it was before; a second call does nothing. What others have put there since then stays."""
+        for module, attribute, value in self._changed:
             if attribute == _GROUPED:
                 module.__dict__[attribute] = True
-            else:
+            elif module.__dict__.get(attribute) is value:
                 module.__dict__.pop(attribute, None)
         self._changed.clear()
 

@@ -122,6 +122,104 @@ class BothPending(Block):
         return out + identity
 
 
+class WritesResidual(Block):
+    """An activation in place, after the addition and before its own activation."""
+
+    def forward(self, x):
+        identity = self.conv2(x)
+        out = self.bn1(self.conv1(x))
+        out += identity
+        identity = F.relu_(identity)
+        out = self.relu(out)
+        return out + identity
+
+
+class Siamese(Block):
+    """The running statistics move by `a` first."""
+
+    def forward(self, x):
+        a = self.bn1(self.conv1(x))
+        b = self.bn1(self.conv2(x))
+        a = self.relu(a)
+        b = self.relu(b)
+        return a + b
+
+
+class SumOfOne(Block):
+    def forward(self, x):
+        return F.relu(self.bn1(self.conv1(x)) + self.bn1(self.conv2(x)))
+
+
+class TwoNames(Block):
+    def __init__(self):
+        super().__init__()
+        self.bn2 = self.bn1
+
+    def forward(self, x):
+        out = self.bn1(self.conv1(x))
+        other = self.bn2(self.conv2(x))
+        return F.relu(out) + other
+
+
+class Repeats(Block):
+    def forward(self, x):
+        out = self.bn1(self.conv1(x))
+        return sum([F.relu(out) for _ in range(3)])
+
+
+class Sometimes(Block):
+    """The norm is computed, its activation is not."""
+
+    def forward(self, x):
+        out = self.bn1(self.conv1(x))
+        return F.relu(out) if x.shape[0] > 100 else x
+
+
+class Inner(Block):
+    def forward(self, x):
+        out = x
+
+        def mean():
+            return out.mean()
+
+        out = self.bn1(self.conv1(x))
+        scale = mean() + 2
+        out = F.relu(out)
+        return out * scale
+
+
+class Tries(Block):
+    def forward(self, x):
+        out = x
+        try:
+            out = self.bn1(self.conv1(x))
+            return F.relu(out)
+        finally:
+            with torch.no_grad():
+                self.bn2.running_mean += out.mean()
+
+
+class WritesInput(Block):
+    """PyTorch has no gradient of it; a frozen part of a model runs it."""
+
+    def forward(self, x):
+        x = self.conv1(x)
+        out = self.bn1(x)
+        x += 1
+        out = F.relu(out)
+        return F.relu(self.bn2(x) + F.relu_(x)) + out
+
+
+class ReadsInput(Block):
+    """The norm's input and the residual are one tensor, that nothing writes into."""
+
+    def forward(self, x):
+        out = self.bn1(x)
+        y = x * 2
+        out = F.relu(out + x)
+        return F.relu(self.bn2(y) + y) + out
+
+
 MODELS = {
     "sequence": (lambda: nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.BatchNorm2d(8)), ["silu"]),
     "block": (lambda: Block(), ["relu", "relu+"]),
@@ -133,6 +231,15 @@ MODELS = {
     "returns": (lambda: Returns(), []),
     "statement": (lambda: Statement(), []),
     "both pending": (lambda: BothPending(), []),
+    "writes residual": (lambda: WritesResidual(), []),
+    "siamese": (lambda: Siamese(), ["relu"]),
+    "sum of one norm": (lambda: SumOfOne(), ["relu+"]),
+    "two names": (lambda: TwoNames(), []),
+    "repeats": (lambda: Repeats(), []),
+    "sometimes": (lambda: Sometimes(), []),
+    "inner function": (lambda: Inner(), []),
+    "tries": (lambda: Tries(), []),
+    "reads input": (lambda: ReadsInput(), ["relu+", "relu+"]),
     "hardswish": (lambda: nn.Sequential(nn.BatchNorm2d(8), nn.Hardswish(), nn.BatchNorm2d(8, affine=False), nn.ReLU6()),
                   ["hardswish", "relu6"]),
     "unknown activation": (lambda: nn.Sequential(nn.BatchNorm2d(8), nn.GELU(), nn.BatchNorm2d(8), nn.ReLU6()),
@@ -337,6 +444,60 @@ def test_a_source_that_is_not_what_runs_is_left_alone():
     assert use_training_kernels_(Other()).layers == []
     Other.forward = torch.no_grad()(plain)
     assert use_training_kernels_(Other()).layers == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_input_that_changes_after_its_norm(training):
+    model, x = WritesInput().train(training), image()
+    plain = copy.deepcopy(model)
+    with use_training_kernels_(model), torch.no_grad():
+        torch.testing.assert_close(model(x), plain(x), atol=1e-4, rtol=1e-4)
+    for a, b in zip(model.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_no_property_runs():
+    class Fitted(Block):
+        @property
+        def scale(self):
+            raise RuntimeError("fit it first")
+
+        def forward(self, x):
+            return self.relu(self.bn1(x if self.training else self.scale(x)))
+
+    assert use_training_kernels_(Fitted()).layers == ["bn1"]
+
+
+def test_a_forward_that_somebody_set_since_stays():
+    model, x = made("block"), image()
+    with use_training_kernels_(model):
+        inner = model.forward
+        model.forward = lambda x: inner(x) + 100
+    assert float(model(x).detach().min()) >= 100
+
+
+def test_a_model_that_was_pickled_with_kernels_can_have_them():
+    model, file = made("block"), io.BytesIO()
+    with use_training_kernels_(model):
+        torch.save(model, file)
+    loaded = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    assert use_training_kernels_(loaded).layers == ["bn1", "bn2"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")  # PyTorch's own, of its batch_norm
+def test_gradients_in_forward_mode_are_pytorch_s(runs):
+    model, x = made("functional"), image()
+    model.conv1 = model.conv2 = nn.Identity()
+
+    def slope():
+        with torch.autograd.forward_ad.dual_level():
+            y = model(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+            return torch.autograd.forward_ad.unpack_dual(y).tangent.clone()
+
+    expected = slope()
+    with use_training_kernels_(model):
+        torch.testing.assert_close(slope(), expected)
+    assert runs == []
 
 
 @pytest.mark.slow

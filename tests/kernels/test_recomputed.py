@@ -150,3 +150,51 @@ def test_no_more_memory_than_dense_layers(kind):
             held[name] = peak_bytes(lambda model=model: model(x).sum().backward())
     map_bytes = x.numel() * 4
     assert held[kind] <= held["dense"] + 2.1 * map_bytes  # both branches, of one layer at a time
+
+
+class _Drawn(DepthwiseSeparableConv2d):
+    def forward(self, x):
+        return super().forward(x * torch.rand(()))
+
+
+class _Doubled(SPLConv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def _spectral():
+    layer = DepthwiseSeparableConv2d(8, 12, 3, padding=1)
+    torch.nn.utils.parametrizations.spectral_norm(layer.pointwise)
+    return layer
+
+
+def _normed():
+    layer = DepthwiseSeparableConv2d(8, 12, 3, padding=1)
+    layer.pointwise = nn.Sequential(layer.pointwise, nn.BatchNorm2d(12))
+    return layer
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: _Drawn(8, 12, 3, padding=1), lambda: _Doubled(8, 12, 3, padding=1), _spectral, _normed]
+)
+def test_what_another_call_would_change_is_not_computed_again(make, again):
+    layer, x = make(), torch.randn(3, 8, 9, 11)
+    plain = copy.deepcopy(layer)
+    torch.manual_seed(1)
+    expected = step(plain, x)
+    with use_training_kernels_(layer, recompute=True):
+        torch.manual_seed(1)
+        found = step(layer, x)
+    assert not again
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_a_parameter_that_a_gated_layer_does_not_use_gets_no_gradient(again):
+    layer = made("splconv")
+    layer.unused = nn.Parameter(torch.ones(3))
+    with use_training_kernels_(layer, recompute=True):
+        layer(torch.randn(3, 8, 9, 11)).sum().backward()
+    assert again
+    assert layer.unused.grad is None
+    assert layer.pointwise.weight.grad is not None
