@@ -25,5 +25,7 @@ def results_of(name: str) -> Path:
     from leanconv.kernels import mask
 
     own = torch.backends.cpu.get_cpu_capability().lower().replace("avx512", "")
-    words = [name, *([mask(), "masked"] if mask() else [own])]
+    # The peers' own limits make a masked CPU too.
+    limit = mask() or os.environ.get("ATEN_CPU_CAPABILITY", "") or os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    words = [name, *([limit.lower(), "masked"] if limit else [own])]
     return Path(__file__).parent / "results" / f"{'_'.join(filter(None, words))}.json"

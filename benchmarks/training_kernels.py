@@ -88,12 +88,19 @@ def main() -> None:
                 rows.append(measured(layer, getattr(torch, kind), top, clock, arguments.rounds))
                 rows[-1] |= {"network": network, "dtype": kind, "threads": arguments.threads, "clock": clock}
                 rows[-1] |= {"machine": machine, "peaks": top.to_dict(), "commit": here, "command": command}
-            same = [(r["network"], r["dtype"], r["threads"], r["machine"]["name"]) for r in rows[:1]]
-            old = [r for r in old if (r["network"], r["dtype"], r["threads"], r["machine"]["name"]) not in same] + rows
+            old = [r for r in old if key_of(r) != key_of(rows[0])] + rows
             write_json(arguments.out, {"rows": old})
             print(show(network, kind, rows, top), end="\n\n", flush=True)
-        chosen = [r for r in old if r["dtype"] == kind and r["threads"] == arguments.threads]
+        here_now = key_of({"network": "", "dtype": kind, "threads": arguments.threads, "machine": machine})
+        chosen = [r for r in old if key_of(r | {"network": ""}) == here_now]
         print(f"{kind}, {arguments.threads} thread(s), all: {mean([r['speedup'] for r in chosen]):.2f}x", flush=True)
+
+
+def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """A table's place in the results. Two CPUs of one name differ in their instructions, or by a mask."""
+    machine = row["machine"]
+    about = row["network"], row["dtype"], row["threads"]
+    return *about, machine["name"], machine.get("isa"), machine.get("max_isa")
 
 
 def measured(sizes: Layer, dtype: torch.dtype, top: Peaks, clock: str, rounds: int) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def main() -> None:
             about = {"network": name, "threads": threads, "device": describe("cpu"), "commit": commit()}
             dense: Racer | None = None
             for operator in arguments.operators:
-                key = (name, operator, threads, about["device"]["name"])
+                key = key_of(about | {"operator": operator})
                 if arguments.resume and any(key_of(row) == key for row in rows):
                     continue
                 dense = dense or Racer(name, DENSE, threads, arguments.words)
@@ -109,8 +109,11 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def key_of(row: dict[str, Any]) -> tuple[str, str, int, str]:
-    return row["network"], row["operator"], row["threads"], row["device"]["name"]
+def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """A row's place in the results. Many a CPU calls itself "AMD EPYC": its instructions and a mask tell them apart."""
+    device = row["device"]
+    machine = device["name"], device.get("isa"), device.get("max_isa")
+    return row["network"], row["operator"], row["threads"], *machine
 
 
 class Racer:

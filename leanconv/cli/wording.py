@@ -27,15 +27,19 @@ def options_of(command: Callable[..., Any]) -> dict[str, str]:
 def as_typed(text: str, options: Mapping[str, str], arguments: Sequence[str]) -> str:
     """Name the options in an error's text as they are typed.
 
-    A value that the user typed is shown as typed. A plain word of the language, such as `data`, stays as it is unless
-    a value follows.
+    A value that the user typed is shown as typed. A plain word of the language, such as `data` or `threshold`, stays as
+    it is unless a value follows and the option was typed: references and recipes have such words too.
     """
     for name, option in options.items():
         typed = _typed(option, arguments)
+        text = text.replace(f"{option} (or {name}=True)", option)  # both ways of saying it
 
-        def said(match: re.Match[str], option: str = option, typed: str | None = typed) -> str:
+        def said(match: re.Match[str], name: str = name, option: str = option, typed: str | None = typed) -> str:
             value = match["value"]
-            return f"{option} {typed if typed is not None and _same(typed, value) else value}"
+            if typed is not None and _same(typed, value):
+                return f"{option} {typed}"
+            elsewhere = any(re.search(rf"[?&]{name}={re.escape(value)}(?![^&])", word) for word in arguments)
+            return match[0] if elsewhere or (typed is None and "_" not in name) else f"{option} {value}"
 
         text = re.sub(rf"{_BEFORE}{name}={_VALUE}", said, text)
         if "_" in name:

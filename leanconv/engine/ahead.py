@@ -13,10 +13,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import torch
 
+from leanconv.engine import helper
 from leanconv.kernels import usable_cores
 
 # From so many seconds of other preparations on a helper pays: it first imports PyTorch and its compiler.
@@ -53,24 +54,33 @@ class Ahead:
         self._finished, self._resting = 0, 0
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        # A group of its own in this session: if we die while it is stopped, the system ends it.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from leanconv.engine.ahead import main; main()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": path, "TORCH_WARM_POOL": "0"},
-            process_group=0,
-        )
-        self._said = cast(IO[bytes], self._process.stdout)
-        os.set_blocking(self._said.fileno(), False)
+        # A pipe of its own: what a site's start-up files and the model's modules print is no byte of ours.
+        hears, says = os.pipe()
+        self._said = os.fdopen(hears, "rb", buffering=0)
+        os.set_blocking(hears, False)
+        try:
+            # A group of its own in this session: if we die while it is stopped, the system ends it.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", helper.__file__, str(os.getpid()), str(says)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[says],
+                env=os.environ | {"PYTHONPATH": path, "TORCH_WARM_POOL": "0"},
+                process_group=0,
+            )
+        except BaseException:
+            self._said.close()
+            raise
+        finally:
+            os.close(says)
         threading.Thread(target=_feed, args=(self._process.stdin, first + listed), daemon=True).start()
 
     @property
     def finished(self) -> int:
         """How much of the list is done."""
         with contextlib.suppress(OSError):
-            self._finished += len(self._said.read() or b"")
+            self._finished += len(self._said.read(1 << 10) or b"")
         return self._finished
 
     @property
@@ -94,7 +104,7 @@ class Ahead:
     def end(self) -> None:
         """End the process. A compiler that it has started finishes its file, which others may find in the cache."""
         self._signal(signal.SIGCONT)
-        self._process.terminate()
+        self._process.kill()  # SIGTERM may be ignored or blocked, which a process inherits
         self._process.wait()
         self._said.close()
 
@@ -109,10 +119,9 @@ def _feed(stream: IO[bytes], data: bytes) -> None:
         stream.write(data)
 
 
-def main() -> None:
-    """The helper: do the work on standard input, as long as its parent lives; a byte for each that is done."""
-    parent, said = os.getppid(), os.dup(1)
-    os.dup2(2, 1)  # what compilers print is no byte of ours
+def main(parent: int, says: int) -> None:
+    """Do the work on standard input, as long as `parent` lives; a byte into `says` for each piece that is done."""
+    os.set_inheritable(says, False)
     os.nice(NICE)
     sys.path[:], threads = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
@@ -121,5 +130,5 @@ def main() -> None:
             break
         with contextlib.suppress(Exception):  # the engine says it when its turn comes
             run(*arguments)
-        os.write(said, b".")
+        os.write(says, b".")
     os._exit(0)

@@ -127,9 +127,11 @@ class Schedule:
     def _start(self) -> None:
         listed = [each for each in self.waiting if each.candidate.ahead is not None]
         before = sum(self.needs(each) for each in self.waiting if each not in listed)
-        weights = sum(t.nbytes for t in (*self._bench.model.parameters(), *self._bench.model.buffers()))
-        if not listed or self._bench.device.type != "cpu" or ahead.why_not(weights, min(before, self._budget.left)):
+        if not listed or self._bench.device.type != "cpu":
             return
         with contextlib.suppress(Exception):  # a model that no other process can load, or no process
-            self._ahead = Ahead([of(self._bench, each.dtype) for each in listed if (of := each.candidate.ahead)])
-            self._listed, self._bench.still = listed, self._ahead.rest
+            held = (*self._bench.model.parameters(), *self._bench.model.buffers())
+            weights = sum(t.untyped_storage().nbytes() for t in held)  # a copy of a view takes along what it views
+            if not ahead.why_not(weights, min(before, self._budget.left)):
+                self._ahead = Ahead([of(self._bench, each.dtype) for each in listed if (of := each.candidate.ahead)])
+                self._listed, self._bench.still = listed, self._ahead.rest

@@ -10,6 +10,8 @@ from benchmarks.fused_engine import PICTURES, SETS, Row, built, rows_of, summary
 from leanconv.measure.device import describe
 from leanconv.nn import HetConv2d
 
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+
 
 def entry(row, times, **more):
     made = {"model": row.model, "against": row.against, "size": row.size, "batch": row.batch, "threads": row.threads}
@@ -70,7 +72,20 @@ def test_rows_of_two_machines_stand_beside_each_other():
 def test_each_set_of_instructions_has_its_own_file(isa, mask, name, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: isa)
     monkeypatch.setattr("leanconv.kernels.mask", lambda: mask)
+    for limit in LIMITS:
+        monkeypatch.delenv(limit, raising=False)
     assert results_of("x").name == name
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_limit_of_the_peers_alone_is_a_mask_too(limit, monkeypatch):
+    """PyTorch then calls a CPU with AVX-512 one with AVX2."""
+    for each in LIMITS:
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(limit, "AVX2")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr("leanconv.kernels.mask", lambda: "")
+    assert results_of("x").name == "x_avx2_masked.json"
 
 
 def test_sets_take_the_clock_and_the_threads_that_were_asked_for():

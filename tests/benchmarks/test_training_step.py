@@ -1,6 +1,7 @@
 """The benchmark of training steps: rows, modes, resuming, and its table and page."""
 
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -64,3 +65,15 @@ def test_the_words_make_every_combination():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
     names = [mode.name for mode in modes(model, ["channels_last", "bfloat16"])]
     assert names == ["eager", "channels_last", "bfloat16", "channels_last bfloat16"]
+
+
+@pytest.mark.parametrize("module", ["training_step", "training_kernels"])
+def test_two_machines_of_one_name_have_rows_of_their_own(module):
+    key_of = import_module(f"benchmarks.{module}").key_of
+
+    def row(**machine):
+        here = {"name": "AMD EPYC", "isa": "AVX512"} | machine
+        return {"network": "n", "operator": "conv", "dtype": "float32", "threads": 1, "device": here, "machine": here}
+
+    assert key_of(row()) == key_of(row(torch="2.15"))
+    assert len({key_of(row()), key_of(row(isa="AVX2")), key_of(row(max_isa="avx2")), key_of(row(name="another"))}) == 4

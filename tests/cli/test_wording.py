@@ -7,7 +7,14 @@ import pytest
 from leanconv.cli.main import COMMANDS
 from leanconv.cli.wording import as_typed, options_of
 
-OPTIONS = {"max_loss": "--max-loss", "budget": "--budget", "budget_s": "--budget", "side": "--side", "out": "--out"}
+OPTIONS = {
+    "max_loss": "--max-loss",
+    "budget": "--budget",
+    "budget_s": "--budget",
+    "side": "--side",
+    "out": "--out",
+    "trust_code": "--trust-code",
+}
 
 
 @pytest.mark.parametrize(
@@ -20,6 +27,14 @@ OPTIONS = {"max_loss": "--max-loss", "budget": "--budget", "budget_s": "--budget
         ("max_loss=0.25: too little", ["--max-loss", "1"], "--max-loss 0.25: too little"),
         ("DIR?side=128 has no side", ["--side", "128"], "DIR?side=128 has no side"),
         ("say out=another/folder", ["--out", "x"], "say out=another/folder"),
+        (
+            "it runs code: say --trust-code (or trust_code=True) to trust it",
+            [],
+            "it runs code: say --trust-code to trust it",
+        ),
+        ("colours, and side=128 is for greys", [], "colours, and side=128 is for greys"),
+        ("side=128 is for 8 bits", ["--data", "DIR?side=128", "--side", "96"], "side=128 is for 8 bits"),
+        ("side=96: too small", ["--data", "DIR?side=128", "--side", "96"], "--side 96: too small"),
         ("side='a b': no number", ["--side", "a b"], "--side a b: no number"),
     ],
 )

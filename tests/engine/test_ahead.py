@@ -92,6 +92,45 @@ def test_it_dies_with_its_parent_even_while_it_rests():
     until(is_gone)
 
 
+ADOPTING = """
+import ctypes, os, subprocess, sys, time
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: as the first process of a container
+done = subprocess.run([sys.executable, "-c", sys.argv[1]], capture_output=True, text=True, process_group=0)
+end = time.monotonic() + 30
+while time.monotonic() < end and os.waitpid(int(done.stdout), os.WNOHANG) == (0, 0):
+    time.sleep(0.05)
+sys.exit(time.monotonic() >= end)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of the parent's death")
+def test_it_dies_with_its_parent_where_an_ancestor_adopts_it():
+    """The system does not end a stopped process there: its adoptive parent could continue it."""
+    parent = PARENT.replace("with process.rest():", "time.sleep(2)\nwith process.rest():")  # Python has started
+    assert subprocess.run([sys.executable, "-c", ADOPTING, parent]).returncode == 0
+
+
+def test_it_ends_where_the_request_to_end_is_ignored(started, tmp_path):
+    """A process inherits which signals are ignored."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        process = started([(pathlib.Path.touch, (tmp_path / "begun",)), (time.sleep, (600.0,))])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    until((tmp_path / "begun").exists)
+    begun = time.monotonic()
+    process.end()
+    assert time.monotonic() - begun < 60
+
+
+def test_what_start_up_files_print_is_no_work_done(started, monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.write(1, b'welcome')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = started([(time.sleep, (0.0,))])
+    until(lambda: not process.busy)
+    assert process.finished == 1
+
+
 class Scaled(nn.Module):
     """A layer of a number that no cache has met before."""
 

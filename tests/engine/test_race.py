@@ -141,3 +141,22 @@ def test_who_was_slow_at_the_first_look_gets_two_more(looks, chosen, monkeypatch
     winner = race.race(bench, entries, time.perf_counter() + 8.0, lambda part: None)
     assert winner.row.engine == chosen
     assert "at the first look" in entries[2].row.note
+
+
+class Stalled(float):
+    """A form whose second call is stalled: the first one of the final."""
+
+    calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return 4 * self if self.calls == 2 else self
+
+
+def test_one_disturbed_call_of_a_long_final_loses_nothing(held):
+    """The given model meets nobody there, and the form is alone: one call may confirm the heat, but not refute it."""
+    for form, rounds in ((2.0, {1}), (Stalled(2.0), {4, 5, 6})):
+        winner, final = held([6.0, form], noise=0.0, deadline=time.perf_counter(), call_s=0.02)
+        assert winner == 1
+        assert final[0] == 0
+        assert final[1] in rounds

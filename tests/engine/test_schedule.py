@@ -156,3 +156,13 @@ def test_a_model_that_no_process_can_load_costs_the_help_alone(engines, monkeypa
     prepared = engines(1, slow=20.0, quick=6.0)
     run(240)
     assert prepared == ["quick half", "slow half", "quick", "slow"]
+
+
+def test_no_process_for_views_of_what_is_too_large(engines, monkeypatch):
+    """A copy of a view takes along all that it views."""
+    monkeypatch.setattr(ahead, "MOST_BYTES", 1 << 12)
+    engines(1, slow=20.0, quick=6.0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    model.register_buffer("few", torch.zeros(1 << 12)[:4])
+    optimize(model, torch.randn(1, 3, 16, 16), budget_s=240, dtype=torch.bfloat16)
+    assert Process.last is None
