@@ -35,17 +35,17 @@ def runs(tiny_data, coloured, tmp_path):
 USELESS = [
     (["eval", "THREE", "--threshold", "scratch=0.9"], "'scratch' is no class: one of a, b"),
     (["predict", "CE", "IMAGE", "--threshold", "a=high", "--out", "o"], "threshold of a=high: a number between"),
-    (["eval", "COLOURS", "--threshold", "0.9"], "threshold=0.9 is for masks"),
+    (["eval", "COLOURS", "--threshold", "0.9"], "--threshold 0.9 is for masks"),
     (["eval", "TWO", "--per-image"], "--per-image needs --json"),
     (["eval", "TWO", "--per-image", "--out", "r.txt"], "--per-image needs --json"),
-    (["eval", "COLOURS", "--min-area", "9"], "min_area=9 is for masks"),
-    *((["predict", "COLOURS", "IMAGE", "--out", "o", f"--{name}", "8"], f"{name.replace('-', '_')}=8 is for masks")
+    (["eval", "COLOURS", "--min-area", "9"], "--min-area 9 is for masks"),
+    *((["predict", "COLOURS", "IMAGE", "--out", "o", f"--{name}", "8"], f"--{name} 8 is for masks")
       for name in ("side", "tile", "overlap", "batch", "min-area", "merge")),
     (["export", "TWO", "m.pt2", "--outputs-only", "--data", "x"], "--data has no effect with --outputs-only"),
     (["export", "TWO", "m.pt2", "--outputs-only", "--split", "test"], "--split has no effect with --outputs-only"),
     (["export", *UNET, "m.pt2", "--split", "test"], "--split needs --data, which is missing"),
     (["report", "TWO", "--budget", "0", "--optimize", "5", "--out", "r.html"], "--optimize has no effect"),
-    (["report", "COLOURS", "--cases", "3", "--out", "r.html"], "cases=3: pictures show masks"),
+    (["report", "COLOURS", "--cases", "3", "--out", "r.html"], "--cases 3: pictures show masks"),
     (["profile", *UNET, "--array", "8x8", "--budget", "3"], "--budget applies to the timed profile only"),
     (["profile", *UNET, "--conventions", "--convention", "thop"], "--convention applies to the timed profile only"),
     (["profile", *UNET, "--lanes", "8x18", "--channels-last"], "--channels-last applies to the timed profile only"),
