@@ -67,9 +67,10 @@ def test_the_table_and_the_users_loop():
     torch.manual_seed(1)
     model, x, y = net(), torch.randn(8, 3, 12, 12), torch.randint(0, 2, (8, 1, 12, 12)).float()
     fast = lc.optimize_training(model, x, lambda z: F.binary_cross_entropy_with_logits(z, y), budget_s=BUDGET)
-    assert [row.mode for row in fast.choices] == ["eager", "channels_last", "channels_last compile", "bfloat16"] or [
-        row.mode for row in fast.choices
-    ] == ["eager", "channels_last", "compile", "bfloat16"]
+    first = ["eager", "channels_last"]
+    # Its norm and activation have a kernel, where there are kernels.
+    modes = [row.mode for row in fast.choices if "kernels" not in row.mode]
+    assert modes in ([*first, compiled, "bfloat16"] for compiled in ("compile", "channels_last compile"))
     assert fast.mode == fast.choices.winner.mode
     assert "there is no compiler" in str(fast.choices)
     assert "not asked for (dtype=torch.bfloat16" in fast.choices["bfloat16"].note
