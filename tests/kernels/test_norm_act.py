@@ -11,6 +11,7 @@ from torch import nn
 from leanconv.kernels import norm_act
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.models import build
+from tests.kernels.training_cases import assert_same_loss_curve
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 NHWC = torch.channels_last
@@ -514,22 +515,10 @@ def test_compiles_as_one_graph(kind):
 
 @pytest.mark.slow
 def test_training_has_the_same_loss_curve():
-    def losses(kernels):
-        torch.manual_seed(0)
-        model = build("resnet20_cifar", width=0.5).to(memory_format=NHWC)
-        x, target = torch.randn(8, 3, 32, 32).contiguous(memory_format=NHWC), torch.randint(10, (8,))
-        optimizer, found = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), []
-        handle = use_training_kernels_(model) if kernels else None
-        assert handle is None or handle.kinds["BatchNorm2d"] == 19
-        for _ in range(6):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), target)
-            loss.backward()
-            optimizer.step()
-            found.append(float(loss.detach()))
-        return found
+    torch.manual_seed(0)
+    x, target = torch.randn(8, 3, 32, 32).contiguous(memory_format=NHWC), torch.randint(10, (8,))
 
-    plain, ours = losses(False), losses(True)
-    assert ours == losses(True)  # bit by bit
-    assert plain[-1] < plain[0]
-    assert ours == pytest.approx(plain, rel=1e-3)
+    def made():
+        return build("resnet20_cifar", width=0.5).to(memory_format=NHWC)
+
+    assert_same_loss_curve(made, x, target, lr=0.02, steps=6, used=lambda handle: handle.kinds["BatchNorm2d"] == 19)

@@ -8,6 +8,7 @@ from torch import nn
 
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.nn import SPConv2d, SPLConv2d
+from tests.kernels.training_cases import with_random_norms
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 LAYERS = {
@@ -19,12 +20,7 @@ LAYERS = {
 
 def layer(kind):
     torch.manual_seed(0)
-    made = LAYERS[kind]()
-    for norm in made.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.normal_(norm.weight)
-            nn.init.normal_(norm.bias)
-    return made
+    return with_random_norms(LAYERS[kind]())
 
 
 def gradients(model, x, autocast=False):

@@ -10,6 +10,7 @@ from leanconv.kernels import recomputed
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.measure.timing.training import peak_bytes
 from leanconv.nn import DepthwiseSeparableConv2d, HetConv2d, SPConv2d, SPLConv2d
+from tests.kernels.training_cases import with_random_norms
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 LAYERS = {
@@ -24,12 +25,7 @@ LAYERS = {
 
 def made(kind):
     torch.manual_seed(0)
-    layer = LAYERS[kind]()
-    for norm in layer.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.normal_(norm.weight)
-            nn.init.normal_(norm.bias)
-    return layer
+    return with_random_norms(LAYERS[kind]())
 
 
 def step(layer, x, autocast=False, image=False):

@@ -11,6 +11,7 @@ from leanconv.kernels.cpu import training
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.models import UNet
 from leanconv.nn import SPConv2d
+from tests.kernels.training_cases import assert_same_loss_curve
 
 needs_kernels = pytest.mark.skipif(available() is not None, reason=str(available()))
 
@@ -110,25 +111,13 @@ def test_what_kernels_do_not_take_runs_in_pytorch():
 @pytest.mark.slow
 @pytest.mark.parametrize("conv", ["depthwise_separable", "splconv", "inception_dw"])
 def test_training_has_the_same_loss_curve(conv):
-    def losses(kernels):
-        torch.manual_seed(0)
-        model = UNet(3, 2, base=8, levels=2, conv=conv) if conv != "inception_dw" else inception()
-        x, target = torch.randn(4, 3, 32, 32), torch.randint(2, (4, 32, 32))
-        optimizer, found = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), []
-        handle = use_training_kernels_(model) if kernels else None
-        assert handle is None or handle.layers
-        for _ in range(8):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(x), target)
-            loss.backward()
-            optimizer.step()
-            found.append(float(loss.detach()))
-        return found
+    torch.manual_seed(0)
+    x, target = torch.randn(4, 3, 32, 32), torch.randint(2, (4, 32, 32))
 
-    plain, ours = losses(False), losses(True)
-    assert ours == losses(True)  # bit by bit
-    assert plain[-1] < plain[0]
-    assert ours == pytest.approx(plain, rel=1e-3)
+    def made():
+        return UNet(3, 2, base=8, levels=2, conv=conv) if conv != "inception_dw" else inception()
+
+    assert_same_loss_curve(made, x, target, lr=0.05, steps=8, used=lambda handle: handle.layers)
 
 
 def inception():

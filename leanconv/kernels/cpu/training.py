@@ -120,10 +120,7 @@ def normalized_blend_gradient(
     gate: Tensor, statistics: Tensor, relu: bool, eps: Floats,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     norms = weight, bias, weight_b, bias_b
-    if not _takes(grad, a, b, weights=norms):
-        return norm_ops.gradient(grad, a, b, *norms, gate, statistics, relu, eps)
-    found = norm_ops.new_map(grad), norm_ops.new_map(grad)
-    return *found, _blend_gradient(grad, a, b, norms, gate, statistics, relu, eps, *found)
+    return _blend_gradients(grad, a, b, norms, gate, statistics, relu, eps, in_place=False)
 
 
 def normalized_blend_gradient_(
@@ -132,21 +129,21 @@ def normalized_blend_gradient_(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The same, where nobody needs the maps any more: it may write the gradients over them."""
     norms = weight, bias, weight_b, bias_b
+    return _blend_gradients(grad, a, b, norms, gate, statistics, relu, eps, in_place=True)
+
+
+def _blend_gradients(
+    grad: Tensor, a: Tensor, b: Tensor, norms: tuple[Tensor, Tensor, Tensor | None, Tensor | None], gate: Tensor,
+    statistics: Tensor, relu: bool, eps: Floats, *, in_place: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of the maps, and those of the norms."""
     if not _takes(grad, a, b, weights=norms):
         return norm_ops.gradient(grad, a, b, *norms, gate, statistics, relu, eps)
-    a, b = readable(a), readable(b)
-    return a, b, _blend_gradient(grad, a, b, norms, gate, statistics, relu, eps, a, b)
-
-
-def _blend_gradient(
-    grad: Tensor, a: Tensor, b: Tensor, norms: tuple[Tensor | None, ...], gate: Tensor, statistics: Tensor, relu: bool,
-    eps: Floats, to_a: Tensor, to_b: Tensor,
-) -> Tensor:  # fmt: skip
-    """Fill the gradients of the maps; those of the norms."""
     sums = _sums(a, 4, a.shape[1])
     grad, a, b, gate, statistics = readable(grad), readable(a), readable(b), gate.contiguous(), statistics.contiguous()
+    to_a, to_b = (a, b) if in_place else (norm_ops.new_map(grad), norm_ops.new_map(grad))
     normalized_blends.gradients(grad, a, b, _vectors(norms), gate, statistics, relu, list(eps), to_a, to_b, sums)
-    return sums
+    return to_a, to_b, sums
 
 
 def _vectors(norms: tuple[Tensor | None, ...]) -> normalized_blends.Norms:
