@@ -76,11 +76,15 @@ class Interrupted(LeanconvError, RuntimeError):
     """The user stopped a run. The message says where it was saved and how to resume."""
 
 
-def error_line(error: BaseException) -> str:
-    """Return the error of a user's model in one line: type, first line of the message, position in its code."""
+def error_line(error: BaseException, *, of_function: bool = False) -> str:
+    """Return the error of a user's model in one line: type, first line of the message, position in its code.
+
+    of_function: a function of the user's raised it, which need not have called a model.
+    """
     line = next(iter(str(error).strip().splitlines()), "")[:300]
     foreign = ("torch", "leanconv", *sys.stdlib_module_names)
-    places = [(frame.f_code, number) for frame, number in _inside_model(error) if _room(frame)[0] not in foreign]
+    frames = walk_tb(error.__traceback__) if of_function else _inside_model(error)
+    places = [(frame.f_code, number) for frame, number in frames if _room(frame)[0] not in foreign]
     place = "".join(f" ({Path(c.co_filename).name}, line {number}, in {c.co_name})" for c, number in places[-1:])
     return f"{type(error).__name__}{': ' if line else ''}{line}{place}"
 

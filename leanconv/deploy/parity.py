@@ -135,7 +135,7 @@ def measured(check: Check, form: nn.Module) -> dict[str, float]:
     except LeanconvError:
         raise
     except Exception as error:
-        raise BadInput(f"check failed: {error_line(error)}") from error
+        raise BadInput(f"check failed: {error_line(error, of_function=True)}") from error
     return _named(value)
 
 

@@ -75,7 +75,9 @@ def onnxruntime_int8(bench: Workbench) -> ModelForm:
     with draft(Path(tempfile.gettempdir()), "leanconv-onnx-") as folder:
         exact, quantised = folder / "model.onnx", folder / "int8.onnx"
         save_onnx(program, exact, inputs=inputs, outputs=outputs)
-        qdq_onnx.to_int8(exact, quantised, list(_feeds(calibration, inputs)), narrow=not has_vnni(cpuinfo()[1]))
+        qdq_onnx.to_int8(
+            exact, quantised, list(_feeds(calibration, inputs)), weight_bits=8 if has_vnni(cpuinfo()[1]) else 7
+        )
         return bench.from_flat(OnnxRuntime(quantised, threads=bench.threads), alone=True)
 
 

@@ -143,7 +143,7 @@ def _reading(data: Iterable[Any]) -> Iterator[Any]:
     except LeanconvError:
         raise
     except Exception as error:
-        raise BadInput(f"data cannot be read: {error_line(error)}") from error
+        raise BadInput(f"data cannot be read: {error_line(error, of_function=True)}") from error
 
 
 def _check(inputs: Inputs, number: int) -> None:

@@ -142,7 +142,7 @@ class Calibration:
         except LeanconvError:
             raise
         except Exception as error:  # the user's code
-            raise BadInput(f"metric failed: {error_line(error)}") from error
+            raise BadInput(f"metric failed: {error_line(error, of_function=True)}") from error
         try:
             value = float(found)
         except (TypeError, ValueError) as error:

@@ -156,14 +156,19 @@ def _onnx(draft: Path, calibration: Calibration) -> Iterator[str]:
     with needs("onnxruntime", "export"):
         import onnxruntime
 
-    made = draft.with_name(f"int8-{draft.name}")
+    made, exact = draft.with_name(f"int8-{draft.name}"), draft.with_name(f"exact-{draft.name}")
     session = onnxruntime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
     del session
-    qdq_onnx.to_int8(draft, made, _feeds(calibration, names))
-    draft.with_name(f"{draft.name}.data").unlink(missing_ok=True)
-    os.replace(made, draft)
-    yield f"onnxruntime {onnxruntime.__version__}, QDQ"
+    os.replace(draft, exact)
+    try:
+        for bits in qdq_onnx.WEIGHT_BITS:
+            qdq_onnx.to_int8(exact, made, _feeds(calibration, names), weight_bits=bits)
+            os.replace(made, draft)
+            yield f"onnxruntime {onnxruntime.__version__}, QDQ, weights of {bits} bits"
+    finally:
+        exact.unlink()
+        draft.with_name(f"{draft.name}.data").unlink(missing_ok=True)  # the float file's weights
 
 
 def _openvino(draft: Path, calibration: Calibration) -> Iterator[str]:

@@ -17,13 +17,16 @@ OPERATORS = (
     "Relu", "Clip", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Resize", "Split", "Slice", "Sigmoid", "LeakyRelu",
 )  # fmt: skip
 
+# Without VNNI, two products of 8 bits are added in 16 bits: with weights of 8 bits, not of 7, the sum may overflow.
+WEIGHT_BITS = (7, 8)
 
-def to_int8(path: Path, target: Path, feeds: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> None:
+
+def to_int8(path: Path, target: Path, feeds: Sequence[Mapping[str, Any]], *, weight_bits: int = WEIGHT_BITS[0]) -> None:
     """Write an int8 copy of the ONNX file `path`: weights per channel, maps uint8, ranges from the least and largest.
 
     Args:
         feeds: an array for each input's name, one mapping for each calibration call.
-        narrow: weights of 7 bits, for processors without VNNI: there the sum of two products may overflow.
+        weight_bits: one of `WEIGHT_BITS`.
     Raises: MissingExtra without onnx or onnxruntime, and their own errors for a file that they cannot quantise.
     """
     onnx = onnx_module()
@@ -48,7 +51,7 @@ def to_int8(path: Path, target: Path, feeds: Sequence[Mapping[str, Any]], *, nar
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=list(OPERATORS),
             per_channel=True,
-            reduce_range=narrow,
+            reduce_range=weight_bits == 7,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.MinMax,

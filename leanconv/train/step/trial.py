@@ -102,7 +102,7 @@ class Trial:
             if self.random:
                 self.expected = self.seen(self.given, still=True)
         except Exception as error:
-            raise BadInput(f"the training step does not run: {error_line(error)}") from error
+            raise BadInput(f"the training step does not run: {error_line(error, of_function=True)}") from error
         if not math.isfinite(self.expected.loss):
             raise BadInput(f"the loss is {self.expected.loss}: modes can only be compared by a finite one")
         self.noise = self._noise()

@@ -84,7 +84,8 @@ def test_the_halide_target_and_the_flags(isa):
     assert "avx2" in target
     assert re.findall(r"avx512\w*|avx10\w*|avxvnni", target) == ([] if isa == "avx2" else ["avx512", "avx512_skylake"])
     assert "-march=native" not in build.c_flags(isa)
-    assert build._kernel_source(isa) != build._kernel_source("")
+    if target != str(build.target(True, "")):  # where the machine has more
+        assert build._kernel_source(isa) != build._kernel_source("")
 
 
 def test_a_target_that_the_machine_has_not_compiles_nothing(halide, monkeypatch):
