@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from leanconv.cli.streams import patient_streams
-from leanconv.cli.wording import as_typed, options_of
+from leanconv.cli.wording import as_typed, options_of, usage_said
 from leanconv.errors import BadFiles, LeanconvError, UnknownName, by_model, error_line
 from leanconv.text import one_line
 from leanconv.version import __version__
@@ -98,7 +98,9 @@ def _called(arguments: list[str]) -> int:
         return build(_asked(arguments))(arguments, prog_name="leanconv", standalone_mode=False) or 0
     except _USAGE as error:
         # Without arguments the message is the help, which has many lines. Otherwise it may contain a name.
-        error.message = one_line(error.message) if arguments else error.message
+        error.message = (
+            usage_said(one_line(error.message), _options(arguments).values()) if arguments else error.message
+        )
         error.show()
         return int(error.exit_code)
     except typer.Abort:
@@ -113,10 +115,14 @@ def _asked(arguments: list[str]) -> str | None:
 
 def _said(error: Exception, arguments: list[str]) -> str:
     """The line of an error. Errors of a caller's values name the options of the command, not Python's arguments."""
-    line, asked = _line(error), _asked(arguments)
-    if not isinstance(error, LeanconvError) or asked not in COMMANDS:
-        return line
-    return as_typed(line, options_of(import_module(f"leanconv.cli.{asked}").command), arguments)
+    line = _line(error)
+    return as_typed(line, _options(arguments), arguments) if isinstance(error, LeanconvError) else line
+
+
+def _options(arguments: list[str]) -> dict[str, str]:
+    """Python name -> option of the command that was called; empty if it is none of ours."""
+    asked = _asked(arguments)
+    return options_of(import_module(f"leanconv.cli.{asked}").command) if asked in COMMANDS else {}
 
 
 def _line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -22,6 +22,15 @@ def options_of(command: Callable[..., Any]) -> dict[str, str]:
                 option = next((word for word in words if isinstance(word, str) and word.startswith("--")), "")
                 found |= {name: option, f"{name}_s": option} if option else {}
     return found
+
+
+def usage_said(message: str, options: Collection[str]) -> str:
+    """The message of a usage error without its library's prefix. A value that is the name of an option is told so."""
+    message = message.replace("Value error, ", "")
+    value = re.search(r"'([\w-]+)' is not one of", message)
+    if value is not None and f"--{value[1]}" in options:
+        return f"{message.removesuffix('.')}; did you mean --{value[1]}?"
+    return message
 
 
 def as_typed(text: str, options: Mapping[str, str], arguments: Sequence[str]) -> str:

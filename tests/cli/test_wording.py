@@ -63,3 +63,16 @@ def test_errors_of_the_command_line(words, said, leanconv, run_of_masks):
     code, _, err = leanconv(*[word.format(run=run, images=images) for word in words])
     assert code == 1
     assert said in err, err
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("int8", "'--dtype': 'int8' is not one of 'float32', 'bfloat16'; did you mean --int8?"),
+        ("float16", "'--dtype': 'float16' is not one of 'float32', 'bfloat16'."),
+    ],
+)
+def test_a_value_that_names_another_option(value, said, leanconv):
+    code, _, err = leanconv("optimize", "timm:resnet18", "--dtype", value)
+    assert code == 2
+    assert err.strip().endswith(f"Invalid value for {said}")
