@@ -26,6 +26,7 @@ WORTH_S = 10.0
 MOST_BYTES = 1 << 30
 # It leaves the cores to the engines that are being prepared.
 NICE = 5
+_WENT_WELL, _FAILED = b".", b"x"  # what the process says of a piece of work
 _GROUPS = hasattr(os, "killpg")  # systems where a process and its compilers can be stopped and continued
 
 
@@ -51,7 +52,7 @@ class Ahead:
         """Raises pickle.PicklingError and others if something has no copy in another process, OSError without one."""
         listed = pickle.dumps(list(work))  # from us to ourselves: it never lies in a file
         first = pickle.dumps((list(sys.path), torch.get_num_threads()))
-        self._finished, self._resting = 0, 0
+        self._finished, self._resting = b"", 0
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         # A pipe of its own: what a site's start-up files and the model's modules print is no byte of ours.
@@ -77,11 +78,11 @@ class Ahead:
         threading.Thread(target=_feed, args=(self._process.stdin, first + listed), daemon=True).start()
 
     @property
-    def finished(self) -> int:
-        """How much of the list is done."""
+    def finished(self) -> list[bool]:
+        """For each piece of the list that had its turn: whether it went well."""
         with contextlib.suppress(OSError):
-            self._finished += len(self._said.read(1 << 10) or b"")
-        return self._finished
+            self._finished += self._said.read(1 << 10) or b""
+        return [said == _WENT_WELL[0] for said in self._finished]
 
     @property
     def busy(self) -> bool:
@@ -128,7 +129,9 @@ def main(parent: int, says: int) -> None:
     for run, arguments in pickle.load(sys.stdin.buffer):
         if os.getppid() != parent:
             break
-        with contextlib.suppress(Exception):  # the engine says it when its turn comes
+        said = _FAILED
+        with contextlib.suppress(Exception):  # the engine says why when its turn comes
             run(*arguments)
-        os.write(says, b".")
+            said = _WENT_WELL
+        os.write(says, said)
     os._exit(0)

@@ -61,13 +61,15 @@ class Schedule:
 
     def _is_done(self, each: Waiting) -> bool:
         """Whether the other process has filled the cache for a form."""
-        return self._ahead is not None and each in self._listed[: self._ahead.finished]
+        if self._ahead is None:
+            return False
+        return any(well and each == listed for listed, well in zip(self._listed, self._ahead.finished))
 
     def _in_work(self) -> list[Waiting]:
         """The waiting forms whose cache the other process fills or will fill."""
         if self._ahead is None or not self._ahead.busy:
             return []
-        return [each for each in self._listed[self._ahead.finished :] if each in self.waiting]
+        return [each for each in self._listed[len(self._ahead.finished) :] if each in self.waiting]
 
     def next(self, timing_s: float) -> Waiting | None:
         """Take the form whose turn it is; None if none fits into the budget beside `timing_s` of timing.

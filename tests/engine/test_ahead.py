@@ -47,7 +47,7 @@ def test_it_does_its_list_and_a_failure_stops_nothing(started, tmp_path):
     work = [(pathlib.Path.touch, (tmp_path / "a",)), (math.sqrt, ("x",)), (print, ("no byte of ours",))]
     process = started([*work, (pathlib.Path.touch, (tmp_path / "b",))])
     until(lambda: not process.busy)
-    assert process.finished == 4
+    assert process.finished == [True, False, True, True]
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
@@ -128,7 +128,7 @@ def test_what_start_up_files_print_is_no_work_done(started, monkeypatch, tmp_pat
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     process = started([(time.sleep, (0.0,))])
     until(lambda: not process.busy)
-    assert process.finished == 1
+    assert process.finished == [True]
 
 
 class Scaled(nn.Module):
@@ -157,7 +157,7 @@ def test_the_engine_compiles_no_kernel_that_another_process_has_compiled(started
     bench = Workbench(model, (x,), {}, torch.get_num_threads())
     process = started([compiled.COMPILE.ahead(bench, None)])
     until(lambda: not process.busy)
-    assert process.finished == 1
+    assert process.finished == [True]
     filled = kernels(model)
     assert filled
     form = compiled.COMPILE.prepare(bench, None)

@@ -16,9 +16,9 @@ from leanconv.engine.schedule import OWN_SHARE
 
 
 class Process:
-    """In place of `Ahead`: it finishes a piece of work after each `steps` looks at it."""
+    """In place of `Ahead`: it finishes a piece of work after each `steps` looks at it, well or not."""
 
-    steps = 10**9
+    steps, well = 10**9, True
     last = None
 
     def __init__(self, work):
@@ -28,7 +28,7 @@ class Process:
     @property
     def finished(self):
         self.looks += 1
-        return min(len(self.work), self.looks // self.steps)
+        return [self.well] * min(len(self.work), self.looks // self.steps)
 
     @property
     def busy(self):
@@ -102,6 +102,14 @@ def test_a_form_fits_once_its_cache_is_filled(engines):
     choices = run(OWN_SHARE * 20.0 + 2.0, dtype=None)
     assert prepared == ["quick", "slow"]
     assert choices.missed == ("", 0.0)
+
+
+def test_failed_work_filled_no_cache(engines, monkeypatch):
+    monkeypatch.setattr(Process, "well", False)
+    prepared = engines(1, slow=20.0, quick=11.0)
+    choices = run(OWN_SHARE * 20.0 + 2.0, dtype=None)
+    assert prepared == ["quick"]
+    assert choices.missed[0] == "slow"
 
 
 def test_after_the_race_nothing_is_left_unused_while_the_process_works(engines):
