@@ -56,10 +56,11 @@ def openvino_int8(bench: Workbench) -> ModelForm:
 
     best, lost = None, math.inf
     for preset in nncf_openvino.PRESETS:
-        quantised = nncf_openvino.to_int8(model, feeds, preset)
+        quantised = nncf_openvino.to_int8(model, feeds, preset, weight_bits=_weight_bits())
         form = compiled(quantised, "f32")
-        if best is None or calibration.loss(form) < lost:
-            best, lost = form, calibration.loss(form)
+        loss = calibration.loss(form)
+        if best is None or loss < lost:
+            best, lost = form, loss
         if calibration.accepts(lost):
             if openvino_has_bfloat16():
                 return _faster(bench, form, compiled(quantised, "bf16"))
@@ -75,10 +76,12 @@ def onnxruntime_int8(bench: Workbench) -> ModelForm:
     with draft(Path(tempfile.gettempdir()), "leanconv-onnx-") as folder:
         exact, quantised = folder / "model.onnx", folder / "int8.onnx"
         save_onnx(program, exact, inputs=inputs, outputs=outputs)
-        qdq_onnx.to_int8(
-            exact, quantised, list(_feeds(calibration, inputs)), weight_bits=8 if has_vnni(cpuinfo()[1]) else 7
-        )
+        qdq_onnx.to_int8(exact, quantised, list(_feeds(calibration, inputs)), weight_bits=_weight_bits())
         return bench.from_flat(OnnxRuntime(quantised, threads=bench.threads), alone=True)
+
+
+def _weight_bits() -> int:
+    return 8 if has_vnni(cpuinfo()[1]) else 7
 
 
 def has_vnni(features: Collection[str]) -> bool:

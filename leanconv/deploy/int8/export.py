@@ -1,5 +1,6 @@
 """An exported file in int8: quantised from the verified float file, judged on the task metric, or refused."""
 
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from leanconv.deploy.failures import root_cause
 from leanconv.deploy.int8 import MAX_LOSS, Calibration, nncf_openvino, qdq_onnx
 from leanconv.deploy.int8.calibration import checked_limit
 from leanconv.deploy.int8.costly import costly_layers, most
+from leanconv.deploy.int8.weights import SAID, WEIGHT_BITS
 from leanconv.deploy.openvino import openvino_core
 from leanconv.deploy.program import capture_flat
 from leanconv.deploy.runtimes import Runtime
@@ -162,10 +164,10 @@ def _onnx(draft: Path, calibration: Calibration) -> Iterator[str]:
     del session
     os.replace(draft, exact)
     try:
-        for bits in qdq_onnx.WEIGHT_BITS:
+        for bits in WEIGHT_BITS:
             qdq_onnx.to_int8(exact, made, _feeds(calibration, names), weight_bits=bits)
             os.replace(made, draft)
-            yield f"onnxruntime {onnxruntime.__version__}, QDQ, weights of {bits} bits"
+            yield f"onnxruntime {onnxruntime.__version__}, QDQ, {SAID[bits]}"
     finally:
         exact.unlink()
         draft.with_name(f"{draft.name}.data").unlink(missing_ok=True)  # the float file's weights
@@ -178,13 +180,13 @@ def _openvino(draft: Path, calibration: Calibration) -> Iterator[str]:
     model = openvino_core().read_model(str(draft))
     feeds = _feeds(calibration, [port.any_name for port in model.inputs])
     made = draft.with_name(f"int8-{draft.name}")
-    for preset in nncf_openvino.PRESETS:
-        quantised = nncf_openvino.to_int8(model, feeds, preset)
+    for bits, preset in itertools.product(WEIGHT_BITS, nncf_openvino.PRESETS):
+        quantised = nncf_openvino.to_int8(model, feeds, preset, weight_bits=bits)
         openvino.save_model(quantised, str(made), compress_to_fp16=False)
         # The float weights stay mapped for the next attempt: a file that is replaced stays until nobody reads it.
         for suffix in (".bin", ".xml"):
             os.replace(made.with_suffix(suffix), draft.with_suffix(suffix))
-        yield f"nncf {version('nncf')}, preset {preset}"
+        yield f"nncf {version('nncf')}, preset {preset}, {SAID[bits]}"
 
 
 def _feeds(calibration: Calibration, names: list[str]) -> list[dict[str, Any]]:

@@ -9,15 +9,17 @@ from leanconv.deploy.int8.still import load_nncf, one_core, still
 PRESETS = ("performance", "mixed")
 
 
-def to_int8(model: Any, feeds: Sequence[Mapping[str, Any]], preset: str = PRESETS[0]) -> Any:
+def to_int8(model: Any, feeds: Sequence[Mapping[str, Any]], preset: str = PRESETS[0], *, weight_bits: int) -> Any:
     """Return an int8 copy of an `openvino.Model`.
 
     Args:
         feeds: an array for each input's name, one mapping for each calibration call.
         preset: one of `PRESETS`.
+        weight_bits: one of `WEIGHT_BITS`. With 8, those of the first layer alone have 7, as NNCF does it.
     Raises: MissingExtra without nncf, and its own errors for a model that it cannot quantise.
     """
     nncf = load_nncf()
+    overflow = nncf.OverflowFix.ENABLE if weight_bits == 7 else nncf.OverflowFix.FIRST_LAYER
     with still(), one_core():
         return nncf.quantize(
             model.clone(),
@@ -26,4 +28,5 @@ def to_int8(model: Any, feeds: Sequence[Mapping[str, Any]], preset: str = PRESET
             target_device=nncf.TargetDevice.CPU,
             subset_size=len(feeds),
             fast_bias_correction=True,
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
         )

@@ -17,11 +17,8 @@ OPERATORS = (
     "Relu", "Clip", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Resize", "Split", "Slice", "Sigmoid", "LeakyRelu",
 )  # fmt: skip
 
-# Without VNNI, two products of 8 bits are added in 16 bits: with weights of 8 bits, not of 7, the sum may overflow.
-WEIGHT_BITS = (7, 8)
 
-
-def to_int8(path: Path, target: Path, feeds: Sequence[Mapping[str, Any]], *, weight_bits: int = WEIGHT_BITS[0]) -> None:
+def to_int8(path: Path, target: Path, feeds: Sequence[Mapping[str, Any]], *, weight_bits: int) -> None:
     """Write an int8 copy of the ONNX file `path`: weights per channel, maps uint8, ranges from the least and largest.
 
     Args:

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -60,6 +63,34 @@ def test_the_file_is_smaller_and_says_what_it_lost(suffix, tmp_path):
         error = float((open_file(path)(seen) - y).square().sum() / (y - y.mean()).square().sum())
     assert 0 < error < 0.005
     assert {each.name for each in tmp_path.iterdir()} == {each.name for p in (path, plain) for each in (p, weights(p))}
+
+
+WITHOUT_VNNI = """
+import sys, torch
+from leanconv.deploy import open_file
+x, y = torch.load(sys.argv[2])
+seen = open_file(sys.argv[1])(x)
+print(float((seen - y).square().sum() / (y - y.mean()).square().sum()))
+"""
+
+
+@pytest.mark.slow
+def test_a_file_overflows_on_no_processor(tmp_path):
+    """Large maps times large weights: with weights of 8 bits the error is above 1 there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 16, 3, padding=1)).eval()
+    for layer in model[::2]:
+        layer.weight.data.abs_().mul_(0.1).add_(0.1)
+    x = torch.rand(4, 8, 16, 16) * 0.1 + 0.9
+    found = export(model, x[:1], tmp_path / "a.xml", dtype=torch.int8, data=x)
+    assert "weights of 7 bits" in found.int8.by
+    with torch.no_grad():
+        torch.save((x[:1], model(x[:1])), tmp_path / "call.pt")
+    words = [sys.executable, "-c", WITHOUT_VNNI, str(tmp_path / "a.xml"), str(tmp_path / "call.pt")]
+    said = subprocess.run(
+        words, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=True
+    )
+    assert 0 < float(said.stdout) < 0.005
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from torch import nn
 
 from leanconv.deploy.int8 import nncf_openvino, qdq_onnx
 from leanconv.deploy.int8.still import load_nncf, one_core, still
+from leanconv.deploy.int8.weights import WEIGHT_BITS
 from leanconv.deploy.openvino import OpenVino, openvino_core
 from leanconv.deploy.program import capture_flat, input_order, save_onnx, to_openvino
 from leanconv.deploy.runtimes import OnnxRuntime
@@ -50,13 +51,14 @@ def judged(model, data, run):
 
 @needs_nncf
 @pytest.mark.slow
+@pytest.mark.parametrize("bits", WEIGHT_BITS)
 @pytest.mark.parametrize("preset", nncf_openvino.PRESETS)
-def test_nncf_rounds_to_8_bits(preset, capfd):
+def test_nncf_rounds_to_8_bits(preset, bits, capfd):
     model, data = layer()
     program = capture_flat(model, (data[:1],), {})
     exact, name = to_openvino(program), input_order(program)[0]
     feeds = [{name: x[None].numpy()} for x in data]
-    quantised = nncf_openvino.to_int8(exact, feeds, preset)
+    quantised = nncf_openvino.to_int8(exact, feeds, preset, weight_bits=bits)
     kinds = [op.get_type_name() for op in quantised.get_ops()]
     assert "FakeQuantize" in kinds
     assert "FakeQuantize" not in [op.get_type_name() for op in exact.get_ops()]  # the given one stays as it is
@@ -65,7 +67,7 @@ def test_nncf_rounds_to_8_bits(preset, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", qdq_onnx.WEIGHT_BITS)
+@pytest.mark.parametrize("bits", WEIGHT_BITS)
 def test_qdq_rounds_to_8_bits(bits, tmp_path, capfd):
     onnx = pytest.importorskip("onnx", reason="needs the export extra: onnx")
     pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
