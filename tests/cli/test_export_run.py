@@ -1,5 +1,6 @@
 """`leanconv export RUN`: a file for camera frames, and infer.py, whose masks are `predict`'s where no torch is."""
 
+import ast
 import csv
 import io
 import json
@@ -42,6 +43,17 @@ def infer(script, *words):
     command = [sys.executable, "-I", "-c", ALONE, script, *words]
     found = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=script.parent, timeout=300)
     return found.returncode, found.stdout, found.stderr.splitlines()
+
+
+def in_a_program(script, picture, name):
+    """What the lines of infer.py's docstring give: the array `name`."""
+    doc = ast.get_docstring(ast.parse(script.read_text()), clean=False)
+    lines = [line.strip() for line in doc.splitlines() if line.startswith("    ")]
+    assert lines
+    text = ALONE.partition("sys.argv = ")[0] + "sys.path.insert(0, '.')\nfrom infer import *\n"
+    text += "\n".join(lines).replace("PICTURE", str(picture)) + f"\nnp.save('found.npy', {name})"
+    subprocess.run([sys.executable, "-I", "-c", text], cwd=script.parent, timeout=300, check=True)
+    return np.load(script.with_name("found.npy"))
 
 
 def segmenter(folder, *, outputs=1, classes=("background", "defect"), data="synthetic:wafer?size=48&count=30"):
@@ -110,6 +122,8 @@ def test_infer_writes_the_masks_of_predict_without_leanconv_and_torch(leanconv, 
         if not path.name.endswith("_mask.png"):
             path.unlink()
     same_masks(tmp_path / "predicted", tmp_path / "masks", 8)
+    seen = in_a_program(script, photos / "odd.png", "classes")
+    assert (seen * 255 == np.asarray(Image.open(tmp_path / "masks" / "odd_mask.png"))).all()
     # Another threshold, and nothing is lost by a second run.
     before = {path.name: path.read_bytes() for path in (tmp_path / "masks").iterdir()}
     code, _, err = infer(script, photos / "odd.png", photos / "small.png", "--out", tmp_path / "masks")
@@ -134,7 +148,9 @@ def test_several_classes_of_reduced_pictures(leanconv, photos, tmp_path):
     assert leanconv("predict", run.path, *pictures, "--out", tmp_path / "predicted")[0] == 0
     assert infer(tmp_path / "infer.py", *pictures, "--out", tmp_path / "masks") == (0, "", [])
     same_masks(tmp_path / "predicted", tmp_path / "masks", 5)
-    assert len(np.unique(np.asarray(Image.open(tmp_path / "masks" / "odd_mask.png")))) > 2
+    mask = np.asarray(Image.open(tmp_path / "masks" / "odd_mask.png"))
+    assert len(np.unique(mask)) > 2
+    assert (in_a_program(tmp_path / "infer.py", photos / "odd.png", "classes") == mask).all()
 
 
 @pytest.mark.slow
@@ -192,6 +208,9 @@ def test_a_classifier_prints_what_predict_finds(leanconv, coloured, tmp_path):
     assert [row["class"] for row in rows] == [each["class"] for each in json.loads(out)["images"]]
     for row, each in zip(rows, json.loads(out)["images"], strict=True):
         assert float(row["score"]) == pytest.approx(each["score"], abs=1e-4)
+    scores = in_a_program(tmp_path / "ship" / "infer.py", tmp_path / "photos" / "70x45.png", "scores")
+    asked = next(each for each in json.loads(out)["images"] if each["image"].endswith("70x45.png"))
+    assert scores.max() == pytest.approx(asked["score"], abs=1e-4)
 
 
 @pytest.mark.slow

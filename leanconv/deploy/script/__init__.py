@@ -15,6 +15,19 @@ _SAYS = {
     "segment": "Writes the masks that `leanconv predict` writes, into --out.",
     "classify": "Prints file, class and score as CSV, as `leanconv predict` finds them.",
 }
+_EXAMPLES = {
+    "segment": """
+    facts, run = open_model("model.onnx")
+    picture = read("PICTURE", facts["bits"])
+    logits = tiled(picture, facts, run)  # O H W
+    classes = class_map(logits, facts["threshold"])  # indices H W
+""",
+    "classify": """
+    facts, run = open_model("model.onnx")
+    picture = square(read("PICTURE", facts["bits"]), facts["size"])
+    scores = run(np.ascontiguousarray(picture)[None], "probability")[0]  # one for each of facts["classes"]
+""",
+}
 
 
 def script(path: Path, *, task: str, resizes: bool) -> str:
@@ -33,15 +46,18 @@ def script(path: Path, *, task: str, resizes: bool) -> str:
     imports, bodies = dict[str, set[str]](), list[str]()
     for part in (*parts, last):
         bodies.append(_taken(part, imports))
-    text = "\n\n\n".join(bodies).replace('"model.onnx"', json.dumps(path.name, ensure_ascii=False))
-    if "reduced" in parts:
-        text = text.replace("logits = tiled(picture", "logits = reduced(picture")
     head = f"""Run an exported network on pictures: python infer.py PICTURE_OR_FOLDER...
 
 {_SAYS[task]} Needs {runtime}, numpy and pillow.
 An unusable picture is one line, and exit status 1. This file was {origin()}.
-"""
-    return f'"""{head}"""\n\n{_written(imports)}\n\n\n{text}\n'
+
+In a program of your own, after `from infer import *`:
+{_EXAMPLES[task]}"""
+    text = f'"""{head}"""\n\n{_written(imports)}\n\n\n' + "\n\n\n".join(bodies) + "\n"
+    text = text.replace('"model.onnx"', json.dumps(path.name, ensure_ascii=False))
+    if "reduced" in parts:
+        text = text.replace("logits = tiled(picture", "logits = reduced(picture")
+    return text
 
 
 def _taken(part: str, imports: dict[str, set[str]]) -> str:
