@@ -68,8 +68,9 @@ def test_the_table_and_the_users_loop():
     model, x, y = net(), torch.randn(8, 3, 12, 12), torch.randint(0, 2, (8, 1, 12, 12)).float()
     fast = lc.optimize_training(model, x, lambda z: F.binary_cross_entropy_with_logits(z, y), budget_s=BUDGET)
     first = ["eager", "channels_last"]
-    # Its norm and activation have a kernel, where there are kernels.
-    modes = [row.mode for row in fast.choices if "kernels" not in row.mode]
+    # Its norm and activation have a kernel, where there are kernels; the modes after it may have it, too.
+    bare = [" ".join(word for word in row.mode.split() if word != "kernels") for row in fast.choices]
+    modes = [mode for mode in dict.fromkeys(bare) if mode]
     assert modes in ([*first, compiled, "bfloat16"] for compiled in ("compile", "channels_last compile"))
     assert fast.mode == fast.choices.winner.mode
     assert "there is no compiler" in str(fast.choices)
