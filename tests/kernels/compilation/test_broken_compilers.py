@@ -97,6 +97,18 @@ def test_what_a_compiler_babbles_is_no_failure(halide, fresh, tmp_path, monkeypa
     assert build.obstacle() == ""
 
 
+@pytest.mark.parametrize("part", build._PARTS)
+def test_a_part_of_the_runtime_compiles_no_other(fresh, monkeypatch, part):
+    """Seconds on a new machine: who only predicts waits for no kernel for training."""
+    seen, run = [], build._cc
+    monkeypatch.setattr(build, "_cc", lambda words, folder: (seen.extend(words), run(words, folder)))
+    if build.runtime(part) is None:
+        pytest.skip(build.obstacle())
+    files, functions = build._PARTS[part]
+    assert {Path(word).stem for word in seen if word.endswith(".c")} == set(files.split())
+    assert all(hasattr(build.runtime(part), name) for name in functions.split())
+
+
 def test_all_that_a_hanging_program_started_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(limited, "LIMIT_S", 0.3)
     words = f"sleep 300 & echo $! > {tmp_path}/child; sleep 300"

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from leanconv.errors import LeanconvError
 from leanconv.kernels import limited
 from leanconv.kernels.cpu.compilation import cache
 from leanconv.kernels.cpu.pipelines.frontend import halide
-from leanconv.kernels.cpu.tuning.cpu import cpuinfo, this_cpu
+from leanconv.kernels.cpu.tuning.cpu import cpuinfo, this_cpu, usable_cores
 from leanconv.kernels.cpu.tuning.instructions import INSTRUCTION_SETS, check
 
 _ROOMS = Path(__file__).parent.parent
@@ -26,26 +27,18 @@ PIPELINES, RUNTIME = _ROOMS / "pipelines", _ROOMS / "runtime"
 _PACKAGE = _ROOMS.parents[1]
 # Outside `pipelines`: the forms that pipelines read, and the output sizes that they compute.
 _FORMS = (_PACKAGE / "ops" / "forms.py", _PACKAGE / "ops" / "grouped.py", _PACKAGE / "spec.py")
-_RUNTIME_FILES = (
-    "runtime",
-    "scratch",
-    "gates",
-    "transpose",
-    "depthwise",
-    "gated_sum",
-    "normalized_gated_sum",
-    "batch_norm_act",
-    "pointwise",
-    "int8",
-    "int8_maps",
-    "int8_product",
-    "int8_stencil",
-    "tiles_amx",
-    "tiles_pairs",
-    "tiles_emulated",
-)
+# The parts of the runtime: the C files of each library, and functions that it must have. A part is built when it is
+# first asked for. Each has scratch memory of its own.
+_PARTS = {
+    "launch": ("runtime scratch gates transpose", "lc_sizes lc_run lc_batch lc_gates lc_copy lc_malloc lc_free"),
+    "tiles": ("tiles_amx tiles_pairs tiles_emulated scratch", "lc_tiles_emulated"),
+    "int8": ("int8 int8_maps int8_product int8_stencil scratch", "lc_int8 lc_int8_size lc_int8_vector"),
+    "training": (
+        "depthwise gated_sum normalized_gated_sum batch_norm_act pointwise scratch",
+        "lc_depthwise lc_pointwise lc_training_size",
+    ),
+}
 _STUB_FLAGS = ("-O1", "-fPIC")
-_FUNCTIONS = ("lc_sizes", "lc_run", "lc_batch", "lc_gates", "lc_copy", "lc_malloc", "lc_free", "lc_training_size")
 _LOCK = threading.RLock()  # Halide's front end is not thread-safe, and no kernel should be compiled twice
 
 
@@ -71,10 +64,11 @@ def _kernel_source(isa: str) -> str:
     return _hashed(files, (version("halide"), str(target(True, isa)), _STUB_FLAGS))
 
 
-@functools.lru_cache(1)
-def _runtime_source() -> str:
-    """What the runtime's library depends on."""
-    return _hashed([*RUNTIME.glob("*.c"), *RUNTIME.glob("*.h")], (*c_flags(this_cpu().isa), *_flags_of("int8")))
+@functools.lru_cache(len(_PARTS))
+def _runtime_source(part: str) -> str:
+    """What a library of the runtime depends on."""
+    files = [*(RUNTIME / f"{name}.c" for name in _PARTS[part][0].split()), *RUNTIME.glob("*.h")]
+    return _hashed(files, (*c_flags(this_cpu().isa), *_flags_of("int8")))
 
 
 def c_flags(isa: str) -> tuple[str, ...]:
@@ -115,32 +109,43 @@ def _flags_of(name: str) -> list[str]:
     return ["-ffp-contract=off"] if name.startswith("int8") else []
 
 
-@functools.lru_cache(1)
-def runtime() -> ctypes.CDLL | None:
-    """The library of the C files in `runtime/`, built if need be; None without a C compiler or a folder for it.
+@functools.lru_cache(len(_PARTS))
+def runtime(part: str = "launch") -> ctypes.CDLL | None:
+    """A library of the C files in `runtime/`, built if need be; None without a C compiler or a folder for it.
 
     OpenMP's functions are left undefined, so that they are those of torch's own threads: kernels and torch share
     one pool, and neither waits for the other's idle threads. Where torch has none, the compiler's OpenMP or one thread.
     """
     if not compiler():
         return None
+    files, functions = (words.split() for words in _PARTS[part])
     with _LOCK:
         last = ""
         for extra, linked in ((["-fopenmp"], []), (["-fopenmp"], ["-fopenmp"]), ([], [])):
 
             def make(path: Path, extra: list[str] = extra, linked: list[str] = linked) -> None:
-                codes = [str(path.with_name(f"{path.stem}-{name}.o")) for name in _RUNTIME_FILES]
-                for name, code in zip(_RUNTIME_FILES, codes, strict=True):
-                    flags = [*c_flags(this_cpu().isa), *_flags_of(name), *extra]
-                    _cc([*flags, "-c", str(RUNTIME / f"{name}.c"), "-o", code], path.parent)
+                codes = _objects(files, path, extra)
                 _cc(["-shared", *codes, *linked, "-lm", "-lpthread", "-o", str(path)], path.parent)
 
             try:
-                return _library(cache.key(_runtime_source(), f"{extra} {linked}"), make, _FUNCTIONS)
+                return _library(cache.key(_runtime_source(part), f"{extra} {linked}"), make, functions)
             except CannotBuild as error:
                 last = str(error)
         _in_process_only(last)
         return None
+
+
+def _objects(files: Sequence[str], beside: Path, extra: Sequence[str]) -> list[str]:
+    """Compile C files, one on each core. Raises CannotBuild."""
+    codes = [str(beside.with_name(f"{beside.stem}-{name}.o")) for name in files]
+
+    def compiled(name: str, code: str) -> None:
+        flags = [*c_flags(this_cpu().isa), *_flags_of(name), *extra]
+        _cc([*flags, "-c", str(RUNTIME / f"{name}.c"), "-o", code], beside.parent)
+
+    with ThreadPoolExecutor(len(usable_cores())) as pool:
+        list(pool.map(compiled, files, codes))
+    return codes
 
 
 def c_library(source: Path, isa: str, needs: Sequence[str]) -> ctypes.CDLL | None:

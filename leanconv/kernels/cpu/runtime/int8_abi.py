@@ -5,7 +5,7 @@ import functools
 from typing import Any
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu.runtime.abi import library
+from leanconv.kernels.cpu.compilation import build
 
 COPY, STENCIL, PRODUCT, POOL = range(4)
 CLAMPED, ADDED, BLENDED, GENERAL = range(4)
@@ -115,7 +115,7 @@ _KINDS = (Place, Segment, Copy, Finish, Four, Tap, Stencil, Run, Block, Product,
 @functools.lru_cache(1)
 def runtime() -> Any:
     """The runtime with its argument types; None without a compiler. Raises BadInput for other structures than here."""
-    lib = library()
+    lib: Any = build.runtime("int8")
     if lib is None:
         return None
     sizes = [ctypes.sizeof(kind) for kind in _KINDS]

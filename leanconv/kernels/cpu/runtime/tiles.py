@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu.runtime.abi import library
+from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.tuning.cpu import Cpu, this_cpu
 
 TILE = 16  # pixels of a tile, and its outputs
@@ -81,7 +81,7 @@ class Call:
 
 def arithmetic(cpu: Cpu) -> str:
     """The arithmetic for a processor; "" where it multiplies no pairs of bfloat16, or without a runtime."""
-    if library() is None or not (cpu.amx or cpu.bf16):
+    if not (cpu.amx or cpu.bf16) or build.runtime("tiles") is None:
         return ""
     here = this_cpu()
     if (cpu.amx and not here.amx) or (cpu.bf16 and not here.bf16):
@@ -91,14 +91,14 @@ def arithmetic(cpu: Cpu) -> str:
 
 def kernel(name: str) -> tuple[int, Any]:
     """The kernel of an arithmetic, as `compilation.build.kernel` gives it."""
-    lib = library()
+    lib = build.runtime("tiles")
     return ctypes.cast(getattr(lib, f"lc_tiles_{name}"), ctypes.c_void_p).value or 0, lib
 
 
 @functools.cache
 def _runs(name: str) -> bool:
     """Whether the runtime was compiled with it, and the system lets this process use it."""
-    return bool(getattr(library(), f"lc_has_tiles_{name}")())
+    return bool(getattr(build.runtime("tiles"), f"lc_has_tiles_{name}")())
 
 
 def depth_of(lengths: Sequence[int]) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from leanconv.errors import BadInput
-from leanconv.kernels.cpu.runtime.abi import ELEMENTS, library
+from leanconv.kernels.cpu.compilation import build
+from leanconv.kernels.cpu.runtime.abi import ELEMENTS
 from leanconv.kernels.cpu.runtime.transpose import to_channels_last
 
 
@@ -76,7 +77,7 @@ class Pointwise(ctypes.Structure):
 @functools.lru_cache(1)
 def runtime() -> Any:
     """The runtime with its argument types; None without a compiler. Raises BadInput for other structures than here."""
-    lib = library()
+    lib: Any = build.runtime("training")
     if lib is None:
         return None
     sizes = [ctypes.sizeof(kind) for kind in (Depthwise, GatedSum, NormalizedGatedSum, Pointwise, BatchNormAct)]
