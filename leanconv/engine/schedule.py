@@ -16,7 +16,7 @@ from leanconv.engine.workbench import Workbench
 # After a race, an engine is still tried if this share of its estimated time fits into the budget.
 HOPE = 0.85
 # What a form still needs of its estimated time after another process has filled the cache for it.
-OWN_SHARE = 0.6
+OWN_SHARE = 0.45
 # Seconds between two looks at the other process.
 POLL_S = 0.1
 
@@ -74,7 +74,7 @@ class Schedule:
     def next(self, timing_s: float) -> Waiting | None:
         """Take the form whose turn it is; None if none fits into the budget beside `timing_s` of timing.
 
-        After a race, this waits for the other process if a form will fit once its cache is filled.
+        This waits for the other process if nothing else fits, and a form will fit once its cache is filled.
         """
         while True:
             fitting = [each for each in self.waiting if self._fits(each, timing_s)]
@@ -82,7 +82,7 @@ class Schedule:
             if found is not None:
                 self.waiting.remove(found)
                 return found
-            if not self.raced or not any(self._fits(each, timing_s, OWN_SHARE) for each in self._in_work()):
+            if not any(self._fits(each, timing_s, OWN_SHARE) for each in self._in_work()):
                 return None
             time.sleep(POLL_S)
 

@@ -1,6 +1,9 @@
 """torch.compile's Inductor: whether it can run on this machine, and functions that share no compiled programs."""
 
+import contextlib
 import functools
+import importlib
+import logging
 import os
 import shutil
 import subprocess
@@ -52,12 +55,26 @@ def used() -> bool:
     return bool(cache is not None and cache.CppPythonBindingsCodeCache.cache)
 
 
+@functools.lru_cache(1)
+def _import_quietly() -> None:
+    """Import PyTorch's module for C++ code, which warns where it finds CUDA's folder and no GPU."""
+    log = logging.getLogger("torch.utils.cpp_extension")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.suppress(Exception):  # Inductor says itself what is missing
+            importlib.import_module("torch.utils.cpp_extension")
+    finally:
+        log.setLevel(level)
+
+
 def own_code(model: Callable[..., Any]) -> Any:
     """Wrap `model` in a function that has its own code object.
 
     Dynamo keeps at most eight compiled programs per code object. With a shared one, the ninth optimised model of a
     process would silently run eagerly.
     """
+    _import_quietly()
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)
