@@ -98,16 +98,16 @@ def test_whose_cache_is_filled_comes_in_the_order_of_all(engines):
 
 
 def test_a_form_fits_once_its_cache_is_filled(engines):
-    prepared = engines(1, slow=20.0, quick=8.0)
-    choices = run(OWN_SHARE * 20.0 + 3.0, dtype=None)
+    prepared = engines(1, slow=30.0, quick=11.0)
+    choices = run(OWN_SHARE * 30.0 + 2.0, dtype=None)
     assert prepared == ["quick", "slow"]
     assert choices.missed == ("", 0.0)
 
 
 def test_failed_work_filled_no_cache(engines, monkeypatch):
     monkeypatch.setattr(Process, "well", False)
-    prepared = engines(1, slow=20.0, quick=11.0)
-    choices = run(OWN_SHARE * 20.0 + 2.0, dtype=None)
+    prepared = engines(1, slow=30.0, quick=11.0)
+    choices = run(OWN_SHARE * 30.0 + 2.0, dtype=None)
     assert prepared == ["quick"]
     assert choices.missed[0] == "slow"
 
