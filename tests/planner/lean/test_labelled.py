@@ -59,6 +59,16 @@ def test_the_whole_way(trained, asked, stages, tmp_path):
     assert "the same as the model" in str(report)
 
 
+@pytest.fixture
+def short_fits():
+    """How near a fit comes is no matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("leanconv.convert.fit.whole.STEPS", (2, 2))
+        patch.setattr("leanconv.convert.fit.fitting.STEPS", 2)
+        yield
+
+
+@pytest.mark.usefixtures("short_fits")
 @pytest.mark.parametrize("moves", [False, True])
 def test_a_killed_recovery_goes_on_bit_for_bit(moves, asked, stages, tmp_path, monkeypatch):
     whole = replace(asked, out=str(tmp_path / "whole"))
@@ -117,6 +127,7 @@ def test_a_model_needs_data_and_its_own_size(asked, stages):
     assert not Path(asked.out).exists()
 
 
+@pytest.mark.usefixtures("short_fits")
 def test_a_model_with_labelled_data(stages, asked, tiny_data):
     model = "leanconv:unet?base=4&levels=1"
     asked = replace(asked, model=model, data=str(tiny_data), size=24, epochs=0)
