@@ -1,6 +1,7 @@
 """The errors that a user can meet. Each message states the problem, the value and the remedy in one line."""
 
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from traceback import walk_tb
@@ -85,8 +86,14 @@ def error_line(error: BaseException, *, of_function: bool = False) -> str:
     foreign = ("torch", "leanconv", *sys.stdlib_module_names)
     frames = walk_tb(error.__traceback__) if of_function else _inside_model(error)
     places = [(frame.f_code, number) for frame, number in frames if _room(frame)[0] not in foreign]
+    places = [(code, number) for code, number in places if not _installed(code.co_filename)] or places
     place = "".join(f" ({Path(c.co_filename).name}, line {number}, in {c.co_name})" for c, number in places[-1:])
     return f"{type(error).__name__}{': ' if line else ''}{line}{place}"
+
+
+def _installed(file: str) -> bool:
+    """Whether a file belongs to an installed library, not to the user."""
+    return any(Path(file).is_relative_to(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))
 
 
 def by_model(error: BaseException) -> bool:

@@ -28,7 +28,7 @@ def usage_said(message: str, options: Collection[str]) -> str:
     """The message of a usage error without its library's prefix. A value that is the name of an option is told so."""
     message = message.replace("Value error, ", "")
     value = re.search(r"'([\w-]+)' is not one of", message)
-    if value is not None and f"--{value[1]}" in options:
+    if value is not None and f"--{value[1]}" in options and f"'--{value[1]}'" not in message:
         return f"{message.removesuffix('.')}; did you mean --{value[1]}?"
     return message
 

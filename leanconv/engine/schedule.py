@@ -77,22 +77,25 @@ class Schedule:
         This waits for the other process if nothing else fits, and a form will fit once its cache is filled.
         """
         while True:
+            in_work = self._in_work()  # looked at first: what is finished after this look is one of the fitting
             fitting = [each for each in self.waiting if self._fits(each, timing_s)]
-            found = next((each for each in fitting if self._passes(each, timing_s)), fitting[0] if fitting else None)
+            found = next((each for each in fitting if self._passes(each, timing_s, in_work)), None)
+            found = found or next(iter(fitting), None)
             if found is not None:
                 self.waiting.remove(found)
                 return found
-            if not any(self._fits(each, timing_s, OWN_SHARE) for each in self._in_work()):
+            if not any(self._fits(each, timing_s, OWN_SHARE) for each in in_work):
                 return None
+            if any(self._fits(each, timing_s, HOPE) for each in self.waiting if each not in in_work):
+                return None  # it has its chance after a race, and no second may be lost
             time.sleep(POLL_S)
 
     def _fits(self, each: Waiting, timing_s: float, share: float = 1.0) -> bool:
         share *= HOPE if self.raced else 1.0
         return share * self.needs(each) <= self._budget.left - timing_s
 
-    def _passes(self, each: Waiting, timing_s: float) -> bool:
+    def _passes(self, each: Waiting, timing_s: float, in_work: Sequence[Waiting]) -> bool:
         """Whether a form may come now: the other process does not work at it, and the asked type loses nothing."""
-        in_work = self._in_work()
         if each in in_work:
             return False
         asked = sum(self.needs(other) for other in in_work if other.dtype is self._first is not each.dtype)

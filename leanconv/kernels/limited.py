@@ -24,7 +24,37 @@ def run(words: Sequence[str], environment: Mapping[str, str] | None = None) -> s
     Raises: subprocess.TimeoutExpired after `limit_s()` seconds: then it and its children are killed; OSError where
         it cannot be run.
     """
-    with subprocess.Popen(
+    return run_all([words], environment)[0]
+
+
+def run_all(
+    commands: Sequence[Sequence[str]], environment: Mapping[str, str] | None = None, *, at_once: int = 1
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run programs like `run`, so many at a time. Whatever is raised, none of them lives on."""
+    running, done = list[subprocess.Popen[str]](), list[subprocess.CompletedProcess[str]]()
+
+    def wait() -> None:
+        out, err = running[0].communicate(timeout=limit_s())
+        process = running.pop(0)
+        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+
+    try:
+        for words in commands:
+            if len(running) == at_once:
+                wait()
+            running.append(_started(words, environment))
+        while running:
+            wait()
+    except BaseException:
+        for process in running:
+            _end(process)
+            process.communicate()
+        raise
+    return done
+
+
+def _started(words: Sequence[str], environment: Mapping[str, str] | None) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -33,13 +63,7 @@ def run(words: Sequence[str], environment: Mapping[str, str] | None = None) -> s
         encoding="utf-8",
         errors="replace",
         start_new_session=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=limit_s())
-        except BaseException:
-            _end(process)
-            raise
-    return subprocess.CompletedProcess(list(words), process.returncode, out, err)
+    )
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

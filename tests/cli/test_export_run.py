@@ -142,7 +142,7 @@ def test_several_classes_of_reduced_pictures(leanconv, photos, tmp_path):
     data = "synthetic:wafer?size=48&count=30&side=64"
     classes = ("background", "scratch", "stain")
     run = segmenter(tmp_path / "run", outputs=3, classes=classes, data=data)
-    code, _, err = leanconv("export", run.path, tmp_path / "model.onnx", "--outputs-only")
+    code, _, err = leanconv("export", run.path, tmp_path / 'a "b" \\N{x} """.onnx', "--outputs-only")
     assert code == 0, err
     pictures = [photos / name for name in ("odd.png", "small.png", "pixel.png", "turned.jpg", "line.png")]
     assert leanconv("predict", run.path, *pictures, "--out", tmp_path / "predicted")[0] == 0

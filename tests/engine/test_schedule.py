@@ -112,6 +112,13 @@ def test_failed_work_filled_no_cache(engines, monkeypatch):
     assert choices.missed[0] == "slow"
 
 
+def test_who_is_waited_for_takes_no_turn_of_another(engines):
+    """Of no avail: the process never ends. After the race "other" still fits by the hope of an estimate."""
+    prepared = engines(10**9, slow=18.0, quick=10.5, other=12.5)
+    run(13, dtype=None)
+    assert prepared == ["quick", "other"]
+
+
 def test_after_the_race_nothing_is_left_unused_while_the_process_works(engines):
     """Its form does not fit in full; it does once its cache is filled, and that is waited for."""
     prepared = engines(60, slow=20.0, quick=11.0)

@@ -99,9 +99,14 @@ def quantise(
     args, kwargs = call.frame.join(call.tensors)
     calibration = Calibration(plain, kwargs or args, int8.data, max_loss=int8.max_loss, axes=call.axes)
     best: tuple[Lost, Metrics] | None = None
+    unusable: Exception | None = None
     try:
         for by in _attempts(draft, calibration):
-            runtime = opened()
+            try:
+                runtime = opened()
+            except ExportMismatch as error:
+                unusable = unusable or error
+                continue
             metrics = compared(runtime) if compared is not None else {}
             how, loss = _worst(metrics) if metrics else (calibration.how, calibration.loss(runtime))
             del runtime  # the file must not stay mapped while it is replaced
@@ -114,8 +119,11 @@ def quantise(
     except (LeanconvError, OSError):
         raise
     except Exception as error:  # whatever a quantiser raises
-        raise BadInput(f"the model cannot become int8: {root_cause(error)}") from error
-    assert best is not None
+        unusable = BadInput(f"the model cannot become int8: {root_cause(error)}")
+        unusable.__cause__ = error
+    if best is None:
+        assert unusable is not None
+        raise unusable
     raise ExportMismatch(_refusal(draft, plain, calibration, *best))
 
 

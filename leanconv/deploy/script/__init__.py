@@ -52,12 +52,15 @@ def script(path: Path, *, task: str, resizes: bool) -> str:
 An unusable picture is one line, and exit status 1. This file was {origin()}.
 
 In a program of your own, after `from infer import *`:
-{_EXAMPLES[task]}"""
-    text = f'"""{head}"""\n\n{_written(imports)}\n\n\n' + "\n\n\n".join(bodies) + "\n"
-    text = text.replace('"model.onnx"', json.dumps(path.name, ensure_ascii=False))
+{_named(_EXAMPLES[task], path).replace(chr(92), 2 * chr(92))}"""
+    text = f'"""{head}"""\n\n{_written(imports)}\n\n\n' + _named("\n\n\n".join(bodies), path) + "\n"
     if "reduced" in parts:
         text = text.replace("logits = tiled(picture", "logits = reduced(picture")
     return text
+
+
+def _named(text: str, path: Path) -> str:
+    return text.replace('"model.onnx"', json.dumps(path.name, ensure_ascii=False))
 
 
 def _taken(part: str, imports: dict[str, set[str]]) -> str:

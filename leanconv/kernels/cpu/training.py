@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.runtime import batch_norm_act as norm_kernels
 from leanconv.kernels.cpu.runtime import depthwise as kernels
 from leanconv.kernels.cpu.runtime import gated_sum as blends
@@ -24,7 +25,7 @@ TYPES = (torch.float32, torch.bfloat16)
 
 def why_not() -> str | None:
     """Why the kernels cannot run here; None where they can."""
-    return None if runtime() is not None else "no C compiler builds them: apt install gcc"
+    return None if runtime() is not None else build.why_no("training")
 
 
 def _takes(*maps: Tensor, weights: Sequence[Tensor | None] = ()) -> bool:

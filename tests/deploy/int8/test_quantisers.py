@@ -66,6 +66,21 @@ def test_nncf_rounds_to_8_bits(preset, bits, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@needs_nncf
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", WEIGHT_BITS)
+def test_nncf_gives_weights_their_bits(bits):
+    """Of the second layer: with 8, NNCF gives those of the first one 7."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)).eval()
+    x = torch.rand(1, 3, 16, 16)
+    program = capture_flat(model, (x,), {})
+    quantised = nncf_openvino.to_int8(to_openvino(program), [{input_order(program)[0]: x.numpy()}], weight_bits=bits)
+    kept = [op.data.astype(int) for op in quantised.get_ops() if op.get_type_name() == "Constant" and op.data.ndim == 4]
+    (second,) = [each for each in kept if each.shape == (8, 8, 3, 3)]
+    assert abs(second).max() in (2 ** (bits - 1) - 1, 2 ** (bits - 1))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", WEIGHT_BITS)
 def test_qdq_rounds_to_8_bits(bits, tmp_path, capfd):

@@ -1,5 +1,6 @@
 """Compilers that hang, fail, babble or write nothing: kernels run all the same, and the reason is told."""
 
+import itertools
 import os
 import subprocess
 import time
@@ -51,6 +52,7 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("LEANCONV_CACHE", str(tmp_path / "kernels"))
     monkeypatch.setattr(build, "_hung", {})
     monkeypatch.setattr(build, "_alone", [])
+    monkeypatch.setattr(build, "_lacking", {})
     monkeypatch.setattr(cache, "_gone", {})
     yield
     for memo in memos:
@@ -100,8 +102,12 @@ def test_what_a_compiler_babbles_is_no_failure(halide, fresh, tmp_path, monkeypa
 @pytest.mark.parametrize("part", build._PARTS)
 def test_a_part_of_the_runtime_compiles_no_other(fresh, monkeypatch, part):
     """Seconds on a new machine: who only predicts waits for no kernel for training."""
-    seen, run = [], build._cc
-    monkeypatch.setattr(build, "_cc", lambda words, folder: (seen.extend(words), run(words, folder)))
+    seen, run = [], build._cc_all
+    if part != "launch":
+        build.runtime()  # every part needs it
+    monkeypatch.setattr(
+        build, "_cc_all", lambda calls, folder: (seen.extend(itertools.chain(*calls)), run(calls, folder))
+    )
     if build.runtime(part) is None:
         pytest.skip(build.obstacle())
     files, functions = build._PARTS[part]
@@ -109,11 +115,39 @@ def test_a_part_of_the_runtime_compiles_no_other(fresh, monkeypatch, part):
     assert all(hasattr(build.runtime(part), name) for name in functions.split())
 
 
-def test_all_that_a_hanging_program_started_is_ended(tmp_path, monkeypatch):
+def test_a_part_that_cannot_be_built_costs_no_other_one(halide, fresh, tmp_path, monkeypatch):
+    real = build.compiler()
+    if not real:
+        pytest.skip("no C compiler: apt install gcc")
+    build.compiler.cache_clear()
+    fails = 'case "$*" in *batch_norm_act.c*) echo no such instruction >&2; exit 1;; esac'
+    monkeypatch.setenv("CC", str(script(tmp_path, f'{fails}\nexec {real} "$@"')))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert build.runtime("training") is None
+        assert build.runtime() is not None
+    assert "no such instruction" in build.why_no("training")
+    assert (build.why_no("launch"), build.obstacle()) == ("", "")
+
+
+def test_without_the_first_part_there_is_none(fresh, tmp_path, monkeypatch):
+    real = build.compiler()
+    if not real:
+        pytest.skip("no C compiler: apt install gcc")
+    build.compiler.cache_clear()
+    fails = 'case "$*" in *transpose.c*) exit 1;; esac'
+    monkeypatch.setenv("CC", str(script(tmp_path, f'{fails}\nexec {real} "$@"')))
+    with pytest.warns(UserWarning, match="compiled in this process alone"):
+        assert build.runtime("int8") is None
+    assert build.why_no("int8")
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_all_that_a_hanging_program_started_is_ended(at_once, tmp_path, monkeypatch):
     monkeypatch.setattr(limited, "LIMIT_S", 0.3)
     words = f"sleep 300 & echo $! > {tmp_path}/child; sleep 300"
     with pytest.raises(subprocess.TimeoutExpired):
-        limited.run(["sh", "-c", words])
+        limited.run_all([["sleep", "300"], ["sh", "-c", words]][2 - at_once :], at_once=at_once)
     child = int((tmp_path / "child").read_text())
     for _ in range(100):
         try:

@@ -9,7 +9,6 @@ import subprocess
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +42,7 @@ _LOCK = threading.RLock()  # Halide's front end is not thread-safe, and no kerne
 
 
 _alone: list[str] = []  # why kernels are compiled in this process alone
+_lacking: dict[str, str] = {}  # parts of the runtime that could not be built, and why
 _hung: dict[str, str] = {}  # compilers that did not end, and what to say of them
 
 
@@ -83,25 +83,31 @@ def _hashed(files: Iterable[Path], tools: tuple[object, ...]) -> str:
 
 
 def _cc(arguments: list[str], folder: Path) -> None:
-    """Run the compiler; `folder` takes what it writes on the way.
+    _cc_all([arguments], folder)
+
+
+def _cc_all(calls: Sequence[list[str]], folder: Path) -> None:
+    """Run the compiler with each list of arguments, on all cores; `folder` takes what it writes on the way.
 
     Raises: CannotBuild where it fails or hangs. One that has hung is not asked again in this process.
     """
     if compiler() in _hung:
         raise CannotBuild(_hung[compiler()])
+    commands, environment = [[compiler(), *arguments] for arguments in calls], os.environ | {"TMPDIR": str(folder)}
     try:
-        done = limited.run([compiler(), *arguments], os.environ | {"TMPDIR": str(folder)})
+        found = limited.run_all(commands, environment, at_once=len(usable_cores()))
     except subprocess.TimeoutExpired as error:
         _hung[compiler()] = f"{compiler()} did not end within {error.timeout:g} s"
         raise CannotBuild(_hung[compiler()]) from error
     except OSError as error:
         raise CannotBuild(f"{compiler()} does not run: {error.strerror}") from error
-    if done.returncode:
-        words = " ".join(done.stderr.split())[-300:]
-        raise CannotBuild(f"{compiler()} failed: {words or f'exit status {done.returncode}'}")
-    made = Path(arguments[arguments.index("-o") + 1])
-    if not made.is_file() or not made.stat().st_size:
-        raise CannotBuild(f"{compiler()} wrote nothing to {made.name}")
+    for arguments, done in zip(calls, found, strict=True):
+        if done.returncode:
+            words = " ".join(done.stderr.split())[-300:]
+            raise CannotBuild(f"{compiler()} failed: {words or f'exit status {done.returncode}'}")
+        made = Path(arguments[arguments.index("-o") + 1])
+        if not made.is_file() or not made.stat().st_size:
+            raise CannotBuild(f"{compiler()} wrote nothing to {made.name}")
 
 
 def _flags_of(name: str) -> list[str]:
@@ -109,14 +115,16 @@ def _flags_of(name: str) -> list[str]:
     return ["-ffp-contract=off"] if name.startswith("int8") else []
 
 
-@functools.lru_cache(len(_PARTS))
+@functools.lru_cache(len(_PARTS) + 1)
 def runtime(part: str = "launch") -> ctypes.CDLL | None:
     """A library of the C files in `runtime/`, built if need be; None without a C compiler or a folder for it.
+
+    Every part needs the first one. `why_no` says why a part is not there.
 
     OpenMP's functions are left undefined, so that they are those of torch's own threads: kernels and torch share
     one pool, and neither waits for the other's idle threads. Where torch has none, the compiler's OpenMP or one thread.
     """
-    if not compiler():
+    if not compiler() or (part != "launch" and runtime() is None):
         return None
     files, functions = (words.split() for words in _PARTS[part])
     with _LOCK:
@@ -124,28 +132,30 @@ def runtime(part: str = "launch") -> ctypes.CDLL | None:
         for extra, linked in ((["-fopenmp"], []), (["-fopenmp"], ["-fopenmp"]), ([], [])):
 
             def make(path: Path, extra: list[str] = extra, linked: list[str] = linked) -> None:
-                codes = _objects(files, path, extra)
-                _cc(["-shared", *codes, *linked, "-lm", "-lpthread", "-o", str(path)], path.parent)
+                codes = {name: str(path.with_name(f"{path.stem}-{name}.o")) for name in files}
+                flags = (*c_flags(this_cpu().isa), *extra)
+                calls = [
+                    [*flags, *_flags_of(name), "-c", str(RUNTIME / f"{name}.c"), "-o", code]
+                    for name, code in codes.items()
+                ]
+                _cc_all(calls, path.parent)
+                _cc(["-shared", *codes.values(), *linked, "-lm", "-lpthread", "-o", str(path)], path.parent)
 
             try:
                 return _library(cache.key(_runtime_source(part), f"{extra} {linked}"), make, functions)
             except CannotBuild as error:
                 last = str(error)
-        _in_process_only(last)
+        _lacking[part] = last
+        if part == "launch":
+            _in_process_only(last)
         return None
 
 
-def _objects(files: Sequence[str], beside: Path, extra: Sequence[str]) -> list[str]:
-    """Compile C files, one on each core. Raises CannotBuild."""
-    codes = [str(beside.with_name(f"{beside.stem}-{name}.o")) for name in files]
-
-    def compiled(name: str, code: str) -> None:
-        flags = [*c_flags(this_cpu().isa), *_flags_of(name), *extra]
-        _cc([*flags, "-c", str(RUNTIME / f"{name}.c"), "-o", code], beside.parent)
-
-    with ThreadPoolExecutor(len(usable_cores())) as pool:
-        list(pool.map(compiled, files, codes))
-    return codes
+def why_no(part: str) -> str:
+    """Why a part of the runtime is not there; "" where it is."""
+    if runtime(part) is not None:
+        return ""
+    return _lacking.get(part) or obstacle() or "no C compiler builds them: apt install gcc"
 
 
 def c_library(source: Path, isa: str, needs: Sequence[str]) -> ctypes.CDLL | None:

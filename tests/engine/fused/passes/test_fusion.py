@@ -1,5 +1,7 @@
 """Fusion: the blocks that it finds in networks, by their labels."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,6 +36,7 @@ def graph_of(model, x):
     return fuse(to_graph(Workbench(model.eval(), (x,), {}, 1).program))
 
 
+@functools.cache  # graphs are read alone
 def unet(conv):
     torch.manual_seed(0)
     return graph_of(lc.load(f"leanconv:unet?base=8&levels=1&conv={conv}"), torch.randn(2, 3, 8, 12))
