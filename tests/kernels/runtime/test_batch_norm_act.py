@@ -16,7 +16,19 @@ from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 from tests.kernels.training_cases import assert_nan_in_channel_alone
 
 pytestmark = pytest.mark.skipif(runtime() is None, reason="no C compiler")
-SIZES = [(2, 19, 5, 7), (1, 64, 33, 30), (3, 8, 130, 4), (5, 3, 1, 1), (1, 1, 1, 300), (4, 130, 3, 2), (2, 16, 40, 40)]
+SIZES = [
+    (2, 8, 8, 8),
+    (4, 3, 8, 16),
+    (2, 24, 4, 8),
+    (1, 12, 4, 4),
+    (2, 19, 5, 7),
+    (1, 64, 33, 30),
+    (3, 8, 130, 4),
+    (5, 3, 1, 1),
+    (1, 1, 1, 300),
+    (4, 130, 3, 2),
+    (2, 16, 40, 40),
+]
 CASES = [(act, False) for act in ops.KNOWN] + [(act, True) for act in ops.OF_RESIDUALS]
 EPS = 1e-5
 

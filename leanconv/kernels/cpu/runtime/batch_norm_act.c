@@ -15,8 +15,11 @@ typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alia
 #define RUN 128    // pixels at the most: so many are summed in float32, those sums in float64
 #define RANGES 16
 
+// Pixels of few or odd channels that lie densely are read as wider ones: `joined` of them are one of whole vectors, whose
+// sums are added up in the end.
 typedef struct {
-    const norm_act_t *p;
+    const norm_act_t *p, *given;       // with joined pixels; as it was given
+    int joined;
     int rows, columns, run, per_row;   // rows of pixels that lie evenly; pixels of a run; runs of a row
     int wide, ranges, fold;            // channels as whole vectors; pixels that are computed as one wide one
     int64_t runs, samples;
@@ -122,15 +125,16 @@ INLINE int64_t range_at(const plan_t *k, int range) { return k->runs * range / k
 
 // The statistics of the batch from those of its ranges.
 static void merge_moments(const plan_t *k) {
-    const norm_act_t *p = k->p;
+    const norm_act_t *p = k->given;
     for (int c = 0; c < p->channels; c++) {
         double mean = 0, squares = 0, done = 0;
-        for (int range = 0; range < k->ranges; range++) {
+        for (int i = 0; i < k->ranges * k->joined; i++) {
+            int range = i / k->joined, part = i % k->joined;
             int64_t first = range_at(k, range), end = range_at(k, range + 1);
             int64_t whole_rows = end / k->per_row - first / k->per_row;
             double count = (double)whole_rows * k->columns
                 + (double)((end % k->per_row) - (first % k->per_row)) * k->run;
-            const double *own = k->kept + (int64_t)range * 2 * k->wide + c;
+            const double *own = k->kept + (int64_t)range * 2 * k->wide + part * p->channels + c;
             double off = own[0] - mean, share = count / (done + count);
             mean += off * share;
             squares += own[k->wide] + off * off * share * done;
@@ -142,12 +146,13 @@ static void merge_moments(const plan_t *k) {
 }
 
 static void coefficients(const plan_t *k) {
-    const norm_act_t *p = k->p;
-    for (int c = 0; c < p->channels; c++) {
+    const norm_act_t *p = k->given;
+    for (int i = 0; i < p->channels * k->joined; i++) {
+        int c = i % p->channels;
         double root = 1 / sqrt((double)p->statistics[p->channels + c] + p->eps);
-        k->mean[c] = p->statistics[c];
-        k->scale[c] = (float)(p->weight ? p->weight[c] * root : root);
-        k->bias[c] = p->bias ? p->bias[c] : 0;
+        k->mean[i] = p->statistics[c];
+        k->scale[i] = (float)(p->weight ? p->weight[c] * root : root);
+        k->bias[i] = p->bias ? p->bias[c] : 0;
     }
 }
 
@@ -271,18 +276,20 @@ static void sums_pass(const task_t *t, int64_t first, int64_t end, double *kept)
 
 // The gradients of weight and bias, and what they take off the gradient of the map.
 static void merge_sums(const plan_t *k) {
-    const norm_act_t *p = k->p;
+    const norm_act_t *p = k->given;
     double all = (double)p->samples * p->rows * p->columns;
     for (int c = 0; c < p->channels; c++) {
         double bias = 0, weight = 0, root = 1 / sqrt((double)p->statistics[p->channels + c] + p->eps);
-        for (int range = 0; range < k->ranges; range++) {
-            const double *own = k->kept + (int64_t)range * 2 * k->wide + c;
+        for (int i = 0; i < k->ranges * k->joined; i++) {
+            const double *own = k->kept + (int64_t)(i / k->joined) * 2 * k->wide + i % k->joined * p->channels + c;
             bias += own[0], weight += own[k->wide];
         }
         p->sums[c] = (float)(weight * root);
         p->sums[p->channels + c] = (float)bias;
-        k->flat[c] = (float)(bias / all);
-        k->slope[c] = (float)(weight * root * root / all);
+        for (int i = c; i < p->channels * k->joined; i += p->channels) {
+            k->flat[i] = (float)(bias / all);
+            k->slope[i] = (float)(weight * root * root / all);
+        }
     }
 }
 
@@ -341,8 +348,33 @@ static int run_all(const plan_t *k, pass_t *pass, int threads, int backwards) {
     return failed;
 }
 
-static plan_t plan_of(const norm_act_t *p) {
-    plan_t k = {.p = p, .rows = p->rows, .columns = p->columns, .samples = p->samples, .wide = up(p->channels, LANES)};
+// How many pixels are joined to one of whole vectors; 1 where they do not lie densely, or would not come out even.
+static int joined_in(const norm_act_t *p) {
+    const map_t *maps[] = {&p->x, &p->y, &p->residual, &p->grad, &p->x_grad, &p->residual_grad};
+    int joined = LANES;
+    while (joined > 1 && p->channels * (joined / 2) % LANES == 0) joined /= 2;
+    int64_t pixels = (int64_t)p->samples * p->rows * p->columns;
+    if (joined == 1 || pixels % joined || pixels / joined >= INT32_MAX || p->channels * joined > 256) return 1;
+    for (int i = 0; i < 6; i++)
+        if (maps[i]->data
+            && (maps[i]->pixel != p->channels || maps[i]->row != (int64_t)p->columns * p->channels
+                || maps[i]->sample != (int64_t)p->rows * p->columns * p->channels))
+            return 1;
+    return joined;
+}
+
+static norm_act_t joined_maps(const norm_act_t *p, int joined) {
+    norm_act_t q = *p;
+    map_t *maps[] = {&q.x, &q.y, &q.residual, &q.grad, &q.x_grad, &q.residual_grad};
+    q.columns = (int)((int64_t)p->samples * p->rows * p->columns / joined);
+    q.samples = q.rows = 1, q.channels = p->channels * joined;
+    for (int i = 0; i < 6; i++)
+        maps[i]->pixel = q.channels, maps[i]->row = maps[i]->sample = (int64_t)q.columns * q.channels;
+    return q;
+}
+
+static plan_t plan_of(const norm_act_t *p, const norm_act_t *given, int joined) {
+    plan_t k = {.p = p, .given = given, .joined = joined, .rows = p->rows, .columns = p->columns, .samples = p->samples, .wide = up(p->channels, LANES)};
     const map_t *maps[] = {&p->x, &p->y, &p->residual, &p->grad, &p->x_grad, &p->residual_grad};
     int even = 1, whole = 1, dense = 1;
     for (int i = 0; i < 6; i++) {
@@ -362,7 +394,9 @@ static plan_t plan_of(const norm_act_t *p) {
 }
 
 int lc_batch_norm_act(const norm_act_t *p, int backward, int threads) {
-    plan_t k = plan_of(p);
+    int joined = joined_in(p);
+    norm_act_t wider = joined > 1 ? joined_maps(p, joined) : *p;
+    plan_t k = plan_of(&wider, p, joined);
     size_t doubles = sizeof(double) * k.ranges * 2 * k.wide, numbers = (size_t)k.fold * k.wide;
     char *memory = lc_malloc(NULL, doubles + sizeof(float) * 5 * numbers);
     if (!memory) return -1;
