@@ -1,6 +1,7 @@
 """Optional libraries: test whether they are installed, and say what to do if one is missing or does not import."""
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,9 @@ from leanconv.errors import LeanconvError, MissingExtra
 
 # Libraries whose import name differs from their name in pip.
 MODULES = {"pillow": "PIL", "segmentation-models-pytorch": "segmentation_models_pytorch"}
+
+# Libraries that send telemetry, and write files for it into the home directory, unless this library is missing.
+SENDERS, TELEMETRY = ("openvino", "nncf"), "openvino_telemetry"
 
 
 def installed(module: str) -> bool:
@@ -22,14 +26,34 @@ def installed(module: str) -> bool:
 def needs(library: str, extra: str) -> Iterator[None]:
     """Guard imports, and imports only: `with needs("openvino", "export"): import openvino`.
 
+    What is imported here sends no telemetry. Whoever wants it imports the library first.
     Raises: MissingExtra if the library is not installed, lacks a dependency, or does not import.
     """
     try:
-        yield
+        with _without_telemetry(library):
+            yield
     except LeanconvError:
         raise
     except Exception as error:  # an import may raise anything
         raise MissingExtra(_message(library, extra, error)) from error
+
+
+@contextmanager
+def _without_telemetry(library: str) -> Iterator[None]:
+    """Inside, a library that would send telemetry does not find the one that does it."""
+    if library not in SENDERS or library in sys.modules:
+        yield
+        return
+    missing = object()
+    before = sys.modules.get(TELEMETRY, missing)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if before is missing:
+            sys.modules.pop(TELEMETRY, None)
+        else:
+            sys.modules[TELEMETRY] = before  # type: ignore[assignment]
 
 
 def _message(library: str, extra: str, error: Exception) -> str:

@@ -1,5 +1,6 @@
 """What every test shares: one thread, a fixed seed, the real images where they are at hand."""
 
+import contextlib
 import os
 from collections import Counter
 from pathlib import Path
@@ -87,6 +88,25 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_onnx():
+    """torch.onnx reads the sources of onnxscript's 500 functions at each export, for .6 s: here once a process."""
+    export, kept = torch.onnx.export, []
+
+    def quick(*args, **kwargs):
+        if not kept:
+            with contextlib.suppress(ImportError, AttributeError):  # another version of PyTorch
+                from torch.onnx._internal.exporter import _registration as room
+
+                kept.append(room.onnxscript_apis.get_torchlib_ops())
+                patch.setattr(room.onnxscript_apis, "get_torchlib_ops", lambda: kept[0])
+        return export(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", quick)
+        yield
 
 
 @pytest.fixture

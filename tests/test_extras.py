@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import os
+import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -198,3 +200,23 @@ def test_every_optional_import_is_told():
                 found.setdefault(str(path.relative_to(ROOT)), set()).update(used)
     assert found.pop("deploy/names.py") <= later["deploy/names.py"]
     assert not found
+
+
+QUIETLY = """
+import sys
+from pathlib import Path
+from leanconv.deploy.openvino import openvino_core
+openvino_core()
+import openvino
+assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
+assert "openvino_telemetry" not in sys.modules
+import torch
+openvino.convert_model(torch.nn.ReLU(), example_input=torch.zeros(1))
+assert not (Path.home() / "intel").exists()
+import openvino_telemetry  # for others it is there
+"""
+
+
+def test_openvino_sends_no_telemetry(tmp_path):
+    pytest.importorskip("openvino_telemetry", reason="needs the export extra: openvino")
+    subprocess.run([sys.executable, "-c", QUIETLY], env=os.environ | {"HOME": str(tmp_path)}, check=True)

@@ -1,10 +1,9 @@
-"""Run the quantisers of other projects without their output, their logging set-up and their telemetry."""
+"""Run the quantisers of other projects without their output and their logging set-up."""
 
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 from leanconv.deploy.openvino import openvino_core
@@ -28,26 +27,11 @@ def still() -> Iterator[None]:
 
 
 def load_nncf() -> Any:
-    """The module `nncf`. Raises MissingExtra without it.
-
-    NNCF sends telemetry and writes a file for it into the home directory unless its telemetry library is missing. This
-    import makes it so: whoever wants it imports nncf first.
-    """
-    if "nncf" in sys.modules:
-        return sys.modules["nncf"]
-    name = "openvino_telemetry"
-    held: ModuleType | None = sys.modules.get(name)
-    was = name in sys.modules
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
+    """The module `nncf`. Raises MissingExtra without it."""
+    if "nncf" not in sys.modules:
         with still(), needs("nncf", "export"):
-            import nncf
-    finally:
-        if was:
-            sys.modules[name] = held  # type: ignore[assignment]
-        else:
-            del sys.modules[name]
-    return nncf
+            import nncf  # noqa: F401
+    return sys.modules["nncf"]
 
 
 @contextmanager
