@@ -10,9 +10,12 @@
 #define LANES 8
 #endif
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
 typedef uint32_t bits_t __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint16_t half_t __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+// Of half as many lanes, for the rest of channels that are no whole vectors.
+typedef float part_t __attribute__((vector_size(LANES * 2), aligned(4), may_alias));
+typedef uint32_t part_bits_t __attribute__((vector_size(LANES * 2), aligned(4), may_alias));
+typedef uint16_t part_half_t __attribute__((vector_size(LANES), aligned(2), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE int up(int value, int unit) { return (value + unit - 1) / unit * unit; }
@@ -35,29 +38,32 @@ INLINE uint16_t rounded(float value) {
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-INLINE half_t rounded_vec(vec value) {
-    bits_t bits = (bits_t)value, missing = (bits_t)(value != value);
-    bits_t near = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return __builtin_convertvector((near & ~missing) | (missing & 0x7fc0), half_t);
-}
+#define ROUNDED(NAME, VEC, BITS, HALF)                                                                                 \
+    INLINE HALF NAME(VEC value) {                                                                                      \
+        BITS bits = (BITS)value, missing = (BITS)(value != value);                                                     \
+        BITS near = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;                                                          \
+        return __builtin_convertvector((near & ~missing) | (missing & 0x7fc0), HALF);                                  \
+    }
+ROUNDED(rounded_vec, vec, bits_t, half_t)
+ROUNDED(rounded_part, part_t, part_bits_t, part_half_t)
+#undef ROUNDED
 
 // `count` pixels of `c` numbers from a map into dense pixels of `wide` floats, whole vectors; lanes beyond c are zero.
 static void read_pixels(
     float *to, int wide, const map_t *m, int64_t at, int64_t pixel, int count, int c) {
-    int whole = c / LANES * LANES;
-    if (m->element == FLOAT32 && c == 4 && wide == 8) {
-        const float *from = (const float *)m->data + at;
-        for (int i = 0; i < count; i++, from += pixel, to += 8) {
-            *(quad *)to = *(const quad *)from;
-            *(quad *)(to + 4) = (quad){0};
-        }
-    } else if (m->element == FLOAT32 && pixel == wide && c == wide)
+    int whole = c / LANES * LANES, parts = c - whole >= LANES / 2, rest = whole + parts * (LANES / 2);
+    if (m->element == FLOAT32 && pixel == wide && c == wide) {
         memcpy(to, (const float *)m->data + at, sizeof(float) * wide * count);
-    else if (m->element == FLOAT32) {
+        return;
+    }
+    if (c < wide && c == rest)  // half a vector of zeros behind each pixel
+        for (int i = 0; i < count; i++) *(part_t *)(to + i * wide + rest) = (part_t){0};
+    if (m->element == FLOAT32) {
         const float *from = (const float *)m->data + at;
         for (int i = 0; i < count; i++, from += pixel, to += wide) {
             for (int k = 0; k < whole; k += LANES) *(vec *)(to + k) = *(const vec *)(from + k);
-            for (int k = whole; k < wide; k++) to[k] = k < c ? from[k] : 0.0f;
+            if (parts) *(part_t *)(to + whole) = *(const part_t *)(from + whole);
+            if (c > rest) for (int k = rest; k < wide; k++) to[k] = k < c ? from[k] : 0.0f;
         }
     } else {
         const uint16_t *from = (const uint16_t *)m->data + at;
@@ -66,7 +72,11 @@ static void read_pixels(
                 bits_t bits = __builtin_convertvector(*(const half_t *)(from + k), bits_t) << 16;
                 *(vec *)(to + k) = (vec)bits;
             }
-            for (int k = whole; k < wide; k++) to[k] = k < c ? widened(from[k]) : 0.0f;
+            if (parts) {
+                part_bits_t bits = __builtin_convertvector(*(const part_half_t *)(from + whole), part_bits_t) << 16;
+                *(part_t *)(to + whole) = (part_t)bits;
+            }
+            if (c > rest) for (int k = rest; k < wide; k++) to[k] = k < c ? widened(from[k]) : 0.0f;
         }
     }
 }
@@ -74,21 +84,20 @@ static void read_pixels(
 // Likewise from dense pixels of `wide` floats into a map.
 static void write_pixels(
     const float *from, int wide, const map_t *m, int64_t at, int64_t pixel, int count, int c) {
-    int whole = c / LANES * LANES;
-    if (m->element == FLOAT32 && c == 4) {
-        float *to = (float *)m->data + at;
-        for (int i = 0; i < count; i++, from += wide, to += pixel) *(quad *)to = *(const quad *)from;
-    } else if (m->element == FLOAT32) {
+    int whole = c / LANES * LANES, parts = c - whole >= LANES / 2, rest = whole + parts * (LANES / 2);
+    if (m->element == FLOAT32) {
         float *to = (float *)m->data + at;
         for (int i = 0; i < count; i++, from += wide, to += pixel) {
             for (int k = 0; k < whole; k += LANES) *(vec *)(to + k) = *(const vec *)(from + k);
-            for (int k = whole; k < c; k++) to[k] = from[k];
+            if (parts) *(part_t *)(to + whole) = *(const part_t *)(from + whole);
+            for (int k = rest; k < c; k++) to[k] = from[k];
         }
     } else {
         uint16_t *to = (uint16_t *)m->data + at;
         for (int i = 0; i < count; i++, from += wide, to += pixel) {
             for (int k = 0; k < whole; k += LANES) *(half_t *)(to + k) = rounded_vec(*(const vec *)(from + k));
-            for (int k = whole; k < c; k++) to[k] = rounded(from[k]);
+            if (parts) *(part_half_t *)(to + whole) = rounded_part(*(const part_t *)(from + whole));
+            for (int k = rest; k < c; k++) to[k] = rounded(from[k]);
         }
     }
 }
