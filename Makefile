@@ -23,7 +23,7 @@ $(READY): pyproject.toml
 demo: $(READY)  ## train a small U-Net and its SPLConv twin on synthetic wafers, compare, export, report
 	$(BIN)/python -m examples.demo
 
-# Everything, under 15 minutes on 2 quiet cores: what CI runs, and what must pass before a commit is handed over.
+# Everything, some 20 minutes on 2 quiet cores: what CI runs, and what must pass before a commit is handed over.
 test: $(READY)  ## the whole test suite on 2 processes
 	$(call run_tests,$(VENV))
 
