@@ -141,7 +141,7 @@ class Forward:
         self._sizes = None if like is None else _sizes(like)
         self._compiled: Callable[..., Any] | None = None
         if COMPILE in mode:
-            # Dropout draws the numbers that it draws uncompiled. One size: see above.
+            # Dropout draws the numbers that it draws uncompiled, unless memory formats differ. One size: see above.
             options: Any = {"fallback_random": True}
             self._compiled = torch.compile(inductor.own_code(model), dynamic=False, options=options)
 

@@ -13,7 +13,7 @@ import leanconv as lc
 from leanconv.errors import BadInput
 from leanconv.kernels import inductor
 from leanconv.train.step import modes, race
-from leanconv.train.step.modes import CHANGES, Change
+from leanconv.train.step.modes import CHANGES, Change, dropout_off
 
 BUDGET = 4.0
 
@@ -172,12 +172,11 @@ def test_torch_compile_for_certain(monkeypatch):
     assert row.gradient < 1e-4, row
     assert row.timing is not None, row
     forward = modes.Forward(model, modes.Mode(("compile",)), x)
-    torch.manual_seed(3)
-    model(x).square().mean().backward()
-    expected = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    torch.manual_seed(3)
-    forward(x).square().mean().backward()
+    with dropout_off(model):  # PyTorch 2.11 compiles for another memory format, and dropout's numbers follow it
+        model(x).square().mean().backward()
+        expected = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        forward(x).square().mean().backward()
     for own, other in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(own.grad, other, rtol=1e-4, atol=1e-6)
     assert forward(x[:3]).shape == (3, 1, 12, 12)
