@@ -1,6 +1,8 @@
 """`leanconv predict RUN IMAGE...`: write masks, overlays and defects of images of any size, or print their class."""
 
+import errno
 import json as _json
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -88,6 +90,10 @@ def command(
     check_run(run)
     if watch is not None and not watch.is_dir():
         raise BadInput(f"--watch {watch}: the folder does not exist")
+    if images and not json and not any(path.exists() for path in images):  # said before PyTorch is loaded
+        for path in images:
+            print(f"error: {one_line(path)}: cannot be opened: {os.strerror(errno.ENOENT)}", file=sys.stderr)
+        raise typer.Exit(1)
     from leanconv.cli.common import torch_device
     from leanconv.cli.engines import serving
     from leanconv.train.inference.predict import predict

@@ -54,6 +54,11 @@ def test_a_typo_loads_no_pytorch(code, words):
     assert "torch" not in loaded(code, *words)
 
 
+def test_images_that_are_not_there_load_no_pytorch(tmp_path):
+    (tmp_path / "recipe.toml").write_text("")
+    assert "torch" not in loaded(1, "predict", tmp_path, tmp_path / "none.png", tmp_path / "no folder")
+
+
 def test_a_watched_folder_that_is_not_there_loads_no_pytorch(tmp_path):
     (tmp_path / "recipe.toml").write_text("")
     assert "torch" not in loaded(1, "predict", tmp_path, "--watch", tmp_path / "none")
