@@ -54,7 +54,8 @@ def test_one_bad_image_is_one_line_and_exit_1(run, tmp_path, leanconv):
         (["norun", "x.png"], 1, "run folder does not exist"),
         (["{run}"], 2, "Missing argument"),
         (["{run}", "x.png", "--tile", "0"], 2, "--tile"),
-        (["{run}", "x.png", "--threshold", "2"], 1, "--threshold 2: a number between 0 and 1"),
+        (["{run}", "{run}", "--threshold", "2"], 1, "--threshold 2: a number between 0 and 1"),
+        (["{run}", "x.png"], 1, "error: x.png: cannot be opened: No such file or directory"),
     ],
 )
 def test_usage(run, leanconv, words, code, says):
