@@ -54,12 +54,13 @@ def test_one_bad_image_is_one_line_and_exit_1(run, tmp_path, leanconv):
         (["norun", "x.png"], 1, "run folder does not exist"),
         (["{run}"], 2, "Missing argument"),
         (["{run}", "x.png", "--tile", "0"], 2, "--tile"),
-        (["{run}", "{run}", "--threshold", "2"], 1, "--threshold 2: a number between 0 and 1"),
+        (["{run}", "{image}", "--threshold", "2"], 1, "--threshold 2: a number between 0 and 1"),
         (["{run}", "x.png"], 1, "error: x.png: cannot be opened: No such file or directory"),
     ],
 )
-def test_usage(run, leanconv, words, code, says):
-    found, _, err = leanconv("predict", *[word.format(run=run.path) for word in words])
+def test_usage(run, leanconv, words, code, says, tmp_path):
+    (tmp_path / "a.png").touch()
+    found, _, err = leanconv("predict", *[word.format(run=run.path, image=tmp_path / "a.png") for word in words])
     assert found == code
     assert says in err
     assert "Traceback" not in err
