@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ MODULES = {"pillow": "PIL", "segmentation-models-pytorch": "segmentation_models_
 
 # Libraries that send telemetry, and write files for it into the home directory, unless this library is missing.
 SENDERS, TELEMETRY = ("openvino", "nncf"), "openvino_telemetry"
+_HIDING = threading.RLock()
 
 
 def installed(module: str) -> bool:
@@ -44,16 +46,17 @@ def _without_telemetry(library: str) -> Iterator[None]:
     if library not in SENDERS or library in sys.modules:
         yield
         return
-    missing = object()
-    before = sys.modules.get(TELEMETRY, missing)
-    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if before is missing:
-            sys.modules.pop(TELEMETRY, None)
-        else:
-            sys.modules[TELEMETRY] = before  # type: ignore[assignment]
+    with _HIDING:
+        missing = object()
+        before = sys.modules.get(TELEMETRY, missing)
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            if before is missing:
+                sys.modules.pop(TELEMETRY, None)
+            else:
+                sys.modules[TELEMETRY] = before  # type: ignore[assignment]
 
 
 def _message(library: str, extra: str, error: Exception) -> str:

@@ -90,7 +90,7 @@ def command(
     check_run(run)
     if watch is not None and not watch.is_dir():
         raise BadInput(f"--watch {watch}: the folder does not exist")
-    if images and not json and not any(path.exists() for path in images):  # said before PyTorch is loaded
+    if images and not json and all(map(_absent, images)):  # said before PyTorch is loaded
         for path in images:
             print(f"error: {one_line(path)}: cannot be opened: {os.strerror(errno.ENOENT)}", file=sys.stderr)
         raise typer.Exit(1)
@@ -126,6 +126,17 @@ def command(
         print(f"error: {reason}", file=sys.stderr)
     if found.failed:
         raise typer.Exit(1)
+
+
+def _absent(path: Path) -> bool:
+    """Whether nothing is there; what cannot be looked at may be there."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def _printed(results: Iterable[Any], out: Path, *, json: bool) -> None:

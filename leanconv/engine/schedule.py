@@ -86,7 +86,7 @@ class Schedule:
                 return found
             if not any(self._fits(each, timing_s, OWN_SHARE) for each in in_work):
                 return None
-            if any(self._fits(each, timing_s, HOPE) for each in self.waiting if each not in in_work):
+            if not self.raced and any(self._fits(each, timing_s, HOPE) for each in self.waiting if each not in in_work):
                 return None  # it has its chance after a race, and no second may be lost
             time.sleep(POLL_S)
 

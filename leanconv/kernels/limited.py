@@ -48,7 +48,9 @@ def run_all(
     except BaseException:
         for process in running:
             _end(process)
-            process.communicate()
+        for process in running:
+            with process:  # closes what it may have handed on to a server, and waits
+                pass
         raise
     return done
 

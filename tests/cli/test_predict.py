@@ -48,6 +48,12 @@ def test_one_bad_image_is_one_line_and_exit_1(run, tmp_path, leanconv):
     assert json.loads((tmp_path / "o" / "w2.json").read_text())["threshold"] == 0.9
 
 
+def test_a_name_that_no_file_can_have_costs_no_other_image(run, tmp_path, leanconv):
+    code, out, err = leanconv("predict", run.path, f"{'x' * 300}.png", tmp_path / "w0.png", "--out", tmp_path / "o")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "1 of 2 images written" in out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [

@@ -178,3 +178,12 @@ def test_a_busy_machine_gets_more_time(monkeypatch):
         assert limited.limit_s() == seconds
     monkeypatch.delattr(os, "getloadavg")
     assert limited.limit_s() == 20.0
+
+
+def test_a_server_that_a_hanging_program_left_behind_is_not_waited_for(monkeypatch):
+    """It is in a session of its own and holds the output open."""
+    monkeypatch.setattr(limited, "LIMIT_S", 0.3)
+    start = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        limited.run(["sh", "-c", "setsid sleep 60 & sleep 60"])
+    assert time.monotonic() - start < 30
