@@ -66,6 +66,16 @@ def script(folder, words):
     return path
 
 
+@pytest.fixture
+def also(fresh, tmp_path, monkeypatch):
+    """`also(words)`: the compiler runs these words of a shell first."""
+    real = build.compiler()
+    if not real:
+        pytest.skip("no C compiler: apt install gcc")
+    build.compiler.cache_clear()
+    return lambda words: monkeypatch.setenv("CC", str(script(tmp_path, f'{words}\nexec {real} "$@"')))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_kernels_run_without_it(halide, fresh, tmp_path, monkeypatch, kind):
@@ -86,13 +96,8 @@ def test_kernels_run_without_it(halide, fresh, tmp_path, monkeypatch, kind):
     assert left == (0, 0)
 
 
-def test_what_a_compiler_babbles_is_no_failure(halide, fresh, tmp_path, monkeypatch):
-    real = build.compiler()
-    if not real:
-        pytest.skip("no C compiler: apt install gcc")
-    build.compiler.cache_clear()
-    babble = "i=0; while [ $i -lt 3000 ]; do echo 'warning: \xff you should not' >&2; echo more; i=$((i+1)); done"
-    monkeypatch.setenv("CC", str(script(tmp_path, f'{babble}\nexec {real} "$@"')))
+def test_what_a_compiler_babbles_is_no_failure(halide, also):
+    also("i=0; while [ $i -lt 3000 ]; do echo 'warning: \xff you should not' >&2; echo more; i=$((i+1)); done")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert build.runtime() is not None
@@ -115,13 +120,8 @@ def test_a_part_of_the_runtime_compiles_no_other(fresh, monkeypatch, part):
     assert all(hasattr(build.runtime(part), name) for name in functions.split())
 
 
-def test_a_part_that_cannot_be_built_costs_no_other_one(halide, fresh, tmp_path, monkeypatch):
-    real = build.compiler()
-    if not real:
-        pytest.skip("no C compiler: apt install gcc")
-    build.compiler.cache_clear()
-    fails = 'case "$*" in *batch_norm_act.c*) echo no such instruction >&2; exit 1;; esac'
-    monkeypatch.setenv("CC", str(script(tmp_path, f'{fails}\nexec {real} "$@"')))
+def test_a_part_that_cannot_be_built_costs_no_other_one(halide, also):
+    also('case "$*" in *batch_norm_act.c*) echo no such instruction >&2; exit 1;; esac')
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert build.runtime("training") is None
@@ -130,13 +130,8 @@ def test_a_part_that_cannot_be_built_costs_no_other_one(halide, fresh, tmp_path,
     assert (build.why_no("launch"), build.obstacle()) == ("", "")
 
 
-def test_without_the_first_part_there_is_none(fresh, tmp_path, monkeypatch):
-    real = build.compiler()
-    if not real:
-        pytest.skip("no C compiler: apt install gcc")
-    build.compiler.cache_clear()
-    fails = 'case "$*" in *transpose.c*) exit 1;; esac'
-    monkeypatch.setenv("CC", str(script(tmp_path, f'{fails}\nexec {real} "$@"')))
+def test_without_the_first_part_there_is_none(also):
+    also('case "$*" in *transpose.c*) exit 1;; esac')
     with pytest.warns(UserWarning, match="compiled in this process alone"):
         assert build.runtime("int8") is None
     assert build.why_no("int8")
