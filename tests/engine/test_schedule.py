@@ -128,6 +128,22 @@ def test_after_the_race_nothing_is_left_unused_while_the_process_works(engines):
     assert choices.missed == ("", 0.0)
 
 
+def test_after_a_race_no_further_hope_ends_the_wait(monkeypatch):
+    """ "slow" fits once its cache is filled; "other" does not fit, and has had its chance."""
+    named = {
+        name: Candidate(name, lambda b, d: None, lambda b, s=estimate: s, lambda b, d: None)
+        for name, estimate in {"slow": 20.0, "other": 13.0}.items()
+    }
+    slow, other = (schedule.Waiting(place, each, None) for place, each in enumerate(named.values()))
+    budget = Budget(1e9)
+    monkeypatch.setattr(Budget, "left", 10.0)
+    turns = schedule.Schedule(None, budget, [slow, other], first=None)
+    process = Process([slow])
+    turns._ahead, turns._listed, turns.raced = process, [slow], True
+    monkeypatch.setattr(schedule.time, "sleep", lambda _: setattr(process, "steps", 1))
+    assert turns.next(0.0) is slow
+
+
 def test_who_can_never_fit_is_not_waited_for(engines):
     prepared = engines(10**9, slow=100.0, quick=11.0)
     before = time.perf_counter()
