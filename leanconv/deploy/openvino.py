@@ -52,6 +52,8 @@ class OpenVino:
         order: names of the call's tensors in order. The model may lack inputs that it does not read.
         shapes: shapes of the call's tensors if they never change. Fixed shapes are faster, and answers are written
             directly into torch tensors. Without them, the model's own dynamic sizes remain.
+    Attributes:
+        strict: whether a call with any other size or type of a tensor raises.
     Raises: MissingExtra without openvino, and openvino's own errors for a model that it cannot compile.
     """
 
@@ -86,6 +88,8 @@ class OpenVino:
         self._thread = threading.local()
         self._model = model if any(port.partial_shape.is_dynamic for port in model.inputs) else None
         self._taken, self._lock = set[Any](), threading.Lock()
+        # A tensor that no input reads is not looked at.
+        self.strict = shapes is not None and self._model is None and len(self._places) == len(shapes)
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """Return the outputs. Raises BadInput for sizes that the model does not take."""

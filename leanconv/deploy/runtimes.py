@@ -22,6 +22,9 @@ from leanconv.extras import needs
 class OnnxRuntime:
     """An ONNX file in ONNX Runtime on the CPU, with all graph optimisations, on `threads` threads.
 
+    Attributes:
+        strict: whether a call with any other size or type of a tensor raises.
+
     Raises: MissingExtra without onnxruntime, and onnxruntime's own errors for a file that it cannot read.
     """
 
@@ -38,6 +41,7 @@ class OnnxRuntime:
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = [each.name for each in self._session.get_inputs()]
         self.outputs = [each.name for each in self._session.get_outputs()]
+        self.strict = all(type(size) is int for each in self._session.get_inputs() for size in each.shape)
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         if len(tensors) == 1 == len(self.inputs):

@@ -212,7 +212,7 @@ class Workbench:
         """Wrap a runtime of flat CPU tensors in the model's call signature. Answers get the model's memory format.
 
         With `widen`, half-precision inputs become float32. `alone`: PyTorch computes nothing in the runtime. The form
-        gets the attribute `alone` if PyTorch computes nothing in the form either.
+        gets the attribute `alone` if PyTorch computes nothing in the form either, and the runtime's `strict`.
         """
         tensors, frame = Frame.split(self.answer)
         dtypes, dense = [t.dtype for t in tensors], self.dense
@@ -227,6 +227,7 @@ class Workbench:
 
         if single and only and not half:
             simple.alone = alone and dtypes[0] == self.tensors[0].dtype  # type: ignore[attr-defined]
+            simple.strict = getattr(run, "strict", False)  # type: ignore[attr-defined]
             return simple
 
         def form(*args: Any, **kwargs: Any) -> Any:

@@ -24,24 +24,31 @@ pytestmark = [
 ]
 
 
-ENGINES = ("fused", "onnxruntime", "openvino")
+RUNTIMES = ("onnxruntime", "openvino")
+# A runtime that has refused no tensor yet is called without a look at its size and type.
+FASTS = ("fused", *RUNTIMES, *(f"{each}, strict" for each in RUNTIMES))
 
 
 @functools.cache
 def made_by(engine):
-    """A model that has met its shape, and another: PyTorch computes nothing in it."""
+    """A model that has met its shape, and another: PyTorch computes nothing in it. And how it called its form before."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
     made = optimize(model, torch.randn(SIZE), engines=(engine,), budget_s=60)
+    strict = made.__dict__["_strict"]
     for _ in range(2):
         made(torch.randn(1, *SIZE[1:]))
-    return made
+    assert made.__dict__["_strict"] is None
+    return made, strict
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=FASTS)
 def fast(request, always):
-    made = made_by(request.param)
-    assert made.engine == request.param
+    engine, _, unmet = request.param.partition(", ")
+    made, strict = made_by(engine)
+    assert made.engine == engine
+    assert (strict is not None) == (engine in RUNTIMES)
+    made.__dict__["_strict"] = strict if unmet else None
     return made
 
 
@@ -68,6 +75,36 @@ def test_tensors_of_every_kind(kind, batch, fast):
             y, want = fast(x), fast.original(x).detach()
             assert difference(want, y).ok(1e-4)
             assert type(y) is type(want)
+
+
+OTHERS = {
+    "another batch": lambda x: torch.randn(3, *SIZE[1:]),
+    "as many numbers": lambda x: x.reshape(2, 3, SIZE[3], SIZE[2]),
+    "flat": lambda x: x.flatten(2),
+    "in float64": lambda x: x.double(),
+    "whole numbers": lambda x: x.long(),
+    "sparse": lambda x: x.to_sparse(),
+    "nothing but a size": lambda x: x.to("meta"),
+    "no number": lambda x: x[:0],
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_sizes_and_types_are_answered_as_by_the_model(kind, fast):
+    x = torch.randn(SIZE)
+    other = OTHERS[kind](x)
+    for _ in range(2):
+        try:
+            want = fast.original(other).detach()
+        except Exception as error:
+            with pytest.raises(type(error)):
+                fast(other)
+        else:
+            y = fast(other)
+            assert (y.shape, y.dtype, y.device) == (want.shape, want.dtype, want.device)
+            assert y.is_meta or difference(want, y).ok(1e-4)
+    assert other.is_meta or fast.__dict__["_strict"] is None
+    assert difference(fast.original(x).detach(), fast(x)).ok(1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
