@@ -31,7 +31,7 @@ FASTS = ("fused", *RUNTIMES, *(f"{each}, strict" for each in RUNTIMES))
 
 @functools.cache
 def made_by(engine):
-    """A model that has met its shape, and another: PyTorch computes nothing in it. And how it called its form before."""
+    """A model that met its shape, then another: PyTorch computes nothing in it. And how it called its form before."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
     made = optimize(model, torch.randn(SIZE), engines=(engine,), budget_s=60)
