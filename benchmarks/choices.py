@@ -38,6 +38,7 @@ from benchmarks import results_of
 from benchmarks.cpu_kernels import DENSE, DEPTHWISE, keep_freed_memory
 from benchmarks.fused_engine import built, progress
 from benchmarks.operators import commit, operators
+from benchmarks.other_runtimes import versions
 from leanconv.engine.candidates import CANDIDATES
 from leanconv.engine.choices import Choices
 from leanconv.engine.workbench import Workbench
@@ -281,6 +282,7 @@ def run(rows: list[tuple[str, str]], report: dict[str, Any], arguments: argparse
         print("the results come from another machine: starting a new table")
         report["rows"] = []
     report |= {"command": shlex.join(["python", "-m", "benchmarks.choices", *sys.argv[1:]]), "machine": machine}
+    report["versions"] = versions(list(CANDIDATES))
     for i, (operator, place) in enumerate(rows):
         key = {"operator": operator, "place": place, **settings}
         old = next((row for row in report["rows"] if all(row.get(k) == v for k, v in key.items())), None)

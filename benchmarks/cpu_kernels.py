@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from benchmarks import results_of
 from benchmarks.kernel_layers import FUSED, launched
 from benchmarks.operators import commit
+from benchmarks.other_runtimes import versions
 from leanconv.deploy.openvino import OpenVino
 from leanconv.deploy.runtimes import OnnxRuntime
 from leanconv.files import write_json
@@ -97,6 +98,7 @@ def main() -> None:
         "command": command,
         "commit": here,
         "machine": describe("cpu"),
+        "versions": versions(["openvino", "onnxruntime"]),
         "peaks": top.to_dict(),
         "batch": arguments.batch,
     }

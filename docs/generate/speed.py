@@ -132,8 +132,18 @@ def _kernels(stem: str, content: dict[str, Any]) -> str:
         f"Geometric mean over all layers: {overall:.2f}. Peers: {', '.join(peers)}. {masked}".strip(),
         table(head, rows, "lrrllrrrr"),
         *_examples(content),
-        f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
+        f"{machine(content)}{_versions(content)}; `{content['command']}`, `{stem}.json`.",
     ).rstrip()
+
+
+def _versions(*entries: dict[str, Any]) -> str:
+    """The versions of the peers that the entries name; a peer measured in several has them all."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        for name, number in entry.get("versions", {}).items():
+            if number not in found.setdefault(name, []):
+                found[name].append(number)
+    return "".join(f", {name} {' and '.join(numbers)}" for name, numbers in sorted(found.items()) if name != "compile")
 
 
 def of_peak(row: dict[str, Any], peaks: dict[str, Any]) -> float:
@@ -201,7 +211,7 @@ def _engines(stem: str, kind: str, entries: list[dict[str, Any]]) -> str:
         f"engine is faster. Every engine is called directly: `optimize` takes no part here. {FLOOR}",
         table(head, rows, "llrrrrr"),
         _losses(entries),
-        f"{kind}; `{stem}.json`. The command of each row:",
+        f"{kind}{_versions(*entries)}; `{stem}.json`. The command of each row:",
         table(["row", "command"], commands),
     ).rstrip()
 
@@ -295,7 +305,7 @@ def choices(stem: str, content: dict[str, Any]) -> str:
         table(["operator", "layers", "geometric mean", "best", "worst"], cells, "lrrrr"),
         f"{len(single)} layers, geometric mean {geometric(row['ratio'] for row in single):.2f}. "
         + (f"Below {LIMIT}: {'; '.join(lost)}." if lost else f"None below {LIMIT}."),
-        f"{machine(content)}; `python -m benchmarks.choices`, at commits {commits}, `{stem}.json`.",
+        f"{machine(content)}{_versions(content)}; `python -m benchmarks.choices`, at commits {commits}, `{stem}.json`.",
     ).rstrip()
 
 
