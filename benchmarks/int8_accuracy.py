@@ -13,7 +13,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ class Middle:
 
     def __getitem__(self, index: int) -> Any:
         sample = self._samples[self._kept[index]]
-        return replace(sample, image=self._middle(sample.image), mask=self._middle(sample.mask))
+        return sample._replace(image=self._middle(sample.image), mask=self._middle(sample.mask))
 
     def _middle(self, picture: Tensor) -> Tensor:
         top, left = ((size - self._side) // 2 for size in picture.shape[-2:])

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from docs.generate.int8 import int8_accuracy
 from docs.generate.journeys import journeys
 from docs.generate.markdown import table
 from docs.generate.measured import Results
@@ -122,4 +123,5 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "training": _sections("steps", training_kernels),
     "loading": _sections("loading", data_loading),
     "photographs": _sections("journeys", journeys),
+    "int8": _sections("int8", int8_accuracy),
 }

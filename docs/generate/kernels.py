@@ -19,8 +19,9 @@ def kernels_page() -> str:
         "PyTorch is PyTorch's.\n"
         "- **Exact on small integers.** Where every partial sum is a whole number that float32 holds, the result is "
         "the sum itself, in float32 and bfloat16. The kernels for training are exact likewise.\n"
-        "- **In int8, the reference's bits.** A kernel on 8-bit integers gives what `leanconv/ops/integer_reference.py` "
-        "gives: equal bits for any data, activation and layout, with any number of threads, with VNNI and without.\n"
+        "- **In int8, the reference's bits.** A kernel on 8-bit integers gives what the reference in integers gives "
+        "(`leanconv/ops/integer_reference.py`): equal bits for any data, activation and layout, with any number of "
+        "threads, with VNNI and without.\n"
         "- **Reads nothing outside.** It touches its maps, weights and results alone: each between pages that must not "
         "be touched.\n"
         f"- **A bounded error.** At most so many times the error of {SUM}:",
@@ -29,10 +30,10 @@ def kernels_page() -> str:
         "once, at its end. Kernels of two steps round what lies between them too, where the processor multiplies pairs "
         "of bfloat16; their figure is larger for that. Strassen and Winograd save products, in float32 alone; "
         '`arithmetic="direct"` switches them off.',
-        "The tests: `tests/kernels/promises` (exact, repeatable, error), `tests/kernels/bound/test_quantized.py` (int8), "
-        "`tests/kernels/runtime/test_out_of_bounds.py`, `tests/engine/fused/test_repeatable.py` (networks), and "
-        "`tests/engine/fused/test_random_networks.py` (random networks against float64; `pytest --seeds 200:400` tries "
-        "others).",
+        "The tests: `tests/kernels/promises` (exact, repeatable, error), `tests/kernels/bound/test_quantized.py` "
+        "(int8), `tests/kernels/runtime/test_out_of_bounds.py`, `tests/engine/fused/test_repeatable.py` (networks), "
+        "and `tests/engine/fused/test_random_networks.py` (random networks against float64; "
+        "`pytest --seeds 200:400` tries others).",
         TILES,
     )
 
