@@ -208,6 +208,16 @@ def test_blocks_that_spare_reading_the_weights_again(cpu, side, monkeypatch):
     assert chosen(cpu, replace(form, channels=(32,), out_channels=32), 128, method="winograd") == narrow
 
 
+def test_blocks_stay_small_where_the_weights_stay_in_the_l2_cache(cpu, monkeypatch):
+    """128 channels have 512 KiB of transformed weights: half of a cache of 1 MiB, not of one of 512 KiB."""
+    form = Grouped((128,), 128, (3, 3), padding=AROUND, groups=4, pointwise=True)
+    large, small = (replace(cpu, l2=size) for size in (1 << 20, 512 << 10))
+    found = [chosen(each, form, 28, method="winograd").block for each in (large, small)]
+    monkeypatch.setattr(direct_or_winograd, "LARGER", ())
+    assert [chosen(each, form, 28, method="winograd").block for each in (large, small)] <= found
+    assert chosen(large, form, 28, method="winograd").block == found[0]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["hetconv", "wide"])
 def test_blocks_of_rows_are_whole_pairs(name, monkeypatch):

@@ -21,6 +21,7 @@ from leanconv.kernels.cpu.tuning.cost_model import (
     speeds_of,
     strassen_tile,
     weight_cycles,
+    weight_reads,
 )
 from leanconv.kernels.cpu.tuning.speeds import Speeds
 from leanconv.ops.grouped import Grouped
@@ -91,6 +92,12 @@ def test_speeds_decide():
     assert tile.pixels * tile.block > patient.pixels * patient.block  # more sums in flight
     assert weight_cycles(ZEN4, 160) == 10
     assert weight_cycles(NEOVERSE, 160) == 160 / NEOVERSE.speeds.memory_bytes  # it has no third level
+
+
+def test_weights_that_stay_in_the_l2_cache_are_read_once(cpu):
+    half = cpu.l2 // 2
+    assert weight_reads(cpu, half, 5) == weight_cycles(cpu, half)
+    assert weight_reads(cpu, half + 4, 5) == weight_cycles(cpu, 5 * (half + 4))
 
 
 def test_narrow_vectors_if_they_cost_nothing():

@@ -118,6 +118,14 @@ def weight_cycles(cpu: Cpu, size: float) -> float:
     return size / (speeds.l3_bytes if cpu.l3 else speeds.memory_bytes)
 
 
+def weight_reads(cpu: Cpu, size: float, blocks: int) -> float:
+    """Cycles in which each of so many blocks of rows reads all weights, which have so many bytes.
+
+    Half of the L2 cache holds a block's rows (`row_block`). Weights that fit into the other half are fetched once.
+    """
+    return weight_cycles(cpu, size if size <= cpu.l2 // 2 else size * blocks)
+
+
 @functools.lru_cache(4096)
 def strassen_tile(cpu: Cpu, width: int, pixels: int, depth: int, blocks: int = 1) -> Tile | None:
     """The register tile of a 1×1 by Strassen's algorithm, over `blocks` of so many pixels.

@@ -20,6 +20,7 @@ from leanconv.kernels.cpu.tuning.cost_model import (
     speeds_of,
     summed_rows,
     weight_cycles,
+    weight_reads,
 )
 from leanconv.kernels.cpu.tuning.cpu import Cpu
 from leanconv.kernels.cpu.tuning.target import Target
@@ -33,7 +34,9 @@ Choose = Callable[[Any, GroupedTiles, Callable[[GroupedTiles], float]], GroupedT
 TRANSFORMS = (16 + 32 + 2 * 16, 16 + 24 + 2 * 4)
 # Winograd's weights are large, and each block of rows reads all of them. Blocks may be so many times as large as half
 # the L2 cache holds, if the model predicts at most this share of the cycles. On a busy Zen 3 core (512 KiB of L2) group
-# sums of 512 channels then take 1.02 to 1.31 times less: 7×7 1.82 and 1.56 ms, 14×14 4.63 and 3.67 ms.
+# sums of 512 channels then take 1.02 to 1.31 times less: 7×7 1.82 and 1.56 ms, 14×14 4.63 and 3.67 ms. On a Zen 4 core
+# (1 MiB) dense ones of 512 and 1,024 channels take 1.03 times less, group sums of 256 and 512 .97 to 1.00 times; those
+# of 128 channels, whose weights stay in the L2 cache, lost 4 and 5 % by it.
 LARGER, WORTH = (2, 4, 8), 0.9
 
 
@@ -98,7 +101,7 @@ def direct_algorithm(cpu: Cpu, core: GroupedCore, samples: int, size: Pair, choo
     unit = summed_rows(p) if form.average else 1
     block = row_block(cpu, p, samples, row_bytes, (form.kernel[0] - 1) * form.dilation[0], threads, unit)
     products = form.groups * p * matrix_cycles(cpu, tiles.inner, *first)
-    read = weight_cycles(cpu, element.bytes * form.out_channels * depth * math.ceil(p / block))
+    read = weight_reads(cpu, element.bytes * form.out_channels * depth, math.ceil(p / block))
     return Algorithm("direct", tiles, block, products + read, unit)
 
 
@@ -117,6 +120,7 @@ def winograd_algorithm(
     own = matrix_tile(cpu, each, across, c // form.groups, False)
     l1_fused = winograd.fits_l1(form, own, cpu.l1)
     kept = sum(len(part.places) * (c if part.at_once(form) else part.depth(form)) for part in winograd.parts_of(form))
+    weights = 4 * form.out_channels * sum(len(part.places) * part.depth(form) for part in winograd.parts_of(form))
     scratch = 0 if l1_fused else across * (kept + 16 * min(each, 32)) // 2
     row_bytes = 4 * (q * (c + inner + form.width) + scratch)
     unit = summed_rows(p, 2) if form.average else 2
@@ -126,8 +130,8 @@ def winograd_algorithm(
         rows = min(row_block(cpu, p, samples, row_bytes // more, 1, 1, unit), p)
         down = math.ceil(rows / 2)
         tile = own if l1_fused else matrix_tile(cpu, each, across * down, c // form.groups, False)
-        one = _winograd_cycles(cpu, form, GroupedTiles(tile, tile, l1_fused), across, down)
-        return math.ceil(p / rows) * one, tile, down
+        one, blocks = _winograd_cycles(cpu, form, GroupedTiles(tile, tile, l1_fused), across, down), math.ceil(p / rows)
+        return blocks * one + weight_reads(cpu, weights, blocks), tile, down
 
     # The tile is that of one thread's blocks: any number of threads then runs the same code.
     most = 1
@@ -143,12 +147,13 @@ def winograd_algorithm(
 
     outer = tile if form.project is None else matrix_tile(cpu, *_projection(core, q))
     tiles = choose(("winograd", core), GroupedTiles(tile, outer, l1_fused), cycles)
-    cost = math.ceil(p / block) * _winograd_cycles(cpu, form, tiles, across, down)
+    blocks = math.ceil(p / block)
+    cost = blocks * _winograd_cycles(cpu, form, tiles, across, down) + weight_reads(cpu, weights, blocks)
     return Algorithm("winograd", tiles, block, cost, unit)
 
 
 def _winograd_cycles(cpu: Cpu, form: Grouped, tiles: GroupedTiles, across: int, down: int) -> float:
-    """Cycles of one block of `across` × `down` 2×2 outputs: products, transforms, and weights that are read."""
+    """Cycles of one block of `across` × `down` 2×2 outputs: products and transforms, without reading weights."""
     c, each, cycles, tile = sum(form.channels), form.out_channels // form.groups, 0.0, tiles.inner
     rows, columns = (down, across) if tiles.l1_fused else (1, across * down)
     each_takes = speeds_of(cpu).l1_winograd if tiles.l1_fused else speeds_of(cpu).winograd
@@ -158,7 +163,6 @@ def _winograd_cycles(cpu: Cpu, form: Grouped, tiles: GroupedTiles, across: int, 
         cycles += n * form.groups * rows * matrix_cycles(cpu, tile, each, columns, depth, False)
         wide = c if part.at_once(form) and not tiles.l1_fused else c // form.groups
         cycles += c / wide * math.ceil(wide / tile.lanes) * across * down * into * n / 16
-        cycles += weight_cycles(cpu, 4 * n * form.out_channels * depth)
     # Every panel of outputs reads the transformed input; from the last cache, where it does not stay in the L2 cache.
     read = 4 * across * down * sum(len(part.places) * part.depth(form) for part in winograd.parts_of(form))
     if not tiles.l1_fused and read > cpu.l2:
