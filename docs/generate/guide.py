@@ -44,7 +44,7 @@ def _answers(results: Results) -> str:
 
 
 def _answer_untouched(results: Results) -> Iterator[str]:
-    for content in results.choices.values():
+    for content in [results.choices["choices"]] if "choices" in results.choices else []:
         whole = [row for row in content["rows"] if row["operator"] == "network"]
         given = [row for row in whole if row["place"].startswith("timm:") and " to " not in row["place"]]
         listed = ", ".join(f"`{row['place']}` {row['ratio']:.2f}" for row in sorted(given, key=lambda r: -r["ratio"]))

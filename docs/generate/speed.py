@@ -270,12 +270,15 @@ def _medians(entry: dict[str, Any], model: str) -> dict[str, float]:
 
 
 def choices(stem: str, content: dict[str, Any]) -> str:
-    """What `optimize` chose, against the best peer in paired rounds: networks, then layers by operator."""
+    """What `optimize` chose, against the best peer in paired rounds: networks, then layers by operator.
+
+    `stem`: "choices" is the whole table, any other file a part of it that was measured again.
+    """
     rows = content["rows"]
     whole = [row for row in rows if row["operator"] == "network"]
     single = [row for row in rows if row["operator"] != "network"]
     lost = [
-        f"`{row['operator']}` at {row['place']} {row['ratio']:.3f}"
+        f"`{row['operator']}` at {row['place']} {row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
         for row in sorted(rows, key=lambda row: row["ratio"])
         if row["ratio"] < LIMIT
     ]
@@ -297,14 +300,20 @@ def choices(stem: str, content: dict[str, Any]) -> str:
         for row in sorted(whole, key=lambda row: -row["ratio"])
     ]
     commits = " and ".join(sorted({row["commit"] for row in rows}))
+    surely = sum(row["high"] < LIMIT for row in rows)
+    clock = " Computing time, on a busy machine." if all(row.get("clock") == "process" for row in rows) else ""
     return page(
-        "## What `optimize` chose, against the best peer",
+        "## What `optimize` chose, against the best peer" + (", measured again in part" if stem != "choices" else ""),
         "`optimize` chooses, then its choice and the best peer take turns in rounds of their own. Below 1 the choice "
-        "cost time. Layers are convolution, BatchNorm and ReLU as a user has them, called in NCHW.",
+        f"cost time. Layers are convolution, BatchNorm and ReLU as a user has them, called in NCHW.{clock}",
         table(["network", "chosen", "best peer", "times as fast", "two standard errors"], named, "lllrr"),
         table(["operator", "layers", "geometric mean", "best", "worst"], cells, "lrrrr"),
         f"{len(single)} layers, geometric mean {geometric(row['ratio'] for row in single):.2f}. "
-        + (f"Below {LIMIT}: {'; '.join(lost)}." if lost else f"None below {LIMIT}."),
+        + (
+            f"Below {LIMIT}: {'; '.join(lost)}. Beyond two standard errors: {surely}."
+            if lost
+            else f"None below {LIMIT}."
+        ),
         f"{machine(content)}{_versions(content)}; `python -m benchmarks.choices`, at commits {commits}, `{stem}.json`.",
     ).rstrip()
 
