@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders of trained networks")
     parser.add_argument("--data", default="", help="default: the data that each run was trained on")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--max-loss", type=float, default=MAX_LOSS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=results_of("int8_accuracy"))
