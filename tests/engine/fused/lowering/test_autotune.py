@@ -18,6 +18,7 @@ from leanconv.engine.fused.lowering.implementations import (
     Implementation,
     plain_implementation,
 )
+from leanconv.engine.fused.lowering.kernels import KernelRun
 from leanconv.engine.fused.passes.fusion import fuse
 from leanconv.engine.workbench import Workbench
 from leanconv.measure import Timing
@@ -61,6 +62,35 @@ def test_who_goes_on_to_the_turns(ms, go_on, monkeypatch):
     assert found == ms
     if ms["kernel"] >= autotune.LONG_MS:
         assert set(calls.values()) == {1}  # the first call was the look
+
+
+def test_a_kernels_first_call_packs_its_weights_and_is_no_time(monkeypatch):
+    """Where a plan would copy the map first, nothing launches it: it is called."""
+
+    class Packing(KernelRun):
+        def __init__(self):
+            self.calls = 0
+
+        def __call__(self, *inputs):
+            self.calls += 1
+            return torch.ones(1, 1, 1, 1)
+
+        def launch(self, inputs):
+            return None
+
+    def once_ms(call, clock):
+        before = run.calls
+        call()
+        return 5.0 if run.calls == before else 3.0 if before else 60.0
+
+    run = Packing()
+    monkeypatch.setattr(autotune, "once_ms", once_ms)
+    node = SimpleNamespace(op=None, inputs=[], dtype=torch.float32)
+    forms = [
+        Implementation("aten", lambda node: lambda: torch.ones(1, 1, 1, 1)),
+        Implementation("kernel", lambda node: run),
+    ]
+    assert autotune._measure(node, forms, float("inf"), "wall") == {"aten": 5.0, "kernel": 3.0}
 
 
 @pytest.mark.parametrize(
