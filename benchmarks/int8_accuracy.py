@@ -40,17 +40,23 @@ ENGINES = ("fused", "openvino", "onnxruntime")
 
 
 class Middle:
-    """A data set whose images are cut to the middle square of a side; smaller ones are left out."""
+    """A data set whose images are cut to the middle square of a side. Smaller ones are left out.
 
-    def __init__(self, samples: Any, side: int) -> None:
-        self.classes, self._samples, self._side = samples.classes, samples, side
-        self._kept = [i for i in range(len(samples)) if min(samples[i].image.shape[-2:]) >= side]
+    `most`: so many of them, spread evenly; 0 for all.
+    """
+
+    def __init__(self, samples: Any, side: int, most: int = 0) -> None:
+        self.classes, self._side = samples.classes, side
+        every = (samples[i] for i in range(len(samples)))
+        kept = [sample for sample in every if min(sample.image.shape[-2:]) >= side]
+        count = min(most or len(kept), len(kept))
+        self._kept = [kept[i * len(kept) // count] for i in range(count)]
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def __getitem__(self, index: int) -> Any:
-        sample = self._samples[self._kept[index]]
+        sample = self._kept[index]
         return sample._replace(image=self._middle(sample.image), mask=self._middle(sample.mask))
 
     def _middle(self, picture: Tensor) -> Tensor:
@@ -63,11 +69,13 @@ def dice(samples: Any, threshold: Threshold) -> Callable[[nn.Module], float]:
     return lambda form: evaluate(form, samples, threshold=threshold).dice
 
 
-def measured(folder: RunFolder, data: str, size: int, engines: list[str], max_loss: float) -> list[dict[str, Any]]:
+def measured(
+    folder: RunFolder, data: str, size: int, most: int, engines: list[str], max_loss: float
+) -> list[dict[str, Any]]:
     """A row for each engine. Raises BadInput for a run or data that cannot be read."""
     network, threshold = load_scored(folder)
     source = data or Recipe.read(folder.recipe).data
-    val, test = (Middle(open_run_data(folder, source, split), size) for split in ("val", "test"))
+    val, test = (Middle(open_run_data(folder, source, split), size, most) for split in ("val", "test"))
     batches = of_size(picture_batches(source, network, run=folder, size=size), size, size)
     x = batches[0][:1]
     limits: dict[str, Any] = {"data": batches, "metric": dice(val, threshold), "max_loss": max_loss}
@@ -113,6 +121,7 @@ def main() -> None:
     parser.add_argument("--data", default="", help="default: the data that each run was trained on")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--most", type=int, default=0, help="images of each split, spread evenly; 0: all")
     parser.add_argument("--max-loss", type=float, default=MAX_LOSS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=results_of("int8_accuracy"))
@@ -126,7 +135,7 @@ def main() -> None:
         folder = RunFolder.open(path)
         recipe = Recipe.read(folder.recipe)
         about = {"reference": recipe.model, "epochs": recipe.epochs, "max_loss": arguments.max_loss}
-        rows = measured(folder, arguments.data, arguments.size, arguments.engines, arguments.max_loss)
+        rows = measured(folder, arguments.data, arguments.size, arguments.most, arguments.engines, arguments.max_loss)
         report["rows"] = [row for row in report["rows"] if row["reference"] != about["reference"]]
         report["rows"] += [about | {"commit": commit()} | row for row in rows]
         write_json(arguments.out, report)

@@ -30,6 +30,8 @@ def test_images_and_masks_are_cut_alike_and_small_ones_left_out():
     assert first.image.shape == (3, 6, 6)
     assert torch.equal(first.image[0], first.mask)
     assert torch.equal(second.mask, picture(6, 6).mask)
+    many = int8_accuracy.Middle(Samples(picture(6 + i, 6) for i in range(9)), 6, most=3)
+    assert [int(sample.mask[0, 0]) // 6 for sample in many] == [0, 1, 3]  # the first, fourth and seventh
 
 
 @pytest.mark.slow
