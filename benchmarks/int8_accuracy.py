@@ -128,13 +128,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     report = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
-    words = [each for each in sys.argv[1:] if each not in map(str, arguments.runs)]
+    places = {*map(str, arguments.runs), "--out", str(arguments.out)}  # folders of this machine
+    words = [each for each in sys.argv[1:] if each not in places]
     report |= {"command": shlex.join(["python", "-m", "benchmarks.int8_accuracy", "RUN", *words])}
     report |= {"machine": describe("cpu")}
     for path in arguments.runs:
         folder = RunFolder.open(path)
         recipe = Recipe.read(folder.recipe)
-        about = {"reference": recipe.model, "epochs": recipe.epochs, "max_loss": arguments.max_loss}
+        data = Path(arguments.data or recipe.data).name
+        about = {"reference": recipe.model, "data": data, "epochs": recipe.epochs, "max_loss": arguments.max_loss}
         rows = measured(folder, arguments.data, arguments.size, arguments.most, arguments.engines, arguments.max_loss)
         report["rows"] = [row for row in report["rows"] if row["reference"] != about["reference"]]
         report["rows"] += [about | {"commit": commit()} | row for row in rows]

@@ -17,7 +17,7 @@ def int8_accuracy(stem: str, content: dict[str, Any]) -> str:
             f"{row['lost']:+.4f}" if "lost" in row else "-",
             "-" if row["val_loss"] is None else f"{row['val_loss']:+.4f}",
             "yes" if row["val_loss"] is not None and row["val_loss"] <= row["max_loss"] else "refused",
-            row.get("int8", "").partition("; ")[0] or "-",
+            row.get("int8", "").removeprefix("int8: ").partition(",")[0] or "-",
         ]
         for row in rows
     ]
@@ -38,6 +38,7 @@ def int8_accuracy(stem: str, content: dict[str, Any]) -> str:
         f"split, Dice of the validation images as the metric, at most {limit} of it lost. A loss below 0 is a gain.",
         table(head, cells, "llrrrll"),
         f"{rows[0]['images']} test images, cut to their middle; networks trained for "
-        f"{' and '.join(str(each) for each in dict.fromkeys(row['epochs'] for row in rows))} epochs. "
+        f"{' and '.join(str(each) for each in dict.fromkeys(row['epochs'] for row in rows))} epochs on "
+        f"{' and '.join(dict.fromkeys(row['data'] for row in rows))}. "
         f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
     ).rstrip()
