@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leanconv.ops.least_squares import root
+
 _CHUNK = 4096  # rows of one product in their own type; the sums of the products are float64
 
 
@@ -85,6 +87,11 @@ class Sums:
             self.gram += rows.mT @ rows
             self.cross += targets.mT @ rows
 
+    def is_finite(self) -> bool:
+        """Whether no sum has overflowed: products are in the rows' own type."""
+        held = (self.x, self.y, self.gram, self.cross)
+        return all(bool(each.isfinite().all()) for each in held if each is not None)
+
     def means(self) -> tuple[Tensor, Tensor]:
         """The means of x `G D` and y `O`."""
         return self.x0 + self.x / self.count, self.y0 + self.y / self.count
@@ -125,8 +132,7 @@ def solve(sums: Sums, conv: nn.Conv2d, *, centred: bool, ridge: float) -> Soluti
     strength = ridge * size if size > 0 else 1.0
     gram = gram + strength * torch.eye(d, dtype=gram.dtype, device=gram.device)
     cross = cross + strength * old
-    factor = torch.linalg.cholesky(gram)
-    weight = torch.cholesky_solve(cross.mT, factor).mT
+    weight = torch.cholesky_solve(cross.mT, root(gram)).mT
     bias = None
     if centred:
         x, y = sums.means()
