@@ -95,7 +95,8 @@ class Applied:
     ) -> None:
         self.layers = tuple(each.layer() for each in pending)
         self.blocks, self.notes = tuple(blocks), tuple(notes)
-        self.output_error_before, self.output_error = output_errors or (None, None)
+        before_and_after: tuple[float | None, float | None] = output_errors or (None, None)
+        self.output_error_before, self.output_error = before_and_after
         self.norms = len({id(each.norm) for each in changed})
         self._pending: list[Pending] | None = pending
         self._regrouped, self._changed = regrouped, changed
