@@ -26,7 +26,7 @@ class Results:
         choices: what `optimize` chose against the best peer. budgets: the same within its default budget.
         gates: starts of the gate of SPConv and SPLConv, by the training loss they reach.
         journeys: photographs to defects and masks, and the time of each command.
-        kept: what is left of a trained network after a swap, by its start.
+        kept: what is left of a trained network after a swap, by its start. features: the error of its blocks' outputs.
         against_dense: training steps of whole networks.
         steps: our kernels for training against PyTorch's. loading: what a batch costs beside its training step.
         tiles: what the cost model of our kernels chooses, against other tiles and algorithms.
@@ -45,6 +45,7 @@ class Results:
     gates: dict[str, Any] = field(default_factory=dict)
     journeys: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
+    features: dict[str, Any] = field(default_factory=dict)
     against_dense: dict[str, Any] = field(default_factory=dict)
     steps: dict[str, Any] = field(default_factory=dict)
     loading: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +71,10 @@ def _kind(content: Any) -> str:
         return "tiles"
     if isinstance(row.get("of_floor"), dict):
         return "steps"
-    marks = {"pixels_differ": "journeys", "batch_cpu_ms": "loading", "peak_bytes": "against_dense", "project": "kept"}
+    marks = {
+        "pixels_differ": "journeys", "batch_cpu_ms": "loading", "peak_bytes": "against_dense", "features": "features",
+        "project": "kept",
+    }  # fmt: skip
     for key, kind in marks.items():
         if key in row:
             return kind
