@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanconv.ops.least_squares import root
-
 _CHUNK = 4096  # rows of one product in their own type; the sums of the products are float64
 
 
@@ -130,11 +128,14 @@ def solve(sums: Sums, conv: nn.Conv2d, *, centred: bool, ridge: float) -> Soluti
     old = conv.weight.detach().double().reshape(groups, -1, d)
     size = float(gram.diagonal(dim1=1, dim2=2).mean())
     strength = ridge * size if size > 0 else 1.0
-    gram = gram + strength * torch.eye(d, dtype=gram.dtype, device=gram.device)
-    cross = cross + strength * old
-    weight = torch.cholesky_solve(cross.mT, root(gram)).mT
+    unit = torch.eye(d, dtype=gram.dtype, device=gram.device)
+    lower, failed = torch.linalg.cholesky_ex(gram + strength * unit)
+    while bool(failed.any()):  # rounded below zero: one channel is far louder than the others
+        strength *= 10
+        lower, failed = torch.linalg.cholesky_ex(gram + strength * unit)
+    weight = torch.cholesky_solve((cross + strength * old).mT, lower).mT
     bias = None
     if centred:
         x, y = sums.means()
         bias = y - (weight @ x[..., None]).flatten()
-    return Solution(weight.reshape(conv.weight.shape), bias, gram)
+    return Solution(weight.reshape(conv.weight.shape), bias, gram + strength * unit)
