@@ -123,6 +123,34 @@ def lean_networks(stem: str, content: dict[str, Any]) -> str:
     ).rstrip()
 
 
+def feature_error(stem: str, content: dict[str, Any]) -> str:
+    """A table for each model and operator: the error of each block's output, projected and fitted."""
+    parts = []
+    for row in content["rows"]:
+        weights = "trained" if row["trained"] else "random"
+        took = f"{row['fit_cpu_seconds']:.0f} s of a core and {row['peak_mib_added']:.0f} MiB beside the model"
+        agreed = (
+            f" Same top-1: {row['project_agreement']:.1%} projected, {row['fit_agreement']:.1%} fitted."
+            if row["trained"]
+            else ""
+        )
+        parts.append(
+            f"`{row['model']}`, {weights} weights, at {row['size']} px: `{row['operator']}` in {row['layers']} layers, "
+            f"{row['dense_macs'] / row['macs']:.2f} times fewer MACs. The fit saw {row['fit_images']} photographs and "
+            f"took {took}; errors are on {row['judged_images']} others.{agreed}"
+        )
+        cells = [[f"`{name}`", *(f"{row[init][name]:.3f}" for init in ("project", "fit"))] for name in row["features"]]
+        parts.append(table(["block", "`project`", "`fit`"], cells, "lrr"))
+    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
+    return page(
+        "## How near a fit comes with some photographs",
+        "The error of each block's output, errors of the blocks before it included: ‖lean - dense‖ / ‖dense‖. Random "
+        "weights have BatchNorm statistics of the photographs.",
+        *parts,
+        f"{machine(content['rows'][0])}; {commands}, `{stem}.json`.",
+    ).rstrip()
+
+
 def data_loading(stem: str, content: dict[str, Any]) -> str:
     """A row for each data set: computing time of a batch beside that of a step."""
     cells = [
