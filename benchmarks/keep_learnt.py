@@ -4,10 +4,10 @@
 
 RUN: the run folder of a trained network. DATA: its data (CIFAR-10 as Parquet, "DIR?val=0"). All convolutions that the
 operator replaces are swapped, except the first. A fit sees `--images` training images without their labels. Nothing is
-trained, but for the operators that `--recover` names: for them the recipe `recover` runs for one epoch, from a fit of
-its own; for those of `--recover-fresh` the same recipe runs from fresh layers. Beside the operators stand Tucker-2 and
-network decoupling (`benchmarks/baselines.py`), fitted on the same images. Top-1 is of `--test` test images, spread
-evenly over the split; after an epoch of all of them. Every finished operator updates
+trained, but for the operators that `--recover` names: for them the recipe `recover` runs for one epoch, from the fitted
+network, which is kept under `--runs`. For those of `--recover-fresh` the same recipe runs from fresh layers. Beside the
+operators stand Tucker-2 and network decoupling (`benchmarks/baselines.py`), fitted on the same images. Top-1 is of
+`--test` test images, spread evenly over the split; after an epoch of all of them. Every finished operator updates
 benchmarks/results/keep_learnt.json; a killed benchmark goes on where it stopped. Figures of another network, and of
 other code of the fit, the operator or the recovery, are measured again.
 """
@@ -18,6 +18,7 @@ import hashlib
 import inspect
 import json
 import re
+import shlex
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,8 +33,9 @@ from leanconv.convert import Applied, Plan, apply_, plan
 from leanconv.files import read_json, write_json
 from leanconv.measure.device import describe
 from leanconv.nn import starts
+from leanconv.planner.lean.subject import write_version
 from leanconv.registry import get, names, parse
-from leanconv.runs import load
+from leanconv.runs import RunFolder, load
 from leanconv.runs.digest import of_model
 from leanconv.table import si, table
 from leanconv.train.data.augment import to_float
@@ -60,7 +62,7 @@ def main() -> None:
     images, labels = _judged(arguments.data, size, arguments.test)
     dense = load(arguments.run).eval()
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.keep_learnt RUN DATA",
+        "command": shlex.join(["python", "-m", "benchmarks.keep_learnt", "RUN", "DATA", *_said(arguments.words)]),
         "machine": describe(),
         "threads": arguments.threads,
         "network": _network(arguments.run) | {"weights": of_model(dense)},
@@ -74,11 +76,14 @@ def main() -> None:
         report["rows"] = read_json(path)["rows"]
     rows = {row["operator"]: row for row in report["rows"]}
     for operator in arguments.operators or operators():
-        if rows.get(operator, {}).get("code") == fit_code(operator):
+        place = _folder(arguments.runs, operator, "fitted")
+        done = rows.get(operator, {}).get("code") == fit_code(operator)
+        if done and (operator not in arguments.recover or place.is_dir()):
             continue
         steps = plan(dense, given.images[:1].float(), to=operator)
         if steps.swapped:
-            rows[operator] = kept(dense, steps, operator, given, images, labels)
+            rows[operator], fitted = kept(dense, steps, operator, given, images, labels)
+            write_version(RunFolder(place), RunFolder(Path(arguments.run)), fitted, steps)
             report["rows"] = list(rows.values())
             write_json(path, report)
             print(f"{operator}: {rows[operator]}", flush=True)
@@ -86,21 +91,32 @@ def main() -> None:
         for operator in asked:
             row, code = rows.get(operator), recovery_code(operator)
             if row is not None and row.get(f"recovered_{init}", {}).get("code") != code:
-                out = Path(arguments.runs) / "-".join([re.sub(r"\W+", "-", operator), init, code])
-                row[f"recovered_{init}"] = recovered(arguments.run, operator, init, out) | {"code": code}
+                start = [f"swap={operator}", "init=fresh"]
+                if init == "fit":
+                    start = ["swap=", "init=project", f"model={_folder(arguments.runs, operator, 'fitted')}"]
+                out = _folder(arguments.runs, operator, f"{init}-{code}")
+                row[f"recovered_{init}"] = recovered(arguments.run, start, out, arguments.words) | {"code": code}
                 write_json(path, report)
                 print(f"{operator}: {row[f'recovered_{init}']}", flush=True)
     write_json(path, report)
     print(show(report))
 
 
-def recovered(run: str, operator: str, init: str, out: Path) -> dict[str, Any]:
+def recovered(run: str, start: list[str], out: Path, words: list[str]) -> dict[str, Any]:
     """Top-1 on all test images after one epoch of the recipe `recover`, which goes on where it was stopped."""
-    words = [f"teacher={run}", f"swap={operator}", f"init={init}", f"out={out}", "epochs=1"]
-    values = {key: value for key, value in recipes.read("recover").items() if init == "fit" or key != "fit_images"}
+    values = {key: value for key, value in recipes.read("recover").items() if key != "fit_images"}
+    words = [f"teacher={run}", *start, f"out={out}", "epochs=1", *words]
     folder = fit(Recipe.of(values, words), resume=(out / "last").is_dir())
     metrics = read_json(folder.metrics)
     return {"top1": metrics["test"]["top1"], "steps": metrics["steps"], "seconds": metrics["seconds"]}
+
+
+def _said(words: list[str]) -> list[str]:
+    return ["--words", *words] if words else []
+
+
+def _folder(runs: str, operator: str, name: str) -> Path:
+    return Path(runs) / "-".join([re.sub(r"\W+", "-", operator), name])
 
 
 def fit_code(operator: str) -> str:
@@ -132,6 +148,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--operators", nargs="+", help="operator strings (default: all, and the baselines)")
     parser.add_argument("--recover", nargs="+", default=[], help="operators that are trained for an epoch, too")
     parser.add_argument("--recover-fresh", nargs="+", default=[], help="the same from fresh layers")
+    parser.add_argument("--words", nargs="+", default=[], help="settings of these trainings, amp=bf16")
     parser.add_argument("--runs", default="runs/benchmarks/keep_learnt", help="folder of these trainings")
     parser.add_argument("--out", default=str(RESULTS))
     return parser.parse_args()
@@ -145,8 +162,8 @@ def operators() -> list[str]:
 
 def kept(
     dense: nn.Module, steps: Plan, operator: str, given: Pictures, images: Tensor, labels: Tensor
-) -> dict[str, Any]:
-    """One operator in place of all that it replaces: top-1 for each start, and what the fit took."""
+) -> tuple[dict[str, Any], nn.Module]:
+    """One operator in place of all that it replaces: top-1 for each start, what the fit took; the fitted network."""
     row: dict[str, Any] = {
         "operator": operator, "layers": len(steps.swapped), "macs": steps.after.macs, "dense_macs": steps.before.macs,
         "code": fit_code(operator),
@@ -161,7 +178,7 @@ def kept(
             row["fit_cpu_seconds"] = time.process_time() - cpu
             row["output_error"] = applied.output_error
         row[init] = top1(model, images, labels)
-    return row
+    return row, model
 
 
 @torch.no_grad()

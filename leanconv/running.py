@@ -44,19 +44,30 @@ def run(model: Callable[..., Any], inputs: Inputs) -> Any:
 def call(model: nn.Module, inputs: Inputs) -> Any:
     """As `run`. Raises BadInput where the model does not take the inputs."""
     positional, named = as_call(inputs)
-    with explained(f"inputs {shapes(inputs)}"):
+    with explained(lambda: f"inputs {shapes(inputs)}{_other_types(model, inputs)}"):
         return model(*positional, **named)
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(what: str | Callable[[], str]) -> Iterator[None]:
     """Raises BadInput, with the place in the model's code, where a model fails inside. `what`: what it runs on."""
     try:
         yield
     except LeanconvError:
         raise
     except Exception as error:
-        raise BadInput(f"the model does not run on {what}: {error_line(error)}") from error
+        text = what if isinstance(what, str) else what()
+        raise BadInput(f"the model does not run on {text}: {error_line(error)}") from error
+
+
+def _other_types(model: nn.Module, inputs: Inputs) -> str:
+    """` of uint8, where its weights are float32`, for pictures of another type than the weights'; else ""."""
+    weights = {t.dtype for t in model.parameters() if t.is_floating_point()}
+    given = {t.dtype for t in tensors(inputs) if t.is_floating_point() or t.dtype == torch.uint8}
+    if not weights or given <= weights:
+        return ""
+    mine, theirs = (", ".join(sorted(str(t).removeprefix("torch.") for t in types)) for types in (given, weights))
+    return f" of {mine}, where its weights are {theirs}"
 
 
 def shapes(inputs: Any) -> str:

@@ -85,6 +85,14 @@ def test_no_trace_of_a_run_that_fails():
     assert left_alone(act)
 
 
+def test_pictures_of_another_type_than_the_weights_are_named():
+    model, bytes_ = nn.Conv2d(3, 4, 1), torch.zeros(2, 3, 6, 6, dtype=torch.uint8)
+    with pytest.raises(BadInput, match=r"inputs \(2, 3, 6, 6\) of uint8, where its weights are float32: "):
+        call(model, bytes_)
+    with pytest.raises(BadInput, match=r"inputs \(2, 5, 6, 6\): "):
+        call(model, torch.zeros(2, 5, 6, 6))
+
+
 def test_no_trace_in_weights_created_in_inference_mode():
     with torch.inference_mode():
         norm = nn.BatchNorm2d(3)

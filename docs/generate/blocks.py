@@ -20,7 +20,14 @@ from docs.generate.speed import (
     setting,
 )
 from docs.generate.tiles import tiles
-from docs.generate.training import data_loading, keep_learnt, training_kernels, training_steps
+from docs.generate.training import (
+    data_loading,
+    feature_error,
+    keep_learnt,
+    lean_networks,
+    training_kernels,
+    training_steps,
+)
 
 UNTOUCHED, SIDE = "timm:mobilenetv3_small_100", "1x3x224x224, 1"
 # The README's five rows: (model, input and threads), from networks as they come to the best and the worst swap.
@@ -118,6 +125,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "papers": papers,
     "classification": _sections("classification", lambda stem, c: trained(stem, c, "top1", "Classification")),
     "kept": _sections("kept", keep_learnt),
+    "lean": _sections("lean", lean_networks),
+    "features": _sections("features", feature_error),
     "shares": _sections("shares", shares),
     "against_dense": _sections("against_dense", training_steps),
     "training": _sections("steps", training_kernels),

@@ -27,7 +27,8 @@ class Results:
         gates: starts of the gate of SPConv and SPLConv, by the training loss they reach.
         journeys: photographs to defects and masks, and the time of each command.
         int8: what a trained network loses in int8.
-        kept: what is left of a trained network after a swap, by its start.
+        kept: what is left of a trained network after a swap, by its start. features: the error of its blocks' outputs.
+        lean: what `leanconv lean` made of some networks.
         against_dense: training steps of whole networks.
         steps: our kernels for training against PyTorch's. loading: what a batch costs beside its training step.
         tiles: what the cost model of our kernels chooses, against other tiles and algorithms.
@@ -47,6 +48,8 @@ class Results:
     journeys: dict[str, Any] = field(default_factory=dict)
     int8: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
+    lean: dict[str, Any] = field(default_factory=dict)
+    features: dict[str, Any] = field(default_factory=dict)
     against_dense: dict[str, Any] = field(default_factory=dict)
     steps: dict[str, Any] = field(default_factory=dict)
     loading: dict[str, Any] = field(default_factory=dict)
@@ -73,8 +76,8 @@ def _kind(content: Any) -> str:
     if isinstance(row.get("of_floor"), dict):
         return "steps"
     marks = {
-        "pixels_differ": "journeys", "batch_cpu_ms": "loading", "peak_bytes": "against_dense", "project": "kept",
-        "val_loss": "int8",
+        "pixels_differ": "journeys", "batch_cpu_ms": "loading", "peak_bytes": "against_dense", "features": "features",
+        "project": "kept", "recovered": "lean", "val_loss": "int8",
     }  # fmt: skip
     for key, kind in marks.items():
         if key in row:

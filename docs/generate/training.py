@@ -1,5 +1,6 @@
 """The sections on the training step: against dense, our kernels against PyTorch's, and the share that a batch costs."""
 
+import re
 from typing import Any
 
 from docs.generate.markdown import page, table
@@ -86,6 +87,67 @@ def keep_learnt(stem: str, content: dict[str, Any]) -> str:
         "`decoupled` are two known ways to factorise a convolution, with the same fit. One run each.",
         table([*head, "after an epoch", "from fresh"], cells, "lrrrrrrrr"),
         f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
+    ).rstrip()
+
+
+def lean_networks(stem: str, content: dict[str, Any]) -> str:
+    """A row for each network and goal: its score before, right after the swap and recovered, and its measured speed."""
+    cells = []
+    for row in content["rows"]:
+        speed, recovered, fresh = row["speed"], row["recovered"], row.get("fresh")
+        what = ", ".join(f"{to} in {count}" for to, count in row["operators"].items())
+        last = row["fitted"] if recovered is None else recovered
+        cells.append(
+            [
+                f"`{row['network']}` on {row['data']}, {row['dense_epochs']} epochs",
+                f"`--faster {row['goal']}`: {what}" if re.fullmatch(r"[\d.]+x", row["goal"]) else f"`{row['goal']}`",
+                f"{row['dense']:.4f}",
+                f"{row['fitted']:.4f}",
+                "-" if recovered is None else f"{recovered:.4f} ({row['epochs']})",
+                "-" if fresh is None else f"{fresh:.4f}",
+                f"{last - row['dense']:+.4f}",
+                f"{speed['middle']:.2f} ({speed['low']:.2f} to {speed['high']:.2f})" if speed else "-",
+                f"{sum(row['seconds'].get(each, 0) for each in ('plan', 'fit', 'recover')) / 60:.0f}",
+            ]
+        )
+    head = ["network", "goal", "dense", "right after the swap", "recovered (epochs)", "from fresh", "against dense"]
+    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
+    return page(
+        "## A trained network made lean",
+        "What `leanconv lean` hands over: top-1, or Dice over all pixels, of the test images. Speed is the dense "
+        "network's time over the lean one's on one image of the run's size, each on its best engine, in turns, with a "
+        "95 % interval. From fresh: the same training from new layers. The last column is of plan, fit and recovery, "
+        "by the wall. One run each.",
+        table([*head, "times as fast", "minutes"], cells, "llrrrrrrr"),
+        f"{machine(content)}; {commands}, `{stem}.json`.",
+    ).rstrip()
+
+
+def feature_error(stem: str, content: dict[str, Any]) -> str:
+    """A table for each model and operator: the error of each block's output, projected and fitted."""
+    parts = []
+    for row in content["rows"]:
+        weights = "trained" if row["trained"] else "random"
+        took = f"{row['fit_cpu_seconds']:.0f} s of a core and {row['peak_mib_added']:.0f} MiB beside the model"
+        agreed = (
+            f" Same top-1: {row['project_agreement']:.1%} projected, {row['fit_agreement']:.1%} fitted."
+            if row["trained"]
+            else ""
+        )
+        parts.append(
+            f"`{row['model']}`, {weights} weights, at {row['size']} px: `{row['operator']}` in {row['layers']} layers, "
+            f"{row['dense_macs'] / row['macs']:.2f} times fewer MACs. The fit saw {row['fit_images']} photographs and "
+            f"took {took}; errors are on {row['judged_images']} others.{agreed}"
+        )
+        cells = [[f"`{name}`", *(f"{row[init][name]:.3f}" for init in ("project", "fit"))] for name in row["features"]]
+        parts.append(table(["block", "`project`", "`fit`"], cells, "lrr"))
+    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
+    return page(
+        "## How near a fit comes with some photographs",
+        "The error of each block's output, errors of the blocks before it included: ‖lean - dense‖ / ‖dense‖. Random "
+        "weights have BatchNorm statistics of the photographs.",
+        *parts,
+        f"{machine(content['rows'][0])}; {commands}, `{stem}.json`.",
     ).rstrip()
 
 

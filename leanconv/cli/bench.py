@@ -23,6 +23,7 @@ from leanconv.cli.common import (
     references,
     report,
     set_threads,
+    shape_of,
     torch_device,
     torch_dtype,
 )
@@ -45,7 +46,7 @@ class _Both:
 
 def command(
     models: ModelWords,
-    input: Input = "1,3,224,224",
+    input: Input = None,
     threads: Threads = None,
     dtype: DtypeOption = Dtype.float32,
     channels_last: ChannelsLast = False,
@@ -82,14 +83,15 @@ def command(
     """
     check_out(out, overwrite)
     set_threads(threads)
+    shape = shape_of(input, references(models))
     if engines is not None:
         if train or convention or channels_last or device != "cpu":
             raise BadInput("--engines cannot be combined with --train, --convention, --channels-last or --device")
         report(
-            _engines(models, input, dtype, engines, budget, clock, trust_code), json=json, out=out, overwrite=overwrite
+            _engines(models, shape, dtype, engines, budget, clock, trust_code), json=json, out=out, overwrite=overwrite
         )
         return
-    x = example(input, dtype, device, channels_last=channels_last)
+    x = example(shape, dtype, device, channels_last=channels_last)
     from leanconv.measure import compare
 
     found = references(models)
@@ -118,7 +120,7 @@ def command(
 
 
 def _engines(
-    models: list[str], input: str, dtype: Dtype, engines: str, budget: float, clock: str, trust_code: bool
+    models: list[str], shape: str, dtype: Dtype, engines: str, budget: float, clock: str, trust_code: bool
 ) -> Any:
     """Time the models on each engine and show a progress bar."""
     from leanconv.engine.peers import compare_engines
@@ -128,7 +130,7 @@ def _engines(
     with bar() as progress:
         return compare_engines(
             models_by_name,
-            example(input),
+            example(shape),
             engines=wanted,
             dtype=None if dtype is Dtype.float32 else torch_dtype(dtype),
             budget_s=budget,

@@ -33,7 +33,10 @@ ModelWords = Annotated[
         help="A model reference (leanconv:unet, timm:resnet18, path/file.py:factory, a run folder), then its options.",
     ),
 ]
-Input = Annotated[str, typer.Option("--input", metavar="N,C,H,W", help="Shape of the input.")]
+Input = Annotated[
+    str | None,
+    typer.Option("--input", metavar="N,C,H,W", help="Shape of the input (default: one image; a run's size, else 224)."),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, max=2**12, help="CPU threads (default: torch's choice).")
 ]
@@ -122,6 +125,24 @@ def shape(text: str) -> tuple[int, ...]:
     if len(sizes) < 2 or min(sizes) < 1:
         raise BadInput(f"--input {text!r}: at least two sizes, each at least 1, like 1,3,512,512")
     return sizes
+
+
+def shape_of(text: str | None, models: Sequence[str]) -> str:
+    """What `--input` says, else one colour image of the size that the run folders among `models` were trained on.
+
+    224 where there is none. Raises BadInput for runs of different sizes.
+    """
+    if text is not None:
+        return text
+    from leanconv.train.recipe import Recipe
+
+    runs = [(name, path) for name in models if (path := Path(name) / "recipe.toml").is_file()]
+    sides = {name: Recipe.read(path).size for name, path in runs}
+    if len(set(sides.values())) > 1:
+        each = ", ".join(f"{name} {side}" for name, side in sides.items())
+        raise BadInput(one_line(f"the runs were trained on images of different sizes ({each}): say --input 1,3,H,W"))
+    side = next(iter(sides.values()), 224)
+    return f"1,3,{side},{side}"
 
 
 def torch_dtype(dtype: Dtype) -> "torch.dtype":

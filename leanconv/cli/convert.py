@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leanconv.cli.common import Input, Json, ModelWords, example, reference, refuse
+from leanconv.cli.common import Input, Json, ModelWords, example, reference, refuse, shape_of
 from leanconv.cli.plan import TrustCode, Where
 from leanconv.errors import BadInput
 from leanconv.text import one_line
@@ -49,7 +49,7 @@ def command(
         str | None, typer.Option("--data", metavar="DIR", help="Images to fit on, of any data reference. No labels.")
     ] = None,
     images: Annotated[int, typer.Option("--images", min=1, help="With --data: the most images to fit on.")] = 500,
-    input: Input = "1,3,224,224",
+    input: Input = None,
     trust_code: TrustCode = False,
     json: Json = False,
 ) -> None:
@@ -71,7 +71,7 @@ def command(
             raise BadInput(f"{out}: holds a model already; give --out a new folder")
         if there := next((path.name for path in run.files if path.exists()), None):
             raise BadInput(f"{out}: holds {there}, as a run does; give --out a new folder")
-        network, x = load(named, trust_code=trust_code), example(input)
+        network, x = load(named, trust_code=trust_code), example(shape_of(input, [named]))
         steps = Plan.load(plan) if plan is not None else make_plan(network, x, to=str(to), where=where)
         given = x if data is None else _pictures(data, x, images)
         applied = apply_(network, steps, init=init.value, data=given)

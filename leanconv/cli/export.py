@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanconv.cli.common import Json, ModelWords, Threads, example, reference, refuse, report, set_threads
+from leanconv.cli.common import Json, ModelWords, Threads, example, reference, refuse, report, set_threads, shape_of
 from leanconv.errors import BadInput
 from leanconv.files import check_own
 
@@ -87,8 +87,7 @@ def command(
 
     network = run.load(trust_code) if run else load(name, trust_code=trust_code)
     axes = _axes(dynamic, run)
-    shape = input or (f"1,3,{run.size},{run.size}" if run and run.size else "1,3,224,224")
-    inputs, check = example(shape), None
+    inputs, check = example(shape_of(input, [name])), None
     source = _source(run, data, outputs_only, int8) if run else data
     if not source:
         refuse(context, "needs --data, which is missing", "split")
@@ -160,7 +159,7 @@ def _weights_of(path: Path) -> tuple[str, ...]:
 
 
 class _Run:
-    """The facts that an export needs from a run folder: data, image size, threshold. Missing ones are empty."""
+    """The facts that an export needs from a run folder: data, threshold, task. Missing ones are empty."""
 
     def __init__(self, path: str) -> None:
         from leanconv.runs import RunFolder
@@ -170,7 +169,7 @@ class _Run:
 
         self.folder = folder = RunFolder.open(path)
         recipe = Recipe.read(folder.recipe) if folder.recipe.is_file() else None
-        self.data, self.size = (recipe.data, recipe.size) if recipe else ("", 0)
+        self.data = recipe.data if recipe else ""
         self.threshold, self.task = stored_threshold(folder), run_task(folder)
         self.trained = recipe is not None or bool(folder.read_model().task)  # not a model that `convert` wrote
 

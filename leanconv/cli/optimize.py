@@ -22,6 +22,7 @@ from leanconv.cli.common import (
     refuse,
     report,
     set_threads,
+    shape_of,
     torch_device,
     torch_dtype,
 )
@@ -40,7 +41,7 @@ class Arithmetic(StrEnum):
 def command(
     context: typer.Context,
     model: ModelWords,
-    input: Input = "1,3,224,224",
+    input: Input = None,
     threads: Threads = None,
     dtype: DtypeOption = Dtype.float32,
     engines: Annotated[
@@ -93,7 +94,7 @@ def command(
 
     named = reference(model)
     network = load(named, trust_code=trust_code).to(torch_device(device)).eval()
-    x = example(input, device=device)
+    x = example(shape_of(input, [named]), device=device)
     inside: dict[str, Any] = {} if dtype is Dtype.float32 else {"dtype": torch_dtype(dtype)}
     if int8:
         inside = _int8(named, network, x, data) | {"max_loss": max_loss}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import Input, Json, ModelWords, Overwrite, check_out, example, reference, report
+from leanconv.cli.common import Input, Json, ModelWords, Overwrite, check_out, example, reference, report, shape_of
 
 To = Annotated[str, typer.Option("--to", metavar="OP", help="The operator, for example 'hetconv(part=4)'; see `ops`.")]
 Where = Annotated[
@@ -22,7 +22,7 @@ TrustCode = Annotated[
 def command(
     model: ModelWords,
     to: To,
-    input: Input = "1,3,224,224",
+    input: Input = None,
     where: Where = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="PLAN.json", help="Save the plan to this file.")] = None,
     overwrite: Overwrite = False,
@@ -34,7 +34,8 @@ def command(
     from leanconv.convert import plan
     from leanconv.runs import load
 
-    found = plan(load(reference(model), trust_code=trust_code), example(input), to=to, where=where)
+    named = reference(model)
+    found = plan(load(named, trust_code=trust_code), example(shape_of(input, [named])), to=to, where=where)
     report(found, json=json)
     if out is not None:
         check_out(out, overwrite, found.to_dict())

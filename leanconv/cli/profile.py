@@ -23,6 +23,7 @@ from leanconv.cli.common import (
     refuse,
     report,
     set_threads,
+    shape_of,
     torch_device,
     torch_dtype,
 )
@@ -83,7 +84,7 @@ Where = Annotated[
 def command(
     context: typer.Context,
     model: ModelWords,
-    input: Input = "1,3,224,224",
+    input: Input = None,
     threads: Threads = None,
     dtype: DtypeOption = Dtype.float32,
     channels_last: ChannelsLast = False,
@@ -116,7 +117,7 @@ def command(
         refuse(context, "applies to --lanes only", "intra")
     check_out(out, overwrite)
     set_threads(threads)
-    x = example(input, dtype, device, channels_last=channels_last)
+    x = example(shape_of(input, references(model)), dtype, device, channels_last=channels_last)
     if array is not None:
         result: Any = _on_array(references(model), x, array, broadcast_rows, drain, to or [], where, trust_code)
         report(result, json=json, out=out, overwrite=overwrite)

@@ -80,6 +80,7 @@ class Applied:
         blocks: after a fit, the blocks whose layers were refined together.
         norms: how many BatchNorms got other statistics.
         output_error: after a fit, ‖new - old‖ / ‖old‖ of the whole network's output on the images held out.
+        output_error_before: the same before the fit, with the new layers as they came.
         notes: what the fit met, one line each.
     """
 
@@ -90,10 +91,12 @@ class Applied:
         changed: Sequence[Changed] = (),
         blocks: Sequence[Block] = (),
         notes: Sequence[str] = (),
-        output_error: float | None = None,
+        output_errors: tuple[float, float] | None = None,
     ) -> None:
         self.layers = tuple(each.layer() for each in pending)
-        self.blocks, self.notes, self.output_error = tuple(blocks), tuple(notes), output_error
+        self.blocks, self.notes = tuple(blocks), tuple(notes)
+        before_and_after: tuple[float | None, float | None] = output_errors or (None, None)
+        self.output_error_before, self.output_error = before_and_after
         self.norms = len({id(each.norm) for each in changed})
         self._pending: list[Pending] | None = pending
         self._regrouped, self._changed = regrouped, changed
@@ -150,7 +153,8 @@ class Applied:
         if self.norms:
             lines.append(f"{self.norms} BatchNorms have new statistics")
         if self.output_error is not None:
-            lines.append(f"the whole network's relative output error, on images held out: {self.output_error:.3g}")
+            errors = f"{number(self.output_error_before, '.3g')} -> {self.output_error:.3g}"
+            lines.append(f"the whole network's relative output error, on images held out: {errors}")
         return [*lines, *self.notes]
 
     def __repr__(self) -> str:
@@ -161,7 +165,8 @@ class Applied:
         found: dict[str, Any] = {"layers": [asdict(layer) for layer in self.layers]}
         if self.output_error is not None:
             found |= {"blocks": [asdict(block) for block in self.blocks], "norms": self.norms}
-            found |= {"output_error": self.output_error, "notes": list(self.notes)}
+            found |= {"output_error_before": self.output_error_before, "output_error": self.output_error}
+            found |= {"notes": list(self.notes)}
         return found
 
 

@@ -20,6 +20,7 @@ from leanconv.spec import ConvSpec
 INITS = ("project", "fresh", "fit")
 
 
+@torch.inference_mode(False)  # new layers made inside that mode could never be trained
 def apply_(
     model: nn.Module,
     plan: Iterable[Swap],
@@ -76,7 +77,7 @@ def apply_(
         move_hooks(each.site.module, each.new)
         each.site.replace(each.new)
     changed = changed_(fitting.statistics)
-    return Applied(pending, regrouped, changed, fitting.blocks, fitting.notes, fitting.output_error)
+    return Applied(pending, regrouped, changed, fitting.blocks, fitting.notes, fitting.output_errors)
 
 
 def _fit(model: nn.Module, pending: list[Pending], data: Any, progress: bool, whole_steps: int | None) -> Fitting:
@@ -113,7 +114,10 @@ def _build(swap: Swap, site: Site, init: str) -> Pending:
         new: Operator = get(name).from_conv(old, **options)
     except TypeError as error:  # an option of the wrong type
         raise BadInput(f"{swap.name}: {swap.to}: {error}") from error
-    how = "projected" if init != "fresh" and new.project_(old) else "fresh"
+    try:
+        how = "projected" if init != "fresh" and new.project_(old) else "fresh"
+    except BadInput as error:
+        raise BadInput(f"{swap.name}: {error}") from error
     if _is_channels_last(old.weight):
         new.to(memory_format=torch.channels_last)
     new.requires_grad_(old.weight.requires_grad)

@@ -111,6 +111,12 @@ def _batch(whole: Any, inputs: Inputs, most: int) -> Batch:
     found = tensors(given)
     if not found or not found[0].dim():
         raise BadInput(f"a batch of data has no tensor in it: {type(whole).__name__}")
+    axes, wanted = ([t.dim() for t in tensors(each)] for each in (given, inputs))
+    if axes != wanted:
+        raise BadInput(
+            f"a batch of data is {shapes(given)}, where the model's inputs are {shapes(inputs)}: give whole batches, "
+            "such as [images] or [(images, labels)]"
+        )
     count = len(found[0])
     if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in found):
         raise BadInput(f"a batch of data {shapes(given)} has NaN or infinite values in it")

@@ -1,7 +1,8 @@
-"""Progress of a training: a bar with loss, score and time left, a line per epoch, TensorBoard, CSV."""
+"""Progress of a training: a bar with loss, score and time left (a line a minute in a log), lines, TensorBoard, CSV."""
 
 import csv
 import io
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from leanconv.extras import needs
 from leanconv.files import write_atomic
 from leanconv.text import printable
+
+_EVERY = 60.0  # seconds between lines of progress where no terminal shows a bar
 
 
 class Reporter:
@@ -37,6 +40,7 @@ class Reporter:
         )
         self.task = TaskID(0)
         self.writer: Any = None
+        self._said = time.monotonic()
 
     @contextmanager
     def running(self, events: Path, start: int, total: int, label: str) -> Iterator[None]:
@@ -57,6 +61,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print lines above the bar."""
+        self._said = time.monotonic()
         self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
@@ -66,9 +71,13 @@ class Reporter:
             self.say(text)
 
     def step(self, step: int, **shown: float) -> None:
-        """One step is done; `shown` replaces the figures beside the bar."""
+        """One step is done; `shown` replaces the figures beside the bar. In a log they are a line a minute."""
         fields: dict[str, Any] = {key: f"{value:.3f}" for key, value in shown.items()}
         self.bar.update(self.task, completed=step, **fields)
+        if self.bar.disable and self.visible and time.monotonic() - self._said >= _EVERY:
+            now = self.bar.tasks[self.task]
+            left = f"  {max(1, round(now.time_remaining / 60))} min left" if now.time_remaining else ""
+            self.say(f"step {step} of {now.total:.0f}  loss {now.fields['loss']}{left}")
 
     def log(self, step: int, **values: float) -> None:
         """Write a step's figures to TensorBoard."""

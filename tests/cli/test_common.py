@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from leanconv.cli.common import Dtype, example, reference, references, report, shape, torch_device
+from leanconv.cli.common import Dtype, example, reference, references, report, shape, shape_of, torch_device
 from leanconv.errors import BadInput
+from leanconv.train.recipe import Recipe
 
 
 def test_words_join_the_model_before_them():
@@ -32,6 +33,20 @@ def test_shapes():
     for text in ("", "3", "1,3,a", "1,0,4,4", "1,-3,4,4", "1;3"):
         with pytest.raises(BadInput, match="--input"):
             shape(text)
+
+
+def test_without_input_it_is_an_image_of_the_runs_size(tmp_path):
+    for name, size in (("small", 32), ("again", 32), ("large", 128)):
+        (tmp_path / name).mkdir()
+        Recipe(model="timm:resnet18", data="images", out="run", size=size, epochs=1).write(
+            tmp_path / name / "recipe.toml"
+        )
+    small, again, large = (str(tmp_path / name) for name in ("small", "again", "large"))
+    assert shape_of(None, ["timm:resnet18"]) == shape_of(None, [str(tmp_path)]) == "1,3,224,224"
+    assert shape_of(None, ["timm:resnet18", small, again]) == "1,3,32,32"
+    assert shape_of("2,3,48,48", [small, large]) == "2,3,48,48"
+    with pytest.raises(BadInput, match=r"small 32, .*large 128\): say --input"):
+        shape_of(None, [small, large])
 
 
 def test_example_is_seeded_and_has_the_asked_form():

@@ -253,3 +253,12 @@ def test_a_model_on_the_meta_device():
     apply_(model, plan(model, X.to("meta"), to="depthwise_separable"), init="fresh")
     assert isinstance(model[3], DepthwiseSeparableConv2d)
     assert all(p.is_meta for p in model.parameters())
+
+
+def test_a_weight_that_is_no_number_is_named_with_its_layer():
+    model = network()
+    with torch.no_grad():
+        model[6].weight[0] = float("inf")
+    with pytest.raises(BadInput, match=r"^6: the convolution's weight has NaN or infinite numbers"):
+        apply_(model, plan(model, X, to="hetconv(part=4)"))
+    assert type(model[3]) is nn.Conv2d

@@ -51,6 +51,8 @@ def test_named_inputs():
         ([torch.full((2, 3, 8, 8), float("nan"))], "NaN"),
         ([("label",)], "no tensor"),
         ([torch.zeros(0, 3, 8, 8)], "no calibration image"),
+        ([torch.randn(3, 8, 8)], r"a batch of data is \(3, 8, 8\), where the model's inputs are \(1, 3, 8, 8\)"),
+        ((torch.randn(4, 3, 8, 8), torch.arange(4)), r"is \(4,\), .* such as \[images\] or \[\(images, labels\)\]"),
     ],
 )
 def test_what_is_no_data(data, words):

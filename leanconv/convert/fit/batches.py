@@ -61,6 +61,12 @@ class Batches:
     def _without_labels(self, batch: Any, number: int) -> Inputs:
         if isinstance(batch, Mapping):
             extra = [] if self._names is None else [str(key) for key in batch if key not in self._names]
+            if extra and len(extra) == len(batch):
+                known = ", ".join(sorted(self._names or ())) or "none"
+                raise BadInput(
+                    f"batch {number} of data names {', '.join(extra)}, and the model takes none of these; its "
+                    f"arguments: {known}"
+                )
             if extra:
                 self._note(f"the model takes no argument {', '.join(extra)}: left out of each batch")
             return {key: value for key, value in batch.items() if str(key) not in extra}

@@ -11,19 +11,20 @@ reconstruction, Li et al. 2021 (BRECQ), arXiv:2102.05426.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from leanconv.convert.absorb import is_norm
 from leanconv.convert.fit.batches import Batches
 from leanconv.convert.fit.closed_form import become_nearest_
 from leanconv.convert.fit.moments import Sums, patches, sampled
-from leanconv.convert.fit.norms import NUMBERS, affine, set_statistics_, statistics
+from leanconv.convert.fit.norms import NUMBERS, affine, output_error, set_statistics_, statistics
 from leanconv.convert.fit.observed import Seen, observed
-from leanconv.convert.fit.refine import MEMORY, Example, as_type, error, refine_, settle_norms_
+from leanconv.convert.fit.refine import EXACT, MEMORY, Example, as_type, error, refine_, settle_norms_
 from leanconv.convert.fit.twin import Twin, input_of
 from leanconv.convert.fit.whole import finish_
 from leanconv.convert.tree import Site, move_hooks
@@ -62,13 +63,16 @@ class Block:
 
 @dataclass
 class Fitting:
-    """What a fit found. The model is unchanged yet: `statistics` are its BatchNorms' numbers to be, by name."""
+    """What a fit found. The model is unchanged yet: `statistics` are its BatchNorms' numbers to be, by name.
+
+    `output_errors`: of the network's output on images held out, before the fit and after it.
+    """
 
     results: dict[str, Result] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
     statistics: dict[nn.Module, dict[str, Tensor]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    output_error: float | None = None
+    output_errors: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,11 @@ def fit(
     if any(t.is_meta for t in model.parameters()):
         raise BadInput("the model lies on the meta device and has no weights to fit to; load them first")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_inference():
+            raise BadInput(
+                f"{name} was made under torch.inference_mode(), and nothing can be fitted to it; make or load the "
+                "model outside, or fit copy.deepcopy(model), made outside"
+            )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise BadInput(f"{name} holds NaN or infinite numbers; nothing can be fitted to such a network")
     with torch.inference_mode(False), untouched_random(), watched(model):
@@ -110,7 +119,7 @@ class _Fit:
         self.batches, self.found, self.progress = batches, Fitting(notes=batches.notes), progress
         self.held, _, self.same = batches.divided()
         self.jobs = {id(job.site.module): job for job in jobs}
-        self.model = model
+        self.model, self.changed = model, False
         self.seen = observed(model, self.held, [job.site for job in jobs])
         self.twin = Twin(model)
         self.dice = torch.Generator().manual_seed(0)
@@ -121,6 +130,7 @@ class _Fit:
         if self.same:
             self.found.notes.append("data holds one image: the errors are of the image that was fitted on")
         with Progress("fit", total, visible=self.progress, counted=True) as bar:
+            before, starts = self._started()
             for place, seen in enumerate(self.seen):
                 bar.show(seen.site.name)
                 self._layer(seen)
@@ -130,46 +140,88 @@ class _Fit:
                     self._block(block)
                     bar.advance()
             bar.show("the whole network")
-            news = [job.new for job in self.jobs.values()]
-            self.found.output_error = finish_(self.twin, news, self.batches, IMAGES, self.whole_steps)
+            self.found.output_errors = before, self._finished(before, starts)
             bar.advance()
         self._statistics()
         for new, dtype, training in types:
             new.to(dtype).train(training)
         return self.found
 
+    def _started(self) -> tuple[float, dict[Operator, Operator]]:
+        """The output error with the new layers as they come, and copies of them; the twin is as before."""
+        kept = {}
+        for job in self.jobs.values():
+            job.new.to(self.twin.dtype(cast(nn.Conv2d, job.site.module)))
+            to_eval_(job.new)
+            kept[job.new], place = copied(job.new), self.twin.places[job.site.module]
+            move_hooks(place.module, kept[job.new])
+            place.replace(kept[job.new])
+        try:
+            return output_error(self.twin, [self.held]), kept
+        finally:
+            for job in self.jobs.values():
+                place = self.twin.places[job.site.module]
+                place.replace(place.module)
+
+    def _finished(self, before: float, starts: Mapping[Operator, Operator]) -> float:
+        """The output error in the end. A fit that raised it is taken back: layers are as in `starts`."""
+        if not self.changed:  # every new layer gives what the old one gave: norms keep their statistics, too
+            return before
+        after = finish_(self.twin, list(starts), self.batches, IMAGES, self.whole_steps)
+        if after <= before or math.isnan(before):
+            return after
+        for new, start in starts.items():
+            new.load_state_dict(start.state_dict())
+        for old, site in self.twin.places.items():
+            if is_norm(old):
+                site.module.load_state_dict(old.state_dict())
+        how = {job.site.name: "projected" if job.projected else "fresh" for job in self.jobs.values()}
+        self.found.results = {
+            name: Result(how[name], each.error_before, each.error_before, each.seconds)
+            for name, each in self.found.results.items()
+        }
+        self.found.blocks = []
+        self.found.notes.append(
+            f"the fit raised the network's output error from {before:.3g} to {after:.3g} and was taken back: give it "
+            "more images"
+        )
+        return before
+
     def _layer(self, seen: Seen) -> None:
         start, job = time.perf_counter(), self.jobs[id(seen.site.module)]
         name, new, conv = seen.site.name, job.new, cast(nn.Conv2d, seen.site.module)
-        new.to(self.twin.dtype(conv))
-        to_eval_(new)
         how, before, after = "projected" if job.projected else "fresh", None, None
         if seen.calls:
             held, rest, _ = self.batches.divided()
             judged = self._examples(seen, [held])
             if not job.projected:  # a projection sets the norms inside by itself
                 settle_norms_(new, judged)
-            before = error(new, judged, shift=seen.only_norm)
-            sums, examples = self._sums(seen, rest)
-            kept = copied(new)
-            solved = self._solve(seen, sums, new, judged)
-            if not (solved or job.projected):
-                settle_norms_(new, examples)
-            if not solved or (seen.block is None and not _is_linear(new)):
-                steps = STEPS if solved or job.projected else FRESH_STEPS
-                refine_(new, list(new.parameters()), examples, judged, steps)
-            after = error(new, judged, shift=seen.only_norm)
-            if not after <= before:
-                new.load_state_dict(kept.state_dict())
-                after = before
-            else:
-                how = "fitted"
-            self._follow(seen, new, examples)
+            before = after = error(new, judged, shift=seen.only_norm)
+            if not max(before, error(new, judged)) <= EXACT:  # a shift counts here: norms would have to follow
+                fitted = self._fitted(seen, rest, judged, before)
+                how, after = (how, before) if fitted is None else ("fitted", fitted)
         else:
             self.found.notes.append(f"{name}: the data does not reach it; it is {how}")
         move_hooks(self.twin.places[conv].module, new)
         self.twin.places[conv].replace(new)
         self.found.results[name] = Result(how, before, after, time.perf_counter() - start)
+
+    def _fitted(self, seen: Seen, batches: Iterator[Inputs], judged: Sequence[Example], before: float) -> float | None:
+        """Fit one layer: its error then; None where that is above `before`, and the layer is as it was."""
+        job, self.changed = self.jobs[id(seen.site.module)], True
+        new, kept = job.new, copied(job.new)
+        sums, examples = self._sums(seen, batches)
+        solved = self._solve(seen, sums, new, judged)
+        if not (solved or job.projected):
+            settle_norms_(new, examples)
+        if not solved or (seen.block is None and not _is_linear(new)):
+            steps = STEPS if solved or job.projected else FRESH_STEPS
+            refine_(new, list(new.parameters()), examples, judged, steps)
+        after = error(new, judged, shift=seen.only_norm)
+        if not after <= before:
+            new.load_state_dict(kept.state_dict())
+        self._follow(seen, new, examples)
+        return after if after <= before else None
 
     def _examples(self, seen: Seen, batches: Sequence[Inputs]) -> list[Example]:
         """Whole maps of the layer, for each of its calls."""
@@ -202,6 +254,11 @@ class _Fit:
                 break
         if sums is None:
             raise BadInput(f"{seen.site.name}: the data reaches it in its first batch alone; give more of it")
+        if not sums.is_finite():
+            raise BadInput(
+                f"{seen.site.name}: squares of its inputs are beyond float32 on this data; scale the images as the "
+                "model was trained on them"
+            )
         return sums, kept
 
     def _solve(self, seen: Seen, sums: Sums, new: Operator, judged: Sequence[Example]) -> bool:

@@ -85,6 +85,11 @@ class Sums:
             self.gram += rows.mT @ rows
             self.cross += targets.mT @ rows
 
+    def is_finite(self) -> bool:
+        """Whether no sum has overflowed: products are in the rows' own type."""
+        held = (self.x, self.y, self.gram, self.cross)
+        return all(bool(each.isfinite().all()) for each in held if each is not None)
+
     def means(self) -> tuple[Tensor, Tensor]:
         """The means of x `G D` and y `O`."""
         return self.x0 + self.x / self.count, self.y0 + self.y / self.count
@@ -123,12 +128,14 @@ def solve(sums: Sums, conv: nn.Conv2d, *, centred: bool, ridge: float) -> Soluti
     old = conv.weight.detach().double().reshape(groups, -1, d)
     size = float(gram.diagonal(dim1=1, dim2=2).mean())
     strength = ridge * size if size > 0 else 1.0
-    gram = gram + strength * torch.eye(d, dtype=gram.dtype, device=gram.device)
-    cross = cross + strength * old
-    factor = torch.linalg.cholesky(gram)
-    weight = torch.cholesky_solve(cross.mT, factor).mT
+    unit = torch.eye(d, dtype=gram.dtype, device=gram.device)
+    lower, failed = torch.linalg.cholesky_ex(gram + strength * unit)
+    while bool(failed.any()):  # rounded below zero: one channel is far louder than the others
+        strength *= 10
+        lower, failed = torch.linalg.cholesky_ex(gram + strength * unit)
+    weight = torch.cholesky_solve((cross + strength * old).mT, lower).mT
     bias = None
     if centred:
         x, y = sums.means()
         bias = y - (weight @ x[..., None]).flatten()
-    return Solution(weight.reshape(conv.weight.shape), bias, gram)
+    return Solution(weight.reshape(conv.weight.shape), bias, gram + strength * unit)

@@ -87,7 +87,7 @@ def output_error(twin: Twin, batches: Iterable[Inputs]) -> float:
     difference = scale = 0.0
     for batch in batches:
         theirs = [t.double().clone() for t in tensors(call(twin.original, batch)) if t.is_floating_point()]
-        ours = [t.double() for t in tensors(call(twin.copy, twin.inputs(batch))) if t.is_floating_point()]
+        ours = [t.double() for t in tensors(twin.run(batch)) if t.is_floating_point()]
         difference += sum(float((a - b).square().sum()) for a, b in zip(ours, theirs, strict=True))
         scale += sum(float(b.square().sum()) for b in theirs)
     return (difference / scale) ** 0.5 if scale else (0.0 if not difference else float("inf"))
@@ -105,7 +105,7 @@ def recalibrate_(twin: Twin, norms: Sequence[tuple[nn.Module, nn.Module]], batch
     try:
         for batch in batches:
             call(twin.original, batch)
-            call(twin.copy, twin.inputs(batch))
+            twin.run(batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -125,7 +125,7 @@ def spreads_of(twin: Twin, norms: Sequence[nn.Module], batches: Iterator[Inputs]
     images = 0
     try:
         for batch in batches:
-            call(twin.copy, twin.inputs(batch))
+            twin.run(batch)
             images += next((len(t) for t in tensors(batch) if t.ndim), 1)
             if images >= most:
                 break
@@ -143,7 +143,7 @@ def behind(twin: Twin, layers: set[int], batch: Inputs) -> list[tuple[nn.Module,
     handles = [m.register_forward_hook(lambda module, *_: order.append(module)) for m in seen]
     try:
         with torch.no_grad():
-            call(twin.copy, twin.inputs(batch))
+            twin.run(batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -11,6 +11,7 @@ from leanconv.convert.fit.twin import Arguments
 from leanconv.running import cloned, map_tensors, tensors
 
 MEMORY = 96 * 2**20  # bytes of inputs and targets, kept to refine on
+EXACT = 1e-5  # a relative error that is float32's rounding alone: nothing is left to fit
 _RATE = 0.01  # of a parameter's root mean square, at each step
 _PIXELS = 32 * 1024  # of one step's outputs
 
@@ -81,10 +82,12 @@ def refine_(
     """Move `parameters` so that `module` meets the targets of `examples`; whether that lowers the error on `held`.
 
     Adam, the step a share of each parameter's own size, sinking as a cosine; `least` images or more in each. Where it
-    does not help, all is as before.
+    does not help, all is as before. An error of at most `EXACT` stays as it is.
     """
     before = [p.detach().clone() for p in parameters]
     best, examples = error(module, held), [part for each in examples for part in each.parts(least)]
+    if best <= EXACT:
+        return False
     scale = sum(float(e.target.double().square().mean()) for e in examples) / len(examples)
     optimizer = torch.optim.Adam([{"params": [p], "lr": _RATE * _size(p)} for p in parameters], betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from leanconv.convert.tree import walk
 from leanconv.copies import copied
 from leanconv.errors import BadInput
-from leanconv.running import Inputs, call, cloned, map_tensors, to_eval_
+from leanconv.running import Inputs, as_call, call, cloned, explained, map_tensors, shapes, to_eval_
 
 HALVES = (torch.bfloat16, torch.float16)
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -44,6 +44,12 @@ class Twin:
         widened: Inputs = map_tensors(lambda t: t.float() if t.dtype in HALVES else t, batch)
         return widened
 
+    def run(self, batch: Inputs) -> Any:
+        """What the copy returns. Raises BadInput where it does not run: a model may read its layers' weights itself."""
+        positional, named = as_call(self.inputs(batch))
+        with explained(f"inputs {shapes(batch)} with its new layers"):
+            return self.copy(*positional, **named)
+
     def dtype(self, layer: nn.Conv2d) -> torch.dtype:
         """The type in which the copy of a layer computes."""
         return torch.float32 if self._widened else layer.weight.dtype
@@ -69,7 +75,7 @@ class Twin:
             found.append(cloned((arguments, named)))
 
         with _stopping(inner, inner.register_forward_pre_hook(hook, with_kwargs=True), found, calls, after=False):
-            call(self.copy, self.inputs(batch))
+            self.run(batch)
         return found
 
 

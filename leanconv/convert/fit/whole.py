@@ -20,7 +20,7 @@ STEPS, MACS = (20, 300), 2e12
 _LEAST = 8  # images of a step
 
 
-def finish_(twin: Twin, news: Sequence[Operator], batches: Batches, images: int, most: int | None) -> float | None:
+def finish_(twin: Twin, news: Sequence[Operator], batches: Batches, images: int, most: int | None) -> float:
     """Recalibrate norms, refine the network as a whole, and restate norms; the copy's output error on held-out images.
 
     Args:

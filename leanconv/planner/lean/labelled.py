@@ -149,6 +149,8 @@ class LabelledSubject:
         own = {
             "model": str(fitted.path), "out": str(out), "teacher": str(self.run.path), "epochs": self.asked.epochs,
             "batch": min(_BATCH, self.recipe.batch),
+            # An epoch shows each image once. As it is, it teaches more: leanconv/recipes/recover.toml has the figures.
+            "augment": self.recipe.augment and not (self.kind == "classify" and self.asked.epochs == 1),
         }  # fmt: skip
         rate = {"lr": self.asked.lr} if self.asked.lr else {}
         return replace(self.recipe, **_RESET | how | own | rate)

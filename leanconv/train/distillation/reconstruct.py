@@ -89,8 +89,8 @@ def reconstruct_(
     Raises: BadInput where there is no block or no batch, for a teacher that is the student or not finite, for outputs
         of other shapes; Diverged for a loss that is not finite.
     """
-    if steps < 1 or not 0 < lr < math.inf:
-        raise BadInput(f"steps={steps}, lr={lr}: at least one step, with a rate above 0")
+    if not isinstance(steps, int) or steps < 1 or not 0 < lr < math.inf:
+        raise BadInput(f"steps={steps}, lr={lr}: a whole number of steps, at least one, with a rate above 0")
     if inputs not in SOURCES:
         raise BadInput(f"inputs={inputs!r}: one of {', '.join(SOURCES)}")
     check_pair(student, teacher)

@@ -70,6 +70,7 @@ def test_labels_are_left_out_and_arguments_are_not():
         ((x for x in [X]), "can be read once only"),
         (TensorDataset(X), "a set of single images"),
         (["a.png"], "batch 1 of data is a str"),
+        ([{"x": X}], "batch 1 of data names x, and the model takes none of these; its arguments: input"),
         ("DIR", "data is a str"),
         (3, "data is a int"),
         (torch.tensor(1.0), "single number"),

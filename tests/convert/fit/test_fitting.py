@@ -307,6 +307,96 @@ def test_bad_input():
     assert type(model[3]) is nn.Conv2d
 
 
+@pytest.mark.parametrize("to", ["doconv", "odconv"])
+def test_what_is_exact_already_is_not_fitted(monkeypatch, to):
+    for used in ("refine_", "finish_", "become_nearest_"):
+        monkeypatch.setattr(fitting, used, lambda *given, **named: pytest.fail("nothing is left to fit"))
+    model, x = stack(), pictures()
+    norms = {key: value for key, value in state(model).items() if key.startswith(("1.", "4.", "7."))}
+    applied = apply_(model, plan(model, x, to=to), init="fit", data=x)
+    assert {layer.how for layer in applied.layers} == {"projected"}
+    assert max(layer.error for layer in applied.layers) < 1e-6
+    assert applied.output_error_before == applied.output_error < 1e-6
+    assert applied.norms == 0
+    assert all(torch.equal(state(model)[key], value) for key, value in norms.items())
+
+
+def test_exact_layers_behind_changed_ones_are_fitted():
+    """An exact layer still has the error of what its changed inputs make of it."""
+    model, x = stack(), pictures()
+    steps = plan(model, x, to=lambda name, spec: HETCONV if name == "3" else "doconv")
+    layers = {layer.name: layer for layer in apply_(model, steps, init="fit", data=x).layers}
+    assert layers["3"].how == layers["6"].how == "fitted"
+    assert layers["6"].error < layers["6"].error_before
+
+
+def test_a_constant_shift_alone_is_no_exact_layer(monkeypatch):
+    """The norm behind takes it away from the layer's error, and has to follow it."""
+    model, x = stack((3, 8, 8)), pictures()
+    dense, project = copy.deepcopy(model), HetConv2d.project_
+
+    def shifted(self, conv, gram=None):
+        done = project(self, conv, gram)
+        self.scale_output_(torch.ones(8), torch.full((8,), 3.0))
+        return done
+
+    monkeypatch.setattr(HetConv2d, "project_", shifted)
+    apply_(model, plan(model, x, to="hetconv(part=1)"), init="fit", data=x, whole_steps=0)
+    assert distance(model, dense, x) < 1e-3
+
+
+def test_a_fit_that_raises_the_error_of_the_network_is_taken_back(monkeypatch):
+    model, x = residual(), pictures()
+    projected, norms = copy.deepcopy(model), [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    steps = plan(model, x, to=HETCONV)
+    apply_(projected, steps)
+    before = [copy.deepcopy(norm.state_dict()) for norm in norms]
+    monkeypatch.setattr(fitting, "finish_", lambda *given: 9.0)
+    applied = apply_(model, steps, init="fit", data=x)
+    assert_as(model, state(projected))
+    assert all(
+        torch.equal(norm.state_dict()[key], kept[key]) for norm, kept in zip(norms, before, strict=True) for key in kept
+    )
+    assert applied.output_error == pytest.approx(distance(projected, residual(), x[:12]), rel=1e-4)
+    assert {layer.how for layer in applied.layers} == {"projected"}
+    assert not applied.blocks
+    assert "to 9 and was taken back" in str(applied)
+
+
+def test_numbers_beyond_float32_name_the_layer():
+    model, x = stack(norm=False), pictures()
+    with pytest.raises(BadInput, match=r"^2: squares of its inputs are beyond float32"):
+        apply_(model, plan(model, x, to=HETCONV), init="fit", data=x * 1e25)
+
+
+def test_a_model_that_reads_the_weights_of_its_layers():
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            return F.conv2d(self.second(self.first(x)), self.second.weight)
+
+    model, x = Reading().eval(), pictures()
+    with pytest.raises(BadInput, match=r"with its new layers: .*'HetConv2d' object has no attribute 'weight'"):
+        apply_(model, plan(model, x, to=HETCONV), init="fit", data=x)
+    assert type(model.second) is nn.Conv2d
+
+
+def test_under_inference_mode_new_layers_can_still_learn():
+    model, x = stack(), pictures()
+    steps = plan(model, x, to=HETCONV)
+    with torch.inference_mode():
+        apply_(model, steps, init="fit", data=x, whole_steps=1)
+        made = stack()
+    model.train()(x).sum().backward()
+    assert model[3].spatial.grad is not None
+    with pytest.raises(BadInput, match=r"^0\.weight was made under torch.inference_mode"):
+        apply_(made, steps, init="fit", data=x)
+    assert not next(copy.deepcopy(made).parameters()).is_inference()  # what the message advises
+
+
 def test_the_whole_network_takes_as_many_steps_as_its_size_allows(monkeypatch):
     seen = []
     monkeypatch.setattr(whole, "refine_", lambda *given, least=1: seen.append((given[4], least)))

@@ -8,6 +8,7 @@ import pytest
 
 from leanconv.errors import BadCheckpoint, BadInput, Interrupted
 from leanconv.planner.lean.asked import Asked
+from leanconv.planner.lean.labelled import LabelledSubject
 from leanconv.planner.lean.stages import Stages
 from leanconv.planner.lean.state import State
 from leanconv.planner.lean.whole import make_lean
@@ -57,6 +58,21 @@ def test_the_whole_way(trained, asked, stages, tmp_path):
     assert found["recover"]["score"] > score_run(fresh.path).dice
     assert (tmp_path / "lean.onnx").is_file()
     assert "the same as the model" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("task", "epochs", "augment"), [("classify", 1, False), ("classify", 2, True), ("segment", 1, True)]
+)
+def test_one_epoch_of_a_classifier_sees_its_images_as_they_are(task, epochs, augment, tmp_path):
+    run = RunFolder(tmp_path / "dense")
+    recipe = Recipe(model="leanconv:unet", data="images", out=str(run.path), task=task, epochs=9)
+    subject = LabelledSubject.__new__(LabelledSubject)
+    subject.run, subject.recipe, subject.kind = run, recipe, task
+    subject.asked = Asked(model="timm:resnet18", out=str(tmp_path / "out"), to="sic", epochs=epochs)
+    made = subject.recovery(RunFolder(tmp_path / "fitted"), tmp_path / "recovered")
+    assert (made.augment, made.epochs, made.teacher) == (augment, epochs, str(run.path))
+    subject.recipe = replace(recipe, augment=False)
+    assert not subject.recovery(RunFolder(tmp_path / "fitted"), tmp_path / "recovered").augment
 
 
 @pytest.fixture

@@ -125,7 +125,8 @@ def test_what_it_is_told_after_each_step_may_end_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "at least one step"),
+        ({"steps": 0}, "at least one"),
+        ({"steps": 2.5}, "steps=2.5, lr=0.001: a whole number of steps"),
         ({"lr": 0.0}, "with a rate above 0"),
         ({"inputs": "both"}, "one of student, teacher"),
         ({"batches": iter([X])}, "batches end after 1, 5 steps need more"),
