@@ -17,8 +17,12 @@ from leanconv.kernels.recomputed import is_ours
 from leanconv.ops import separable_branches as ops
 from leanconv.ops.padded import sides
 
-# Weights of a layer up to which one kernel is faster than the layer's own convolutions on oneDNN.
-_MOST_WEIGHTS = 8192
+# Weights of a 1×1 up to which one kernel is not slower than the layer's own convolutions: forward and backward, one
+# core of an EPYC (AVX-512). Depthwise-separable, float32: 32 to 32 channels at 32 px and batch 16 .90x, 128 to 64 at
+# 16 px .84x, 128 to 128 at 8 px 1.27x. In bfloat16, which oneDNN multiplies with instructions of its own: 32 to 32
+# .90x, 64 to 64 at 16 px 1.21x. SPLConv, whose 1×1s have half of the channels: 64 to 64 .92x and .82x, 128 to 64 .88x
+# and 1.09x.
+_MOST_WEIGHTS = {torch.float32: 8192, torch.bfloat16: 2048}
 
 
 class Branches(NamedTuple):
@@ -35,7 +39,7 @@ def replacement(layer: nn.Module) -> tuple[str, Any] | None:
     if found is None or not is_ours(layer):
         return None
     convs = [conv for conv in (*found.stencils, found.matrix, found.plain) if conv is not None]
-    if not all(map(_keeps_size, convs)) or sum(conv.weight.numel() for conv in convs) > _MOST_WEIGHTS:
+    if not all(map(_keeps_size, convs)) or not _is_narrow(found, torch.float32):
         return None
     name, method = ("branches", _both) if found.plain is not None else ("forward", _one)
     return None if name in layer.__dict__ else (name, functools.partial(method, layer))
@@ -49,6 +53,11 @@ def _branches(layer: Any) -> Branches | None:
         stencils = [each for each in (layer.stencil1, layer.stencil2) if not isinstance(each, nn.Identity)]
         return Branches(stencils, layer.pointwise, layer.plain)
     return None
+
+
+def _is_narrow(found: Branches, dtype: torch.dtype) -> bool:
+    """Whether the 1×1s are narrow enough for maps of that type."""
+    return all(each is None or each.weight.numel() <= _MOST_WEIGHTS[dtype] for each in (found.matrix, found.plain))
 
 
 def _keeps_size(conv: Any) -> bool:
@@ -94,7 +103,8 @@ def _run(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
     if not all(map(_is_plain, convs)) or watched(*convs) or not _fits(x, convs):
         return None
     autocast = torch.is_autocast_enabled("cpu")
-    if autocast and torch.get_autocast_dtype("cpu") not in cpu.TYPES:
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    if dtype not in cpu.TYPES or not _is_narrow(found, dtype):
         return None
     first, second = [*(conv.weight for conv in found.stencils), None, None][:2]
     plain = (None, None) if found.plain is None else (found.plain.weight[:, :, 0, 0], found.plain.bias)
@@ -102,9 +112,7 @@ def _run(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
     inputs = first, second, found.matrix.weight[:, :, 0, 0], found.matrix.bias, *plain, geometry
     if through_dispatcher(x):
         return ops.separable_branches(x, *inputs)  # type: ignore[no-any-return]
-    if autocast:
-        x = x.to(torch.get_autocast_dtype("cpu"))
-    return _SeparableBranches.apply(x, *inputs)  # type: ignore[no-any-return]
+    return _SeparableBranches.apply(x.to(dtype), *inputs)  # type: ignore[no-any-return]
 
 
 def _fits(x: Tensor, convs: list[Any]) -> bool:

@@ -158,6 +158,14 @@ def test_other_layers_run_on_their_own_convolutions(make, runs):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("outputs", "autocast", "ours"), [(200, False, True), (200, True, True), (300, True, False)])
+def test_wide_layers_are_left_to_onednn_sooner_in_bfloat16(outputs, autocast, ours, runs):
+    layer = DepthwiseSeparableConv2d(8, outputs, 3, padding=1)
+    with use_training_kernels_(layer):
+        step(layer, torch.randn(1, 8, 5, 5), autocast)
+    assert bool(runs) == ours
+
+
 def test_a_map_of_float64_is_left_to_pytorch(runs):
     layer, x = made("splconv").double(), torch.randn(2, 8, 9, 11, dtype=torch.float64)
     expected = step(copy.deepcopy(layer), x)
