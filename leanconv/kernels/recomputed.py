@@ -1,10 +1,8 @@
 """Layers of cheap stages that keep their input alone for the gradient, and compute the maps between once more.
 
-SPConv and SPLConv keep six maps where a dense layer keeps two, and a depthwise-separable layer three: the stencils'
-results, both branches, the blend. HetConv keeps its input a second time, its channels in another order. The stencils
-and 1×1s are computed again, HetConv's convolution is not. Forward and backward of a layer, 16 to 8 channels at 128 px
-and batch 16, ms kept and computed again (one core of an EPYC, AVX2): SPLConv 68, 85; SPConv 83, 99;
-depthwise-separable 34, 47.
+SPConv and SPLConv keep both branches and the blend, and SPConv what lies before its 1×1. A depthwise-separable layer
+that `separable_layers` leaves (strides, wide 1×1s) keeps its stencil's result, HetConv its input a second time with its
+channels in another order. The stencils and 1×1s are computed again, HetConv's convolution is not.
 """
 
 import functools
@@ -28,7 +26,7 @@ def replacement(layer: nn.Module, parts: normalized_gates.Gated | None) -> tuple
     None where there is nothing to gain.
     """
     kind = getattr(type(layer), "name", "")
-    if not _is_ours(layer):
+    if not is_ours(layer):
         return None
     if parts is not None:
         name, method = "forward", functools.partial(_gated, layer, parts)
@@ -41,7 +39,7 @@ def replacement(layer: nn.Module, parts: normalized_gates.Gated | None) -> tuple
     return None if name in layer.__dict__ else (name, method)
 
 
-def _is_ours(layer: Any) -> bool:
+def is_ours(layer: Any) -> bool:
     """Whether no subclass of somebody else computes the layer: it may draw numbers, or do more than we know."""
     methods = (getattr(type(layer), name, None) for name in ("forward", "branches", "_dealt", "_conv", "_gated_sum"))
     return all(getattr(method, "__module__", "leanconv").startswith("leanconv.") for method in methods if method)

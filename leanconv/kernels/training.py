@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from leanconv.kernels import narrow_groups, normalized_gates, recomputed
+from leanconv.kernels import narrow_groups, normalized_gates, recomputed, separable_layers
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import through_dispatcher
 from leanconv.kernels.rewritten import rewritten
@@ -85,14 +85,17 @@ def use_training_kernels_(model: nn.Module, *, recompute: bool = False) -> Train
     """Let layers of `model` call the kernels for training, from now until `remove()`.
 
     They are depthwise `nn.Conv2d`, 1×1 ones of few channels, and the gated sums of SPConv and SPLConv with the norms
-    and the activation before them, which then pass their maps on (`normalized_gates`). Their results are channels_last.
+    and the activation before them, which then pass their maps on (`normalized_gates`). A depthwise-separable layer that
+    keeps the map's size, or both branches of such a SPLConv, run in one kernel, and keep their input alone for the
+    gradient (`separable_layers`). Results are channels_last.
     Group convolutions and HetConv with narrow groups run as the dense convolution that they equal (`narrow_groups`).
     An `nn.BatchNorm2d` and the activation after it, with or without a residual between them, run in one kernel where
     the source of a module's `forward`, or its `nn.Sequential`, shows that they follow each other (`rewritten`).
     Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
 
-    recompute: SPConv, SPLConv, HetConv and depthwise-separable layers keep less for the gradient (`recomputed`). A step
-        takes about as much memory as the dense network's then, and a layer 1.2 to 1.4 times as long.
+    recompute: SPConv, SPLConv, HetConv and other depthwise-separable layers keep less for the gradient
+        (`recomputed`). A step takes about as much memory as the dense network's then, and a layer 1.2 to 1.4 times as
+        long.
     """
     changed: list[Replacement] = []
     layers: dict[str, nn.Module] = {}
@@ -122,8 +125,15 @@ def _replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
         return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
     if narrow_groups.is_narrow_hetconv(module):
         return [(module, _GROUPED, False)]
+    if branches := separable_layers.replacement(module):
+        return [(module, *branches), *_gate_replacements(module, recompute)]
     if recompute and (less := recomputed.replacement(module, None)):
         return [(module, *less)]
+    return _gate_replacements(module, recompute)
+
+
+def _gate_replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
+    """What changes in a layer with a gated sum."""
     if getattr(module, _BLEND, None) is not gated_sum:
         return []
     if (parts := normalized_gates.gated(module)) is None:

@@ -11,12 +11,14 @@ from leanconv.kernels.cpu.runtime import depthwise as kernels
 from leanconv.kernels.cpu.runtime import gated_sum as blends
 from leanconv.kernels.cpu.runtime import normalized_gated_sum as normalized_blends
 from leanconv.kernels.cpu.runtime import pointwise as pointwise_kernels
+from leanconv.kernels.cpu.runtime import separable_branch as branch_kernels
 from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
 from leanconv.ops import batch_norm_act as norm_act_ops
 from leanconv.ops import depthwise as ops
 from leanconv.ops import gated_sum_training as blend_ops
 from leanconv.ops import normalized_gated_sum as norm_ops
 from leanconv.ops import pointwise as pointwise_ops
+from leanconv.ops import separable_branches as branch_ops
 
 Ints = Sequence[int]
 Floats = Sequence[float]
@@ -201,3 +203,45 @@ def pointwise_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     weight, bias = _sums(x, grad.shape[1], x.shape[1]), _sums(x, grad.shape[1])
     pointwise_kernels.weight_gradient(readable(grad), readable(x), weight, bias)
     return weight, bias
+
+
+@branch_ops.separable_branches.register_kernel("cpu")
+def branches(
+    x: Tensor, first: Tensor | None, second: Tensor | None, matrix: Tensor, bias: Tensor | None, plain: Tensor | None,
+    plain_bias: Tensor | None, geometry: Ints,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    branch_ops.check(x, first, second, matrix, bias, plain, plain_bias, geometry)
+    weights = (first, second, matrix, bias, plain, plain_bias)
+    if not _takes(x, weights=weights) or not x.numel() or not matrix.numel():
+        return branch_ops.result(x, first, second, matrix, bias, plain, plain_bias, geometry)
+    size, c = [x.shape[0], matrix.shape[0], *x.shape[2:]], matrix.shape[1]
+    x, a, b = readable(x), ops.new_map(x, size), x.new_empty(0)
+    stencils, shift = _kernels(first, second), None if bias is None else _packed(bias)
+    branch_kernels.forward(x[:, :c], stencils, _packed(matrix), shift, geometry, a)
+    if plain is not None:
+        b, shift = ops.new_map(x, size), None if plain_bias is None else _packed(plain_bias)
+        branch_kernels.forward(x[:, c:], [], _packed(plain), shift, [], b)
+    return a, b
+
+
+@branch_ops.separable_branches_gradient.register_kernel("cpu")
+def branches_gradient(
+    grad: Tensor, plain_grad: Tensor | None, x: Tensor, first: Tensor | None, second: Tensor | None, matrix: Tensor,
+    plain: Tensor | None, geometry: Ints, of_x: bool,
+) -> branch_ops.Gradients:  # fmt: skip
+    maps = (x, grad) if plain_grad is None else (x, grad, plain_grad)
+    if not _takes(*maps, weights=(first, second, matrix, plain)) or not x.numel() or not matrix.numel():
+        return branch_ops.gradient(grad, plain_grad, x, first, second, matrix, plain, geometry, of_x)
+    stencils, c = _kernels(first, second), matrix.shape[1]
+    x, found = readable(x), ops.new_map(x, x.shape) if of_x else x.new_empty(0)
+    sums = branch_ops.new_sums(x, first, second, matrix, plain)
+    own = [*sums[: len(stencils)], *sums[2:4]]
+    to = (found[:, :c], found[:, c:]) if of_x else (None, None)
+    branch_kernels.gradients(readable(grad), x[:, :c], stencils, _packed(matrix), geometry, to[0], own)
+    if plain is not None and plain_grad is not None:
+        branch_kernels.gradients(readable(plain_grad), x[:, c:], [], _packed(plain), [], to[1], sums[4:])
+    return found, *sums  # type: ignore[return-value]
+
+
+def _kernels(*weights: Tensor | None) -> list[Tensor]:
+    return [_packed(each) for each in weights if each is not None]

@@ -11,8 +11,12 @@
 
 #define SUMS 7
 
+// Pixels of few or odd channels that lie densely are read as wider ones: `joined` of them are one of whole vectors, whose
+// sums are added up behind each pass over a sample.
 typedef struct {
-    const norm_gate_t *p;
+    const norm_gate_t *p, *given;                   // with joined pixels; as it was given
+    int joined;
+    double each;                                    // pixels of a sample
     int rows, columns, run;                         // rows of pixels that lie evenly; pixels whose sums stay in float
     int channels, parts;                            // whole units of 16; ranges of channels
     double *kept;                                   // samples × SUMS × channels
@@ -75,16 +79,50 @@ static void moments(const task_t *t, const map_t *m, double *mean, double *squar
         }
 }
 
+// The mean of joined pixels' means for each of them, and one sum of squared distances from it.
+static void fold_moments(const plan_t *k, double *mean, double *squares) {
+    int channels = k->given->channels;
+    for (int c = 0; c < channels && k->joined > 1; c++) {
+        double sum = 0, all = 0;
+        for (int i = c; i < channels * k->joined; i += channels) sum += mean[i];
+        double own = sum / k->joined;
+        for (int i = c; i < channels * k->joined; i += channels) {
+            all += squares[i] + (mean[i] - own) * (mean[i] - own) * (k->each / k->joined);
+            mean[i] = own;
+        }
+        squares[c] = all;
+    }
+}
+
+// The sum of joined pixels' sums for each of them.
+static void fold_sums(const plan_t *k, double *sums) {
+    int channels = k->given->channels;
+    for (int c = 0; c < channels && k->joined > 1; c++) {
+        double sum = 0;
+        for (int i = c; i < channels * k->joined; i += channels) sum += sums[i];
+        for (int i = c; i < channels * k->joined; i += channels) sums[i] = sum;
+    }
+}
+
+static void repeat(const plan_t *k, float *numbers) {
+    int channels = k->given->channels;
+    for (int i = channels; i < channels * k->joined; i++) numbers[i] = numbers[i - channels];
+}
+
 static void moments_task(const task_t *t) {
     const norm_gate_t *p = t->k->p;
-    moments(t, &p->a, t->sums, t->sums + t->k->channels);
-    moments(t, &p->b, t->sums + 2 * t->k->channels, t->sums + 3 * t->k->channels);
+    const map_t *maps[] = {&p->a, &p->b};
+    for (int which = 0; which < 2; which++) {
+        double *mean = t->sums + 2 * which * t->k->channels, *squares = mean + t->k->channels;
+        moments(t, maps[which], mean, squares);
+        fold_moments(t->k, mean, squares);
+    }
 }
 
 // The statistics of the batch from those of its samples, and of each branch what the loops multiply with.
 static void merge_moments(const plan_t *k) {
-    const norm_gate_t *p = k->p;
-    double each = (double)p->rows * p->columns;
+    const norm_gate_t *p = k->given;
+    double each = k->each;
     for (int which = 0; which < 2; which++)
         for (int c = 0; c < p->channels; c++) {
             double mean = 0, squares = p->weight[which] ? 0 : each * p->samples;
@@ -100,8 +138,8 @@ static void merge_moments(const plan_t *k) {
 }
 
 static void coefficients(const plan_t *k) {
-    const norm_gate_t *p = k->p;
-    for (int which = 0; which < 2; which++)
+    const norm_gate_t *p = k->given;
+    for (int which = 0; which < 2; which++) {
         for (int c = 0; c < p->channels; c++) {
             int norm = p->weight[which] != NULL;
             double root = norm ? 1 / sqrt((double)p->statistics[(2 * which + 1) * p->channels + c] + p->eps[which]) : 1;
@@ -109,6 +147,8 @@ static void coefficients(const plan_t *k) {
             k->scale[which][c] = norm ? (float)(p->weight[which][c] * root) : 1;
             k->bias[which][c] = norm ? p->bias[which][c] : 0;
         }
+        repeat(k, k->mean[which]), repeat(k, k->scale[which]), repeat(k, k->bias[which]);
+    }
 }
 
 // The sum of the first branch over a sample's pixels, as it is after its ReLU.
@@ -133,20 +173,22 @@ static void sum_positive(const task_t *t) {
                 for (int i = 0; i < LANES; i++) t->sums[v + i] += all[i];
             }
         }
+    fold_sums(k, t->sums);
 }
 
 static void blend_task(const task_t *t) {
     const plan_t *k = t->k;
     const norm_gate_t *p = k->p;
-    float *gates = p->gate + t->n * p->channels + t->c0;
+    float *gates = p->gate + t->n * k->given->channels + t->c0;
     int64_t a_step, b_step, y_step;
     if (p->relu) sum_positive(t);
     for (int c = 0; c < t->c; c++) {
         int at = t->c0 + c;
-        double a = p->relu ? t->sums[c] / ((double)p->rows * p->columns)
+        double a = p->relu ? t->sums[c] / k->each
                            : (t->sums[c] - k->mean[0][at]) * k->scale[0][at] + k->bias[0][at];
         double b = (t->sums[2 * k->channels + c] - k->mean[1][at]) * k->scale[1][at] + k->bias[1][at];
-        t->numbers[c] = gates[c] = (float)(1 / (1 + exp(b - a)));
+        t->numbers[c] = (float)(1 / (1 + exp(b - a)));
+        if (at < k->given->channels) gates[c] = t->numbers[c];
     }
     for (int row = 0; row < k->rows; row++)
         for (int from = 0; from < k->columns; from += k->run) {
@@ -201,13 +243,14 @@ static void sums_task(const task_t *t) {
                     for (int i = 0; i < LANES; i++) t->sums[(int64_t)j * k->channels + v + i] += sum[j][i];
             }
         }
+    for (int i = 0; i < SUMS; i++) fold_sums(k, t->sums + (int64_t)i * k->channels);
 }
 
 // Each sample's gradient through its gate, which every pixel gets: kept as its first number. Then the gradients of
 // weights and biases, and what they take off the gradients of the maps.
 static void merge_sums(const plan_t *k) {
-    const norm_gate_t *p = k->p;
-    double each = (double)p->rows * p->columns, all = each * p->samples;
+    const norm_gate_t *p = k->given;
+    double each = k->each, all = each * p->samples;
     for (int c = 0; c < p->channels; c++) {
         double weight[2] = {0}, bias[2] = {0};
         for (int64_t n = 0; n < p->samples; n++) {
@@ -228,6 +271,7 @@ static void merge_sums(const plan_t *k) {
             k->slope[which][c] = norm ? (float)(weight[which] * root * root / all) : 0;
         }
     }
+    for (int which = 0; which < 2; which++) repeat(k, k->flat[which]), repeat(k, k->slope[which]);
 }
 
 static void gradients_task(const task_t *t) {
@@ -235,7 +279,10 @@ static void gradients_task(const task_t *t) {
     const norm_gate_t *p = k->p;
     int64_t a_step, b_step, g_step, to_a, to_b;
     float *gates = t->numbers, *slopes = t->numbers + t->wide;
-    for (int c = 0; c < t->c; c++) gates[c] = p->gate[t->n * p->channels + t->c0 + c], slopes[c] = (float)t->sums[c];
+    for (int c = 0; c < t->c; c++) {
+        int own = c % k->given->channels;
+        gates[c] = p->gate[t->n * k->given->channels + t->c0 + own], slopes[c] = (float)t->sums[own];
+    }
     for (int row = 0; row < k->rows; row++)
         for (int from = 0; from < k->columns; from += k->run) {
             int count = least(k->run, k->columns - from);
@@ -290,13 +337,37 @@ static int run_all(const plan_t *k, void (*run)(const task_t *), int threads) {
     return failed;
 }
 
-int lc_normalized_gated_sum(const norm_gate_t *p, int backward, int threads) {
-    plan_t k = {.p = p, .rows = p->rows, .columns = p->columns, .channels = up(p->channels, 16)};
+// How many pixels are joined to one of whole vectors; 1 where they do not lie densely, or would not come out even.
+static int joined_in(const norm_gate_t *p) {
+    const map_t *maps[] = {&p->a, &p->b, &p->y, &p->a_grad, &p->b_grad};
+    int joined = LANES;
+    while (joined > 1 && p->channels * (joined / 2) % LANES == 0) joined /= 2;
+    if (joined == 1 || p->channels * joined > 256 || (int64_t)p->rows * p->columns % joined) return 1;
+    for (int i = 0; i < 5; i++)
+        if (maps[i]->data && (maps[i]->pixel != p->channels || maps[i]->row != (int64_t)p->columns * p->channels)) return 1;
+    return joined;
+}
+
+static norm_gate_t joined_maps(const norm_gate_t *p, int joined) {
+    norm_gate_t q = *p;
+    map_t *maps[] = {&q.a, &q.b, &q.y, &q.a_grad, &q.b_grad};
+    q.columns = (int)((int64_t)p->rows * p->columns / joined);
+    q.rows = 1, q.channels = p->channels * joined;
+    for (int i = 0; i < 5; i++) maps[i]->pixel = q.channels, maps[i]->row = (int64_t)q.columns * q.channels;
+    return q;
+}
+
+int lc_normalized_gated_sum(const norm_gate_t *given, int backward, int threads) {
+    int joined = joined_in(given);
+    norm_gate_t wider = joined > 1 ? joined_maps(given, joined) : *given;
+    const norm_gate_t *p = &wider;
+    plan_t k = {.p = p, .given = given, .joined = joined, .rows = p->rows, .columns = p->columns, .channels = up(p->channels, 16)};
+    k.each = (double)given->rows * given->columns;
     const map_t *maps[] = {&p->a, &p->b, &p->y, &p->a_grad, &p->b_grad};
     int even = 1;
     for (int i = 0; i < (backward ? 5 : 3); i++) even &= maps[i]->row == p->columns * maps[i]->pixel;
     if (even) k.rows = 1, k.columns = p->rows * p->columns;
-    k.parts = threads > 1 && p->samples < 2 * threads ? least(threads, (p->channels + 15) / 16) : 1;
+    k.parts = joined == 1 && threads > 1 && p->samples < 2 * threads ? least(threads, (p->channels + 15) / 16) : 1;
     k.run = least(k.columns, most(16, least(64, 16384 / k.channels)));
     size_t doubles = sizeof(double) * p->samples * SUMS * k.channels, floats = sizeof(float) * 10 * k.channels;
     char *memory = lc_malloc(NULL, doubles + floats);

@@ -3,69 +3,17 @@
 //
 // The map is cut into runs of pixels. Output channels are the vectors' lanes, and an input is one number for all of them,
 // so there is no tail on the input's side.
-#include "rows.h"
+#include "products.h"
 
 #define RUN 128  // pixels: so many are summed in float32 for the gradient of weights, those sums in float64
 
 typedef struct {
     const pointwise_t *p;
     int rows, columns, per_row;  // rows of pixels that lie evenly; runs of one
-    int wide;                    // output channels as whole vectors
+    int wide;                    // output channels as whole vectors, or as half a one
     int64_t runs;
     const float *weight, *bias;  // inputs × wide; wide
 } plan_t;
-
-// `tiles` times N pixels of V vectors of outputs.
-#define DOT(N, V)                                                                                                      \
-    static void dot##N##x##V(const float *x, int64_t x_step, const float *w, int64_t w_step, int inputs,               \
-                             const float *bias, float *y, int64_t y_step, int tiles) {                                 \
-        for (; tiles > 0; tiles--, x += N * x_step, y += N * y_step) {                                                 \
-            vec sum[N][V];                                                                                             \
-            _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)                                                        \
-                _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) sum[i][v] = *(const vec *)(bias + v * LANES);      \
-            for (int c = 0; c < inputs; c++) {                                                                         \
-                vec weight[V];                                                                                         \
-                _Pragma("GCC unroll 2") for (int v = 0; v < V; v++)                                                    \
-                    weight[v] = *(const vec *)(w + c * w_step + v * LANES);                                            \
-                _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)                                                    \
-                    _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) sum[i][v] += x[i * x_step + c] * weight[v];    \
-            }                                                                                                          \
-            _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)                                                        \
-                _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) *(vec *)(y + i * y_step + v * LANES) = sum[i][v];  \
-        }                                                                                                              \
-    }
-typedef void dot_fn(const float *, int64_t, const float *, int64_t, int, const float *, float *, int64_t, int);
-DOT(1, 1) DOT(2, 1) DOT(3, 1) DOT(4, 1) DOT(5, 1) DOT(6, 1) DOT(7, 1) DOT(8, 1)
-DOT(1, 2) DOT(2, 2) DOT(3, 2) DOT(4, 2) DOT(5, 2) DOT(6, 2)
-static dot_fn *const DOTS[2][9] = {
-    {NULL, dot1x1, dot2x1, dot3x1, dot4x1, dot5x1, dot6x1, dot7x1, dot8x1},
-    {NULL, dot1x2, dot2x2, dot3x2, dot4x2, dot5x2, dot6x2},
-};
-
-// sums[c][o] += Σ x[q][c] · g[q][o] over a run, of N inputs and V vectors of outputs.
-#define OUTER(N, V)                                                                                                    \
-    static void outer##N##x##V(const float *x, int64_t x_step, const float *g, int64_t g_step, int count,              \
-                               float *sums, int64_t wide) {                                                            \
-        vec sum[N][V];                                                                                                 \
-        _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)                                                            \
-            _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) sum[i][v] = *(const vec *)(sums + i * wide + v * LANES); \
-        for (int q = 0; q < count; q++, x += x_step, g += g_step) {                                                    \
-            vec value[V];                                                                                              \
-            _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) value[v] = *(const vec *)(g + v * LANES);              \
-            _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)                                                        \
-                _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) sum[i][v] += x[i] * value[v];                      \
-        }                                                                                                              \
-        _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)                                                            \
-            _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) *(vec *)(sums + i * wide + v * LANES) = sum[i][v];     \
-    }
-typedef void outer_fn(const float *, int64_t, const float *, int64_t, int, float *, int64_t);
-OUTER(1, 1) OUTER(2, 1) OUTER(3, 1) OUTER(4, 1) OUTER(5, 1) OUTER(6, 1) OUTER(7, 1) OUTER(8, 1)
-OUTER(1, 2) OUTER(2, 2) OUTER(3, 2) OUTER(4, 2) OUTER(5, 2) OUTER(6, 2)
-static outer_fn *const OUTERS[2][9] = {
-    {NULL, outer1x1, outer2x1, outer3x1, outer4x1, outer5x1, outer6x1, outer7x1, outer8x1},
-    {NULL, outer1x2, outer2x2, outer3x2, outer4x2, outer5x2, outer6x2},
-};
-#define MOST(V) ((V) == 2 ? 6 : 8)
 
 // Where run `i` begins in a map, and its pixels.
 INLINE int64_t run_at(const plan_t *k, const map_t *m, int64_t i, int *count) {
@@ -93,13 +41,7 @@ static void result_run(const plan_t *k, int64_t i, float *lines) {
     int64_t x_step, y_step, from = run_at(k, &p->x, i, &count), to = run_at(k, &p->y, i, &count);
     const float *x = inputs_of(k, from, count, lines, &x_step);
     float *y = row_for(&p->y, to, p->outputs, k->wide, lines + RUN * up(p->inputs, LANES), &y_step);
-    for (int v = 0; v < k->wide; v += 2 * LANES) {
-        int vectors = v + LANES < k->wide ? 2 : 1, most_pixels = MOST(vectors), tiles = (count + most_pixels - 1) / most_pixels;
-        int n = count / tiles, larger = count - n * tiles, done = larger * (n + 1);
-        dot_fn *const *of = DOTS[vectors - 1];
-        if (larger) of[n + 1](x, x_step, k->weight + v, k->wide, p->inputs, k->bias + v, y + v, y_step, larger);
-        of[n](x + done * x_step, x_step, k->weight + v, k->wide, p->inputs, k->bias + v, y + done * y_step + v, y_step, tiles - larger);
-    }
+    dots(x, x_step, k->weight, k->wide, p->inputs, k->bias, y, y_step, count);
     row_done(&p->y, to, count, p->outputs, k->wide, y);
 }
 
@@ -113,25 +55,14 @@ static void sums_range(const plan_t *k, int64_t first, int64_t end, double *tota
         const float *x = inputs_of(k, from_x, count, lines, &x_step);
         const float *g = row_of(&p->y, from_g, count, p->outputs, k->wide, lines + RUN * up(p->inputs, LANES), &g_step);
         memset(kept, 0, sizeof(float) * numbers);
-        for (int v = 0; v < k->wide; v += 2 * LANES) {
-            int vectors = v + LANES < k->wide ? 2 : 1, parts = (p->inputs + MOST(vectors) - 1) / MOST(vectors);
-            for (int part = 0; part < parts; part++) {
-                int from = p->inputs * part / parts, to = p->inputs * (part + 1) / parts;
-                OUTERS[vectors - 1][to - from](x + from, x_step, g + v, g_step, count, kept + from * k->wide + v, k->wide);
-            }
-        }
-        float *bias = kept + (int64_t)p->inputs * k->wide;
-        for (int v = 0; v < k->wide; v += LANES) {
-            vec sum = {0};
-            for (int q = 0; q < count; q++) sum += *(const vec *)(g + q * g_step + v);
-            *(vec *)(bias + v) = sum;
-        }
+        outers(x, x_step, g, g_step, count, p->inputs, kept, k->wide);
+        totals(g, g_step, count, kept + (int64_t)p->inputs * k->wide, k->wide);
         for (int64_t j = 0; j < numbers; j++) total[j] += kept[j];
     }
 }
 
 static plan_t plan_of(const pointwise_t *p) {
-    plan_t k = {.p = p, .rows = p->rows, .columns = p->columns, .wide = up(p->outputs, LANES)};
+    plan_t k = {.p = p, .rows = p->rows, .columns = p->columns, .wide = product_width(p->outputs)};
     if (p->x.row == p->columns * p->x.pixel && p->y.row == p->columns * p->y.pixel) k.rows = 1, k.columns = p->rows * p->columns;
     k.per_row = (k.columns + RUN - 1) / RUN;
     k.runs = (int64_t)p->samples * k.rows * k.per_row;

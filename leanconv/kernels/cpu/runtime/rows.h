@@ -16,6 +16,11 @@ typedef uint16_t half_t __attribute__((vector_size(LANES * 2), aligned(2), may_a
 typedef float part_t __attribute__((vector_size(LANES * 2), aligned(4), may_alias));
 typedef uint32_t part_bits_t __attribute__((vector_size(LANES * 2), aligned(4), may_alias));
 typedef uint16_t part_half_t __attribute__((vector_size(LANES), aligned(2), may_alias));
+// Of four: such maps are halves of eight channels.
+#define FEW 4
+typedef float few_t __attribute__((vector_size(FEW * 4), aligned(4), may_alias));
+typedef uint32_t few_bits_t __attribute__((vector_size(FEW * 4), aligned(4), may_alias));
+typedef uint16_t few_half_t __attribute__((vector_size(FEW * 2), aligned(2), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE int up(int value, int unit) { return (value + unit - 1) / unit * unit; }
@@ -46,14 +51,51 @@ INLINE uint16_t rounded(float value) {
     }
 ROUNDED(rounded_vec, vec, bits_t, half_t)
 ROUNDED(rounded_part, part_t, part_bits_t, part_half_t)
+ROUNDED(rounded_few, few_t, few_bits_t, few_half_t)
 #undef ROUNDED
 
-// `count` pixels of `c` numbers from a map into dense pixels of `wide` floats, whole vectors; lanes beyond c are zero.
+INLINE vec widened_vec(const uint16_t *from) { return (vec)(__builtin_convertvector(*(const half_t *)from, bits_t) << 16); }
+
+// Numbers that lie densely.
+static void read_dense(float *to, const map_t *m, int64_t at, int64_t numbers) {
+    if (m->element == FLOAT32) {
+        memcpy(to, (const float *)m->data + at, sizeof(float) * numbers);
+        return;
+    }
+    const uint16_t *from = (const uint16_t *)m->data + at;
+    int64_t i = 0;
+    for (; i + LANES <= numbers; i += LANES) *(vec *)(to + i) = widened_vec(from + i);
+    for (; i < numbers; i++) to[i] = widened(from[i]);
+}
+
+static void write_dense(const float *from, const map_t *m, int64_t at, int64_t numbers) {
+    if (m->element == FLOAT32) {
+        memcpy((float *)m->data + at, from, sizeof(float) * numbers);
+        return;
+    }
+    uint16_t *to = (uint16_t *)m->data + at;
+    int64_t i = 0;
+    for (; i + LANES <= numbers; i += LANES) *(half_t *)(to + i) = rounded_vec(*(const vec *)(from + i));
+    for (; i < numbers; i++) to[i] = rounded(from[i]);
+}
+
+// `count` pixels of `c` numbers from a map into dense pixels of `wide` floats; lanes beyond c are zero.
 static void read_pixels(
     float *to, int wide, const map_t *m, int64_t at, int64_t pixel, int count, int c) {
     int whole = c / LANES * LANES, parts = c - whole >= LANES / 2, rest = whole + parts * (LANES / 2);
-    if (m->element == FLOAT32 && pixel == wide && c == wide) {
-        memcpy(to, (const float *)m->data + at, sizeof(float) * wide * count);
+    if (pixel == wide && c == wide) {
+        read_dense(to, m, at, (int64_t)wide * count);
+        return;
+    }
+    if (c == FEW && wide == FEW) {
+        if (m->element == FLOAT32)
+            for (int i = 0; i < count; i++)
+                *(few_t *)(to + i * FEW) = *(const few_t *)((const float *)m->data + at + i * pixel);
+        else
+            for (int i = 0; i < count; i++) {
+                few_half_t bits = *(const few_half_t *)((const uint16_t *)m->data + at + i * pixel);
+                *(few_t *)(to + i * FEW) = (few_t)(__builtin_convertvector(bits, few_bits_t) << 16);
+            }
         return;
     }
     if (c < wide && c == rest)  // half a vector of zeros behind each pixel
@@ -68,10 +110,7 @@ static void read_pixels(
     } else {
         const uint16_t *from = (const uint16_t *)m->data + at;
         for (int i = 0; i < count; i++, from += pixel, to += wide) {
-            for (int k = 0; k < whole; k += LANES) {
-                bits_t bits = __builtin_convertvector(*(const half_t *)(from + k), bits_t) << 16;
-                *(vec *)(to + k) = (vec)bits;
-            }
+            for (int k = 0; k < whole; k += LANES) *(vec *)(to + k) = widened_vec(from + k);
             if (parts) {
                 part_bits_t bits = __builtin_convertvector(*(const part_half_t *)(from + whole), part_bits_t) << 16;
                 *(part_t *)(to + whole) = (part_t)bits;
@@ -84,6 +123,19 @@ static void read_pixels(
 // Likewise from dense pixels of `wide` floats into a map.
 static void write_pixels(
     const float *from, int wide, const map_t *m, int64_t at, int64_t pixel, int count, int c) {
+    if (pixel == wide && c == wide) {
+        write_dense(from, m, at, (int64_t)wide * count);
+        return;
+    }
+    if (c == FEW && wide == FEW) {
+        if (m->element == FLOAT32)
+            for (int i = 0; i < count; i++)
+                *(few_t *)((float *)m->data + at + i * pixel) = *(const few_t *)(from + i * FEW);
+        else
+            for (int i = 0; i < count; i++)
+                *(few_half_t *)((uint16_t *)m->data + at + i * pixel) = rounded_few(*(const few_t *)(from + i * FEW));
+        return;
+    }
     int whole = c / LANES * LANES, parts = c - whole >= LANES / 2, rest = whole + parts * (LANES / 2);
     if (m->element == FLOAT32) {
         float *to = (float *)m->data + at;
@@ -100,6 +152,13 @@ static void write_pixels(
             for (int k = rest; k < c; k++) to[k] = rounded(from[k]);
         }
     }
+}
+
+// Ask for `count` pixels that are read or written next: the processor's own guesses end at a page, which is about a row.
+INLINE void fetch(const map_t *m, int64_t at, int count, const int written) {
+    int size = m->element == FLOAT32 ? 4 : 2;
+    const char *from = (const char *)m->data + at * size, *end = from + count * m->pixel * size;
+    for (; from < end; from += 64) __builtin_prefetch(from, written, 2);
 }
 
 // The first of `count` pixels of a map as floats, and in `step` how far apart they are: where they lie, if they are

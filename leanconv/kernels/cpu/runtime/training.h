@@ -53,6 +53,18 @@ typedef struct {
     int32_t samples, inputs, outputs, rows, columns, groups;
 } pointwise_t;
 
+// y[n,p,q,o] = bias[o] + sum over c of matrix[o,c] * t[n,p,q,c], where t is x after none, one or two depthwise convolutions
+// of stride 1 that keep its size.
+typedef struct {
+    map_t x, y, x_grad;                     // N H W C, N H W O (its gradient where gradients are asked for), N H W C
+    const float *taps[2], *matrix, *bias;   // C × R·S each; O × C; O or NULL
+    float *taps_sum[2], *matrix_sum, *bias_sum;  // where their gradients go; NULL: not asked for
+    int32_t samples, channels, outputs, h, w, stencils;
+    int32_t r[2], s[2], dh[2], dw[2], top[2], left[2];
+} branch_t;
+
+int lc_branch(const branch_t *p, int threads);
+int lc_branch_gradients(const branch_t *p, int threads);
 int lc_depthwise(const depthwise_t *d, int backward, int threads);
 int lc_depthwise_weight(const depthwise_t *d, int threads);
 int lc_gated_sum(const gated_sum_t *p, int backward, int threads);

@@ -74,18 +74,35 @@ class Pointwise(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Branch(ctypes.Structure):
+    _fields_ = [
+        ("x", Map), ("y", Map), ("x_grad", Map),
+        ("taps", ctypes.c_void_p * 2),
+        *((name, ctypes.c_void_p) for name in ("matrix", "bias")),
+        ("taps_sum", ctypes.c_void_p * 2),
+        *((name, ctypes.c_void_p) for name in ("matrix_sum", "bias_sum")),
+        *((name, ctypes.c_int32) for name in ("samples", "channels", "outputs", "h", "w", "stencils")),
+        *((name, ctypes.c_int32 * 2) for name in ("r", "s", "dh", "dw", "top", "left")),
+    ]  # fmt: skip
+
+
+_STRUCTURES = (Depthwise, GatedSum, NormalizedGatedSum, Pointwise, BatchNormAct, Branch)
+
+
 @functools.lru_cache(1)
 def runtime() -> Any:
     """The runtime with its argument types; None without a compiler. Raises BadInput for other structures than here."""
     lib: Any = build.runtime("training")
     if lib is None:
         return None
-    sizes = [ctypes.sizeof(kind) for kind in (Depthwise, GatedSum, NormalizedGatedSum, Pointwise, BatchNormAct)]
+    sizes = [ctypes.sizeof(kind) for kind in _STRUCTURES]
     if sizes != [lib.lc_training_size(i) for i in range(len(sizes))]:
         raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
     for function in (lib.lc_depthwise, lib.lc_gated_sum, lib.lc_normalized_gated_sum, lib.lc_batch_norm_act):
         function.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
-    for function in (lib.lc_depthwise_weight, lib.lc_pointwise, lib.lc_pointwise_weight):
+    for function in (
+        lib.lc_depthwise_weight, lib.lc_pointwise, lib.lc_pointwise_weight, lib.lc_branch, lib.lc_branch_gradients
+    ):  # fmt: skip
         function.argtypes = (ctypes.c_void_p, ctypes.c_int32)
     return lib
 

@@ -1,0 +1,142 @@
+"""Depthwise-separable layers and both branches of SPLConv by one operator, while they train on the CPU's kernels.
+
+A layer's own convolutions then do not run: what lies between them is neither written nor kept for the gradient. Where a
+hook or a parametrisation sits on one of them, or the kernel does not take the map, the layer computes as before.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.kernels.cpu import training as cpu
+from leanconv.kernels.dispatched import through_dispatcher
+from leanconv.kernels.norm_act import watched
+from leanconv.kernels.recomputed import is_ours
+from leanconv.ops import separable_branches as ops
+from leanconv.ops.padded import sides
+
+# Weights of a 1×1 up to which one kernel is not slower than the layer's own convolutions: forward and backward, one
+# core of an EPYC (AVX-512). Depthwise-separable, float32: 32 to 32 channels at 32 px and batch 16 .90x, 128 to 64 at
+# 16 px .84x, 128 to 128 at 8 px 1.27x. In bfloat16, which oneDNN multiplies with instructions of its own: 32 to 32
+# .90x, 64 to 64 at 16 px 1.21x. SPLConv, whose 1×1s have half of the channels: 64 to 64 .92x and .82x, 128 to 64 .88x
+# and 1.09x.
+_MOST_WEIGHTS = {torch.float32: 8192, torch.bfloat16: 2048}
+
+
+class Branches(NamedTuple):
+    """The convolutions of a layer: depthwise ones, the 1×1 behind them, and perhaps a 1×1 of the other channels."""
+
+    stencils: list[Any]
+    matrix: Any
+    plain: Any
+
+
+def replacement(layer: nn.Module) -> tuple[str, Any] | None:
+    """A method of a layer that runs the operator, by name; None for other layers, and where nothing is gained."""
+    found = _branches(layer)
+    if found is None or not is_ours(layer):
+        return None
+    convs = [conv for conv in (*found.stencils, found.matrix, found.plain) if conv is not None]
+    if not all(map(_keeps_size, convs)) or not _is_narrow(found, torch.float32):
+        return None
+    name, method = ("branches", _both) if found.plain is not None else ("forward", _one)
+    return None if name in layer.__dict__ else (name, functools.partial(method, layer))
+
+
+def _branches(layer: Any) -> Branches | None:
+    kind = getattr(type(layer), "name", "")
+    if kind == "depthwise_separable" and not getattr(layer, "block", True):
+        return Branches([layer.spatial], layer.pointwise, None)
+    if kind == "splconv" and isinstance(layer.pool, nn.Identity):
+        stencils = [each for each in (layer.stencil1, layer.stencil2) if not isinstance(each, nn.Identity)]
+        return Branches(stencils, layer.pointwise, layer.plain)
+    return None
+
+
+def _is_narrow(found: Branches, dtype: torch.dtype) -> bool:
+    """Whether the 1×1s are narrow enough for maps of that type."""
+    return all(each is None or each.weight.numel() <= _MOST_WEIGHTS[dtype] for each in (found.matrix, found.plain))
+
+
+def _keeps_size(conv: Any) -> bool:
+    """Whether it is a convolution with padding of zeros that keeps the size of the map."""
+    if not _is_plain(conv) or conv.stride != (1, 1) or conv.padding_mode != "zeros":
+        return False
+    spans = [d * (size - 1) for d, size in zip(conv.dilation, conv.kernel_size, strict=True)]
+    left, right, top, bottom = _sides(conv)
+    return [top + bottom, left + right] == spans and min(left, right, top, bottom) >= 0
+
+
+def _is_plain(conv: Any) -> bool:
+    """Whether it is PyTorch's convolution or SPLConv's own, and no subclass or parametrisation of it."""
+    kind = type(conv)
+    return kind is nn.Conv2d or (kind.__base__ is nn.Conv2d and kind.__module__ == "leanconv.nn.splconv")
+
+
+def _sides(conv: Any) -> list[int]:
+    """The padding at the left, right, top and bottom."""
+    uneven: list[int] | None = getattr(conv, "uneven", None)
+    if uneven is not None:
+        return uneven
+    return sides(conv.kernel_size, (0, 0) if conv.padding == "valid" else conv.padding, conv.dilation)
+
+
+def _one(layer: Any, x: Tensor) -> Tensor:
+    """The forward pass of a depthwise-separable layer."""
+    found = _run(layer, x)
+    return type(layer).forward(layer, x) if found is None else found[0]  # type: ignore[no-any-return]
+
+
+def _both(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both branches of SPLConv."""
+    found = _run(layer, x)
+    return type(layer).branches(layer, x) if found is None else found  # type: ignore[no-any-return]
+
+
+def _run(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both results of the operator; None where it does not take the map, or somebody looks at a convolution."""
+    if (found := _branches(layer)) is None:
+        return None
+    convs = [conv for conv in (*found.stencils, found.matrix, found.plain) if conv is not None]
+    if not all(map(_is_plain, convs)) or watched(*convs) or not _fits(x, convs):
+        return None
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    if dtype not in cpu.TYPES or not _is_narrow(found, dtype):
+        return None
+    first, second = [*(conv.weight for conv in found.stencils), None, None][:2]
+    plain = (None, None) if found.plain is None else (found.plain.weight[:, :, 0, 0], found.plain.bias)
+    geometry = [size for conv in found.stencils for size in (_sides(conv)[2], _sides(conv)[0], *conv.dilation)]
+    inputs = first, second, found.matrix.weight[:, :, 0, 0], found.matrix.bias, *plain, geometry
+    if through_dispatcher(x):
+        return ops.separable_branches(x, *inputs)  # type: ignore[no-any-return]
+    return _SeparableBranches.apply(x.to(dtype), *inputs)  # type: ignore[no-any-return]
+
+
+def _fits(x: Tensor, convs: list[Any]) -> bool:
+    weights = [each for conv in convs for each in (conv.weight, conv.bias) if each is not None]
+    return (
+        x.dim() == 4
+        and x.device.type == "cpu"
+        and x.dtype in cpu.TYPES
+        and x.numel() > 0
+        and all(w.device == x.device and w.dtype in (x.dtype, torch.float32) for w in weights)
+        and not torch.jit.is_tracing()
+    )
+
+
+class _SeparableBranches(torch.autograd.Function):
+    """`ops.separable_branches`; a gradient that is itself to have one goes through other operators."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = cpu.branches(*inputs)
+        ops.save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, plain_grad: Any) -> tuple[Any, ...]:
+        every = ops.separable_branches_gradient if through_dispatcher(grad) else cpu.branches_gradient
+        return ops.backward(ctx, grad, plain_grad, every)
