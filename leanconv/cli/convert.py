@@ -46,8 +46,10 @@ def command(
         typer.Option("--init", help="project: from the old weights if possible; fit: also from images."),
     ] = Init.project,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="DIR", help="Images to fit on, of any data reference. No labels.")
+        str | None,
+        typer.Option("--data", metavar="DIR", help="Images to fit on: a data reference, or a folder of images alone."),
     ] = None,
+    split: Annotated[str, typer.Option("--split", help="Of the data to fit on: train, val or test.")] = "train",
     images: Annotated[int, typer.Option("--images", min=1, help="With --data: the most images to fit on.")] = 500,
     input: Input = None,
     trust_code: TrustCode = False,
@@ -64,7 +66,7 @@ def command(
     if init is Init.fit and data is None:
         raise BadInput("--init fit needs --data DIR: some hundred images of the kind that the model was trained on")
     if init is not Init.fit:
-        refuse(context, "needs --init fit", "data", "images")
+        refuse(context, "needs --init fit", "data", "split", "images")
     run, named = RunFolder(out), reference(model)
     with writing(out, "leanconv convert"):
         if run.model_json.exists() or run.weights.exists():
@@ -73,7 +75,7 @@ def command(
             raise BadInput(f"{out}: holds {there}, as a run does; give --out a new folder")
         network, x = load(named, trust_code=trust_code), example(shape_of(input, [named]))
         steps = Plan.load(plan) if plan is not None else make_plan(network, x, to=str(to), where=where)
-        given = x if data is None else _pictures(data, x, images)
+        given = x if data is None else _pictures(data, x, images, split)
         applied = apply_(network, steps, init=init.value, data=given)
         _write(run, named, network, steps)
     if json:
@@ -83,13 +85,17 @@ def command(
         print(f"{applied}\n\n{message}")
 
 
-def _pictures(data: str, x: "Tensor", count: int) -> "Pictures":
-    """The images of --data at the size of --input. Raises BadInput for another shape than N,3,S,S."""
+def _pictures(data: str, x: "Tensor", count: int, split: str) -> "Pictures":
+    """The images of --data at the size of --input. Raises BadInput for another shape than N,3,S,S, or no such split."""
+    from leanconv.train.data.splits import NoSplit
     from leanconv.train.tasks.calibration import pictures
 
     if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3]:
         raise BadInput(f"--data gives colour images as squares, and --input is {tuple(x.shape)}; say --input 1,3,S,S")
-    return pictures(data, x.shape[2], count)
+    try:
+        return pictures(data, x.shape[2], count, split=split)
+    except NoSplit as error:
+        raise BadInput(f"{error}; --split says which one to fit on") from error
 
 
 def _write(run: "RunFolder", named: str, network: object, steps: "Plan") -> None:

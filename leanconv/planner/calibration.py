@@ -1,5 +1,6 @@
 """Calibration batches: a few of the user's pictures, read once, and what the original network answers to them."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,8 @@ class Calibration:
         self.kind = "loss" if loss else kind_of(self._answers[0][0])
         self.how = "loss less the original's" if loss else self.kind
         self.own_loss = self._mean_loss(self._answers) if loss else None
+        if self.own_loss is not None and not math.isfinite(self.own_loss):
+            raise BadInput(f"the model's own loss on the calibration data is {self.own_loss}: there is no harm")
 
     @property
     def inputs(self) -> list[Any]:
@@ -61,7 +64,8 @@ class Calibration:
         if not all(bool(t.isfinite().all()) for answer, _ in answers for t in answer):
             return float("inf")
         if self.own_loss is not None:
-            return self._mean_loss(answers) - self.own_loss
+            harm = self._mean_loss(answers) - self.own_loss
+            return harm if math.isfinite(harm) else float("inf")
         sums = Divergence(self.kind)
         for (answer, _), (own, _) in zip(answers, self._answers, strict=True):
             sums.add(answer, own)
@@ -72,8 +76,17 @@ class Calibration:
         total = 0.0
         with torch.no_grad():
             for batch, (_, outputs) in zip(self.batches, answers, strict=True):
-                total += float(self._loss(outputs, batch.whole)) * batch.count
+                total += _number(self._loss(outputs, batch.whole)) * batch.count
         return total / self.images
+
+
+def _number(loss: Any) -> float:
+    """What a loss returns. Raises BadInput for anything but one number."""
+    try:
+        return float(loss)
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise BadInput(f"loss returned {got}: it has to return one number, the mean over the batch") from error
 
 
 def read_batches(data: Any, inputs: Inputs, most: int) -> list[Batch]:

@@ -1,6 +1,7 @@
 """What a search is asked with, checked before minutes of measuring; and the file in which it keeps its state."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from leanconv.running import tensors
 from leanconv.runs.digest import of_model, of_tensors
 from leanconv.version import __version__
 
-_PLENTY = 2**20
+_PLENTY, _MOST_SEED = 2**20, 2**63 - 1
 
 
 def init_of(init: str | None) -> str:
@@ -27,11 +28,18 @@ def init_of(init: str | None) -> str:
     return init
 
 
-def check_numbers(images: int, shortlist: int) -> None:
-    """Raise BadInput unless both are whole numbers of at least 1."""
-    for name, value in {"images": images, "shortlist": shortlist}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _PLENTY:
-            raise BadInput(f"{name}={value!r}: a whole number, at least 1")
+def check_numbers(images: int, shortlist: int, seed: int) -> None:
+    """Raise BadInput unless all are whole numbers, of at least 1; a seed of at least 0."""
+    for name, value, least in (("images", images, 1), ("shortlist", shortlist, 1), ("seed", seed, 0)):
+        most = _MOST_SEED if name == "seed" else _PLENTY
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise BadInput(f"{name}={value!r}: a whole number, at least {least}")
+
+
+def check_loss(loss: Any) -> None:
+    """Raise BadInput for a loss that cannot be called."""
+    if loss is not None and not callable(loss):
+        raise BadInput(f"loss={loss!r}: a function (outputs, batch) -> the mean loss of the batch")
 
 
 def check_state(state: str | Path | None) -> None:
@@ -44,7 +52,7 @@ def check_weights(model: nn.Module) -> None:
     """Raise BadInput for NaN in the weights: every harm would be one."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         lazy = isinstance(tensor, UninitializedParameter | UninitializedBuffer)
-        if not lazy and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not lazy and tensor.is_floating_point() and not bool(tensor.detach().isfinite().all()):
             raise BadInput(f"{name} has NaN or infinite values in it: train or load the model first")
 
 

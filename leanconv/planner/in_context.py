@@ -144,6 +144,7 @@ class InContext:
         uniform = {to: found["whole"][1] * unit for to, found in measured.items() if found and to != DENSE}
         made = Latencies(unit, rows, uniform, refused, HOW)
         made.notes += [note for note in (made.noise(),) if note]
+        made.agree_with_wholes()
         return made
 
     def _key(self, network: Built) -> str:

@@ -7,9 +7,9 @@ from torch import nn
 
 from leanconv.deploy.camera import Camera, Contract
 from leanconv.planner.lean.agreement import DICE, OUTPUT, TOP1, Agreement, measure_of
-from leanconv.planner.lean.pictures import is_unlabelled
 from leanconv.planner.pictures import camera_frames
 from leanconv.runs import RunFolder
+from leanconv.train.data.unlabelled import is_unlabelled
 from leanconv.train.inference.contract import Check, lost_in_int8
 from leanconv.train.tasks.task import open_run_data
 

@@ -11,6 +11,7 @@ from leanconv.planner.trial_swaps import DENSE
 from leanconv.progress import Progress
 
 MOST_ERROR = 0.02  # of the network's time: a layer's figure known less well than that is said
+MOST_FACTOR = 4.0  # between the savings of a candidate's layers and those of its whole network
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,27 @@ class Latencies:
     def error_ms(self, layer: str, to: str) -> float:
         """The standard error of `saved_ms`."""
         return float((self.layers[layer][DENSE].error_ms ** 2 + self.layers[layer][to].error_ms ** 2) ** 0.5)
+
+    def agree_with_wholes(self) -> None:
+        """Scale each candidate's savings, so that those of its layers add up to what its whole network saves.
+
+        Steps that are timed one by one leave out what happens between them, and a swap changes that, too: a figure
+        may sink below zero by what its layer's neighbours gain. A sum that is too far from the whole, or of another
+        sign, stays as it is.
+        """
+        for to, whole in self.uniform.items():
+            names = [name for name, row in self.layers.items() if to in row]
+            added, real = sum(self.saved_ms(name, to) for name in names), self.dense_ms - whole
+            if added * real <= 0 or not 1 / MOST_FACTOR <= (factor := real / added) <= MOST_FACTOR:
+                continue
+            for name in names:
+                row = self.layers[name]
+                row[to] = Figure(row[DENSE].ms - factor * self.saved_ms(name, to), factor * row[to].error_ms)
+            if abs(factor - 1) > 0.1:
+                self.notes.append(
+                    f"{to}: its layers, timed one by one, save {added / self.dense_ms:.1%} of the latency, and its "
+                    f"whole network {real / self.dense_ms:.1%}: each layer's saving was scaled to that"
+                )
 
     def noise(self) -> str:
         """A line on figures that are too noisy to decide by, or ""."""

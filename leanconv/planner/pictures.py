@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from leanconv.deploy.int8.calibration import MOST
 from leanconv.errors import BadInput
-from leanconv.planner.lean.pictures import is_unlabelled
 from leanconv.runs import RunFolder
 from leanconv.train.data.augment import to_float
 from leanconv.train.data.image_files import images_in
 from leanconv.train.data.image_reader import ImageReader
 from leanconv.train.data.labelled import Labelled, prepared
 from leanconv.train.data.padding import mirror, pad_to
+from leanconv.train.data.unlabelled import is_unlabelled
 from leanconv.train.inference.tiles import TILE
 from leanconv.train.tasks.task import find_task, open_run_data, open_split, run_size
 

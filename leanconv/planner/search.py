@@ -24,7 +24,7 @@ from leanconv.measure import Array, describe
 from leanconv.planner.alone import Alone
 from leanconv.planner.budget import Budget
 from leanconv.planner.calibration import Calibration, Loss, read_batches
-from leanconv.planner.checks import check_numbers, check_state, check_weights, init_of, state_of
+from leanconv.planner.checks import check_loss, check_numbers, check_state, check_weights, init_of, state_of
 from leanconv.planner.costs import Costs, array_costs, counted_costs, latency_costs
 from leanconv.planner.found import FoundPlan, Report, Trial
 from leanconv.planner.in_context import InContext
@@ -39,6 +39,7 @@ from leanconv.running import Inputs, to_eval_
 IMAGES = 128  # calibration images that are used, by default
 
 
+@torch.inference_mode(False)  # trials are fitted, which that mode forbids
 def search(
     model: nn.Module,
     inputs: Inputs,
@@ -88,7 +89,8 @@ def search(
         does not take, a `state` that no search wrote; MissingExtra without scipy.
     """
     asked, names = Budget.of(budget), candidate_names(candidates)
-    check_numbers(images, shortlist)
+    check_numbers(images, shortlist, seed)
+    check_loss(loss)
     check_state(state)
     grid = Array.parse(array)
     with needs("scipy", "search"):
@@ -131,6 +133,7 @@ class _Search:
         costs, latencies = self._costs(names, grid)
         useful = self._useful(costs, latencies)
         problem = Problem(self.budget, costs, self._harms(useful))
+        self._check_tried(problem)
         if not any(problem.harms.values()):
             none: Choices = {}
             if not problem.meets(problem.predicted(none)):
@@ -208,6 +211,12 @@ class _Search:
                 found[name][str(line.to)] = self._harm([line])
                 self.bar.advance(f"harm of {name}")
         return found
+
+    def _check_tried(self, problem: Problem) -> None:
+        """Raise BadInput where not one swap could be tried: the budget is not what is wrong."""
+        harms = [harm for row in problem.harms.values() for harm in row.values()]
+        if harms and self.trials.failures and not any(map(math.isfinite, harms)):
+            raise BadInput(f"none of the {len(harms)} swaps could be tried; the first: {self.trials.failures[0]}")
 
     def _harm(self, lines: Sequence[Swap]) -> float:
         """The harm of some lines together; the same lines are measured once."""

@@ -59,6 +59,7 @@ def test_convert_fits_on_images(leanconv, tmp_path):
         (["--init", "fit"], "--init fit needs --data DIR"),
         (["--data", "synthetic:wafer"], "--data needs --init fit: leave it out"),
         (["--images", "7"], "--images needs --init fit: leave it out"),
+        (["--split", "test"], "--split needs --init fit: leave it out"),
         (["--init", "fit", "--data", "/no/such"], "/no/such"),
         (["--init", "fit", "--data", "synthetic:wafer", "--input", "1,3,32,64"], "colour images as squares"),
     ],

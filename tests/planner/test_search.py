@@ -237,6 +237,15 @@ def test_one_picture_is_noted():
         ({"init": "guess"}, BadInput, "'project'"),
         ({"images": 0}, BadInput, "images=0"),
         ({"shortlist": 1.5}, BadInput, "shortlist=1.5"),
+        ({"seed": "a"}, BadInput, "seed='a': a whole number, at least 0"),
+        ({"loss": "ce"}, BadInput, r"loss='ce': a function \(outputs, batch\)"),
+        ({"loss": lambda outputs, batch: outputs}, BadInput, r"loss returned a tensor \(10, 5\): .* one number"),
+        ({"loss": lambda outputs, batch: None}, BadInput, "loss returned NoneType"),
+        (
+            {"loss": lambda outputs, batch: float("nan")},
+            BadInput,
+            "the model's own loss on the calibration data is nan",
+        ),
         ({"budget": "speed<=2"}, BadInput, "latency<=50%"),
         ({"budget": "cycles<=50%", "array": "big"}, BadInput, "ROWSxCOLUMNS"),
     ],
@@ -439,6 +448,39 @@ def test_trials_leave_the_network_as_a_whole_to_apply(monkeypatch):
     for wrong in (-1, True, 0.5):
         with pytest.raises(BadInput, match="whole_steps="):
             lc.apply_(network(), found, init="fit", data=batches(), whole_steps=wrong)
+
+
+def test_a_loss_that_is_nan_after_a_swap_is_unbearable():
+    """Layer 2 as HetConv alone gives NaN; the dense network does not."""
+    dense = [model_outputs.detach() for model_outputs in map(network().eval(), batches())]
+
+    def loss(outputs, batch):
+        same = any(outputs.shape == own.shape and torch.equal(outputs, own) for own in dense)
+        return 0.0 if same else float("nan")
+
+    with pytest.raises(BadInput, match="no plan of these candidates meets it"):
+        find(loss=loss, data=batches())
+
+
+def test_where_no_swap_can_be_tried_the_reason_is_the_error(monkeypatch):
+    from leanconv.planner.trial_swaps import Trials
+
+    plain = Trials.swapped
+
+    def failing(self, swaps, *, init=None):
+        if init is None:
+            raise BadInput("its inputs are all alike")
+        return plain(self, swaps, init=init)
+
+    monkeypatch.setattr(Trials, "swapped", failing)
+    with pytest.raises(BadInput, match=r"none of the \d+ swaps could be tried; the first: 2 as .*: its inputs are all"):
+        find()
+
+
+def test_under_inference_mode():
+    with torch.inference_mode():
+        found = find(init="fit", candidates=TO[:1], budget="macs<=90%")
+    assert found.swapped
 
 
 def test_a_swap_that_fails_is_noted_and_tried_again(monkeypatch, tmp_path):

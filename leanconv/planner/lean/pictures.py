@@ -22,13 +22,10 @@ from leanconv.running import call, evaluating
 from leanconv.runs import RunFolder
 from leanconv.train.data.augment import to_float
 from leanconv.train.data.batches import Order, mix
-from leanconv.train.data.class_folders import has_class_folders
-from leanconv.train.data.folders import is_of_masks
 from leanconv.train.data.image_files import images_in
 from leanconv.train.data.image_reader import ImageReader
 from leanconv.train.data.labelled import prepared
 from leanconv.train.data.samples import CACHE_BYTES
-from leanconv.train.data.splits import holds_parquet
 from leanconv.train.distillation.distill import Distillation
 from leanconv.train.progress import Reporter
 from leanconv.train.recipe import Recipe
@@ -36,14 +33,6 @@ from leanconv.train.recipe import Recipe
 SIZE, BATCH, RATE = 224, 32, 1e-3
 HELD = 5  # every so many images, one is held out for the score
 _WARM = 0.05
-
-
-def is_unlabelled(data: str) -> bool:
-    """Whether a data reference is a folder of images without masks, classes or Parquet splits."""
-    root = Path(os.path.expanduser(data))
-    if not data or not os.path.isdir(root) or holds_parquet(root):
-        return False
-    return bool(images_in(root).images) and not (is_of_masks(root) or has_class_folders(root))
 
 
 class PictureSubject:

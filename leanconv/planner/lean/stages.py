@@ -13,8 +13,9 @@ from leanconv.errors import BadInput
 from leanconv.planner.lean import speed
 from leanconv.planner.lean.asked import Asked
 from leanconv.planner.lean.labelled import LabelledSubject
-from leanconv.planner.lean.pictures import PictureSubject, is_unlabelled
+from leanconv.planner.lean.pictures import PictureSubject
 from leanconv.planner.lean.subject import Subject, is_run
+from leanconv.train.data.unlabelled import is_unlabelled
 from leanconv.train.progress import Reporter
 
 

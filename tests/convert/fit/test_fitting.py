@@ -249,6 +249,27 @@ def test_what_the_model_keeps():
     assert applied.to_dict()["layers"][0]["seconds"] > 0
 
 
+def test_memory_does_not_grow_with_the_images(monkeypatch):
+    """What is held to refine on has a limit in bytes, and sums have the layer's size."""
+    one = 2 * 8 * 10 * 10 * 4  # bytes of the input and output of a layer of eight channels, for one image
+    for room in (fitting, whole):
+        monkeypatch.setattr(room, "MEMORY", 24 * one)
+    held, refine = {}, fitting.refine_
+
+    def counting(module, parameters, examples, *rest, **named):
+        held.setdefault(count, []).append(sum(each.bytes for each in examples))
+        return refine(module, parameters, examples, *rest, **named)
+
+    monkeypatch.setattr(fitting, "refine_", counting)
+    monkeypatch.setattr(whole, "refine_", counting)
+    for count in (96, 384):
+        model = residual()
+        batches = list(pictures(count).split(8))
+        apply_(model, plan(model, batches[0], to=HETCONV), init="fit", data=batches, whole_steps=1)
+    assert held[96] == held[384]
+    assert max(held[96]) <= 32 * one  # the batch that fills the room is the last
+
+
 def test_a_model_in_bfloat16():
     model, x = stack().bfloat16(), pictures().bfloat16()
     dense, projected = copy.deepcopy(model), copy.deepcopy(model)

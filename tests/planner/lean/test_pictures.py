@@ -9,10 +9,11 @@ import torch
 
 from leanconv.errors import BadInput
 from leanconv.planner.lean.asked import Asked
-from leanconv.planner.lean.pictures import PictureSubject, is_unlabelled
+from leanconv.planner.lean.pictures import PictureSubject
 from leanconv.planner.lean.stages import Stages
 from leanconv.planner.lean.whole import make_lean
 from leanconv.runs import load
+from leanconv.train.data.unlabelled import is_unlabelled
 from leanconv.train.progress import Reporter
 
 NETWORK = "leanconv:unet?base=4&levels=1"

@@ -25,6 +25,14 @@ def test_images_with_masks_and_in_class_folders(tmp_path):
     assert len({round(float(image.mean()), 3) for image in batch}) == 2  # of both classes
 
 
+def test_a_folder_of_images_alone(tmp_path):
+    for number in range(6):
+        Image.new("RGB", (50, 40), (number, 40, 40)).save(tmp_path / f"{number}.png")
+    found = pictures(str(tmp_path), 32, 3)
+    assert tuple(found.images.shape) == (3, 3, 32, 32)
+    assert found.images[:, 0, 0, 0].tolist() == [0, 2, 5]
+
+
 def test_no_such_data():
     with pytest.raises(BadInput, match="no such"):
         pictures("/no/such/folder", 32, 4)
