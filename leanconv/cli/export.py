@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanconv.cli.common import Json, ModelWords, Threads, example, reference, refuse, report, set_threads, shape_of
+from leanconv.cli.common import (
+    Input,
+    Json,
+    ModelWords,
+    Threads,
+    example,
+    reference,
+    refuse,
+    report,
+    set_threads,
+    shape_of,
+)
 from leanconv.errors import BadInput
 from leanconv.files import check_own
 
@@ -26,9 +37,7 @@ def command(
     raw: Annotated[
         bool, typer.Option("--raw", help="A run's network alone: normalised float N,C,H,W in, logits out.")
     ] = False,
-    input: Annotated[
-        str, typer.Option("--input", metavar="N,C,H,W", help="Input shape (default: 1,3 and the recipe's size).")
-    ] = "",
+    input: Input = None,
     dynamic: Annotated[
         str, typer.Option("--dynamic", help="Dynamic axes: batch,height,width (a raw run's default), or none.")
     ] = "",
