@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leanconv.errors import BadInput
-from leanconv.files import check_report, write_atomic
+from leanconv.files import check_report, read_toml, write_atomic
 from leanconv.text import one_line
 
 if TYPE_CHECKING:  # import torch only when a command runs: help must be fast
@@ -88,6 +88,7 @@ Merge = Annotated[
 ]
 
 _WORD = re.compile(r"[A-Za-z_][\w.]*=")
+_LARGEST_SIDE = 2**14  # pixels, of a recipe's images
 
 
 def references(words: Sequence[str]) -> list[str]:
@@ -134,15 +135,21 @@ def shape_of(text: str | None, models: Sequence[str]) -> str:
     """
     if text is not None:
         return text
-    from leanconv.train.recipe import Recipe
-
-    runs = [(name, path) for name in models if (path := Path(name) / "recipe.toml").is_file()]
-    sides = {name: Recipe.read(path).size for name, path in runs}
+    sides = {name: side for name in models if (side := _side_of(Path(name)))}
     if len(set(sides.values())) > 1:
         each = ", ".join(f"{name} {side}" for name, side in sides.items())
         raise BadInput(one_line(f"the runs were trained on images of different sizes ({each}): say --input 1,3,H,W"))
     side = next(iter(sides.values()), 224)
     return f"1,3,{side},{side}"
+
+
+def _side_of(run: Path) -> int:
+    """The side of the images in pixels that a run was trained on; 0 where its recipe.toml does not tell."""
+    try:
+        side = read_toml(run / "recipe.toml").get("size")
+    except BadInput:
+        return 0
+    return side if type(side) is int and 1 < side <= _LARGEST_SIDE else 0
 
 
 def torch_dtype(dtype: Dtype) -> "torch.dtype":

@@ -113,7 +113,9 @@ class Optimized(nn.Module):
         if len(args) == 1 and not kwargs and type(x := args[0]) is Tensor:
             if (strict := self.__dict__["_strict"]) is not None:
                 form, original, hooks, before = strict
-                if x.is_cpu and not (_tracing() or original.training or hooks or before or _HOOKS or _PRE_HOOKS):
+                if x.is_cpu and not (
+                    _tracing() or _transforms() or original.training or hooks or before or _HOOKS or _PRE_HOOKS
+                ):
                     try:
                         return form(x)
                     except Exception:  # what is wrong with more than the size or the type is so below too
@@ -125,15 +127,11 @@ class Optimized(nn.Module):
                 and size == shape
                 and x.dtype is dtype
                 and x.is_cpu
-                and not (x.is_neg() or original.training or hooks or before or _HOOKS or _PRE_HOOKS)
+                and not (x.is_neg() or _transforms() or original.training or hooks or before or _HOOKS or _PRE_HOOKS)
             ):
                 if alone:
-                    try:
-                        return form(x)
-                    except RuntimeError:
-                        if not _transforms():
-                            raise
-                elif not (_autocast() or _transforms()):
+                    return form(x)
+                if not _autocast():
                     if not _grad():
                         return form(x)
                     _set_grad(False)  # like `torch.no_grad()`, but without the cost of an object

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import through_dispatcher
@@ -100,8 +101,10 @@ def _run(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
     if (found := _branches(layer)) is None:
         return None
     convs = [conv for conv in (*found.stencils, found.matrix, found.plain) if conv is not None]
-    if not all(map(_is_plain, convs)) or watched(*convs) or not _fits(x, convs):
+    if not all(map(_keeps_size, convs)) or watched(*convs) or _has_any_global_hook() or not _fits(x, convs):
         return None
+    if not _are_usual(found) or x.shape[1] != _inputs(found):
+        return None  # another convolution was put in one's place; or PyTorch says what is wrong
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     if dtype not in cpu.TYPES or not _is_narrow(found, dtype):
@@ -113,6 +116,19 @@ def _run(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
     if through_dispatcher(x):
         return ops.separable_branches(x, *inputs)  # type: ignore[no-any-return]
     return _SeparableBranches.apply(x.to(dtype), *inputs)  # type: ignore[no-any-return]
+
+
+def _are_usual(found: Branches) -> bool:
+    """Whether the stencils are depthwise and add no bias, and the others are 1×1 of one group."""
+    flat = [conv for conv in (found.matrix, found.plain) if conv is not None]
+    return all(
+        conv.bias is None and conv.groups == conv.in_channels == conv.out_channels for conv in found.stencils
+    ) and all(conv.groups == 1 and conv.kernel_size == (1, 1) for conv in flat)
+
+
+def _inputs(found: Branches) -> int:
+    """The channels that the layer takes."""
+    return sum(int(each.weight.shape[1]) for each in (found.matrix, found.plain) if each is not None)
 
 
 def _fits(x: Tensor, convs: list[Any]) -> bool:

@@ -132,8 +132,9 @@ def save(ctx: Any, inputs: tuple[Any, ...], output: Sums) -> None:
 
 def backward(ctx: Any, grad: Tensor, *_: Any, every: Any = normalized_gated_sum_gradient) -> tuple[Any, ...]:
     """The gradient of `normalized_gated_sum`; `every`: what computes it."""
-    to_a, to_b, sums = every(grad, *ctx.saved_tensors, ctx.relu, ctx.eps)
-    norms = [None if p is None else s.to(p.dtype) for p, s in zip(ctx.saved_tensors[2:6], sums.unbind(), strict=True)]
+    saved = ctx.saved_tensors  # once: a checkpoint computes them again when they are asked for
+    to_a, to_b, sums = every(grad, *saved, ctx.relu, ctx.eps)
+    norms = [None if p is None else s.to(p.dtype) for p, s in zip(saved[2:6], sums.unbind(), strict=True)]
     return to_a, to_b, *norms, None, None
 
 

@@ -49,6 +49,23 @@ def test_without_input_it_is_an_image_of_the_runs_size(tmp_path):
         shape_of(None, [small, large])
 
 
+@pytest.mark.parametrize(
+    ("text", "side"),
+    [
+        ('size = 64\nepochs = 1\nteacher = "/gone"\nof_a_newer_version = 1\n', 64),
+        ("size = 64\n", 64),
+        ("epochs = 1\n", 224),
+        ('size = "large"\n', 224),
+        ("size = -3\n", 224),
+        ("size = 999999999\n", 224),
+        ("no TOML", 224),
+    ],
+)
+def test_a_recipe_is_asked_for_nothing_but_its_size(text, side, tmp_path):
+    (tmp_path / "recipe.toml").write_text(text)
+    assert shape_of(None, [str(tmp_path)]) == f"1,3,{side},{side}"
+
+
 def test_example_is_seeded_and_has_the_asked_form():
     x = example("2,3,8,10", Dtype.bfloat16, channels_last=True)
     assert x.shape == (2, 3, 8, 10)

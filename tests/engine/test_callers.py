@@ -117,6 +117,7 @@ def test_transforms_are_refused(batch, fast):
         lambda: torch.func.vjp(fast, x),
         lambda: torch.vmap(lambda t: fast(t[None]))(x),
         lambda: torch.no_grad()(torch.vmap(fast))(x[None]),
+        lambda: torch.func.functionalize(fast)(x),
     ):
         with pytest.raises(BadInput, match=r"torch\.func.*model\.original"):
             call()

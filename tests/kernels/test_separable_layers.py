@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
+from leanconv.errors import BadInput
 from leanconv.kernels import separable_layers
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.measure.timing.training import peak_bytes
@@ -189,3 +191,52 @@ def test_a_depthwise_separable_network_takes_no_more_memory_than_a_dense_one():
         with use_training_kernels_(model):
             held[conv] = peak_bytes(lambda model=model: model(x).sum().backward())
     assert held[DepthwiseSeparableConv2d] <= 1.01 * held[nn.Conv2d]
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        lambda layer: setattr(layer.spatial, "stride", (2, 2)),
+        lambda layer: setattr(layer, "spatial", nn.Conv2d(8, 8, 3, 1, 1, groups=8, bias=True)),
+        lambda layer: setattr(
+            layer, "spatial", nn.Conv2d(8, 8, 3, 1, 1, groups=8, bias=False, padding_mode="circular")
+        ),
+        lambda layer: setattr(layer, "spatial", nn.Conv2d(8, 8, 3, padding=1, bias=False)),
+        lambda layer: setattr(layer, "pointwise", nn.Conv2d(8, 12, 3, padding=1)),
+        lambda layer: setattr(layer, "pointwise", nn.Conv2d(8, 12, 1, groups=4)),
+    ],
+)
+def test_a_convolution_that_was_put_in_anothers_place_is_its_own(replaced):
+    layer, x = made("depthwise_separable"), torch.randn(2, 8, 9, 11)
+    use_training_kernels_(layer)
+    replaced(layer)
+    assert torch.allclose(layer(x), layer.pointwise(layer.spatial(x)), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["depthwise_separable", "splconv"])
+def test_hooks_of_all_modules_see_the_convolutions_inside(kind):
+    layer, x, seen = made(kind), torch.randn(2, 8, 9, 11), []
+    use_training_kernels_(layer)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module).__name__))
+    try:
+        layer(x)
+    finally:
+        handle.remove()
+    assert sum("Conv2d" in name for name in seen) > 2
+
+
+def test_a_wrong_number_of_channels_is_named():
+    layer = made("depthwise_separable")
+    use_training_kernels_(layer)
+    with pytest.raises(BadInput, match="7 channels, the layer takes 8"):
+        layer(torch.randn(1, 7, 6, 6))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_checkpoint_computes_it_again(kind):
+    layer, x = made(kind), torch.randn(2, 8, 9, 11)
+    use_training_kernels_(layer)
+    plain, again = x.clone().requires_grad_(), x.clone().requires_grad_()
+    layer(plain).square().sum().backward()
+    torch.utils.checkpoint.checkpoint(layer, again, use_reentrant=False).square().sum().backward()
+    assert torch.equal(plain.grad, again.grad)
