@@ -6,6 +6,9 @@ AVX2 nothing is masked, and every peer takes part at its best.
 """
 
 import os
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # What oneDNN and ATen call our instruction sets. They read these once, when PyTorch is imported.
@@ -29,3 +32,15 @@ def results_of(name: str) -> Path:
     limit = mask() or os.environ.get("ATEN_CPU_CAPABILITY", "") or os.environ.get("ONEDNN_MAX_CPU_ISA", "")
     words = [name, *([limit.lower(), "masked"] if limit else [own])]
     return Path(__file__).parent / "results" / f"{'_'.join(filter(None, words))}.json"
+
+
+def command_of(name: str, words: Sequence[str] | None = None) -> str:
+    """The command that a result names: this process's words, without `--out` and its file, which is the machine's."""
+    kept: list[str] = []
+    given = iter(sys.argv[1:] if words is None else words)
+    for word in given:
+        if word == "--out":
+            next(given, None)
+        elif not word.startswith("--out="):
+            kept.append(word)
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *kept])

@@ -20,9 +20,7 @@ import argparse
 import json
 import math
 import random
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 import leanconv as lc
-from benchmarks import results_of
+from benchmarks import command_of, results_of
 from benchmarks.cpu_kernels import DENSE, DEPTHWISE, keep_freed_memory
 from benchmarks.fused_engine import built, progress
 from benchmarks.operators import commit, operators
@@ -281,7 +279,7 @@ def run(rows: list[tuple[str, str]], report: dict[str, Any], arguments: argparse
     if report.get("machine", machine) | {"threads": "of each row"} != machine:
         print("the results come from another machine: starting a new table")
         report["rows"] = []
-    report |= {"command": shlex.join(["python", "-m", "benchmarks.choices", *sys.argv[1:]]), "machine": machine}
+    report |= {"command": command_of("choices"), "machine": machine}
     report["versions"] = versions(list(CANDIDATES))
     for i, (operator, place) in enumerate(rows):
         key = {"operator": operator, "place": place, **settings}

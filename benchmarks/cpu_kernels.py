@@ -30,7 +30,6 @@ import ctypes
 import json
 import math
 import random
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -40,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import results_of
+from benchmarks import command_of, results_of
 from benchmarks.kernel_layers import FUSED, launched
 from benchmarks.operators import commit
 from benchmarks.other_runtimes import versions
@@ -93,7 +92,7 @@ def main() -> None:
     old = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     alike = old.get("batch") == arguments.batch and old.get("machine") == describe("cpu")
     rows = old["rows"] if alike else []  # each stays until it is measured again
-    command = " ".join(["python -m benchmarks.cpu_kernels", *map(shlex.quote, sys.argv[1:])])
+    command = command_of("cpu_kernels")
     report = {
         "command": command,
         "commit": here,

@@ -14,8 +14,6 @@ Under `LEANCONV_MAX_CPU_ISA=avx2` the same with AVX2 alone. Writes benchmarks/re
 """
 
 import argparse
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import results_of
+from benchmarks import command_of, results_of
 from benchmarks.cpu_kernels import keep_freed_memory, least
 from benchmarks.operators import commit
 from leanconv.files import write_json
@@ -77,7 +75,7 @@ def main() -> None:
     for text in arguments.groups:
         rows.append(groups_row(*map(int, text.split(",")), models, arguments.seconds))
     print(show(rows, models))
-    command = " ".join(["python -m benchmarks.cpu_tiles", *map(shlex.quote, sys.argv[1:])])
+    command = command_of("cpu_tiles")
     about = {"command": command, "commit": commit(), "machine": describe("cpu"), "speeds": cpu.speeds.to_dict()}
     write_json(arguments.out, about | {"rows": rows})
 

@@ -10,7 +10,6 @@ over the chosen form's. It is the median over the rounds, with bounds of two sta
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 import leanconv as lc
+from benchmarks import command_of
 from benchmarks.choices import LIMIT, SIGMAS, best_peer, duel, keeping, near, right
 from benchmarks.fused_engine import built
 from benchmarks.operators import commit
@@ -119,7 +119,7 @@ def main() -> None:
         print(json.dumps(row(arguments.row, arguments.dtypes[0], arguments.seconds)))
         return
     report: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.default_budget", *sys.argv[1:]]), "commit": commit(),
+        "command": command_of("default_budget"), "commit": commit(),
         "machine": describe("cpu") | {"threads": "of each row"}, "cold": arguments.cold, "rows": [],
     }  # fmt: skip
     for network in arguments.networks:

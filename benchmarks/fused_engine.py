@@ -16,7 +16,6 @@ model (fused_engine_avx2.json on a CPU with AVX2 alone). `--show` prints that fi
 
 import argparse
 import json
-import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import leanconv as lc
-from benchmarks import results_of
+from benchmarks import command_of, results_of
 from benchmarks.operators import commit
 from benchmarks.other_runtimes import OTHERS, versions
 from leanconv.engine.candidates import CANDIDATES, EAGER
@@ -149,7 +148,7 @@ def measured(row: Row, engines: list[str], seconds: float, blocks: bool) -> dict
     )
     kept = versions(engines)
     print(f"\n{found}\npeers: {', '.join(f'{name} {text}' for name, text in kept.items())}", flush=True)
-    command = shlex.join(["python", "-m", "benchmarks.fused_engine", *sys.argv[1:]])
+    command = command_of("fused_engine")
     return {**asdict(row), "command": command, "commit": commit(), "versions": kept, **found.to_dict()}
 
 

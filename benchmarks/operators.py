@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks import command_of
 from leanconv.files import write_json
 from leanconv.measure import Comparison, compare
 from leanconv.measure.counting.count import count
@@ -87,7 +88,7 @@ def main() -> None:
 def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return an empty report, or the report of a stopped run with this commit and these settings."""
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.operators " + " ".join(sys.argv[1:]), "commit": commit(),
+        "command": command_of("operators"), "commit": commit(),
         "device": describe("cpu"), "clock": _timing(arguments)["clock"], "quick": arguments.quick, "layers": [],
         "networks": [],
     }  # fmt: skip

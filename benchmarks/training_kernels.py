@@ -15,7 +15,6 @@ time. Prints geometric means; writes benchmarks/results/training_kernels.json.
 import argparse
 import json
 import math
-import shlex
 import statistics
 import sys
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import command_of
 from benchmarks.cpu_kernels import keep_freed_memory
 from benchmarks.operators import commit
 from leanconv.files import write_json
@@ -79,7 +79,7 @@ def main() -> None:
     clock = "cpu" if arguments.threads == 1 else "wall"
     old = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
     machine, here = describe("cpu"), commit()
-    command = " ".join(["python -m benchmarks.training_kernels", *map(shlex.quote, sys.argv[1:])])
+    command = command_of("training_kernels")
     for kind in arguments.dtypes:
         top = peaks(clock=clock)  # of float32: the kernels widen bfloat16
         for network in arguments.networks:

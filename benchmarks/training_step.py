@@ -17,7 +17,6 @@ for each row. `--resume` keeps the rows that the file has. Every row is written 
 
 import argparse
 import random
-import shlex
 import statistics
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import command_of
 from benchmarks.cpu_kernels import keep_freed_memory
 from benchmarks.operators import commit
 from leanconv.errors import UnsupportedConv, error_line
@@ -74,7 +74,7 @@ def main() -> None:
     arguments = _arguments()
     keep_freed_memory()
     rows = read_json(arguments.out)["rows"] if arguments.out.exists() else []
-    command = " ".join(["python -m benchmarks.training_step", *map(shlex.quote, sys.argv[1:])])
+    command = command_of("training_step")
     for name in arguments.networks:
         for threads in arguments.threads:
             torch.set_num_threads(threads)

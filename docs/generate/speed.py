@@ -278,7 +278,7 @@ def choices(stem: str, content: dict[str, Any]) -> str:
     whole = [row for row in rows if row["operator"] == "network"]
     single = [row for row in rows if row["operator"] != "network"]
     lost = [
-        f"`{row['operator']}` at {row['place']} {row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        f"`{row['operator']}` at {row['place']} {row['ratio']:.4f} ({row['low']:.3f} to {row['high']:.3f})"
         for row in sorted(rows, key=lambda row: row["ratio"])
         if row["ratio"] < LIMIT
     ]

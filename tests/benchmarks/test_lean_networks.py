@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import lean_networks
+from benchmarks import command_of, lean_networks
 from docs.generate.training import lean_networks as section
 from leanconv.planner.lean.report import Report
 from leanconv.train.recipe import Recipe
@@ -77,3 +77,10 @@ def test_a_row_is_replaced_by_its_next_measurement(monkeypatch, tmp_path, run, a
     report = rows_after(monkeypatch, tmp_path, run, "--to", "splconv", "--epochs", "0")
     assert [row["recovered"] for row in report["rows"]] == [0.883, 0.882, None]
     assert "| 0.7000 | - | - | -0.2000 |" in section("lean_networks", report)
+
+
+def test_a_command_names_no_file_of_the_machine():
+    assert command_of("choices", ["--quick", "--out", "/home/me/x.json", "--layers", "U-Net e1"]) == (
+        "python -m benchmarks.choices --quick --layers 'U-Net e1'"
+    )
+    assert command_of("choices", ["--out=/home/me/x.json"]) == "python -m benchmarks.choices"
