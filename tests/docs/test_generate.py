@@ -231,7 +231,7 @@ def test_choices_name_every_loss_below_the_limit():
     text = BLOCKS["choices"](Results(choices={"choices": content}))
     assert "| `timm:x` | fused | openvino | 1.50 | 1.50 to 1.50 |" in text
     assert "| `sic` | 2 | 1.20 | 1.60 | 0.90 |" in text
-    lost = "Below 0.97: `sic` at a 0.900 (0.900 to 0.900). Beyond two standard errors: 1."
+    lost = "Below 0.97: `sic` at a 0.9000 (0.900 to 0.900). Beyond two standard errors: 1."
     assert f"3 layers, geometric mean 1.13. {lost}" in text
     assert "measured again" not in text
     again = BLOCKS["choices"](Results(choices={"choices_again": content}))
