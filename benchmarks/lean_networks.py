@@ -10,6 +10,7 @@ benchmarks/results/lean_networks.json; a row of the same run, goal and epochs is
 """
 
 import argparse
+import os
 import re
 import shlex
 from pathlib import Path
@@ -66,7 +67,7 @@ def measured(run: str, goal: dict[str, Any], epochs: int, lr: float, runs: Path,
         "macs": [stages["dense"]["macs"], lean["macs"]], "params": [stages["dense"]["params"], lean["params"]],
         "input": race.get("where"), "speed": race.get("ratio"),
         "engines": [race[key]["engine"] for key in ("dense", "lean")] if race else None,
-        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+        "load": os.getloadavg()[0], "seconds": {name: stage["seconds"] for name, stage in stages.items()},
     }  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def show(rows: list[dict[str, Any]]) -> str:
     cells = [
         [
             row["network"], row["data"], row["goal"], row["epochs"], f"{row['dense']:.4f}", f"{row['fitted']:.4f}",
-            "-" if row["recovered"] is None else f"{row['recovered']:.4f}", f"{row.get('fresh', 0) or 0:.4f}",
+            *("-" if row.get(key) is None else f"{row[key]:.4f}" for key in ("recovered", "fresh")),
             f"{row['speed']['middle']:.2f}" if row["speed"] else "-", row["refused"],
         ]
         for row in rows
