@@ -98,6 +98,8 @@ SHOWN = {
     "lc_int8": "tests/kernels/bound/test_quantized.py::test_separable",
     "lc_depthwise": f"{ROOM}/test_depthwise.py::test_exact_on_integers",
     "lc_depthwise_weight": f"{ROOM}/test_depthwise.py::test_exact_on_integers",
+    "lc_branch": f"{ROOM}/test_separable_branch.py::test_integers_are_exact",
+    "lc_branch_gradients": f"{ROOM}/test_separable_branch.py::test_integers_are_exact",
     "lc_pointwise": f"{ROOM}/test_pointwise.py::test_integers_are_exact",
     "lc_pointwise_weight": f"{ROOM}/test_pointwise.py::test_integers_are_exact",
     "lc_gated_sum": f"{ROOM}/test_gated_sum.py::test_exact_on_integers",
