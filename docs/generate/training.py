@@ -114,7 +114,7 @@ def lean_networks(stem: str, content: dict[str, Any]) -> str:
     commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
     return page(
         "## A trained network made lean",
-        "What `leanconv lean` hands over: top-1, or Dice over all pixels, of the test images. Speed is the dense "
+        "The command `lean`: top-1, or Dice over all pixels, of the test images. Speed is the dense "
         "network's time over the lean one's on one image (`--size`, else the run's), each on its best engine, in "
         "turns, with a 95 % interval. From fresh: the same training from new layers. The last column is of plan, fit "
         f"and recovery, by the wall.{_beside(content['rows'])} One run each.",
