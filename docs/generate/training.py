@@ -8,6 +8,11 @@ from docs.generate.measured import machine
 from docs.generate.speed import geometric
 
 
+def _commands(content: dict[str, Any]) -> str:
+    """Each command that printed a row, once."""
+    return "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
+
+
 def training_kernels(stem: str, content: dict[str, Any]) -> str:
     """A row for each network and number type: geometric mean, worst and best layer, shares of the roofline floor."""
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
@@ -22,7 +27,6 @@ def training_kernels(stem: str, content: dict[str, Any]) -> str:
             [f"{dtype}, {threads}", network, len(rows), gain, f"{min(gains):.2f}x", f"{max(gains):.2f}x", *shares]
         )
     head = ["dtype, threads", "layers of", "layers", "geometric mean", "worst", "best", "of the floor: result", "data"]
-    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
     return page(
         "## Depthwise layers in training: our kernels against PyTorch's",
         "Result and gradients of data, weights and bias together, against the faster of PyTorch's contiguous and "
@@ -30,7 +34,7 @@ def training_kernels(stem: str, content: dict[str, Any]) -> str:
         "the roofline, for the result and for the gradient of the data alone. PyTorch is slow in bfloat16 without "
         "instructions for it: do not expect these ratios on a CPU that has them.",
         table(head, cells, "llrrrrrr"),
-        f"{machine(content['rows'][0])}; {commands}, `{stem}.json`.",
+        f"{machine(content['rows'][0])}; {_commands(content)}, `{stem}.json`.",
     ).rstrip()
 
 
@@ -52,14 +56,13 @@ def training_steps(stem: str, content: dict[str, Any]) -> str:
         for row in rows
     ]
     head = ["network, threads", "operator", "step ms", "best mode", "dense ms", "its best mode", "time of dense's"]
-    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
     return page(
         "## A training step against the dense network's",
         "Forward, loss and backward, each network in the fastest of its modes, in turns; medians, and two standard "
         "errors. With one thread this is its computing time. Below 1 the operator's step is cheaper than the dense "
         "one's. Memory is the most that PyTorch's allocator holds during a step beside the model.",
         table([*head, "peak memory of dense's"], cells, "llrlrlrr"),
-        f"{machine({'machine': content['rows'][0]['device']})}; {commands}, `{stem}.json`.",
+        f"{machine({'machine': content['rows'][0]['device']})}; {_commands(content)}, `{stem}.json`.",
     ).rstrip()
 
 
@@ -111,7 +114,6 @@ def lean_networks(stem: str, content: dict[str, Any]) -> str:
             ]
         )
     head = ["network", "goal", "dense", "right after the swap", "recovered (epochs)", "from fresh", "against dense"]
-    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
     return page(
         "## A trained network made lean",
         "The command `lean`: top-1, or Dice over all pixels, of the test images. Speed is the dense "
@@ -119,7 +121,7 @@ def lean_networks(stem: str, content: dict[str, Any]) -> str:
         "turns, with a 95 % interval. From fresh: the same training from new layers. The last column is of plan, fit "
         f"and recovery, by the wall.{_beside(content['rows'])} One run each.",
         table([*head, "times as fast", "minutes"], cells, "llrrrrrrr"),
-        f"{machine(content)}; {commands}, `{stem}.json`.",
+        f"{machine(content)}; {_commands(content)}, `{stem}.json`.",
     ).rstrip()
 
 
@@ -146,13 +148,12 @@ def feature_error(stem: str, content: dict[str, Any]) -> str:
         )
         cells = [[f"`{name}`", *(f"{row[init][name]:.3f}" for init in ("project", "fit"))] for name in row["features"]]
         parts.append(table(["block", "`project`", "`fit`"], cells, "lrr"))
-    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
     return page(
         "## How near a fit comes with some photographs",
         "The error of each block's output, errors of the blocks before it included: ‖lean - dense‖ / ‖dense‖. Random "
         "weights have BatchNorm statistics of the photographs.",
         *parts,
-        f"{machine(content['rows'][0])}; {commands}, `{stem}.json`.",
+        f"{machine(content['rows'][0])}; {_commands(content)}, `{stem}.json`.",
     ).rstrip()
 
 
@@ -170,11 +171,10 @@ def data_loading(stem: str, content: dict[str, Any]) -> str:
         for row in content["rows"]
     ]
     head = ["data", "network", "batch", "batch, ms of a core", "step, ms of a core", "share"]
-    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in content["rows"]))
     return page(
         "## What a batch costs beside its step",
         "Computing time to draw, augment and stack a batch, and of the training step in plain PyTorch. A thread makes "
         "batches ahead, so on a second core the step does not wait for them.",
         table(head, cells, "lllrrr"),
-        f"{machine({'machine': content['rows'][0]['device']})}; {commands}, `{stem}.json`.",
+        f"{machine({'machine': content['rows'][0]['device']})}; {_commands(content)}, `{stem}.json`.",
     ).rstrip()

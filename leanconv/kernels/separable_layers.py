@@ -33,14 +33,22 @@ class Branches(NamedTuple):
     matrix: Any
     plain: Any
 
+    @property
+    def flat(self) -> list[Any]:
+        """The 1×1s."""
+        return [self.matrix] if self.plain is None else [self.matrix, self.plain]
+
+    @property
+    def convs(self) -> list[Any]:
+        return [*self.stencils, *self.flat]
+
 
 def replacement(layer: nn.Module) -> tuple[str, Any] | None:
     """A method of a layer that runs the operator, by name; None for other layers, and where nothing is gained."""
     found = _branches(layer)
     if found is None or not is_ours(layer):
         return None
-    convs = [conv for conv in (*found.stencils, found.matrix, found.plain) if conv is not None]
-    if not all(map(_keeps_size, convs)) or not _is_narrow(found, torch.float32):
+    if not all(map(_keeps_size, found.convs)) or not _is_narrow(found, torch.float32):
         return None
     name, method = ("branches", _both) if found.plain is not None else ("forward", _one)
     return None if name in layer.__dict__ else (name, functools.partial(method, layer))
@@ -58,7 +66,7 @@ def _branches(layer: Any) -> Branches | None:
 
 def _is_narrow(found: Branches, dtype: torch.dtype) -> bool:
     """Whether the 1×1s are narrow enough for maps of that type."""
-    return all(each is None or each.weight.numel() <= _MOST_WEIGHTS[dtype] for each in (found.matrix, found.plain))
+    return all(each.weight.numel() <= _MOST_WEIGHTS[dtype] for each in found.flat)
 
 
 def _keeps_size(conv: Any) -> bool:
@@ -100,8 +108,12 @@ def _run(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
     """Both results of the operator; None where it does not take the map, or somebody looks at a convolution."""
     if (found := _branches(layer)) is None:
         return None
-    convs = [conv for conv in (*found.stencils, found.matrix, found.plain) if conv is not None]
-    if not all(map(_keeps_size, convs)) or watched(*convs) or _has_any_global_hook() or not _fits(x, convs):
+    if (
+        not all(map(_keeps_size, found.convs))
+        or watched(*found.convs)
+        or _has_any_global_hook()
+        or not _fits(x, found.convs)
+    ):
         return None
     if not _are_usual(found) or x.shape[1] != _inputs(found):
         return None  # another convolution was put in one's place; or PyTorch says what is wrong
@@ -120,15 +132,15 @@ def _run(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def _are_usual(found: Branches) -> bool:
     """Whether the stencils are depthwise and add no bias, and the others are 1×1 of one group."""
-    flat = [conv for conv in (found.matrix, found.plain) if conv is not None]
-    return all(
-        conv.bias is None and conv.groups == conv.in_channels == conv.out_channels for conv in found.stencils
-    ) and all(conv.groups == 1 and conv.kernel_size == (1, 1) for conv in flat)
+    depthwise = all(
+        each.bias is None and each.groups == each.in_channels == each.out_channels for each in found.stencils
+    )
+    return depthwise and all(each.groups == 1 and each.kernel_size == (1, 1) for each in found.flat)
 
 
 def _inputs(found: Branches) -> int:
     """The channels that the layer takes."""
-    return sum(int(each.weight.shape[1]) for each in (found.matrix, found.plain) if each is not None)
+    return sum(int(each.weight.shape[1]) for each in found.flat)
 
 
 def _fits(x: Tensor, convs: list[Any]) -> bool:

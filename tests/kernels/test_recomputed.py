@@ -10,7 +10,7 @@ from leanconv.kernels import recomputed
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.measure.timing.training import peak_bytes
 from leanconv.nn import DepthwiseSeparableConv2d, HetConv2d, SPConv2d, SPLConv2d
-from tests.kernels.training_cases import with_random_norms
+from tests.kernels.training_cases import step_and_buffers, with_random_norms
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 LAYERS = {
@@ -26,15 +26,6 @@ LAYERS = {
 def made(kind):
     torch.manual_seed(0)
     return with_random_norms(LAYERS[kind]())
-
-
-def step(layer, x, autocast=False, image=False):
-    x = x.clone().requires_grad_(not image)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y = layer(x)
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
-    wanted = [each for each in (x, *layer.parameters()) if each.requires_grad]
-    return [y.detach(), *torch.autograd.grad((y * weights).sum(), wanted), *(b.clone() for b in layer.buffers())]
 
 
 @pytest.fixture
@@ -60,7 +51,11 @@ def test_results_gradients_and_statistics_are_those_of_float64(kind, frozen, aga
     plain, exact = copy.deepcopy(layer), copy.deepcopy(layer).double()
     with use_training_kernels_(layer, recompute=True):
         for _ in range(2):
-            runs = step(layer, x, image=frozen), step(plain, x, image=frozen), step(exact, x.double(), image=frozen)
+            runs = (
+                step_and_buffers(layer, x, image=frozen),
+                step_and_buffers(plain, x, image=frozen),
+                step_and_buffers(exact, x.double(), image=frozen),
+            )
             for a, b, c in zip(*runs, strict=True):
                 allowed = 4 * float((b - c).abs().max()) + 4e-6 * max(1.0, float(c.abs().max()))
                 assert float((a - c).abs().max()) <= allowed
@@ -71,9 +66,9 @@ def test_results_gradients_and_statistics_are_those_of_float64(kind, frozen, aga
 @pytest.mark.parametrize("kind", ["spconv", "splconv", "depthwise_separable"])
 def test_autocast_is_as_near_to_float32_as_without(kind, again):
     layer, x = made(kind), torch.randn(3, 8, 9, 11)
-    exact, eager = step(copy.deepcopy(layer), x), step(copy.deepcopy(layer), x, autocast=True)
+    exact, eager = step_and_buffers(copy.deepcopy(layer), x), step_and_buffers(copy.deepcopy(layer), x, autocast=True)
     with use_training_kernels_(layer, recompute=True):
-        found = step(layer, x, autocast=True)
+        found = step_and_buffers(layer, x, autocast=True)
     assert again
     for a, b, c in zip(found, eager, exact, strict=True):
         assert a.dtype == b.dtype
@@ -85,10 +80,10 @@ def test_a_hook_inside_is_called_once(kind, again):
     layer, seen = made(kind), []
     conv = next(m for m in layer.modules() if isinstance(m, nn.Conv2d))
     x = torch.randn(2, 8, 9, 11)
-    expected = step(copy.deepcopy(layer), x)
+    expected = step_and_buffers(copy.deepcopy(layer), x)
     with use_training_kernels_(layer, recompute=True):
         conv.register_forward_hook(lambda *call: seen.append(1))
-        found = step(layer, x)
+        found = step_and_buffers(layer, x)
     assert seen == [1]
     assert not again
     for a, b in zip(found, expected, strict=True):
@@ -177,10 +172,10 @@ def test_what_another_call_would_change_is_not_computed_again(make, again):
     layer, x = make(), torch.randn(3, 8, 9, 11)
     plain = copy.deepcopy(layer)
     torch.manual_seed(1)
-    expected = step(plain, x)
+    expected = step_and_buffers(plain, x)
     with use_training_kernels_(layer, recompute=True):
         torch.manual_seed(1)
-        found = step(layer, x)
+        found = step_and_buffers(layer, x)
     assert not again
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)

@@ -12,7 +12,7 @@ from leanconv.kernels import separable_layers
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.measure.timing.training import peak_bytes
 from leanconv.nn import DepthwiseSeparableConv2d, SPLConv2d
-from tests.kernels.training_cases import with_random_norms
+from tests.kernels.training_cases import step, with_random_norms
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 LAYERS = {
@@ -30,15 +30,6 @@ LAYERS = {
 def made(kind):
     torch.manual_seed(0)
     return with_random_norms(LAYERS[kind]())
-
-
-def step(layer, x, autocast=False, image=False):
-    x = x.clone().requires_grad_(not image)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y = layer(x)
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
-    wanted = [each for each in (x, *layer.parameters()) if each.requires_grad]
-    return [y.detach(), *torch.autograd.grad((y * weights).sum(), wanted)]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the tests of training kernels share: norms with affine parts of their own, loss curves, one channel of NaN."""
+"""What the tests of training kernels share: norms with affine parts, a step, loss curves, one channel of NaN."""
 
 import pytest
 import torch
@@ -14,6 +14,21 @@ def with_random_norms(layer):
             nn.init.normal_(norm.weight)
             nn.init.normal_(norm.bias)
     return layer
+
+
+def step(layer, x, autocast=False, image=False):
+    """Result, and gradients of the map (unless it is an `image`) and of the parameters that learn."""
+    x = x.clone().requires_grad_(not image)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = layer(x)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    wanted = [each for each in (x, *layer.parameters()) if each.requires_grad]
+    return [y.detach(), *torch.autograd.grad((y * weights).sum(), wanted)]
+
+
+def step_and_buffers(layer, x, **how):
+    """The same, and the buffers after it: the statistics of norms."""
+    return [*step(layer, x, **how), *(each.clone() for each in layer.buffers())]
 
 
 def assert_same_loss_curve(made, x, target, *, lr, steps, used):

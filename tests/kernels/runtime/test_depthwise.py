@@ -1,6 +1,5 @@
 """Depthwise kernels for training against float64: exact on integers, fair on random numbers, inside their maps."""
 
-import mmap
 import os
 
 import pytest
@@ -10,7 +9,7 @@ from leanconv.kernels.cpu.runtime import depthwise
 from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
 from leanconv.ops.depthwise import new_map
 from tests.kernels.depthwise_cases import Case, cases, in_torch, maps, whole_numbers
-from tests.kernels.runtime.test_out_of_bounds import fenced
+from tests.kernels.runtime.fences import assert_touches_nothing_else
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
 pytestmark = pytest.mark.skipif(runtime() is None, reason="no C compiler")
@@ -117,16 +116,5 @@ def test_touches_nothing_beside_its_maps(dtype, after):
         Case((2, 5, 3, 7), (3, 3), PADDED),
         Case((1, 19, 6, 5), (5, 1), ((2, 2), (2, 2, 0, 0), (1, 1))),
     ]
-    given = [maps(case, dtype, torch.randn) for case in chosen]
-    expected = [computed(case, *each) for case, each in zip(chosen, given, strict=True)]
-    at = mmap.mmap(-1, mmap.PAGESIZE)  # shared with the child: the case that it is at
-    child = os.fork()
-    if not child:
-        for index, (case, each) in enumerate(zip(chosen, given, strict=True)):
-            at[0] = index
-            found = computed(case, *each, around=lambda t: fenced(t, after))
-            if not all(torch.equal(a, b) for a, b in zip(found, expected[index], strict=True)):
-                os._exit(1)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    assert status == 0, f"status {status} at {chosen[at[0]]}"
+    fenced_cases = [(case, (case, *maps(case, dtype, torch.randn))) for case in chosen]
+    assert_touches_nothing_else(fenced_cases, computed, after)

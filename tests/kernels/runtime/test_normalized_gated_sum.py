@@ -1,6 +1,5 @@
 """Norms, ReLU and gated sum for training against float64, in every layout; inside their maps."""
 
-import mmap
 import os
 import sys
 
@@ -12,7 +11,7 @@ from leanconv.kernels.cpu.runtime import normalized_gated_sum as kernels
 from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
 from leanconv.ops.gated_sum import gated_sum
 from leanconv.ops.gated_sum_training import new_map
-from tests.kernels.runtime.test_out_of_bounds import fenced
+from tests.kernels.runtime.fences import assert_touches_nothing_else
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 from tests.kernels.training_cases import assert_nan_in_channel_alone
 
@@ -125,16 +124,5 @@ def test_a_nan_reaches_its_channel_alone():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_touches_nothing_beside_its_maps(dtype, after):
     """Each operand between pages that must not be touched, in a child process."""
-    given = [drawn(size, dtype) for size in SIZES]
-    expected = [computed(*each, True) for each in given]
-    at = mmap.mmap(-1, mmap.PAGESIZE)  # shared with the child: the case that it is at
-    child = os.fork()
-    if not child:
-        for index, each in enumerate(given):
-            at[0] = index
-            found = computed(*each, True, around=lambda t: fenced(t, after))
-            if not all(torch.equal(a, b) for a, b in zip(found, expected[index], strict=True)):
-                os._exit(1)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    assert status == 0, f"status {status} at {SIZES[at[0]]}"
+    cases = [(size, (*drawn(size, dtype), True)) for size in SIZES]
+    assert_touches_nothing_else(cases, computed, after)

@@ -1,6 +1,5 @@
 """Kernels touch nothing beside their maps, weights and results: each lies between pages that must not be touched."""
 
-import ctypes
 import itertools
 import mmap
 import os
@@ -21,28 +20,11 @@ from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable, Stencil
 from leanconv.ops.upsample import Upsample
 from tests.cpus import with_cache
+from tests.kernels.runtime.fences import PAGE, fenced
 from tests.kernels.tolerance import DTYPES, weights_of
 
 pytestmark = pytest.mark.usefixtures("halide")
-AROUND, PAGE = (1, 1, 1, 1), mmap.PAGESIZE
-
-
-def span(x):
-    """How many numbers lie from the first to the last: weights share their memory with others."""
-    return 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
-
-
-def fenced(x, after):
-    """A copy whose last number is the last of its page (`after`), or its first the first; no neighbour is readable."""
-    length = span(x) * x.itemsize
-    pages = -(-length // PAGE)
-    memory = mmap.mmap(-1, (pages + 2) * PAGE)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    for fence in (start, start + (pages + 1) * PAGE):
-        assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(fence), PAGE, 0)
-    at, size = PAGE + pages * PAGE - length if after else PAGE, x.itemsize
-    made = torch.frombuffer(memory, dtype=x.dtype, count=length // size, offset=at // size * size)
-    return made.as_strided(x.shape, x.stride()).copy_(x)
+AROUND = (1, 1, 1, 1)
 
 
 def dense(dtype, *size):
