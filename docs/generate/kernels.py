@@ -59,9 +59,12 @@ kernel.
 - What AMX allows: stencils in vectors bound a lean network from below. The dense U-Net takes 11.8 M cycles for its
   multiply-adds at 256 px, the SPLConv U-Net 6.5 M, of which 4.2 M are stencils: at most 1.8 times faster, if both
   run at the peak (the same command with `--arithmetic`).
+- Products of 8-bit integers have tiles of their own (TDPBUSD, `int8_tiles_*.c`). They read the weights as vectors read
+  them, and pack nothing twice. Sums of integers have no order, so the bits are those of the vectors; the autotuner
+  takes the faster one. AMX was emulated and compiled here too, not timed.
 - It holds what stands above: the same bits with any number of threads, exact on small integers, nothing read
   outside. In bfloat16 a gated sum and whole networks have at most twice the error of PyTorch's. The tests:
-  `tests/kernels/runtime/test_tiles.py`, `tests/engine/fused/test_bfloat16.py`."""
+  `tests/kernels/runtime/test_tiles.py`, `test_int8_tiles.py`, `tests/engine/fused/test_bfloat16.py`."""
 
 
 def _float32(promise: Promise) -> str:

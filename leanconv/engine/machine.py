@@ -32,7 +32,19 @@ EXTRAS = {
     "report": ("report", {"plotly": "plotly", "matplotlib": "matplotlib", "jinja2": "jinja2", "pillow": "PIL"}),
 }  # fmt: skip
 # Instruction sets that decide which kernels run, in the spelling of /proc/cpuinfo (x86, Arm).
-FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
+FEATURES = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+    "sve",
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 

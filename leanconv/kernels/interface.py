@@ -109,7 +109,7 @@ class Backend(Protocol):
         """The primitive with its weights; None where there is no kernel for the form."""
 
     def bind_to_tiles(self, form: Form, weights: Sequence[Tensor], target: "Target | None" = None) -> Bound | None:
-        """Likewise, bfloat16 products on matrix tiles or in pairs (a second kernel of some forms); None without one."""
+        """Likewise, products on matrix tiles (bfloat16: or pairs): a second kernel of some forms; None without one."""
 
     def copy(self, x: Tensor, *, planes: bool) -> Prepared | None:
         """A copy of maps like `x`, contiguous (`planes`) or channels_last; None where PyTorch's is as good."""

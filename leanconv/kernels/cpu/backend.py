@@ -11,7 +11,7 @@ from leanconv.kernels import interface
 from leanconv.kernels.cpu import availability
 from leanconv.kernels.cpu.binders import BINDERS, bind, bind_to_tiles
 from leanconv.kernels.cpu.bound.base import DTYPES, Bound
-from leanconv.kernels.cpu.bound.quantized import bind_quantized
+from leanconv.kernels.cpu.bound.quantized import bind_quantized, bind_quantized_to_tiles
 from leanconv.kernels.cpu.calibration import kept
 from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.runtime.huge_pages import allocate
@@ -51,6 +51,8 @@ class CpuBackend:
         return bind(form, weights, target) if type(form) in BINDERS else None
 
     def bind_to_tiles(self, form: Form, weights: Sequence[Tensor], target: Target | None = None) -> Bound | None:
+        if isinstance(form, Quantized):
+            return bind_quantized_to_tiles(form, weights, target)
         return bind_to_tiles(form, weights, target)
 
     def copy(self, x: Tensor, *, planes: bool) -> Copy | None:

@@ -290,7 +290,7 @@ def test_what_has_no_product_on_tiles():
 HARNESS = """
 #include "tiles_emulated.c"
 void add(const uint16_t *a, const uint16_t *b, float *c, int rows, int depth) {
-    configure(rows, rows, depth);
+    configure(rows, rows, 2 * depth, 64);
     tile_load(0, c, 64);
     tile_load(4, a, 2 * depth);
     tile_load(6, b, 64);

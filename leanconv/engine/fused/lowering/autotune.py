@@ -189,7 +189,7 @@ def _measure(node: Node, choices: Sequence[Implementation], deadline: float, clo
 
 def _undecided(first: Mapping[str, float], deadline: float) -> dict[str, float]:
     """Our kernel, which mostly wins, else the implementation whose first call was the quickest; it has that time."""
-    name = PREFERRED[0] if PREFERRED[0] in first else min(first, key=lambda name: first[name])
+    name = next((name for name in PREFERRED if name in first), "") or min(first, key=lambda name: first[name])
     return dict.fromkeys(first, math.inf) | {name: 0.0 if deadline == NOTHING else first[name]}
 
 
@@ -210,12 +210,15 @@ def _measure_integer(
         return found | _undecided(first, deadline)
     found |= first
     inputs = [sample(x) for x in node.inputs]
-    for form in choices:
-        if form.name in first and form.name in PREFERRED and (run := form.make(node)) is not None:
-            call = {form.name: _calling(run, inputs) or partial(run, *inputs)}
-            about = once_ms(call[form.name], clock)
-            found[form.name] = _turns(call, about, deadline, clock)[form.name].median_ms
-    return found
+    kernels = {
+        form.name: _calling(run, inputs) or partial(run, *inputs)
+        for form in choices
+        if form.name in first and form.name in PREFERRED and (run := form.make(node)) is not None
+    }
+    if not kernels:
+        return found
+    about = min(once_ms(call, clock) for call in kernels.values())
+    return found | {name: timing.median_ms for name, timing in _turns(kernels, about, deadline, clock).items()}
 
 
 def _right(

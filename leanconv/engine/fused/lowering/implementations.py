@@ -121,7 +121,8 @@ IMPLEMENTATIONS: dict[type[Op], list[Implementation]] = {
     ],
     Call: [Implementation("aten", _call)],
     **{kind: [IN_TORCH, KERNEL, TILES] for kind in (GatedSum, Upsample)},
-    **{kind: [IN_TORCH, KERNEL] for kind in (MaxPool, Integer, Quantize, Dequantize)},
+    Integer: [IN_TORCH, KERNEL, TILES],
+    **{kind: [IN_TORCH, KERNEL] for kind in (MaxPool, Quantize, Dequantize)},
     **{
         kind: [IN_TORCH]
         for kind in (Activation, Add, Affine, Average, Cast, Cat, Linear, Pad, Scale, Shuffle, Slice, Sum)

@@ -113,14 +113,15 @@ def kernel(node: Node, target: Target | None = None) -> KernelRun | None:
 
 
 def tiles(node: Node, target: Target | None = None) -> KernelRun | None:
-    """Likewise, its products on matrix tiles (AMX); None where they are not in bfloat16, or no such kernel covers it.
+    """Likewise, its products on matrix tiles (AMX), in bfloat16 or 8-bit integers; None where no such kernel covers it.
 
     Their AVX512-BF16 is not offered on other processors: Halide's is at the peak too, and was never slower there
     (`benchmarks/bf16_blocks.py`, one Zen 4 core).
     """
-    if node.dtype != torch.bfloat16 or not (target or Target()).cpu.amx:
+    integers = isinstance(node.op, Integer)
+    if not (target or Target()).cpu.amx or not (integers or node.dtype == torch.bfloat16):
         return None
-    if not _runs(node) or (found := primitive(node)) is None:
+    if backend().why_not() or not (integers or _runs(node)) or (found := primitive(node)) is None:
         return None
     bound = backend().bind_to_tiles(*found, target)
     return None if bound is None else KernelRun(node, bound, found[0])

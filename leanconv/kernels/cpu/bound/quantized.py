@@ -34,6 +34,18 @@ def bind_quantized(form: Quantized, weights: Sequence[Tensor], target: Target | 
     return BoundQuantized(form, weights, target)
 
 
+def bind_quantized_to_tiles(
+    form: Quantized, weights: Sequence[Tensor], target: Target | None = None
+) -> "BoundQuantized | None":
+    """Likewise, products on matrix tiles; None where the processor has none, or the primitive multiplies nothing."""
+    arithmetic = int8_abi.on_tiles((target or Target()).cpu)
+    kind = form.form
+    multiplies = not isinstance(kind, MaxPool) and (not isinstance(kind, Separable) or kind.out_channels is not None)
+    if not arithmetic or not multiplies or not _fits(form) or not _sums_fit(weights):
+        return None
+    return BoundQuantized(form, weights, target, arithmetic)
+
+
 def _fits(form: Quantized) -> bool:
     """Whether each convolution has as many taps as its kernel looks up together."""
     kind = form.form
@@ -56,11 +68,17 @@ def _sums_fit(weights: Sequence[Tensor]) -> bool:
 
 
 class BoundQuantized(Bound):
-    """`ops.integer_reference.primitive` with form and weights given: `bound.run(maps, averages)`, the same bits."""
+    """`ops.integer_reference.primitive` with form and weights given: `bound.run(maps, averages)`, the same bits.
 
-    def __init__(self, form: Quantized, weights: Sequence[Tensor], target: Target | None = None) -> None:
+    `arithmetic`: of its products, one of `int8_abi.ARITHMETICS`.
+    """
+
+    def __init__(
+        self, form: Quantized, weights: Sequence[Tensor], target: Target | None = None, arithmetic: str = "vectors"
+    ) -> None:
         super().__init__(target)
         kind = form.form
+        self.arithmetic = arithmetic
         self.form, self.weights = form, [w.detach() for w in weights]
         self.planes = not isinstance(kind, GatedSum | MaxPool) and len(form.inputs) == 1
         self._first = isinstance(kind, GatedSum)  # the addend stands before the inputs
@@ -134,7 +152,8 @@ class BoundQuantized(Bound):
         averages = 1 + len(inputs) if self._first else 0
         packed = len(given) + averages
         out, count = packed + 1, packed + 2 + form.average
-        plan = Plan(int8_abi.vector_bytes(), n, h if isinstance(kind, Upsample) else size[0])
+        rows = h if isinstance(kind, Upsample) else size[0]
+        plan = Plan(int8_abi.vector_bytes(), n, rows, self.arithmetic)
         channels = PerChannel.of(form.inputs, channels_of(kind))
         parts = [
             Part(plan.map(x, index), x.shape[1], by=by)

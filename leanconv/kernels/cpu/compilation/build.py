@@ -31,7 +31,10 @@ _FORMS = (_PACKAGE / "ops" / "forms.py", _PACKAGE / "ops" / "grouped.py", _PACKA
 _PARTS = {
     "launch": ("runtime scratch gates transpose", "lc_sizes lc_run lc_batch lc_gates lc_copy lc_malloc lc_free"),
     "tiles": ("tiles_amx tiles_pairs tiles_emulated scratch", "lc_tiles_emulated"),
-    "int8": ("int8 int8_maps int8_product int8_stencil scratch", "lc_int8 lc_int8_size lc_int8_vector"),
+    "int8": (
+        "int8 int8_maps int8_product int8_stencil int8_tiles_amx int8_tiles_emulated scratch",
+        "lc_int8 lc_int8_size lc_int8_vector lc_int8_has_amx",
+    ),
     "training": (
         "separable_branch depthwise gated_sum normalized_gated_sum batch_norm_act pointwise scratch",
         "lc_branch lc_depthwise lc_pointwise lc_training_size",

@@ -62,8 +62,10 @@ typedef struct {
 } block_t;
 
 // Sums over channels: for each run, channels of pixels of a map; blocks of output channels.
+enum { VECTORS, AMX, EMULATED };
 typedef struct {
     int32_t into, runs, blocks, row_stride, column_stride, factor_row;
+    int32_t arithmetic, depth;  // on tiles: fours of bytes in one; they divide those of every run
     const run_t *run; const block_t *block;
     finish_t finish;
 } product8_t;
@@ -124,4 +126,5 @@ void lc_int8_product(const product8_t *p, const task8_t *t);
 void lc_int8_pool(const pool8_t *p, const task8_t *t, uint8_t *line);
 int lc_int8(const void *call, void **pointers, int threads);
 int lc_int8_vector(void);
+int lc_int8_has_amx(void);  // whether this process can run AMX
 int lc_int8_size(int which);

@@ -1,4 +1,8 @@
-"""The structures of int8.h in ctypes, and the library with its function."""
+"""The structures of int8.h in ctypes, the library with its function, and which arithmetic this process runs.
+
+"vectors": those of the instruction set. "amx": tiles of 16 × 64 bytes in a unit of their own (TDPBUSD). "emulated":
+what AMX defines, in plain C, for processors that are described and not there. All give the same bits.
+"""
 
 import ctypes
 import functools
@@ -6,12 +10,15 @@ from typing import Any
 
 from leanconv.errors import BadInput
 from leanconv.kernels.cpu.compilation import build
+from leanconv.kernels.cpu.tuning.cpu import Cpu, cpuinfo, this_cpu
 
 COPY, STENCIL, PRODUCT, POOL = range(4)
 CLAMPED, ADDED, BLENDED, GENERAL = range(4)
 FLOAT32, UINT8 = 0, 2
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu")  # elementary.h's order
 MOST_RUNS, MOST_ROWS = 64, 64  # of int8_product.c and int8_stencil.c
+ARITHMETICS = ("vectors", "amx", "emulated")  # of products; int8.h counts them
+MOST_DEPTH = 16  # fours of bytes in a tile
 
 I32, _I64, F32, _P = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -73,7 +80,7 @@ class Block(ctypes.Structure):
 
 class Product(ctypes.Structure):
     _fields_ = [
-        *_named(I32, "into runs blocks row_stride column_stride factor_row"),
+        *_named(I32, "into runs blocks row_stride column_stride factor_row arithmetic depth"),
         *_named(_P, "run block"),
         ("finish", Finish),
     ]
@@ -128,3 +135,12 @@ def runtime() -> Any:
 def vector_bytes() -> int:
     """Bytes of the vectors that the kernels were compiled for."""
     return int(runtime().lc_int8_vector())
+
+
+def on_tiles(cpu: Cpu) -> str:
+    """The arithmetic of products on tiles for a processor; "" where it has none, or without a runtime."""
+    if not cpu.amx or runtime() is None:
+        return ""
+    if not this_cpu().amx:
+        return "emulated"
+    return "amx" if "amx_int8" in cpuinfo()[1] and runtime().lc_int8_has_amx() else ""

@@ -1,64 +1,12 @@
 // Sums over channels of 8-bit integers: 1×1 convolutions, and all that are sums of them: dense and grouped kernels tap by
 // tap, transposed ones row by row. A tile of pixels × output channels stays in registers.
-#include "int8_finish.h"
+#include "int8_store.h"
 
 #if V == 64
 enum { WIDE4 = 6, WIDE2 = 12, WIDE1 = 16 };  // pixels of a tile whose pixels have 4, 2 or 1 vectors of sums
 #else
 enum { WIDE4 = 2, WIDE2 = 4, WIDE1 = 8 };
 #endif
-
-#define MOST_RUNS 64  // that are looked up together
-typedef struct { const uint8_t *at; int64_t pixel; int quads; } source_t;
-
-// What a row of pixels reads and writes, all for its first pixel.
-typedef struct {
-    source_t source[MOST_RUNS];
-    uint8_t *into;
-    const uint8_t *addend;
-    int64_t pixel, addend_pixel;  // bytes from one to the next
-} line_t;
-
-// What is stored of the sums of `wide` pixels from `x` on.
-INLINE void store_tile(const product8_t *p, const block_t *b, const line_t *d, factors_t m, const limits_t *k,
-                       int64_t x, ivec *sums,
-                       int vectors, int wide, int same, int mode) {
-    const finish_t *f = &p->finish;
-    uint8_t *into = d->into + x * d->pixel;
-    const uint8_t *addend = d->addend ? d->addend + x * d->addend_pixel : NULL;
-    int group = 4 / vectors;  // pixels whose bytes fill a vector
-    if (mode == GENERAL && vectors == 1 && wide == LANES && !same && b->outputs == 1 && f->element == FLOAT32
-        && d->pixel == 4 && !addend && !f->blended) {  // one channel of float32: a vector of pixels
-        ivec one;
-#pragma GCC unroll 16
-        for (int i = 0; i < wide; i++) one[i] = sums[i][0];
-        *(vec *)into = activated(as_floats(one) * m.first[0], f->activation);
-        return;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < wide; i += group) {
-        bytes more = {0};
-        int count = same ? 1 : group;
-        if (mode == ADDED || mode == BLENDED || (mode == GENERAL && addend))
-            more = by_lane(
-                load_pixels(addend + i * d->addend_pixel, d->addend_pixel, vectors, b->outputs, count), vectors);
-        if (mode == GENERAL && f->element == FLOAT32) {
-            float made[4 * LANES];
-            general_floats(sums + i * vectors, more, f, m, vectors, made);
-            for (int one = 0; one < count; one++) {
-                float *to = (float *)(into + (i + one) * d->pixel);
-                if (b->outputs == 1) *to = made[one * vectors * LANES];
-                else memcpy(to, made + one * vectors * LANES, 4 * (size_t)b->outputs);
-            }
-        } else if (mode == GENERAL) {
-            bytes q = by_pixel(general_bytes(sums + i * vectors, more, f, k, m, vectors), vectors);
-            store_pixels(into + i * d->pixel, q, d->pixel, vectors, b->outputs, count);
-        } else {
-            bytes q = by_pixel(finished(sums + i * vectors, more, f, k, m, vectors, mode), vectors);
-            store_pixels(into + i * d->pixel, q, d->pixel, vectors, b->outputs, count);
-        }
-    }
-}
 
 // `wide` pixels from `x` on. `same`: one pixel, whose sums are computed for `wide` of them.
 INLINE void tile(const product8_t *p, const block_t *b, const line_t *d, const uint8_t *packed, factors_t m,
@@ -151,6 +99,11 @@ static const row_t ROWS[3][4] = {
     {four_clamped, four_added, four_blended, four_general},
 };
 
+static row_t row_of(const product8_t *p, const block_t *b) {
+    if (p->arithmetic == AMX) return lc_int8_row_amx;
+    return p->arithmetic == EMULATED ? lc_int8_row_emulated : ROWS[b->vectors / 2][p->finish.mode];
+}
+
 // Whether the rows of a map follow each other without a gap.
 static int seamless(const place_t *p) { return p->row == p->w * p->pixel && (p->pointer >= 0 || p->columns == p->w); }
 
@@ -175,7 +128,7 @@ void lc_int8_product(const product8_t *p, const task8_t *t) {
             const float *own = t->factors + b->factor;
             factors = (factors_t){own, own + p->factor_row, own + 2 * p->factor_row};
         }
-        row_t run = ROWS[b->vectors / 2][p->finish.mode];
+        row_t run = row_of(p, b);
         for (int y = y0; y < (flat ? y0 + 1 : y1); y++) {
             line_t d = {.pixel = into->pixel};
             for (int r = 0; r < p->runs; r++) {

@@ -1,13 +1,13 @@
 // Two tiles of pixels by two of outputs, four sums at once: for an arithmetic that has tile registers.
 //
 //     tile_zero(C), tile_load(T, from, bytes from row to row), tile_add(C, A, B), tile_store(C, to, bytes)
-//     configure(rows of the first tile of pixels, of the second, depth)
+//     configure(rows of the first tile of pixels, of the second, bytes of their rows, of those of weights and sums)
 //
 // Registers: sums 0..3, pixels 4 and 5, weights 6 and 7.
 #define BLOCK (2 * TILE)
 #include "tiles_product.h"
 
-static void begin(int depth) { configure(TILE, TILE, depth); }
+static void begin(int depth) { configure(TILE, TILE, 2 * depth, 4 * TILE); }
 static void end(void) { release(); }
 
 INLINE void tiles(const call_t *c, int i, const uint16_t *weights, const int second, const int strips, float *sums) {
@@ -43,11 +43,11 @@ INLINE void tiles(const call_t *c, int i, const uint16_t *weights, const int sec
 
 static void product(const call_t *c, int i, int count, const uint16_t *weights, int strips, int o) {
     float sums[2 * TILE][2 * TILE] __attribute__((aligned(64)));
-    if (count < BLOCK) configure(least(count, TILE), count > TILE ? count - TILE : TILE, c->plan->depth);
+    if (count < BLOCK) configure(least(count, TILE), count > TILE ? count - TILE : TILE, 2 * c->plan->depth, 4 * TILE);
     if (count > TILE && strips > 1) tiles(c, i, weights, 1, 2, sums[0]);
     else if (count > TILE) tiles(c, i, weights, 1, 1, sums[0]);
     else if (strips > 1) tiles(c, i, weights, 0, 2, sums[0]);
     else tiles(c, i, weights, 0, 1, sums[0]);
-    if (count < BLOCK) configure(TILE, TILE, c->plan->depth);
+    if (count < BLOCK) configure(TILE, TILE, 2 * c->plan->depth, 4 * TILE);
     finish_block(c, i, count, strips, o, sums[0]);
 }

@@ -1,35 +1,12 @@
-// Products on tiles as AMX defines them, in plain C: the reference of `tiles_amx.c`, and its test on other machines.
+// Products on emulated tiles: the reference of `tiles_amx.c`, and its test on other machines.
 //
 // TDPBF16PS (Intel's Software Developer's Manual, volume 2): of each pair of numbers the first products are added to one
 // sum and the second to another, then both together to the tile. Fused multiply-adds, to the nearest, ties to even;
 // subnormal numbers are zero, as they come and as they go.
 #include <float.h>
 #include <math.h>
+#include "tile_registers_emulated.h"
 #include "tiles.h"
-
-typedef struct { int rows, bytes; uint32_t word[TILE][TILE]; } tile_t;
-static __thread tile_t register_[8];
-
-static void configure(int first, int second, int depth) {
-    for (int i = 0; i < 8; i++) {
-        tile_t *t = &register_[i];
-        memset(t, 0, sizeof *t);
-        t->rows = i > 5 ? depth / 2 : i == 4 || i < 2 ? first : second;
-        t->bytes = i == 4 || i == 5 ? 2 * depth : 4 * TILE;
-    }
-}
-static void release(void) { memset(register_, 0, sizeof register_); }
-
-static void tile_zero(int which) { memset(register_[which].word, 0, sizeof register_[which].word); }
-static void tile_load(int which, const void *from, int64_t step) {
-    tile_t *t = &register_[which];
-    tile_zero(which);
-    for (int i = 0; i < t->rows; i++) memcpy(t->word[i], (const char *)from + i * step, t->bytes);
-}
-static void tile_store(int which, void *to, int64_t step) {
-    const tile_t *t = &register_[which];
-    for (int i = 0; i < t->rows; i++) memcpy((char *)to + i * step, t->word[i], t->bytes);
-}
 
 static float normal(float x) { return fabsf(x) < FLT_MIN ? copysignf(0, x) : x; }
 static float number(uint32_t bits) {

@@ -29,7 +29,7 @@ class Cpu:
         l1, l2, l3: bytes of the data caches of a core, the smallest of all cores; l3 is 0 without a third level.
         bf16: one instruction adds two products of bfloat16 (AVX512-BF16), and Halide emits it.
         vnni: one instruction adds products of 8-bit integers.
-        amx: it multiplies tiles of bfloat16 in a separate unit. oneDNN uses it; Halide does not.
+        amx: it multiplies tiles of bfloat16 and 8-bit integers in a separate unit. oneDNN uses it; Halide does not.
         isa: the instruction set that code keeps to, a key of `INSTRUCTION_SETS`; "" for all that the machine has.
         speeds: how long its work takes; None: as calibration measures this machine.
     """

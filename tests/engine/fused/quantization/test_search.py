@@ -14,12 +14,15 @@ from leanconv.engine import optimize, workbench
 from leanconv.engine.fused.candidate import FUSED
 from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.integer import Integer
-from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, IN_TORCH, KERNEL, Implementation
+from leanconv.engine.fused.lowering import autotune
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, IN_TORCH, KERNEL, TILES, Implementation
 from leanconv.engine.fused.quantization.speed import Times, faster_in_integers
 from leanconv.engine.fused.stored import open_program
 from leanconv.engine.workbench import Workbench
 from leanconv.errors import BadInput
-from leanconv.kernels import backend
+from leanconv.kernels import Target, backend
+from leanconv.kernels.cpu.compilation.build import compiler
+from tests.cpus import SAPPHIRE_RAPIDS, ZEN4
 from tests.engine.fused.passes.test_quantization import quantizer_of
 from tests.engine.fused.test_candidate import randomised
 
@@ -41,6 +44,30 @@ def pictures(*shape, count=12, seed=1):
 def prepared(model, x, data, **options):
     calibration = Calibration(model, x, data, **options)
     return FUSED.prepare(Workbench(model, (x,), {}, torch.get_num_threads(), calibration=calibration), torch.int8)
+
+
+@pytest.mark.skipif(bool(backend().why_not()) or not compiler(), reason=backend().why_not() or "no C compiler")
+@torch.no_grad()
+@pytest.mark.parametrize("conv", ["splconv", "conv"])
+def test_products_on_tiles_give_the_bits_of_vectors(conv, monkeypatch):
+    """On a processor with a matrix unit, emulated where there is none; also sizes that were not measured."""
+    torch.manual_seed(0)
+    model, x = randomised(lc.load(f"leanconv:unet?base=16&levels=1&conv={conv}")), torch.rand(2, 3, 16, 24)
+
+    def made(*names, cpu=SAPPHIRE_RAPIDS):
+        monkeypatch.setitem(IMPLEMENTATIONS, Integer, [IN_TORCH, KERNEL, TILES])
+        monkeypatch.setattr(autotune, "PREFERRED", names)
+        monkeypatch.setattr(autotune, "_MEASURED", {})
+        calibration = Calibration(model, x, pictures(3, 16, 24), max_loss=0.1)
+        form = FUSED.prepare(Workbench(model, (x,), {}, 1, Target(cpu), calibration=calibration), torch.int8)
+        return form, [row.chosen for row in form.blocks.rows].count("tiles")
+
+    (vectors, none), (tiles, on_tiles) = made("kernel"), made("tiles", "kernel")
+    assert none == made("tiles", "kernel", cpu=ZEN4)[1] == 0
+    assert on_tiles >= 6, str(tiles.blocks)
+    for size in (x.shape, x.shape, (1, 3, 34, 20), (1, 3, 34, 20)):
+        x = torch.rand(size)
+        assert torch.equal(tiles(x), vectors(x))
 
 
 def unlike(a, b):
