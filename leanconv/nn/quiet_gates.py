@@ -13,6 +13,8 @@ the norm that follows the layer takes the factor away. This is an initialisation
 paper's from the first step to the last, and training moves σ as it moves any weight. Source: ours.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -20,6 +22,11 @@ from leanconv.nn.spconv import SPConv2d
 from leanconv.nn.splconv import SPLConv2d
 
 SCALE = 0.1
+
+
+def has_gates(layer: nn.Module) -> bool:
+    """Whether a layer blends branches by softmax gates."""
+    return isinstance(layer, (SPConv2d, SPLConv2d))
 
 
 @torch.no_grad()
@@ -30,7 +37,7 @@ def quiet_gates_(model: nn.Module, scale: float = SCALE) -> int:
 
     Returns: the number of layers.
     """
-    layers = [m for m in model.modules() if isinstance(m, (SPConv2d, SPLConv2d))]
+    layers: list[Any] = [m for m in model.modules() if has_gates(m)]
     for layer in layers:
         norms = (layer.norm,) if isinstance(layer, SPLConv2d) else (layer.norm1, layer.norm2)
         for norm in norms:

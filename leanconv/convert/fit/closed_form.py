@@ -9,31 +9,59 @@ from leanconv.convert.fit.moments import Solution, Sums, solve
 from leanconv.convert.fit.refine import Example, error
 from leanconv.copies import copied
 from leanconv.nn import Operator
+from leanconv.nn.quiet_gates import SCALE, has_gates
+from leanconv.nn.starts import mean_squares
 
 # Shares of an input's mean square that hold the weights to the old ones. The first; where fewer than ENOUGH pixels a
 # number of the patch decide, the best on the held-out images.
 RIDGES, ENOUGH = (1e-3, 0.03, 1.0), 10
+LIFT = 8.0  # deviations by which the output of a gated layer may rise, so that its ReLU cuts nothing
 
 
 def become_nearest_(
     new: Operator, old: nn.Conv2d, sums: Sums, judged: Sequence[Example], *, centred: bool, shift: bool
-) -> bool:
-    """Take the member of the family that is nearest to the least-squares solution; False without a closed form.
+) -> Tensor | None:
+    """Take the member of the family that is nearest to the least-squares solution; None without a closed form.
+
+    Where a norm alone reads the layer, gates have a second start: the solution times a small factor, which the norm
+    takes away. `nn/quiet_gates.py` says why they are then near one half.
 
     Args:
         sums: with second moments, of the inputs of `new` and the outputs of `old`.
         judged: held-out examples, for the strength of the ridge.
         centred, shift: whether a constant is free in the solution, and in the error of `judged`.
+    Returns: the factor of each output, `O`; ones but in such a start.
     """
     ridges = RIDGES[:1] if sums.count >= ENOUGH * sums.x.shape[1] else RIDGES
-    found: list[tuple[float, dict[str, Tensor]]] = []
-    for ridge in ridges:
-        if not _nearest_(new, old, sums, solve(sums, old, centred=centred, ridge=ridge)):
-            return False
+    found: list[tuple[float, dict[str, Tensor], Tensor]] = []
+
+    def keep(factor: Tensor) -> None:
         state = {key: value.clone() for key, value in new.state_dict().items()}
-        found.append((error(new, judged, shift=shift), state))
-    new.load_state_dict(min(found, key=lambda each: each[0])[1])
-    return True
+        targets = [each.times(factor) for each in judged]
+        found.append((error(new, targets, shift=shift), state, factor))
+
+    for ridge in ridges:
+        solution = solve(sums, old, centred=centred, ridge=ridge)
+        if not _nearest_(new, old, sums, solution):
+            return None
+        keep(torch.ones_like(sums.y))
+        if shift and has_gates(new):
+            keep(_quiet_(new, old, solution))
+    _, state, factor = min(found, key=lambda each: each[0])
+    new.load_state_dict(state)
+    return factor
+
+
+@torch.no_grad()
+def _quiet_(new: Operator, old: nn.Conv2d, solution: Solution) -> Tensor:
+    """Take the solution with outputs of deviation `SCALE` or less; by which factor, for each output."""
+    deviation = mean_squares(solution.weight.flatten(1), solution.gram).sqrt()
+    factor = (SCALE / deviation.clamp_min(1e-30)).clamp_max(1.0)
+    best = copied(old).double().requires_grad_(False)
+    best.weight.copy_(solution.weight * factor[:, None, None, None])
+    best.bias = nn.Parameter(LIFT * deviation * factor, requires_grad=False)
+    new.project_(best, solution.gram)
+    return factor
 
 
 @torch.no_grad()

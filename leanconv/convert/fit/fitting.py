@@ -22,7 +22,7 @@ from leanconv.convert.absorb import is_norm
 from leanconv.convert.fit.batches import Batches
 from leanconv.convert.fit.closed_form import become_nearest_
 from leanconv.convert.fit.moments import Sums, patches, sampled
-from leanconv.convert.fit.norms import NUMBERS, affine, output_error, set_statistics_, statistics
+from leanconv.convert.fit.norms import NUMBERS, affine, difference, output_error, set_statistics_, statistics
 from leanconv.convert.fit.observed import Seen, observed
 from leanconv.convert.fit.refine import EXACT, MEMORY, Example, as_type, error, refine_, settle_norms_
 from leanconv.convert.fit.twin import Twin, input_of
@@ -211,16 +211,21 @@ class _Fit:
         job, self.changed = self.jobs[id(seen.site.module)], True
         new, kept = job.new, copied(job.new)
         sums, examples = self._sums(seen, batches)
-        solved = self._solve(seen, sums, new, judged)
+        factor = self._solve(seen, sums, new, judged)
+        solved, factor = factor is not None, torch.ones_like(sums.y) if factor is None else factor
         if not (solved or job.projected):
             settle_norms_(new, examples)
+        targets = [each.times(factor) for each in judged]
         if not solved or (seen.block is None and not _is_linear(new)):
             steps = STEPS if solved or job.projected else FRESH_STEPS
-            refine_(new, list(new.parameters()), examples, judged, steps)
-        after = error(new, judged, shift=seen.only_norm)
+            shift = difference(new, examples, factor) if bool((factor != 1).any()) else 0.0
+            near, near_judged = ([each.times(factor, shift) for each in part] for part in (examples, judged))
+            refine_(new, list(new.parameters()), near, near_judged, steps)
+        after = error(new, targets, shift=seen.only_norm)
         if not after <= before:
             new.load_state_dict(kept.state_dict())
-        self._follow(seen, new, examples)
+            factor = torch.ones_like(factor)
+        self._follow(seen, new, examples, factor)
         return after if after <= before else None
 
     def _examples(self, seen: Seen, batches: Sequence[Inputs]) -> list[Example]:
@@ -261,20 +266,23 @@ class _Fit:
             )
         return sums, kept
 
-    def _solve(self, seen: Seen, sums: Sums, new: Operator, judged: Sequence[Example]) -> bool:
-        """Least squares, then the nearest member of the operator's family; False where it has no closed form."""
+    def _solve(self, seen: Seen, sums: Sums, new: Operator, judged: Sequence[Example]) -> Tensor | None:
+        """Least squares, then the nearest member of the operator's family; None where it has no closed form.
+
+        Returns: the factor of each output that the norms take away, `O`.
+        """
         if sums.gram is None:
             what = f"a patch has {sums.x.shape[1]} numbers, over {MOST_D}; projected and refined"
             self.found.notes.append(f"{seen.site.name}: {what}")
-            return False
+            return None
         old, centred = cast(nn.Conv2d, seen.site.module), seen.only_norm or seen.site.module.bias is not None
         return become_nearest_(new, old, sums, judged, centred=centred, shift=seen.only_norm)
 
-    def _follow(self, seen: Seen, new: Operator, examples: Sequence[Example]) -> None:
+    def _follow(self, seen: Seen, new: Operator, examples: Sequence[Example], factor: Tensor) -> None:
         """The BatchNorms that read the layer get the statistics of its new outputs."""
         for norm in seen.norms:
             inner = self.twin.places[norm].module
-            set_statistics_(inner, norm, new, examples)
+            set_statistics_(inner, norm, new, examples, factor)
 
     def _block(self, block: nn.Module) -> None:
         start = time.perf_counter()

@@ -53,11 +53,17 @@ class Spread:
 
 
 @torch.no_grad()
-def carry_over_(norm: nn.Module, original: nn.Module, old: Spread, new: Spread, *, variance: bool) -> None:
+def carry_over_(
+    norm: nn.Module, original: nn.Module, old: Spread, new: Spread, *, factor: Tensor | None = None
+) -> None:
     """Change the norm's statistics from the original's by as much as its inputs differ on the same images.
 
-    So a layer that gives what the old one gave changes nothing, whatever images these are. The mean alone is the best
-    for the squared error; with the `variance` weak channels become as loud as they were, and so does their error.
+    So a layer that gives what the old one gave changes nothing, whatever images these are. With the variance weak
+    channels become as loud as they were, and so does their error.
+
+    Args:
+        factor: of each channel, by which the new inputs are meant to differ: the best for the squared error. None: as
+            their variance differs.
     """
     held, kept = statistics(norm), statistics(original)
     if held is None or kept is None or not (old.count and new.count):
@@ -65,20 +71,35 @@ def carry_over_(norm: nn.Module, original: nn.Module, old: Spread, new: Spread, 
     (mean, var), (new_mean, new_var) = old.found(), new.found()
     tiny = 1e-12 * float(var.mean()) + 1e-30
     ratio = ((new_var + tiny) / (var + tiny)).clamp(0.0, 100.0)
-    held[0].copy_(kept[0].double() + new_mean - mean)
-    held[1].copy_(kept[1].double() * ratio if variance else kept[1])
+    ratio = ratio if factor is None else factor.to(ratio).square()
+    held[0].copy_((kept[0].double() - mean) * ratio.sqrt() + new_mean)
+    held[1].copy_(kept[1].double() * ratio)
+
+
+def difference(layer: Callable[..., Tensor], examples: Sequence[Example], factor: Tensor) -> Tensor:
+    """By how much the layer's mean outputs are above the targets' times a factor, `C`."""
+    old, new = spreads(layer, examples)
+    return new.found()[0] - factor.to(new.total) * old.found()[0]
+
+
+@torch.no_grad()
+def spreads(layer: Callable[..., Tensor], examples: Sequence[Example]) -> tuple[Spread, Spread]:
+    """Those of the targets, and of the layer's outputs."""
+    old, new = Spread(), Spread()
+    for each in examples:
+        old.add_(each.target)
+        new.add_(each.run(layer))
+    return old, new
 
 
 def set_statistics_(
-    norm: nn.Module, original: nn.Module, layer: Callable[..., Tensor], examples: Sequence[Example]
+    norm: nn.Module, original: nn.Module, layer: Callable[..., Tensor], examples: Sequence[Example], factor: Tensor
 ) -> None:
-    """Give the norm behind a new layer the statistics of its outputs, from those of the old one on the same inputs."""
-    old, new = Spread(), Spread()
-    with torch.no_grad():
-        for each in examples:
-            old.add_(each.target)
-            new.add_(each.run(layer))
-    carry_over_(norm, original, old, new, variance=False)
+    """Give the norm behind a new layer the statistics of its outputs, from those of the old one on the same inputs.
+
+    `factor`: by which the outputs are meant to differ.
+    """
+    carry_over_(norm, original, *spreads(layer, examples), factor=factor)
 
 
 @torch.no_grad()
@@ -110,7 +131,7 @@ def recalibrate_(twin: Twin, norms: Sequence[tuple[nn.Module, nn.Module]], batch
         for handle in handles:
             handle.remove()
     for original, norm in norms:
-        carry_over_(norm, original, spreads[original], spreads[norm], variance=True)
+        carry_over_(norm, original, spreads[original], spreads[norm])
 
 
 @torch.no_grad()

@@ -28,6 +28,15 @@ class Example:
         positional, named = cloned(self.arguments)
         return module(*positional, **named)
 
+    def times(self, factor: Tensor, shift: Tensor | float = 0.0) -> "Example":
+        """The same with a target of other channels: times a factor, and a shift; each `C`."""
+        if bool((factor == 1).all()) and isinstance(shift, float):
+            return self
+        sizes = (-1, *[1] * (self.target.ndim - 2))
+        moved = self.target.double() * factor.view(sizes)
+        moved += shift if isinstance(shift, float) else shift.view(sizes)
+        return Example(self.arguments, moved.to(self.target))
+
     @property
     def bytes(self) -> int:
         """What it takes in memory."""

@@ -514,6 +514,30 @@ def test_numbers_that_are_none_anywhere_in_the_network():
         )
 
 
+@pytest.mark.parametrize(("to", "least"), [("splconv", 2.0), ("spconv", 1.5)])
+def test_gates_rest_at_one_half_where_a_norm_takes_a_factor_away(to, least, monkeypatch):
+    """A layer of an operator's linear family: gates, and a ReLU that cuts half of a branch, are all that is wrong."""
+    torch.manual_seed(0)
+    model = stack((3, 8, 8), seed=4)
+    conv = model[3]
+    with torch.no_grad():
+        weight = torch.zeros_like(conv.weight)
+        weight[:, 4:, 1, 1] = torch.randn(8, 4)
+        weight[:, :4] = torch.randn(8, 4, 1, 1) * torch.randn(4, 3, 3)
+        if to == "spconv":  # two groups of filters with a k x k on their own channels, 1x1s on the others
+            weight[:4, 2:4], weight[4:, :2] = 0.0, 0.0
+        conv.weight.copy_(weight)
+    settled(model)
+    dense, loud, x = copy.deepcopy(model), copy.deepcopy(model), pictures(256, side=12)
+    applied = apply_(model, plan(model, x, to=to), init="fit", data=x)
+    monkeypatch.setattr("leanconv.convert.fit.closed_form.has_gates", lambda layer: False)
+    before = apply_(loud, plan(loud, x, to=to), init="fit", data=x)
+    assert applied.layers[0].error * least < before.layers[0].error
+    fresh = pictures(64, side=12, seed=1)
+    assert distance(model, dense, fresh) * least < distance(loud, dense, fresh)
+    assert distance(model, dense, fresh) < 0.1
+
+
 def test_in_train_mode_the_network_starts_as_it_is_in_eval_mode():
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, bias=False)]

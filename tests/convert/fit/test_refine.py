@@ -76,8 +76,9 @@ def test_inner_norms_get_the_statistics_of_the_inputs():
     assert torch.equal(module[0].running_var, torch.ones(4))
 
 
-@pytest.mark.parametrize("variance", [False, True])
-def test_an_equal_layer_leaves_its_norm_alone(variance):
+@pytest.mark.parametrize("factor", [None, 1.0, 0.5])
+def test_an_equal_layer_leaves_its_norm_alone(factor):
+    """But for the factor that its outputs have."""
     torch.manual_seed(0)
     original = nn.BatchNorm2d(3)
     original.running_mean.normal_()
@@ -86,17 +87,22 @@ def test_an_equal_layer_leaves_its_norm_alone(variance):
     for _ in range(3):
         y = torch.randn(4, 3, 5, 5) + 7
         old.add_(y)
-        new.add_(y)
-    carry_over_(norm, original, old, new, variance=variance)
-    assert torch.allclose(norm.running_mean, original.running_mean, atol=1e-6)
-    assert torch.allclose(norm.running_var, original.running_var, atol=1e-6)
+        new.add_(y * (factor or 1.0))
+    factors = factor and torch.full((3,), factor)
+    carry_over_(norm, original, old, new, factor=factors)
+    assert torch.allclose(norm.running_mean, original.running_mean * (factor or 1.0), atol=1e-6)
+    assert torch.allclose(norm.running_var, original.running_var * (factor or 1.0) ** 2, atol=1e-6)
+    x = torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        assert torch.allclose(original.eval()(x), norm.eval()(x * (factor or 1.0)), atol=1e-3)
     moved = Spread()
     moved.add_(3 * y + 1)
     single = Spread()
     single.add_(y)
-    carry_over_(norm, original, single, moved, variance=variance)
-    assert torch.allclose(norm.running_mean - original.running_mean, (2 * y + 1).mean((0, 2, 3)), atol=1e-4)
-    assert torch.allclose(norm.running_var, original.running_var * (9 if variance else 1), rtol=1e-4)
+    carry_over_(norm, original, single, moved, factor=factors)
+    by, mean = factor or 3.0, y.mean((0, 2, 3))
+    assert torch.allclose(norm.running_mean, by * (original.running_mean - mean) + 3 * mean + 1, atol=1e-4)
+    assert torch.allclose(norm.running_var, original.running_var * by**2, rtol=1e-4)
 
 
 def test_the_spread_of_batches_is_that_of_all():
