@@ -270,10 +270,7 @@ def _medians(entry: dict[str, Any], model: str) -> dict[str, float]:
 
 
 def choices(stem: str, content: dict[str, Any]) -> str:
-    """What `optimize` chose, against the best peer in paired rounds: networks, then layers by operator.
-
-    `stem`: "choices" is the whole table, any other file a part of it that was measured again.
-    """
+    """What `optimize` chose, against the best peer in paired rounds: networks, then layers by operator."""
     rows = content["rows"]
     whole = [row for row in rows if row["operator"] == "network"]
     single = [row for row in rows if row["operator"] != "network"]
@@ -303,7 +300,7 @@ def choices(stem: str, content: dict[str, Any]) -> str:
     surely = sum(row["high"] < LIMIT for row in rows)
     clock = " Computing time, on a busy machine." if all(row.get("clock") == "process" for row in rows) else ""
     return page(
-        "## What `optimize` chose, against the best peer" + (", measured again in part" if stem != "choices" else ""),
+        "## What `optimize` chose, against the best peer",
         "`optimize` chooses, then its choice and the best peer take turns in rounds of their own. Below 1 the choice "
         f"cost time. Layers are convolution, BatchNorm and ReLU as a user has them, called in NCHW.{clock}",
         table(["network", "chosen", "best peer", "times as fast", "two standard errors"], named, "lllrr"),

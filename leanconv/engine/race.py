@@ -25,6 +25,9 @@ SHORT_HEAT_ROUNDS = 8  # a heat with time for fewer rounds saves warm-up calls
 # Forms within NEAR of the fastest first call take part, and those within LONG_WITHIN of the best reach the final.
 LONG_ROUNDS, NEAR, LONG_WITHIN = 3, 1.5, 0.15
 FINAL_ROUNDS = 3  # the fewest rounds of the final, after which who is out leaves
+# A final that is open at its end goes on to so many rounds, for at most so many seconds more, if the budget has them: 7
+# rounds of 220 ms left a form of .967 times the best one's speed undecided.
+OPEN_ROUNDS, OPEN_S = 24, 20.0
 # Between long calls, the given model meets nobody in the final if it takes CLEAR times as long as the best in the heat.
 CLEAR = 1.5
 # If fewer than FEW_ROUNDS rounds fit into the heat, it drops forms whose first call took HOPELESS times the fastest.
@@ -61,7 +64,9 @@ def race(bench: Workbench, entries: Sequence[Entry], deadline: float, on_part: C
     finalists = _heat(bench, entries, HEAT_SHARE * seconds, lambda part: on_part(HEAT_SHARE * part))
     winner = given
     if len(finalists) > 1:
-        winner = _final(bench, [given, *finalists[1:]], seconds, lambda part: on_part(max(part, HEAT_SHARE)))
+        left = RACE_SHARE * (deadline - time.perf_counter()) - (1 - HEAT_SHARE) * seconds
+        more = min(OPEN_S, max(0.0, left))
+        winner = _final(bench, [given, *finalists[1:]], seconds, more, lambda part: on_part(max(part, HEAT_SHARE)))
     winner.row.chosen = True
     given.row.note = "chosen: nothing was faster beyond noise" if winner is given else "as given"
     if bench.obstacle:
@@ -137,8 +142,13 @@ def _look_again(bench: Workbench, entries: Sequence[Entry], seconds: float) -> N
                 entry.look_s = min(entry.look_s, once_ms(call, bench.clock) / 1e3)
 
 
-def _final(bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: Callable[[float], object]) -> Entry:
-    """Time the finalists and the given model in turns, until the fastest is known or the time is spent."""
+def _final(
+    bench: Workbench, entries: Sequence[Entry], seconds: float, more: float, on_part: Callable[[float], object]
+) -> Entry:
+    """Time the finalists and the given model in turns, until the fastest is known or the time is spent.
+
+    `more`: seconds that a final of few rounds may take longer while it is open.
+    """
     heat_s = [entry.row.timing.median_ms / 1e3 for entry in entries if entry.row.timing]
     round_s, rest = sum(heat_s), (1 - HEAT_SHARE) * seconds
     turns = Turns(_calls(bench, entries), clock=bench.clock, primed=round_s < min(PRIMED_FINAL_S, seconds / 16))
@@ -154,13 +164,15 @@ def _final(bench: Workbench, entries: Sequence[Entry], seconds: float, on_part: 
         rounds += 1
         if not met:
             turns.times[MODEL].append(1e3 * heat_s[0])
-        spent = (time.perf_counter() - start) / rest if seconds > 0 else 1.0
+        taken = time.perf_counter() - start
+        spent = taken / rest if seconds > 0 else 1.0
         on_part(min(1.0, max(spent, rounds / MOST_ROUNDS)))
         # One call of the last one confirms the heat, but a call that another process disturbed refutes nothing.
         alone = next(iter(turns.calls)) if len(turns.calls) == 1 else ""
         least = FINAL_ROUNDS if met or not alone else 2 * FINAL_ROUNDS
         enough = rounds >= least or (not met and alone and beats(turns.ratio(MODEL, alone, sigmas=SIGMAS)))
-        last = rounds >= MOST_ROUNDS or (spent >= 1 and enough)
+        few = rounds < OPEN_ROUNDS and taken < rest + more
+        last = rounds >= MOST_ROUNDS or (spent >= 1 and enough and not few)
         if last or (enough and rounds % every == 0):
             best = min((name for name in turns.calls if name != MODEL), key=lambda name: turns.timing(name).median_ms)
             if last or _known(turns, best):

@@ -233,9 +233,6 @@ def test_choices_name_every_loss_below_the_limit():
     assert "| `sic` | 2 | 1.20 | 1.60 | 0.90 |" in text
     lost = "Below 0.97: `sic` at a 0.9000 (0.900 to 0.900). Beyond two standard errors: 1."
     assert f"3 layers, geometric mean 1.13. {lost}" in text
-    assert "measured again" not in text
-    again = BLOCKS["choices"](Results(choices={"choices_again": content}))
-    assert again.startswith("## What `optimize` chose, against the best peer, measured again in part\n")
 
 
 def test_the_default_budget_is_rendered_once_it_is_measured():

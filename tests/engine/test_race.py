@@ -76,6 +76,17 @@ def test_between_calls_of_a_second_what_is_clear_is_known_after_three_rounds(hel
     assert held([1400.0, 1000.0, 1300.0], noise=0.01) == (1, [3, 3])
 
 
+def test_a_final_of_few_rounds_goes_on_while_it_is_open_and_the_budget_lasts(held, monkeypatch):
+    """The race's own seconds have room for few rounds. Each calls a form twice: in warm caches."""
+    monkeypatch.setattr(race, "RACE_S", 0.1)
+    monkeypatch.setattr(race, "CHECK_S", 0.01)
+    forms, later = [1.0, 0.99], time.perf_counter() + 60
+    assert max(held(forms, noise=0.03, deadline=later, call_s=0.005)[1]) == 2 * race.OPEN_ROUNDS
+    assert max(held([1.0, 0.5], noise=0.03, deadline=later, call_s=0.005)[1]) < race.OPEN_ROUNDS
+    monkeypatch.setattr(race, "OPEN_S", 0.0)
+    assert max(held(forms, noise=0.03, deadline=later, call_s=0.005)[1]) < race.OPEN_ROUNDS
+
+
 def test_forms_that_are_alike_do_not_replace_the_given_model(held):
     assert [held([1.0, 1.0, 1.0], seed=seed)[0] for seed in range(20)].count(0) >= 19
 
