@@ -5,7 +5,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 
-# Our longest source takes 0.6 s on a busy core of a 2-core server.
+# Our longest source takes 2 s of a core.
 LIMIT_S = 20.0
 
 

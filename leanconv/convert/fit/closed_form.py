@@ -8,18 +8,20 @@ from torch import Tensor, nn
 from leanconv.convert.fit.moments import Solution, Sums, solve
 from leanconv.convert.fit.refine import Example, error
 from leanconv.copies import copied
-from leanconv.nn import Operator
+from leanconv.nn import Operator, SPLConv2d
 from leanconv.nn.quiet_gates import SCALE, has_gates
 from leanconv.nn.starts import mean_squares
 
 # Shares of an input's mean square that hold the weights to the old ones. The first; where fewer than ENOUGH pixels a
 # number of the patch decide, the best on the held-out images.
 RIDGES, ENOUGH = (1e-3, 0.03, 1.0), 10
-LIFT = 8.0  # deviations by which the output of a gated layer may rise, so that its ReLU cuts nothing
+# Deviations by which SPLConv's output may rise where a norm takes that away. Its ReLU then cuts 2 % of a branch, and
+# the gates are near one half.
+LIFT = 3.0
 
 
 def become_nearest_(
-    new: Operator, old: nn.Conv2d, sums: Sums, judged: Sequence[Example], *, centred: bool, shift: bool
+    new: Operator, old: nn.Conv2d, sums: Sums, judged: Sequence[Example], *, centred: bool, scales: Tensor | None
 ) -> Tensor | None:
     """Take the member of the family that is nearest to the least-squares solution; None without a closed form.
 
@@ -29,7 +31,8 @@ def become_nearest_(
     Args:
         sums: with second moments, of the inputs of `new` and the outputs of `old`.
         judged: held-out examples, for the strength of the ridge.
-        centred, shift: whether a constant is free in the solution, and in the error of `judged`.
+        centred: whether a constant is free in the solution.
+        scales: of the outputs, by norms that alone read the layer; None where something else reads it.
     Returns: the factor of each output, `O`; ones but in such a start.
     """
     ridges = RIDGES[:1] if sums.count >= ENOUGH * sums.x.shape[1] else RIDGES
@@ -38,14 +41,14 @@ def become_nearest_(
     def keep(factor: Tensor) -> None:
         state = {key: value.clone() for key, value in new.state_dict().items()}
         targets = [each.times(factor) for each in judged]
-        found.append((error(new, targets, shift=shift), state, factor))
+        found.append((error(new, targets, scales=None if scales is None else scales / factor), state, factor))
 
     for ridge in ridges:
         solution = solve(sums, old, centred=centred, ridge=ridge)
         if not _nearest_(new, old, sums, solution):
             return None
         keep(torch.ones_like(sums.y))
-        if shift and has_gates(new):
+        if scales is not None and has_gates(new):
             keep(_quiet_(new, old, solution))
     _, state, factor = min(found, key=lambda each: each[0])
     new.load_state_dict(state)
@@ -59,7 +62,8 @@ def _quiet_(new: Operator, old: nn.Conv2d, solution: Solution) -> Tensor:
     factor = (SCALE / deviation.clamp_min(1e-30)).clamp_max(1.0)
     best = copied(old).double().requires_grad_(False)
     best.weight.copy_(solution.weight * factor[:, None, None, None])
-    best.bias = nn.Parameter(LIFT * deviation * factor, requires_grad=False)
+    lift = LIFT if isinstance(new, SPLConv2d) else 0.0
+    best.bias = nn.Parameter(lift * deviation * factor, requires_grad=False)
     new.project_(best, solution.gram)
     return factor
 

@@ -31,6 +31,7 @@ from leanconv.convert.tree import Site, move_hooks
 from leanconv.copies import copied
 from leanconv.errors import BadInput
 from leanconv.nn import Operator
+from leanconv.ops.fold import bn_scale_shift
 from leanconv.progress import Progress
 from leanconv.running import Inputs, to_eval_, untouched_random, watched
 
@@ -196,7 +197,7 @@ class _Fit:
             judged = self._examples(seen, [held])
             if not job.projected:  # a projection sets the norms inside by itself
                 settle_norms_(new, judged)
-            before = after = error(new, judged, shift=seen.only_norm)
+            before = after = error(new, judged, scales=scales_of(seen))
             if not max(before, error(new, judged)) <= EXACT:  # a shift counts here: norms would have to follow
                 fitted = self._fitted(seen, rest, judged, before)
                 how, after = (how, before) if fitted is None else ("fitted", fitted)
@@ -218,10 +219,11 @@ class _Fit:
         targets = [each.times(factor) for each in judged]
         if not solved or (seen.block is None and not _is_linear(new)):
             steps = STEPS if solved or job.projected else FRESH_STEPS
-            shift = difference(new, examples, factor) if bool((factor != 1).any()) else 0.0
+            shift = difference(new, examples, factor) if bool((factor != 1).any()) else None
             near, near_judged = ([each.times(factor, shift) for each in part] for part in (examples, judged))
             refine_(new, list(new.parameters()), near, near_judged, steps)
-        after = error(new, targets, shift=seen.only_norm)
+        scales = scales_of(seen)
+        after = error(new, targets, scales=None if scales is None else scales / factor)
         if not after <= before:
             new.load_state_dict(kept.state_dict())
             factor = torch.ones_like(factor)
@@ -276,7 +278,7 @@ class _Fit:
             self.found.notes.append(f"{seen.site.name}: {what}")
             return None
         old, centred = cast(nn.Conv2d, seen.site.module), seen.only_norm or seen.site.module.bias is not None
-        return become_nearest_(new, old, sums, judged, centred=centred, shift=seen.only_norm)
+        return become_nearest_(new, old, sums, judged, centred=centred, scales=scales_of(seen))
 
     def _follow(self, seen: Seen, new: Operator, examples: Sequence[Example], factor: Tensor) -> None:
         """The BatchNorms that read the layer get the statistics of its new outputs."""
@@ -319,6 +321,15 @@ class _Fit:
             }
             if not all(torch.equal(getattr(old, name), value) for name, value in fresh.items()):
                 self.found.statistics[old] = fresh
+
+
+def scales_of(seen: Seen) -> Tensor | None:
+    """What the norms multiply the layer's outputs by, `O`; None where something else reads them."""
+    if not seen.only_norm:
+        return None
+    found = [bn_scale_shift(cast(nn.BatchNorm2d, norm))[0].double().square() for norm in seen.norms]
+    scales = torch.stack(found).sum(0).sqrt()
+    return scales if bool(scales.any()) else torch.ones_like(scales)
 
 
 def _is_linear(new: Operator) -> bool:

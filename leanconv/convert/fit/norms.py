@@ -73,7 +73,8 @@ def carry_over_(
     ratio = ((new_var + tiny) / (var + tiny)).clamp(0.0, 100.0)
     ratio = ratio if factor is None else factor.to(ratio).square()
     held[0].copy_((kept[0].double() - mean) * ratio.sqrt() + new_mean)
-    held[1].copy_(kept[1].double() * ratio)
+    eps = float(getattr(norm, "eps", 0.0))  # what the norm divides by changes with the inputs, eps with them
+    held[1].copy_(((kept[1].double() + eps) * ratio - eps).clamp_min(0.0))
 
 
 def difference(layer: Callable[..., Tensor], examples: Sequence[Example], factor: Tensor) -> Tensor:

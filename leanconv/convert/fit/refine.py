@@ -28,14 +28,13 @@ class Example:
         positional, named = cloned(self.arguments)
         return module(*positional, **named)
 
-    def times(self, factor: Tensor, shift: Tensor | float = 0.0) -> "Example":
+    def times(self, factor: Tensor, shift: Tensor | None = None) -> "Example":
         """The same with a target of other channels: times a factor, and a shift; each `C`."""
-        if bool((factor == 1).all()) and isinstance(shift, float):
+        if shift is None and bool((factor == 1).all()):
             return self
         sizes = (-1, *[1] * (self.target.ndim - 2))
         moved = self.target.double() * factor.view(sizes)
-        moved += shift if isinstance(shift, float) else shift.view(sizes)
-        return Example(self.arguments, moved.to(self.target))
+        return Example(self.arguments, (moved if shift is None else moved + shift.view(sizes)).to(self.target))
 
     @property
     def bytes(self) -> int:
@@ -64,19 +63,24 @@ class Example:
         return Example(cut, self.target[start:stop])
 
 
-def error(module: Callable[..., Tensor], examples: Sequence[Example], *, shift: bool = False) -> float:
-    """‖module - target‖ / ‖target‖ over all numbers; of the deviations from the channels' means where `shift`."""
-    difference = scale = 0.0
+def error(module: Callable[..., Tensor], examples: Sequence[Example], *, scales: Tensor | None = None) -> float:
+    """‖module - target‖ / ‖target‖ over all numbers.
+
+    `scales`: as norms behind see it, which take away means and multiply each channel by its scale, `C`. It is then of
+    the deviations from the channels' means, times their scales.
+    """
+    difference = size = 0.0
     with torch.no_grad():
         for each in examples:
             target = each.target.double()
             rest = each.run(module).double() - target
-            if shift:
+            if scales is not None:
                 axes = [axis for axis in range(rest.ndim) if axis != 1]
-                rest, target = rest - rest.mean(axes, keepdim=True), target - target.mean(axes, keepdim=True)
+                by = scales.double().view(-1, *[1] * (rest.ndim - 2))
+                rest, target = (by * (x - x.mean(axes, keepdim=True)) for x in (rest, target))
             difference += float(rest.square().sum())
-            scale += float(target.square().sum())
-    return (difference / scale) ** 0.5 if scale else (0.0 if not difference else float("inf"))
+            size += float(target.square().sum())
+    return (difference / size) ** 0.5 if size else (0.0 if not difference else float("inf"))
 
 
 def refine_(

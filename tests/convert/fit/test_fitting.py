@@ -538,6 +538,44 @@ def test_gates_rest_at_one_half_where_a_norm_takes_a_factor_away(to, least, monk
     assert distance(model, dense, fresh) < 0.1
 
 
+def gated(to, monkeypatch, **options):
+    """A network whose second layer is of an operator's linear family; its error after a fit, on other images."""
+    torch.manual_seed(0)
+    model = stack((3, 8, 8), seed=4)
+    with torch.no_grad():
+        weight = torch.zeros_like(model[3].weight)
+        weight[:, 4:, 1, 1], weight[:, :4] = torch.randn(8, 4), torch.randn(8, 4, 1, 1) * torch.randn(4, 3, 3)
+        if to.startswith("spconv"):
+            weight[:4, 2:4], weight[4:, :2] = 0.0, 0.0
+        if options.get("loud"):  # a channel without a mean, whose gate stays where it is
+            model[3].padding_mode = "circular"
+            model[3]._reversed_padding_repeated_twice = [1, 1, 1, 1]
+            weight[0] = 0.0
+            weight[0, 0, 1, 0], weight[0, 0, 1, 2] = 300.0, -300.0
+        model[3].weight.copy_(weight)
+    model[4].eps = options.get("eps", 1e-5)
+    settled(model)
+    if options.get("plain"):  # the closed form alone
+        for room in (fitting, whole):
+            monkeypatch.setattr(room, "refine_", lambda *given, **named: False)
+    dense, x = copy.deepcopy(model), pictures(256, side=12)
+    apply_(model, plan(model, x, to=to), init="fit", data=x)
+    return distance(model, dense, pictures(64, side=12, seed=1))
+
+
+def test_a_loud_channel_does_not_decide_for_the_others(monkeypatch):
+    assert gated("spconv", monkeypatch, loud=True) < 0.05
+
+
+def test_the_factor_is_taken_away_behind_a_norm_of_a_large_eps(monkeypatch):
+    small, large = (gated("spconv", monkeypatch, eps=eps, plain=True) for eps in (1e-5, 1e-3))
+    assert large < 1.1 * small + 0.005
+
+
+def test_a_layer_with_a_norm_in_one_branch_alone_is_not_lifted(monkeypatch):
+    assert gated("spconv(inner_norms=1)", monkeypatch) < 0.03
+
+
 def test_in_train_mode_the_network_starts_as_it_is_in_eval_mode():
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, bias=False)]

@@ -213,6 +213,30 @@ def test_the_emulation_is_the_instruction(tmp_path):
         assert np.array_equal(c, want)
 
 
+CONFIGURED = """
+#include "tile_registers_amx.h"
+#ifdef HAS_AMX
+void configured(int rows, int bytes) { configure(rows, rows, bytes, 64); release(); }
+#endif
+"""
+
+
+@pytest.mark.parametrize("level", ["-O1", "-O2", "-O3"])
+def test_the_whole_configuration_is_stored(level, tmp_path):
+    """GCC 12 takes it for 8 bytes, and drops the rest unless it is told not to: 8 tiles' bytes and rows."""
+    if not shutil.which("objdump"):
+        pytest.skip("objdump is not installed: apt install binutils")
+    (tmp_path / "c.c").write_text(CONFIGURED)
+    made = [compiler(), level, "-march=native", "-w", f"-I{RUNTIME}", "-c", str(tmp_path / "c.c"), "-o"]
+    subprocess.run([*made, str(tmp_path / "c.o")], check=True)
+    text = subprocess.run(["objdump", "-d", tmp_path / "c.o"], capture_output=True, text=True, check=True).stdout
+    if "ldtilecfg" not in text:
+        pytest.skip(f"{compiler()} does not know AMX: gcc 11 or clang 12 do")
+    before = text.split("ldtilecfg")[0]
+    assert "%esi" in before or "%si" in before  # the bytes of a row
+    assert "%dil" in before or "%edi" in before  # the rows
+
+
 def test_amx_is_compiled(tmp_path):
     """On any x86: the object has the instructions of 2×2 tiles."""
     if not shutil.which("objdump"):

@@ -187,9 +187,13 @@ def _measure(node: Node, choices: Sequence[Implementation], deadline: float, clo
     return found | looks
 
 
-def _undecided(first: Mapping[str, float], deadline: float) -> dict[str, float]:
-    """Our kernel, which mostly wins, else the implementation whose first call was the quickest; it has that time."""
-    name = next((name for name in PREFERRED if name in first), "") or min(first, key=lambda name: first[name])
+def _undecided(first: Mapping[str, float], deadline: float, ours: Sequence[str] = ()) -> dict[str, float]:
+    """Our kernel, which mostly wins, else the implementation whose first call was the quickest; it has that time.
+
+    `ours`: names of kernels, the first of which counts as it.
+    """
+    name = next((name for name in ours or PREFERRED[:1] if name in first), "")
+    name = name or min(first, key=lambda name: first[name])
     return dict.fromkeys(first, math.inf) | {name: 0.0 if deadline == NOTHING else first[name]}
 
 
@@ -207,7 +211,7 @@ def _measure_integer(
     rows = max(1.0, node.numbers / few.numbers)
     first = {name: rows * ms for name, ms in first.items()}
     if time.perf_counter() > deadline:
-        return found | _undecided(first, deadline)
+        return found | _undecided(first, deadline, PREFERRED)
     found |= first
     inputs = [sample(x) for x in node.inputs]
     kernels = {

@@ -1,7 +1,7 @@
 // A row of a product on 8-bit integers on tile registers, around the arithmetic of the including file, which defines
 //
 //     tile_add(C, A, B)     adds the products of fours of bytes, unsigned by signed
-//     HAS, ROW              the names of its functions
+//     ROW                   the name of its function
 //
 // A tile has 16 pixels × `depth` fours of their bytes; one of weights has them × a vector of sums. Weights are packed as
 // for vectors, and sums of integers have no order: the bits are those of `int8_product.c`.

@@ -1,4 +1,4 @@
-// Products on 8-bit integers on AMX's tiles (TDPBUSD): sixteen times as many products a cycle as AVX-512's VNNI.
+// Products on 8-bit integers on AMX's tiles (TDPBUSD): eight times as many products a cycle as AVX-512's VNNI.
 #include "tile_registers_amx.h"
 #include "int8_store.h"
 #ifdef HAS_AMX

@@ -33,6 +33,8 @@ static void configure(int first, int second, int bytes, int columns) {
     for (int i = 0; i < 4; i++) { c.rows[i] = (uint8_t)(i < 2 ? first : second); c.bytes[i] = (uint16_t)columns; }
     for (int i = 4; i < 6; i++) { c.rows[i] = (uint8_t)(i < 5 ? first : second); c.bytes[i] = (uint16_t)bytes; }
     for (int i = 6; i < 8; i++) { c.rows[i] = (uint8_t)(bytes / 4); c.bytes[i] = (uint16_t)columns; }
+    // GCC 12 says that the instruction reads 8 bytes: without this it drops what is stored behind them.
+    __asm__ volatile("" : : "r"(&c) : "memory");
     _tile_loadconfig(&c);
 }
 static void release(void) { _tile_release(); }
