@@ -33,8 +33,8 @@ _PARTS = {
     "tiles": ("tiles_amx tiles_pairs tiles_emulated scratch", "lc_tiles_emulated"),
     "int8": ("int8 int8_maps int8_product int8_stencil scratch", "lc_int8 lc_int8_size lc_int8_vector"),
     "training": (
-        "separable_branch depthwise gated_sum normalized_gated_sum batch_norm_act pointwise scratch",
-        "lc_branch lc_depthwise lc_pointwise lc_training_size",
+        "hetconv separable_branch depthwise gated_sum normalized_gated_sum batch_norm_act pointwise scratch",
+        "lc_branch lc_depthwise lc_hetconv lc_pointwise lc_training_size",
     ),
 }
 _STUB_FLAGS = ("-O1", "-fPIC")

@@ -1,0 +1,426 @@
+// HetConv for training: filter o has a k×k kernel at the channels c with c mod P = o mod P, and one number at the kernel's
+// centre for every other channel. The result, the gradient of the data, and those of the weights.
+//
+// A band of rows is computed at a time: the rows that it reads are copied into lines with zeros at both ends, so that the
+// loops over taps have no borders. A line has float32, or pairs of bfloat16 where the machine multiplies those.
+#include "hetconv_tiles.h"
+
+#define MOST_GROUPS 16
+#define GROUP 512              // pixels of a range of rows whose weights' sums are added in order, at the least
+#define EXACT_AFTER 256        // sums of about so many pixels stay in registers
+#define BAND_BYTES (96 * 1024) // of lines and results: most of an L2 cache is left for the weights
+
+// A product: rows of `from` become rows of `to`. The gradient of the data is one too, with both exchanged.
+typedef struct {
+    const hetconv_t *p;
+    map_t from, to;
+    int inputs, h, w, outputs, rows, columns;  // channels and sizes of both
+    int sh, sw, uh, uw, top, left;             // strides; rows and columns between those of `from`, zeros; padding
+    int pairs, items;                          // kind of items, and how many of them a pixel of a line has
+    int cols;                                  // pixels of a line
+    int64_t line;                              // items of a line
+    int wide;                                  // outputs as vectors
+    int band, lines;                           // most rows of a band, and lines that it needs
+    int back;
+    float *taps, *centre, *bias;               // by vectors: taps × steps, items, one
+    int64_t taps_size, centre_size;            // of a lane
+} plan_t;
+
+static int taps_of(const hetconv_t *p) { return p->r * p->s; }
+static int middle_of(const hetconv_t *p) { return p->r / 2 * p->s + p->s / 2; }
+static int vectors_at(int v, int wide) { return wide < LANES ? 0 : v + LANES < wide ? 2 : 1; }
+static int lanes_of(int vectors) { return vectors ? vectors * LANES : LANES / 2; }
+static int log2_of(int part) { return part == 2 ? 1 : part == 4 ? 2 : 3; }
+static int span_h(const hetconv_t *p) { return p->dh * (p->r - 1); }
+static int span_w(const hetconv_t *p) { return p->dw * (p->s - 1); }
+static int64_t place(const map_t *m, int64_t n, int row) { return n * m->sample + row * m->row; }
+
+static int wide_of(int outputs, int part) {
+    return outputs <= LANES / 2 && part <= LANES / 2 ? LANES / 2 : up(outputs, LANES);
+}
+
+static void fit_band(plan_t *k, int64_t more_items, int64_t all_rows) {
+    int64_t each = sizeof(float) * (k->line * k->sh + more_items);
+    k->band = (int)(BAND_BYTES / each);
+    if (k->band < 1) k->band = 1;
+    if (k->band > all_rows) k->band = (int)all_rows;
+    int pieces = (k->band + k->rows - 2) / k->rows + 1;
+    k->lines = k->band * k->sh + pieces * (span_h(k->p) + 1);
+}
+
+// Pairs of channels P apart: what one step of vectors multiplies. An odd last step has zeros.
+#define PAIR_UP(P)                                                                                                     \
+    static void pair_up##P(uint32_t *to, const uint16_t *from, int64_t pixel, int count, int c) {                      \
+        if (c % (2 * P) == 0 && pixel == c) count *= c / (2 * P), pixel = c = 2 * P;                                   \
+        for (int i = 0; i < count; i++, from += pixel) {                                                               \
+            int k = 0;                                                                                                 \
+            for (; k + 2 * P <= c; k += 2 * P, to += P)                                                                \
+                for (int j = 0; j < P; j++) to[j] = from[k + j] | (uint32_t)from[k + P + j] << 16;                     \
+            if (k < c) {                                                                                               \
+                for (int j = 0; j < P; j++) to[j] = from[k + j];                                                       \
+                to += P;                                                                                               \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+PAIR_UP(2) PAIR_UP(4) PAIR_UP(8)
+#undef PAIR_UP
+
+static void read_items(const plan_t *k, float *to, int64_t at, int count) {
+    const map_t *m = &k->from;
+    if (!k->pairs) {
+        read_pixels(to, k->inputs, m, at, m->pixel, count, k->inputs);
+        return;
+    }
+    const uint16_t *from = (const uint16_t *)m->data + at;
+    switch (k->p->part) {
+    case 2: pair_up2((uint32_t *)to, from, m->pixel, count, k->inputs); break;
+    case 4: pair_up4((uint32_t *)to, from, m->pixel, count, k->inputs); break;
+    default: pair_up8((uint32_t *)to, from, m->pixel, count, k->inputs);
+    }
+}
+
+// Whether a row that taps ask for is there; rows between those of the map are not.
+static int is_there(const plan_t *k, int row) { return row >= 0 && row % k->uh == 0 && row / k->uh < k->h; }
+
+static void read_line(const plan_t *k, float *to, int64_t n, int row, float *scratch) {
+    int begin = most(0, k->left), first = begin - k->left;  // the first column of the line that is on the map
+    int64_t at = place(&k->from, n, row / k->uh);
+    size_t items = sizeof(float) * k->items;
+    if (k->uw > 1) {
+        memset(to, 0, items * k->cols);
+        read_items(k, scratch, at, k->w);
+        for (int c = (first + k->uw - 1) / k->uw; c < k->w && c * k->uw + k->left < k->cols; c++)
+            memcpy(to + (int64_t)(c * k->uw + k->left) * k->items, scratch + (int64_t)c * k->items, items);
+        return;
+    }
+    int count = least(k->cols - begin, k->w - first);
+    if (count < 1) begin = k->cols, count = 0;
+    memset(to, 0, items * begin);
+    if (count) read_items(k, to + (int64_t)begin * k->items, at + first * k->from.pixel, count);
+    memset(to + (int64_t)(begin + count) * k->items, 0, items * (k->cols - begin - count));
+}
+
+typedef struct { int64_t n; int row, line; } target_t;  // a row of results, and its first line
+
+// Rows from..end of all samples: where each one's lines are. Each sample's have their own.
+static int lines_for(const plan_t *k, int64_t from, int64_t end, target_t *targets) {
+    int lines = 0;
+    for (int64_t i = from; i < end; i++) {
+        target_t *t = &targets[i - from];
+        *t = (target_t){i / k->rows, (int)(i % k->rows), lines};
+        if (i > from && t->row) t->line = t[-1].line + k->sh;
+        lines = t->line + span_h(k->p) + 1;
+    }
+    return lines;
+}
+
+static int row_at(const plan_t *k, const target_t *t, int line) { return t->row * k->sh - k->top + line - t->line; }
+
+static void product_band(const plan_t *k, int64_t from, int64_t end, float *memory) {
+    const hetconv_t *p = k->p;
+    int count = (int)(end - from), middle = middle_of(p), taps = taps_of(p);
+    int straight = k->to.element == FLOAT32 && k->outputs == k->wide;
+    float *lines = memory, *out = lines + k->lines * k->line, *scratch = out + (int64_t)k->band * k->columns * k->wide;
+    target_t *targets = (target_t *)(scratch + (int64_t)k->w * k->items + LANES);
+    tap_t *list = (tap_t *)(targets + k->band);
+    lines_for(k, from, end, targets);
+    for (int i = 0, next = 0; i < count; i++)
+        for (int at = most(next, targets[i].line); at <= targets[i].line + span_h(p); next = ++at) {
+            int row = row_at(k, &targets[i], at);
+            if (is_there(k, row)) read_line(k, lines + at * k->line, targets[i].n, row, scratch);
+        }
+    const float *w = k->taps, *centre_w = k->centre;
+    for (int v = 0; v < k->wide; v += 2 * LANES) {
+        int vectors = vectors_at(v, k->wide), lanes = lanes_of(vectors);
+        row_t row = {.taps = list, .w = w, .centre_w = centre_w, .bias = k->bias + v, .step = (int64_t)k->sw * k->items,
+                     .steps = k->items / p->part, .items = k->items};
+        for (int i = 0; i < count; i++) {
+            const target_t *t = &targets[i];
+            row.count = 0, row.centre = -1;
+            for (int tap = 0, packed = 0; tap < taps; tap++) {
+                int r = tap / p->s * p->dh, s = tap % p->s * p->dw;
+                int64_t x = r * k->line + (int64_t)s * k->items;
+                int there = is_there(k, t->row * k->sh + r - k->top);
+                if (tap == middle) row.centre = there ? x : -1;
+                else if (there) list[row.count++] = (tap_t){x, (int64_t)packed * row.steps * lanes};
+                packed += tap != middle;
+            }
+            const float *x = lines + t->line * k->line;
+            int64_t at = place(&k->to, t->n, t->row);
+            float *y = straight ? (float *)k->to.data + at : out + (int64_t)i * k->columns * k->wide;
+            row.y_step = straight ? k->to.pixel : k->wide;
+            dot_fn *const *of = DOTS[k->pairs][log2_of(p->part)][vectors];
+            int q = 0;
+            for (int size = LARGEST[vectors]; size >= 0; size--) {
+                int tiles = (k->columns - q) >> size;
+                if (tiles) of[size](&row, x + q * row.step, y + q * row.y_step + v, tiles);
+                q += tiles << size;
+            }
+        }
+        w += k->taps_size * lanes, centre_w += k->centre_size * lanes;
+    }
+    if (straight) return;
+    for (int i = 0; i < count; i++)
+        write_pixels(out + (int64_t)i * k->columns * k->wide, k->wide, &k->to, place(&k->to, targets[i].n, targets[i].row),
+                     k->to.pixel, k->columns, k->outputs);
+}
+
+static size_t product_bytes(const plan_t *k) {
+    int64_t floats = k->lines * k->line + (int64_t)k->band * k->columns * k->wide + (int64_t)k->w * k->items + LANES;
+    return sizeof(float) * floats + sizeof(target_t) * k->band + sizeof(tap_t) * taps_of(k->p);
+}
+
+static int product_range(const plan_t *k, int64_t from, int64_t end) {
+    float *memory = lc_malloc(NULL, product_bytes(k));
+    if (!memory) return -1;
+    for (int64_t at = from; at < end; at += k->band)
+        product_band(k, at, at + k->band < end ? at + k->band : end, memory);
+    lc_free(NULL, memory);
+    return 0;
+}
+
+// A weight's place: floats, or halves of items.
+INLINE void put(const plan_t *k, float *to, int64_t step, int lanes, int lane, int channel, float value) {
+    if (!k->pairs) to[step * lanes + lane] = value;
+    else ((uint16_t *)to)[2 * (step * lanes + lane) + channel] = rounded(value);
+}
+
+// Weights as the loops read them: blocks of one or two vectors of outputs.
+static void pack(plan_t *k) {
+    const hetconv_t *p = k->p;
+    int taps = taps_of(p), middle = middle_of(p), part = p->part, steps = k->items / part, own = p->channels / part;
+    int whole = k->wide / (2 * LANES) * (2 * LANES);
+    for (int o = 0; o < p->outputs; o++) {
+        const float *one = p->pointwise ? p->pointwise + (int64_t)o * (p->channels - own) : NULL;
+        for (int c = 0; c < p->channels; c++) {
+            int in = k->back ? o : c, out = k->back ? c : o;
+            int v = out < whole ? out / (2 * LANES) * (2 * LANES) : whole, lanes = lanes_of(vectors_at(v, k->wide));
+            int lane = out - v, step = in / part, half = step % 2, at = k->pairs ? step / 2 : step;
+            int item = at * part + in % part;
+            float *w = k->taps + k->taps_size * v, *centre_w = k->centre + k->centre_size * v;
+            if ((c - o) % part) {
+                put(k, centre_w, item, lanes, lane, half, *one++);
+                continue;
+            }
+            const float *kernel = p->spatial + ((int64_t)o * own + c / part) * taps;
+            put(k, centre_w, item, lanes, lane, half, kernel[middle]);
+            for (int t = 0, packed = 0; t < taps; t++)
+                if (t != middle) put(k, w, (int64_t)packed++ * steps + at, lanes, lane, half, kernel[k->back ? taps - 1 - t : t]);
+        }
+    }
+    if (p->bias && !k->back) memcpy(k->bias, p->bias, sizeof(float) * p->outputs);
+}
+
+static plan_t plan_of(const hetconv_t *p, int back) {
+    plan_t k = {.p = p, .back = back, .from = p->x, .to = p->y, .inputs = p->channels, .outputs = p->outputs, .h = p->h,
+                .w = p->w, .rows = p->rows, .columns = p->columns, .sh = p->sh, .sw = p->sw, .uh = 1, .uw = 1,
+                .top = p->top, .left = p->left};
+    if (back) {
+        k.from = p->y, k.to = p->x, k.inputs = p->outputs, k.outputs = p->channels;
+        k.h = p->rows, k.w = p->columns, k.rows = p->h, k.columns = p->w;
+        k.sh = k.sw = 1, k.uh = p->sh, k.uw = p->sw, k.top = span_h(p) - p->top, k.left = span_w(p) - p->left;
+    }
+    k.pairs = HAS_PAIRS && p->x.element == BFLOAT16;
+    k.cols = (k.columns - 1) * k.sw + span_w(p) + 1;
+    k.wide = wide_of(k.outputs, p->part);
+    return k;
+}
+
+// y from x; `backward`: the gradient of x, into x, from that of y. Any number of threads gives the same bits.
+int lc_hetconv(const hetconv_t *p, int backward, int threads) {
+    plan_t k = plan_of(p, backward);
+    int64_t rows = (int64_t)p->samples * k.rows;
+    int steps = k.inputs / p->part;
+    k.items = k.pairs ? (steps + 1) / 2 * p->part : k.inputs;
+    k.line = (int64_t)k.cols * k.items;
+    fit_band(&k, (int64_t)k.columns * k.wide, rows);
+    k.taps_size = (int64_t)(taps_of(p) - 1) * (k.items / p->part), k.centre_size = k.items;
+    int64_t floats = (k.taps_size + k.centre_size + 1) * k.wide;
+    char *memory = lc_malloc(NULL, sizeof(float) * floats);
+    if (!memory) return -1;
+    memset(memory, 0, sizeof(float) * floats);
+    k.taps = (float *)memory, k.centre = k.taps + k.taps_size * k.wide, k.bias = k.centre + k.centre_size * k.wide;
+    pack(&k);
+    int failed = 0;
+    int64_t bands = (rows + k.band - 1) / k.band;
+    int parts = threads < 2 ? 1 : (int)(bands < 4 * threads ? bands : 4 * threads);
+    if (parts > 1) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(| : failed)
+        for (int i = 0; i < parts; i++) failed |= product_range(&k, rows * i / parts, rows * (i + 1) / parts);
+    } else
+        failed = product_range(&k, 0, rows);
+    lc_free(NULL, memory);
+    return failed;
+}
+
+// A row of the map, or of its gradient, with pixels in pairs: each with the one `apart` columns on. `cols` of them, of
+// `wide` items, as many as `line` has; `begin` columns of zeros come first.
+static void pair_pixels(uint32_t *to, uint16_t *line, const map_t *m, int64_t at, int begin, int count, int c, int wide,
+                        int cols, int apart, int pair_step) {
+    const uint16_t *from = (const uint16_t *)m->data + at;
+    memset(line, 0, sizeof(uint16_t) * (size_t)wide * (cols + apart));
+    uint16_t *first = line + (int64_t)begin * wide;
+    if (m->pixel == c && c == wide) memcpy(first, from, sizeof(uint16_t) * (size_t)count * c);
+    else
+        for (int i = 0; i < count; i++) memcpy(first + (int64_t)i * wide, from + i * m->pixel, sizeof(uint16_t) * c);
+    const uint16_t *second = line + (int64_t)apart * wide;
+    if (pair_step == 1) {
+        for (int64_t i = 0; i < (int64_t)cols * wide; i++) to[i] = line[i] | (uint32_t)second[i] << 16;
+        return;
+    }
+    for (int q = 0; q < cols; q += pair_step, to += wide)
+        for (int i = 0; i < wide; i++) to[i] = line[(int64_t)q * wide + i] | (uint32_t)second[(int64_t)q * wide + i] << 16;
+}
+
+// What a task of the weights' gradient needs: sums by vectors of filters, of taps × steps, then channels, then the bias.
+typedef struct {
+    plan_t k;
+    int pixels;           // of a row of the gradient: pairs of them where items are
+    int64_t weights;      // sums of a lane: taps × steps, channels; behind all of them the bias's
+    const int64_t *at;    // where each weight's items are, behind those of its row
+} sums_t;
+
+static void totals(const sums_t *s, const float *g, float *sums) {
+    const plan_t *k = &s->k;
+    for (int v = 0; v < k->wide; v += LANES / 2) {
+        part_t sum[2] = {{0}};
+        for (int q = 0; q < s->pixels; q++) {
+            part_t both = *(const part_t *)(g + (int64_t)q * k->wide + v);
+            if (k->pairs) {
+                sum[0] += (part_t)((part_bits_t)both << 16);
+                sum[1] += (part_t)((part_bits_t)both & 0xffff0000u);
+            } else
+                sum[q % 2] += both;
+        }
+        *(part_t *)(sums + v) += sum[0] + sum[1];
+    }
+}
+
+static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, float *memory) {
+    const plan_t *k = &s->k;
+    const hetconv_t *p = k->p;
+    int count = (int)(end - from);
+    int64_t g_line = (int64_t)s->pixels * k->wide, most_cols = most(k->cols + k->sw, k->columns + 2);
+    float *lines = memory, *g = lines + k->lines * k->line, *scratch = g + k->band * g_line;
+    target_t *targets = (target_t *)(scratch + most_cols * most(k->wide, k->inputs) + LANES);
+    int64_t *x_at = (int64_t *)(targets + k->band);
+    int needed = lines_for(k, from, end, targets);
+    memset(lines, 0, sizeof(float) * needed * k->line);
+    for (int i = 0, next = 0; i < count; i++) {
+        const target_t *t = &targets[i];
+        x_at[i] = t->line * k->line;
+        for (int at = most(next, t->line); at <= t->line + span_h(p); next = ++at) {
+            int row = row_at(k, t, at);
+            if (!is_there(k, row)) continue;
+            if (!k->pairs) {
+                read_line(k, lines + at * k->line, t->n, row, scratch);
+                continue;
+            }
+            int begin = most(0, k->left), first = begin - k->left, columns = least(k->cols - begin, k->w - first);
+            if (columns > 0)
+                pair_pixels((uint32_t *)lines + at * k->line, (uint16_t *)scratch, &k->from,
+                            place(&k->from, t->n, row) + first * k->from.pixel, begin, columns, k->inputs, k->inputs,
+                            k->cols, k->sw, 1);
+        }
+        int64_t at = place(&k->to, t->n, t->row);
+        if (k->pairs)
+            pair_pixels((uint32_t *)g + i * g_line, (uint16_t *)scratch, &k->to, at, 0, k->columns, k->outputs, k->wide,
+                        k->columns, 1, 2);
+        else read_pixels(g + i * g_line, k->wide, &k->to, at, k->to.pixel, k->columns, k->outputs);
+    }
+    int pair = k->pairs ? 2 : 1, run = most(1, EXACT_AFTER / k->columns), spatial = (int)k->taps_size;
+    rows_t rows = {.x = lines, .g = g, .x_at = x_at, .step = (int64_t)pair * k->sw * k->inputs, .g_step = k->wide,
+                   .g_line = g_line, .pixels = s->pixels};
+    for (int v = 0; v < k->wide; v += 2 * LANES) {
+        int vectors = vectors_at(v, k->wide), lanes = lanes_of(vectors);
+        float *own = kept + s->weights * v;
+        for (int which = 0; which < 2; which++) {
+            sum_fn *const *of = SUMS[k->pairs][which ? 0 : log2_of(p->part)][vectors];
+            int at = which ? spatial : 0, last = which ? (int)s->weights : spatial;
+            for (int size = LARGEST[vectors]; size >= 0; size--)
+                for (; at + (1 << size) <= last; at += 1 << size)
+                    for (int i = 0; i < count; i += run)
+                        of[size](&rows, v, i, least(i + run, count), s->at + at, own + (int64_t)at * lanes);
+        }
+    }
+    float *bias = kept + s->weights * k->wide;
+    if (p->bias_sum) for (int i = 0; i < count; i++) totals(s, g + i * g_line, bias);
+}
+
+static size_t sums_bytes(const sums_t *s) {
+    const plan_t *k = &s->k;
+    int64_t most_cols = most(k->cols + k->sw, k->columns + 2);
+    int64_t floats = k->lines * k->line + (int64_t)k->band * s->pixels * k->wide + most_cols * most(k->wide, k->inputs) + LANES;
+    return sizeof(float) * floats + (sizeof(target_t) + sizeof(int64_t)) * k->band;
+}
+
+static int sums_range(const sums_t *s, int64_t from, int64_t end, float *kept) {
+    float *memory = lc_malloc(NULL, sums_bytes(s));
+    if (!memory) return -1;
+    memset(kept, 0, sizeof(float) * (s->weights + 1) * s->k.wide);
+    for (int64_t at = from; at < end; at += s->k.band)
+        sums_band(s, at, at + s->k.band < end ? at + s->k.band : end, kept, memory);
+    lc_free(NULL, memory);
+    return 0;
+}
+
+static float over_groups(const float *sums, int64_t each, int groups) {
+    double sum = 0;
+    for (int i = 0; i < groups; i++) sum += sums[i * each];
+    return (float)sum;
+}
+
+// The gradients of weights and bias from x and the gradient in y. Any number of threads gives the same bits: the groups'
+// sums are added in order.
+int lc_hetconv_weight(const hetconv_t *p, int threads) {
+    sums_t s = {.k = plan_of(p, 0)};
+    plan_t *k = &s.k;
+    int taps = taps_of(p), middle = middle_of(p), own = p->channels / p->part;
+    int64_t rows = (int64_t)p->samples * k->rows, pixels = rows * k->columns;
+    k->items = p->channels;  // of a pixel, or of a pair of them
+    k->line = (int64_t)k->cols * k->items;
+    s.pixels = k->pairs ? (k->columns + 1) / 2 : k->columns;
+    fit_band(k, (int64_t)s.pixels * k->wide, rows);
+    k->taps_size = (int64_t)(taps - 1) * own;
+    s.weights = k->taps_size + p->channels;
+    int groups = (int)(pixels / GROUP < MOST_GROUPS ? pixels / GROUP : MOST_GROUPS);
+    groups = least(most(groups, 1), (int)(rows < MOST_GROUPS ? rows : MOST_GROUPS));
+    int64_t each = (s.weights + 1) * k->wide;
+    char *memory = lc_malloc(NULL, sizeof(float) * each * groups + sizeof(int64_t) * s.weights);
+    if (!memory) return -1;
+    float *sums = (float *)memory;
+    int64_t *at = (int64_t *)(sums + each * groups);
+    s.at = at;
+    for (int t = 0; t < taps; t++) {
+        int64_t first = t / p->s * p->dh * k->line + (int64_t)(t % p->s) * p->dw * k->items;
+        if (t == middle) for (int c = 0; c < p->channels; c++) at[k->taps_size + c] = first + c;
+        else for (int j = 0; j < own; j++) at[(int64_t)(t - (t > middle)) * own + j] = first + (int64_t)j * p->part;
+    }
+    int failed = 0;
+    if (threads > 1 && groups > 1) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(| : failed)
+        for (int i = 0; i < groups; i++) failed |= sums_range(&s, rows * i / groups, rows * (i + 1) / groups, sums + i * each);
+    } else
+        for (int i = 0; i < groups; i++) failed |= sums_range(&s, rows * i / groups, rows * (i + 1) / groups, sums + i * each);
+    int whole = k->wide / (2 * LANES) * (2 * LANES);
+    for (int o = 0; o < p->outputs; o++) {
+        int v = o < whole ? o / (2 * LANES) * (2 * LANES) : whole, lanes = lanes_of(vectors_at(v, k->wide)), lane = o - v;
+        const float *of = sums + s.weights * v + lane;
+        float *one = p->pointwise_sum ? p->pointwise_sum + (int64_t)o * (p->channels - own) : NULL;
+        for (int c = 0; c < p->channels; c++) {
+            float centre = over_groups(of + (k->taps_size + c) * lanes, each, groups);
+            if ((c - o) % p->part) {
+                *one++ = centre;
+                continue;
+            }
+            float *kernel = p->spatial_sum + ((int64_t)o * own + c / p->part) * taps;
+            kernel[middle] = centre;
+            for (int t = 0; t < taps; t++)
+                if (t != middle)
+                    kernel[t] = over_groups(of + ((int64_t)(t - (t > middle)) * own + c / p->part) * lanes, each, groups);
+        }
+        if (p->bias_sum) p->bias_sum[o] = over_groups(sums + s.weights * k->wide + o, each, groups);
+    }
+    lc_free(NULL, memory);
+    return failed;
+}
