@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from leanconv.kernels import narrow_groups, normalized_gates, recomputed, separable_layers
+from leanconv.kernels import hetconv_layers, narrow_groups, normalized_gates, recomputed, separable_layers
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import through_dispatcher
 from leanconv.kernels.rewritten import rewritten
@@ -123,13 +123,23 @@ def _replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
         return [(module, _CONV, functools.partial(_pointwise_forward, module))]
     if isinstance(module, nn.Conv2d) and narrow_groups.is_narrow_conv(module):
         return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
-    if narrow_groups.is_narrow_hetconv(module):
-        return [(module, _GROUPED, False)]
+    if getattr(type(module), "name", "") == "hetconv":
+        return _hetconv_replacements(module, recompute)
     if branches := separable_layers.replacement(module):
         return [(module, *branches), *_gate_replacements(module, recompute)]
     if recompute and (less := recomputed.replacement(module, None)):
         return [(module, *less)]
     return _gate_replacements(module, recompute)
+
+
+def _hetconv_replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
+    """What changes in a HetConv: its forward, and how the layer computes what that does not take."""
+    own = hetconv_layers.replacement(module)
+    found: list[Replacement] = [(module, *own)] if own else []
+    if narrow_groups.is_narrow_hetconv(module):
+        return [*found, (module, _GROUPED, False)]
+    less = recomputed.replacement(module, None) if recompute else None
+    return [*found, (module, *less)] if less else found
 
 
 def _gate_replacements(module: nn.Module, recompute: bool) -> list[Replacement]:

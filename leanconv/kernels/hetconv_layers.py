@@ -1,0 +1,74 @@
+"""HetConv by one operator, while it trains on the CPU's kernels.
+
+The layer's forward deals its channels out, convolves them in groups, deals the result back and adds a 1×1. The kernel
+moves no channel, and keeps the layer's input alone for the gradient. Where it does not take the map or the geometry, the
+layer computes as before.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.kernels.cpu import training as cpu
+from leanconv.kernels.cpu.runtime.hetconv import PARTS
+from leanconv.kernels.dispatched import through_dispatcher
+from leanconv.kernels.recomputed import is_ours
+from leanconv.ops import hetconv as ops
+
+
+def replacement(layer: nn.Module) -> tuple[str, Any] | None:
+    """A method of a layer that runs the operator, by name; None for other layers."""
+    if getattr(type(layer), "name", "") != "hetconv" or not is_ours(layer) or not _is_plain(layer):
+        return None
+    return None if "forward" in layer.__dict__ else ("forward", functools.partial(_forward, layer))
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether the kernel has the layer's sizes."""
+    return (
+        layer.arrangement == "shifted"
+        and layer.part in PARTS
+        and layer.in_channels % layer.part == layer.out_channels % layer.part == 0
+        and layer.padding_mode == "zeros"
+    )
+
+
+def _forward(layer: Any, x: Tensor) -> Tensor:
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    if not _is_plain(layer) or not _fits(layer, x, dtype):
+        return type(layer).forward(layer, x)  # type: ignore[no-any-return]
+    inputs = layer.spatial, layer.pointwise, layer.bias, layer.stride, layer.padding, layer.dilation
+    if through_dispatcher(x):
+        return ops.hetconv2d(x, *inputs)  # type: ignore[no-any-return]
+    return _HetConv.apply(x.to(dtype), *inputs)  # type: ignore[no-any-return]
+
+
+def _fits(layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
+    weights = (layer.spatial, layer.pointwise, layer.bias)
+    return (
+        x.dim() == 4
+        and x.shape[1] == layer.in_channels
+        and x.device.type == "cpu"
+        and x.dtype in cpu.TYPES
+        and dtype in cpu.TYPES
+        and x.numel() > 0
+        and all(w is None or (w.device == x.device and w.dtype in (x.dtype, torch.float32)) for w in weights)
+        and not torch.jit.is_tracing()
+        and min(ops.output_size(x.shape, layer.spatial.shape, layer.stride, layer.padding, layer.dilation)) > 0
+    )
+
+
+class _HetConv(torch.autograd.Function):
+    """`ops.hetconv2d`; a gradient that is itself to have one goes through other operators."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        ops.save(ctx, inputs, None)
+        return cpu.hetconv(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return ops.backward(ctx, grad, ops.hetconv2d_gradient if through_dispatcher(grad) else cpu.hetconv_gradient)
