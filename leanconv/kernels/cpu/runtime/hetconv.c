@@ -48,15 +48,23 @@ static void fit_band(plan_t *k, int64_t more_items, int64_t all_rows) {
     k->lines = k->band * k->sh + pieces * (span_h(k->p) + 1);
 }
 
+#if HAS_PAIRS
+typedef uint16_t halves_t __attribute__((vector_size(64), aligned(2), may_alias));
+
 // Pairs of channels P apart: what one step of vectors multiplies. An odd last step has zeros.
 #define PAIR_UP(P)                                                                                                     \
     static void pair_up##P(uint32_t *to, const uint16_t *from, int64_t pixel, int count, int c) {                      \
-        if (c % (2 * P) == 0 && pixel == c) count *= c / (2 * P), pixel = c = 2 * P;                                   \
+        halves_t order;                                                                                                \
+        for (int i = 0; i < 32; i++) order[i] = i / (2 * P) * (2 * P) + i % (2 * P) / 2 + i % 2 * P;                   \
+        int64_t each = c;                                                                                              \
+        if (c % (2 * P) == 0 && pixel == c) each = (int64_t)count * c, count = 1;                                      \
         for (int i = 0; i < count; i++, from += pixel) {                                                               \
-            int k = 0;                                                                                                 \
-            for (; k + 2 * P <= c; k += 2 * P, to += P)                                                                \
+            int64_t k = 0;                                                                                             \
+            for (; k + 32 <= each; k += 32, to += 16)                                                                  \
+                *(halves_t *)to = __builtin_shuffle(*(const halves_t *)(from + k), order);                             \
+            for (; k + 2 * P <= each; k += 2 * P, to += P)                                                             \
                 for (int j = 0; j < P; j++) to[j] = from[k + j] | (uint32_t)from[k + P + j] << 16;                     \
-            if (k < c) {                                                                                               \
+            if (k < each) {                                                                                            \
                 for (int j = 0; j < P; j++) to[j] = from[k + j];                                                       \
                 to += P;                                                                                               \
             }                                                                                                          \
@@ -65,18 +73,45 @@ static void fit_band(plan_t *k, int64_t more_items, int64_t all_rows) {
 PAIR_UP(2) PAIR_UP(4) PAIR_UP(8)
 #undef PAIR_UP
 
-static void read_items(const plan_t *k, float *to, int64_t at, int count) {
+static void pair_channels(const plan_t *k, uint32_t *to, int64_t at, int count) {
     const map_t *m = &k->from;
-    if (!k->pairs) {
-        read_pixels(to, k->inputs, m, at, m->pixel, count, k->inputs);
-        return;
-    }
     const uint16_t *from = (const uint16_t *)m->data + at;
     switch (k->p->part) {
-    case 2: pair_up2((uint32_t *)to, from, m->pixel, count, k->inputs); break;
-    case 4: pair_up4((uint32_t *)to, from, m->pixel, count, k->inputs); break;
-    default: pair_up8((uint32_t *)to, from, m->pixel, count, k->inputs);
+    case 2: pair_up2(to, from, m->pixel, count, k->inputs); break;
+    case 4: pair_up4(to, from, m->pixel, count, k->inputs); break;
+    default: pair_up8(to, from, m->pixel, count, k->inputs);
     }
+}
+
+// Numbers that lie densely, rounded by one instruction: of numbers below the least normal one it makes zeros.
+static void round_dense(const float *from, uint16_t *to, int64_t numbers) {
+    int64_t i = 0;
+    for (; i + 16 <= numbers; i += 16) {
+        __m256bh found = _mm512_cvtneps_pbh(_mm512_loadu_ps(from + i));
+        memcpy(to + i, &found, sizeof found);
+    }
+    for (; i < numbers; i++) to[i] = rounded(from[i]);
+}
+#endif
+
+static void read_items(const plan_t *k, float *to, int64_t at, int count) {
+#if HAS_PAIRS
+    if (k->pairs) {
+        pair_channels(k, (uint32_t *)to, at, count);
+        return;
+    }
+#endif
+    read_pixels(to, k->inputs, &k->from, at, k->from.pixel, count, k->inputs);
+}
+
+static void write_row(const plan_t *k, const float *from, int64_t at) {
+#if HAS_PAIRS
+    if (k->pairs && k->outputs == k->wide && k->to.pixel == k->wide) {
+        round_dense(from, (uint16_t *)k->to.data + at, (int64_t)k->columns * k->wide);
+        return;
+    }
+#endif
+    write_pixels(from, k->wide, &k->to, at, k->to.pixel, k->columns, k->outputs);
 }
 
 // Whether a row that taps ask for is there; rows between those of the map are not.
@@ -114,15 +149,21 @@ static int lines_for(const plan_t *k, int64_t from, int64_t end, target_t *targe
     return lines;
 }
 
+// Whether rows of a kernel have three taps side by side, and are worth it: two vectors of filters are no longer held up by
+// reading.
+static int in_threes(const plan_t *k) {
+    return k->p->s == 3 && k->p->dw == 1 && k->sw == 1 && k->wide <= LANES;
+}
+
 static int row_at(const plan_t *k, const target_t *t, int line) { return t->row * k->sh - k->top + line - t->line; }
 
 static void product_band(const plan_t *k, int64_t from, int64_t end, float *memory) {
     const hetconv_t *p = k->p;
-    int count = (int)(end - from), middle = middle_of(p), taps = taps_of(p);
+    int count = (int)(end - from), rows_of_threes = in_threes(k);
     int straight = k->to.element == FLOAT32 && k->outputs == k->wide;
     float *lines = memory, *out = lines + k->lines * k->line, *scratch = out + (int64_t)k->band * k->columns * k->wide;
     target_t *targets = (target_t *)(scratch + (int64_t)k->w * k->items + LANES);
-    tap_t *list = (tap_t *)(targets + k->band);
+    tap_t *threes = (tap_t *)(targets + k->band), *list = threes + p->r;
     lines_for(k, from, end, targets);
     for (int i = 0, next = 0; i < count; i++)
         for (int at = most(next, targets[i].line); at <= targets[i].line + span_h(p); next = ++at) {
@@ -132,18 +173,24 @@ static void product_band(const plan_t *k, int64_t from, int64_t end, float *memo
     const float *w = k->taps, *centre_w = k->centre;
     for (int v = 0; v < k->wide; v += 2 * LANES) {
         int vectors = vectors_at(v, k->wide), lanes = lanes_of(vectors);
-        row_t row = {.taps = list, .w = w, .centre_w = centre_w, .bias = k->bias + v, .step = (int64_t)k->sw * k->items,
+        row_t row = {.threes = threes, .taps = list, .w = w, .centre_w = centre_w, .bias = k->bias + v,
+                     .step = (int64_t)k->sw * k->items, .tap = (int64_t)k->items / p->part * lanes,
                      .steps = k->items / p->part, .items = k->items};
         for (int i = 0; i < count; i++) {
             const target_t *t = &targets[i];
-            row.count = 0, row.centre = -1;
-            for (int tap = 0, packed = 0; tap < taps; tap++) {
-                int r = tap / p->s * p->dh, s = tap % p->s * p->dw;
-                int64_t x = r * k->line + (int64_t)s * k->items;
-                int there = is_there(k, t->row * k->sh + r - k->top);
-                if (tap == middle) row.centre = there ? x : -1;
-                else if (there) list[row.count++] = (tap_t){x, (int64_t)packed * row.steps * lanes};
-                packed += tap != middle;
+            row.rows = row.count = 0, row.centre = -1;
+            for (int r = 0, packed = 0; r < p->r; r++) {
+                int there = is_there(k, t->row * k->sh + r * p->dh - k->top), centre = r == p->r / 2;
+                int64_t x = r * p->dh * k->line;
+                if (there && rows_of_threes && !centre) threes[row.rows++] = (tap_t){x, packed * row.tap};
+                for (int s = 0; s < p->s; s++, x += (int64_t)p->dw * k->items) {
+                    int middle = centre && s == p->s / 2;
+                    if (there && middle) row.centre = x;
+                    if (there && !middle && (centre || !rows_of_threes))
+                        for (int j = 0; j < row.steps; j++)
+                            list[row.count++] = (tap_t){x + j * p->part, packed * row.tap + (int64_t)j * lanes};
+                    packed += !middle;
+                }
             }
             const float *x = lines + t->line * k->line;
             int64_t at = place(&k->to, t->n, t->row);
@@ -161,13 +208,12 @@ static void product_band(const plan_t *k, int64_t from, int64_t end, float *memo
     }
     if (straight) return;
     for (int i = 0; i < count; i++)
-        write_pixels(out + (int64_t)i * k->columns * k->wide, k->wide, &k->to, place(&k->to, targets[i].n, targets[i].row),
-                     k->to.pixel, k->columns, k->outputs);
+        write_row(k, out + (int64_t)i * k->columns * k->wide, place(&k->to, targets[i].n, targets[i].row));
 }
 
 static size_t product_bytes(const plan_t *k) {
     int64_t floats = k->lines * k->line + (int64_t)k->band * k->columns * k->wide + (int64_t)k->w * k->items + LANES;
-    return sizeof(float) * floats + sizeof(target_t) * k->band + sizeof(tap_t) * taps_of(k->p);
+    return sizeof(float) * floats + sizeof(target_t) * k->band + sizeof(tap_t) * (k->p->r + (int64_t)taps_of(k->p) * k->items / k->p->part);
 }
 
 static int product_range(const plan_t *k, int64_t from, int64_t end) {
@@ -268,8 +314,13 @@ static void pair_pixels(uint32_t *to, uint16_t *line, const map_t *m, int64_t at
         for (int64_t i = 0; i < (int64_t)cols * wide; i++) to[i] = line[i] | (uint32_t)second[i] << 16;
         return;
     }
-    for (int q = 0; q < cols; q += pair_step, to += wide)
-        for (int i = 0; i < wide; i++) to[i] = line[(int64_t)q * wide + i] | (uint32_t)second[(int64_t)q * wide + i] << 16;
+    for (int q = 0; q < cols; q += 2)  // of whole halves of vectors
+        for (int i = 0; i < wide; i += LANES / 2, to += LANES / 2) {
+            int64_t at = (int64_t)q * wide + i;
+            part_bits_t low = __builtin_convertvector(*(const part_half_t *)(line + at), part_bits_t);
+            part_bits_t high = __builtin_convertvector(*(const part_half_t *)(second + at), part_bits_t);
+            *(part_bits_t *)to = low | high << 16;
+        }
 }
 
 // What a task of the weights' gradient needs: sums by vectors of filters, of taps × steps, then channels, then the bias.
@@ -294,6 +345,15 @@ static void totals(const sums_t *s, const float *g, float *sums) {
         }
         *(part_t *)(sums + v) += sum[0] + sum[1];
     }
+}
+
+// The weights from..end in tiles of up to 1 << largest of them.
+static void run_sums(const rows_t *rows, const int64_t *at, sum_fn *const *of, int largest, int from, int end, int v,
+                     int lanes, int count, int run, float *sums) {
+    for (int size = largest; size >= 0; size--)
+        for (; from + (1 << size) <= end; from += 1 << size)
+            for (int i = 0; i < count; i += run)
+                of[size](rows, v, i, least(i + run, count), at + from, sums + (int64_t)from * lanes);
 }
 
 static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, float *memory) {
@@ -329,19 +389,22 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
         else read_pixels(g + i * g_line, k->wide, &k->to, at, k->to.pixel, k->columns, k->outputs);
     }
     int pair = k->pairs ? 2 : 1, run = most(1, EXACT_AFTER / k->columns), spatial = (int)k->taps_size;
+    int steps = p->channels / p->part;
     rows_t rows = {.x = lines, .g = g, .x_at = x_at, .step = (int64_t)pair * k->sw * k->inputs, .g_step = k->wide,
-                   .g_line = g_line, .pixels = s->pixels};
+                   .g_line = g_line, .next = k->inputs, .tap = steps, .pixels = s->pixels};
     for (int v = 0; v < k->wide; v += 2 * LANES) {
         int vectors = vectors_at(v, k->wide), lanes = lanes_of(vectors);
         float *own = kept + s->weights * v;
-        for (int which = 0; which < 2; which++) {
-            sum_fn *const *of = SUMS[k->pairs][which ? 0 : log2_of(p->part)][vectors];
-            int at = which ? spatial : 0, last = which ? (int)s->weights : spatial;
-            for (int size = LARGEST[vectors]; size >= 0; size--)
-                for (; at + (1 << size) <= last; at += 1 << size)
-                    for (int i = 0; i < count; i += run)
-                        of[size](&rows, v, i, least(i + run, count), s->at + at, own + (int64_t)at * lanes);
-        }
+        sum_fn *const *one = SUMS[k->pairs][log2_of(p->part)][vectors], *const *all = SUMS[k->pairs][0][vectors];
+        int three = 3 * steps, centre = p->r / 2 * three, behind = spatial - centre;
+        if (in_threes(k)) {
+            sum_fn *const *threes = SUMS_OF_THREES[k->pairs][log2_of(p->part)][vectors];
+            for (int at = 0; at < spatial; at += at == centre ? spatial - 2 * centre : three)
+                if (at != centre) run_sums(&rows, s->at, threes, LARGEST_OF_THREES, at, at + steps, v, lanes, count, run, own);
+            run_sums(&rows, s->at, one, LARGEST[vectors], centre, behind, v, lanes, count, run, own);
+        } else
+            run_sums(&rows, s->at, one, LARGEST[vectors], 0, spatial, v, lanes, count, run, own);
+        run_sums(&rows, s->at, all, LARGEST[vectors], spatial, (int)s->weights, v, lanes, count, run, own);
     }
     float *bias = kept + s->weights * k->wide;
     if (p->bias_sum) for (int i = 0; i < count; i++) totals(s, g + i * g_line, bias);
