@@ -167,9 +167,7 @@ def _flops(pixels: int, spatial: Ints, pointwise: Ints) -> int:
 
 
 @register_flop_formula(torch.ops.leanconv.hetconv2d)
-def _(
-    x: Any, spatial: Any, pointwise: Any, bias: Any, *rest: Any, out_shape: Any = None, **named: Any
-) -> int:
+def _(x: Any, spatial: Any, pointwise: Any, bias: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
     return _flops(out_shape[0] * out_shape[2] * out_shape[3], spatial, pointwise)
 
 

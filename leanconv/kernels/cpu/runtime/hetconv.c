@@ -7,8 +7,9 @@
 
 #define MOST_GROUPS 16
 #define GROUP 512              // pixels of a range of rows whose weights' sums are added in order, at the least
-#define EXACT_AFTER 256        // sums of about so many pixels stay in registers
+#define EXACT_AFTER 64         // sums of about so many pixels stay in registers; those of a band are added up in float64
 #define BAND_BYTES (96 * 1024) // of lines and results: most of an L2 cache is left for the weights
+#define LEAST_BAND 256         // pixels of a band for the weights' gradient: it passes over all sums once more
 
 // A product: rows of `from` become rows of `to`. The gradient of the data is one too, with both exchanged.
 typedef struct {
@@ -39,10 +40,10 @@ static int wide_of(int outputs, int part) {
     return outputs <= LANES / 2 && part <= LANES / 2 ? LANES / 2 : up(outputs, LANES);
 }
 
-static void fit_band(plan_t *k, int64_t more_items, int64_t all_rows) {
+static void fit_band(plan_t *k, int64_t more_items, int64_t all_rows, int pixels) {
     int64_t each = sizeof(float) * (k->line * k->sh + more_items);
     k->band = (int)(BAND_BYTES / each);
-    if (k->band < 1) k->band = 1;
+    k->band = most(k->band, (pixels + k->columns - 1) / k->columns);
     if (k->band > all_rows) k->band = (int)all_rows;
     int pieces = (k->band + k->rows - 2) / k->rows + 1;
     k->lines = k->band * k->sh + pieces * (span_h(k->p) + 1);
@@ -138,15 +139,13 @@ static void read_line(const plan_t *k, float *to, int64_t n, int row, float *scr
 typedef struct { int64_t n; int row, line; } target_t;  // a row of results, and its first line
 
 // Rows from..end of all samples: where each one's lines are. Each sample's have their own.
-static int lines_for(const plan_t *k, int64_t from, int64_t end, target_t *targets) {
-    int lines = 0;
-    for (int64_t i = from; i < end; i++) {
+static void lines_for(const plan_t *k, int64_t from, int64_t end, target_t *targets) {
+    for (int64_t i = from, lines = 0; i < end; i++) {
         target_t *t = &targets[i - from];
-        *t = (target_t){i / k->rows, (int)(i % k->rows), lines};
+        *t = (target_t){i / k->rows, (int)(i % k->rows), (int)lines};
         if (i > from && t->row) t->line = t[-1].line + k->sh;
         lines = t->line + span_h(k->p) + 1;
     }
-    return lines;
 }
 
 // Whether rows of a kernel have three taps side by side, and are worth it: two vectors of filters are no longer held up by
@@ -278,8 +277,8 @@ int lc_hetconv(const hetconv_t *p, int backward, int threads) {
     int64_t rows = (int64_t)p->samples * k.rows;
     int steps = k.inputs / p->part;
     k.items = k.pairs ? (steps + 1) / 2 * p->part : k.inputs;
-    k.line = (int64_t)k.cols * k.items;
-    fit_band(&k, (int64_t)k.columns * k.wide, rows);
+    k.line = ((int64_t)k.cols * k.items + LANES - 1) / LANES * LANES;
+    fit_band(&k, (int64_t)k.columns * k.wide, rows, 1);
     k.taps_size = (int64_t)(taps_of(p) - 1) * (k.items / p->part), k.centre_size = k.items;
     int64_t floats = (k.taps_size + k.centre_size + 1) * k.wide;
     char *memory = lc_malloc(NULL, sizeof(float) * floats);
@@ -299,28 +298,44 @@ int lc_hetconv(const hetconv_t *p, int backward, int threads) {
     return failed;
 }
 
-// A row of the map, or of its gradient, with pixels in pairs: each with the one `apart` columns on. `cols` of them, of
-// `wide` items, as many as `line` has; `begin` columns of zeros come first.
-static void pair_pixels(uint32_t *to, uint16_t *line, const map_t *m, int64_t at, int begin, int count, int c, int wide,
-                        int cols, int apart, int pair_step) {
-    const uint16_t *from = (const uint16_t *)m->data + at;
-    memset(line, 0, sizeof(uint16_t) * (size_t)wide * (cols + apart));
-    uint16_t *first = line + (int64_t)begin * wide;
-    if (m->pixel == c && c == wide) memcpy(first, from, sizeof(uint16_t) * (size_t)count * c);
-    else
-        for (int i = 0; i < count; i++) memcpy(first + (int64_t)i * wide, from + i * m->pixel, sizeof(uint16_t) * c);
-    const uint16_t *second = line + (int64_t)apart * wide;
-    if (pair_step == 1) {
-        for (int64_t i = 0; i < (int64_t)cols * wide; i++) to[i] = line[i] | (uint32_t)second[i] << 16;
-        return;
+// Numbers in pairs, those of `low` first; NULL: zeros.
+INLINE void pair_numbers(uint32_t *to, const uint16_t *low, const uint16_t *high, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        *(bits_t *)(to + i) = (low ? __builtin_convertvector(*(const half_t *)(low + i), bits_t) : (bits_t){0}) |
+                              (high ? __builtin_convertvector(*(const half_t *)(high + i), bits_t) << 16 : (bits_t){0});
+    if (i + LANES / 2 <= count) {
+        part_bits_t none = {0};
+        *(part_bits_t *)(to + i) =
+            (low ? __builtin_convertvector(*(const part_half_t *)(low + i), part_bits_t) : none) |
+            (high ? __builtin_convertvector(*(const part_half_t *)(high + i), part_bits_t) << 16 : none);
+        i += LANES / 2;
     }
-    for (int q = 0; q < cols; q += 2)  // of whole halves of vectors
-        for (int i = 0; i < wide; i += LANES / 2, to += LANES / 2) {
-            int64_t at = (int64_t)q * wide + i;
-            part_bits_t low = __builtin_convertvector(*(const part_half_t *)(line + at), part_bits_t);
-            part_bits_t high = __builtin_convertvector(*(const part_half_t *)(second + at), part_bits_t);
-            *(part_bits_t *)to = low | high << 16;
-        }
+    for (; i < count; i++) to[i] = (low ? low[i] : 0u) | (high ? (uint32_t)high[i] << 16 : 0u);
+}
+
+// A line of pixels in pairs: each with the one `apart` columns on. `begin` columns of zeros come first.
+static void pair_line(uint32_t *to, const map_t *m, int64_t at, int begin, int count, int c, int cols, int apart) {
+    const uint16_t *from = (const uint16_t *)m->data + at;
+    for (int j = 0; j < cols;) {
+        int low = j - begin, high = low + apart, length = 1;
+        int has_low = low >= 0 && low < count, has_high = high >= 0 && high < count;
+        const uint16_t *first = has_low ? from + low * m->pixel : NULL, *second = has_high ? from + high * m->pixel : NULL;
+        if (has_low && has_high && m->pixel == c) length = count - high;
+        if (has_low && has_high) pair_numbers(to, first, second, (int64_t)length * c);
+        else pair_numbers(to, first, second, c);
+        to += (int64_t)length * c, j += length;
+    }
+}
+
+// A row of the gradient: two pixels after two, of `wide` lanes.
+static void pair_row(uint32_t *to, const map_t *m, int64_t at, int count, int c, int wide) {
+    const uint16_t *from = (const uint16_t *)m->data + at;
+    for (int q = 0; q < count; q += 2, from += 2 * m->pixel, to += wide) {
+        if (q + 1 < count) pair_numbers(to, from, from + m->pixel, c);
+        else pair_numbers(to, from, NULL, c);
+        for (int i = c; i < wide; i++) to[i] = 0;
+    }
 }
 
 // What a task of the weights' gradient needs: sums by vectors of filters, of taps × steps, then channels, then the bias.
@@ -360,32 +375,26 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
     const plan_t *k = &s->k;
     const hetconv_t *p = k->p;
     int count = (int)(end - from);
-    int64_t g_line = (int64_t)s->pixels * k->wide, most_cols = most(k->cols + k->sw, k->columns + 2);
-    float *lines = memory, *g = lines + k->lines * k->line, *scratch = g + k->band * g_line;
-    target_t *targets = (target_t *)(scratch + most_cols * most(k->wide, k->inputs) + LANES);
+    int64_t g_line = (int64_t)s->pixels * k->wide;
+    float *lines = memory, *g = lines + k->lines * k->line;
+    target_t *targets = (target_t *)(g + k->band * g_line);
     int64_t *x_at = (int64_t *)(targets + k->band);
-    int needed = lines_for(k, from, end, targets);
-    memset(lines, 0, sizeof(float) * needed * k->line);
+    lines_for(k, from, end, targets);
     for (int i = 0, next = 0; i < count; i++) {
         const target_t *t = &targets[i];
         x_at[i] = t->line * k->line;
         for (int at = most(next, t->line); at <= t->line + span_h(p); next = ++at) {
             int row = row_at(k, t, at);
-            if (!is_there(k, row)) continue;
-            if (!k->pairs) {
-                read_line(k, lines + at * k->line, t->n, row, scratch);
-                continue;
-            }
+            float *line = lines + at * k->line;
             int begin = most(0, k->left), first = begin - k->left, columns = least(k->cols - begin, k->w - first);
-            if (columns > 0)
-                pair_pixels((uint32_t *)lines + at * k->line, (uint16_t *)scratch, &k->from,
-                            place(&k->from, t->n, row) + first * k->from.pixel, begin, columns, k->inputs, k->inputs,
-                            k->cols, k->sw, 1);
+            if (!is_there(k, row) || columns < 1) memset(line, 0, sizeof(float) * k->line);
+            else if (!k->pairs) read_line(k, line, t->n, row, NULL);
+            else
+                pair_line((uint32_t *)line, &k->from, place(&k->from, t->n, row) + first * k->from.pixel, begin, columns,
+                          k->inputs, k->cols, k->sw);
         }
         int64_t at = place(&k->to, t->n, t->row);
-        if (k->pairs)
-            pair_pixels((uint32_t *)g + i * g_line, (uint16_t *)scratch, &k->to, at, 0, k->columns, k->outputs, k->wide,
-                        k->columns, 1, 2);
+        if (k->pairs) pair_row((uint32_t *)g + i * g_line, &k->to, at, k->columns, k->outputs, k->wide);
         else read_pixels(g + i * g_line, k->wide, &k->to, at, k->to.pixel, k->columns, k->outputs);
     }
     int pair = k->pairs ? 2 : 1, run = most(1, EXACT_AFTER / k->columns), spatial = (int)k->taps_size;
@@ -412,22 +421,26 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
 
 static size_t sums_bytes(const sums_t *s) {
     const plan_t *k = &s->k;
-    int64_t most_cols = most(k->cols + k->sw, k->columns + 2);
-    int64_t floats = k->lines * k->line + (int64_t)k->band * s->pixels * k->wide + most_cols * most(k->wide, k->inputs) + LANES;
+    int64_t floats = k->lines * k->line + (int64_t)k->band * s->pixels * k->wide;
     return sizeof(float) * floats + (sizeof(target_t) + sizeof(int64_t)) * k->band;
 }
 
-static int sums_range(const sums_t *s, int64_t from, int64_t end, float *kept) {
-    float *memory = lc_malloc(NULL, sums_bytes(s));
+static int sums_range(const sums_t *s, int64_t from, int64_t end, double *sums) {
+    int64_t numbers = (s->weights + 1) * s->k.wide;
+    char *memory = lc_malloc(NULL, sums_bytes(s) + sizeof(float) * numbers);
     if (!memory) return -1;
-    memset(kept, 0, sizeof(float) * (s->weights + 1) * s->k.wide);
-    for (int64_t at = from; at < end; at += s->k.band)
-        sums_band(s, at, at + s->k.band < end ? at + s->k.band : end, kept, memory);
+    float *kept = (float *)memory;
+    memset(sums, 0, sizeof(double) * numbers);
+    for (int64_t at = from; at < end; at += s->k.band) {
+        memset(kept, 0, sizeof(float) * numbers);
+        sums_band(s, at, at + s->k.band < end ? at + s->k.band : end, kept, kept + numbers);
+        for (int64_t i = 0; i < numbers; i++) sums[i] += kept[i];
+    }
     lc_free(NULL, memory);
     return 0;
 }
 
-static float over_groups(const float *sums, int64_t each, int groups) {
+static float over_groups(const double *sums, int64_t each, int groups) {
     double sum = 0;
     for (int i = 0; i < groups; i++) sum += sums[i * each];
     return (float)sum;
@@ -441,17 +454,17 @@ int lc_hetconv_weight(const hetconv_t *p, int threads) {
     int taps = taps_of(p), middle = middle_of(p), own = p->channels / p->part;
     int64_t rows = (int64_t)p->samples * k->rows, pixels = rows * k->columns;
     k->items = p->channels;  // of a pixel, or of a pair of them
-    k->line = (int64_t)k->cols * k->items;
+    k->line = ((int64_t)k->cols * k->items + LANES - 1) / LANES * LANES;
     s.pixels = k->pairs ? (k->columns + 1) / 2 : k->columns;
-    fit_band(k, (int64_t)s.pixels * k->wide, rows);
+    fit_band(k, (int64_t)s.pixels * k->wide, rows, LEAST_BAND);
     k->taps_size = (int64_t)(taps - 1) * own;
     s.weights = k->taps_size + p->channels;
     int groups = (int)(pixels / GROUP < MOST_GROUPS ? pixels / GROUP : MOST_GROUPS);
     groups = least(most(groups, 1), (int)(rows < MOST_GROUPS ? rows : MOST_GROUPS));
     int64_t each = (s.weights + 1) * k->wide;
-    char *memory = lc_malloc(NULL, sizeof(float) * each * groups + sizeof(int64_t) * s.weights);
+    char *memory = lc_malloc(NULL, sizeof(double) * each * groups + sizeof(int64_t) * s.weights);
     if (!memory) return -1;
-    float *sums = (float *)memory;
+    double *sums = (double *)memory;
     int64_t *at = (int64_t *)(sums + each * groups);
     s.at = at;
     for (int t = 0; t < taps; t++) {
@@ -468,7 +481,7 @@ int lc_hetconv_weight(const hetconv_t *p, int threads) {
     int whole = k->wide / (2 * LANES) * (2 * LANES);
     for (int o = 0; o < p->outputs; o++) {
         int v = o < whole ? o / (2 * LANES) * (2 * LANES) : whole, lanes = lanes_of(vectors_at(v, k->wide)), lane = o - v;
-        const float *of = sums + s.weights * v + lane;
+        const double *of = sums + s.weights * v + lane;
         float *one = p->pointwise_sum ? p->pointwise_sum + (int64_t)o * (p->channels - own) : NULL;
         for (int c = 0; c < p->channels; c++) {
             float centre = over_groups(of + (k->taps_size + c) * lanes, each, groups);
