@@ -145,6 +145,7 @@ class _Doubled(HetConv2d):
         lambda: HetConv2d(8, 12, 3, padding=1, arrangement="blocked"),
         lambda: HetConv2d(8, 12, 3, padding=1, part=1),
         lambda: HetConv2d(8, 10, 3, padding=1, part=3, ragged=True),
+        lambda: HetConv2d(8, 2056, 3, padding=1),
     ],
 )
 def test_other_layers_compute_as_before(make, runs):

@@ -196,8 +196,7 @@ static void product_band(const plan_t *k, int64_t from, int64_t end, float *memo
             float *y = straight ? (float *)k->to.data + at : out + (int64_t)i * k->columns * k->wide;
             row.y_step = straight ? k->to.pixel : k->wide;
             dot_fn *const *of = DOTS[k->pairs][log2_of(p->part)][vectors];
-            int q = 0;
-            for (int size = LARGEST[vectors]; size >= 0; size--) {
+            for (int q = 0, size = LARGEST[vectors]; size >= 0; size--) {
                 int tiles = (k->columns - q) >> size;
                 if (tiles) of[size](&row, x + q * row.step, y + q * row.y_step + v, tiles);
                 q += tiles << size;
@@ -230,27 +229,47 @@ INLINE void put(const plan_t *k, float *to, int64_t step, int lanes, int lane, i
     else ((uint16_t *)to)[2 * (step * lanes + lane) + channel] = rounded(value);
 }
 
+// Where an output's lane is among the vectors: the first lane of its block, and the block's lanes.
+typedef struct { int v, lanes, lane; } lane_t;
+
+INLINE lane_t lane_of(int output, int wide) {
+    int whole = wide / (2 * LANES) * (2 * LANES), v = output < whole ? output / (2 * LANES) * (2 * LANES) : whole;
+    return (lane_t){v, lanes_of(vectors_at(v, wide)), output - v};
+}
+
+// Channels whose weights are put in place, or taken from there, for one filter after the other: lines of the cache are
+// filled by the filters that share them.
+#define RUN 32
+
+// Where filter o's weights begin from channel c on, a multiple of P.
+static int64_t others_at(const hetconv_t *p, int o, int c) {
+    return (int64_t)o * (p->channels - p->channels / p->part) + c - c / p->part;
+}
+
+static int64_t kernel_at(const hetconv_t *p, int o, int c) {
+    return ((int64_t)o * (p->channels / p->part) + c / p->part) * taps_of(p);
+}
+
 // Weights as the loops read them: blocks of one or two vectors of outputs.
 static void pack(plan_t *k) {
     const hetconv_t *p = k->p;
-    int taps = taps_of(p), middle = middle_of(p), part = p->part, steps = k->items / part, own = p->channels / part;
-    int whole = k->wide / (2 * LANES) * (2 * LANES);
-    for (int o = 0; o < p->outputs; o++) {
-        const float *one = p->pointwise ? p->pointwise + (int64_t)o * (p->channels - own) : NULL;
-        for (int c = 0; c < p->channels; c++) {
-            int in = k->back ? o : c, out = k->back ? c : o;
-            int v = out < whole ? out / (2 * LANES) * (2 * LANES) : whole, lanes = lanes_of(vectors_at(v, k->wide));
-            int lane = out - v, step = in / part, half = step % 2, at = k->pairs ? step / 2 : step;
-            int item = at * part + in % part;
-            float *w = k->taps + k->taps_size * v, *centre_w = k->centre + k->centre_size * v;
-            if ((c - o) % part) {
-                put(k, centre_w, item, lanes, lane, half, *one++);
+    int taps = taps_of(p), middle = middle_of(p), part = p->part, steps = k->items / part;
+    for (int first = 0, o = 0; first < p->channels; first += ++o < p->outputs ? 0 : RUN, o %= p->outputs) {
+        const float *one = p->pointwise + others_at(p, o, first), *kernel = p->spatial + kernel_at(p, o, first);
+        for (int c = first; c < least(first + RUN, p->channels); c++) {
+            int in = k->back ? o : c;
+            lane_t to = lane_of(k->back ? c : o, k->wide);
+            int step = in >> log2_of(part), half = step & k->pairs, of = step >> k->pairs, j = in & (part - 1);
+            float *w = k->taps + k->taps_size * to.v, *centre_w = k->centre + k->centre_size * to.v;
+            if ((c ^ o) & (part - 1)) {
+                put(k, centre_w, of * part + j, to.lanes, to.lane, half, *one++);
                 continue;
             }
-            const float *kernel = p->spatial + ((int64_t)o * own + c / part) * taps;
-            put(k, centre_w, item, lanes, lane, half, kernel[middle]);
+            put(k, centre_w, of * part + j, to.lanes, to.lane, half, kernel[middle]);
             for (int t = 0, packed = 0; t < taps; t++)
-                if (t != middle) put(k, w, (int64_t)packed++ * steps + at, lanes, lane, half, kernel[k->back ? taps - 1 - t : t]);
+                if (t != middle)
+                    put(k, w, (int64_t)packed++ * steps + of, to.lanes, to.lane, half, kernel[k->back ? taps - 1 - t : t]);
+            kernel += taps;
         }
     }
     if (p->bias && !k->back) memcpy(k->bias, p->bias, sizeof(float) * p->outputs);
@@ -440,12 +459,6 @@ static int sums_range(const sums_t *s, int64_t from, int64_t end, double *sums) 
     return 0;
 }
 
-static float over_groups(const double *sums, int64_t each, int groups) {
-    double sum = 0;
-    for (int i = 0; i < groups; i++) sum += sums[i * each];
-    return (float)sum;
-}
-
 // The gradients of weights and bias from x and the gradient in y. Any number of threads gives the same bits: the groups'
 // sums are added in order.
 int lc_hetconv_weight(const hetconv_t *p, int threads) {
@@ -478,25 +491,25 @@ int lc_hetconv_weight(const hetconv_t *p, int threads) {
         for (int i = 0; i < groups; i++) failed |= sums_range(&s, rows * i / groups, rows * (i + 1) / groups, sums + i * each);
     } else
         for (int i = 0; i < groups; i++) failed |= sums_range(&s, rows * i / groups, rows * (i + 1) / groups, sums + i * each);
-    int whole = k->wide / (2 * LANES) * (2 * LANES);
-    for (int o = 0; o < p->outputs; o++) {
-        int v = o < whole ? o / (2 * LANES) * (2 * LANES) : whole, lanes = lanes_of(vectors_at(v, k->wide)), lane = o - v;
-        const double *of = sums + s.weights * v + lane;
-        float *one = p->pointwise_sum ? p->pointwise_sum + (int64_t)o * (p->channels - own) : NULL;
-        for (int c = 0; c < p->channels; c++) {
-            float centre = over_groups(of + (k->taps_size + c) * lanes, each, groups);
-            if ((c - o) % p->part) {
-                *one++ = centre;
-                continue;
+    for (int i = 1; i < groups; i++)
+        for (int64_t number = 0; number < each; number++) sums[number] += sums[i * each + number];
+    for (int first = 0; first < p->channels; first += RUN)
+        for (int o = 0; o < p->outputs; o++) {
+            lane_t lane = lane_of(o, k->wide);
+            const double *of = sums + s.weights * lane.v + lane.lane;
+            float *one = p->pointwise_sum + others_at(p, o, first), *kernel = p->spatial_sum + kernel_at(p, o, first);
+            for (int c = first; c < least(first + RUN, p->channels); c++) {
+                float centre = (float)of[(k->taps_size + c) * lane.lanes];
+                if ((c ^ o) & (p->part - 1)) {
+                    *one++ = centre;
+                    continue;
+                }
+                int step = c >> log2_of(p->part);
+                for (int t = 0; t < taps; t++)
+                    *kernel++ = t == middle ? centre : (float)of[((int64_t)(t - (t > middle)) * own + step) * lane.lanes];
             }
-            float *kernel = p->spatial_sum + ((int64_t)o * own + c / p->part) * taps;
-            kernel[middle] = centre;
-            for (int t = 0; t < taps; t++)
-                if (t != middle)
-                    kernel[t] = over_groups(of + ((int64_t)(t - (t > middle)) * own + c / p->part) * lanes, each, groups);
         }
-        if (p->bias_sum) p->bias_sum[o] = over_groups(sums + s.weights * k->wide + o, each, groups);
-    }
+    for (int o = 0; o < p->outputs && p->bias_sum; o++) p->bias_sum[o] = (float)sums[s.weights * k->wide + o];
     lc_free(NULL, memory);
     return failed;
 }
