@@ -41,15 +41,17 @@ static void product_band(const plan_t *k, int64_t from, int64_t end, float *memo
                      .steps = k->items / p->part, .items = k->items};
         for (int i = 0; i < count; i++) {
             const target_t *t = &targets[i];
-            row.rows = row.count = 0, row.centre = -1;
+            row.rows = row.count = 0, row.centre = row.two.x = -1;
             for (int r = 0, packed = 0; r < p->r; r++) {
                 int there = is_there(k, t->row * k->sh + r * p->dh - k->top), centre = r == p->r / 2;
                 int64_t x = r * p->dh * k->line;
-                if (there && rows_of_threes && !centre) threes[row.rows++] = (tap_t){x, packed * row.tap};
+                tap_t first = {x, packed * row.tap};
+                if (there && rows_of_threes && centre) row.two = first;
+                else if (there && rows_of_threes) threes[row.rows++] = first;
                 for (int s = 0; s < p->s; s++, x += (int64_t)p->dw * k->items) {
                     int middle = centre && s == p->s / 2;
                     if (there && middle) row.centre = x;
-                    if (there && !middle && (centre || !rows_of_threes))
+                    if (there && !middle && !rows_of_threes)
                         for (int j = 0; j < row.steps; j++)
                             list[row.count++] = (tap_t){x + j * p->part, packed * row.tap + (int64_t)j * lanes};
                     packed += !middle;
@@ -191,12 +193,12 @@ typedef struct {
 } sums_t;
 
 // What a row of the gradient adds to the bias's sums.
-static void totals(const sums_t *s, const float *g, float *sums) {
+static void totals(const sums_t *s, const float *g, int64_t step, float *sums) {
     const plan_t *k = &s->k;
     for (int v = 0; v < k->wide; v += LANES / 2) {
         part_t sum[2] = {{0}};
         for (int q = 0; q < s->pixels; q++) {
-            part_t both = *(const part_t *)(g + (int64_t)q * k->wide + v);
+            part_t both = *(const part_t *)(g + q * step + v);
             if (k->pairs) {
                 sum[0] += (part_t)((part_bits_t)both << 16);
                 sum[1] += (part_t)((part_bits_t)both & 0xffff0000u);
@@ -221,10 +223,11 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
     const plan_t *k = &s->k;
     const hetconv_t *p = k->p;
     int count = (int)(end - from);
+    int straight = k->to.element == FLOAT32 && k->outputs == k->wide;
     int64_t g_line = (int64_t)s->pixels * k->wide;
     float *lines = memory, *g = lines + k->lines * k->line;
     target_t *targets = (target_t *)(g + k->band * g_line);
-    int64_t *x_at = (int64_t *)(targets + k->band);
+    int64_t *x_at = (int64_t *)(targets + k->band), *g_at = x_at + k->band;
     lines_for(k, from, end, targets);
     for (int i = 0, next = 0; i < count; i++) {
         const target_t *t = &targets[i];
@@ -240,13 +243,15 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
                           k->inputs, k->cols, k->sw);
         }
         int64_t at = place(&k->to, t->n, t->row);
+        g_at[i] = straight ? at : i * g_line;
         if (k->pairs) pair_row((uint32_t *)g + i * g_line, &k->to, at, k->columns, k->outputs, k->wide);
-        else read_pixels(g + i * g_line, k->wide, &k->to, at, k->to.pixel, k->columns, k->outputs);
+        else if (!straight) read_pixels(g + i * g_line, k->wide, &k->to, at, k->to.pixel, k->columns, k->outputs);
     }
     int pair = k->pairs ? 2 : 1, run = most(1, EXACT_AFTER / k->columns), spatial = (int)k->taps_size;
     int steps = p->channels / p->part;
-    rows_t rows = {.x = lines, .g = g, .x_at = x_at, .step = (int64_t)pair * k->sw * k->inputs, .g_step = k->wide,
-                   .g_line = g_line, .next = k->inputs, .tap = steps, .pixels = s->pixels};
+    rows_t rows = {.x = lines, .g = straight ? k->to.data : g, .x_at = x_at, .g_at = g_at, .pixels = s->pixels,
+                   .step = (int64_t)pair * k->sw * k->inputs, .g_step = straight ? k->to.pixel : k->wide,
+                   .next = k->inputs, .tap = steps};
     for (int v = 0; v < k->wide; v += 2 * LANES) {
         int vectors = vectors_at(v, k->wide), lanes = lanes_of(vectors);
         float *own = kept + s->weights * v;
@@ -262,13 +267,13 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
         run_sums(&rows, s->at, all, LARGEST[vectors], spatial, (int)s->weights, v, lanes, count, run, own);
     }
     float *bias = kept + s->weights * k->wide;
-    if (p->bias_sum) for (int i = 0; i < count; i++) totals(s, g + i * g_line, bias);
+    if (p->bias_sum) for (int i = 0; i < count; i++) totals(s, rows.g + g_at[i], rows.g_step, bias);
 }
 
 static size_t sums_bytes(const sums_t *s) {
     const plan_t *k = &s->k;
     int64_t floats = k->lines * k->line + (int64_t)k->band * s->pixels * k->wide;
-    return sizeof(float) * floats + (sizeof(target_t) + sizeof(int64_t)) * k->band;
+    return sizeof(float) * floats + (sizeof(target_t) + 2 * sizeof(int64_t)) * k->band;
 }
 
 // Likewise a range of rows, band after band; `sums` begin at zero.

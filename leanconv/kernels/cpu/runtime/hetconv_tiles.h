@@ -63,6 +63,7 @@ INLINE part_t pairs_part_t(part_t sum, part_t a, part_t b) {
 typedef struct { int64_t x, w; } tap_t;
 typedef struct {
     const tap_t *threes;         // rows of a kernel with three taps side by side: an input that is read serves them all
+    tap_t two;                   // the centre's row, without it; x -1: not on the map
     const tap_t *taps;           // steps of other taps
     const float *w, *centre_w, *bias;
     int64_t step, y_step, tap;   // from a pixel to the next: items, and floats of results; weights of a tap
@@ -94,6 +95,23 @@ typedef struct {
                     }                                                                                                  \
                 }                                                                                                      \
             }                                                                                                          \
+            if (k->two.x >= 0) {                                                                                       \
+                const float *a = x + k->two.x, *w = k->w + k->two.w;                                                   \
+                for (int s = k->steps; s > 0; s--, a += P, w += V * L) {                                               \
+                    TYPE weight[2][V];                                                                                 \
+                    _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) {                                              \
+                        weight[0][v] = *(const TYPE *)(w + v * L);                                                     \
+                        weight[1][v] = *(const TYPE *)(w + tap + v * L);                                               \
+                    }                                                                                                  \
+                    _Pragma("GCC unroll 10") for (int i = 0; i < N + 2; i++) {                                         \
+                        TYPE many = TYPE##_repeated##P(a + i * step);                                                  \
+                        _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) {                                          \
+                            if (i < N) sum[i][v] = KIND##_##TYPE(sum[i][v], weight[0][v], many);                       \
+                            if (i >= 2) sum[i - 2][v] = KIND##_##TYPE(sum[i - 2][v], weight[1][v], many);              \
+                        }                                                                                              \
+                    }                                                                                                  \
+                }                                                                                                      \
+            }                                                                                                          \
             for (int t = 0; t < k->count; t++) {                                                                       \
                 const float *a = x + k->taps[t].x, *w = k->w + k->taps[t].w;                                           \
                 _Pragma("GCC unroll 8") for (int i = 0; i < N; i++) {                                                  \
@@ -117,11 +135,11 @@ typedef struct {
     }
 typedef void dot_fn(const row_t *, const float *, float *, int);
 
-// Rows of pixels for the sums of weights: rows of x begin at `x_at`, those of the gradient lie one after the other.
+// Rows of pixels for the sums of weights, of x and of the gradient: where each begins.
 typedef struct {
     const float *x, *g;
-    const int64_t *x_at;
-    int64_t step, g_step, g_line;  // items from a pixel to the next, and from a row to the next
+    const int64_t *x_at, *g_at;
+    int64_t step, g_step;          // items from a pixel to the next
     int64_t next, tap;             // items from a pixel to the tap beside it; weights of a tap
     int pixels;                    // of a row
 } rows_t;
@@ -135,7 +153,7 @@ typedef struct {
         _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)                                                            \
             _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) sum[i][v] = (TYPE){0};                                 \
         for (int row = from; row < end; row++) {                                                                       \
-            const float *x = k->x + k->x_at[row], *g = k->g + row * k->g_line + v0, *a[N];                             \
+            const float *x = k->x + k->x_at[row], *g = k->g + k->g_at[row] + v0, *a[N];                             \
             _Pragma("GCC unroll 8") for (int i = 0; i < N; i++) a[i] = x + at[i];                                      \
             int64_t off = 0;                                                                                           \
             for (int q = k->pixels; q > 0; q--, off += step, g += g_step) {                                            \
@@ -163,7 +181,7 @@ typedef void sum_fn(const rows_t *, int, int, int, const int64_t *, float *);
             _Pragma("GCC unroll 3") for (int j = 0; j < 3; j++)                                                        \
                 _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) sum[i][j][v] = (TYPE){0};                          \
         for (int row = from; row < end; row++) {                                                                       \
-            const float *x = k->x + k->x_at[row], *g = k->g + row * k->g_line + v0, *a[N];                             \
+            const float *x = k->x + k->x_at[row], *g = k->g + k->g_at[row] + v0, *a[N];                             \
             TYPE seen[N][3];                                                                                           \
             _Pragma("GCC unroll 4") for (int i = 0; i < N; i++) {                                                      \
                 a[i] = x + at[i];                                                                                      \
