@@ -13,25 +13,56 @@
 // Whether rows of a kernel have three taps side by side, and are worth it: two vectors of filters are no longer held up by
 // reading.
 static int in_threes(const plan_t *k) {
-    return k->p->s == 3 && k->p->dw == 1 && k->sw == 1 && k->wide <= LANES;
+    return k->p->s == 3 && k->p->dw == 1 && k->sw == 1 && k->uw == 1 && k->wide <= LANES;
 }
 
 // The row of the map that a line of a row of results has.
 static int row_at(const plan_t *k, const target_t *t, int line) { return t->row * k->sh - k->top + line - t->line; }
 
+// Which rows of the kernel lie on the map, and the phase, as one number: most rows of results have the same taps. 0: too
+// many for one.
+static uint64_t met_by(const plan_t *k, int row, int phase) {
+    const hetconv_t *p = k->p;
+    uint64_t key = phase + 1;
+    if (p->r > 40 || phase > 1 << 20) return 0;
+    for (int r = 0; r < p->r; r++) key = 2 * key + is_there(k, row * k->sh + r * p->dh - k->top);
+    return key;
+}
+
+// The taps of a row of results that lie on the map, for every uw-th column from `phase` on.
+static void list_taps(const plan_t *k, row_t *to, tap_t *threes, tap_t *list, int row, int phase, int lanes) {
+    const hetconv_t *p = k->p;
+    to->rows = to->count = 0, to->centre = to->two.x = -1;
+    for (int r = 0, packed = 0; r < p->r; r++) {
+        int there = is_there(k, row * k->sh + r * p->dh - k->top), centre = r == p->r / 2, three = there && in_threes(k);
+        tap_t first = {r * p->dh * k->line, packed * to->tap};
+        if (three && centre) to->two = first;
+        else if (three) threes[to->rows++] = first;
+        for (int s = 0; s < p->s; s++) {
+            int middle = centre && s == p->s / 2, column = phase + s * p->dw - k->left, at = floor_div(column, k->uw);
+            int64_t x = first.x + (int64_t)(at + k->zeros) * k->items, w = packed * to->tap;
+            int met = there && at * k->uw == column;
+            if (met && middle) to->centre = x;
+            else if (met && !three)
+                for (int j = 0; j < to->steps; j++) list[to->count++] = (tap_t){x + j * p->part, w + (int64_t)j * lanes};
+            packed += !middle;
+        }
+    }
+}
+
 // Rows from..end of all samples' results.
 static void product_band(const plan_t *k, int64_t from, int64_t end, float *memory) {
     const hetconv_t *p = k->p;
-    int count = (int)(end - from), rows_of_threes = in_threes(k);
+    int count = (int)(end - from);
     int straight = k->to.element == FLOAT32 && k->outputs == k->wide;
-    float *lines = memory, *out = lines + k->lines * k->line, *scratch = out + (int64_t)k->band * k->columns * k->wide;
-    target_t *targets = (target_t *)(scratch + (int64_t)k->w * k->items + LANES);
+    float *lines = memory, *out = lines + k->lines * k->line;
+    target_t *targets = (target_t *)(out + (int64_t)k->band * k->columns * k->wide);
     tap_t *threes = (tap_t *)(targets + k->band), *list = threes + p->r;
     lines_for(k, from, end, targets);
     for (int i = 0, next = 0; i < count; i++)
         for (int at = most(next, targets[i].line); at <= targets[i].line + span_h(p); next = ++at) {
             int row = row_at(k, &targets[i], at);
-            if (is_there(k, row)) read_line(k, lines + at * k->line, targets[i].n, row, scratch);
+            if (is_there(k, row)) read_line(k, lines + at * k->line, targets[i].n, row);
         }
     const float *w = k->taps, *centre_w = k->centre;
     for (int v = 0; v < k->wide; v += 2 * LANES) {
@@ -39,33 +70,24 @@ static void product_band(const plan_t *k, int64_t from, int64_t end, float *memo
         row_t row = {.threes = threes, .taps = list, .w = w, .centre_w = centre_w, .bias = k->bias + v,
                      .step = (int64_t)k->sw * k->items, .tap = (int64_t)k->items / p->part * lanes,
                      .steps = k->items / p->part, .items = k->items};
+        dot_fn *const *of = DOTS[k->pairs][log2_of(p->part)][vectors];
+        uint64_t listed = 0;
         for (int i = 0; i < count; i++) {
             const target_t *t = &targets[i];
-            row.rows = row.count = 0, row.centre = row.two.x = -1;
-            for (int r = 0, packed = 0; r < p->r; r++) {
-                int there = is_there(k, t->row * k->sh + r * p->dh - k->top), centre = r == p->r / 2;
-                int64_t x = r * p->dh * k->line;
-                tap_t first = {x, packed * row.tap};
-                if (there && rows_of_threes && centre) row.two = first;
-                else if (there && rows_of_threes) threes[row.rows++] = first;
-                for (int s = 0; s < p->s; s++, x += (int64_t)p->dw * k->items) {
-                    int middle = centre && s == p->s / 2;
-                    if (there && middle) row.centre = x;
-                    if (there && !middle && !rows_of_threes)
-                        for (int j = 0; j < row.steps; j++)
-                            list[row.count++] = (tap_t){x + j * p->part, packed * row.tap + (int64_t)j * lanes};
-                    packed += !middle;
-                }
-            }
             const float *x = lines + t->line * k->line;
-            int64_t at = place(&k->to, t->n, t->row);
-            float *y = straight ? (float *)k->to.data + at : out + (int64_t)i * k->columns * k->wide;
-            row.y_step = straight ? k->to.pixel : k->wide;
-            dot_fn *const *of = DOTS[k->pairs][log2_of(p->part)][vectors];
-            for (int q = 0, size = LARGEST[vectors]; size >= 0; size--) {
-                int tiles = (k->columns - q) >> size;
-                if (tiles) of[size](&row, x + q * row.step, y + q * row.y_step + v, tiles);
-                q += tiles << size;
+            float *y = straight ? (float *)k->to.data + place(&k->to, t->n, t->row) : out + (int64_t)i * k->columns * k->wide;
+            int64_t pixel = straight ? k->to.pixel : k->wide;
+            row.y_step = k->uw * pixel;
+            for (int phase = 0; phase < least(k->uw, k->columns); phase++) {  // of the gradient of strided data
+                uint64_t key = met_by(k, t->row, phase);
+                if (!key || key != listed) list_taps(k, &row, threes, list, t->row, phase, lanes);
+                listed = key;
+                int columns = (k->columns - phase + k->uw - 1) / k->uw;
+                for (int q = 0, size = LARGEST[vectors]; size >= 0; size--) {
+                    int tiles = (columns - q) >> size;
+                    if (tiles) of[size](&row, x + q * row.step, y + phase * pixel + q * row.y_step + v, tiles);
+                    q += tiles << size;
+                }
             }
         }
         w += k->taps_size * lanes, centre_w += k->centre_size * lanes;
@@ -76,7 +98,7 @@ static void product_band(const plan_t *k, int64_t from, int64_t end, float *memo
 }
 
 static size_t product_bytes(const plan_t *k) {
-    int64_t floats = k->lines * k->line + (int64_t)k->band * k->columns * k->wide + (int64_t)k->w * k->items + LANES;
+    int64_t floats = k->lines * k->line + (int64_t)k->band * k->columns * k->wide;
     int64_t taps = k->p->r + (int64_t)taps_of(k->p) * k->items / k->p->part;
     return sizeof(float) * floats + sizeof(target_t) * k->band + sizeof(tap_t) * taps;
 }
@@ -152,7 +174,8 @@ static plan_t plan_of(const hetconv_t *p, int back) {
         k.sh = k.sw = 1, k.uh = p->sh, k.uw = p->sw, k.top = span_h(p) - p->top, k.left = span_w(p) - p->left;
     }
     k.pairs = HAS_PAIRS && p->x.element == BFLOAT16;
-    k.cols = (k.columns - 1) * k.sw + span_w(p) + 1;
+    k.zeros = -floor_div(-k.left, k.uw);
+    k.cols = floor_div((k.columns - 1) * k.sw + span_w(p) - k.left, k.uw) + k.zeros + 1;
     k.wide = wide_of(k.outputs, p->part);
     return k;
 }
@@ -235,9 +258,9 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
         for (int at = most(next, t->line); at <= t->line + span_h(p); next = ++at) {
             int row = row_at(k, t, at);
             float *line = lines + at * k->line;
-            int begin = most(0, k->left), first = begin - k->left, columns = least(k->cols - begin, k->w - first);
+            int begin = most(0, k->zeros), first = begin - k->zeros, columns = least(k->cols - begin, k->w - first);
             if (!is_there(k, row) || columns < 1) memset(line, 0, sizeof(float) * k->line);
-            else if (!k->pairs) read_line(k, line, t->n, row, NULL);
+            else if (!k->pairs) read_line(k, line, t->n, row);
             else
                 pair_line((uint32_t *)line, &k->from, place(&k->from, t->n, row) + first * k->from.pixel, begin, columns,
                           k->inputs, k->cols, k->sw);

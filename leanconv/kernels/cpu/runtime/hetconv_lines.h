@@ -10,7 +10,9 @@ typedef struct {
     const hetconv_t *p;
     map_t from, to;
     int inputs, h, w, outputs, rows, columns;  // channels and sizes of both
-    int sh, sw, uh, uw, top, left;             // strides; rows and columns between those of `from`, zeros; padding
+    int sh, sw, top, left;                     // strides and padding
+    int uh, uw;                                // the other way: results that rows and columns of `from` are apart
+    int zeros;                                 // columns of a line before the map's first; negative ones are left out
     int pairs, items;                          // kind of items, and how many of them a pixel of a line has
     int cols;                                  // pixels of a line
     int64_t line;                              // items of a line
@@ -115,22 +117,14 @@ static void write_row(const plan_t *k, const float *from, int64_t at) {
 // Whether a row that taps ask for is there; rows between those of the map are not.
 static int is_there(const plan_t *k, int row) { return row >= 0 && row % k->uh == 0 && row / k->uh < k->h; }
 
-// A row of the map with zeros around it, and between its pixels; `scratch`: for those, a row.
-static void read_line(const plan_t *k, float *to, int64_t n, int row, float *scratch) {
-    int begin = most(0, k->left), first = begin - k->left;  // the first column of the line that is on the map
-    int64_t at = place(&k->from, n, row / k->uh);
-    size_t items = sizeof(float) * k->items;
-    if (k->uw > 1) {
-        memset(to, 0, items * k->cols);
-        read_items(k, scratch, at, k->w);
-        for (int c = (first + k->uw - 1) / k->uw; c < k->w && c * k->uw + k->left < k->cols; c++)
-            memcpy(to + (int64_t)(c * k->uw + k->left) * k->items, scratch + (int64_t)c * k->items, items);
-        return;
-    }
+// A row of the map with zeros around it.
+static void read_line(const plan_t *k, float *to, int64_t n, int row) {
+    int begin = most(0, k->zeros), first = begin - k->zeros;  // the first column of the line that is on the map
     int count = least(k->cols - begin, k->w - first);
+    size_t items = sizeof(float) * k->items;
     if (count < 1) begin = k->cols, count = 0;
     memset(to, 0, items * begin);
-    if (count) read_items(k, to + (int64_t)begin * k->items, at + first * k->from.pixel, count);
+    if (count) read_items(k, to + (int64_t)begin * k->items, place(&k->from, n, row / k->uh) + first * k->from.pixel, count);
     memset(to + (int64_t)(begin + count) * k->items, 0, items * (k->cols - begin - count));
 }
 
