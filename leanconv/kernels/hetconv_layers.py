@@ -1,6 +1,6 @@
 """HetConv by one operator, while it trains on the CPU's kernels.
 
-The layer's forward deals its channels out, convolves them in groups, deals the result back and adds a 1×1. The kernel
+The layer deals its channels out, convolves them in groups, deals the result back and adds a 1×1. The kernel
 moves no channel, and keeps the layer's input alone for the gradient. Where it does not take the map or the geometry,
 the layer computes as before.
 """
@@ -22,13 +22,14 @@ from leanconv.ops import hetconv as ops
 # batch 4 .42x and .43x, 64 to 64 at 16 px and batch 16 .78x and .63x, 128 to 128 at 7 px and batch 8 .97x and .93x, 128
 # to 256 at 14 px and batch 4 .93x and 1.08x, 256 to 256 at 7 px and batch 8 1.1x: there the weights fill the L2 cache.
 _MOST_WEIGHTS = 128 * 128
+_METHOD = "_convolved"  # what the layer's forward calls
 
 
 def replacement(layer: nn.Module) -> tuple[str, Any] | None:
     """A method of a layer that runs the operator, by name; None for other layers."""
     if getattr(type(layer), "name", "") != "hetconv" or not is_ours(layer) or not _is_plain(layer):
         return None
-    return None if "forward" in layer.__dict__ else ("forward", functools.partial(_forward, layer))
+    return None if _METHOD in layer.__dict__ else (_METHOD, functools.partial(_convolved, layer))
 
 
 def _is_plain(layer: Any) -> bool:
@@ -42,11 +43,11 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _forward(layer: Any, x: Tensor) -> Tensor:
+def _convolved(layer: Any, x: Tensor) -> Tensor:
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     if not _is_plain(layer) or not _fits(layer, x, dtype):
-        return type(layer).forward(layer, x)  # type: ignore[no-any-return]
+        return type(layer)._convolved(layer, x)  # type: ignore[no-any-return]
     inputs = layer.spatial, layer.pointwise, layer.bias, layer.stride, layer.padding, layer.dilation
     if through_dispatcher(x):
         return ops.hetconv2d(x, *inputs)  # type: ignore[no-any-return]

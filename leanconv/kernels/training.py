@@ -88,7 +88,7 @@ def use_training_kernels_(model: nn.Module, *, recompute: bool = False) -> Train
     and the activation before them, which then pass their maps on (`normalized_gates`). A depthwise-separable layer that
     keeps the map's size, or both branches of such a SPLConv, run in one kernel, and keep their input alone for the
     gradient (`separable_layers`), and so does a HetConv (`hetconv_layers`). Results are channels_last.
-    Other HetConvs and group convolutions, with narrow groups, run as the dense convolution they equal (`narrow_groups`).
+    Other HetConvs and group convolutions, of narrow groups, run as the dense convolution they equal (`narrow_groups`).
     An `nn.BatchNorm2d` and the activation after it, with or without a residual between them, run in one kernel where
     the source of a module's `forward`, or its `nn.Sequential`, shows that they follow each other (`rewritten`).
     Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
@@ -133,7 +133,7 @@ def _replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
 
 
 def _hetconv_replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
-    """What changes in a HetConv: its forward, and how the layer computes what that does not take."""
+    """What changes in a HetConv: its work, and how the layer does what the kernel does not take."""
     own = hetconv_layers.replacement(module)
     found: list[Replacement] = [(module, *own)] if own else []
     if narrow_groups.is_narrow_hetconv(module):

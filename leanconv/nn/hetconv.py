@@ -91,6 +91,10 @@ class HetConv2d(Operator):
             self.pointwise.normal_().mul_(std[self._others].view_as(self.pointwise))
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
+        return self._convolved(x)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """The layer's work; `kernels.training` puts another one into a module."""
         if not self.grouped:
             return self._conv(x, self.dense_weight(), self.bias, 1)
         spatial, shuffle = self.spatial, self.arrangement == "shifted" and self.part > 1
