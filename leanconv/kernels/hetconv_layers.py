@@ -65,6 +65,7 @@ def _fits(layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
         and x.numel() > 0
         and all(w is None or (w.device == x.device and w.dtype in (x.dtype, torch.float32)) for w in weights)
         and not torch.jit.is_tracing()
+        and not torch.compiler.is_exporting()  # files of other runtimes have no such operator
         and min(ops.output_size(x.shape, layer.spatial.shape, layer.stride, layer.padding, layer.dilation)) > 0
     )
 
