@@ -1,8 +1,9 @@
 """Layers of cheap stages that keep their input alone for the gradient, and compute the maps between once more.
 
 SPConv and SPLConv keep both branches and the blend, and SPConv what lies before its 1×1. A depthwise-separable layer
-that `separable_layers` leaves (strides, wide 1×1s) keeps its stencil's result, HetConv its input a second time with its
-channels in another order. The stencils and 1×1s are computed again, HetConv's convolution is not.
+that `separable_layers` leaves (strides, wide 1×1s) keeps its stencil's result, a HetConv that `hetconv_layers` leaves
+its input a second time with its channels in another order. The stencils and 1×1s are computed again, HetConv's
+convolution is not.
 """
 
 import functools
@@ -41,7 +42,8 @@ def replacement(layer: nn.Module, parts: normalized_gates.Gated | None) -> tuple
 
 def is_ours(layer: Any) -> bool:
     """Whether no subclass of somebody else computes the layer: it may draw numbers, or do more than we know."""
-    methods = (getattr(type(layer), name, None) for name in ("forward", "branches", "_dealt", "_conv", "_gated_sum"))
+    names = ("forward", "branches", "_convolved", "_dealt", "_conv", "_gated_sum")
+    methods = (getattr(type(layer), name, None) for name in names)
     return all(getattr(method, "__module__", "leanconv").startswith("leanconv.") for method in methods if method)
 
 

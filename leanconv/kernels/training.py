@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from leanconv.kernels import narrow_groups, normalized_gates, recomputed, separable_layers
+from leanconv.kernels import hetconv_layers, narrow_groups, normalized_gates, recomputed, separable_layers
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import through_dispatcher
 from leanconv.kernels.rewritten import rewritten
@@ -87,8 +87,8 @@ def use_training_kernels_(model: nn.Module, *, recompute: bool = False) -> Train
     They are depthwise `nn.Conv2d`, 1×1 ones of few channels, and the gated sums of SPConv and SPLConv with the norms
     and the activation before them, which then pass their maps on (`normalized_gates`). A depthwise-separable layer that
     keeps the map's size, or both branches of such a SPLConv, run in one kernel, and keep their input alone for the
-    gradient (`separable_layers`). Results are channels_last.
-    Group convolutions and HetConv with narrow groups run as the dense convolution that they equal (`narrow_groups`).
+    gradient (`separable_layers`), and so does a HetConv (`hetconv_layers`). Results are channels_last.
+    Other HetConvs and group convolutions, of narrow groups, run as the dense convolution they equal (`narrow_groups`).
     An `nn.BatchNorm2d` and the activation after it, with or without a residual between them, run in one kernel where
     the source of a module's `forward`, or its `nn.Sequential`, shows that they follow each other (`rewritten`).
     Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
@@ -123,13 +123,23 @@ def _replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
         return [(module, _CONV, functools.partial(_pointwise_forward, module))]
     if isinstance(module, nn.Conv2d) and narrow_groups.is_narrow_conv(module):
         return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
-    if narrow_groups.is_narrow_hetconv(module):
-        return [(module, _GROUPED, False)]
+    if getattr(type(module), "name", "") == "hetconv":
+        return _hetconv_replacements(module, recompute)
     if branches := separable_layers.replacement(module):
         return [(module, *branches), *_gate_replacements(module, recompute)]
     if recompute and (less := recomputed.replacement(module, None)):
         return [(module, *less)]
     return _gate_replacements(module, recompute)
+
+
+def _hetconv_replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
+    """What changes in a HetConv: its work, and how the layer does what the kernel does not take."""
+    own = hetconv_layers.replacement(module)
+    found: list[Replacement] = [(module, *own)] if own else []
+    if narrow_groups.is_narrow_hetconv(module):
+        return [*found, (module, _GROUPED, False)]
+    less = recomputed.replacement(module, None) if recompute else None
+    return [*found, (module, *less)] if less else found
 
 
 def _gate_replacements(module: nn.Module, recompute: bool) -> list[Replacement]:

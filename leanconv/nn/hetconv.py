@@ -18,6 +18,7 @@ from leanconv.cost import Cost
 from leanconv.nn.base import Operator
 from leanconv.nn.starts import nearest_taps, take_bias_
 from leanconv.ops.channels import deal
+from leanconv.ops.fold import with_diagonal
 from leanconv.ops.padded import pad
 from leanconv.registry import register
 from leanconv.spec import ConvSpec, centred
@@ -90,6 +91,10 @@ class HetConv2d(Operator):
             self.pointwise.normal_().mul_(std[self._others].view_as(self.pointwise))
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
+        return self._convolved(x)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """The layer's work; `kernels.training` puts another one into a module."""
         if not self.grouped:
             return self._conv(x, self.dense_weight(), self.bias, 1)
         spatial, shuffle = self.spatial, self.arrangement == "shifted" and self.part > 1
@@ -258,16 +263,6 @@ def owners(o: int, c: int, part: int, arrangement: str) -> Tensor:
     if arrangement == "blocked":
         return filters // (o // part) == channels // (c // part)
     return (channels - filters) % part == 0
-
-
-def with_diagonal(rows: Tensor) -> Tensor:
-    """`... P P-1 -> ... P P`, zeros on the diagonal; by padding alone: indices would be as large as what they place.
-
-    Row after row, a zero stands first, and then one after every P numbers.
-    """
-    p = rows.shape[-2]
-    tail = F.pad(rows.flatten(-2).unflatten(-1, (p - 1, p)), (0, 1))  # ... P-1 P+1
-    return F.pad(tail.flatten(-2), (1, 0)).unflatten(-1, (p, p))
 
 
 def _divides(spec: ConvSpec, part: int) -> bool:

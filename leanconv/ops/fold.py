@@ -75,6 +75,16 @@ def pad_taps(weight: Tensor, kernel: tuple[int, int]) -> Tensor:
     return F.pad(weight, (ds // 2, ds // 2, dr // 2, dr // 2))
 
 
+def with_diagonal(rows: Tensor) -> Tensor:
+    """`... P P-1 -> ... P P`, zeros on the diagonal; by padding alone: indices would be as large as what they place.
+
+    Row after row, a zero stands first, and then one after every P numbers.
+    """
+    p = rows.shape[-2]
+    tail = F.pad(rows.flatten(-2).unflatten(-1, (p - 1, p)), (0, 1))  # ... P-1 P+1
+    return F.pad(tail.flatten(-2), (1, 0)).unflatten(-1, (p, p))
+
+
 def ungroup(weight: Tensor, groups: int) -> Tensor:
     """A grouped kernel as the dense one with zero blocks: `O C/G R S -> O C R S`."""
     if groups == 1:

@@ -70,7 +70,10 @@ def test_compiles_as_one_graph_and_takes_autocast_and_one_sample(layer):
 @needs_kernels
 def test_wide_groups_stay():
     layers = nn.Sequential(
-        conv(64, 64, 2), nn.Conv2d(8, 8, 1, groups=2), HetConv2d(128, 128, 3), HetConv2d(5, 7, 3, part=2, ragged=True)
+        conv(64, 64, 2),
+        nn.Conv2d(8, 8, 1, groups=2),
+        HetConv2d(128, 128, 3, arrangement="blocked"),
+        HetConv2d(5, 7, 3, part=2, ragged=True),
     )
     assert use_training_kernels_(layers).layers == []
     assert not narrow(4 * MOST_GROUPS, 2 * MOST_GROUPS)  # too many times the multiplications

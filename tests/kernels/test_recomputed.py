@@ -19,7 +19,7 @@ LAYERS = {
     "splconv": lambda: SPLConv2d(8, 12, 3, padding=1),
     "splconv without stencils": lambda: SPLConv2d(8, 12, 3, stride=2, padding=1, depthwise=False, dilated=False),
     "depthwise_separable": lambda: DepthwiseSeparableConv2d(8, 12, 3, stride=2, padding=1),
-    "hetconv": lambda: HetConv2d(64, 64, 3, padding=1, part=4),
+    "hetconv": lambda: HetConv2d(64, 64, 3, padding=1, padding_mode="reflect", part=4),
 }
 
 

@@ -9,6 +9,7 @@ from leanconv.kernels.cpu.compilation import build
 from leanconv.kernels.cpu.runtime import batch_norm_act as norm_kernels
 from leanconv.kernels.cpu.runtime import depthwise as kernels
 from leanconv.kernels.cpu.runtime import gated_sum as blends
+from leanconv.kernels.cpu.runtime import hetconv as het_kernels
 from leanconv.kernels.cpu.runtime import normalized_gated_sum as normalized_blends
 from leanconv.kernels.cpu.runtime import pointwise as pointwise_kernels
 from leanconv.kernels.cpu.runtime import separable_branch as branch_kernels
@@ -16,6 +17,7 @@ from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
 from leanconv.ops import batch_norm_act as norm_act_ops
 from leanconv.ops import depthwise as ops
 from leanconv.ops import gated_sum_training as blend_ops
+from leanconv.ops import hetconv as het_ops
 from leanconv.ops import normalized_gated_sum as norm_ops
 from leanconv.ops import pointwise as pointwise_ops
 from leanconv.ops import separable_branches as branch_ops
@@ -241,6 +243,40 @@ def branches_gradient(
     if plain is not None and plain_grad is not None:
         branch_kernels.gradients(readable(plain_grad), x[:, c:], [], _packed(plain), [], to[1], sums[4:])
     return found, *sums  # type: ignore[return-value]
+
+
+@het_ops.hetconv2d.register_kernel("cpu")
+def hetconv(
+    x: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints
+) -> Tensor:
+    het_ops.check(x, spatial, pointwise, bias, stride, padding, dilation)
+    part = x.shape[1] // spatial.shape[1]
+    if part not in het_kernels.PARTS or not _takes(x, weights=(spatial, pointwise, bias)) or not x.numel():
+        return het_ops.result(x, spatial, pointwise, bias, stride, padding, dilation)
+    y = ops.new_map(x, het_ops.output_size(x.shape, spatial.shape, stride, padding, dilation))
+    weights = _packed(spatial), _packed(pointwise), None if bias is None else _packed(bias)
+    het_kernels.forward(readable(x), *weights, part, _het_geometry(spatial, stride, padding, dilation), y)
+    return y
+
+
+@het_ops.hetconv2d_gradient.register_kernel("cpu")
+def hetconv_gradient(
+    grad: Tensor, x: Tensor, spatial: Tensor, pointwise: Tensor, stride: Ints, padding: Ints, dilation: Ints, of_x: bool
+) -> het_ops.Gradients:
+    part = x.shape[1] // spatial.shape[1]
+    if part not in het_kernels.PARTS or not _takes(x, grad, weights=(spatial, pointwise)) or not x.numel():
+        return het_ops.gradient(grad, x, spatial, pointwise, stride, padding, dilation, of_x)
+    grad, x, geometry = readable(grad), readable(x), _het_geometry(spatial, stride, padding, dilation)
+    found, sums = x.new_empty(0), het_ops.new_sums(x, spatial, pointwise)
+    if of_x:
+        found = ops.new_map(x, x.shape)
+        het_kernels.data_gradient(grad, _packed(spatial), _packed(pointwise), part, geometry, found)
+    het_kernels.weight_gradient(grad, x, part, geometry, sums)
+    return found, *sums  # type: ignore[return-value]
+
+
+def _het_geometry(spatial: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> het_kernels.Geometry:
+    return het_kernels.Geometry(spatial.shape[2:], stride, padding, dilation)  # type: ignore[arg-type]
 
 
 def _kernels(*weights: Tensor | None) -> list[Tensor]:

@@ -102,6 +102,8 @@ SHOWN = {
     "lc_branch_gradients": f"{ROOM}/test_separable_branch.py::test_integers_are_exact",
     "lc_pointwise": f"{ROOM}/test_pointwise.py::test_integers_are_exact",
     "lc_pointwise_weight": f"{ROOM}/test_pointwise.py::test_integers_are_exact",
+    "lc_hetconv": f"{ROOM}/test_hetconv.py::test_integers_are_exact",
+    "lc_hetconv_weight": f"{ROOM}/test_hetconv.py::test_integers_are_exact",
     "lc_gated_sum": f"{ROOM}/test_gated_sum.py::test_exact_on_integers",
     "lc_batch_norm_act": f"{ROOM}/test_batch_norm_act.py::test_exact_on_integers",
     "lc_normalized_gated_sum": f"{ROOM}/test_normalized_gated_sum.py::test_exact_on_integers",

@@ -36,8 +36,8 @@ _PARTS = {
         "lc_int8 lc_int8_size lc_int8_vector lc_int8_has_amx",
     ),
     "training": (
-        "separable_branch depthwise gated_sum normalized_gated_sum batch_norm_act pointwise scratch",
-        "lc_branch lc_depthwise lc_pointwise lc_training_size",
+        "hetconv separable_branch depthwise gated_sum normalized_gated_sum batch_norm_act pointwise scratch",
+        "lc_branch lc_depthwise lc_hetconv lc_pointwise lc_training_size",
     ),
 }
 _STUB_FLAGS = ("-O1", "-fPIC")

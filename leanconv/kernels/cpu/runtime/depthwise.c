@@ -260,6 +260,6 @@ int lc_depthwise_weight(const depthwise_t *d, int threads) {
 int lc_training_size(int which) {
     const int sizes[] = {
         sizeof(depthwise_t), sizeof(gated_sum_t), sizeof(norm_gate_t), sizeof(pointwise_t), sizeof(norm_act_t),
-        sizeof(branch_t)};
+        sizeof(branch_t), sizeof(hetconv_t)};
     return sizes[which];
 }

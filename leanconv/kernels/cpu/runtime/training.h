@@ -63,10 +63,21 @@ typedef struct {
     int32_t r[2], s[2], dh[2], dw[2], top[2], left[2];
 } branch_t;
 
+// y[n,p,q,o] = bias[o] + sum over c of w1[o,c] * x[n, c under the kernel's centre] + sum over the c of o's class mod `part`
+// of the other taps of spatial[o,c]; of those c the centre's tap is w1.
+typedef struct {
+    map_t x, y;                                      // N H W C and N P Q O; what is a result in one call is given in another
+    const float *spatial, *pointwise, *bias;         // O × C/part × R·S; O × (C - C/part); O, or NULL
+    float *spatial_sum, *pointwise_sum, *bias_sum;   // where their gradients go; bias_sum NULL: not asked for
+    int32_t samples, channels, outputs, h, w, rows, columns, part, r, s, sh, sw, dh, dw, top, left;
+} hetconv_t;
+
 int lc_branch(const branch_t *p, int threads);
 int lc_branch_gradients(const branch_t *p, int threads);
 int lc_depthwise(const depthwise_t *d, int backward, int threads);
 int lc_depthwise_weight(const depthwise_t *d, int threads);
+int lc_hetconv(const hetconv_t *p, int backward, int threads);
+int lc_hetconv_weight(const hetconv_t *p, int threads);
 int lc_gated_sum(const gated_sum_t *p, int backward, int threads);
 int lc_normalized_gated_sum(const norm_gate_t *p, int backward, int threads);
 int lc_batch_norm_act(const norm_act_t *p, int backward, int threads);

@@ -86,7 +86,22 @@ class Branch(ctypes.Structure):
     ]  # fmt: skip
 
 
-_STRUCTURES = (Depthwise, GatedSum, NormalizedGatedSum, Pointwise, BatchNormAct, Branch)
+class HetConv(ctypes.Structure):
+    _fields_ = [
+        ("x", Map), ("y", Map),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("spatial", "pointwise", "bias", "spatial_sum", "pointwise_sum", "bias_sum")
+        ),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("samples", "channels", "outputs", "h", "w", "rows", "columns", "part", "r", "s", "sh", "sw",
+                         "dh", "dw", "top", "left")
+        ),
+    ]  # fmt: skip
+
+
+_STRUCTURES = (Depthwise, GatedSum, NormalizedGatedSum, Pointwise, BatchNormAct, Branch, HetConv)
 
 
 @functools.lru_cache(1)
@@ -98,10 +113,13 @@ def runtime() -> Any:
     sizes = [ctypes.sizeof(kind) for kind in _STRUCTURES]
     if sizes != [lib.lc_training_size(i) for i in range(len(sizes))]:
         raise BadInput(f"the kernels' runtime was built for other structures than {sizes}: clear the cache")
-    for function in (lib.lc_depthwise, lib.lc_gated_sum, lib.lc_normalized_gated_sum, lib.lc_batch_norm_act):
+    for function in (
+        lib.lc_depthwise, lib.lc_gated_sum, lib.lc_normalized_gated_sum, lib.lc_batch_norm_act, lib.lc_hetconv
+    ):  # fmt: skip
         function.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
     for function in (
-        lib.lc_depthwise_weight, lib.lc_pointwise, lib.lc_pointwise_weight, lib.lc_branch, lib.lc_branch_gradients
+        lib.lc_depthwise_weight, lib.lc_pointwise, lib.lc_pointwise_weight, lib.lc_branch, lib.lc_branch_gradients,
+        lib.lc_hetconv_weight,
     ):  # fmt: skip
         function.argtypes = (ctypes.c_void_p, ctypes.c_int32)
     return lib

@@ -1,0 +1,57 @@
+"""HetConv for training, by `hetconv.c`, for maps of float32 or bfloat16.
+
+Of bfloat16 the products are those of weights in bfloat16 too where the machine has such products (AVX512-BF16). Padding
+is multiplied as zeros: where a number of x or of a gradient is not finite, the gradients of weights of its channel may
+all be NaN.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from leanconv.kernels.cpu.runtime.training_abi import HetConv, Map, checked, runtime
+
+PARTS = (2, 4, 8)  # they divide every vector
+
+
+class Geometry(NamedTuple):
+    """Each a pair: rows, columns."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+
+def _call(x: Tensor, y: Tensor, part: int, geometry: Geometry, pointers: Sequence[Tensor | None]) -> HetConv:
+    """The structure; `pointers`: spatial, pointwise and bias, then where the gradients of those go."""
+    (n, c, h, w), (_, o, rows, columns) = x.shape, y.shape
+    kernel, stride, (top, left), dilation = geometry
+    given = (None if each is None else each.data_ptr() for each in pointers)
+    sizes = (n, c, o, h, w, rows, columns, part, *kernel, *stride, *dilation, top, left)
+    return HetConv(Map.of(x), Map.of(y), *given, *sizes)
+
+
+def forward(
+    x: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, part: int, geometry: Geometry, y: Tensor
+) -> None:
+    """Fill `y`. Maps of one type with channels innermost; weights float32, dense."""
+    call = _call(x, y, part, geometry, (spatial, pointwise, bias, None, None, None))
+    checked(runtime().lc_hetconv(ctypes.addressof(call), 0, torch.get_num_threads()))
+
+
+def data_gradient(
+    grad: Tensor, spatial: Tensor, pointwise: Tensor, part: int, geometry: Geometry, x_grad: Tensor
+) -> None:
+    """Fill `x_grad`."""
+    call = _call(x_grad, grad, part, geometry, (spatial, pointwise, None, None, None, None))
+    checked(runtime().lc_hetconv(ctypes.addressof(call), 1, torch.get_num_threads()))
+
+
+def weight_gradient(grad: Tensor, x: Tensor, part: int, geometry: Geometry, sums: Sequence[Tensor | None]) -> None:
+    """Fill `sums` (float32, dense): the gradients of spatial, of pointwise, and of the bias, unless that is None."""
+    call = _call(x, grad, part, geometry, (None, None, None, *sums))
+    checked(runtime().lc_hetconv_weight(ctypes.addressof(call), torch.get_num_threads()))

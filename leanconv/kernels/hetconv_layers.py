@@ -1,0 +1,83 @@
+"""HetConv by one operator, while it trains on the CPU's kernels.
+
+The layer deals its channels out, convolves them in groups, deals the result back and adds a 1×1. The kernel
+moves no channel, and keeps the layer's input alone for the gradient. Where it does not take the map or the geometry,
+the layer computes as before.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.kernels.cpu import training as cpu
+from leanconv.kernels.cpu.runtime.hetconv import PARTS
+from leanconv.kernels.dispatched import through_dispatcher
+from leanconv.kernels.recomputed import is_ours
+from leanconv.ops import hetconv as ops
+
+# Input times output channels up to which the kernel is not slower than the layer's own convolutions: forward and
+# backward of 3×3, channels_last, one core of an EPYC (AVX-512), float32 and bfloat16. 8 to 8 channels at 128 px and
+# batch 4 .42x and .43x, 64 to 64 at 16 px and batch 16 .78x and .63x, 128 to 128 at 7 px and batch 8 .97x and .93x, 128
+# to 256 at 14 px and batch 4 .93x and 1.08x, 256 to 256 at 7 px and batch 8 1.1x: there the weights fill the L2 cache.
+_MOST_WEIGHTS = 128 * 128
+_METHOD = "_convolved"  # what the layer's forward calls
+
+
+def replacement(layer: nn.Module) -> tuple[str, Any] | None:
+    """A method of a layer that runs the operator, by name; None for other layers."""
+    if getattr(type(layer), "name", "") != "hetconv" or not is_ours(layer) or not _is_plain(layer):
+        return None
+    return None if _METHOD in layer.__dict__ else (_METHOD, functools.partial(_convolved, layer))
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether the kernel has the layer's sizes, and gains by them."""
+    return (
+        layer.arrangement == "shifted"
+        and layer.part in PARTS
+        and layer.in_channels % layer.part == layer.out_channels % layer.part == 0
+        and layer.in_channels * layer.out_channels <= _MOST_WEIGHTS
+        and layer.padding_mode == "zeros"
+    )
+
+
+def _convolved(layer: Any, x: Tensor) -> Tensor:
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    if not _is_plain(layer) or not _fits(layer, x, dtype):
+        return type(layer)._convolved(layer, x)  # type: ignore[no-any-return]
+    inputs = layer.spatial, layer.pointwise, layer.bias, layer.stride, layer.padding, layer.dilation
+    if through_dispatcher(x):
+        return ops.hetconv2d(x, *inputs)  # type: ignore[no-any-return]
+    return _HetConv.apply(x.to(dtype), *inputs)  # type: ignore[no-any-return]
+
+
+def _fits(layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
+    weights = (layer.spatial, layer.pointwise, layer.bias)
+    return (
+        x.dim() == 4
+        and x.shape[1] == layer.in_channels
+        and x.device.type == "cpu"
+        and x.dtype in cpu.TYPES
+        and dtype in cpu.TYPES
+        and x.numel() > 0
+        and all(w is None or (w.device == x.device and w.dtype in (x.dtype, torch.float32)) for w in weights)
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_exporting()  # files of other runtimes have no such operator
+        and min(ops.output_size(x.shape, layer.spatial.shape, layer.stride, layer.padding, layer.dilation)) > 0
+    )
+
+
+class _HetConv(torch.autograd.Function):
+    """`ops.hetconv2d`; a gradient that is itself to have one goes through other operators."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        ops.save(ctx, inputs, None)
+        return cpu.hetconv(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return ops.backward(ctx, grad, ops.hetconv2d_gradient if through_dispatcher(grad) else cpu.hetconv_gradient)

@@ -1,0 +1,217 @@
+"""HetConv in one kernel while it trains: results, gradients, memory, who sees it, and what is left to PyTorch."""
+
+import copy
+
+import pytest
+import torch
+import torch.utils.checkpoint
+from torch import nn
+
+from leanconv.errors import BadInput
+from leanconv.kernels import hetconv_layers
+from leanconv.kernels.training import available, use_training_kernels_
+from leanconv.measure.timing.training import peak_bytes
+from leanconv.nn import HetConv2d
+from tests.kernels.training_cases import assert_same_loss_curve, step
+
+pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
+LAYERS = {
+    "part=4": lambda: HetConv2d(8, 12, 3, padding=1),
+    "part=2, no bias": lambda: HetConv2d(6, 10, 3, padding=1, part=2, bias=False),
+    "part=8, strided": lambda: HetConv2d(16, 40, 3, stride=2, padding=1, part=8),
+    "1x5, dilated": lambda: HetConv2d(8, 12, (1, 5), padding=(1, 3), dilation=(1, 2)),
+}
+
+
+def made(kind="part=4"):
+    torch.manual_seed(0)
+    return LAYERS[kind]()
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How often the operator's kernel ran."""
+    found, inner = [], hetconv_layers.cpu.hetconv
+
+    def counted(*inputs):
+        found.append(inputs)
+        return inner(*inputs)
+
+    monkeypatch.setattr(hetconv_layers.cpu, "hetconv", counted)
+    return found
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_results_and_gradients_are_those_of_float64(kind, frozen, recompute, runs):
+    layer = made(kind)
+    x = 1 + torch.randn(3, layer.in_channels, 9, 11)
+    if frozen:  # the first layer of a network, some of whose weights are held
+        layer.spatial.requires_grad_(False)
+    before, plain, exact = dict(layer.__dict__), copy.deepcopy(layer), copy.deepcopy(layer).double()
+    with use_training_kernels_(layer, recompute=recompute) as kernels:
+        assert kernels.layers == [""]
+        found = step(layer, x, image=frozen)
+    for a, b, c in zip(found, step(plain, x, image=frozen), step(exact, x.double(), image=frozen), strict=True):
+        assert float((a - c).abs().max()) <= 4 * float((b - c).abs().max()) + 4e-6 * max(1.0, float(c.abs().max()))
+    assert len(runs) == 1
+    assert layer.__dict__ == before
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_autocast_is_as_near_to_float32_as_without(kind, runs):
+    layer = made(kind)
+    x = torch.randn(3, layer.in_channels, 9, 11)
+    exact, eager = step(copy.deepcopy(layer), x), step(copy.deepcopy(layer), x, autocast=True)
+    with use_training_kernels_(layer):
+        found = step(layer, x, autocast=True)
+    assert runs[0][0].dtype == torch.bfloat16
+    for a, b, c in zip(found, eager, exact, strict=True):
+        assert a.dtype == b.dtype
+        assert (a.float() - c).norm() <= 1.5 * (b.float() - c).norm()
+
+
+@pytest.mark.parametrize("kind", ["part=4", "part=8, strided"])
+def test_gradients_of_gradients(kind):
+    layer = made(kind)
+    x = torch.randn(2, layer.in_channels, 5, 7, requires_grad=True)
+
+    def penalty():
+        (slope,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), list(layer.parameters()))
+
+    expected = penalty()
+    with use_training_kernels_(layer):
+        for a, b in zip(penalty(), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_compiles_as_one_graph(autocast):
+    layer, x = made(), torch.randn(3, 8, 9, 11)
+    with use_training_kernels_(layer):
+        eager = step(layer, x, autocast)
+        compiled = step(torch.compile(layer, fullgraph=True, backend="aot_eager"), x, autocast)
+    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+
+
+def test_an_exported_graph_has_pytorch_s_operators_alone():
+    layer, x = made(), torch.randn(2, 8, 9, 11)
+    with use_training_kernels_(layer):
+        graph = torch.export.export(layer, (x,)).graph
+    assert not any("leanconv" in str(node.target) for node in graph.nodes)
+
+
+def test_a_network_learns_the_same():
+    torch.manual_seed(1)
+    x, target = torch.randn(16, 3, 12, 12), torch.arange(16) % 4
+
+    def network():
+        parts = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
+        parts += [HetConv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+        parts += [HetConv2d(16, 16, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return nn.Sequential(*parts, nn.Linear(16, 4)).to(memory_format=torch.channels_last)
+
+    assert_same_loss_curve(network, x, target, lr=0.05, steps=12, used=lambda handle: handle.kinds["HetConv2d"] == 2)
+
+
+def test_hooks_of_the_layer_see_what_it_makes(runs):
+    layer, x, seen = made(), torch.randn(2, 8, 9, 11, requires_grad=True), []
+    layer.register_forward_hook(lambda module, inputs, y: seen.append(y))
+    layer.register_full_backward_hook(lambda module, inputs, outputs: seen.append(inputs[0]))
+    with use_training_kernels_(layer):
+        y = layer(x)
+        y.sum().backward()
+    assert len(runs) == 1
+    assert torch.equal(seen[0], y)
+    assert torch.equal(seen[1], x.grad)
+
+
+def test_a_parametrised_weight_is_what_runs(runs):
+    layer, x = made(), torch.randn(2, 8, 9, 11)
+    torch.nn.utils.parametrizations.weight_norm(layer, "spatial")
+    plain = copy.deepcopy(layer)
+    with use_training_kernels_(layer):
+        found = step(layer, x)
+    assert runs
+    for a, b in zip(found, step(plain, x), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+class _Doubled(HetConv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _Doubled(8, 12, 3, padding=1),
+        lambda: HetConv2d(8, 12, 3, padding=1, padding_mode="reflect"),
+        lambda: HetConv2d(8, 12, 3, padding=1, arrangement="blocked"),
+        lambda: HetConv2d(8, 12, 3, padding=1, part=1),
+        lambda: HetConv2d(8, 10, 3, padding=1, part=3, ragged=True),
+        lambda: HetConv2d(8, 2056, 3, padding=1),
+    ],
+)
+def test_other_layers_compute_as_before(make, runs):
+    layer, x = make(), torch.randn(3, 8, 9, 11)
+    plain = copy.deepcopy(layer)
+    with use_training_kernels_(layer):
+        found = step(layer, x)
+    assert not runs
+    for a, b in zip(found, step(plain, x), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_a_map_of_float64_and_one_sample_are_left_to_pytorch(runs):
+    layer, x = made().double(), torch.randn(2, 8, 9, 11, dtype=torch.float64)
+    expected, single = step(copy.deepcopy(layer), x), layer(x[0])
+    with use_training_kernels_(layer):
+        for a, b in zip(step(layer, x), expected, strict=True):
+            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(layer(x[0]), single)
+    assert not runs
+
+
+def test_a_batch_of_none_has_a_result():
+    layer = made()
+    with use_training_kernels_(layer):
+        y = layer(torch.randn(0, 8, 9, 11))
+        y.sum().backward()
+    assert list(y.shape) == [0, 12, 9, 11]
+    assert not layer.spatial.grad.any()
+
+
+def test_a_wrong_number_of_channels_is_named():
+    layer = made()
+    use_training_kernels_(layer)
+    with pytest.raises(BadInput, match="7 channels, the layer takes 8"):
+        layer(torch.randn(1, 7, 6, 6))
+
+
+def test_a_network_takes_no_more_memory_than_a_dense_one():
+    def network(conv):
+        torch.manual_seed(0)
+        parts = []
+        for _ in range(4):
+            parts += [conv(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
+        return nn.Sequential(*parts).to(memory_format=torch.channels_last)
+
+    x = torch.randn(8, 16, 64, 64).contiguous(memory_format=torch.channels_last)
+    held = {}
+    for conv in (nn.Conv2d, HetConv2d):
+        model = network(conv)
+        with use_training_kernels_(model):
+            held[conv] = peak_bytes(lambda model=model: model(x).sum().backward())
+    assert held[HetConv2d] <= held[nn.Conv2d]
+
+
+def test_a_checkpoint_computes_it_again():
+    layer, x = made(), torch.randn(2, 8, 9, 11)
+    use_training_kernels_(layer)
+    plain, again = x.clone().requires_grad_(), x.clone().requires_grad_()
+    layer(plain).square().sum().backward()
+    torch.utils.checkpoint.checkpoint(layer, again, use_reentrant=False).square().sum().backward()
+    assert torch.equal(plain.grad, again.grad)
