@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.convert.fit.moments import Solution, Sums, solve
-from leanconv.convert.fit.refine import Example, error
+from leanconv.convert.fit.refine import Example, divided, error
 from leanconv.copies import copied
 from leanconv.nn import Operator, SPLConv2d
 from leanconv.nn.quiet_gates import SCALE, has_gates
@@ -40,8 +40,7 @@ def become_nearest_(
 
     def keep(factor: Tensor) -> None:
         state = {key: value.clone() for key, value in new.state_dict().items()}
-        targets = [each.times(factor) for each in judged]
-        found.append((error(new, targets, scales=None if scales is None else scales / factor), state, factor))
+        found.append((error(divided(new, factor), judged, scales=scales), state, factor))
 
     for ridge in ridges:
         solution = solve(sums, old, centred=centred, ridge=ridge)

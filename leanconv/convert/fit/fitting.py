@@ -24,7 +24,7 @@ from leanconv.convert.fit.closed_form import become_nearest_
 from leanconv.convert.fit.moments import Sums, patches, sampled
 from leanconv.convert.fit.norms import NUMBERS, affine, difference, output_error, set_statistics_, statistics
 from leanconv.convert.fit.observed import Seen, observed
-from leanconv.convert.fit.refine import EXACT, MEMORY, Example, as_type, error, refine_, settle_norms_
+from leanconv.convert.fit.refine import EXACT, MEMORY, Example, as_type, divided, error, refine_, settle_norms_
 from leanconv.convert.fit.twin import Twin, input_of
 from leanconv.convert.fit.whole import finish_
 from leanconv.convert.tree import Site, move_hooks
@@ -216,14 +216,14 @@ class _Fit:
         solved, factor = factor is not None, torch.ones_like(sums.y) if factor is None else factor
         if not (solved or job.projected):
             settle_norms_(new, examples)
-        targets = [each.times(factor) for each in judged]
         if not solved or (seen.block is None and not _is_linear(new)):
             steps = STEPS if solved or job.projected else FRESH_STEPS
-            shift = difference(new, examples, factor) if bool((factor != 1).any()) else None
-            near, near_judged = ([each.times(factor, shift) for each in part] for part in (examples, judged))
+            near, near_judged = examples, judged
+            if bool((factor != 1).any()):
+                shift = difference(new, examples, factor)
+                near, near_judged = ([each.moved(factor, shift) for each in part] for part in (examples, judged))
             refine_(new, list(new.parameters()), near, near_judged, steps)
-        scales = scales_of(seen)
-        after = error(new, targets, scales=None if scales is None else scales / factor)
+        after = error(divided(new, factor), judged, scales=scales_of(seen))
         if not after <= before:
             new.load_state_dict(kept.state_dict())
             factor = torch.ones_like(factor)

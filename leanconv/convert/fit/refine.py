@@ -28,13 +28,10 @@ class Example:
         positional, named = cloned(self.arguments)
         return module(*positional, **named)
 
-    def times(self, factor: Tensor, shift: Tensor | None = None) -> "Example":
-        """The same with a target of other channels: times a factor, and a shift; each `C`."""
-        if shift is None and bool((factor == 1).all()):
-            return self
-        sizes = (-1, *[1] * (self.target.ndim - 2))
-        moved = self.target.double() * factor.view(sizes)
-        return Example(self.arguments, (moved if shift is None else moved + shift.view(sizes)).to(self.target))
+    def moved(self, factor: Tensor, shift: Tensor) -> "Example":
+        """The same with the target's channels times a factor, plus a shift; each `C`."""
+        factor, shift = (each.view(-1, *[1] * (self.target.ndim - 2)) for each in (factor, shift))
+        return Example(self.arguments, (self.target.double() * factor + shift).to(self.target))
 
     @property
     def bytes(self) -> int:
@@ -81,6 +78,16 @@ def error(module: Callable[..., Tensor], examples: Sequence[Example], *, scales:
             difference += float(rest.square().sum())
             size += float(target.square().sum())
     return (difference / size) ** 0.5 if size else (0.0 if not difference else float("inf"))
+
+
+def divided(module: Callable[..., Tensor], factor: Tensor) -> Callable[..., Tensor]:
+    """The module with each output channel divided by its factor, `C`."""
+
+    def call(*positional: object, **named: object) -> Tensor:
+        y = module(*positional, **named)
+        return y.double() / factor.to(y.device).view(-1, *[1] * (y.ndim - 2))
+
+    return call
 
 
 def refine_(
