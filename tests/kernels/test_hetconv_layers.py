@@ -12,7 +12,13 @@ from leanconv.kernels import hetconv_layers
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.measure.timing.training import peak_bytes
 from leanconv.nn import HetConv2d
-from tests.kernels.training_cases import assert_same_loss_curve, step
+from tests.kernels.training_cases import (
+    assert_compiles_as_one_graph,
+    assert_same_loss_curve,
+    assert_step_as_in_float64,
+    counted,
+    step,
+)
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 LAYERS = {
@@ -31,14 +37,7 @@ def made(kind="part=4"):
 @pytest.fixture
 def runs(monkeypatch):
     """How often the operator's kernel ran."""
-    found, inner = [], hetconv_layers.cpu.hetconv
-
-    def counted(*inputs):
-        found.append(inputs)
-        return inner(*inputs)
-
-    monkeypatch.setattr(hetconv_layers.cpu, "hetconv", counted)
-    return found
+    return counted(monkeypatch, hetconv_layers.cpu, "hetconv")
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -49,12 +48,8 @@ def test_results_and_gradients_are_those_of_float64(kind, frozen, recompute, run
     x = 1 + torch.randn(3, layer.in_channels, 9, 11)
     if frozen:  # the first layer of a network, some of whose weights are held
         layer.spatial.requires_grad_(False)
-    before, plain, exact = dict(layer.__dict__), copy.deepcopy(layer), copy.deepcopy(layer).double()
-    with use_training_kernels_(layer, recompute=recompute) as kernels:
-        assert kernels.layers == [""]
-        found = step(layer, x, image=frozen)
-    for a, b, c in zip(found, step(plain, x, image=frozen), step(exact, x.double(), image=frozen), strict=True):
-        assert float((a - c).abs().max()) <= 4 * float((b - c).abs().max()) + 4e-6 * max(1.0, float(c.abs().max()))
+    before = dict(layer.__dict__)
+    assert_step_as_in_float64(layer, x, image=frozen, recompute=recompute, used=lambda handle: handle.layers == [""])
     assert len(runs) == 1
     assert layer.__dict__ == before
 
@@ -89,11 +84,7 @@ def test_gradients_of_gradients(kind):
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_compiles_as_one_graph(autocast):
-    layer, x = made(), torch.randn(3, 8, 9, 11)
-    with use_training_kernels_(layer):
-        eager = step(layer, x, autocast)
-        compiled = step(torch.compile(layer, fullgraph=True, backend="aot_eager"), x, autocast)
-    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+    assert_compiles_as_one_graph(made(), torch.randn(3, 8, 9, 11), autocast)
 
 
 def test_an_exported_graph_has_pytorch_s_operators_alone():

@@ -12,7 +12,13 @@ from leanconv.kernels import separable_layers
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.measure.timing.training import peak_bytes
 from leanconv.nn import DepthwiseSeparableConv2d, SPLConv2d
-from tests.kernels.training_cases import step, with_random_norms
+from tests.kernels.training_cases import (
+    assert_compiles_as_one_graph,
+    assert_step_as_in_float64,
+    counted,
+    step,
+    with_random_norms,
+)
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 LAYERS = {
@@ -35,14 +41,7 @@ def made(kind):
 @pytest.fixture
 def runs(monkeypatch):
     """How often the operator's kernel ran."""
-    found, inner = [], separable_layers.cpu.branches
-
-    def counted(*inputs):
-        found.append(inputs)
-        return inner(*inputs)
-
-    monkeypatch.setattr(separable_layers.cpu, "branches", counted)
-    return found
+    return counted(monkeypatch, separable_layers.cpu, "branches")
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -52,12 +51,7 @@ def test_results_and_gradients_are_those_of_float64(kind, frozen, recompute, run
     layer, x = made(kind), 1 + torch.randn(3, 8, 9, 11)
     if frozen:  # the first layer of a network, some of whose weights are held
         next(layer.parameters()).requires_grad_(False)
-    plain, exact = copy.deepcopy(layer), copy.deepcopy(layer).double()
-    with use_training_kernels_(layer, recompute=recompute):
-        found = step(layer, x, image=frozen)
-    for a, b, c in zip(found, step(plain, x, image=frozen), step(exact, x.double(), image=frozen), strict=True):
-        allowed = 4 * float((b - c).abs().max()) + 4e-6 * max(1.0, float(c.abs().max()))
-        assert float((a - c).abs().max()) <= allowed
+    assert_step_as_in_float64(layer, x, image=frozen, recompute=recompute)
     assert runs
     assert not {"forward", "branches"} & layer.__dict__.keys()
 
@@ -95,11 +89,7 @@ def test_gradients_of_gradients(kind):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("kind", ["splconv", "depthwise_separable"])
 def test_compiles_as_one_graph(kind, autocast):
-    layer, x = made(kind), torch.randn(3, 8, 9, 11)
-    with use_training_kernels_(layer):
-        eager = step(layer, x, autocast)
-        compiled = step(torch.compile(layer, fullgraph=True, backend="aot_eager"), x, autocast)
-    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+    assert_compiles_as_one_graph(made(kind), torch.randn(3, 8, 9, 11), autocast)
 
 
 @pytest.mark.parametrize("kind", ["splconv", "depthwise_separable"])

@@ -11,7 +11,7 @@ from leanconv.kernels.cpu import training
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.models import UNet
 from leanconv.nn import SPConv2d
-from tests.kernels.training_cases import assert_same_loss_curve
+from tests.kernels.training_cases import assert_compiles_as_one_graph, assert_same_loss_curve
 
 needs_kernels = pytest.mark.skipif(available() is not None, reason=str(available()))
 
@@ -91,11 +91,7 @@ def test_a_copy_calls_its_own_layers_and_a_pickle_survives():
 @pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
 def test_compiles_as_one_graph(autocast):
-    model, x = network(), torch.randn(2, 3, 9, 11)
-    with use_training_kernels_(model):
-        eager = step(model, x, autocast)
-        compiled = step(torch.compile(model, fullgraph=True, backend="aot_eager"), x, autocast)
-    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+    assert_compiles_as_one_graph(network(), torch.randn(2, 3, 9, 11), autocast)
 
 
 @needs_kernels

@@ -1,4 +1,6 @@
-"""What the tests of training kernels share: norms with affine parts, a step, loss curves, one channel of NaN."""
+"""What the tests of training kernels share: norms with affine parts, steps and their errors, loss curves, NaN."""
+
+import copy
 
 import pytest
 import torch
@@ -24,6 +26,37 @@ def step(layer, x, autocast=False, image=False):
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
     wanted = [each for each in (x, *layer.parameters()) if each.requires_grad]
     return [y.detach(), *torch.autograd.grad((y * weights).sum(), wanted)]
+
+
+def counted(monkeypatch, room, name):
+    """The arguments of each call of a room's function, from now on."""
+    found, inner = [], getattr(room, name)
+
+    def noted(*inputs):
+        found.append(inputs)
+        return inner(*inputs)
+
+    monkeypatch.setattr(room, name, noted)
+    return found
+
+
+def assert_step_as_in_float64(layer, x, *, image, recompute, used=lambda handle: True):
+    """A step with the kernels has at most four times the error of one without. `used`: what must hold of the handle."""
+    plain, exact = copy.deepcopy(layer), copy.deepcopy(layer).double()
+    with use_training_kernels_(layer, recompute=recompute) as handle:
+        assert used(handle)
+        found = step(layer, x, image=image)
+    for a, b, c in zip(found, step(plain, x, image=image), step(exact, x.double(), image=image), strict=True):
+        allowed = 4 * float((b - c).abs().max()) + 4e-6 * max(1.0, float(c.abs().max()))
+        assert float((a - c).abs().max()) <= allowed
+
+
+def assert_compiles_as_one_graph(model, x, autocast):
+    """With the kernels, and to the same bits."""
+    with use_training_kernels_(model):
+        eager = step(model, x, autocast)
+        compiled = step(torch.compile(model, fullgraph=True, backend="aot_eager"), x, autocast)
+    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
 
 
 def step_and_buffers(layer, x, **how):

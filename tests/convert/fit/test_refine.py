@@ -47,9 +47,7 @@ def test_the_error_is_relative_and_as_norms_behind_see_it():
     assert error(lambda x: x, [given]) == 0
     scales = 1 / torch.tensor([1.0, 2.0, 3.0, 1e6])[: given.target.shape[1]]
     assert error(lambda x: x + 3, [given], scales=scales) == pytest.approx(0, abs=1e-6)
-    loud = given.moved(
-        1 / scales, torch.zeros_like(scales)
-    )  # which the scales take away
+    loud = given.moved(1 / scales, torch.zeros_like(scales))  # which the scales take away
     halved = error(lambda x: 0.5 * x / scales.view(-1, 1, 1), [loud], scales=scales)
     assert halved == pytest.approx(0.5, rel=1e-6)
     assert error(divided(lambda x: x * 0.1, torch.full_like(scales, 0.1)), [given]) == pytest.approx(0, abs=1e-6)

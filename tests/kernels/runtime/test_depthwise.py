@@ -10,6 +10,7 @@ from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
 from leanconv.ops.depthwise import new_map
 from tests.kernels.depthwise_cases import Case, cases, in_torch, maps, whole_numbers
 from tests.kernels.runtime.fences import assert_touches_nothing_else
+from tests.kernels.runtime.repeated import assert_same_bits
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
 pytestmark = pytest.mark.skipif(runtime() is None, reason="no C compiler")
@@ -57,17 +58,9 @@ def test_no_farther_from_float64_than_pytorch(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_same_bits_again_and_with_more_threads(dtype):
     torch.manual_seed(0)
-    case, threads = Case((3, 40, 23, 29), (3, 3), ((2, 1), (1, 1, 0, 2), (1, 1))), torch.get_num_threads()
+    case = Case((3, 40, 23, 29), (3, 3), ((2, 1), (1, 1, 0, 2), (1, 1)))
     given = maps(case, dtype, torch.randn)
-    try:
-        runs = []
-        for each in (1, 1, 2, 2):
-            torch.set_num_threads(each)
-            runs.append(computed(case, *given))
-    finally:
-        torch.set_num_threads(threads)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+    assert_same_bits(lambda: computed(case, *given))
 
 
 def test_a_nan_reaches_what_reads_it_and_nothing_else():

@@ -10,6 +10,7 @@ from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
 from leanconv.ops.gated_sum import gated_sum
 from leanconv.ops.gated_sum_training import new_map
 from tests.kernels.runtime.fences import assert_touches_nothing_else
+from tests.kernels.runtime.repeated import assert_same_bits
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
 pytestmark = pytest.mark.skipif(runtime() is None, reason="no C compiler")
@@ -60,16 +61,8 @@ def test_exact_on_integers(size, dtype):
 
 def test_the_same_bits_again_and_with_more_threads():
     torch.manual_seed(0)
-    given, threads = [torch.randn(2, 70, 23, 29) for _ in range(3)], torch.get_num_threads()
-    try:
-        runs = []
-        for each in (1, 1, 2, 2):
-            torch.set_num_threads(each)
-            runs.append(computed(*given))
-    finally:
-        torch.set_num_threads(threads)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+    given = [torch.randn(2, 70, 23, 29) for _ in range(3)]
+    assert_same_bits(lambda: computed(*given))
 
 
 def test_a_nan_reaches_its_sample_and_channel_alone():

@@ -14,6 +14,7 @@ from leanconv.ops.depthwise import new_map
 from leanconv.spec import out_length
 from tests.kernels.depthwise_cases import whole_numbers
 from tests.kernels.runtime.fences import assert_touches_nothing_else
+from tests.kernels.runtime.repeated import assert_same_bits
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
 pytestmark = pytest.mark.skipif(runtime() is None, reason="no C compiler")
@@ -112,16 +113,8 @@ def test_integers_are_exact(case, dtype):
 @pytest.mark.parametrize("outputs", [8, 16, 40])
 def test_the_same_bits_again_and_with_more_threads(outputs, dtype):
     case = Case((3, 12, 23, 29), outputs, 4, kernels.Geometry((3, 3), (1, 1), (1, 1), (1, 1)))
-    given, threads = drawn(case, dtype), torch.get_num_threads()
-    try:
-        runs = []
-        for each in (1, 1, 2, 2):
-            torch.set_num_threads(each)
-            runs.append(computed(case, *given))
-    finally:
-        torch.set_num_threads(threads)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+    given = drawn(case, dtype)
+    assert_same_bits(lambda: computed(case, *given))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -5,7 +5,6 @@ The emulation and AMX are one source, but for their registers. Here the emulatio
 
 import ctypes
 import itertools
-import shutil
 import subprocess
 from dataclasses import replace
 
@@ -37,6 +36,7 @@ from tests.kernels.quantized_cases import (
     stencil,
     weights_of,
 )
+from tests.kernels.runtime.amx import machine_code, skip_without_amx
 from tests.kernels.runtime.test_out_of_bounds import Fence
 
 pytestmark = pytest.mark.skipif(not compiler(), reason="no C compiler")
@@ -224,14 +224,9 @@ void configured(int rows, int bytes) { configure(rows, rows, bytes, 64); release
 @pytest.mark.parametrize("level", ["-O1", "-O2", "-O3"])
 def test_the_whole_configuration_is_stored(level, tmp_path):
     """GCC 12 takes it for 8 bytes, and drops the rest unless it is told not to: 8 tiles' bytes and rows."""
-    if not shutil.which("objdump"):
-        pytest.skip("objdump is not installed: apt install binutils")
-    (tmp_path / "c.c").write_text(CONFIGURED)
-    made = [compiler(), level, "-march=native", "-w", f"-I{RUNTIME}", "-c", str(tmp_path / "c.c"), "-o"]
-    subprocess.run([*made, str(tmp_path / "c.o")], check=True)
-    text = subprocess.run(["objdump", "-d", tmp_path / "c.o"], capture_output=True, text=True, check=True).stdout
-    if "ldtilecfg" not in text:
-        pytest.skip(f"{compiler()} does not know AMX: gcc 11 or clang 12 do")
+    (tmp_path / "configured.c").write_text(CONFIGURED)
+    text = machine_code(tmp_path / "configured.c", tmp_path, level, "-w")
+    skip_without_amx(text, "ldtilecfg")
     before = text.split("ldtilecfg")[0]
     assert "%esi" in before or "%si" in before  # the bytes of a row
     assert "%dil" in before or "%edi" in before  # the rows
@@ -239,17 +234,8 @@ def test_the_whole_configuration_is_stored(level, tmp_path):
 
 def test_amx_is_compiled(tmp_path):
     """On any x86: the object has the instructions of 2×2 tiles."""
-    if not shutil.which("objdump"):
-        pytest.skip("objdump is not installed: apt install binutils")
-    code = tmp_path / "amx.o"
-    command = [compiler(), "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-c"]
-    subprocess.run([*command, str(RUNTIME / "int8_tiles_amx.c"), "-o", str(code)], check=True)
-    text = subprocess.run(["objdump", "-d", str(code)], capture_output=True, text=True, check=True).stdout
-    asked = "#if !__has_include(<amxbf16intrin.h>) && !__has_include(<amxintrin.h>)\n#error\n#endif\n"
-    known = subprocess.run([compiler(), "-E", "-x", "c", "-"], input=asked, capture_output=True, text=True)
-    if known.returncode:
-        assert "tdpbusd" not in text
-        pytest.skip(f"{compiler()} does not know AMX: gcc 11 or clang 12 do")
+    text = machine_code(RUNTIME / "int8_tiles_amx.c", tmp_path, "-O3", "-ffp-contract=off")
+    skip_without_amx(text, "tdpbusd")
     assert text.count("tdpbusd") >= 4 + 2 + 2 + 1
     for instruction in ("ldtilecfg", "tileloadd", "tilestored", "tilerelease"):
         assert instruction in text

@@ -12,6 +12,7 @@ from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
 from leanconv.ops.gated_sum import gated_sum
 from leanconv.ops.gated_sum_training import new_map
 from tests.kernels.runtime.fences import assert_touches_nothing_else
+from tests.kernels.runtime.repeated import assert_same_bits
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 from tests.kernels.training_cases import assert_nan_in_channel_alone
 
@@ -100,16 +101,8 @@ def test_a_mean_far_from_zero_leaves_the_variance_its_digits():
 
 
 def test_the_same_bits_again_and_with_more_threads():
-    given, threads = drawn((2, 70, 23, 29), torch.float32), torch.get_num_threads()
-    try:
-        runs = []
-        for each in (1, 1, 2, 2):
-            torch.set_num_threads(each)
-            runs.append(computed(*given, True))
-    finally:
-        torch.set_num_threads(threads)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+    given = drawn((2, 70, 23, 29), torch.float32)
+    assert_same_bits(lambda: computed(*given, True))
 
 
 def test_a_nan_reaches_its_channel_alone():

@@ -11,6 +11,7 @@ from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
 from leanconv.ops.depthwise import new_map
 from tests.kernels.depthwise_cases import whole_numbers
 from tests.kernels.runtime.fences import assert_touches_nothing_else
+from tests.kernels.runtime.repeated import assert_same_bits
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
 pytestmark = pytest.mark.skipif(runtime() is None, reason="no C compiler")
@@ -70,16 +71,8 @@ def test_integers_are_exact(size):
 
 
 def test_the_same_bits_again_and_with_more_threads():
-    given, threads = drawn((2, 20, 23, 29, 30), torch.float32), torch.get_num_threads()
-    try:
-        runs = []
-        for each in (1, 1, 2, 2):
-            torch.set_num_threads(each)
-            runs.append(computed(*given))
-    finally:
-        torch.set_num_threads(threads)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+    given = drawn((2, 20, 23, 29, 30), torch.float32)
+    assert_same_bits(lambda: computed(*given))
 
 
 def test_a_nan_reaches_its_pixel_alone():

@@ -13,6 +13,7 @@ from leanconv.ops.depthwise import new_map
 from leanconv.ops.separable_branches import steps
 from tests.kernels.depthwise_cases import whole_numbers
 from tests.kernels.runtime.fences import assert_touches_nothing_else
+from tests.kernels.runtime.repeated import assert_same_bits
 from tests.kernels.tolerance import DTYPES, assert_no_worse, laid_out
 
 pytestmark = pytest.mark.skipif(runtime() is None, reason="no C compiler")
@@ -88,16 +89,8 @@ def test_integers_are_exact(case):
 @pytest.mark.parametrize("channels", [4, 8, 20])
 def test_the_same_bits_again_and_with_more_threads(channels):
     case = (2, channels, 23, 29), 30, [(3, 3), (3, 5)], [1, 1, 1, 1, 2, 3, 2, 2]
-    given, threads = drawn(case, torch.float32), torch.get_num_threads()
-    try:
-        runs = []
-        for each in (1, 1, 2, 2):
-            torch.set_num_threads(each)
-            runs.append(computed(case, *given))
-    finally:
-        torch.set_num_threads(threads)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+    given = drawn(case, torch.float32)
+    assert_same_bits(lambda: computed(case, *given))
 
 
 @pytest.mark.parametrize("channels", [5, 20])

@@ -4,7 +4,6 @@ The emulation and AMX are one source, but for eight macros. Here the emulation r
 """
 
 import ctypes
-import shutil
 import subprocess
 from dataclasses import replace
 
@@ -25,6 +24,7 @@ from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable, separable
 from leanconv.ops.upsample import Upsample, upsample
 from tests.cpus import HASWELL, SAPPHIRE_RAPIDS, ZEN4
+from tests.kernels.runtime.amx import machine_code, skip_without_amx
 from tests.kernels.runtime.test_out_of_bounds import Fence, dense
 from tests.kernels.tolerance import assert_no_worse, laid_out
 
@@ -349,19 +349,8 @@ def test_the_emulation_is_the_instruction(tmp_path):
 
 def test_amx_is_compiled(tmp_path):
     """On any x86: the object has the instructions of 2×2 tiles, and this process can ask for them."""
-    if not shutil.which("objdump"):
-        pytest.skip("objdump is not installed: apt install binutils")
-    code = tmp_path / "amx.o"
-    made = subprocess.run(
-        [compiler(), "-O3", "-march=native", "-fPIC", "-c", str(RUNTIME / "tiles_amx.c"), "-o", str(code)]
-    )
-    assert made.returncode == 0
-    text = subprocess.run(["objdump", "-d", str(code)], capture_output=True, text=True, check=True).stdout
-    asked = "#if !__has_include(<amxbf16intrin.h>) && !__has_include(<amxintrin.h>)\n#error\n#endif\n"
-    known = subprocess.run([compiler(), "-E", "-x", "c", "-"], input=asked, capture_output=True, text=True)
-    if known.returncode:
-        assert "tdpbf16ps" not in text
-        pytest.skip(f"{compiler()} does not know AMX: gcc 11 or clang 12 do")
+    text = machine_code(RUNTIME / "tiles_amx.c", tmp_path, "-O3")
+    skip_without_amx(text, "tdpbf16ps")
     assert text.count("tdpbf16ps") >= 4 + 2 + 2 + 1
     assert text.count("tilerelease") >= 1
     for instruction in ("ldtilecfg", "tileloadd", "tilestored", "tilezero"):

@@ -60,29 +60,22 @@ INLINE void store_block(const product8_t *p, const block_t *b, const line_t *d, 
     }
 }
 
-#define STORE(name, vectors, mode) \
-    static void name(const product8_t *p, const block_t *b, const line_t *d, factors_t m, const limits_t *k, int64_t x, \
-                     ivec *sums, int count) { store_block(p, b, d, m, k, x, sums, count, vectors, mode); }
-STORE(store_1_clamped, 1, CLAMPED)
-STORE(store_2_clamped, 2, CLAMPED)
-STORE(store_4_clamped, 4, CLAMPED)
-STORE(store_1_added, 1, ADDED)
-STORE(store_2_added, 2, ADDED)
-STORE(store_4_added, 4, ADDED)
-STORE(store_1_blended, 1, BLENDED)
-STORE(store_2_blended, 2, BLENDED)
-STORE(store_4_blended, 4, BLENDED)
-STORE(store_1_general, 1, GENERAL)
-STORE(store_2_general, 2, GENERAL)
-STORE(store_4_general, 4, GENERAL)
+#define STORE(vectors, mode) \
+    static void store_##vectors##_##mode(const product8_t *p, const block_t *b, const line_t *d, factors_t m, \
+                                         const limits_t *k, int64_t x, ivec *sums, int count) { \
+        store_block(p, b, d, m, k, x, sums, count, vectors, mode); \
+    }
+#define EACH_MODE(vectors) \
+    STORE(vectors, CLAMPED) STORE(vectors, ADDED) STORE(vectors, BLENDED) STORE(vectors, GENERAL)
+EACH_MODE(1)
+EACH_MODE(2)
+EACH_MODE(4)
 
 typedef void (*store_t)(
     const product8_t *, const block_t *, const line_t *, factors_t, const limits_t *, int64_t, ivec *, int);
-static const store_t STORES[3][4] = {
-    {store_1_clamped, store_1_added, store_1_blended, store_1_general},
-    {store_2_clamped, store_2_added, store_2_blended, store_2_general},
-    {store_4_clamped, store_4_added, store_4_blended, store_4_general},
-};
+#define NAMES(vectors) \
+    {store_##vectors##_CLAMPED, store_##vectors##_ADDED, store_##vectors##_BLENDED, store_##vectors##_GENERAL}
+static const store_t STORES[3][4] = {NAMES(1), NAMES(2), NAMES(4)};
 
 void ROW(const product8_t *p, const block_t *b, const line_t *d, const uint8_t *packed, factors_t m, int64_t count) {
     ivec sums[BLOCK * 4 + 4] __attribute__((aligned(64))) = {{0}};  // a last pixel is read with what fills four vectors
