@@ -1,4 +1,4 @@
-"""Whether an operator's kernel may be called at once, or goes through PyTorch's dispatcher."""
+"""Whether an operator's kernel may be called at once, goes through PyTorch's dispatcher, or may not be called."""
 
 import torch
 from torch import Tensor
@@ -15,3 +15,8 @@ def through_dispatcher(x: Tensor) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
+
+
+def recorded() -> bool:
+    """Whether the calls become a file (a trace, an export): other runtimes have no operators of ours."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()

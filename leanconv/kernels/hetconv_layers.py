@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.cpu.runtime.hetconv import PARTS
-from leanconv.kernels.dispatched import through_dispatcher
+from leanconv.kernels.dispatched import recorded, through_dispatcher
 from leanconv.kernels.recomputed import is_ours
 from leanconv.ops import hetconv as ops
 
@@ -64,8 +64,7 @@ def _fits(layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
         and dtype in cpu.TYPES
         and x.numel() > 0
         and all(w is None or (w.device == x.device and w.dtype in (x.dtype, torch.float32)) for w in weights)
-        and not torch.jit.is_tracing()
-        and not torch.compiler.is_exporting()  # files of other runtimes have no such operator
+        and not recorded()
         and min(ops.output_size(x.shape, layer.spatial.shape, layer.stride, layer.padding, layer.dilation)) > 0
     )
 

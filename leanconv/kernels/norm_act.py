@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from leanconv.kernels.cpu import training as cpu
-from leanconv.kernels.dispatched import through_dispatcher
+from leanconv.kernels.dispatched import recorded, through_dispatcher
 from leanconv.ops import batch_norm_act as ops
 
 # Numbers of a map below which PyTorch's own is not slower: forward and backward of 128 channels of 8x8 at batch 16
@@ -85,7 +85,7 @@ def _unseen() -> bool:
     """Whether nobody looks at every module's call, traces it, or transforms it by a rule that the operator lacks."""
     functorch = torch._C._functorch.peek_interpreter_stack()
     forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return not _has_any_global_hook() and not torch.jit.is_tracing() and functorch is None and not forward_mode
+    return not _has_any_global_hook() and not recorded() and functorch is None and not forward_mode
 
 
 def _alike(x: Tensor, plus: Any) -> bool:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from leanconv.kernels import normalized_gates
 from leanconv.kernels.cpu import training as cpu
-from leanconv.kernels.dispatched import through_dispatcher
+from leanconv.kernels.dispatched import recorded, through_dispatcher
 from leanconv.kernels.norm_act import watched
 
 
@@ -62,7 +62,7 @@ def _plain(layer: nn.Module, x: Tensor) -> bool:
         not torch.is_grad_enabled()
         or not (x.requires_grad or any(p.requires_grad for p in layer.parameters()))
         or through_dispatcher(x)
-        or torch.jit.is_tracing()
+        or recorded()
         or x.device.type != "cpu"
         or x.dtype not in cpu.TYPES
         or watched(*inner)

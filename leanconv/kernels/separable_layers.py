@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from leanconv.kernels.cpu import training as cpu
-from leanconv.kernels.dispatched import through_dispatcher
+from leanconv.kernels.dispatched import recorded, through_dispatcher
 from leanconv.kernels.norm_act import watched
 from leanconv.kernels.recomputed import is_ours
 from leanconv.ops import separable_branches as ops
@@ -151,7 +151,7 @@ def _fits(x: Tensor, convs: list[Any]) -> bool:
         and x.dtype in cpu.TYPES
         and x.numel() > 0
         and all(w.device == x.device and w.dtype in (x.dtype, torch.float32) for w in weights)
-        and not torch.jit.is_tracing()
+        and not recorded()
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from leanconv.kernels import hetconv_layers, narrow_groups, normalized_gates, recomputed, separable_layers
 from leanconv.kernels.cpu import training as cpu
-from leanconv.kernels.dispatched import through_dispatcher
+from leanconv.kernels.dispatched import recorded, through_dispatcher
 from leanconv.kernels.rewritten import rewritten
 from leanconv.ops import depthwise, gated_sum_training, pointwise
 from leanconv.ops.gated_sum import gated_sum
@@ -183,6 +183,7 @@ def _fits(x: Tensor, *weights: Tensor | None) -> bool:
         and x.device.type == "cpu"
         and x.dtype in cpu.TYPES
         and all(w is None or (w.device == x.device and w.dtype in (x.dtype, torch.float32)) for w in weights)
+        and not recorded()
     )
 
 

@@ -39,7 +39,7 @@ from leanconv.registry import register
 from leanconv.spec import ConvSpec, PaddingMode, pair
 
 LEAST = 0.85  # how far below the first branch's mean the plain one's may start: gates of .7 and .3
-REST_STEPS = 60
+REST_STEPS, LEAST_GATE = 60, 1e-3  # a closed gate divides its branch by no less
 
 
 @register("splconv")
@@ -214,7 +214,7 @@ class SPLConv2d(Operator):
             beta = bias.clamp_min(0).minimum(2 * wide)
             mean = _relu_mean(beta, wide)
             other = torch.zeros_like(mean) if self.plain.bias is None else _partner(mean, bias)
-            gate = (gate + torch.sigmoid(mean - other)) / 2
+            gate = ((gate + torch.sigmoid(mean - other)) / 2).clamp(LEAST_GATE, 1 - LEAST_GATE)
         self.pointwise.weight.copy_((pointwise / gate[:, None])[..., None, None])
         self.plain.weight.copy_((plain / (1 - gate)[:, None])[..., None, None])
         linear_norm_(self.norm, wide.square(), 1.0, beta)

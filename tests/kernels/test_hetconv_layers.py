@@ -87,13 +87,6 @@ def test_compiles_as_one_graph(autocast):
     assert_compiles_as_one_graph(made(), torch.randn(3, 8, 9, 11), autocast)
 
 
-def test_an_exported_graph_has_pytorch_s_operators_alone():
-    layer, x = made(), torch.randn(2, 8, 9, 11)
-    with use_training_kernels_(layer):
-        graph = torch.export.export(layer, (x,)).graph
-    assert not any("leanconv" in str(node.target) for node in graph.nodes)
-
-
 def test_a_network_learns_the_same():
     torch.manual_seed(1)
     x, target = torch.randn(16, 3, 12, 12), torch.arange(16) % 4

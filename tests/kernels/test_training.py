@@ -10,7 +10,7 @@ from torch import nn
 from leanconv.kernels.cpu import training
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.models import UNet
-from leanconv.nn import SPConv2d
+from leanconv.nn import SPConv2d, make
 from tests.kernels.training_cases import assert_compiles_as_one_graph, assert_same_loss_curve
 
 needs_kernels = pytest.mark.skipif(available() is not None, reason=str(available()))
@@ -85,6 +85,19 @@ def test_a_copy_calls_its_own_layers_and_a_pickle_survives():
         assert other[1]._conv_forward.args[0] is other[1]
         assert not torch.equal(model(x), other(x))
         assert torch.equal(model(x), loaded(x))
+
+
+@needs_kernels
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("kind", ["depthwise_separable", "splconv", "spconv", "hetconv(part=4)", "depthwise", "1x1"])
+def test_what_becomes_a_file_has_pytorch_s_operators_alone(kind, recompute):
+    """Other runtimes have none of ours."""
+    plain = {"depthwise": nn.Conv2d(8, 8, 3, padding=1, groups=8), "1x1": nn.Conv2d(8, 8, 1)}
+    layer = plain[kind] if kind in plain else make(kind, in_channels=8, out_channels=8, kernel_size=3, padding=1)
+    model, x = nn.Sequential(layer, nn.BatchNorm2d(8), nn.ReLU()).eval(), torch.randn(2, 8, 9, 11)
+    with use_training_kernels_(model, recompute=recompute):
+        graph = torch.export.export(model, (x,)).graph
+    assert not any("leanconv" in str(node.target) for node in graph.nodes)
 
 
 @needs_kernels

@@ -1,5 +1,6 @@
 """An operator becomes what is nearest to the best dense layer for its inputs."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -49,7 +50,7 @@ def become_nearest_(
         keep(torch.ones_like(sums.y))
         if scales is not None and has_gates(new):
             keep(_quiet_(new, old, solution))
-    _, state, factor = min(found, key=lambda each: each[0])
+    _, state, factor = min(found, key=lambda each: math.inf if math.isnan(each[0]) else each[0])
     new.load_state_dict(state)
     return factor
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from leanconv.convert import Plan, Swap, apply_, plan
 from leanconv.convert.fit import fitting, observed, whole
+from leanconv.convert.fit.batches import Batches
 from leanconv.errors import BadInput
-from leanconv.nn import HetConv2d
+from leanconv.nn import HetConv2d, SPLConv2d
 
 HETCONV = "hetconv(part=4)"
 
@@ -565,6 +566,41 @@ def gated(to, monkeypatch, **options):
 
 def test_a_loud_channel_does_not_decide_for_the_others(monkeypatch):
     assert gated("spconv", monkeypatch, loud=True) < 0.05
+
+
+@pytest.mark.parametrize("to", [HETCONV, "splconv"])
+def test_the_error_of_a_layer_is_that_of_the_norm_behind_it(to, monkeypatch):
+    """Channels of very different loudness, of which the norm makes numbers of its own sizes."""
+    model, x = stack((3, 8, 8)), pictures(128)
+    with torch.no_grad():
+        model[3].weight.mul_(torch.logspace(-1.5, 1.5, 8)[:, None, None, None])
+        settled(model)
+        model[4].weight.uniform_(0.1, 3)
+    for room in (fitting, whole):
+        monkeypatch.setattr(room, "refine_", lambda *given, **named: False)
+    dense, held = copy.deepcopy(model), Batches(x, model).divided()[0]
+    applied = apply_(model, plan(model, x, to=to), init="fit", data=x)
+    with torch.no_grad():
+        want, found = dense[:5](held), model[:5](held)
+        loud, made = dense[:4](held), model[:4](held)
+
+    def relative(a, b):
+        a, b = (each - each.mean((0, 2, 3), keepdim=True) for each in (a, b))
+        return float((a - b).norm() / b.norm())
+
+    assert applied.layers[0].error == pytest.approx(relative(found, want), rel=0.02)
+    assert applied.layers[0].error != pytest.approx(relative(made, loud), rel=0.05)
+
+
+def test_a_gate_that_would_be_closed_leaves_numbers():
+    """A channel so loud that its gate is one to the last bit: the other branch is divided by no zero."""
+    layer = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    with torch.no_grad():
+        layer.weight[0].mul_(3000)
+    new = SPLConv2d(8, 8, 3, padding=1, bias=False)
+    assert new.project_(layer)
+    assert all(bool(p.isfinite().all()) for p in new.parameters())
+    assert bool(new.eval()(torch.randn(2, 8, 6, 6)).isfinite().all())
 
 
 def test_the_factor_is_taken_away_behind_a_norm_of_a_large_eps(monkeypatch):
