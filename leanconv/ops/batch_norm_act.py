@@ -21,7 +21,7 @@ from leanconv.ops.gated_sum_training import new_map
 
 NHWC = torch.channels_last
 KNOWN = ("none", "relu", "relu6", "silu", "hardswish")
-OF_RESIDUALS = ("none", "relu", "relu6")
+OF_RESIDUALS = ("none", "relu")  # PyTorch's own ReLU keeps its result, too; of others it may be written into
 
 
 def check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, act: str) -> None:
@@ -73,7 +73,7 @@ def gradient(
     exact, every = _exact(x), (0, 2, 3)
     normal, through = _normalized(x.to(exact), statistics, eps), grad.to(exact)
     if y is not None:
-        through = through * ((y > 0) & (y < (6 if act == "relu6" else torch.inf)))
+        through = through * (y > 0)
     else:
         through = through * _slope(_affine(normal, weight, bias), act)
     sums = torch.stack([(through * normal).sum(every), through.sum(every)])

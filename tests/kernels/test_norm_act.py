@@ -81,6 +81,15 @@ class Parent(Block):
         return F.relu6(self.bn2(super().forward(x)))
 
 
+class WritesAfterRelu6(Block):
+    """PyTorch's ReLU6 keeps its input alone: what it gave may be written into."""
+
+    def forward(self, x):
+        y = F.relu6(self.bn1(self.conv1(x)) + x)
+        y += 1
+        return y
+
+
 class ReadsTwice(Block):
     """The norm's result is read once more: nothing may be put together."""
 
@@ -228,6 +237,7 @@ MODELS = {
     "functional": (lambda: Functional(), ["relu", "relu+"]),
     "loop": (lambda: Loops(), ["relu", "relu"]),
     "parent": (lambda: Parent(), ["relu6"]),
+    "writes after relu6": (lambda: WritesAfterRelu6(), []),
     "reads twice": (lambda: ReadsTwice(), []),
     "returns": (lambda: Returns(), []),
     "statement": (lambda: Statement(), []),

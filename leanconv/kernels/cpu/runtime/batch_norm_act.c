@@ -184,7 +184,6 @@ static void results_pass(const task_t *t, int64_t first, int64_t end, double *ke
     (void)kept;
     if (t->k->p->residual.data) switch (t->k->p->activation) {
         case RELU: results(t, first, end, RELU, 1); break;
-        case RELU6: results(t, first, end, RELU6, 1); break;
         default: results(t, first, end, NONE, 1);
     } else switch (t->k->p->activation) {
         case RELU: results(t, first, end, RELU, 0); break;
@@ -262,10 +261,8 @@ INLINE void sums(const task_t *t, int64_t first, int64_t end, double *kept, cons
 }
 
 static void sums_pass(const task_t *t, int64_t first, int64_t end, double *kept) {
-    if (t->k->p->y.data) switch (t->k->p->activation) {
-        case RELU6: sums(t, first, end, kept, RELU6, 1); break;
-        default: sums(t, first, end, kept, RELU, 1);
-    } else switch (t->k->p->activation) {
+    if (t->k->p->y.data) sums(t, first, end, kept, RELU, 1);
+    else switch (t->k->p->activation) {
         case RELU: sums(t, first, end, kept, RELU, 0); break;
         case RELU6: sums(t, first, end, kept, RELU6, 0); break;
         case SILU: sums(t, first, end, kept, SILU, 0); break;
