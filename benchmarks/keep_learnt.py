@@ -122,14 +122,14 @@ def _folder(runs: str, operator: str, name: str) -> Path:
 def fit_code(operator: str) -> str:
     """A digest of the sources that a fit of this operator runs."""
     own = inspect.getsourcefile(get(parse(operator)[0]))
-    both = Path(starts.__file__), Path(quiet_gates.__file__)
-    return _digest([*sorted((PACKAGE / "convert" / "fit").glob("*.py")), *both, Path(str(own))])
+    others = PACKAGE / "muon.py", Path(starts.__file__), Path(quiet_gates.__file__)
+    return _digest([*sorted((PACKAGE / "convert" / "fit").glob("*.py")), *others, Path(str(own))])
 
 
 def recovery_code(operator: str) -> str:
     """A digest of the same, of the recipe `recover`, and of the sources of distillation and optimizers."""
     settings, train = json.dumps(recipes.read("recover"), sort_keys=True), PACKAGE / "train"
-    files = [*sorted((train / "distillation").glob("*.py")), train / "muon.py", train / "optimizer.py"]
+    files = [*sorted((train / "distillation").glob("*.py")), train / "optimizer.py"]
     return _digest(files, fit_code(operator), settings)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanconv.train.muon import Muon
+from leanconv.muon import Muon, is_matrix
 from leanconv.train.recipe import Recipe
 
 
@@ -68,16 +68,16 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _with_matrices(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups once more, those that Muon steps apart from the others: filters of several channels, `O C R S`, `O C`.
+    """The groups once more, the matrices that Muon steps apart from the others.
 
-    Depthwise filters and the rows of a linear layer, which scores classes or weighs channels, have no such matrix.
+    A linear layer's rows, which score classes or weigh channels, are among the others.
     """
     found = {
         id(p)
         for module in model.modules()
         if not isinstance(module, nn.Linear)
         for p in module.parameters(recurse=False)
-        if p.ndim in (2, 4) and p.shape[1] > 1
+        if is_matrix(p)
     }
     made = [
         {**group, "params": [p for p in group["params"] if (id(p) in found) == matrices], "matrices": matrices}

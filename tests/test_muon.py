@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import leanconv as lc
-from leanconv.train.muon import Muon, orthogonal
+from leanconv.muon import Muon, orthogonal
 from leanconv.train.optimizer import make_optimizer
 from leanconv.train.recipe import Recipe
 

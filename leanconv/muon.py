@@ -13,7 +13,7 @@ from torch import Tensor
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the source's quintic iteration
 _ITERATIONS = 5
-_RMS = 0.2  # of AdamW's steps, as the second source measured them
+RMS = 0.2  # of a step at a rate of 1: that of AdamW's steps, as the second source measured them
 _LEAST = 1e-7
 
 
@@ -62,8 +62,13 @@ class Muon(torch.optim.AdamW):
             mean = state["exp_avg"].lerp_(p.grad, 1 - group["momentum"])
             update = orthogonal(p.grad.lerp(mean, group["momentum"]).flatten(1))
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(update.view(p.shape), alpha=-group["lr"] * _RMS * max(update.shape) ** 0.5)
+            p.add_(update.view(p.shape), alpha=-group["lr"] * RMS * max(update.shape) ** 0.5)
         return moved
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether it has a row for each filter, of several channels: `O C R S`, `O C`. Depthwise filters have one."""
+    return parameter.ndim in (2, 4) and parameter.shape[1] > 1
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
