@@ -32,7 +32,7 @@ from leanconv import recipes
 from leanconv.convert import Applied, Plan, apply_, plan
 from leanconv.files import read_json, write_json
 from leanconv.measure.device import describe
-from leanconv.nn import starts
+from leanconv.nn import quiet_gates, starts
 from leanconv.planner.lean.subject import write_version
 from leanconv.registry import get, names, parse
 from leanconv.runs import RunFolder, load
@@ -122,13 +122,15 @@ def _folder(runs: str, operator: str, name: str) -> Path:
 def fit_code(operator: str) -> str:
     """A digest of the sources that a fit of this operator runs."""
     own = inspect.getsourcefile(get(parse(operator)[0]))
-    return _digest([*sorted((PACKAGE / "convert" / "fit").glob("*.py")), Path(starts.__file__), Path(str(own))])
+    others = PACKAGE / "muon.py", Path(starts.__file__), Path(quiet_gates.__file__)
+    return _digest([*sorted((PACKAGE / "convert" / "fit").glob("*.py")), *others, Path(str(own))])
 
 
 def recovery_code(operator: str) -> str:
-    """A digest of the same, of the settings of the recipe `recover` and of the sources of distillation."""
-    settings = json.dumps(recipes.read("recover"), sort_keys=True)
-    return _digest(sorted((PACKAGE / "train" / "distillation").glob("*.py")), fit_code(operator), settings)
+    """A digest of the same, of the recipe `recover`, and of the sources of distillation and optimizers."""
+    settings, train = json.dumps(recipes.read("recover"), sort_keys=True), PACKAGE / "train"
+    files = [*sorted((train / "distillation").glob("*.py")), train / "optimizer.py"]
+    return _digest(files, fit_code(operator), settings)
 
 
 def _digest(files: Iterable[Path], *words: str) -> str:

@@ -9,7 +9,7 @@ import leanconv
 
 ROOT = Path(leanconv.__file__).parent
 FLOORS = [
-    "spec cost registry errors files table text version progress agreement probes copies extras running lazy",
+    "spec cost registry errors files table text version progress agreement probes copies extras running lazy muon",
     "ops",
     "nn kernels",
     "models convert measure",

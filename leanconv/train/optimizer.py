@@ -1,4 +1,4 @@
-"""SGD or AdamW, and the learning rate as a function of the step alone, without state."""
+"""SGD, AdamW or Muon, and the learning rate as a function of the step alone, without state."""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanconv.muon import Muon, is_matrix
 from leanconv.train.recipe import Recipe
 
 
@@ -42,6 +43,11 @@ KEPT: dict[type[torch.optim.Optimizer], dict[str, Kept]] = {
         "exp_avg": Kept(like=True),
         "exp_avg_sq": Kept(like=True, squares=True),
     },
+    Muon: {
+        "step": Kept(like=False),
+        "exp_avg": Kept(like=True),
+        "exp_avg_sq": Kept(like=True, optional=True, squares=True),
+    },
     torch.optim.SGD: {"momentum_buffer": Kept(like=True, optional=True)},
 }
 
@@ -54,9 +60,31 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "muon":
+        return Muon(_with_matrices(model, groups), lr=recipe.lr)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     return torch.optim.AdamW(groups, lr=recipe.lr)
+
+
+def _with_matrices(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups once more, the matrices that Muon steps apart from the others.
+
+    A linear layer's rows, which score classes or weigh channels, are among the others.
+    """
+    found = {
+        id(p)
+        for module in model.modules()
+        if not isinstance(module, nn.Linear)
+        for p in module.parameters(recurse=False)
+        if is_matrix(p)
+    }
+    made = [
+        {**group, "params": [p for p in group["params"] if (id(p) in found) == matrices], "matrices": matrices}
+        for group in groups
+        for matrices in (True, False)
+    ]
+    return [group for group in made if group["params"]]
 
 
 def rate_at(step: int, total: int, recipe: Recipe, per_epoch: int = 1) -> float:

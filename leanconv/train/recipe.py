@@ -18,7 +18,7 @@ from leanconv.train.recipe_text import TOO_LARGE, shown, toml, typed, word
 # The allowed words of each key that takes words.
 CHOICES = {
     "task": ("auto", "segment", "classify"),
-    "optimizer": ("adamw", "sgd"),
+    "optimizer": ("adamw", "muon", "sgd"),
     "schedule": ("cosine", "poly", "step", "constant"),
     "keep": ("best", "last"),
     "loss": ("auto", "bce_dice", "ce"),
@@ -65,7 +65,8 @@ class Recipe:
         batch: images per step, over all processes together.
         epochs, steps: how long; one of the two is above 0.
         seed: weights, data order and augmentation follow from it.
-        optimizer, lr, momentum and nesterov (SGD), weight_decay (not on biases and norms): the update.
+        optimizer, lr, momentum and nesterov (SGD), weight_decay (not on biases and norms): the update. `muon` is of the
+            filters; what is no matrix takes AdamW's steps.
         clip: largest norm of the gradient; 0 leaves it alone.
         warmup: steps in which the rate grows linearly to `lr`; below 1, a share of all steps.
         schedule: how the rate falls afterwards: `cosine` and `poly` to 0 at the last step, `step` times `drop` after

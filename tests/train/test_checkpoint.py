@@ -207,12 +207,12 @@ def test_nothing_is_trained_from_it_and_nothing_written(run, change, says, monke
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("sgd", [{}, {"momentum": "0"}])
-def test_what_the_run_wrote_itself_is_taken(run, tiny_data, tmp_path, sgd):
+@pytest.mark.parametrize("words", [[], ["optimizer=sgd", "momentum=0"], ["optimizer=muon"]])
+def test_what_the_run_wrote_itself_is_taken(run, tiny_data, tmp_path, words):
     """Also of an optimizer that keeps nothing, and the first version's, which did not write down some entries."""
     folder, write = run
-    if sgd:
-        recipe = Recipe.read(folder.recipe, [f"out={tmp_path / 'sgd'}", "optimizer=sgd", "momentum=0"])
+    if words:
+        recipe = Recipe.read(folder.recipe, [f"out={tmp_path / 'other'}", *words])
         folder = fit(recipe, progress=False)
     else:
         write(

@@ -72,7 +72,7 @@ def test_round_trip_of_every_key(tmp_path):
         ("epochs = 3", ["nesterov=true"], BadInput, "say optimizer=sgd"),
         ("epochs = 3", ["task=detect"], BadInput, "auto, segment, classify"),
         ("epochs = 3", ["temperature_epochs=0"], BadInput, "must be above 0"),
-        ("epochs = 3", ["optimizer=adam"], BadInput, "adamw, sgd"),
+        ("epochs = 3", ["optimizer=adam"], BadInput, "adamw, muon, sgd"),
         ("epochs = 3\n[train]\nlr = 1", [], UnknownName, "unknown recipe key 'train'"),
         ("epochs = = 3", [], BadInput, "is not TOML"),
         (

@@ -3,7 +3,7 @@
 For each layer the calibration batches run through the original (target: the old layer's output) and through the partly
 swapped copy (input: what the new layer will really get), both only as far as that layer. The best dense layer for these
 inputs is solved for, and the operator takes the member of its family that is nearest to it in the inputs' covariance.
-BatchNorms after it get the statistics of its outputs. A block is refined by Adam once all its layers are there, and in
+BatchNorms after it get the statistics of its outputs. A block is refined by Muon once all its layers are there, and in
 the end the network as a whole.
 Sources: least squares at the inputs of the changed part, He et al. 2017, arXiv:1707.06168; blocks as the unit of
 reconstruction, Li et al. 2021 (BRECQ), arXiv:2102.05426.
@@ -38,7 +38,7 @@ from leanconv.running import Inputs, to_eval_, untouched_random, watched
 MOST_D = 6000  # numbers of a patch: the gram of more takes over 8 · 6000² bytes = 288 MB
 PIXELS, IMAGES = 30, 256  # a layer is decided by so many output pixels a number of its patch, of so many images
 DENSE = 100 / IMAGES  # pixels of one image, a number of the patch: a larger map is sampled
-# Of Adam: from a closed form, and where there is none, or it is that of a linear layer and the operator is not linear.
+# Steps: from a closed form, and where there is none, or it is that of a linear layer and the operator is not linear.
 STEPS, FRESH_STEPS = 60, 200
 
 

@@ -1,18 +1,22 @@
-"""A few steps of Adam on the error at a layer's or block's output; the better of before and after is kept."""
+"""A few steps of Muon on the error at a layer's or block's output; the better of before and after is kept."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from leanconv.convert.fit.twin import Arguments
+from leanconv.muon import RMS, Muon, is_matrix
 from leanconv.running import cloned, map_tensors, tensors
 
 MEMORY = 96 * 2**20  # bytes of inputs and targets, kept to refine on
 EXACT = 1e-5  # a relative error that is float32's rounding alone: nothing is left to fit
-_RATE = 0.01  # of a parameter's root mean square, at each step
+# Of a parameter's root mean square, at each step: of AdamW, and of Muon for matrices. A ResNet-20 of 86.4 % top-1 has,
+# right after its fit to hetconv(part=4), 77.1 % with these, 77.0 % with .01 for both, 74.8 % with AdamW alone.
+_RATE, _MATRIX_RATE = 0.01, 0.03
 _PIXELS = 32 * 1024  # of one step's outputs
 
 
@@ -39,7 +43,7 @@ class Example:
         return sum(t.numel() * t.element_size() for t in (self.target, *tensors(self.arguments)))
 
     def parts(self, least: int = 1) -> list["Example"]:
-        """The same in parts of some 32,000 pixels and `least` images or more: a step of Adam each.
+        """The same in parts of some 32,000 pixels and `least` images or more: a step each.
 
         In one part where the tensors differ in their number of rows. The largest map counts, of input and output.
         """
@@ -101,7 +105,7 @@ def refine_(
 ) -> bool:
     """Move `parameters` so that `module` meets the targets of `examples`; whether that lowers the error on `held`.
 
-    Adam, the step a share of each parameter's own size, sinking as a cosine; `least` images or more in each. Where it
+    Muon, the step a share of each parameter's own size, sinking as a cosine; `least` images or more in each. Where it
     does not help, all is as before. An error of at most `EXACT` stays as it is.
     """
     before = [p.detach().clone() for p in parameters]
@@ -109,7 +113,7 @@ def refine_(
     if best <= EXACT:
         return False
     scale = sum(float(e.target.double().square().mean()) for e in examples) / len(examples)
-    optimizer = torch.optim.Adam([{"params": [p], "lr": _RATE * _size(p)} for p in parameters], betas=(0.9, 0.99))
+    optimizer = Muon([_group(p) for p in parameters], lr=_RATE, momentum=0.9, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     states = [p.requires_grad for p in parameters]
     try:
@@ -137,6 +141,12 @@ def refine_(
         for p, old in zip(parameters, before, strict=True):
             p.copy_(old)
     return False
+
+
+def _group(parameter: nn.Parameter) -> dict[str, Any]:
+    matrix = is_matrix(parameter)
+    rate = _MATRIX_RATE / RMS if matrix else _RATE
+    return {"params": [parameter], "lr": rate * _size(parameter), "matrices": matrix}
 
 
 def _size(parameter: Tensor) -> float:

@@ -15,7 +15,7 @@ from leanconv.nn import Operator
 from leanconv.nn.starts import restate_norm_
 from leanconv.running import Inputs, as_call, call
 
-# Steps of Adam, between these: as many as so many MACs of forward passes allow, some minutes of a core.
+# Steps, between these: as many as so many MACs of forward passes allow, some minutes of a core.
 STEPS, MACS = (20, 300), 2e12
 _LEAST = 8  # images of a step
 
