@@ -1,7 +1,7 @@
 // HetConv's lines: copies of a map's rows as its products read them. Zeros stand at both ends, so that the loops over taps
 // have no borders. A line has float32, or pairs of bfloat16 where the machine multiplies those.
 #pragma once
-#include "hetconv_tiles.h"
+#include "hetconv_order.h"
 
 #define BAND_BYTES (96 * 1024)  // of lines and results: most of an L2 cache is left for the weights
 
@@ -34,6 +34,12 @@ static int64_t place(const map_t *m, int64_t n, int row) { return n * m->sample 
 
 static int wide_of(int outputs, int part) {
     return outputs <= LANES / 2 && part <= LANES / 2 ? LANES / 2 : up(outputs, LANES);
+}
+
+// Floats that reading and writing of a row take beside it; sums of pairs take a whole one too.
+static int64_t spare_of(const plan_t *k) {
+    int64_t row = k->line > (int64_t)k->columns * k->wide ? k->line : (int64_t)k->columns * k->wide;
+    return k->p->blocked ? (int64_t)SPARE_CHUNKS * CHUNK * most(k->inputs, k->outputs) + row : 0;
 }
 
 // How many rows are computed at a time: as many as fit, and as have that many pixels.
@@ -80,31 +86,45 @@ static void pair_channels(const plan_t *k, uint32_t *to, int64_t at, int count) 
     default: pair_up8(to, from, m->pixel, count, k->inputs);
     }
 }
-
-// Numbers that lie densely, rounded by one instruction: of numbers below the least normal one it makes zeros.
-static void round_dense(const float *from, uint16_t *to, int64_t numbers) {
-    int64_t i = 0;
-    for (; i + 16 <= numbers; i += 16) {
-        __m256bh found = _mm512_cvtneps_pbh(_mm512_loadu_ps(from + i));
-        memcpy(to + i, &found, sizeof found);
-    }
-    for (; i < numbers; i++) to[i] = rounded(from[i]);
-}
 #endif
 
+// Pixels of blocks as pairs of channels that are next to each other in a block. An odd last one has a zero.
+static void pair_blocks(const plan_t *k, uint32_t *to, int64_t at, int count, float *spare) {
+    const map_t *m = &k->from;
+    const uint16_t *from = (const uint16_t *)m->data + at;
+    int part = k->p->part, own = k->inputs / part;
+    if (own % 2 == 0) {
+        deal_dense((float *)to, k->items, from, 2 * m->pixel, count, k->items, log2_of(part), spare);
+        return;
+    }
+    for (int i = 0; i < count; i++, from += m->pixel, to += k->items)
+        for (int j = 0; j < part; j++)
+            for (int c = 0; c < own; c += 2)
+                to[c / 2 * part + j] = from[j * own + c] | (c + 1 < own ? (uint32_t)from[j * own + c + 1] << 16 : 0u);
+}
+
 // Pixels of a row as items.
-static void read_items(const plan_t *k, float *to, int64_t at, int count) {
+static void read_items(const plan_t *k, float *to, int64_t at, int count, float *spare) {
 #if HAS_PAIRS
     if (k->pairs) {
-        pair_channels(k, (uint32_t *)to, at, count);
+        if (k->p->blocked) pair_blocks(k, (uint32_t *)to, at, count, spare);
+        else pair_channels(k, (uint32_t *)to, at, count);
         return;
     }
 #endif
+    if (k->p->blocked) {
+        deal_pixels(to, k->inputs, &k->from, at, count, k->inputs, log2_of(k->p->part), spare);
+        return;
+    }
     read_pixels(to, k->inputs, &k->from, at, k->from.pixel, count, k->inputs);
 }
 
 // A row of results into its map.
-static void write_row(const plan_t *k, const float *from, int64_t at) {
+static void write_row(const plan_t *k, const float *from, int64_t at, float *spare) {
+    if (k->p->blocked) {
+        gather_pixels(from, k->wide, &k->to, at, k->columns, k->outputs, log2_of(k->p->part), spare);
+        return;
+    }
 #if HAS_PAIRS
     if (k->pairs && k->outputs == k->wide && k->to.pixel == k->wide) {
         round_dense(from, (uint16_t *)k->to.data + at, (int64_t)k->columns * k->wide);
@@ -118,13 +138,14 @@ static void write_row(const plan_t *k, const float *from, int64_t at) {
 static int is_there(const plan_t *k, int row) { return row >= 0 && row % k->uh == 0 && row / k->uh < k->h; }
 
 // A row of the map with zeros around it.
-static void read_line(const plan_t *k, float *to, int64_t n, int row) {
+static void read_line(const plan_t *k, float *to, int64_t n, int row, float *spare) {
     int begin = most(0, k->zeros), first = begin - k->zeros;  // the first column of the line that is on the map
     int count = least(k->cols - begin, k->w - first);
     size_t items = sizeof(float) * k->items;
     if (count < 1) begin = k->cols, count = 0;
     memset(to, 0, items * begin);
-    if (count) read_items(k, to + (int64_t)begin * k->items, place(&k->from, n, row / k->uh) + first * k->from.pixel, count);
+    int64_t at = place(&k->from, n, row / k->uh) + first * k->from.pixel;
+    if (count) read_items(k, to + (int64_t)begin * k->items, at, count, spare);
     memset(to + (int64_t)(begin + count) * k->items, 0, items * (k->cols - begin - count));
 }
 
