@@ -35,8 +35,7 @@ def replacement(layer: nn.Module) -> tuple[str, Any] | None:
 def _is_plain(layer: Any) -> bool:
     """Whether the kernel has the layer's sizes, and gains by them."""
     return (
-        layer.arrangement == "shifted"
-        and layer.part in PARTS
+        layer.part in PARTS
         and layer.in_channels % layer.part == layer.out_channels % layer.part == 0
         and layer.in_channels * layer.out_channels <= _MOST_WEIGHTS
         and layer.padding_mode == "zeros"
@@ -49,6 +48,7 @@ def _convolved(layer: Any, x: Tensor) -> Tensor:
     if not _is_plain(layer) or not _fits(layer, x, dtype):
         return type(layer)._convolved(layer, x)  # type: ignore[no-any-return]
     inputs = layer.spatial, layer.pointwise, layer.bias, layer.stride, layer.padding, layer.dilation
+    inputs = *inputs, layer.arrangement == "blocked"
     if through_dispatcher(x):
         return ops.hetconv2d(x, *inputs)  # type: ignore[no-any-return]
     return _HetConv.apply(x.to(dtype), *inputs)  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from leanconv.kernels import hetconv_layers, narrow_groups, normalized_gates, recomputed, separable_layers
+from leanconv.kernels import hetconv_layers, narrow_groups, normalized_gates, recomputed, separable_layers, spconv_layers
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import recorded, through_dispatcher
 from leanconv.kernels.rewritten import rewritten
@@ -125,7 +125,7 @@ def _replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
         return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
     if getattr(type(module), "name", "") == "hetconv":
         return _hetconv_replacements(module, recompute)
-    if branches := separable_layers.replacement(module):
+    if branches := separable_layers.replacement(module) or spconv_layers.replacement(module):
         return [(module, *branches), *_gate_replacements(module, recompute)]
     if recompute and (less := recomputed.replacement(module, None)):
         return [(module, *less)]

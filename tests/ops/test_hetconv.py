@@ -40,7 +40,7 @@ def test_it_is_the_layer_s_forward(shape, bias):
 
 def test_the_dense_kernel_is_the_layer_s():
     layer, inputs = given()
-    torch.testing.assert_close(ops.dense_kernel(*inputs[1:3]), layer.dense_weight())
+    torch.testing.assert_close(ops.dense_kernel(*inputs[1:3], 2), layer.dense_weight())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

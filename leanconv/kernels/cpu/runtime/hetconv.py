@@ -44,7 +44,7 @@ def _call(x: Tensor, y: Tensor, groups: Groups, geometry: Geometry, pointers: Se
 
 
 def forward(
-    x: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, groups: Groups, geometry: Geometry, y: Tensor
+    x: Tensor, spatial: Tensor | None, pointwise: Tensor, bias: Tensor | None, groups: Groups, geometry: Geometry, y: Tensor
 ) -> None:
     """Fill `y`. Maps of one type with channels innermost; weights float32, dense."""
     call = _call(x, y, groups, geometry, (spatial, pointwise, bias, None, None, None))
@@ -52,7 +52,7 @@ def forward(
 
 
 def data_gradient(
-    grad: Tensor, spatial: Tensor, pointwise: Tensor, groups: Groups, geometry: Geometry, x_grad: Tensor
+    grad: Tensor, spatial: Tensor | None, pointwise: Tensor, groups: Groups, geometry: Geometry, x_grad: Tensor
 ) -> None:
     """Fill `x_grad`."""
     call = _call(x_grad, grad, groups, geometry, (spatial, pointwise, None, None, None, None))
