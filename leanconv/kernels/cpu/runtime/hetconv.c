@@ -30,7 +30,7 @@ static uint64_t met_by(const plan_t *k, int row, int phase) {
 }
 
 // Whether a row of float32 in the map is as the loops have it.
-static int is_straight(const plan_t *k) { return k->to.element == FLOAT32 && k->outputs == k->wide && !k->p->blocked; }
+static int is_straight(const plan_t *k) { return k->to.element == FLOAT32 && k->outputs == k->wide && k->sorted; }
 
 // The taps of a row of results that lie on the map, for every uw-th column from `phase` on.
 static void list_taps(const plan_t *k, row_t *to, tap_t *threes, tap_t *list, int row, int phase, int lanes) {
@@ -73,6 +73,8 @@ static void product_band(const plan_t *k, int64_t from, int64_t end, float *memo
         row_t row = {.threes = threes, .taps = list, .w = w, .centre_w = centre_w, .bias = k->bias + v,
                      .step = (int64_t)k->sw * k->items, .tap = (int64_t)k->items / p->part * lanes,
                      .steps = k->items / p->part, .items = k->items};
+        if (p->blocked && k->sorted && vectors == 2) row.apart = k->outputs / 2;
+        if (p->blocked && k->sorted && vectors < 2) row.order = k->order;
         dot_fn *const *of = DOTS[k->pairs][log2_of(p->part)][vectors];
         uint64_t listed = 0;
         for (int i = 0; i < count; i++) {
@@ -88,7 +90,7 @@ static void product_band(const plan_t *k, int64_t from, int64_t end, float *memo
                 int columns = (k->columns - phase + k->uw - 1) / k->uw;
                 for (int q = 0, size = LARGEST[vectors]; size >= 0; size--) {
                     int tiles = (columns - q) >> size;
-                    if (tiles) of[size](&row, x + q * row.step, y + phase * pixel + q * row.y_step + v, tiles);
+                    if (tiles) of[size](&row, x + q * row.step, y + phase * pixel + q * row.y_step + (row.apart ? v / 2 : v), tiles);
                     q += tiles << size;
                 }
             }
@@ -187,6 +189,8 @@ static plan_t plan_of(const hetconv_t *p, int back) {
     k.zeros = -floor_div(-k.left, k.uw);
     k.cols = floor_div((k.columns - 1) * k.sw + span_w(p) - k.left, k.uw) + k.zeros + 1;
     k.wide = wide_of(k.outputs, p->part);
+    k.sorted = !p->blocked || k.wide <= LANES || (p->part == 2 && k.outputs % (2 * LANES) == 0);
+    for (int i = 0; i < LANES; i++) k.order[i] = i < k.outputs ? position(p, i, k.outputs) : i;
     return k;
 }
 
@@ -256,10 +260,10 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
     const plan_t *k = &s->k;
     const hetconv_t *p = k->p;
     int count = (int)(end - from);
-    int straight = is_straight(k);
+    int straight = is_straight(k) && !p->blocked;
     int times = log2_of(p->part);
     int64_t g_line = (int64_t)s->pixels * k->wide, pixel = 4 * (int64_t)k->inputs;
-    int64_t chunks = (int64_t)SPARE_CHUNKS * CHUNK * most(k->inputs, k->outputs);  // a whole row is behind them
+    int64_t chunks = chunks_of(k);
     float *lines = memory, *g = lines + k->lines * k->line, *spare = g + k->band * g_line;
     target_t *targets = (target_t *)(spare + spare_of(k));
     int64_t *x_at = (int64_t *)(targets + k->band), *g_at = x_at + k->band;
@@ -275,8 +279,13 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
             else if (!k->pairs) read_line(k, line, t->n, row, spare);
             else {
                 float *to = p->blocked ? spare + chunks : line;
-                pair_line((uint32_t *)to, &k->from, place(&k->from, t->n, row) + first * k->from.pixel, begin, columns,
-                          k->inputs, k->cols, k->sw);
+                const uint16_t *from = (const uint16_t *)k->from.data + place(&k->from, t->n, row) + first * k->from.pixel;
+                int64_t apart = k->from.pixel;
+                if (apart != k->inputs && k->inputs < 32) {
+                    from = squeezed((uint16_t *)(spare + chunks + row_of_spare(k)), from, apart, columns, k->inputs);
+                    apart = k->inputs;
+                }
+                pair_line((uint32_t *)to, from, apart, begin, columns, k->inputs, k->cols, k->sw);
                 if (p->blocked) deal_dense(line, k->inputs, to, pixel, k->cols, k->inputs, times, spare);
             }
         }

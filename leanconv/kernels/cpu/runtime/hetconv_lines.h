@@ -19,6 +19,8 @@ typedef struct {
     int wide;                                  // outputs as vectors
     int band, lines;                           // most rows of a band, and lines that it needs
     int back;
+    int sorted;                                // whether tiles of blocks have their results in the map's order
+    uint32_t order[LANES];                     // of one vector's
     float *taps, *centre, *bias;               // by vectors: taps × steps, items, one
     int64_t taps_size, centre_size;            // of a lane
 } plan_t;
@@ -36,11 +38,17 @@ static int wide_of(int outputs, int part) {
     return outputs <= LANES / 2 && part <= LANES / 2 ? LANES / 2 : up(outputs, LANES);
 }
 
-// Floats that reading and writing of a row take beside it; sums of pairs take a whole one too.
-static int64_t spare_of(const plan_t *k) {
-    int64_t row = k->line > (int64_t)k->columns * k->wide ? k->line : (int64_t)k->columns * k->wide;
-    return k->p->blocked ? (int64_t)SPARE_CHUNKS * CHUNK * most(k->inputs, k->outputs) + row : 0;
+// Floats that reading and writing of a row take beside it: chunks, then two rows.
+static int64_t chunks_of(const plan_t *k) {
+    return k->p->blocked ? (int64_t)SPARE_CHUNKS * CHUNK * most(k->inputs, k->outputs) : 0;
 }
+
+static int64_t row_of_spare(const plan_t *k) {
+    int64_t line = (int64_t)k->cols * k->inputs, row = (int64_t)(k->columns + 1) * k->outputs;
+    return (line > row ? line : row) + LANES;
+}
+
+static int64_t spare_of(const plan_t *k) { return chunks_of(k) + 2 * row_of_spare(k); }
 
 // How many rows are computed at a time: as many as fit, and as have that many pixels.
 static void fit_band(plan_t *k, int64_t more_items, int64_t all_rows, int pixels) {
@@ -77,13 +85,15 @@ typedef uint16_t halves_t __attribute__((vector_size(64), aligned(2), may_alias)
 PAIR_UP(2) PAIR_UP(4) PAIR_UP(8)
 #undef PAIR_UP
 
-static void pair_channels(const plan_t *k, uint32_t *to, int64_t at, int count) {
-    const map_t *m = &k->from;
-    const uint16_t *from = (const uint16_t *)m->data + at;
+static void pair_channels(const plan_t *k, uint32_t *to, int64_t at, int count, float *spare) {
+    int64_t pixel = k->from.pixel;
+    const uint16_t *from = (const uint16_t *)k->from.data + at;
+    if (pixel != k->inputs && k->inputs < 32)
+        from = squeezed((uint16_t *)spare, from, pixel, count, k->inputs), pixel = k->inputs;
     switch (k->p->part) {
-    case 2: pair_up2(to, from, m->pixel, count, k->inputs); break;
-    case 4: pair_up4(to, from, m->pixel, count, k->inputs); break;
-    default: pair_up8(to, from, m->pixel, count, k->inputs);
+    case 2: pair_up2(to, from, pixel, count, k->inputs); break;
+    case 4: pair_up4(to, from, pixel, count, k->inputs); break;
+    default: pair_up8(to, from, pixel, count, k->inputs);
     }
 }
 #endif
@@ -108,7 +118,7 @@ static void read_items(const plan_t *k, float *to, int64_t at, int count, float 
 #if HAS_PAIRS
     if (k->pairs) {
         if (k->p->blocked) pair_blocks(k, (uint32_t *)to, at, count, spare);
-        else pair_channels(k, (uint32_t *)to, at, count);
+        else pair_channels(k, (uint32_t *)to, at, count, spare);
         return;
     }
 #endif
@@ -121,7 +131,7 @@ static void read_items(const plan_t *k, float *to, int64_t at, int count, float 
 
 // A row of results into its map.
 static void write_row(const plan_t *k, const float *from, int64_t at, float *spare) {
-    if (k->p->blocked) {
+    if (!k->sorted) {
         gather_pixels(from, k->wide, &k->to, at, k->columns, k->outputs, log2_of(k->p->part), spare);
         return;
     }
@@ -178,13 +188,12 @@ INLINE void pair_numbers(uint32_t *to, const uint16_t *low, const uint16_t *high
 }
 
 // A line of pixels in pairs: each with the one `apart` columns on. `begin` columns of zeros come first.
-static void pair_line(uint32_t *to, const map_t *m, int64_t at, int begin, int count, int c, int cols, int apart) {
-    const uint16_t *from = (const uint16_t *)m->data + at;
+static void pair_line(uint32_t *to, const uint16_t *from, int64_t pixel, int begin, int count, int c, int cols, int apart) {
     for (int j = 0; j < cols;) {
         int low = j - begin, high = low + apart, length = 1;
         int has_low = low >= 0 && low < count, has_high = high >= 0 && high < count;
-        const uint16_t *first = has_low ? from + low * m->pixel : NULL, *second = has_high ? from + high * m->pixel : NULL;
-        if (has_low && has_high && m->pixel == c) length = count - high;
+        const uint16_t *first = has_low ? from + low * pixel : NULL, *second = has_high ? from + high * pixel : NULL;
+        if (has_low && has_high && pixel == c) length = count - high;
         if (has_low && has_high) pair_numbers(to, first, second, (int64_t)length * c);
         else pair_numbers(to, first, second, c);
         to += (int64_t)length * c, j += length;

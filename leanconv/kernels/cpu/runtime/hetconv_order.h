@@ -3,11 +3,6 @@
 #pragma once
 #include "hetconv_tiles.h"
 
-#ifdef __clang__
-#define MIXED(TYPE, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define MIXED(TYPE, a, b, ...) __builtin_shuffle(a, b, (TYPE){__VA_ARGS__})
-#endif
 #define CHUNK 32           // pixels that are mixed at a time: they stay in the first cache
 #define SPARE_CHUNKS 4     // what `gather_pixels` needs
 
@@ -47,11 +42,27 @@ TURNS(16, ALL(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
 INLINE void zip_pixel(word_t *to, const word_t *from, const int c) {
     const int half = c / 2;
     int k = 0;
+    if (c == 2) {
+        memcpy(to, from, 8);
+        return;
+    }
     if (c == 4) {
         words4 a = *(const words4 *)from;
         *(words4 *)to = MIXED(words4, a, a, 0, 2, 1, 3);
         return;
     }
+    if (c == 8) {
+        words8 a = *(const words8 *)from;
+        *(words8 *)to = MIXED(words8, a, a, 0, 4, 1, 5, 2, 6, 3, 7);
+        return;
+    }
+#if LANES == 16
+    if (c == 16) {
+        words16 a = *(const words16 *)from;
+        *(words16 *)to = MIXED(words16, a, a, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+        return;
+    }
+#endif
     BY_SIXTEEN(ZIP);
     for (; k + 8 <= half; k += 8) ZIP(8);
     if (k + 4 <= half) ZIP(4), k += 4;
@@ -61,11 +72,27 @@ INLINE void zip_pixel(word_t *to, const word_t *from, const int c) {
 INLINE void unzip_pixel(word_t *to, const word_t *from, const int c) {
     const int half = c / 2;
     int k = 0;
+    if (c == 2) {
+        memcpy(to, from, 8);
+        return;
+    }
     if (c == 4) {
         words4 a = *(const words4 *)from;
         *(words4 *)to = MIXED(words4, a, a, 0, 2, 1, 3);
         return;
     }
+    if (c == 8) {
+        words8 a = *(const words8 *)from;
+        *(words8 *)to = MIXED(words8, a, a, 0, 2, 4, 6, 1, 3, 5, 7);
+        return;
+    }
+#if LANES == 16
+    if (c == 16) {
+        words16 a = *(const words16 *)from;
+        *(words16 *)to = MIXED(words16, a, a, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+        return;
+    }
+#endif
     BY_SIXTEEN(UNZIP);
     for (; k + 8 <= half; k += 8) UNZIP(8);
     if (k + 4 <= half) UNZIP(4), k += 4;
@@ -83,6 +110,7 @@ INLINE void unzip_pixel(word_t *to, const word_t *from, const int c) {
     }                                                                                                                  \
     static void NAME(char *to, int64_t to_step, const char *from, int64_t from_step, int count, int c) {               \
         switch (c) {                                                                                                   \
+        case 2: NAME##_all(to, to_step, from, from_step, count, 2); break;                                             \
         case 4: NAME##_all(to, to_step, from, from_step, count, 4); break;                                             \
         case 8: NAME##_all(to, to_step, from, from_step, count, 8); break;                                             \
         case 16: NAME##_all(to, to_step, from, from_step, count, 16); break;                                           \
@@ -144,6 +172,17 @@ static void round_dense(const float *from, uint16_t *to, int64_t numbers) {
     for (; i < numbers; i++) to[i] = rounded(from[i]);
 }
 #endif
+
+// Pixels of a slice of a map, densely.
+static const uint16_t *squeezed(uint16_t *to, const uint16_t *from, int64_t pixel, int count, int c) {
+    uint16_t *at = to;
+    switch (c) {
+    case 4: for (int i = 0; i < count; i++, at += 4, from += pixel) memcpy(at, from, 8); break;
+    case 8: for (int i = 0; i < count; i++, at += 8, from += pixel) memcpy(at, from, 16); break;
+    default: for (int i = 0; i < count; i++, at += c, from += pixel) memcpy(at, from, sizeof(uint16_t) * c);
+    }
+    return to;
+}
 
 // Dense pixels into a map of bfloat16. `spare`: as many halves.
 static void write_halves(const float *from, const map_t *m, int64_t at, int count, int c, uint16_t *spare) {
