@@ -47,8 +47,8 @@ def _convolved(layer: Any, x: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     if not _is_plain(layer) or not _fits(layer, x, dtype):
         return type(layer)._convolved(layer, x)  # type: ignore[no-any-return]
-    inputs = layer.spatial, layer.pointwise, layer.bias, layer.stride, layer.padding, layer.dilation
-    inputs = *inputs, layer.arrangement == "blocked"
+    weights, geometry = (layer.spatial, layer.pointwise, layer.bias), (layer.stride, layer.padding, layer.dilation)
+    inputs = *weights, *geometry, layer.arrangement == "blocked"
     if through_dispatcher(x):
         return ops.hetconv2d(x, *inputs)  # type: ignore[no-any-return]
     return _HetConv.apply(x.to(dtype), *inputs)  # type: ignore[no-any-return]

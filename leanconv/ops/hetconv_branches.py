@@ -25,15 +25,15 @@ Ints = Sequence[int]
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def check(
-    x: Tensor, spatial: Tensor, matrix: Tensor, plain: Tensor, plain_bias: Tensor | None, dilation: Ints
-) -> None:  # fmt: skip
+def check(x: Tensor, spatial: Tensor, matrix: Tensor, plain: Tensor, bias: Tensor | None, dilation: Ints) -> None:
     """Raise BadInput if shapes do not fit."""
     if x.dim() != 4 or [matrix.dim(), plain.dim()] != [2, 2] or matrix.shape[1] + plain.shape[1] != x.shape[1]:
         sizes = [list(each.shape) for each in (x, matrix, plain)]
         raise BadInput(f"SPConv's branches take a map N C H W and matrices whose inputs are its channels, got {sizes}")
-    if plain.shape[0] != matrix.shape[0] or (plain_bias is not None and plain_bias.shape != plain.shape[:1]):
+    if plain.shape[0] != matrix.shape[0] or (bias is not None and bias.shape != plain.shape[:1]):
         raise BadInput(f"both of SPConv's branches have {matrix.shape[0]} outputs, got {list(plain.shape)}")
+    if spatial.dim() != 4 or len(dilation) != 2:
+        raise BadInput(f"SPConv's branches take weights O c/P R S and two dilations, got {list(spatial.shape)}, {dilation}")
     hetconv.check(x[:, : matrix.shape[1]], spatial, matrix, None, *geometry(spatial, dilation))
 
 
@@ -89,7 +89,8 @@ def _(
     grad: Tensor, plain_grad: Tensor, x: Tensor, spatial: Tensor, matrix: Tensor, plain: Tensor, dilation: Ints,
     of_x: bool,
 ) -> Gradients:  # fmt: skip
-    return new_map(x, x.shape) if of_x else x.new_empty(0), *new_sums(x, spatial, matrix, plain)  # type: ignore[return-value]
+    sums = new_sums(x, spatial, matrix, plain)
+    return new_map(x, x.shape) if of_x else x.new_empty(0), *sums  # type: ignore[return-value]
 
 
 def new_sums(x: Tensor, spatial: Tensor, matrix: Tensor, plain: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ from leanconv.kernels.cpu.runtime import normalized_gated_sum as normalized_blen
 from leanconv.kernels.cpu.runtime import pointwise as pointwise_kernels
 from leanconv.kernels.cpu.runtime import separable_branch as branch_kernels
 from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
+from leanconv.kernels.cpu.tuning.cpu import this_cpu
 from leanconv.ops import batch_norm_act as norm_act_ops
 from leanconv.ops import depthwise as ops
 from leanconv.ops import gated_sum_training as blend_ops
@@ -285,7 +286,8 @@ def het_branches(
     het_branch_ops.check(x, spatial, matrix, plain, plain_bias, dilation)
     c = matrix.shape[1]
     groups = _groups(x[:, :c], spatial, matrix, True)
-    if groups.part not in het_kernels.PARTS or not _takes(x, weights=(spatial, matrix, plain, plain_bias)):
+    weights = (spatial, matrix, plain, plain_bias)
+    if groups.part not in het_kernels.PARTS or not _takes(x, weights=weights) or not x.numel():
         return het_branch_ops.result(x, spatial, matrix, plain, plain_bias, dilation)
     size = [x.shape[0], matrix.shape[0], *x.shape[2:]]
     x, a, b = readable(x), ops.new_map(x, size), ops.new_map(x, size)
@@ -306,7 +308,8 @@ def het_branches_gradient(
 ) -> het_branch_ops.Gradients:  # fmt: skip
     c = matrix.shape[1]
     groups = _groups(x[:, :c], spatial, matrix, True)
-    if groups.part not in het_kernels.PARTS or not _takes(x, grad, plain_grad, weights=(spatial, matrix, plain)):
+    maps, weights = (x, grad, plain_grad), (spatial, matrix, plain)
+    if groups.part not in het_kernels.PARTS or not _takes(*maps, weights=weights) or not x.numel():
         return het_branch_ops.gradient(grad, plain_grad, x, spatial, matrix, plain, dilation, of_x)
     x, grad, plain_grad = readable(x), readable(grad), readable(plain_grad)
     geometry = _het_geometry(spatial, *het_branch_ops.geometry(spatial, dilation))
@@ -331,8 +334,12 @@ _PRODUCT = het_kernels.Groups(2, full=True), het_kernels.Geometry((1, 1), (1, 1)
 
 
 def _is_product(x: Tensor, plain: Tensor) -> bool:
-    """Whether it takes a 1×1 of these channels. In bfloat16 it multiplies pairs; in float32 the other kernel is faster."""
-    return x.dtype == torch.bfloat16 and plain.shape[0] % 2 == plain.shape[1] % 2 == 0
+    """Whether it takes a 1×1 of these channels. It multiplies pairs of bfloat16; else the other kernel is faster.
+
+    8 channels of 16 to 8 at 128 px and batch 16, one core of an EPYC (AVX512-BF16), forward and both gradients: bfloat16
+    2.4 ms against 3.5, float32 3.7 ms against 1.4.
+    """
+    return x.dtype == torch.bfloat16 and this_cpu().bf16 and plain.shape[0] % 2 == plain.shape[1] % 2 == 0
 
 
 def _groups(x: Tensor, spatial: Tensor, pointwise: Tensor, blocked: bool) -> het_kernels.Groups:
