@@ -285,16 +285,16 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
                     from = squeezed((uint16_t *)(spare + chunks + row_of_spare(k)), from, apart, columns, k->inputs);
                     apart = k->inputs;
                 }
-                pair_line((uint32_t *)to, from, apart, begin, columns, k->inputs, k->cols, k->sw);
+                pair_line((item_t *)to, from, apart, begin, columns, k->inputs, k->cols, k->sw);
                 if (p->blocked) deal_dense(line, k->inputs, to, pixel, k->cols, k->inputs, times, spare);
             }
         }
         int64_t at = place(&k->to, t->n, t->row);
         g_at[i] = straight ? at : i * g_line;
         if (k->pairs && p->blocked) {
-            pair_row((uint32_t *)(spare + chunks), &k->to, at, k->columns, k->outputs, k->outputs);
+            pair_row((item_t *)(spare + chunks), &k->to, at, k->columns, k->outputs, k->outputs);
             deal_dense(g + i * g_line, k->wide, spare + chunks, 4 * (int64_t)k->outputs, s->pixels, k->outputs, times, spare);
-        } else if (k->pairs) pair_row((uint32_t *)g + i * g_line, &k->to, at, k->columns, k->outputs, k->wide);
+        } else if (k->pairs) pair_row((item_t *)g + i * g_line, &k->to, at, k->columns, k->outputs, k->wide);
         else if (p->blocked) deal_pixels(g + i * g_line, k->wide, &k->to, at, k->columns, k->outputs, times, spare);
         else if (!straight) read_pixels(g + i * g_line, k->wide, &k->to, at, k->to.pixel, k->columns, k->outputs);
     }

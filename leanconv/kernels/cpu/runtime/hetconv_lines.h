@@ -62,10 +62,11 @@ static void fit_band(plan_t *k, int64_t more_items, int64_t all_rows, int pixels
 
 #if HAS_PAIRS
 typedef uint16_t halves_t __attribute__((vector_size(64), aligned(2), may_alias));
+BY_ORDER(halves_t, 32, halves_t)
 
 // Pairs of channels P apart: what one step of vectors multiplies. An odd last step has zeros.
 #define PAIR_UP(P)                                                                                                     \
-    static void pair_up##P(uint32_t *to, const uint16_t *from, int64_t pixel, int count, int c) {                      \
+    static void pair_up##P(item_t *to, const uint16_t *from, int64_t pixel, int count, int c) {                      \
         halves_t order;                                                                                                \
         for (int i = 0; i < 32; i++) order[i] = i / (2 * P) * (2 * P) + i % (2 * P) / 2 + i % 2 * P;                   \
         int64_t each = c;                                                                                              \
@@ -73,7 +74,7 @@ typedef uint16_t halves_t __attribute__((vector_size(64), aligned(2), may_alias)
         for (int i = 0; i < count; i++, from += pixel) {                                                               \
             int64_t k = 0;                                                                                             \
             for (; k + 32 <= each; k += 32, to += 16)                                                                  \
-                *(halves_t *)to = __builtin_shuffle(*(const halves_t *)(from + k), order);                             \
+                *(halves_t *)to = halves_t_by(*(const halves_t *)(from + k), order);                                   \
             for (; k + 2 * P <= each; k += 2 * P, to += P)                                                             \
                 for (int j = 0; j < P; j++) to[j] = from[k + j] | (uint32_t)from[k + P + j] << 16;                     \
             if (k < each) {                                                                                            \
@@ -85,7 +86,7 @@ typedef uint16_t halves_t __attribute__((vector_size(64), aligned(2), may_alias)
 PAIR_UP(2) PAIR_UP(4) PAIR_UP(8)
 #undef PAIR_UP
 
-static void pair_channels(const plan_t *k, uint32_t *to, int64_t at, int count, float *spare) {
+static void pair_channels(const plan_t *k, item_t *to, int64_t at, int count, float *spare) {
     int64_t pixel = k->from.pixel;
     const uint16_t *from = (const uint16_t *)k->from.data + at;
     if (pixel != k->inputs && k->inputs < 32)
@@ -99,7 +100,7 @@ static void pair_channels(const plan_t *k, uint32_t *to, int64_t at, int count, 
 #endif
 
 // Pixels of blocks as pairs of channels that are next to each other in a block. An odd last one has a zero.
-static void pair_blocks(const plan_t *k, uint32_t *to, int64_t at, int count, float *spare) {
+static void pair_blocks(const plan_t *k, item_t *to, int64_t at, int count, float *spare) {
     const map_t *m = &k->from;
     const uint16_t *from = (const uint16_t *)m->data + at;
     int part = k->p->part, own = k->inputs / part;
@@ -117,8 +118,8 @@ static void pair_blocks(const plan_t *k, uint32_t *to, int64_t at, int count, fl
 static void read_items(const plan_t *k, float *to, int64_t at, int count, float *spare) {
 #if HAS_PAIRS
     if (k->pairs) {
-        if (k->p->blocked) pair_blocks(k, (uint32_t *)to, at, count, spare);
-        else pair_channels(k, (uint32_t *)to, at, count, spare);
+        if (k->p->blocked) pair_blocks(k, (item_t *)to, at, count, spare);
+        else pair_channels(k, (item_t *)to, at, count, spare);
         return;
     }
 #endif
@@ -172,7 +173,7 @@ static void lines_for(const plan_t *k, int64_t from, int64_t end, target_t *targ
 }
 
 // Numbers in pairs, those of `low` first; NULL: zeros.
-INLINE void pair_numbers(uint32_t *to, const uint16_t *low, const uint16_t *high, int64_t count) {
+INLINE void pair_numbers(item_t *to, const uint16_t *low, const uint16_t *high, int64_t count) {
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES)
         *(bits_t *)(to + i) = (low ? __builtin_convertvector(*(const half_t *)(low + i), bits_t) : (bits_t){0}) |
@@ -188,7 +189,7 @@ INLINE void pair_numbers(uint32_t *to, const uint16_t *low, const uint16_t *high
 }
 
 // A line of pixels in pairs: each with the one `apart` columns on. `begin` columns of zeros come first.
-static void pair_line(uint32_t *to, const uint16_t *from, int64_t pixel, int begin, int count, int c, int cols, int apart) {
+static void pair_line(item_t *to, const uint16_t *from, int64_t pixel, int begin, int count, int c, int cols, int apart) {
     for (int j = 0; j < cols;) {
         int low = j - begin, high = low + apart, length = 1;
         int has_low = low >= 0 && low < count, has_high = high >= 0 && high < count;
@@ -201,7 +202,7 @@ static void pair_line(uint32_t *to, const uint16_t *from, int64_t pixel, int beg
 }
 
 // A row of the gradient: two pixels after two, of `wide` lanes.
-static void pair_row(uint32_t *to, const map_t *m, int64_t at, int count, int c, int wide) {
+static void pair_row(item_t *to, const map_t *m, int64_t at, int count, int c, int wide) {
     const uint16_t *from = (const uint16_t *)m->data + at;
     for (int q = 0; q < count; q += 2, from += 2 * m->pixel, to += wide) {
         if (q + 1 < count) pair_numbers(to, from, from + m->pixel, c);

@@ -14,6 +14,8 @@
 #define HAS_PAIRS 0
 #endif
 
+typedef uint32_t item_t __attribute__((may_alias));  // written as bits, read as floats
+
 // P items, again and again.
 #define LOOPED(TYPE, L, P)                                                                                             \
     INLINE TYPE TYPE##_repeated##P(const float *p) {                                                                   \
@@ -75,7 +77,6 @@ INLINE part_t pairs_part_t(part_t sum, part_t a, part_t b) {
 #endif
 BY_ORDER(vec, LANES, bits_t)
 BY_ORDER(part_t, LANES / 2, part_bits_t)
-#undef BY_ORDER
 #if LANES == 16
 INLINE vec vec_low(vec a, vec b) { return MIXED(bits_t, a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30); }
 INLINE vec vec_high(vec a, vec b) { return MIXED(bits_t, a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31); }
