@@ -21,8 +21,8 @@ from leanconv.ops import hetconv_branches as ops
 
 # Input times output channels of the k×k up to which the kernel is not slower than the layer's own convolutions: both
 # branches forward and backward, 3×3, channels_last, one core of an EPYC (AVX-512), float32 and bfloat16. 64 to 64
-# channels (32 of them k×k) at 8 px and batch 128 1.01x and .93x, at 7 px and batch 8 .91x and .85x, 64 to 128 at 4 px and
-# batch 128 1.06x and .99x, 128 to 64 at 16 px and batch 16 .96x and 1.04x, 128 to 128 at 8 px 1.15x and 1.14x.
+# channels (32 of them k×k) at 8 px and batch 128 1.01x and .93x, at 7 px and batch 8 .91x and .85x, 64 to 128 at 4 px
+# and batch 128 1.06x and .99x, 128 to 64 at 16 px and batch 16 .96x and 1.04x, 128 to 128 at 8 px 1.15x and 1.14x.
 _MOST_WEIGHTS = 64 * 64
 _METHOD = "branches"  # what the layer's forward calls
 

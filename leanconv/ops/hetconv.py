@@ -3,8 +3,8 @@
     y[n,o] = bias[o] + Σ_{c of o's group} conv_kxk(x[n,c]; spatial[o,c]) + Σ_{other c} pointwise[o,c] · x[n,c]
 
 Groups are those of the same number mod P, or `blocked`: P blocks of channels and of filters. A `pointwise` of all C
-channels has a number for a filter's own ones too, which adds to their kernel: a group convolution plus a whole 1×1. The
-1×1's channels are read under the kernel's centre. MACs N·P·Q·O·C·(R·S/P + 1 - 1/P) with P = C over the channels
+channels has a number for a filter's own ones too, which adds to their kernel: a group convolution plus a whole 1×1.
+The 1×1's channels are read under the kernel's centre. MACs N·P·Q·O·C·(R·S/P + 1 - 1/P) with P = C over the channels
 of `spatial`, and twice as many for the gradient. It keeps x alone, and moves no channel. The reference is here, a dense
 convolution; `kernels.training` gives the CPU its kernel. It has a fake kernel (it compiles with `fullgraph=True`),
 gradients of any order, a flop formula and a rule for autocast. Arguments: `x` `N C H W`; `spatial` `O C/P R S`, R and S
@@ -61,7 +61,7 @@ def output_size(size: Ints, spatial: Ints, stride: Ints, padding: Ints, dilation
 
 def dense_kernel(spatial: Tensor, pointwise: Tensor, part: int, blocked: bool = False) -> Tensor:
     """The kernel of the dense convolution that it equals, `O C R S`."""
-    o, own, r, s = spatial.shape
+    own, r, s = spatial.shape[1:]
     blocks = _grouped(spatial, part, blocked).permute(0, 2, 3, 4, 1)  # O/P C/P R S P
     dense = torch.diag_embed(blocks).permute(0, 4, 1, 5, 2, 3)  # O/P P C/P P R S
     if pointwise.shape[1] == own * part:

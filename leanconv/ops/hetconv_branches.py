@@ -33,7 +33,9 @@ def check(x: Tensor, spatial: Tensor, matrix: Tensor, plain: Tensor, bias: Tenso
     if plain.shape[0] != matrix.shape[0] or (bias is not None and bias.shape != plain.shape[:1]):
         raise BadInput(f"both of SPConv's branches have {matrix.shape[0]} outputs, got {list(plain.shape)}")
     if spatial.dim() != 4 or len(dilation) != 2:
-        raise BadInput(f"SPConv's branches take weights O c/P R S and two dilations, got {list(spatial.shape)}, {dilation}")
+        raise BadInput(
+            f"SPConv's branches take weights O c/P R S and two dilations, got {list(spatial.shape)}, {dilation}"
+        )
     hetconv.check(x[:, : matrix.shape[1]], spatial, matrix, None, *geometry(spatial, dilation))
 
 

@@ -27,7 +27,7 @@ class Geometry(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """How many groups there are, and whether they are blocks; `full`: a number for each channel, also a filter's own."""
+    """How many groups there are, whether they are blocks, and `full`: a number for a filter's own channels too."""
 
     part: int
     blocked: bool = False
@@ -44,9 +44,10 @@ def _call(x: Tensor, y: Tensor, groups: Groups, geometry: Geometry, pointers: Se
 
 
 def forward(
-    x: Tensor, spatial: Tensor | None, pointwise: Tensor, bias: Tensor | None, groups: Groups, geometry: Geometry, y: Tensor
-) -> None:
-    """Fill `y`. Maps of one type with channels innermost; weights float32, dense."""
+    x: Tensor, spatial: Tensor | None, pointwise: Tensor, bias: Tensor | None, groups: Groups, geometry: Geometry,
+    y: Tensor,
+) -> None:  # fmt: skip
+    """Fill `y`. Maps of one type with channels innermost; weights float32, dense. `spatial` None: a 1×1 alone."""
     call = _call(x, y, groups, geometry, (spatial, pointwise, bias, None, None, None))
     checked(runtime().lc_hetconv(ctypes.addressof(call), 0, torch.get_num_threads()))
 
