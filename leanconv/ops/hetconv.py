@@ -8,8 +8,8 @@ The 1×1's channels are read under the kernel's centre. MACs N·P·Q·O·C·(R·
 of `spatial`, and twice as many for the gradient. It keeps x alone, and moves no channel. The reference is here, a dense
 convolution; `kernels.training` gives the CPU its kernel. It has a fake kernel (it compiles with `fullgraph=True`),
 gradients of any order, a flop formula and a rule for autocast. Arguments: `x` `N C H W`; `spatial` `O C/P R S`, R and S
-odd; `pointwise` `O C-C/P`, as `nn.HetConv2d` has them, or `O C`; `bias` `O`; all weights of x's type or float32; `stride`,
-`padding` and `dilation` pairs. Maps that result are channels_last.
+odd; `pointwise` `O C-C/P`, as `nn.HetConv2d` has them, or `O C`; `bias` `O`; all weights of x's type or float32;
+`stride`, `padding` and `dilation` pairs. Maps that result are channels_last.
 """
 
 from collections.abc import Sequence
