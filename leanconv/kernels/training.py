@@ -17,7 +17,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from leanconv.kernels import hetconv_layers, narrow_groups, normalized_gates, recomputed, separable_layers
+from leanconv.kernels import (
+    hetconv_layers,
+    narrow_groups,
+    normalized_gates,
+    recomputed,
+    separable_layers,
+    spconv_layers,
+)
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import recorded, through_dispatcher
 from leanconv.kernels.rewritten import rewritten
@@ -87,7 +94,8 @@ def use_training_kernels_(model: nn.Module, *, recompute: bool = False) -> Train
     They are depthwise `nn.Conv2d`, 1×1 ones of few channels, and the gated sums of SPConv and SPLConv with the norms
     and the activation before them, which then pass their maps on (`normalized_gates`). A depthwise-separable layer that
     keeps the map's size, or both branches of such a SPLConv, run in one kernel, and keep their input alone for the
-    gradient (`separable_layers`), and so does a HetConv (`hetconv_layers`). Results are channels_last.
+    gradient (`separable_layers`), and so do a HetConv (`hetconv_layers`) and SPConv's branches (`spconv_layers`).
+    Results are channels_last.
     Other HetConvs and group convolutions, of narrow groups, run as the dense convolution they equal (`narrow_groups`).
     An `nn.BatchNorm2d` and the activation after it, with or without a residual between them, run in one kernel where
     the source of a module's `forward`, or its `nn.Sequential`, shows that they follow each other (`rewritten`).
@@ -125,7 +133,7 @@ def _replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
         return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
     if getattr(type(module), "name", "") == "hetconv":
         return _hetconv_replacements(module, recompute)
-    if branches := separable_layers.replacement(module):
+    if branches := separable_layers.replacement(module) or spconv_layers.replacement(module):
         return [(module, *branches), *_gate_replacements(module, recompute)]
     if recompute and (less := recomputed.replacement(module, None)):
         return [(module, *less)]

@@ -25,6 +25,8 @@ LAYERS = {
     "part=4": lambda: HetConv2d(8, 12, 3, padding=1),
     "part=2, no bias": lambda: HetConv2d(6, 10, 3, padding=1, part=2, bias=False),
     "part=8, strided": lambda: HetConv2d(16, 40, 3, stride=2, padding=1, part=8),
+    "blocked": lambda: HetConv2d(16, 24, 3, padding=1, arrangement="blocked"),
+    "blocked, part=2, strided": lambda: HetConv2d(6, 40, 3, stride=2, padding=(2, 1), part=2, arrangement="blocked"),
     "1x5, dilated": lambda: HetConv2d(8, 12, (1, 5), padding=(1, 3), dilation=(1, 2)),
 }
 
@@ -67,7 +69,7 @@ def test_autocast_is_as_near_to_float32_as_without(kind, runs):
         assert (a.float() - c).norm() <= 1.5 * (b.float() - c).norm()
 
 
-@pytest.mark.parametrize("kind", ["part=4", "part=8, strided"])
+@pytest.mark.parametrize("kind", ["part=4", "part=8, strided", "blocked"])
 def test_gradients_of_gradients(kind):
     layer = made(kind)
     x = torch.randn(2, layer.in_channels, 5, 7, requires_grad=True)
@@ -82,9 +84,11 @@ def test_gradients_of_gradients(kind):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("kind", ["part=4", "blocked"])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_compiles_as_one_graph(autocast):
-    assert_compiles_as_one_graph(made(), torch.randn(3, 8, 9, 11), autocast)
+def test_compiles_as_one_graph(autocast, kind):
+    layer = made(kind)
+    assert_compiles_as_one_graph(layer, torch.randn(3, layer.in_channels, 9, 11), autocast)
 
 
 def test_a_network_learns_the_same():
@@ -133,7 +137,6 @@ class _Doubled(HetConv2d):
     [
         lambda: _Doubled(8, 12, 3, padding=1),
         lambda: HetConv2d(8, 12, 3, padding=1, padding_mode="reflect"),
-        lambda: HetConv2d(8, 12, 3, padding=1, arrangement="blocked"),
         lambda: HetConv2d(8, 12, 3, padding=1, part=1),
         lambda: HetConv2d(8, 10, 3, padding=1, part=3, ragged=True),
         lambda: HetConv2d(8, 2056, 3, padding=1),

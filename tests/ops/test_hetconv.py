@@ -2,27 +2,30 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from leanconv.errors import BadInput
 from leanconv.nn import HetConv2d
 from leanconv.ops import hetconv as ops
 
-# Part, kernel, stride, padding, dilation.
+# Part, kernel, stride, padding, dilation; arrangement.
 SHAPES = [
-    (2, (3, 3), (1, 1), (1, 1), (1, 1)),
-    (3, (1, 5), (2, 1), (0, 3), (1, 1)),
-    (4, (3, 1), (1, 1), (3, 0), (2, 1)),
+    (2, (3, 3), (1, 1), (1, 1), (1, 1), "shifted"),
+    (3, (1, 5), (2, 1), (0, 3), (1, 1), "shifted"),
+    (4, (3, 1), (1, 1), (3, 0), (2, 1), "shifted"),
+    (2, (3, 3), (1, 1), (1, 1), (1, 1), "blocked"),
+    (3, (1, 5), (2, 1), (0, 3), (1, 1), "blocked"),
 ]
 
 
 def given(shape=SHAPES[0], dtype=torch.float64, *, bias=True, size=(2, 4, 6)):
     """A layer, and the operator's inputs with its weights."""
     torch.manual_seed(0)
-    part, *geometry = shape
-    layer = HetConv2d(2 * part, 3 * part, *geometry, part=part, bias=bias).to(dtype)
+    part, *geometry, kind = shape
+    layer = HetConv2d(2 * part, 3 * part, *geometry, part=part, bias=bias, arrangement=kind).to(dtype)
     x = torch.randn(size[0], 2 * part, *size[1:], dtype=dtype, requires_grad=True)
-    return layer, (x, layer.spatial, layer.pointwise, layer.bias, *map(list, geometry[1:]))
+    return layer, (x, layer.spatial, layer.pointwise, layer.bias, *map(list, geometry[1:]), kind == "blocked")
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -38,9 +41,25 @@ def test_it_is_the_layer_s_forward(shape, bias):
         torch.testing.assert_close(a, b)
 
 
-def test_the_dense_kernel_is_the_layer_s():
-    layer, inputs = given()
-    torch.testing.assert_close(ops.dense_kernel(*inputs[1:3]), layer.dense_weight())
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_dense_kernel_is_the_layer_s(shape):
+    layer, inputs = given(shape)
+    torch.testing.assert_close(ops.dense_kernel(*inputs[1:3], layer.part, inputs[-1]), layer.dense_weight())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_whole_1x1_adds_to_a_filter_s_own_kernels(shape):
+    """With its gradient: a filter's own entries are in both weights."""
+    layer, (x, spatial, _, _, *geometry) = given(shape)
+    full = torch.randn(layer.out_channels, layer.in_channels, dtype=torch.float64, requires_grad=True)
+    y = ops.hetconv2d(x, spatial, full, None, *geometry)
+    kernel = torch.zeros_like(layer.dense_weight())
+    kernel[:, :, kernel.shape[2] // 2, kernel.shape[3] // 2] = full.detach()
+    with torch.no_grad():
+        layer.pointwise.zero_()
+        layer.bias.zero_()
+    torch.testing.assert_close(y, layer(x) + F.conv2d(x, kernel, None, *geometry[:3]))
+    assert torch.autograd.gradcheck(lambda *w: ops.hetconv2d(x, *w, None, *geometry), (spatial, full), fast_mode=True)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -57,13 +76,14 @@ def test_gradients_of_first_and_second_order(shape):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_opcheck(dtype, bias):
-    _, inputs = given(dtype=dtype, bias=bias)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]], ids=str)
+def test_opcheck(dtype, bias, shape):
+    _, inputs = given(shape, dtype, bias=bias)
     torch.library.opcheck(torch.ops.leanconv.hetconv2d.default, inputs)
-    grad = torch.randn(ops.output_size(inputs[0].shape, inputs[1].shape, *inputs[4:]), dtype=dtype)
-    rest = (grad, *(each.detach() for each in inputs[:3]), *inputs[4:])
+    grad = torch.randn(ops.output_size(inputs[0].shape, inputs[1].shape, *inputs[4:7]), dtype=dtype)
+    rest = (grad, *(each.detach() for each in inputs[:3]), *inputs[4:7])
     for of_x in (True, False):
-        torch.library.opcheck(torch.ops.leanconv.hetconv2d_gradient.default, (*rest, of_x))
+        torch.library.opcheck(torch.ops.leanconv.hetconv2d_gradient.default, (*rest, of_x, inputs[7]))
 
 
 def test_no_sample_has_no_result_and_gradients_of_zero():

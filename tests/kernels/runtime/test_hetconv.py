@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch import nn
 
 from leanconv.kernels.cpu.runtime import hetconv as kernels
 from leanconv.kernels.cpu.runtime.training_abi import readable, runtime
@@ -25,10 +26,18 @@ class Case(NamedTuple):
     outputs: int
     part: int
     geometry: kernels.Geometry
+    blocked: bool = False
+    full: bool = False
+
+    @property
+    def groups(self):
+        return kernels.Groups(self.part, self.blocked, self.full)
 
     def layer(self):
         kernel, stride, padding, dilation = self.geometry
-        return HetConv2d(self.size[1], self.outputs, kernel, stride, padding, dilation, part=self.part)
+        made = _Full if self.full else HetConv2d
+        kind = "blocked" if self.blocked else "shifted"
+        return made(self.size[1], self.outputs, kernel, stride, padding, dilation, part=self.part, arrangement=kind)
 
     @property
     def out(self):
@@ -36,7 +45,18 @@ class Case(NamedTuple):
         return [out_length(side, k, stride, d, 2 * pad) for side, k, stride, pad, d in sides]
 
 
-def cases(seed, count):
+class _Full(HetConv2d):
+    """With a number for every channel at the centre, beside the k×k kernels."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.pointwise = nn.Parameter(torch.randn(self.out_channels, self.in_channels))
+
+    def _full_pointwise(self, pointwise):
+        return pointwise[..., None, None]
+
+
+def cases(seed, count, kinds=((False, False),)):
     """`count` cases that leave a pixel. Steps of P channels: odd ones, and more than a block of vectors has."""
     draw, found = random.Random(seed), []
     sides, steps = [1, 2, 3, 5, 8, 13, 30], [1, 2, 3, 4, 5, 9]
@@ -49,13 +69,13 @@ def cases(seed, count):
             (draw.randint(0, 4), draw.randint(0, 4)),
             draw.choice([(1, 1), (1, 1), (draw.randint(1, 3), draw.randint(1, 3))]),
         )
-        case = Case(size, part * draw.choice(steps), part, geometry)
+        case = Case(size, part * draw.choice(steps), part, geometry, *draw.choice(kinds))
         if min(case.out) >= 1:
             found.append(case)
     return found
 
 
-CASES = cases(0, 40)
+CASES = cases(0, 40) + cases(1, 60, [(True, False), (True, True), (False, True)])
 IDS = [str(i) for i in range(len(CASES))]
 
 
@@ -71,9 +91,9 @@ def computed(case, x, grad, *weights, around=lambda t: t):
     y, found = (around(new_map(x, t.shape).fill_(torch.nan)) for t in (grad, x))
     sums = [around(torch.full_like(t, torch.nan)) for t in weights]
     x, grad, weights = around(readable(x)), around(readable(grad)), [around(t) for t in weights]
-    kernels.forward(x, *weights, case.part, case.geometry, y)
-    kernels.data_gradient(grad, *weights[:2], case.part, case.geometry, found)
-    kernels.weight_gradient(grad, x, case.part, case.geometry, sums)
+    kernels.forward(x, *weights, case.groups, case.geometry, y)
+    kernels.data_gradient(grad, *weights[:2], case.groups, case.geometry, found)
+    kernels.weight_gradient(grad, x, case.groups, case.geometry, sums)
     return y, found, *sums
 
 
@@ -110,9 +130,10 @@ def test_integers_are_exact(case, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("blocked", [False, True])
 @pytest.mark.parametrize("outputs", [8, 16, 40])
-def test_the_same_bits_again_and_with_more_threads(outputs, dtype):
-    case = Case((3, 12, 23, 29), outputs, 4, kernels.Geometry((3, 3), (1, 1), (1, 1), (1, 1)))
+def test_the_same_bits_again_and_with_more_threads(outputs, blocked, dtype):
+    case = Case((3, 12, 23, 29), outputs, 4, kernels.Geometry((3, 3), (1, 1), (1, 1), (1, 1)), blocked)
     given = drawn(case, dtype)
     assert_same_bits(lambda: computed(case, *given))
 
@@ -138,11 +159,11 @@ def test_frozen_biases_and_none_of_them(dtype):
     x, grad, spatial, pointwise, bias = drawn(case, dtype)
     x, grad = readable(x), readable(grad)
     with_bias, without = new_map(x, grad.shape), new_map(x, grad.shape)
-    kernels.forward(x, spatial, pointwise, bias, case.part, case.geometry, with_bias)
-    kernels.forward(x, spatial, pointwise, None, case.part, case.geometry, without)
+    kernels.forward(x, spatial, pointwise, bias, case.groups, case.geometry, with_bias)
+    kernels.forward(x, spatial, pointwise, None, case.groups, case.geometry, without)
     torch.testing.assert_close(without + bias.to(dtype)[:, None, None], with_bias, atol=0.1, rtol=0.02)
     sums = [torch.empty_like(spatial), torch.empty_like(pointwise)]
-    kernels.weight_gradient(grad, x, case.part, case.geometry, [*sums, None])
+    kernels.weight_gradient(grad, x, case.groups, case.geometry, [*sums, None])
     assert torch.equal(sums[0], computed(case, x, grad, spatial, pointwise, bias)[2])
 
 

@@ -1,5 +1,5 @@
-// HetConv for training: filter o has a k×k kernel at the channels c with c mod P = o mod P, and one number at the kernel's
-// centre for every other channel. The result, the gradient of the data, and those of the weights.
+// HetConv for training: filter o has a k×k kernel at the channels of its group, which are those with c mod P = o mod P or
+// a block of them, and one number at the kernel's centre for every other channel, or for each. The result, the gradient of the data, and those of the weights.
 //
 // A band of rows is computed at a time, from lines of its own, one block of vectors after the other: their weights stay in
 // the cache. The centre's tap of the k×k kernels is one of the numbers at the centre: a full product without gaps.
@@ -29,6 +29,9 @@ static uint64_t met_by(const plan_t *k, int row, int phase) {
     return key;
 }
 
+// Whether a row of float32 in the map is as the loops have it.
+static int is_straight(const plan_t *k) { return k->to.element == FLOAT32 && k->outputs == k->wide && k->sorted; }
+
 // The taps of a row of results that lie on the map, for every uw-th column from `phase` on.
 static void list_taps(const plan_t *k, row_t *to, tap_t *threes, tap_t *list, int row, int phase, int lanes) {
     const hetconv_t *p = k->p;
@@ -54,15 +57,15 @@ static void list_taps(const plan_t *k, row_t *to, tap_t *threes, tap_t *list, in
 static void product_band(const plan_t *k, int64_t from, int64_t end, float *memory) {
     const hetconv_t *p = k->p;
     int count = (int)(end - from);
-    int straight = k->to.element == FLOAT32 && k->outputs == k->wide;
-    float *lines = memory, *out = lines + k->lines * k->line;
-    target_t *targets = (target_t *)(out + (int64_t)k->band * k->columns * k->wide);
+    int straight = is_straight(k);
+    float *lines = memory, *out = lines + k->lines * k->line, *spare = out + (int64_t)k->band * k->columns * k->wide;
+    target_t *targets = (target_t *)(spare + spare_of(k));
     tap_t *threes = (tap_t *)(targets + k->band), *list = threes + p->r;
     lines_for(k, from, end, targets);
     for (int i = 0, next = 0; i < count; i++)
         for (int at = most(next, targets[i].line); at <= targets[i].line + span_h(p); next = ++at) {
             int row = row_at(k, &targets[i], at);
-            if (is_there(k, row)) read_line(k, lines + at * k->line, targets[i].n, row);
+            if (is_there(k, row)) read_line(k, lines + at * k->line, targets[i].n, row, spare);
         }
     const float *w = k->taps, *centre_w = k->centre;
     for (int v = 0; v < k->wide; v += 2 * LANES) {
@@ -70,6 +73,8 @@ static void product_band(const plan_t *k, int64_t from, int64_t end, float *memo
         row_t row = {.threes = threes, .taps = list, .w = w, .centre_w = centre_w, .bias = k->bias + v,
                      .step = (int64_t)k->sw * k->items, .tap = (int64_t)k->items / p->part * lanes,
                      .steps = k->items / p->part, .items = k->items};
+        if (p->blocked && k->sorted && vectors == 2) row.apart = k->outputs / 2;
+        if (p->blocked && k->sorted && vectors < 2) row.order = k->order;
         dot_fn *const *of = DOTS[k->pairs][log2_of(p->part)][vectors];
         uint64_t listed = 0;
         for (int i = 0; i < count; i++) {
@@ -85,7 +90,7 @@ static void product_band(const plan_t *k, int64_t from, int64_t end, float *memo
                 int columns = (k->columns - phase + k->uw - 1) / k->uw;
                 for (int q = 0, size = LARGEST[vectors]; size >= 0; size--) {
                     int tiles = (columns - q) >> size;
-                    if (tiles) of[size](&row, x + q * row.step, y + phase * pixel + q * row.y_step + v, tiles);
+                    if (tiles) of[size](&row, x + q * row.step, y + phase * pixel + q * row.y_step + (row.apart ? v / 2 : v), tiles);
                     q += tiles << size;
                 }
             }
@@ -94,11 +99,11 @@ static void product_band(const plan_t *k, int64_t from, int64_t end, float *memo
     }
     if (straight) return;
     for (int i = 0; i < count; i++)
-        write_row(k, out + (int64_t)i * k->columns * k->wide, place(&k->to, targets[i].n, targets[i].row));
+        write_row(k, out + (int64_t)i * k->columns * k->wide, place(&k->to, targets[i].n, targets[i].row), spare);
 }
 
 static size_t product_bytes(const plan_t *k) {
-    int64_t floats = k->lines * k->line + (int64_t)k->band * k->columns * k->wide;
+    int64_t floats = k->lines * k->line + (int64_t)k->band * k->columns * k->wide + spare_of(k);
     int64_t taps = k->p->r + (int64_t)taps_of(k->p) * k->items / k->p->part;
     return sizeof(float) * floats + sizeof(target_t) * k->band + sizeof(tap_t) * taps;
 }
@@ -130,13 +135,20 @@ INLINE lane_t lane_of(int output, int wide) {
 // filled by the filters that share them.
 #define RUN 32
 
-// Where filter o's weights begin from channel c on, a multiple of P.
+// How many of filter o's own channels come before c (a multiple of P, where groups are no blocks).
+static int owned_before(const hetconv_t *p, int o, int c) {
+    int own = p->channels / p->part;
+    return p->blocked ? least(own, most(0, c - o / (p->outputs / p->part) * own)) : c / p->part;
+}
+
+// Where filter o's weights begin from channel c on.
 static int64_t others_at(const hetconv_t *p, int o, int c) {
-    return (int64_t)o * (p->channels - p->channels / p->part) + c - c / p->part;
+    int others = p->full ? 0 : p->channels / p->part;
+    return (int64_t)o * (p->channels - others) + c - (p->full ? 0 : owned_before(p, o, c));
 }
 
 static int64_t kernel_at(const hetconv_t *p, int o, int c) {
-    return ((int64_t)o * (p->channels / p->part) + c / p->part) * taps_of(p);
+    return ((int64_t)o * (p->channels / p->part) + owned_before(p, o, c)) * taps_of(p);
 }
 
 // Weights as the loops read them: blocks of one or two vectors of outputs.
@@ -144,24 +156,24 @@ static void pack(plan_t *k) {
     const hetconv_t *p = k->p;
     int taps = taps_of(p), middle = middle_of(p), part = p->part, steps = k->items / part;
     for (int first = 0, o = 0; first < p->channels; first += ++o < p->outputs ? 0 : RUN, o %= p->outputs) {
-        const float *one = p->pointwise + others_at(p, o, first), *kernel = p->spatial + kernel_at(p, o, first);
-        for (int c = first; c < least(first + RUN, p->channels); c++) {
-            int in = k->back ? o : c;
-            lane_t to = lane_of(k->back ? c : o, k->wide);
+        const float *one = p->pointwise + others_at(p, o, first), *kernel = p->spatial;
+        if (kernel) kernel += kernel_at(p, o, first);
+        for (int c = first, filter = position(p, o, p->outputs); c < least(first + RUN, p->channels); c++) {
+            int channel = position(p, c, p->channels), in = k->back ? filter : channel;
+            lane_t to = lane_of(k->back ? channel : filter, k->wide);
             int step = in >> log2_of(part), half = step & k->pairs, of = step >> k->pairs, j = in & (part - 1);
+            int own = !((channel ^ filter) & (part - 1)), has_taps = own && kernel;
             float *w = k->taps + k->taps_size * to.v, *centre_w = k->centre + k->centre_size * to.v;
-            if ((c ^ o) & (part - 1)) {
-                put(k, centre_w, of * part + j, to.lanes, to.lane, half, *one++);
-                continue;
-            }
-            put(k, centre_w, of * part + j, to.lanes, to.lane, half, kernel[middle]);
+            float centre = (has_taps ? kernel[middle] : 0.0f) + (!own || p->full ? *one++ : 0.0f);
+            put(k, centre_w, of * part + j, to.lanes, to.lane, half, centre);
+            if (!has_taps) continue;
             for (int t = 0, packed = 0; t < taps; t++)
                 if (t != middle)
                     put(k, w, (int64_t)packed++ * steps + of, to.lanes, to.lane, half, kernel[k->back ? taps - 1 - t : t]);
             kernel += taps;
         }
     }
-    if (p->bias && !k->back) memcpy(k->bias, p->bias, sizeof(float) * p->outputs);
+    for (int o = 0; p->bias && !k->back && o < p->outputs; o++) k->bias[position(p, o, p->outputs)] = p->bias[o];
 }
 
 static plan_t plan_of(const hetconv_t *p, int back) {
@@ -177,6 +189,8 @@ static plan_t plan_of(const hetconv_t *p, int back) {
     k.zeros = -floor_div(-k.left, k.uw);
     k.cols = floor_div((k.columns - 1) * k.sw + span_w(p) - k.left, k.uw) + k.zeros + 1;
     k.wide = wide_of(k.outputs, p->part);
+    k.sorted = !p->blocked || k.wide <= LANES || (p->part == 2 && k.outputs % (2 * LANES) == 0);
+    for (int i = 0; i < LANES; i++) k.order[i] = i < k.outputs ? position(p, i, k.outputs) : i;
     return k;
 }
 
@@ -246,10 +260,12 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
     const plan_t *k = &s->k;
     const hetconv_t *p = k->p;
     int count = (int)(end - from);
-    int straight = k->to.element == FLOAT32 && k->outputs == k->wide;
-    int64_t g_line = (int64_t)s->pixels * k->wide;
-    float *lines = memory, *g = lines + k->lines * k->line;
-    target_t *targets = (target_t *)(g + k->band * g_line);
+    int straight = is_straight(k) && !p->blocked;
+    int times = log2_of(p->part);
+    int64_t g_line = (int64_t)s->pixels * k->wide, pixel = 4 * (int64_t)k->inputs;
+    int64_t chunks = chunks_of(k);
+    float *lines = memory, *g = lines + k->lines * k->line, *spare = g + k->band * g_line;
+    target_t *targets = (target_t *)(spare + spare_of(k));
     int64_t *x_at = (int64_t *)(targets + k->band), *g_at = x_at + k->band;
     lines_for(k, from, end, targets);
     for (int i = 0, next = 0; i < count; i++) {
@@ -260,14 +276,26 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
             float *line = lines + at * k->line;
             int begin = most(0, k->zeros), first = begin - k->zeros, columns = least(k->cols - begin, k->w - first);
             if (!is_there(k, row) || columns < 1) memset(line, 0, sizeof(float) * k->line);
-            else if (!k->pairs) read_line(k, line, t->n, row);
-            else
-                pair_line((uint32_t *)line, &k->from, place(&k->from, t->n, row) + first * k->from.pixel, begin, columns,
-                          k->inputs, k->cols, k->sw);
+            else if (!k->pairs) read_line(k, line, t->n, row, spare);
+            else {
+                float *to = p->blocked ? spare + chunks : line;
+                const uint16_t *from = (const uint16_t *)k->from.data + place(&k->from, t->n, row) + first * k->from.pixel;
+                int64_t apart = k->from.pixel;
+                if (apart != k->inputs && k->inputs < 32) {
+                    from = squeezed((uint16_t *)(spare + chunks + row_of_spare(k)), from, apart, columns, k->inputs);
+                    apart = k->inputs;
+                }
+                pair_line((item_t *)to, from, apart, begin, columns, k->inputs, k->cols, k->sw);
+                if (p->blocked) deal_dense(line, k->inputs, to, pixel, k->cols, k->inputs, times, spare);
+            }
         }
         int64_t at = place(&k->to, t->n, t->row);
         g_at[i] = straight ? at : i * g_line;
-        if (k->pairs) pair_row((uint32_t *)g + i * g_line, &k->to, at, k->columns, k->outputs, k->wide);
+        if (k->pairs && p->blocked) {
+            pair_row((item_t *)(spare + chunks), &k->to, at, k->columns, k->outputs, k->outputs);
+            deal_dense(g + i * g_line, k->wide, spare + chunks, 4 * (int64_t)k->outputs, s->pixels, k->outputs, times, spare);
+        } else if (k->pairs) pair_row((item_t *)g + i * g_line, &k->to, at, k->columns, k->outputs, k->wide);
+        else if (p->blocked) deal_pixels(g + i * g_line, k->wide, &k->to, at, k->columns, k->outputs, times, spare);
         else if (!straight) read_pixels(g + i * g_line, k->wide, &k->to, at, k->to.pixel, k->columns, k->outputs);
     }
     int pair = k->pairs ? 2 : 1, run = most(1, EXACT_AFTER / k->columns), spatial = (int)k->taps_size;
@@ -295,7 +323,7 @@ static void sums_band(const sums_t *s, int64_t from, int64_t end, float *kept, f
 
 static size_t sums_bytes(const sums_t *s) {
     const plan_t *k = &s->k;
-    int64_t floats = k->lines * k->line + (int64_t)k->band * s->pixels * k->wide;
+    int64_t floats = k->lines * k->line + (int64_t)k->band * s->pixels * k->wide + spare_of(k);
     return sizeof(float) * floats + (sizeof(target_t) + 2 * sizeof(int64_t)) * k->band;
 }
 
@@ -351,21 +379,23 @@ int lc_hetconv_weight(const hetconv_t *p, int threads) {
         for (int64_t number = 0; number < each; number++) sums[number] += sums[i * each + number];
     for (int first = 0; first < p->channels; first += RUN)
         for (int o = 0; o < p->outputs; o++) {
-            lane_t lane = lane_of(o, k->wide);
+            int filter = position(p, o, p->outputs);
+            lane_t lane = lane_of(filter, k->wide);
             const double *of = sums + s.weights * lane.v + lane.lane;
-            float *one = p->pointwise_sum + others_at(p, o, first), *kernel = p->spatial_sum + kernel_at(p, o, first);
+            float *one = p->pointwise_sum + others_at(p, o, first), *kernel = p->spatial_sum;
+            if (kernel) kernel += kernel_at(p, o, first);
             for (int c = first; c < least(first + RUN, p->channels); c++) {
-                float centre = (float)of[(k->taps_size + c) * lane.lanes];
-                if ((c ^ o) & (p->part - 1)) {
-                    *one++ = centre;
-                    continue;
-                }
-                int step = c >> log2_of(p->part);
+                int channel = position(p, c, p->channels), is_own = !((channel ^ filter) & (p->part - 1));
+                float centre = (float)of[(k->taps_size + channel) * lane.lanes];
+                if (!is_own || p->full) *one++ = centre;
+                if (!is_own || !kernel) continue;
+                int step = channel >> log2_of(p->part);
                 for (int t = 0; t < taps; t++)
                     *kernel++ = t == middle ? centre : (float)of[((int64_t)(t - (t > middle)) * own + step) * lane.lanes];
             }
         }
-    for (int o = 0; o < p->outputs && p->bias_sum; o++) p->bias_sum[o] = (float)sums[s.weights * k->wide + o];
+    for (int o = 0; o < p->outputs && p->bias_sum; o++)
+        p->bias_sum[o] = (float)sums[s.weights * k->wide + position(p, o, p->outputs)];
     lc_free(NULL, memory);
     return failed;
 }

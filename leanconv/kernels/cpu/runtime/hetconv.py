@@ -26,32 +26,41 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int]
 
 
-def _call(x: Tensor, y: Tensor, part: int, geometry: Geometry, pointers: Sequence[Tensor | None]) -> HetConv:
+class Groups(NamedTuple):
+    """How many groups there are, whether they are blocks, and `full`: a number for a filter's own channels too."""
+
+    part: int
+    blocked: bool = False
+    full: bool = False
+
+
+def _call(x: Tensor, y: Tensor, groups: Groups, geometry: Geometry, pointers: Sequence[Tensor | None]) -> HetConv:
     """The structure; `pointers`: spatial, pointwise and bias, then where the gradients of those go."""
     (n, c, h, w), (_, o, rows, columns) = x.shape, y.shape
     kernel, stride, (top, left), dilation = geometry
     given = (None if each is None else each.data_ptr() for each in pointers)
-    sizes = (n, c, o, h, w, rows, columns, part, *kernel, *stride, *dilation, top, left)
+    sizes = (n, c, o, h, w, rows, columns, groups.part, *kernel, *stride, *dilation, top, left, *groups[1:])
     return HetConv(Map.of(x), Map.of(y), *given, *sizes)
 
 
 def forward(
-    x: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, part: int, geometry: Geometry, y: Tensor
-) -> None:
-    """Fill `y`. Maps of one type with channels innermost; weights float32, dense."""
-    call = _call(x, y, part, geometry, (spatial, pointwise, bias, None, None, None))
+    x: Tensor, spatial: Tensor | None, pointwise: Tensor, bias: Tensor | None, groups: Groups, geometry: Geometry,
+    y: Tensor,
+) -> None:  # fmt: skip
+    """Fill `y`. Maps of one type with channels innermost; weights float32, dense. `spatial` None: a 1×1 alone."""
+    call = _call(x, y, groups, geometry, (spatial, pointwise, bias, None, None, None))
     checked(runtime().lc_hetconv(ctypes.addressof(call), 0, torch.get_num_threads()))
 
 
 def data_gradient(
-    grad: Tensor, spatial: Tensor, pointwise: Tensor, part: int, geometry: Geometry, x_grad: Tensor
+    grad: Tensor, spatial: Tensor | None, pointwise: Tensor, groups: Groups, geometry: Geometry, x_grad: Tensor
 ) -> None:
     """Fill `x_grad`."""
-    call = _call(x_grad, grad, part, geometry, (spatial, pointwise, None, None, None, None))
+    call = _call(x_grad, grad, groups, geometry, (spatial, pointwise, None, None, None, None))
     checked(runtime().lc_hetconv(ctypes.addressof(call), 1, torch.get_num_threads()))
 
 
-def weight_gradient(grad: Tensor, x: Tensor, part: int, geometry: Geometry, sums: Sequence[Tensor | None]) -> None:
+def weight_gradient(grad: Tensor, x: Tensor, groups: Groups, geometry: Geometry, sums: Sequence[Tensor | None]) -> None:
     """Fill `sums` (float32, dense): the gradients of spatial, of pointwise, and of the bias, unless that is None."""
-    call = _call(x, grad, part, geometry, (None, None, None, *sums))
+    call = _call(x, grad, groups, geometry, (None, None, None, *sums))
     checked(runtime().lc_hetconv_weight(ctypes.addressof(call), torch.get_num_threads()))

@@ -14,6 +14,8 @@
 #define HAS_PAIRS 0
 #endif
 
+typedef uint32_t item_t __attribute__((may_alias));  // written as bits, read as floats
+
 // P items, again and again.
 #define LOOPED(TYPE, L, P)                                                                                             \
     INLINE TYPE TYPE##_repeated##P(const float *p) {                                                                   \
@@ -59,6 +61,34 @@ INLINE part_t pairs_part_t(part_t sum, part_t a, part_t b) {
 }
 #endif
 
+// Results of blocks, which are dealt out among the lanes, in the map's order: one vector by any order, and two whose lanes
+// are those of two blocks by turns.
+#ifdef __clang__
+#define MIXED(TYPE, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define BY_ORDER(TYPE, L, BITS)                                                                                        \
+    INLINE TYPE TYPE##_by(TYPE a, BITS order) {                                                                        \
+        TYPE found;                                                                                                    \
+        for (int i = 0; i < L; i++) found[i] = a[order[i]];                                                            \
+        return found;                                                                                                  \
+    }
+#else
+#define MIXED(TYPE, a, b, ...) __builtin_shuffle(a, b, (TYPE){__VA_ARGS__})
+#define BY_ORDER(TYPE, L, BITS) INLINE TYPE TYPE##_by(TYPE a, BITS order) { return __builtin_shuffle(a, order); }
+#endif
+BY_ORDER(vec, LANES, bits_t)
+BY_ORDER(part_t, LANES / 2, part_bits_t)
+#if LANES == 16
+INLINE vec vec_low(vec a, vec b) { return MIXED(bits_t, a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30); }
+INLINE vec vec_high(vec a, vec b) { return MIXED(bits_t, a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31); }
+#else
+INLINE vec vec_low(vec a, vec b) { return MIXED(bits_t, a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
+INLINE vec vec_high(vec a, vec b) { return MIXED(bits_t, a, b, 1, 3, 5, 7, 9, 11, 13, 15); }
+#endif
+INLINE part_t part_t_low(part_t a, part_t b) { return a; }  // never asked for
+INLINE part_t part_t_high(part_t a, part_t b) { return b; }
+INLINE vec vec_order(const uint32_t *order, vec a) { return vec_by(a, *(const bits_t *)order); }
+INLINE part_t part_t_order(const uint32_t *order, part_t a) { return part_t_by(a, *(const part_bits_t *)order); }
+
 // A row of results, for one or two vectors of filters: where products begin among the items and among the weights.
 typedef struct { int64_t x, w; } tap_t;
 typedef struct {
@@ -69,6 +99,8 @@ typedef struct {
     int64_t step, y_step, tap;   // from a pixel to the next: items, and floats of results; weights of a tap
     int64_t centre;              // items to the centre's tap; -1: it is not on the map
     int rows, count, steps, items;  // of threes, of taps; steps of P items, and items, of a pixel
+    const uint32_t *order;       // which lane each of a vector's results comes from; NULL: its own
+    int64_t apart;               // floats from a vector of results to that of the other block; 0: they are side by side
 } row_t;
 
 // `tiles` times N pixels of V vectors of L filters.
@@ -129,8 +161,17 @@ typedef struct {
                             sum[i][v] = KIND##_##TYPE(sum[i][v], *(const TYPE *)(w + v * L), one);                     \
                     }                                                                                                  \
             }                                                                                                          \
-            _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)                                                        \
-                _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) *(TYPE *)(y + i * y_step + v * L) = sum[i][v];     \
+            if (V == 2 && k->apart)                                                                                    \
+                _Pragma("GCC unroll 8") for (int i = 0; i < N; i++) {                                                  \
+                    *(TYPE *)(y + i * y_step) = TYPE##_low(sum[i][0], sum[i][V - 1]);                                  \
+                    *(TYPE *)(y + i * y_step + k->apart) = TYPE##_high(sum[i][0], sum[i][V - 1]);                      \
+                }                                                                                                      \
+            else if (V == 1 && k->order)                                                                               \
+                _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)                                                    \
+                    *(TYPE *)(y + i * y_step) = TYPE##_order(k->order, sum[i][0]);                                     \
+            else                                                                                                       \
+                _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)                                                    \
+                    _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) *(TYPE *)(y + i * y_step + v * L) = sum[i][v]; \
         }                                                                                                              \
     }
 typedef void dot_fn(const row_t *, const float *, float *, int);

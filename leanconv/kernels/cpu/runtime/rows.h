@@ -87,14 +87,16 @@ static void read_pixels(
         read_dense(to, m, at, (int64_t)wide * count);
         return;
     }
-    if (c == FEW && wide == FEW) {
+    if (c == FEW) {
+        for (int i = 0; i < count && wide > FEW; i++)
+            for (int k = FEW; k < wide; k += FEW) *(few_t *)(to + (int64_t)i * wide + k) = (few_t){0};
         if (m->element == FLOAT32)
             for (int i = 0; i < count; i++)
-                *(few_t *)(to + i * FEW) = *(const few_t *)((const float *)m->data + at + i * pixel);
+                *(few_t *)(to + (int64_t)i * wide) = *(const few_t *)((const float *)m->data + at + i * pixel);
         else
             for (int i = 0; i < count; i++) {
                 few_half_t bits = *(const few_half_t *)((const uint16_t *)m->data + at + i * pixel);
-                *(few_t *)(to + i * FEW) = (few_t)(__builtin_convertvector(bits, few_bits_t) << 16);
+                *(few_t *)(to + (int64_t)i * wide) = (few_t)(__builtin_convertvector(bits, few_bits_t) << 16);
             }
         return;
     }
@@ -127,13 +129,14 @@ static void write_pixels(
         write_dense(from, m, at, (int64_t)wide * count);
         return;
     }
-    if (c == FEW && wide == FEW) {
+    if (c == FEW) {
         if (m->element == FLOAT32)
             for (int i = 0; i < count; i++)
-                *(few_t *)((float *)m->data + at + i * pixel) = *(const few_t *)(from + i * FEW);
+                *(few_t *)((float *)m->data + at + i * pixel) = *(const few_t *)(from + (int64_t)i * wide);
         else
             for (int i = 0; i < count; i++)
-                *(few_half_t *)((uint16_t *)m->data + at + i * pixel) = rounded_few(*(const few_t *)(from + i * FEW));
+                *(few_half_t *)((uint16_t *)m->data + at + i * pixel) =
+                    rounded_few(*(const few_t *)(from + (int64_t)i * wide));
         return;
     }
     int whole = c / LANES * LANES, parts = c - whole >= LANES / 2, rest = whole + parts * (LANES / 2);

@@ -63,13 +63,14 @@ typedef struct {
     int32_t r[2], s[2], dh[2], dw[2], top[2], left[2];
 } branch_t;
 
-// y[n,p,q,o] = bias[o] + sum over c of w1[o,c] * x[n, c under the kernel's centre] + sum over the c of o's class mod `part`
-// of the other taps of spatial[o,c]; of those c the centre's tap is w1.
+// y[n,p,q,o] = bias[o] + sum over c of w1[o,c] * x[n, c under the kernel's centre] + sum over the c of o's group of the other
+// taps of spatial[o,c]. Groups: by number mod `part`, or `blocked`. w1 is pointwise[o,c] of other groups' c, and of o's own
+// the centre's tap; if `full` that tap and pointwise[o,c]. spatial NULL: zeros.
 typedef struct {
     map_t x, y;                                      // N H W C and N P Q O; what is a result in one call is given in another
-    const float *spatial, *pointwise, *bias;         // O × C/part × R·S; O × (C - C/part); O, or NULL
-    float *spatial_sum, *pointwise_sum, *bias_sum;   // where their gradients go; bias_sum NULL: not asked for
-    int32_t samples, channels, outputs, h, w, rows, columns, part, r, s, sh, sw, dh, dw, top, left;
+    const float *spatial, *pointwise, *bias;         // O × C/part × R·S; O × (C - C/part), or O × C; O, or NULL
+    float *spatial_sum, *pointwise_sum, *bias_sum;   // where their gradients go; NULL: not asked for
+    int32_t samples, channels, outputs, h, w, rows, columns, part, r, s, sh, sw, dh, dw, top, left, blocked, full;
 } hetconv_t;
 
 int lc_branch(const branch_t *p, int threads);

@@ -96,7 +96,7 @@ class HetConv(ctypes.Structure):
         *(
             (name, ctypes.c_int32)
             for name in ("samples", "channels", "outputs", "h", "w", "rows", "columns", "part", "r", "s", "sh", "sw",
-                         "dh", "dw", "top", "left")
+                         "dh", "dw", "top", "left", "blocked", "full")
         ),
     ]  # fmt: skip
 

@@ -1,0 +1,171 @@
+"""SPConv's branches in one operator while it trains: results, gradients, memory, and what is left to PyTorch."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from leanconv.kernels import spconv_layers
+from leanconv.kernels.training import available, use_training_kernels_
+from leanconv.measure.timing.training import peak_bytes
+from leanconv.nn import SPConv2d
+from tests.kernels.training_cases import (
+    assert_compiles_as_one_graph,
+    assert_same_loss_curve,
+    assert_step_as_in_float64,
+    counted,
+    step,
+    with_random_norms,
+)
+
+pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
+LAYERS = {
+    "two groups": lambda: SPConv2d(8, 12, 3, padding=1),
+    "uneven shares": lambda: SPConv2d(17, 10, 3, padding=1, alpha=0.36, bias=False),
+    "four groups, one norm": lambda: SPConv2d(16, 24, 3, padding=1, alpha=0.75, rep_groups=4, inner_norms=1),
+    "1x5, dilated": lambda: SPConv2d(8, 12, (1, 5), padding=(0, 4), dilation=(1, 2)),
+}
+
+
+def made(kind="two groups"):
+    torch.manual_seed(0)
+    return with_random_norms(LAYERS[kind]())
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How often the operator's kernel ran."""
+    return counted(monkeypatch, spconv_layers.cpu, "het_branches")
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_results_and_gradients_are_those_of_float64(kind, frozen, recompute, runs):
+    layer = made(kind)
+    x = 1 + torch.randn(3, layer.in_channels, 9, 11)
+    if frozen:  # the first layer of a network, some of whose weights are held
+        layer.spatial.requires_grad_(False)
+    before = dict(layer.__dict__)
+    assert_step_as_in_float64(layer, x, image=frozen, recompute=recompute, used=lambda handle: "" in handle.layers)
+    assert len(runs) == 1 + recompute
+    assert layer.__dict__ == before
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_autocast_is_as_near_to_float32_as_without(kind, runs):
+    layer = made(kind)
+    x = torch.randn(3, layer.in_channels, 9, 11)
+    exact, eager = step(copy.deepcopy(layer), x), step(copy.deepcopy(layer), x, autocast=True)
+    with use_training_kernels_(layer):
+        found = step(layer, x, autocast=True)
+    assert runs[0][0].dtype == torch.bfloat16
+    largest = max(float(c.norm()) for c in exact[1:])
+    for a, b, c in zip(found, eager, exact, strict=True):
+        assert (a.float() - c).norm() <= 1.5 * (b.float() - c).norm() + 1e-3 * largest
+
+
+def test_gradients_of_gradients():
+    layer = made()
+    x = torch.randn(2, layer.in_channels, 5, 7, requires_grad=True)
+
+    def penalty():
+        a, b = layer.branches(x)
+        (slope,) = torch.autograd.grad((a.pow(3) + a * b).sum(), x, create_graph=True)
+        weights = layer.spatial.weight, layer.pointwise.weight, layer.plain.weight, layer.plain.bias
+        return torch.autograd.grad(slope.square().sum(), weights)
+
+    expected = penalty()
+    with use_training_kernels_(layer):
+        for a, b in zip(penalty(), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_compiles_as_one_graph(autocast):
+    assert_compiles_as_one_graph(made(), torch.randn(3, 8, 9, 11), autocast)
+
+
+def test_a_network_learns_the_same():
+    torch.manual_seed(1)
+    x, target = torch.randn(16, 3, 12, 12), torch.arange(16) % 4
+
+    def network():
+        parts = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
+        parts += [SPConv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+        parts += [SPConv2d(16, 16, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return nn.Sequential(*parts, nn.Linear(16, 4)).to(memory_format=torch.channels_last)
+
+    assert_same_loss_curve(network, x, target, lr=0.05, steps=12, used=lambda handle: handle.kinds["SPConv2d"] == 2)
+
+
+@pytest.mark.parametrize("name", ["spatial", "pointwise", "plain"])
+def test_a_hook_of_a_convolution_sees_what_it_makes(name, runs):
+    layer, x, seen = made(), torch.randn(2, 8, 9, 11), []
+    getattr(layer, name).register_forward_hook(lambda module, inputs, y: seen.append(y))
+    with use_training_kernels_(layer):
+        step(layer, x)
+    assert seen
+    assert not runs
+
+
+class _Doubled(SPConv2d):
+    def branches(self, x):
+        a, b = super().branches(x)
+        return 2 * a, b
+
+
+def _with_bias():
+    layer = SPConv2d(8, 12, 3, padding=1)
+    layer.spatial.bias = nn.Parameter(torch.randn(12))
+    return layer
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _Doubled(8, 12, 3, padding=1),
+        lambda: SPConv2d(8, 12, 3, padding=1, padding_mode="reflect"),
+        lambda: SPConv2d(8, 12, 3, stride=2, padding=1),
+        lambda: SPConv2d(12, 12, 3, padding=1, rep_groups=3),
+        lambda: SPConv2d(8, 12, 3, padding=1, rep_groups=1),
+        lambda: SPConv2d(16, 4096, 3, padding=1),
+        _with_bias,
+    ],
+)
+def test_other_layers_compute_as_before(make, runs):
+    layer, x = make(), torch.randn(3, 16, 9, 11)
+    x = x[:, : layer.in_channels]
+    plain = copy.deepcopy(layer)
+    with use_training_kernels_(layer):
+        found = step(layer, x)
+    assert not runs
+    for a, b in zip(found, step(plain, x), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+def test_a_map_of_float64_and_one_sample_are_left_to_pytorch(runs):
+    layer, x = made().double(), torch.randn(2, 8, 9, 11, dtype=torch.float64)
+    expected = step(copy.deepcopy(layer), x)
+    with use_training_kernels_(layer):
+        for a, b in zip(step(layer, x), expected, strict=True):
+            torch.testing.assert_close(a, b)
+    assert not runs
+
+
+def test_with_recompute_a_network_takes_no_more_memory_than_a_dense_one():
+    def network(conv):
+        torch.manual_seed(0)
+        parts = []
+        for _ in range(4):
+            parts += [conv(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
+        return nn.Sequential(*parts).to(memory_format=torch.channels_last)
+
+    x = torch.randn(8, 16, 64, 64).contiguous(memory_format=torch.channels_last)
+    held = {}
+    for conv in (nn.Conv2d, SPConv2d):
+        model = network(conv)
+        with use_training_kernels_(model, recompute=True):
+            held[conv] = peak_bytes(lambda model=model: model(x).sum().backward())
+    assert held[SPConv2d] <= 1.25 * held[nn.Conv2d]  # the branches of one layer at a time
