@@ -17,7 +17,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from leanconv.kernels import hetconv_layers, narrow_groups, normalized_gates, recomputed, separable_layers
+from leanconv.kernels import (
+    hetconv_layers,
+    narrow_groups,
+    normalized_gates,
+    recomputed,
+    separable_layers,
+    splconv_layers,
+)
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import recorded, through_dispatcher
 from leanconv.kernels.rewritten import rewritten
@@ -126,7 +133,7 @@ def _replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
     if getattr(type(module), "name", "") == "hetconv":
         return _hetconv_replacements(module, recompute)
     if branches := separable_layers.replacement(module):
-        return [(module, *branches), *_gate_replacements(module, recompute)]
+        return [(module, *branches), *_gate_replacements(module, recompute, whole=True)]
     if recompute and (less := recomputed.replacement(module, None)):
         return [(module, *less)]
     return _gate_replacements(module, recompute)
@@ -142,14 +149,16 @@ def _hetconv_replacements(module: nn.Module, recompute: bool) -> list[Replacemen
     return [*found, (module, *less)] if less else found
 
 
-def _gate_replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
-    """What changes in a layer with a gated sum."""
+def _gate_replacements(module: nn.Module, recompute: bool, whole: bool = False) -> list[Replacement]:
+    """What changes in a layer with a gated sum. `whole`: its branches are one operator."""
     if getattr(module, _BLEND, None) is not gated_sum:
         return []
     if (parts := normalized_gates.gated(module)) is None:
         return [(module, _BLEND, _gated_sum)]
     blend = functools.partial(_normalized_gated_sum, parts)
     less = recomputed.replacement(module, parts) if recompute else None
+    if whole:
+        less = splconv_layers.replacement(module, parts, less[1] if less else None)
     return [
         (module, _BLEND, blend),
         *([(module, *less)] if less else []),
