@@ -64,6 +64,14 @@ def _branches(layer: Any) -> Branches | None:
     return None
 
 
+def is_cheap(layer: nn.Module) -> bool:
+    """Whether it is a SPLConv whose branches take little time against the maps that they make, at any stride."""
+    if getattr(type(layer), "name", "") != "splconv":
+        return False
+    flat: list[Any] = [layer.pointwise, layer.plain]
+    return all(_is_plain(each) and each.weight.numel() <= _MOST_WEIGHTS[torch.float32] for each in flat)
+
+
 def _is_narrow(found: Branches, dtype: torch.dtype) -> bool:
     """Whether the 1×1s are narrow enough for maps of that type."""
     return all(each.weight.numel() <= _MOST_WEIGHTS[dtype] for each in found.flat)

@@ -101,10 +101,10 @@ def test_without_a_gradient_it_is_the_layer_s_own(kind, again):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_it_is_asked_for(kind):
+def test_it_is_asked_for_or_cheap(kind):
     layer = made(kind)
     with use_training_kernels_(layer):
-        assert not {"forward", "_dealt"} & layer.__dict__.keys()
+        assert bool({"forward", "_dealt"} & layer.__dict__.keys()) == kind.startswith("splconv")
 
 
 @pytest.mark.parametrize("kind", ["spconv", "splconv", "depthwise_separable"])
