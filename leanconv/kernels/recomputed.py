@@ -1,9 +1,9 @@
 """Layers of cheap stages that keep their input alone for the gradient, and compute the maps between once more.
 
-SPConv and SPLConv keep both branches and the blend, and SPConv what lies before its 1×1. A depthwise-separable layer
-that `separable_layers` leaves (strides, wide 1×1s) keeps its stencil's result, a HetConv that `hetconv_layers` leaves
-its input a second time with its channels in another order. The stencils and 1×1s are computed again, HetConv's
-convolution is not.
+SPConv and SPLConv keep both branches and the blend, and SPConv what lies before its 1×1; a SPLConv that
+`splconv_layers` takes does not. A depthwise-separable layer that `separable_layers` leaves (strides, wide 1×1s) keeps
+its stencil's result, a HetConv that `hetconv_layers` leaves its input a second time with its channels in another order.
+The stencils and 1×1s are computed again, HetConv's convolution is not.
 """
 
 import functools

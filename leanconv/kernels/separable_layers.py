@@ -64,6 +64,14 @@ def _branches(layer: Any) -> Branches | None:
     return None
 
 
+def is_cheap(layer: nn.Module) -> bool:
+    """Whether it is a SPLConv whose branches take little time against the maps that they make, at any stride."""
+    if getattr(type(layer), "name", "") != "splconv":
+        return False
+    flat: list[Any] = [layer.pointwise, layer.plain]
+    return all(_is_plain(each) and each.weight.numel() <= _MOST_WEIGHTS[torch.float32] for each in flat)
+
+
 def _is_narrow(found: Branches, dtype: torch.dtype) -> bool:
     """Whether the 1×1s are narrow enough for maps of that type."""
     return all(each.weight.numel() <= _MOST_WEIGHTS[dtype] for each in found.flat)
@@ -106,6 +114,14 @@ def _both(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _run(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
     """Both results of the operator; None where it does not take the map, or somebody looks at a convolution."""
+    if (inputs := operator_inputs(layer, x)) is None:
+        return None
+    run = ops.separable_branches if through_dispatcher(x) else _SeparableBranches.apply
+    return run(*inputs)  # type: ignore[no-any-return]
+
+
+def operator_inputs(layer: Any, x: Tensor) -> tuple[Any, ...] | None:
+    """What the operator takes for a layer, its map in autocast's type; None as for `_run`."""
     if (found := _branches(layer)) is None:
         return None
     if (
@@ -124,10 +140,8 @@ def _run(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
     first, second = [*(conv.weight for conv in found.stencils), None, None][:2]
     plain = (None, None) if found.plain is None else (found.plain.weight[:, :, 0, 0], found.plain.bias)
     geometry = [size for conv in found.stencils for size in (_sides(conv)[2], _sides(conv)[0], *conv.dilation)]
-    inputs = first, second, found.matrix.weight[:, :, 0, 0], found.matrix.bias, *plain, geometry
-    if through_dispatcher(x):
-        return ops.separable_branches(x, *inputs)  # type: ignore[no-any-return]
-    return _SeparableBranches.apply(x.to(dtype), *inputs)  # type: ignore[no-any-return]
+    given = x if through_dispatcher(x) else x.to(dtype)  # the operator casts by its own rule
+    return given, first, second, found.matrix.weight[:, :, 0, 0], found.matrix.bias, *plain, geometry
 
 
 def _are_usual(found: Branches) -> bool:

@@ -24,6 +24,7 @@ from leanconv.kernels import (
     recomputed,
     separable_layers,
     spconv_layers,
+    splconv_layers,
 )
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import recorded, through_dispatcher
@@ -94,16 +95,17 @@ def use_training_kernels_(model: nn.Module, *, recompute: bool = False) -> Train
     They are depthwise `nn.Conv2d`, 1×1 ones of few channels, and the gated sums of SPConv and SPLConv with the norms
     and the activation before them, which then pass their maps on (`normalized_gates`). A depthwise-separable layer that
     keeps the map's size, or both branches of such a SPLConv, run in one kernel, and keep their input alone for the
-    gradient (`separable_layers`), and so do a HetConv (`hetconv_layers`) and SPConv's branches (`spconv_layers`).
+    gradient (`separable_layers`, `splconv_layers`), and so do a HetConv (`hetconv_layers`) and SPConv's branches
+    (`spconv_layers`). A SPLConv of few channels with a stride computes its branches once more (`recomputed`).
     Results are channels_last.
     Other HetConvs and group convolutions, of narrow groups, run as the dense convolution they equal (`narrow_groups`).
     An `nn.BatchNorm2d` and the activation after it, with or without a residual between them, run in one kernel where
     the source of a module's `forward`, or its `nn.Sequential`, shows that they follow each other (`rewritten`).
     Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
 
-    recompute: SPConv, SPLConv, HetConv and other depthwise-separable layers keep less for the gradient
-        (`recomputed`). A step takes about as much memory as the dense network's then, and a layer 1.2 to 1.4 times as
-        long.
+    recompute: SPConv, HetConv, and SPLConv and depthwise-separable layers of many channels keep less for the gradient
+        too (`recomputed`). A step takes about as much memory as the dense network's then, and a layer 1.2 to 1.4 times
+        as long.
     """
     changed: list[Replacement] = []
     layers: dict[str, nn.Module] = {}
@@ -133,7 +135,9 @@ def _replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
         return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
     if getattr(type(module), "name", "") == "hetconv":
         return _hetconv_replacements(module, recompute)
-    if branches := separable_layers.replacement(module) or spconv_layers.replacement(module):
+    if branches := separable_layers.replacement(module):
+        return [(module, *branches), *_gate_replacements(module, recompute, whole=True)]
+    if branches := spconv_layers.replacement(module):
         return [(module, *branches), *_gate_replacements(module, recompute)]
     if recompute and (less := recomputed.replacement(module, None)):
         return [(module, *less)]
@@ -150,14 +154,16 @@ def _hetconv_replacements(module: nn.Module, recompute: bool) -> list[Replacemen
     return [*found, (module, *less)] if less else found
 
 
-def _gate_replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
-    """What changes in a layer with a gated sum."""
+def _gate_replacements(module: nn.Module, recompute: bool, whole: bool = False) -> list[Replacement]:
+    """What changes in a layer with a gated sum. `whole`: its branches are one operator."""
     if getattr(module, _BLEND, None) is not gated_sum:
         return []
     if (parts := normalized_gates.gated(module)) is None:
         return [(module, _BLEND, _gated_sum)]
     blend = functools.partial(_normalized_gated_sum, parts)
-    less = recomputed.replacement(module, parts) if recompute else None
+    less = recomputed.replacement(module, parts) if recompute or separable_layers.is_cheap(module) else None
+    if whole:
+        less = splconv_layers.replacement(module, parts, less[1] if less else None)
     return [
         (module, _BLEND, blend),
         *([(module, *less)] if less else []),

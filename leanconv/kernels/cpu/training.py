@@ -112,12 +112,28 @@ def normalized_blend(
     a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor | None, bias_b: Tensor | None, relu: bool,
     eps: Floats,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    norms = weight, bias, weight_b, bias_b
+    return _blend(a, b, (weight, bias, weight_b, bias_b), relu, eps, in_place=False)
+
+
+def normalized_blend_(
+    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor | None, bias_b: Tensor | None, relu: bool,
+    eps: Floats,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The same, where nobody needs the maps any more: it may write the result over the first."""
+    return _blend(a, b, (weight, bias, weight_b, bias_b), relu, eps, in_place=True)
+
+
+def _blend(
+    a: Tensor, b: Tensor, norms: tuple[Tensor, Tensor, Tensor | None, Tensor | None], relu: bool, eps: Floats, *,
+    in_place: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The result, its gates and the norms' statistics."""
     norm_ops.check(a, b, *norms)
     if not _takes(a, b, weights=norms):
         return norm_ops.result(a, b, *norms, relu, eps)
-    y, gate, statistics = norm_ops.new_map(a), _sums(a, *a.shape[:2]), _sums(a, 4, a.shape[1])
-    normalized_blends.forward(readable(a), readable(b), _vectors(norms), relu, list(eps), y, gate, statistics)
+    a, b, gate, statistics = readable(a), readable(b), _sums(a, *a.shape[:2]), _sums(a, 4, a.shape[1])
+    y = a if in_place else norm_ops.new_map(a)
+    normalized_blends.forward(a, b, _vectors(norms), relu, list(eps), y, gate, statistics)
     return y, gate, statistics
 
 
