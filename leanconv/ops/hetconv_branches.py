@@ -112,7 +112,8 @@ def backward(ctx: Any, grad: Tensor, plain_grad: Tensor, every: Any = hetconv_br
     """The gradient of `hetconv_branches`; `every`: what computes it."""
     inputs, wanted = ctx.saved_tensors, ctx.needs_input_grad[:5]
     if torch.is_grad_enabled():  # it is to have a gradient itself
-        outputs = _composed(*inputs, dilation=ctx.dilation, product=pointwise.pointwise_conv2d)
+        x, spatial, matrix, plain, bias = inputs
+        outputs = _composed(x, spatial, matrix, plain, bias, ctx.dilation, pointwise.pointwise_conv2d)
         leaves = [each for each, need in zip(inputs, wanted, strict=True) if need]
         slopes = iter(torch.autograd.grad(outputs, leaves, [grad, plain_grad], create_graph=True))
         return *(next(slopes) if need else None for need in wanted), None
