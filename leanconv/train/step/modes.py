@@ -4,6 +4,7 @@ A mode is a set of words, and its name lists them: "channels_last compile". With
 it is given. To add a mode that changes the model in place, add its word to `CHANGES`.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -157,6 +158,13 @@ class Forward:
         with torch.autocast(self._device, torch.bfloat16):
             outputs = run(*args, **kwargs)
         return tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, outputs)
+
+    def in_float32(self) -> Self:
+        """The same without bfloat16, nor compiled."""
+        found = copy.copy(self)
+        found.mode = Mode(tuple(word for word in self.mode.words if word not in (BFLOAT16, COMPILE)))
+        found._compiled = None
+        return found
 
     @contextmanager
     def changes(self) -> Iterator[None]:

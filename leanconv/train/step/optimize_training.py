@@ -78,7 +78,8 @@ def optimize_training(
     combinations. A compiled mode runs batches of another size uncompiled. A mode that fails is a row of the table.
     Right: the loss differs by at most 1e-5 of its size, each parameter's gradient by at most 1e-3 of its norm; in
     bfloat16 by 1e-2 and .5. Where rounding alone moves them further, ten times that far is allowed; it is found by
-    moving inputs and parameters by a few roundings.
+    moving inputs and parameters by a few roundings. Where rounding them to bfloat16 moves gradients further than .5,
+    twice that far is allowed in bfloat16, but half of the whole gradient at the most.
     Faster: all modes are timed in turns; a mode wins if it is faster than the given one beyond noise.
 
     Afterwards parameters, gradients, buffers (BatchNorm's statistics) and random generators are as before. A mode with
