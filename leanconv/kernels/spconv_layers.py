@@ -1,7 +1,7 @@
 """SPConv's branches by one operator, while they train on the CPU's kernels.
 
 The layer's group convolution and its 1×1 are one HetConv whose groups are blocks; it reads its channels where they lie,
-and keeps the layer's input alone for the gradient. Strided layers, whose 1×1s read an average, and those whose
+and keeps the layer's input alone for the gradient (`gated_layers` does so for the whole layer). Strided layers, whose 1×1s read an average, and those whose
 convolutions somebody watches compute as before.
 """
 
@@ -54,16 +54,25 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _branches(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    if (inputs := operator_inputs(layer, x)) is None:
+        return type(layer).branches(layer, x)  # type: ignore[no-any-return]
+    both = ops.hetconv_branches if through_dispatcher(x) else _HetConvBranches.apply
+    return both(*inputs)  # type: ignore[no-any-return]
+
+
+def operator_inputs(layer: Any, x: Tensor) -> tuple[Any, ...] | None:
+    """What the operator takes for a layer, its map in autocast's type.
+
+    None where it does not take the map, or somebody looks at a convolution.
+    """
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     convs = layer.spatial, layer.pointwise, layer.plain
     if not _is_plain(layer) or watched(*convs) or _has_any_global_hook() or not _fits(layer, x, dtype):
-        return type(layer).branches(layer, x)  # type: ignore[no-any-return]
+        return None
     matrix, plain = layer.pointwise.weight[:, :, 0, 0], layer.plain.weight[:, :, 0, 0]
-    inputs = layer.spatial.weight, matrix, plain, layer.plain.bias, layer.spatial.dilation
-    if through_dispatcher(x):
-        return ops.hetconv_branches(x, *inputs)  # type: ignore[no-any-return]
-    return _HetConvBranches.apply(x.to(dtype), *inputs)  # type: ignore[no-any-return]
+    given = x if through_dispatcher(x) else x.to(dtype)  # the operator casts by its own rule
+    return given, layer.spatial.weight, matrix, plain, layer.plain.bias, layer.spatial.dilation
 
 
 def _fits(layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
@@ -78,6 +87,16 @@ def _fits(layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
         and all(w is None or (w.device == x.device and w.dtype in (x.dtype, torch.float32)) for w in weights)
         and not recorded()
     )
+
+
+def run(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Both results of the operator, without a gradient."""
+    return cpu.het_branches(*inputs)
+
+
+def gradients(to_a: Tensor, to_b: Tensor, inputs: tuple[Any, ...], wanted: tuple[bool, ...]) -> tuple[Any, ...]:
+    """The gradients of its inputs that want one."""
+    return ops.of_inputs(to_a, to_b, inputs, wanted, cpu.het_branches_gradient)
 
 
 class _HetConvBranches(torch.autograd.Function):

@@ -117,9 +117,17 @@ def backward(ctx: Any, grad: Tensor, plain_grad: Tensor, every: Any = hetconv_br
         leaves = [each for each, need in zip(inputs, wanted, strict=True) if need]
         slopes = iter(torch.autograd.grad(outputs, leaves, [grad, plain_grad], create_graph=True))
         return *(next(slopes) if need else None for need in wanted), None
-    found = every(grad, plain_grad, *inputs[:4], ctx.dilation, wanted[0])
+    return of_inputs(grad, plain_grad, (*inputs, ctx.dilation), wanted, every)
+
+
+def of_inputs(
+    grad: Tensor, plain_grad: Tensor, inputs: tuple[Any, ...], wanted: Sequence[bool], every: Any
+) -> tuple[Any, ...]:
+    """The gradients of the inputs that want one, of their types; None for the others."""
+    *tensors, dilation = inputs
+    found = every(grad, plain_grad, *tensors[:4], dilation, wanted[0])
     return *(
-        each.to(given.dtype) if need else None for each, given, need in zip(found, inputs, wanted, strict=True)
+        each.to(given.dtype) if need else None for each, given, need in zip(found, tensors, wanted, strict=True)
     ), None  # fmt: skip
 
 
