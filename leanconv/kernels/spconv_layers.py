@@ -1,8 +1,8 @@
 """SPConv's branches by one operator, while they train on the CPU's kernels.
 
 The layer's group convolution and its 1×1 are one HetConv whose groups are blocks; it reads its channels where they lie,
-and keeps the layer's input alone for the gradient (`gated_layers` does so for the whole layer). Strided layers, whose 1×1s read an average, and those whose
-convolutions somebody watches compute as before.
+and keeps the layer's input alone for the gradient (`gated_layers` does so for the whole layer). The 1×1s of a strided
+layer read an average, which is made once more. Layers whose convolutions somebody watches compute as before.
 """
 
 import functools
@@ -37,12 +37,11 @@ def replacement(layer: nn.Module) -> tuple[str, Any] | None:
 def _is_plain(layer: Any) -> bool:
     """Whether the layer's convolutions are its own, and the kernel has their sizes and gains by them."""
     spatial, flat = layer.spatial, (layer.pointwise, layer.plain)
-    if any(type(each) is not nn.Conv2d for each in (spatial, *flat)) or not isinstance(layer.pool, nn.Identity):
+    if any(type(each) is not nn.Conv2d for each in (spatial, *flat)) or not _averages(layer.pool, spatial.stride):
         return False
     middle = tuple(d * (size - 1) // 2 for d, size in zip(spatial.dilation, spatial.kernel_size, strict=True))
     return (
         spatial.groups in PARTS
-        and spatial.stride == (1, 1)
         and spatial.padding == middle
         and spatial.padding_mode == "zeros"
         and spatial.bias is None
@@ -51,6 +50,14 @@ def _is_plain(layer: Any) -> bool:
         and all(each.kernel_size == each.stride == (1, 1) and each.groups == 1 for each in flat)
         and all(each.padding == (0, 0) for each in flat)
     )
+
+
+def _averages(pool: nn.Module, stride: tuple[int, ...]) -> bool:
+    """Whether it makes the averages that the operator's 1×1s read."""
+    if stride == (1, 1):
+        return type(pool) is nn.Identity
+    sizes = {"kernel_size": stride, "stride": stride, "padding": 0, "ceil_mode": True, "divisor_override": None}
+    return type(pool) is nn.AvgPool2d and all(getattr(pool, name) == value for name, value in sizes.items())
 
 
 def _branches(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,12 +74,13 @@ def operator_inputs(layer: Any, x: Tensor) -> tuple[Any, ...] | None:
     """
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-    convs = layer.spatial, layer.pointwise, layer.plain
-    if not _is_plain(layer) or watched(*convs) or _has_any_global_hook() or not _fits(layer, x, dtype):
+    parts = layer.spatial, layer.pointwise, layer.plain, layer.pool
+    if not _is_plain(layer) or watched(*parts) or _has_any_global_hook() or not _fits(layer, x, dtype):
         return None
     matrix, plain = layer.pointwise.weight[:, :, 0, 0], layer.plain.weight[:, :, 0, 0]
     given = x if through_dispatcher(x) else x.to(dtype)  # the operator casts by its own rule
-    return given, layer.spatial.weight, matrix, plain, layer.plain.bias, layer.spatial.dilation
+    geometry = [*layer.spatial.stride, *layer.spatial.dilation]
+    return given, layer.spatial.weight, matrix, plain, layer.plain.bias, geometry
 
 
 def _fits(layer: Any, x: Tensor, dtype: torch.dtype) -> bool:

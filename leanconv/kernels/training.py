@@ -105,8 +105,8 @@ def use_training_kernels_(model: nn.Module, *, recompute: bool = False) -> Train
     Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
 
     recompute: HetConv, and SPConv, SPLConv and depthwise-separable layers of many channels or with a stride keep less
-        for the gradient too (`recomputed`). A step takes about as much memory as the dense network's then, and a layer 1.2 to 1.4 times
-        as long.
+        for the gradient too (`recomputed`). A step takes about as much memory as the dense network's then, and a layer
+        1.2 to 1.4 times as long.
     """
     changed: list[Replacement] = []
     layers: dict[str, nn.Module] = {}

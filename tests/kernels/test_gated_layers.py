@@ -21,10 +21,12 @@ LAYERS = {
     "splconv, one stencil": lambda: SPLConv2d(8, 16, (1, 5), padding=(0, 2), dilated=False),
     "splconv, no stencil": lambda: SPLConv2d(8, 7, 3, padding=1, depthwise=False, dilated=False),
     "spconv": lambda: SPConv2d(8, 12, 3, padding=1),
+    "spconv, stride": lambda: SPConv2d(8, 12, 3, stride=2, padding=1),
     "spconv, one norm": lambda: SPConv2d(8, 12, 3, padding=1, inner_norms=1),
     "spconv, uneven, no bias": lambda: SPConv2d(8, 10, (1, 5), padding=(0, 4), dilation=2, alpha=0.36, bias=False),
 }
 BOTH = ["spconv", "splconv"]
+EACH = [*BOTH, "spconv, stride"]
 CLASSES = {"spconv": SPConv2d, "splconv": SPLConv2d}
 
 
@@ -81,7 +83,7 @@ def test_the_bits_are_those_of_the_layer_part_by_part(kind, autocast, runs, monk
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("shape", [(1, 8, 9, 11), (2, 8, 1, 1), (5, 8, 33, 31)])
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", EACH)
 def test_any_number_of_threads_and_memory_that_held_nan_give_the_same_bits(kind, shape, autocast, runs):
     layer, x, before = made(kind), torch.randn(shape), torch.get_num_threads()
     found = []
@@ -139,7 +141,7 @@ def test_a_network_learns_as_without(kind, runs):
     assert len(runs) == 2 * 2 * 12
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", EACH)
 def test_weights_that_changed_since_are_an_error(kind):
     layer = made(kind)
     with use_training_kernels_(layer):
@@ -150,7 +152,7 @@ def test_weights_that_changed_since_are_an_error(kind):
             y.sum().backward()
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", EACH)
 def test_a_gradient_of_its_gradient_is_refused(kind):
     layer, x = made(kind), torch.randn(2, 8, 9, 11, requires_grad=True)
     with use_training_kernels_(layer):
@@ -183,7 +185,7 @@ def test_what_it_does_not_take_is_computed_otherwise(kind, change, runs):
     assert seen == [1] * hasattr(layer, change)
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", EACH)
 def test_a_checkpoint_around_it_gives_the_same_gradients(kind, runs):
     layer, x = made(kind), torch.randn(3, 8, 9, 11)
     with use_training_kernels_(layer):
