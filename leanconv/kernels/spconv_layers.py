@@ -19,11 +19,13 @@ from leanconv.kernels.norm_act import watched
 from leanconv.kernels.recomputed import is_ours
 from leanconv.ops import hetconv_branches as ops
 
-# Input times output channels of the k×k up to which the kernel is not slower than the layer's own convolutions: both
-# branches forward and backward, 3×3, channels_last, one core of an EPYC (AVX-512), float32 and bfloat16. 64 to 64
-# channels (32 of them k×k) at 8 px and batch 128 1.01x and .93x, at 7 px and batch 8 .91x and .85x, 64 to 128 at 4 px
-# and batch 128 1.06x and .99x, 128 to 64 at 16 px and batch 16 .96x and 1.04x, 128 to 128 at 8 px 1.15x and 1.14x.
-_MOST_WEIGHTS = 64 * 64
+# Input times output channels of the k×k up to which the layer runs by the kernel. A training step of the whole layer,
+# which keeps its input alone, against its own convolutions, which keep both branches: 3×3, channels_last, one core of
+# an EPYC (AVX-512), float32 and bfloat16. With stride 2, 16 to 32 channels (8 of them k×k) at 32 px and batch 128 .87x
+# and .86x, 64 to 128 at 64 px and batch 8 .96x and 1.26x, at 8 px and batch 128 1.14x and 1.09x. 128 to 128 at 32 px
+# and batch 8 .92x and 1.20x, at 8 px and batch 16 1.22x and 1.24x, at 4 px and batch 128 1.40x and 1.23x; PyTorch's
+# convolutions computed once more take 1.2x to 1.4x there. 128 to 256 with stride 2 at 32 px 1.14x and 1.42x.
+_MOST_WEIGHTS = 64 * 128
 _METHOD = "branches"  # what the layer's forward calls
 
 
