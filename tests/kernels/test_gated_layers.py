@@ -102,6 +102,17 @@ def test_any_number_of_threads_and_memory_that_held_nan_give_the_same_bits(kind,
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.parametrize("kind", EACH)
+def test_of_maps_it_keeps_its_input_alone(kind):
+    layer, x, kept = made(kind), torch.randn(3, 8, 9, 11), []
+    with (
+        use_training_kernels_(layer),
+        torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each),
+    ):
+        layer(x)
+    assert [each.shape for each in kept if each.dim() == 4 and len(each) == len(x)] == [x.shape]
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("kind", BOTH)
 def test_it_takes_as_much_memory_as_a_dense_layer(kind, autocast):

@@ -306,7 +306,8 @@ def het_branches(
     if groups.part not in het_kernels.PARTS or not _takes(x, weights=weights) or not x.numel():
         return het_branch_ops.result(x, spatial, matrix, plain, plain_bias, geometry)
     size, x = het_branch_ops.output_size(x, spatial, geometry), readable(x)
-    a, b, z = ops.new_map(x, size), ops.new_map(x, size), het_branch_ops.averages(x, geometry)
+    a, b = ops.new_map(x, size), ops.new_map(x, size)
+    z = readable(het_branch_ops.averages(x, geometry))
     own = _het_geometry(spatial, *het_branch_ops.steps(spatial, geometry))
     het_kernels.forward(x[:, :c], _packed(spatial), _packed(centre), None, groups, own, a)
     if het_branch_ops.is_strided(geometry):
@@ -329,7 +330,8 @@ def het_branches_gradient(
     x, grad, plain_grad = readable(x), readable(grad), readable(plain_grad)
     own, strided = _het_geometry(spatial, *het_branch_ops.steps(spatial, geometry)), het_branch_ops.is_strided(geometry)
     found, sums = x.new_empty(0), het_branch_ops.new_sums(x, spatial, matrix, plain)
-    z, of_centre = het_branch_ops.averages(x, geometry), _sums(x, *centre.shape) if strided else sums[1]
+    z = readable(het_branch_ops.averages(x, geometry))
+    of_centre = _sums(x, *centre.shape) if strided else sums[1]
     het_kernels.weight_gradient(grad, x[:, :c], groups, own, [sums[0], of_centre, None])
     if strided:
         _product_weight_gradient(grad, z[:, :c], [sums[1], _sums(x, matrix.shape[0])])
