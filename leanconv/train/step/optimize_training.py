@@ -78,7 +78,7 @@ def optimize_training(
     ones of few channels, gated sums, and norms with their activation), torch.compile, with `dtype` autocast, and their
     combinations. A compiled mode runs batches of another size uncompiled. A mode that fails is a row of the table.
     Right: the loss differs by at most 1e-5 of its size, each parameter's gradient by at most 1e-3 of its norm; in
-    bfloat16 by 1e-2 and .5. Where rounding alone moves them further, ten times that far is allowed; it is found by
+    bfloat16 by 1e-2 and .5. Where rounding alone moves them further, five times that far is allowed; it is found by
     moving inputs and parameters by a few roundings. In bfloat16 it is twice as far as one rounding moves them, and at
     most a quarter of the whole gradient. A step that computes in bfloat16 as given has bfloat16's rule.
     Faster: all modes are timed in turns; a mode wins if it is faster than the given one beyond noise.

@@ -154,7 +154,7 @@ def test_what_rounding_itself_moves_is_allowed_in_bfloat16_up_to_a_quarter(round
 
 
 def test_where_bfloat16_is_asked_for_half_of_the_gradient_is_allowed():
-    model, made = steep(100)
+    model, made = steep(300)
     assert not made.difference(Off(model, 0.4)).agrees
     asked = Trial(model, made.args, made.loss, contextlib.nullcontext)
     assert asked.difference(Off(model, 0.4)).agrees
