@@ -96,7 +96,7 @@ class StepChoices:
         rounds = next((row.timing.rounds for row in self.rows if row.timing), 0)
         notes = [
             f"{self.device}; {rounds} rounds, in turns; {self.seconds:.0f} s. A step is forward, loss and backward.",
-            "The fastest mode with the same loss and gradients wins, if it is faster than eager beyond noise.",
+            "The fastest mode with the same loss and gradients wins, if it is faster than the first beyond noise.",
         ]
         if self.random:
             notes.append("The model draws random numbers: losses and gradients are compared without dropout.")

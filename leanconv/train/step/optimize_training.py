@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -77,9 +78,9 @@ def optimize_training(
     ones of few channels, gated sums, and norms with their activation), torch.compile, with `dtype` autocast, and their
     combinations. A compiled mode runs batches of another size uncompiled. A mode that fails is a row of the table.
     Right: the loss differs by at most 1e-5 of its size, each parameter's gradient by at most 1e-3 of its norm; in
-    bfloat16 by 1e-2 and .5. Where rounding alone moves them further, ten times that far is allowed; it is found by
-    moving inputs and parameters by a few roundings. Where rounding them to bfloat16 moves gradients further than .5,
-    twice that far is allowed in bfloat16, but half of the whole gradient at the most.
+    bfloat16 by 1e-2 and .5. Where rounding alone moves them further, five times that far is allowed; it is found by
+    moving inputs and parameters by a few roundings. In bfloat16 it is twice as far as one rounding moves them, and at
+    most a quarter of the whole gradient. A step that computes in bfloat16 as given has bfloat16's rule.
     Faster: all modes are timed in turns; a mode wins if it is faster than the given one beyond noise.
 
     Afterwards parameters, gradients, buffers (BatchNorm's statistics) and random generators are as before. A mode with
@@ -102,8 +103,12 @@ def choose(
     dtype: torch.dtype | None,
     budget_s: float,
     on_part: OnPart,
+    exactly: Callable[[], AbstractContextManager[object]] | None = None,
 ) -> FastTraining:
-    """`optimize_training` without its bar; `on_part` gets what is done now, and the share of the budget spent."""
+    """`optimize_training` without its bar; `on_part` gets what is done now, and the share of the budget spent.
+
+    exactly: the model computes in `dtype` by itself, except in this context; all modes do then.
+    """
     plain = trained(model)
     if has_lazy(plain):
         raise BadInput("the model has lazy layers that know no sizes yet: call it once before optimize_training")
@@ -114,9 +119,9 @@ def choose(
     start = time.perf_counter()
     batch = cloned(inputs)
     with put_back(plain):
-        trial = Trial(plain, batch, loss)
+        trial = Trial(plain, batch, loss, exactly)
         left = budget_s - (time.perf_counter() - start)
-        rows, forward = race(trial, left, bfloat16=dtype is not None, on_part=on_part)
+        rows, forward = race(trial, left, bfloat16=dtype is not None, only=exactly is not None, on_part=on_part)
     where = label(trial.parameters[0].device, dtype=trial.parameters[0].dtype, shape=first_shape(batch))
     choices = StepChoices(tuple(rows), where, time.perf_counter() - start, trial.random)
     if model is not plain:  # its wrapper gathers the gradients of several processes

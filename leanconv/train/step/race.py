@@ -14,7 +14,7 @@ from leanconv.measure.timing.latency import Timing, once_ms
 from leanconv.measure.timing.paired import Ratio
 from leanconv.measure.timing.training import peak_bytes
 from leanconv.train.step.choices import StepChoice
-from leanconv.train.step.modes import BFLOAT16, COMPILE, EAGER, Forward, Mode, uncompiled, why_not_compile
+from leanconv.train.step.modes import BFLOAT16, COMPILE, Forward, Mode, uncompiled, why_not_compile
 from leanconv.train.step.trial import Trial
 
 # Rounds of the race: the fewest, and the most. A mode that takes this many times the fastest at first is not timed.
@@ -37,20 +37,26 @@ OnPart = Callable[[str, float], object]
 
 @dataclass
 class _Entry:
-    """A mode that agrees, its row, and the seconds of its first step after those of its preparation."""
+    """A mode that agrees, its row, and the seconds of its first step after those of its preparation.
+
+    worst: its largest error over what is allowed. Above 1 is bfloat16 as given, and what is no further off than it.
+    """
 
     forward: Forward
     row: StepChoice
     look_s: float
+    worst: float = 0.0
 
 
-def race(trial: Trial, budget_s: float, *, bfloat16: bool, on_part: OnPart) -> tuple[list[StepChoice], Forward]:
+def race(
+    trial: Trial, budget_s: float, *, bfloat16: bool, only: bool = False, on_part: OnPart
+) -> tuple[list[StepChoice], Forward]:
     """The rows of the table, and the mode to take, compiled if it is to be.
 
     Args:
         trial: the step; its model is protected from changes by the caller.
         budget_s: seconds. Modes that no longer fit are left out, and their rows say so.
-        bfloat16: whether modes may compute in it.
+        bfloat16: whether modes may compute in it; only: whether all do. The first of them is "as given" then.
         on_part: called with what is done now, and the share of the budget that is spent.
     """
     start = time.perf_counter()
@@ -60,15 +66,15 @@ def race(trial: Trial, budget_s: float, *, bfloat16: bool, on_part: OnPart) -> t
 
     rows: list[StepChoice] = []
     entries: list[_Entry] = []
-    for mode in _modes(trial, entries, bfloat16):
+    for mode in _modes(trial, entries, bfloat16, only):
         on_part(mode.name, min(1.0, spent() / budget_s) if budget_s > 0 else 1.0)
         rows.append(StepChoice(mode.name))
         needed = _seconds(mode, trial, entries)
-        if mode.words and spent() + needed > PREPARE_SHARE * budget_s:
+        if entries and spent() + needed > PREPARE_SHARE * budget_s:
             rows[-1].note = f"left out: some {needed:.0f} s more than the budget allows"
-        elif entry := _prepared(trial, mode, rows[-1]):
+        elif entry := _prepared(trial, mode, rows[-1], entries[0] if entries else None):
             entries.append(entry)
-    if not bfloat16:
+    if not bfloat16 and not trial.half:
         rows.append(StepChoice(BFLOAT16, note="left out: not asked for (dtype=torch.bfloat16; amp=auto in a recipe)"))
     _time(trial, entries, max(0.0, budget_s - spent()), lambda share: on_part("timing", share))
     winner = _winner(entries)
@@ -79,11 +85,11 @@ def race(trial: Trial, budget_s: float, *, bfloat16: bool, on_part: OnPart) -> t
     return rows, winner.forward
 
 
-def _modes(trial: Trial, entries: list[_Entry], bfloat16: bool) -> Iterator[Mode]:
+def _modes(trial: Trial, entries: list[_Entry], bfloat16: bool, only: bool) -> Iterator[Mode]:
     """All modes without torch.compile, then those of them that were fastest in each number type, compiled."""
-    plain = uncompiled(trial.model, bfloat16=bfloat16)
-    yield from plain
-    for half in (False, True) if bfloat16 else (False,):
+    types = [half for half in (False, True) if half == only or (half and bfloat16)]
+    yield from (mode for mode in uncompiled(trial.model, bfloat16=bfloat16) if (BFLOAT16 in mode) in types)
+    for half in types:
         looks = {entry.forward.mode: entry.look_s for entry in entries if (BFLOAT16 in entry.forward.mode) == half}
         if looks:
             yield min(looks, key=looks.__getitem__).plus(COMPILE)
@@ -102,8 +108,8 @@ def compile_s(model: nn.Module) -> float:
     return COMPILE_S + COMPILE_LAYER_S * layers
 
 
-def _prepared(trial: Trial, mode: Mode, row: StepChoice) -> _Entry | None:
-    """Run a mode and compare it; None, and a note in the row, if it fails or does not agree."""
+def _prepared(trial: Trial, mode: Mode, row: StepChoice, given: _Entry | None) -> _Entry | None:
+    """Run a mode and compare it; None, and a note in the row, if it fails or does not agree. `given`: the first one."""
     start = time.perf_counter()
     if COMPILE in mode and (reason := why_not_compile(_device(trial))):
         row.note = f"left out: {reason}"
@@ -119,15 +125,15 @@ def _prepared(trial: Trial, mode: Mode, row: StepChoice) -> _Entry | None:
     except (LeanconvError, KeyboardInterrupt):
         raise
     except Exception as error:
-        if not mode.words:
+        if given is None:
             raise
         row.note = f"does not run: {error_line(error)}"
         return None
     row.prepare_s, row.loss, row.gradient = time.perf_counter() - start, seen.loss, seen.gradient
-    if not seen.agrees:
+    refused = given is not None and seen.worst > max(1.0, given.worst)
+    if refused or (given is None and not seen.agrees):
         row.note = f"differs: {seen.name} by {seen.worst:.2g} times what is allowed"
-        return None
-    return _Entry(forward, row, look_s)
+    return None if refused else _Entry(forward, row, look_s, seen.worst)
 
 
 def _time(trial: Trial, entries: list[_Entry], seconds: float, on_part: Callable[[float], object]) -> None:
@@ -156,24 +162,23 @@ def _time(trial: Trial, entries: list[_Entry], seconds: float, on_part: Callable
     for entry in racing:
         own = times[entry.row.mode]
         entry.row.timing = Timing.of(own)
-        ratio = Ratio.of(times[EAGER], own, sigmas=SIGMAS)
+        ratio = Ratio.of(times[given.row.mode], own, sigmas=SIGMAS)
         entry.row.ratio = ratio.middle
-        if entry is not given and ratio.low <= 1:
-            entry.row.note = "not faster than eager beyond noise"
+        if entry is not given and (given.worst <= 1 or entry.worst > 1) and ratio.low <= 1:
+            entry.row.note = f"not faster than {given.row.mode} beyond noise"
 
 
 def _winner(entries: list[_Entry]) -> _Entry:
-    """The simplest of the fastest; the given form if nothing is faster."""
+    """The simplest of the fastest; the given form if nothing is faster, or nothing else agrees."""
     given, *others = entries
     faster = [entry for entry in others if entry.row.timing and not entry.row.note]
     if not faster:
-        given.row.note = (
-            "chosen: nothing was faster beyond noise" if others else "chosen: no other mode agreed or had time"
-        )
+        why = "nothing was faster beyond noise" if others else "no other mode agreed or had time"
+        given.row.note = "; ".join(filter(None, [f"chosen: {why}", given.row.note]))
         return given
     best = max(entry.row.ratio or 1.0 for entry in faster)
     winner = next(entry for entry in faster if (1 + TIE) * (entry.row.ratio or 1.0) >= best)
-    given.row.note = "as given"
+    given.row.note = "; ".join(filter(None, ["as given", given.row.note]))
     for entry in faster:
         entry.row.note = "chosen" if entry is winner else "slower than the best"
     return winner

@@ -1,6 +1,8 @@
 """The mode of a run's steps: decided once, by the recipe or by a race on the first batch, and kept on resuming."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -95,7 +97,8 @@ def _race(
     images, loss = first_batch()
     plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     plain.train()
-    half = torch.bfloat16 if recipe.amp == "auto" else None
+    half = torch.bfloat16 if recipe.amp in ("auto", "bf16") else None
+    exactly = functools.partial(_without_autocast, plain) if recipe.amp == "bf16" else None
     parameters = [p for p in plain.parameters() if p.requires_grad]
 
     def step() -> object:
@@ -104,12 +107,22 @@ def _race(
     with put_back(plain):
         step()
         budget_s = min(BUDGET_S, SHARE * left * once_ms(step) / 1e3)
-    if len(uncompiled(plain, bfloat16=half is not None)) == 1 and budget_s < compile_s(plain):
+    if len(uncompiled(plain, bfloat16=recipe.amp == "auto")) == 1 and budget_s < compile_s(plain):
         return None
     try:
-        fast = choose(plain, images, loss, dtype=half, budget_s=budget_s, on_part=on_part)
+        fast = choose(plain, images, loss, dtype=half, budget_s=budget_s, on_part=on_part, exactly=exactly)
     except BadInput as error:
         report.say(f"note   modes of the step were not compared: {error}")
         return None
     report.say(f"{fast.choices}\nmode   {fast.mode}; mode={fast.mode!r} in a recipe takes it without the race")
     return fast
+
+
+@contextmanager
+def _without_autocast(model: nn.Module) -> Iterator[None]:
+    """The model without the mixed precision that accelerate put into its `forward`."""
+    wrapped, model.forward = model.forward, getattr(model, "_original_forward", model.forward)
+    try:
+        yield
+    finally:
+        model.forward = wrapped

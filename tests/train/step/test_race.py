@@ -1,10 +1,12 @@
 """The race of modes: of those that agree, the fastest wins, and the simplest of those that are as fast."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from leanconv.measure import Timing
+from leanconv.train.step import race
 from leanconv.train.step.choices import StepChoice
 from leanconv.train.step.race import TIE, _Entry, _winner
 
@@ -24,3 +26,20 @@ def test_who_wins(ratios, wins):
     assert entries.index(winner) == wins
     assert winner.row.note.startswith("chosen")
     assert sum(entry.row.note.startswith("chosen") for entry in entries) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "other", "ratio", "wins"),
+    [(0.5, 0.5, 0.9, 0), (2.7, 0.5, 0.9, 1), (2.7, 2.0, 0.9, 0), (2.7, 2.0, 2.0, 1)],
+    ids=["slower", "slower and right", "slower and less wrong", "faster and less wrong"],
+)
+def test_a_given_step_that_is_too_far_off_gives_way_to_one_that_is_not(monkeypatch, given, other, ratio, wins):
+    entries = [
+        _Entry(SimpleNamespace(changes=nullcontext), StepChoice(name), 1.0, worst)
+        for name, worst in (("bfloat16", given), ("kernels bfloat16", other))
+    ]
+    clock = iter([10.0, 10.0 / ratio] * 100)
+    monkeypatch.setattr(race, "once_ms", lambda step: next(clock))
+    monkeypatch.setattr(race.random, "Random", lambda seed: SimpleNamespace(sample=lambda every, count: every))
+    race._time(None, entries, 0.0, lambda share: None)
+    assert entries.index(_winner(entries)) == wins

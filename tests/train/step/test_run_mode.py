@@ -140,6 +140,22 @@ def test_bfloat16_needs_a_word(recipe, raced):
     assert raced[1].choices["bfloat16"].prepare_s is not None
 
 
+def test_where_bfloat16_is_asked_for_all_modes_compute_in_it(recipe, raced, monkeypatch):
+    """They are compared with the step in float32, and the run computes as by autocast alone."""
+    distances = []
+    real = race._prepared
+    monkeypatch.setattr(race, "_prepared", lambda trial, *rest: distances.append(trial.half) or real(trial, *rest))
+    run = fit(recipe("asked", amp="bf16"), progress=False)
+    rows = list(raced[0].choices)
+    assert rows[0].mode == "bfloat16"
+    assert all("bfloat16" in row.mode.split() for row in rows)
+    assert rows[0].gradient > 1e-4
+    assert not any(distances)
+    assert "bfloat16" in mode_of(run).split()
+    by_hand = mode_of(run).replace("bfloat16", "").strip() or "eager"
+    assert same(weights(run), weights(fit(recipe("by hand", amp="bf16", mode=by_hand), progress=False)))
+
+
 def test_short_runs_are_not_raced(recipe, monkeypatch):
     monkeypatch.setattr(run_mode, "_race", lambda *arguments: pytest.fail("raced"))
     assert mode_of(fit(recipe(), progress=False)) == "eager"

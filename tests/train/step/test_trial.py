@@ -1,5 +1,7 @@
 """A trial finds wrong gradients, forgives rounding, and compares what is random without its dice."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -117,6 +119,85 @@ def test_bfloat16_agrees_by_its_own_rule_alone():
     half.mode = Mode()  # judged as float32
     half.__class__ = type("Half", (Forward,), {"__call__": lambda self, x: model.bfloat16()(x.bfloat16()).float()})
     assert not made.difference(half).agrees
+
+
+def steep(roundings):
+    """One channel, in whose gradients one rounding of bfloat16 shows so many times."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False)).train()
+    nn.init.constant_(model[0].weight, 1.003)
+    return model, Trial(model, torch.full((2, 1, 4, 4), 1.001), lambda y: (roundings * (y - 1)).exp().mean())
+
+
+class Off(Forward):
+    """A mode in bfloat16 whose gradient is off by a share."""
+
+    def __init__(self, model, share, mode=(BFLOAT16,)):
+        super().__init__(model, Mode(mode))
+        self.share = share
+
+    def __call__(self, x):
+        y = self.model(x)
+        return y if BFLOAT16 not in self.mode else y.detach() + (1 + self.share) * (y - y.detach())
+
+    def in_float32(self):
+        return Forward(self.model, Mode())
+
+
+@pytest.mark.parametrize(
+    ("roundings", "share", "agrees"), [(1, 0.04, True), (1, 0.08, False), (30, 0.08, True), (30, 0.3, False)]
+)
+def test_what_rounding_itself_moves_is_allowed_in_bfloat16_up_to_a_quarter(roundings, share, agrees):
+    model, made = steep(roundings)
+    seen = made.difference(Off(model, share))
+    assert seen.gradient == pytest.approx(share, rel=1e-3)
+    assert seen.agrees == agrees
+
+
+def test_where_bfloat16_is_asked_for_half_of_the_gradient_is_allowed():
+    model, made = steep(300)
+    assert not made.difference(Off(model, 0.4)).agrees
+    asked = Trial(model, made.args, made.loss, contextlib.nullcontext)
+    assert asked.difference(Off(model, 0.4)).agrees
+    assert not asked.difference(Off(model, 0.6)).agrees
+
+
+def test_a_mode_that_is_wrong_in_float32_too_gets_no_room():
+    model, made = steep(30)
+
+    class Wrong(Off):
+        def in_float32(self):
+            return Scaled(model, 1e-2)
+
+    assert made.difference(Off(model, 0.08)).agrees
+    assert not made.difference(Wrong(model, 0.08)).agrees
+
+
+def test_a_step_in_bfloat16_as_given_has_the_rule_of_bfloat16():
+    """Autocast in the model's own `forward`, as accelerate puts it there."""
+    model = net()
+    inside = model.forward
+    model.forward = lambda x: torch.autocast("cpu", torch.bfloat16)(inside)(x).float()
+    made = trial(model)
+    assert made.half
+    assert not trial().half
+
+    class Plain(Forward):
+        def __call__(self, x):
+            return inside(x)
+
+    seen = made.difference(Plain(model, Mode()))
+    assert 1e-4 < seen.gradient < 5e-2
+    assert seen.agrees
+
+
+def test_who_threw_dice_is_known_where_the_step_is_not_deterministic():
+    noise = iter(range(1000))
+
+    class Uneven(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) + 1e-3 * next(noise)
+
+    assert not Trial(Uneven(3, 2, 1).train(), torch.randn(2, 3, 4, 4), lambda y: y.square().mean()).random
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.Dropout2d(0.5)])
