@@ -1,7 +1,7 @@
 """Layers of cheap stages that keep their input alone for the gradient, and compute the maps between once more.
 
-SPConv and SPLConv keep both branches and the blend, and SPConv what lies before its 1×1; a SPLConv that
-`splconv_layers` takes does not. A depthwise-separable layer that `separable_layers` leaves (strides, wide 1×1s) keeps
+SPConv and SPLConv keep both branches and the blend, and SPConv what lies before its 1×1; those that `gated_layers`
+takes do not. A depthwise-separable layer that `separable_layers` leaves (strides, wide 1×1s) keeps
 its stencil's result, a HetConv that `hetconv_layers` leaves its input a second time with its channels in another order.
 The stencils and 1×1s are computed again, HetConv's convolution is not.
 """
@@ -19,6 +19,7 @@ from leanconv.kernels import normalized_gates
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import recorded, through_dispatcher
 from leanconv.kernels.norm_act import watched
+from leanconv.ops import normalized_gated_sum as ops
 
 
 def replacement(layer: nn.Module, parts: normalized_gates.Gated | None) -> tuple[str, Any] | None:
@@ -139,9 +140,8 @@ class _Branches(torch.autograd.Function):
         ends = [(edge, each) for edge, each in zip(edges, found, strict=True) if edge is not None]
         roots, slopes = [edge for edge, _ in ends], [each for _, each in ends]
         gradients = iter(torch.autograd.grad(roots, leaves, slopes, allow_unused=True) if leaves else ())
-        of_norms = [None if p is None else s.to(p.dtype) for p, s in zip(norms, sums.unbind(), strict=True)]
         to_x, *to_weights = list(_in_order([x, *weights], gradients))
-        return None, None, to_x, *of_norms, *to_weights
+        return None, None, to_x, *ops.of_norms(sums, norms), *to_weights
 
 
 def _in_order(tensors: list[Tensor], gradients: Iterator[Tensor | None]) -> Iterator[Tensor | None]:

@@ -169,6 +169,16 @@ def _fits(x: Tensor, convs: list[Any]) -> bool:
     )
 
 
+def run(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Both results of the operator, without a gradient."""
+    return cpu.branches(*inputs)
+
+
+def gradients(to_a: Tensor, to_b: Tensor, inputs: tuple[Any, ...], wanted: tuple[bool, ...]) -> tuple[Any, ...]:
+    """The gradients of its inputs that want one."""
+    return ops.of_inputs(to_a, to_b, inputs, wanted, cpu.branches_gradient)
+
+
 class _SeparableBranches(torch.autograd.Function):
     """`ops.separable_branches`; a gradient that is itself to have one goes through other operators."""
 

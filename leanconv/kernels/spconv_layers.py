@@ -1,8 +1,8 @@
 """SPConv's branches by one operator, while they train on the CPU's kernels.
 
 The layer's group convolution and its 1×1 are one HetConv whose groups are blocks; it reads its channels where they lie,
-and keeps the layer's input alone for the gradient. Strided layers, whose 1×1s read an average, and those whose
-convolutions somebody watches compute as before.
+and keeps the layer's input alone for the gradient (`gated_layers` does so for the whole layer). The 1×1s of a strided
+layer read an average, which is made once more. Layers whose convolutions somebody watches compute as before.
 """
 
 import functools
@@ -19,11 +19,13 @@ from leanconv.kernels.norm_act import watched
 from leanconv.kernels.recomputed import is_ours
 from leanconv.ops import hetconv_branches as ops
 
-# Input times output channels of the k×k up to which the kernel is not slower than the layer's own convolutions: both
-# branches forward and backward, 3×3, channels_last, one core of an EPYC (AVX-512), float32 and bfloat16. 64 to 64
-# channels (32 of them k×k) at 8 px and batch 128 1.01x and .93x, at 7 px and batch 8 .91x and .85x, 64 to 128 at 4 px
-# and batch 128 1.06x and .99x, 128 to 64 at 16 px and batch 16 .96x and 1.04x, 128 to 128 at 8 px 1.15x and 1.14x.
-_MOST_WEIGHTS = 64 * 64
+# Input times output channels of the k×k up to which the layer runs by the kernel. A training step of the whole layer,
+# which keeps its input alone, against its own convolutions, which keep both branches: 3×3, channels_last, one core of
+# an EPYC (AVX-512), float32 and bfloat16. With stride 2, 16 to 32 channels (8 of them k×k) at 32 px and batch 128 .87x
+# and .86x, 64 to 128 at 64 px and batch 8 .96x and 1.26x, at 8 px and batch 128 1.14x and 1.09x. 128 to 128 at 32 px
+# and batch 8 .92x and 1.20x, at 8 px and batch 16 1.22x and 1.24x, at 4 px and batch 128 1.40x and 1.23x; PyTorch's
+# convolutions computed once more take 1.2x to 1.4x there. 128 to 256 with stride 2 at 32 px 1.14x and 1.42x.
+_MOST_WEIGHTS = 64 * 128
 _METHOD = "branches"  # what the layer's forward calls
 
 
@@ -37,12 +39,11 @@ def replacement(layer: nn.Module) -> tuple[str, Any] | None:
 def _is_plain(layer: Any) -> bool:
     """Whether the layer's convolutions are its own, and the kernel has their sizes and gains by them."""
     spatial, flat = layer.spatial, (layer.pointwise, layer.plain)
-    if any(type(each) is not nn.Conv2d for each in (spatial, *flat)) or not isinstance(layer.pool, nn.Identity):
+    if any(type(each) is not nn.Conv2d for each in (spatial, *flat)) or not _averages(layer.pool, spatial.stride):
         return False
     middle = tuple(d * (size - 1) // 2 for d, size in zip(spatial.dilation, spatial.kernel_size, strict=True))
     return (
         spatial.groups in PARTS
-        and spatial.stride == (1, 1)
         and spatial.padding == middle
         and spatial.padding_mode == "zeros"
         and spatial.bias is None
@@ -53,17 +54,35 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
+def _averages(pool: nn.Module, stride: tuple[int, ...]) -> bool:
+    """Whether it makes the averages that the operator's 1×1s read."""
+    if stride == (1, 1):
+        return type(pool) is nn.Identity
+    sizes = {"kernel_size": stride, "stride": stride, "padding": 0, "ceil_mode": True, "divisor_override": None}
+    return type(pool) is nn.AvgPool2d and all(getattr(pool, name) == value for name, value in sizes.items())
+
+
 def _branches(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    if (inputs := operator_inputs(layer, x)) is None:
+        return type(layer).branches(layer, x)  # type: ignore[no-any-return]
+    both = ops.hetconv_branches if through_dispatcher(x) else _HetConvBranches.apply
+    return both(*inputs)  # type: ignore[no-any-return]
+
+
+def operator_inputs(layer: Any, x: Tensor) -> tuple[Any, ...] | None:
+    """What the operator takes for a layer, its map in autocast's type.
+
+    None where it does not take the map, or somebody looks at a convolution.
+    """
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-    convs = layer.spatial, layer.pointwise, layer.plain
-    if not _is_plain(layer) or watched(*convs) or _has_any_global_hook() or not _fits(layer, x, dtype):
-        return type(layer).branches(layer, x)  # type: ignore[no-any-return]
+    parts = layer.spatial, layer.pointwise, layer.plain, layer.pool
+    if not _is_plain(layer) or watched(*parts) or _has_any_global_hook() or not _fits(layer, x, dtype):
+        return None
     matrix, plain = layer.pointwise.weight[:, :, 0, 0], layer.plain.weight[:, :, 0, 0]
-    inputs = layer.spatial.weight, matrix, plain, layer.plain.bias, layer.spatial.dilation
-    if through_dispatcher(x):
-        return ops.hetconv_branches(x, *inputs)  # type: ignore[no-any-return]
-    return _HetConvBranches.apply(x.to(dtype), *inputs)  # type: ignore[no-any-return]
+    given = x if through_dispatcher(x) else x.to(dtype)  # the operator casts by its own rule
+    geometry = [*layer.spatial.stride, *layer.spatial.dilation]
+    return given, layer.spatial.weight, matrix, plain, layer.plain.bias, geometry
 
 
 def _fits(layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
@@ -78,6 +97,16 @@ def _fits(layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
         and all(w is None or (w.device == x.device and w.dtype in (x.dtype, torch.float32)) for w in weights)
         and not recorded()
     )
+
+
+def run(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Both results of the operator, without a gradient."""
+    return cpu.het_branches(*inputs)
+
+
+def gradients(to_a: Tensor, to_b: Tensor, inputs: tuple[Any, ...], wanted: tuple[bool, ...]) -> tuple[Any, ...]:
+    """The gradients of its inputs that want one."""
+    return ops.of_inputs(to_a, to_b, inputs, wanted, cpu.het_branches_gradient)
 
 
 class _HetConvBranches(torch.autograd.Function):

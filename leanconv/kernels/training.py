@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.kernels import (
+    gated_layers,
     hetconv_layers,
     narrow_groups,
     normalized_gates,
     recomputed,
     separable_layers,
     spconv_layers,
-    splconv_layers,
 )
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.dispatched import recorded, through_dispatcher
@@ -94,18 +94,19 @@ def use_training_kernels_(model: nn.Module, *, recompute: bool = False) -> Train
 
     They are depthwise `nn.Conv2d`, 1×1 ones of few channels, and the gated sums of SPConv and SPLConv with the norms
     and the activation before them, which then pass their maps on (`normalized_gates`). A depthwise-separable layer that
-    keeps the map's size, or both branches of such a SPLConv, run in one kernel, and keep their input alone for the
-    gradient (`separable_layers`, `splconv_layers`), and so do a HetConv (`hetconv_layers`) and SPConv's branches
-    (`spconv_layers`). A SPLConv of few channels with a stride computes its branches once more (`recomputed`).
+    keeps the map's size, or both branches of such a SPLConv, run in one kernel (`separable_layers`), and so do a
+    HetConv (`hetconv_layers`) and SPConv's branches (`spconv_layers`). They keep their input alone for the gradient,
+    SPConv and SPLConv as a whole (`gated_layers`). A SPLConv of few channels with a stride computes its branches once
+    more (`recomputed`).
     Results are channels_last.
     Other HetConvs and group convolutions, of narrow groups, run as the dense convolution they equal (`narrow_groups`).
     An `nn.BatchNorm2d` and the activation after it, with or without a residual between them, run in one kernel where
     the source of a module's `forward`, or its `nn.Sequential`, shows that they follow each other (`rewritten`).
     Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
 
-    recompute: SPConv, HetConv, and SPLConv and depthwise-separable layers of many channels keep less for the gradient
-        too (`recomputed`). A step takes about as much memory as the dense network's then, and a layer 1.2 to 1.4 times
-        as long.
+    recompute: HetConv, and SPConv, SPLConv and depthwise-separable layers of many channels or with a stride keep less
+        for the gradient too (`recomputed`). A step takes about as much memory as the dense network's then, and a layer
+        1.2 to 1.4 times as long.
     """
     changed: list[Replacement] = []
     layers: dict[str, nn.Module] = {}
@@ -135,10 +136,8 @@ def _replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
         return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
     if getattr(type(module), "name", "") == "hetconv":
         return _hetconv_replacements(module, recompute)
-    if branches := separable_layers.replacement(module):
+    if branches := separable_layers.replacement(module) or spconv_layers.replacement(module):
         return [(module, *branches), *_gate_replacements(module, recompute, whole=True)]
-    if branches := spconv_layers.replacement(module):
-        return [(module, *branches), *_gate_replacements(module, recompute)]
     if recompute and (less := recomputed.replacement(module, None)):
         return [(module, *less)]
     return _gate_replacements(module, recompute)
@@ -163,7 +162,7 @@ def _gate_replacements(module: nn.Module, recompute: bool, whole: bool = False) 
     blend = functools.partial(_normalized_gated_sum, parts)
     less = recomputed.replacement(module, parts) if recompute or separable_layers.is_cheap(module) else None
     if whole:
-        less = splconv_layers.replacement(module, parts, less[1] if less else None)
+        less = gated_layers.replacement(module, parts, less[1] if less else None)
     return [
         (module, _BLEND, blend),
         *([(module, *less)] if less else []),

@@ -134,8 +134,12 @@ def backward(ctx: Any, grad: Tensor, *_: Any, every: Any = normalized_gated_sum_
     """The gradient of `normalized_gated_sum`; `every`: what computes it."""
     saved = ctx.saved_tensors  # once: a checkpoint computes them again when they are asked for
     to_a, to_b, sums = every(grad, *saved, ctx.relu, ctx.eps)
-    norms = [None if p is None else s.to(p.dtype) for p, s in zip(saved[2:6], sums.unbind(), strict=True)]
-    return to_a, to_b, *norms, None, None
+    return to_a, to_b, *of_norms(sums, saved[2:6]), None, None
+
+
+def of_norms(sums: Tensor, norms: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of weight, bias, weight_b and bias_b, of their types; None for what is not there."""
+    return [None if p is None else s.to(p.dtype) for p, s in zip(norms, sums.unbind(), strict=True)]
 
 
 normalized_gated_sum.register_autograd(backward, setup_context=save)

@@ -176,13 +176,21 @@ def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> No
 def backward(ctx: Any, grad: Tensor, plain_grad: Any, every: Any = separable_branches_gradient) -> tuple[Any, ...]:
     """The gradient of `separable_branches`; `every`: what computes it."""
     inputs, wanted = ctx.saved_tensors, ctx.needs_input_grad[:7]
-    x, first, second, matrix, _, plain, _ = inputs
     if torch.is_grad_enabled():  # it is to have a gradient itself
         return *_differentiable(inputs, wanted, ctx.geometry, grad, plain_grad), None
+    return of_inputs(grad, plain_grad, (*inputs, ctx.geometry), wanted, every)
+
+
+def of_inputs(
+    grad: Tensor, plain_grad: Any, inputs: tuple[Any, ...], wanted: Sequence[bool], every: Any
+) -> tuple[Any, ...]:
+    """The gradients of the inputs that want one, of their types; None for the others."""
+    *tensors, geometry = inputs
+    x, first, second, matrix, _, plain, _ = tensors
     of_plain = None if plain is None else plain_grad
-    found = every(grad, of_plain, x, first, second, matrix, plain, ctx.geometry, wanted[0])
+    found = every(grad, of_plain, x, first, second, matrix, plain, geometry, wanted[0])
     return *(
-        each.to(given.dtype) if need else None for each, given, need in zip(found, inputs, wanted, strict=True)
+        each.to(given.dtype) if need else None for each, given, need in zip(found, tensors, wanted, strict=True)
     ), None  # fmt: skip
 
 

@@ -14,8 +14,10 @@ from tests.kernels.training_cases import step_and_buffers, with_random_norms
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 LAYERS = {
-    "spconv": lambda: SPConv2d(8, 12, 3, padding=1),
-    "spconv, stride 2, one norm": lambda: SPConv2d(8, 12, 3, stride=2, padding=1, inner_norms=1),
+    "spconv": lambda: SPConv2d(8, 12, 3, padding=1, padding_mode="reflect"),
+    "spconv, stride 2, one norm": lambda: SPConv2d(
+        8, 12, 3, stride=2, padding=1, padding_mode="reflect", inner_norms=1
+    ),
     "splconv": lambda: SPLConv2d(8, 12, 3, stride=2, padding=1),
     "splconv without stencils": lambda: SPLConv2d(8, 12, 3, stride=2, padding=1, depthwise=False, dilated=False),
     "depthwise_separable": lambda: DepthwiseSeparableConv2d(8, 12, 3, stride=2, padding=1),

@@ -53,6 +53,7 @@ def assert_step_as_in_float64(layer, x, *, image, recompute, used=lambda handle:
 
 def assert_compiles_as_one_graph(model, x, autocast):
     """With the kernels, and to the same bits."""
+    torch.compiler.reset()  # of what another test compiled from the same functions; there is a limit
     with use_training_kernels_(model):
         eager = step(model, x, autocast)
         compiled = step(torch.compile(model, fullgraph=True, backend="aot_eager"), x, autocast)

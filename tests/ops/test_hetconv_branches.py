@@ -8,24 +8,26 @@ from leanconv.errors import BadInput
 from leanconv.nn import SPConv2d
 from leanconv.ops import hetconv_branches as ops
 
-# Channels, outputs, kernel, padding, dilation; share and groups of the representative channels.
+# Channels, outputs, kernel, stride, padding, dilation; share and groups of the representative channels.
 SHAPES = [
-    (8, 6, 3, 1, 1, 0.5, 2),
-    (9, 6, (1, 5), (0, 4), 2, 0.67, 3),
-    (5, 4, (3, 1), (1, 0), 1, 0.8, 4),
+    (8, 6, 3, 1, 1, 1, 0.5, 2),
+    (9, 6, (1, 5), 1, (0, 4), 2, 0.67, 3),
+    (5, 4, (3, 1), 1, (1, 0), 1, 0.8, 4),
+    (8, 6, 3, 2, 1, 1, 0.5, 2),
+    (9, 6, 3, 2, 2, 2, 0.67, 3),
 ]
 
 
 def given(shape=SHAPES[0], dtype=torch.float64, *, bias=True, size=(2, 4, 6)):
     """A layer, and the operator's inputs with its weights."""
     torch.manual_seed(0)
-    channels, outputs, kernel, padding, dilation, alpha, groups = shape
+    channels, outputs, kernel, stride, padding, dilation, alpha, groups = shape
     layer = SPConv2d(
-        channels, outputs, kernel, 1, padding, dilation, bias=bias, alpha=alpha, rep_groups=groups, dtype=dtype
+        channels, outputs, kernel, stride, padding, dilation, bias=bias, alpha=alpha, rep_groups=groups, dtype=dtype
     )
     x = torch.randn(size[0], channels, *size[1:], dtype=dtype, requires_grad=True)
     flat = (each.weight[:, :, 0, 0] for each in (layer.pointwise, layer.plain))
-    return layer, (x, layer.spatial.weight, *flat, layer.plain.bias, list(layer.dilation))
+    return layer, (x, layer.spatial.weight, *flat, layer.plain.bias, [*layer.stride, *layer.dilation])
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -57,11 +59,12 @@ def test_gradients_of_first_and_second_order(shape):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_opcheck(dtype, bias):
-    _, inputs = given(dtype=dtype, bias=bias)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]], ids=str)
+def test_opcheck(shape, dtype, bias):
+    _, inputs = given(shape, dtype=dtype, bias=bias)
     inputs = [each.detach().requires_grad_() if isinstance(each, torch.Tensor) else each for each in inputs]
     torch.library.opcheck(torch.ops.leanconv.hetconv_branches.default, tuple(inputs))
-    slopes = [torch.randn(2, 6, 4, 6, dtype=dtype) for _ in range(2)]
+    slopes = [torch.randn_like(each) for each in ops.hetconv_branches(*inputs)]
     rest = (*slopes, *(each.detach() for each in inputs[:4]), inputs[5])
     for of_x in (True, False):
         torch.library.opcheck(torch.ops.leanconv.hetconv_branches_gradient.default, (*rest, of_x))
@@ -76,9 +79,16 @@ def test_no_sample_has_no_result_and_gradients_of_zero():
     assert not any(each.any() for each in found)
 
 
-def test_flops_are_those_of_the_live_weights_and_twice_as_many_backward():
-    _, inputs = given(dtype=torch.float32)
-    once = 2 * 2 * 4 * 6 * 6 * (2 * 8 + 8)  # pixels, outputs; eight taps of two channels, one number of each of eight
+@pytest.mark.parametrize(
+    ("shape", "once"),
+    [
+        # Pixels, outputs; taps of two channels, one number of each of eight. Without a stride the centre counts once.
+        (SHAPES[0], 2 * 2 * 4 * 6 * 6 * (8 * 2 + 8)),
+        (SHAPES[3], 2 * 2 * 2 * 3 * 6 * (9 * 2 + 8)),
+    ],
+)
+def test_flops_are_those_of_the_live_weights_and_twice_as_many_backward(shape, once):
+    _, inputs = given(shape, dtype=torch.float32)
     with FlopCounterMode(display=False) as counter:
         a, b = ops.hetconv_branches(*inputs)
     assert counter.get_total_flops() == once
@@ -108,8 +118,8 @@ def test_half_maps_have_sums_in_float32():
         (2, torch.randn(6, 4, 1), "take a map N C H W"),
         (3, torch.randn(5, 4), "have 6 outputs"),
         (4, torch.randn(4), "have 6 outputs"),
-        (5, [1], "two dilations"),
-        (5, [0, 1], "pairs of stride"),
+        (5, [1, 1, 1], "two dilations"),
+        (5, [1, 1, 0, 1], "pairs of stride"),
     ],
 )
 def test_what_does_not_fit_is_an_error(at, value, words):

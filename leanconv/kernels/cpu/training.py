@@ -297,65 +297,91 @@ def hetconv_gradient(
 
 @het_branch_ops.hetconv_branches.register_kernel("cpu")
 def het_branches(
-    x: Tensor, spatial: Tensor, matrix: Tensor, plain: Tensor, plain_bias: Tensor | None, dilation: Ints
+    x: Tensor, spatial: Tensor, matrix: Tensor, plain: Tensor, plain_bias: Tensor | None, geometry: Ints
 ) -> tuple[Tensor, Tensor]:
-    het_branch_ops.check(x, spatial, matrix, plain, plain_bias, dilation)
-    c = matrix.shape[1]
-    groups = _groups(x[:, :c], spatial, matrix, True)
+    het_branch_ops.check(x, spatial, matrix, plain, plain_bias, geometry)
+    c, centre = matrix.shape[1], het_branch_ops.centre(spatial, matrix, geometry)
+    groups = _groups(x[:, :c], spatial, centre, True)
     weights = (spatial, matrix, plain, plain_bias)
     if groups.part not in het_kernels.PARTS or not _takes(x, weights=weights) or not x.numel():
-        return het_branch_ops.result(x, spatial, matrix, plain, plain_bias, dilation)
-    size = [x.shape[0], matrix.shape[0], *x.shape[2:]]
-    x, a, b = readable(x), ops.new_map(x, size), ops.new_map(x, size)
-    geometry = _het_geometry(spatial, *het_branch_ops.geometry(spatial, dilation))
-    het_kernels.forward(x[:, :c], _packed(spatial), _packed(matrix), None, groups, geometry, a)
-    bias = None if plain_bias is None else _packed(plain_bias)
-    if _is_product(x, plain):
-        het_kernels.forward(x[:, c:], None, _packed(plain), bias, *_PRODUCT, b)
-    else:
-        pointwise_kernels.forward(x[:, c:], plain.float(), bias, b)
+        return het_branch_ops.result(x, spatial, matrix, plain, plain_bias, geometry)
+    size, x = het_branch_ops.output_size(x, spatial, geometry), readable(x)
+    a, b = ops.new_map(x, size), ops.new_map(x, size)
+    z = readable(het_branch_ops.averages(x, geometry))
+    own = _het_geometry(spatial, *het_branch_ops.steps(spatial, geometry))
+    het_kernels.forward(x[:, :c], _packed(spatial), _packed(centre), None, groups, own, a)
+    if het_branch_ops.is_strided(geometry):
+        _product(z[:, :c], matrix, None, b)
+        a.add_(b)
+    _product(z[:, c:], plain, None if plain_bias is None else _packed(plain_bias), b)
     return a, b
 
 
 @het_branch_ops.hetconv_branches_gradient.register_kernel("cpu")
 def het_branches_gradient(
-    grad: Tensor, plain_grad: Tensor, x: Tensor, spatial: Tensor, matrix: Tensor, plain: Tensor, dilation: Ints,
+    grad: Tensor, plain_grad: Tensor, x: Tensor, spatial: Tensor, matrix: Tensor, plain: Tensor, geometry: Ints,
     of_x: bool,
 ) -> het_branch_ops.Gradients:  # fmt: skip
-    c = matrix.shape[1]
-    groups = _groups(x[:, :c], spatial, matrix, True)
+    c, centre = matrix.shape[1], het_branch_ops.centre(spatial, matrix, geometry)
+    groups = _groups(x[:, :c], spatial, centre, True)
     maps, weights = (x, grad, plain_grad), (spatial, matrix, plain)
     if groups.part not in het_kernels.PARTS or not _takes(*maps, weights=weights) or not x.numel():
-        return het_branch_ops.gradient(grad, plain_grad, x, spatial, matrix, plain, dilation, of_x)
+        return het_branch_ops.gradient(grad, plain_grad, x, spatial, matrix, plain, geometry, of_x)
     x, grad, plain_grad = readable(x), readable(grad), readable(plain_grad)
-    geometry = _het_geometry(spatial, *het_branch_ops.geometry(spatial, dilation))
+    own, strided = _het_geometry(spatial, *het_branch_ops.steps(spatial, geometry)), het_branch_ops.is_strided(geometry)
     found, sums = x.new_empty(0), het_branch_ops.new_sums(x, spatial, matrix, plain)
+    z = readable(het_branch_ops.averages(x, geometry))
+    of_centre = _sums(x, *centre.shape) if strided else sums[1]
+    het_kernels.weight_gradient(grad, x[:, :c], groups, own, [sums[0], of_centre, None])
+    if strided:
+        _product_weight_gradient(grad, z[:, :c], [sums[1], _sums(x, matrix.shape[0])])
+    _product_weight_gradient(plain_grad, z[:, c:], sums[2:])
     if of_x:
-        found = ops.new_map(x, x.shape)
-        het_kernels.data_gradient(grad, _packed(spatial), _packed(matrix), groups, geometry, found[:, :c])
-        if _is_product(x, plain):
-            het_kernels.data_gradient(plain_grad, None, _packed(plain), *_PRODUCT, found[:, c:])
-        else:
-            pointwise_kernels.forward(plain_grad, plain.float().t(), None, found[:, c:])
-    het_kernels.weight_gradient(grad, x[:, :c], groups, geometry, [*sums[:2], None])
-    if _is_product(x, plain):
-        het_kernels.weight_gradient(plain_grad, x[:, c:], *_PRODUCT, [None, *sums[2:]])
-    else:
-        pointwise_kernels.weight_gradient(plain_grad, x[:, c:], *sums[2:])
+        found = to_z = ops.new_map(x, z.shape)
+        _product_data_gradient(plain_grad, plain, to_z[:, c:])
+        if strided:
+            _product_data_gradient(grad, matrix, to_z[:, :c])
+            found = ops.new_map(x, x.shape).zero_()
+        het_kernels.data_gradient(grad, _packed(spatial), _packed(centre), groups, own, found[:, :c])
+        if strided:
+            found.add_(het_branch_ops.of_averages(to_z, x, geometry))
     return found, *sums  # type: ignore[return-value]
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    """Fill `y`: a 1×1."""
+    if _is_product(x, weight.shape):
+        het_kernels.forward(x, None, _packed(weight), bias, *_PRODUCT, y)
+    else:
+        pointwise_kernels.forward(x, weight.float(), bias, y)
+
+
+def _product_data_gradient(grad: Tensor, weight: Tensor, x_grad: Tensor) -> None:
+    if _is_product(grad, weight.shape):
+        het_kernels.data_gradient(grad, None, _packed(weight), *_PRODUCT, x_grad)
+    else:
+        pointwise_kernels.forward(grad, weight.float().t(), None, x_grad)
+
+
+def _product_weight_gradient(grad: Tensor, x: Tensor, sums: list[Tensor]) -> None:
+    """Fill the sums of the 1×1 and of its bias."""
+    if _is_product(x, (grad.shape[1], x.shape[1])):
+        het_kernels.weight_gradient(grad, x, *_PRODUCT, [None, *sums])
+    else:
+        pointwise_kernels.weight_gradient(grad, x, *sums)
 
 
 # A 1×1 as the HetConv kernel has it.
 _PRODUCT = het_kernels.Groups(2, full=True), het_kernels.Geometry((1, 1), (1, 1), (0, 0), (1, 1))
 
 
-def _is_product(x: Tensor, plain: Tensor) -> bool:
+def _is_product(x: Tensor, channels: Ints) -> bool:
     """Whether it takes a 1×1 of these channels. It multiplies pairs of bfloat16; else the other kernel is faster.
 
     Half of 8 channels, to 8, at 128 px and batch 16, one core of an EPYC (AVX512-BF16), result and gradients: bfloat16
     2.4 ms against 3.5, float32 3.7 ms against 1.4.
     """
-    return x.dtype == torch.bfloat16 and this_cpu().bf16 and plain.shape[0] % 2 == plain.shape[1] % 2 == 0
+    return x.dtype == torch.bfloat16 and this_cpu().bf16 and all(count % 2 == 0 for count in channels)
 
 
 def _groups(x: Tensor, spatial: Tensor, pointwise: Tensor, blocked: bool) -> het_kernels.Groups:
