@@ -24,8 +24,9 @@ from leanconv.ops import hetconv_branches as ops
 # an EPYC (AVX-512), float32 and bfloat16. With stride 2, 16 to 32 channels (8 of them k×k) at 32 px and batch 128 .87x
 # and .86x, 64 to 128 at 64 px and batch 8 .96x and 1.26x, at 8 px and batch 128 1.14x and 1.09x. 128 to 128 at 32 px
 # and batch 8 .92x and 1.20x, at 8 px and batch 16 1.22x and 1.24x, at 4 px and batch 128 1.40x and 1.23x; PyTorch's
-# convolutions computed once more take 1.2x to 1.4x there. 128 to 256 with stride 2 at 32 px 1.14x and 1.42x. With 64 · 128
-# a quarter-width VGG-16 takes 1.10 times as long as if it kept all, for .99 of the dense memory; so 1.035 times, for 1.06.
+# convolutions computed once more take 1.2x to 1.4x there. 128 to 256 with stride 2 at 32 px 1.14x and 1.42x. With
+# 64 · 128 a quarter-width VGG-16 takes 1.10 times as long as if it kept all, for .99 of the dense memory; with 64 · 64
+# it takes 1.035 times as long, for 1.06.
 _MOST_WEIGHTS = 64 * 64
 _METHOD = "branches"  # what the layer's forward calls
 
