@@ -20,7 +20,6 @@ parameter's, are never exceeded: a gradient that is zero differs by all of it. A
 is compared in the same way.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -58,6 +57,7 @@ MOST_OF_ASKED = MOST._replace(gradient=0.5)
 # weights) by 1e-3 of the whole, and single ones by more than 1e-2. Ten times this noise covers it twice; with four
 # roundings it would be short by a factor of four for HetConv, and of two for SPConv.
 MOVED = 16
+ROUNDING = 2**-9  # a rounding to bfloat16, as a share
 _SEED = 0
 
 
@@ -125,8 +125,13 @@ class Trial:
             raise BadInput(f"the training step does not run: {error_line(error, of_function=True)}") from error
         if not math.isfinite(self.expected.loss):
             raise BadInput(f"the loss is {self.expected.loss}: modes can only be compared by a finite one")
+        for name, found in zip(self.names, self.expected.gradients, strict=True):
+            if found is not None and not found.isfinite().all():
+                raise BadInput(f"the gradient of {name} is not finite: modes can only be compared by finite ones")
         # A step in bfloat16 has its own rule, and moves of float32's size tip its roundings.
         self.noise = [0.0] * (len(named) + 1) if self.half else self._moves(MOVED * 2**-23)
+        # Else in float32, by the first mode that needs it: its changes are in the model, but agree in float32 already.
+        self._rounding = self._moves(ROUNDING) if self.half else None
 
     def __call__(self, forward: Forward) -> None:
         """One step, as it is timed."""
@@ -160,15 +165,12 @@ class Trial:
         found = self._compared(seen, IN_BFLOAT16)
         if found.agrees or (brought and not self._agrees_in_float32(forward)):
             return found
+        self._rounding = self._rounding or self._moves(ROUNDING)
         return self._compared(seen, IN_BFLOAT16, [TIMES * each for each in self._rounding])
 
     def _agrees_in_float32(self, forward: Forward) -> bool:
         with self.exactly():
             return self.difference(forward.in_float32()).agrees
-
-    @functools.cached_property
-    def _rounding(self) -> list[float]:
-        return self._moves(2**-9)
 
     def _compared(self, seen: Seen, allowed: Tolerance, rounding: list[float] | None = None) -> Difference:
         """`rounding`: by so much the loss and each gradient may differ in any case, up to `most` of them."""
