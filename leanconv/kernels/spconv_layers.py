@@ -56,8 +56,8 @@ def _is_plain(layer: Any) -> bool:
 def _branches(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-    convs = layer.spatial, layer.pointwise, layer.plain
-    if not _is_plain(layer) or watched(*convs) or _has_any_global_hook() or not _fits(layer, x, dtype):
+    parts = layer.spatial, layer.pointwise, layer.plain, layer.pool
+    if not _is_plain(layer) or watched(*parts) or _has_any_global_hook() or not _fits(layer, x, dtype):
         return type(layer).branches(layer, x)  # type: ignore[no-any-return]
     matrix, plain = layer.pointwise.weight[:, :, 0, 0], layer.plain.weight[:, :, 0, 0]
     inputs = layer.spatial.weight, matrix, plain, layer.plain.bias, layer.spatial.dilation

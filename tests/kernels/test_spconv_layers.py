@@ -100,8 +100,8 @@ def test_a_network_learns_the_same():
     assert_same_loss_curve(network, x, target, lr=0.05, steps=12, used=lambda handle: handle.kinds["SPConv2d"] == 2)
 
 
-@pytest.mark.parametrize("name", ["spatial", "pointwise", "plain"])
-def test_a_hook_of_a_convolution_sees_what_it_makes(name, runs):
+@pytest.mark.parametrize("name", ["spatial", "pointwise", "plain", "pool"])
+def test_a_hook_of_a_part_sees_what_it_makes(name, runs):
     layer, x, seen = made(), torch.randn(2, 8, 9, 11), []
     getattr(layer, name).register_forward_hook(lambda module, inputs, y: seen.append(y))
     with use_training_kernels_(layer):

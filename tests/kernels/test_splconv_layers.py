@@ -138,7 +138,7 @@ def test_a_gradient_of_its_gradient_is_refused():
             slope.sum().backward()
 
 
-@pytest.mark.parametrize("change", ["norm", "act", "pointwise", "eval", "no gradient", "float64", "wide"])
+@pytest.mark.parametrize("change", ["norm", "act", "pointwise", "pool", "eval", "no gradient", "float64", "wide"])
 def test_what_it_does_not_take_is_computed_otherwise(change, runs):
     torch.manual_seed(0)
     layer = with_random_norms(SPLConv2d(256, 128, 3, padding=1)) if change == "wide" else made("8 to 12")
@@ -149,11 +149,11 @@ def test_what_it_does_not_take_is_computed_otherwise(change, runs):
     layer.train(change != "eval")
     plain = copy.deepcopy(layer)
     with torch.set_grad_enabled(change != "no gradient"), use_training_kernels_(layer):
-        if change in ("norm", "act", "pointwise"):
+        if change in ("norm", "act", "pointwise", "pool"):
             getattr(layer, change).register_forward_hook(lambda *call: seen.append(1))
         torch.testing.assert_close(layer(x), plain(x), rtol=1e-4, atol=1e-4)
     assert not runs
-    assert seen == [1] * (change in ("norm", "act", "pointwise"))
+    assert seen == [1] * (change in ("norm", "act", "pointwise", "pool"))
 
 
 def test_a_checkpoint_around_it_gives_the_same_gradients(runs):
