@@ -154,7 +154,7 @@ class Trial:
             with torch.enable_grad():
                 loss, gradients = self._step(forward, args, kwargs)
             drew = not all(map(torch.equal, dice, _dice()))
-        return Seen(float(loss.detach()), [None if g is None else g.detach().float() for g in gradients], drew)
+        return Seen(float(loss.detach()), [None if g is None else _floats(g.detach()) for g in gradients], drew)
 
     def difference(self, forward: Forward) -> Difference:
         """How far a mode's loss and gradients are from the given one's."""
@@ -240,6 +240,11 @@ def _spread(moves: list[float], sizes: list[float]) -> list[float]:
     whole, moved = math.hypot(*sizes[1:]), math.hypot(*moves[1:])
     each = [max(own, moved * size / whole) if whole else own for own, size in zip(moves[1:], sizes[1:], strict=True)]
     return [moves[0], moved, *each]
+
+
+def _floats(gradient: Tensor) -> Tensor:
+    """Complex numbers as pairs: half of one would be dropped, and a warning given."""
+    return (torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient).float()
 
 
 def _norm(gradient: Tensor | None) -> float:

@@ -76,6 +76,25 @@ def test_a_gradient_that_is_missing_or_not_finite_never_agrees():
     assert not made.difference(Nan(model, Mode())).agrees
 
 
+def test_both_parts_of_complex_gradients_are_compared():
+    class Turned(nn.Conv2d):
+        turn = 1.0
+
+        def __init__(self):
+            super().__init__(3, 2, 1)
+            self.by = nn.Parameter(torch.tensor([1 + 2j]))
+
+        def forward(self, x):
+            by = torch.view_as_real(self.by)
+            return super().forward(x) * (by[:, 0] + self.turn * (by[:, 1] - by[:, 1].detach()))
+
+    model = Turned().train()
+    made = trial(model)
+    assert made.difference(Forward(model, Mode())).worst == 0
+    model.turn = 1.1
+    assert made.difference(Forward(model, Mode())).name in ("by", "gradient")
+
+
 def test_gradients_made_of_rounding_decide_nothing():
     """The bias before a BatchNorm has none; what float32 leaves of it depends on the order of summation."""
     model = net()
