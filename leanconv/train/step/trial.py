@@ -99,7 +99,7 @@ class Trial:
         inputs: the arguments of its forward pass.
         loss: from its results to the loss, a tensor of one number.
         exactly: bfloat16 is asked for: the model as given computes in it, except in the context that this gives.
-    Raises: BadInput where the step does not run, or its loss is not finite.
+    Raises: BadInput where the step does not run, or its loss or a gradient is not finite.
     """
 
     def __init__(
