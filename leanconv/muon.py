@@ -27,9 +27,9 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, params: Any, lr: float, *, momentum: float = 0.95, **kwargs: Any) -> None:
         super().__init__(params, lr=lr, **kwargs)
-        for group in self.param_groups:
-            group.setdefault("matrices", False)
-            group.setdefault("momentum", momentum)
+        own = {"matrices": False, "momentum": momentum}
+        self.defaults |= own  # of groups that are added later
+        self.param_groups[:] = [own | group for group in self.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -67,8 +67,11 @@ class Muon(torch.optim.AdamW):
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether it has a row for each filter, of several channels: `O C R S`, `O C`. Depthwise filters have one."""
-    return parameter.ndim in (2, 4) and parameter.shape[1] > 1
+    """Whether it has a row for each filter, of several channels: `O C R S`, `O C`. Depthwise filters have one.
+
+    Complex ones are left to AdamW.
+    """
+    return parameter.ndim in (2, 4) and parameter.shape[1] > 1 and not parameter.is_complex()
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

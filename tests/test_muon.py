@@ -89,3 +89,36 @@ def test_a_closure_is_called_once_with_gradients():
     assert calls == [True]
     assert p.grad is not None
     assert not torch.equal(p, torch.ones(3, 4))
+
+
+def test_complex_parameters_are_stepped_by_adamw():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(4, 6, dtype=torch.complex64))
+
+    model = Net()
+    optimizer = make_optimizer(model, Recipe(steps=1, lr=0.1, optimizer="muon"))
+    model.weight.grad = torch.full((4, 6), 1 + 2j)
+    optimizer.step()
+    assert not optimizer.param_groups[0]["matrices"]
+    assert model.weight.isfinite().all()
+
+
+def test_embeddings_and_norms_are_no_filters():
+    net = nn.Sequential(nn.Embedding(9, 6), nn.LayerNorm([5, 6]), nn.RMSNorm([5, 6]))
+    optimizer = make_optimizer(net, Recipe(steps=1, optimizer="muon"))
+    assert not any(group["matrices"] for group in optimizer.param_groups)
+
+
+def test_a_group_that_is_added_later_is_adamw_s_unless_it_says_so():
+    first, second, third = (nn.Parameter(torch.ones(3, 4)) for _ in range(3))
+    optimizer = Muon([{"params": [first], "matrices": True}], lr=0.1, momentum=0.5)
+    optimizer.add_param_group({"params": [second]})
+    optimizer.add_param_group({"params": [third], "matrices": True})
+    for p in (first, second, third):
+        p.grad = torch.ones(3, 4)
+    optimizer.step()
+    assert [group["matrices"] for group in optimizer.param_groups] == [True, False, True]
+    assert torch.equal(first, third)
+    assert not torch.equal(first, second)

@@ -18,5 +18,12 @@ def through_dispatcher(x: Tensor) -> bool:
 
 
 def recorded() -> bool:
-    """Whether the calls become a file (a trace, an export): other runtimes have no operators of ours."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    """Whether the calls become others that know no operators of ours.
+
+    Those of a file (a trace, an export), and of `torch.func` and forward mode: an operator with a gradient has no rule
+    for those, and would give zeros.
+    """
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.jit.is_tracing() or transformed or torch.autograd.forward_ad._current_level >= 0

@@ -20,19 +20,26 @@ class Gated(NamedTuple):
     norm: nn.BatchNorm2d
     other: nn.BatchNorm2d | None
     act: nn.ReLU | None
+    layer: Any  # whose they are
 
     @property
     def parts(self) -> list[nn.Module]:
-        return [part for part in self if part is not None]
+        return [part for part in self[:3] if part is not None]
+
+    @property
+    def replaced(self) -> bool:
+        """Whether somebody put another module in the place of one."""
+        own = self.layer._modules.values()
+        return not all(any(part is each for each in own) for part in self.parts)
 
 
 def gated(layer: Any) -> Gated | None:
     """The norms and the activation of a SPConv or SPLConv; None for others, folded ones, and where a hook looks on."""
     kind = getattr(type(layer), "name", "")
     if kind == "spconv":
-        found = Gated(layer.norm1, layer.norm2 if isinstance(layer.norm2, nn.BatchNorm2d) else None, None)
+        found = Gated(layer.norm1, layer.norm2 if isinstance(layer.norm2, nn.BatchNorm2d) else None, None, layer)
     elif kind == "splconv":
-        found = Gated(layer.norm, None, layer.act)
+        found = Gated(layer.norm, None, layer.act, layer)
     else:
         return None
     norms = [norm for norm in found[:2] if norm is not None]
@@ -43,9 +50,9 @@ def gated(layer: Any) -> Gated | None:
 
 
 def watched(parts: Gated) -> bool:
-    """Whether a hook looks at one of these modules. It must see what the module computes."""
+    """Whether a hook looks at one of these modules, or it is replaced: all compute what they are for, as before."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(part, name) for part in parts.parts for name in hooks)
+    return parts.replaced or any(getattr(part, name) for part in parts.parts for name in hooks)
 
 
 def pass_on(parts: Gated, part: nn.Module, x: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def _again(layer: nn.Module, name: str, *inputs: Tensor) -> Tensor:
 
 
 def _gated(layer: Any, parts: normalized_gates.Gated, x: Tensor) -> Tensor:
-    fits = x.dim() == 4 and x.shape[0] > 1 and normalized_gates.takes(parts, x)
+    fits = x.dim() == 4 and x.shape[0] > 1 and x.shape[1] == layer.in_channels and normalized_gates.takes(parts, x)
     if _plain(layer, x) or not fits or normalized_gates.watched(parts):
         return type(layer).forward(layer, x)  # type: ignore[no-any-return]
     y, statistics = _Branches.apply(layer, parts, x, *normalized_gates.parameters(parts), *_weights(layer, parts))

@@ -27,11 +27,15 @@ _MOST_WEIGHTS = {torch.float32: 8192, torch.bfloat16: 2048}
 
 
 class Branches(NamedTuple):
-    """The convolutions of a layer: depthwise ones, the 1×1 behind them, and perhaps a 1×1 of the other channels."""
+    """The convolutions of a layer: depthwise ones, the 1×1 behind them, and perhaps a 1×1 of the other channels.
+
+    idle: what does nothing in its branches.
+    """
 
     stencils: list[Any]
     matrix: Any
     plain: Any
+    idle: list[Any]
 
     @property
     def flat(self) -> list[Any]:
@@ -57,10 +61,11 @@ def replacement(layer: nn.Module) -> tuple[str, Any] | None:
 def _branches(layer: Any) -> Branches | None:
     kind = getattr(type(layer), "name", "")
     if kind == "depthwise_separable" and not getattr(layer, "block", True):
-        return Branches([layer.spatial], layer.pointwise, None)
+        return Branches([layer.spatial], layer.pointwise, None, [])
     if kind == "splconv" and isinstance(layer.pool, nn.Identity):
-        stencils = [each for each in (layer.stencil1, layer.stencil2) if not isinstance(each, nn.Identity)]
-        return Branches(stencils, layer.pointwise, layer.plain)
+        parts = layer.stencil1, layer.stencil2, layer.pool
+        idle = [each for each in parts if isinstance(each, nn.Identity)]
+        return Branches([each for each in parts[:2] if each not in idle], layer.pointwise, layer.plain, idle)
     return None
 
 
@@ -126,7 +131,7 @@ def operator_inputs(layer: Any, x: Tensor) -> tuple[Any, ...] | None:
         return None
     if (
         not all(map(_keeps_size, found.convs))
-        or watched(*found.convs)
+        or watched(*found.convs, *found.idle)
         or _has_any_global_hook()
         or not _fits(x, found.convs)
     ):

@@ -70,12 +70,13 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def _with_matrices(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The groups once more, the matrices that Muon steps apart from the others.
 
-    A linear layer's rows, which score classes or weigh channels, are among the others.
+    A linear layer's rows, which score classes or weigh channels, are among the others, as are words of an embedding and
+    a norm's numbers for a map's pixels.
     """
     found = {
         id(p)
         for module in model.modules()
-        if not isinstance(module, nn.Linear)
+        if not isinstance(module, (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm))
         for p in module.parameters(recurse=False)
         if is_matrix(p)
     }

@@ -175,7 +175,11 @@ def test_a_gradient_of_its_gradient_is_refused(kind):
 @pytest.mark.parametrize(
     ("kind", "change"),
     [
-        *[(kind, change) for kind in BOTH for change in ("pointwise", "eval mode", "no gradient", "float64", "wide")],
+        *[
+            (kind, change)
+            for kind in BOTH
+            for change in ("pointwise", "pool", "eval mode", "no gradient", "float64", "wide")
+        ],
         *[("spconv", "norm1"), ("spconv", "norm2"), ("splconv", "norm"), ("splconv", "act")],
     ],
 )
@@ -193,7 +197,7 @@ def test_what_it_does_not_take_is_computed_otherwise(kind, change, runs):
             getattr(layer, change).register_forward_hook(lambda *call: seen.append(1))
         torch.testing.assert_close(layer(x), plain(x), rtol=1e-4, atol=1e-4)
     assert not runs
-    assert seen == [1] * hasattr(layer, change)
+    assert bool(seen) == hasattr(layer, change)
 
 
 @pytest.mark.parametrize("kind", EACH)

@@ -126,3 +126,15 @@ def test_a_hook_that_comes_later_sees_what_the_norm_makes(kind):
     torch.testing.assert_close(seen[0].mean((0, 2, 3)), norm.bias.detach(), atol=1e-5, rtol=1e-4)
     for a, b in zip(without[:2], watched[:2], strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_norm_that_takes_another_s_place_computes_alone(kind, recompute):
+    made, x = layer(kind), torch.randn(2, 8, 9, 11)
+    plain = copy.deepcopy(made)
+    with use_training_kernels_(made, recompute=recompute):
+        for each in (made, plain):
+            setattr(each, "norm" if kind == "splconv" else "norm1", nn.GroupNorm(3, 12))
+        for a, b in zip(gradients(made, x), gradients(plain, x), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

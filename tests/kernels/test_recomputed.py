@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from leanconv.errors import BadInput
 from leanconv.kernels import recomputed
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.measure.timing.training import peak_bytes
@@ -191,3 +192,10 @@ def test_a_parameter_that_a_gated_layer_does_not_use_gets_no_gradient(again):
     assert again
     assert layer.unused.grad is None
     assert layer.pointwise.weight.grad is not None
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_other_channels_are_the_layer_s_error(kind):
+    layer = made(kind)
+    with use_training_kernels_(layer, recompute=True), pytest.raises(BadInput, match="channels, the layer takes"):
+        layer(torch.randn(2, layer.in_channels + 1, 9, 11))

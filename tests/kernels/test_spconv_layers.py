@@ -106,7 +106,7 @@ def test_a_network_learns_the_same():
 
 
 @pytest.mark.parametrize("name", ["spatial", "pointwise", "plain", "pool"])
-def test_a_hook_of_a_convolution_sees_what_it_makes(name, runs):
+def test_a_hook_of_a_part_sees_what_it_makes(name, runs):
     layer, x, seen = made("stride"), torch.randn(2, 8, 9, 11), []
     getattr(layer, name).register_forward_hook(lambda module, inputs, y: seen.append(y))
     with use_training_kernels_(layer):

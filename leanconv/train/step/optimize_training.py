@@ -72,7 +72,7 @@ def optimize_training(
         budget_s: seconds. Modes that no longer fit are left out; the table says so.
     Returns: a function with the model's call signature; `.choices` is the table, `.mode` the winner's name.
     Raises: BadInput for a model in eval mode or compiled already, one without trainable parameters, or a step that
-        does not run.
+        does not run, or whose loss or gradient is not finite.
 
     Modes: the model as given, channels_last, "kernels" (this project's own on a CPU for depthwise convolutions, 1×1
     ones of few channels, gated sums, and norms with their activation), torch.compile, with `dtype` autocast, and their

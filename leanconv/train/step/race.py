@@ -1,5 +1,6 @@
 """The race: prepare and check each mode within the budget, time those that agree in turns, take the fastest."""
 
+import math
 import random
 import time
 import warnings
@@ -24,6 +25,8 @@ LOOKS = 2  # the faster one counts
 PREPARE_SHARE = 0.8
 # A mode is faster if the ratio is above 1 by this many standard errors. Of modes within TIE, the simplest is taken.
 SIGMAS, TIE = 3.0, 0.02
+# Where bfloat16 as given is further off than is allowed, so may a mode be that is off by up to this many times as much.
+ROOM = 1.1
 # An estimate of the seconds that torch.compile takes for forward and backward, and for each layer with parameters. A
 # mode that takes longer costs the budget that much; one that takes less leaves it.
 COMPILE_S, COMPILE_LAYER_S = 10.0, 0.7
@@ -72,7 +75,7 @@ def race(
         needed = _seconds(mode, trial, entries)
         if entries and spent() + needed > PREPARE_SHARE * budget_s:
             rows[-1].note = f"left out: some {needed:.0f} s more than the budget allows"
-        elif entry := _prepared(trial, mode, rows[-1], entries[0] if entries else None):
+        elif entry := _prepared(trial, mode, rows[-1], entries[0] if entries else None, only):
             entries.append(entry)
     if not bfloat16 and not trial.half:
         rows.append(StepChoice(BFLOAT16, note="left out: not asked for (dtype=torch.bfloat16; amp=auto in a recipe)"))
@@ -108,8 +111,11 @@ def compile_s(model: nn.Module) -> float:
     return COMPILE_S + COMPILE_LAYER_S * layers
 
 
-def _prepared(trial: Trial, mode: Mode, row: StepChoice, given: _Entry | None) -> _Entry | None:
-    """Run a mode and compare it; None, and a note in the row, if it fails or does not agree. `given`: the first one."""
+def _prepared(trial: Trial, mode: Mode, row: StepChoice, given: _Entry | None, only: bool) -> _Entry | None:
+    """Run a mode and compare it; None, and a note in the row, if it fails or does not agree.
+
+    given: the first one. only: all are in bfloat16; no farther off than a finite first one is good enough then.
+    """
     start = time.perf_counter()
     if COMPILE in mode and (reason := why_not_compile(_device(trial))):
         row.note = f"left out: {reason}"
@@ -130,10 +136,10 @@ def _prepared(trial: Trial, mode: Mode, row: StepChoice, given: _Entry | None) -
         row.note = f"does not run: {error_line(error)}"
         return None
     row.prepare_s, row.loss, row.gradient = time.perf_counter() - start, seen.loss, seen.gradient
-    refused = given is not None and seen.worst > max(1.0, given.worst)
-    if refused or (given is None and not seen.agrees):
+    enough = given is None or seen.agrees or (only and seen.worst <= ROOM * given.worst < math.inf)
+    if not enough or (given is None and not seen.agrees):
         row.note = f"differs: {seen.name} by {seen.worst:.2g} times what is allowed"
-    return None if refused else _Entry(forward, row, look_s, seen.worst)
+    return _Entry(forward, row, look_s, seen.worst) if enough else None
 
 
 def _time(trial: Trial, entries: list[_Entry], seconds: float, on_part: Callable[[float], object]) -> None:
@@ -176,6 +182,11 @@ def _winner(entries: list[_Entry]) -> _Entry:
         why = "nothing was faster beyond noise" if others else "no other mode agreed or had time"
         given.row.note = "; ".join(filter(None, [f"chosen: {why}", given.row.note]))
         return given
+    if any(entry.worst <= 1 for entry in faster):  # right ones come before those that are as far off as the given one
+        for entry in faster:
+            if entry.worst > 1:
+                entry.row.note = f"no farther off than {given.row.mode}; others agree"
+        faster = [entry for entry in faster if entry.worst <= 1]
     best = max(entry.row.ratio or 1.0 for entry in faster)
     winner = next(entry for entry in faster if (1 + TIE) * (entry.row.ratio or 1.0) >= best)
     given.row.note = "; ".join(filter(None, ["as given", given.row.note]))

@@ -20,7 +20,6 @@ parameter's, are never exceeded: a gradient that is zero differs by all of it. A
 is compared in the same way.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -58,6 +57,7 @@ MOST_OF_ASKED = MOST._replace(gradient=0.5)
 # tip a ReLU or none. SPConv's and SPLConv's U-Nets of base 8, eight batches of wafers and steel: our kernels' gradients
 # are off by up to 13 times the noise of one draw, and 1.3 times that of three.
 MOVED, DRAWS, NOISES = 16, 3, 5.0
+ROUNDING = 2**-9  # a rounding to bfloat16, as a share
 _SEED = 0
 
 
@@ -99,7 +99,7 @@ class Trial:
         inputs: the arguments of its forward pass.
         loss: from its results to the loss, a tensor of one number.
         exactly: bfloat16 is asked for: the model as given computes in it, except in the context that this gives.
-    Raises: BadInput where the step does not run, or its loss is not finite.
+    Raises: BadInput where the step does not run, or its loss or a gradient is not finite.
     """
 
     def __init__(
@@ -125,8 +125,13 @@ class Trial:
             raise BadInput(f"the training step does not run: {error_line(error, of_function=True)}") from error
         if not math.isfinite(self.expected.loss):
             raise BadInput(f"the loss is {self.expected.loss}: modes can only be compared by a finite one")
+        for name, found in zip(self.names, self.expected.gradients, strict=True):
+            if found is not None and not found.isfinite().all():
+                raise BadInput(f"the gradient of {name} is not finite: modes can only be compared by finite ones")
         # A step in bfloat16 has its own rule, and moves of float32's size tip its roundings.
         self.noise = [0.0] * (len(named) + 1) if self.half else self._moves(MOVED * 2**-23, DRAWS)
+        # Else in float32, by the first mode that needs it: its changes are in the model, but agree in float32 already.
+        self._rounding = self._moves(ROUNDING) if self.half else None
 
     def __call__(self, forward: Forward) -> None:
         """One step, as it is timed."""
@@ -149,7 +154,7 @@ class Trial:
             with torch.enable_grad():
                 loss, gradients = self._step(forward, args, kwargs)
             drew = not all(map(torch.equal, dice, _dice()))
-        return Seen(float(loss.detach()), [None if g is None else g.detach().float() for g in gradients], drew)
+        return Seen(float(loss.detach()), [None if g is None else _floats(g.detach()) for g in gradients], drew)
 
     def difference(self, forward: Forward) -> Difference:
         """How far a mode's loss and gradients are from the given one's."""
@@ -160,15 +165,12 @@ class Trial:
         found = self._compared(seen, IN_BFLOAT16)
         if found.agrees or (brought and not self._agrees_in_float32(forward)):
             return found
+        self._rounding = self._rounding or self._moves(ROUNDING)
         return self._compared(seen, IN_BFLOAT16, [TIMES * each for each in self._rounding])
 
     def _agrees_in_float32(self, forward: Forward) -> bool:
         with self.exactly():
             return self.difference(forward.in_float32()).agrees
-
-    @functools.cached_property
-    def _rounding(self) -> list[float]:
-        return self._moves(2**-9)
 
     def _compared(self, seen: Seen, allowed: Tolerance, rounding: list[float] | None = None) -> Difference:
         """`rounding`: by so much the loss and each gradient may differ in any case, up to `most` of them."""
@@ -241,6 +243,11 @@ def _spread(moves: list[float], sizes: list[float]) -> list[float]:
     whole, moved = math.hypot(*sizes[1:]), math.hypot(*moves[1:])
     each = [max(own, moved * size / whole) if whole else own for own, size in zip(moves[1:], sizes[1:], strict=True)]
     return [moves[0], moved, *each]
+
+
+def _floats(gradient: Tensor) -> Tensor:
+    """Complex numbers as pairs: half of one would be dropped, and a warning given."""
+    return (torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient).float()
 
 
 def _norm(gradient: Tensor | None) -> float:

@@ -75,7 +75,13 @@ def cases(seed, count, kinds=((False, False),)):
     return found
 
 
-CASES = cases(0, 40) + cases(1, 60, [(True, False), (True, True), (False, True)])
+# Two blocks in whole pairs of vectors: those alone are parted by the tiles.
+_SQUARE = kernels.Geometry((3, 3), (1, 1), (1, 1), (1, 1))
+_PAIRED = [
+    Case((2, channels, 5, 9), outputs, 2, _SQUARE._replace(stride=(stride, stride)), blocked=True, full=full)
+    for channels, outputs, stride, full in ((6, 32, 1, False), (6, 96, 2, True), (64, 6, 2, False), (32, 32, 1, True))
+]
+CASES = cases(0, 40) + cases(1, 60, [(True, False), (True, True), (False, True)]) + _PAIRED
 IDS = [str(i) for i in range(len(CASES))]
 
 

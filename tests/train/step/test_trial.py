@@ -76,6 +76,25 @@ def test_a_gradient_that_is_missing_or_not_finite_never_agrees():
     assert not made.difference(Nan(model, Mode())).agrees
 
 
+def test_both_parts_of_complex_gradients_are_compared():
+    class Turned(nn.Conv2d):
+        turn = 1.0
+
+        def __init__(self):
+            super().__init__(3, 2, 1)
+            self.by = nn.Parameter(torch.tensor([1 + 2j]))
+
+        def forward(self, x):
+            by = torch.view_as_real(self.by)
+            return super().forward(x) * (by[:, 0] + self.turn * (by[:, 1] - by[:, 1].detach()))
+
+    model = Turned().train()
+    made = trial(model)
+    assert made.difference(Forward(model, Mode())).worst == 0
+    model.turn = 1.1
+    assert made.difference(Forward(model, Mode())).name in ("by", "gradient")
+
+
 def test_gradients_made_of_rounding_decide_nothing():
     """The bias before a BatchNorm has none; what float32 leaves of it depends on the order of summation."""
     model = net()
@@ -190,6 +209,25 @@ def test_a_step_in_bfloat16_as_given_has_the_rule_of_bfloat16():
     assert seen.agrees
 
 
+def test_a_mode_s_changes_do_not_widen_what_its_bfloat16_may_differ_by():
+    """A change of the model in place, wrong by a fifth, of a model that computes in bfloat16 by itself."""
+
+    class Half(nn.Sequential):
+        off = 0.0
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                y = super().forward(x).float()
+            return y.detach() + (1 + self.off) * (y - y.detach())
+
+    torch.manual_seed(0)
+    model = Half(nn.Conv2d(3, 8, 3)).train()
+    made = trial(model)
+    assert made.half
+    model.off = 0.2
+    assert not made.difference(Forward(model, Mode(("channels_last",)))).agrees
+
+
 def test_who_threw_dice_is_known_where_the_step_is_not_deterministic():
     noise = iter(range(1000))
 
@@ -229,5 +267,7 @@ def test_a_step_that_does_not_run_is_one_line():
         Trial(net(), torch.randn(2, 5, 8, 8), lambda y: y.mean())
     with pytest.raises(BadInput, match=r"the loss is nan"):
         trial(loss=lambda y: (y * float("nan")).sum())
+    with pytest.raises(BadInput, match=r"the gradient of 3\.bias is not finite"):
+        trial(model := net(), loss=lambda y: y.square().mean() + (0 * model[3].bias).abs().sqrt().sum())
     with pytest.raises(BadInput, match="trainable"):
         trial(net().requires_grad_(False))
