@@ -24,6 +24,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from benchmarks.cpu_kernels import keep_freed_memory
 from benchmarks.operators import commit
 from leanconv.errors import UnsupportedConv, error_line
 from leanconv.files import read_json, write_json
+from leanconv.measure import profile
 from leanconv.measure.device import describe
 from leanconv.measure.timing.latency import once_ms
 from leanconv.measure.timing.paired import Ratio
@@ -40,8 +42,10 @@ from leanconv.measure.timing.training import peak_bytes
 from leanconv.models import build
 from leanconv.nn import names
 from leanconv.table import si, table
+from leanconv.train.data.augment import to_float
 from leanconv.train.step.modes import CHANGES, EAGER, KERNELS, RECOMPUTE, WORDS, Forward, Mode
 from leanconv.train.step.trial import Trial
+from leanconv.train.synthetic.wafer import wafer
 
 OUT = Path(__file__).parent / "results" / "training_step.json"
 
@@ -128,6 +132,7 @@ class Racer:
         self.operator, self.clock = operator, "cpu" if threads == 1 else "wall"
         model, images, loss = subject(NETWORKS[network], operator)
         self.trial = Trial(model, images, loss)
+        self.macs = profile(model, images[:1]).macs
         self.modes: dict[str, float | str] = {}
         looks: dict[str, tuple[float, Forward]] = {}
         for mode in modes(model, words):
@@ -211,13 +216,18 @@ def modes(model: nn.Module, words: list[str]) -> list[Mode]:
 
 
 def subject(network: Network, operator: str) -> tuple[nn.Module, Tensor, Callable[[Any], Tensor]]:
-    """A model in training mode, a batch, and the loss of its results. Raises UnsupportedConv."""
+    """A model in training mode, a batch (synthetic wafers, or noise for classes), and the loss of its results.
+
+    Raises: UnsupportedConv.
+    """
     torch.manual_seed(0)
     model = build(network.name, conv=operator, **network.options).train()
-    images = torch.randn(network.batch, 3, network.side, network.side)
     if network.masks:
-        mask = (torch.rand(network.batch, 1, network.side, network.side) < 0.5).float()
-        return model, images, lambda y: F.binary_cross_entropy_with_logits(y, mask)
+        drawn = [wafer((0, place), network.side)[:2] for place in range(network.batch)]
+        images, mask = (torch.from_numpy(np.stack(each)) for each in zip(*drawn, strict=True))
+        mask = mask[:, None].float()
+        return model, to_float(images.movedim(3, 1)), lambda y: F.binary_cross_entropy_with_logits(y, mask)
+    images = torch.randn(network.batch, 3, network.side, network.side)
     classes = torch.randint(10, (network.batch,))
     return model, images, lambda y: F.cross_entropy(y, classes)
 
@@ -239,7 +249,7 @@ def measured(dense: Racer, network: str, operator: str, arguments: argparse.Name
         "operator": operator, "clock": own.clock, "modes": own.modes, "best": best["own"], "dense_best": best["dense"],
         "ms": statistics.median(own_ms), "dense_ms": statistics.median(dense_ms),
         "of_dense": vars(Ratio.of(own_ms, dense_ms, sigmas=SIGMAS)), "rounds": len(own_ms),
-        "peak_bytes": peaks[0], "dense_peak_bytes": peaks[1],
+        "peak_bytes": peaks[0], "dense_peak_bytes": peaks[1], "macs": own.macs, "dense_macs": dense.macs,
         "recompute": {
             mode: {
                 "ms": statistics.median(ms), "of_dense": vars(Ratio.of(ms, dense_ms, sigmas=SIGMAS)),
@@ -283,7 +293,18 @@ def line(row: dict[str, Any]) -> str:
 
 
 def shown(rows: list[dict[str, Any]]) -> str:
-    head = ["network", "threads", "operator", "best mode", "step ms", "dense ms", "of dense", "peak memory", "of dense"]
+    head = [
+        "network",
+        "threads",
+        "operator",
+        "best mode",
+        "step ms",
+        "dense ms",
+        "of dense",
+        "MACs",
+        "peak memory",
+        "of dense",
+    ]
     cells = []
     for row in sorted(
         rows, key=lambda each: (each["network"], each["threads"], each.get("of_dense", {}).get("middle", 1))
@@ -292,10 +313,13 @@ def shown(rows: list[dict[str, Any]]) -> str:
         cells.append([
             row["network"], row["threads"], row["operator"], row["best"], f"{row['ms']:.4g}",
             f"{row['dense_ms']:.4g}" if compared else "-", f"{row['of_dense']['middle']:.2f}" if compared else "-",
-            si(row["peak_bytes"]) + "B",
+            f"{row['macs'] / row['dense_macs']:.2f}" if "macs" in row else "-", si(row["peak_bytes"]) + "B",
             f"{row['peak_bytes'] / row['dense_peak_bytes']:.2f}" if compared else "-",
         ])  # fmt: skip
-    note = "forward, loss and backward; both in their fastest mode, in turns, medians; below 1 is less than dense"
+    note = (
+        "forward, loss and backward; both in their fastest mode, in turns, medians; below 1 is less than dense; "
+        "MACs: over the dense network's"
+    )
     return table(head, cells, title="training step", note=note)
 
 

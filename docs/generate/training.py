@@ -51,17 +51,28 @@ def training_steps(stem: str, content: dict[str, Any]) -> str:
             f"{row['dense_ms']:.4g}",
             row["dense_best"],
             f"{row['of_dense']['middle']:.2f} ({row['of_dense']['low']:.2f} to {row['of_dense']['high']:.2f})",
+            f"{row['macs'] / row['dense_macs']:.2f}" if "macs" in row else "-",
             f"{row['peak_bytes'] / row['dense_peak_bytes']:.2f}",
         ]
         for row in rows
     ]
-    head = ["network, threads", "operator", "step ms", "best mode", "dense ms", "its best mode", "time of dense's"]
+    head = [
+        "network, threads",
+        "operator",
+        "step ms",
+        "best mode",
+        "dense ms",
+        "its best mode",
+        "time of dense's",
+        "MACs",
+    ]
     return page(
         "## A training step against the dense network's",
         "Forward, loss and backward, each network in the fastest of its modes, in turns; medians, and two standard "
         "errors. With one thread this is its computing time. Below 1 the operator's step is cheaper than the dense "
-        "one's. Memory is the most that PyTorch's allocator holds during a step beside the model.",
-        table([*head, "peak memory of dense's"], cells, "llrlrlrr"),
+        "one's. MACs are the operator's over the dense network's: MobileNetV1's own layers are depthwise-separable. "
+        "Memory is the most that PyTorch's allocator holds during a step beside the model.",
+        table([*head, "MACs", "peak memory of dense's"], cells, "llrlrlrrr"),
         f"{machine({'machine': content['rows'][0]['device']})}; {_commands(content)}, `{stem}.json`.",
     ).rstrip()
 

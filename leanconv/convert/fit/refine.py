@@ -14,9 +14,8 @@ from leanconv.running import cloned, map_tensors, tensors
 
 MEMORY = 96 * 2**20  # bytes of inputs and targets, kept to refine on
 EXACT = 1e-5  # a relative error that is float32's rounding alone: nothing is left to fit
-# Of a parameter's root mean square, at each step: of AdamW, and of Muon for matrices. A ResNet-20 of 86.4 % top-1 has,
-# right after its fit to hetconv(part=4), 77.1 % with these, 77.0 % with .01 for both, 74.8 % with AdamW alone.
-_RATE, _MATRIX_RATE = 0.01, 0.03
+# Shares of a parameter's root mean square, at each step: of AdamW, and of Muon for matrices.
+RATES = 0.01, 0.03
 _PIXELS = 32 * 1024  # of one step's outputs
 
 
@@ -102,18 +101,24 @@ def refine_(
     steps: int,
     *,
     least: int = 1,
+    rates: tuple[float, float] = RATES,
+    varied: Callable[[Example], Example] | None = None,
 ) -> bool:
     """Move `parameters` so that `module` meets the targets of `examples`; whether that lowers the error on `held`.
 
     Muon, the step a share of each parameter's own size, sinking as a cosine; `least` images or more in each. Where it
     does not help, all is as before. An error of at most `EXACT` stays as it is.
+
+    rates: the shares; of matrices the second.
+    varied: gives another example in place of each, at each step.
     """
     before = [p.detach().clone() for p in parameters]
     best, examples = error(module, held), [part for each in examples for part in each.parts(least)]
     if best <= EXACT:
         return False
     scale = sum(float(e.target.double().square().mean()) for e in examples) / len(examples)
-    optimizer = Muon([_group(p) for p in parameters], lr=_RATE, momentum=0.9, betas=(0.9, 0.99), weight_decay=0.0)
+    groups = [_group(p, rates) for p in parameters]
+    optimizer = Muon(groups, lr=rates[0], momentum=0.9, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     states = [p.requires_grad for p in parameters]
     try:
@@ -122,6 +127,7 @@ def refine_(
                 p.requires_grad_(True)
             for step in range(steps):
                 each = examples[step % len(examples)]
+                each = varied(each) if varied else each
                 rest = each.run(module) - each.target
                 loss = rest.square().mean() / (scale or 1.0)
                 if not loss.requires_grad:  # no way from the output to the parameters: under no_grad, by argmax
@@ -143,9 +149,9 @@ def refine_(
     return False
 
 
-def _group(parameter: nn.Parameter) -> dict[str, Any]:
+def _group(parameter: nn.Parameter, rates: tuple[float, float]) -> dict[str, Any]:
     matrix = is_matrix(parameter)
-    rate = _MATRIX_RATE / RMS if matrix else _RATE
+    rate = rates[1] / RMS if matrix else rates[0]
     return {"params": [parameter], "lr": rate * _size(parameter), "matrices": matrix}
 
 

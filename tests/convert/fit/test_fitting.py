@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from leanconv.convert import Plan, Swap, apply_, plan
-from leanconv.convert.fit import fitting, observed, whole
+from leanconv.convert.fit import fitting, observed, twin, whole
 from leanconv.convert.fit.batches import Batches
 from leanconv.errors import BadInput
 from leanconv.nn import HetConv2d, SPLConv2d
@@ -421,9 +421,9 @@ def test_under_inference_mode_new_layers_can_still_learn():
 
 def test_the_whole_network_takes_as_many_steps_as_its_size_allows(monkeypatch):
     seen = []
-    monkeypatch.setattr(whole, "refine_", lambda *given, least=1: seen.append((given[4], least)))
+    monkeypatch.setattr(whole, "refine_", lambda *given, least=1, **named: seen.append((given[4], least)))
     for most, expected in (
-        (1e12, 300),
+        (1e12, 600),
         (1.0, 20),
         (50 * 8 * 1000.0, 50),
     ):  # batches of 8, 8 and 8: eight are held out
@@ -432,6 +432,38 @@ def test_the_whole_network_takes_as_many_steps_as_its_size_allows(monkeypatch):
         monkeypatch.setattr(whole, "macs", lambda model, batch: 1000 * len(batch))  # of each image
         fit_a_network([torch.randn(8, 3, 8, 8) for _ in range(4)])
         assert seen[-1] == (expected, 8)
+
+
+@pytest.mark.parametrize("size", [(8, 17), (9, 8), (1, 3), (64, 32)])
+def test_the_whole_network_sees_images_flipped_and_shifted_with_what_the_original_gives_for_them(size):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten()).eval()
+    made = twin.Twin(model)
+    batch = torch.arange(2 * 2 * size[0] * size[1]).view(2, 2, *size).float()
+    example = whole._example(made, batch)
+    found = []
+    for _ in range(2):
+        varied = whole._variation(made, batch)
+        found.append([varied(example) for _ in range(40)])
+    starts = set()
+    for one, again in zip(*found, strict=True):
+        images = one.arguments[0][0]
+        assert torch.equal(images, again.arguments[0][0])
+        assert torch.equal(one.target, model(images))
+        # A number names the pixel that it was: the corner tells the shift, its neighbour the flip.
+        corner = images[0, 0, size[0] // 2, size[1] // 2]
+        starts.add((int(corner), int(images[0, 0, size[0] // 2, size[1] // 2 - 1] - corner)))
+        assert images.shape == batch.shape
+    moves = {(value // size[1] - size[0] // 2, step) for value, step in starts}
+    assert {abs(row) for row, _ in moves} <= set(range(size[0] // 8 + 1))
+    assert len(moves) > 1
+    assert {step for _, step in moves} >= {1, -1} or size[1] < 8
+
+
+def test_what_is_no_image_is_not_moved():
+    made = twin.Twin(nn.Linear(4, 4).eval())
+    assert whole._variation(made, torch.randn(3, 4)) is None
+    assert whole._variation(made, {"x": torch.randn(3, 4, 8, 8)}) is None
+    assert whole._variation(made, (torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8))) is None
 
 
 def fit_a_network(batches):

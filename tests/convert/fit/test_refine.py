@@ -1,4 +1,4 @@
-"""The steps of Adam: the better of before and after is kept; and the norms, which an equal layer leaves alone."""
+"""The steps of a fit: the better of before and after is kept; and the norms, which an equal layer leaves alone."""
 
 import copy
 
