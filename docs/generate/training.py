@@ -56,16 +56,7 @@ def training_steps(stem: str, content: dict[str, Any]) -> str:
         ]
         for row in rows
     ]
-    head = [
-        "network, threads",
-        "operator",
-        "step ms",
-        "best mode",
-        "dense ms",
-        "its best mode",
-        "time of dense's",
-        "MACs",
-    ]
+    head = ["network, threads", "operator", "step ms", "best mode", "dense ms", "its best mode", "time of dense's"]
     return page(
         "## A training step against the dense network's",
         "Forward, loss and backward, each network in the fastest of its modes, in turns; medians, and two standard "
