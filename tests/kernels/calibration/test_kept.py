@@ -269,5 +269,5 @@ def test_two_processes_at_once_agree_on_one_calibration(halide, tmp_path):
     stored = json.loads(file_of(tmp_path).read_text())["speeds"]
     assert one == two
     assert stored.items() <= one.items()
-    assert stored["latency"] != Speeds().latency
+    assert stored.items() - Speeds().to_dict().items()  # measured, though one figure may happen to be the neutral one
     assert not list((tmp_path / "kernels" / "calibration").glob("*.lock"))
