@@ -3,6 +3,29 @@
 import torch
 from torch import Tensor
 
+from leanconv.kernels.cpu import training as cpu
+
+
+def takes(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether kernels take a map with these weights: else PyTorch computes the layer, or says what is wrong."""
+    return (
+        x.dim() == 4
+        and x.device.type == "cpu"
+        and x.dtype in cpu.TYPES
+        and all(w is None or (w.device == x.device and w.dtype in (x.dtype, torch.float32)) for w in weights)
+        and not recorded()
+    )
+
+
+def takes_layer(x: Tensor, channels: int, *weights: Tensor | None) -> bool:
+    """The same, of a map of so many channels that is not empty, in the type that autocast gives it."""
+    return takes(x, *weights) and x.shape[1] == channels and x.numel() > 0 and type_of(x) in cpu.TYPES
+
+
+def type_of(x: Tensor) -> torch.dtype:
+    """The type in which an operator computes a map: autocast's, where that is on."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
 
 def through_dispatcher(x: Tensor) -> bool:
     """Whether somebody watches PyTorch's calls: a compiler, a mode, a transform. Only then the operators are called.

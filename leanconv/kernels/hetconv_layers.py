@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.cpu.runtime.hetconv import PARTS
-from leanconv.kernels.dispatched import recorded, through_dispatcher
+from leanconv.kernels.dispatched import takes_layer, through_dispatcher, type_of
 from leanconv.kernels.recomputed import is_ours
 from leanconv.ops import hetconv as ops
 
@@ -45,30 +45,19 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _convolved(layer: Any, x: Tensor) -> Tensor:
-    autocast = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-    if not _is_plain(layer) or not _fits(layer, x, dtype):
+    if not _is_plain(layer) or not _fits(layer, x):
         return type(layer)._convolved(layer, x)  # type: ignore[no-any-return]
     weights, geometry = (layer.spatial, layer.pointwise, layer.bias), (layer.stride, layer.padding, layer.dilation)
     inputs = *weights, *geometry, layer.arrangement == "blocked"
     if through_dispatcher(x):
         return ops.hetconv2d(x, *inputs)  # type: ignore[no-any-return]
-    return _HetConv.apply(x.to(dtype), *inputs)  # type: ignore[no-any-return]
+    return _HetConv.apply(x.to(type_of(x)), *inputs)  # type: ignore[no-any-return]
 
 
-def _fits(layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
-    weights = (layer.spatial, layer.pointwise, layer.bias)
-    return (
-        x.dim() == 4
-        and x.shape[1] == layer.in_channels
-        and x.device.type == "cpu"
-        and x.dtype in cpu.TYPES
-        and dtype in cpu.TYPES
-        and x.numel() > 0
-        and all(w is None or (w.device == x.device and w.dtype in (x.dtype, torch.float32)) for w in weights)
-        and not recorded()
-        and min(ops.output_size(x.shape, layer.spatial.shape, layer.stride, layer.padding, layer.dilation)) > 0
-    )
+def _fits(layer: Any, x: Tensor) -> bool:
+    if not takes_layer(x, layer.in_channels, layer.spatial, layer.pointwise, layer.bias):
+        return False
+    return min(ops.output_size(x.shape, layer.spatial.shape, layer.stride, layer.padding, layer.dilation)) > 0
 
 
 class _HetConv(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from leanconv.kernels.cpu import training as cpu
-from leanconv.kernels.dispatched import recorded, through_dispatcher
+from leanconv.kernels.dispatched import takes_layer, through_dispatcher, type_of
 from leanconv.kernels.norm_act import watched
 from leanconv.kernels.recomputed import is_ours
 from leanconv.ops import separable_branches as ops
@@ -133,19 +133,16 @@ def operator_inputs(layer: Any, x: Tensor) -> tuple[Any, ...] | None:
         not all(map(_keeps_size, found.convs))
         or watched(*found.convs, *found.idle)
         or _has_any_global_hook()
-        or not _fits(x, found.convs)
+        or not _are_usual(found)  # another convolution was put in one's place
     ):
         return None
-    if not _are_usual(found) or x.shape[1] != _inputs(found):
-        return None  # another convolution was put in one's place; or PyTorch says what is wrong
-    autocast = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-    if dtype not in cpu.TYPES or not _is_narrow(found, dtype):
+    weights = (each for conv in found.convs for each in (conv.weight, conv.bias))
+    if not takes_layer(x, _inputs(found), *weights) or not _is_narrow(found, type_of(x)):
         return None
     first, second = [*(conv.weight for conv in found.stencils), None, None][:2]
     plain = (None, None) if found.plain is None else (found.plain.weight[:, :, 0, 0], found.plain.bias)
     geometry = [size for conv in found.stencils for size in (_sides(conv)[2], _sides(conv)[0], *conv.dilation)]
-    given = x if through_dispatcher(x) else x.to(dtype)  # the operator casts by its own rule
+    given = x if through_dispatcher(x) else x.to(type_of(x))  # the operator casts by its own rule
     return given, first, second, found.matrix.weight[:, :, 0, 0], found.matrix.bias, *plain, geometry
 
 
@@ -160,18 +157,6 @@ def _are_usual(found: Branches) -> bool:
 def _inputs(found: Branches) -> int:
     """The channels that the layer takes."""
     return sum(int(each.weight.shape[1]) for each in found.flat)
-
-
-def _fits(x: Tensor, convs: list[Any]) -> bool:
-    weights = [each for conv in convs for each in (conv.weight, conv.bias) if each is not None]
-    return (
-        x.dim() == 4
-        and x.device.type == "cpu"
-        and x.dtype in cpu.TYPES
-        and x.numel() > 0
-        and all(w.device == x.device and w.dtype in (x.dtype, torch.float32) for w in weights)
-        and not recorded()
-    )
 
 
 def run(*inputs: Any) -> tuple[Tensor, Tensor]:

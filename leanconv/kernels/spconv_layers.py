@@ -14,7 +14,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.cpu.runtime.hetconv import PARTS
-from leanconv.kernels.dispatched import recorded, through_dispatcher
+from leanconv.kernels.dispatched import takes_layer, through_dispatcher, type_of
 from leanconv.kernels.norm_act import watched
 from leanconv.kernels.recomputed import is_ours
 from leanconv.ops import hetconv_branches as ops
@@ -76,29 +76,16 @@ def operator_inputs(layer: Any, x: Tensor) -> tuple[Any, ...] | None:
 
     None where it does not take the map, or somebody looks at a convolution.
     """
-    autocast = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     parts = layer.spatial, layer.pointwise, layer.plain, layer.pool
-    if not _is_plain(layer) or watched(*parts) or _has_any_global_hook() or not _fits(layer, x, dtype):
+    if not _is_plain(layer) or watched(*parts) or _has_any_global_hook():
         return None
-    matrix, plain = layer.pointwise.weight[:, :, 0, 0], layer.plain.weight[:, :, 0, 0]
-    given = x if through_dispatcher(x) else x.to(dtype)  # the operator casts by its own rule
-    geometry = [*layer.spatial.stride, *layer.spatial.dilation]
-    return given, layer.spatial.weight, matrix, plain, layer.plain.bias, geometry
-
-
-def _fits(layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
     weights = layer.spatial.weight, layer.pointwise.weight, layer.plain.weight, layer.plain.bias
-    return (
-        x.dim() == 4
-        and x.shape[1] == sum(layer.split)
-        and x.device.type == "cpu"
-        and x.dtype in cpu.TYPES
-        and dtype in cpu.TYPES
-        and x.numel() > 0
-        and all(w is None or (w.device == x.device and w.dtype in (x.dtype, torch.float32)) for w in weights)
-        and not recorded()
-    )
+    if not takes_layer(x, sum(layer.split), *weights):
+        return None
+    spatial, matrix, plain, bias = weights
+    given = x if through_dispatcher(x) else x.to(type_of(x))  # the operator casts by its own rule
+    geometry = [*layer.spatial.stride, *layer.spatial.dilation]
+    return given, spatial, matrix[:, :, 0, 0], plain[:, :, 0, 0], bias, geometry
 
 
 def run(*inputs: Any) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from leanconv.kernels import (
     spconv_layers,
 )
 from leanconv.kernels.cpu import training as cpu
-from leanconv.kernels.dispatched import recorded, through_dispatcher
+from leanconv.kernels.dispatched import takes, through_dispatcher, type_of
 from leanconv.kernels.rewritten import rewritten
 from leanconv.ops import depthwise, gated_sum_training, pointwise
 from leanconv.ops.gated_sum import gated_sum
@@ -189,20 +189,9 @@ def _is_pointwise(module: nn.Conv2d) -> bool:
     )
 
 
-def _fits(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether kernels take a map with these weights: else PyTorch computes the layer, or says what is wrong."""
-    return (
-        x.dim() == 4
-        and x.device.type == "cpu"
-        and x.dtype in cpu.TYPES
-        and all(w is None or (w.device == x.device and w.dtype in (x.dtype, torch.float32)) for w in weights)
-        and not recorded()
-    )
-
-
 def _conv_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`nn.Conv2d._conv_forward`."""
-    if not _fits(x, weight, bias):
+    if not takes(x, weight, bias):
         return nn.Conv2d._conv_forward(layer, x, weight, bias)
     autocast = torch.is_autocast_enabled("cpu")
     plain = x.dtype == torch.float32 and layer.dilation == (1, 1) and not autocast
@@ -214,11 +203,9 @@ def _conv_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
     if through_dispatcher(x):
         y: Tensor = depthwise.depthwise_conv2d(x, weight, bias, *geometry)
         return y
-    if autocast:
-        x = x.to(torch.get_autocast_dtype("cpu"))
-        if x.dtype not in cpu.TYPES:  # float16
-            return nn.Conv2d._conv_forward(layer, x, weight, bias)
-    return _Depthwise.apply(x, weight, bias, *geometry)  # type: ignore[no-any-return]
+    if type_of(x) not in cpu.TYPES:  # float16
+        return nn.Conv2d._conv_forward(layer, x, weight, bias)
+    return _Depthwise.apply(x.to(type_of(x)), weight, bias, *geometry)  # type: ignore[no-any-return]
 
 
 def _is_whole(x: Tensor) -> bool:
@@ -228,7 +215,7 @@ def _is_whole(x: Tensor) -> bool:
 
 def _pointwise_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`nn.Conv2d._conv_forward` of a 1×1."""
-    if not _fits(x, weight, bias) or x.shape[1] != weight.shape[1]:
+    if not takes(x, weight, bias) or x.shape[1] != weight.shape[1]:
         return nn.Conv2d._conv_forward(layer, x, weight, bias)
     autocast = torch.is_autocast_enabled("cpu")
     if weight.numel() > _MOST_OF_WHOLE and x.dtype == torch.float32 and not autocast and _is_whole(x):
@@ -237,16 +224,14 @@ def _pointwise_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor
     if through_dispatcher(x):
         y: Tensor = pointwise.pointwise_conv2d(x, matrix, bias)
         return y
-    if autocast:
-        x = x.to(torch.get_autocast_dtype("cpu"))
-        if x.dtype not in cpu.TYPES:  # float16
-            return nn.Conv2d._conv_forward(layer, x, weight, bias)
-    return _Pointwise.apply(x, matrix, bias)  # type: ignore[no-any-return]
+    if type_of(x) not in cpu.TYPES:  # float16
+        return nn.Conv2d._conv_forward(layer, x, weight, bias)
+    return _Pointwise.apply(x.to(type_of(x)), matrix, bias)  # type: ignore[no-any-return]
 
 
 def _gated_sum(a: Tensor, b: Tensor) -> Tensor:
     """`ops.gated_sum.gated_sum`."""
-    if not _fits(a, b) or a.dtype != b.dtype or a.shape != b.shape:
+    if not takes(a, b) or a.dtype != b.dtype or a.shape != b.shape:
         return gated_sum(a, b)
     if through_dispatcher(a):
         y: Tensor = gated_sum_training.gated_sum(a, b)[0]
@@ -258,7 +243,7 @@ def _normalized_gated_sum(parts: normalized_gates.Gated, a: Tensor, b: Tensor) -
     """The gated sum with the norms and the activation before it, which have passed their maps on."""
     if normalized_gates.watched(parts):  # they have not
         return _gated_sum(a, b)
-    if not _fits(a, b) or a.dtype != b.dtype or a.shape != b.shape or not normalized_gates.takes(parts, a):
+    if not takes(a, b) or a.dtype != b.dtype or a.shape != b.shape or not normalized_gates.takes(parts, a):
         return _gated_sum(*normalized_gates.one_by_one(parts, a, b))
     return normalized_gates.together(parts, a, b, dispatched=through_dispatcher(a))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from leanconv.errors import BadInput
+from leanconv.ops.autocast import casts_its_map
 from leanconv.spec import out_length
 
 Ints = Sequence[int]
@@ -177,15 +178,4 @@ def _(grad: Any, x: Any, kernel: Any, *rest: Any, **named: Any) -> int:
     return _flops(grad, kernel)
 
 
-_AUTOCAST = torch.library.Library("leanconv", "IMPL")
-
-
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-    """Cast the map to autocast's type. The few weights stay as they are: kernels multiply in float32."""
-    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
-        if x.dtype in (torch.float32, torch.bfloat16, torch.float16):
-            x = x.to(torch.get_autocast_dtype("cpu"))
-        return depthwise_conv2d(x, weight, bias, *geometry)
-
-
-_AUTOCAST.impl("depthwise_conv2d", _autocast, "AutocastCPU")
+casts_its_map(depthwise_conv2d)

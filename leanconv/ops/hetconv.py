@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from leanconv.errors import BadInput
+from leanconv.ops.autocast import casts_its_map
 from leanconv.ops.depthwise import NHWC, new_map
 from leanconv.ops.fold import pad_taps, with_diagonal
 from leanconv.spec import out_length
@@ -214,16 +215,4 @@ def _(
     return (1 + of_x) * _flops(grad[0] * grad[2] * grad[3], spatial, pointwise)
 
 
-_AUTOCAST = torch.library.Library("leanconv", "IMPL")
-
-
-def _autocast(x: Tensor, *rest: Any) -> Tensor:
-    """Cast the map to autocast's type. The weights stay as they are: kernels cast those that they multiply."""
-    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
-        if x.dtype in (torch.float32, torch.bfloat16, torch.float16):
-            x = x.to(torch.get_autocast_dtype("cpu"))
-        found: Tensor = hetconv2d(x, *rest)
-        return found
-
-
-_AUTOCAST.impl("hetconv2d", _autocast, "AutocastCPU")
+casts_its_map(hetconv2d)

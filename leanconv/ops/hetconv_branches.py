@@ -21,6 +21,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from leanconv.errors import BadInput
 from leanconv.ops import hetconv, pointwise
+from leanconv.ops.autocast import casts_its_map
 from leanconv.ops.depthwise import NHWC, new_map
 
 Ints = Sequence[int]
@@ -195,16 +196,4 @@ def _(
     return (1 + of_x) * _flops(x, spatial, geometry)
 
 
-_AUTOCAST = torch.library.Library("leanconv", "IMPL")
-
-
-def _autocast(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """Cast the map to autocast's type. The weights stay as they are: kernels cast those that they multiply."""
-    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
-        if x.dtype in (torch.float32, torch.bfloat16, torch.float16):
-            x = x.to(torch.get_autocast_dtype("cpu"))
-        found: tuple[Tensor, Tensor] = hetconv_branches(x, *rest)
-        return found
-
-
-_AUTOCAST.impl("hetconv_branches", _autocast, "AutocastCPU")
+casts_its_map(hetconv_branches)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from leanconv.errors import BadInput
+from leanconv.ops.autocast import casts_its_map
 from leanconv.ops.depthwise import new_map
 
 NHWC = torch.channels_last
@@ -95,15 +96,4 @@ def _(grad: Any, x: Any, *rest: Any, **named: Any) -> int:
     return 2 * x[0] * x[1] * x[2] * x[3] * grad[1]
 
 
-_AUTOCAST = torch.library.Library("leanconv", "IMPL")
-
-
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Cast the map to autocast's type. The few weights stay as they are: kernels multiply in float32."""
-    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
-        if x.dtype in (torch.float32, torch.bfloat16, torch.float16):
-            x = x.to(torch.get_autocast_dtype("cpu"))
-        return pointwise_conv2d(x, weight, bias)
-
-
-_AUTOCAST.impl("pointwise_conv2d", _autocast, "AutocastCPU")
+casts_its_map(pointwise_conv2d)

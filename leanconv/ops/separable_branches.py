@@ -20,6 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from leanconv.errors import BadInput
 from leanconv.ops import depthwise, pointwise
+from leanconv.ops.autocast import casts_its_map
 from leanconv.ops.depthwise import new_map
 
 Ints = Sequence[int]
@@ -226,16 +227,4 @@ def _(
     return (1 + of_x) * _flops(x, first, second, matrix, plain)
 
 
-_AUTOCAST = torch.library.Library("leanconv", "IMPL")
-
-
-def _autocast(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """Cast the map to autocast's type. The few weights stay as they are: kernels multiply in float32."""
-    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
-        if x.dtype in (torch.float32, torch.bfloat16, torch.float16):
-            x = x.to(torch.get_autocast_dtype("cpu"))
-        found: tuple[Tensor, Tensor] = separable_branches(x, *rest)
-        return found
-
-
-_AUTOCAST.impl("separable_branches", _autocast, "AutocastCPU")
+casts_its_map(separable_branches)

@@ -10,7 +10,13 @@ from leanconv.kernels import gated_layers
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.measure.timing.training import peak_bytes
 from leanconv.nn import SPConv2d, SPLConv2d
-from tests.kernels.training_cases import assert_same_loss_curve, counted, step_and_buffers, with_random_norms
+from tests.kernels.training_cases import (
+    assert_as_exact,
+    assert_same_loss_curve,
+    counted,
+    step_and_buffers,
+    with_random_norms,
+)
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 LAYERS = {
@@ -54,14 +60,11 @@ def test_results_gradients_and_statistics_are_those_of_float64(kind, frozen, mom
     plain, exact = copy.deepcopy(layer), copy.deepcopy(layer).double()
     with use_training_kernels_(layer):
         for _ in range(2):
-            steps = (
+            assert_as_exact(
                 step_and_buffers(layer, x, image=bool(frozen)),
                 step_and_buffers(plain, x, image=bool(frozen)),
                 step_and_buffers(exact, x.double(), image=bool(frozen)),
             )
-            for a, b, c in zip(*steps, strict=True):
-                allowed = 4 * float((b - c).abs().max()) + 4e-6 * max(1.0, float(c.abs().max()))
-                assert float((a - c).abs().max()) <= allowed
     assert len(runs) == 2
     assert [int(norm.num_batches_tracked) for norm in norms] == [2] * len(norms)
     assert "forward" not in layer.__dict__

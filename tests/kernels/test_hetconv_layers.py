@@ -14,8 +14,11 @@ from leanconv.measure.timing.training import peak_bytes
 from leanconv.nn import HetConv2d
 from tests.kernels.training_cases import (
     assert_compiles_as_one_graph,
-    assert_same_loss_curve,
+    assert_near_in_bfloat16,
+    assert_same_penalty,
     assert_step_as_in_float64,
+    assert_step_as_without,
+    assert_two_layers_learn_the_same,
     counted,
     step,
 )
@@ -60,28 +63,15 @@ def test_results_and_gradients_are_those_of_float64(kind, frozen, recompute, run
 def test_autocast_is_as_near_to_float32_as_without(kind, runs):
     layer = made(kind)
     x = torch.randn(3, layer.in_channels, 9, 11)
-    exact, eager = step(copy.deepcopy(layer), x), step(copy.deepcopy(layer), x, autocast=True)
-    with use_training_kernels_(layer):
-        found = step(layer, x, autocast=True)
+    assert_near_in_bfloat16(layer, x, times=1.5)
     assert runs[0][0].dtype == torch.bfloat16
-    for a, b, c in zip(found, eager, exact, strict=True):
-        assert a.dtype == b.dtype
-        assert (a.float() - c).norm() <= 1.5 * (b.float() - c).norm()
 
 
 @pytest.mark.parametrize("kind", ["part=4", "part=8, strided", "blocked"])
 def test_gradients_of_gradients(kind):
     layer = made(kind)
     x = torch.randn(2, layer.in_channels, 5, 7, requires_grad=True)
-
-    def penalty():
-        (slope,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
-        return torch.autograd.grad(slope.square().sum(), list(layer.parameters()))
-
-    expected = penalty()
-    with use_training_kernels_(layer):
-        for a, b in zip(penalty(), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+    assert_same_penalty(layer, x, list(layer.parameters()), lambda: layer(x).pow(3).sum())
 
 
 @pytest.mark.parametrize("kind", ["part=4", "blocked"])
@@ -92,16 +82,7 @@ def test_compiles_as_one_graph(autocast, kind):
 
 
 def test_a_network_learns_the_same():
-    torch.manual_seed(1)
-    x, target = torch.randn(16, 3, 12, 12), torch.arange(16) % 4
-
-    def network():
-        parts = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
-        parts += [HetConv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
-        parts += [HetConv2d(16, 16, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        return nn.Sequential(*parts, nn.Linear(16, 4)).to(memory_format=torch.channels_last)
-
-    assert_same_loss_curve(network, x, target, lr=0.05, steps=12, used=lambda handle: handle.kinds["HetConv2d"] == 2)
+    assert_two_layers_learn_the_same(HetConv2d)
 
 
 def test_hooks_of_the_layer_see_what_it_makes(runs):
@@ -143,21 +124,15 @@ class _Doubled(HetConv2d):
     ],
 )
 def test_other_layers_compute_as_before(make, runs):
-    layer, x = make(), torch.randn(3, 8, 9, 11)
-    plain = copy.deepcopy(layer)
-    with use_training_kernels_(layer):
-        found = step(layer, x)
+    assert_step_as_without(make(), torch.randn(3, 8, 9, 11), atol=1e-4, rtol=1e-3)
     assert not runs
-    for a, b in zip(found, step(plain, x), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 def test_a_map_of_float64_and_one_sample_are_left_to_pytorch(runs):
     layer, x = made().double(), torch.randn(2, 8, 9, 11, dtype=torch.float64)
-    expected, single = step(copy.deepcopy(layer), x), layer(x[0])
+    single = layer(x[0])
+    assert_step_as_without(layer, x)
     with use_training_kernels_(layer):
-        for a, b in zip(step(layer, x), expected, strict=True):
-            torch.testing.assert_close(a, b)
         torch.testing.assert_close(layer(x[0]), single)
     assert not runs
 

@@ -1,7 +1,5 @@
 """SPConv's branches in one operator while it trains: results, gradients, memory, and what is left to PyTorch."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -11,8 +9,11 @@ from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.nn import SPConv2d
 from tests.kernels.training_cases import (
     assert_compiles_as_one_graph,
-    assert_same_loss_curve,
+    assert_near_in_bfloat16,
+    assert_same_penalty,
     assert_step_as_in_float64,
+    assert_step_as_without,
+    assert_two_layers_learn_the_same,
     counted,
     step,
     with_random_norms,
@@ -60,13 +61,8 @@ def test_results_and_gradients_are_those_of_float64(kind, frozen, recompute, run
 def test_autocast_is_as_near_to_float32_as_without(kind, runs):
     layer = made(kind)
     x = torch.randn(3, layer.in_channels, 9, 11)
-    exact, eager = step(copy.deepcopy(layer), x), step(copy.deepcopy(layer), x, autocast=True)
-    with use_training_kernels_(layer):
-        found = step(layer, x, autocast=True)
+    assert_near_in_bfloat16(layer, x, times=1.5, of_largest=1e-3)
     assert runs[0][0].dtype == torch.bfloat16
-    largest = max(float(c.norm()) for c in exact[1:])
-    for a, b, c in zip(found, eager, exact, strict=True):
-        assert (a.float() - c).norm() <= 1.5 * (b.float() - c).norm() + 1e-3 * largest
 
 
 @pytest.mark.parametrize("kind", ["two groups", "stride"])
@@ -74,16 +70,12 @@ def test_gradients_of_gradients(kind):
     layer = made(kind)
     x = torch.randn(2, layer.in_channels, 5, 7, requires_grad=True)
 
-    def penalty():
+    def run():
         a, b = layer.branches(x)
-        (slope,) = torch.autograd.grad((a.pow(3) + a * b).sum(), x, create_graph=True)
-        weights = layer.spatial.weight, layer.pointwise.weight, layer.plain.weight, layer.plain.bias
-        return torch.autograd.grad(slope.square().sum(), weights)
+        return (a.pow(3) + a * b).sum()
 
-    expected = penalty()
-    with use_training_kernels_(layer):
-        for a, b in zip(penalty(), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+    weights = layer.spatial.weight, layer.pointwise.weight, layer.plain.weight, layer.plain.bias
+    assert_same_penalty(layer, x, weights, run)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -93,16 +85,7 @@ def test_compiles_as_one_graph(kind, autocast):
 
 
 def test_a_network_learns_the_same():
-    torch.manual_seed(1)
-    x, target = torch.randn(16, 3, 12, 12), torch.arange(16) % 4
-
-    def network():
-        parts = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
-        parts += [SPConv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
-        parts += [SPConv2d(16, 16, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        return nn.Sequential(*parts, nn.Linear(16, 4)).to(memory_format=torch.channels_last)
-
-    assert_same_loss_curve(network, x, target, lr=0.05, steps=12, used=lambda handle: handle.kinds["SPConv2d"] == 2)
+    assert_two_layers_learn_the_same(SPConv2d)
 
 
 @pytest.mark.parametrize("name", ["spatial", "pointwise", "plain", "pool"])
@@ -140,19 +123,10 @@ def _with_bias():
 )
 def test_other_layers_compute_as_before(make, runs):
     layer, x = make(), torch.randn(3, 16, 9, 11)
-    x = x[:, : layer.in_channels]
-    plain = copy.deepcopy(layer)
-    with use_training_kernels_(layer):
-        found = step(layer, x)
+    assert_step_as_without(layer, x[:, : layer.in_channels], atol=1e-3, rtol=1e-3)
     assert not runs
-    for a, b in zip(found, step(plain, x), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
-def test_a_map_of_float64_and_one_sample_are_left_to_pytorch(runs):
-    layer, x = made().double(), torch.randn(2, 8, 9, 11, dtype=torch.float64)
-    expected = step(copy.deepcopy(layer), x)
-    with use_training_kernels_(layer):
-        for a, b in zip(step(layer, x), expected, strict=True):
-            torch.testing.assert_close(a, b)
+def test_a_map_of_float64_is_left_to_pytorch(runs):
+    assert_step_as_without(made().double(), torch.randn(2, 8, 9, 11, dtype=torch.float64))
     assert not runs

@@ -40,15 +40,71 @@ def counted(monkeypatch, room, name):
     return found
 
 
+def assert_as_exact(found, plain, exact):
+    """At most four times the error of what PyTorch found, against float64."""
+    for a, b, c in zip(found, plain, exact, strict=True):
+        allowed = 4 * float((b - c).abs().max()) + 4e-6 * max(1.0, float(c.abs().max()))
+        assert float((a - c).abs().max()) <= allowed
+
+
 def assert_step_as_in_float64(layer, x, *, image, recompute, used=lambda handle: True):
     """A step with the kernels has at most four times the error of one without. `used`: what must hold of the handle."""
     plain, exact = copy.deepcopy(layer), copy.deepcopy(layer).double()
     with use_training_kernels_(layer, recompute=recompute) as handle:
         assert used(handle)
         found = step(layer, x, image=image)
-    for a, b, c in zip(found, step(plain, x, image=image), step(exact, x.double(), image=image), strict=True):
-        allowed = 4 * float((b - c).abs().max()) + 4e-6 * max(1.0, float(c.abs().max()))
-        assert float((a - c).abs().max()) <= allowed
+    assert_as_exact(found, step(plain, x, image=image), step(exact, x.double(), image=image))
+
+
+def assert_near_in_bfloat16(layer, x, *, times, of_own=0.0, of_largest=0.0):
+    """Under autocast a step is off from float32 by at most `times` PyTorch's error; its types are PyTorch's.
+
+    of_own, of_largest: shares of a number's own norm, and of the largest gradient's, that are allowed beside it.
+    """
+    exact, eager = step(copy.deepcopy(layer), x), step(copy.deepcopy(layer), x, autocast=True)
+    with use_training_kernels_(layer):
+        found = step(layer, x, autocast=True)
+    largest = max(float(c.norm()) for c in exact[1:])
+    for a, b, c in zip(found, eager, exact, strict=True):
+        assert a.dtype == b.dtype
+        allowed = times * (b.float() - c).norm() + of_own * c.float().norm() + of_largest * largest
+        assert (a.float() - c).norm() <= allowed
+
+
+def assert_same_penalty(layer, x, weights, run):
+    """The gradients of a penalty on the gradient of `run()` by `x`, with kernels and without."""
+
+    def penalty():
+        (slope,) = torch.autograd.grad(run(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), weights)
+
+    expected = penalty()
+    with use_training_kernels_(layer):
+        for a, b in zip(penalty(), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+def assert_step_as_without(layer, x, **tolerance):
+    """A step with the kernels, of a layer that they leave, against one without."""
+    plain = copy.deepcopy(layer)
+    with use_training_kernels_(layer):
+        found = step(layer, x)
+    for a, b in zip(found, step(plain, x), strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+def assert_two_layers_learn_the_same(conv):
+    """A small classifier with a layer of each stride."""
+    torch.manual_seed(1)
+    x, target = torch.randn(16, 3, 12, 12), torch.arange(16) % 4
+
+    def network():
+        parts = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
+        parts += [conv(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+        parts += [conv(16, 16, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return nn.Sequential(*parts, nn.Linear(16, 4)).to(memory_format=torch.channels_last)
+
+    assert_same_loss_curve(network, x, target, lr=0.05, steps=12, used=lambda handle: handle.kinds[conv.__name__] == 2)
 
 
 def assert_compiles_as_one_graph(model, x, autocast):

@@ -39,65 +39,47 @@ TURNS(16, ALL(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
 #define ZIP(L) zip##L(to + 2 * k, from + k, half)
 #define UNZIP(L) unzip##L(to + k, from + 2 * k, half)
 
-INLINE void zip_pixel(word_t *to, const word_t *from, const int c) {
-    const int half = c / 2;
-    int k = 0;
-    if (c == 2) {
-        memcpy(to, from, 8);
-        return;
-    }
-    if (c == 4) {
-        words4 a = *(const words4 *)from;
-        *(words4 *)to = MIXED(words4, a, a, 0, 2, 1, 3);
-        return;
-    }
-    if (c == 8) {
-        words8 a = *(const words8 *)from;
-        *(words8 *)to = MIXED(words8, a, a, 0, 4, 1, 5, 2, 6, 3, 7);
-        return;
-    }
-#if LANES == 16
-    if (c == 16) {
-        words16 a = *(const words16 *)from;
-        *(words16 *)to = MIXED(words16, a, a, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
-        return;
-    }
-#endif
-    BY_SIXTEEN(ZIP);
-    for (; k + 8 <= half; k += 8) ZIP(8);
-    if (k + 4 <= half) ZIP(4), k += 4;
-    for (; k < half; k++) to[2 * k] = from[k], to[2 * k + 1] = from[half + k];
-}
-
-INLINE void unzip_pixel(word_t *to, const word_t *from, const int c) {
-    const int half = c / 2;
-    int k = 0;
-    if (c == 2) {
-        memcpy(to, from, 8);
-        return;
-    }
-    if (c == 4) {
-        words4 a = *(const words4 *)from;
-        *(words4 *)to = MIXED(words4, a, a, 0, 2, 1, 3);
-        return;
-    }
-    if (c == 8) {
-        words8 a = *(const words8 *)from;
-        *(words8 *)to = MIXED(words8, a, a, 0, 2, 4, 6, 1, 3, 5, 7);
-        return;
+// A pixel: by STEP in vectors of its halves and by REST for the numbers that remain, or at once where it is one vector.
+#define PIXEL(NAME, STEP, REST, EIGHT, SIXTEEN)                                                                        \
+    INLINE void NAME##_pixel(word_t *to, const word_t *from, const int c) {                                            \
+        const int half = c / 2;                                                                                        \
+        int k = 0;                                                                                                     \
+        if (c == 2) {                                                                                                  \
+            memcpy(to, from, 8);                                                                                       \
+            return;                                                                                                    \
+        }                                                                                                              \
+        if (c == 4) {                                                                                                  \
+            words4 a = *(const words4 *)from;                                                                          \
+            *(words4 *)to = MIXED(words4, a, a, 0, 2, 1, 3);                                                           \
+            return;                                                                                                    \
+        }                                                                                                              \
+        if (c == 8) {                                                                                                  \
+            words8 a = *(const words8 *)from;                                                                          \
+            *(words8 *)to = MIXED(words8, a, a, EIGHT);                                                                \
+            return;                                                                                                    \
+        }                                                                                                              \
+        ONE_OF_SIXTEEN(SIXTEEN)                                                                                        \
+        BY_SIXTEEN(STEP);                                                                                              \
+        for (; k + 8 <= half; k += 8) STEP(8);                                                                         \
+        if (k + 4 <= half) STEP(4), k += 4;                                                                            \
+        for (; k < half; k++) REST;                                                                                    \
     }
 #if LANES == 16
-    if (c == 16) {
-        words16 a = *(const words16 *)from;
-        *(words16 *)to = MIXED(words16, a, a, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-        return;
+#define ONE_OF_SIXTEEN(...)                                                                                            \
+    if (c == 16) {                                                                                                     \
+        words16 a = *(const words16 *)from;                                                                            \
+        *(words16 *)to = MIXED(words16, a, a, __VA_ARGS__);                                                            \
+        return;                                                                                                        \
     }
+#else
+#define ONE_OF_SIXTEEN(...)
 #endif
-    BY_SIXTEEN(UNZIP);
-    for (; k + 8 <= half; k += 8) UNZIP(8);
-    if (k + 4 <= half) UNZIP(4), k += 4;
-    for (; k < half; k++) to[k] = from[2 * k], to[half + k] = from[2 * k + 1];
-}
+PIXEL(zip, ZIP, ALL(to[2 * k] = from[k], to[2 * k + 1] = from[half + k]), ALL(0, 4, 1, 5, 2, 6, 3, 7),
+      ALL(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15))
+PIXEL(unzip, UNZIP, ALL(to[k] = from[2 * k], to[half + k] = from[2 * k + 1]), ALL(0, 2, 4, 6, 1, 3, 5, 7),
+      ALL(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15))
+#undef PIXEL
+#undef ONE_OF_SIXTEEN
 #undef ZIP
 #undef UNZIP
 #undef BY_SIXTEEN
