@@ -191,7 +191,7 @@ def _is_pointwise(module: nn.Conv2d) -> bool:
 
 def _conv_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`nn.Conv2d._conv_forward`."""
-    if not takes(x, weight, bias):
+    if not takes(x, weight, bias) or x.shape[1] != weight.shape[0]:
         return nn.Conv2d._conv_forward(layer, x, weight, bias)
     autocast = torch.is_autocast_enabled("cpu")
     plain = x.dtype == torch.float32 and layer.dilation == (1, 1) and not autocast

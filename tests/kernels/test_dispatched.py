@@ -1,4 +1,4 @@
-"""Under torch.func and forward mode a model with kernels for training computes as without them."""
+"""What kernels for training leave to PyTorch: torch.func and forward mode, other channels, no sample, float16."""
 
 import copy
 
@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp
 
+from leanconv.errors import BadInput
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.nn import DepthwiseSeparableConv2d, HetConv2d, SPConv2d, SPLConv2d
 
@@ -60,3 +61,34 @@ def test_derivatives_are_those_without_kernels(kind, take):
         found = take(layer, x)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_map_of_other_channels_is_the_error_that_it_is_without_kernels(kind):
+    layer, x = LAYERS[kind](), torch.randn(2, 7, 5, 7)
+    said = []
+    for _ in range(2):
+        with pytest.raises((BadInput, RuntimeError)) as error:
+            layer(x)
+        said.append((error.type, str(error.value)))
+        use_training_kernels_(layer)
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if not kind.startswith("sp")])  # the others' norms refuse it
+def test_a_map_of_no_sample_has_a_result_and_gradients(kind):
+    layer = LAYERS[kind]()
+    with use_training_kernels_(layer):
+        y = layer(torch.randn(0, 8, 5, 7))
+        found = torch.autograd.grad(y.sum(), list(layer.parameters()))
+    assert list(y.shape) == [0, 8, 5, 7]
+    assert not any(each.any() for each in found)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_float16_is_computed_by_pytorch(kind):
+    torch.manual_seed(0)
+    layer, x = LAYERS[kind](), torch.randn(2, 8, 5, 7)
+    plain = copy.deepcopy(layer)
+    with use_training_kernels_(layer), torch.autocast("cpu", torch.float16):
+        assert torch.equal(layer(x), plain(x))

@@ -1,6 +1,7 @@
 """A trial finds wrong gradients, forgives rounding, and compares what is random without its dice."""
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from leanconv.errors import BadInput
 from leanconv.running import put_back
 from leanconv.train.step.modes import BFLOAT16, Forward, Mode
-from leanconv.train.step.trial import Trial
+from leanconv.train.step.trial import Seen, Trial
 
 
 def net(*more):
@@ -126,6 +127,25 @@ def test_rounding_inside_the_network_is_forgiven_too():
     assert seen.gradient > 1e-3
     assert seen.agrees
     assert not made.difference(Rounded(2000)).agrees
+
+
+def test_noise_is_the_most_of_three_draws(monkeypatch):
+    draws = iter([[0.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
+    monkeypatch.setattr(Trial, "_moved", lambda self, share: next(draws))
+    assert trial(nn.Sequential(nn.Conv2d(3, 4, 1)).train()).noise == [2.0, 1.0, 3.0]
+
+
+@pytest.mark.parametrize(("share", "agrees"), [(0.02, True), (0.2, False)])
+def test_a_parameter_s_noise_is_no_less_than_the_whole_gradient_s(share, agrees, monkeypatch):
+    """The draws moved the first weight's gradient, and the whole one by a hundredth; that of the last stood still."""
+    model = net()
+    made = trial(model)
+    whole = math.hypot(*(float(each.norm()) for each in made.expected.gradients))
+    made.noise = [0.0, 1e-2 * whole, *[0.0] * (len(made.names) - 1)]
+    gradients = [each.clone() for each in made.expected.gradients]
+    gradients[-2] *= 1 + share
+    monkeypatch.setattr(made, "seen", lambda *given, **named: Seen(made.expected.loss, gradients, False))
+    assert made.difference(Forward(model, Mode())).agrees == agrees
 
 
 def test_bfloat16_agrees_by_its_own_rule_alone():
