@@ -1,4 +1,4 @@
-"""What kernels for training leave to PyTorch: torch.func and forward mode, other channels, no sample, float16."""
+"""What kernels for training leave to PyTorch: torch.func and forward mode, other channels, no sample; and float16."""
 
 import copy
 
@@ -86,9 +86,12 @@ def test_a_map_of_no_sample_has_a_result_and_gradients(kind):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_float16_is_computed_by_pytorch(kind):
+def test_float16_is_as_near_to_float32_as_without(kind):
     torch.manual_seed(0)
     layer, x = LAYERS[kind](), torch.randn(2, 8, 5, 7)
     plain = copy.deepcopy(layer)
+    exact = plain(x)
     with use_training_kernels_(layer), torch.autocast("cpu", torch.float16):
-        assert torch.equal(layer(x), plain(x))
+        found, eager = layer(x), plain(x)
+    assert found.dtype == eager.dtype == torch.float16
+    assert (found.float() - exact).norm() <= 1.5 * (eager.float() - exact).norm()
