@@ -18,8 +18,8 @@ def takes(x: Tensor, *weights: Tensor | None) -> bool:
 
 
 def takes_layer(x: Tensor, channels: int, *weights: Tensor | None) -> bool:
-    """The same, of a map of so many channels that is not empty, in the type that autocast gives it."""
-    return takes(x, *weights) and x.shape[1] == channels and x.numel() > 0 and type_of(x) in cpu.TYPES
+    """The same, of a map of so many channels, in the type that autocast gives it."""
+    return takes(x, *weights) and x.shape[1] == channels and type_of(x) in cpu.TYPES
 
 
 def type_of(x: Tensor) -> torch.dtype:
