@@ -201,7 +201,6 @@ class Trial:
         return [max(each) for each in zip(*(self._moved(share) for _ in range(draws)), strict=True)]
 
     def _moved(self, share: float) -> list[float]:
-
         def moved(tensor: Tensor) -> Tensor:
             if not tensor.is_floating_point():
                 return tensor
