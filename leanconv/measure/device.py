@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from leanconv.kernels import mask
+from leanconv.kernels import mask, this_cpu
 
 
 def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -21,13 +21,18 @@ def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
         "torch": torch.__version__, "python": platform.python_version(), "system": platform.system(),
     }  # fmt: skip
     if device.type == "cpu":
-        facts["isa"] = torch.backends.cpu.get_cpu_capability()
+        facts["isa"] = instructions()
         if limit := mask():
             facts["max_isa"] = limit  # of our kernels
     if device.type == "cuda":
         facts["cuda"], facts["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
         facts["tf32"] = torch.backends.cuda.matmul.allow_tf32
     return facts
+
+
+def instructions() -> str:
+    """What decides the speed of a CPU: its vectors, and its matrix tiles: "AVX2", "AVX512", "AVX512, AMX"."""
+    return torch.backends.cpu.get_cpu_capability() + (", AMX" if this_cpu().amx else "")
 
 
 def device_name(device: str | torch.device) -> str:

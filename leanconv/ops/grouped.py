@@ -10,8 +10,9 @@ dense convolution. `interleaved`: group g owns channels g, g + G, g + 2G, ... of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -90,6 +91,41 @@ def centre_sides(form: Grouped) -> Sides:
     (r, s), (dh, dw), (top, bottom, left, right) = form.kernel, form.dilation, form.padding
     h, w = r // 2 * dh, s // 2 * dw
     return top - h, bottom - h, left - w, right - w
+
+
+def merge_groups(form: Grouped, weights: Sequence[Tensor], groups: int) -> tuple[Grouped, list[Tensor]]:
+    """The same sums in fewer, wider groups, with zeros in the kernel between those that become one.
+
+    One group is the dense convolution: its kernel takes the 1×1 beside it into its centre.
+
+    Args:
+        weights: of any type. Integers must have room for the sum of centre and 1×1.
+        groups: how many are left; they divide `form.groups`.
+    """
+    kernel, *rest = weights
+    times = form.groups // groups
+    each = kernel.unflatten(0, (form.groups, -1))  # G O/G C/G R S
+    o, c, *taps = each.shape[1:]
+    diagonal = torch.arange(times, device=kernel.device)
+    if form.interleaved:  # groups h, h + groups, ... become group h, and take turns in its channels
+        wide = kernel.new_zeros(groups, o, times, c, times, *taps)
+        wide[:, :, diagonal, :, diagonal] = each.unflatten(0, (times, groups))
+    else:
+        wide = kernel.new_zeros(groups, times, o, times, c, *taps)
+        wide[:, diagonal, :, diagonal] = each.unflatten(0, (groups, times)).transpose(0, 1)
+    kernel = wide.reshape(groups * times * o, times * c, *taps)
+    if groups > 1:
+        return replace(form, groups=groups), [kernel, *rest]
+    if form.pointwise:
+        kernel[:, :, taps[0] // 2, taps[1] // 2] += rest.pop(0).reshape(kernel.shape[:2])
+    return replace(form, groups=1, interleaved=False, pointwise=False), [kernel, *rest]
+
+
+def fewer_groups(form: Grouped, lanes: int) -> int:
+    """The most groups that divide the form's and fill `lanes` with their inputs and with their outputs; else 1."""
+    least = min(sum(form.channels), form.out_channels)
+    fitting = [g for g in range(1, form.groups + 1) if form.groups % g == 0 and least // g >= lanes]
+    return max(fitting, default=1)
 
 
 def grouped(

@@ -7,7 +7,8 @@ import torch
 
 from benchmarks import results_of
 from benchmarks.fused_engine import PICTURES, SETS, Row, built, rows_of, summary
-from leanconv.measure.device import describe
+from leanconv.kernels.cpu import Cpu
+from leanconv.measure.device import describe, label
 from leanconv.nn import HetConv2d
 
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
@@ -60,17 +61,19 @@ def test_rows_of_two_machines_stand_beside_each_other():
 
 
 @pytest.mark.parametrize(
-    ("isa", "mask", "name"),
+    ("isa", "amx", "mask", "name"),
     [
-        ("AVX512", "", "x.json"),
-        ("AVX2", "", "x_avx2.json"),
-        ("AVX512", "avx2", "x_avx2_masked.json"),
-        ("AVX2", "avx2", "x_avx2_masked.json"),
+        ("AVX512", False, "", "x.json"),
+        ("AVX512", True, "", "x_amx.json"),
+        ("AVX2", False, "", "x_avx2.json"),
+        ("AVX512", False, "avx2", "x_avx2_masked.json"),
+        ("AVX2", False, "avx2", "x_avx2_masked.json"),
     ],
-    ids=["all", "a CPU with AVX2 alone", "masked", "told what it is"],
+    ids=["all", "tiles", "a CPU with AVX2 alone", "masked", "told what it is"],
 )
-def test_each_set_of_instructions_has_its_own_file(isa, mask, name, monkeypatch):
+def test_each_set_of_instructions_has_its_own_file(isa, amx, mask, name, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: isa)
+    monkeypatch.setattr("leanconv.kernels.this_cpu", lambda: Cpu(amx=amx))
     monkeypatch.setattr("leanconv.kernels.mask", lambda: mask)
     for limit in LIMITS:
         monkeypatch.delenv(limit, raising=False)
@@ -85,6 +88,7 @@ def test_a_limit_of_the_peers_alone_is_a_mask_too(limit, monkeypatch):
     monkeypatch.setenv(limit, "AVX2")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr("leanconv.kernels.mask", lambda: "")
+    monkeypatch.setattr("leanconv.kernels.this_cpu", Cpu)
     assert results_of("x").name == "x_avx2_masked.json"
 
 
@@ -125,3 +129,12 @@ def test_int8_is_calibrated_on_pictures_of_the_rows_size():
     assert made["dtype"] is torch.int8
     assert made["data"].shape == (PICTURES, 3, 200, 136)
     assert {row.dtype for row in SETS["int8"]} == {"int8"}
+
+
+@pytest.mark.parametrize(("amx", "name"), [(False, "AVX512"), (True, "AVX512, AMX")])
+def test_a_machine_is_named_with_its_matrix_tiles(amx, name, monkeypatch):
+    """Tables of bfloat16 and int8 of a CPU with AMX are another machine's than those of one with AVX-512 alone."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr("leanconv.measure.device.this_cpu", lambda: Cpu(amx=amx))
+    assert describe("cpu")["isa"] == name
+    assert f"({name})" in label("cpu")

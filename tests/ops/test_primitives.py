@@ -8,7 +8,7 @@ from leanconv.errors import BadInput
 from leanconv.nn import make
 from leanconv.ops.forms import averaged
 from leanconv.ops.gated_sum import GatedSum, gated_pointwise
-from leanconv.ops.grouped import Grouped, grouped
+from leanconv.ops.grouped import Grouped, fewer_groups, grouped, merge_groups
 from leanconv.ops.pool import MaxPool, max_pool
 from leanconv.ops.separable import Separable, Stencil, separable
 from leanconv.ops.upsample import Upsample, upsample
@@ -145,3 +145,38 @@ def test_forms_are_keys_and_refuse_nonsense():
         Separable((4,), ((Stencil(1, 4),),))
     with pytest.raises(BadInput, match="inputs of"):
         separable([torch.randn(1, 3, 2, 2)], [], Separable((4,), ((Stencil(0, 4, identity=True),),)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("groups", "left"), [(4, 4), (4, 2), (4, 1), (6, 3), (6, 2), (6, 1), (12, 4)])
+@pytest.mark.parametrize("rest", [{}, {"stride": (2, 1), "padding": (2, 0, 1, 3)}, {"dilation": (1, 2)}])
+def test_merged_groups_give_the_same_sums(groups, left, interleaved, rest):
+    """Integers: no tolerance. With a 1×1 beside, one behind, and both biases."""
+    c, o = 2 * groups, 3 * groups
+    shared = dict(groups=groups, interleaved=interleaved, bias=True, residual="project" in rest, **rest)
+    x = torch.randint(-3, 4, (2, c, 7, 9)).double()
+    kernel, beside, bias = (torch.randint(-3, 4, s).double() for s in ((o, 2, 3, 3), (o, c, 1, 1), (o,)))
+    behind = torch.randint(-3, 4, (5, o, 1, 1)).double()
+    for form, weights in (
+        (Grouped((5, c - 5), o, (3, 3), pointwise=True, **shared), [kernel, beside, bias]),
+        (Grouped((c,), o, (3, 3), project=5, inner_activation="relu", **shared), [kernel, bias, behind]),
+    ):
+        given = [w.clone() for w in weights]
+        maps = x.split(form.channels, 1)
+        fewer, merged = merge_groups(form, weights, left)
+        assert fewer.groups == left
+        assert all(torch.equal(a, b) for a, b in zip(weights, given, strict=True))  # the given ones stay
+        assert torch.equal(grouped(maps, merged, fewer)[0], grouped(maps, weights, form)[0])
+
+
+def test_groups_are_merged_until_they_fill_a_vector():
+    def left(c, o, groups, lanes):
+        return fewer_groups(Grouped((c,), o, (3, 3), groups=groups), lanes)
+
+    assert left(16, 16, 4, 16) == 1  # one group of 16 fills it
+    assert left(64, 64, 8, 16) == 4
+    assert left(64, 64, 4, 16) == 4  # they fill it as they are
+    assert left(8, 64, 4, 16) == 1  # fewer cannot
+    assert left(96, 96, 12, 16) == 6
+    assert left(64, 64, 8, 4) == 8

@@ -110,6 +110,14 @@ def cases(c, o):
         "3x3/2": case(grouped, Grouped((c,), o, (3, 3), (2, 2), padding=AROUND), (o, c, 3, 3)),
         "dilated": case(grouped, Grouped((c,), o, (3, 3), (1, 1), (2, 2), (2, 1, 2, 0)), (o, c, 3, 3)),
         "1x5": case(grouped, Grouped((c,), o, (1, 5), (1, 2), (1, 1), (0, 0, 3, 1)), (o, c, 1, 5)),
+        "groups": case(
+            grouped, Grouped((3 * c,), 3 * o, (3, 3), padding=AROUND, groups=3, bias=True), (3 * o, c, 3, 3), (3 * o,)
+        ),
+        "interleaved, beside a 1x1": case(
+            grouped,
+            Grouped((2 * c,), 2 * o, (3, 3), (2, 1), (1, 1), AROUND, 2, True, True, residual=True),
+            (2 * o, c, 3, 3), (2 * o, 2 * c, 1, 1),
+        ),
         "few channels": case(grouped, Grouped((2,), o, (3, 3), (2, 1), padding=AROUND), (o, 2, 3, 3)),
         "transposed": case(upsample, Upsample((c, 3), o, 2, True, "relu"), (c + 3, o, 2, 2), (o,)),
         "transposed 3x3": case(upsample, Upsample((c,), o, 3, average=True), (c, o, 3, 3)),
@@ -208,8 +216,22 @@ def test_nan_spreads_as_in_pytorch(target):
         x, *_ = maps = one.maps(2, 7, 22)
         x[0, 1, 4, 3], x[1, -1, 0, 21], x[1, 0, 6, 0] = torch.nan, torch.nan, torch.nan
         y, want = one.run(bind_to_tiles(one.form, one.weights, target), maps)[0], one.reference(maps, torch.float32)[0]
-        assert torch.equal(y.isnan(), want.isnan()), name
-        assert torch.equal(y.nan_to_num(0), want.nan_to_num(0).bfloat16()), name
+        reached = want.isnan()
+        if one.op is grouped and one.form.groups > 1:  # multiplied together: it reaches all outputs of a pixel
+            dense = replace(one.form, groups=1, interleaved=False, pointwise=False)
+            reached = (
+                Case(
+                    grouped,
+                    dense,
+                    [torch.ones(one.form.width, sum(one.form.channels), *one.form.kernel)]
+                    + ([one.weights[-1]] if one.form.bias else []),
+                    one.residual,
+                )
+                .reference(maps, torch.float32)[0]
+                .isnan()
+            )
+        assert torch.equal(y.isnan(), reached), name
+        assert torch.equal(y.masked_fill(reached, 0), want.masked_fill(reached, 0).bfloat16()), name
 
 
 @torch.no_grad()
@@ -280,11 +302,12 @@ def test_what_has_no_product_on_tiles():
         Separable((4,), (stencil(4, (3, 3)),)): "no 1×1",
         Separable((4,), (), 4, gate=True): "gate",
         Separable((4,), (), 4, activation="gelu"): "gelu",
-        Grouped((4,), 4, (3, 3), groups=2): "groups",
+        Grouped((4,), 4, (3, 3), groups=2, project=3): "behind",
         Grouped((4,), 4, (9, 9), dilation=(2, 2)): "(9, 9)",
     }.items():
         assert reason in why_not(form, here)
         assert bind_to_tiles(form, [], here) is None
+    assert "direct" in why_not(Grouped((4,), 4, (3, 3), groups=2), replace(here, arithmetic="direct"))
 
 
 HARNESS = """

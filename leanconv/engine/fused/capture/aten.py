@@ -222,6 +222,19 @@ def _max_pool(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None
     return capture.add(MaxPool(_pair(kernel), _pair(stride or kernel), _sides(padding)), [x], node)
 
 
+def _average_pool(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
+    """A depthwise convolution whose taps are all one over their number: fused as any other."""
+    x, kernel, stride, padding, ceil, zeros_count, divisor = args
+    if len(capture.shape(x)) != 4 or not capture.shape(x)[0] or ceil or divisor is not None:
+        return None
+    if not zeros_count and any(_pair(padding)):
+        return None
+    (r, s), c = _pair(kernel), capture.shape(x)[1]
+    taps = torch.full((c, 1, r, s), 1 / (r * s), dtype=torch.float64)
+    stage = Stage(taps, None, _pair(stride or kernel), _sides(padding), groups=c)
+    return capture.add(Block((stage,)), [x], node)
+
+
 def _linear(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
     x, weight, bias = args
     w, b = capture.fixed(weight), None if bias is None else capture.fixed(bias)
@@ -260,5 +273,5 @@ READERS: dict[Any, Reader] = {
     aten.mean.dim: _mean, aten.adaptive_avg_pool2d.default: _adaptive, aten.sum.dim_IntList: _sum,
     aten.view.default: _view, aten.reshape.default: _view, aten.flatten.using_ints: _view,
     aten.constant_pad_nd.default: _pad, aten.pad.default: _pad,
-    aten.max_pool2d.default: _max_pool, aten.linear.default: _linear,
+    aten.max_pool2d.default: _max_pool, aten.avg_pool2d.default: _average_pool, aten.linear.default: _linear,
 }  # fmt: skip

@@ -6,6 +6,7 @@ Weights are float64 while the graph is rewritten: folding adds no rounding of it
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from leanconv.ops.forms import Sides, Stencil, out_size
@@ -54,6 +55,21 @@ class Stage:
     def symmetric(self) -> bool:
         top, bottom, left, right = self.padding
         return top == bottom and left == right
+
+    @property
+    def centred(self) -> bool:
+        """Whether the pixel under the kernel's middle is that of the output, before any stride."""
+        (top, _, left, _), (dh, dw) = self.padding, self.dilation
+        return (2 * top, 2 * left) == ((self.kernel[0] - 1) * dh, (self.kernel[1] - 1) * dw)
+
+    def channels(self) -> tuple[Tensor, Tensor]:
+        """Of each filter: its output channel, `O 1`, and its input channels, `O C/G`."""
+        groups, filters = self.groups, torch.arange(self.o, device=self.weight.device)[:, None]
+        own, each = torch.arange(self.c // groups, device=self.weight.device), self.o // groups
+        group, index = filters // each, filters % each
+        if self.interleaved:
+            return index * groups + group, own * groups + group
+        return filters, group * len(own) + own
 
     @property
     def weights(self) -> list[Tensor]:

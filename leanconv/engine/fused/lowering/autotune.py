@@ -28,9 +28,9 @@ LONG_MS, LONG_ROUNDS, LONG_HOPELESS = 20.0, 3, 1.25
 ALIKE = {"aten", "onednn"}  # one code in the end: of long calls, the one whose look was quicker goes on
 SHORT_MS = 5.0  # a first launch of a kernel costs 0.25 ms, fifty times a small layer
 PRIMED_MS = 3.0  # shorter calls are timed in warm caches
-# What runs the second of two steps.
-SECOND = {"split": "kernel", "kernel+onednn": "onednn"}
-PREFERRED, MARGIN = ("kernel", "tiles", "split"), 0.05
+# What runs each of two steps.
+STEPS = {"split": ("kernel", "kernel"), "tiles+tiles": ("tiles", "tiles"), "kernel+onednn": ("kernel", "onednn")}
+PREFERRED, MARGIN = ("kernel", "merged", "tiles", "split", "tiles+tiles"), 0.05
 NOTHING = -math.inf  # the deadline of a choice that is not measured at all
 # Largest difference from PyTorch's answer, as a share of a channel's largest value. A channel counts at least as a part
 # of the largest channel, whose rounding it may have.
@@ -96,9 +96,8 @@ def autotune(
             seen.setdefault(key, [label, node.shape, measured, name, 0])[4] += 1
         if isinstance(run, SplitRun):
             runs[graph.put(run.head, at=node)] = run.first
-            names[run.head] = "kernel"
+            names[run.head], name = STEPS[name]
             node.inputs, node.op, run = run.tail.inputs, run.tail.op, run.second
-            name = SECOND[name]
         runs[node] = run
         names[node] = name
     if unrun:

@@ -26,7 +26,7 @@ from leanconv.engine.fused.ir.kinds.max_pool import MaxPool
 from leanconv.engine.fused.ir.kinds.reductions import Average, Sum
 from leanconv.engine.fused.ir.kinds.upsample import Upsample
 from leanconv.engine.fused.ir.stages import Stage
-from leanconv.engine.fused.lowering.kernels import kernel, split, tiles
+from leanconv.engine.fused.lowering.kernels import kernel, merged, split, split_on_tiles, tiles
 from leanconv.engine.fused.lowering.normalization import AROUND_A_PIVOT
 from leanconv.engine.fused.lowering.unfused import aten_stage, in_float32, onednn_stage, stage_by_stage
 from leanconv.kernels import Target
@@ -108,6 +108,7 @@ def _call(node: Node) -> Run:
 
 IN_TORCH = Implementation("aten", _in_torch)
 KERNEL = Implementation("kernel", kernel, of_target=True)
+MERGED = Implementation("merged", merged, of_target=True)
 TILES = Implementation("tiles", tiles, of_target=True)
 IMPLEMENTATIONS: dict[type[Op], list[Implementation]] = {
     Block: [
@@ -115,18 +116,17 @@ IMPLEMENTATIONS: dict[type[Op], list[Implementation]] = {
         Implementation("aten", lambda node: stage_by_stage(node, aten_stage)),
         Implementation("matrix", _pointwise_matrix),
         KERNEL,
+        MERGED,
         TILES,
         Implementation("split", lambda node, target=None: split(node, target=target), of_target=True, splits=True),
+        Implementation("tiles+tiles", split_on_tiles, of_target=True, splits=True),
         Implementation("kernel+onednn", _kernel_then_onednn, of_target=True, splits=True),
     ],
     Call: [Implementation("aten", _call)],
     **{kind: [IN_TORCH, KERNEL, TILES] for kind in (GatedSum, Upsample)},
-    Integer: [IN_TORCH, KERNEL, TILES],
-    **{kind: [IN_TORCH, KERNEL] for kind in (MaxPool, Quantize, Dequantize)},
-    **{
-        kind: [IN_TORCH]
-        for kind in (Activation, Add, Affine, Average, Cast, Cat, Linear, Pad, Scale, Shuffle, Slice, Sum)
-    },
+    Integer: [IN_TORCH, KERNEL, MERGED, TILES],
+    **{kind: [IN_TORCH, KERNEL] for kind in (Add, MaxPool, Quantize, Dequantize)},
+    **{kind: [IN_TORCH] for kind in (Activation, Affine, Average, Cast, Cat, Linear, Pad, Scale, Shuffle, Slice, Sum)},
 }
 
 

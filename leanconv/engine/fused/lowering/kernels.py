@@ -1,4 +1,8 @@
-"""The implementations "kernel", "tiles" and "split": a node's primitive bound to its weights by the backend."""
+"""The implementations of kernels: a node's primitive bound to its weights by the backend.
+
+"kernel" is the primitive as it is, "tiles" has its products on matrix tiles. "merged" fills the vectors of narrow
+groups: some become one, with zeros between them. "split" and "tiles+tiles" are two steps.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +20,8 @@ from leanconv.engine.fused.lowering.primitives import primitive
 from leanconv.kernels import Target, backend
 from leanconv.kernels.interface import Bound, Launch, Prepared
 from leanconv.ops.forms import Form
+from leanconv.ops.grouped import Grouped, fewer_groups, merge_groups
+from leanconv.ops.quantized import MOST_WEIGHT, Quantized
 
 T = TypeVar("T")  # a tensor, or what stands for it: its place in a program
 
@@ -127,21 +133,54 @@ def tiles(node: Node, target: Target | None = None) -> KernelRun | None:
     return None if bound is None else KernelRun(node, bound, found[0])
 
 
+def merged(node: Node, target: Target | None = None) -> KernelRun | None:
+    """The kernel of fewer, wider groups; None for other nodes. They are the most that fill a vector.
+
+    In integers it is the dense convolution, on tiles where there are any; None where the sum of the kernel's centre and
+    the 1×1 beside it takes more than 8 bits. Direct arithmetic leaves groups of numbers as they are: a NaN would reach
+    the others.
+    """
+    target = target or Target()
+    integers = isinstance(node.op, Integer)
+    if backend().why_not() or not (integers or (_runs(node) and target.arithmetic != "direct")):
+        return None
+    if (found := primitive(node)) is None:
+        return None
+    form, weights = found
+    kind, cpu, bind = form, target.cpu, backend().bind
+    groups = 0
+    if isinstance(form, Quantized):
+        kind, groups = form.form, 1
+        bind = backend().bind_to_tiles if cpu.amx else bind
+        weights = [w.short() if w.dtype == torch.int8 else w for w in weights]
+    if not isinstance(kind, Grouped) or (groups := groups or fewer_groups(kind, cpu.lanes)) == kind.groups:
+        return None
+    wide, weights = merge_groups(kind, weights, groups)
+    if isinstance(form, Quantized):
+        if int(weights[0].abs().max()) > MOST_WEIGHT:
+            return None
+        weights = [w.char() if w.dtype == torch.short else w for w in weights]
+    form = replace(form, form=wide) if isinstance(form, Quantized) else wide
+    bound = bind(form, weights, target)
+    return None if bound is None else KernelRun(node, bound, form)
+
+
 def _runs(node: Node) -> bool:
     return not backend().why_not() and node.dtype in backend().dtypes
 
 
+Start = Callable[[Node], KernelRun | None]
 Finish = Callable[[Node], Callable[..., Any] | None]
 
 
 class SplitRun:
-    """A block as two steps with a map in memory between them: its stencils in a kernel, then its 1×1.
+    """A block as two steps with a map in memory between them: its stencils or groups in a kernel, then its 1×1.
 
-    `finish` gives the second step (default: a kernel, too). Two steps can be faster where the map does not stay in the
-    cache anyway: each has a schedule of its own.
+    `start` and `finish` give the steps. Two can be faster where the map does not stay in the cache anyway: each has a
+    schedule of its own.
     """
 
-    def __init__(self, node: Node, finish: Finish | None, target: Target | None) -> None:
+    def __init__(self, node: Node, start: Start, finish: Finish) -> None:
         block: Block = node.op  # type: ignore[assignment]
         maps = node.inputs[: block.concat]
         h, w = maps[0].shape[2:]
@@ -154,7 +193,7 @@ class SplitRun:
         inputs = [self.head, *node.inputs[block.concat :]]
         self.tail = Node(tail, inputs, node.shape, node.dtype, node.name)
         self.concat = block.concat
-        first, second = kernel(self.head, target), finish(self.tail) if finish else kernel(self.tail, target)
+        first, second = start(self.head), finish(self.tail)
         if first is None or second is None:
             raise ValueError("no kernel for a part of it")
         self.first, self.second = first, second
@@ -188,8 +227,23 @@ class SplitRun:
 
 
 def split(node: Node, finish: Finish | None = None, target: Target | None = None) -> SplitRun | None:
-    """Two steps for a block of stencils and a 1×1; None for other blocks, and where there are no kernels."""
+    """Two steps for a block of stencils or groups and a 1×1; None for other blocks, and where there are no kernels.
+
+    `finish` gives the second one (default: a kernel, too).
+    """
+    ours = partial(kernel, target=target)
+    return SplitRun(node, ours, finish or ours) if _splits(node) else None
+
+
+def split_on_tiles(node: Node, target: Target | None = None) -> SplitRun | None:
+    """Two steps on matrix tiles for groups and a 1×1, which no tiles multiply in one; None for other blocks."""
+    ours = partial(tiles, target=target)
+    here = (target or Target()).cpu.amx and node.dtype == torch.bfloat16
+    return SplitRun(node, ours, ours) if here and _splits(node) and not node.op.is_separable else None  # type: ignore[attr-defined]
+
+
+def _splits(node: Node) -> bool:
     block: Block = node.op  # type: ignore[assignment]
     if not _runs(node) or len(block.stages) < 2 or not block.stages[-1].pointwise:
-        return None
-    return None if block.parallel or primitive(node) is None else SplitRun(node, finish, target)
+        return False
+    return not block.parallel and primitive(node) is not None

@@ -5,6 +5,7 @@ from dataclasses import replace
 from leanconv.engine.fused.ir.graph import Graph, Node, Users, only_user
 from leanconv.engine.fused.ir.kinds.block import Block
 from leanconv.engine.fused.ir.kinds.data_movement import Cat, Slice
+from leanconv.engine.fused.ir.kinds.elementwise import Add
 from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
 from leanconv.engine.fused.ir.kinds.max_pool import MaxPool
 from leanconv.engine.fused.ir.kinds.reductions import Average
@@ -121,7 +122,7 @@ def average_into_producer(graph: Graph, node: Node, users: Users) -> bool:
         return False
     source = node.inputs[0]
     op = source.op
-    if not isinstance(op, Block | GatedSum | MaxPool):
+    if not isinstance(op, Block | GatedSum | MaxPool) and not (isinstance(op, Add) and len(source.shape) == 4):
         return False
     if op.average:
         twin = next(u for u in users[source] if u is not None and isinstance(u.op, AverageOf))

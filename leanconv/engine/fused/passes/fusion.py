@@ -153,6 +153,15 @@ def act_into_producer(graph: Graph, node: Node, users: Users) -> bool:
     return absorb(node, source, made)
 
 
+def act_into_add(graph: Graph, node: Node, users: Users) -> bool:
+    """An activation after a sum that no block took becomes part of it."""
+    if not isinstance(node.op, Activation) or not only_user(source := node.inputs[0], users):
+        return False
+    return (
+        isinstance(source.op, Add) and not source.op.act and absorb(node, source, replace(source.op, act=node.op.name))
+    )
+
+
 def pad_into_consumer(graph: Graph, node: Node, users: Users) -> bool:
     """Zeros around a convolution's input become its padding."""
     block = node.op
@@ -177,7 +186,7 @@ def add_into_block(graph: Graph, node: Node, users: Users) -> bool:
         block = source.op
         if not isinstance(block, Block) or not only_user(source, users):
             continue
-        if block.residual or block.act or block.parallel:
+        if block.residual or block.act:
             continue
         inputs = [*source.inputs[: block.concat], other, *source.inputs[block.concat :]]
         return absorb(node, source, replace(block, residual=True), inputs)
@@ -185,21 +194,31 @@ def add_into_block(graph: Graph, node: Node, users: Users) -> bool:
 
 
 def parallel_into_block(graph: Graph, node: Node, users: Users) -> bool:
-    """The sum of a k×k convolution and a 1×1 of the same map: one pass over the map."""
+    """The sum of a k×k convolution and a 1×1 of the same map: one pass over the map.
+
+    The 1×1's entries within groups go to the kernel's centre: its own are zeros there.
+    """
     if not isinstance(node.op, Add) or not all(isinstance(x.op, Block) and only_user(x, users) for x in node.inputs):
         return False
-    spatial, plain = sorted(node.inputs, key=lambda x: x.op.stages[0].pointwise)  # type: ignore[attr-defined]
+    spatial, plain = sorted(node.inputs, key=lambda x: x.op.stages[0].subsampling)  # type: ignore[attr-defined]
     block, other = spatial.op, plain.op
     if not isinstance(block, Block) or not isinstance(other, Block) or spatial.inputs != plain.inputs:
         return False
     stage, product = block.stages[0], other.stages[0]
     if not block.is_bare() or not other.is_bare() or isinstance(stage, Branches) or isinstance(product, Branches):
         return False
-    if stage.pointwise or not product.pointwise or stage.depthwise or stage.stride != (1, 1):
+    if stage.subsampling or stage.depthwise or not stage.centred:
+        return False
+    if not product.subsampling or product.stride != stage.stride:
         return False
     biases = [b for b in (stage.bias, product.bias) if b is not None]
     bias = torch.stack(biases).sum(0) if biases else None
-    made = replace(block, stages=(replace(stage, bias=bias),), parallel=replace(product, bias=None))
+    (r, s), weight, beside = stage.kernel, stage.weight.clone(), product.weight.clone()
+    within = (*stage.channels(), 0, 0)
+    weight[:, :, r // 2, s // 2] += beside[within]
+    beside[within] = 0
+    stages = (replace(stage, weight=weight, bias=bias),)
+    made = replace(block, stages=stages, parallel=replace(product, weight=beside, bias=None))
     return absorb(node, spatial, made)
 
 
@@ -276,5 +295,5 @@ CHAINS: tuple[Rule, ...] = (
     act_into_producer,
 )
 STENCILS: tuple[Rule, ...] = (affine_as_stencil,)
-LEFT_OVER: tuple[Rule, ...] = (act_into_producer, block_into_chain, linear_as_product)
+LEFT_OVER: tuple[Rule, ...] = (act_into_producer, act_into_add, block_into_chain, linear_as_product)
 CONCATS: tuple[Rule, ...] = (cat_into_consumer, average_into_producer)

@@ -60,8 +60,10 @@ def why_not(form: Form, target: Target) -> str:
             return "it has no 1×1"
         case Separable(gate=True):
             return "a gate in front of the 1×1"
-        case Grouped() if form.groups > 1 or form.pointwise or form.project is not None:
-            return "groups, or a 1×1 beside or behind"
+        case Grouped() if form.project is not None:
+            return "a 1×1 behind a convolution"
+        case Grouped() if target.arithmetic == "direct" and (form.groups > 1 or form.pointwise):
+            return "groups, which stay as they are in direct arithmetic"
         case Grouped() if form.kernel[0] * (1 if form.dilation[1] == 1 else form.kernel[1]) > tiles.MOST_OPERANDS:
             return f"a kernel of {form.kernel}"
     return ""

@@ -158,6 +158,101 @@ def test_what_is_found_elsewhere():
     assert_primitives(graph, 10)
 
 
+class Beside(nn.Module):
+    """A grouped convolution, a 1×1 beside it, and a map that is added."""
+
+    def __init__(self, padding=(1, 1, 1, 1), stride=1, groups=4):
+        super().__init__()
+        self.padding, self.stride = padding, stride
+        self.spatial = nn.Conv2d(16, 16, 3, stride, groups=groups)
+        self.point, self.down = nn.Conv2d(16, 16, 1, stride), nn.Conv2d(16, 16, 2, stride, bias=False)
+
+    def forward(self, x):
+        z = self.down(F.pad(x, (0, 1, 0, 1)))
+        return F.relu(self.spatial(F.pad(x, self.padding)) + self.point(x) + z)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("options", "label"),
+    [
+        ({}, "[16->16 g4 3x3 || 1x1 residual relu]"),
+        ({"stride": 2}, "[16->16 g4 3x3/2 || 1x1 residual relu]"),
+        # The 1×1 reads another pixel than the one under the kernel's middle.
+        ({"padding": (2, 0, 0, 2)}, "[16->16 1x1 residual]"),
+        ({"padding": (0, 2, 1, 1), "stride": 2}, "[16->16 1x1/2 residual]"),
+    ],
+    ids=["plain", "strided", "to one side", "strided, to one side"],
+)
+def test_a_1x1_beside_groups(options, label):
+    torch.manual_seed(0)
+    model, x = Beside(**options), torch.randn(2, 16, 8, 10)
+    graph = graph_of(model, x)
+    assert label in blocks(graph), blocks(graph)
+    runs = {
+        node: next(form for form in IMPLEMENTATIONS[type(node.op)] if form.name == "aten").make(node)
+        for node in graph
+        if node.op.is_step
+    }
+    torch.testing.assert_close(Program(graph, runs)(x)[0], model(x), rtol=1e-4, atol=1e-5)
+    assert_primitives(graph, len(blocks(graph)))
+
+
+def test_what_groups_read_themselves_the_1x1_beside_them_does_not():
+    """Then the dense kernel that both equal needs no more bits than either."""
+    for conv in ("spconv", "hetconv(part=4)"):
+        found = [node.op for node in unet(conv) if isinstance(node.op, Block) and node.op.parallel]
+        assert found
+        for block in found:
+            assert not block.parallel.weight[(*block.stages[0].channels(), 0, 0)].any()
+
+
+@torch.no_grad()
+def test_a_sum_that_no_block_takes_is_one_step():
+    """With its activation and its average; before, four calls of PyTorch in each block of a residual SPConv network."""
+    torch.manual_seed(0)
+    model, x = lc.load("leanconv:resnet20_cifar?conv=splconv").eval(), torch.randn(1, 3, 32, 32)
+    found = blocks(graph_of(model, x))
+    assert sum(each.startswith("Add(act='relu'") for each in found) == 9, found
+    assert not [each for each in found if each.startswith("Activation")]
+    assert found.count("Average()") == 2, found  # of pools whose last window may be smaller
+
+
+class Pools(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.pool, self.point = nn.AvgPool2d(**options), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        return self.point(self.pool(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("options", "label"),
+    [
+        ({"kernel_size": 2}, "[6->4 dw2x2/2 1x1]"),
+        ({"kernel_size": (3, 1), "stride": 1, "padding": (1, 0)}, "[6->4 dw3x1 1x1]"),
+        ({"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False}, "aten.avg_pool2d.default"),
+        ({"kernel_size": 2, "ceil_mode": True}, "aten.avg_pool2d.default"),
+        ({"kernel_size": 2, "divisor_override": 3}, "aten.avg_pool2d.default"),
+    ],
+    ids=["plain", "padded", "zeros do not count", "a smaller window at the end", "another divisor"],
+)
+def test_an_average_pool_is_a_stencil(options, label):
+    torch.manual_seed(0)
+    model, x = Pools(**options), torch.randn(2, 6, 9, 10) + 100
+    graph = graph_of(model, x)
+    assert label in blocks(graph), blocks(graph)
+    runs = {
+        node: next(form for form in IMPLEMENTATIONS[type(node.op)] if form.name == "aten").make(node)
+        for node in graph
+        if node.op.is_step
+    }
+    for size in (x, torch.randn(1, 6, 7, 5)):
+        torch.testing.assert_close(Program(graph, runs)(size)[0], model(size), rtol=1e-4, atol=1e-4)
+
+
 def test_what_somebody_else_reads_is_not_absorbed():
     class Reads(nn.Module):
         def __init__(self):

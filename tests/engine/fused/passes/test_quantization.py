@@ -66,7 +66,7 @@ class Meeting(nn.Module):
         x = self.stem(x).relu()
         y = F.hardswish(self.stencil(x))
         y = self.product(y * self.excite(self.squeeze(y.mean((2, 3), keepdim=True)).relu()).sigmoid()).relu()
-        z = F.max_pool2d(x, 2)
+        z = F.silu(F.max_pool2d(x, 2))
         z = self.beside(z) + z
         both = self.both(torch.cat([y, z], 1)).relu()
         both = F.silu(self.up(both) + self.last(both))

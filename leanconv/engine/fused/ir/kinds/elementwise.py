@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from leanconv.engine.fused.ir.activations import activate
 from leanconv.engine.fused.ir.graph import Node, Primitive, Run, T, TorchOp
 from leanconv.ops import activations as ops
+from leanconv.ops.exact import exact_mean
 from leanconv.ops.separable import Separable
 
 
@@ -59,20 +61,38 @@ class Scale(TorchOp):
 
 @dataclass(frozen=True)
 class Add(TorchOp):
-    """The sum of two maps of one shape. Its primitive is for integers alone."""
+    """The activated sum of two maps of one shape.
 
+    Attributes:
+        act: an activation's name; "" for none.
+        average: a second result, the average over height and width, `N C 1 1`.
+    """
+
+    act: str = ""
+    average: bool = False
     any_operand_decides = True
 
     def primitive(self, node: Node) -> Primitive | None:
         if len(node.shape) != 4 or any(x.shape != node.shape for x in node.inputs):
             return None
-        return Separable((node.channels,), residual=True), []
+        if self.act and self.act not in ops.ACTIVATIONS:
+            return None
+        act = self.act or "none"
+        return Separable((node.channels,), activation=act, residual=True, average=self.average), []
 
     def maps(self, inputs: Sequence[T]) -> list[T | None]:
         return [*inputs, None]
 
     def in_torch(self, node: Node) -> Run:
-        return torch.add
+        if not self.act and not self.average:
+            return torch.add
+        return partial(_added, self.act, self.average)
+
+
+def _added(act: str, average: bool, a: Tensor, b: Tensor) -> Any:
+    y = torch.add(a, b)
+    y = activate(y, act) if act else y
+    return (y, exact_mean(y, keepdim=True)) if average else y
 
 
 @dataclass(frozen=True)
