@@ -2,17 +2,19 @@
 
 The layer deals its channels out, convolves them in groups, deals the result back and adds a 1×1. The kernel
 moves no channel, and keeps the layer's input alone for the gradient. Where it does not take the map or the geometry,
-the layer computes as before.
+the layer computes as before. In bfloat16 on matrix tiles (AMX) it runs as the dense convolution that it equals.
 """
 
 import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.cpu.runtime.hetconv import PARTS
+from leanconv.kernels.cpu.tuning.cpu import this_cpu
 from leanconv.kernels.dispatched import takes_layer, through_dispatcher, type_of
 from leanconv.kernels.recomputed import is_ours
 from leanconv.ops import hetconv as ops
@@ -31,7 +33,7 @@ def replacement(layer: nn.Module) -> tuple[str, Any] | None:
     """A method of a layer that runs the operator, by name; None for other layers."""
     if getattr(type(layer), "name", "") != "hetconv" or not is_ours(layer) or not _is_plain(layer):
         return None
-    return None if _METHOD in layer.__dict__ else (_METHOD, functools.partial(_convolved, layer))
+    return None if _METHOD in layer.__dict__ else (_METHOD, functools.partial(_convolved, layer, this_cpu().amx))
 
 
 def _is_plain(layer: Any) -> bool:
@@ -44,14 +46,29 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _convolved(layer: Any, x: Tensor) -> Tensor:
+def _convolved(layer: Any, on_tiles: bool, x: Tensor) -> Tensor:
     if not _is_plain(layer) or not _fits(layer, x):
         return type(layer)._convolved(layer, x)  # type: ignore[no-any-return]
+    if on_tiles and type_of(x) == torch.bfloat16:
+        return _dense(layer, x)
     weights, geometry = (layer.spatial, layer.pointwise, layer.bias), (layer.stride, layer.padding, layer.dilation)
     inputs = *weights, *geometry, layer.arrangement == "blocked"
     if through_dispatcher(x):
         return ops.hetconv2d(x, *inputs)  # type: ignore[no-any-return]
     return _HetConv.apply(x.to(type_of(x)), *inputs)  # type: ignore[no-any-return]
+
+
+def _dense(layer: Any, x: Tensor) -> Tensor:
+    """The convolution that it equals, its kernel put together from the layer's parameters.
+
+    Forward and backward of 3×3 in bfloat16, one core of a Xeon with AMX, against the kernel in vectors: 8 to 8 channels
+    at 128 px and batch 16 5.8 ms and 9.0, 64 to 64 at 16 px 1.6 and 1.9, at 8 px and batch 128 3.0 and 3.5, 128 to 128
+    at 8 px 2.3 and 2.7. The layer's own convolutions take 37, 2.4, 4.3 and 1.9, and keep more maps.
+    """
+    blocked = layer.arrangement == "blocked"
+    bias = None if layer.bias is None else layer.bias.bfloat16()
+    kernel = ops.dense_kernel(layer.spatial.bfloat16(), layer.pointwise.bfloat16(), layer.part, blocked)
+    return F.conv2d(x.bfloat16(), kernel, bias, layer.stride, layer.padding, layer.dilation)
 
 
 def _fits(layer: Any, x: Tensor) -> bool:

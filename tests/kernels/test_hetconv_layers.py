@@ -12,6 +12,7 @@ from leanconv.kernels import hetconv_layers
 from leanconv.kernels.training import available, use_training_kernels_
 from leanconv.measure.timing.training import peak_bytes
 from leanconv.nn import HetConv2d
+from tests.cpus import SAPPHIRE_RAPIDS, ZEN4
 from tests.kernels.training_cases import (
     assert_compiles_as_one_graph,
     assert_near_in_bfloat16,
@@ -59,12 +60,16 @@ def test_results_and_gradients_are_those_of_float64(kind, frozen, recompute, run
     assert layer.__dict__ == before
 
 
+@pytest.mark.parametrize("cpu", [ZEN4, SAPPHIRE_RAPIDS], ids=["vectors", "tiles"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_autocast_is_as_near_to_float32_as_without(kind, runs):
+def test_autocast_is_as_near_to_float32_as_without(kind, cpu, runs, monkeypatch):
+    """On matrix tiles the dense convolution that it equals runs in its place."""
+    monkeypatch.setattr(hetconv_layers, "this_cpu", lambda: cpu)
     layer = made(kind)
     x = torch.randn(3, layer.in_channels, 9, 11)
     assert_near_in_bfloat16(layer, x, times=1.5)
-    assert runs[0][0].dtype == torch.bfloat16
+    assert len(runs) == (not cpu.amx)
+    assert all(each[0].dtype == torch.bfloat16 for each in runs)
 
 
 @pytest.mark.parametrize("kind", ["part=4", "part=8, strided", "blocked"])
@@ -75,8 +80,9 @@ def test_gradients_of_gradients(kind):
 
 
 @pytest.mark.parametrize("kind", ["part=4", "blocked"])
-@pytest.mark.parametrize("autocast", [False, True])
-def test_compiles_as_one_graph(autocast, kind):
+@pytest.mark.parametrize(("autocast", "cpu"), [(False, ZEN4), (True, ZEN4), (True, SAPPHIRE_RAPIDS)])
+def test_compiles_as_one_graph(autocast, cpu, kind, monkeypatch):
+    monkeypatch.setattr(hetconv_layers, "this_cpu", lambda: cpu)
     layer = made(kind)
     assert_compiles_as_one_graph(layer, torch.randn(3, layer.in_channels, 9, 11), autocast)
 
