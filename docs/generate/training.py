@@ -160,11 +160,13 @@ def feature_error(stem: str, content: dict[str, Any]) -> str:
 
 
 def data_loading(stem: str, content: dict[str, Any]) -> str:
-    """A row for each data set: computing time of a batch beside that of a step."""
+    """A row for each data set and machine: computing time of a batch beside that of a step."""
     cells = [
         [
             row["data"],
             f"`{row['model']}`",
+            machine({"machine": row["device"]}),
+            row.get("mode", "channels_last"),
             f"{row['batch']} of {row['size']} px",
             f"{row['batch_cpu_ms']:.3g}",
             f"{row['step_cpu_ms']:.4g}",
@@ -172,11 +174,11 @@ def data_loading(stem: str, content: dict[str, Any]) -> str:
         ]
         for row in content["rows"]
     ]
-    head = ["data", "network", "batch", "batch, ms of a core", "step, ms of a core", "share"]
+    head = ["data", "network", "machine", "mode", "batch", "batch, ms of a core", "step, ms of a core", "share"]
     return page(
         "## What a batch costs beside its step",
-        "Computing time to draw, augment and stack a batch, and of the training step in plain PyTorch. A thread makes "
-        "batches ahead, so on a second core the step does not wait for them.",
-        table(head, cells, "lllrrr"),
-        f"{machine({'machine': content['rows'][0]['device']})}; {_commands(content)}, `{stem}.json`.",
+        "Computing time to draw, augment and stack a batch, and of the training step: in plain PyTorch, or in its "
+        "fastest mode. A thread makes batches ahead, so on a second core the step does not wait for them.",
+        table(head, cells, "lllllrrr"),
+        f"{_commands(content)}, `{stem}.json`.",
     ).rstrip()
