@@ -6,7 +6,7 @@ RUN: the run folder of a trained network; its data is used. Each goal is a call 
 own under `--runs`: dense score, plan, fit, recovery with the dense network as teacher. Both networks are timed in
 turns, each on its best engine. `--fresh` trains the same recipe for as many epochs from fresh layers too: that tells
 what the fit and the old weights are worth. A killed benchmark goes on where it stopped. Every finished row updates
-benchmarks/results/lean_networks.json; a row of the same run, goal and epochs is replaced.
+benchmarks/results/lean_networks.json; a row of the same run, goal, epochs and machine is replaced.
 """
 
 import argparse
@@ -35,15 +35,15 @@ SPLIT = "test"
 def main() -> None:
     given = _arguments()
     torch.set_num_threads(given.threads)
-    report = {"machine": describe(), "threads": given.threads}
     old = read_json(given.out) if given.out.exists() else {}
-    rows = {_key(row): row for row in old.get("rows", [])} if old.get("machine") == report["machine"] else {}
+    rows = {_key(row): row for row in old.get("rows", [])}
     for goal in [*({"to": each} for each in given.to), *({"faster": factor(each)} for each in given.faster)]:
         row = measured(given.run, goal, given.epochs, given.lr, Path(given.runs), input_size=given.size)
         if given.fresh and "to" in goal:
             row["fresh"] = from_fresh(given.run, goal["to"], given.epochs, given.lr, Path(given.runs))
-        rows[_key(row)] = row | {"command": _command(given, goal), "commit": commit()}
-        write_json(given.out, report | {"rows": list(rows.values())})
+        row |= {"machine": describe(), "command": _command(given, goal), "commit": commit()}
+        rows[_key(row)] = row
+        write_json(given.out, {"rows": list(rows.values())})
         print(show([rows[_key(row)]]), flush=True)
 
 
@@ -107,7 +107,8 @@ def show(rows: list[dict[str, Any]]) -> str:
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("network", "data", "dense_epochs", "goal", "epochs", "lr"))
+    same = tuple(row[key] for key in ("network", "data", "dense_epochs", "goal", "epochs", "lr"))
+    return *same, *(row["machine"][key] for key in ("name", "isa", "threads"))
 
 
 def _name(*words: str) -> str:

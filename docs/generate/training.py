@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from docs.generate.markdown import page, table
-from docs.generate.measured import machine
+from docs.generate.measured import kind_of_machine, machine
 from docs.generate.speed import geometric
 
 
@@ -112,6 +112,7 @@ def lean_networks(stem: str, content: dict[str, Any]) -> str:
                 "-" if fresh is None else f"{fresh:.4f}",
                 f"{last - row['dense']:+.4f}",
                 f"{speed['middle']:.2f} ({speed['low']:.2f} to {speed['high']:.2f})" if speed else "-",
+                kind_of_machine(row),
                 f"{sum(row['seconds'].get(each, 0) for each in ('plan', 'fit', 'recover')) / 60:.0f}",
             ]
         )
@@ -122,8 +123,8 @@ def lean_networks(stem: str, content: dict[str, Any]) -> str:
         "network's time over the lean one's on one image (`--size`, else the run's), each on its best engine, in "
         "turns, with a 95 % interval. From fresh: the same training from new layers. The last column is of plan, fit "
         f"and recovery, by the wall.{_beside(content['rows'])} One run each.",
-        table([*head, "times as fast", "minutes"], cells, "llrrrrrrr"),
-        f"{machine(content)}; {_commands(content)}, `{stem}.json`.",
+        table([*head, "times as fast", "on", "minutes"], cells, "llrrrrrrlr"),
+        f"One thread each; {_commands(content)}, `{stem}.json`.",
     ).rstrip()
 
 

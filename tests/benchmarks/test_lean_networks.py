@@ -79,6 +79,15 @@ def test_a_row_is_replaced_by_its_next_measurement(monkeypatch, tmp_path, run, a
     assert "| 0.7000 | - | - | -0.2000 |" in section("lean_networks", report)
 
 
+def test_rows_of_two_machines_stand_beside_each_other(monkeypatch, tmp_path, run, asked):
+    """Speeds of two machines say different things; before, a measurement on another one threw all rows away."""
+    rows_after(monkeypatch, tmp_path, run, "--to", "splconv")
+    monkeypatch.setattr(lean_networks, "describe", lambda: {"name": "Another", "isa": "AVX2", "threads": 1})
+    report = rows_after(monkeypatch, tmp_path, run, "--to", "splconv")
+    assert len(report["rows"]) == 2
+    assert "Another (AVX2)" in section("lean_networks", report)
+
+
 def test_a_command_names_no_file_of_the_machine():
     assert command_of("choices", ["--quick", "--out", "/home/me/x.json", "--layers", "U-Net e1"]) == (
         "python -m benchmarks.choices --quick --layers 'U-Net e1'"
