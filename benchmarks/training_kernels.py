@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import command_of
+from benchmarks import command_of, results_of
 from benchmarks.cpu_kernels import keep_freed_memory
 from benchmarks.operators import commit
 from leanconv.files import write_json
@@ -36,7 +36,6 @@ from leanconv.measure.hardware.roofline import Peaks, peaks
 from leanconv.measure.timing.paired import Turns
 from leanconv.table import table
 
-OUT = Path(__file__).parent / "results" / "training_kernels.json"
 # Channels, side, taps, stride, dilation; "same" padding. Batch 8.
 Layer = tuple[int, int, tuple[int, int], int, int]
 NETWORKS: dict[str, list[Layer]] = {
@@ -70,7 +69,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=results_of("training_kernels"))
     arguments = parser.parse_args()
     if reason := available():
         sys.exit(f"the kernels for training do not run here: {reason}")

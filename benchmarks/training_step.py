@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import command_of
+from benchmarks import command_of, results_of
 from benchmarks.cpu_kernels import keep_freed_memory
 from benchmarks.operators import commit
 from leanconv.errors import UnsupportedConv, error_line
@@ -47,7 +47,6 @@ from leanconv.train.step.modes import CHANGES, EAGER, KERNELS, RECOMPUTE, WORDS,
 from leanconv.train.step.trial import Trial
 from leanconv.train.synthetic.wafer import wafer
 
-OUT = Path(__file__).parent / "results" / "training_step.json"
 
 
 class Network(NamedTuple):
@@ -109,7 +108,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--words", nargs="*", default=list(WORDS), choices=list(WORDS))
     parser.add_argument("--resume", action="store_true", help="keep the rows that --out has")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=results_of("training_step"))
     return parser.parse_args()
 
 
