@@ -48,7 +48,6 @@ from leanconv.train.step.trial import Trial
 from leanconv.train.synthetic.wafer import wafer
 
 
-
 class Network(NamedTuple):
     """A network, its options, and its batch: images `N 3 side side`; truth is a mask, or a class of each image."""
 
