@@ -40,7 +40,7 @@ from leanconv.table import table
 # Multiply-adds a cycle: two instructions on vectors of 16 float32; a tile product of 16 × 16 × 32 takes 16 cycles
 # (Intel's optimization manual, chapter on AMX).
 VECTORS, TILES = 32, 1024
-FORMS = ("kernel", "tiles", "split", "onednn")
+FORMS = ("kernel", "tiles", "merged", "split", "tiles+tiles", "onednn")
 
 
 @torch.no_grad()

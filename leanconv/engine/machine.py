@@ -95,7 +95,7 @@ def diagnose() -> Diagnosis:
     facts = describe("cpu")
     machine = {
         "cpu": facts["name"], "features": [name for name in FEATURES if name in cpuinfo()[1]],
-        "caches": _caches(), "torch_isa": facts["isa"], "cores": len(usable_cores()),
+        "caches": _caches(), "torch_isa": torch.backends.cpu.get_cpu_capability(), "cores": len(usable_cores()),
         "threads": facts["threads"], "system": f"{facts['system']} {platform.machine()}", "python": facts["python"],
         "leanconv": __version__, "torch": facts["torch"], "gpus": _gpus(),
         "kernels": "{}: {}".format(*backend().status()), **backend().facts(),

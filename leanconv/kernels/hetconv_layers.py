@@ -2,14 +2,15 @@
 
 The layer deals its channels out, convolves them in groups, deals the result back and adds a 1×1. The kernel
 moves no channel, and keeps the layer's input alone for the gradient. Where it does not take the map or the geometry,
-the layer computes as before. In bfloat16 on matrix tiles (AMX) it runs as the dense convolution that it equals.
+the layer computes as before. In bfloat16 on matrix tiles (AMX) PyTorch's dense convolution runs in its place, with
+zeros between the groups; the input, in bfloat16, and that kernel are kept.
 """
 
 import functools
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.kernels.cpu import training as cpu
@@ -26,6 +27,12 @@ from leanconv.ops import hetconv as ops
 # Blocks, which the layer need not deal out itself: 64 to 64 at 8 px and batch 128 .90x and 1.08x, 64 to 128 at 8 px and
 # batch 16 1.00x and .97x, 128 to 64 at 16 px .86x and 1.01x, 128 to 128 at 8 px 1.08x and 1.09x.
 _MOST_WEIGHTS = {"shifted": 128 * 128, "blocked": 64 * 128}
+# Dense multiply-adds from which it is faster to put the dense kernel together for matrix tiles (AMX), in bfloat16.
+# Forward and backward of 3×3, one core of a Xeon, that and the kernel in vectors: 8 to 8 channels at 128 px and batch
+# 16 5.8 ms and 9.0, 64 to 64 at 16 px 1.6 and 1.9, at 8 px and batch 128 3.0 and 3.5, 128 to 128 at 8 px and batch 16
+# 2.3 and 2.7 (150 M each); 16 to 16 at 7 px .46 and .15 (.1 M). The layer's own convolutions take 37, 2.4, 4.3, 1.9
+# and .55, and keep more maps.
+_ON_TILES = 1 << 24
 _METHOD = "_convolved"  # what the layer's forward calls
 
 
@@ -49,26 +56,19 @@ def _is_plain(layer: Any) -> bool:
 def _convolved(layer: Any, on_tiles: bool, x: Tensor) -> Tensor:
     if not _is_plain(layer) or not _fits(layer, x):
         return type(layer)._convolved(layer, x)  # type: ignore[no-any-return]
-    if on_tiles and type_of(x) == torch.bfloat16:
-        return _dense(layer, x)
     weights, geometry = (layer.spatial, layer.pointwise, layer.bias), (layer.stride, layer.padding, layer.dilation)
     inputs = *weights, *geometry, layer.arrangement == "blocked"
+    if on_tiles and type_of(x) == torch.bfloat16 and _is_large(layer, x):
+        return ops.composed(x.bfloat16(), *inputs)
     if through_dispatcher(x):
         return ops.hetconv2d(x, *inputs)  # type: ignore[no-any-return]
     return _HetConv.apply(x.to(type_of(x)), *inputs)  # type: ignore[no-any-return]
 
 
-def _dense(layer: Any, x: Tensor) -> Tensor:
-    """The convolution that it equals, its kernel put together from the layer's parameters.
-
-    Forward and backward of 3×3 in bfloat16, one core of a Xeon with AMX, against the kernel in vectors: 8 to 8 channels
-    at 128 px and batch 16 5.8 ms and 9.0, 64 to 64 at 16 px 1.6 and 1.9, at 8 px and batch 128 3.0 and 3.5, 128 to 128
-    at 8 px 2.3 and 2.7. The layer's own convolutions take 37, 2.4, 4.3 and 1.9, and keep more maps.
-    """
-    blocked = layer.arrangement == "blocked"
-    bias = None if layer.bias is None else layer.bias.bfloat16()
-    kernel = ops.dense_kernel(layer.spatial.bfloat16(), layer.pointwise.bfloat16(), layer.part, blocked)
-    return F.conv2d(x.bfloat16(), kernel, bias, layer.stride, layer.padding, layer.dilation)
+def _is_large(layer: Any, x: Tensor) -> bool:
+    """Whether the dense convolution that the layer equals is faster on matrix tiles than the kernel in vectors."""
+    n, _, p, q = ops.output_size(x.shape, layer.spatial.shape, layer.stride, layer.padding, layer.dilation)
+    return n * p * q * layer.in_channels * layer.out_channels * math.prod(layer.kernel_size) >= _ON_TILES
 
 
 def _fits(layer: Any, x: Tensor) -> bool:

@@ -65,11 +65,42 @@ def test_results_and_gradients_are_those_of_float64(kind, frozen, recompute, run
 def test_autocast_is_as_near_to_float32_as_without(kind, cpu, runs, monkeypatch):
     """On matrix tiles the dense convolution that it equals runs in its place."""
     monkeypatch.setattr(hetconv_layers, "this_cpu", lambda: cpu)
+    monkeypatch.setattr(hetconv_layers, "_ON_TILES", 0)
     layer = made(kind)
     x = torch.randn(3, layer.in_channels, 9, 11)
     assert_near_in_bfloat16(layer, x, times=1.5)
     assert len(runs) == (not cpu.amx)
     assert all(each[0].dtype == torch.bfloat16 for each in runs)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("frozen", ["", "spatial", "pointwise"])
+def test_on_tiles_it_is_the_dense_convolution(kind, frozen, monkeypatch):
+    """Where it pays: a small map stays in vectors. Gradients of what is not frozen, and of gradients, are bfloat16's."""
+    monkeypatch.setattr(hetconv_layers, "this_cpu", lambda: SAPPHIRE_RAPIDS)
+    seen = counted(monkeypatch, hetconv_layers.ops, "composed")
+    layer = made(kind)
+    x = torch.randn(2, layer.in_channels, 9, 11, requires_grad=True)
+    if frozen:
+        getattr(layer, frozen).requires_grad_(False)
+    wanted = [x, *(p for p in layer.parameters() if p.requires_grad)]
+
+    def slopes(twice):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        found = torch.autograd.grad(y.float().pow(2).sum(), wanted, create_graph=twice)
+        return torch.autograd.grad(found[0].float().pow(2).sum(), wanted) if twice else found
+
+    with use_training_kernels_(layer):
+        slopes(False)
+        assert not seen
+        monkeypatch.setattr(hetconv_layers, "_ON_TILES", 0)
+        own = [slopes(False), slopes(True)]
+        assert len(seen) == 2
+    for ours, theirs in zip(own, [slopes(False), slopes(True)], strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == b.dtype
+            assert (a - b).norm() <= 0.03 * b.norm()
 
 
 @pytest.mark.parametrize("kind", ["part=4", "part=8, strided", "blocked"])
@@ -83,6 +114,7 @@ def test_gradients_of_gradients(kind):
 @pytest.mark.parametrize(("autocast", "cpu"), [(False, ZEN4), (True, ZEN4), (True, SAPPHIRE_RAPIDS)])
 def test_compiles_as_one_graph(autocast, cpu, kind, monkeypatch):
     monkeypatch.setattr(hetconv_layers, "this_cpu", lambda: cpu)
+    monkeypatch.setattr(hetconv_layers, "_ON_TILES", 0)
     layer = made(kind)
     assert_compiles_as_one_graph(layer, torch.randn(3, layer.in_channels, 9, 11), autocast)
 

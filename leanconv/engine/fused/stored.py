@@ -12,7 +12,7 @@ from leanconv.engine.candidate import ModelForm
 from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.graph import Graph, Node, Run
 from leanconv.engine.fused.ir.saved import from_data, to_data
-from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, KERNEL, TILES
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, KERNEL, ONE_KERNEL
 from leanconv.engine.fused.lowering.kernels import KernelRun
 from leanconv.engine.fused.lowering.samples import sample
 from leanconv.errors import BadInput
@@ -65,7 +65,7 @@ def open_program(folder: Path, shape: torch.Size) -> ModelForm:
 
 def _compile(chosen: Mapping[Node, object]) -> None:
     """Compile the kernels that the cache has lost, on several cores. A run that is made meanwhile cannot be called."""
-    kernels = {node: name for node, name in chosen.items() if name in (KERNEL.name, TILES.name)}
+    kernels = {node: name for node, name in chosen.items() if name in ONE_KERNEL}
     if not kernels or backend().why_not():
         return
     with backend().compiling_ahead(), torch.no_grad():
@@ -75,8 +75,12 @@ def _compile(chosen: Mapping[Node, object]) -> None:
 
 
 def _made(node: Node, name: object) -> Run:
-    """The node's implementation of that name. Raises BadInput if there is none here."""
-    for each in IMPLEMENTATIONS[type(node.op)]:
-        if each.name == name and (run := each.make(node)) is not None:
-            return run
+    """The node's implementation of that name, or its plain kernel where the named one is for another processor.
+
+    Raises: BadInput if there is neither here.
+    """
+    for wanted in (name, KERNEL.name) if name in ONE_KERNEL else (name,):
+        for each in IMPLEMENTATIONS[type(node.op)]:
+            if each.name == wanted and (run := each.make(node)) is not None:
+                return run
     raise BadInput(f"no implementation {name!r} of {node.op!r} here")

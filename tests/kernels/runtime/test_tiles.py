@@ -19,7 +19,7 @@ from leanconv.kernels.cpu.tuning.cpu import this_cpu
 from leanconv.kernels.cpu.tuning.target import Target
 from leanconv.ops.forms import Stencil
 from leanconv.ops.gated_sum import GatedSum, gated_pointwise
-from leanconv.ops.grouped import Grouped, grouped
+from leanconv.ops.grouped import Grouped, grouped, merge_groups
 from leanconv.ops.pool import MaxPool
 from leanconv.ops.separable import Separable, separable
 from leanconv.ops.upsample import Upsample, upsample
@@ -211,25 +211,16 @@ def test_an_image_in_planes(target):
 
 @torch.no_grad()
 def test_nan_spreads_as_in_pytorch(target):
+    """But groups are multiplied together: there it reaches all outputs of a pixel, as in the dense convolution."""
     torch.manual_seed(0)
     for name, one in cases(19, 21).items():
         x, *_ = maps = one.maps(2, 7, 22)
         x[0, 1, 4, 3], x[1, -1, 0, 21], x[1, 0, 6, 0] = torch.nan, torch.nan, torch.nan
         y, want = one.run(bind_to_tiles(one.form, one.weights, target), maps)[0], one.reference(maps, torch.float32)[0]
         reached = want.isnan()
-        if one.op is grouped and one.form.groups > 1:  # multiplied together: it reaches all outputs of a pixel
-            dense = replace(one.form, groups=1, interleaved=False, pointwise=False)
-            reached = (
-                Case(
-                    grouped,
-                    dense,
-                    [torch.ones(one.form.width, sum(one.form.channels), *one.form.kernel)]
-                    + ([one.weights[-1]] if one.form.bias else []),
-                    one.residual,
-                )
-                .reference(maps, torch.float32)[0]
-                .isnan()
-            )
+        if one.op is grouped:
+            form, weights = merge_groups(one.form, one.weights, 1)
+            reached = Case(grouped, form, weights, one.residual).reference(maps, torch.float32)[0].isnan()
         assert torch.equal(y.isnan(), reached), name
         assert torch.equal(y.masked_fill(reached, 0), want.masked_fill(reached, 0).bfloat16()), name
 

@@ -227,6 +227,8 @@ def _average_pool(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | 
     x, kernel, stride, padding, ceil, zeros_count, divisor = args
     if len(capture.shape(x)) != 4 or not capture.shape(x)[0] or ceil or divisor is not None:
         return None
+    if not x.meta["val"].is_floating_point():
+        return None
     if not zeros_count and any(_pair(padding)):
         return None
     (r, s), c = _pair(kernel), capture.shape(x)[1]

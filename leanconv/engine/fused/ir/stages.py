@@ -58,9 +58,9 @@ class Stage:
 
     @property
     def centred(self) -> bool:
-        """Whether the pixel under the kernel's middle is that of the output, before any stride."""
-        (top, _, left, _), (dh, dw) = self.padding, self.dilation
-        return (2 * top, 2 * left) == ((self.kernel[0] - 1) * dh, (self.kernel[1] - 1) * dw)
+        """Whether the kernel has a tap in its middle, which reads the pixel of the output, before any stride."""
+        (top, _, left, _), (dh, dw), (r, s) = self.padding, self.dilation, self.kernel
+        return bool(r % 2 and s % 2) and (top, left) == (r // 2 * dh, s // 2 * dw)
 
     def channels(self) -> tuple[Tensor, Tensor]:
         """Of each filter: its output channel, `O 1`, and its input channels, `O C/G`."""

@@ -110,6 +110,7 @@ IN_TORCH = Implementation("aten", _in_torch)
 KERNEL = Implementation("kernel", kernel, of_target=True)
 MERGED = Implementation("merged", merged, of_target=True)
 TILES = Implementation("tiles", tiles, of_target=True)
+ONE_KERNEL = (KERNEL.name, MERGED.name, TILES.name)
 IMPLEMENTATIONS: dict[type[Op], list[Implementation]] = {
     Block: [
         Implementation("onednn", lambda node: stage_by_stage(node, onednn_stage)),

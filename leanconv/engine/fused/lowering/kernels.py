@@ -134,33 +134,37 @@ def tiles(node: Node, target: Target | None = None) -> KernelRun | None:
 
 
 def merged(node: Node, target: Target | None = None) -> KernelRun | None:
-    """The kernel of fewer, wider groups; None for other nodes. They are the most that fill a vector.
+    """The kernel of fewer, wider groups, which fill a vector; None for other nodes.
 
-    In integers it is the dense convolution, on tiles where there are any; None where the sum of the kernel's centre and
-    the 1×1 beside it takes more than 8 bits. Direct arithmetic leaves groups of numbers as they are: a NaN would reach
-    the others.
+    Integers run as the dense convolution, on tiles where there are any. Direct arithmetic leaves groups of floating
+    point as they are: a NaN would reach the others.
     """
     target = target or Target()
-    integers = isinstance(node.op, Integer)
-    if backend().why_not() or not (integers or (_runs(node) and target.arithmetic != "direct")):
-        return None
-    if (found := primitive(node)) is None:
+    if isinstance(node.op, Integer):
+        return _merged_integers(node, target)
+    if not _runs(node) or target.arithmetic == "direct" or (found := primitive(node)) is None:
         return None
     form, weights = found
-    kind, cpu, bind = form, target.cpu, backend().bind
-    groups = 0
-    if isinstance(form, Quantized):
-        kind, groups = form.form, 1
-        bind = backend().bind_to_tiles if cpu.amx else bind
-        weights = [w.short() if w.dtype == torch.int8 else w for w in weights]
-    if not isinstance(kind, Grouped) or (groups := groups or fewer_groups(kind, cpu.lanes)) == kind.groups:
+    if not isinstance(form, Grouped) or (groups := fewer_groups(form, target.cpu.lanes)) == form.groups:
         return None
-    wide, weights = merge_groups(kind, weights, groups)
-    if isinstance(form, Quantized):
-        if int(weights[0].abs().max()) > MOST_WEIGHT:
-            return None
-        weights = [w.char() if w.dtype == torch.short else w for w in weights]
-    form = replace(form, form=wide) if isinstance(form, Quantized) else wide
+    form, weights = merge_groups(form, weights, groups)
+    bound = backend().bind(form, weights, target)
+    return None if bound is None else KernelRun(node, bound, form)
+
+
+def _merged_integers(node: Node, target: Target) -> KernelRun | None:
+    """None too where the sum of a kernel's centre and the 1×1 beside it takes more than 8 bits."""
+    if backend().why_not() or (found := primitive(node)) is None:
+        return None
+    form, weights = found
+    assert isinstance(form, Quantized)
+    if not isinstance(form.form, Grouped) or form.form.groups == 1:
+        return None
+    dense, wide = merge_groups(form.form, [w.short() if w.dtype == torch.int8 else w for w in weights], 1)
+    if int(wide[0].abs().max()) > MOST_WEIGHT:
+        return None
+    form, weights = replace(form, form=dense), [w.char() if w.dtype == torch.short else w for w in wide]
+    bind = backend().bind_to_tiles if target.cpu.amx else backend().bind
     bound = bind(form, weights, target)
     return None if bound is None else KernelRun(node, bound, form)
 

@@ -154,12 +154,12 @@ def act_into_producer(graph: Graph, node: Node, users: Users) -> bool:
 
 
 def act_into_add(graph: Graph, node: Node, users: Users) -> bool:
-    """An activation after a sum that no block took becomes part of it."""
+    """An activation after a sum that no block took becomes part of it. (An average comes later, in CONCATS.)"""
     if not isinstance(node.op, Activation) or not only_user(source := node.inputs[0], users):
         return False
-    return (
-        isinstance(source.op, Add) and not source.op.act and absorb(node, source, replace(source.op, act=node.op.name))
-    )
+    if not isinstance(source.op, Add) or source.op.act:
+        return False
+    return absorb(node, source, replace(source.op, act=node.op.name))
 
 
 def pad_into_consumer(graph: Graph, node: Node, users: Users) -> bool:
@@ -186,7 +186,7 @@ def add_into_block(graph: Graph, node: Node, users: Users) -> bool:
         block = source.op
         if not isinstance(block, Block) or not only_user(source, users):
             continue
-        if block.residual or block.act:
+        if block.residual or block.act or block.stages[-1].act:  # no primitive adds behind an activation
             continue
         inputs = [*source.inputs[: block.concat], other, *source.inputs[block.concat :]]
         return absorb(node, source, replace(block, residual=True), inputs)
@@ -196,7 +196,7 @@ def add_into_block(graph: Graph, node: Node, users: Users) -> bool:
 def parallel_into_block(graph: Graph, node: Node, users: Users) -> bool:
     """The sum of a k×k convolution and a 1×1 of the same map: one pass over the map.
 
-    The 1×1's entries within groups go to the kernel's centre: its own are zeros there.
+    Where the 1×1 reads a filter's own group, its entries go to the centre of the kernel, and zeros take their place.
     """
     if not isinstance(node.op, Add) or not all(isinstance(x.op, Block) and only_user(x, users) for x in node.inputs):
         return False

@@ -19,7 +19,7 @@ from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.graph import Graph, Node, Run
 from leanconv.engine.fused.ir.kinds.integer import Integer, Quantize
 from leanconv.engine.fused.lowering.autotune import autotune
-from leanconv.engine.fused.lowering.implementations import KERNEL, MERGED, TILES
+from leanconv.engine.fused.lowering.implementations import ONE_KERNEL
 from leanconv.engine.fused.lowering.report import TuningReport
 from leanconv.engine.fused.passes.quantization import Quantizer
 from leanconv.engine.fused.quantization.harm import harms
@@ -129,9 +129,7 @@ class Search:
         with torch.no_grad():
             _, report = autotune(graph, seconds=self._seconds, clock=self._clock, target=self.target, splits=False)
             narrow = {
-                old: report.chosen_ms[new]
-                if report.names.get(new) in (KERNEL.name, MERGED.name, TILES.name)
-                else math.inf
+                old: report.chosen_ms[new] if report.names.get(new) in ONE_KERNEL else math.inf
                 for old, new in made.items()
                 if isinstance(new.op, Integer) and new in report.names
             }

@@ -5,12 +5,21 @@ import torch
 from torch import nn
 
 import leanconv as lc
+from leanconv.engine.fused.execution.program import Program
 from leanconv.engine.fused.ir.kinds.block import Block
+from leanconv.engine.fused.ir.kinds.elementwise import Add
 from leanconv.engine.fused.ir.kinds.integer import Integer
-from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, plain_implementation
-from leanconv.engine.fused.lowering.kernels import kernel, merged, split_on_tiles, tiles
+from leanconv.engine.fused.lowering import autotune
+from leanconv.engine.fused.lowering.implementations import (
+    IMPLEMENTATIONS,
+    KERNEL,
+    Implementation,
+    plain_implementation,
+)
+from leanconv.engine.fused.lowering.kernels import KernelRun, kernel, merged, split_on_tiles, tiles
 from leanconv.engine.fused.lowering.samples import sample
 from leanconv.engine.fused.passes.precision import lower_precision
+from leanconv.engine.fused.stored import open_program, save_program
 from leanconv.kernels import Target, backend
 from leanconv.kernels.cpu.compilation.build import compiler
 from leanconv.ops.grouped import Grouped
@@ -35,6 +44,11 @@ class Groups(nn.Module):
 
     def forward(self, x):
         return self.behind(self.spatial(x)).relu()
+
+
+class Added(nn.Module):
+    def forward(self, x):
+        return (x + x.flip(3)).relu()
 
 
 def layers():
@@ -126,6 +140,37 @@ def test_integers_give_the_same_bits(conv, cpu):
         assert torch.equal(y, values[places[node]])
         assert torch.equal(y, other)
     assert count >= 3
+
+
+@torch.no_grad()
+def test_two_steps_on_tiles_are_named_so(monkeypatch):
+    """The graph gets both nodes, and a stored program the name of each."""
+    torch.manual_seed(0)
+    chosen = [each for each in IMPLEMENTATIONS[Block] if each.name in ("aten", "tiles+tiles")]
+    monkeypatch.setitem(IMPLEMENTATIONS, Block, chosen)
+    monkeypatch.setattr(autotune, "_measure", lambda node, choices, *_: {"tiles+tiles": 1.0})
+    model, x = Groups(24, 40, 4, behind=20, padding=1).eval(), torch.randn(2, 24, 9, 14)
+    graph = lower_precision(graph_of(model, x), torch.bfloat16)
+    runs, report = autotune.autotune(graph, seconds=1.0, target=Target(SAPPHIRE_RAPIDS))
+    steps = [node for node in graph.nodes if isinstance(node.op, Block)]
+    assert [report.names[node] for node in steps] == ["tiles", "tiles"]
+    assert [type(runs[node]) for node in steps] == [KernelRun, KernelRun]
+    (y,) = Program(graph, runs)(x)
+    torch.testing.assert_close(y.float(), model(x), rtol=0.02, atol=0.02)
+
+
+@torch.no_grad()
+def test_a_stored_program_of_merged_groups_opens_on_other_processors(tmp_path, monkeypatch):
+    """Where groups are not merged, or there are no tiles, their plain kernel runs."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Groups(16, 16, 4, padding=1), Added()).eval(), torch.randn(2, 16, 9, 14)
+    graph = graph_of(model, x)
+    by = {Block: "merged", Add: "kernel"}
+    names = {node: by.get(type(node.op), "aten") for node in graph.nodes if node.op.is_step}
+    save_program(graph, names, dense=False, folder=tmp_path)
+    for made in (merged, lambda node, target=None: None):
+        monkeypatch.setitem(IMPLEMENTATIONS, Block, [KERNEL, Implementation("merged", made)])
+        torch.testing.assert_close(open_program(tmp_path, x.shape)(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_integers_that_have_no_room_are_not_merged():

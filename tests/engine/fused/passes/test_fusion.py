@@ -20,7 +20,7 @@ from leanconv.engine.fused.ir.kinds.max_pool import MaxPool
 from leanconv.engine.fused.ir.kinds.reductions import Average, Sum
 from leanconv.engine.fused.ir.kinds.upsample import Upsample
 from leanconv.engine.fused.lowering.autotune import autotune
-from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS
+from leanconv.engine.fused.lowering.implementations import IMPLEMENTATIONS, plain_implementation
 from leanconv.engine.fused.lowering.primitives import primitive
 from leanconv.engine.fused.lowering.samples import sample
 from leanconv.engine.fused.passes.fusion import fuse
@@ -67,6 +67,7 @@ def test_what_is_found_in_a_unet(conv):
 
 
 RUN = {
+    Add: lambda form, w, x, n: separable(x[:1], w, form, x[1]),
     Block: lambda form, w, x, n: (
         separable(x[:n], w, form, *_rest(form, x[n:]))
         if isinstance(form, Separable)
@@ -158,13 +159,50 @@ def test_what_is_found_elsewhere():
     assert_primitives(graph, 10)
 
 
+def in_torch(graph):
+    return Program(graph, {node: plain_implementation(node) for node in graph if node.op.is_step})
+
+
+class Sums(nn.Module):
+    """Sums that blocks take and sums that they do not."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act, self.one, self.two = (
+            act,
+            nn.Conv2d(6, 6, 3, padding=1),
+            lc.nn.make("hetconv(part=2)", 6, 6, 3, padding=1),
+        )
+
+    def forward(self, x):
+        x = x + self.act(self.two(x))  # the activation stands inside
+        x = self.act(x + self.act(self.one(x)))
+        return x, self.act(x + x).mean((2, 3))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("act", [F.relu, F.silu, F.hardswish], ids=["relu", "silu", "hardswish"])
+def test_sums_behind_an_activation_stay_sums(act):
+    """A block that adds behind its activation has no kernel."""
+    torch.manual_seed(0)
+    model, x = Sums(act).eval(), torch.randn(2, 6, 7, 9)
+    graph, name = graph_of(model, x), act.__name__
+    assert blocks(graph)[:4] == [
+        f"[6->6 interleaved g2 3x3+{name} || 1x1]", "[add]", f"[6->6 3x3+{name}]", f"[add {name}]",
+    ]  # fmt: skip
+    assert_primitives(graph, 5)
+    for size in (x, torch.randn(1, 6, 4, 5)):
+        for found, want in zip(in_torch(graph)(size), model(size), strict=True):
+            torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
 class Beside(nn.Module):
     """A grouped convolution, a 1×1 beside it, and a map that is added."""
 
-    def __init__(self, padding=(1, 1, 1, 1), stride=1, groups=4):
+    def __init__(self, padding=(1, 1, 1, 1), stride=1, groups=4, kernel=3, dilation=1):
         super().__init__()
         self.padding, self.stride = padding, stride
-        self.spatial = nn.Conv2d(16, 16, 3, stride, groups=groups)
+        self.spatial = nn.Conv2d(16, 16, kernel, stride, groups=groups, dilation=dilation)
         self.point, self.down = nn.Conv2d(16, 16, 1, stride), nn.Conv2d(16, 16, 2, stride, bias=False)
 
     def forward(self, x):
@@ -181,21 +219,29 @@ class Beside(nn.Module):
         # The 1×1 reads another pixel than the one under the kernel's middle.
         ({"padding": (2, 0, 0, 2)}, "[16->16 1x1 residual]"),
         ({"padding": (0, 2, 1, 1), "stride": 2}, "[16->16 1x1/2 residual]"),
+        # No tap in the middle.
+        ({"kernel": 2, "dilation": 2}, "[16->16 1x1 residual]"),
+        ({"kernel": 2, "dilation": 2, "groups": 1}, "[16->16 1x1 residual]"),
     ],
-    ids=["plain", "strided", "to one side", "strided, to one side"],
+    ids=["plain", "strided", "to one side", "strided, to one side", "even, dilated", "even, dilated, dense"],
 )
 def test_a_1x1_beside_groups(options, label):
     torch.manual_seed(0)
     model, x = Beside(**options), torch.randn(2, 16, 8, 10)
     graph = graph_of(model, x)
     assert label in blocks(graph), blocks(graph)
-    runs = {
-        node: next(form for form in IMPLEMENTATIONS[type(node.op)] if form.name == "aten").make(node)
-        for node in graph
-        if node.op.is_step
-    }
-    torch.testing.assert_close(Program(graph, runs)(x)[0], model(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(in_torch(graph)(x)[0], model(x), rtol=1e-4, atol=1e-5)
     assert_primitives(graph, len(blocks(graph)))
+
+
+@torch.no_grad()
+def test_a_1x1_of_another_stride_is_not_beside():
+    """On a map of one pixel both have one size; at others they have not."""
+    torch.manual_seed(0)
+    model = Beside(stride=2).eval()
+    model.point.stride = (1, 1)
+    graph = graph_of(model, torch.randn(2, 16, 1, 1))
+    assert not [node for node in graph if isinstance(node.op, Block) and node.op.parallel]
 
 
 def test_what_groups_read_themselves_the_1x1_beside_them_does_not():
@@ -212,8 +258,10 @@ def test_a_sum_that_no_block_takes_is_one_step():
     """With its activation and its average; before, four calls of PyTorch in each block of a residual SPConv network."""
     torch.manual_seed(0)
     model, x = lc.load("leanconv:resnet20_cifar?conv=splconv").eval(), torch.randn(1, 3, 32, 32)
-    found = blocks(graph_of(model, x))
-    assert sum(each.startswith("Add(act='relu'") for each in found) == 9, found
+    graph = graph_of(model, x)
+    found = blocks(graph)
+    torch.testing.assert_close(in_torch(graph)(x)[0], model(x), rtol=1e-4, atol=1e-5)
+    assert found.count("[add relu]") == 9, found
     assert not [each for each in found if each.startswith("Activation")]
     assert found.count("Average()") == 2, found  # of pools whose last window may be smaller
 
@@ -244,13 +292,21 @@ def test_an_average_pool_is_a_stencil(options, label):
     model, x = Pools(**options), torch.randn(2, 6, 9, 10) + 100
     graph = graph_of(model, x)
     assert label in blocks(graph), blocks(graph)
-    runs = {
-        node: next(form for form in IMPLEMENTATIONS[type(node.op)] if form.name == "aten").make(node)
-        for node in graph
-        if node.op.is_step
-    }
     for size in (x, torch.randn(1, 6, 7, 5)):
-        torch.testing.assert_close(Program(graph, runs)(size)[0], model(size), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(in_torch(graph)(size)[0], model(size), rtol=1e-4, atol=1e-4)
+    if label.startswith("["):
+        assert_primitives(graph, 1)
+
+
+def test_an_average_pool_of_integers_stays_a_call():
+    class Counts(nn.Module):
+        def forward(self, x):
+            return F.avg_pool2d((10 * x).long(), 2).float()
+
+    model, x = Counts().eval(), torch.rand(1, 2, 6, 6)
+    graph = graph_of(model, x)
+    assert "aten.avg_pool2d.default" in blocks(graph)
+    torch.testing.assert_close(in_torch(graph)(x)[0], model(x))
 
 
 def test_what_somebody_else_reads_is_not_absorbed():

@@ -59,7 +59,7 @@ class Scale(TorchOp):
         return lambda x, gate: x * gate.to(x.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Add(TorchOp):
     """The activated sum of two maps of one shape.
 
@@ -87,6 +87,9 @@ class Add(TorchOp):
         if not self.act and not self.average:
             return torch.add
         return partial(_added, self.act, self.average)
+
+    def __repr__(self) -> str:
+        return f"[add{' ' * bool(self.act)}{self.act}]"
 
 
 def _added(act: str, average: bool, a: Tensor, b: Tensor) -> Any:
