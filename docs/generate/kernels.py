@@ -43,7 +43,9 @@ TILES = """## Products on matrix tiles
 On a processor with AMX, bfloat16 products have a second kernel, in C (`kernels/cpu/bound/tiles.py`,
 `kernels/cpu/runtime/tiles_*.c`): 1×1 alone or behind stencils, dense convolutions, transposed ones, gated sums. The
 autotuner takes it where it is faster. Stencils stay in vectors. They write a block's rows into scratch, and the
-tiles read them there. Groups are multiplied as the dense convolution that they equal, unless `arithmetic="direct"`.
+tiles read them there. Groups are multiplied as the dense convolution that they equal, unless `arithmetic="direct"`;
+where a 1×1 follows them, it is a second step ("tiles+tiles" in the tables of `optimize`, as "merged" is the kernel of
+groups that were merged until they fill a vector).
 A gate in front of a 1×1, and activations that take an exponential keep Halide's kernel.
 
 - On an Intel Xeon with AMX, one thread, the blocks of the SPLConv U-Net of base 32 take 3.5 times less in sum at 256

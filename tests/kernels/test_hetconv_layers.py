@@ -76,7 +76,7 @@ def test_autocast_is_as_near_to_float32_as_without(kind, cpu, runs, monkeypatch)
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("frozen", ["", "spatial", "pointwise"])
 def test_on_tiles_it_is_the_dense_convolution(kind, frozen, monkeypatch):
-    """Where it pays: a small map stays in vectors. Gradients of what is not frozen, and of gradients, are bfloat16's."""
+    """Where it pays: a small map stays in vectors. Gradients, and theirs, are bfloat16's."""
     monkeypatch.setattr(hetconv_layers, "this_cpu", lambda: SAPPHIRE_RAPIDS)
     seen = counted(monkeypatch, hetconv_layers.ops, "composed")
     layer = made(kind)

@@ -295,6 +295,7 @@ def test_what_has_no_product_on_tiles():
         Separable((4,), (), 4, activation="gelu"): "gelu",
         Grouped((4,), 4, (3, 3), groups=2, project=3): "behind",
         Grouped((4,), 4, (9, 9), dilation=(2, 2)): "(9, 9)",
+        Grouped((1024,), 512, (3, 3), groups=32): "32 groups",
     }.items():
         assert reason in why_not(form, here)
         assert bind_to_tiles(form, [], here) is None

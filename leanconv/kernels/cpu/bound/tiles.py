@@ -44,6 +44,10 @@ from leanconv.ops.separable import Separable
 from leanconv.ops.upsample import Upsample
 
 _BYTES = 2  # of a number
+# Weights up to which groups are put together as a dense convolution. One core of a Xeon, bfloat16, ms on tiles, as groups
+# in vectors, and as oneDNN's groups: 128 channels in 32 groups at 28×28 .14, .26 and .16; 512 in 4 at 7×7 .26, .43 and
+# .27; 512 in 16 at 14×14 .61, .52 and .21; 1,024 in 32 at 7×7 1.0, .25 and .23.
+_MOST_DENSE = 512 * 512 * 9
 
 
 def why_not(form: Form, target: Target) -> str:
@@ -64,9 +68,15 @@ def why_not(form: Form, target: Target) -> str:
             return "a 1×1 behind a convolution"
         case Grouped() if target.arithmetic == "direct" and (form.groups > 1 or form.pointwise):
             return "groups, which stay as they are in direct arithmetic"
+        case Grouped() if form.groups > 1 and _dense_weights(form) > _MOST_DENSE:
+            return f"{form.groups} groups, which are {_dense_weights(form)} weights as a dense convolution"
         case Grouped() if form.kernel[0] * (1 if form.dilation[1] == 1 else form.kernel[1]) > tiles.MOST_OPERANDS:
             return f"a kernel of {form.kernel}"
     return ""
+
+
+def _dense_weights(form: Grouped) -> int:
+    return sum(form.channels) * form.out_channels * form.kernel[0] * form.kernel[1]
 
 
 def _plain(maps: Sequence[Tensor | None]) -> list[Tensor]:
