@@ -44,9 +44,9 @@ from leanconv.ops.separable import Separable
 from leanconv.ops.upsample import Upsample
 
 _BYTES = 2  # of a number
-# Weights up to which groups are put together as a dense convolution. One core of a Xeon, bfloat16, ms on tiles, as groups
-# in vectors, and as oneDNN's groups: 128 channels in 32 groups at 28×28 .14, .26 and .16; 512 in 4 at 7×7 .26, .43 and
-# .27; 512 in 16 at 14×14 .61, .52 and .21; 1,024 in 32 at 7×7 1.0, .25 and .23.
+# Weights up to which groups are put together as a dense convolution. One core of a Xeon, bfloat16, ms on tiles, as
+# groups in vectors, and as oneDNN's groups: 128 channels in 32 groups at 28×28 .14, .26 and .16; 512 in 4 at 7×7 .26,
+# .43 and .27; 512 in 16 at 14×14 .61, .52 and .21; 1,024 in 32 at 7×7 1.0, .25 and .23.
 _MOST_DENSE = 512 * 512 * 9
 
 
