@@ -25,9 +25,9 @@ def results_of(name: str) -> Path:
     """
     import torch
 
-    from leanconv.kernels import mask, this_cpu
+    from leanconv.kernels import has_amx, mask
 
-    own = "amx" if this_cpu().amx else torch.backends.cpu.get_cpu_capability().lower().replace("avx512", "")
+    own = "amx" if has_amx() else torch.backends.cpu.get_cpu_capability().lower().replace("avx512", "")
     # The peers' own limits make a masked CPU too.
     limit = mask() or os.environ.get("ATEN_CPU_CAPABILITY", "") or os.environ.get("ONEDNN_MAX_CPU_ISA", "")
     words = [name, *([limit.lower(), "masked"] if limit else [own])]

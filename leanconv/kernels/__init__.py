@@ -7,7 +7,7 @@ from leanconv.lazy import names_from
 if TYPE_CHECKING:
     from leanconv.kernels.cpu.runtime.transpose import to_channels_last, to_contiguous
     from leanconv.kernels.cpu.tuning.cpu import cpuinfo, this_cpu, usable_cores
-    from leanconv.kernels.cpu.tuning.instructions import mask
+    from leanconv.kernels.cpu.tuning.instructions import has_amx, mask
     from leanconv.kernels.cpu.tuning.target import Target
     from leanconv.kernels.devices import backend, cache_folder, status
     from leanconv.kernels.interface import Backend
@@ -18,6 +18,7 @@ __all__ = [
     "backend",
     "cache_folder",
     "cpuinfo",
+    "has_amx",
     "mask",
     "status",
     "this_cpu",
@@ -30,7 +31,7 @@ __all__ = [
 _FILES = {
     "cpu.runtime.transpose": "to_channels_last to_contiguous",
     "cpu.tuning.cpu": "cpuinfo this_cpu usable_cores",
-    "cpu.tuning.instructions": "mask",
+    "cpu.tuning.instructions": "has_amx mask",
     "cpu.tuning.target": "Target",
     "devices": "backend cache_folder status",
     "interface": "Backend",

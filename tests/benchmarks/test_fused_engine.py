@@ -7,7 +7,6 @@ import torch
 
 from benchmarks import results_of
 from benchmarks.fused_engine import PICTURES, SETS, Row, built, rows_of, summary
-from leanconv.kernels.cpu import Cpu
 from leanconv.measure.device import describe, label
 from leanconv.nn import HetConv2d
 
@@ -73,7 +72,7 @@ def test_rows_of_two_machines_stand_beside_each_other():
 )
 def test_each_set_of_instructions_has_its_own_file(isa, amx, mask, name, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: isa)
-    monkeypatch.setattr("leanconv.kernels.this_cpu", lambda: Cpu(amx=amx))
+    monkeypatch.setattr("leanconv.kernels.has_amx", lambda: amx)
     monkeypatch.setattr("leanconv.kernels.mask", lambda: mask)
     for limit in LIMITS:
         monkeypatch.delenv(limit, raising=False)
@@ -88,7 +87,7 @@ def test_a_limit_of_the_peers_alone_is_a_mask_too(limit, monkeypatch):
     monkeypatch.setenv(limit, "AVX2")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr("leanconv.kernels.mask", lambda: "")
-    monkeypatch.setattr("leanconv.kernels.this_cpu", Cpu)
+    monkeypatch.setattr("leanconv.kernels.has_amx", lambda: False)
     assert results_of("x").name == "x_avx2_masked.json"
 
 
@@ -135,6 +134,6 @@ def test_int8_is_calibrated_on_pictures_of_the_rows_size():
 def test_a_machine_is_named_with_its_matrix_tiles(amx, name, monkeypatch):
     """Tables of bfloat16 and int8 of a CPU with AMX are another machine's than those of one with AVX-512 alone."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr("leanconv.measure.device.this_cpu", lambda: Cpu(amx=amx))
+    monkeypatch.setattr("leanconv.measure.device.has_amx", lambda: amx)
     assert describe("cpu")["isa"] == name
     assert f"({name})" in label("cpu")

@@ -103,6 +103,19 @@ def test_on_tiles_it_is_the_dense_convolution(kind, frozen, monkeypatch):
             assert (a - b).norm() <= 0.03 * b.norm()
 
 
+@pytest.mark.parametrize(("stride", "width", "dense"), [(2, 1, False), (2, 3, True), ((2, 1), 1, True)])
+def test_one_column_behind_a_stride_is_not_left_to_pytorch(stride, width, dense, monkeypatch):
+    """PyTorch 2.14.1's bfloat16 convolution on AMX is wrong there."""
+    monkeypatch.setattr(hetconv_layers, "this_cpu", lambda: SAPPHIRE_RAPIDS)
+    monkeypatch.setattr(hetconv_layers, "_ON_TILES", 0)
+    seen = counted(monkeypatch, hetconv_layers.ops, "composed")
+    layer, x = HetConv2d(16, 16, 3, stride, 1), torch.randn(2, 16, 13, width)
+    with use_training_kernels_(layer), torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert bool(seen) == dense
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("kind", ["part=4", "part=8, strided", "blocked"])
 def test_gradients_of_gradients(kind):
     layer = made(kind)

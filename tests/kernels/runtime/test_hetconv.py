@@ -1,5 +1,6 @@
 """HetConv against the layer's portable forward in float64, in every layout; integers exactly; inside its maps."""
 
+import math
 import os
 import random
 from typing import NamedTuple
@@ -119,12 +120,15 @@ def test_no_farther_from_float64_than_pytorch(case, dtype):
     x, grad, *weights = drawn(case, dtype)
     weights = [each.to(dtype).float() for each in weights]  # bfloat16 multiplies such weights
     given = x, grad, *weights
-    exact, eager = in_torch(case, *given, dtype=torch.float64), in_torch(case, *given, dtype=dtype)
+    exact = in_torch(case, *given, dtype=torch.float64)
+    # PyTorch 2.14.1's own bfloat16 is wrong on AMX where a stride leaves one column (case 45): an exact sum, rounded.
+    eager = in_torch(case, *given, dtype=dtype) if dtype == torch.float32 else [each.to(dtype) for each in exact]
+    terms = case.outputs * math.prod(case.geometry.kernel) if dtype == torch.float32 else 0
     for layout in ("nchw", "channels_last", "slice", "crop"):
         laid = (laid_out(t, layout) for t in given[:2])
         for ours, plain, right in zip(computed(case, *laid, *weights), eager, exact, strict=True):
             # One sum, where the layer adds those of two convolutions.
-            assert_no_worse(ours.double(), plain.double(), right, factor=3.0, dtype=dtype)
+            assert_no_worse(ours.double(), plain.double(), right, factor=3.0, dtype=dtype, terms=terms)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from leanconv.errors import MissingExtra
 from leanconv.kernels.cpu.pipelines.frontend import halide
-from leanconv.kernels.cpu.tuning.instructions import INSTRUCTION_SETS, check, mask
+from leanconv.kernels.cpu.tuning.instructions import INSTRUCTION_SETS, check, has_amx, mask
 from leanconv.kernels.cpu.tuning.speeds import Speeds
 
 # Cache sizes if the system reports none or 0 (virtual machines, containers, Arm): what most processors have.
@@ -76,7 +74,7 @@ def this_cpu(isa: str | None = None) -> Cpu:
         l3=sizes[2],
         bf16=bf16,
         vnni=bool({"avx512_vnni", "avx_vnni", "asimddp"} & flags),
-        amx=_has_amx(),
+        amx=has_amx(),
     )
     return found.limited(isa) if isa else found
 
@@ -90,11 +88,6 @@ def _vectors(flags: frozenset[str]) -> tuple[int, bool]:
     target: Any = hl.get_host_target()
     pairs = (getattr(hl.TargetFeature, name) for name in ("AVX512_Zen4", "AVX512_SapphireRapids"))
     return int(target.natural_vector_size(hl.Float(32))), any(map(target.has_feature, pairs))
-
-
-def _has_amx() -> bool:
-    """Whether the CPU has AMX and the system lets this process use it: PyTorch asks both."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def usable_cores() -> frozenset[int]:

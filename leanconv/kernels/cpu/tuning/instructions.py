@@ -7,6 +7,8 @@ one target: its kernels keep to it, while the C runtime (copies, averages, gates
 import os
 from dataclasses import dataclass
 
+import torch
+
 from leanconv.errors import BadInput
 
 VARIABLE = "LEANCONV_MAX_CPU_ISA"
@@ -78,3 +80,8 @@ def check(isa: str, features: frozenset[str], said: str = VARIABLE) -> str:
 def runnable(features: frozenset[str]) -> list[str]:
     """The instruction sets that a CPU of these features has."""
     return [name for name, each in INSTRUCTION_SETS.items() if each.needs <= features]
+
+
+def has_amx() -> bool:
+    """Whether the CPU has AMX, and the system lets this process use it: PyTorch asks both. A mask leaves it out."""
+    return not mask() and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
