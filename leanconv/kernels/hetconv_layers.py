@@ -58,17 +58,17 @@ def _convolved(layer: Any, on_tiles: bool, x: Tensor) -> Tensor:
         return type(layer)._convolved(layer, x)  # type: ignore[no-any-return]
     weights, geometry = (layer.spatial, layer.pointwise, layer.bias), (layer.stride, layer.padding, layer.dilation)
     inputs = *weights, *geometry, layer.arrangement == "blocked"
-    if on_tiles and type_of(x) == torch.bfloat16 and _is_large(layer, x):
+    if on_tiles and type_of(x) == torch.bfloat16 and _gains_on_tiles(layer, x):
         return ops.composed(x.bfloat16(), *inputs)
     if through_dispatcher(x):
         return ops.hetconv2d(x, *inputs)  # type: ignore[no-any-return]
     return _HetConv.apply(x.to(type_of(x)), *inputs)  # type: ignore[no-any-return]
 
 
-def _is_large(layer: Any, x: Tensor) -> bool:
-    """Whether the dense convolution that the layer equals is faster on matrix tiles than the kernel in vectors.
+def _gains_on_tiles(layer: Any, x: Tensor) -> bool:
+    """Whether the dense convolution that the layer equals is right on matrix tiles, and faster than the kernel.
 
-    PyTorch 2.14.1's is wrong there for a step to the right that leaves one column.
+    PyTorch 2.14.1's is wrong where a horizontal stride leaves one column.
     """
     n, _, p, q = ops.output_size(x.shape, layer.spatial.shape, layer.stride, layer.padding, layer.dilation)
     if q == 1 and layer.stride[1] > 1:

@@ -32,7 +32,7 @@ def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 def instructions() -> str:
     """What decides the speed of a CPU: its vectors, and its matrix tiles: "AVX2", "AVX512", "AVX512, AMX"."""
-    return torch.backends.cpu.get_cpu_capability() + (", AMX" if has_amx() else "")
+    return torch.backends.cpu.get_cpu_capability() + (", AMX" if has_amx() and not mask() else "")
 
 
 def device_name(device: str | torch.device) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from leanconv.errors import BadInput
 from leanconv.ops.activations import ACTIVATIONS, check_activation
+from leanconv.ops.fold import ungroup
 from leanconv.ops.forms import Pair, Sides, check_channels, finish, joined, out_size, padded_conv
 
 
@@ -103,17 +104,16 @@ def merge_groups(form: Grouped, weights: Sequence[Tensor], groups: int) -> tuple
         groups: how many are left; they divide `form.groups`.
     """
     kernel, *rest = weights
-    times = form.groups // groups
-    each = kernel.unflatten(0, (form.groups, -1))  # G O/G C/G R S
+    times, each = form.groups // groups, kernel.unflatten(0, (form.groups, -1))  # G O/G C/G R S
     o, c, *taps = each.shape[1:]
-    diagonal = torch.arange(times, device=kernel.device)
-    if form.interleaved:  # groups h, h + groups, ... become group h, and take turns in its channels
-        wide = kernel.new_zeros(groups, o, times, c, times, *taps)
-        wide[:, :, diagonal, :, diagonal] = each.unflatten(0, (times, groups))
+    if form.interleaved:  # groups h, h + groups, ... become group h
+        each = each.unflatten(0, (times, groups)).transpose(0, 1)
     else:
-        wide = kernel.new_zeros(groups, times, o, times, c, *taps)
-        wide[:, diagonal, :, diagonal] = each.unflatten(0, (groups, times)).transpose(0, 1)
-    kernel = wide.reshape(groups * times * o, times * c, *taps)
+        each = each.unflatten(0, (groups, times))
+    kernel = torch.cat([ungroup(part.flatten(0, 1), times) for part in each])
+    if form.interleaved:  # they take turns in its channels
+        kernel = kernel.view(groups, times, o, times, c, *taps).transpose(1, 2).transpose(3, 4)
+        kernel = kernel.reshape(groups * times * o, times * c, *taps)
     if groups > 1:
         return replace(form, groups=groups), [kernel, *rest]
     if form.pointwise:

@@ -225,11 +225,9 @@ def _max_pool(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None
 def _average_pool(capture: Any, node: fx.Node, args: tuple[Any, ...]) -> Node | None:
     """A depthwise convolution whose taps are all one over their number: fused as any other."""
     x, kernel, stride, padding, ceil, zeros_count, divisor = args
-    if len(capture.shape(x)) != 4 or not capture.shape(x)[0] or ceil or divisor is not None:
+    if len(capture.shape(x)) != 4 or not capture.shape(x)[0] or not x.meta["val"].is_floating_point():
         return None
-    if not x.meta["val"].is_floating_point():
-        return None
-    if not zeros_count and any(_pair(padding)):
+    if ceil or divisor is not None or (any(_pair(padding)) and not zeros_count):
         return None
     (r, s), c = _pair(kernel), capture.shape(x)[1]
     taps = torch.full((c, 1, r, s), 1 / (r * s), dtype=torch.float64)

@@ -83,5 +83,5 @@ def runnable(features: frozenset[str]) -> list[str]:
 
 
 def has_amx() -> bool:
-    """Whether the CPU has AMX, and the system lets this process use it: PyTorch asks both. A mask leaves it out."""
-    return not mask() and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    """Whether the CPU has AMX, and the system lets this process use it: PyTorch asks both."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
