@@ -222,8 +222,9 @@ class Beside(nn.Module):
         # No tap in the middle.
         ({"kernel": 2, "dilation": 2}, "[16->16 1x1 residual]"),
         ({"kernel": 2, "dilation": 2, "groups": 1}, "[16->16 1x1 residual]"),
+        ({"kernel": 2, "padding": (1, 0, 1, 0)}, "[16->16 1x1 residual]"),
     ],
-    ids=["plain", "strided", "to one side", "strided, to one side", "even, dilated", "even, dilated, dense"],
+    ids=["plain", "strided", "to one side", "strided, to one side", "even, dilated", "even, dilated, dense", "even"],
 )
 def test_a_1x1_beside_groups(options, label):
     torch.manual_seed(0)
