@@ -130,10 +130,13 @@ def test_int8_is_calibrated_on_pictures_of_the_rows_size():
     assert {row.dtype for row in SETS["int8"]} == {"int8"}
 
 
-@pytest.mark.parametrize(("amx", "name"), [(False, "AVX512"), (True, "AVX512, AMX")])
-def test_a_machine_is_named_with_its_matrix_tiles(amx, name, monkeypatch):
+@pytest.mark.parametrize(
+    ("amx", "mask", "name"), [(False, "", "AVX512"), (True, "", "AVX512, AMX"), (True, "avx2", "AVX512")]
+)
+def test_a_machine_is_named_with_its_matrix_tiles(amx, mask, name, monkeypatch):
     """Tables of bfloat16 and int8 of a CPU with AMX are another machine's than those of one with AVX-512 alone."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr("leanconv.measure.device.has_amx", lambda: amx)
+    monkeypatch.setattr("leanconv.measure.device.mask", lambda: mask)
     assert describe("cpu")["isa"] == name
-    assert f"({name})" in label("cpu")
+    assert f"({name}{', kernels limited to avx2' * bool(mask)})" in label("cpu")

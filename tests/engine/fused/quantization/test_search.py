@@ -279,3 +279,16 @@ def test_sizes_that_the_network_computes():
     for size in ((1, 3, 18, 14), (1, 3, 18, 14), (2, 3, 18, 14), (3, 3, 11, 23), (1, 3, 8, 8)):
         x = torch.randn(size)
         assert unlike(form(x), model(x)) < 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["kernel", "merged", "tiles"])
+def test_every_kernel_of_integers_counts_as_one(name, monkeypatch):
+    """Before, a block whose merged groups were the fastest counted as having no int8 kernel."""
+    monkeypatch.setitem(IMPLEMENTATIONS, Integer, [Implementation(name, IN_TORCH.make), IN_TORCH])
+    monkeypatch.setattr(autotune, "PREFERRED", (name,))
+    monkeypatch.setattr(autotune, "_MEASURED", {})
+    torch.manual_seed(0)
+    model, x = randomised(lc.load("leanconv:unet?base=4&levels=1&conv=hetconv(part=2)")), torch.rand(1, 3, 16, 16)
+    form = prepared(model, x, pictures(3, 16, 16), max_loss=0.5)
+    assert [row.chosen for row in form.blocks.rows].count(name) >= 4
