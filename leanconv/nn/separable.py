@@ -1,11 +1,12 @@
-"""Depthwise separable convolution: one k×k filter per channel, then a 1×1.
+"""Depthwise separable convolution: B k×k filters per channel, one by default, then a 1×1.
 
-    t[n,c,p,q] = Σ_r Σ_s D[c,r,s] · x[n, c, p·stride + r·dilation - pad, q·stride + s·dilation - pad]
-    y[n,o,p,q] = Σ_c W[o,c] · t[n,c,p,q]
+    t[n,m,p,q] = Σ_r Σ_s D[m,r,s] · x[n, ⌊m/B⌋, p·stride + r·dilation - pad, q·stride + s·dilation - pad]    m < B·C
+    y[n,o,p,q] = Σ_m W[o,m] · t[n,m,p,q]
 
-MACs N·P·Q·(C·R·S + C·O), against N·P·Q·O·C·R·S: 1/O + 1/(R·S) of them.
+MACs N·P·Q·B·(C·R·S + C·O), against N·P·Q·O·C·R·S: B/O + B/(R·S) of them. With B = R·S it can be any dense kernel.
 `block=True` is MobileNetV1's whole block, DW → BN → ReLU → PW → BN → ReLU.
-Source: Howard et al. 2017, arXiv:1704.04861, section 3.1.
+Source: Howard et al. 2017, arXiv:1704.04861, section 3.1. B > 1 (`multiplier`): Guo et al. 2018, arXiv:1808.05517,
+who decouple the kernels of trained networks so.
 """
 
 from typing import Any
@@ -22,16 +23,16 @@ from leanconv.spec import ConvSpec
 
 
 class SpatialThenPointwise(Operator):
-    """A k×k convolution in G groups from C to C channels, then a 1×1 to O: what the separable operators share."""
+    """A k×k convolution in G groups from C to B·C channels, then a 1×1 to O: what the separable operators share."""
 
     accepts = frozenset({"stride", "dilation", "padding_mode"})
     block: bool
 
-    def _build(self, spec: ConvSpec, groups: int, block: bool, **factory: Any) -> None:
-        self.block = block
+    def _build(self, spec: ConvSpec, groups: int, block: bool, multiplier: int = 1, **factory: Any) -> None:
+        self.block, width = block, multiplier * spec.c
         self.spatial = nn.Conv2d(
             spec.c,
-            spec.c,
+            width,
             spec.kernel,
             spec.stride,
             spec.padding,
@@ -41,9 +42,9 @@ class SpatialThenPointwise(Operator):
             spec.padding_mode,
             **factory,
         )
-        self.pointwise = nn.Conv2d(spec.c, spec.o, 1, bias=spec.bias, **factory)
+        self.pointwise = nn.Conv2d(width, spec.o, 1, bias=spec.bias, **factory)
         if block:
-            self.norm1, self.act1 = nn.BatchNorm2d(spec.c, **factory), nn.ReLU(inplace=True)
+            self.norm1, self.act1 = nn.BatchNorm2d(width, **factory), nn.ReLU(inplace=True)
             self.norm2, self.act2 = nn.BatchNorm2d(spec.o, **factory), nn.ReLU(inplace=True)
         kaiming_fan_out_(self.spatial, self.pointwise)
 
@@ -55,7 +56,7 @@ class SpatialThenPointwise(Operator):
         return self.act2(self.norm2(x)) if self.block else x
 
     def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
-        """The nearest factors of the dense kernel: per group the best rank C/G (Eckart-Young).
+        """The nearest factors of the dense kernel: per group the best rank B·C/G (Eckart-Young).
 
         That is the optimum without a gram. With one the groups are coupled, and the result is near to the optimum: the
         filters and the 1×1 take turns, from the better of the white optimum and each group's in its own metric. A block
@@ -63,8 +64,8 @@ class SpatialThenPointwise(Operator):
         """
         if self.block:
             return False
-        groups = self.spatial.groups
-        pointwise, filters = nearest_pair(exact_weight(conv), gram, groups, self.in_channels // groups)
+        groups, width = self.spatial.groups, self.spatial.out_channels
+        pointwise, filters = nearest_pair(exact_weight(conv), gram, groups, width // groups)
         take_filters_(self.spatial.weight, filters)
         self.pointwise.weight.copy_(pointwise[..., None, None])
         take_bias_(self.pointwise.bias, conv)
@@ -92,14 +93,15 @@ class SpatialThenPointwise(Operator):
         return then_pointwise(ungroup(self.spatial.weight, self.spatial.groups), self.pointwise.weight)
 
 
-def spatial_then_pointwise_cost(spec: ConvSpec, groups: int, block: bool) -> Cost:
-    """C·(C/G)·R·S + C·O weights, that many MACs per output pixel; the block adds two BatchNorms."""
-    weights = spec.c * spec.c // groups * spec.kernel[0] * spec.kernel[1] + spec.c * spec.o
+def spatial_then_pointwise_cost(spec: ConvSpec, groups: int, block: bool, multiplier: int = 1) -> Cost:
+    """B·C·(C/G)·R·S + B·C·O weights, that many MACs per output pixel; the block adds two BatchNorms."""
+    width = multiplier * spec.c
+    weights = width * spec.c // groups * spec.kernel[0] * spec.kernel[1] + width * spec.o
     return Cost.of(
         spec,
         macs=spec.n * spec.p * spec.q * weights,
         params=weights + spec.o * spec.bias,
-        norm_params=2 * (spec.c + spec.o) * block,
+        norm_params=2 * (width + spec.o) * block,
     )
 
 
@@ -108,6 +110,7 @@ class DepthwiseSeparableConv2d(SpatialThenPointwise):
     """DW then PW, bare as a drop-in; the output bias (if any) is the 1×1's.
 
     Args: `nn.Conv2d`'s; and
+        multiplier: k×k filters of each input channel (depth multiplier): more of them keep more of a trained kernel.
         block: build the paper's whole block, with BatchNorm and ReLU after each of the two.
     """
 
@@ -127,12 +130,23 @@ class DepthwiseSeparableConv2d(SpatialThenPointwise):
         device: Any = None,
         dtype: Any = None,
         *,
+        multiplier: int = 1,
         block: bool = False,
     ) -> None:
         super().__init__()
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
-        self._build(self._check(*sizes, block=block), in_channels, block, device=device, dtype=dtype)
+        self.multiplier = multiplier
+        spec = self._check(*sizes, multiplier=multiplier, block=block)
+        self._build(spec, in_channels, block, multiplier, device=device, dtype=dtype)
 
     @classmethod
-    def cost(cls, spec: ConvSpec, *, block: bool = False) -> Cost:
-        return spatial_then_pointwise_cost(spec, spec.c, block)
+    def cost(cls, spec: ConvSpec, *, multiplier: int = 1, block: bool = False) -> Cost:
+        return spatial_then_pointwise_cost(spec, spec.c, block, multiplier)
+
+    @classmethod
+    def why_not(cls, spec: ConvSpec, *, multiplier: int = 1, block: bool = False) -> str | None:
+        if reason := super().why_not(spec):
+            return reason
+        if not isinstance(multiplier, int) or multiplier < 1:
+            return f"multiplier={multiplier!r} must be a whole number of at least 1"
+        return None

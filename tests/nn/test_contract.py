@@ -51,6 +51,7 @@ OPERATORS = [
     "conv",
     "depthwise_separable",
     "depthwise_separable(block=True)",
+    "depthwise_separable(multiplier=2)",
     "group_pointwise",
     "group_pointwise(part=2, block=True)",
     "spconv",

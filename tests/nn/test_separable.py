@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from leanconv.errors import UnsupportedConv
 from leanconv.nn import DepthwiseSeparableConv2d, GroupPointwiseConv2d
 
 
@@ -51,3 +52,34 @@ def test_state_dict_keys_are_api():
         "pointwise.weight",
         "pointwise.bias",
     ]
+
+
+@pytest.mark.parametrize(("c", "o", "multiplier"), [(8, 12, 2), (4, 16, 3), (6, 4, 5), (3, 16, 9), (2, 3, 11)])
+def test_several_filters_a_channel_keep_as_many_singular_values(c, o, multiplier):
+    dense = nn.Conv2d(c, o, 3, padding=1, dtype=torch.double)
+    layer = DepthwiseSeparableConv2d.from_conv(dense, multiplier=multiplier)
+    assert layer.project_(dense)
+    values = torch.linalg.svdvals(dense.weight.transpose(0, 1).flatten(2))  # C min(O, 9)
+    error = (layer.dense_weight() - dense.weight).square().sum()
+    torch.testing.assert_close(error, values[:, multiplier:].square().sum(), atol=1e-12, rtol=1e-9)
+
+
+def test_as_many_filters_as_taps_are_the_dense_convolution():
+    dense = nn.Conv2d(5, 11, (3, 2), (2, 1), (1, 0), dtype=torch.double)
+    layer = DepthwiseSeparableConv2d.from_conv(dense, multiplier=6)
+    assert layer.project_(dense)
+    x = torch.randn(2, 5, 9, 8, dtype=torch.double)
+    torch.testing.assert_close(layer(x), dense(x))
+
+
+def test_filters_of_a_channel_lie_side_by_side():
+    layer = DepthwiseSeparableConv2d(2, 1, 1, bias=False, multiplier=3)
+    layer.spatial.weight.data.copy_(torch.tensor([1.0, 2, 3, 10, 20, 30]).view(6, 1, 1, 1))
+    layer.pointwise.weight.data.fill_(1)
+    assert layer(torch.tensor([1.0, 100.0]).view(1, 2, 1, 1)).item() == 6 + 6000
+
+
+@pytest.mark.parametrize("multiplier", [0, -1, 1.5, "2"])
+def test_a_multiplier_that_is_no_count_is_refused(multiplier):
+    with pytest.raises(UnsupportedConv, match=f"multiplier={multiplier!r}"):
+        DepthwiseSeparableConv2d(4, 4, 3, multiplier=multiplier)

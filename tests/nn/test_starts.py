@@ -26,7 +26,8 @@ LINEAR = [
     ("inception_dw(ratio=0.25,band=3)", DEPTHWISE), ("inception_dw(ratio=0.25)", (8, 8, 4, 1, "same", 1, 8)),
 ]  # fmt: skip
 BILINEAR = [
-    ("depthwise_separable", DENSE), ("depthwise_separable", (5, 3, (3, 5), 2, 0, 2)),
+    ("depthwise_separable", DENSE), ("depthwise_separable(multiplier=2)", DENSE),
+    ("depthwise_separable", (5, 3, (3, 5), 2, 0, 2)),
     ("group_pointwise(part=2)", (8, 6, 3, 2, 1)), ("group_pointwise(part=2)", (8, 3, 3)), ("sic", DENSE),
     ("sic", (6, 6, 3, 1, 1)), ("topological", (8, 12, 3, 2, 1)), ("fuseconv", DENSE),
     ("fuseconv(variant='full')", (5, 8, 3, 2, 1)),

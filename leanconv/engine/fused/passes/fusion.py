@@ -17,7 +17,7 @@ from leanconv.engine.fused.ir.kinds.elementwise import Activation, Add, Affine, 
 from leanconv.engine.fused.ir.kinds.gated_sum import GatedSum
 from leanconv.engine.fused.ir.kinds.linear import Linear
 from leanconv.engine.fused.ir.kinds.upsample import Upsample
-from leanconv.engine.fused.ir.stages import Branches, Stage
+from leanconv.engine.fused.ir.stages import Branch, Branches, Stage
 from leanconv.engine.fused.passes.concat import (
     average_into_producer,
     average_of_cat,
@@ -259,6 +259,27 @@ def block_into_chain(graph: Graph, node: Node, users: Users) -> bool:
     return True
 
 
+def filters_into_branches(graph: Graph, node: Node, users: Users) -> bool:
+    """Several filters of each channel, then a 1×1 (a depth multiplier): as many depthwise branches of all channels."""
+    block = node.op
+    if not isinstance(block, Block) or block.parallel or block.gate or len(block.stages) < 2:
+        return False
+    stage, product = block.stages[:2]
+    if isinstance(stage, Branches) or isinstance(product, Branches) or not product.pointwise or stage.interleaved:
+        return False
+    c, each = stage.c, stage.o // stage.c
+    if stage.groups != c or each < 2:
+        return False
+    branches = [
+        replace(stage, weight=stage.weight[j::each], bias=None if stage.bias is None else stage.bias[j::each])
+        for j in range(each)
+    ]
+    head = Branches(tuple(Branch(0, c, branch) for branch in branches), c)
+    columns = product.weight.unflatten(1, (c, each)).transpose(1, 2).flatten(1, 2)
+    node.op = replace(block, stages=(head, replace(product, weight=columns), *block.stages[2:]))
+    return True
+
+
 def linear_as_product(graph: Graph, node: Node, users: Users) -> bool:
     """A linear layer becomes a 1×1 on a one-pixel map (a global average, or `N C`), then the view `N C`."""
     linear = node.op
@@ -290,10 +311,17 @@ INTO_BLOCKS: tuple[Rule, ...] = (
 CHAINS: tuple[Rule, ...] = (
     cat_into_branches,
     block_into_chain,
+    filters_into_branches,
     affine_into_consumer,
     affine_into_producer,
     act_into_producer,
 )
 STENCILS: tuple[Rule, ...] = (affine_as_stencil,)
-LEFT_OVER: tuple[Rule, ...] = (act_into_producer, act_into_add, block_into_chain, linear_as_product)
+LEFT_OVER: tuple[Rule, ...] = (
+    act_into_producer,
+    act_into_add,
+    block_into_chain,
+    filters_into_branches,
+    linear_as_product,
+)
 CONCATS: tuple[Rule, ...] = (cat_into_consumer, average_into_producer)

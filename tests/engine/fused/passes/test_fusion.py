@@ -49,6 +49,7 @@ def blocks(graph):
 EXPECTED = {
     "conv": ["[8->8 3x3+relu]", "[16->8 3x3+relu]", "[16->8 transposed 2x2 ]"],
     "depthwise_separable": ["[8->8 dw3x3 1x1+relu]", "[16->8 dw3x3 1x1+relu]"],
+    "depthwise_separable(multiplier=2)": ["[8->8 (dw3x3 | dw3x3) 1x1+relu]", "[16->8 (dw3x3 | dw3x3) 1x1+relu]"],
     "splconv": ["[4->8 dw3x3 dw3x3 d2 1x1+relu]", "[4->8 gated sum relu]", "[8->8 gated sum relu]"],
     "spconv": ["[4->8 g2 3x3 || 1x1]", "[8->8 gated sum relu]"],
     "hetconv(part=4)": ["[8->8 interleaved g4 3x3+relu || 1x1]", "[16->8 interleaved g4 3x3+relu || 1x1]"],
