@@ -60,7 +60,7 @@ def replacement(layer: nn.Module) -> tuple[str, Any] | None:
 
 def _branches(layer: Any) -> Branches | None:
     kind = getattr(type(layer), "name", "")
-    if kind == "depthwise_separable" and not getattr(layer, "block", True):
+    if kind == "depthwise_separable" and not getattr(layer, "block", True) and layer.multiplier == 1:
         return Branches([layer.spatial], layer.pointwise, None, [])
     if kind == "splconv" and isinstance(layer.pool, nn.Identity):
         parts = layer.stencil1, layer.stencil2, layer.pool

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.kernels import (
+    composed_layers,
     gated_layers,
     hetconv_layers,
     narrow_groups,
@@ -99,7 +100,8 @@ def use_training_kernels_(model: nn.Module, *, recompute: bool = False) -> Train
     SPConv and SPLConv as a whole (`gated_layers`). A SPLConv of few channels with a stride computes its branches once
     more (`recomputed`).
     Results are channels_last.
-    Other HetConvs and group convolutions, of narrow groups, run as the dense convolution they equal (`narrow_groups`).
+    Other HetConvs and group convolutions, of narrow groups, run as the dense convolution they equal (`narrow_groups`),
+    and so do depthwise-separable layers of several filters a channel (`composed_layers`).
     An `nn.BatchNorm2d` and the activation after it, with or without a residual between them, run in one kernel where
     the source of a module's `forward`, or its `nn.Sequential`, shows that they follow each other (`rewritten`).
     Parameters, state, mode and hooks stay as they are. Where `available()` gives a reason, no layer is changed.
@@ -136,6 +138,8 @@ def _replacements(module: nn.Module, recompute: bool) -> list[Replacement]:
         return [(module, _CONV, functools.partial(narrow_groups.conv_forward, module))]
     if getattr(type(module), "name", "") == "hetconv":
         return _hetconv_replacements(module, recompute)
+    if composed := composed_layers.replacement(module):
+        return [(module, *composed)]
     if branches := separable_layers.replacement(module) or spconv_layers.replacement(module):
         return [(module, *branches), *_gate_replacements(module, recompute, whole=True)]
     if recompute and (less := recomputed.replacement(module, None)):

@@ -19,7 +19,10 @@ from leanconv.running import Inputs, untouched_random
 WHOLE_STEPS = 0
 DENSE = "conv"  # the layer as it is, among the choices
 # What a CPU runs well and trained weights carry over to, from the least change to the largest.
-CANDIDATES = ("hetconv(part=2)", "hetconv(part=4)", "group_pointwise(part=4)", "depthwise_separable", "splconv")
+CANDIDATES = (
+    "hetconv(part=2)", "hetconv(part=4)", "group_pointwise(part=4)", "depthwise_separable(multiplier=4)",
+    "depthwise_separable(multiplier=3)", "depthwise_separable(multiplier=2)", "depthwise_separable", "splconv",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

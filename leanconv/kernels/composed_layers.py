@@ -1,0 +1,93 @@
+"""Depthwise-separable layers of several filters a channel as the dense convolution that they equal, while they train.
+
+The layer's own first convolution makes `multiplier` maps of each channel, in groups that fill no vector: PyTorch
+computes them slowly, and keeps them all for the gradient. The dense kernel is put together from the layer's own
+parameters in every step, in float32, so gradients arrive in them. The layer's input and that kernel are kept.
+"""
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from leanconv.kernels.cpu.tuning.cpu import this_cpu
+from leanconv.kernels.dispatched import takes_layer, type_of
+from leanconv.kernels.norm_act import watched
+from leanconv.kernels.recomputed import is_ours
+from leanconv.ops.padded import sides
+
+# Weights of the dense 1×1 over the multiplier, up to which the dense convolution takes less time than the layer's own
+# two: forward and backward of 3×3, channels_last, one core of a Xeon with AMX, float32 and bfloat16. Two filters a
+# channel: 8 to 8 channels at 128 px and batch 16 .44x and .19x, 16 to 16 at 32 px and batch 128 .38x and .28x, 64 to 64
+# at 8 px .75x and .34x, 128 to 128 at 16 px and batch 16 1.44x and .45x, 256 to 256 at 8 px and batch 32 2.05x and
+# .95x, 512 to 512 at 14 px 4.33x and 3.28x. Four: 64 to 64 .53x and .29x, 128 to 128 .90x and .39x, 256 to 256 1.30x
+# and .86x, 512 to 512 2.89x and 2.35x. Float32 without AVX-512, two filters: .37x, .44x, .82x, 1.60x, 2.20x.
+_MOST_WEIGHTS = 4096
+_MOST_ON_TILES = 32768  # in bfloat16, where there are matrix tiles (AMX)
+
+
+def replacement(layer: nn.Module) -> tuple[str, Any] | None:
+    """`forward` of such a layer, by name; None for others, and where nothing is gained."""
+    if getattr(type(layer), "name", "") != "depthwise_separable" or not is_ours(layer) or not _is_plain(layer):
+        return None
+    most = _MOST_ON_TILES if this_cpu().amx else _MOST_WEIGHTS
+    if "forward" in layer.__dict__ or not _is_narrow(layer, most):
+        return None
+    return "forward", functools.partial(_forward, layer, this_cpu().amx)
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether its convolutions are its own, of several filters a channel, with zeros around the map."""
+    spatial, flat = layer.spatial, layer.pointwise
+    return (
+        type(spatial) is type(flat) is nn.Conv2d
+        and not layer.block
+        and spatial.groups == layer.in_channels < spatial.out_channels
+        and spatial.padding_mode == "zeros"
+        and spatial.bias is None
+        and flat.kernel_size == flat.stride == (1, 1)
+        and flat.groups == 1
+        and not isinstance(flat.padding, str)
+        and not any(flat.padding)
+    )
+
+
+def _is_narrow(layer: Any, most: int) -> bool:
+    return bool(layer.in_channels * layer.out_channels <= most * layer.multiplier)
+
+
+def _forward(layer: Any, on_tiles: bool, x: Tensor) -> Tensor:
+    if not _fits(layer, on_tiles, x) or watched(layer.spatial, layer.pointwise) or _has_any_global_hook():
+        return type(layer).forward(layer, x)  # type: ignore[no-any-return]
+    spatial, bias, kind = layer.spatial, layer.pointwise.bias, type_of(x)
+    with torch.autocast("cpu", enabled=False):
+        weight = _dense(spatial.weight.float(), layer.pointwise.weight.float(), layer.in_channels).to(kind)
+        bias = None if bias is None else bias.to(kind)
+        return F.conv2d(x.to(kind), weight, bias, spatial.stride, spatial.padding, spatial.dilation)
+
+
+def _dense(filters: Tensor, matrix: Tensor, channels: int) -> Tensor:
+    """`C·B 1 R S`, `O C·B 1 1 -> O C R S`."""
+    per_channel = matrix[:, :, 0, 0].unflatten(1, (channels, -1)).transpose(0, 1)  # C O B
+    dense = per_channel @ filters.flatten(1).unflatten(0, (channels, -1))  # C O R·S
+    return dense.transpose(0, 1).unflatten(2, filters.shape[2:])
+
+
+def _fits(layer: Any, on_tiles: bool, x: Tensor) -> bool:
+    """Whether the layer is as it was, gains with this map, and PyTorch's convolution of it is right."""
+    if not _is_plain(layer):
+        return False
+    weights = layer.spatial.weight, layer.pointwise.weight, layer.pointwise.bias
+    if not takes_layer(x, layer.in_channels, *weights):
+        return False
+    if not _is_narrow(layer, _MOST_ON_TILES if on_tiles and type_of(x) == torch.bfloat16 else _MOST_WEIGHTS):
+        return False
+    # PyTorch 2.14.1's bfloat16 on matrix tiles is wrong where a horizontal stride leaves one column.
+    spatial, steps = layer.spatial, layer.stride[1]
+    left, right, *_ = sides(
+        spatial.kernel_size, (0, 0) if spatial.padding == "valid" else spatial.padding, spatial.dilation
+    )
+    return bool(steps == 1 or x.shape[3] + left + right - layer.dilation[1] * (layer.kernel_size[1] - 1) > steps)
