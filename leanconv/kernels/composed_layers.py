@@ -19,14 +19,14 @@ from leanconv.kernels.norm_act import watched
 from leanconv.kernels.recomputed import is_ours
 from leanconv.ops.padded import sides
 
-# Weights of the dense 1×1 over the multiplier, up to which the dense convolution takes less time than the layer's own
+# Input times output channels over the multiplier, up to which the dense convolution takes less time than the layer's own
 # two: forward and backward of 3×3, channels_last, one core of a Xeon with AMX, float32 and bfloat16. Two filters a
-# channel: 8 to 8 channels at 128 px and batch 16 .44x and .19x, 16 to 16 at 32 px and batch 128 .38x and .28x, 64 to 64
-# at 8 px .75x and .34x, 128 to 128 at 16 px and batch 16 1.44x and .45x, 256 to 256 at 8 px and batch 32 2.05x and
-# .95x, 512 to 512 at 14 px 4.33x and 3.28x. Four: 64 to 64 .53x and .29x, 128 to 128 .90x and .39x, 256 to 256 1.30x
-# and .86x, 512 to 512 2.89x and 2.35x. Float32 without AVX-512, two filters: .37x, .44x, .82x, 1.60x, 2.20x.
+# channel: 16 to 16 channels at 32 px and batch 128 .39x and .27x, 64 to 64 at 8 px .77x and .33x, 128 to 128 at 16 px
+# and batch 16 1.47x and .48x, 256 to 256 at 8 px and batch 32 2.11x and 1.08x, 512 to 512 at 14 px 4.6x and 3.6x. Four:
+# 64 to 64 .57x and .30x, 128 to 128 .98x and .50x, 256 to 256 1.51x and 1.26x. Float32 without AVX-512, two filters:
+# 16 to 16 .44x, 64 to 64 .82x, 128 to 128 1.60x.
 _MOST_WEIGHTS = 4096
-_MOST_ON_TILES = 32768  # in bfloat16, where there are matrix tiles (AMX)
+_MOST_ON_TILES = 8192  # in bfloat16, where there are matrix tiles (AMX)
 
 
 def replacement(layer: nn.Module) -> tuple[str, Any] | None:
@@ -63,17 +63,14 @@ def _forward(layer: Any, on_tiles: bool, x: Tensor) -> Tensor:
     if not _fits(layer, on_tiles, x) or watched(layer.spatial, layer.pointwise) or _has_any_global_hook():
         return type(layer).forward(layer, x)  # type: ignore[no-any-return]
     spatial, bias, kind = layer.spatial, layer.pointwise.bias, type_of(x)
-    with torch.autocast("cpu", enabled=False):
-        weight = _dense(spatial.weight.float(), layer.pointwise.weight.float(), layer.in_channels).to(kind)
-        bias = None if bias is None else bias.to(kind)
-        return F.conv2d(x.to(kind), weight, bias, spatial.stride, spatial.padding, spatial.dilation)
+    weight = _dense(spatial.weight.float(), layer.pointwise.weight.float(), layer.multiplier).to(kind)
+    bias = None if bias is None else bias.to(kind)
+    return F.conv2d(x.to(kind), weight, bias, spatial.stride, spatial.padding, spatial.dilation)
 
 
-def _dense(filters: Tensor, matrix: Tensor, channels: int) -> Tensor:
-    """`C·B 1 R S`, `O C·B 1 1 -> O C R S`."""
-    per_channel = matrix[:, :, 0, 0].unflatten(1, (channels, -1)).transpose(0, 1)  # C O B
-    dense = per_channel @ filters.flatten(1).unflatten(0, (channels, -1))  # C O R·S
-    return dense.transpose(0, 1).unflatten(2, filters.shape[2:])
+def _dense(filters: Tensor, matrix: Tensor, each: int) -> Tensor:
+    """`C·B 1 R S`, `O C·B 1 1 -> O C R S`. Products and sums by number: autocast would round those of matrices."""
+    return torch.stack([matrix[:, b::each] * filters[b::each, 0] for b in range(each)]).sum(0)
 
 
 def _fits(layer: Any, on_tiles: bool, x: Tensor) -> bool:
