@@ -19,8 +19,8 @@ from leanconv.kernels.norm_act import watched
 from leanconv.kernels.recomputed import is_ours
 from leanconv.ops.padded import sides
 
-# Input times output channels over the multiplier, up to which the dense convolution takes less time than the layer's own
-# two: forward and backward of 3×3, channels_last, one core of a Xeon with AMX, float32 and bfloat16. Two filters a
+# Input times output channels over the multiplier, up to which the dense convolution takes less time than the layer
+# itself: forward and backward of 3×3, channels_last, one core of a Xeon with AMX, float32 and bfloat16. Two filters a
 # channel: 16 to 16 channels at 32 px and batch 128 .39x and .27x, 64 to 64 at 8 px .77x and .33x, 128 to 128 at 16 px
 # and batch 16 1.47x and .48x, 256 to 256 at 8 px and batch 32 2.11x and 1.08x, 512 to 512 at 14 px 4.6x and 3.6x. Four:
 # 64 to 64 .57x and .30x, 128 to 128 .98x and .50x, 256 to 256 1.51x and 1.26x. Float32 without AVX-512, two filters:

@@ -65,7 +65,7 @@ def search(
 
     How long: one trial for each layer and candidate that saves something, and one for each whole plan. With
     init="fit" a trial of a ResNet-20 takes some 4 s of one core (128 images of 32×32), of larger ones more; the trials
-    of a network of 18 layers and 5 candidates take minutes. With "project", about the time of running the images.
+    of a network of 18 layers and 8 candidates take minutes. With "project", about the time of running the images.
     A trial fits layers and blocks, never the network as a whole: `apply_(init="fit")` does that for the plan.
 
     Args:
