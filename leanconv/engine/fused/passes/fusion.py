@@ -26,7 +26,14 @@ from leanconv.engine.fused.passes.concat import (
     cat_of_cat,
     slice_of_cat,
 )
-from leanconv.engine.fused.passes.patterns import as_gated_sum, as_interleaved, as_named_activation, as_shuffle, aten
+from leanconv.engine.fused.passes.patterns import (
+    as_gated_sum,
+    as_interleaved,
+    as_named_activation,
+    as_product,
+    as_shuffle,
+    aten,
+)
 from leanconv.engine.fused.passes.rules import Rule, run_to_fixpoint
 from leanconv.ops.fold import scaled_bias, scaled_weight
 
@@ -301,8 +308,8 @@ def linear_as_product(graph: Graph, node: Node, users: Users) -> bool:
 
 
 CANONICAL: tuple[Rule, ...] = (
-    as_gated_sum, as_named_activation, as_shuffle, as_interleaved, affine_of_affine, affine_over_sum, slice_of_cat,
-    cat_of_cat, average_of_cat,
+    as_gated_sum, as_named_activation, as_shuffle, as_interleaved, as_product, affine_of_affine, affine_over_sum,
+    slice_of_cat, cat_of_cat, average_of_cat,
 )  # fmt: skip
 INTO_BLOCKS: tuple[Rule, ...] = (
     affine_of_affine, affine_into_producer, act_into_producer, pad_into_consumer, parallel_into_block, add_into_block,

@@ -1,5 +1,6 @@
-"""Patterns of several nodes with one meaning: gated sum, activation, channel shuffle, interleaved groups."""
+"""Patterns of several nodes with one meaning: gated sum, activation, shuffle, interleaved groups, shortcut."""
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from leanconv.engine.fused.ir.kinds.values import Size
 from leanconv.engine.fused.ir.stages import Stage
 
 aten = torch.ops.aten
+# Multiply-adds of a shortcut as a 1×1 that take no longer than PyTorch's calls: two or three of some microseconds each.
+_AS_PRODUCT = 1 << 18
 
 
 def _calls(node: Node, target: Any) -> bool:
@@ -106,4 +109,28 @@ def as_interleaved(graph: Graph, node: Node, users: Users) -> bool:
     bias = None if stage.bias is None else stage.bias.view(groups, -1).t().reshape(-1)
     node.op = replace(block, stages=(replace(stage, bias=bias, interleaved=True),))
     node.inputs = [source.inputs[0]]
+    return True
+
+
+def as_product(graph: Graph, node: Node, users: Users) -> bool:
+    """A strided slice of a map, then channels of zeros (ResNet's shortcut "option A"): a 1×1 of ones and zeros."""
+    padded = isinstance(node.op, Call) and node.op.target in (aten.pad.default, aten.constant_pad_nd.default)
+    if not padded or len(node.shape) != 4 or not node.dtype.is_floating_point or not node.channels:
+        return False
+    _, sides, *rest = node.op.args  # type: ignore[attr-defined]
+    if len(sides) != 6 or any(sides[:4]) or min(sides) < 0 or any(each not in ("constant", None, 0) for each in rest):
+        return False
+    source, strides = node.inputs[0], {2: 1, 3: 1}
+    while _calls(source, aten.slice.Tensor) and len(users[source]) == 1:
+        _, axis, start, stop, step = (*source.op.args, 1)[:5]  # type: ignore[attr-defined]
+        if axis not in strides or start or stop != sys.maxsize:  # to the end, at any size
+            return False
+        strides[axis] *= step
+        source = source.inputs[0]
+    c, (_, o, p, q) = source.channels, node.shape
+    if node.shape[0] * p * q * c * o > _AS_PRODUCT:
+        return False
+    weight = torch.zeros(o, c, 1, 1, dtype=torch.float64)
+    weight[sides[4] : sides[4] + c, :, 0, 0] = torch.eye(c, dtype=torch.float64)
+    node.op, node.inputs = Block((Stage(weight, stride=(strides[2], strides[3])),)), [source]
     return True

@@ -197,6 +197,62 @@ def test_sums_behind_an_activation_stay_sums(act):
             torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
 
 
+class Shortcut(nn.Module):
+    """ResNet's shortcut without weights: every other pixel, and channels of zeros."""
+
+    def __init__(self, cut=lambda x: x[:, :, ::2, ::2], sides=(0, 0, 0, 0, 1, 3), value=0.0, mode="constant"):
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.cut = cut
+        self.pad = lambda x: F.pad(x, sides, mode, value)
+
+    def forward(self, x):
+        return F.relu(self.conv(x) + self.pad(self.cut(x)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "cut",
+    [lambda x: x[:, :, ::2, ::2], lambda x: x[..., ::2][:, :, ::2], lambda x: x[:, :, ::2][:, :, :, 0::2]],
+    ids=["both", "columns first", "from zero"],
+)
+def test_a_shortcut_with_channels_of_zeros_is_a_1x1(cut):
+    torch.manual_seed(0)
+    model, x = Shortcut(cut).eval(), torch.randn(2, 4, 8, 10)
+    graph = graph_of(model, x)
+    assert blocks(graph) == ["[4->8 3x3/2+relu]", "[8->8 3x3]", "[4->8 1x1/2 residual relu]"]
+    assert_primitives(graph, 3)
+    for size in (x, torch.randn(1, 4, 7, 5)):
+        torch.testing.assert_close(in_torch(graph)(size)[0], model(size), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: Shortcut(value=1.0),
+        lambda: Shortcut(lambda x: x[:, :, 1::2, ::2]),
+        lambda: Shortcut(lambda x: x[:, :, :8:2, ::2]),
+        lambda: Shortcut(lambda x: x[:, :, ::2, :4], sides=(0, 1, 0, 0, 1, 3)),
+        lambda: Shortcut(lambda x: torch.cat([x, x, x], 1)[:, ::2, ::2, ::2], sides=(0, 0, 0, 0, 1, 1)),
+        lambda: Shortcut(lambda x: torch.cat([x] * 3, 1)[:, :, ::2, ::2], sides=(0, 0, 0, 0, -2, -2)),
+    ],
+    ids=["ones", "from one", "to a row", "columns cut off", "channels", "fewer channels"],
+)
+def test_another_shortcut_stays_as_it_is(model):
+    torch.manual_seed(0)
+    model, x = model().eval(), torch.randn(2, 4, 8, 10)
+    graph = graph_of(model, x)
+    assert not any("1x1" in block for block in blocks(graph))
+    torch.testing.assert_close(in_torch(graph)(x)[0], model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_wide_shortcut_is_no_product():
+    """It would take longer than PyTorch's copies."""
+    graph = graph_of(lc.load("leanconv:resnet20_cifar"), torch.randn(8, 3, 32, 32))
+    assert sum("aten.pad" in block for block in blocks(graph)) == 2
+
+
 class Beside(nn.Module):
     """A grouped convolution, a 1×1 beside it, and a map that is added."""
 
@@ -263,7 +319,8 @@ def test_a_sum_that_no_block_takes_is_one_step():
     graph = graph_of(model, x)
     found = blocks(graph)
     torch.testing.assert_close(in_torch(graph)(x)[0], model(x), rtol=1e-4, atol=1e-5)
-    assert found.count("[add relu]") == 9, found
+    assert found.count("[add relu]") == 7, found
+    assert sum("1x1/2 residual relu" in each for each in found) == 2, found  # shortcuts with channels of zeros
     assert not [each for each in found if each.startswith("Activation")]
     assert found.count("Average()") == 2, found  # of pools whose last window may be smaller
 
