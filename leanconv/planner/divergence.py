@@ -1,12 +1,13 @@
 """How far a network's outputs are from the original's.
 
-    classes (`N K`, K ≥ 2, or `N K H W`)   KL(p ‖ q) = Σ_k p_k · (log p_k - log q_k), p, q = softmax over K; mean over
-                                           pictures or pixels, in nats
+    classes (`N K`, K ≥ 2, or `N K H W`)   T² · KL(p ‖ q) = T² · Σ_k p_k · (log p_k - log q_k), p, q = softmax(z/T) over
+                                           K; mean over pictures or pixels, in nats
     masks (`N 1 H W`)                      the same with sigmoid, each pixel "defect" or not
     anything else                          ‖y - y'‖² / ‖y‖², the mean over the output tensors
 
 p: the original's. KL is what distillation minimises (Hinton et al. 2015, arXiv:1503.02531). It ignores what adds the
-same number to all logits, which changes no decision.
+same number to all logits, which changes no decision. With T = 4 (`TEMPERATURE`) all classes count. At T = 1 a trained
+network is sure of most pictures, and a few others decide.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-CLASSES, MASKS, ERROR = "KL of the classes, nats", "KL of the masks, nats a pixel", "relative squared error"
+CLASSES, MASKS = "KL of the classes at T=4, nats", "KL of the masks at T=4, nats a pixel"
+ERROR = "relative squared error"
+# How well harm ranks swaps: a ResNet-20 of 91.0 % on CIFAR-10, 36 swaps of one layer fitted on 128 training images, the
+# rank correlation with the KL at T = 4 of 3,000 test images. On the 128 images of the fit: loss of the labels .61, KL at
+# T = 1 .85, at T = 4 .95; on 128 others .72, .94, .99; on 1,000 others .93, .99, 1.00.
+TEMPERATURE = 4.0
 
 
 def kind_of(outputs: Sequence[Tensor]) -> str:
@@ -44,7 +50,7 @@ class Divergence:
                 sums[0] += float((new.double() - old.double()).square().sum())
                 sums[1] += float(old.double().square().sum())
             return
-        new, old = outputs[0].double(), own[0].double()
+        new, old = outputs[0].double() / TEMPERATURE, own[0].double() / TEMPERATURE
         if self.kind == CLASSES:
             p, q = F.log_softmax(old, 1), F.log_softmax(new, 1)
             each = (p.exp() * (p - q)).sum(1)
@@ -59,4 +65,4 @@ class Divergence:
         if self.kind == ERROR:
             shares = [off / max(size, 1e-30) for off, size in self._errors.values()]
             return sum(shares) / max(1, len(shares))
-        return max(0.0, self._sum / max(1, self._count))
+        return max(0.0, TEMPERATURE**2 * self._sum / max(1, self._count))

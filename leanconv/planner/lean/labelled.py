@@ -111,12 +111,6 @@ class LabelledSubject:
         return self.report.visible
 
     @property
-    def loss(self) -> Callable[[Any, Any], Any]:
-        """The task's loss of a calibration batch."""
-        task = self.task
-        return lambda outputs, batch: task.loss(outputs, batch[1])
-
-    @property
     def judged(self) -> str:
         return f"{len(self.data[self.split])} {self.split} images"
 

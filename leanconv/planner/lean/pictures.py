@@ -39,7 +39,6 @@ class PictureSubject:
     """A run or a model, and a folder of images without labels. See `Subject`."""
 
     split = "agreement"
-    loss = None
 
     def __init__(self, asked: Asked, place: Path, report: Reporter, *, trust_code: bool) -> None:
         self.asked, self.report, self.trust_code = asked, report, trust_code

@@ -51,7 +51,6 @@ def find_plan(subject: Subject, asked: Asked, place: Path) -> tuple[Plan, dict[s
         budget=f"faster={asked.faster:g}x",
         candidates=asked.candidates or None,
         where=where,
-        loss=subject.loss,
         state=place,
         progress=subject.visible,
     )

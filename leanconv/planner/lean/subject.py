@@ -1,6 +1,6 @@
 """The network that becomes lean, and what its data says of any version of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,6 @@ class Subject(Protocol):
         measure: the score's name, "top-1".
         judged: what the score is of, "10000 test images".
         split: the split's name in metrics.json.
-        loss: (outputs, batch) -> the mean loss of a calibration batch; None without labels.
         visible: whether bars are drawn.
     """
 
@@ -49,9 +48,6 @@ class Subject(Protocol):
 
     @property
     def judged(self) -> str: ...
-
-    @property
-    def loss(self) -> Callable[[Any, Any], Any] | None: ...
 
     @property
     def visible(self) -> bool: ...
