@@ -62,13 +62,15 @@ def command(
     ] = None,
     to: Annotated[
         list[str] | None,
-        typer.Option("--to", metavar="OP", help="A candidate operator (repeatable); default: five for CPUs."),
+        typer.Option("--to", metavar="OP", help="A candidate operator (repeatable); default: eight for CPUs."),
     ] = None,
     where: Where = None,
     init: Annotated[
         Init, typer.Option("--init", help="How the weights of trials are made; auto is fit; project is far quicker.")
     ] = Init.auto,
-    images: Annotated[int, typer.Option("--images", min=1, help="The most images that are used.")] = 128,
+    images: Annotated[
+        int, typer.Option("--images", min=1, help="The most that a trial is fitted on; as many others judge it.")
+    ] = 128,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "train",
     input: Annotated[
         str | None,
@@ -132,7 +134,8 @@ def command(
     network = load(named, trust_code=trust_code).to(torch_device(device)).eval()
     run = run_of(named)
     size = shape(input)[-1] if input is not None else 224
-    batches = picture_batches(data, network, run=run, split=split, size=size, most=images)
+    most = images if init is Init.project else 2 * images
+    batches = picture_batches(data, network, run=run, split=split, size=size, most=most)
     x = batches[0][:1] if input is None else example(input, Dtype.float32, device)
     found = search(
         network,

@@ -52,11 +52,6 @@ class Calibration:
         if self.own_loss is not None and not math.isfinite(self.own_loss):
             raise BadInput(f"the model's own loss on the calibration data is {self.own_loss}: there is no harm")
 
-    @property
-    def inputs(self) -> list[Any]:
-        """The inputs of each batch, as the model takes them."""
-        return [batch.inputs for batch in self.batches]
-
     def harm(self, model: nn.Module) -> float:
         """The harm of a changed network, in eval mode; infinite where it gives NaN. Lower is better."""
         with watched(model):
@@ -117,6 +112,38 @@ def read_batches(data: Any, inputs: Inputs, most: int) -> list[Batch]:
     return found
 
 
+def divided(batches: Sequence[Batch], images: int) -> tuple[list[Batch], list[Batch]]:
+    """Pictures that layers are fitted on, and others that judge them: every other picture, if there are 2·`images`.
+
+    Of fewer pictures the first `images` do both.
+    """
+    if sum(batch.count for batch in batches) < 2 * images:
+        return _first(batches, images), _first(batches, images)
+    found: tuple[list[Batch], list[Batch]] = [], []
+    for which, part in enumerate(found):
+        at = 0
+        for batch in batches:
+            part += _part(batch, slice((which + at) % 2, None, 2))
+            at += batch.count
+    return _first(found[0], images), _first(found[1], images)
+
+
+def _first(batches: Sequence[Batch], images: int) -> list[Batch]:
+    found: list[Batch] = []
+    for batch in batches:
+        found += _part(batch, slice(0, images - sum(each.count for each in found)))
+    return found
+
+
+def _part(batch: Batch, rows: slice) -> list[Batch]:
+    """These pictures of a batch, as a list of one; none where there are none."""
+    count = len(range(*rows.indices(batch.count)))
+    if count == batch.count:
+        return [batch]
+    cut = _cut(batch.count, rows)
+    return [Batch(cut(batch.inputs), cut(batch.whole), count)] if count else []
+
+
 def _batch(whole: Any, inputs: Inputs, most: int) -> Batch:
     given = whole[0] if isinstance(inputs, Tensor) and isinstance(whole, list | tuple) and whole else whole
     if isinstance(inputs, Mapping) and isinstance(given, Mapping):
@@ -134,17 +161,17 @@ def _batch(whole: Any, inputs: Inputs, most: int) -> Batch:
     if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in found):
         raise BadInput(f"a batch of data {shapes(given)} has NaN or infinite values in it")
     if count > most:
-        cut = _cut(count, most)
+        cut = _cut(count, slice(most))
         given, whole, count = cut(given), cut(whole), most
     return Batch(given, whole, count)
 
 
-def _cut(count: int, most: int) -> Callable[[Any], Any]:
-    """A function that leaves the first `most` of everything that has `count` rows."""
+def _cut(count: int, rows: slice) -> Callable[[Any], Any]:
+    """A function that leaves those rows of everything that has `count` of them."""
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value[:most] if value.dim() and len(value) == count else value
+            return value[rows] if value.dim() and len(value) == count else value
         if isinstance(value, Mapping):
             return {key: cut(item) for key, item in value.items()}
         if isinstance(value, list | tuple) and not hasattr(value, "_fields"):

@@ -1,5 +1,6 @@
 """What a search is asked with, checked before minutes of measuring; and the file in which it keeps its state."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from leanconv.running import tensors
 from leanconv.runs.digest import of_model, of_tensors
 from leanconv.version import __version__
 
+FIT = "fit"  # the way to make weights that looks at images
 _PLENTY, _MOST_SEED = 2**20, 2**63 - 1
 
 
@@ -22,7 +24,7 @@ def init_of(init: str | None) -> str:
     """How the weights of trials are made. Raises BadInput for what `apply_` does not know."""
     known = inits()
     if init is None:
-        return "fit" if "fit" in known else "project"
+        return FIT if FIT in known else "project"
     if init not in known:
         raise BadInput(f"init={init!r}: one of {', '.join(map(repr, known))}")
     return init
@@ -56,13 +58,17 @@ def check_weights(model: nn.Module) -> None:
             raise BadInput(f"{name} has NaN or infinite values in it: train or load the model first")
 
 
-def state_of(model: nn.Module, calibration: Calibration, init: str, seed: int, state: str | Path | None) -> Kept:
+def state_of(
+    model: nn.Module, calibration: Calibration, fitted: Sequence[Any], init: str, seed: int, state: str | Path | None
+) -> Kept:
     """The state of a search like this one: of the same model, data, harm and way to make weights.
+
+    fitted: the inputs that trials are fitted on; none where they look at no images.
 
     A loss counts as the same by the labels and the dense network's loss. Two losses may agree in that, so their harms
     are kept in a file that was named for them alone.
     """
-    given = of_tensors(t for batch in calibration.batches for t in tensors(batch.inputs))
+    given = of_tensors(t for each in (*(b.inputs for b in calibration.batches), *fitted) for t in tensors(each))
     key = digest(of_model(model), given, calibration.kind, init, WHOLE_STEPS, seed, torch.__version__, __version__)
     if calibration.own_loss is not None:
         labels = of_tensors(t for batch in calibration.batches for t in tensors(batch.whole))

@@ -23,8 +23,8 @@ from leanconv.kernels import backend
 from leanconv.measure import Array, describe
 from leanconv.planner.alone import Alone
 from leanconv.planner.budget import Budget
-from leanconv.planner.calibration import Calibration, Loss, read_batches
-from leanconv.planner.checks import check_loss, check_numbers, check_state, check_weights, init_of, state_of
+from leanconv.planner.calibration import Calibration, Loss, divided, read_batches
+from leanconv.planner.checks import FIT, check_loss, check_numbers, check_state, check_weights, init_of, state_of
 from leanconv.planner.costs import Costs, array_costs, counted_costs, latency_costs
 from leanconv.planner.found import FoundPlan, Report, Trial
 from leanconv.planner.in_context import InContext
@@ -79,7 +79,8 @@ def search(
         init: how `apply_` makes the weights whose harm is measured: "fit" where it is there, else "project".
         loss: (outputs, batch) -> the mean loss of a batch; harm is then what it rises by. Default: the divergence of
             the outputs from the original's (`planner.divergence`), which needs no labels.
-        images: the most calibration images that are used.
+        images: the most calibration images that a trial is fitted on. As many others judge it, where `data` has them
+            and there is no `loss`; else the same.
         shortlist: plans measured as a whole.
         array: the systolic array of `cycles`.
         state: the JSON file of what was measured, for any number of searches. Default: one in the cache folder; with
@@ -99,11 +100,14 @@ def search(
     init = init_of(init)
     original = copied(model)
     to_eval_(original)
-    calibration = Calibration(original, read_batches(data, inputs, images), loss)
+    others = init == FIT and loss is None  # what a loss makes of half a batch, nobody knows
+    given = read_batches(data, inputs, (1 + others) * images)
+    fitted, judges = divided(given, images) if others else (given, given)
+    calibration, seen = Calibration(original, judges, loss), [batch.inputs for batch in fitted]
     with Progress("search", visible=progress, counted=True, left=True) as bar:
         run = _Search(original, inputs, calibration, asked, layers_of(original, inputs, names, where), bar)
-        run.trials = Trials(original, init, calibration.inputs, seed)
-        run.kept = state_of(original, calibration, init, seed, state)
+        run.trials = Trials(original, init, seen, seed)
+        run.kept = state_of(original, calibration, seen if init == FIT else [], init, seed, state)
         return run.found(names, grid, shortlist)
 
 

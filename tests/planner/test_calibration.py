@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from leanconv.errors import BadInput
-from leanconv.planner.calibration import Calibration, read_batches
+from leanconv.planner.calibration import Calibration, divided, read_batches
 
 X = torch.randn(1, 3, 8, 8)
 
@@ -113,3 +113,31 @@ def test_the_mode_stays():
     model = network().train()
     Calibration(model, read_batches([X], X, 8))
     assert model.training
+
+
+def numbered(*counts):
+    at, found = 0, []
+    for count in counts:
+        found.append(torch.arange(at, at + count).float().view(-1, 1, 1, 1).expand(-1, 3, 8, 8))
+        at += count
+    return read_batches([(images, images[:, 0, 0, 0]) for images in found], X, at)
+
+
+def of(batches):
+    for batch in batches:
+        assert batch.count == len(batch.inputs)
+        assert torch.equal(batch.inputs[:, 0, 0, 0], batch.whole[1])
+    return [int(number) for batch in batches for number in batch.whole[1]]
+
+
+@pytest.mark.parametrize("counts", [(16,), (5, 4, 7), (1,) * 16, (3, 1, 1, 6, 5)])
+def test_every_other_picture_judges(counts):
+    fitted, judges = divided(numbered(*counts), 7)
+    assert of(fitted) == [*range(0, 14, 2)]
+    assert of(judges) == [*range(1, 15, 2)]
+
+
+@pytest.mark.parametrize(("counts", "images"), [((7, 6), 7), ((3,), 2), ((1,), 9)])
+def test_few_pictures_do_both(counts, images):
+    fitted, judges = divided(numbered(*counts), images)
+    assert of(fitted) == of(judges) == [*range(min(sum(counts), images))]

@@ -15,6 +15,7 @@ from leanconv.planner import search as run_search
 from leanconv.planner.budget import Budget
 from leanconv.planner.calibration import Calibration
 from leanconv.planner.latency import Figure, Latencies, Whole
+from leanconv.planner.trial_swaps import Trials
 
 pytest.importorskip("scipy", reason="needs the search extra")
 
@@ -98,6 +99,30 @@ def test_the_harm_of_a_layer_is_that_of_its_swap_alone():
     with torch.no_grad():
         p, q = ((each(x) / 4).log_softmax(1).double() for each in (network().eval(), model))
     assert found.search.harms[layer][to] == pytest.approx(16 * float((p.exp() * (p - q)).sum(1).mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("init", ["fit", "project"])
+def test_fitted_layers_are_judged_by_other_pictures(init, monkeypatch):
+    seen, judges, inner = [], [], Calibration.__init__
+    monkeypatch.setattr(Trials, "__init__", noted(seen, Trials.__init__, 3))
+    monkeypatch.setattr(Calibration, "__init__", noted(judges, inner, 2))
+    find(init=init, images=6)
+    fitted, judging = torch.cat(seen[0]), torch.cat([batch.inputs for batch in judges[0]])
+    whole = torch.cat(batches())
+    assert len(fitted) == len(judging) == 6 <= len(whole) // 2
+    assert torch.equal(fitted, judging) == (init == "project")
+    if init == "fit":
+        assert not any(torch.equal(a, b) for a in fitted for b in judging)
+
+
+def noted(found, inner, place):
+    """A method that also notes one of its arguments."""
+
+    def method(*arguments):
+        found.append(arguments[place])
+        return inner(*arguments)
+
+    return method
 
 
 def test_same_seed_same_plan():
