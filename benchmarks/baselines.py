@@ -1,7 +1,8 @@
-"""Two known ways to make a trained convolution leaner, as operators: what a fit of ours stands beside.
+"""A known way to make a trained convolution leaner, as an operator: what a fit of ours stands beside.
 
-`register_baselines` registers them: `plan` and `apply_` then swap them and fit them on the same images as any other.
-Both take the best last factor in the inputs' covariance, where it is given.
+`register_baselines` registers it: `plan` and `apply_` then swap it and fit it on the same images as any other. It takes
+the best last factor in the inputs' covariance, where that is given. Network decoupling (Guo et al. 2018,
+arXiv:1808.05517) is `depthwise_separable(multiplier=...)`.
 """
 
 from typing import Any
@@ -80,73 +81,10 @@ class Tucker2Conv2d(Operator):
         return Cost.of(spec, macs=macs, params=spec.c * c + c * o * taps + o * spec.o + spec.o * spec.bias)
 
 
-class DecoupledConv2d(Operator):
-    """The sum of `terms` depthwise convolutions, each with a 1×1 behind it: network decoupling.
-
-    Source: Guo et al. 2018, arXiv:1808.05517: of each input channel's `O × R·S` slice the leading singular vectors.
-    """
-
-    name = "decoupled"
-    paper = "Guo et al. 2018, arXiv:1808.05517"
-    accepts = frozenset({"stride", "dilation"})
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        terms: int = 2,
-    ) -> None:
-        super().__init__()
-        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
-        spec, factory = self._check(*sizes, terms=terms), {"device": device, "dtype": dtype}
-        self.terms, wide = terms, spec.c * terms
-        where = spec.kernel, spec.stride, spec.padding, spec.dilation
-        self.depthwise = nn.Conv2d(spec.c, wide, *where, groups=spec.c, bias=False, **factory)
-        self.pointwise = nn.Conv2d(wide, spec.o, 1, bias=spec.bias, **factory)
-
-    def forward(self, x: Tensor) -> Tensor:  # N C H W -> N O P Q
-        return self.pointwise(self.depthwise(x))  # type: ignore[no-any-return]
-
-    def dense_weight(self) -> Tensor:  # O C R S
-        filters = self.depthwise.weight.view(self.in_channels, self.terms, *self.kernel_size)
-        mixing = self.pointwise.weight.view(self.out_channels, self.in_channels, self.terms)
-        return torch.einsum("oct,ctrs->ocrs", mixing, filters)
-
-    def project_(self, conv: nn.Conv2d, gram: Tensor | None = None) -> bool:
-        kernel = conv.weight.detach().double()
-        o, c, r, s = kernel.shape
-        right = torch.linalg.svd(kernel.transpose(0, 1).reshape(c, o, r * s), full_matrices=False)[2]
-        filters = torch.zeros(c, self.terms, r * s, dtype=kernel.dtype, device=kernel.device)
-        found = right[:, : self.terms]
-        filters[:, : found.shape[1]] = found
-        features = torch.block_diag(*filters)  # (C T) (C R S)
-        self.depthwise.weight.copy_(filters.view(self.depthwise.weight.shape))
-        mixing = best_last(kernel.flatten(1), features, _metric(kernel, gram))
-        self.pointwise.weight.copy_(mixing[..., None, None])
-        _take_bias_(self.pointwise, conv)
-        return True
-
-    @classmethod
-    def cost(cls, spec: ConvSpec, *, terms: int = 2) -> Cost:
-        weights = terms * spec.c * (spec.kernel[0] * spec.kernel[1] + spec.o)
-        return Cost.of(spec, macs=spec.n * spec.p * spec.q * weights, params=weights + spec.o * spec.bias)
-
-
 def register_baselines() -> None:
-    """Register both, once a process."""
-    for operator in (Tucker2Conv2d, DecoupledConv2d):
-        if operator.name not in names():
-            register(operator.name)(operator)
+    """Register it, once a process."""
+    if Tucker2Conv2d.name not in names():
+        register(Tucker2Conv2d.name)(Tucker2Conv2d)
 
 
 def best_last(target: Tensor, features: Tensor, metric: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ RUN: the run folder of a trained network. DATA: its data (CIFAR-10 as Parquet, "
 operator replaces are swapped, except the first. A fit sees `--images` training images without their labels. Nothing is
 trained, but for the operators that `--recover` names: for them the recipe `recover` runs for one epoch, from the fitted
 network, which is kept under `--runs`. For those of `--recover-fresh` the same recipe runs from fresh layers. Beside the
-operators stand Tucker-2 and network decoupling (`benchmarks/baselines.py`), fitted on the same images. Top-1 is of
+operators stands Tucker-2 (`benchmarks/baselines.py`), fitted on the same images. Top-1 is of
 `--test` test images, spread evenly over the split; after an epoch of all of them. Every finished operator updates
 benchmarks/results/keep_learnt.json; a killed benchmark goes on where it stopped. Figures of another network, and of
 other code of the fit, the operator or the recovery, are measured again.
@@ -46,10 +46,11 @@ from leanconv.train.tasks.calibration import Pictures, pictures
 
 RESULTS = Path(__file__).parent / "results" / "keep_learnt.json"
 FIRST = (
-    "hetconv(part=4)", "depthwise_separable", "sic", "splconv", "spconv", "group_pointwise(part=4)", "psconv",
+    "hetconv(part=4)", "depthwise_separable", "depthwise_separable(multiplier=2)", "depthwise_separable(multiplier=3)",
+    "depthwise_separable(multiplier=4)", "sic", "splconv", "spconv", "group_pointwise(part=4)", "psconv",
     "lhconv", "xsepconv", "spatial_bottleneck", "odconv", "doconv", "gmconv",
 )  # fmt: skip
-BASELINES = ("tucker2(share=0.45)", "decoupled(terms=2)", "decoupled(terms=3)")
+BASELINES = ("tucker2(share=0.45)",)
 BATCH = 100
 PACKAGE = Path(starts.__file__).parents[1]
 

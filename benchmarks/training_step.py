@@ -66,7 +66,7 @@ NETWORKS = {
     "ResNet-20": Network("resnet20_cifar", {}, 128, 32, False),
 }
 DENSE, SIGMAS = "conv", 2.0
-MORE = ("hetconv(part=8)", "splconv(alpha=0.75)")
+MORE = ("hetconv(part=8)", "splconv(alpha=0.75)", "depthwise_separable(multiplier=2)")
 # Modes that take this many times the fastest at the first look do not take turns; at most so many do.
 CLOSE, MOST = 1.15, 2
 LOOKS = 2

@@ -11,14 +11,11 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import keep_learnt
-from benchmarks.baselines import DecoupledConv2d, Tucker2Conv2d
+from benchmarks.baselines import Tucker2Conv2d
 from leanconv import registry
 from leanconv.runs import RunFolder, load
 from leanconv.runs.digest import of_model
 from leanconv.spec import ConvSpec
-
-CASES = [(Tucker2Conv2d, {"share": 0.5}), (DecoupledConv2d, {"terms": 2})]
-IDS = ["tucker2", "decoupled"]
 
 
 def distance(layer, conv, gram):
@@ -26,33 +23,29 @@ def distance(layer, conv, gram):
     return float(torch.einsum("od,de,oe->", rest, gram, rest))
 
 
-@pytest.mark.parametrize(("operator", "options"), CASES, ids=IDS)
-def test_a_baseline_is_its_dense_kernel_and_costs_what_it_says(operator, options):
+def test_the_baseline_is_its_dense_kernel_and_costs_what_it_says():
     conv = nn.Conv2d(8, 12, 3, stride=2, padding=1).double()
-    layer, x = operator.from_conv(conv, **options), torch.randn(2, 8, 9, 7, dtype=torch.float64)
+    layer, x = Tucker2Conv2d.from_conv(conv, share=0.5), torch.randn(2, 8, 9, 7, dtype=torch.float64)
     assert layer.project_(conv)
     y = torch.nn.functional.conv2d(x, layer.dense_weight(), conv.bias, 2, 1)
     assert torch.allclose(layer(x), y, atol=1e-12)
-    assert operator.cost(ConvSpec.from_conv(conv, x.shape), **options).params == sum(
-        p.numel() for p in layer.parameters()
-    )
+    cost = Tucker2Conv2d.cost(ConvSpec.from_conv(conv, x.shape), share=0.5)
+    assert cost.params == sum(p.numel() for p in layer.parameters())
 
 
-@pytest.mark.parametrize(("operator", "options"), [(Tucker2Conv2d, {"share": 1.0}), (DecoupledConv2d, {"terms": 9})])
-def test_a_baseline_of_full_rank_is_the_dense_layer(operator, options):
+def test_the_baseline_of_full_rank_is_the_dense_layer():
     conv = nn.Conv2d(6, 6, 3, padding=1).double()
-    layer = operator.from_conv(conv, **options)
+    layer = Tucker2Conv2d.from_conv(conv, share=1.0)
     assert layer.project_(conv)
     assert torch.allclose(layer.dense_weight(), conv.weight, atol=1e-7)
 
 
-@pytest.mark.parametrize(("operator", "options"), CASES, ids=IDS)
-def test_the_covariance_helps_where_the_inputs_are_not_white(operator, options):
+def test_the_covariance_helps_where_the_inputs_are_not_white():
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 8, 3, padding=1, bias=False).double()
     mix = torch.randn(72, 72, dtype=torch.float64) * torch.logspace(0, -3, 72, dtype=torch.float64)
     gram = (mix @ mix.T)[None]
-    white, aware = operator.from_conv(conv, **options), operator.from_conv(conv, **options)
+    white, aware = (Tucker2Conv2d.from_conv(conv, share=0.5) for _ in range(2))
     white.project_(conv)
     aware.project_(conv, gram)
     assert distance(aware, conv, gram[0]) < 0.8 * distance(white, conv, gram[0])
