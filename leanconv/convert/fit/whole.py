@@ -13,6 +13,7 @@ from leanconv.convert.fit.observed import macs
 from leanconv.convert.fit.refine import MEMORY, Example, as_type, error, refine_
 from leanconv.convert.fit.twin import Twin
 from leanconv.copies import copied
+from leanconv.kernels.training import use_training_kernels_
 from leanconv.nn import Operator
 from leanconv.nn.starts import restate_norm_
 from leanconv.running import Inputs, as_call, call
@@ -76,7 +77,8 @@ def _refined(twin: Twin, news: Sequence[Operator], batches: Batches, most: int |
     steps = steps if most is None else min(steps, most)
     norms = [norm for _, norm in behind(twin, set(map(id, news)), held)]
     moved = [p for new in news for p in new.parameters()] + affine(norms, within=twin.copy)
-    refine_(twin.copy, moved, examples, [judged], steps, least=_LEAST, rates=RATES, varied=_variation(twin, held))
+    with use_training_kernels_(twin.copy):
+        refine_(twin.copy, moved, examples, [judged], steps, least=_LEAST, rates=RATES, varied=_variation(twin, held))
     return error(twin.copy, [judged])
 
 
