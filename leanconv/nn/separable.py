@@ -115,6 +115,7 @@ class DepthwiseSeparableConv2d(SpatialThenPointwise):
     """
 
     paper = "Howard et al. 2017, arXiv:1704.04861"
+    multiplier = 1  # of layers that were pickled before there was one
 
     def __init__(
         self,

@@ -1,10 +1,13 @@
 """The separable pair: MobileNet's block, and projections against the best rank that exists."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from leanconv.errors import UnsupportedConv
+from leanconv.kernels.training import use_training_kernels_
 from leanconv.nn import DepthwiseSeparableConv2d, GroupPointwiseConv2d
 
 
@@ -83,3 +86,12 @@ def test_filters_of_a_channel_lie_side_by_side():
 def test_a_multiplier_that_is_no_count_is_refused(multiplier):
     with pytest.raises(UnsupportedConv, match=f"multiplier={multiplier!r}"):
         DepthwiseSeparableConv2d(4, 4, 3, multiplier=multiplier)
+
+
+def test_a_layer_that_was_pickled_without_a_multiplier_has_one_filter_a_channel():
+    layer, x = DepthwiseSeparableConv2d(4, 6, 3), torch.randn(2, 4, 5, 5)
+    old = copy.deepcopy(layer)
+    del old.__dict__["multiplier"]
+    assert repr(old) == repr(layer)
+    with use_training_kernels_(old):
+        torch.testing.assert_close(old(x), layer(x))
