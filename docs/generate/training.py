@@ -89,8 +89,8 @@ def keep_learnt(stem: str, content: dict[str, Any]) -> str:
         f"{content['test_images']} test images. The operator stands in place of all convolutions that it replaces, but "
         f"the first. A fit saw {content['fit_images']} training images, no label. The last two columns are "
         "after an epoch of the recipe `recover`, from the fit and from fresh layers, on all test images. `tucker2` is "
-        "a known way to factorise a convolution, with the same fit; so is network decoupling, which is "
-        "`depthwise_separable(multiplier=...)` here. One run each.",
+        "a known way to factorise a convolution, with the same fit; so is "
+        "network decoupling (`decoupled`), which is `depthwise_separable(multiplier=...)` by now. One run each.",
         table([*head, "after an epoch", "from fresh"], cells, "lrrrrrrrr"),
         f"{machine(content)}; `{content['command']}`, `{stem}.json`.",
     ).rstrip()

@@ -69,7 +69,10 @@ def command(
         Init, typer.Option("--init", help="How the weights of trials are made; auto is fit; project is far quicker.")
     ] = Init.auto,
     images: Annotated[
-        int, typer.Option("--images", min=1, help="The most that a trial is fitted on; as many others judge it.")
+        int,
+        typer.Option(
+            "--images", min=1, help="The most that a trial is fitted on; as many others judge it, if there are."
+        ),
     ] = 128,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "train",
     input: Annotated[
@@ -134,7 +137,7 @@ def command(
     network = load(named, trust_code=trust_code).to(torch_device(device)).eval()
     run = run_of(named)
     size = shape(input)[-1] if input is not None else 224
-    most = images if init is Init.project else 2 * images
+    most = 2 * images if init in (Init.auto, Init.fit) else images
     batches = picture_batches(data, network, run=run, split=split, size=size, most=most)
     x = batches[0][:1] if input is None else example(input, Dtype.float32, device)
     found = search(

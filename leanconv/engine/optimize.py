@@ -58,8 +58,8 @@ def optimize(
         arithmetic: where the engine "fused" saves products with Strassen's and Winograd's algorithms (default: the
             environment variable LEANCONV_ARITHMETIC, else "lean"). "lean": in 1×1 convolutions, and in the 3×3 group
             convolutions of this project's operators. "fewest": in dense 3×3 convolutions too. "direct": nowhere, and
-            groups are not merged to fill vectors; then NaN, infinity or a far larger number elsewhere in the map, or
-            in another group, does not reach an output.
+            groups are not merged to fill vectors, nor shortcuts made 1×1s; then NaN, infinity or a far larger number
+            elsewhere in the map, or in another group, does not reach an output.
         progress: draw a bar on a terminal; a caller may draw one of its own.
     Returns: a module with the model's call signature and the table `.choices`. Inference only (no gradients).
     Raises: BadInput in training mode, for an unknown arithmetic, or if the model does not run on `inputs`; UnknownName

@@ -6,6 +6,7 @@ parameters in every step, in float32, so gradients arrive in them. The layer's i
 """
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -19,14 +20,16 @@ from leanconv.kernels.norm_act import watched
 from leanconv.kernels.recomputed import is_ours
 from leanconv.ops.padded import sides
 
-# Input times output channels over the multiplier, up to which the dense convolution takes less time than the layer
-# itself: forward and backward of 3×3, channels_last, one core of a Xeon with AMX, float32 and bfloat16. Two filters a
-# channel: 16 to 16 channels at 32 px and batch 128 .39x and .27x, 64 to 64 at 8 px .77x and .33x, 128 to 128 at 16 px
-# and batch 16 1.47x and .48x, 256 to 256 at 8 px and batch 32 2.11x and 1.08x, 512 to 512 at 14 px 4.6x and 3.6x. Four:
-# 64 to 64 .57x and .30x, 128 to 128 .98x and .50x, 256 to 256 1.51x and 1.26x. Float32 without AVX-512, two filters:
-# 16 to 16 .44x, 64 to 64 .82x, 128 to 128 1.60x.
+# Weights of the dense kernel over 9 times the multiplier, up to which the dense convolution takes less time than the
+# layer itself: forward and backward of 3×3, channels_last, one core of a Xeon with AMX, float32 and bfloat16. Two
+# filters a channel: 16 to 16 channels at 32 px and batch 128 .39x and .27x, 64 to 64 at 8 px .77x and .33x, 128 to 128
+# at 16 px and batch 16 1.47x and .48x, 256 to 256 at 8 px and batch 32 2.11x and 1.08x, 512 to 512 at 14 px 4.6x and
+# 3.6x. Four: 64 to 64 .57x and .30x, 128 to 128 .98x and .50x, 256 to 256 1.51x and 1.26x. Float32 without AVX-512, two
+# filters: 16 to 16 .44x, 64 to 64 .82x, 128 to 128 1.60x.
 _MOST_WEIGHTS = 4096
-_MOST_ON_TILES = 8192  # in bfloat16, where there are matrix tiles (AMX)
+# In bfloat16, where there are matrix tiles (AMX). 5×5: 90 to 90 channels, two filters, .47x; 128 to 128, four, .88x.
+# 7×7: 64 to 64, two, .26x; 128 to 128, four, 1.85x. In float32 all four take longer.
+_MOST_ON_TILES = 12288
 
 
 def replacement(layer: nn.Module) -> tuple[str, Any] | None:
@@ -45,7 +48,11 @@ def _is_plain(layer: Any) -> bool:
     return (
         type(spatial) is type(flat) is nn.Conv2d
         and not layer.block
-        and spatial.groups == layer.in_channels < spatial.out_channels
+        and layer.multiplier > 1
+        and spatial.groups == spatial.in_channels == layer.in_channels
+        and spatial.out_channels == flat.in_channels == layer.multiplier * layer.in_channels
+        and flat.out_channels == layer.out_channels
+        and spatial.kernel_size == layer.kernel_size
         and spatial.padding_mode == "zeros"
         and spatial.bias is None
         and flat.kernel_size == flat.stride == (1, 1)
@@ -56,7 +63,8 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _is_narrow(layer: Any, most: int) -> bool:
-    return bool(layer.in_channels * layer.out_channels <= most * layer.multiplier)
+    weights = layer.in_channels * layer.out_channels * math.prod(layer.kernel_size)
+    return bool(weights <= 9 * most * layer.multiplier)
 
 
 def _forward(layer: Any, on_tiles: bool, x: Tensor) -> Tensor:
@@ -83,8 +91,8 @@ def _fits(layer: Any, on_tiles: bool, x: Tensor) -> bool:
     if not _is_narrow(layer, _MOST_ON_TILES if on_tiles and type_of(x) == torch.bfloat16 else _MOST_WEIGHTS):
         return False
     # PyTorch 2.14.1's bfloat16 on matrix tiles is wrong where a horizontal stride leaves one column.
-    spatial, steps = layer.spatial, layer.stride[1]
+    spatial, steps = layer.spatial, layer.spatial.stride[1]
     left, right, *_ = sides(
         spatial.kernel_size, (0, 0) if spatial.padding == "valid" else spatial.padding, spatial.dilation
     )
-    return bool(steps == 1 or x.shape[3] + left + right - layer.dilation[1] * (layer.kernel_size[1] - 1) > steps)
+    return bool(steps == 1 or x.shape[3] + left + right - spatial.dilation[1] * (spatial.kernel_size[1] - 1) > steps)

@@ -148,6 +148,6 @@ class DepthwiseSeparableConv2d(SpatialThenPointwise):
     def why_not(cls, spec: ConvSpec, *, multiplier: int = 1, block: bool = False) -> str | None:
         if reason := super().why_not(spec):
             return reason
-        if not isinstance(multiplier, int) or multiplier < 1:
+        if not isinstance(multiplier, int) or isinstance(multiplier, bool) or multiplier < 1:
             return f"multiplier={multiplier!r} must be a whole number of at least 1"
         return None

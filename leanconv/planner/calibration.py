@@ -115,10 +115,11 @@ def read_batches(data: Any, inputs: Inputs, most: int) -> list[Batch]:
 def divided(batches: Sequence[Batch], images: int) -> tuple[list[Batch], list[Batch]]:
     """Pictures that layers are fitted on, and others that judge them: every other picture, if there are 2·`images`.
 
-    Of fewer pictures the first `images` do both.
+    Of fewer pictures the first `images` do both, and of batches that cannot be cut.
     """
-    if sum(batch.count for batch in batches) < 2 * images:
-        return _first(batches, images), _first(batches, images)
+    if sum(batch.count for batch in batches) < 2 * images or not all(map(_can_be_cut, batches)):
+        both = _first(batches, images)
+        return both, both
     found: tuple[list[Batch], list[Batch]] = [], []
     for which, part in enumerate(found):
         at = 0
@@ -126,6 +127,11 @@ def divided(batches: Sequence[Batch], images: int) -> tuple[list[Batch], list[Ba
             part += _part(batch, slice((which + at) % 2, None, 2))
             at += batch.count
     return _first(found[0], images), _first(found[1], images)
+
+
+def _can_be_cut(batch: Batch) -> bool:
+    """Whether the network's inputs are in containers that `_cut` opens."""
+    return len(tensors(_cut(batch.count, slice(0))(batch.inputs))[0]) == 0
 
 
 def _first(batches: Sequence[Batch], images: int) -> list[Batch]:
@@ -174,7 +180,9 @@ def _cut(count: int, rows: slice) -> Callable[[Any], Any]:
             return value[rows] if value.dim() and len(value) == count else value
         if isinstance(value, Mapping):
             return {key: cut(item) for key, item in value.items()}
-        if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(cut, value))
+        if isinstance(value, list | tuple):
             return type(value)(cut(item) for item in value)
         return value
 

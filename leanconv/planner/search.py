@@ -107,6 +107,8 @@ def search(
     with Progress("search", visible=progress, counted=True, left=True) as bar:
         run = _Search(original, inputs, calibration, asked, layers_of(original, inputs, names, where), bar)
         run.trials = Trials(original, init, seen, seed)
+        if others and fitted is judges:
+            run.notes.append(f"the images of the fits judge them, too: give {2 * images} for a truer harm")
         run.kept = state_of(original, calibration, seen if init == FIT else [], init, seed, state)
         return run.found(names, grid, shortlist)
 

@@ -87,6 +87,26 @@ def test_wide_layers_run_their_own_convolutions(width, float32, tiles, vectors, 
                 assert len(runs) == times, (cpu, autocast)
 
 
+def test_what_the_layer_refuses_is_refused(runs):
+    """One column of a 1×1 would be broadcast."""
+    layer = made()
+    layer.pointwise = nn.Conv2d(2, 12, 1)
+    with use_training_kernels_(layer), pytest.raises(RuntimeError, match="16 channels"):
+        layer(torch.randn(2, 8, 9, 11))
+    assert not runs
+
+
+@pytest.mark.parametrize(("kernel", "tiles"), [(5, 1), (7, 0)])
+def test_larger_kernels_need_fewer_channels(kernel, tiles, monkeypatch, runs):
+    monkeypatch.setattr(composed_layers, "this_cpu", lambda: SAPPHIRE_RAPIDS)
+    layer = DepthwiseSeparableConv2d(90, 90, kernel, padding=kernel // 2, multiplier=2)
+    with use_training_kernels_(layer):
+        step(layer, torch.randn(1, 90, 8, 8))
+        assert not runs
+        step(layer, torch.randn(1, 90, 8, 8), True)
+        assert len(runs) == tiles
+
+
 @pytest.mark.parametrize(("stride", "width", "dense"), [(2, 1, False), (2, 2, False), (2, 3, True), ((2, 1), 1, True)])
 def test_one_column_behind_a_stride_is_not_left_to_pytorch(stride, width, dense, runs):
     """PyTorch 2.14.1's bfloat16 convolution on AMX is wrong there."""
@@ -144,10 +164,35 @@ def test_other_layers_compute_as_before(make, runs):
     assert not runs
 
 
-def test_another_convolution_in_its_place_is_what_runs(runs):
+OTHERS = {
+    "circular": lambda layer: setattr(layer, "spatial", _depthwise(16, padding_mode="circular")),
+    "a bias": lambda layer: setattr(layer, "spatial", _depthwise(16, bias=True)),
+    "three filters": lambda layer: (
+        setattr(layer, "spatial", _depthwise(24)),
+        setattr(layer, "pointwise", nn.Conv2d(24, 12, 1)),
+    ),
+    "one filter": lambda layer: (
+        setattr(layer, "spatial", _depthwise(8)),
+        setattr(layer, "pointwise", nn.Conv2d(8, 12, 1)),
+    ),
+    "more outputs": lambda layer: setattr(layer, "pointwise", nn.Conv2d(16, 14, 1)),
+    "5x5": lambda layer: setattr(layer, "spatial", nn.Conv2d(8, 16, 5, padding=2, groups=8, bias=False)),
+}
+
+
+def _depthwise(filters, bias=False, **options):
+    return nn.Conv2d(8, filters, 3, padding=1, groups=8, bias=bias, **options)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("before", [False, True])
+def test_another_convolution_in_its_place_is_what_runs(before, other, runs):
     layer, x = made(), torch.randn(2, 8, 9, 11)
+    if before:
+        OTHERS[other](layer)
     with use_training_kernels_(layer):
-        layer.spatial = nn.Conv2d(8, 16, 3, padding=1, groups=8, padding_mode="circular", bias=False)
+        if not before:
+            OTHERS[other](layer)
         found = step(layer, x)
     for a, b in zip(found, step(copy.deepcopy(layer), x), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)

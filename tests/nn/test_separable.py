@@ -82,7 +82,7 @@ def test_filters_of_a_channel_lie_side_by_side():
     assert layer(torch.tensor([1.0, 100.0]).view(1, 2, 1, 1)).item() == 6 + 6000
 
 
-@pytest.mark.parametrize("multiplier", [0, -1, 1.5, "2"])
+@pytest.mark.parametrize("multiplier", [0, -1, 1.5, "2", True])
 def test_a_multiplier_that_is_no_count_is_refused(multiplier):
     with pytest.raises(UnsupportedConv, match=f"multiplier={multiplier!r}"):
         DepthwiseSeparableConv2d(4, 4, 3, multiplier=multiplier)

@@ -1,11 +1,13 @@
 """Calibration batches: what counts as one, and the harm of a network."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
 
 from leanconv.errors import BadInput
-from leanconv.planner.calibration import Calibration, divided, read_batches
+from leanconv.planner.calibration import Batch, Calibration, divided, read_batches
 
 X = torch.randn(1, 3, 8, 8)
 
@@ -141,3 +143,29 @@ def test_every_other_picture_judges(counts):
 def test_few_pictures_do_both(counts, images):
     fitted, judges = divided(numbered(*counts), images)
     assert of(fitted) == of(judges) == [*range(min(sum(counts), images))]
+
+
+class Pair(NamedTuple):
+    images: torch.Tensor
+    label: torch.Tensor
+
+
+class Holder:
+    def __init__(self, images):
+        self.images = images
+
+
+def test_named_tuples_are_divided():
+    images = torch.arange(8).float().view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+    given = read_batches([(Pair(images, torch.arange(8)),)], (Pair(X, torch.zeros(1)),), 8)
+    fitted, judges = divided(given, 4)
+    for part, numbers in ((fitted, [0, 2, 4, 6]), (judges, [1, 3, 5, 7])):
+        (batch,) = part
+        assert batch.count == 4
+        assert batch.inputs[0].label.tolist() == batch.inputs[0].images[:, 0, 0, 0].tolist() == numbers
+
+
+def test_what_cannot_be_cut_does_both():
+    batch = Batch((Holder(torch.randn(8, 3, 8, 8)),), None, 8)
+    fitted, judges = divided([batch], 8)
+    assert fitted is judges

@@ -115,6 +115,13 @@ def test_fitted_layers_are_judged_by_other_pictures(init, monkeypatch):
         assert not any(torch.equal(a, b) for a in fitted for b in judging)
 
 
+def test_too_few_pictures_for_both_are_a_note():
+    note = "the images of the fits judge them, too: give 22 for a truer harm"
+    assert note in find(init="fit", images=11).search.notes
+    assert note not in find(init="project", images=11).search.notes
+    assert not any("judge" in each for each in find(init="fit", images=10).search.notes)
+
+
 def noted(found, inner, place):
     """A method that also notes one of its arguments."""
 

@@ -82,9 +82,10 @@ def _in_integers(bench: Workbench, target: Target) -> Tuned:
 def _chosen(bench: Workbench, half: bool, target: Target, *, splits: bool = True) -> Tuned:
     """The tuned graph, with a function for each node. What no implementation runs is left as the program's calls."""
     plain: dict[str, str] = {}
-    graph = fuse(to_graph(bench.program))
+    direct = target.arithmetic == "direct"
+    graph = fuse(to_graph(bench.program), direct=direct)
     if holds_sizes(bench.program, graph):
-        graph = _with_dynamic_shapes(bench, graph)
+        graph = _with_dynamic_shapes(bench, graph, direct)
     while True:
         if half:
             lower_precision(graph, torch.bfloat16)
@@ -104,7 +105,7 @@ def _chosen(bench: Workbench, half: bool, target: Target, *, splits: bool = True
                 raise
             plain |= new
             program, sizes = graph.source
-            graph = fuse(to_graph(program, sizes, plain))
+            graph = fuse(to_graph(program, sizes, plain), direct=direct)
 
 
 def _lacks() -> str:
@@ -114,11 +115,11 @@ def _lacks() -> str:
     return backend().drawback()
 
 
-def _with_dynamic_shapes(bench: Workbench, fixed: Graph) -> Graph:
+def _with_dynamic_shapes(bench: Workbench, fixed: Graph, direct: bool) -> Graph:
     """The graph with dynamic shapes, if its result and its blocks equal those of the graph with fixed shapes."""
     for spatial in (True, False):
         try:
-            graph = fuse(to_graph(*capture_dynamic(bench, spatial=spatial)))
+            graph = fuse(to_graph(*capture_dynamic(bench, spatial=spatial)), direct=direct)
             runs = {node: plain_implementation(node) for node in graph.nodes if node.op.is_step}
             seen, _ = bench.verify(bench.from_flat(Program(graph, runs)))
         except Exception:  # try fewer dynamic axes; with none the engine is as good at the given sizes

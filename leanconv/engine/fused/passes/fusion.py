@@ -38,9 +38,10 @@ from leanconv.engine.fused.passes.rules import Rule, run_to_fixpoint
 from leanconv.ops.fold import scaled_bias, scaled_weight
 
 
-def fuse(graph: Graph) -> Graph:
-    """Apply all rules in place; returns the graph."""
-    for rules in (CANONICAL, INTO_BLOCKS, CHAINS, STENCILS, LEFT_OVER, CONCATS):
+def fuse(graph: Graph, *, direct: bool = False) -> Graph:
+    """Apply all rules in place; returns the graph. `direct`: no output reads a number that the model's does not."""
+    canonical = tuple(rule for rule in CANONICAL if not (direct and rule is as_product))
+    for rules in (canonical, INTO_BLOCKS, CHAINS, STENCILS, LEFT_OVER, CONCATS):
         run_to_fixpoint(graph, rules)
     return graph
 

@@ -113,7 +113,10 @@ def as_interleaved(graph: Graph, node: Node, users: Users) -> bool:
 
 
 def as_product(graph: Graph, node: Node, users: Users) -> bool:
-    """A strided slice of a map, then channels of zeros (ResNet's shortcut "option A"): a 1×1 of ones and zeros."""
+    """A strided slice of a map, then channels of zeros (ResNet's shortcut "option A"): a 1×1 of ones and zeros.
+
+    A number that is not finite makes NaN of the other channels of its pixel; direct arithmetic goes without.
+    """
     padded = isinstance(node.op, Call) and node.op.target in (aten.pad.default, aten.constant_pad_nd.default)
     if not padded or len(node.shape) != 4 or not node.dtype.is_floating_point or not node.channels:
         return False

@@ -247,6 +247,17 @@ def test_another_shortcut_stays_as_it_is(model):
     torch.testing.assert_close(in_torch(graph)(x)[0], model(x), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_infinity_stays_in_its_channel_by_direct_arithmetic():
+    torch.manual_seed(0)
+    model, x = Shortcut().eval(), torch.randn(1, 4, 8, 10)
+    model.conv = nn.Conv2d(4, 8, 3, 2, 1, groups=4).eval()
+    x[0, 0, 4, 4] = float("inf")
+    form = lc.optimize(model, torch.randn(1, 4, 8, 10), engines=["fused"], arithmetic="direct", progress=False)
+    assert form.engine == "fused"
+    assert torch.equal(form(x).isfinite(), model(x).isfinite())
+
+
 def test_a_wide_shortcut_is_no_product():
     """It would take longer than PyTorch's copies."""
     graph = graph_of(lc.load("leanconv:resnet20_cifar"), torch.randn(8, 3, 32, 32))
