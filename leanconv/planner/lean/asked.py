@@ -33,7 +33,7 @@ class Asked:
         where: the layers that may change, a glob over names; "" is every one that `plan` takes.
         candidates: operators of the search; empty takes its own list.
         epochs: of the recovery; 0 leaves the fitted weights.
-        lr: of the recovery; 0 takes that of the recipe `recover`.
+        lr: of the recovery; 0 takes that of the recipe `recover`, or a lower one where the fit came near.
         images: training images that the search and the fit see.
         size: side of the images of a model that is no run, in pixels; 0 takes the run's.
         input: `N C H W` of the timed input; empty is one image of `size`.

@@ -30,6 +30,8 @@ from leanconv.train.tasks.task import make_task, open_run_data, task_of
 
 # Of the recipe `recover`, what is said here.
 _SAID = ("teacher", "out", "swap", "init", "fit_images", "batch", "epochs")
+# The rate from a fit whose outputs are off by less than that, relative; leanconv/recipes/recover.toml has the figures.
+_NEAR, _NEAR_LR = 0.2, 1e-3
 _BATCH = 64  # images per step of the recovery, at most: an epoch has few enough steps
 # Of the run's own recipe, what is of another start, optimizer or schedule.
 _RESET: dict[str, Any] = {
@@ -137,8 +139,11 @@ class LabelledSubject:
         kind = {"task": self.task.name, "keep": "last", "mode": "eager"}
         write_json(folder.metrics, {**kind, **score.chosen, self.split: score.details, "params": params})
 
-    def recovery(self, fitted: RunFolder, out: Path) -> Recipe:
-        """The built-in recipe `recover` on the run's data, from the fitted weights, the dense one its teacher."""
+    def recovery(self, fitted: RunFolder, out: Path, error: float | None = None) -> Recipe:
+        """The built-in recipe `recover` on the run's data, from the fitted weights, the dense one its teacher.
+
+        error: of the fitted network's outputs, relative: a near one takes a lower rate.
+        """
         how = {key: value for key, value in recipes.read("recover").items() if key not in _SAID}
         own = {
             "model": str(fitted.path), "out": str(out), "teacher": str(self.run.path), "epochs": self.asked.epochs,
@@ -146,11 +151,12 @@ class LabelledSubject:
             # An epoch shows each image once. As it is, it teaches more: leanconv/recipes/recover.toml has the figures.
             "augment": self.recipe.augment and not (self.kind == "classify" and self.asked.epochs == 1),
         }  # fmt: skip
-        rate = {"lr": self.asked.lr} if self.asked.lr else {}
+        near = {"lr": _NEAR_LR} if error is not None and error < _NEAR else {}
+        rate = {"lr": self.asked.lr} if self.asked.lr else near
         return replace(self.recipe, **_RESET | how | own | rate)
 
-    def recover(self, fitted: RunFolder, out: Path, again: str) -> Score:
-        recipe = self.recovery(fitted, out)
+    def recover(self, fitted: RunFolder, out: Path, again: str, error: float | None = None) -> Score:
+        recipe = self.recovery(fitted, out, error)
         resume = (out / "recipe.toml").is_file()
         if resume:
             move_recipe(out / "recipe.toml", recipe)

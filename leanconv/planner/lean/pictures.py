@@ -122,7 +122,7 @@ class PictureSubject:
             Recipe.read(self.run.recipe).write(folder.recipe)
         write_json(folder.metrics, {self.split: score.details})
 
-    def recover(self, fitted: RunFolder, out: Path, again: str) -> Score:
+    def recover(self, fitted: RunFolder, out: Path, again: str, error: float | None = None) -> Score:
         """Train the fitted network to answer as the dense one: soft targets, and the maps of swapped blocks."""
         # In eval mode: so few images would spoil the statistics of BatchNorms, which the fit has just taken.
         student = fitted.load_model(trust_code=self.trust_code)

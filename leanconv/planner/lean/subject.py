@@ -60,8 +60,11 @@ class Subject(Protocol):
     def write(self, folder: RunFolder, network: nn.Module, plan: Plan, score: Score) -> None:
         """Write a version as a run folder that every command takes."""
 
-    def recover(self, fitted: RunFolder, out: Path, again: str) -> Score:
-        """Train the fitted network on, the dense one its teacher; leaves a run folder at `out`. Goes on if it can."""
+    def recover(self, fitted: RunFolder, out: Path, again: str, error: float | None = None) -> Score:
+        """Train the fitted network on, the dense one its teacher; leaves a run folder at `out`. Goes on if it can.
+
+        error: of the fitted network's outputs on images held out, relative to the dense one's; None: not known.
+        """
 
     def export(self, folder: RunFolder, path: Path) -> Any:
         """Write a version as a file that is verified against it: an `Exported`."""

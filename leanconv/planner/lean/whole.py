@@ -126,7 +126,8 @@ class _Way:
 
     def _recover(self) -> dict[str, Any]:
         folder = self._folder("recover")
-        score = self.subject.recover(self._folder("fit"), folder.path, self.again)
+        error = self.state.stages["fit"].get("output_error")
+        score = self.subject.recover(self._folder("fit"), folder.path, self.again, error)
         return {"score": score.value, **self._size(folder, self._load("recover"))}
 
     def _race(self, version: str, engines: dict[str, str] | None) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Quick:
     def write(self, folder, network, plan, score):
         write_version(folder, self.run, network, plan)
 
-    def recover(self, fitted, out, again):
+    def recover(self, fitted, out, again, error=None):
         self.calls.append("recover")
         network = fitted.load_model()
         write_version(RunFolder(out), fitted, network, Plan([]))

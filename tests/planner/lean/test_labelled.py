@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from leanconv import recipes
 from leanconv.errors import BadCheckpoint, BadInput, Interrupted
 from leanconv.planner.lean.asked import Asked
 from leanconv.planner.lean.labelled import LabelledSubject
@@ -73,6 +74,20 @@ def test_one_epoch_of_a_classifier_sees_its_images_as_they_are(task, epochs, aug
     assert (made.augment, made.epochs, made.teacher) == (augment, epochs, str(run.path))
     subject.recipe = replace(recipe, augment=False)
     assert not subject.recovery(RunFolder(tmp_path / "fitted"), tmp_path / "recovered").augment
+
+
+@pytest.mark.parametrize(
+    ("error", "asked", "lr"),
+    [(None, 0.0, None), (0.25, 0.0, None), (0.15, 0.0, 1e-3), (0.15, 0.02, 0.02), (0.25, 0.02, 0.02)],
+)
+def test_a_near_fit_takes_a_lower_rate(error, asked, lr, tmp_path):
+    run = RunFolder(tmp_path / "dense")
+    subject = LabelledSubject.__new__(LabelledSubject)
+    subject.run, subject.kind = run, "classify"
+    subject.recipe = Recipe(model="leanconv:unet", data="images", out=str(run.path), task="classify")
+    subject.asked = Asked(model="timm:resnet18", out=str(tmp_path / "out"), to="sic", lr=asked)
+    made = subject.recovery(RunFolder(tmp_path / "fitted"), tmp_path / "recovered", error)
+    assert made.lr == (lr or recipes.read("recover")["lr"])
 
 
 @pytest.fixture
