@@ -84,8 +84,8 @@ def test_a_near_fit_takes_a_lower_rate(error, asked, lr, tmp_path):
     run = RunFolder(tmp_path / "dense")
     subject = LabelledSubject.__new__(LabelledSubject)
     subject.run, subject.kind = run, "classify"
-    subject.recipe = Recipe(model="leanconv:unet", data="images", out=str(run.path), task="classify")
-    subject.asked = Asked(model="timm:resnet18", out=str(tmp_path / "out"), to="sic", lr=asked)
+    subject.recipe = Recipe(model="leanconv:unet", data="images", out=str(run.path), task="classify", epochs=9)
+    subject.asked = Asked(model="timm:resnet18", out=str(tmp_path / "out"), to="sic", lr=asked, epochs=1)
     made = subject.recovery(RunFolder(tmp_path / "fitted"), tmp_path / "recovered", error)
     assert made.lr == (lr or recipes.read("recover")["lr"])
 
