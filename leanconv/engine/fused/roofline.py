@@ -37,8 +37,8 @@ class Floor:
 
 
 def floor_of(bench: Workbench, peaks: Peaks, item: int = 4) -> Floor:
-    """The floor of a workbench's model on its inputs; a number takes `item` bytes."""
-    return floor_of_graph(fuse(to_graph(bench.program)), peaks, item)
+    """The floor of a workbench's model on its inputs; a number takes `item` bytes. Zeros of ours are no work."""
+    return floor_of_graph(fuse(to_graph(bench.program), direct=True), peaks, item)
 
 
 def floor_of_graph(graph: Graph, peaks: Peaks, item: int = 4) -> Floor:

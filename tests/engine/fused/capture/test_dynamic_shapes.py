@@ -168,7 +168,9 @@ def test_a_capture_that_takes_too_long_leaves_the_batch_open(monkeypatch):
 
 def test_only_programs_with_sizes_are_captured_again(monkeypatch):
     asked = []
-    monkeypatch.setattr(candidate, "_with_dynamic_shapes", lambda bench, graph: asked.append(bench.model) or graph)
+    monkeypatch.setattr(
+        candidate, "_with_dynamic_shapes", lambda bench, graph, direct: asked.append(bench.model) or graph
+    )
     plain = nn.Sequential(
         nn.Conv2d(3, C, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 4), nn.Softmax(1)
     )
