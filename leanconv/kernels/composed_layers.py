@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from leanconv.kernels.cpu.tuning.cpu import this_cpu
-from leanconv.kernels.dispatched import takes_layer, type_of
+from leanconv.kernels.dispatched import takes_layer, type_of, wrong_on_tiles
 from leanconv.kernels.norm_act import watched
 from leanconv.kernels.recomputed import is_ours
+from leanconv.ops.forms import out_size
 from leanconv.ops.padded import sides
 
 # Weights of the dense kernel over 9 times the multiplier, up to which the dense convolution takes less time than the
@@ -90,9 +91,8 @@ def _fits(layer: Any, on_tiles: bool, x: Tensor) -> bool:
         return False
     if not _is_narrow(layer, _MOST_ON_TILES if on_tiles and type_of(x) == torch.bfloat16 else _MOST_WEIGHTS):
         return False
-    # PyTorch 2.14.1's bfloat16 on matrix tiles is wrong where a horizontal stride leaves one column.
-    spatial, steps = layer.spatial, layer.spatial.stride[1]
-    left, right, *_ = sides(
-        spatial.kernel_size, (0, 0) if spatial.padding == "valid" else spatial.padding, spatial.dilation
-    )
-    return bool(steps == 1 or x.shape[3] + left + right - spatial.dilation[1] * (spatial.kernel_size[1] - 1) > steps)
+    spatial = layer.spatial
+    left, right, top, bottom = sides(spatial.kernel_size, spatial.padding, spatial.dilation)
+    around = top, bottom, left, right
+    columns = out_size(x.shape[2], x.shape[3], spatial.kernel_size, spatial.stride, spatial.dilation, around)[1]
+    return not wrong_on_tiles(columns, spatial.stride)

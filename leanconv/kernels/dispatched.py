@@ -1,5 +1,7 @@
 """Whether an operator's kernel may be called at once, goes through PyTorch's dispatcher, or may not be called."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,11 @@ def takes_layer(x: Tensor, channels: int, *weights: Tensor | None) -> bool:
 def type_of(x: Tensor) -> torch.dtype:
     """The type in which an operator computes a map: autocast's, where that is on."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def wrong_on_tiles(columns: int, stride: Sequence[int]) -> bool:
+    """Whether PyTorch 2.14.1's bfloat16 convolution is wrong on matrix tiles: a horizontal stride leaves one column."""
+    return columns == 1 and stride[1] > 1
 
 
 def through_dispatcher(x: Tensor) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from leanconv.kernels.cpu import training as cpu
 from leanconv.kernels.cpu.runtime.hetconv import PARTS
 from leanconv.kernels.cpu.tuning.cpu import this_cpu
-from leanconv.kernels.dispatched import takes_layer, through_dispatcher, type_of
+from leanconv.kernels.dispatched import takes_layer, through_dispatcher, type_of, wrong_on_tiles
 from leanconv.kernels.recomputed import is_ours
 from leanconv.ops import hetconv as ops
 
@@ -66,12 +66,9 @@ def _convolved(layer: Any, on_tiles: bool, x: Tensor) -> Tensor:
 
 
 def _gains_on_tiles(layer: Any, x: Tensor) -> bool:
-    """Whether the dense convolution that the layer equals is right on matrix tiles, and faster than the kernel.
-
-    PyTorch 2.14.1's is wrong where a horizontal stride leaves one column.
-    """
+    """Whether the dense convolution that the layer equals is right on matrix tiles, and faster than the kernel."""
     n, _, p, q = ops.output_size(x.shape, layer.spatial.shape, layer.stride, layer.padding, layer.dilation)
-    if q == 1 and layer.stride[1] > 1:
+    if wrong_on_tiles(q, layer.stride):
         return False
     return n * p * q * layer.in_channels * layer.out_channels * math.prod(layer.kernel_size) >= _ON_TILES
 

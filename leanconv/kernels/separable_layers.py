@@ -102,7 +102,7 @@ def _sides(conv: Any) -> list[int]:
     uneven: list[int] | None = getattr(conv, "uneven", None)
     if uneven is not None:
         return uneven
-    return sides(conv.kernel_size, (0, 0) if conv.padding == "valid" else conv.padding, conv.dilation)
+    return sides(conv.kernel_size, conv.padding, conv.dilation)
 
 
 def _one(layer: Any, x: Tensor) -> Tensor:

@@ -201,8 +201,7 @@ def _conv_forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
     plain = x.dtype == torch.float32 and layer.dilation == (1, 1) and not autocast
     if plain and x.shape[1] <= _NARROW and _is_whole(x):
         return nn.Conv2d._conv_forward(layer, x, weight, bias)
-    padding = (0, 0) if layer.padding == "valid" else layer.padding
-    left, right, top, bottom = sides(layer.kernel_size, padding, layer.dilation)  # type: ignore[arg-type]
+    left, right, top, bottom = sides(layer.kernel_size, layer.padding, layer.dilation)  # type: ignore[arg-type]
     geometry = (layer.stride, (top, bottom, left, right), layer.dilation)
     if through_dispatcher(x):
         y: Tensor = depthwise.depthwise_conv2d(x, weight, bias, *geometry)

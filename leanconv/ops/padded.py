@@ -10,6 +10,8 @@ from leanconv.ops.layout import like
 
 def sides(kernel: tuple[int, int], padding: Any, dilation: tuple[int, int]) -> list[int]:
     """Conv2d's `padding` as `F.pad` takes it, `[left, right, top, bottom]`; "same" puts the larger half behind."""
+    if padding == "valid":
+        return [0, 0, 0, 0]
     if padding != "same":
         return [padding[1], padding[1], padding[0], padding[0]]
     totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]

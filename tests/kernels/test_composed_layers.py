@@ -10,17 +10,19 @@ from torch import nn
 from leanconv.errors import BadInput
 from leanconv.kernels import composed_layers
 from leanconv.kernels.training import available, use_training_kernels_
-from leanconv.measure.timing.training import peak_bytes
 from leanconv.nn import DepthwiseSeparableConv2d
 from tests.cpus import SAPPHIRE_RAPIDS, ZEN4
 from tests.kernels.training_cases import (
+    assert_a_batch_of_none_has_a_result,
     assert_compiles_as_one_graph,
+    assert_float64_and_one_sample_are_pytorchs,
     assert_near_in_bfloat16,
     assert_same_penalty,
     assert_step_as_in_float64,
     assert_step_as_without,
     assert_two_layers_learn_the_same,
     counted,
+    peak_of_four_layers,
     step,
 )
 
@@ -200,21 +202,12 @@ def test_another_convolution_in_its_place_is_what_runs(before, other, runs):
 
 
 def test_a_map_of_float64_and_one_sample_are_left_to_pytorch(runs):
-    layer, x = made().double(), torch.randn(2, 8, 9, 11, dtype=torch.float64)
-    single = layer(x[0])
-    assert_step_as_without(layer, x)
-    with use_training_kernels_(layer):
-        torch.testing.assert_close(layer(x[0]), single)
-    assert not runs
+    assert_float64_and_one_sample_are_pytorchs(made(), runs)
 
 
 def test_a_batch_of_none_has_a_result():
     layer = made()
-    with use_training_kernels_(layer):
-        y = layer(torch.randn(0, 8, 9, 11))
-        y.sum().backward()
-    assert list(y.shape) == [0, 12, 9, 11]
-    assert not layer.spatial.weight.grad.any()
+    assert_a_batch_of_none_has_a_result(layer, layer.spatial.weight)
 
 
 def test_a_wrong_number_of_channels_is_named():
@@ -225,18 +218,5 @@ def test_a_wrong_number_of_channels_is_named():
 
 
 def test_a_network_takes_no_more_memory_than_a_dense_one():
-    def network(conv):
-        parts = []
-        for _ in range(4):
-            parts += [conv(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
-        return nn.Sequential(*parts).to(memory_format=torch.channels_last)
-
-    x = torch.randn(8, 16, 64, 64).contiguous(memory_format=torch.channels_last)
-    held = []
-    for options in ({}, {"multiplier": 3}):
-        model = network(
-            lambda *sizes, o=options, **more: (DepthwiseSeparableConv2d if o else nn.Conv2d)(*sizes, **more, **o)
-        )
-        with use_training_kernels_(model):
-            held.append(peak_bytes(lambda model=model: model(x).sum().backward()))
-    assert held[1] <= 1.02 * held[0]
+    several = functools.partial(DepthwiseSeparableConv2d, multiplier=3)
+    assert peak_of_four_layers(several) <= 1.02 * peak_of_four_layers(nn.Conv2d)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from leanconv.kernels.training import use_training_kernels_
+from leanconv.measure.timing.training import peak_bytes
 
 
 def with_random_norms(layer):
@@ -150,3 +151,32 @@ def assert_nan_in_channel_alone(channel, maps, sums, statistics):
         assert found.isnan().sum() == found[:, channel].numel()
     assert sums.isnan().nonzero()[:, 1].unique().tolist() == [channel]
     assert statistics.isnan().nonzero().tolist() == [[0, channel], [1, channel]]
+
+
+def assert_float64_and_one_sample_are_pytorchs(layer, runs):
+    """The kernel runs for neither; both compute as before. `runs`: its calls."""
+    layer = layer.double()
+    x = torch.randn(2, layer.in_channels, 9, 11, dtype=torch.float64)
+    single = layer(x[0])
+    assert_step_as_without(layer, x)
+    with use_training_kernels_(layer):
+        torch.testing.assert_close(layer(x[0]), single)
+    assert not runs
+
+
+def assert_a_batch_of_none_has_a_result(layer, weight):
+    with use_training_kernels_(layer):
+        y = layer(torch.randn(0, layer.in_channels, 9, 11))
+        y.sum().backward()
+    assert list(y.shape) == [0, layer.out_channels, 9, 11]
+    assert not weight.grad.any()
+
+
+def peak_of_four_layers(conv):
+    """The most memory of a step of four convolutions of 16 channels, each with BatchNorm and ReLU."""
+    torch.manual_seed(0)
+    parts = [part for _ in range(4) for part in (conv(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True))]
+    model = nn.Sequential(*parts).to(memory_format=torch.channels_last)
+    x = torch.randn(8, 16, 64, 64).contiguous(memory_format=torch.channels_last)
+    with use_training_kernels_(model):
+        return peak_bytes(lambda: model(x).sum().backward())
