@@ -18,7 +18,7 @@ REFERENCE = "leanconv:unet?base=4&levels=1"
 class Quick:
     """A subject whose scores are given: of the dense network, after the fit, after the recovery."""
 
-    measure, split, judged, loss, visible = "top-1", "test", "5 test images", None, False
+    measure, split, judged, visible = "top-1", "test", "5 test images", False
 
     def __init__(self, run, scores, calls):
         self.run, self.scores, self.calls = run, scores, calls

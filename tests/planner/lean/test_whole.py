@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import leanconv as lc
 from leanconv.convert import Plan
 from leanconv.errors import BadCheckpoint, BadInput, Interrupted
 from leanconv.planner.lean.stages import Stages
 from leanconv.planner.lean.state import STAGES, State
 from leanconv.planner.lean.whole import make_lean
 from leanconv.runs import load
+from tests.planner.lean.quick_way import Quick
 
 ALL = ["score dense", "plan", "fit", "score fit", "race all", "recover", "race again"]
 
@@ -37,6 +39,19 @@ def test_it_hands_over_a_run_folder(way):
     stored = json.loads((Path(way.asked.out) / "lean.json").read_text())
     assert stored["report"] == json.loads(json.dumps(report.to_dict()))
     assert list(stored["stages"]) == [name for name in STAGES if name != "export"]
+
+
+@pytest.mark.parametrize("found", [{}, {"output_error": 0.125}])
+def test_the_recovery_knows_how_near_the_fit_came(found, way, monkeypatch):
+    seen, inner = [], Quick.recover
+
+    def recover(self, fitted, out, again, error=None):
+        seen.append(error)
+        return inner(self, fitted, out, again, error)
+
+    monkeypatch.setattr(Quick, "recover", recover)
+    go(way, fit=lambda network, steps, subject: lc.apply_(network, steps).to_dict() | found)
+    assert seen == [found.get("output_error")]
 
 
 def test_the_dense_network_stays_as_it_was(way, dense):

@@ -197,6 +197,19 @@ def test_sums_behind_an_activation_stay_sums(act):
             torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"block": True}, {"multiplier": 2, "bias": False}], ids=str)
+def test_several_filters_a_channel_are_those_of_the_model(options):
+    """Filters move next to others of their number, and the columns of the 1x1 with them."""
+    torch.manual_seed(0)
+    layer = lc.nn.DepthwiseSeparableConv2d(6, 8, 3, padding=1, **{"multiplier": 3, **options})
+    model, x = nn.Sequential(nn.Conv2d(3, 6, 1), layer, nn.BatchNorm2d(8), nn.ReLU()).eval(), torch.randn(2, 3, 9, 7)
+    graph = graph_of(model, x)
+    assert any(block.count("dw3x3") == layer.multiplier for block in blocks(graph)), blocks(graph)
+    torch.testing.assert_close(in_torch(graph)(x)[0], model(x), rtol=1e-4, atol=1e-5)
+    assert_primitives(graph, 1)
+
+
 class Shortcut(nn.Module):
     """ResNet's shortcut without weights: every other pixel, and channels of zeros."""
 
